@@ -1,0 +1,1 @@
+"""CNI: conflists, plugin execution, cached results, and the network of one pod."""

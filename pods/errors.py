@@ -1,0 +1,29 @@
+"""The pods room's error family. The door (`cri`) maps each class to one gRPC code."""
+
+
+class PodError(Exception):
+    """Base of the family: an operation on a sandbox or container failed for a reason inside the node (INTERNAL)."""
+
+
+class InvalidArgument(PodError):
+    """The request itself can never work; the message names the field and its value."""
+
+
+class NotFound(PodError):
+    """No sandbox, container or image has that id or name."""
+
+
+class AlreadyExists(PodError):
+    """The name is held by another object; the message carries the holder's id."""
+
+
+class FailedPrecondition(PodError):
+    """The object is in a state that does not allow the operation."""
+
+
+class DeadlineExceeded(PodError):
+    """The operation's own time limit passed (ExecSync's timeout)."""
+
+
+class Unavailable(PodError):
+    """Something outside the node did not answer (a registry, a network plugin); trying again may help."""

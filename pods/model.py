@@ -1,0 +1,278 @@
+"""The typed values of pods and containers: what was asked for, and what is.
+
+`*Config` values are what a client asked for, validated at the door and never changed after. They are stored as JSON
+in the durable state, so a field may be added (with a default) but never renamed. The fields are those of CRI v1.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+
+import msgspec
+
+
+class _Value(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Base of the immutable, JSON-serialisable values."""
+
+
+class NamespaceMode(IntEnum):
+    """With whom a namespace is shared (CRI `NamespaceMode`)."""
+
+    POD = 0
+    CONTAINER = 1
+    NODE = 2
+    TARGET = 3
+
+
+class Propagation(IntEnum):
+    """How mounts made under a volume travel between host and container (CRI `MountPropagation`)."""
+
+    PRIVATE = 0
+    HOST_TO_CONTAINER = 1
+    BIDIRECTIONAL = 2
+
+
+class GroupsPolicy(IntEnum):
+    """Whether the image's /etc/group adds supplemental groups (CRI `SupplementalGroupsPolicy`)."""
+
+    MERGE = 0
+    STRICT = 1
+
+
+class ProfileType(IntEnum):
+    """Where a seccomp or AppArmor profile comes from (CRI `SecurityProfile.ProfileType`)."""
+
+    RUNTIME_DEFAULT = 0
+    UNCONFINED = 1
+    LOCALHOST = 2
+
+
+class SecurityProfile(_Value):
+    type: ProfileType
+    localhost_ref: str = ""
+
+
+class IDMapping(_Value):
+    host_id: int
+    container_id: int
+    length: int
+
+
+class UserNamespace(_Value):
+    mode: NamespaceMode = NamespaceMode.NODE
+    uids: tuple[IDMapping, ...] = ()
+    gids: tuple[IDMapping, ...] = ()
+
+
+class NamespaceOptions(_Value):
+    network: NamespaceMode = NamespaceMode.POD
+    pid: NamespaceMode = NamespaceMode.POD
+    ipc: NamespaceMode = NamespaceMode.POD
+    target_id: str = ""
+    userns: UserNamespace | None = None
+
+
+class Resources(_Value):
+    """Limits of a container or pod (CRI `LinuxContainerResources`). 0, "" and empty mean "not set"."""
+
+    cpu_period: int = 0
+    cpu_quota: int = 0
+    cpu_shares: int = 0
+    memory_limit_in_bytes: int = 0
+    memory_swap_limit_in_bytes: int = 0
+    oom_score_adj: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    hugepage_limits: dict[str, int] = msgspec.field(default_factory=dict)  # page size ("2MB") -> bytes
+    unified: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class SELinuxOptions(_Value):
+    user: str = ""
+    role: str = ""
+    type: str = ""
+    level: str = ""
+
+
+class DNSConfig(_Value):
+    servers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+class PortMapping(_Value):
+    protocol: str  # "tcp", "udp" or "sctp"
+    container_port: int
+    host_port: int = 0
+    host_ip: str = ""
+
+
+class SandboxMetadata(_Value):
+    name: str
+    uid: str
+    namespace: str
+    attempt: int = 0
+
+
+class SandboxSecurity(_Value):
+    namespaces: NamespaceOptions = msgspec.field(default_factory=NamespaceOptions)
+    selinux: SELinuxOptions | None = None
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    readonly_rootfs: bool = False
+    supplemental_groups: tuple[int, ...] = ()
+    groups_policy: GroupsPolicy = GroupsPolicy.MERGE
+    privileged: bool = False
+    seccomp: SecurityProfile | None = None
+    apparmor: SecurityProfile | None = None
+
+
+class SandboxConfig(_Value):
+    """What RunPodSandbox asked for (CRI `PodSandboxConfig`)."""
+
+    metadata: SandboxMetadata
+    hostname: str = ""
+    log_directory: str = ""
+    dns: DNSConfig | None = None
+    port_mappings: tuple[PortMapping, ...] = ()
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+    cgroup_parent: str = ""
+    security: SandboxSecurity = msgspec.field(default_factory=SandboxSecurity)
+    sysctls: dict[str, str] = msgspec.field(default_factory=dict)
+    overhead: Resources | None = None
+    resources: Resources | None = None
+
+
+class ImageSpec(_Value):
+    image: str = ""
+    user_specified_image: str = ""
+    runtime_handler: str = ""
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Mount(_Value):
+    container_path: str
+    host_path: str = ""
+    readonly: bool = False
+    recursive_read_only: bool = False
+    selinux_relabel: bool = False
+    propagation: Propagation = Propagation.PRIVATE
+    uid_mappings: tuple[IDMapping, ...] = ()
+    gid_mappings: tuple[IDMapping, ...] = ()
+    image: ImageSpec | None = None
+    image_sub_path: str = ""
+
+
+class Device(_Value):
+    container_path: str
+    host_path: str
+    permissions: str = "rwm"
+
+
+class ContainerMetadata(_Value):
+    name: str
+    attempt: int = 0
+
+
+class ContainerSecurity(_Value):
+    add_capabilities: tuple[str, ...] = ()
+    drop_capabilities: tuple[str, ...] = ()
+    add_ambient_capabilities: tuple[str, ...] = ()
+    privileged: bool = False
+    namespaces: NamespaceOptions = msgspec.field(default_factory=NamespaceOptions)
+    selinux: SELinuxOptions | None = None
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    run_as_username: str = ""
+    readonly_rootfs: bool = False
+    supplemental_groups: tuple[int, ...] = ()
+    groups_policy: GroupsPolicy = GroupsPolicy.MERGE
+    no_new_privs: bool = False
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+    seccomp: SecurityProfile | None = None
+    apparmor: SecurityProfile | None = None
+
+
+class ContainerConfig(_Value):
+    """What CreateContainer asked for (CRI `ContainerConfig`)."""
+
+    metadata: ContainerMetadata
+    image: ImageSpec
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    working_dir: str = ""
+    envs: tuple[tuple[str, str], ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    cdi_devices: tuple[str, ...] = ()
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+    log_path: str = ""
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
+    resources: Resources = msgspec.field(default_factory=Resources)
+    security: ContainerSecurity = msgspec.field(default_factory=ContainerSecurity)
+    stop_signal: str = ""  # "SIGTERM", "SIGRTMIN+3"; "" means the image's, then SIGTERM
+
+
+class SandboxState(Enum):
+    READY = "ready"
+    NOT_READY = "not-ready"
+
+
+class ContainerState(Enum):
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+    UNKNOWN = "unknown"
+
+
+class ContainerUser(_Value):
+    """The numeric identity a container's first process has."""
+
+    uid: int = 0
+    gid: int = 0
+    additional_gids: tuple[int, ...] = ()
+
+
+class Sandbox(_Value):
+    """A pod sandbox as it is. Times are nanoseconds since the epoch."""
+
+    id: str
+    config: SandboxConfig
+    runtime_handler: str
+    state: SandboxState
+    created_at: int
+    ips: tuple[str, ...] = ()  # the default network's addresses, in the plugins' order
+    netns: str = ""  # path of the pinned network namespace; "" on the host's network
+    infra_pid: int = 0
+
+
+class Container(_Value):
+    """A container as it is. Times are nanoseconds since the epoch, 0 for "not yet"."""
+
+    id: str
+    sandbox_id: str
+    config: ContainerConfig
+    image_id: str  # Image.id: the digest of the image's config
+    image_ref: str  # a repo digest where there is one, else the id
+    state: ContainerState
+    created_at: int
+    log_path: str = ""  # absolute; "" when there is no log
+    user: ContainerUser = msgspec.field(default_factory=ContainerUser)
+    stop_signal: str = "SIGTERM"
+    pid: int = 0
+    started_at: int = 0
+    finished_at: int = 0
+    exit_code: int = 0
+    reason: str = ""  # "Completed", "Error", "OOMKilled", "StartError"
+    message: str = ""
+
+
+class ExecResult(_Value):
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
