@@ -1,0 +1,87 @@
+"""The runtime room's error family. Its members travel as JSON between a container's child, the shim and the daemon."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class RuntimeCoreError(Exception):
+    """Base of the family: an operation of the OCI runtime core failed."""
+
+    members: ClassVar[tuple[str, ...]] = ("message",)
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as a JSON-serialisable object; `from_json` is its inverse."""
+        return {"error": type(self).__name__} | {name: getattr(self, name) for name in self.members}
+
+
+class SpecError(RuntimeCoreError):
+    """The OCI configuration is invalid; `path` is the JSON path of the offending member ("process.user.uid")."""
+
+    members = ("path", "reason")
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}" if path else reason)
+        self.path = path
+        self.reason = reason
+
+
+class OperationFailed(RuntimeCoreError):
+    """The kernel refused an operation: "mount `proc` on `/proc`: Operation not permitted".
+
+    `object` names what was operated on. It is put in backticks, unless it has backticks of its own because it names
+    more than one thing.
+    """
+
+    members = ("operation", "object", "errno")
+
+    def __init__(self, operation: str, object: str, errno: int) -> None:
+        super().__init__(f"{_verb_object(operation, object)}: {os.strerror(errno)}")
+        self.operation = operation
+        self.object = object
+        self.errno = errno
+
+    @classmethod
+    def of(cls, operation: str, object: str, error: OSError) -> OperationFailed:
+        """The same failure as told by Python's own OSError."""
+        return cls(operation, object, error.errno or 0)
+
+
+class NotSupported(RuntimeCoreError):
+    """The machine lacks what the configuration asks for: "set pids limit `100`: no pids cgroup controller"."""
+
+    members = ("operation", "object", "reason")
+
+    def __init__(self, operation: str, object: str, reason: str) -> None:
+        super().__init__(f"{_verb_object(operation, object)}: {reason}")
+        self.operation = operation
+        self.object = object
+        self.reason = reason
+
+
+def _verb_object(operation: str, object: str) -> str:
+    if not object:
+        return operation
+    return f"{operation} {object}" if "`" in object else f"{operation} `{object}`"
+
+
+_FAMILY: dict[str, type[RuntimeCoreError]] = {
+    kind.__name__: kind for kind in (RuntimeCoreError, SpecError, OperationFailed, NotSupported)
+}
+
+
+def from_json(record: Mapping[str, Any]) -> RuntimeCoreError:
+    """The error a peer's `to_json` described; a kind this version does not know becomes the base of the family."""
+    kind = _FAMILY.get(record.get("error", ""))
+    if kind is None or any(name not in record for name in kind.members):
+        return RuntimeCoreError(str(record.get("message") or record.get("reason") or dict(record)))
+    return kind(*(record[name] for name in kind.members))
