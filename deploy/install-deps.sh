@@ -1,0 +1,79 @@
+#!/bin/bash
+# Installs what crisp needs on Debian 12+ or Ubuntu 22.04+: system packages, and a virtual environment in .venv.
+#
+#   deploy/install-deps.sh            what the daemon needs to run
+#   deploy/install-deps.sh --tests    and what `deploy/test.sh` needs
+#   deploy/install-deps.sh --bench    and the runtimes that tests/bench compares with (starts Debian's containerd service)
+#
+# Does nothing, in well under a second and without root, when everything is there already.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+packages=(busybox-static ca-certificates containernetworking-plugins iproute2 iptables libseccomp2)
+extra=""
+for argument in "$@"; do
+    case $argument in
+        --tests)
+            packages+=(debian-archive-keyring docker-registry e2fsprogs mmdebstrap qemu-system-x86 strace)
+            extra="[dev]" ;;
+        --bench)
+            packages+=(containerd docker-registry runc)
+            extra="[dev]" ;;
+        -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) echo "install-deps.sh: unknown argument $argument (try --help)" >&2; exit 2 ;;
+    esac
+done
+
+is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# The distribution's own interpreter first: a root daemon should not depend on one in somebody's home.
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} /usr/bin/python3 /usr/bin/python3.{14,13,12,11} "$(command -v python3 || true)"; do
+        if [ -n "$candidate" ] && is_recent "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+}
+
+# Debian keeps ensurepip, which venv needs, in a package of its own.
+can_make_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+
+python=$(find_python)
+if [ ! -x .venv/bin/python ]; then
+    if [ -z "$python" ]; then
+        packages+=(python3.11 python3.11-venv)
+        python=/usr/bin/python3.11
+    elif [[ $python == /usr/bin/* ]] && ! can_make_venv "$python"; then
+        packages+=("$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')")
+    fi
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+    state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+    [ "$state" = installed ] || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "install-deps.sh: these packages are missing, and installing them takes root: ${missing[*]}" >&2
+        exit 1
+    fi
+    echo "Installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    install=(apt-get install -q -y --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}")
+    # Lists may be old or absent; a second try with fresh ones settles it without an update each time.
+    "${install[@]}" </dev/null >/dev/null 2>&1 || { apt-get update -q </dev/null && "${install[@]}" </dev/null; }
+fi
+
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+
+# What was installed is remembered by the digest of pyproject.toml; the tests' set contains the daemon's.
+digest=$(sha256sum pyproject.toml | cut -d' ' -f1)
+stamp=.venv/crisp-installed
+if ! grep -qxF -e "$digest [dev]" -e "$digest $extra" "$stamp" 2>/dev/null; then
+    echo "Installing crisp and its Python packages into $PWD/.venv"
+    .venv/bin/python -m pip install --quiet --editable ".$extra" </dev/null
+    echo "$digest $extra" >"$stamp"
+fi
