@@ -1,0 +1,241 @@
+"""A Debian machine, made on the spot and booted under QEMU's own emulation: no KVM, no network, no download at run time.
+
+It is the machine that most users have and a build container is not: cgroup v2 only, systemd as PID 1, AppArmor on,
+every capability. `base_image` makes the disk once and keeps it outside the checkout; `boot` runs a payload on a
+throw-away copy of it and returns what the payload said.
+
+The payload is a directory, seen inside as /payload (read-only). On every boot its `run.py` is started with the
+interpreter of the prepared environment (ENVIRONMENT); each line of JSON it prints is one result. When it ends, the
+machine goes off; when it resets the machine instead, it is started again on the same disk, as after a power cut.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CACHE = Path(os.environ.get("CRISP_TEST_CACHE", "/var/cache/crisp-tests"))
+CACHED_SECONDS = 14 * 24 * 3600
+SUITE = "bookworm"
+PYTHON_VERSION = "3.11"  # what the suite's python3 is
+ENVIRONMENT = "/opt/crisp"  # the virtual environment that holds the project's dependencies, inside
+MEMORY_MIB = 2048
+DISK_GIB = 4
+PACKAGES = (
+    "apparmor",
+    "busybox-static",
+    "containernetworking-plugins",
+    "dbus",
+    "iproute2",
+    "iptables",
+    "kmod",
+    "libseccomp2",
+    "linux-image-cloud-amd64",
+    "python3",
+    "python3-venv",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+)
+NEEDED = ("mmdebstrap", "mke2fs", "qemu-system-x86_64")
+
+UNIT = f"""\
+[Unit]
+Description=The payload of this boot
+RequiresMountsFor=/payload
+After=basic.target dbus.service apparmor.service systemd-udev-settle.service
+
+[Service]
+Type=oneshot
+ExecStart={ENVIRONMENT}/bin/python /payload/run.py
+StandardOutput=file:/dev/virtio-ports/results
+StandardError=journal+console
+TimeoutStartSec=infinity
+ExecStopPost=/bin/systemctl poweroff --force --force
+
+[Install]
+WantedBy=multi-user.target
+"""
+# Console lines are all there is when a boot hangs, so the journal goes there too.
+FILES = {
+    "etc/hostname": "guest\n",
+    "etc/hosts": "127.0.0.1 localhost guest\n::1 localhost\n",
+    "etc/resolv.conf": "nameserver 192.0.2.53\n",
+    "etc/machine-id": hashlib.sha256(b"crisp test guest").hexdigest()[:32] + "\n",
+    "etc/fstab": "LABEL=base / ext4 defaults 0 1\nLABEL=payload /payload ext4 ro 0 0\n",
+    "etc/modules-load.d/payload.conf": "virtio_console\n",
+    "etc/systemd/journald.conf.d/console.conf": "[Journal]\nForwardToConsole=yes\nMaxLevelConsole=info\n",
+    "etc/systemd/system/payload.service": UNIT,
+}
+# Nothing of these helps a test, and each costs seconds under emulation.
+MASKED = (
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+    "getty@tty1.service",
+    "serial-getty@ttyS0.service",
+    "systemd-update-utmp.service",
+    "systemd-update-utmp-runlevel.service",
+)
+
+
+class GuestError(Exception):
+    """A guest could not be made, did not boot, or did not end in time; the message carries the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """A bootable disk with the project's dependencies installed, and the kernel that boots it."""
+
+    disk: Path
+    kernel: Path
+    initrd: Path
+
+
+def missing_programs() -> list[str]:
+    """The host programs a guest needs and this machine lacks."""
+    return [name for name in NEEDED if not shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")]
+
+
+def base_image(requirements: Sequence[str], cache: Path = CACHE) -> BaseImage:
+    """The base disk for these Python requirements: the cached one, or made now (about a minute, with root's rights).
+
+    Raises GuestError with the log's end when a step of the making fails.
+    """
+    recipe = repr((SUITE, PACKAGES, FILES, MASKED, DISK_GIB, sorted(requirements), Path(__file__).read_text()))
+    home = cache / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    image = BaseImage(home / "disk", home / "vmlinuz", home / "initrd")
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.exists():
+            _make(requirements, home)
+        os.utime(home)
+        _forget_old(cache)
+    return image
+
+
+def boot(image: BaseImage, payload: Path, console: Path, timeout: float) -> list[dict[str, Any]]:
+    """Boot a copy of the base disk, run the payload directory in it, and return the JSON lines it printed.
+
+    The console goes to the file `console`. Raises GuestError when the machine is not off after `timeout` seconds.
+    """
+    with tempfile.TemporaryDirectory(prefix="crisp-guest-") as name:
+        work = Path(name)
+        disk, results = work / "payload", work / "results"
+        _disk_from(payload, disk, "payload", 256)
+        results.touch()
+        try:
+            status = subprocess.run(_qemu(image, disk, console, results), timeout=timeout, check=False).returncode
+        except subprocess.TimeoutExpired as expired:
+            raise GuestError(f"run guest: not off after {timeout:.0f} s\n{_end_of(console)}") from expired
+        if status:
+            raise GuestError(f"run guest: qemu exited with {status}\n{_end_of(console)}")
+        return [json.loads(line) for line in results.read_text().splitlines() if line.strip()]
+
+
+def _qemu(image: BaseImage, payload: Path, console: Path, results: Path) -> list[str]:
+    return [
+        "qemu-system-x86_64",
+        *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(MEMORY_MIB)),
+        *("-display", "none", "-nodefaults", "-no-user-config"),
+        *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
+        *("-append", "root=/dev/vda rw console=ttyS0 quiet mitigations=off panic=-1 systemd.show_status=no"),
+        *("-drive", f"file={image.disk},format=raw,if=virtio,snapshot=on,cache=unsafe"),
+        *("-drive", f"file={payload},format=raw,if=virtio,readonly=on"),
+        *("-serial", f"file:{console}"),
+        *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=results,name=results"),
+        *("-chardev", f"file,id=results,path={results}"),
+        *("-object", "rng-builtin,id=entropy", "-device", "virtio-rng-pci,rng=entropy"),
+    ]
+
+
+def _make(requirements: Sequence[str], home: Path) -> None:
+    with ExitStack() as undo:
+        new = Path(tempfile.mkdtemp(prefix="new-", dir=home.parent))
+        undo.callback(shutil.rmtree, new)
+        root, wheels = new / "root", new / "root/var/tmp/wheels"
+        include = ",".join(PACKAGES)
+        _run(new, "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", f"--include={include}",
+             "--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/doc/*",
+             "--dpkgopt=path-exclude=/usr/share/locale/*", SUITE, str(root), *_sources())  # fmt: skip
+        _run(new, "python3", "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(wheels),
+             "--python-version", PYTHON_VERSION, "--implementation", "cp", *_platforms(), *requirements)  # fmt: skip
+        _run(new, "chroot", str(root), "python3", "-m", "venv", ENVIRONMENT)
+        _run(new, "chroot", str(root), f"{ENVIRONMENT}/bin/pip", "install", "--quiet", "--no-index",
+             "--find-links", "/var/tmp/wheels", *requirements)  # fmt: skip
+        shutil.rmtree(wheels)
+        _configure(root)
+        for name in ("vmlinuz", "initrd"):
+            shutil.copy(next(root.glob(f"boot/{name}*")), new / name)
+        _disk_from(root, new / "disk", "base", DISK_GIB * 1024)
+        shutil.rmtree(root)
+        new.rename(home)
+        undo.pop_all()
+
+
+def _configure(root: Path) -> None:
+    for name, text in FILES.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        file.write_text(text)
+    (root / "payload").mkdir()
+    units = root / "etc/systemd/system"
+    for name in MASKED:
+        (units / name).unlink(missing_ok=True)
+        (units / name).symlink_to("/dev/null")
+    (units / "multi-user.target.wants/payload.service").symlink_to("/etc/systemd/system/payload.service")
+    (units / "default.target").unlink(missing_ok=True)
+    (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
+
+
+def _sources() -> list[str]:
+    """The host's own list of Debian mirrors where it runs the same suite; else none, which means the default mirror."""
+    if platform.freedesktop_os_release().get("VERSION_CODENAME") != SUITE:
+        return []
+    candidates = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
+    return [str(file) for file in candidates if file.is_file() and file.stat().st_size][:1]
+
+
+def _platforms() -> list[str]:
+    names = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 16, -1)] + ["manylinux2014_x86_64", "linux_x86_64"]
+    return [argument for name in names for argument in ("--platform", name)]
+
+
+def _disk_from(tree: Path, disk: Path, label: str, mebibytes: int) -> None:
+    _run(disk.parent, "mke2fs", "-q", "-t", "ext4", "-L", label, "-m", "0", "-E", "root_owner=0:0",
+         "-d", str(tree), str(disk), f"{mebibytes}M")  # fmt: skip
+
+
+def _run(log_directory: Path, *command: str) -> None:
+    log = log_directory / "log"
+    environment = os.environ | {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C"}
+    with log.open("wb") as output:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+    if done.returncode:
+        raise GuestError(f"make guest: {' '.join(command[:3])}: exit {done.returncode}\n{_end_of(log)}")
+
+
+def _end_of(log: Path, characters: int = 6000) -> str:
+    return log.read_text(errors="replace")[-characters:] if log.exists() else f"(no {log})"
+
+
+def _forget_old(cache: Path) -> None:
+    for home in cache.iterdir():
+        if home.is_dir() and time.time() - home.stat().st_mtime > CACHED_SECONDS:
+            shutil.rmtree(home)
