@@ -1,0 +1,1 @@
+"""What an operator may ask of the daemon that CRI has no call for: the messages of the service `crisp.v1.Admin`."""

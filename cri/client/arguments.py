@@ -1,0 +1,148 @@
+"""The command line of `crisp`. Each command names the function that runs it, imported only then."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+LISTEN = "unix:///run/crisp/crisp.sock"
+ENVIRONMENT = "CRISP_LISTEN"
+FOREIGN_STATUS = ("run", "exec")  # commands whose exit status is otherwise that of a process in a container
+OWN_FAILURE = 125
+
+_Command = Callable[[str, str, str], argparse.ArgumentParser]
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked: that takes longer than all the rest of this module."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+                print(f"crisp {client_version()}")
+        parser.exit()
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """Exits with `OWN_FAILURE` where another status might be that of a process in a container."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(OWN_FAILURE if self.prog.split()[-1] in FOREIGN_STATUS else 2, f"{self.prog}: {message}\n")
+
+
+def parser(listen: str = LISTEN) -> argparse.ArgumentParser:
+    """The whole command line; `listen` is the socket's address when no option gives one."""
+    root = argparse.ArgumentParser(
+        prog="crisp",
+        description="See and steer the pods, containers and images of a crisp daemon (or any CRI v1 runtime).",
+        epilog="Containers and pods go by id, by an unambiguous beginning of one, or by name.",
+    )
+    root.add_argument("--version", action=_Version, nargs=0, help="print this client's version")
+    _add_global(root, listen, None, "table")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser)
+
+    def command(name: str, target: str, summary: str) -> argparse.ArgumentParser:
+        # exec's own --timeout takes the place of the general one.
+        added = commands.add_parser(name, help=summary, description=f"{summary}.", conflict_handler="resolve")
+        _add_global(added, argparse.SUPPRESS, argparse.SUPPRESS, argparse.SUPPRESS)
+        added.set_defaults(target=target)
+        return added
+
+    _add_lists(command)
+    _add_run(command)
+    _add_running(command)
+    _add_images(command)
+    _add_about(command)
+    return root
+
+
+def _add_global(target: argparse.ArgumentParser, listen: str, timeout: str | None, output: str) -> None:
+    target.add_argument(
+        "--listen", "-r", default=listen, metavar="ADDRESS", help=f"the daemon's socket (${ENVIRONMENT}; {LISTEN})"
+    )
+    target.add_argument("-o", "--output", default=output, choices=("table", "json", "yaml"), help="form of the result")
+    target.add_argument("--timeout", default=timeout, type=_seconds, metavar="S", help="seconds to wait for an answer")
+
+
+def _add_lists(command: _Command) -> None:
+    command("pods", "lists:pods", "List pods")
+    containers = command("ps", "lists:containers", "List containers")
+    containers.add_argument("-a", "--all", action="store_true", help="also those that do not run")
+    command("images", "lists:images", "List images")
+
+
+def _add_run(command: _Command) -> None:
+    run = command("run", "run:run", "Run a command in a new pod of one container and wait for it")
+    run.add_argument("-d", "--detach", action="store_true", help="do not wait; print the container's id")
+    run.add_argument("--rm", action="store_true", help="remove the pod when the command has ended")
+    run.add_argument("--name", help="name of the pod and of its container")
+    run.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable")
+    run.add_argument("-v", "--volume", action="append", default=[], metavar="HOST:CONTAINER[:ro]", help="bind mount")
+    run.add_argument("-p", "--publish", action="append", default=[], metavar="[IP:]HOST:CONTAINER[/PROTOCOL]")
+    run.add_argument("-u", "--user", default="", metavar="USER[:GID]", help="name or number to run as")
+    run.add_argument("-w", "--workdir", default="", metavar="DIR", help="working directory in the container")
+    run.add_argument("--memory", metavar="SIZE", help="limit of memory, such as 64m")
+    run.add_argument("--cpus", type=float, metavar="N", help="limit of processor time, such as 0.5")
+    run.add_argument("--host-network", action="store_true", help="use the node's own network")
+    run.add_argument("--privileged", action="store_true", help="give the container all rights on the node")
+    run.add_argument("image", metavar="IMAGE")
+    run.add_argument("command_line", nargs=argparse.REMAINDER, metavar="CMD", help="in place of the image's own")
+
+
+def _add_running(command: _Command) -> None:
+    execute = command("exec", "execution:run", "Run a command in a running container")
+    execute.add_argument("-s", "--sync", action="store_true", help="wait, then print its output (always so for now)")
+    execute.add_argument(
+        "--timeout", dest="exec_timeout", default=0, type=_whole, metavar="S", help="seconds until it is killed"
+    )
+    execute.add_argument("container", metavar="CONTAINER")
+    execute.add_argument("command_line", nargs=argparse.REMAINDER, metavar="CMD")
+    logs = command("logs", "logs:run", "Print what a container has written")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the container ends")
+    logs.add_argument("--tail", type=_whole, metavar="N", help="only the last N lines")
+    logs.add_argument("--timestamps", action="store_true", help="when each line was written")
+    logs.add_argument("container", metavar="CONTAINER")
+    inspect = command("inspect", "inspect:run", "Print all that is known of containers, pods or images")
+    inspect.add_argument("--type", choices=("container", "pod", "image"), help="look among these only")
+    inspect.add_argument("ids", nargs="+", metavar="ID")
+    stop = command("stop", "lifecycle:stop", "Stop containers or pods")
+    stop.add_argument("-t", "--time", type=_whole, default=10, metavar="S", help="seconds until they are killed (10)")
+    stop.add_argument("ids", nargs="+", metavar="ID")
+    remove = command("rm", "lifecycle:remove", "Remove containers or pods")
+    remove.add_argument("-f", "--force", action="store_true", help="stop them first")
+    remove.add_argument("ids", nargs="+", metavar="ID")
+
+
+def _add_images(command: _Command) -> None:
+    pull = command("pull", "images:pull", "Pull images from their registries")
+    pull.add_argument("--creds", metavar="USER:PASSWORD", help="in place of the daemon's own")
+    pull.add_argument("references", nargs="+", metavar="REF")
+    remove = command("rmi", "images:remove", "Remove images")
+    remove.add_argument("references", nargs="+", metavar="REF")
+    image = command("image", "", "Import images from archives")
+    actions = image.add_subparsers(dest="action", metavar="ACTION", required=True)
+    archive = actions.add_parser("import", help="Read an OCI layout or a docker archive")
+    archive.add_argument("--name", metavar="REF", help="name the image this, whatever the archive says")
+    archive.add_argument("path", metavar="PATH")
+    archive.set_defaults(target="images:import_archive")
+
+
+def _add_about(command: _Command) -> None:
+    command("info", "about:info", "Print how the runtime is")
+    command("config", "config:run", "Print the daemon's effective configuration")
+    command("version", "about:version", "Print versions")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a time to wait")
+    return seconds
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)

@@ -1,0 +1,97 @@
+"""`crisp pull`, `crisp rmi` and `crisp image import`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from cri.admin.v1 import admin_pb2
+from cri.client.connection import NO_LIMIT, Connection
+from cri.client.errors import CallFailed, UnknownName, UsageError
+from cri.client.lifecycle import for_each
+from cri.client.render import document, plain, size
+from cri.v1 import api_pb2
+
+
+def pull(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Pull images; print the id of each."""
+    username, _, password = (arguments.creds or "").partition(":")
+    for reference in arguments.references:
+        print(pull_image(connection, reference, username, password))
+    return 0
+
+
+def pull_image(connection: Connection, reference: str, username: str = "", password: str = "") -> str:
+    """Pull an image, drawing each layer's progress if standard error is a terminal; the image's id. Raises CallFailed.
+
+    Runtimes without crisp's Admin service pull by CRI, and show nothing meanwhile.
+    """
+    request = admin_pb2.PullImageRequest(reference=reference, username=username, password=password)
+    try:
+        return _watch(reference, connection.stream(connection.admin.PullImage, request))
+    except CallFailed as error:
+        if error.code != "UNIMPLEMENTED":
+            raise
+    by_cri = api_pb2.PullImageRequest(
+        image=api_pb2.ImageSpec(image=reference), auth=api_pb2.AuthConfig(username=username, password=password)
+    )
+    return connection.change(connection.images.PullImage, by_cri, NO_LIMIT).image_ref
+
+
+def _watch(reference: str, events: Iterator[admin_pb2.PullImageResponse]) -> str:
+    if sys.stderr.isatty():
+        return _draw(reference, events)
+    return [event.image_id for event in events][-1]
+
+
+def _draw(reference: str, events: Iterator[admin_pb2.PullImageResponse]) -> str:
+    from rich.console import Console  # 100 ms of import that only a terminal is worth
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    image_id = ""
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        heading = progress.add_task(f"pulling {reference}", total=None)
+        tasks = {}
+        for event in events:
+            if event.WhichOneof("event") == "image_id":
+                image_id = event.image_id
+                continue
+            layer = event.progress
+            if layer.layer not in tasks:
+                tasks[layer.layer] = progress.add_task("", total=None)
+                progress.update(heading, visible=False)
+            label = f"{layer.layer.removeprefix('sha256:')[:12]} {layer.phase}"
+            progress.update(tasks[layer.layer], description=label, completed=layer.offset, total=layer.total or None)
+    return image_id
+
+
+def remove(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Remove images by name or id."""
+
+    def remove_one(name: str) -> None:
+        spec = api_pb2.ImageSpec(image=name)
+        # RemoveImage of what is not there succeeds; an operator wants to know.
+        if not connection.read(connection.images.ImageStatus, api_pb2.ImageStatusRequest(image=spec)).HasField("image"):
+            raise UnknownName(f"remove image {name!r}: there is none of that id or name")
+        connection.change(connection.images.RemoveImage, api_pb2.RemoveImageRequest(image=spec))
+
+    return for_each(arguments.references, remove_one)
+
+
+def import_archive(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Read an OCI layout or a docker archive, on this machine, into the daemon's image store."""
+    path = Path(arguments.path).absolute()
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"import {path}: there is no such file or directory, or it may not be read")
+    request = admin_pb2.ImportImageRequest(path=str(path), name=arguments.name or "")
+    reply = connection.change(connection.admin.ImportImage, request, NO_LIMIT)
+    if arguments.output != "table":
+        document({"images": [plain(image) for image in reply.images]}, arguments.output)
+        return 0
+    for image in reply.images:
+        print(f"{image.id}   {', '.join(image.repo_tags) or '<none>'}   {size(image.size)}")
+    return 0

@@ -1,0 +1,50 @@
+"""`crisp inspect`: everything the daemon tells of one container, pod or image."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cri.client import names
+from cri.client.connection import Connection
+from cri.client.errors import UnknownName
+from cri.client.render import document, with_info
+from cri.v1 import api_pb2
+
+
+def run(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Print the verbose status of each named object; one object as itself, several as a list."""
+    found = [_describe(connection, query, arguments.type) for query in arguments.ids]
+    # A table has no place for a runtime spec.
+    form = "json" if arguments.output == "table" else arguments.output
+    document(found[0] if len(found) == 1 else found, form)
+    return 0
+
+
+def _describe(connection: Connection, query: str, kind: str | None) -> dict[str, Any]:
+    if kind != "image" and (found := _find(connection, query, kind)) is not None:
+        if found.kind == "pod":
+            of_pod = api_pb2.PodSandboxStatusRequest(pod_sandbox_id=found.id, verbose=True)
+            return with_info(connection.read(connection.runtime.PodSandboxStatus, of_pod))
+        of_container = api_pb2.ContainerStatusRequest(container_id=found.id, verbose=True)
+        return with_info(connection.read(connection.runtime.ContainerStatus, of_container))
+    if kind in (None, "image"):
+        of_image = api_pb2.ImageStatusRequest(image=api_pb2.ImageSpec(image=query), verbose=True)
+        reply = connection.read(connection.images.ImageStatus, of_image)
+        if reply.HasField("image"):
+            return with_info(reply)
+    raise UnknownName(f"find {kind or 'container, pod or image'} {query!r}: there is none of that id or name")
+
+
+def _find(connection: Connection, query: str, kind: str | None) -> names.Candidate | None:
+    """A container or pod of that id or name, the container where both answer to a name; None if neither does."""
+    pods = names.pods(connection)
+    of_pods = names.pod_candidates(pods)
+    of_containers = names.container_candidates(names.containers(connection), pods)
+    candidates = {"pod": of_pods, "container": of_containers}.get(kind or "", [*of_containers, *of_pods])
+    matching = [one for one in candidates if query in one.names or (query and one.id.startswith(query))]
+    if not matching:
+        return None
+    if kind is None and any(query in one.names for one in of_containers):
+        return names.resolve(query, of_containers, "container")
+    return names.resolve(query, matching)

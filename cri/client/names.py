@@ -1,0 +1,110 @@
+"""Which object an operator means: an id, an unambiguous beginning of one, or a name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cri.client.connection import Connection
+from cri.client.errors import UnknownName
+from cri.v1 import api_pb2
+
+POD_NAME = "io.kubernetes.pod.name"  # kubelet's labels on containers
+POD_NAMESPACE = "io.kubernetes.pod.namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something that can be named. `live` ones win where a name is shared with what has ended."""
+
+    kind: str  # "container" or "pod"
+    id: str
+    names: tuple[str, ...]
+    live: bool
+    message: Any = None  # the CRI message it came from
+
+
+def resolve(query: str, candidates: Sequence[Candidate], kind: str = "container or pod") -> Candidate:
+    """The one candidate that `query` means: by its id, by its name, or by how its id begins.
+
+    A name goes before the beginning of an id, so that `crisp rm cafe` never removes what merely has such an id.
+    Raises UnknownName if there is none, or several.
+    """
+    named = [one for one in candidates if query in one.names]
+    ways = (
+        [one for one in candidates if one.id == query],
+        named,
+        [one for one in named if one.live],
+        [one for one in candidates if one.id.startswith(query)] if query else [],
+    )
+    for found in ways:
+        if len(found) == 1:
+            return found[0]
+    several = named or ways[-1]
+    if not several:
+        raise UnknownName(f"find {kind} {query!r}: there is none of that id or name")
+    listed = ", ".join(f"{one.id[:13]} ({one.names[-1]})" for one in several[:5])
+    raise UnknownName(f"find {kind} {query!r}: {len(several)} answer to it: {listed}; use more of an id")
+
+
+def pod_candidates(pods: Iterable[api_pb2.PodSandbox]) -> list[Candidate]:
+    """Pods go by their name and by namespace/name."""
+    return [
+        Candidate(
+            "pod",
+            pod.id,
+            (pod.metadata.name, f"{pod.metadata.namespace}/{pod.metadata.name}"),
+            pod.state == api_pb2.SANDBOX_READY,
+            pod,
+        )
+        for pod in pods
+    ]
+
+
+def container_candidates(
+    containers: Iterable[api_pb2.Container], pods: Iterable[api_pb2.PodSandbox]
+) -> list[Candidate]:
+    """Containers go by their name, by pod/name, and by the name of a pod that has no other container."""
+    pod_names = {pod.id: pod.metadata.name for pod in pods}
+    containers = list(containers)
+    population: dict[str, int] = {}
+    for container in containers:
+        population[container.pod_sandbox_id] = population.get(container.pod_sandbox_id, 0) + 1
+    candidates = []
+    for container in containers:
+        pod_name = pod_names.get(container.pod_sandbox_id, "")
+        own = container.metadata.name
+        alone = (pod_name,) if pod_name and population[container.pod_sandbox_id] == 1 else ()
+        running = container.state == api_pb2.CONTAINER_RUNNING
+        candidates.append(Candidate("container", container.id, (*alone, own, f"{pod_name}/{own}"), running, container))
+    return candidates
+
+
+def pods(connection: Connection) -> list[api_pb2.PodSandbox]:
+    """Every pod, newest first."""
+    reply = connection.read(connection.runtime.ListPodSandbox, api_pb2.ListPodSandboxRequest())
+    return sorted(reply.items, key=lambda pod: pod.created_at, reverse=True)
+
+
+def containers(connection: Connection) -> list[api_pb2.Container]:
+    """Every container, newest first."""
+    reply = connection.read(connection.runtime.ListContainers, api_pb2.ListContainersRequest())
+    return sorted(reply.containers, key=lambda container: container.created_at, reverse=True)
+
+
+def find_container(connection: Connection, query: str) -> api_pb2.Container:
+    """The container that `query` means. Raises UnknownName."""
+    found = resolve(query, container_candidates(containers(connection), pods(connection)), "container")
+    container: api_pb2.Container = found.message
+    return container
+
+
+def find_object(connection: Connection, query: str) -> Candidate:
+    """The pod or container that `query` means; of a pod and a container of one name, the pod. Raises UnknownName."""
+    all_pods = pods(connection)
+    of_pods = pod_candidates(all_pods)
+    of_containers = container_candidates(containers(connection), all_pods)
+    if any(query in pod.names for pod in of_pods):
+        return resolve(query, of_pods, "pod")
+    return resolve(query, [*of_pods, *of_containers])

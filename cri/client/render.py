@@ -1,0 +1,123 @@
+"""How results look: tables for people, JSON and YAML for programs, and quantities in words."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from cri.client.errors import UsageError
+
+_AGES = (
+    ("year", 31_536_000),
+    ("month", 2_592_000),
+    ("week", 604_800),
+    ("day", 86_400),
+    ("hour", 3_600),
+    ("minute", 60),
+)
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO | None = None) -> None:
+    """Print rows under upper-case columns: by rich on a terminal, else aligned text that awk and cut can split."""
+    out = out or sys.stdout
+    if out.isatty():
+        _rich_table(columns, rows, out)
+        return
+    lines = [tuple(columns), *(tuple(cell or "-" for cell in row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip(), file=out)
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> None:
+    from rich import box  # only a terminal is worth the 100 ms that rich takes to import
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in columns:
+        drawn.add_column(column, overflow="fold", no_wrap=column.endswith("ID") or column in ("CONTAINER", "STATE"))
+    for row in rows:
+        drawn.add_row(*(Text(cell or "-", style=_STATE_STYLES.get(cell.split(" ")[0], "")) for cell in row))
+    Console(file=out, highlight=False).print(drawn)
+
+
+_STATE_STYLES = {"ready": "green", "running": "green", "notready": "yellow", "exited": "yellow", "unknown": "red"}
+
+
+def document(value: Any, form: str, out: TextIO | None = None) -> None:
+    """Print a value of plain dicts and lists as "json" or "yaml"."""
+    out = out or sys.stdout
+    if form == "yaml":
+        import yaml
+
+        yaml.safe_dump(value, out, sort_keys=False, allow_unicode=True, width=120)
+    else:
+        print(json.dumps(value, indent=2, ensure_ascii=False), file=out)
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message as protobuf's JSON mapping has it (camelCase, 64-bit numbers as strings), unset scalars included."""
+    return MessageToDict(message, always_print_fields_with_no_presence=True)
+
+
+def with_info(message: Any) -> dict[str, Any]:
+    """A verbose status reply, its `info` map of JSON strings opened up."""
+    result = plain(message)
+    opened = {}
+    for key, text in message.info.items():
+        try:
+            opened[key] = json.loads(text)
+        except ValueError:
+            opened[key] = text
+    # The customary single entry "info" needs no name of its own.
+    result["info"] = opened["info"] if list(opened) == ["info"] else opened
+    return result
+
+
+def age(created_at: int, now: int) -> str:
+    """How long ago a moment was, in its largest unit; both in nanoseconds since the epoch."""
+    if not created_at:
+        return ""
+    seconds = max(0, (now - created_at) // 1_000_000_000)
+    for unit, length in _AGES:
+        if seconds >= length:
+            return _plural(seconds // length, unit)
+    return _plural(seconds, "second")
+
+
+def _plural(count: int, unit: str) -> str:
+    return f"{count} {unit}{'' if count == 1 else 's'} ago"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, three digits ("5.24MB")."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 999.5:
+            return f"{amount:.3g}{unit}"
+        amount /= 1000
+    return f"{amount:.3g}TB"
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a quantity such as "512", "64m" or "1.5GiB"; all units are binary. Raises UsageError."""
+    match = _QUANTITY.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"parse size {text!r}: want a number with b, k, m, g or t, such as 64m")
+    number, unit = match.groups()
+    return int(float(number) * _BINARY[unit.lower()])
+
+
+def short(identifier: str) -> str:
+    """The part of an id that fits a table."""
+    return identifier.removeprefix("sha256:")[:13]
