@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-
 LISTEN = "unix:///run/crisp/crisp.sock"
 ENVIRONMENT = "CRISP_LISTEN"
 FOREIGN_STATUS = ("run", "exec")  # commands whose exit status is otherwise that of a process in a container
@@ -20,7 +19,9 @@ class _Version(argparse.Action):
     """Looks the version up only when asked: that takes longer than all the rest of this module."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-                print(f"crisp {client_version()}")
+        from cri.client.distribution import client_version
+
+        print(f"crisp {client_version()}")
         parser.exit()
 
 
