@@ -1,0 +1,167 @@
+"""Network configurations (CNI specification, section 1): finding, reading and validating them."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from network.errors import InvalidConfiguration
+
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+MAX_CONFIGURATION = 1 << 20  # bytes; the largest real ones are a few KiB
+
+_T = TypeVar("_T")
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """One plugin of a list: the binary's name, what it wants in `runtimeConfig`, and its whole configuration."""
+
+    type: str
+    capabilities: frozenset[str]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfList:
+    """A validated network configuration list. `raw` is the JSON that `parse_conflist` takes again."""
+
+    name: str
+    version: str
+    plugins: tuple[Plugin, ...]
+    disable_check: bool
+    disable_gc: bool
+    raw: bytes
+    source: str
+
+    def at_least(self, version: str) -> bool:
+        """Whether the list speaks `version` of the specification (one of VERSIONS) or a later one."""
+        return VERSIONS.index(self.version) >= VERSIONS.index(version)
+
+
+class _ListFields(msgspec.Struct):
+    name: str
+    plugins: list[dict[str, Any]]
+    cniVersion: str = ""
+    cniVersions: list[str] = []
+    disableCheck: bool | str = False
+    disableGC: bool | str = False
+
+
+class _PluginFields(msgspec.Struct):
+    type: str
+    capabilities: dict[str, bool] = {}
+
+
+def parse_conflist(raw: bytes, source: str) -> ConfList:
+    """Validate a `.conflist`. `source` names it in errors. Raises InvalidConfiguration."""
+    fields = _decode(raw, _ListFields, source)
+    if not _NAME.match(fields.name):
+        raise InvalidConfiguration(f'parse {source}: invalid network name "{fields.name}"')
+    if not fields.plugins:
+        raise InvalidConfiguration(f"parse {source}: no plugins")
+    return ConfList(
+        name=fields.name,
+        version=_version(fields, source),
+        plugins=tuple(_plugin(config, f"{source}: plugin {index}") for index, config in enumerate(fields.plugins)),
+        disable_check=_flag(fields.disableCheck, "disableCheck", source),
+        disable_gc=_flag(fields.disableGC, "disableGC", source),
+        raw=raw,
+        source=source,
+    )
+
+
+def parse_conf(raw: bytes, source: str) -> ConfList:
+    """Validate a configuration of a single plugin (`.conf`, `.json`) as a list of one. Raises InvalidConfiguration."""
+    config = _decode(raw, dict[str, Any], source)
+    if "type" not in config and "plugins" in config:
+        raise InvalidConfiguration(f"parse {source}: a list of plugins belongs in a .conflist file")
+    wrapped = {"name": config.get("name"), "cniVersion": config.get("cniVersion", ""), "plugins": [config]}
+    return parse_conflist(msgspec.json.encode(wrapped), source)
+
+
+def read_conf_dir(directory: Path) -> tuple[ConfList | None, list[str]]:
+    """The first valid configuration of `directory` in the order of file names, and what is wrong with those before it.
+
+    A directory that does not exist holds no configuration. Raises nothing: what cannot be read is told as a problem.
+    """
+    problems: list[str] = []
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return None, problems
+    except OSError as error:
+        return None, [f"list {directory}: {error.strerror}"]
+    for name in names:
+        parse = _PARSERS.get(os.path.splitext(name)[1])
+        if parse is None:
+            continue
+        path = directory / name
+        try:
+            return parse(_read(path), str(path)), problems
+        except InvalidConfiguration as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"read {path}: {error.strerror}")
+    return None, problems
+
+
+_PARSERS = {".conflist": parse_conflist, ".conf": parse_conf, ".json": parse_conf}
+
+
+def _read(path: Path) -> bytes:
+    # Not to be held up for ever by somebody's FIFO.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InvalidConfiguration(f"read {path}: not a regular file")
+        content = file.read(MAX_CONFIGURATION + 1)
+    if len(content) > MAX_CONFIGURATION:
+        raise InvalidConfiguration(f"read {path}: larger than {MAX_CONFIGURATION} bytes")
+    return content
+
+
+def _decode(raw: bytes, type: type[_T], source: str) -> _T:
+    try:
+        return msgspec.json.decode(raw, type=type)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidConfiguration(f"parse {source}: {error}") from None
+    except RecursionError:
+        raise InvalidConfiguration(f"parse {source}: nested too deep") from None
+
+
+def _plugin(config: dict[str, Any], source: str) -> Plugin:
+    try:
+        fields = msgspec.convert(config, _PluginFields)
+    except msgspec.ValidationError as error:
+        raise InvalidConfiguration(f"parse {source}: {error}") from None
+    # The name is looked up in the directories of plugins, never outside of them.
+    if fields.type in ("", ".", "..") or "/" in fields.type or "\0" in fields.type:
+        raise InvalidConfiguration(f'parse {source}: invalid plugin type "{fields.type}"')
+    return Plugin(fields.type, frozenset(name for name, wanted in fields.capabilities.items() if wanted), config)
+
+
+def _version(fields: _ListFields, source: str) -> str:
+    """The highest version offered that crisp speaks; without `cniVersion` it is 0.1.0, which had no such field."""
+    offered = [version for version in (fields.cniVersion, *fields.cniVersions) if version] or [VERSIONS[0]]
+    spoken = [version for version in VERSIONS if version in offered]
+    if not spoken:
+        raise InvalidConfiguration(
+            f'parse {source}: unknown cniVersion "{", ".join(offered)}"; known are {", ".join(VERSIONS)}'
+        )
+    return spoken[-1]
+
+
+def _flag(value: bool | str, name: str, source: str) -> bool:
+    # The specification's text says boolean today and said "true" or "false" as a string before 1.0.
+    known = {True: True, False: False, "true": True, "false": False}
+    if (flag := known.get(value.lower() if isinstance(value, str) else value)) is None:
+        raise InvalidConfiguration(f'parse {source}: {name} is "{value}", neither true nor false')
+    return flag
