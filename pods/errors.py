@@ -27,3 +27,7 @@ class DeadlineExceeded(PodError):
 
 class Unavailable(PodError):
     """Something outside the node did not answer (a registry, a network plugin); trying again may help."""
+
+
+class Unimplemented(PodError):
+    """The request asks for a feature of CRI that this node does not have yet; the message names the field."""
