@@ -1,0 +1,45 @@
+"""Which gRPC code each error of the rooms below is answered with: the one table of it."""
+
+from __future__ import annotations
+
+from grpc import StatusCode
+
+import image.errors
+import network.errors
+import pods.errors
+import runtime.errors
+
+_CODES: dict[type[BaseException], StatusCode] = {
+    pods.errors.InvalidArgument: StatusCode.INVALID_ARGUMENT,
+    pods.errors.NotFound: StatusCode.NOT_FOUND,
+    pods.errors.AlreadyExists: StatusCode.ALREADY_EXISTS,
+    pods.errors.FailedPrecondition: StatusCode.FAILED_PRECONDITION,
+    pods.errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
+    pods.errors.Unavailable: StatusCode.UNAVAILABLE,
+    pods.errors.PodError: StatusCode.INTERNAL,
+    image.errors.InvalidReference: StatusCode.INVALID_ARGUMENT,
+    image.errors.InvalidConfiguration: StatusCode.FAILED_PRECONDITION,
+    image.errors.RegistryBlocked: StatusCode.PERMISSION_DENIED,
+    image.errors.ImageNotFound: StatusCode.NOT_FOUND,
+    image.errors.RegistryUnavailable: StatusCode.UNAVAILABLE,
+    image.errors.AuthenticationRequired: StatusCode.UNAUTHENTICATED,
+    # What came is not what was promised, as containerd answers it; DATA_LOSS would say that the node lost something.
+    image.errors.DigestMismatch: StatusCode.FAILED_PRECONDITION,
+    image.errors.InvalidImage: StatusCode.FAILED_PRECONDITION,
+    image.errors.ImageInUse: StatusCode.FAILED_PRECONDITION,
+    image.errors.StorageFull: StatusCode.RESOURCE_EXHAUSTED,
+    image.errors.ImageError: StatusCode.INTERNAL,
+    network.errors.NetworkNotReady: StatusCode.UNAVAILABLE,
+    network.errors.InvalidAttachment: StatusCode.INVALID_ARGUMENT,
+    network.errors.NetworkError: StatusCode.INTERNAL,
+    runtime.errors.RuntimeCoreError: StatusCode.INTERNAL,
+}
+
+
+def code_of(error: BaseException) -> StatusCode | None:
+    """The code for an error of the rooms' families (a subclass has its nearest ancestor's); None for any other."""
+    for kind in type(error).__mro__:
+        code = _CODES.get(kind)
+        if code is not None:
+            return code
+    return None

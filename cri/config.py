@@ -1,0 +1,184 @@
+"""crispd's configuration: flags over drop-ins over the file over defaults.
+
+The file is TOML with the keys of `Configuration`; drop-ins are the `*.toml` of the directory named as the file with
+`.d` added (/etc/crisp/crisp.toml.d), in the order of their names, later ones winning key by key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cri.errors import ConfigurationError
+
+DEFAULT_FILE = Path("/etc/crisp/crisp.toml")
+LOG_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+CGROUP_DRIVERS = ("cgroupfs", "systemd")
+_UNIX = "unix://"
+_SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its NUL
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """What is in force. `sources` tells, for each key that is not a default, which flag or file set it."""
+
+    listen: str = "unix:///run/crisp/crisp.sock"
+    root: Path = Path("/var/lib/crisp")
+    state: Path = Path("/run/crisp")
+    cni_conf_dir: Path = Path("/etc/cni/net.d")
+    cni_bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
+    registries_conf: Path = Path("/etc/containers/registries.conf")
+    cgroup_driver: str = "cgroupfs"
+    log_level: str = "info"
+    stream_addr: str = "127.0.0.1:0"
+    pause_image: str = ""  # pods need none; one named here is reported as pinned, so that kubelet leaves it alone
+    trace_start: bool = False
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def socket(self) -> Path:
+        """The path of the CRI socket."""
+        return Path(self.listen.removeprefix(_UNIX))
+
+    def values(self) -> dict[str, Any]:
+        """The keys and their values as TOML or JSON take them."""
+        return {key: _plain(getattr(self, key)) for key in KEYS}
+
+    def to_toml(self) -> str:
+        """The configuration as a file that could be read back; a comment tells where each value is from."""
+        lines = (f"{key} = {_literal(value)}  # {self.sources.get(key, 'default')}" for key, value in self.values().items())
+        return "\n".join(lines) + "\n"
+
+
+def load(flags: Mapping[str, object] | None = None, path: Path | None = None) -> Configuration:
+    """The configuration of `path` (the default file when None, which may be missing), its drop-ins, and `flags`.
+
+    `flags` maps keys of `Configuration` to values as TOML would give them; a None is a flag not given. Raises
+    ConfigurationError.
+    """
+    values: dict[str, object] = {}
+    sources: dict[str, str] = {}
+    for file in _files(path):
+        for key, value in _table(file).items():
+            values[key] = _checked(f"{file}: {key}", key, value)
+            sources[key] = str(file)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            flag = _flag(key)
+            values[key] = _checked(flag, key, value)
+            sources[key] = flag
+    return dataclasses.replace(Configuration(), **values, sources=sources)  # type: ignore[arg-type]
+
+
+def _flag(key: str) -> str:
+    return "--" + ("cni-bin-dir" if key == "cni_bin_dirs" else key.replace("_", "-"))
+
+
+def _files(path: Path | None) -> Iterator[Path]:
+    main = path or DEFAULT_FILE
+    if path is not None or main.exists():
+        yield main
+    yield from sorted(main.with_name(f"{main.name}.d").glob("*.toml"))
+
+
+def _table(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"read configuration {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"parse configuration {file}: {error}") from error
+
+
+def _checked(where: str, key: str, value: object) -> object:
+    if key not in KEYS:
+        raise ConfigurationError(f"{where}: is no key of crisp; there are {', '.join(KEYS)}")
+    try:
+        return KEYS[key](value)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {value!r} {error}") from None
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("must be a string")
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _path(value: object) -> Path:
+    path = Path(_string(value))
+    if not path.is_absolute():
+        raise ValueError("must be an absolute path")
+    return path
+
+
+def _paths(value: object) -> tuple[Path, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError("must be a list of paths")
+    return tuple([_path(item) for item in value])
+
+
+def _listen(value: object) -> str:
+    path = _path(_string(value).removeprefix(_UNIX))
+    if len(bytes(path)) > _SOCKET_PATH_BYTES:
+        raise ValueError(f"is too long: {_SOCKET_PATH_BYTES} bytes of path at most")
+    return f"{_UNIX}{path}"
+
+
+def _address(value: object) -> str:
+    host, colon, port = _string(value).rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 0xFFFF:
+        raise ValueError("must be an address and a port such as 127.0.0.1:0")
+    return f"{host}:{port}"
+
+
+def _one_of(*allowed: str) -> Callable[[object], str]:
+    def check(value: object) -> str:
+        if value not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return str(value)
+
+    return check
+
+
+KEYS: dict[str, Callable[[object], object]] = {
+    "listen": _listen,
+    "root": _path,
+    "state": _path,
+    "cni_conf_dir": _path,
+    "cni_bin_dirs": _paths,
+    "registries_conf": _path,
+    "cgroup_driver": _one_of(*CGROUP_DRIVERS),
+    "log_level": _one_of(*LOG_LEVELS),
+    "stream_addr": _address,
+    "pause_image": _string,
+    "trace_start": _boolean,
+}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    return value if isinstance(value, bool) else str(value)
+
+
+def _literal(value: object) -> str:
+    # JSON's strings, arrays and booleans are TOML's, as long as nothing is written as a pair of surrogates.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,110 @@
+"""CreateContainer's configuration (CRI `ContainerConfig`), validated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from cri.convert import fields
+from cri.convert.image import image_spec
+from cri.convert.resources import resources
+from cri.convert.security import container_security, id_mappings
+from cri.convert.signals import stop_signal
+from cri.v1 import api_pb2
+from pods.errors import InvalidArgument
+from pods.model import ContainerConfig, ContainerMetadata, Device, Mount, Propagation
+
+_CDI_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*=[A-Za-z0-9][A-Za-z0-9._:-]*")
+_PERMISSIONS = re.compile(r"[rwm]{1,3}")
+
+
+def container_config(path: str, message: api_pb2.ContainerConfig) -> ContainerConfig:
+    """What CreateContainer asks for; the Windows part is not looked at."""
+    if not message.HasField("metadata"):
+        raise fields.missing(f"{path}.metadata")
+    linux = message.linux
+    return ContainerConfig(
+        metadata=ContainerMetadata(
+            name=fields.required(f"{path}.metadata.name", message.metadata.name), attempt=message.metadata.attempt
+        ),
+        image=image_spec(f"{path}.image", message.image),
+        command=fields.texts(f"{path}.command", message.command),
+        args=fields.texts(f"{path}.args", message.args),
+        working_dir=fields.absolute_if_set(f"{path}.working_dir", message.working_dir),
+        envs=_envs(f"{path}.envs", message.envs),
+        mounts=tuple([_mount(f"{path}.mounts[{index}]", mount) for index, mount in enumerate(message.mounts)]),
+        devices=tuple([_device(f"{path}.devices[{index}]", device) for index, device in enumerate(message.devices)]),
+        cdi_devices=_cdi_devices(f"{path}.CDI_devices", message.CDI_devices),
+        labels=fields.label_map(f"{path}.labels", message.labels),
+        annotations=fields.annotation_map(f"{path}.annotations", message.annotations),
+        log_path=fields.relative_if_set(f"{path}.log_path", message.log_path),
+        stdin=message.stdin,
+        stdin_once=message.stdin_once,
+        tty=message.tty,
+        resources=resources(f"{path}.linux.resources", linux.resources),
+        security=container_security(f"{path}.linux.security_context", linux.security_context),
+        stop_signal=stop_signal(f"{path}.stop_signal", message.stop_signal),
+    )
+
+
+def _envs(path: str, messages: Iterable[api_pb2.KeyValue]) -> tuple[tuple[str, str], ...]:
+    return tuple([_env(f"{path}[{index}]", message) for index, message in enumerate(messages)])
+
+
+def _env(path: str, message: api_pb2.KeyValue) -> tuple[str, str]:
+    key = fields.required(f"{path}.key", message.key)
+    if "=" in key:
+        raise fields.invalid(f"{path}.key", key, "must not contain '='")
+    try:
+        value = message.value.decode()
+    except UnicodeDecodeError:
+        raise fields.invalid(f"{path}.value", message.value, f"of {key} is not UTF-8") from None
+    return key, fields.text(f"{path}.value", value)
+
+
+def _mount(path: str, message: api_pb2.Mount) -> Mount:
+    mount = Mount(
+        container_path=fields.absolute(f"{path}.container_path", message.container_path),
+        host_path=_host_path(path, message),
+        readonly=message.readonly,
+        recursive_read_only=message.recursive_read_only,
+        selinux_relabel=message.selinux_relabel,
+        propagation=fields.choice(f"{path}.propagation", message.propagation, Propagation),
+        uid_mappings=id_mappings(f"{path}.uidMappings", message.uidMappings),
+        gid_mappings=id_mappings(f"{path}.gidMappings", message.gidMappings),
+        image=image_spec(f"{path}.image", message.image) if message.HasField("image") else None,
+        image_sub_path=fields.relative_if_set(f"{path}.image_sub_path", message.image_sub_path),
+    )
+    if mount.recursive_read_only and not mount.readonly:
+        raise InvalidArgument(f"{path}.recursive_read_only: needs {path}.readonly")
+    if mount.recursive_read_only and mount.propagation is not Propagation.PRIVATE:
+        raise InvalidArgument(
+            f"{path}.recursive_read_only: needs {path}.propagation PRIVATE, not {mount.propagation.name}"
+        )
+    return mount
+
+
+def _host_path(path: str, message: api_pb2.Mount) -> str:
+    if not message.HasField("image"):
+        return fields.absolute(f"{path}.host_path", message.host_path)
+    if message.host_path:
+        raise fields.invalid(f"{path}.host_path", message.host_path, f"cannot be set together with {path}.image")
+    return ""
+
+
+def _device(path: str, message: api_pb2.Device) -> Device:
+    permissions = message.permissions or "rwm"
+    return Device(
+        container_path=fields.absolute(f"{path}.container_path", message.container_path),
+        host_path=fields.absolute(f"{path}.host_path", message.host_path),
+        permissions=fields.matching(f"{path}.permissions", permissions, _PERMISSIONS, "made of r, w and m"),
+    )
+
+
+def _cdi_devices(path: str, messages: Iterable[api_pb2.CDIDevice]) -> tuple[str, ...]:
+    return tuple(
+        [
+            fields.matching(f"{path}[{index}].name", message.name, _CDI_DEVICE, "of the form vendor/class=device")
+            for index, message in enumerate(messages)
+        ]
+    )

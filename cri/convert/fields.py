@@ -1,0 +1,132 @@
+"""Checks of one field of a request. Each takes the field's path and value and returns the value, or refuses it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Mapping
+from enum import IntEnum
+from typing import TypeVar
+
+from pods.errors import InvalidArgument
+
+_SHOWN = 128  # characters of a refused value that its message repeats
+_LABEL_BYTES = 4096  # of a key and its value together; containerd's limit
+_WORD = re.compile(r"\S+")
+
+E = TypeVar("E", bound=IntEnum)
+
+
+def invalid(path: str, value: object, reason: str) -> InvalidArgument:
+    """The error that refuses `value` at `path`."""
+    shown = str(int(value)) if isinstance(value, int) else repr(value)
+    if len(shown) > _SHOWN:
+        shown = f"{shown[:_SHOWN]}..."
+    return InvalidArgument(f"{path}: {shown} {reason}")
+
+
+def missing(path: str) -> InvalidArgument:
+    """The error for a field that must be set and is not."""
+    return InvalidArgument(f"{path}: is required")
+
+
+def text(path: str, value: str) -> str:
+    """Any string that the kernel can be given."""
+    if "\0" in value:
+        raise invalid(path, value, "contains a NUL byte")
+    return value
+
+
+def texts(path: str, values: Iterable[str]) -> tuple[str, ...]:
+    """A list of such strings."""
+    return tuple([text(f"{path}[{index}]", value) for index, value in enumerate(values)])
+
+
+def required(path: str, value: str) -> str:
+    """A string that is not empty."""
+    if not value:
+        raise missing(path)
+    return text(path, value)
+
+
+def words(path: str, values: Iterable[str]) -> tuple[str, ...]:
+    """A list of strings without white space, as a line of resolv.conf(5) takes them."""
+    found = texts(path, values)
+    for index, value in enumerate(found):
+        if not _WORD.fullmatch(value):
+            raise invalid(f"{path}[{index}]", value, "must be one word")
+    return found
+
+
+def matching(path: str, value: str, pattern: re.Pattern[str], expected: str) -> str:
+    """A string of the given form; `expected` completes the sentence "must be ..."."""
+    if not pattern.fullmatch(value):
+        raise invalid(path, value, f"must be {expected}")
+    return value
+
+
+def absolute(path: str, value: str) -> str:
+    """An absolute path."""
+    if not required(path, value).startswith("/"):
+        raise invalid(path, value, "must be an absolute path")
+    return value
+
+
+def absolute_if_set(path: str, value: str) -> str:
+    """An absolute path, or nothing."""
+    return absolute(path, value) if value else ""
+
+
+def inside(path: str, value: str) -> str:
+    """A path without ".." in it, so that joining it to a directory stays there."""
+    if ".." in text(path, value).split("/"):
+        raise invalid(path, value, "must not contain '..'")
+    return value
+
+
+def relative_if_set(path: str, value: str) -> str:
+    """A relative path that stays where it starts, or nothing."""
+    if value.startswith("/"):
+        raise invalid(path, value, "must be a relative path")
+    return inside(path, value)
+
+
+def between(path: str, value: int, low: int, high: int) -> int:
+    """A whole number in low..high."""
+    if not low <= value <= high:
+        raise invalid(path, value, f"must be between {low} and {high}")
+    return value
+
+
+def at_least(path: str, value: int, low: int) -> int:
+    """A whole number that is `low` or more."""
+    if value < low:
+        raise invalid(path, value, f"must be {low} or more")
+    return value
+
+
+def choice(path: str, value: int, kind: type[E], allowed: Container[E] | None = None) -> E:
+    """A member of an enumeration: proto3 lets any number through."""
+    try:
+        member = kind(value)
+    except ValueError:
+        raise invalid(path, value, f"is no {kind.__name__} of CRI v1") from None
+    if allowed is not None and member not in allowed:
+        raise invalid(path, member.name, "is not supported here")
+    return member
+
+
+def label_map(path: str, values: Mapping[str, str]) -> dict[str, str]:
+    """Labels: no empty key, and of a bounded size."""
+    found = annotation_map(path, values)
+    for key, value in found.items():
+        if len(key.encode()) + len(value.encode()) > _LABEL_BYTES:
+            raise invalid(f"{path}[{key[:_SHOWN]!r}]", value, f"is too long: {_LABEL_BYTES} bytes with its key at most")
+    return found
+
+
+def annotation_map(path: str, values: Mapping[str, str]) -> dict[str, str]:
+    """Annotations: no empty key, any size."""
+    for key, value in values.items():
+        required(f"{path} key", key)
+        text(f"{path}[{key!r}]", value)
+    return dict(values)

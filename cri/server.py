@@ -1,0 +1,144 @@
+"""The gRPC server of crispd: binds the calls that exist, refuses the others, maps errors, logs.
+
+Each call goes through one plain coroutine around the service's own. gRPC's interceptors would do the same at a higher
+price on every call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc.aio
+from google.protobuf import message_factory
+from grpc import StatusCode
+
+from cri.admin.v1 import admin_pb2
+from cri.codes import code_of
+from cri.services.admin import Admin
+from cri.services.containers import Containers
+from cri.services.execution import Execution
+from cri.services.images import Images
+from cri.services.sandboxes import Sandboxes
+from cri.services.status import Status
+from cri.v1 import api_pb2
+
+if TYPE_CHECKING:
+    from cri.config import Configuration
+    from pods.node import Node
+
+MAX_REQUEST_BYTES = 16 << 20  # kubelet's limit for what it sends and receives
+_MAX_DETAILS = 4096  # characters of an error's text: it travels in a header, and clients take 8 KiB of those
+_OPTIONS = (("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0))
+
+_log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext
+Unary = Callable[[Any], Awaitable[Any]]
+Stream = Callable[[Any], AsyncIterator[Any]]
+
+
+def create_server(node: Node, configuration: Configuration) -> grpc.aio.Server:
+    """A server of CRI's two services and of the operator's own over `node`, not bound to an address yet."""
+    runtime = (Sandboxes(node), Containers(node), Execution(node), Status(node, configuration))
+    cri = api_pb2.DESCRIPTOR.services_by_name
+    admin = admin_pb2.DESCRIPTOR.services_by_name
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers(
+        [
+            _handlers(cri["RuntimeService"], runtime),
+            _handlers(cri["ImageService"], [Images(node)]),
+            _handlers(admin["Admin"], [Admin(node)]),
+        ]
+    )
+    return server
+
+
+def _handlers(service: Any, groups: Iterable[object]) -> grpc.GenericRpcHandler[Any, Any]:
+    """gRPC's handlers of one service: each method is bound to the group that has it."""
+    bound = {}
+    for method in service.methods:
+        call = next((getattr(group, method.name) for group in groups if hasattr(group, method.name)), None)
+        bound[method.name] = _handler(method, call)
+    return grpc.method_handlers_generic_handler(service.full_name, bound)
+
+
+def _handler(method: Any, call: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    request, response = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
+    if method.server_streaming:
+        stream = _streaming(method.name, call or _missing_stream(method.name))
+        return grpc.unary_stream_rpc_method_handler(stream, request.FromString, response.SerializeToString)
+    answer = _answering(method.name, call or _missing(method.name))
+    return grpc.unary_unary_rpc_method_handler(answer, request.FromString, response.SerializeToString)
+
+
+class _Unimplemented(Exception):
+    """The call is in CRI v1 and not in this server."""
+
+
+def _missing(name: str) -> Unary:
+    async def missing(_: Any) -> NoReturn:
+        raise _Unimplemented(f"{name}: not implemented by crisp yet")
+
+    return missing
+
+
+def _missing_stream(name: str) -> Stream:
+    async def missing(_: Any) -> AsyncIterator[Any]:
+        raise _Unimplemented(f"{name}: not implemented by crisp yet")
+        yield
+
+    return missing
+
+
+def _answering(name: str, call: Unary) -> Callable[[Any, Context[Any, Any]], Awaitable[Any]]:
+    async def answer(request: Any, context: Context[Any, Any]) -> Any:
+        started = time.perf_counter()
+        try:
+            response = await call(request)
+        except asyncio.CancelledError:
+            _log.debug("call cancelled by its client", extra={"call": name, "ms": _since(started)})
+            raise
+        except Exception as error:
+            await _refuse(name, error, context, started)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("call answered", extra={"call": name, "ms": _since(started)})
+        return response
+
+    return answer
+
+
+def _streaming(name: str, call: Stream) -> Callable[[Any, Context[Any, Any]], AsyncIterator[Any]]:
+    async def answer(request: Any, context: Context[Any, Any]) -> AsyncIterator[Any]:
+        started = time.perf_counter()
+        try:
+            async for response in call(request):
+                yield response
+        except asyncio.CancelledError:
+            _log.debug("call cancelled by its client", extra={"call": name, "ms": _since(started)})
+            raise
+        except Exception as error:
+            await _refuse(name, error, context, started)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("call answered", extra={"call": name, "ms": _since(started)})
+
+    return answer
+
+
+async def _refuse(name: str, error: Exception, context: Context[Any, Any], started: float) -> NoReturn:
+    code = StatusCode.UNIMPLEMENTED if isinstance(error, _Unimplemented) else code_of(error)
+    text = str(error) or type(error).__name__
+    fields = {"call": name, "code": (code or StatusCode.INTERNAL).name, "error": text, "ms": _since(started)}
+    if code is None:
+        _log.error("call failed unexpectedly", extra=fields, exc_info=error)
+        text = f"{name}: {type(error).__name__}: {text}"
+    else:
+        _log.log(logging.DEBUG if code is StatusCode.UNIMPLEMENTED else logging.INFO, "call refused", extra=fields)
+    await context.abort(code or StatusCode.INTERNAL, text[:_MAX_DETAILS])
+
+
+def _since(started: float) -> str:
+    return f"{(time.perf_counter() - started) * 1e3:.1f}"

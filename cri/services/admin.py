@@ -1,0 +1,58 @@
+"""crisp's own calls for its operator: ImportImage, PullImage with progress."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cri.admin.v1 import admin_pb2
+from cri.convert import fields
+from image.model import Credentials, Image, PullProgress
+
+if TYPE_CHECKING:
+    from pods.node import Node
+
+
+class Admin:
+    """The calls of the service Admin."""
+
+    def __init__(self, node: Node) -> None:
+        self._images = node.images
+
+    async def ImportImage(self, request: admin_pb2.ImportImageRequest) -> admin_pb2.ImportImageResponse:
+        """Read an archive on this machine into the store."""
+        path = fields.absolute("path", request.path)
+        images = await self._images.import_archive(Path(path), fields.text("name", request.name) or None)
+        return admin_pb2.ImportImageResponse(
+            images=[
+                admin_pb2.ImportedImage(id=image.id, repo_tags=image.repo_tags, size=image.size) for image in images
+            ]
+        )
+
+    async def PullImage(self, request: admin_pb2.PullImageRequest) -> AsyncIterator[admin_pb2.PullImageResponse]:
+        """Pull an image; each layer's progress as it comes, then the image's id."""
+        name = fields.required("reference", request.reference)
+        login = Credentials(username=request.username, password=request.password) if request.username else None
+        events: asyncio.Queue[PullProgress | None] = asyncio.Queue()
+
+        async def pull() -> Image:
+            try:
+                return await self._images.pull(name, login, events.put_nowait)
+            finally:
+                events.put_nowait(None)
+
+        pulling = asyncio.create_task(pull())
+        try:
+            while (event := await events.get()) is not None:
+                yield admin_pb2.PullImageResponse(progress=_progress(event))
+            yield admin_pb2.PullImageResponse(image_id=(await pulling).id)
+        finally:
+            pulling.cancel()
+
+
+def _progress(event: PullProgress) -> admin_pb2.LayerProgress:
+    return admin_pb2.LayerProgress(
+        layer=event.layer, offset=event.offset, total=event.total, phase=event.phase.value
+    )

@@ -1,0 +1,82 @@
+"""Create, Start, Stop and RemoveContainer, ContainerStatus, ListContainers, ReopenContainerLog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cri.convert import fields
+from cri.convert.container import container_config
+from cri.convert.container_status import container_item, container_state, container_status
+from cri.services.selection import by_id, has_labels
+from cri.services.verbose import info
+from cri.v1 import api_pb2
+from pods.model import Container
+
+if TYPE_CHECKING:
+    from pods.node import Node
+
+
+class Containers:
+    """The calls on containers, without those that run commands in them."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def CreateContainer(self, request: api_pb2.CreateContainerRequest) -> api_pb2.CreateContainerResponse:
+        """Create a container in a sandbox. The sandbox's own configuration is the node's, not the request's copy."""
+        sandbox_id = fields.required("pod_sandbox_id", request.pod_sandbox_id)
+        if not request.HasField("config"):
+            raise fields.missing("config")
+        config = container_config("config", request.config)
+        return api_pb2.CreateContainerResponse(container_id=await self._node.create_container(sandbox_id, config))
+
+    async def StartContainer(self, request: api_pb2.StartContainerRequest) -> api_pb2.StartContainerResponse:
+        """Start a created container; answers once its command has been executed."""
+        await self._node.start_container(fields.required("container_id", request.container_id))
+        return api_pb2.StartContainerResponse()
+
+    async def StopContainer(self, request: api_pb2.StopContainerRequest) -> api_pb2.StopContainerResponse:
+        """Stop a container, by force after `timeout` seconds; a container that is not there is stopped."""
+        await self._node.stop_container(
+            fields.required("container_id", request.container_id), fields.at_least("timeout", request.timeout, 0)
+        )
+        return api_pb2.StopContainerResponse()
+
+    async def RemoveContainer(self, request: api_pb2.RemoveContainerRequest) -> api_pb2.RemoveContainerResponse:
+        """Remove a container, by force if it runs; a container that is not there is removed."""
+        await self._node.remove_container(fields.required("container_id", request.container_id))
+        return api_pb2.RemoveContainerResponse()
+
+    async def ContainerStatus(self, request: api_pb2.ContainerStatusRequest) -> api_pb2.ContainerStatusResponse:
+        """How a container is; NOT_FOUND when there is none."""
+        container = self._node.container(fields.required("container_id", request.container_id))
+        return api_pb2.ContainerStatusResponse(
+            status=container_status(container),
+            info=info(self._node.container_info(container.id)) if request.verbose else None,
+        )
+
+    async def ListContainers(self, request: api_pb2.ListContainersRequest) -> api_pb2.ListContainersResponse:
+        """The containers that the filter selects."""
+        found = [container_item(container) for container in self._select(request.filter)]
+        return api_pb2.ListContainersResponse(containers=found)
+
+    async def ReopenContainerLog(
+        self, request: api_pb2.ReopenContainerLogRequest
+    ) -> api_pb2.ReopenContainerLogResponse:
+        """Go on logging in a new file at the log's path, after the old one was renamed."""
+        await self._node.reopen_log(fields.required("container_id", request.container_id))
+        return api_pb2.ReopenContainerLogResponse()
+
+    def _select(self, wanted: api_pb2.ContainerFilter) -> Iterator[Container]:
+        state = container_state("filter.state.state", wanted.state.state) if wanted.HasField("state") else None
+        sandboxes: set[str] | None = None
+        if wanted.pod_sandbox_id:
+            sandboxes = {sandbox.id for sandbox in by_id(self._node.sandboxes(), wanted.pod_sandbox_id)}
+        for container in by_id(self._node.containers(), wanted.id):
+            if (
+                state in (None, container.state)
+                and (sandboxes is None or container.sandbox_id in sandboxes)
+                and has_labels(container.config.labels, wanted.label_selector)
+            ):
+                yield container

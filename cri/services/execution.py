@@ -1,0 +1,42 @@
+"""ExecSync."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri.convert import fields
+from cri.v1 import api_pb2
+
+if TYPE_CHECKING:
+    from pods.node import Node
+
+# What kubelet and crictl take in one message, less room for what is around the output: more would turn the whole
+# answer into an error at their end.
+MAX_OUTPUT_BYTES = (16 << 20) - 64
+
+
+class Execution:
+    """The calls that run commands in containers."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def ExecSync(self, request: api_pb2.ExecSyncRequest) -> api_pb2.ExecSyncResponse:
+        """Run a command and answer its output and exit code; DEADLINE_EXCEEDED after `timeout` seconds (0: never)."""
+        if not request.cmd:
+            raise fields.missing("cmd")
+        result = await self._node.exec_sync(
+            fields.required("container_id", request.container_id),
+            fields.texts("cmd", request.cmd),
+            fields.at_least("timeout", request.timeout, 0),
+        )
+        stdout, stderr = fitting(result.stdout, result.stderr)
+        return api_pb2.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=result.exit_code)
+
+
+def fitting(stdout: bytes, stderr: bytes) -> tuple[bytes, bytes]:
+    """The beginnings of both streams that fit one message; neither is cut below half of it."""
+    if len(stdout) + len(stderr) <= MAX_OUTPUT_BYTES:
+        return stdout, stderr
+    stdout = stdout[: MAX_OUTPUT_BYTES - min(len(stderr), MAX_OUTPUT_BYTES // 2)]
+    return stdout, stderr[: MAX_OUTPUT_BYTES - len(stdout)]

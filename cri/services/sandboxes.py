@@ -1,0 +1,63 @@
+"""RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cri.convert import fields
+from cri.convert.sandbox import sandbox_config, sandbox_item, sandbox_state, sandbox_status
+from cri.services.selection import by_id, has_labels
+from cri.services.status import HANDLERS
+from cri.services.verbose import info
+from cri.v1 import api_pb2
+from pods.model import Sandbox
+
+if TYPE_CHECKING:
+    from pods.node import Node
+
+
+class Sandboxes:
+    """The calls on pod sandboxes."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def RunPodSandbox(self, request: api_pb2.RunPodSandboxRequest) -> api_pb2.RunPodSandboxResponse:
+        """Create and start a sandbox; answers once it is ready and durable."""
+        if not request.HasField("config"):
+            raise fields.missing("config")
+        if request.runtime_handler not in HANDLERS:
+            raise fields.invalid("runtime_handler", request.runtime_handler, f"is not one of {', '.join(HANDLERS[1:])}")
+        config = sandbox_config("config", request.config)
+        return api_pb2.RunPodSandboxResponse(
+            pod_sandbox_id=await self._node.run_sandbox(config, request.runtime_handler)
+        )
+
+    async def StopPodSandbox(self, request: api_pb2.StopPodSandboxRequest) -> api_pb2.StopPodSandboxResponse:
+        """Stop a sandbox's containers and give its network back; a sandbox that is not there is stopped."""
+        await self._node.stop_sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
+        return api_pb2.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(self, request: api_pb2.RemovePodSandboxRequest) -> api_pb2.RemovePodSandboxResponse:
+        """Remove a sandbox and its containers by force; a sandbox that is not there is removed."""
+        await self._node.remove_sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
+        return api_pb2.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(self, request: api_pb2.PodSandboxStatusRequest) -> api_pb2.PodSandboxStatusResponse:
+        """How a sandbox is; NOT_FOUND when there is none."""
+        sandbox = self._node.sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
+        return api_pb2.PodSandboxStatusResponse(
+            status=sandbox_status(sandbox),
+            info=info(self._node.sandbox_info(sandbox.id)) if request.verbose else None,
+        )
+
+    async def ListPodSandbox(self, request: api_pb2.ListPodSandboxRequest) -> api_pb2.ListPodSandboxResponse:
+        """The sandboxes that the filter selects."""
+        return api_pb2.ListPodSandboxResponse(items=[sandbox_item(found) for found in self._select(request.filter)])
+
+    def _select(self, wanted: api_pb2.PodSandboxFilter) -> Iterator[Sandbox]:
+        state = sandbox_state("filter.state.state", wanted.state.state) if wanted.HasField("state") else None
+        for sandbox in by_id(self._node.sandboxes(), wanted.id):
+            if state in (None, sandbox.state) and has_labels(sandbox.config.labels, wanted.label_selector):
+                yield sandbox

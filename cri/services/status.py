@@ -1,0 +1,75 @@
+"""Version, Status, RuntimeConfig, UpdateRuntimeConfig."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from typing import TYPE_CHECKING
+
+from cri.services.verbose import info
+from cri.v1 import api_pb2
+
+if TYPE_CHECKING:
+    from cri.config import Configuration
+    from pods.node import Node
+
+HANDLERS = ("", "crisp")  # RuntimeClass handlers: the default and its name
+_KUBELET_API = "0.1.0"  # kubelet's own version of the call, the same since 2016
+
+_log = logging.getLogger(__name__)
+
+
+def runtime_version() -> str:
+    """The version of the installed distribution; in the form of one when crisp runs from a bare checkout."""
+    try:
+        return importlib.metadata.version("crisp-cri")
+    except importlib.metadata.PackageNotFoundError:
+        return "0.0.0+checkout"
+
+
+class Status:
+    """The calls about the runtime itself."""
+
+    def __init__(self, node: Node, configuration: Configuration) -> None:
+        self._node = node
+        self._configuration = configuration
+        self._version = api_pb2.VersionResponse(
+            version=_KUBELET_API, runtime_name="crisp", runtime_version=runtime_version(), runtime_api_version="v1"
+        )
+
+    async def Version(self, request: api_pb2.VersionRequest) -> api_pb2.VersionResponse:
+        """Name and versions."""
+        return self._version
+
+    async def Status(self, request: api_pb2.StatusRequest) -> api_pb2.StatusResponse:
+        """The conditions kubelet waits for, the handlers a RuntimeClass may name, and what they can do."""
+        ready, reason, message = self._node.runtime_ready()
+        network = self._node.network.status()
+        conditions = [
+            api_pb2.RuntimeCondition(type="RuntimeReady", status=ready, reason=reason, message=message),
+            api_pb2.RuntimeCondition(
+                type="NetworkReady", status=network.ready, reason=network.reason, message=network.message
+            ),
+        ]
+        return api_pb2.StatusResponse(
+            status=api_pb2.RuntimeStatus(conditions=conditions),
+            runtime_handlers=[
+                api_pb2.RuntimeHandler(name=name, features=api_pb2.RuntimeHandlerFeatures()) for name in HANDLERS
+            ],
+            features=api_pb2.RuntimeFeatures(supplemental_groups_policy=True),
+            info=info({"config": self._configuration.values()}) if request.verbose else None,
+        )
+
+    async def RuntimeConfig(self, request: api_pb2.RuntimeConfigRequest) -> api_pb2.RuntimeConfigResponse:
+        """The cgroup driver, which kubelet follows."""
+        driver = api_pb2.CgroupDriver.Value(self._configuration.cgroup_driver.upper())
+        return api_pb2.RuntimeConfigResponse(linux=api_pb2.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+    async def UpdateRuntimeConfig(
+        self, request: api_pb2.UpdateRuntimeConfigRequest
+    ) -> api_pb2.UpdateRuntimeConfigResponse:
+        """Accept the node's pod CIDR. CNI configuration is written by the network's own operator, who knows it too."""
+        pod_cidr = request.runtime_config.network_config.pod_cidr
+        if pod_cidr:
+            _log.info("pod CIDR told by kubelet", extra={"pod_cidr": pod_cidr})
+        return api_pb2.UpdateRuntimeConfigResponse()
