@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
-from cri.client.arguments import ENVIRONMENT, FOREIGN_STATUS, LISTEN, OWN_FAILURE, parser
+from cri.client.arguments import FOREIGN_STATUS, OWN_FAILURE, parser
+from cri.client.config import listen_address
 from cri.client.errors import ClientError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit status. Errors are told on standard error."""
-    arguments = parser(os.environ.get(ENVIRONMENT) or LISTEN).parse_args(argv)
+    arguments = parser().parse_args(argv)
     foreign = arguments.command in FOREIGN_STATUS
     try:
         return _run(arguments)
@@ -43,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     from cri.client.connection import Connection
 
-    with Connection(arguments.listen, arguments.timeout) as connection:
+    with Connection(arguments.listen or listen_address(), arguments.timeout) as connection:
         return command(arguments, connection)
 
 

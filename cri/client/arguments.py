@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-LISTEN = "unix:///run/crisp/crisp.sock"
-ENVIRONMENT = "CRISP_LISTEN"
 FOREIGN_STATUS = ("run", "exec")  # commands whose exit status is otherwise that of a process in a container
 OWN_FAILURE = 125
 
@@ -33,21 +31,21 @@ class _CommandParser(argparse.ArgumentParser):
         self.exit(OWN_FAILURE if self.prog.split()[-1] in FOREIGN_STATUS else 2, f"{self.prog}: {message}\n")
 
 
-def parser(listen: str = LISTEN) -> argparse.ArgumentParser:
-    """The whole command line; `listen` is the socket's address when no option gives one."""
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     root = argparse.ArgumentParser(
         prog="crisp",
         description="See and steer the pods, containers and images of a crisp daemon (or any CRI v1 runtime).",
         epilog="Containers and pods go by id, by an unambiguous beginning of one, or by name.",
     )
     root.add_argument("--version", action=_Version, nargs=0, help="print this client's version")
-    _add_global(root, listen, None, "table")
+    _add_global(root, None, "table")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser)
 
     def command(name: str, target: str, summary: str) -> argparse.ArgumentParser:
         # exec's own --timeout takes the place of the general one.
         added = commands.add_parser(name, help=summary, description=f"{summary}.", conflict_handler="resolve")
-        _add_global(added, argparse.SUPPRESS, argparse.SUPPRESS, argparse.SUPPRESS)
+        _add_global(added, argparse.SUPPRESS, argparse.SUPPRESS)
         added.set_defaults(target=target)
         return added
 
@@ -59,12 +57,12 @@ def parser(listen: str = LISTEN) -> argparse.ArgumentParser:
     return root
 
 
-def _add_global(target: argparse.ArgumentParser, listen: str, timeout: str | None, output: str) -> None:
+def _add_global(target: argparse.ArgumentParser, unset: str | None, output: str) -> None:
     target.add_argument(
-        "--listen", "-r", default=listen, metavar="ADDRESS", help=f"the daemon's socket (${ENVIRONMENT}; {LISTEN})"
+        "--listen", "-r", default=unset, metavar="ADDRESS", help="the daemon's socket ($CRISP_LISTEN; as configured)"
     )
     target.add_argument("-o", "--output", default=output, choices=("table", "json", "yaml"), help="form of the result")
-    target.add_argument("--timeout", default=timeout, type=_seconds, metavar="S", help="seconds to wait for an answer")
+    target.add_argument("--timeout", default=unset, type=_seconds, metavar="S", help="seconds to wait for an answer")
 
 
 def _add_lists(command: _Command) -> None:
@@ -132,7 +130,8 @@ def _add_images(command: _Command) -> None:
 
 def _add_about(command: _Command) -> None:
     command("info", "about:info", "Print how the runtime is")
-    command("config", "config:run", "Print the daemon's effective configuration")
+    config = command("config", "config:run", "Print the configuration that crispd starts with")
+    config.add_argument("--config", metavar="FILE", help="in place of /etc/crisp/crisp.toml")
     command("version", "about:version", "Print versions")
 
 
