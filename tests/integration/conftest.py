@@ -1,0 +1,51 @@
+"""Every integration test runs as root, in a box, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from tests import box, leaks
+from tests.daemon import Daemon
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """Fail a test after which there is a mount, namespace, link, rule, cgroup, process, descriptor or loop more."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if not box.inside():
+        pytest.fail("integration tests run in a box: name their files on pytest's command line")
+    before = leaks.Snapshot.take()
+    yield
+    if left := leaks.settle(before):
+        pytest.fail("left behind:\n  " + "\n  ".join(sorted(left)), pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    """A crispd for the tests of one module, which has the image localhost/busybox:latest."""
+    with Daemon.running() as running:
+        running.import_busybox()
+        yield running
+
+
+@pytest.fixture
+def fresh_daemon() -> Iterator[Daemon]:
+    """A crispd for one test, which may kill or restart it. Has the image localhost/busybox:latest."""
+    with Daemon.running() as running:
+        running.import_busybox()
+        yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the daemon's log with a test that failed."""
+    report = yield
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Daemon):
+                report.sections.append(("crispd", value.log()))
+    return report
