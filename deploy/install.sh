@@ -1,0 +1,45 @@
+#!/bin/bash
+# Installs crisp as a service of this machine:   sudo ./deploy/install.sh
+#
+# /opt/crisp, the virtual environment, is made anew each time: run it again to upgrade; pods go on meanwhile. Files under
+# /etc are written only where there are none. Prints what it did; starts the service where systemd is PID 1.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ "$(id -u)" != 0 ]; then
+    echo "install.sh: a service takes root: sudo ./deploy/install.sh" >&2
+    exit 1
+fi
+
+deploy/install-deps.sh
+# A running crispd has its modules open, and its helper's shims have theirs preloaded: replacing the files is safe.
+.venv/bin/python -m venv --clear /opt/crisp
+/opt/crisp/bin/python -m pip install --quiet . </dev/null
+for command in crisp crispd; do
+    ln -sf "/opt/crisp/bin/$command" "/usr/local/bin/$command"
+done
+
+# place FILE DIRECTORY: never over a file that somebody may have changed
+place() {
+    if [ -e "$2/$(basename "$1")" ]; then
+        echo "kept $2/$(basename "$1")"
+    else
+        install -D -m 644 -t "$2" "$1"
+        echo "wrote $2/$(basename "$1")"
+    fi
+}
+place deploy/crisp.toml /etc/crisp
+[ -e /etc/crictl.yaml ] || place deploy/crictl.yaml /etc
+if [ -z "$(find /etc/cni/net.d -name '*.conf*' 2>/dev/null)" ]; then
+    place deploy/10-crisp-bridge.conflist /etc/cni/net.d
+fi
+
+if [ -d /run/systemd/system ]; then
+    install -m 644 -t /etc/systemd/system deploy/crispd.service
+    systemctl daemon-reload
+    systemctl enable --quiet crispd.service
+    systemctl restart crispd.service
+    echo "crispd runs; try: sudo crisp info"
+else
+    echo "No systemd here: start /usr/local/bin/crispd yourself."
+fi

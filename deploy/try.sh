@@ -1,0 +1,166 @@
+#!/bin/bash
+# Shows a pod running through CRI on this machine, and takes everything away again:   sudo ./deploy/try.sh
+#
+# Installs the packages crisp needs and a virtual environment in .venv; those stay. Nothing else does: the daemon, its
+# data, the network and the pod live in a directory under /tmp and are gone at the end, also when a step fails.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ "$(id -u)" != 0 ]; then
+    echo "try.sh: containers take root: sudo ./deploy/try.sh" >&2
+    exit 1
+fi
+
+bridge=crisptry0
+work="" daemon="" pod="" container="" ports="" forwarding="" log_root=""
+
+step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
+fail() { echo "try.sh: $*" >&2; exit 1; }
+
+# A value in the JSON on standard input.
+value() { python -c "import json, sys; print(json.load(sys.stdin)$1)"; }
+
+# A /24 of 10.88-10.99 that no route of this machine leads to.
+free_network() {
+    local second
+    for second in {88..99}; do
+        if [ -z "$(ip -4 route show to match "10.$second.7.1" | grep -v '^default' || true)" ]; then
+            echo "10.$second.7"
+            return
+        fi
+    done
+    fail "every network from 10.88.7.0/24 to 10.99.7.0/24 has a route on this machine"
+}
+
+start_daemon() {
+    : >"$work/crisp.toml"
+    printf '\033[2m$ crispd --root %s --state %s --listen %s --cni-conf-dir %s &\033[0m\n' \
+        "$work/root" "$work/state" "$CRISP_LISTEN" "$work/cni"
+    crispd --config "$work/crisp.toml" --root "$work/root" --state "$work/state" --listen "$CRISP_LISTEN" \
+        --cni-conf-dir "$work/cni" >"$work/crispd.log" 2>&1 </dev/null &
+    daemon=$!
+    local tries
+    for tries in {1..100}; do
+        kill -0 "$daemon" 2>/dev/null || fail "crispd ended at once"
+        if [ -S "$work/crisp.sock" ] && crisp version >/dev/null 2>&1; then
+            return
+        fi
+        sleep 0.1
+    done
+    fail "crispd does not answer after $tries tries"
+}
+
+stop_daemon() {
+    [ -n "$daemon" ] || return 0
+    kill -TERM "$daemon" 2>/dev/null || true
+    wait "$daemon" 2>/dev/null || true
+    daemon=""
+}
+
+remove_network() {
+    if [ -e "/sys/class/net/$bridge" ]; then
+        ip link delete "$bridge"
+    fi
+    # The bridge plugin turns forwarding on.
+    [ -z "$forwarding" ] || echo "$forwarding" >/proc/sys/net/ipv4/ip_forward
+}
+
+# What a pod leaves if its removal forgets something; a line for each.
+leftovers() {
+    grep -F -e "$work" /proc/self/mountinfo | sed 's/^/mount: /' || true
+    pgrep -a -f -- "$work" | sed 's/^/process: /' || true
+    local port id
+    for port in $bridge $ports; do
+        [ ! -e "/sys/class/net/$port" ] || echo "link: $port"
+    done
+    for id in $pod $container; do
+        find /run/netns -name "*$id*" 2>/dev/null | sed 's/^/network namespace: /' || true
+        find /sys/fs/cgroup -type d -name "*$id*" | sed 's/^/cgroup: /'
+        iptables-save | grep -F "${id:0:12}" | sed 's/^/iptables: /' || true
+    done
+}
+
+on_exit() {
+    local status=$?
+    trap - EXIT INT TERM
+    [ -n "$work" ] || exit "$status"
+    if [ "$status" != 0 ]; then
+        echo
+        echo "try.sh failed with status $status. crispd's log, $work/crispd.log, ends with:" >&2
+        tail -n 40 "$work/crispd.log" >&2 2>/dev/null || true
+        [ -z "$pod" ] || crisp rm --force "$pod" >/dev/null 2>&1 || true
+    fi
+    stop_daemon
+    remove_network
+    [ -z "$log_root" ] || rmdir "$log_root" 2>/dev/null || true
+    [ "$status" != 0 ] || rm -rf "$work"
+    exit "$status"
+}
+
+step "1. Packages and a virtual environment"
+run deploy/install-deps.sh
+
+started=$SECONDS
+trap on_exit EXIT
+trap 'exit 130' INT TERM
+work=$(mktemp -d /tmp/crisp-try.XXXXXX)
+export CRISP_LISTEN="unix://$work/crisp.sock" PATH="$PWD/.venv/bin:$PATH"
+[ -e /var/log/crisp ] || log_root=/var/log/crisp
+forwarding=$(cat /proc/sys/net/ipv4/ip_forward)
+[ ! -e "/sys/class/net/$bridge" ] || fail "there is a link $bridge already: is another try.sh running?"
+
+step "2. A network for pods: a bridge, and addresses from $(free_network).0/24"
+mkdir -p "$work/cni" "$work/www"
+cat >"$work/cni/10-try.conflist" <<END
+{"cniVersion": "1.0.0", "name": "crisp-try", "plugins": [
+  {"type": "bridge", "bridge": "$bridge", "isGateway": true,
+   "ipam": {"type": "host-local", "dataDir": "$work/leases", "ranges": [[{"subnet": "$(free_network).0/24"}]]}},
+  {"type": "portmap", "capabilities": {"portMappings": true}}
+]}
+END
+run cat "$work/cni/10-try.conflist"
+
+step "3. The daemon, with data, state and socket of its own"
+start_daemon
+run crisp version
+
+step "4. An image made from this machine's busybox, imported without a registry"
+run deploy/busybox-image.py "$work/busybox"
+run crisp image import "$work/busybox"
+run crisp images
+
+step "5. A pod with a web server in it"
+echo "Hello from a pod" >"$work/www/index.html"
+run crisp run --detach --name web --memory 64m --volume "$work/www:/www:ro" localhost/busybox:latest \
+    httpd -f -v -p 80 -h /www | tee "$work/container"
+container=$(tail -n 1 "$work/container")
+run crisp pods
+run crisp ps
+pod=$(crisp -o json pods | value '["items"][0]["id"]')
+ports=$(find "/sys/class/net/$bridge/brif" -mindepth 1 -printf '%f ')
+
+step "6. The page, over the pod network"
+address=$(crisp -o json inspect "$pod" | value '["status"]["network"]["ip"]')
+page=$(run busybox wget -q -T 5 -O - "http://$address/" | tee /dev/stderr)
+[[ $page == *"Hello from a pod" ]] || fail "the page is not what the pod serves"
+
+step "7. A command in the container, and what the server wrote"
+run crisp exec "$container" ps
+run crisp logs "$container"
+
+step "8. The daemon dies; the pod does not notice"
+run kill -KILL "$daemon"
+wait "$daemon" 2>/dev/null || true
+busybox wget -q -T 5 -O - "http://$address/"
+start_daemon
+run crisp ps
+
+step "9. Away with it"
+run crisp rm --force "${pod:0:13}"
+run crisp rmi localhost/busybox:latest
+stop_daemon
+remove_network
+left=$(leftovers)
+[ -z "$left" ] || fail "this was left behind:"$'\n'"$left"
+echo "No mount, process, link, network namespace, cgroup or iptables rule is left. That took $((SECONDS - started)) s."
