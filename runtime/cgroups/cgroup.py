@@ -1,0 +1,252 @@
+"""One container's (or pod's) cgroup, in all hierarchies at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runtime import devices_bpf
+from runtime.cgroups import files, processes, tree, v1, v2
+from runtime.cgroups.limits import Group, Write
+from runtime.errors import NotSupported, OperationFailed
+from runtime.spec import Resources
+
+if TYPE_CHECKING:
+    from runtime.cgroups.hierarchies import Hierarchies
+
+_DELEGATED = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma"})
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """`path` is relative to the hierarchies' mount points and starts with a slash. Making the value does no I/O.
+
+    Every method raises `OperationFailed` naming the file and the value the kernel refused.
+    """
+
+    hierarchies: Hierarchies
+    path: str
+
+    def directory(self, controller: str) -> str:
+        """The directory the controller's files are in, whichever version has it. Raises `NotSupported`."""
+        home = self.hierarchies.home(controller)
+        if not home:
+            raise NotSupported("find", self.path, f"no {controller} cgroup controller")
+        return home + self.path
+
+    @property
+    def unified(self) -> str:
+        """The directory in the version 2 hierarchy, "" where the machine has none."""
+        return self.hierarchies.unified and self.hierarchies.unified + self.path
+
+    def create(self, resources: Resources) -> list[str]:
+        """Makes the cgroup and its missing parents in all hierarchies and sets the limits; undone where that fails.
+
+        Returns the directories made, parents first, for `remove_parents`. An empty cgroup left over from before is
+        taken over. Raises also `SpecError` and `NotSupported`, before anything is made, for limits that this machine
+        cannot set.
+        """
+        plan = self._plan(resources, fresh=True)
+        made: list[str] = []
+        with ExitStack() as undo:
+            undo.callback(tree.remove_unused, made)
+            for mountpoint in self.hierarchies.mountpoints():
+                tree.make(mountpoint, self.path, made)
+            if cpuset := self.hierarchies.v1.get("cpuset"):
+                tree.inherit_cpuset(cpuset, self.path)
+            self._enable_controllers(plan)
+            self._apply(plan)
+            self._filter_devices(resources)
+            undo.pop_all()
+        return made
+
+    def update(self, resources: Resources) -> None:
+        """Changes the limits given and leaves the others. A failure may leave some of them changed."""
+        plan = self._plan(resources, fresh=False)
+        self._refuse_too_low_memory(resources)
+        self._enable_controllers(plan)
+        self._apply(plan)
+        self._filter_devices(resources)
+
+    def join_self(self, *, unified: bool = True) -> None:
+        """Moves the calling single-threaded process in; not into version 2 if it was cloned there (`unified`).
+
+        Version 1 gets the thread, not the process: moving a process takes a lock that all forks on the machine wait
+        for (cgroup_threadgroup_rwsem), and a child with one thread is wholly moved with that.
+        """
+        for mountpoint in dict.fromkeys(self.hierarchies.v1.values()):
+            files.write(mountpoint + self.path + "/tasks", "0")
+        if unified and self.unified:
+            files.write(self.unified + "/cgroup.procs", "0")
+
+    def clone_fd(self) -> int | None:
+        """A descriptor for CLONE_INTO_CGROUP (clone3(2)); the caller closes it. None without version 2."""
+        return self._open_unified("", os.O_PATH | os.O_DIRECTORY)
+
+    def populated_fd(self) -> int | None:
+        """cgroup.events, which is POLLPRI when "populated" or "frozen" changes; the caller closes it. None without."""
+        return self._open_unified("/cgroup.events", os.O_RDONLY)
+
+    def _open_unified(self, name: str, flags: int) -> int | None:
+        if not self.unified:
+            return None
+        try:
+            return os.open(self.unified + name, flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise OperationFailed.of("open", self.unified + name, error) from error
+
+    def pids(self) -> list[int]:
+        """The processes in the cgroup and below it."""
+        return processes.pids(self._tracking_v1() or self.unified)
+
+    def kill(self) -> None:
+        """SIGKILL to every process in the cgroup and below it; they may still be exiting on return."""
+        processes.kill(self.unified, self._tracking_v1(), self._freezer())
+
+    def wait_empty(self, timeout: float) -> bool:
+        """Sleeps until no process is left in the version 2 cgroup, or for `timeout` seconds. False: some are left.
+
+        Without version 2, which alone can notify, it only looks.
+        """
+        if not self.unified:
+            return not self.pids()
+        return processes.wait_for(self.unified, "populated", 0, timeout)
+
+    def freeze(self) -> None:
+        """Stops every process. ETIMEDOUT if one does not stop in 2 s; then all run again."""
+        if freezer := self._freezer():
+            processes.freeze_v1(freezer)
+        else:
+            processes.freeze_v2(self.unified)
+
+    def thaw(self) -> None:
+        """Lets frozen processes go on."""
+        if freezer := self._freezer():
+            processes.thaw_v1(freezer)
+        else:
+            processes.thaw_v2(self.unified)
+
+    def oom_kills(self) -> int:
+        """How many processes the kernel killed for the cgroup's memory limit; 0 where nobody counts or it is gone."""
+        if memory := self.hierarchies.v1.get("memory"):
+            return files.counter(memory + self.path + "/memory.oom_control", "oom_kill")
+        return files.counter(self.unified + "/memory.events", "oom_kill") if self.unified else 0
+
+    def remove(self) -> None:
+        """Removes the cgroup and those below it from all hierarchies; what is gone is fine, EBUSY is reported last."""
+        failures: list[OperationFailed] = []
+        for mountpoint in self.hierarchies.mountpoints():
+            try:
+                tree.remove(mountpoint + self.path)
+            except OperationFailed as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+
+    def remove_parents(self, made: list[str]) -> None:
+        """Removes those of the directories `create` made which nothing is left in; call it after `remove`."""
+        tree.remove_unused(made)
+
+    def _tracking_v1(self) -> str:
+        """A version 1 directory which every process of the cgroup is in, "" where version 2 has to tell."""
+        if self.hierarchies.pure_v2:
+            return ""
+        homes = self.hierarchies.v1
+        return next(homes[name] for name in ("freezer", "pids", "memory", *homes) if name in homes) + self.path
+
+    def _freezer(self) -> str:
+        freezer = self.hierarchies.v1.get("freezer")
+        return freezer + self.path if freezer else ""
+
+    def _plan(self, resources: Resources, *, fresh: bool) -> list[Group]:
+        def current(file: str) -> str:
+            return "max" if fresh else files.read(f"{self.unified}/{file}")
+
+        if self.hierarchies.pure_v2:
+            groups = v2.plan(resources, current)
+        else:
+            groups = v1.plan(resources)
+            needed = {group[0].controller for group in groups} - self.hierarchies.v1.keys()
+            if moved := (needed | ({"io"} if "blkio" in needed else set())) & self.hierarchies.unified_controllers:
+                gone = moved | ({"blkio"} if "io" in moved else set())
+                groups = [group for group in groups if group[0].controller not in gone]
+                groups += [group for group in v2.plan(resources, current) if group[0].controller in moved]
+        return [group for group in groups if self._possible(group)]
+
+    def _possible(self, group: Group) -> bool:
+        for write in group:
+            if write.controller and not self.hierarchies.home(write.controller):
+                if write.controller == "devices" and self.unified:
+                    return False  # `_filter_devices` does it
+                if not write.optional:
+                    raise NotSupported(
+                        "set", f"`{write.file}` to `{write.value}`", f"no {write.controller} cgroup controller"
+                    )
+                return False
+        return True
+
+    def _enable_controllers(self, plan: list[Group]) -> None:
+        if not self.unified:
+            return
+        if self.hierarchies.pure_v2:
+            wanted = self.hierarchies.unified_controllers & _DELEGATED
+        else:
+            wanted = self.hierarchies.unified_controllers.intersection(group[0].controller for group in plan)
+            wanted -= self.hierarchies.v1.keys()
+        if wanted:
+            tree.enable_controllers(self.hierarchies.unified, self.path, wanted)
+
+    def _apply(self, plan: list[Group]) -> None:
+        for group in plan:
+            try:
+                for write in group:
+                    self._write(write)
+            except OperationFailed as failure:
+                if failure.errno != errno.EINVAL or len(group) < 2:
+                    raise
+                for write in reversed(group):
+                    self._write(write)
+
+    def _write(self, write: Write) -> None:
+        directory = (self.hierarchies.home(write.controller) or self.hierarchies.unified) + self.path
+        try:
+            files.write(f"{directory}/{write.file}", write.value)
+        except OperationFailed as failure:
+            if failure.errno != errno.ENOENT or not os.path.isdir(directory):
+                raise
+            if write.fallback:
+                self._write(write.fallback)
+            elif not write.optional:
+                raise self._without_file(write, directory) from failure
+
+    def _without_file(self, write: Write, directory: str) -> NotSupported:
+        target = f"`{write.file}` to `{write.value}`"
+        if directory == self.unified and write.controller:
+            enabled = files.read(directory + "/cgroup.controllers").split()
+            if write.controller not in enabled:
+                return NotSupported("set", target, f"the {write.controller} controller is not enabled in `{directory}`")
+        return NotSupported("set", target, f"no such file in `{directory}`")
+
+    def _filter_devices(self, resources: Resources) -> None:
+        if not resources.devices or "devices" in self.hierarchies.v1:
+            return
+        fd = self._open_unified("", os.O_RDONLY | os.O_DIRECTORY)
+        if fd is None:
+            raise NotSupported("filter devices of", self.path, "no devices controller and no cgroup v2")
+        try:
+            devices_bpf.replace(fd, resources.devices)
+        finally:
+            os.close(fd)
+
+    def _refuse_too_low_memory(self, resources: Resources) -> None:
+        memory = resources.memory
+        if not (memory and memory.check_before_update and memory.limit and memory.limit > 0):
+            return
+        file = "memory.usage_in_bytes" if "memory" in self.hierarchies.v1 else "memory.current"
+        usage = int(files.read(f"{self.directory('memory')}/{file}"))
+        if usage > memory.limit:
+            target = f"of `{self.path}` to `{memory.limit}` below the `{usage}` in use"
+            raise OperationFailed("set memory limit", target, errno.EBUSY)

@@ -1,0 +1,46 @@
+"""Reading and writing the kernel's cgroup files, with errors that name the file and the value."""
+
+from __future__ import annotations
+
+import os
+
+from runtime.errors import OperationFailed
+
+_LONGEST = 1 << 20
+
+
+def read(path: str) -> str:
+    """The file's text without surrounding white space. Raises `OperationFailed`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, _LONGEST).decode().strip()
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise OperationFailed.of("read", path, error) from error
+
+
+def write(path: str, value: str) -> None:
+    """One write(2) of the value, as the kernel's parsers want it. Raises `OperationFailed`."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise OperationFailed.of("write", f"`{value}` to `{path}`", error) from error
+
+
+def counter(path: str, name: str) -> int:
+    """The number after `name` in a flat-keyed file such as memory.events; 0 where the file or the key is missing."""
+    try:
+        text = read(path)
+    except OperationFailed:
+        return 0
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0

@@ -1,0 +1,93 @@
+"""Which cgroup hierarchies this machine has mounted, and where."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from runtime.cgroups import files
+from runtime.cgroups.cgroup import Cgroup
+from runtime.errors import NotSupported, OperationFailed, SpecError
+
+_V1_CONTROLLERS = frozenset(
+    {
+        "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "net_cls", "net_prio",
+        "perf_event", "rdma", "misc", "name=systemd",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchies:
+    """Mount points by controller. Co-mounted controllers ("cpu,cpuacct") share one.
+
+    `unified` is the mount point of version 2, "" where there is none; `unified_controllers` are those it has to give.
+    Both versions at once are the hybrid: version 2 then tracks and kills processes, and version 1 limits them, except
+    for controllers which only version 2 has.
+    """
+
+    v1: Mapping[str, str]
+    unified: str
+    unified_controllers: frozenset[str]
+
+    @classmethod
+    def detect(cls, mountinfo_text: str | None = None, root: str = "") -> Hierarchies:
+        """Reads /proc/self/mountinfo (proc_pid_mountinfo(5)) or the text given; `root` is put before mount points.
+
+        Raises `NotSupported` where no hierarchy is mounted.
+        """
+        text = files.read("/proc/self/mountinfo") if mountinfo_text is None else mountinfo_text
+        v1: dict[str, str] = {}
+        unified = ""
+        for line in text.splitlines():
+            mount, _, filesystem = line.partition(" - ")
+            kind, _, options = filesystem.split(" ", 2)
+            if kind not in ("cgroup", "cgroup2"):
+                continue
+            mountpoint = root + _unescape(mount.split(" ")[4])
+            if kind == "cgroup2":
+                unified = unified or mountpoint
+            else:
+                for controller in _V1_CONTROLLERS.intersection(options.split(",")):
+                    v1.setdefault(controller, mountpoint)
+        if not v1 and not unified:
+            raise NotSupported("find", "cgroups", "no cgroup hierarchy is mounted")
+        return cls(MappingProxyType(v1), unified, _controllers(unified))
+
+    @property
+    def pure_v2(self) -> bool:
+        """Whether version 2 alone sets limits; a lone name=systemd of version 1 does not matter."""
+        return bool(self.unified) and all(controller.startswith("name=") for controller in self.v1)
+
+    def mountpoints(self) -> tuple[str, ...]:
+        """Every hierarchy's mount point, once each, the unified one last."""
+        return tuple(dict.fromkeys((*self.v1.values(), self.unified) if self.unified else self.v1.values()))
+
+    def home(self, controller: str) -> str:
+        """The mount point of the hierarchy the controller lives in, "" where the machine has it in none."""
+        if controller in self.v1:
+            return self.v1[controller]
+        return self.unified if controller in self.unified_controllers else ""
+
+    def cgroup(self, path: str) -> Cgroup:
+        """The cgroup at that path of every hierarchy, relative to their mount points. Raises `SpecError`; no I/O."""
+        parts = [part for part in path.split("/") if part and part != "."]
+        if not parts or ".." in parts:
+            raise SpecError("linux.cgroupsPath", f"expected a path below the root, got {path!r}")
+        return Cgroup(self, "/" + "/".join(parts))
+
+
+def _controllers(unified: str) -> frozenset[str]:
+    if not unified:
+        return frozenset()
+    try:
+        return frozenset(files.read(os.path.join(unified, "cgroup.controllers")).split())
+    except OperationFailed:
+        return frozenset()
+
+
+def _unescape(path: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)

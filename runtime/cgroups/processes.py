@@ -1,0 +1,117 @@
+"""The processes of a cgroup and of all cgroups below it: listing, freezing, killing, waiting until they are gone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+from runtime.cgroups import files, tree
+from runtime.errors import OperationFailed
+
+_FREEZE_TIMEOUT = 2.0  # seconds; a task in uninterruptible sleep never freezes
+
+
+def pids(directory: str) -> list[int]:
+    """Process ids, as this PID namespace numbers them (0 for those it cannot see is left out)."""
+    found: set[int] = set()
+    for each in tree.descendants(directory):
+        with contextlib.suppress(OperationFailed):  # removed meanwhile
+            found.update(map(int, files.read(each + "/cgroup.procs").split()))
+    return sorted(found - {0})
+
+
+def populated(unified: str) -> bool:
+    """Whether a version 2 cgroup or one below it has a process. A directory that is gone has none."""
+    return files.counter(unified + "/cgroup.events", "populated") == 1
+
+
+def kill(unified: str, v1: str, freezer: str) -> None:
+    """Sends SIGKILL to every process; they may still be exiting on return. "" for directories there are none of.
+
+    One write where the kernel has cgroup.kill (5.14) and the processes are in the version 2 hierarchy. Else all are
+    frozen, so that none forks away, signalled, and thawed to die.
+    """
+    if unified and populated(unified):
+        try:
+            files.write(unified + "/cgroup.kill", "1")
+        except OperationFailed:
+            _kill_frozen(lambda: pids(unified), lambda: freeze_v2(unified), lambda: thaw_v2(unified))
+    elif v1:
+        _kill_frozen(lambda: pids(v1), lambda: freeze_v1(freezer), lambda: thaw_v1(freezer))
+
+
+def _kill_frozen(listed: Callable[[], list[int]], freeze: Callable[[], None], thaw: Callable[[], None]) -> None:
+    if not listed():
+        return
+    # A task that sleeps uninterruptibly keeps the others from counting as frozen; they are signalled all the same.
+    with contextlib.suppress(OperationFailed):
+        freeze()
+    try:
+        signalled: set[int] = set()
+        while new := set(listed()) - signalled:
+            for pid in new:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            signalled |= new
+    finally:
+        with contextlib.suppress(OperationFailed):
+            thaw()
+
+
+def freeze_v1(freezer: str) -> None:
+    """Stops all tasks by the version 1 freezer. Raises `OperationFailed`; ETIMEDOUT after 2 s, thawed again."""
+    deadline = time.monotonic() + _FREEZE_TIMEOUT
+    pause = 0.0005
+    files.write(freezer + "/freezer.state", "FROZEN")
+    # The version 1 freezer has no notification, and reading its state is what makes it advance.
+    while files.read(freezer + "/freezer.state") != "FROZEN":
+        if time.monotonic() > deadline:
+            thaw_v1(freezer)
+            raise OperationFailed("freeze", freezer, errno.ETIMEDOUT)
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+def thaw_v1(freezer: str) -> None:
+    """Lets the tasks go on."""
+    files.write(freezer + "/freezer.state", "THAWED")
+
+
+def freeze_v2(unified: str) -> None:
+    """Stops all processes by cgroup.freeze. Raises `OperationFailed`; ETIMEDOUT after 2 s, thawed again."""
+    files.write(unified + "/cgroup.freeze", "1")
+    if not wait_for(unified, "frozen", 1, _FREEZE_TIMEOUT):
+        thaw_v2(unified)
+        raise OperationFailed("freeze", unified, errno.ETIMEDOUT)
+
+
+def thaw_v2(unified: str) -> None:
+    """Lets the processes go on."""
+    files.write(unified + "/cgroup.freeze", "0")
+
+
+def wait_for(unified: str, event: str, value: int, timeout: float) -> bool:
+    """Sleeps until cgroup.events shows that value or `timeout` seconds passed; the kernel notifies, nothing polls."""
+    deadline = time.monotonic() + timeout
+    try:
+        fd = os.open(unified + "/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OperationFailed.of("open", unified + "/cgroup.events", error) from error
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLPRI)
+        while f"{event} {value}\n" not in os.pread(fd, 4096, 0).decode():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            poll.poll(left * 1000)
+        return True
+    except OSError as error:
+        raise OperationFailed.of("read", unified + "/cgroup.events", error) from error
+    finally:
+        os.close(fd)
