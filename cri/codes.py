@@ -16,6 +16,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     pods.errors.FailedPrecondition: StatusCode.FAILED_PRECONDITION,
     pods.errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     pods.errors.Unavailable: StatusCode.UNAVAILABLE,
+    pods.errors.Unimplemented: StatusCode.UNIMPLEMENTED,
     pods.errors.PodError: StatusCode.INTERNAL,
     image.errors.InvalidReference: StatusCode.INVALID_ARGUMENT,
     image.errors.InvalidConfiguration: StatusCode.FAILED_PRECONDITION,

@@ -57,8 +57,9 @@ class Configuration:
 
     def to_toml(self) -> str:
         """The configuration as a file that could be read back; a comment tells where each value is from."""
-        lines = (f"{key} = {_literal(value)}  # {self.sources.get(key, 'default')}" for key, value in self.values().items())
-        return "\n".join(lines) + "\n"
+        return "".join(
+            f"{key} = {_literal(value)}  # {self.sources.get(key, 'default')}\n" for key, value in self.values().items()
+        )
 
 
 def load(flags: Mapping[str, object] | None = None, path: Path | None = None) -> Configuration:

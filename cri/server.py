@@ -25,6 +25,7 @@ from cri.services.images import Images
 from cri.services.sandboxes import Sandboxes
 from cri.services.status import Status
 from cri.v1 import api_pb2
+from pods.errors import Unimplemented
 
 if TYPE_CHECKING:
     from cri.config import Configuration
@@ -75,20 +76,20 @@ def _handler(method: Any, call: Any) -> grpc.RpcMethodHandler[Any, Any]:
     return grpc.unary_unary_rpc_method_handler(answer, request.FromString, response.SerializeToString)
 
 
-class _Unimplemented(Exception):
-    """The call is in CRI v1 and not in this server."""
+class _Missing(Unimplemented):
+    """The call is in CRI v1 and not in this server. kubelet asks for some again and again."""
 
 
 def _missing(name: str) -> Unary:
     async def missing(_: Any) -> NoReturn:
-        raise _Unimplemented(f"{name}: not implemented by crisp yet")
+        raise _Missing(f"{name}: not implemented by crisp yet")
 
     return missing
 
 
 def _missing_stream(name: str) -> Stream:
     async def missing(_: Any) -> AsyncIterator[Any]:
-        raise _Unimplemented(f"{name}: not implemented by crisp yet")
+        raise _Missing(f"{name}: not implemented by crisp yet")
         yield
 
     return missing
@@ -129,14 +130,14 @@ def _streaming(name: str, call: Stream) -> Callable[[Any, Context[Any, Any]], As
 
 
 async def _refuse(name: str, error: Exception, context: Context[Any, Any], started: float) -> NoReturn:
-    code = StatusCode.UNIMPLEMENTED if isinstance(error, _Unimplemented) else code_of(error)
+    code = code_of(error)
     text = str(error) or type(error).__name__
     fields = {"call": name, "code": (code or StatusCode.INTERNAL).name, "error": text, "ms": _since(started)}
     if code is None:
         _log.error("call failed unexpectedly", extra=fields, exc_info=error)
         text = f"{name}: {type(error).__name__}: {text}"
     else:
-        _log.log(logging.DEBUG if code is StatusCode.UNIMPLEMENTED else logging.INFO, "call refused", extra=fields)
+        _log.log(logging.DEBUG if isinstance(error, _Missing) else logging.INFO, "call refused", extra=fields)
     await context.abort(code or StatusCode.INTERNAL, text[:_MAX_DETAILS])
 
 

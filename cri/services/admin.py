@@ -39,7 +39,8 @@ class Admin:
 
         async def pull() -> Image:
             try:
-                return await self._images.pull(name, login, events.put_nowait)
+                image: Image = await self._images.pull(name, login, events.put_nowait)
+                return image
             finally:
                 events.put_nowait(None)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from typing import TYPE_CHECKING
 
 from cri.services.verbose import info
 from cri.v1 import api_pb2
+from cri.version import crisp_version
 
 if TYPE_CHECKING:
     from cri.config import Configuration
@@ -19,14 +19,6 @@ _KUBELET_API = "0.1.0"  # kubelet's own version of the call, the same since 2016
 _log = logging.getLogger(__name__)
 
 
-def runtime_version() -> str:
-    """The version of the installed distribution; in the form of one when crisp runs from a bare checkout."""
-    try:
-        return importlib.metadata.version("crisp-cri")
-    except importlib.metadata.PackageNotFoundError:
-        return "0.0.0+checkout"
-
-
 class Status:
     """The calls about the runtime itself."""
 
@@ -34,7 +26,7 @@ class Status:
         self._node = node
         self._configuration = configuration
         self._version = api_pb2.VersionResponse(
-            version=_KUBELET_API, runtime_name="crisp", runtime_version=runtime_version(), runtime_api_version="v1"
+            version=_KUBELET_API, runtime_name="crisp", runtime_version=crisp_version(), runtime_api_version="v1"
         )
 
     async def Version(self, request: api_pb2.VersionRequest) -> api_pb2.VersionResponse:

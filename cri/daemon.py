@@ -1,0 +1,180 @@
+"""crispd: reads its configuration, keeps its directories to itself, opens the node, serves CRI until told to stop.
+
+Containers belong to their shims; whether and how the daemon ends does not touch them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cri import logfmt
+from cri.config import CGROUP_DRIVERS, LOG_LEVELS, Configuration, load
+from cri.errors import ConfigurationError, DaemonError, StartupError
+from cri.notify import Notifier
+
+if TYPE_CHECKING:
+    from pods.node import Node, NodeSettings
+
+_ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them by path (CVE-2021-41103)
+_STATE_MODE = 0o711
+_GRACE_SECONDS = 5.0  # for calls in flight when the daemon stops
+
+_log = logging.getLogger("cri.daemon")  # also when this module is __main__
+
+Reload = Callable[[], Configuration]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: returns its exit status, 0 after a stop by SIGTERM or SIGINT, 1 with a line on stderr otherwise."""
+    options = vars(_parser().parse_args(arguments))
+    path: Path | None = options.pop("config")
+
+    def reload() -> Configuration:
+        return load(options, path)
+
+    try:
+        run(reload(), reload)
+    except DaemonError as error:
+        print(f"crispd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(configuration: Configuration, reload: Reload) -> None:
+    """Serve until a signal stops it. Raises StartupError."""
+    if os.geteuid() != 0:
+        raise StartupError("start: crispd must run as root (try sudo crispd)")
+    logfmt.start(LOG_LEVELS[configuration.log_level])
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core would write lines of its own form to stderr
+    # Not earlier: gRPC, images' HTTP client and the node take ten times as long to import as the above.
+    from cri.codes import code_of
+    from cri.premises import occupied, raise_descriptor_limit
+    from pods.node import Node
+
+    raise_descriptor_limit()
+    with occupied(configuration.state, _STATE_MODE), occupied(configuration.root, _ROOT_MODE):
+        try:
+            asyncio.run(serve(configuration, Node.open, reload))
+        except Exception as error:
+            if code_of(error) is None:
+                raise
+            raise StartupError(f"open the node: {error}") from error
+
+
+async def serve(
+    configuration: Configuration,
+    open_node: Callable[[NodeSettings], Awaitable[Node]],
+    reload: Reload,
+    notifier: Notifier | None = None,
+) -> None:
+    """Open the node, serve it on the configured socket, stop on SIGTERM or SIGINT, reload on SIGHUP."""
+    from cri.premises import bound
+    from cri.server import create_server
+
+    notifier = notifier or Notifier()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as undo:
+        node = await open_node(settings(configuration))
+        undo.push_async_callback(node.close)
+        server = create_server(node, configuration)
+        undo.enter_context(bound(server, configuration.socket))
+        await server.start()
+        undo.push_async_callback(server.stop, _GRACE_SECONDS)
+        loop.add_signal_handler(signal.SIGHUP, _reload, configuration, reload, notifier)
+        keeping_alive = loop.create_task(notifier.keep_alive())
+        undo.callback(keeping_alive.cancel)
+        # What is alive now (descriptors of messages, modules) stays: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        notifier.ready()
+        _log.info("serving", extra={"listen": configuration.listen, "root": configuration.root})
+        await stop.wait()
+        notifier.stopping()
+        _log.info("stopping; containers keep running")
+
+
+def settings(configuration: Configuration) -> NodeSettings:
+    """The part of the configuration that the node acts on."""
+    from pods.node import NodeSettings
+
+    return NodeSettings(
+        root=configuration.root,
+        state=configuration.state,
+        cni_conf_dir=configuration.cni_conf_dir,
+        cni_bin_dirs=configuration.cni_bin_dirs,
+        registries_conf=configuration.registries_conf,
+        cgroup_driver=configuration.cgroup_driver,
+        pause_image=configuration.pause_image,
+        trace_start=configuration.trace_start,
+    )
+
+
+def _reload(configuration: Configuration, reload: Reload, notifier: Notifier) -> None:
+    """Put in force what can change while serving: the log level."""
+    notifier.reloading()
+    try:
+        wanted = reload()
+    except ConfigurationError as error:
+        _log.error("configuration not reloaded", extra={"error": error})
+    else:
+        logfmt.start(LOG_LEVELS[wanted.log_level])
+        pending = [key for key in changed(configuration.values(), wanted.values()) if key != "log_level"]
+        if pending:
+            _log.warning("configuration changes wait for a restart", extra={"keys": ",".join(pending)})
+        _log.info("configuration reloaded", extra={"log_level": wanted.log_level})
+    notifier.ready()
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ."""
+    return [key for key in old if old[key] != new[key]]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="crispd", description="Kubernetes container runtime: serves CRI v1 on a unix socket."
+    )
+    flag = parser.add_argument
+    flag("--config", type=Path, metavar="FILE", help="configuration, and FILE.d/*.toml (default: /etc/crisp/crisp.toml)")
+    flag("--listen", metavar="ADDRESS", help="socket of CRI (default: unix:///run/crisp/crisp.sock)")
+    flag("--root", metavar="DIR", help="data that outlives a reboot (default: /var/lib/crisp)")
+    flag("--state", metavar="DIR", help="state that does not (default: /run/crisp)")
+    flag("--cni-conf-dir", metavar="DIR", help="CNI configurations (default: /etc/cni/net.d)")
+    flag("--cni-bin-dir", dest="cni_bin_dirs", action="append", metavar="DIR", help="CNI plugins; may be repeated")
+    flag("--registries-conf", metavar="FILE", help="containers-registries.conf(5)")
+    flag("--cgroup-driver", choices=CGROUP_DRIVERS)
+    flag("--log-level", choices=tuple(LOG_LEVELS))
+    flag("--stream-addr", metavar="HOST:PORT", help="address of the streaming server")
+    flag("--pause-image", metavar="NAME", help="image reported as pinned; pods need none")
+    flag("--trace-start", action="store_const", const=True, help="log each step of a start and its duration")
+    flag("--version", action=_PrintVersion)
+    return parser
+
+
+class _PrintVersion(argparse.Action):
+    """Prints the version and exits; the metadata is read only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from cri.version import crisp_version
+
+        parser.exit(message=f"crispd {crisp_version()}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
