@@ -1,0 +1,143 @@
+"""`python -m tests.bench`: crisp and the other runtimes of this machine, interleaved, under the same client."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from tests import box
+from tests.bench import layouts, report
+from tests.bench.peers import PEERS, Peer, PeerFailed
+from tests.bench.phases import PHASES, Contender, idle_processors, warm_up
+from tests.bench.workload import Client
+
+RESULTS = Path(__file__).parents[2] / "bench-results"
+CGROUPS = Path("/sys/fs/cgroup")
+DIRECTORY = "CRISP_BENCH_DIRECTORY"  # set inside the box
+NOISY = 0.3  # processors busy without us
+
+# What the runtimes keep under /run (shims' sockets, locks, namespaces) is then this run's alone.
+PRIVATE_RUN = "mount -t tmpfs -o mode=755 run /run && mkdir /run/netns && mount --make-shared /run\n"
+
+
+def main() -> int:
+    """Measure, report, and leave nothing: exit status 0, or 1 if a runtime failed."""
+    arguments = _parser().parse_args()
+    console = Console()
+    if os.geteuid() != 0:
+        console.print("bench: containers take root: run as root", style="red")
+        return 1
+    if DIRECTORY not in os.environ:
+        return _in_a_box(sys.argv[1:])
+    try:
+        asyncio.run(_measure(arguments, Path(os.environ[DIRECTORY]), console))
+    except PeerFailed as error:
+        console.print(f"bench: {error}", style="red", highlight=False, markup=False)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--pods", type=int, default=15, metavar="N", help="pods of a round (15)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds, the runtimes taking turns (3)")
+    names = [peer.name for peer in PEERS]
+    parser.add_argument("--only", action="append", choices=names, help="leave the other runtimes out; may be repeated")
+    parser.add_argument("--trace", action="store_true", help="also print where crispd spends a pod's start")
+    return parser
+
+
+def _in_a_box(arguments: list[str]) -> int:
+    """Run this command line again in namespaces of its own; mounts, links, rules and processes go with them."""
+    directory = Path(tempfile.mkdtemp(prefix="b", dir="/tmp"))
+    script = box.INIT.replace("set +e", PRIVATE_RUN + "set +e", 1)
+    command = ["unshare", *box.NAMESPACES, "sh", "-c", script, "box", sys.executable, "-m", "tests.bench", *arguments]
+    try:
+        return subprocess.run(command, env=os.environ | {DIRECTORY: str(directory)}).returncode
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        # Out here none of the box's mounts lie below it.
+        shutil.rmtree(directory)
+        _remove_cgroups(directory.name)
+
+
+def _remove_cgroups(name: str) -> None:
+    for top in (CGROUPS / name, *CGROUPS.glob(f"*/{name}")):
+        for directory, _, _ in os.walk(top, topdown=False):
+            os.rmdir(directory)
+
+
+async def _measure(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
+    versions = {peer: version for peer in PEERS if (version := peer.version()) is not None}
+    chosen = [peer for peer in versions if not arguments.only or peer.name in arguments.only]
+    if not chosen:
+        raise PeerFailed("measure: none of the runtimes asked for is installed")
+    with ExitStack() as undo:
+        peers = [peer(directory / peer.name, 100 + number) for number, peer in enumerate(chosen)]
+        _start(peers, directory, undo)
+        contenders, noise = await _contend(peers, arguments.pods, arguments.rounds, console)
+    samples = {one.peer.name: dict(one.samples) for one in contenders}
+    report.print_table(samples, {peer.name: versions[peer] for peer in chosen}, console)
+    if noise > NOISY:
+        console.print(f"{noise:.1f} processors were busy with something else: compare with care", style="yellow")
+    RESULTS.mkdir(exist_ok=True)
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kernel": platform.release(),
+        "processors": os.cpu_count(),
+        "busy_processors": round(noise, 3),
+        "pods": arguments.pods,
+        "rounds": arguments.rounds,
+        "versions": {peer.name: versions[peer] for peer in chosen},
+    }
+    report.write_json(RESULTS / "bench.json", samples, about)
+    report.draw_plot(RESULTS / "bench.png", samples)
+    console.print(f"written: {RESULTS}/bench.json, bench.png", highlight=False)
+
+
+def _start(peers: list[Peer], directory: Path, undo: ExitStack) -> None:
+    busybox, pause = layouts.busybox_tar(directory), layouts.pause_tar(directory)
+    for peer in peers:
+        peer.start(undo)
+        peer.load(busybox, pause)
+
+
+async def _contend(
+    peers: list[Peer], pods: int, rounds: int, console: Console
+) -> tuple[list[Contender], float]:
+    """Every phase for every runtime, before the next phase; and the median of the machine's other load."""
+    idle = []
+    async with AsyncExitStack() as undo:
+        contenders = []
+        for peer in peers:
+            client = Client(peer.address, peer.directory / "logs", f"/{peer.directory.parent.name}/{peer.name}")
+            undo.push_async_callback(client.close)
+            contenders.append(Contender(peer, client))
+        for one in contenders:
+            await warm_up(one)
+        for number in range(rounds):
+            idle.append(await idle_processors())
+            # Whoever comes first in one round comes last in the next.
+            turns = contenders[number % len(contenders) :] + contenders[: number % len(contenders)]
+            for phase in PHASES:
+                console.print(f"round {number + 1}/{rounds}: {phase.__name__.replace('_', ' ')}", style="dim")
+                for one in turns:
+                    one.idle = idle[-1]
+                    await phase(one, pods)
+    return contenders, sorted(idle)[len(idle) // 2]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

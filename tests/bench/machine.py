@@ -1,0 +1,65 @@
+"""What /proc tells of the machine's processor time and of its processes' memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+PROC = Path("/proc")
+_TICKS = os.sysconf("SC_CLK_TCK")
+_IDLE, _IOWAIT = 3, 4  # columns of /proc/stat's cpu line
+
+
+def busy_seconds() -> float:
+    """Processor seconds that the whole machine has worked since it booted."""
+    columns = [int(column) for column in (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(columns) - columns[_IDLE] - columns[_IOWAIT]) / _TICKS
+
+
+def processes() -> set[int]:
+    """Every process of this PID namespace."""
+    return {int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()}
+
+
+def memory_bytes(pids: Iterable[int]) -> int:
+    """PSS and page tables of the processes together; those that have ended count nothing."""
+    return sum(_memory(pid) for pid in pids)
+
+
+def _memory(pid: int) -> int:
+    try:
+        rollup = (PROC / str(pid) / "smaps_rollup").read_text()
+        status = (PROC / str(pid) / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 1024 * (_field(rollup, "Pss:") + _field(status, "VmPTE:"))
+
+
+def _field(text: str, name: str) -> int:
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(name)), 0)
+
+
+def command_name(pid: int) -> str:
+    """The first word of a process's command line without its directory; "" if it has ended."""
+    try:
+        words = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return os.path.basename(words[0].decode(errors="replace"))
+
+
+def descendants(root: int) -> set[int]:
+    """A process and all that descend from it."""
+    parents = {pid: _parent(pid) for pid in processes()}
+    family = {root}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0

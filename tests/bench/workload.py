@@ -1,0 +1,112 @@
+"""What is asked of every runtime alike: pods of one container, commands in them, and their removal, each call timed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc.aio
+
+from cri.v1 import api_pb2, api_pb2_grpc
+from tests.bench.layouts import BUSYBOX
+
+Item = TypeVar("Item")
+
+_CALL_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod and its only container."""
+
+    id: str
+    container_id: str
+
+
+class Client:
+    """Calls on one runtime. Times are in milliseconds, by the name of the call."""
+
+    def __init__(self, address: str, logs: Path, cgroup_parent: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=(("grpc.default_authority", "localhost"),))
+        self._runtime: Any = api_pb2_grpc.RuntimeServiceStub(self._channel)
+        self._logs = logs
+        self._cgroup_parent = cgroup_parent
+        self._numbers = itertools.count()
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def version(self) -> dict[str, float]:
+        """The smallest call there is: what the client, gRPC and the daemon's server cost by themselves."""
+        _, taken = await self._timed("Version", api_pb2.VersionRequest())
+        return {"Version": taken}
+
+    async def run_pod(self) -> tuple[Pod, dict[str, float]]:
+        """A new pod whose container sleeps."""
+        name = f"bench-{next(self._numbers)}"
+        logs = self._logs / name
+        logs.mkdir(parents=True)
+        config = api_pb2.PodSandboxConfig(
+            metadata=api_pb2.PodSandboxMetadata(name=name, uid=str(uuid.uuid4()), namespace="bench"),
+            hostname=name,
+            log_directory=str(logs),
+            linux=api_pb2.LinuxPodSandboxConfig(cgroup_parent=self._cgroup_parent),
+        )
+        pod, sandbox_ms = await self._timed("RunPodSandbox", api_pb2.RunPodSandboxRequest(config=config))
+        request = api_pb2.CreateContainerRequest(
+            pod_sandbox_id=pod.pod_sandbox_id, config=_container(), sandbox_config=config
+        )
+        container, create_ms = await self._timed("CreateContainer", request)
+        start = api_pb2.StartContainerRequest(container_id=container.container_id)
+        _, start_ms = await self._timed("StartContainer", start)
+        times = {"RunPodSandbox": sandbox_ms, "CreateContainer": create_ms, "StartContainer": start_ms}
+        return Pod(pod.pod_sandbox_id, container.container_id), times | {"pod start": sum(times.values())}
+
+    async def remove_pod(self, pod: Pod) -> dict[str, float]:
+        """End a pod with its container, as kubelet's garbage collection would."""
+        _, stop_ms = await self._timed("StopPodSandbox", api_pb2.StopPodSandboxRequest(pod_sandbox_id=pod.id))
+        _, remove_ms = await self._timed("RemovePodSandbox", api_pb2.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
+        return {"StopPodSandbox": stop_ms, "RemovePodSandbox": remove_ms, "pod end": stop_ms + remove_ms}
+
+    async def execute(self, pod: Pod) -> dict[str, float]:
+        """`true` by ExecSync."""
+        request = api_pb2.ExecSyncRequest(container_id=pod.container_id, cmd=["true"], timeout=30)
+        reply, taken = await self._timed("ExecSync", request)
+        if reply.exit_code != 0:
+            raise RuntimeError(f"exec true: exit code {reply.exit_code}: {reply.stderr!r}")
+        return {"ExecSync": taken}
+
+    async def _timed(self, method: str, request: Any) -> tuple[Any, float]:
+        before = time.perf_counter()
+        reply = await getattr(self._runtime, method)(request, timeout=_CALL_SECONDS)
+        return reply, (time.perf_counter() - before) * 1000
+
+
+async def at_a_time(width: int, items: Iterable[Item], act: Callable[[Item], Awaitable[None]]) -> None:
+    """Act on every item, on `width` of them at any moment."""
+    left = iter(items)
+
+    async def work() -> None:
+        for item in left:
+            await act(item)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(width):
+            group.create_task(work())
+
+
+def _container() -> api_pb2.ContainerConfig:
+    resources = api_pb2.LinuxContainerResources(cpu_shares=102, memory_limit_in_bytes=64 << 20)
+    return api_pb2.ContainerConfig(
+        metadata=api_pb2.ContainerMetadata(name="main"),
+        image=api_pb2.ImageSpec(image=BUSYBOX),
+        command=["sleep", "86400"],
+        log_path="main.log",
+        linux=api_pb2.LinuxContainerConfig(resources=resources),
+    )
