@@ -7,14 +7,18 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from subprocess import PIPE
+from typing import IO
 
 from network.errors import PluginFailed, PluginNotFound
 from network.result import parse_error
 
 MAX_OUTPUT = 1 << 20  # bytes of stdout; a result is a few KiB
 _KEPT_STDERR = 4096  # bytes, the last ones: enough to say why a plugin crashed
+_CHUNK = 65536  # bytes; what a pipe holds
 _DRAIN_SECONDS = 0.5  # for a descendant of an exited plugin that holds its stdout open
 
 _log = logging.getLogger(__name__)
@@ -37,78 +41,123 @@ async def run_plugin(binary: Path, environment: Mapping[str, str], stdin: bytes,
     When it ends early, cancellation included, the plugin and what it started are killed and the plugin is reaped.
     """
     command = environment["CNI_COMMAND"]
-    loop = asyncio.get_running_loop()
     try:
-        transport, child = await loop.subprocess_exec(
-            _Child, str(binary), env=dict(environment), cwd="/", start_new_session=True
-        )
+        child = _Child(binary, environment, stdin)
     except OSError as error:
         raise PluginFailed(binary.name, command, 0, f"cannot be started: {error.strerror}") from None
     try:
         async with asyncio.timeout(seconds):
-            child.feed(stdin)
             await child.exited.wait()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(child.printed.wait(), _DRAIN_SECONDS)
     except TimeoutError:
         raise PluginFailed(binary.name, command, 0, f"no answer within {seconds:g} s") from None
     finally:
-        await _end(transport, child)
+        await child.end()
     if child.overflowed:
         raise PluginFailed(binary.name, command, 0, f"printed more than {MAX_OUTPUT} bytes")
-    _judge(binary.name, command, transport.get_returncode() or 0, bytes(child.stdout), bytes(child.stderr))
+    _judge(binary.name, command, child.status, bytes(child.stdout), bytes(child.stderr))
     return bytes(child.stdout)
 
 
-class _Child(asyncio.SubprocessProtocol):
-    """Gathers what a plugin prints, and tells when it has exited and when its stdout has ended."""
+class _Child:
+    """A running plugin on the asyncio loop: fed, listened to, and reaped when its pidfd says so.
 
-    def __init__(self) -> None:
+    asyncio's own subprocesses take a thread each to be waited for (Python 3.11), and never return when they are
+    cancelled while their pipes are being connected. Here nothing is awaited between the fork and the wait for the
+    exit, and the pid cannot be another process's when it is killed, since only the loop reaps. Raises OSError.
+    """
+
+    def __init__(self, binary: Path, environment: Mapping[str, str], stdin: bytes) -> None:
         self.stdout = bytearray()
         self.stderr = bytearray()
         self.overflowed = False
         self.exited = asyncio.Event()
         self.printed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._unfed = memoryview(stdin)
+        self._process = subprocess.Popen(
+            [binary], stdin=PIPE, stdout=PIPE, stderr=PIPE, bufsize=0, env=environment, cwd="/", start_new_session=True
+        )
+        try:
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except OSError:
+            self._process.kill()
+            self._process.communicate()
+            raise
+        self._loop.add_reader(self._pidfd, self._reap)
+        for pipe, watch, callback in (
+            (self._process.stdout, self._loop.add_reader, self._hear_stdout),
+            (self._process.stderr, self._loop.add_reader, self._hear_stderr),
+            (self._process.stdin, self._loop.add_writer, self._feed),
+        ):
+            watch(_open(pipe), callback)
+        os.set_blocking(_open(self._process.stdin).fileno(), False)
+        self._feed()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self._transport = transport
+    @property
+    def status(self) -> int:
+        """The exit status, negative for the number of a signal. To be read after `exited`."""
+        return self._process.returncode
 
-    def feed(self, stdin: bytes) -> None:
-        pipe = self._transport.get_pipe_transport(0)
-        assert isinstance(pipe, asyncio.WriteTransport)
-        pipe.write(stdin)
-        pipe.close()
+    async def end(self) -> None:
+        """Kill the plugin and its process group unless it has exited, and let go of every descriptor."""
+        self._kill()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            self._close(pipe)
+        await self.exited.wait()
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if fd == 2:
-            self.stderr += data
-            del self.stderr[:-_KEPT_STDERR]
+    def _kill(self) -> None:
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._process.wait()
+        self.exited.set()
+
+    def _feed(self) -> None:
+        pipe = _open(self._process.stdin)
+        try:
+            self._unfed = self._unfed[pipe.write(self._unfed) or 0 :]
+        except BrokenPipeError:  # it need not read
+            self._unfed = memoryview(b"")
+        if not self._unfed:
+            self._close(pipe)
+
+    def _hear_stdout(self) -> None:
+        data = _read(self._process.stdout)
+        if not data:
+            self._close(self._process.stdout)
+            self.printed.set()
         elif len(self.stdout) + len(data) <= MAX_OUTPUT:
             self.stdout += data
         else:
             self.overflowed = True
-            kill_group(self._transport.get_pid())
+            self._kill()
 
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        if fd == 1:
-            self.printed.set()
+    def _hear_stderr(self) -> None:
+        data = _read(self._process.stderr)
+        if not data:
+            self._close(self._process.stderr)
+        self.stderr += data
+        del self.stderr[:-_KEPT_STDERR]
 
-    def process_exited(self) -> None:
-        self.exited.set()
+    def _close(self, pipe: IO[bytes] | None) -> None:
+        if pipe is not None and not pipe.closed:
+            self._loop.remove_reader(pipe)
+            self._loop.remove_writer(pipe)
+            pipe.close()
 
 
-def kill_group(pid: int) -> None:
-    """Kill the plugin and what it started. Its pid is its process group, and is held until it has been reaped."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+def _open(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None, "Popen was asked for it"
+    return pipe
 
 
-async def _end(transport: asyncio.SubprocessTransport, child: _Child) -> None:
-    if not child.exited.is_set():
-        kill_group(transport.get_pid())
-        await child.exited.wait()
-    transport.close()
+def _read(pipe: IO[bytes] | None) -> bytes:
+    return os.read(_open(pipe).fileno(), _CHUNK)
 
 
 def _judge(plugin: str, command: str, status: int, stdout: bytes, stderr: bytes) -> None:
