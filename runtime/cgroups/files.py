@@ -6,7 +6,7 @@ import os
 
 from runtime.errors import OperationFailed
 
-_LONGEST = 1 << 20
+_PAGE = 4096
 
 
 def read(path: str) -> str:
@@ -14,11 +14,15 @@ def read(path: str) -> str:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return os.read(fd, _LONGEST).decode().strip()
+            # One read(2) gives a page at most, whatever room it has: a long list comes in several.
+            text = b""
+            while chunk := os.read(fd, _PAGE):
+                text += chunk
         finally:
             os.close(fd)
     except OSError as error:
         raise OperationFailed.of("read", path, error) from error
+    return text.decode().strip()
 
 
 def write(path: str, value: str) -> None:

@@ -1,0 +1,152 @@
+"""Capability sets of the calling process (capabilities(7)): the steps between root and the container's user.
+
+The order is `drop_bounding`, `set_keepcaps`, the change of user, `apply`. Names the kernel does not know are passed
+over, so that a profile written for a newer kernel works; `unknown` tells them to those who want to warn.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Iterable, Iterator
+
+from runtime.errors import OperationFailed
+from runtime.spec import Capabilities
+from runtime.syscalls import libc
+
+# linux/capability.h; the position is the number.
+NAMES = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID",
+    "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN",
+    "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+)  # fmt: skip
+_NUMBERS = {name: number for number, name in enumerate(NAMES)}
+_MOST = 64  # capabilities the kernel's two 32-bit words could hold
+
+_VERSION_3 = 0x20080522
+_PR_SET_KEEPCAPS = 8
+_PR_CAPBSET_READ = 23
+_PR_CAPBSET_DROP = 24
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _Data(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
+
+
+_Words = _Data * 2
+
+
+def unknown(names: Iterable[str]) -> list[str]:
+    """Those of the names that no kernel known to this module has."""
+    return [name for name in names if name not in _NUMBERS]
+
+
+def available() -> frozenset[str]:
+    """What the calling process could give: the capabilities both permitted to it and in its bounding set."""
+    permitted = _current()[1]
+    return frozenset(NAMES[number] for number in _bounding() if number < len(NAMES) and permitted >> number & 1)
+
+
+def drop_bounding(keep: Iterable[str]) -> None:
+    """Drops all but the named from the bounding set; a name that is not in it any more does not come back.
+
+    Needs CAP_SETPCAP. Raises `OperationFailed` naming the capability.
+    """
+    kept = _mask(keep)
+    for number in _bounding():
+        if not kept >> number & 1 and _prctl(_PR_CAPBSET_DROP, number) < 0:
+            raise OperationFailed("drop", f"`{_name(number)}` from the bounding set", ctypes.get_errno())
+
+
+def set_keepcaps() -> None:
+    """Lets the permitted set survive a change from root to another user (PR_SET_KEEPCAPS)."""
+    if _prctl(_PR_SET_KEEPCAPS, 1) < 0:
+        raise OperationFailed("set", "PR_SET_KEEPCAPS", ctypes.get_errno())
+
+
+def apply(capabilities: Capabilities) -> None:
+    """Sets the effective, permitted, inheritable and ambient sets, after the change of user.
+
+    Raises `OperationFailed` naming a capability which the caller has not got and so cannot give.
+    """
+    has = _current()[1]
+    permitted = _mask(capabilities.permitted) & _known()
+    for number in _bits(permitted & ~has):
+        raise OperationFailed("add", f"`{_name(number)}` to the permitted set", errno.EPERM)
+    effective = _mask(capabilities.effective) & _known()
+    inheritable = _mask(capabilities.inheritable) & _known()
+    for number in _bits(effective & ~permitted):
+        raise OperationFailed("add", f"`{_name(number)}` to the effective set", errno.EPERM)
+    _set(effective, permitted, inheritable)
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    for number in _bits(_mask(capabilities.ambient) & _known()):
+        if _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number) < 0:
+            raise OperationFailed("add", f"`{_name(number)}` to the ambient set", ctypes.get_errno())
+    _prctl(_PR_SET_KEEPCAPS, 0)
+
+
+def _bounding() -> Iterator[int]:
+    for number in range(_MOST):
+        state = _prctl(_PR_CAPBSET_READ, number)
+        if state < 0:
+            return
+        if state:
+            yield number
+
+
+def _known() -> int:
+    """The mask of what this kernel has. It is asked by prctl, since a container may have no /proc."""
+    count = next((number for number in range(len(NAMES), 0, -1) if _prctl(_PR_CAPBSET_READ, number - 1) >= 0), 0)
+    return (1 << count) - 1
+
+
+def _mask(names: Iterable[str]) -> int:
+    mask = 0
+    for name in names:
+        if name in _NUMBERS:
+            mask |= 1 << _NUMBERS[name]
+    return mask
+
+
+def _bits(mask: int) -> Iterator[int]:
+    return (number for number in range(_MOST) if mask >> number & 1)
+
+
+def _name(number: int) -> str:
+    return NAMES[number] if number < len(NAMES) else f"capability {number}"
+
+
+def _current() -> tuple[int, int, int]:
+    """Effective, permitted, inheritable."""
+    header, words = _Header(_VERSION_3, 0), _Words()
+    if libc.capget(ctypes.byref(header), words) < 0:
+        raise OperationFailed("read", "capabilities", ctypes.get_errno())
+    low, high = words
+    return (
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
+
+
+def _set(effective: int, permitted: int, inheritable: int) -> None:
+    header = _Header(_VERSION_3, 0)
+    low = _Data(effective & 0xFFFFFFFF, permitted & 0xFFFFFFFF, inheritable & 0xFFFFFFFF)
+    words = _Words(low, _Data(effective >> 32, permitted >> 32, inheritable >> 32))
+    if libc.capset(ctypes.byref(header), words) < 0:
+        raise OperationFailed("set", "capabilities", ctypes.get_errno())
+
+
+def _prctl(option: int, first: int, second: int = 0) -> int:
+    return int(libc.prctl(option, ctypes.c_ulong(first), ctypes.c_ulong(second), ctypes.c_ulong(0), ctypes.c_ulong(0)))
