@@ -47,24 +47,24 @@ class ProfileType(IntEnum):
     LOCALHOST = 2
 
 
-class SecurityProfile(_Value):
+class SecurityProfile(_Value, frozen=True):
     type: ProfileType
     localhost_ref: str = ""
 
 
-class IDMapping(_Value):
+class IDMapping(_Value, frozen=True):
     host_id: int
     container_id: int
     length: int
 
 
-class UserNamespace(_Value):
+class UserNamespace(_Value, frozen=True):
     mode: NamespaceMode = NamespaceMode.NODE
     uids: tuple[IDMapping, ...] = ()
     gids: tuple[IDMapping, ...] = ()
 
 
-class NamespaceOptions(_Value):
+class NamespaceOptions(_Value, frozen=True):
     network: NamespaceMode = NamespaceMode.POD
     pid: NamespaceMode = NamespaceMode.POD
     ipc: NamespaceMode = NamespaceMode.POD
@@ -72,7 +72,7 @@ class NamespaceOptions(_Value):
     userns: UserNamespace | None = None
 
 
-class Resources(_Value):
+class Resources(_Value, frozen=True):
     """Limits of a container or pod (CRI `LinuxContainerResources`). 0, "" and empty mean "not set"."""
 
     cpu_period: int = 0
@@ -87,34 +87,34 @@ class Resources(_Value):
     unified: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class SELinuxOptions(_Value):
+class SELinuxOptions(_Value, frozen=True):
     user: str = ""
     role: str = ""
     type: str = ""
     level: str = ""
 
 
-class DNSConfig(_Value):
+class DNSConfig(_Value, frozen=True):
     servers: tuple[str, ...] = ()
     searches: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
 
-class PortMapping(_Value):
+class PortMapping(_Value, frozen=True):
     protocol: str  # "tcp", "udp" or "sctp"
     container_port: int
     host_port: int = 0
     host_ip: str = ""
 
 
-class SandboxMetadata(_Value):
+class SandboxMetadata(_Value, frozen=True):
     name: str
     uid: str
     namespace: str
     attempt: int = 0
 
 
-class SandboxSecurity(_Value):
+class SandboxSecurity(_Value, frozen=True):
     namespaces: NamespaceOptions = msgspec.field(default_factory=NamespaceOptions)
     selinux: SELinuxOptions | None = None
     run_as_user: int | None = None
@@ -127,7 +127,7 @@ class SandboxSecurity(_Value):
     apparmor: SecurityProfile | None = None
 
 
-class SandboxConfig(_Value):
+class SandboxConfig(_Value, frozen=True):
     """What RunPodSandbox asked for (CRI `PodSandboxConfig`)."""
 
     metadata: SandboxMetadata
@@ -144,14 +144,14 @@ class SandboxConfig(_Value):
     resources: Resources | None = None
 
 
-class ImageSpec(_Value):
+class ImageSpec(_Value, frozen=True):
     image: str = ""
     user_specified_image: str = ""
     runtime_handler: str = ""
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-class Mount(_Value):
+class Mount(_Value, frozen=True):
     container_path: str
     host_path: str = ""
     readonly: bool = False
@@ -164,18 +164,18 @@ class Mount(_Value):
     image_sub_path: str = ""
 
 
-class Device(_Value):
+class Device(_Value, frozen=True):
     container_path: str
     host_path: str
     permissions: str = "rwm"
 
 
-class ContainerMetadata(_Value):
+class ContainerMetadata(_Value, frozen=True):
     name: str
     attempt: int = 0
 
 
-class ContainerSecurity(_Value):
+class ContainerSecurity(_Value, frozen=True):
     add_capabilities: tuple[str, ...] = ()
     drop_capabilities: tuple[str, ...] = ()
     add_ambient_capabilities: tuple[str, ...] = ()
@@ -195,7 +195,7 @@ class ContainerSecurity(_Value):
     apparmor: SecurityProfile | None = None
 
 
-class ContainerConfig(_Value):
+class ContainerConfig(_Value, frozen=True):
     """What CreateContainer asked for (CRI `ContainerConfig`)."""
 
     metadata: ContainerMetadata
@@ -230,7 +230,7 @@ class ContainerState(Enum):
     UNKNOWN = "unknown"
 
 
-class ContainerUser(_Value):
+class ContainerUser(_Value, frozen=True):
     """The numeric identity a container's first process has."""
 
     uid: int = 0
@@ -238,7 +238,7 @@ class ContainerUser(_Value):
     additional_gids: tuple[int, ...] = ()
 
 
-class Sandbox(_Value):
+class Sandbox(_Value, frozen=True):
     """A pod sandbox as it is. Times are nanoseconds since the epoch."""
 
     id: str
@@ -251,7 +251,7 @@ class Sandbox(_Value):
     infra_pid: int = 0
 
 
-class Container(_Value):
+class Container(_Value, frozen=True):
     """A container as it is. Times are nanoseconds since the epoch, 0 for "not yet"."""
 
     id: str
@@ -272,7 +272,7 @@ class Container(_Value):
     message: str = ""
 
 
-class ExecResult(_Value):
+class ExecResult(_Value, frozen=True):
     stdout: bytes
     stderr: bytes
     exit_code: int

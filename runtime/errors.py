@@ -6,11 +6,16 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+_FAMILY: dict[str, type[RuntimeCoreError]] = {}
+
 
 class RuntimeCoreError(Exception):
     """Base of the family: an operation of the OCI runtime core failed."""
 
     members: ClassVar[tuple[str, ...]] = ("message",)
+
+    def __init_subclass__(cls) -> None:
+        _FAMILY[cls.__name__] = cls
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -74,14 +79,26 @@ def _verb_object(operation: str, object: str) -> str:
     return f"{operation} {object}" if "`" in object else f"{operation} `{object}`"
 
 
-_FAMILY: dict[str, type[RuntimeCoreError]] = {
-    kind.__name__: kind for kind in (RuntimeCoreError, SpecError, OperationFailed, NotSupported)
-}
-
-
 def from_json(record: Mapping[str, Any]) -> RuntimeCoreError:
     """The error a peer's `to_json` described; a kind this version does not know becomes the base of the family."""
-    kind = _FAMILY.get(record.get("error", ""))
-    if kind is None or any(name not in record for name in kind.members):
+    kind = _FAMILY.get(record.get("error", ""), RuntimeCoreError)
+    if any(name not in record for name in kind.members):
         return RuntimeCoreError(str(record.get("message") or record.get("reason") or dict(record)))
     return kind(*(record[name] for name in kind.members))
+
+
+class failing:
+    """Context manager: an OSError inside becomes OperationFailed naming what was tried on what."""
+
+    __slots__ = ("_object", "_operation")
+
+    def __init__(self, operation: str, object: str) -> None:
+        self._operation = operation
+        self._object = object
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise OperationFailed.of(self._operation, self._object, error) from error

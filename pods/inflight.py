@@ -1,0 +1,110 @@
+"""Mutations that outlive their callers: identical requests join, and what nobody waits for any more is undone.
+
+kubelet gives up on a slow RunPodSandbox and repeats it with the same metadata. The first call's work goes on in a
+task of its own; the repeated call joins it. When all callers of a request are gone, its result is undone, because
+nobody has learnt its id; a repeated call then waits for the undoing and starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from pods.errors import AlreadyExists
+
+_log = logging.getLogger("crisp.pods")
+_T = TypeVar("_T")
+
+
+class _Flight:
+    def __init__(self, request: object, task: asyncio.Task[str]) -> None:
+        self.request = request
+        self.task = task
+        self.waiters = 0
+        self.delivered = False
+        self.undoing: asyncio.Task[None] | None = None
+
+
+class Flights:
+    """Requests under way, by the name that each will hold."""
+
+    def __init__(self, background: Background) -> None:
+        self._flights: dict[object, _Flight] = {}
+        self._background = background
+
+    async def run(
+        self, name: object, request: object, make: Callable[[], Coroutine[Any, Any, str]], undo: Callable[[str], Awaitable[None]]
+    ) -> str:
+        """Run `make`, or join the same request under way. Returns the id made.
+
+        Raises AlreadyExists while a different request holds the name, and whatever `make` raises.
+        """
+        while (flight := self._flights.get(name)) is not None:
+            if flight.undoing is None and flight.request == request:
+                break
+            if flight.undoing is None and flight.waiters:
+                raise AlreadyExists(f"name {name!r} is reserved by a different request that is under way")
+            await asyncio.wait({flight.undoing or flight.task})
+        if flight is None:
+            flight = _Flight(request, self._background.start(make()))
+            self._flights[name] = flight
+        flight.waiters += 1
+        try:
+            result = await asyncio.shield(flight.task)
+            flight.delivered = True
+            return result
+        finally:
+            flight.waiters -= 1
+            if not flight.waiters:
+                if flight.task.done():
+                    self._land(name, flight, undo)
+                else:
+                    flight.task.add_done_callback(lambda _task: self._land(name, flight, undo))
+
+    def _land(self, name: object, flight: _Flight, undo: Callable[[str], Awaitable[None]]) -> None:
+        """The work is done; forget it, after undoing it if nobody took the result."""
+        if flight.waiters or flight.undoing is not None or self._flights.get(name) is not flight:
+            return
+        if flight.delivered or flight.task.cancelled() or flight.task.exception() is not None:
+            del self._flights[name]
+            return
+
+        async def undo_it() -> None:
+            try:
+                _log.info("undoing %s: its caller went away", flight.task.result())
+                await undo(flight.task.result())
+            finally:
+                del self._flights[name]
+
+        flight.undoing = self._background.start(undo_it())
+
+
+class Background:
+    """Tasks that no handler's cancellation ends; `drain` waits for them."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def shielded(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Wait for `work`, which goes on when the waiting is cancelled."""
+        return await asyncio.shield(self.start(work))
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits; a failure that nobody waits for was logged where it happened
+
+    async def drain(self, timeout: float) -> None:
+        """Wait for what is under way, at most `timeout` seconds; then cancel the rest."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+        for task in self._tasks:
+            task.cancel()

@@ -1,0 +1,161 @@
+"""The durable state: sandboxes and containers in SQLite, one JSON record a row (WAL, synchronous=FULL).
+
+All reads are from memory; the database is read once, at start. Writes are committed by one thread, which takes
+everything that is waiting into one transaction: pods started together share their fsync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sqlite3
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from pods.errors import PodError
+from pods.model import Container, Sandbox
+
+SCHEMA_VERSION: Final = 1
+
+
+class SandboxRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A sandbox and how far its making or unmaking has come."""
+
+    sandbox: Sandbox
+    finished: bool = False  # RunPodSandbox succeeded; an unfinished one is undone at the next start
+    network: bool = False  # CNI ADD was tried and no DEL has succeeded since
+    stopped: bool = False  # StopPodSandbox succeeded: nothing is left but the record and files
+
+
+class ContainerRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A container; unfinished until CreateContainer succeeded."""
+
+    container: Container
+    finished: bool = False
+
+
+Record = SandboxRecord | ContainerRecord
+_Write = tuple[str, tuple[str, ...]]
+
+
+class Store:
+    """`put` and `delete` return when the change is on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue: queue.SimpleQueue[tuple[_Write, Future[None]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self._open_failure: Future[tuple[list[SandboxRecord], list[ContainerRecord]]] = Future()
+
+    async def open(self) -> tuple[list[SandboxRecord], list[ContainerRecord]]:
+        """Open or make the database and read all of it. Raises PodError."""
+        self._thread.start()
+        try:
+            return await asyncio.wrap_future(self._open_failure)
+        except (sqlite3.Error, msgspec.DecodeError, OSError) as error:
+            raise PodError(f"open state database `{self._path}`: {error}") from error
+
+    async def put(self, record: Record) -> None:
+        """Insert or replace the record."""
+        await asyncio.wrap_future(self.begin_put(record))
+
+    def begin_put(self, record: Record) -> Future[None]:
+        """Like `put`, without waiting: the future is done when the record is on disk."""
+        if isinstance(record, SandboxRecord):
+            table, key = "sandboxes", record.sandbox.id
+        else:
+            table, key = "containers", record.container.id
+        body = msgspec.json.encode(record).decode()
+        return self._submit((f"INSERT OR REPLACE INTO {table} (id, record) VALUES (?, ?)", (key, body)))
+
+    async def delete_sandbox(self, sandbox_id: str) -> None:
+        await asyncio.wrap_future(self._submit(("DELETE FROM sandboxes WHERE id = ?", (sandbox_id,))))
+
+    async def delete_container(self, container_id: str) -> None:
+        await asyncio.wrap_future(self._submit(("DELETE FROM containers WHERE id = ?", (container_id,))))
+
+    def close(self) -> None:
+        """Commit what is waiting and close the database."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _submit(self, write: _Write) -> Future[None]:
+        future: Future[None] = Future()
+        self._queue.put((write, future))
+        return future
+
+    def _run(self) -> None:
+        try:
+            database = self._connect()
+            state = self._load(database)
+        except BaseException as error:
+            self._open_failure.set_exception(error)
+            return
+        self._open_failure.set_result(state)
+        while True:
+            batch, closing = self._next_batch()
+            if batch:
+                _commit(database, batch)
+            if closing:
+                database.close()
+                return
+
+    def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        mask = os.umask(0o077)
+        try:
+            database = sqlite3.connect(self._path, isolation_level=None)
+        finally:
+            os.umask(mask)
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version not in (0, SCHEMA_VERSION):
+            raise PodError(f"its schema version {version} is of another crisp; this one knows {SCHEMA_VERSION}")
+        for table in ("sandboxes", "containers"):
+            database.execute(f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT")
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        return database
+
+    def _load(self, database: sqlite3.Connection) -> tuple[list[SandboxRecord], list[ContainerRecord]]:
+        def rows(table: str) -> list[str]:
+            return [body for (body,) in database.execute(f"SELECT record FROM {table}")]
+
+        return (
+            [msgspec.json.decode(body, type=SandboxRecord) for body in rows("sandboxes")],
+            [msgspec.json.decode(body, type=ContainerRecord) for body in rows("containers")],
+        )
+
+    def _next_batch(self) -> tuple[list[tuple[_Write, Future[None]]], bool]:
+        """What is waiting now, at least one entry; True once the store is closing."""
+        batch: list[tuple[_Write, Future[None]]] = []
+        entry = self._queue.get()
+        while entry is not None:
+            batch.append(entry)
+            try:
+                entry = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+
+def _commit(database: sqlite3.Connection, batch: list[tuple[_Write, Future[None]]]) -> None:
+    try:
+        database.execute("BEGIN IMMEDIATE")
+        for (statement, parameters), _future in batch:
+            database.execute(statement, parameters)
+        database.execute("COMMIT")
+    except sqlite3.Error as error:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        failure = PodError(f"write state database: {error}")
+        for _write, future in batch:
+            future.set_exception(failure)
+    else:
+        for _write, future in batch:
+            future.set_result(None)

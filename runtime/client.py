@@ -1,0 +1,201 @@
+"""The daemon's side of the zygote and the shims, on its asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from runtime.errors import RuntimeCoreError, from_json
+from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
+
+_BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.zygote import main; main()"
+# Forked shims show their name in the room that these arguments take in the process's memory.
+_TITLE_ROOM: Final = "crisp zygote".ljust(96)
+
+
+class ShimGone(RuntimeCoreError):
+    """The shim's connection ended before it answered."""
+
+
+class Zygote:
+    """Starts the zygote process, and a fresh one whenever the last is found dead."""
+
+    def __init__(self) -> None:
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process and wait until it can fork. Raises RuntimeCoreError. Blocks for some 50 ms."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        room = str(Path(__file__).resolve().parent.parent)
+        with theirs:
+            self._process = _spawn(theirs, room)
+        ours.settimeout(30)
+        if ours.recv(16) != b"ready":
+            ours.close()
+            code = self._process.wait()
+            raise RuntimeCoreError(f"start zygote: the process ended with status {code}; its reason is on crispd's stderr")
+        ours.settimeout(None)
+        self._control = ours
+
+    async def spawn(self, on_event: Callable[[Message], None], on_lost: Callable[[], None]) -> ShimClient:
+        """Fork a shim. The answer of its first call shows that it lives."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                self._send(theirs)
+            except OSError:
+                self.close()
+                await asyncio.get_running_loop().run_in_executor(None, self.start)
+                self._send(theirs)
+        return ShimClient(ours, on_event, on_lost)
+
+    def _send(self, birth: socket.socket) -> None:
+        if self._control is None:
+            raise OSError("no zygote")
+        socket.send_fds(self._control, [b"fork"], [birth.fileno()])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    def close(self) -> None:
+        """Let the zygote end; shims live on."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            self._process = None
+
+
+def _spawn(control: socket.socket, room: str) -> subprocess.Popen[bytes]:
+    """Start the zygote with the socket as descriptor 3, no environment and nothing else inherited but stderr."""
+    fd = control.fileno()
+    move = f"import os; {fd} == 3 or (os.dup2({fd}, 3), os.close({fd})); "
+    argv = [sys.executable, "-I", "-S", "-c", move + _BOOT, room, _TITLE_ROOM]
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[fd], env={}, cwd="/")
+
+
+class ShimClient:
+    """One connection to one shim: calls with answers, and the shim's events."""
+
+    def __init__(
+        self, sock: socket.socket, on_event: Callable[[Message], None], on_lost: Callable[[], None]
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._decoder = Decoder()
+        self._outbox = Outbox(sock)
+        self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._count = 0
+        self._on_event = on_event
+        self._on_lost = on_lost
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    @classmethod
+    async def connect(
+        cls, directory: Path, on_event: Callable[[Message], None], on_lost: Callable[[], None]
+    ) -> ShimClient:
+        """Connect to the living shim of a sandbox directory. Raises ShimGone when there is none."""
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if directory.is_dir() else -1
+        if fd < 0:
+            raise ShimGone(f"connect to shim in `{directory}`: no such directory")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(f"/proc/self/fd/{fd}/shim.sock")  # however long the directory's name is
+        except OSError as error:
+            sock.close()
+            raise ShimGone(f"connect to shim in `{directory}`: {error.strerror}") from error
+        finally:
+            os.close(fd)
+        return cls(sock, on_event, on_lost)
+
+    async def call(self, name: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
+        """Make a call and wait for its answer. Raises the error the shim reports, or ShimGone."""
+        return await self.begin(name, fds, **arguments)
+
+    def begin(self, name: str, fds: Sequence[int] = (), **arguments: Any) -> asyncio.Future[dict[str, Any]]:
+        """Send a call now; the descriptors may be closed on return. The future is the answer."""
+        if self._sock.fileno() < 0:
+            raise ShimGone(f"{name}: the shim is gone")
+        self._count += 1
+        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._pending[self._count] = future
+        self._outbox.put({"id": self._count, "call": name, **arguments}, fds)
+        self._flush()
+        return future
+
+    @property
+    def alive(self) -> bool:
+        return self._sock.fileno() >= 0
+
+    def _flush(self) -> None:
+        try:
+            self._outbox.flush()
+        except OSError:
+            self._lose()
+            return
+        if self._outbox:
+            self._loop.add_writer(self._sock.fileno(), self._writable)
+
+    def _writable(self) -> None:
+        self._loop.remove_writer(self._sock.fileno())
+        self._flush()
+
+    def _readable(self) -> None:
+        try:
+            alive = receive(self._sock, self._decoder)
+            for message, fds in self._decoder.messages():
+                for fd in fds:
+                    os.close(fd)
+                self._take(message)
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError):
+            alive = False
+        if not alive:
+            self._lose()
+
+    def _take(self, message: Message) -> None:
+        number = message.get("id")
+        if number is None:
+            self._on_event(message)
+            return
+        future = self._pending.pop(number, None)
+        if future is None or future.done():
+            return
+        if "error" in message:
+            future.set_exception(from_json(message["error"]))
+        else:
+            future.set_result(message["ok"])
+
+    def _lose(self) -> None:
+        if self.alive:
+            self.close()
+            self._on_lost()
+
+    def close(self) -> None:
+        """Drop the connection; calls under way fail with ShimGone. The shim lives on."""
+        if not self.alive:
+            return
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._outbox.close()
+        self._decoder.close()
+        self._sock.close()
+        pending, self._pending = self._pending, {}
+        for future in pending.values():
+            if not future.done():
+                future.set_exception(ShimGone("the shim's connection ended"))
+                future.exception()  # a call nobody waits for any more is no news
+

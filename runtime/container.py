@@ -1,0 +1,449 @@
+"""A container in its shim: rootfs, init, exec'd processes, exit status. One state, one place that changes it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from runtime import overlay, syscalls, users
+from runtime import spec as oci
+from runtime.cgroups import Cgroup, Hierarchies
+from runtime.errors import RuntimeCoreError, failing, from_json
+from runtime.init import Start, clone_flags, container_init
+from runtime.join import Join, exec_process
+from runtime.logs import Clock, LogFile
+from runtime.mounts import plan_mounts
+from runtime.spec_parse import parse
+from runtime.stdio import ContainerStdio, Loop, OutputStream
+
+Reply = Callable[[dict[str, Any]], None]
+
+
+class Supervisor(Loop, Protocol):
+    """What a container needs of the shim that runs it."""
+
+    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
+
+    def emit(self, event: dict[str, Any]) -> None: ...
+
+    def later(self, delay: float, callback: Callable[[], None]) -> None: ...
+
+    def made_cgroups(self, directories: list[str]) -> None: ...
+
+    def record_exit(self, container_id: str, status: dict[str, Any]) -> None: ...
+
+    @property
+    def empty_mount_namespace(self) -> int: ...
+
+
+@dataclass(slots=True)
+class _Exec:
+    pid: int
+    pidfd: int
+
+
+class Container:
+    """Created (rootfs mounted), running, exited. Calls answer through a `reply` callback, failures by raising."""
+
+    def __init__(self, container_id: str, bundle: str, supervisor: Supervisor, hierarchies: Hierarchies) -> None:
+        self.id = container_id
+        self._bundle = bundle
+        self._supervisor = supervisor
+        self._hierarchies = hierarchies
+        self._rootfs = -1
+        self._spec: oci.Spec | None = None
+        self._cgroup: Cgroup | None = None
+        self._log: LogFile | None = None
+        self._outputs: list[OutputStream] = []
+        self._console = -1
+        self._stdin = -1
+        self._filter = b""
+        self._filter_flags = 0
+        self._execs: dict[str, _Exec] = {}
+        self._exit_waiters: list[Reply] = []
+        self._early_exit: int | None = None
+        self.pid = 0
+        self._pidfd = -1
+        self.state = "created"
+        self.started_at = 0
+        self.exit: dict[str, Any] | None = None
+
+    # -- created ------------------------------------------------------------------------------------------------------
+
+    def create(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Mount the rootfs and look up the user in it. Returns the identity."""
+        self._rootfs = overlay.mount_overlay(request["lower"], request["upper"], request["work"])
+        try:
+            user = request["user"]
+            identity = users.resolve(
+                self._rootfs, user["user"], user["group"], user["supplemental"], merge=user["merge"]
+            )
+        except BaseException:
+            self._release()
+            raise
+        return {
+            "uid": identity.uid,
+            "gid": identity.gid,
+            "additional_gids": list(identity.additional_gids),
+            "home": identity.home,
+        }
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def start(self, request: dict[str, Any], reply: Reply) -> None:
+        """Clone the init. Replies once the user's program runs, or with why it does not."""
+        begun = time.monotonic_ns()
+        with open(os.path.join(self._bundle, "config.json"), "rb") as file:
+            spec = parse(json.load(file))
+        if spec.process is None:
+            raise RuntimeCoreError("config.json: process: missing")
+        self._spec = spec
+        mounts = plan_mounts(spec)
+        flags = clone_flags(spec)
+        self._filter = base64.b64decode(request.get("filter", ""))
+        self._filter_flags = request.get("filter_flags", 0)
+        cgroup = self._hierarchies.cgroup(spec.linux.cgroups_path)
+        with contextlib.ExitStack() as undo:
+            self._log = LogFile(request["log"])
+            undo.callback(self._close_log)
+            self._supervisor.made_cgroups(cgroup.create(spec.linux.resources))
+            self._cgroup = cgroup
+            undo.callback(self._remove_cgroup, last=True)
+            stdio = ContainerStdio.make(terminal=spec.process.terminal, stdin=request.get("stdin", False))
+            undo.callback(stdio.close)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            start = Start(
+                container_id=self.id,
+                spec=spec,
+                process=spec.process,
+                mounts=mounts,
+                rootfs=self._rootfs,
+                empty_mount_namespace=self._supervisor.empty_mount_namespace,
+                cgroup=cgroup,
+                in_unified_cgroup=bool(cgroup.unified),
+                stdio=stdio.child,
+                filter_program=self._filter,
+                filter_flags=self._filter_flags,
+                trace=request.get("trace", False),
+            )
+            if start.trace:
+                start.steps += [("shim received", begun)]
+                start.step("cgroup made")
+            pid_namespace = spec.linux.namespace("pid")
+            with theirs, failing("clone", "container init"):
+                self.pid, self._pidfd = clone_into(
+                    cgroup, flags, pid_namespace.path if pid_namespace else "", lambda: container_init(start, theirs)
+                )
+            undo.pop_all()
+        start.step("cloned")
+        self.state = "starting"
+        stdio.close_child_ends()
+        self._stdin = stdio.stdin
+        outputs = stdio.outputs
+        # Nothing is read before the program runs: until then its pipes hold nothing.
+        self._supervisor.on_exit(self.pid, self._init_exited)
+        attempt = _StartAttempt(self, ours, start, outputs, reply)
+        self._supervisor.watch(ours.fileno(), selectors.EVENT_READ, attempt.ready)
+
+    def _started(self, outputs: Sequence[tuple[int, str]], console: int) -> None:
+        assert self._log is not None
+        clock = Clock()
+        if console >= 0:
+            self._console = console
+            outputs = [(os.dup(console), "stdout")]
+        self._outputs = [OutputStream(fd, name, self._log, clock, self._supervisor) for fd, name in outputs]
+        self.state = "running"
+        self.started_at = time.time_ns()
+
+    def _exited_meanwhile(self) -> None:
+        if self._early_exit is not None:
+            self._init_exited(self._early_exit)
+
+    def _start_failed(self, outputs: Sequence[tuple[int, str]]) -> None:
+        for fd, _name in outputs:
+            os.close(fd)
+        self.state = "exited"
+        self.exit = {"code": 128, "signal": 0, "oom": False, "finished_at": time.time_ns(), "start_failed": True}
+        self._supervisor.record_exit(self.id, self.exit)
+        self._remove_cgroup(last=True)
+        self._close_log()
+        self._release()
+
+    # -- exited -------------------------------------------------------------------------------------------------------
+
+    def _init_exited(self, status: int) -> None:
+        if self.state == "starting":
+            self._early_exit = status  # told again once the end of the start is known
+        if self.state != "running":
+            return
+        assert self._spec is not None
+        assert self._cgroup is not None
+        if not self._has_own_pid_namespace():
+            # The kernel ends only a PID namespace with its init; what init left in a shared one is ours to end.
+            with contextlib.suppress(RuntimeCoreError):
+                self._cgroup.kill()
+        for output in self._outputs:
+            output.drain()
+        self._outputs = []
+        signal_number = -status if status < 0 else 0
+        self.exit = {
+            "code": 128 + signal_number if signal_number else status,
+            "signal": signal_number,
+            "oom": self._cgroup.oom_kills() > 0,
+            "finished_at": time.time_ns(),
+        }
+        self.state = "exited"
+        self._supervisor.record_exit(self.id, self.exit)
+        self._close_log()
+        self._remove_cgroup(last=False)
+        self._release()
+        waiters, self._exit_waiters = self._exit_waiters, []
+        for reply in waiters:
+            reply({"exit": self.exit})
+        self._supervisor.emit({"event": "exit", "container": self.id, "exit": self.exit})
+
+    def _has_own_pid_namespace(self) -> bool:
+        namespace = self._spec.linux.namespace("pid") if self._spec else None
+        return namespace is not None and not namespace.path
+
+    def signal(self, number: int) -> None:
+        """Send a signal to init; nothing happens when it is gone."""
+        if self.state == "running":
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        """End every process of the container."""
+        if self.pid and self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._cgroup is not None and self.state != "exited":
+            with contextlib.suppress(RuntimeCoreError):
+                self._cgroup.kill()
+
+    def wait(self, reply: Reply) -> None:
+        """Reply when the container has exited."""
+        if self.exit is not None:
+            reply({"exit": self.exit})
+        else:
+            self._exit_waiters.append(reply)
+
+    def reopen_log(self) -> None:
+        if self._log is not None:
+            with failing("reopen", "log"):
+                self._log.reopen()
+
+    def delete(self) -> None:
+        """Let go of all that is left. The container is not running."""
+        self._remove_cgroup(last=True)
+        self._close_log()
+        self._release()
+
+    def describe(self) -> dict[str, Any]:
+        return {"state": self.state, "pid": self.pid, "started_at": self.started_at, "exit": self.exit}
+
+    # -- exec ---------------------------------------------------------------------------------------------------------
+
+    def execute(self, request: dict[str, Any], fds: Sequence[int], reply: Reply) -> None:
+        """Run another process with `fds` as its streams. Replies with its exit code when it ends."""
+        if self.state != "running" or self._spec is None or self._cgroup is None:
+            raise RuntimeCoreError(f"exec in container {self.id}: it is not running")
+        assert self._spec.process is not None
+        process = replace(self._spec.process, args=tuple(request["args"]), terminal=False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        join = Join(
+            spec=self._spec,
+            process=process,
+            init_pidfd=self._pidfd,
+            cgroup=self._cgroup,
+            in_unified_cgroup=bool(self._cgroup.unified),
+            stdio=(fds[0], fds[1], fds[2]),
+            filter_program=self._filter,
+            filter_flags=self._filter_flags,
+        )
+        pid_namespace = f"/proc/{self.pid}/ns/pid" if self._spec.linux.namespace("pid") else ""
+        with theirs, failing("clone", "exec"):
+            pid, pidfd = clone_into(self._cgroup, 0, pid_namespace, lambda: exec_process(join, theirs))
+        key = request["exec"]
+        self._execs[key] = _Exec(pid, pidfd)
+
+        def exited(status: int) -> None:
+            del self._execs[key]
+            os.close(pidfd)
+            message = _last_message(ours)
+            ours.close()
+            if message is not None:
+                reply({"error": message["failed"]})
+            else:
+                reply({"code": 128 - status if status < 0 else status})
+
+        self._supervisor.on_exit(pid, exited)
+
+    def kill_exec(self, key: str) -> None:
+        """SIGKILL an exec'd process and all it started, daemonised children of its session included."""
+        entry = self._execs.get(key)
+        if entry is None or self._cgroup is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(entry.pidfd, signal.SIGSTOP)
+        for _round in range(16):  # until a look finds nothing new: a stopped process starts no more
+            family = _family(entry.pid, self._cgroup.pids())
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not family:
+                break
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(entry.pidfd, signal.SIGKILL)
+
+    # -- resources ----------------------------------------------------------------------------------------------------
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _remove_cgroup(self, *, last: bool, tries: int = 8) -> None:
+        if self._cgroup is None:
+            return
+        try:
+            self._cgroup.remove()
+        except RuntimeCoreError as error:
+            # Dying processes leave a cgroup a moment after their parent was told.
+            if tries:
+                self._supervisor.later(0.005, lambda: self._remove_cgroup(last=last, tries=tries - 1))
+            elif last:
+                print(f"container {self.id}: {error}", file=sys.stderr, flush=True)
+            return
+        self._cgroup = None
+
+    def _release(self) -> None:
+        for attribute in ("_rootfs", "_pidfd", "_console", "_stdin"):
+            fd = getattr(self, attribute)
+            if fd >= 0:
+                os.close(fd)
+                setattr(self, attribute, -1)
+
+
+class _StartAttempt:
+    """The conversation with one init between clone and execve, which closes the channel."""
+
+    def __init__(
+        self, container: Container, channel: socket.socket, start: Start, outputs: list[tuple[int, str]], reply: Reply
+    ) -> None:
+        self._container = container
+        self._channel = channel
+        self._start = start
+        self._outputs = outputs
+        self._reply = reply
+        self._console = -1
+        self._failure: RuntimeCoreError | None = None
+        self._warnings: list[str] = []
+        self._executing = False
+
+    def ready(self, _events: int) -> None:
+        data, fds, _flags, _address = socket.recv_fds(self._channel, 65536, 1)
+        if data:
+            self._take(json.loads(data), fds)
+            return
+        supervisor = self._container._supervisor
+        supervisor.unwatch(self._channel.fileno())
+        self._channel.close()
+        if self._failure is None and not self._executing:
+            self._failure = RuntimeCoreError("the container's init died before its program ran")
+        if self._failure is not None:
+            if self._console >= 0:
+                os.close(self._console)
+            self._container._start_failed(self._outputs)
+            self._reply({"error": self._failure.to_json()})
+            return
+        self._container._started(self._outputs, self._console)
+        answer: dict[str, Any] = {"pid": self._container.pid, "started_at": self._container.started_at}
+        if self._warnings:
+            answer["warnings"] = self._warnings
+        if self._start.trace:
+            self._start.step("program runs")
+            answer["steps"] = self._start.steps
+        self._reply(answer)
+        self._container._exited_meanwhile()
+
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        if "failed" in message:
+            self._failure = from_json(message["failed"])
+        elif "console" in message:
+            self._console = fds[0]
+        elif "warning" in message:
+            self._warnings.append(message["warning"])
+        elif "executing" in message:
+            self._executing = True
+            self._start.steps.extend((name, at) for name, at in message["executing"])
+
+
+def clone_into(cgroup: Cgroup, flags: int, pid_namespace: str, child: Callable[[], Any]) -> tuple[int, int]:
+    """Clone `child` into the cgroup (at once where there is a v2 hierarchy) and into an existing PID namespace.
+
+    Only children enter a PID namespace, so the caller's `pid_for_children` is switched for the moment of the clone.
+    """
+    into = cgroup.clone_fd()
+    restore = -1
+    try:
+        if pid_namespace:
+            restore = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            target = os.open(pid_namespace, os.O_RDONLY | os.O_CLOEXEC)
+            syscalls.setns(target, syscalls.CLONE_NEWPID)
+            os.close(target)
+        pid, pidfd = syscalls.clone(flags, into)
+        if pid == 0:
+            child()
+            os._exit(1)
+    finally:
+        if restore >= 0:
+            syscalls.setns(restore, syscalls.CLONE_NEWPID)
+            os.close(restore)
+        if into is not None:
+            os.close(into)
+    return pid, pidfd
+
+
+def _last_message(channel: socket.socket) -> dict[str, Any] | None:
+    """The failure that an ended child reported, if any."""
+    channel.setblocking(False)
+    try:
+        data = channel.recv(65536)
+    except BlockingIOError:
+        return None
+    return json.loads(data) if data else None
+
+
+def _family(root: int, candidates: Sequence[int]) -> list[int]:
+    """Those of the candidates that descend from `root` or are in its session, living ones only."""
+    parents: dict[int, int] = {}
+    members: set[int] = set()
+    for pid in candidates:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                state, parent, _group, session = file.read().rsplit(b") ", 1)[1].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state in (b"Z", b"X"):
+            continue
+        parents[pid] = int(parent)
+        if int(session) == root or pid == root:
+            members.add(pid)
+    grew = True
+    while grew:
+        more = {pid for pid, parent in parents.items() if parent in members and pid not in members}
+        members |= more
+        grew = bool(more)
+    return sorted(members)

@@ -1,0 +1,214 @@
+"""A container's first process, from clone to the user's program. Runs in the child that the shim cloned.
+
+The order matters and is all here: what needs the host's view (cgroups, /proc, bind sources) comes before the child
+enters its own mount namespace, what needs root comes before `process.become`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import termios
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
+
+from runtime import process, syscalls
+from runtime import spec as oci
+from runtime.cgroups import Cgroup
+from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
+from runtime.infra import write_sysctls
+from runtime.mounts import MountPlan
+from runtime.rootfs import CgroupView, Rootfs, open_in_root, open_sources
+
+NAMESPACE_FLAGS: Final = {
+    "network": syscalls.CLONE_NEWNET,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "uts": syscalls.CLONE_NEWUTS,
+    "pid": syscalls.CLONE_NEWPID,
+    "cgroup": syscalls.CLONE_NEWCGROUP,
+    "mount": syscalls.CLONE_NEWNS,
+}
+_TIOCGPTPEER: Final = 0x5441
+_TIOCSPTLCK: Final = 0x40045431
+
+
+@dataclass(slots=True)
+class Start:
+    """All that a container's init needs; descriptors are inherited by the clone."""
+
+    container_id: str
+    spec: oci.Spec
+    process: oci.Process
+    mounts: Sequence[MountPlan]
+    rootfs: int  # detached root mount
+    empty_mount_namespace: int
+    cgroup: Cgroup
+    in_unified_cgroup: bool  # cloned into the v2 cgroup already
+    stdio: tuple[int, int, int]  # ignored with a terminal
+    filter_program: bytes = b""
+    filter_flags: int = 0
+    trace: bool = False
+    steps: list[tuple[str, int]] = field(default_factory=list)
+
+    def step(self, name: str) -> None:
+        """Note that a step is done, with the monotonic clock in nanoseconds."""
+        if self.trace:
+            self.steps.append((name, time.monotonic_ns()))
+
+
+def clone_flags(spec: oci.Spec) -> int:
+    """The namespaces to make at clone: all new ones except the mount and cgroup ones, which init enters itself."""
+    flags = 0
+    for namespace in spec.linux.namespaces:
+        if namespace.type not in NAMESPACE_FLAGS:
+            raise NotSupported("make namespace", namespace.type, "not supported yet")
+        if not namespace.path and namespace.type not in ("mount", "cgroup"):
+            flags |= NAMESPACE_FLAGS[namespace.type]
+    if spec.linux.namespace("mount") is None:
+        raise SpecError("linux.namespaces", "a container without a mount namespace of its own is not supported")
+    return flags
+
+
+def cgroup_view(cgroup: Cgroup) -> CgroupView:
+    """What a `cgroup` mount of that container shows: its own directory in each hierarchy."""
+    hierarchies = cgroup.hierarchies
+    if hierarchies.pure_v2:
+        return CgroupView((("", cgroup.unified),))
+    names = {mountpoint: os.path.basename(mountpoint) for mountpoint in dict.fromkeys(hierarchies.v1.values())}
+    directories = tuple((name, mountpoint + cgroup.path) for mountpoint, name in names.items())
+    links = tuple(
+        (controller, names[mountpoint])
+        for controller, mountpoint in hierarchies.v1.items()
+        if controller in names[mountpoint].split(",") and controller != names[mountpoint]
+    )
+    return CgroupView(directories, links)
+
+
+def container_init(start: Start, channel: socket.socket) -> NoReturn:
+    """Run `start` to its execve; a failure is reported on `channel` and ends the process with status 1."""
+    try:
+        _initialise(start, channel)
+    except BaseException as error:  # nothing of the shim may go on in the child
+        report(channel, error)
+    os._exit(1)
+
+
+def report(channel: socket.socket, error: BaseException) -> None:
+    """Tell the shim why the child ends. Best effort."""
+    if not isinstance(error, RuntimeCoreError):
+        error = RuntimeCoreError(f"{type(error).__name__}: {error}")
+    with contextlib.suppress(OSError):
+        channel.send(json.dumps({"failed": error.to_json()}).encode())
+
+
+def leave_the_loop() -> None:
+    """Undo in a child what the shim's event loop set up."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _initialise(start: Start, channel: socket.socket) -> NoReturn:
+    spec, linux = start.spec, start.spec.linux
+    start.steps.clear()  # the shim keeps those from before the clone
+    leave_the_loop()
+    start.cgroup.join_self(unified=not start.in_unified_cgroup)
+    start.step("cgroup joined")
+    os.setsid()
+    _new_keyring(start.container_id)
+    _set_oom_score(start, channel)
+    _enter_namespaces(spec)
+    start.step("namespaces entered")
+    view = cgroup_view(start.cgroup)
+    sources = open_sources(start.mounts, view)
+    with failing("make", "mount namespace"):
+        syscalls.setns(start.empty_mount_namespace, syscalls.CLONE_NEWNS)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+    rootfs = Rootfs(start.rootfs)
+    rootfs.attach()
+    start.step("rootfs attached")
+    rootfs.populate(start.mounts, sources, view, linux.devices)
+    start.step("mounts made")
+    if start.process.terminal:
+        stdio = _open_console(rootfs, start.process.console_size, channel)
+    else:
+        stdio = start.stdio
+    os.close(rootfs.open_target(start.process.cwd, is_directory=True))
+    rootfs.pivot()
+    rootfs.restrict(linux, readonly=spec.root.readonly)
+    start.step("rootfs finished")
+    for target, fd in enumerate(stdio):
+        os.dup2(fd, target)
+
+    def announce() -> None:
+        start.step("ready to exec")
+        channel.send(json.dumps({"executing": start.steps}).encode())
+
+    process.become(start.process, start.filter_program, start.filter_flags, announce)
+
+
+def _set_oom_score(start: Start, channel: socket.socket) -> None:
+    if start.process.oom_score_adj is None:
+        return
+    with failing("set oom_score_adj", str(start.process.oom_score_adj)):
+        warning = process.set_oom_score_adj(start.process.oom_score_adj)
+    if warning:
+        channel.send(json.dumps({"warning": warning}).encode())
+
+
+def _new_keyring(container_id: str) -> None:
+    # Without one of its own a container would share the session keyring of whoever started crispd.
+    try:
+        syscalls.join_new_session_keyring(f"_ses.{container_id}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT):
+            raise
+
+
+def _enter_namespaces(spec: oci.Spec) -> None:
+    for namespace in spec.linux.namespaces:
+        if namespace.path and namespace.type not in ("pid", "mount"):
+            with failing(f"join {namespace.type} namespace", namespace.path):
+                fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+                syscalls.setns(fd, NAMESPACE_FLAGS[namespace.type])
+                os.close(fd)
+        elif namespace.type == "cgroup":
+            with failing("make", "cgroup namespace"):
+                syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    uts = spec.linux.namespace("uts")
+    if spec.hostname and uts is not None:
+        with failing("set hostname", spec.hostname):
+            socket.sethostname(spec.hostname)
+    if spec.domainname and uts is not None:
+        with failing("set domain name", spec.domainname):
+            syscalls.set_domainname(spec.domainname)
+    # Through the host's /proc, which shows the caller's namespaces: the container's own may be the image's forgery.
+    write_sysctls(spec.linux.sysctl)
+
+
+def _open_console(rootfs: Rootfs, size: oci.ConsoleSize | None, channel: socket.socket) -> tuple[int, int, int]:
+    """A pseudo-terminal of the container's own devpts as the three standard streams; the shim gets its other end."""
+    with failing("open", "/dev/pts/ptmx"):
+        master = open_in_root(rootfs.root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+        terminal = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        if size is not None:
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", size.height, size.width, 0, 0))
+    with failing("mount", "/dev/console"):
+        target = rootfs.open_target("/dev/console", is_directory=False)
+        tree = syscalls.open_tree(terminal, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)
+        syscalls.move_mount(tree, target)
+    with failing("take as controlling terminal", "/dev/console"):
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    socket.send_fds(channel, [json.dumps({"console": True}).encode()], [master])
+    os.close(master)
+    return terminal, terminal, terminal

@@ -1,0 +1,64 @@
+"""An additional process in a running container (exec). Runs in the child that the shim cloned.
+
+The shim cloned it straight into the container's PID namespace; the child joins the cgroup, then all other namespaces
+by one setns(2) on a pidfd of the container's init, and becomes the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from runtime import process, syscalls
+from runtime import spec as oci
+from runtime.cgroups import Cgroup
+from runtime.errors import failing
+from runtime.init import NAMESPACE_FLAGS, leave_the_loop, report
+
+_JOINED: Final = ("mount", "ipc", "uts", "network", "cgroup")
+
+
+@dataclass(slots=True)
+class Join:
+    """All that an exec'd process needs; descriptors are inherited by the clone."""
+
+    spec: oci.Spec
+    process: oci.Process
+    init_pidfd: int
+    cgroup: Cgroup
+    in_unified_cgroup: bool
+    stdio: tuple[int, int, int]
+    filter_program: bytes = b""
+    filter_flags: int = 0
+
+
+def namespace_flags(spec: oci.Spec) -> int:
+    """The namespaces of a container's init that differ from the shim's own, but for the PID one."""
+    kinds = {namespace.type for namespace in spec.linux.namespaces}
+    flags = 0
+    for kind in _JOINED:
+        if kind in kinds:
+            flags |= NAMESPACE_FLAGS[kind]
+    return flags
+
+
+def exec_process(join: Join, channel: socket.socket) -> NoReturn:
+    """Join the container and become the program; a failure is reported on `channel` and ends with status 1."""
+    try:
+        leave_the_loop()
+        join.cgroup.join_self(unified=not join.in_unified_cgroup)
+        os.setsid()
+        if join.process.oom_score_adj is not None:
+            with contextlib.suppress(OSError):
+                process.set_oom_score_adj(join.process.oom_score_adj)
+        with failing("join namespaces of", "container"):
+            syscalls.setns(join.init_pidfd, namespace_flags(join.spec))
+        for target, fd in enumerate(join.stdio):
+            os.dup2(fd, target)
+        process.become(join.process, join.filter_program, join.filter_flags)
+    except BaseException as error:  # nothing of the shim may go on in the child
+        report(channel, error)
+    os._exit(1)

@@ -1,0 +1,121 @@
+"""Mount options of the OCI configuration, parsed into what the mount API takes (runtime-spec config.md, "Mounts").
+
+Nothing here touches the kernel: `rootfs` does what these values say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from runtime import spec as oci
+from runtime import syscalls as sys
+from runtime.errors import SpecError
+
+# option -> (bits to set, bits to clear) of mount_setattr(2)
+_ATTRIBUTES: Final[Mapping[str, tuple[int, int]]] = {
+    "ro": (sys.MOUNT_ATTR_RDONLY, 0),
+    "rw": (0, sys.MOUNT_ATTR_RDONLY),
+    "nosuid": (sys.MOUNT_ATTR_NOSUID, 0),
+    "suid": (0, sys.MOUNT_ATTR_NOSUID),
+    "nodev": (sys.MOUNT_ATTR_NODEV, 0),
+    "dev": (0, sys.MOUNT_ATTR_NODEV),
+    "noexec": (sys.MOUNT_ATTR_NOEXEC, 0),
+    "exec": (0, sys.MOUNT_ATTR_NOEXEC),
+    "noatime": (sys.MOUNT_ATTR_NOATIME, sys.MOUNT_ATTR_ATIME),
+    "atime": (0, sys.MOUNT_ATTR_ATIME),
+    "relatime": (0, sys.MOUNT_ATTR_ATIME),
+    "norelatime": (0, sys.MOUNT_ATTR_ATIME),
+    "strictatime": (sys.MOUNT_ATTR_STRICTATIME, sys.MOUNT_ATTR_ATIME),
+    "nostrictatime": (0, sys.MOUNT_ATTR_ATIME),
+    "nodiratime": (sys.MOUNT_ATTR_NODIRATIME, 0),
+    "diratime": (0, sys.MOUNT_ATTR_NODIRATIME),
+    "nosymfollow": (sys.MOUNT_ATTR_NOSYMFOLLOW, 0),
+    "symfollow": (0, sys.MOUNT_ATTR_NOSYMFOLLOW),
+}
+_PROPAGATION: Final[Mapping[str, int]] = {
+    "private": sys.MS_PRIVATE,
+    "slave": sys.MS_SLAVE,
+    "shared": sys.MS_SHARED,
+    "unbindable": sys.MS_UNBINDABLE,
+}
+_IGNORED: Final = frozenset({"defaults", "async", "auto", "remount", "user", "nouser", "silent", "loud"})
+
+
+@dataclass(frozen=True, slots=True)
+class MountPlan:
+    """One mount: attributes set and cleared on the mount itself and on its whole tree, propagation, fs data."""
+
+    destination: str
+    type: str
+    source: str
+    bind: bool = False
+    recursive: bool = False
+    attr_set: int = 0
+    attr_clear: int = 0
+    tree_attr_set: int = 0
+    tree_attr_clear: int = 0
+    propagation: int = 0
+    propagation_recursive: bool = False
+    data: tuple[tuple[str, str | None], ...] = ()
+
+
+def plan_mount(mount: oci.Mount, path: str) -> MountPlan:
+    """Parse one entry of `mounts`. `path` is its JSON path, for errors. Raises SpecError."""
+    bind = mount.type == "bind"
+    recursive = False
+    attr_set = attr_clear = tree_set = tree_clear = propagation = 0
+    propagation_recursive = False
+    data: list[tuple[str, str | None]] = []
+    for option in mount.options:
+        name = option[1:] if option.startswith("r") else option
+        if option in ("bind", "rbind"):
+            bind, recursive = True, option == "rbind"
+        elif option in _ATTRIBUTES:
+            set_bits, clear_bits = _ATTRIBUTES[option]
+            attr_set = attr_set & ~clear_bits | set_bits
+            attr_clear = attr_clear & ~set_bits | clear_bits
+        elif option in _PROPAGATION or (option.startswith("r") and name in _PROPAGATION):
+            propagation_recursive = option not in _PROPAGATION
+            propagation = _PROPAGATION[option] if option in _PROPAGATION else _PROPAGATION[name]
+        elif option.startswith("r") and name in _ATTRIBUTES:
+            set_bits, clear_bits = _ATTRIBUTES[name]
+            tree_set = tree_set & ~clear_bits | set_bits
+            tree_clear = tree_clear & ~set_bits | clear_bits
+        elif option in ("idmap", "ridmap", "tmpcopyup"):
+            raise SpecError(f"{path}.options", f"{option!r} is not supported yet")
+        elif option not in _IGNORED:
+            key, equals, value = option.partition("=")
+            data.append((key, value if equals else None))
+    if not mount.destination.startswith("/"):
+        raise SpecError(f"{path}.destination", f"expected an absolute path, got {mount.destination!r}")
+    if bind and not mount.source:
+        raise SpecError(f"{path}.source", "a bind mount needs one")
+    if mount.uid_mappings or mount.gid_mappings:
+        raise SpecError(f"{path}.uidMappings", "id-mapped mounts are not supported yet")
+    return MountPlan(
+        destination=mount.destination,
+        type=mount.type,
+        source=mount.source,
+        bind=bind,
+        recursive=recursive,
+        attr_set=attr_set,
+        attr_clear=attr_clear,
+        tree_attr_set=tree_set,
+        tree_attr_clear=tree_clear,
+        propagation=propagation,
+        propagation_recursive=propagation_recursive,
+        data=() if bind else tuple(data),
+    )
+
+
+def plan_mounts(spec: oci.Spec) -> list[MountPlan]:
+    """All of the configuration's mounts, in its order. Raises SpecError naming the entry."""
+    return [plan_mount(mount, f"mounts[{index}]") for index, mount in enumerate(spec.mounts)]
+
+
+ROOTFS_PROPAGATION: Final[Mapping[str, tuple[int, bool]]] = {
+    **{name: (bits, False) for name, bits in _PROPAGATION.items()},
+    **{"r" + name: (bits, True) for name, bits in _PROPAGATION.items()},
+}

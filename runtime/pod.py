@@ -1,0 +1,167 @@
+"""What a shim makes once for its pod: the infra process, the pinned network namespace, the pod's /dev/shm."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+from typing import Any, Final
+
+from runtime import syscalls
+from runtime.errors import failing, from_json
+from runtime.infra import infra_main
+from runtime.init import leave_the_loop, report
+
+_SHM_ATTRS: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+
+
+class Pod:
+    """Made from the message of the `pod` call:
+
+    sandbox, directory: the sandbox's id and state directory (exists); hostname; sysctls;
+    new: which of "network", "ipc", "uts", "pid" the pod has of its own;
+    netns: where to pin the network namespace, "" not to; shm_size: bytes of the pod's /dev/shm, 0 for none.
+    """
+
+    def __init__(self, message: dict[str, Any], infra_program: int, empty_mount_namespace: int) -> None:
+        self._sandbox: str = message["sandbox"]
+        self.directory: str = message["directory"]
+        self._hostname: str = message["hostname"]
+        self._sysctls: dict[str, str] = message["sysctls"]
+        self._new: list[str] = message["new"]
+        self._netns: str = message["netns"]
+        self._shm_size: int = message["shm_size"]
+        self._infra_program = infra_program
+        self._empty_mount_namespace = empty_mount_namespace
+        self.infra_pid = 0
+        self._infra_pidfd = -1
+
+    @property
+    def infra_alive(self) -> bool:
+        return self._infra_pidfd >= 0
+
+    def make(self) -> dict[str, Any]:
+        """Make all of it, or nothing. Raises RuntimeCoreError."""
+        syscalls.set_process_title(f"crisp-shim {self._sandbox}")
+        log = os.open(os.path.join(self.directory, "shim.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        with contextlib.ExitStack() as undo:
+            if self._shm_size:
+                self._mount_shm()
+                undo.callback(syscalls.umount2, self._shm_path(), syscalls.MNT_DETACH)
+            self._start_infra()
+            undo.callback(self._end_infra)
+            if self._netns:
+                with failing("pin network namespace", self._netns):
+                    pin_namespace(f"/proc/{self.infra_pid}/ns/net", self._netns)
+            undo.pop_all()
+        return {"pid": os.getpid(), "infra_pid": self.infra_pid}
+
+    def unmake(self) -> None:
+        """Undo `make`, but for the network namespace, which outlives the pod until its CNI DEL succeeded."""
+        if self._shm_size:
+            with failing("unmount", self._shm_path()):
+                unmount_if_mounted(self._shm_path())
+
+    def kill_infra(self) -> None:
+        if self.infra_alive:
+            signal.pidfd_send_signal(self._infra_pidfd, signal.SIGKILL)
+
+    def infra_exited(self) -> None:
+        if self._infra_pidfd >= 0:
+            os.close(self._infra_pidfd)
+            self._infra_pidfd = -1
+
+    def _shm_path(self) -> str:
+        return os.path.join(self.directory, "shm")
+
+    def _mount_shm(self) -> None:
+        with failing("mount `tmpfs` on", self._shm_path()):
+            os.mkdir(self._shm_path(), 0o700)
+            context = syscalls.fsopen("tmpfs")
+            for key, value in (("source", "shm"), ("mode", "1777"), ("size", str(self._shm_size))):
+                syscalls.fsconfig_string(context, key, value)
+            syscalls.fsconfig_create(context)
+            mount = syscalls.fsmount(context, _SHM_ATTRS)
+            os.close(context)
+            try:
+                syscalls.move_mount(mount, syscalls.AT_FDCWD, self._shm_path())
+            finally:
+                os.close(mount)
+
+    def _start_infra(self) -> None:
+        kinds = {
+            "network": syscalls.CLONE_NEWNET,
+            "ipc": syscalls.CLONE_NEWIPC,
+            "uts": syscalls.CLONE_NEWUTS,
+            "pid": syscalls.CLONE_NEWPID,
+        }
+        flags = sum(kinds[kind] for kind in self._new)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs, failing("clone", "infra process"):
+                self.infra_pid, self._infra_pidfd = syscalls.clone(flags)
+                if self.infra_pid == 0:
+                    self._infra_child(theirs)
+            data = ours.recv(65536)  # ends with the child's execve, milliseconds from here
+        if data:
+            self._end_infra()
+            raise from_json(json.loads(data)["failed"])
+
+    def _infra_child(self, channel: socket.socket) -> None:
+        try:
+            leave_the_loop()
+            infra_main(
+                program_fd=self._infra_program,
+                mount_namespace=self._empty_mount_namespace,
+                title=f"crisp-infra {self._sandbox}",
+                hostname=self._hostname,
+                new_network="network" in self._new,
+                new_uts="uts" in self._new,
+                sysctls=self._sysctls,
+            )
+        except BaseException as error:  # nothing of the shim may go on in the child
+            report(channel, error)
+        os._exit(1)
+
+    def _end_infra(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.kill_infra()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.infra_pid, 0)
+        self.infra_exited()
+
+
+def pin_namespace(source: str, path: str) -> None:
+    """Keep the namespace of /proc file `source` alive as a bind mount on `path`."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+    try:
+        syscalls.mount(source, path, None, syscalls.MS_BIND)
+    except OSError:
+        os.unlink(path)
+        raise
+
+
+def unmount_if_mounted(path: str) -> None:
+    """Detach what is mounted on `path`; nothing there, or no such path, is fine."""
+    try:
+        syscalls.umount2(path, syscalls.MNT_DETACH)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+
+
+def unpin_namespace(path: str) -> None:
+    """Undo `pin_namespace`, however much of it is left. Raises RuntimeCoreError."""
+    with failing("unpin network namespace", path):
+        unmount_if_mounted(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+

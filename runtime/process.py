@@ -1,0 +1,185 @@
+"""From root in a finished rootfs to the user's program: limits, labels, credentials, filter, execve.
+
+Shared by a container's init and by exec. Everything here runs in the single-threaded child that becomes the program.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from runtime import capabilities, seccomp, syscalls
+from runtime import spec as oci
+from runtime.errors import NotSupported, RuntimeCoreError, failing
+
+_UNLIMITED: Final = 2**64 - 1
+
+
+class ExecFailed(RuntimeCoreError):
+    """The program of `process.args` could not be executed, in words that runc's users know."""
+
+    members = ("message", "errno")
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+def become(
+    process: oci.Process, filter_program: bytes, filter_flags: int, before_exec: Callable[[], None] | None = None
+) -> NoReturn:
+    """Turn the calling process into the container's program. Raises RuntimeCoreError; never returns.
+
+    `before_exec` runs when only execve is left to do; it may use no more than the filter allows (a send).
+    """
+    for limit in process.rlimits:
+        _set_rlimit(limit)
+    _set_labels(process)
+    if filter_program and not process.no_new_privileges:
+        # Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which may be gone below.
+        with failing("load", "seccomp filter"):
+            seccomp.load_filter(filter_program, filter_flags)
+    _set_identity(process)
+    _enter_directory(process.cwd)
+    if process.no_new_privileges:
+        with failing("set", "no_new_privs"):
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        if filter_program:
+            with failing("load", "seccomp filter"):
+                seccomp.load_filter(filter_program, filter_flags)
+    _execute(process, before_exec)
+
+
+def set_oom_score_adj(value: int) -> str:
+    """Write /proc/self/oom_score_adj of the caller. Returns a warning when CAP_SYS_RESOURCE is missing for it."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(value))
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM):
+            raise
+        with open("/proc/self/oom_score_adj") as file:
+            kept = file.read().strip()
+        return f"oom_score_adj {value} needs CAP_SYS_RESOURCE, which crisp lacks: kept at {kept}"
+    return ""
+
+
+def _set_rlimit(limit: oci.Rlimit) -> None:
+    number = getattr(resource, limit.type, None)
+    if number is None:
+        raise NotSupported("set", limit.type, "unknown resource limit")
+    soft, hard = (resource.RLIM_INFINITY if value == _UNLIMITED else value for value in (limit.soft, limit.hard))
+    with failing("set", limit.type):
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except ValueError:  # Python's word for EPERM: above the hard limit, without CAP_SYS_RESOURCE
+            ceiling = resource.getrlimit(number)[1]
+            resource.setrlimit(number, (_at_most(soft, ceiling), _at_most(hard, ceiling)))
+
+
+def _at_most(value: int, ceiling: int) -> int:
+    if ceiling == resource.RLIM_INFINITY:
+        return value
+    return ceiling if value == resource.RLIM_INFINITY else min(value, ceiling)
+
+
+def _set_labels(process: oci.Process) -> None:
+    """Ask the LSM for a label at execve. The file is written through the container's own /proc, checked to be one."""
+    for label, paths in (
+        (process.apparmor_profile and f"exec {process.apparmor_profile}", ("attr/apparmor/exec", "attr/exec")),
+        (process.selinux_label, ("attr/exec",)),
+    ):
+        if label:
+            _write_attribute(paths, label)
+
+
+def _write_attribute(paths: tuple[str, ...], label: str) -> None:
+    thread = os.open("/proc/thread-self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # A procfs in disguise would swallow the label (CVE-2019-16884, CVE-2025-52881): its inode number tells.
+        if os.stat("/proc").st_ino != 1:
+            raise NotSupported("apply label", label, "/proc is not a proc file system")
+        for path in paths:
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=thread)
+            except FileNotFoundError:
+                continue
+            try:
+                with failing("apply label", label):
+                    os.write(fd, label.encode())
+                return
+            finally:
+                os.close(fd)
+        raise NotSupported("apply label", label, "the security module is not enabled")
+    finally:
+        os.close(thread)
+
+
+def _set_identity(process: oci.Process) -> None:
+    user, caps = process.user, process.capabilities
+    if caps is not None:
+        capabilities.drop_bounding(caps.bounding)
+        capabilities.set_keepcaps()
+    with failing("set groups", ",".join(map(str, user.additional_gids)) or "none"):
+        os.setgroups(list(user.additional_gids))
+    with failing("set gid", str(user.gid)):
+        os.setresgid(user.gid, user.gid, user.gid)
+    with failing("set uid", str(user.uid)):
+        os.setresuid(user.uid, user.uid, user.uid)
+    if caps is not None:
+        capabilities.apply(caps)
+    if user.umask is not None:
+        os.umask(user.umask)
+    else:
+        os.umask(0o022)
+
+
+def _enter_directory(cwd: str) -> None:
+    with failing("enter working directory", cwd):
+        os.chdir(cwd)
+        # A working directory left outside the rootfs is a way to the host (CVE-2024-21626).
+        if not os.getcwd().startswith("/"):
+            raise OSError(errno.ENOENT, "outside of the rootfs")
+
+
+def _execute(process: oci.Process, before_exec: Callable[[], None] | None) -> NoReturn:
+    program = _find_program(process)
+    environment = dict(entry.partition("=")[::2] for entry in process.env)
+    # CPython ignores these two, and execve would hand that down.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    syscalls.close_on_exec_from(3)
+    if before_exec is not None:
+        before_exec()
+    try:
+        os.execve(program, process.args, environment)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise ExecFailed(f'exec: "{process.args[0]}": {reason}', error.errno or 0) from error
+
+
+def _find_program(process: oci.Process) -> str:
+    name = process.args[0]
+    if "/" in name:
+        try:
+            os.stat(name)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            raise ExecFailed(f'exec: "{name}": stat {name}: {reason}', error.errno or 0) from error
+        return name
+    path = next((entry[5:] for entry in process.env if entry.startswith("PATH=")), "")
+    refused = False
+    for directory in path.split(":"):
+        candidate = os.path.join(directory or ".", name)
+        if os.path.isfile(candidate):
+            if os.access(candidate, os.X_OK):
+                return candidate
+            refused = True
+    if refused:
+        raise ExecFailed(f'exec: "{name}": permission denied', errno.EACCES)
+    raise ExecFailed(f'exec: "{name}": executable file not found in $PATH', errno.ENOENT)

@@ -1,0 +1,312 @@
+"""A container's file system tree, built by descriptors: no path inside the container is ever resolved by string.
+
+Three phases, because a container's mount namespace starts as a copy of an almost empty one:
+
+1. `open_sources`, in the host's mount namespace: clones of what is bind-mounted, detached;
+2. `Rootfs.attach` and `Rootfs.populate`, in the container's: the tree is put together under the root's descriptor;
+3. `Rootfs.pivot` and `Rootfs.restrict`: it becomes `/`, and masked and read-only paths are covered.
+
+Image content is hostile: each target is opened with openat2(2) RESOLVE_IN_ROOT, and `/proc` and `/sys` may not be
+symbolic links at all (runc's CVE-2019-19921 and CVE-2021-30465 were such races).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from runtime import spec as oci
+from runtime import syscalls as sys
+from runtime.errors import OperationFailed, failing
+from runtime.mounts import ROOTFS_PROPAGATION, MountPlan
+
+_IN_ROOT: Final = sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS
+_RESOLVE_NO_SYMLINKS: Final = 0x04
+_DEVICE_TYPES: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+_LINKS: Final = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+)
+DEFAULT_DEVICES: Final = tuple(
+    oci.Device(path=f"/dev/{name}", type="c", major=major, minor=minor, file_mode=0o666)
+    for name, major, minor in (
+        ("null", 1, 3),
+        ("zero", 1, 5),
+        ("full", 1, 7),
+        ("random", 1, 8),
+        ("urandom", 1, 9),
+        ("tty", 5, 0),
+    )
+)
+ATTACH_POINT: Final = "/rootfs"  # the one directory of the empty mount namespace
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupView:
+    """What a container sees at a `cgroup` mount: (name below the mount point, host directory), links to names.
+
+    One directory with the name "" is a v2 tree mounted at the point itself.
+    """
+
+    directories: tuple[tuple[str, str], ...]
+    links: tuple[tuple[str, str], ...] = ()
+
+
+def open_in_root(root: int, path: str, flags: int, resolve: int = _IN_ROOT) -> int:
+    """Open `path` as if the directory `root` were `/`, never leaving it (openat2(2))."""
+    return sys.openat2(root, path.lstrip("/") or ".", flags, resolve)
+
+
+def open_sources(plans: Sequence[MountPlan], cgroups: CgroupView) -> dict[int, list[int]]:
+    """Detached clones of what the plans bind, by the plan's index; a cgroup mount has one for each directory."""
+    sources: dict[int, list[int]] = {}
+    for index, plan in enumerate(plans):
+        if plan.bind:
+            with failing("open bind mount source", plan.source):
+                sources[index] = [_clone_tree(plan.source, recursive=plan.recursive)]
+        elif plan.type in ("cgroup", "cgroup2"):
+            with failing("open cgroups for", plan.destination):
+                sources[index] = [_clone_tree(path, recursive=False) for _name, path in cgroups.directories]
+    return sources
+
+
+def _clone_tree(path: str, *, recursive: bool) -> int:
+    return sys.open_tree(sys.AT_FDCWD, path, sys.OPEN_TREE_CLONE | (sys.AT_RECURSIVE if recursive else 0))
+
+
+def new_filesystem(plan: MountPlan) -> int:
+    """A detached mount of a new instance of the plan's file system type, bound to the caller's namespaces."""
+    context = sys.fsopen(plan.type)
+    try:
+        if plan.source:
+            sys.fsconfig_string(context, "source", plan.source)
+        for key, value in plan.data:
+            if value is None:
+                sys.fsconfig_flag(context, key)
+            else:
+                sys.fsconfig_string(context, key, value)
+        sys.fsconfig_create(context)
+        return sys.fsmount(context, plan.attr_set)
+    finally:
+        os.close(context)
+
+
+class Rootfs:
+    """The tree under the mount open at `root`; owns that descriptor."""
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+
+    def attach(self) -> None:
+        """Put the detached root mount into the caller's mount namespace."""
+        with failing("attach", "rootfs"):
+            sys.move_mount(self.root, sys.AT_FDCWD, ATTACH_POINT)
+
+    def populate(
+        self, plans: Sequence[MountPlan], sources: dict[int, list[int]], cgroups: CgroupView, devices: Sequence[oci.Device]
+    ) -> None:
+        """Make the mounts in order, then the device nodes and links of `/dev`."""
+        dev_is_ours = True
+        for index, plan in enumerate(plans):
+            with failing(f"mount `{plan.type or plan.source}` on", plan.destination):
+                if plan.type in ("cgroup", "cgroup2") and not plan.bind:
+                    self._mount_cgroups(plan, sources[index], cgroups)
+                elif plan.bind:
+                    self._mount_bind(plan, sources[index][0])
+                    dev_is_ours = dev_is_ours and plan.destination != "/dev"
+                else:
+                    self._mount_new(plan)
+        if dev_is_ours:
+            self._make_devices(devices)
+
+    def _mount_bind(self, plan: MountPlan, tree: int) -> None:
+        is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+        if plan.attr_set or plan.attr_clear:
+            sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH, attr_set=plan.attr_set, attr_clr=_clearable(plan))
+        if plan.tree_attr_set or plan.tree_attr_clear:
+            flags = sys.AT_EMPTY_PATH | sys.AT_RECURSIVE
+            sys.mount_setattr(tree, "", flags, attr_set=plan.tree_attr_set, attr_clr=plan.tree_attr_clear)
+        recursive = plan.propagation_recursive or not plan.propagation
+        flags = sys.AT_EMPTY_PATH | (sys.AT_RECURSIVE if recursive else 0)
+        sys.mount_setattr(tree, "", flags, propagation=plan.propagation or sys.MS_SLAVE)
+        self._place(tree, plan.destination, is_directory=is_directory)
+
+    def _mount_new(self, plan: MountPlan) -> None:
+        mount = new_filesystem(plan)
+        # An image can make /proc or /sys a symbolic link, to have them somewhere else than masks are put.
+        self._place(mount, plan.destination, is_directory=True, follow=plan.type not in ("proc", "sysfs"))
+        if plan.propagation:
+            flags = sys.AT_EMPTY_PATH | (sys.AT_RECURSIVE if plan.propagation_recursive else 0)
+            sys.mount_setattr(mount, "", flags, propagation=plan.propagation)
+
+    def _mount_cgroups(self, plan: MountPlan, trees: Sequence[int], cgroups: CgroupView) -> None:
+        attrs = plan.attr_set
+        for tree in trees:
+            sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH, attr_set=attrs, propagation=sys.MS_PRIVATE)
+        if cgroups.directories and cgroups.directories[0][0] == "":
+            self._place(trees[0], plan.destination, is_directory=True)
+            return
+        base = new_filesystem(MountPlan(plan.destination, "tmpfs", "tmpfs", data=(("mode", "755"),)))
+        self._place(base, plan.destination, is_directory=True)
+        for (name, _path), tree in zip(cgroups.directories, trees, strict=True):
+            os.mkdir(name, 0o755, dir_fd=base)
+            sys.move_mount(tree, base, name)
+        for name, target in cgroups.links:
+            os.symlink(target, name, dir_fd=base)
+        sys.mount_setattr(base, "", sys.AT_EMPTY_PATH, attr_set=attrs)
+
+    def _place(self, mount: int, destination: str, *, is_directory: bool, follow: bool = True) -> None:
+        target = self.open_target(destination, is_directory=is_directory, follow=follow)
+        try:
+            sys.move_mount(mount, target)
+        finally:
+            os.close(target)
+
+    def open_target(self, path: str, *, is_directory: bool, follow: bool = True) -> int:
+        """A path descriptor of a mount point inside the root, made with its parents (0755, files 0644) if missing."""
+        resolve = _IN_ROOT | (0 if follow else _RESOLVE_NO_SYMLINKS)
+        path = os.path.normpath("/" + path).lstrip("/") or "."
+        try:
+            return sys.openat2(self.root, path, os.O_PATH, resolve)
+        except FileNotFoundError:
+            pass
+        parent = os.open(".", os.O_PATH | os.O_DIRECTORY, dir_fd=self.root)
+        parts = path.split("/")
+        try:
+            for depth, part in enumerate(parts, 1):
+                prefix = "/".join(parts[:depth])
+                wants_directory = is_directory or depth < len(parts)
+                try:
+                    entry = sys.openat2(self.root, prefix, os.O_PATH, resolve)
+                except FileNotFoundError:
+                    _make(parent, part, is_directory=wants_directory)
+                    entry = sys.openat2(self.root, prefix, os.O_PATH, resolve)
+                os.close(parent)
+                parent = entry
+        except BaseException:
+            os.close(parent)
+            raise
+        return parent
+
+    def _make_devices(self, devices: Sequence[oci.Device]) -> None:
+        directory = self.open_target("/dev", is_directory=True)
+        try:
+            listed = {device.path for device in devices}
+            for device in (*(d for d in DEFAULT_DEVICES if d.path not in listed), *devices):
+                with failing("make device", device.path):
+                    self._make_device(device)
+            for name, target in _LINKS:
+                with failing("link", f"/dev/{name}"):
+                    _symlink(target, name, directory)
+        finally:
+            os.close(directory)
+
+    def _make_device(self, device: oci.Device) -> None:
+        parent_path, name = os.path.split(device.path)
+        parent = self.open_target(parent_path, is_directory=True)
+        try:
+            number = os.makedev(device.major, device.minor)
+            mode = stat.S_IMODE(device.file_mode if device.file_mode is not None else 0o666)
+            try:
+                os.mknod(name, _DEVICE_TYPES[device.type] | mode, number, dir_fd=parent)
+            except FileExistsError:
+                found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if stat.S_ISLNK(found.st_mode) or found.st_rdev != number:
+                    raise
+            if device.uid or device.gid:
+                os.chown(name, device.uid or 0, device.gid or 0, dir_fd=parent, follow_symlinks=False)
+            os.chmod(name, mode, dir_fd=parent)  # mknod's mode went through the umask
+        finally:
+            os.close(parent)
+
+    def pivot(self) -> None:
+        """Make the tree the caller's `/` and let go of everything outside (pivot_root(2))."""
+        with failing("pivot into", "rootfs"):
+            os.fchdir(self.root)
+            sys.pivot_root(".", ".")
+            sys.umount2(".", sys.MNT_DETACH)
+            os.chdir("/")
+
+    def restrict(self, linux: oci.Linux, *, readonly: bool) -> None:
+        """Cover masked paths, make read-only paths so, and apply the root's own propagation and read-only flag."""
+        for path in linux.readonly_paths:
+            with failing("make read-only", path):
+                self._make_readonly(path)
+        for path in linux.masked_paths:
+            with failing("mask", path):
+                self._mask(path)
+        if linux.rootfs_propagation:
+            bits, recursive = ROOTFS_PROPAGATION[linux.rootfs_propagation]
+            flags = sys.AT_EMPTY_PATH | (sys.AT_RECURSIVE if recursive else 0)
+            with failing("set propagation of", "rootfs"):
+                sys.mount_setattr(self.root, "", flags, propagation=bits)
+        if readonly:
+            with failing("make read-only", "rootfs"):
+                sys.mount_setattr(self.root, "", sys.AT_EMPTY_PATH, attr_set=sys.MOUNT_ATTR_RDONLY)
+
+    def _make_readonly(self, path: str) -> None:
+        target = self._existing(path)
+        if target is None:
+            return
+        tree = sys.open_tree(target, "", sys.AT_EMPTY_PATH | sys.OPEN_TREE_CLONE | sys.AT_RECURSIVE)
+        sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH, attr_set=sys.MOUNT_ATTR_RDONLY)
+        sys.move_mount(tree, target)
+        os.close(tree)
+        os.close(target)
+
+    def _mask(self, path: str) -> None:
+        target = self._existing(path)
+        if target is None:
+            return
+        if stat.S_ISDIR(os.fstat(target).st_mode):
+            cover = new_filesystem(MountPlan(path, "tmpfs", "tmpfs", attr_set=sys.MOUNT_ATTR_RDONLY))
+        else:
+            cover = self._null_device()
+        sys.move_mount(cover, target)
+        os.close(cover)
+        os.close(target)
+
+    def _null_device(self) -> int:
+        null = open_in_root(self.root, "/dev/null", os.O_PATH)
+        try:
+            status = os.fstat(null)
+            # The image or a racing container may have put something else there (CVE-2025-31133).
+            if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
+                raise OperationFailed("use", "/dev/null", errno.EINVAL)
+            return sys.open_tree(null, "", sys.AT_EMPTY_PATH | sys.OPEN_TREE_CLONE)
+        finally:
+            os.close(null)
+
+    def _existing(self, path: str) -> int | None:
+        try:
+            return open_in_root(self.root, path, os.O_PATH)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise
+
+
+def _clearable(plan: MountPlan) -> int:
+    # The access-time bits are one field: the kernel wants all of it cleared when any of it is set.
+    return plan.attr_clear | (sys.MOUNT_ATTR_ATIME if plan.attr_set & sys.MOUNT_ATTR_ATIME else 0)
+
+
+def _make(parent: int, name: str, *, is_directory: bool) -> None:
+    if is_directory:
+        os.mkdir(name, 0o755, dir_fd=parent)
+    else:
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent))
+
+
+def _symlink(target: str, name: str, directory: int) -> None:
+    try:
+        os.symlink(target, name, dir_fd=directory)
+    except FileExistsError:
+        return  # the image's /dev, or a bind of the host's, brought its own

@@ -1,0 +1,384 @@
+"""The shim: one small process a pod, parent of everything that runs in it, alive when crispd is not.
+
+Single-threaded, one epoll loop. It serves the messages of `runtime.message` on connections accepted from
+`<sandbox directory>/shim.sock` and on the one it was born with:
+
+    {"id": 7, "call": "start", "container": "...", ...}  ->  {"id": 7, "ok": {...}} or {"id": 7, "error": {...}}
+    unasked, to every connection: {"event": "exit", "container": "...", "exit": {...}}, {"event": "infra-exit"}
+
+An exit status is on disk (`exits/<container id>`) before anyone is told, so a daemon that was away finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from runtime import syscalls
+from runtime.cgroups import Hierarchies
+from runtime.cgroups.tree import remove_unused
+from runtime.container import Container
+from runtime.errors import RuntimeCoreError
+from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
+from runtime.pod import Pod
+
+_RUNNABLE: Final = ("running", "starting")
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """What a shim gets from the zygote with its birth."""
+
+    hierarchies: Hierarchies
+    infra_program: int
+    empty_mount_namespace: int
+
+
+class _Connection:
+    """One daemon talking to the shim."""
+
+    def __init__(self, shim: Shim, sock: socket.socket) -> None:
+        self._shim = shim
+        self._sock = sock
+        self._decoder = Decoder()
+        self._outbox = Outbox(sock)
+        sock.setblocking(False)
+        shim.watch(sock.fileno(), selectors.EVENT_READ, self._ready)
+
+    def send(self, message: Message) -> None:
+        if self._sock.fileno() < 0:
+            return
+        self._outbox.put(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._outbox.flush()
+        except OSError:
+            self.close()
+            return
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
+        self._shim.watch(self._sock.fileno(), events, self._ready)
+
+    def _ready(self, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self._flush()
+        if events & selectors.EVENT_READ and self._sock.fileno() >= 0:
+            try:
+                alive = receive(self._sock, self._decoder)
+                for message, fds in self._decoder.messages():
+                    self._shim.handle(message, fds, self)
+            except BlockingIOError:
+                return
+            except (OSError, ProtocolError) as error:
+                print(f"connection: {error}", file=sys.stderr, flush=True)
+                alive = False
+            if not alive:
+                self.close()
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._shim.forget(self, self._sock.fileno())
+            self._outbox.close()
+            self._decoder.close()
+            self._sock.close()
+
+
+class Shim:
+    """The loop and the calls. See the module's docstring for the wire."""
+
+    def __init__(self, birth: socket.socket, inheritance: Inheritance) -> None:
+        self._inheritance = inheritance
+        self._selector = selectors.EpollSelector()
+        self._children: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_count = 0
+        self._connections: list[_Connection] = []
+        self._containers: dict[str, Container] = {}
+        self._pod: Pod | None = None
+        self._listener: socket.socket | None = None
+        self._leaving = False
+        self._made_cgroups: list[str] = []
+        self._watch_children()
+        self._connections.append(_Connection(self, birth))
+
+    # -- loop ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        while not self._leaving:
+            timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+            for key, events in self._selector.select(timeout):
+                if key.fileobj in self._selector.get_map():
+                    key.data(events)
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                heapq.heappop(self._timers)[2]()
+
+    def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
+        """Call `ready(events)` when the descriptor is; replaces an earlier watch."""
+        try:
+            self._selector.modify(fd, events, ready)
+        except KeyError:
+            self._selector.register(fd, events, ready)
+
+    def unwatch(self, fd: int) -> None:
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(fd)
+
+    def later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call back in `delay` seconds."""
+        self._timer_count += 1
+        heapq.heappush(self._timers, (time.monotonic() + delay, self._timer_count, callback))
+
+    def _watch_children(self) -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+
+        def reap(_events: int) -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(reader, 4096)
+            self._reap()
+
+        self.watch(reader, selectors.EVENT_READ, reap)
+
+    def _reap(self) -> None:
+        """Collect every dead child: ours, and orphans of pods that share no PID namespace of their own."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            callback = self._children.pop(pid, None)
+            if callback is not None:
+                callback(os.waitstatus_to_exitcode(status))
+
+    # -- what containers and the pod need -----------------------------------------------------------------------------
+
+    @property
+    def empty_mount_namespace(self) -> int:
+        return self._inheritance.empty_mount_namespace
+
+    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
+        """Call back with the exit code, or minus the signal, once the child is reaped."""
+        self._children[pid] = callback
+
+    def emit(self, event: Message) -> None:
+        for connection in list(self._connections):
+            connection.send(event)
+
+    def made_cgroups(self, directories: list[str]) -> None:
+        """Remember cgroup directories to remove with the pod: a container's parents may serve its siblings too."""
+        self._made_cgroups += (path for path in directories if path not in self._made_cgroups)
+
+    def record_exit(self, container_id: str, status: dict[str, Any]) -> None:
+        assert self._pod is not None
+        path = os.path.join(self._pod.directory, "exits", container_id)
+        try:
+            with open(path + ".new", "w") as file:
+                json.dump(status, file)
+            os.rename(path + ".new", path)
+        except OSError as error:
+            print(f"record exit of {container_id}: {error}", file=sys.stderr, flush=True)
+
+    def forget(self, connection: _Connection, fd: int) -> None:
+        self.unwatch(fd)
+        with contextlib.suppress(ValueError):
+            self._connections.remove(connection)
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def handle(self, message: Message, fds: Sequence[int], connection: _Connection) -> None:
+        """Run one call. Its descriptors are closed after it: whoever cloned has them already."""
+        number = message.get("id")
+
+        def reply(result: dict[str, Any]) -> None:
+            if "error" in result:
+                connection.send({"id": number, "error": result["error"]})
+            else:
+                connection.send({"id": number, "ok": result})
+
+        try:
+            self._dispatch(message, fds, reply)
+        except RuntimeCoreError as error:
+            connection.send({"id": number, "error": error.to_json()})
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            failure = RuntimeCoreError(f"{message.get('call')}: {type(error).__name__}: {error}")
+            connection.send({"id": number, "error": failure.to_json()})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _dispatch(self, message: Message, fds: Sequence[int], reply: Callable[[dict[str, Any]], None]) -> None:
+        call = message["call"]
+        if call == "pod":
+            reply(self._make_pod(message))
+        elif call == "create":
+            reply(self._create(message))
+        elif call == "start":
+            self._container(message).start(message, reply)
+        elif call == "exec":
+            self._container(message).execute(message, fds, reply)
+        elif call == "kill-exec":
+            self._container(message).kill_exec(message["exec"])
+            reply({})
+        elif call == "signal":
+            self._container(message).signal(message["signal"])
+            reply({})
+        elif call == "kill":
+            self._container(message).kill()
+            reply({})
+        elif call == "wait":
+            self._container(message).wait(reply)
+        elif call == "reopen-log":
+            self._container(message).reopen_log()
+            reply({})
+        elif call == "delete":
+            self._delete(message)
+            reply({})
+        elif call == "state":
+            reply(self._state())
+        elif call == "shutdown":
+            self._shutdown(reply)
+        else:
+            raise RuntimeCoreError(f"the shim has no call {call!r}")
+
+    def _container(self, message: Message) -> Container:
+        try:
+            return self._containers[message["container"]]
+        except KeyError:
+            raise RuntimeCoreError(f"the shim has no container {message.get('container')!r}") from None
+
+    def _make_pod(self, message: Message) -> dict[str, Any]:
+        pod = Pod(message, self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
+        answer = pod.make()
+        self._pod = pod
+        self._listener = listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # Bound by a relative name: a socket's path may have no more than 107 bytes, a state directory's any number.
+        with contextlib.chdir(pod.directory):
+            os.umask(0o077)
+            listener.bind("shim.sock")
+            os.umask(0o022)
+        listener.listen(8)
+        self.watch(listener.fileno(), selectors.EVENT_READ, self._accept)
+        self.on_exit(pod.infra_pid, self._infra_exited)
+        return answer
+
+    def _accept(self, _events: int) -> None:
+        assert self._listener is not None
+        with contextlib.suppress(BlockingIOError):
+            sock, _address = self._listener.accept()
+            self._connections.append(_Connection(self, sock))
+
+    def _infra_exited(self, _status: int) -> None:
+        assert self._pod is not None
+        self._pod.infra_exited()
+        for container in self._containers.values():
+            if container.state in _RUNNABLE:
+                container.kill()
+        self.emit({"event": "infra-exit"})
+
+    def _create(self, message: Message) -> dict[str, Any]:
+        container_id = message["container"]
+        if container_id in self._containers:
+            raise RuntimeCoreError(f"the shim has a container {container_id!r} already")
+        container = Container(container_id, message["bundle"], self, self._inheritance.hierarchies)
+        answer = container.create(message)
+        self._containers[container_id] = container
+        return answer
+
+    def _delete(self, message: Message) -> None:
+        container = self._containers.get(message["container"])
+        if container is None:
+            return
+        if container.state in _RUNNABLE:
+            raise RuntimeCoreError(f"delete container {container.id}: it is running")
+        container.delete()
+        del self._containers[container.id]
+        assert self._pod is not None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._pod.directory, "exits", container.id))
+
+    def _state(self) -> dict[str, Any]:
+        assert self._pod is not None
+        return {
+            "pid": os.getpid(),
+            "infra_pid": self._pod.infra_pid,
+            "infra_alive": self._pod.infra_alive,
+            "containers": {container.id: container.describe() for container in self._containers.values()},
+        }
+
+    def _shutdown(self, reply: Callable[[dict[str, Any]], None]) -> None:
+        """End everything, undo what `pod` made, answer, and leave once the last container's exit is recorded."""
+        running = [container for container in self._containers.values() if container.state in _RUNNABLE]
+        if running:
+            for container in running:
+                container.kill()
+            running[0].wait(lambda _exit: self._shutdown(reply))
+            return
+        for container in self._containers.values():
+            container.delete()
+        if self._pod is not None:
+            if self._pod.infra_alive:
+                self._children[self._pod.infra_pid] = lambda _status: self._shutdown_pod(reply)
+                self._pod.kill_infra()
+                return
+            self._shutdown_pod(reply)
+        else:
+            self._leave(reply)
+
+    def _shutdown_pod(self, reply: Callable[[dict[str, Any]], None]) -> None:
+        assert self._pod is not None
+        self._pod.infra_exited()
+        try:
+            self._pod.unmake()
+        except RuntimeCoreError as error:
+            reply({"error": error.to_json()})
+            return
+        self._leave(reply)
+
+    def _leave(self, reply: Callable[[dict[str, Any]], None]) -> None:
+        # Containers' cgroups may still be waiting for the last process to be gone from them.
+        if self._timers:
+            self.later(0.005, lambda: self._leave(reply))
+            return
+        if self._listener is not None:
+            self._listener.close()
+        remove_unused(self._made_cgroups)
+        reply({})
+        self._leaving = True
+
+
+def shim_main(birth: socket.socket, inheritance: Inheritance) -> NoReturn:
+    """Be a shim until told to shut down. Called in a child of the zygote, whose other descriptors are closed."""
+    status = 1
+    try:
+        os.setsid()
+        os.chdir("/")
+        syscalls.set_name("crisp-shim")
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        Shim(birth, inheritance).run()
+        status = 0
+    except BaseException as error:
+        print(f"shim: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
+    finally:
+        os._exit(status)
+
+

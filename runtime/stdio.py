@@ -1,0 +1,118 @@
+"""The shim's ends of a container's standard streams: output into the log, input kept open for attach."""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from runtime.logs import Clock, LineFormatter, LogFile
+
+_CHUNK: Final = 64 << 10
+
+
+class Loop(Protocol):
+    """The part of the shim's event loop that streams need."""
+
+    def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None: ...
+
+    def unwatch(self, fd: int) -> None: ...
+
+
+class OutputStream:
+    """One pipe or terminal read by the shim, written to the log as it comes."""
+
+    def __init__(self, fd: int, name: str, log: LogFile, clock: Clock, loop: Loop) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._formatter = LineFormatter(name)
+        self._log = log
+        self._clock = clock
+        self._loop = loop
+        self._log_failed = False
+        loop.watch(fd, selectors.EVENT_READ, self._ready)
+
+    def _ready(self, _events: int) -> None:
+        self._read_once()
+
+    def _read_once(self) -> bool:
+        """Move one chunk to the log. False when nothing is left for now, or for ever."""
+        try:
+            data = os.read(self._fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EIO:  # a terminal whose last user left
+                raise
+            data = b""
+        if not data:
+            self.close()
+            return False
+        self._write(self._formatter.feed(data, self._clock.stamp()))
+        return True
+
+    def _write(self, records: bytes) -> None:
+        try:
+            self._log.write(records)
+            self._log_failed = False
+        except OSError as error:
+            # A full disk must not stop the container; what cannot be written is lost, and said so once.
+            if not self._log_failed:
+                print(f"write log: {error}", file=sys.stderr, flush=True)
+            self._log_failed = True
+
+    def drain(self) -> None:
+        """Read what the exited container left in the pipe, then close, whoever else still holds the other end."""
+        limit = 1 << 12
+        while self._fd >= 0 and limit and self._read_once():
+            limit -= 1
+        self.close()
+
+    def close(self) -> None:
+        if self._fd < 0:
+            return
+        self._loop.unwatch(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        self._write(self._formatter.finish(self._clock.stamp()))
+
+
+@dataclass(slots=True)
+class ContainerStdio:
+    """Both ends of a container's streams between clone and execve; afterwards only the shim's."""
+
+    child: tuple[int, int, int]  # what init makes its 0, 1 and 2; (-1, -1, -1) with a terminal
+    outputs: list[tuple[int, str]]  # (descriptor to read, stream name)
+    stdin: int  # the write end, -1 when standard input is /dev/null
+
+    @classmethod
+    def make(cls, *, terminal: bool, stdin: bool) -> ContainerStdio:
+        """Pipes for the streams; with a terminal the pair is made by init, inside the container."""
+        if terminal:
+            return cls((-1, -1, -1), [], -1)
+        read_in, write_in = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), -1)
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        return cls((read_in, out_write, err_write), [(out_read, "stdout"), (err_read, "stderr")], write_in)
+
+    def close_child_ends(self) -> None:
+        for fd in self.child:
+            if fd >= 0:
+                os.close(fd)
+        self.child = (-1, -1, -1)
+
+    def close(self) -> None:
+        """Close everything that is still ours."""
+        self.close_child_ends()
+        for fd, _name in self.outputs:
+            os.close(fd)
+        self.outputs = []
+        if self.stdin >= 0:
+            os.close(self.stdin)
+            self.stdin = -1
+
+

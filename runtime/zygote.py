@@ -1,0 +1,69 @@
+"""The zygote: a fresh interpreter with this room loaded and its heap frozen, that forks shims and does nothing else.
+
+crispd starts it as `python -I -S` (no site-packages, no environment) with a SEQPACKET socket as descriptor 3. Each
+datagram carries one descriptor, the shim's birth connection; the fork is answered on that connection by the shim. The
+zygote ends when crispd does; its shims do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+from typing import Final
+
+from runtime import infra, syscalls
+from runtime.cgroups import Hierarchies
+from runtime.errors import RuntimeCoreError
+from runtime.process import set_oom_score_adj
+from runtime.shim import Inheritance, shim_main
+from runtime.spec import Resources
+
+_CONTROL: Final = 3
+SHIM_CGROUP: Final = "/crisp-shims"
+_SHIM_OOM_SCORE_ADJ: Final = -998  # shims go after the pods they serve
+
+
+def main() -> None:
+    """Serve until the control socket closes."""
+    control = socket.socket(fileno=_CONTROL)
+    control.set_inheritable(False)
+    os.umask(0o022)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    syscalls.set_name("crisp-zygote")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    inheritance = Inheritance(Hierarchies.detect(), infra.program_file(), infra.empty_mount_namespace())
+    _leave_the_daemons_cgroup(inheritance.hierarchies)
+    set_oom_score_adj(_SHIM_OOM_SCORE_ADJ)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps shims; nobody asks how they ended
+    gc.collect()
+    gc.freeze()
+    control.send(b"ready")
+    while True:
+        data, fds, _flags, _address = socket.recv_fds(control, 16, 1)
+        if not data:
+            return
+        _fork_shim(control, fds[0], inheritance)
+
+
+def _fork_shim(control: socket.socket, birth_fd: int, inheritance: Inheritance) -> None:
+    pid = os.fork()
+    if pid == 0:
+        control.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        shim_main(socket.socket(fileno=birth_fd), inheritance)
+    os.close(birth_fd)
+
+
+def _leave_the_daemons_cgroup(hierarchies: Hierarchies) -> None:
+    """Live in a cgroup outside of every pod: kubelet kills whatever it finds in a dead pod's."""
+    cgroup = hierarchies.cgroup(SHIM_CGROUP)
+    try:
+        cgroup.create(Resources())
+        cgroup.join_self()
+    except RuntimeCoreError as error:
+        with contextlib.suppress(OSError):
+            print(f"zygote: stays in crispd's cgroup: {error}", file=sys.stderr, flush=True)
