@@ -130,7 +130,7 @@ def _reload(configuration: Configuration, reload: Reload, notifier: Notifier) ->
     except ConfigurationError as error:
         _log.error("configuration not reloaded", extra={"error": error})
     else:
-        logfmt.start(LOG_LEVELS[wanted.log_level])
+        logfmt.set_level(LOG_LEVELS[wanted.log_level])
         pending = [key for key in changed(configuration.values(), wanted.values()) if key != "log_level"]
         if pending:
             _log.warning("configuration changes wait for a restart", extra={"keys": ",".join(pending)})
@@ -148,11 +148,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="crispd", description="Kubernetes container runtime: serves CRI v1 on a unix socket."
     )
     flag = parser.add_argument
-    flag("--config", type=Path, metavar="FILE", help="configuration, and FILE.d/*.toml (default: /etc/crisp/crisp.toml)")
-    flag("--listen", metavar="ADDRESS", help="socket of CRI (default: unix:///run/crisp/crisp.sock)")
-    flag("--root", metavar="DIR", help="data that outlives a reboot (default: /var/lib/crisp)")
-    flag("--state", metavar="DIR", help="state that does not (default: /run/crisp)")
-    flag("--cni-conf-dir", metavar="DIR", help="CNI configurations (default: /etc/cni/net.d)")
+    flag("--config", type=Path, metavar="FILE", help="configuration, with FILE.d/*.toml (/etc/crisp/crisp.toml)")
+    flag("--listen", metavar="ADDRESS", help="socket of CRI (unix:///run/crisp/crisp.sock)")
+    flag("--root", metavar="DIR", help="data that outlives a reboot (/var/lib/crisp)")
+    flag("--state", metavar="DIR", help="state that does not (/run/crisp)")
+    flag("--cni-conf-dir", metavar="DIR", help="CNI configurations (/etc/cni/net.d)")
     flag("--cni-bin-dir", dest="cni_bin_dirs", action="append", metavar="DIR", help="CNI plugins; may be repeated")
     flag("--registries-conf", metavar="FILE", help="containers-registries.conf(5)")
     flag("--cgroup-driver", choices=CGROUP_DRIVERS)

@@ -40,8 +40,13 @@ def start(level: int, environment: Mapping[str, str] = os.environ) -> None:
     handler.setFormatter(LogfmtFormatter(journal=_is_journal(2, environment.get("JOURNAL_STREAM", ""))))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line shows them
+    set_level(level)
+
+
+def set_level(level: int) -> None:
+    """Log from `level` on from now on."""
+    logging.getLogger().setLevel(level)
     # At debug the event loop and libraries tell of every poll.
     for name in ("asyncio", "grpc", "aiohttp"):
         logging.getLogger(name).setLevel(max(level, logging.INFO))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pods.node import Node
 
 MAX_REQUEST_BYTES = 16 << 20  # kubelet's limit for what it sends and receives
-_MAX_DETAILS = 4096  # characters of an error's text: it travels in a header, and clients take 8 KiB of those
+_MAX_DETAILS = 2048  # bytes of an error's text: it travels in a header, three for one, and clients take 8 KiB of those
 _OPTIONS = (("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0))
 
 _log = logging.getLogger(__name__)
@@ -138,7 +138,8 @@ async def _refuse(name: str, error: Exception, context: Context[Any, Any], start
         text = f"{name}: {type(error).__name__}: {text}"
     else:
         _log.log(logging.DEBUG if isinstance(error, _Missing) else logging.INFO, "call refused", extra=fields)
-    await context.abort(code or StatusCode.INTERNAL, text[:_MAX_DETAILS])
+    details = text.encode()[:_MAX_DETAILS].decode(errors="ignore")
+    await context.abort(code or StatusCode.INTERNAL, details)
 
 
 def _since(started: float) -> str:

@@ -359,10 +359,16 @@ def test_statuses_tell_what_was_asked_and_what_is() -> None:
     assert (status.image.image, status.image_id, status.image_ref) == ("busybox:1", "sha256:1", "busybox@sha256:2")
     assert (status.created_at, status.started_at, status.finished_at, status.exit_code) == (1, 2, 3, 137)
     assert (status.reason, status.message, status.log_path) == ("OOMKilled", "m", "/l/c.log")
-    assert status.mounts == [api_pb2.Mount(container_path="/c", host_path="/h", propagation=2, readonly=True)]
+    bidirectional = api_pb2.Mount(
+        container_path="/c",
+        host_path="/h",
+        propagation=api_pb2.MountPropagation.PROPAGATION_BIDIRECTIONAL,
+        readonly=True,
+    )
+    assert status.mounts == [bidirectional]
     assert status.resources.linux.cpu_shares == 2
     assert status.resources.linux.hugepage_limits[0].limit == 4
-    assert (status.user.linux.uid, status.user.linux.supplemental_groups) == (5, [6, 7])
+    assert (status.user.linux.uid, list(status.user.linux.supplemental_groups)) == (5, [6, 7])
     assert status.stop_signal == api_pb2.Signal.SIGRTMAXMINUS14
 
 

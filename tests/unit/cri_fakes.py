@@ -1,0 +1,174 @@
+"""A node made of dictionaries, and a real server of it on a unix socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from cri.config import Configuration
+from cri.server import create_server
+from image.model import Credentials, FilesystemUsage, Image, PullPhase, PullProgress
+from network.model import NetworkStatus
+from pods.errors import NotFound
+from pods.model import Container, ContainerConfig, ContainerState, ExecResult, Sandbox, SandboxConfig, SandboxState
+
+
+@dataclass
+class FakeImages:
+    """An image store; `failure` is raised by the next change."""
+
+    stored: dict[str, Image] = field(default_factory=dict)
+    pulls: list[tuple[str, Credentials | None]] = field(default_factory=list)
+    failure: Exception | None = None
+
+    def images(self) -> list[Image]:
+        return list(self.stored.values())
+
+    def find(self, name: str) -> Image | None:
+        return self.stored.get(name)
+
+    async def pull(
+        self,
+        reference: str,
+        credentials: Credentials | None = None,
+        progress: Callable[[PullProgress], None] | None = None,
+    ) -> Image:
+        self.pulls.append((reference, credentials))
+        if progress:
+            progress(PullProgress(layer="sha256:1", offset=1, total=2, phase=PullPhase.PULLING))
+        if self.failure:
+            raise self.failure
+        return self.stored[reference]
+
+    async def import_archive(self, path: Path, name: str | None = None) -> list[Image]:
+        return [self.stored[name or path.name]]
+
+    async def remove(self, name: str) -> None:
+        if self.failure:
+            raise self.failure
+        self.stored.pop(name, None)
+
+    def usage(self) -> tuple[FilesystemUsage, ...]:
+        return (FilesystemUsage(mountpoint="/images", bytes=5, inodes=6),)
+
+
+class FakeNetwork:
+    """A network that has no configuration yet."""
+
+    def status(self) -> NetworkStatus:
+        return NetworkStatus(ready=False, reason="NoConfiguration", message="nothing in /etc/cni/net.d")
+
+
+@dataclass
+class FakeNode:
+    """A node whose objects are in memory; `calls` is what was asked of it, `failure` what the next change raises."""
+
+    images: FakeImages = field(default_factory=FakeImages)
+    network: FakeNetwork = field(default_factory=FakeNetwork)
+    pods: dict[str, Sandbox] = field(default_factory=dict)
+    held: dict[str, Container] = field(default_factory=dict)
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    failure: BaseException | None = None
+    execution: ExecResult = field(default_factory=lambda: ExecResult(stdout=b"out", stderr=b"err", exit_code=3))
+    closed: bool = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def _change(self, *call: Any) -> None:
+        self.calls.append(call)
+        if self.failure:
+            raise self.failure
+
+    async def run_sandbox(self, config: SandboxConfig, handler: str) -> str:
+        await self._change("run_sandbox", handler)
+        sandbox_id = f"{len(self.pods):02}-pod"
+        self.pods[sandbox_id] = Sandbox(
+            id=sandbox_id,
+            config=config,
+            runtime_handler=handler,
+            state=SandboxState.READY,
+            created_at=1,
+            ips=("1.2.3.4",),
+        )
+        return sandbox_id
+
+    async def stop_sandbox(self, sandbox_id: str) -> None:
+        await self._change("stop_sandbox", sandbox_id)
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        await self._change("remove_sandbox", sandbox_id)
+
+    def sandbox(self, sandbox_id: str) -> Sandbox:
+        if sandbox_id not in self.pods:
+            raise NotFound(f"find sandbox {sandbox_id}: there is none")
+        return self.pods[sandbox_id]
+
+    def sandboxes(self) -> list[Sandbox]:
+        return list(self.pods.values())
+
+    async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
+        await self._change("create_container", sandbox_id)
+        container_id = f"{len(self.held):02}-container"
+        self.held[container_id] = Container(
+            id=container_id,
+            sandbox_id=sandbox_id,
+            config=config,
+            image_id="sha256:1",
+            image_ref="busybox@sha256:2",
+            state=ContainerState.CREATED,
+            created_at=1,
+        )
+        return container_id
+
+    async def start_container(self, container_id: str) -> None:
+        await self._change("start_container", container_id)
+
+    async def stop_container(self, container_id: str, timeout: float) -> None:
+        await self._change("stop_container", container_id, timeout)
+
+    async def remove_container(self, container_id: str) -> None:
+        await self._change("remove_container", container_id)
+
+    def container(self, container_id: str) -> Container:
+        if container_id not in self.held:
+            raise NotFound(f"find container {container_id}: there is none")
+        return self.held[container_id]
+
+    def containers(self) -> list[Container]:
+        return list(self.held.values())
+
+    async def exec_sync(self, container_id: str, argv: Sequence[str], timeout: float) -> ExecResult:
+        await self._change("exec_sync", container_id, tuple(argv), timeout)
+        return self.execution
+
+    async def reopen_log(self, container_id: str) -> None:
+        await self._change("reopen_log", container_id)
+
+    def sandbox_info(self, sandbox_id: str) -> dict[str, Any]:
+        return {"pid": 7, "netns": Path("/run/netns/x")}
+
+    def container_info(self, container_id: str) -> dict[str, Any]:
+        return {"pid": 8}
+
+    def runtime_ready(self) -> tuple[bool, str, str]:
+        return True, "", ""
+
+
+@asynccontextmanager
+async def serving(node: FakeNode, directory: Path, **configuration: Any) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a server of `node`. The channel takes messages of any size; kubelet takes 16 MiB."""
+    server = create_server(node, Configuration(**configuration))
+    address = f"unix:{directory}/crisp.sock"
+    server.add_insecure_port(address)
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+            yield channel
+    finally:
+        await server.stop(None)

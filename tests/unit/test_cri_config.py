@@ -1,0 +1,93 @@
+"""Where the daemon's configuration comes from, and what is refused of it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cri.config import Configuration, load
+from cri.errors import ConfigurationError
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_flags_win_over_drop_ins_over_the_file_over_defaults(tmp_path: Path) -> None:
+    main = write(tmp_path / "crisp.toml", 'root = "/a"\nstate = "/a"\nlisten = "/a.sock"\nlog_level = "debug"\n')
+    write(tmp_path / "crisp.toml.d" / "20.toml", 'state = "/c"\n')
+    first = 'state = "/b"\nlisten = "unix:///b.sock"\ncni_bin_dirs = ["/x", "/y"]\n'
+    write(tmp_path / "crisp.toml.d" / "10.toml", first)
+    write(tmp_path / "crisp.toml.d" / "30.conf", "not read")
+    found = load({"log_level": "error", "root": None, "trace_start": True}, main)
+    assert (found.root, found.state, found.listen) == (Path("/a"), Path("/c"), "unix:///b.sock")
+    assert found.socket == Path("/b.sock")
+    assert (found.log_level, found.trace_start) == ("error", True)
+    assert found.cni_bin_dirs == (Path("/x"), Path("/y"))
+    assert found.registries_conf == Configuration().registries_conf
+    assert found.sources == {
+        "root": str(main),
+        "state": f"{main}.d/20.toml",
+        "listen": f"{main}.d/10.toml",
+        "cni_bin_dirs": f"{main}.d/10.toml",
+        "log_level": "--log-level",
+        "trace_start": "--trace-start",
+    }
+
+
+def test_the_printed_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+    flags = {"root": '/r"\\é\N{CRAB}', "cni_bin_dirs": ["/a", "/b c"], "pause_image": "pause:1", "trace_start": True}
+    odd = load(flags)
+    printed = odd.to_toml()
+    assert load(path=write(tmp_path / "again.toml", printed)) == odd
+    assert tomllib.loads(printed) == odd.values()
+    assert 'pause_image = "pause:1"  # --pause-image\n' in printed
+    assert 'log_level = "info"  # default\n' in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rot = 1", "rot: is no key of crisp; there are listen, root"),
+        ("root = 1", "root: 1 must be a string"),
+        ('root = "here"', "root: 'here' must be an absolute path"),
+        ('listen = "tcp://1.2.3.4:5"', "listen: 'tcp://1.2.3.4:5' must be an absolute path"),
+        (f'listen = "/{"x" * 107}"', "is too long: 107 bytes of path at most"),
+        ('cni_bin_dirs = "/x"', "cni_bin_dirs: '/x' must be a list of paths"),
+        ('log_level = "loud"', "log_level: 'loud' must be one of debug, info, warning, error"),
+        ('cgroup_driver = "none"', "cgroup_driver: 'none' must be one of cgroupfs, systemd"),
+        ('stream_addr = "localhost"', "stream_addr: 'localhost' must be an address and a port"),
+        ('stream_addr = "[::1]:70000"', "stream_addr: '[::1]:70000' must be an address and a port"),
+        ('trace_start = "yes"', "trace_start: 'yes' must be true or false"),
+        ("root = ", "Invalid value (at end of document)"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+    file = write(tmp_path / "crisp.toml", text)
+    with pytest.raises(ConfigurationError) as refusal:
+        load(path=file)
+    assert str(file) in str(refusal.value)
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"root": "r"}, "--root: 'r' must be an absolute path"),
+        ({"cni_bin_dirs": ["b"]}, "--cni-bin-dir: ['b'] must be an absolute path"),
+    ],
+)
+def test_a_bad_flag_is_named(flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match="--") as refusal:
+        load(flags)
+    assert str(refusal.value) == said
+
+
+def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"read configuration .*/none.toml: No such file or directory"):
+        load(path=tmp_path / "none.toml")
