@@ -74,7 +74,8 @@ async def test_a_daemons_life(
 ) -> None:
     monkeypatch.setattr(daemon, "settings", lambda configuration: configuration)
     manager, node = Manager(tmp_path), FakeNode()
-    answers: list[Configuration | Exception] = [configured(tmp_path, log_level="debug", root="/elsewhere"), ConfigurationError("f: k: bad")]
+    wanted = configured(tmp_path, log_level="debug", root="/elsewhere")
+    answers: list[Configuration | Exception] = [wanted, ConfigurationError("f: k: bad")]
 
     def reload() -> Configuration:
         answer = answers.pop(0)
