@@ -35,7 +35,11 @@ class Flights:
         self._background = background
 
     async def run(
-        self, name: object, request: object, make: Callable[[], Coroutine[Any, Any, str]], undo: Callable[[str], Awaitable[None]]
+        self,
+        name: object,
+        request: object,
+        make: Callable[[], Coroutine[Any, Any, str]],
+        undo: Callable[[str], Awaitable[None]],
     ) -> str:
         """Run `make`, or join the same request under way. Returns the id made.
 

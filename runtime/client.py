@@ -41,7 +41,7 @@ class Zygote:
         if ours.recv(16) != b"ready":
             ours.close()
             code = self._process.wait()
-            raise RuntimeCoreError(f"start zygote: the process ended with status {code}; its reason is on crispd's stderr")
+            raise RuntimeCoreError(f"start zygote: it ended with status {code}; the reason is on crispd's stderr")
         ours.settimeout(None)
         self._control = ours
 
@@ -107,9 +107,10 @@ class ShimClient:
         cls, directory: Path, on_event: Callable[[Message], None], on_lost: Callable[[], None]
     ) -> ShimClient:
         """Connect to the living shim of a sandbox directory. Raises ShimGone when there is none."""
-        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if directory.is_dir() else -1
-        if fd < 0:
-            raise ShimGone(f"connect to shim in `{directory}`: no such directory")
+        try:
+            fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ShimGone(f"connect to shim in `{directory}`: {error.strerror}") from error
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.connect(f"/proc/self/fd/{fd}/shim.sock")  # however long the directory's name is

@@ -190,6 +190,8 @@ def infra_main(
         os.setgroups([])
         os.setresgid(_INFRA_UID, _INFRA_UID, _INFRA_UID)
         os.setresuid(_INFRA_UID, _INFRA_UID, _INFRA_UID)
+        # After the change of identity, which clears it: without its shim nobody would ever end this process.
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
         for fd in (0, 1, 2):

@@ -138,10 +138,9 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     start.step("rootfs attached")
     rootfs.populate(start.mounts, sources, view, linux.devices)
     start.step("mounts made")
+    stdio = start.stdio
     if start.process.terminal:
         stdio = _open_console(rootfs, start.process.console_size, channel)
-    else:
-        stdio = start.stdio
     os.close(rootfs.open_target(start.process.cwd, is_directory=True))
     rootfs.pivot()
     rootfs.restrict(linux, readonly=spec.root.readonly)

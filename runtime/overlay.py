@@ -8,62 +8,71 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from runtime import syscalls
-from runtime.errors import OperationFailed, failing
+from runtime.errors import failing
 
-_OLD_VALUE_LIMIT: Final = 255  # bytes in one fsconfig string before Linux 6.5 gave overlay `lowerdir+`
+_OLD_VALUE_LIMIT: Final = 255  # bytes in one fsconfig string
 
 
-def mount_overlay(lower: Sequence[str], upper: str, work: str, *, readonly: bool = False) -> int:
+def mount_overlay(lower: Sequence[str], upper: str, work: str) -> int:
     """A descriptor of a detached overlay mount: `lower` topmost first, `upper` and `work` on one file system.
 
     Mounted `volatile` where the kernel can (5.10): a container's writable layer is never mounted again after a
-    crash of the machine, so nothing is lost by not syncing it at unmount.
+    crash of the machine, so nothing is lost by not syncing it at unmount. Single-threaded callers only: the working
+    directory changes for a moment.
     """
-    with failing("mount `overlay` of layers", lower[0] if lower else "none"):
-        attrs = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
-        # A container of an image without layers has a rootfs all the same; overlay needs one lower directory.
-        try:
-            return _mount(lower, upper, work, attrs, volatile=True)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return _mount(lower, upper, work, attrs, volatile=False)
+    # Kernels without `lowerdir+` (before 6.5) or `volatile` tell only when the file system is created.
+    ways: list[Callable[[], int]] = [
+        lambda: _configure([("lowerdir+", directory) for directory in lower], upper, work, volatile=True),
+        lambda: _mount_joined(lower, upper, work, volatile=True),
+        lambda: _mount_joined(lower, upper, work, volatile=False),
+    ]
+    with failing("mount overlay on", upper):
+        for way in ways[:-1]:
+            try:
+                return way()
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        return ways[-1]()
 
 
-def _mount(lower: Sequence[str], upper: str, work: str, attrs: int, *, volatile: bool) -> int:
+def _configure(lower: Sequence[tuple[str, str]], upper: str, work: str, *, volatile: bool) -> int:
     context = syscalls.fsopen("overlay")
     try:
         syscalls.fsconfig_string(context, "source", "overlay")
-        base = _set_lower(context, lower)
-        syscalls.fsconfig_string(context, "upperdir", upper)
-        syscalls.fsconfig_string(context, "workdir", work)
+        for key, value in (*lower, ("upperdir", upper), ("workdir", work)):
+            syscalls.fsconfig_string(context, key, value)
         if volatile:
             syscalls.fsconfig_flag(context, "volatile")
-        # Before 6.5 the kernel resolves relative layer names when it creates the superblock.
-        with contextlib.chdir(base) if base else contextlib.nullcontext():
-            syscalls.fsconfig_create(context)
-        return syscalls.fsmount(context, attrs)
+        syscalls.fsconfig_create(context)
+        return syscalls.fsmount(context)
     finally:
         os.close(context)
 
 
-def _set_lower(context: int, lower: Sequence[str]) -> str:
-    """Give the layers to the file system context. Returns the directory to be in when it is created, if any."""
-    try:
-        for directory in lower:
-            syscalls.fsconfig_string(context, "lowerdir+", directory)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    else:
-        return ""
+def _mount_joined(lower: Sequence[str], upper: str, work: str, *, volatile: bool) -> int:
+    """All lower layers in one string, named relative to their common parent to be short."""
     base = os.path.commonpath([os.path.dirname(directory) for directory in lower])
     joined = ":".join(os.path.relpath(directory, base) for directory in lower)
-    if len(joined) > _OLD_VALUE_LIMIT:
-        raise OperationFailed(f"mount `overlay` of {len(lower)} layers, too many before Linux 6.5, in", base, errno.E2BIG)
-    syscalls.fsconfig_string(context, "lowerdir", joined)
-    return base
+    with contextlib.chdir(base):
+        if len(joined) <= _OLD_VALUE_LIMIT:
+            return _configure([("lowerdir", joined)], upper, work, volatile=volatile)
+        return _mount_and_detach(f"lowerdir={joined},upperdir={upper},workdir={work}" + ",volatile" * volatile, upper)
+
+
+def _mount_and_detach(options: str, upper: str) -> int:
+    """mount(2) takes a page of options; the mount is attached for a moment, then only its clone is left."""
+    point = tempfile.mkdtemp(dir=os.path.dirname(upper))
+    try:
+        syscalls.mount("overlay", point, "overlay", 0, options)
+        try:
+            return syscalls.open_tree(syscalls.AT_FDCWD, point, syscalls.OPEN_TREE_CLONE)
+        finally:
+            syscalls.umount2(point, syscalls.MNT_DETACH)
+    finally:
+        os.rmdir(point)

@@ -110,7 +110,11 @@ class Rootfs:
             sys.move_mount(self.root, sys.AT_FDCWD, ATTACH_POINT)
 
     def populate(
-        self, plans: Sequence[MountPlan], sources: dict[int, list[int]], cgroups: CgroupView, devices: Sequence[oci.Device]
+        self,
+        plans: Sequence[MountPlan],
+        sources: dict[int, list[int]],
+        cgroups: CgroupView,
+        devices: Sequence[oci.Device],
     ) -> None:
         """Make the mounts in order, then the device nodes and links of `/dev`."""
         dev_is_ours = True

@@ -203,7 +203,10 @@ def move_mount(from_fd: int, to_fd: int, to_path: str = "") -> None:
     _check(_syscall(SYS_MOVE_MOUNT, from_fd, b"", to_fd, os.fsencode(to_path), flags), to_path or f"fd {to_fd}")
 
 
-def mount_setattr(fd: int, path: str, flags: int, *, attr_set: int = 0, attr_clr: int = 0, propagation: int = 0) -> None:
+def mount_setattr(
+    fd: int, path: str, flags: int, *, attr_set: int = 0, attr_clr: int = 0, propagation: int = 0
+) -> None:
+    """Set and clear attributes and the propagation of a mount, or of its tree with AT_RECURSIVE (Linux 5.12)."""
     attr = _MountAttr(attr_set, attr_clr, propagation, 0)
     _check(
         _syscall(SYS_MOUNT_SETATTR, fd, os.fsencode(path), flags, ctypes.byref(attr), ctypes.sizeof(attr)),

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from runtime import syscalls
 from runtime.errors import RuntimeCoreError, failing
+from runtime.rootfs import open_in_root
 
 _MAX_FILE: Final = 8 << 20  # an image can hold a passwd file of any size
 _MAX_ID: Final = 2**32 - 2
@@ -97,9 +97,7 @@ def _numeric(text: str) -> int | None:
 def _entries(root: int, path: str, fields: int) -> Iterator[list[str]]:
     """The file's well-formed lines, split at colons; nothing when the image lacks the file."""
     try:
-        fd = syscalls.openat2(
-            root, path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK, syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
-        )
+        fd = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return

@@ -1,0 +1,421 @@
+"""The life of containers: CreateContainer, StartContainer, StopContainer, RemoveContainer, and their exits."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pods import oci
+from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
+from pods.inflight import Background, Flights
+from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, NamespaceMode, SandboxState
+from pods.seccomp import FilterCache
+from pods.signals import signal_number
+from pods.store import ContainerRecord, SandboxRecord
+from runtime.client import ShimGone
+from runtime.errors import RuntimeCoreError, SpecError
+from runtime.users import UserNotFound
+
+if TYPE_CHECKING:
+    from image.model import Image
+    from image.store import ImageStore
+    from pods.host import HostFacts
+    from pods.shims import Shims
+    from pods.state import State
+    from pods.trace import Trace
+
+_log = logging.getLogger("crisp.pods")
+_START_FAILED = 128
+
+
+class Containers:
+    """All changes to containers go through here; each is idempotent and finishes although its caller leaves."""
+
+    def __init__(
+        self, state: State, shims: Shims, images: ImageStore, host: HostFacts, background: Background
+    ) -> None:
+        self._state = state
+        self._shims = shims
+        self._images = images
+        self._host = host
+        self._background = background
+        self._flights = Flights(background)
+        self._filters = FilterCache()
+
+    # -- create -------------------------------------------------------------------------------------------------------
+
+    async def create(self, sandbox_id: str, config: ContainerConfig, trace: Trace) -> str:
+        """Make a container in a ready sandbox and return its id; repeated requests as for sandboxes."""
+        sandbox = self._state.find_sandbox(sandbox_id).sandbox
+        if sandbox.state is not SandboxState.READY:
+            raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready: no container can be created in it")
+        held = self._holder(sandbox.id, config)
+        if held is not None:
+            if held.container.config == config and held.container.state is ContainerState.CREATED:
+                return held.container.id
+            name = f"{config.metadata.name}/{config.metadata.attempt}"
+            raise AlreadyExists(f"name {name!r} is held by container {held.container.id} until it is removed")
+        key = (sandbox.id, config.metadata.name, config.metadata.attempt)
+        return await self._flights.run(key, config, lambda: self._make(sandbox.id, config, trace), self._undo)
+
+    def _holder(self, sandbox_id: str, config: ContainerConfig) -> ContainerRecord | None:
+        for record in self._state.containers.values():
+            container = record.container
+            if container.sandbox_id == sandbox_id and container.config.metadata == config.metadata:
+                return record
+        return None
+
+    async def _make(self, sandbox_id: str, config: ContainerConfig, trace: Trace) -> str:
+        sandbox = self._state.find_sandbox(sandbox_id)
+        image = self._images.find(config.image.image)
+        if image is None:
+            raise NotFound(f"image {config.image.image!r} is not on this node: pull it first")
+        container = self._plan(sandbox, config, image)
+        self._images.hold(image.id)
+        intent = self._state.store.begin_put(ContainerRecord(container=container))
+        try:
+            user = await self._prepare(sandbox, container, image, trace)
+            container = msgspec.structs.replace(container, user=user)
+            await asyncio.wrap_future(intent)
+            await self._state.save_container(ContainerRecord(container=container, finished=True))
+            trace.step("container durable")
+        except BaseException as failure:
+            with contextlib.suppress(PodError):
+                await asyncio.wrap_future(intent)
+            await self._erase(container)
+            raise _explained(failure, config) from failure
+        if sandbox.sandbox.id not in self._state.sandboxes or sandbox.stopped:
+            await self._erase(container)
+            raise FailedPrecondition(f"pod sandbox {sandbox_id} was stopped meanwhile")
+        _log.info("container created", extra={"container": container.id, "sandbox": sandbox_id})
+        return container.id
+
+    def _plan(self, sandbox: SandboxRecord, config: ContainerConfig, image: Image) -> Container:
+        log_path = ""
+        if config.log_path and sandbox.sandbox.config.log_directory:
+            log_path = os.path.join(sandbox.sandbox.config.log_directory, config.log_path)
+        oci.process_args(config, image.config)  # a container without a command is refused before anything is made
+        return Container(
+            id=secrets.token_hex(32),
+            sandbox_id=sandbox.sandbox.id,
+            config=config,
+            image_id=image.id,
+            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+            state=ContainerState.CREATED,
+            created_at=time.time_ns(),
+            log_path=log_path,
+            stop_signal=oci.stop_signal(config, image.config),
+        )
+
+    async def _prepare(
+        self, sandbox: SandboxRecord, container: Container, image: Image, trace: Trace
+    ) -> ContainerUser:
+        """Make the container's directories, its rootfs in the shim, and its config.json."""
+        settings, config = self._state.settings, container.config
+        target_pid = self._target_pid(container)
+        lower = self._images.layers(image)
+        root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)
+        _make_layer_directories(root, lower)
+        bundle.mkdir(parents=True, mode=0o700)
+        _make_missing_mount_sources(config)
+        trace.step("directories made")
+        identity = await self._shims.of(container.sandbox_id).call(
+            "create",
+            container=container.id,
+            bundle=str(bundle),
+            lower=[str(layer) for layer in lower],
+            upper=str(root / "upper"),
+            work=str(root / "work"),
+            user=oci.user_request(config, image.config).to_json(),
+        )
+        trace.step("rootfs mounted, user found")
+        user = oci.ResolvedUser(
+            uid=identity["uid"],
+            gid=identity["gid"],
+            additional_gids=tuple(identity["additional_gids"]),
+            home=identity["home"],
+        )
+        context = oci.ContainerContext(
+            container_id=container.id,
+            sandbox=sandbox.sandbox,
+            config=config,
+            image=image.config,
+            user=user,
+            infra_pid=sandbox.sandbox.infra_pid,
+            target_pid=target_pid,
+            sandbox_dir=settings.sandbox_dir(container.sandbox_id),
+            volumes_dir=root / "volumes",
+            cgroups_path=self._cgroups_path(container),
+            host=self._host,
+        )
+        document = oci.build_config(context)
+        for volume in oci.volume_directories(context):
+            volume.mkdir(parents=True, exist_ok=True)
+        (bundle / "config.json").write_text(json.dumps(document))
+        trace.step("config.json written")
+        return ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
+
+    def _cgroups_path(self, container: Container) -> str:
+        sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
+        return oci.cgroups_path(sandbox.id, sandbox.config, container.id)
+
+    def _target_pid(self, container: Container) -> int:
+        options = container.config.security.namespaces
+        if options.pid is not NamespaceMode.TARGET:
+            return 0
+        field = "config.linux.security_context.namespace_options.target_id"
+        try:
+            target = self._state.find_container(options.target_id).container
+        except NotFound as error:
+            raise InvalidArgument(f"{field}: {error}") from error
+        if target.sandbox_id != container.sandbox_id:
+            raise InvalidArgument(f"{field}: container {target.id} is in another pod sandbox")
+        if target.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"{field}: container {target.id} is not running")
+        return target.pid
+
+    async def _undo(self, container_id: str) -> None:
+        await self.remove(container_id)
+
+    # -- start --------------------------------------------------------------------------------------------------------
+
+    async def start(self, container_id: str, trace: Trace) -> None:
+        """Run the container's program. Raises FailedPrecondition unless it is created and was never started."""
+        found = self._state.find_container(container_id).container.id
+        await self._background.shielded(self._start(found, trace))
+
+    async def _start(self, container_id: str, trace: Trace) -> None:
+        async with self._state.lock(container_id):
+            container = self._state.find_container(container_id).container
+            if container.state is not ContainerState.CREATED:
+                raise FailedPrecondition(f"container {container_id} is {container.state.value}, not created")
+            sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
+            if sandbox.state is not SandboxState.READY:
+                raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+            if container.log_path:
+                Path(container.log_path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                answer = await self._start_in_shim(container, trace)
+            except (RuntimeCoreError, OSError) as error:
+                await self._start_failed(container, str(error))
+                raise PodError(f"start container {container_id}: {error}") from error
+            for warning in answer.get("warnings", ()):
+                _warn_once(warning)
+            await self._state.update_container(
+                container_id,
+                state=ContainerState.RUNNING,
+                pid=answer["pid"],
+                started_at=answer["started_at"],
+            )
+            trace.step("start durable")
+            _log.info("container started", extra={"container": container_id, "pid": answer["pid"]})
+
+    async def _start_in_shim(self, container: Container, trace: Trace) -> dict[str, Any]:
+        bundle = self._state.settings.bundle_dir(container.id)
+        program, flags = await self._filters.of(bundle / "config.json")
+        trace.step("seccomp filter ready")
+        answer = await self._shims.of(container.sandbox_id).call(
+            "start",
+            container=container.id,
+            log=container.log_path,
+            stdin=container.config.stdin,
+            filter=base64.b64encode(program).decode(),
+            filter_flags=flags,
+            trace=trace.on,
+        )
+        trace.add((name, at) for name, at in answer.get("steps", ()))
+        trace.step("shim answered")
+        return answer
+
+    async def _start_failed(self, container: Container, message: str) -> None:
+        await self._state.update_container(
+            container.id,
+            state=ContainerState.EXITED,
+            exit_code=_START_FAILED,
+            reason="StartError",
+            message=message,
+            started_at=0,
+            finished_at=time.time_ns(),
+        )
+
+    # -- exit ---------------------------------------------------------------------------------------------------------
+
+    def exited(self, container_id: str, status: dict[str, Any]) -> None:
+        """A shim reports an exit."""
+        self._background.start(self.record_exit(container_id, status))
+
+    async def record_exit(self, container_id: str, status: dict[str, Any]) -> None:
+        """Make an exit durable and known."""
+        if status.get("start_failed"):
+            return  # the start's own answer tells it
+        async with self._state.lock(container_id):
+            record = self._state.containers.get(container_id)
+            if record is None or record.container.state is ContainerState.EXITED:
+                return
+            code = status["code"]
+            reason = "OOMKilled" if status["oom"] else "Completed" if code == 0 else "Error"
+            await self._state.update_container(
+                container_id,
+                state=ContainerState.EXITED,
+                pid=0,
+                exit_code=code,
+                reason=reason,
+                finished_at=status["finished_at"],
+            )
+        _log.info("container exited", extra={"container": container_id, "code": code, "reason": reason})
+
+    async def lost(self, sandbox_id: str) -> None:
+        """Nothing is left to watch the sandbox's containers: those not exited are dead, killed if need be."""
+        for container in list(self._state.containers_of(sandbox_id)):
+            if container.state in (ContainerState.CREATED, ContainerState.RUNNING):
+                if container.state is ContainerState.RUNNING:
+                    await asyncio.to_thread(self._shims.kill_cgroup, self._cgroups_path(container))
+                await self.record_exit(container.id, self._status_on_disk(container) or _unknown_status())
+
+    def _status_on_disk(self, container: Container) -> dict[str, Any] | None:
+        path = self._state.settings.sandbox_dir(container.sandbox_id) / "exits" / container.id
+        try:
+            status = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return status if isinstance(status, dict) else None
+
+    # -- stop ---------------------------------------------------------------------------------------------------------
+
+    async def stop(self, container_id: str, timeout: float) -> None:
+        """Ask the container to end, and after `timeout` seconds make it. Unknown ids and exited ones succeed."""
+        try:
+            found = self._state.find_container(container_id).container.id
+        except NotFound:
+            return
+        await self._background.shielded(self._stop(found, timeout))
+
+    async def _stop(self, container_id: str, timeout: float) -> None:
+        async with self._state.lock(container_id):
+            record = self._state.containers.get(container_id)
+        if record is None or record.container.state is not ContainerState.RUNNING:
+            return
+        container = record.container
+        with contextlib.suppress(ShimGone):
+            shim = self._shims.of(container.sandbox_id)
+            exited = self._state.exited(container_id)
+            if timeout > 0:
+                await shim.call("signal", container=container_id, signal=signal_number(container.stop_signal))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(exited.wait(), timeout)
+            if not exited.is_set():
+                await shim.call("kill", container=container_id)
+            await exited.wait()
+
+    async def kill_all(self, sandbox_id: str) -> None:
+        """End every running container of the sandbox now."""
+        running = [c for c in self._state.containers_of(sandbox_id) if c.state is ContainerState.RUNNING]
+        await asyncio.gather(*(self._stop(container.id, 0) for container in running))
+        for container in list(self._state.containers_of(sandbox_id)):
+            if container.state is ContainerState.CREATED:
+                # It can never start: its sandbox goes away under it.
+                await self.record_exit(container.id, _unknown_status())
+
+    # -- remove -------------------------------------------------------------------------------------------------------
+
+    async def remove(self, container_id: str) -> None:
+        """Kill the container if it runs, and take away all that is left of it. Unknown ids succeed."""
+        try:
+            found = self._state.find_container(container_id).container.id
+        except NotFound:
+            return
+        await self._background.shielded(self._remove(found))
+
+    async def _remove(self, container_id: str) -> None:
+        await self._stop(container_id, 0)
+        async with self._state.lock(container_id):
+            record = self._state.containers.get(container_id)
+            if record is not None:
+                await self._erase(record.container)
+                _log.info("container removed", extra={"container": container_id})
+
+    async def _erase(self, container: Container) -> None:
+        with contextlib.suppress(ShimGone):
+            await self._shims.of(container.sandbox_id).call("delete", container=container.id)
+        settings = self._state.settings
+        shutil.rmtree(settings.bundle_dir(container.id), ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, settings.container_root(container.id), ignore_errors=True)
+        await self._state.forget_container(container.id)
+        self._images.release(container.image_id)
+
+    async def discard(self, container: Container) -> None:
+        """Undo a container that an earlier daemon did not finish."""
+        await self._erase(container)
+
+    # -- logs ---------------------------------------------------------------------------------------------------------
+
+    async def reopen_log(self, container_id: str) -> None:
+        """Go on in a new file at the log path. Raises FailedPrecondition unless the container runs."""
+        container = self._state.find_container(container_id).container
+        if container.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
+        await self._shims.of(container.sandbox_id).call("reopen-log", container=container.id)
+
+
+def _make_layer_directories(root: Path, lower: list[Path]) -> None:
+    """The writable layer's root looks like the image's own root directory."""
+    upper = root / "upper"
+    root.mkdir(parents=True, mode=0o700)
+    upper.mkdir()
+    (root / "work").mkdir(mode=0o700)
+    if lower:
+        status = lower[0].stat()
+        os.chown(upper, status.st_uid, status.st_gid)
+        upper.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _make_missing_mount_sources(config: ContainerConfig) -> None:
+    """kubelet expects a missing host path to be made, as a directory."""
+    for index, mount in enumerate(config.mounts):
+        if mount.image is not None or not mount.host_path:
+            continue
+        try:
+            Path(mount.host_path).mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            continue  # a file, socket or device
+        except OSError as error:
+            raise InvalidArgument(
+                f"config.mounts[{index}].host_path: cannot make {mount.host_path!r}: {error.strerror}"
+            ) from error
+
+
+def _unknown_status() -> dict[str, Any]:
+    return {"code": 255, "signal": 0, "oom": False, "finished_at": time.time_ns()}
+
+
+def _explained(failure: BaseException, config: ContainerConfig) -> BaseException:
+    """What the caller is told of a failed creation."""
+    if isinstance(failure, UserNotFound):
+        return InvalidArgument(f"image {config.image.image!r}: {failure}")
+    if isinstance(failure, SpecError):
+        return InvalidArgument(str(failure))
+    if isinstance(failure, (RuntimeCoreError, OSError)):
+        return PodError(f"create container {config.metadata.name!r}: {failure}")
+    return failure
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(warning: str) -> None:
+    kind = warning.partition(" ")[0]
+    if kind not in _warned:
+        _warned.add(kind)
+        _log.warning("%s (said once)", warning)

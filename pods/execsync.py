@@ -1,0 +1,126 @@
+"""ExecSync: run a command in a container and collect its output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from pods.errors import DeadlineExceeded, FailedPrecondition, PodError
+from pods.model import ContainerState, ExecResult
+from runtime.client import ShimClient, ShimGone
+from runtime.errors import RuntimeCoreError
+
+if TYPE_CHECKING:
+    from pods.shims import Shims
+    from pods.state import State
+
+MAX_OUTPUT: Final = 16 << 20  # bytes of each stream; what comes after is read and dropped
+_CHUNK: Final = 64 << 10
+_keys = itertools.count(1)
+
+
+class _Collector:
+    """Reads one pipe on the loop into memory, up to MAX_OUTPUT."""
+
+    def __init__(self) -> None:
+        self._read, self.write = os.pipe()
+        os.set_blocking(self._read, False)
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._read, self._ready)
+
+    def _ready(self) -> None:
+        self._take()
+
+    def _take(self) -> bool:
+        """Read a chunk. False when there is none now, or none any more."""
+        if self._read < 0:
+            return False
+        try:
+            data = os.read(self._read, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not data:
+            self.close()
+            return False
+        room = MAX_OUTPUT - self._size
+        if room > 0:
+            self._parts.append(data[:room])
+            self._size += min(len(data), room)
+        return True
+
+    def finish(self) -> bytes:
+        """All that the ended command wrote; a child of its that holds the pipe open is not waited for."""
+        for _chunk in range(MAX_OUTPUT // _CHUNK):
+            if not self._take():
+                break
+        self.close()
+        return b"".join(self._parts)
+
+    def close(self) -> None:
+        if self._read >= 0:
+            self._loop.remove_reader(self._read)
+            os.close(self._read)
+            self._read = -1
+        self.close_write()
+
+    def close_write(self) -> None:
+        if self.write >= 0:
+            os.close(self.write)
+            self.write = -1
+
+
+async def exec_sync(
+    state: State, shims: Shims, container_id: str, argv: Sequence[str], timeout: float
+) -> ExecResult:
+    """Run `argv`; `timeout` in seconds, 0 for none. Raises FailedPrecondition, DeadlineExceeded, PodError.
+
+    When the time is over, or the caller gives up, the command and all that it started are killed.
+    """
+    container = state.find_container(container_id).container
+    if container.state is not ContainerState.RUNNING:
+        raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
+    try:
+        shim = shims.of(container.sandbox_id)
+        with contextlib.ExitStack() as undo:
+            stdout, stderr = _Collector(), _Collector()
+            undo.callback(stdout.close)
+            undo.callback(stderr.close)
+            code = await _run(shim, container.id, argv, timeout, stdout, stderr)
+            return ExecResult(stdout=stdout.finish(), stderr=stderr.finish(), exit_code=code)
+    except ShimGone as error:
+        raise FailedPrecondition(f"container {container.id} is gone") from error
+    except RuntimeCoreError as error:
+        raise PodError(f"exec in container {container.id}: {error}") from error
+
+
+async def _run(
+    shim: ShimClient, container_id: str, argv: Sequence[str], timeout: float, stdout: _Collector, stderr: _Collector
+) -> int:
+    key = f"{os.getpid()}-{next(_keys)}"
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        answer = shim.begin(
+            "exec", (null, stdout.write, stderr.write), container=container_id, exec=key, args=list(argv)
+        )
+    finally:
+        os.close(null)
+    stdout.close_write()
+    stderr.close_write()
+    try:
+        if timeout > 0:
+            await asyncio.wait({answer}, timeout=timeout)
+            if not answer.done():
+                raise DeadlineExceeded(f"exec in container {container_id}: {list(argv)!r} did not end in {timeout:g} s")
+        result = await answer
+    except (asyncio.CancelledError, DeadlineExceeded):
+        if not answer.done():
+            with contextlib.suppress(ShimGone):
+                shim.begin("kill-exec", container=container_id, exec=key)
+        raise
+    return int(result["code"])

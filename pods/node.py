@@ -1,0 +1,168 @@
+"""The node: the one object that the door talks to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from image.store import ImageStore
+from network.network import Network
+from pods.containers import Containers
+from pods.errors import PodError
+from pods.execsync import exec_sync
+from pods.host import HostFacts
+from pods.inflight import Background
+from pods.model import Container, ContainerConfig, ExecResult, Sandbox, SandboxConfig
+from pods.recovery import recover
+from pods.sandboxes import Sandboxes
+from pods.settings import NodeSettings
+from pods.shims import Shims
+from pods.state import State
+from pods.trace import Trace
+
+_log = logging.getLogger("crisp.pods")
+_CLOSE_SECONDS = 10.0
+
+
+class Node:
+    """Sandboxes, containers, images and network of one machine. All methods may be cancelled; none is torn by it."""
+
+    def __init__(self, settings: NodeSettings, images: ImageStore, network: Network) -> None:
+        self.settings = settings
+        self.images = images
+        self.network = network
+        self._background = Background()
+        self._state = State(settings)
+        self._shims = Shims(settings, self._exited, self._lost)
+        self._containers = Containers(self._state, self._shims, images, HostFacts.detect(), self._background)
+        self._sandboxes = Sandboxes(self._state, self._shims, network, self._containers, self._background)
+
+    @classmethod
+    async def open(cls, settings: NodeSettings) -> Node:
+        """Open the stores and the network, start the zygote, find again what an earlier daemon left."""
+        if settings.cgroup_driver != "cgroupfs":
+            raise PodError(
+                f"cgroup_driver {settings.cgroup_driver!r} is not supported yet: set cgroup_driver = \"cgroupfs\" here "
+                "and cgroupDriver: cgroupfs in kubelet's configuration"
+            )
+        async with contextlib.AsyncExitStack() as undo:
+            pinned = [settings.pause_image] if settings.pause_image else []
+            images = await ImageStore.open(settings.root / "image", settings.registries_conf, pinned=pinned)
+            undo.push_async_callback(images.close)
+            network = Network(settings.cni_conf_dir, settings.cni_bin_dirs, settings.root / "network")
+            await network.open()
+            undo.push_async_callback(network.close)
+            node = cls(settings, images, network)
+            records = await node._state.store.open()
+            undo.callback(node._state.store.close)
+            await asyncio.get_running_loop().run_in_executor(None, node._shims.start)
+            undo.callback(node._shims.close)
+            await recover(node._state, node._shims, node._sandboxes, node._containers, images, records)
+            undo.pop_all()
+            return node
+
+    async def close(self) -> None:
+        """Let go; containers and shims live on."""
+        await self._background.drain(_CLOSE_SECONDS)
+        self._shims.close()
+        await self.network.close()
+        await self.images.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._state.store.close)
+
+    def _exited(self, container_id: str, status: dict[str, Any]) -> None:
+        self._containers.exited(container_id, status)
+
+    def _lost(self, sandbox_id: str) -> None:
+        async def handle() -> None:
+            await self._sandboxes.lost(sandbox_id)
+            await self._containers.lost(sandbox_id)
+
+        self._background.start(handle())
+
+    # -- sandboxes ----------------------------------------------------------------------------------------------------
+
+    async def run_sandbox(self, config: SandboxConfig, handler: str) -> str:
+        trace = Trace("run pod sandbox", on=self.settings.trace_start)
+        sandbox_id = await self._sandboxes.run(config, handler, trace)
+        trace.finish(sandbox_id)
+        return sandbox_id
+
+    async def stop_sandbox(self, sandbox_id: str) -> None:
+        await self._sandboxes.stop(sandbox_id)
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        await self._sandboxes.remove(sandbox_id)
+
+    def sandbox(self, sandbox_id: str) -> Sandbox:
+        """By id or unique prefix. Raises NotFound."""
+        return self._state.find_sandbox(sandbox_id).sandbox
+
+    def sandboxes(self) -> list[Sandbox]:
+        return [record.sandbox for record in self._state.sandboxes.values()]
+
+    def sandbox_info(self, sandbox_id: str) -> dict[str, Any]:
+        """What `crictl inspectp` shows beside the status."""
+        record = self._state.find_sandbox(sandbox_id)
+        return {
+            "pid": record.sandbox.infra_pid,
+            "netns": record.sandbox.netns,
+            "stateDirectory": str(self.settings.sandbox_dir(record.sandbox.id)),
+            "networkAttached": record.network,
+            "stopped": record.stopped,
+        }
+
+    # -- containers ---------------------------------------------------------------------------------------------------
+
+    async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
+        trace = Trace("create container", on=self.settings.trace_start)
+        container_id = await self._containers.create(sandbox_id, config, trace)
+        trace.finish(container_id)
+        return container_id
+
+    async def start_container(self, container_id: str) -> None:
+        trace = Trace("start container", on=self.settings.trace_start)
+        await self._containers.start(container_id, trace)
+        trace.finish(container_id)
+
+    async def stop_container(self, container_id: str, timeout: float) -> None:
+        await self._containers.stop(container_id, timeout)
+
+    async def remove_container(self, container_id: str) -> None:
+        await self._containers.remove(container_id)
+
+    def container(self, container_id: str) -> Container:
+        """By id or unique prefix. Raises NotFound."""
+        return self._state.find_container(container_id).container
+
+    def containers(self) -> list[Container]:
+        return [record.container for record in self._state.containers.values()]
+
+    def container_info(self, container_id: str) -> dict[str, Any]:
+        """What `crictl inspect` shows beside the status."""
+        container = self._state.find_container(container_id).container
+        info: dict[str, Any] = {
+            "sandboxID": container.sandbox_id,
+            "pid": container.pid,
+            "writableLayer": str(self.settings.container_root(container.id) / "upper"),
+        }
+        with contextlib.suppress(OSError, ValueError):
+            info["runtimeSpec"] = json.loads((self.settings.bundle_dir(container.id) / "config.json").read_bytes())
+        return info
+
+    async def exec_sync(self, container_id: str, argv: Sequence[str], timeout: float) -> ExecResult:
+        """Run a command in a running container; `timeout` in seconds, 0 for none."""
+        return await exec_sync(self._state, self._shims, container_id, argv, timeout)
+
+    async def reopen_log(self, container_id: str) -> None:
+        await self._containers.reopen_log(container_id)
+
+    def runtime_ready(self) -> tuple[bool, str, str]:
+        """CRI's RuntimeReady condition: ready, reason, message."""
+        return True, "", ""
+
+
+__all__ = ["Node", "NodeSettings"]

@@ -1,0 +1,268 @@
+"""The life of pod sandboxes: RunPodSandbox, StopPodSandbox, RemovePodSandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from network.errors import NetworkError
+from network.model import DNS, Attachment
+from network.model import PortMapping as NetworkPort
+from pods import files
+from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
+from pods.inflight import Background, Flights
+from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
+from pods.oci import cgroup_parent
+from pods.store import SandboxRecord
+from runtime.errors import RuntimeCoreError
+
+if TYPE_CHECKING:
+    from network.network import Network
+    from pods.containers import Containers
+    from pods.shims import Shims
+    from pods.state import State
+    from pods.trace import Trace
+
+_log = logging.getLogger("crisp.pods")
+HANDLERS: Final = ("", "crisp")
+_SHM_SIZE: Final = 64 << 20
+_HOST_RESOLV_CONF: Final = Path("/etc/resolv.conf")
+_HOST_HOSTS: Final = Path("/etc/hosts")
+
+
+class Sandboxes:
+    """All changes to sandboxes go through here; each is idempotent and finishes although its caller leaves."""
+
+    def __init__(
+        self, state: State, shims: Shims, network: Network, containers: Containers, background: Background
+    ) -> None:
+        self._state = state
+        self._shims = shims
+        self._network = network
+        self._containers = containers
+        self._background = background
+        self._flights = Flights(background)
+
+    # -- run ----------------------------------------------------------------------------------------------------------
+
+    async def run(self, config: SandboxConfig, handler: str, trace: Trace) -> str:
+        """Make a sandbox and return its id; see `Flights` for repeated and abandoned requests."""
+        if handler not in HANDLERS:
+            raise InvalidArgument(f"runtime_handler: no handler {handler!r} is configured (there is: crisp)")
+        _refuse_unsupported(config)
+        cgroup_parent("", config, self._state.settings.cgroup_driver)
+        held = self._holder(config)
+        if held is not None:
+            if held.sandbox.config == config and held.sandbox.state is SandboxState.READY:
+                return held.sandbox.id
+            raise AlreadyExists(f"name {_name(config)!r} is held by pod sandbox {held.sandbox.id} until it is removed")
+        return await self._flights.run(
+            _name(config), (config, handler), lambda: self._make(config, handler, trace), self._undo
+        )
+
+    def _holder(self, config: SandboxConfig) -> SandboxRecord | None:
+        metadata = config.metadata
+        return next((r for r in self._state.sandboxes.values() if r.sandbox.config.metadata == metadata), None)
+
+    async def _make(self, config: SandboxConfig, handler: str, trace: Trace) -> str:
+        sandbox_id = secrets.token_hex(32)
+        on_host_network = config.security.namespaces.network is NamespaceMode.NODE
+        sandbox = Sandbox(
+            id=sandbox_id,
+            config=config,
+            runtime_handler=handler,
+            state=SandboxState.NOT_READY,
+            created_at=time.time_ns(),
+            netns="" if on_host_network else str(self._state.settings.netns_path(sandbox_id)),
+        )
+        record = SandboxRecord(sandbox=sandbox, network=not on_host_network)
+        # The intent must be on disk before a plugin runs; it gets there while the shim is made.
+        intent = self._state.store.begin_put(record)
+        try:
+            self._write_files(sandbox)
+            trace.step("files written")
+            shim = await self._shims.fork(sandbox_id)
+            answer = await shim.call("pod", **self._pod_arguments(sandbox))
+            trace.step("shim and infra process made")
+            await asyncio.wrap_future(intent)
+            trace.step("intent durable")
+            ips: tuple[str, ...] = ()
+            if not on_host_network:
+                ips = (await self._network.add(attachment_of(sandbox))).ips
+                trace.step("network added")
+            sandbox = msgspec.structs.replace(
+                sandbox, state=SandboxState.READY, ips=ips, infra_pid=answer["infra_pid"], created_at=time.time_ns()
+            )
+            await self._state.save_sandbox(SandboxRecord(sandbox=sandbox, finished=True, network=not on_host_network))
+            trace.step("sandbox durable")
+        except BaseException as failure:
+            with contextlib.suppress(PodError):
+                await asyncio.wrap_future(intent)
+            await self._undo_make(record, failure)
+            raise
+        _log.info("pod sandbox made", extra={"sandbox": sandbox_id, "pod": _name(config)})
+        return sandbox_id
+
+    async def _undo_make(self, record: SandboxRecord, failure: BaseException) -> None:
+        """Undo; if a plugin fails even at DEL, keep the sandbox as NOT_READY so that Stop is tried again."""
+        sandbox_id = record.sandbox.id
+        try:
+            await self._tear_down(record)
+            await self._erase(sandbox_id)
+        except (NetworkError, RuntimeCoreError, OSError) as error:
+            _log.error("pod sandbox %s could not be undone and stays, not ready: %s (after: %s)", sandbox_id, error, failure)
+            await self._state.save_sandbox(msgspec.structs.replace(record, finished=True))
+
+    async def _undo(self, sandbox_id: str) -> None:
+        await self.stop(sandbox_id)
+        await self.remove(sandbox_id)
+
+    def _write_files(self, sandbox: Sandbox) -> None:
+        settings, config = self._state.settings, sandbox.config
+        directory = settings.sandbox_dir(sandbox.id)
+        (directory / "exits").mkdir(parents=True)
+        hostname = config.hostname or files.host_hostname()
+        (directory / "hostname").write_text(hostname + "\n")
+        (directory / "resolv.conf").write_text(files.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF)))
+        (directory / "hosts").write_text(_read(_HOST_HOSTS))
+        if config.log_directory:
+            Path(config.log_directory).mkdir(parents=True, exist_ok=True)
+
+    def _pod_arguments(self, sandbox: Sandbox) -> dict[str, Any]:
+        config = sandbox.config
+        options = config.security.namespaces
+        new = [
+            kind
+            for kind, mode in (("network", options.network), ("uts", options.network), ("ipc", options.ipc))
+            if mode is not NamespaceMode.NODE
+        ]
+        if options.pid is NamespaceMode.POD:
+            new.append("pid")
+        return {
+            "sandbox": sandbox.id,
+            "directory": str(self._state.settings.sandbox_dir(sandbox.id)),
+            "hostname": config.hostname,
+            "sysctls": config.sysctls,
+            "new": new,
+            "netns": sandbox.netns,
+            "shm_size": 0 if options.ipc is NamespaceMode.NODE else _SHM_SIZE,
+        }
+
+    # -- stop ---------------------------------------------------------------------------------------------------------
+
+    async def stop(self, sandbox_id: str) -> None:
+        """Kill the containers and take away all that the sandbox has in the kernel. Unknown ids succeed."""
+        try:
+            found = self._state.find_sandbox(sandbox_id).sandbox.id
+        except NotFound:
+            return
+        await self._background.shielded(self._stop(found))
+
+    async def _stop(self, sandbox_id: str) -> None:
+        async with self._state.lock(sandbox_id):
+            record = self._state.sandboxes.get(sandbox_id)
+            if record is None or record.stopped:
+                return
+            if record.sandbox.state is SandboxState.READY:
+                sandbox = msgspec.structs.replace(record.sandbox, state=SandboxState.NOT_READY)
+                record = msgspec.structs.replace(record, sandbox=sandbox)
+                await self._state.save_sandbox(record)
+            await self._containers.kill_all(sandbox_id)
+            await self._tear_down(record)
+            sandbox = msgspec.structs.replace(record.sandbox, infra_pid=0, netns="")
+            await self._state.save_sandbox(
+                msgspec.structs.replace(record, sandbox=sandbox, network=False, stopped=True)
+            )
+            _log.info("pod sandbox stopped", extra={"sandbox": sandbox_id})
+
+    async def _tear_down(self, record: SandboxRecord) -> None:
+        """Network, shim, infra process, pinned namespace: whatever of these there is. Can be repeated."""
+        sandbox = record.sandbox
+        if record.network:
+            await self._network.remove(attachment_of(sandbox))
+        await self._shims.end(sandbox.id)
+        if sandbox.netns:
+            self._shims.unpin(sandbox.netns)
+
+    async def lost(self, sandbox_id: str) -> None:
+        """The shim or the infra process is gone: the sandbox is not ready, and nothing in it runs any more."""
+        record = self._state.sandboxes.get(sandbox_id)
+        if record is not None and record.sandbox.state is SandboxState.READY:
+            sandbox = msgspec.structs.replace(record.sandbox, state=SandboxState.NOT_READY)
+            await self._state.save_sandbox(msgspec.structs.replace(record, sandbox=sandbox))
+            _log.error("pod sandbox lost its shim or infra process", extra={"sandbox": sandbox_id})
+
+    # -- remove -------------------------------------------------------------------------------------------------------
+
+    async def remove(self, sandbox_id: str) -> None:
+        """Stop the sandbox if it is not, remove its containers, its files and its name. Unknown ids succeed."""
+        try:
+            found = self._state.find_sandbox(sandbox_id).sandbox.id
+        except NotFound:
+            return
+        await self._background.shielded(self._remove(found))
+
+    async def _remove(self, sandbox_id: str) -> None:
+        await self._stop(sandbox_id)
+        for container in list(self._state.containers_of(sandbox_id)):
+            await self._containers.remove(container.id)
+        async with self._state.lock(sandbox_id):
+            if sandbox_id in self._state.sandboxes:
+                await self._erase(sandbox_id)
+                _log.info("pod sandbox removed", extra={"sandbox": sandbox_id})
+
+    async def _erase(self, sandbox_id: str) -> None:
+        shutil.rmtree(self._state.settings.sandbox_dir(sandbox_id), ignore_errors=True)
+        await self._state.forget_sandbox(sandbox_id)
+
+    async def discard(self, record: SandboxRecord) -> None:
+        """Undo a sandbox that an earlier daemon did not finish."""
+        await self._undo_make(record, PodError("crispd ended before the sandbox was finished"))
+
+
+def attachment_of(sandbox: Sandbox) -> Attachment:
+    """How the network room knows the sandbox."""
+    config = sandbox.config
+    dns = config.dns
+    return Attachment(
+        sandbox_id=sandbox.id,
+        netns=sandbox.netns,
+        pod_name=config.metadata.name,
+        pod_namespace=config.metadata.namespace,
+        pod_uid=config.metadata.uid,
+        port_mappings=tuple(
+            NetworkPort(port.host_port, port.container_port, port.protocol, port.host_ip)
+            for port in config.port_mappings
+        ),
+        dns=DNS(dns.servers, dns.searches, dns.options) if dns else None,
+        cgroup_path=config.cgroup_parent,
+        annotations=config.annotations,
+    )
+
+
+def _refuse_unsupported(config: SandboxConfig) -> None:
+    userns = config.security.namespaces.userns
+    if userns is not None and userns.mode is NamespaceMode.POD:
+        from pods.errors import Unimplemented
+
+        raise Unimplemented("config.linux.security_context.namespace_options.userns_options: not supported yet")
+
+
+def _name(config: SandboxConfig) -> str:
+    metadata = config.metadata
+    return f"{metadata.namespace}/{metadata.name}/{metadata.uid}/{metadata.attempt}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="surrogateescape")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,33 @@
+"""What the node is told by the configuration, and where it keeps things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """`root` survives a reboot, `state` does not."""
+
+    root: Path
+    state: Path
+    cni_conf_dir: Path
+    cni_bin_dirs: tuple[Path, ...]
+    registries_conf: Path
+    cgroup_driver: str
+    pause_image: str = ""
+    trace_start: bool = False
+
+    def sandbox_dir(self, sandbox_id: str) -> Path:
+        return self.state / "sandboxes" / sandbox_id
+
+    def bundle_dir(self, container_id: str) -> Path:
+        return self.state / "containers" / container_id
+
+    def container_root(self, container_id: str) -> Path:
+        return self.root / "containers" / container_id
+
+    def netns_path(self, sandbox_id: str) -> Path:
+        # Where `ip netns` and network agents in containers look for namespaces.
+        return Path("/run/netns") / f"crisp-{sandbox_id}"

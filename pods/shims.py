@@ -1,0 +1,108 @@
+"""The node's shims: forking, finding again after a restart, hearing of exits, and the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pods.settings import NodeSettings
+from runtime.cgroups import Hierarchies
+from runtime.client import ShimClient, ShimGone, Zygote
+from runtime.errors import RuntimeCoreError
+from runtime.message import Message
+from runtime.pod import unmount_if_mounted, unpin_namespace
+
+_log = logging.getLogger("crisp.pods")
+
+_KILLED_SECONDS = 2.0
+
+ExitHandler = Callable[[str, dict[str, Any]], None]  # container id, exit record
+LossHandler = Callable[[str], None]  # sandbox id
+
+
+class Shims:
+    """Connections by sandbox id. `on_exit` and `on_loss` are called on the loop."""
+
+    def __init__(self, settings: NodeSettings, on_exit: ExitHandler, on_loss: LossHandler) -> None:
+        self._settings = settings
+        self._zygote = Zygote()
+        self._clients: dict[str, ShimClient] = {}
+        self._hierarchies: Hierarchies | None = None
+        self._on_exit = on_exit
+        self._on_loss = on_loss
+
+    def start(self) -> None:
+        """Start the zygote. Raises RuntimeCoreError. Blocks until it can fork."""
+        self._zygote.start()
+
+    @property
+    def zygote_pid(self) -> int:
+        return self._zygote.pid
+
+    async def fork(self, sandbox_id: str) -> ShimClient:
+        client = await self._zygote.spawn(*self._handlers(sandbox_id))
+        self._clients[sandbox_id] = client
+        return client
+
+    async def find(self, sandbox_id: str) -> ShimClient:
+        """The living shim of a sandbox of an earlier daemon. Raises ShimGone."""
+        client = await ShimClient.connect(self._settings.sandbox_dir(sandbox_id), *self._handlers(sandbox_id))
+        self._clients[sandbox_id] = client
+        return client
+
+    def of(self, sandbox_id: str) -> ShimClient:
+        """The connected shim. Raises ShimGone."""
+        client = self._clients.get(sandbox_id)
+        if client is None or not client.alive:
+            raise ShimGone(f"the shim of pod sandbox {sandbox_id} is gone")
+        return client
+
+    async def end(self, sandbox_id: str) -> None:
+        """Shut the shim down, and take away what it or its ghost left on the host. Raises RuntimeCoreError."""
+        client = self._clients.get(sandbox_id)
+        if client is not None and client.alive:
+            try:
+                await client.call("shutdown")
+            except ShimGone:
+                _log.warning("shim of pod sandbox %s died while it shut down", sandbox_id)
+            client.close()
+        self._clients.pop(sandbox_id, None)
+        unmount_if_mounted(str(self._settings.sandbox_dir(sandbox_id) / "shm"))
+
+    def kill_cgroup(self, path: str) -> None:
+        """End what a dead shim's container left running. Best effort."""
+        if self._hierarchies is None:
+            self._hierarchies = Hierarchies.detect()
+        cgroup = self._hierarchies.cgroup(path)
+        try:
+            cgroup.kill()
+            cgroup.wait_empty(_KILLED_SECONDS)
+            cgroup.remove()
+        except RuntimeCoreError as error:
+            _log.warning("cgroup %s is left: %s", path, error)
+
+    def unpin(self, path: str | Path) -> None:
+        """Let go of a pod's network namespace. Raises RuntimeCoreError."""
+        unpin_namespace(str(path))
+
+    def close(self) -> None:
+        """Leave the shims to themselves."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+        self._zygote.close()
+
+    def _handlers(self, sandbox_id: str) -> tuple[Callable[[Message], None], Callable[[], None]]:
+        def on_event(message: Message) -> None:
+            if message.get("event") == "exit":
+                self._on_exit(message["container"], message["exit"])
+            elif message.get("event") == "infra-exit" and sandbox_id in self._clients:
+                self._on_loss(sandbox_id)
+
+        def on_lost() -> None:
+            if self._clients.pop(sandbox_id, None) is not None:
+                self._on_loss(sandbox_id)
+
+        return on_event, on_lost

@@ -1,0 +1,96 @@
+"""The sandboxes and containers of a node in memory, each change durable before it is visible."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from pods.errors import InvalidArgument, NotFound
+from pods.model import Container, ContainerState
+from pods.settings import NodeSettings
+from pods.store import ContainerRecord, SandboxRecord, Store
+
+_Record = TypeVar("_Record")
+
+
+class State:
+    """Finished records only are visible to `find_*` and the listings."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.store = Store(settings.root / "crisp.db")
+        self.sandboxes: dict[str, SandboxRecord] = {}
+        self.containers: dict[str, ContainerRecord] = {}
+        self._exited: dict[str, asyncio.Event] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    # -- finding ------------------------------------------------------------------------------------------------------
+
+    def find_sandbox(self, sandbox_id: str) -> SandboxRecord:
+        """By id or unique prefix. Raises NotFound, InvalidArgument."""
+        return _find(self.sandboxes, sandbox_id, "pod sandbox")
+
+    def find_container(self, container_id: str) -> ContainerRecord:
+        """By id or unique prefix. Raises NotFound, InvalidArgument."""
+        return _find(self.containers, container_id, "container")
+
+    def containers_of(self, sandbox_id: str) -> Iterator[Container]:
+        return (
+            record.container for record in list(self.containers.values()) if record.container.sandbox_id == sandbox_id
+        )
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    async def save_sandbox(self, record: SandboxRecord) -> None:
+        await self.store.put(record)
+        self.sandboxes[record.sandbox.id] = record
+
+    async def save_container(self, record: ContainerRecord) -> None:
+        await self.store.put(record)
+        self.containers[record.container.id] = record
+
+    async def update_container(self, container_id: str, **changes: object) -> Container:
+        """Change members of a container. Returns it as it is then."""
+        record = self.containers[container_id]
+        container = msgspec.structs.replace(record.container, **changes)
+        await self.save_container(msgspec.structs.replace(record, container=container))
+        if container.state is ContainerState.EXITED:
+            self.exited(container_id).set()
+        return container
+
+    async def forget_sandbox(self, sandbox_id: str) -> None:
+        await self.store.delete_sandbox(sandbox_id)
+        self.sandboxes.pop(sandbox_id, None)
+        self._locks.pop(sandbox_id, None)
+
+    async def forget_container(self, container_id: str) -> None:
+        await self.store.delete_container(container_id)
+        self.containers.pop(container_id, None)
+        self._exited.pop(container_id, None)
+        self._locks.pop(container_id, None)
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def exited(self, container_id: str) -> asyncio.Event:
+        """Set once the container's exit is durable."""
+        return self._exited.setdefault(container_id, asyncio.Event())
+
+    def lock(self, object_id: str) -> asyncio.Lock:
+        """Serialises the changes of one sandbox or container."""
+        return self._locks.setdefault(object_id, asyncio.Lock())
+
+
+def _find(records: Mapping[str, _Record], wanted: str, kind: str) -> _Record:
+    if not wanted:
+        raise InvalidArgument(f"{kind} id: must not be empty")
+    if (record := records.get(wanted)) is not None:
+        return record
+    matches = [record for object_id, record in records.items() if object_id.startswith(wanted)]
+    if len(matches) > 1:
+        raise InvalidArgument(f"{kind} id: {wanted!r} is the beginning of {len(matches)} ids")
+    if not matches:
+        raise NotFound(f"{kind} {wanted!r} not found")
+    return matches[0]

@@ -1,0 +1,41 @@
+"""Where the time of a start goes: named steps, logged once at its end (`crispd --trace-start`)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+_log = logging.getLogger("crisp.trace")
+
+
+class Trace:
+    """A list of steps; costs nothing when off."""
+
+    __slots__ = ("_begun", "_name", "_steps", "on")
+
+    def __init__(self, name: str, *, on: bool) -> None:
+        self.on = on
+        self._name = name
+        self._begun = time.monotonic_ns() if on else 0
+        self._steps: list[tuple[str, int]] = []
+
+    def step(self, name: str) -> None:
+        if self.on:
+            self._steps.append((name, time.monotonic_ns()))
+
+    def add(self, steps: Iterable[tuple[str, int]]) -> None:
+        """Steps that another process noted by the same clock (CLOCK_MONOTONIC, nanoseconds)."""
+        self._steps.extend(steps)
+
+    def finish(self, object_id: str) -> None:
+        """Log each step's own duration and the whole, in milliseconds."""
+        if not self.on:
+            return
+        last = self._begun
+        parts = []
+        for name, at in self._steps:
+            parts.append(f"{name} {(at - last) / 1e6:.2f}")
+            last = at
+        whole = (time.monotonic_ns() - self._begun) / 1e6
+        _log.info("%s %s: %.2f ms: %s", self._name, object_id, whole, ", ".join(parts))
