@@ -21,9 +21,10 @@ from cri import logfmt
 from cri.config import CGROUP_DRIVERS, LOG_LEVELS, Configuration, load
 from cri.errors import ConfigurationError, DaemonError, StartupError
 from cri.notify import Notifier
+from pods.settings import NodeSettings
 
 if TYPE_CHECKING:
-    from pods.node import Node, NodeSettings
+    from pods.node import Node
 
 _ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them by path (CVE-2021-41103)
 _STATE_MODE = 0o711
@@ -108,8 +109,6 @@ async def serve(
 
 def settings(configuration: Configuration) -> NodeSettings:
     """The part of the configuration that the node acts on."""
-    from pods.node import NodeSettings
-
     return NodeSettings(
         root=configuration.root,
         state=configuration.state,

@@ -24,6 +24,7 @@ from cri.errors import ConfigurationError, StartupError
 from cri.notify import Notifier
 from cri.premises import bound, occupied, raise_descriptor_limit
 from cri.v1 import api_pb2, api_pb2_grpc
+from pods.settings import NodeSettings
 from tests.unit.cri_fakes import FakeNode
 
 
@@ -60,7 +61,8 @@ async def start(
 ) -> asyncio.Task[None]:
     notifier = Notifier({"NOTIFY_SOCKET": manager.address, **watchdog})
 
-    async def open_node(_: Any) -> Any:
+    async def open_node(settings: NodeSettings) -> Any:
+        assert (settings.root, settings.cgroup_driver) == (configuration.root, configuration.cgroup_driver)
         return node
 
     serving = asyncio.create_task(daemon.serve(configuration, open_node, reload, notifier))
@@ -69,10 +71,7 @@ async def start(
     return serving
 
 
-async def test_a_daemons_life(
-    tmp_path: Path, root_logger: logging.Logger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(daemon, "settings", lambda configuration: configuration)
+async def test_a_daemons_life(tmp_path: Path, root_logger: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
     manager, node = Manager(tmp_path), FakeNode()
     wanted = configured(tmp_path, log_level="debug", root="/elsewhere")
     answers: list[Configuration | Exception] = [wanted, ConfigurationError("f: k: bad")]
