@@ -29,8 +29,9 @@ from runtime.errors import RuntimeCoreError, SpecError
 from runtime.users import UserNotFound
 
 if TYPE_CHECKING:
-    from image.model import Image
     from image.store import ImageStore
+
+    from image.model import Image
     from pods.host import HostFacts
     from pods.shims import Shims
     from pods.state import State

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from image.store import ImageStore
+
 from network.network import Network
 from pods.containers import Containers
 from pods.errors import PodError

@@ -7,7 +7,6 @@ import logging
 import shutil
 from typing import TYPE_CHECKING
 
-
 from pods.model import ContainerState, SandboxState
 from pods.store import ContainerRecord, SandboxRecord
 from runtime.client import ShimClient, ShimGone
@@ -15,6 +14,7 @@ from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
     from image.store import ImageStore
+
     from pods.containers import Containers
     from pods.sandboxes import Sandboxes
     from pods.shims import Shims

@@ -17,7 +17,7 @@ from network.errors import NetworkError
 from network.model import DNS, Attachment
 from network.model import PortMapping as NetworkPort
 from pods import files
-from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
+from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError, Unimplemented
 from pods.inflight import Background, Flights
 from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from pods.oci import cgroup_parent
@@ -58,7 +58,7 @@ class Sandboxes:
         if handler not in HANDLERS:
             raise InvalidArgument(f"runtime_handler: no handler {handler!r} is configured (there is: crisp)")
         _refuse_unsupported(config)
-        cgroup_parent("", config, self._state.settings.cgroup_driver)
+        cgroup_parent("", config)
         held = self._holder(config)
         if held is not None:
             if held.sandbox.config == config and held.sandbox.state is SandboxState.READY:
@@ -118,7 +118,7 @@ class Sandboxes:
             await self._tear_down(record)
             await self._erase(sandbox_id)
         except (NetworkError, RuntimeCoreError, OSError) as error:
-            _log.error("pod sandbox %s could not be undone and stays, not ready: %s (after: %s)", sandbox_id, error, failure)
+            _log.error("pod sandbox %s stays, not ready: undo: %s (after: %s)", sandbox_id, error, failure)
             await self._state.save_sandbox(msgspec.structs.replace(record, finished=True))
 
     async def _undo(self, sandbox_id: str) -> None:
@@ -251,8 +251,6 @@ def attachment_of(sandbox: Sandbox) -> Attachment:
 def _refuse_unsupported(config: SandboxConfig) -> None:
     userns = config.security.namespaces.userns
     if userns is not None and userns.mode is NamespaceMode.POD:
-        from pods.errors import Unimplemented
-
         raise Unimplemented("config.linux.security_context.namespace_options.userns_options: not supported yet")
 
 

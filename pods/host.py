@@ -1,0 +1,74 @@
+"""What the plans must know of the host, looked up once."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pods.capability import names_of
+
+_GO_ARCHITECTURES = {
+    "x86_64": "amd64",
+    "i686": "386",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "ppc64le": "ppc64le",
+    "s390x": "s390x",
+    "riscv64": "riscv64",
+    "loongarch64": "loong64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """Properties of the kernel and of the daemon that decide what a container can be given."""
+
+    cgroup_v2: bool  # every controller is on the unified hierarchy
+    swap_limit: bool  # the memory controller can limit swap
+    capabilities: frozenset[str]  # what the daemon may give away: its permitted set within its bounding set
+    kernel: tuple[int, int]
+    architecture: str  # as Go and image manifests name it: "amd64", "arm64"
+    hostname: str
+    apparmor: bool = False
+    selinux: bool = False
+
+    @classmethod
+    def detect(cls, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> HostFacts:
+        """Read the facts from procfs and sysfs. Raises OSError if one of them is not there."""
+        cgroups = sys / "fs/cgroup"
+        cgroup_v2 = (cgroups / "cgroup.controllers").exists()
+        machine = os.uname()
+        return cls(
+            cgroup_v2=cgroup_v2,
+            swap_limit=_swap_limit(cgroups, proc, v2=cgroup_v2),
+            capabilities=_capabilities((proc / "self/status").read_text()),
+            kernel=_kernel_version(machine.release),
+            architecture=_GO_ARCHITECTURES.get(machine.machine, machine.machine),
+            hostname=machine.nodename,
+            apparmor=_reads(sys / "module/apparmor/parameters/enabled", "Y"),
+            selinux=(sys / "fs/selinux/enforce").exists(),
+        )
+
+
+def _swap_limit(cgroups: Path, proc: Path, *, v2: bool) -> bool:
+    if not v2:
+        return (cgroups / "memory/memory.memsw.limit_in_bytes").exists()
+    # The root cgroup has no memory.swap.max: look in the daemon's own, and where that is the root's, in any child.
+    own = (proc / "self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
+    return (cgroups / own / "memory.swap.max").exists() or any(cgroups.glob("*/memory.swap.max"))
+
+
+def _capabilities(status: str) -> frozenset[str]:
+    masks = {name: int(mask, 16) for name, mask in re.findall(r"^(Cap\w+):\s+([0-9a-f]+)$", status, re.MULTILINE)}
+    return names_of(masks["CapPrm"] & masks["CapBnd"])
+
+
+def _kernel_version(release: str) -> tuple[int, int]:
+    major, minor = release.split(".")[:2]
+    return int(major), int(re.match(r"\d+", minor).group())  # type: ignore[union-attr]
+
+
+def _reads(path: Path, value: str) -> bool:
+    return path.exists() and path.read_text().strip() == value
