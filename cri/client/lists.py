@@ -48,11 +48,12 @@ def containers(arguments: argparse.Namespace, connection: Connection) -> int:
         document({"containers": [plain(container) for container in found]}, arguments.output)
         return 0
     pod_names = {pod.id: pod.metadata.name for pod in names.pods(connection)}
+    tags = _tags(connection)
     now = time.time_ns()
     rows = [
         (
             short(container.id),
-            container.image.user_specified_image or container.image.image,
+            container.image.user_specified_image or tags.get(container.image.image, container.image.image),
             age(container.created_at, now),
             _container_state(connection, container),
             container.metadata.name,
@@ -88,6 +89,12 @@ def image_names(tags: Sequence[str], digests: Sequence[str]) -> list[tuple[str, 
         # The port of a registry also follows a colon: the tag's is the last.
         return [(repository, tag) for repository, _, tag in (name.rpartition(":") for name in tags)]
     return [(digests[0].partition("@")[0] if digests else "<none>", "<none>")]
+
+
+def _tags(connection: Connection) -> dict[str, str]:
+    """A name for each image's id: kubelet makes containers of ids."""
+    reply = connection.read(connection.images.ListImages, api_pb2.ListImagesRequest())
+    return {image.id: image.repo_tags[0] for image in reply.images if image.repo_tags}
 
 
 def _pod_state(state: int) -> str:
