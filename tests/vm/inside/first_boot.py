@@ -1,0 +1,271 @@
+"""The main path on the machine that users have. Run inside the guest, in order, by run.py; then the power is cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from tests import leaks
+from tests.daemon import BUSYBOX, CALL_SECONDS, Pod
+from tests.vm.inside.node import CGROUPS, NETWORK, Process, Service, left_since, systemctl
+
+EXPECTED = Path("/var/lib/crisp-guest-expected.json")  # what the second boot has to find
+MEBIBYTE = 1 << 20
+NETWORK_SECONDS = 10.0
+ALL_CAPABILITIES = f"CapEff:\t{(2 << int(Path('/proc/sys/kernel/cap_last_cap').read_text())) - 1:016x}"
+PAGE = "a page from a pod"
+LIMITS = cri.LinuxContainerResources(
+    cpu_period=100_000,
+    cpu_quota=50_000,
+    cpu_shares=512,
+    memory_limit_in_bytes=64 * MEBIBYTE,
+    cpuset_cpus="1",
+    oom_score_adj=-998,
+    unified={"pids.max": "77", "memory.high": str(48 * MEBIBYTE)},
+)
+FILES_OF_LIMITS = {
+    "cpu.max": "50000 100000",
+    "cpuset.cpus": "1",
+    "memory.high": str(48 * MEBIBYTE),
+    "memory.max": str(64 * MEBIBYTE),
+    "pids.max": "77",
+}
+# What kubelet asks for unless the pod shares its process namespace.
+OWN_PIDS = cri.NamespaceOption(pid=cri.CONTAINER)
+# Writes as fast as the emulated machine can, so that a line lost while nobody listens would be seen.
+COUNTER = "i=0; while :; do echo $i; i=$((i+1)); done"
+SLOW_COUNTER = "i=0; while :; do echo $i; i=$((i+1)); usleep 20000; done"
+
+
+@pytest.fixture(scope="module")
+def service() -> Service:
+    service = Service()
+    service.start()
+    return service
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A pod with a limited container that serves a page and counts in its log."""
+
+    pod: Pod
+    container_id: str
+    process: Process
+
+
+@pytest.fixture(scope="module")
+def workload(service: Service) -> Workload:
+    security = cri.LinuxSandboxSecurityContext(namespace_options=OWN_PIDS)
+    config = service.sandbox_config("workload", linux=cri.LinuxPodSandboxConfig(security_context=security))
+    request = cri.RunPodSandboxRequest(config=config)
+    pod = Pod(service, service.runtime.RunPodSandbox(request, timeout=CALL_SECONDS).pod_sandbox_id, config)
+    script = f"mkdir /www; echo '{PAGE}' > /www/index.html; httpd -p 8080 -h /www; {SLOW_COUNTER}"
+    linux = cri.LinuxContainerConfig(
+        resources=LIMITS, security_context=cri.LinuxContainerSecurityContext(namespace_options=OWN_PIDS)
+    )
+    container_id = pod.run("sh", "-c", script, linux=linux)
+    return Workload(pod, container_id, Process.of(service, container_id))
+
+
+def test_the_machine_is_the_one_that_users_have() -> None:
+    assert Path("/proc/1/comm").read_text() == "systemd\n"
+    assert {"cpu", "cpuset", "io", "memory", "pids"} <= set((CGROUPS / "cgroup.controllers").read_text().split())
+    assert Path("/sys/module/apparmor/parameters/enabled").read_text() == "Y\n"
+    assert ALL_CAPABILITIES in Path("/proc/self/status").read_text().splitlines()
+
+
+def test_the_unit_starts_and_answers(service: Service) -> None:
+    assert systemctl("is-active", "crispd") == "active"
+    version = service.runtime.Version(cri.VersionRequest(), timeout=CALL_SECONDS)
+    assert (version.runtime_name, version.runtime_api_version) == ("crisp", "v1")
+    assert service.ready().status, service.ready().message
+    assert stat.S_IMODE(Path("/run/crisp/crisp.sock").stat().st_mode) == 0o600
+
+
+def test_the_network_is_ready_once_there_is_a_configuration(service: Service) -> None:
+    before = service.network()
+    assert not before.status
+    assert "/etc/cni/net.d" in before.message
+    service.cni_conf_dir.mkdir(parents=True, exist_ok=True)
+    shutil.copy(NETWORK, service.cni_conf_dir)
+    deadline = time.monotonic() + NETWORK_SECONDS
+    while not service.network().status and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert service.network().status, service.network().message
+
+
+def test_an_image_made_from_busybox_is_imported(service: Service) -> None:
+    image_id = service.import_busybox()
+    request = cri.ImageStatusRequest(image=cri.ImageSpec(image=BUSYBOX))
+    image = service.images.ImageStatus(request, timeout=CALL_SECONDS).image
+    assert image.id == image_id
+    assert BUSYBOX in image.repo_tags
+
+
+def test_limits_are_in_the_containers_cgroup(workload: Workload) -> None:
+    cgroup = workload.process.cgroup()
+    found = {name: (cgroup / name).read_text().strip() for name in FILES_OF_LIMITS}
+    assert found == FILES_OF_LIMITS
+    weight = int((cgroup / "cpu.weight").read_text())
+    assert 1 < weight < 100  # 512 shares: half of the default
+
+
+def test_limits_are_seen_from_inside(service: Service, workload: Workload) -> None:
+    names = " ".join(f"/sys/fs/cgroup/{name}" for name in FILES_OF_LIMITS)
+    shown = workload.pod.exec(workload.container_id, "sh", "-c", f"cat {names}; nproc; cat /proc/self/cgroup")
+    assert shown.stdout.decode().splitlines() == [*FILES_OF_LIMITS.values(), "1", "0::/"]
+    written = workload.pod.exec(workload.container_id, "sh", "-c", "echo max > /sys/fs/cgroup/memory.max")
+    assert written.exit_code != 0
+    assert b"Read-only" in written.stderr
+
+
+def test_a_score_that_takes_privilege_is_set(workload: Workload) -> None:
+    assert workload.process.read("oom_score_adj") == "-998\n"
+
+
+def test_the_shim_is_outside_of_the_units_and_the_pods_cgroups(service: Service, workload: Workload) -> None:
+    """Else systemd kills it with the service, and kubelet with the pod."""
+    parent = int(workload.process.read("stat").rpartition(")")[2].split()[1])
+    shim = Process.at(parent).cgroup()
+    pod = workload.process.cgroup().parent
+    assert "crispd.service" not in str(shim)
+    assert not shim.is_relative_to(pod)
+    assert "crispd.service" in str(Process.at(service.pid()).cgroup())
+
+
+def test_apparmor_does_not_confine_what_asks_for_nothing(workload: Workload) -> None:
+    assert workload.process.read("attr/current").strip() == "unconfined"
+
+
+def test_the_default_seccomp_profile_filters(service: Service, workload: Workload) -> None:
+    profile = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
+    security = cri.LinuxContainerSecurityContext(seccomp=profile)
+    linux = cri.LinuxContainerConfig(security_context=security)
+    script = "unshare -U true; grep Seccomp: /proc/self/status"
+    container_id = workload.pod.run("sh", "-c", script, name="seccomp", linux=linux)
+    service.wait_exited(container_id)
+    log = workload.pod.log("seccomp")
+    assert "Seccomp:\t2" in log
+    assert "Operation not permitted" in log
+
+
+def test_an_exec_answers_with_output_and_status(workload: Workload) -> None:
+    answer = workload.pod.exec(workload.container_id, "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (answer.stdout, answer.stderr, answer.exit_code) == (b"out\n", b"err\n", 7)
+
+
+def test_the_pod_answers_on_its_address(workload: Workload) -> None:
+    address = workload.pod.status().network.ip
+    assert address.startswith("10.85.")
+    with urllib.request.urlopen(f"http://{address}:8080/", timeout=CALL_SECONDS) as answer:
+        assert answer.read().decode().strip() == PAGE
+
+
+def test_a_device_that_was_not_given_cannot_be_opened(workload: Workload) -> None:
+    """mknod is allowed, as runc has it; opening is for the device filter to refuse."""
+    disk = os.stat("/dev/vda").st_rdev
+    script = f"mknod /tmp/disk b {os.major(disk)} {os.minor(disk)} && cat /tmp/disk > /dev/null"
+    refused = workload.pod.exec(workload.container_id, "sh", "-c", script)
+    assert refused.exit_code != 0
+    assert refused.stderr == b"cat: can't open '/tmp/disk': Operation not permitted\n"
+    script = "mknod /tmp/zero c 1 5 && head -c 3 /tmp/zero | wc -c"
+    allowed = workload.pod.exec(workload.container_id, "sh", "-c", script)
+    assert allowed.stdout == b"3\n"
+
+
+def test_a_privileged_container_opens_the_hosts_devices(service: Service, workload: Workload) -> None:
+    security = cri.LinuxSandboxSecurityContext(privileged=True)
+    config = service.sandbox_config("privileged", linux=cri.LinuxPodSandboxConfig(security_context=security))
+    with service.pod(config=config) as pod:
+        linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(privileged=True))
+        container_id = pod.run("sh", "-c", "head -c 4 /dev/vda | wc -c; grep CapEff /proc/self/status", linux=linux)
+        assert service.wait_exited(container_id).exit_code == 0
+        assert [line.split(" ", 3)[3] for line in pod.log().splitlines()] == ["4", ALL_CAPABILITIES]
+
+
+def test_a_container_out_of_memory_says_so(service: Service, workload: Workload) -> None:
+    linux = cri.LinuxContainerConfig(resources=cri.LinuxContainerResources(memory_limit_in_bytes=16 * MEBIBYTE))
+    container_id = workload.pod.run("sh", "-c", "tail /dev/zero", name="hungry", linux=linux)
+    status = service.wait_exited(container_id, 30)
+    assert (status.reason, status.exit_code) == ("OOMKilled", 137)
+
+
+def test_systemd_leaves_limits_alone(service: Service, workload: Workload) -> None:
+    """Without crispd no unit asks for the cpu controller any more, and a reload makes systemd reconsider."""
+    service.stop()
+    systemctl("daemon-reload")
+    cgroup = workload.process.cgroup()
+    found = {name: (cgroup / name).read_text().strip() for name in FILES_OF_LIMITS}
+    service.start()
+    assert found == FILES_OF_LIMITS
+
+
+@pytest.mark.parametrize("how", ["restart", "kill -9"])
+def test_pods_go_on_while_the_daemon_does_not(service: Service, workload: Workload, how: str) -> None:
+    before = service.pid()
+    if how == "restart":
+        service.restart()
+    else:
+        service.kill9()
+        service.start()
+    assert service.pid() != before
+    assert Process.of(service, workload.container_id) == workload.process
+    assert service.status(workload.container_id).state == cri.CONTAINER_RUNNING
+    assert workload.pod.status().state == cri.SANDBOX_READY
+    assert workload.pod.exec(workload.container_id, "echo", "still here").stdout == b"still here\n"
+
+
+def test_no_line_of_the_log_is_lost(service: Service, workload: Workload) -> None:
+    """Over all that the daemon went through above."""
+    lines = [line.split(" ", 3) for line in workload.pod.log().splitlines()]
+    assert {(stream, tag) for _, stream, tag, _ in lines} == {("stdout", "F")}
+    assert [int(text) for _, _, _, text in lines] == list(range(len(lines)))
+    assert len(lines) > 50
+
+
+def test_what_is_torn_down_leaves_nothing(service: Service, workload: Workload) -> None:
+    """A pod like those above, from nothing to nothing; the crisp0 bridge and the leases' directory exist by now."""
+    before = leaks.Snapshot.take()
+    with service.pod("passing") as pod:
+        pod.run("sleep", "1000", linux=cri.LinuxContainerConfig(resources=LIMITS))
+        pod.run("sh", "-c", COUNTER, name="counter")
+        address = pod.status().network.ip
+        assert (service.leases / address).exists()
+    assert left_since(before) == []
+    assert not (service.leases / address).exists()
+
+
+def test_the_stop_signal_is_obeyed(service: Service, workload: Workload) -> None:
+    script = "trap 'exit 4' TERM; echo ready; while :; do usleep 10000; done"
+    container_id = workload.pod.run("sh", "-c", script, name="polite")
+    deadline = time.monotonic() + CALL_SECONDS
+    while "ready" not in workload.pod.log("polite") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    request = cri.StopContainerRequest(container_id=container_id, timeout=30)
+    service.runtime.StopContainer(request, timeout=CALL_SECONDS)
+    status = service.status(container_id)
+    assert (status.exit_code, status.reason) == (4, "Error")
+
+
+def test_the_workload_is_left_for_a_power_cut(service: Service, workload: Workload) -> None:
+    """The last one: writes down what the second boot has to find."""
+    done = workload.pod.run("sh", "-c", "exit 3", name="done")
+    service.wait_exited(done)
+    expected = {
+        "sandbox": workload.pod.id,
+        "running": workload.container_id,
+        "exited": done,
+        "address": workload.pod.status().network.ip,
+    }
+    EXPECTED.write_text(json.dumps(expected))
+    subprocess.run(["sync", EXPECTED, EXPECTED.parent], check=True)

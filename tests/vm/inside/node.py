@@ -1,0 +1,126 @@
+"""crispd as this machine's service, and the kernel's view of what it runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from cri.admin.v1 import admin_pb2_grpc
+from cri.v1 import api_pb2 as cri
+from cri.v1 import api_pb2_grpc
+from tests import leaks
+from tests.daemon import CALL_SECONDS, Daemon
+
+CGROUPS = Path("/sys/fs/cgroup")
+NETWORK = Path("/payload/deploy/10-crisp-bridge.conflist")
+LOG_LINES = 60
+# Of the machine's, not ours: they come and go as systemd, udev and the kernel please.
+FOREIGN = re.compile(r"child of 2:|systemd-udevd|\(udev-worker\)|systemd-journal|^cgroups: /system\.slice/(?!crispd)")
+
+
+class Service(Daemon):
+    """The installed crispd under systemd, with the directories and the network of its defaults."""
+
+    def __init__(self) -> None:
+        self.directory = Path("/var/tmp")
+        self.bridge = "crisp0"
+        self.root, self.state, self.logs = Path("/var/lib/crisp"), Path("/run/crisp"), Path("/var/log/pods")
+        self.cni_conf_dir, self.leases = Path("/etc/cni/net.d"), Path("/var/lib/cni/networks/crisp")
+        self.listen = "unix:///run/crisp/crisp.sock"
+        self.process = None
+
+    def start(self) -> None:
+        """Start the unit, unless it runs, and connect: `systemctl start` returns when crispd said that it is ready."""
+        systemctl("start", "crispd")
+        self._channel = grpc.insecure_channel(self.listen)
+        self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)
+        self.images = api_pb2_grpc.ImageServiceStub(self._channel)
+        self.admin = admin_pb2_grpc.AdminStub(self._channel)
+
+    def stop(self) -> None:
+        self._channel.close()
+        systemctl("stop", "crispd")
+
+    def kill9(self) -> None:
+        """Kill crispd as a crash would; systemd is kept from starting it again by itself."""
+        self._channel.close()
+        (override := Path("/run/systemd/system/crispd.service.d/manual.conf")).parent.mkdir(parents=True, exist_ok=True)
+        override.write_text("[Service]\nRestart=no\n")
+        systemctl("daemon-reload")
+        systemctl("kill", "--kill-whom=main", "--signal=KILL", "crispd")
+
+    def restart(self) -> None:
+        self._channel.close()
+        systemctl("restart", "crispd")
+        self.start()
+
+    def end(self) -> None:
+        self.stop()
+
+    def log(self) -> str:
+        command = ["journalctl", "--unit=crispd", "--no-pager", "--output=cat", f"--lines={LOG_LINES}"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def pid(self) -> int:
+        """The daemon's own."""
+        return int(systemctl("show", "--property=MainPID", "--value", "crispd"))
+
+    def info(self, container_id: str) -> dict[str, Any]:
+        """The verbose information of a container's status."""
+        request = cri.ContainerStatusRequest(container_id=container_id, verbose=True)
+        answer = self.runtime.ContainerStatus(request, timeout=CALL_SECONDS)
+        return dict(json.loads(answer.info["info"]))
+
+    def network(self) -> cri.RuntimeCondition:
+        """The NetworkReady condition."""
+        return self._condition("NetworkReady")
+
+    def ready(self) -> cri.RuntimeCondition:
+        """The RuntimeReady condition."""
+        return self._condition("RuntimeReady")
+
+    def _condition(self, kind: str) -> cri.RuntimeCondition:
+        status = self.runtime.Status(cri.StatusRequest(), timeout=CALL_SECONDS).status
+        return next(condition for condition in status.conditions if condition.type == kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A container's first process as the host sees it."""
+
+    pid: int
+    started: str  # in clock ticks since boot: tells a process from a later one with its number
+
+    @classmethod
+    def of(cls, service: Service, container_id: str) -> Process:
+        return cls.at(int(service.info(container_id)["pid"]))
+
+    @classmethod
+    def at(cls, pid: int) -> Process:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return cls(pid, stat[stat.rindex(")") + 2 :].split()[19])
+
+    def read(self, name: str) -> str:
+        """A file of /proc/PID."""
+        return Path(f"/proc/{self.pid}/{name}").read_text()
+
+    def cgroup(self) -> Path:
+        """Where it is in the one hierarchy."""
+        return CGROUPS / self.read("cgroup").strip().removeprefix("0::/")
+
+
+def systemctl(*arguments: str) -> str:
+    """What systemctl printed. Raises CalledProcessError."""
+    return subprocess.run(["systemctl", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def left_since(before: leaks.Snapshot) -> list[str]:
+    """What crisp left behind of everything made since `before`; the network's bridge stays by design."""
+    left = [line for line in leaks.settle(before) if not FOREIGN.search(line)]
+    return [line for line in left if line != "links: crisp0"]
