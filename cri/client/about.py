@@ -6,14 +6,14 @@ import argparse
 from typing import Any
 
 from cri.client.connection import Connection
-from cri.client.distribution import client_version
 from cri.client.render import document, plain, size, table, with_info
 from cri.v1 import api_pb2
+from cri.version import crisp_version
 
 
 def version(arguments: argparse.Namespace, connection: Connection) -> int:
     """Print the versions of this client and of the runtime it talks to."""
-    client = client_version()
+    client = crisp_version()
     if arguments.output == "table":
         print(f"client    crisp {client}")  # whether or not there is a runtime
     runtime = connection.read(connection.runtime.Version, api_pb2.VersionRequest())

@@ -17,9 +17,9 @@ class _Version(argparse.Action):
     """Looks the version up only when asked: that takes longer than all the rest of this module."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from cri.client.distribution import client_version
+        from cri.version import crisp_version
 
-        print(f"crisp {client_version()}")
+        print(f"crisp {crisp_version()}")
         parser.exit()
 
 

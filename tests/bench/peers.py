@@ -115,7 +115,7 @@ class Crisp(Peer):
             "config": self.directory / "crisp.toml",
             "listen": self.address,
             "root": self.directory / "root",
-            "state": self.directory / "state",
+            "state": "/run/crisp",  # in a tmpfs of the box, and short: a socket's path has 107 bytes
             "cni-conf-dir": self.directory / "cni",
             "registries-conf": self.directory / "registries.conf",
         }
