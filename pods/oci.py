@@ -1,174 +1,203 @@
-"""CRI's configuration of a container, and its image's, to the OCI runtime-spec's config.json. Nothing is made here."""
+"""The OCI configuration of a container: what CRI and the image say, put into runtime-spec 1.2 terms.
+
+The order of a CreateContainer: `validate`, then `find_host_objects` (the only step that looks at the host), then
+`user_request` and its lookup inside the rootfs, then `build_config`, which is pure.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
-from pods.errors import InvalidArgument, Unimplemented
-from pods.model import ContainerConfig, NamespaceMode, NamespaceOptions, ProfileType, Sandbox
-from pods.oci_mounts import build_mounts
-from pods.oci_process import ResolvedUser, UserRequest, build_process, process_args, stop_signal, user_request
-from pods.oci_resources import build_resources, cgroup_parent, cgroups_path, device_nodes
-from pods.seccomp_default import default_profile
-from pods.seccomp_profile import read_profile
+from image.model import ImageConfig
+from pods import files
+from pods.capability import granted
+from pods.devices import DeviceNode, host_devices, requested_devices
+from pods.errors import InvalidArgument
+from pods.host import HostFacts
+from pods.model import ContainerConfig, NamespaceMode, Sandbox
+from pods.mount_sources import resolve_sources
+from pods.oci_cgroups import cgroup_parent, cgroups_path, linux_resources
+from pods.oci_labels import apparmor_profile, selinux_labels
+from pods.oci_mounts import image_volumes, plan_mounts
+from pods.oci_namespaces import plan_namespaces
+from pods.oci_process import UserRequest, environment, process_args, stop_signal, user_request, working_directory
+from pods.oci_validate import validate
+from pods.seccomp_profile import LocalhostProfile, read_localhost_profile, seccomp_filter
+from runtime.users import Identity
 
-if TYPE_CHECKING:
-    from image.model import ImageConfig
-    from pods.host import HostFacts
+__all__ = [
+    "ContainerContext",
+    "HostObjects",
+    "UserRequest",
+    "build_config",
+    "cgroup_parent",
+    "cgroups_path",
+    "find_host_objects",
+    "image_volumes",
+    "linux_resources",
+    "process_args",
+    "stop_signal",
+    "user_request",
+    "validate",
+]
 
-OCI_VERSION: Final = "1.2.0"
-_NAMESPACES: Final = "config.linux.security_context.namespace_options"
+# What every container may do with device files: make any node, use those that every /dev has, and terminals.
+_DEVICE_RULES = (
+    ("c", None, None, "m"),
+    ("b", None, None, "m"),
+    ("c", 1, 3, "rwm"),  # null
+    ("c", 1, 5, "rwm"),  # zero
+    ("c", 1, 7, "rwm"),  # full
+    ("c", 1, 8, "rwm"),  # random
+    ("c", 1, 9, "rwm"),  # urandom
+    ("c", 5, 0, "rwm"),  # tty
+    ("c", 5, 1, "rwm"),  # console
+    ("c", 5, 2, "rwm"),  # ptmx
+    ("c", 136, None, "rwm"),  # pts
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HostObjects:
+    """What a container's request names on the host, as it was found there."""
+
+    devices: tuple[DeviceNode, ...] = ()
+    mount_sources: tuple[str, ...] = ()  # real paths, in the order of config.mounts
+    seccomp: LocalhostProfile | None = None
+    apparmor_profile: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerContext:
-    """Everything that the configuration depends on, looked up before."""
+    """Everything `build_config` needs, all of it looked up before."""
 
     container_id: str
     sandbox: Sandbox
     config: ContainerConfig
     image: ImageConfig
-    user: ResolvedUser
+    user: Identity  # what user_request asked for, found inside the rootfs
     infra_pid: int  # holds the pod's namespaces
-    target_pid: int  # init of the container whose PID namespace is joined, 0 for none
-    sandbox_dir: Path
-    volumes_dir: Path
+    target_pid: int  # init of the container whose PID namespace is asked for by TARGET; 0 if there is none
+    sandbox_dir: Path  # resolv.conf, hostname, hosts, shm/
+    volumes_dir: Path  # one directory for each of image_volumes
     cgroups_path: str
     host: HostFacts
+    found: HostObjects
+
+
+def find_host_objects(config: ContainerConfig, host: HostFacts) -> HostObjects:
+    """Look up devices, mount sources and profiles that the request names; makes missing mount sources.
+
+    Raises InvalidArgument, naming field and path, for what is missing or not what it should be.
+    """
+    security = config.security
+    devices = requested_devices(config.devices)
+    return HostObjects(
+        devices=(*host_devices(), *devices) if security.privileged else devices,
+        mount_sources=resolve_sources(config.mounts),
+        seccomp=read_localhost_profile(security),
+        apparmor_profile=apparmor_profile(security, host),
+    )
 
 
 def build_config(context: ContainerContext) -> dict[str, Any]:
-    """config.json. Raises InvalidArgument, FailedPrecondition and Unimplemented naming the request's field."""
-    config, security = context.config, context.config.security
-    _refuse_unsupported(config)
-    devices = device_nodes(config)
-    process = build_process(config, context.image, context.user, context.host)
-    process["env"] = [*process["env"], *_hostname(context, process["env"])]
+    """The container's config.json (OCI runtime-spec 1.2). Raises what `validate` does."""
+    config = context.config
+    validate(config, context.sandbox, context.host)
+    if config.security.namespaces.pid is NamespaceMode.TARGET and not context.target_pid:
+        raise InvalidArgument(
+            "config.linux.security_context.namespace_options.target_id: "
+            f"container {config.security.namespaces.target_id!r} is not running"
+        )
+    return {
+        "ociVersion": "1.2.0",
+        "process": _process(context),
+        "root": {"path": "rootfs", "readonly": config.security.readonly_rootfs},
+        "mounts": plan_mounts(
+            config,
+            context.sandbox,
+            context.image,
+            sources=context.found.mount_sources,
+            sandbox_dir=context.sandbox_dir,
+            volumes_dir=context.volumes_dir,
+        ),
+        "annotations": _annotations(context),
+        "linux": _linux(context),
+    }
+
+
+def _process(context: ContainerContext) -> dict[str, Any]:
+    config, image, user = context.config, context.image, context.user
+    hostname = files.hostname(context.sandbox.id, context.sandbox.config, context.host.hostname)
+    process: dict[str, Any] = {
+        "terminal": config.tty,
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},
+        "args": process_args(config, image),
+        "env": environment(config, image, hostname=hostname, home=user.home),
+        "cwd": working_directory(config, image),
+        "capabilities": _capabilities(context),
+        "noNewPrivileges": config.security.no_new_privs,
+        "oomScoreAdj": config.resources.oom_score_adj,
+    }
+    if context.found.apparmor_profile:
+        process["apparmorProfile"] = context.found.apparmor_profile
+    if label := selinux_labels(config.security, context.host)[0]:
+        process["selinuxLabel"] = label
+    return process
+
+
+def _capabilities(context: ContainerContext) -> dict[str, list[str]]:
+    bounding, ambient = granted(context.config.security, context.host.capabilities)
+    held, raised = sorted(bounding), sorted(ambient)
+    # Inheritable only as far as the ambient set needs it: more would survive execve of files with inheritable
+    # capabilities (CVE-2022-24769).
+    return {"bounding": held, "effective": held, "permitted": held, "inheritable": raised, "ambient": raised}
+
+
+def _linux(context: ContainerContext) -> dict[str, Any]:
+    config, security, host = context.config, context.config.security, context.host
+    bounding, _ = granted(security, host.capabilities)
     linux: dict[str, Any] = {
-        "namespaces": _namespaces(context),
+        "namespaces": plan_namespaces(
+            config, context.sandbox, host, infra_pid=context.infra_pid, target_pid=context.target_pid
+        ),
         "cgroupsPath": context.cgroups_path,
-        "resources": build_resources(config, context.host, devices),
-        "devices": devices,
+        "resources": {"devices": _device_rules(context), **linux_resources(config.resources, host)},
+        "devices": list({node.path: node.node() for node in context.found.devices}.values()),
         "maskedPaths": [] if security.privileged else list(security.masked_paths),
         "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
     }
-    if (profile := _seccomp(context, process["capabilities"]["bounding"])) is not None:
-        linux["seccomp"] = profile
-    return {
-        "ociVersion": OCI_VERSION,
-        "process": process,
-        "root": {"path": "rootfs", "readonly": security.readonly_rootfs},
-        "mounts": build_mounts(config, context.sandbox_dir, _volumes(context), _ipc_mode(context)),
-        "linux": linux,
-        "annotations": _annotations(context),
-    }
+    if seccomp := seccomp_filter(security, context.found.seccomp, bounding, host):
+        linux["seccomp"] = seccomp
+    if label := selinux_labels(security, host)[1]:
+        linux["mountLabel"] = label
+    return linux
 
 
-def volume_directories(context: ContainerContext) -> list[Path]:
-    """The directories that must exist for the image's volumes."""
-    return [directory for _path, directory in _volumes(context)]
-
-
-def _volumes(context: ContainerContext) -> list[tuple[str, Path]]:
-    """The image's anonymous volumes, but for those that the request mounts something on."""
-    taken = {mount.container_path.rstrip("/") for mount in context.config.mounts}
-    paths = sorted(path for path in context.image.volumes if path.startswith("/") and path.rstrip("/") not in taken)
-    return [(path, context.volumes_dir / str(index)) for index, path in enumerate(paths)]
-
-
-def _refuse_unsupported(config: ContainerConfig) -> None:
-    userns = config.security.namespaces.userns
-    if userns is not None and userns.mode is NamespaceMode.POD:
-        raise Unimplemented(f"{_NAMESPACES}.userns_options: user namespaces are not supported yet")
-    if config.cdi_devices:
-        raise Unimplemented("config.CDI_devices: not supported yet")
-
-
-def _pod_options(context: ContainerContext) -> NamespaceOptions:
-    return context.sandbox.config.security.namespaces
-
-
-def _ipc_mode(context: ContainerContext) -> NamespaceMode:
-    mode = context.config.security.namespaces.ipc
-    return _pod_options(context).ipc if mode is NamespaceMode.POD else mode
-
-
-def _namespaces(context: ContainerContext) -> list[dict[str, str]]:
-    options, pod = context.config.security.namespaces, _pod_options(context)
-    found: list[dict[str, str]] = [{"type": "mount"}]
-    # A pod whose own mode is NODE has no namespace to share: POD then means the host's.
-    if NamespaceMode.NODE not in (options.network, pod.network):
-        found += [{"type": kind, "path": f"/proc/{context.infra_pid}/ns/{file}"} for kind, file in _NETWORK]
-    if options.ipc is NamespaceMode.CONTAINER:
-        found.append({"type": "ipc"})
-    elif NamespaceMode.NODE not in (options.ipc, pod.ipc):
-        found.append({"type": "ipc", "path": f"/proc/{context.infra_pid}/ns/ipc"})
-    found += _pid_namespace(context)
-    if context.host.cgroup_v2 and not context.config.security.privileged:
-        found.append({"type": "cgroup"})
-    return found
-
-
-_NETWORK: Final = (("network", "net"), ("uts", "uts"))
-
-
-def _pid_namespace(context: ContainerContext) -> list[dict[str, str]]:
-    mode = context.config.security.namespaces.pid
-    if mode is NamespaceMode.CONTAINER:
-        return [{"type": "pid"}]
-    if mode is NamespaceMode.TARGET:
-        return [{"type": "pid", "path": f"/proc/{context.target_pid}/ns/pid"}]
-    if mode is NamespaceMode.POD:
-        pod_mode = _pod_options(context).pid
-        if pod_mode is NamespaceMode.CONTAINER:
-            raise InvalidArgument(f"{_NAMESPACES}.pid: POD, but the pod sandbox was made with CONTAINER")
-        if pod_mode is NamespaceMode.POD:
-            return [{"type": "pid", "path": f"/proc/{context.infra_pid}/ns/pid"}]
-    return []
-
-
-def _hostname(context: ContainerContext, environment: list[str]) -> list[str]:
-    if any(entry.startswith("HOSTNAME=") for entry in environment):
-        return []
-    return [f"HOSTNAME={context.sandbox.config.hostname or context.host.hostname}"]
-
-
-def _seccomp(context: ContainerContext, bounding: list[str]) -> dict[str, Any] | None:
-    """The filter's profile: none unless asked for, and never for a privileged container."""
-    security = context.config.security
-    if security.privileged or security.seccomp is None or security.seccomp.type is ProfileType.UNCONFINED:
-        return None
-    if security.seccomp.type is ProfileType.RUNTIME_DEFAULT:
-        return default_profile(frozenset(bounding), context.host)
-    reference = security.seccomp.localhost_ref.removeprefix("localhost/")
-    return read_profile(Path(reference), frozenset(bounding), context.host)
+def _device_rules(context: ContainerContext) -> list[dict[str, Any]]:
+    if context.config.security.privileged:
+        return [{"allow": True, "access": "rwm"}]
+    defaults = [
+        {"allow": True, "type": kind, "major": major, "minor": minor, "access": access}
+        for kind, major, minor, access in _DEVICE_RULES
+    ]
+    present = [{key: value for key, value in rule.items() if value is not None} for rule in defaults]
+    granted_rules = [node.rule() for node in context.found.devices]
+    return [{"allow": False, "access": "rwm"}, *present, *granted_rules]
 
 
 def _annotations(context: ContainerContext) -> dict[str, str]:
     metadata = context.sandbox.config.metadata
+    image = context.config.image
+    prefix = "io.kubernetes.cri"
     return {
-        **context.config.annotations,
-        "io.kubernetes.cri.container-type": "container",
-        "io.kubernetes.cri.container-name": context.config.metadata.name,
-        "io.kubernetes.cri.image-name": context.config.image.image,
-        "io.kubernetes.cri.sandbox-id": context.sandbox.id,
-        "io.kubernetes.cri.sandbox-name": metadata.name,
-        "io.kubernetes.cri.sandbox-namespace": metadata.namespace,
-        "io.kubernetes.cri.sandbox-uid": metadata.uid,
+        f"{prefix}.container-type": "container",
+        f"{prefix}.container-name": context.config.metadata.name,
+        f"{prefix}.image-name": image.user_specified_image or image.image,
+        f"{prefix}.sandbox-id": context.sandbox.id,
+        f"{prefix}.sandbox-name": metadata.name,
+        f"{prefix}.sandbox-namespace": metadata.namespace,
+        f"{prefix}.sandbox-uid": metadata.uid,
     }
-
-
-__all__ = [
-    "ContainerContext",
-    "ResolvedUser",
-    "UserRequest",
-    "build_config",
-    "cgroup_parent",
-    "cgroups_path",
-    "process_args",
-    "stop_signal",
-    "user_request",
-    "volume_directories",
-]

@@ -1,93 +1,106 @@
-"""The `mounts` of a container: the defaults that images expect, the pod's shared files, the request's volumes."""
+"""Which mounts a container has (runtime-spec "Mounts"; CRI `Mount`)."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import posixpath
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from pods.errors import InvalidArgument, Unimplemented
-from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation
+from image.model import ImageConfig
+from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox
 
-_PROPAGATION: Final = {
+_PROPAGATION = {
     Propagation.PRIVATE: "rprivate",
     Propagation.HOST_TO_CONTAINER: "rslave",
     Propagation.BIDIRECTIONAL: "rshared",
 }
-_POD_FILES: Final = (("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname"), ("hosts", "/etc/hosts"))
+_PTS_OPTIONS = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
+_POD_FILES = ("resolv.conf", "hostname", "hosts")
 
 
-def build_mounts(
-    config: ContainerConfig, sandbox_dir: Path, volumes: Sequence[tuple[str, Path]], ipc: NamespaceMode
+def plan_mounts(
+    config: ContainerConfig,
+    sandbox: Sandbox,
+    image: ImageConfig,
+    *,
+    sources: Sequence[str],
+    sandbox_dir: Path,
+    volumes_dir: Path,
 ) -> list[dict[str, Any]]:
-    """`mounts` of config.json, each after those it lies in. `volumes` are the image's: (path, host directory)."""
-    mounts = {mount["destination"]: mount for mount in _defaults(config, sandbox_dir, ipc)}
-    for name, destination in _POD_FILES:
-        options = ["rbind", "rprivate", "ro" if config.security.readonly_rootfs else "rw"]
-        mounts[destination] = _bind(str(sandbox_dir / name), destination, options)
-    for destination, directory in volumes:
-        mounts[destination] = _bind(str(directory), destination, ["rbind", "rprivate", "rw"])
-    for index, mount in enumerate(config.mounts):
-        destination = os.path.normpath(mount.container_path)
-        # A volume at or above a default mount's place takes the place over, as kubelet's /etc/hosts does.
-        mounts.pop(destination, None)
-        mounts[destination] = _volume(mount, destination, f"config.mounts[{index}]")
-    return sorted(mounts.values(), key=lambda mount: mount["destination"].rstrip("/").count("/"))
+    """All mounts, parents before what lies below them.
 
-
-def _defaults(config: ContainerConfig, sandbox_dir: Path, ipc: NamespaceMode) -> list[dict[str, Any]]:
-    access = "rw" if config.security.privileged else "ro"
-    shm = "/dev/shm" if ipc is NamespaceMode.NODE else str(sandbox_dir / "shm")
-    pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
-    mounts = [
-        _new("proc", "/proc", ["nosuid", "noexec", "nodev"]),
-        _new("tmpfs", "/dev", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        _new("devpts", "/dev/pts", pts),
-        _new("mqueue", "/dev/mqueue", ["nosuid", "noexec", "nodev"]),
-        _new("sysfs", "/sys", ["nosuid", "noexec", "nodev", access]),
-        _new("cgroup", "/sys/fs/cgroup", ["nosuid", "noexec", "nodev", "relatime", access]),
+    A mount of the request replaces a default one and an image's volume at the same path; one at /dev replaces all that
+    would be below it too. `sources` are the real host paths of `config.mounts`, in their order.
+    """
+    requested = [_requested(mount, source) for mount, source in zip(config.mounts, sources, strict=True)]
+    taken = {mount["destination"] for mount in requested}
+    volumes = [
+        _bind(volume, str(volumes_dir / directory), "rprivate")
+        for volume, directory in image_volumes(config, image).items()
     ]
-    if ipc is NamespaceMode.CONTAINER:
-        mounts.append(_new("tmpfs", "/dev/shm", ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]))
-    else:
-        mounts.append(_bind(shm, "/dev/shm", ["rbind", "rprivate", "nosuid", "noexec", "nodev"]))
-    return mounts
+    defaults = [*_kernel_mounts(privileged=config.security.privileged), *_pod_mounts(config, sandbox, sandbox_dir)]
+    kept = [mount for mount in defaults if not _is_replaced(mount["destination"], taken)]
+    return sorted([*kept, *volumes, *requested], key=_depth)
 
 
-def _volume(mount: Mount, destination: str, field: str) -> dict[str, Any]:
-    if mount.image is not None:
-        raise Unimplemented(f"{field}.image: image volumes are not supported yet")
-    if mount.uid_mappings or mount.gid_mappings:
-        raise Unimplemented(f"{field}.uidMappings: id-mapped volumes are not supported yet")
-    source = os.path.realpath(mount.host_path)
-    if mount.propagation is Propagation.BIDIRECTIONAL and not _is_shared(source):
-        raise InvalidArgument(f"{field}.propagation: {mount.host_path!r} is not on a shared mount of the host")
-    if mount.recursive_read_only:
-        if not mount.readonly or mount.propagation is not Propagation.PRIVATE:
-            raise InvalidArgument(f"{field}.recursive_read_only: needs readonly and private propagation")
-        access = "rro"
-    else:
-        access = "ro" if mount.readonly else "rw"
-    return _bind(source, destination, ["rbind", _PROPAGATION[mount.propagation], access])
+def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]:
+    """The image's volumes that the request does not mount itself: path in the container -> name of its directory."""
+    taken = {normalized(mount.container_path) for mount in config.mounts}
+    volumes = sorted({normalized(volume) for volume in image.volumes} - taken - {"/"})
+    return {volume: str(number) for number, volume in enumerate(volumes)}
 
 
-def _is_shared(path: str) -> bool:
-    """Whether the mount that holds `path` propagates (proc_pid_mountinfo(5), optional field `shared`)."""
-    best, shared = "", False
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
-            fields = line.split(" ")
-            point = fields[4]
-            inside = path == point or path.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
-                best, shared = point, "shared:" in line.split(" - ")[0]
-    return shared
+def rootfs_propagation(mounts: Iterable[Mount]) -> str:
+    """The weakest `linux.rootfsPropagation` with which the mounts propagate as asked for; "" is the default."""
+    wanted = {mount.propagation for mount in mounts}
+    if Propagation.BIDIRECTIONAL in wanted:
+        return "rshared"
+    return "rslave" if Propagation.HOST_TO_CONTAINER in wanted else ""
 
 
-def _new(kind: str, destination: str, options: list[str]) -> dict[str, Any]:
-    return {"destination": destination, "type": kind, "source": kind, "options": options}
+def normalized(path: str) -> str:
+    """The path as an absolute one without '.', '..' and doubled slashes."""
+    return posixpath.normpath("/" + path.lstrip("/"))
 
 
-def _bind(source: str, destination: str, options: list[str]) -> dict[str, Any]:
-    return {"destination": destination, "type": "bind", "source": source, "options": options}
+def _kernel_mounts(*, privileged: bool) -> list[dict[str, Any]]:
+    access = "rw" if privileged else "ro"
+    return [
+        _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", *_PTS_OPTIONS),
+        _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", access),
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", access),
+    ]
+
+
+def _pod_mounts(config: ContainerConfig, sandbox: Sandbox, sandbox_dir: Path) -> list[dict[str, Any]]:
+    host_ipc = sandbox.config.security.namespaces.ipc is NamespaceMode.NODE
+    access = ("ro",) if config.security.readonly_rootfs else ()
+    files = [_bind(f"/etc/{name}", str(sandbox_dir / name), "rprivate", *access) for name in _POD_FILES]
+    shm = _bind("/dev/shm", "/dev/shm" if host_ipc else str(sandbox_dir / "shm"), "rprivate")
+    return [shm, *files]
+
+
+def _requested(mount: Mount, source: str) -> dict[str, Any]:
+    # Never "rw": it would lift the read-only flag of a host mount that the path lies on.
+    access = ("rro",) if mount.recursive_read_only else ("ro",) if mount.readonly else ()
+    return _bind(normalized(mount.container_path), source, _PROPAGATION[mount.propagation], *access)
+
+
+def _bind(destination: str, source: str, *options: str) -> dict[str, Any]:
+    return _mount(destination, "bind", source, "rbind", *options)
+
+
+def _mount(destination: str, type: str, source: str, *options: str) -> dict[str, Any]:
+    return {"destination": destination, "type": type, "source": source, "options": list(options)}
+
+
+def _is_replaced(destination: str, taken: set[str]) -> bool:
+    return destination in taken or ("/dev" in taken and destination.startswith("/dev/"))
+
+
+def _depth(mount: dict[str, Any]) -> int:
+    return len([part for part in mount["destination"].split("/") if part])

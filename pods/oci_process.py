@@ -1,138 +1,125 @@
-"""The `process` of a container: what runs, as whom, with which environment and privileges.
-
-The rules for commands are Kubernetes': `command` replaces the image's entrypoint and its arguments, `args` replaces
-the image's arguments only.
-"""
+"""The process of a container's configuration: what runs, as whom, with which environment (runtime-spec "Process")."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+import re
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
-from pods import capability
-from pods.errors import FailedPrecondition, InvalidArgument
-from pods.model import ContainerConfig, GroupsPolicy, ProfileType
+from image.model import ImageConfig
+from pods.errors import InvalidArgument
+from pods.model import ContainerConfig, GroupsPolicy
 
-if TYPE_CHECKING:
-    from image.model import ImageConfig
-    from pods.host import HostFacts
-
-_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_SECURITY: Final = "config.linux.security_context"
-_MAX_ID: Final = 2**32 - 2
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MAX_ID = 2**32 - 2
+_REALTIME = re.compile(r"(?:SIG)?RT(MIN|MAX)(?:([+-])([0-9]{1,2}))?$")
+_FIRST_REALTIME, _LAST_REALTIME = 34, 64
 
 
 @dataclass(frozen=True, slots=True)
 class UserRequest:
-    """What to look up inside the rootfs; the members are those of the shim's `create` call."""
+    """Whom to look up inside the rootfs: the arguments of `runtime.users.resolve`."""
 
-    user: str
-    group: int | None
-    supplemental: tuple[int, ...]
-    merge: bool
+    user: str  # "", "1000", "www-data:1004"
+    group: int | None = None
+    supplemental: tuple[int, ...] = ()
+    merge: bool = True  # add the groups that the image's /etc/group gives the user
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedUser:
-    uid: int
-    gid: int
-    additional_gids: tuple[int, ...]
-    home: str
-
-
-def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:
-    """The argument vector. Raises InvalidArgument when neither the request nor the image has one."""
-    if config.command:
-        args = [*config.command, *config.args]
-    else:
-        args = [*image.entrypoint, *(config.args or image.cmd)]
-    if not args or not args[0]:
-        raise InvalidArgument(
-            f"config.command: none is given, and image {config.image.image!r} has neither an entrypoint nor a command"
-        )
-    return args
+        """The request as the keyword arguments of `runtime.users.resolve`, JSON-serialisable."""
+        return {"user": self.user, "group": self.group, "supplemental": list(self.supplemental), "merge": self.merge}
 
 
 def user_request(config: ContainerConfig, image: ImageConfig) -> UserRequest:
-    """Who the container shall run as. Raises InvalidArgument for a group without a user, or an impossible number."""
+    """Choose between run_as_user, run_as_username and the image's user, in this order.
+
+    The image's group counts only with the image's user. Raises InvalidArgument for a run_as_group without a user
+    (CRI LinuxContainerSecurityContext.run_as_group) and for ids out of range.
+    """
     security = config.security
+    field = "config.linux.security_context"
     if security.run_as_group is not None and security.run_as_user is None and not security.run_as_username:
-        raise InvalidArgument(f"{_SECURITY}.run_as_group: given without run_as_user or run_as_username")
-    for name, value in (("run_as_user", security.run_as_user), ("run_as_group", security.run_as_group)):
-        if value is not None and not 0 <= value <= _MAX_ID:
-            raise InvalidArgument(f"{_SECURITY}.{name}: {value} is not between 0 and {_MAX_ID}")
+        raise InvalidArgument(f"{field}.run_as_group: {security.run_as_group} is given without a user")
+    _check_ids(f"{field}.run_as_user", [] if security.run_as_user is None else [security.run_as_user])
+    _check_ids(f"{field}.run_as_group", [] if security.run_as_group is None else [security.run_as_group])
+    _check_ids(f"{field}.supplemental_groups", security.supplemental_groups)
+    user = security.run_as_username or image.user
     if security.run_as_user is not None:
         user = str(security.run_as_user)
+    merge = security.groups_policy is GroupsPolicy.MERGE
+    return UserRequest(user, security.run_as_group, security.supplemental_groups, merge)
+
+
+def _check_ids(field: str, ids: Iterable[int]) -> None:
+    for number in ids:
+        if not 0 <= number <= _MAX_ID:
+            raise InvalidArgument(f"{field}: {number} is not an id between 0 and {_MAX_ID}")
+
+
+def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:
+    """The argument vector: `command` replaces the image's entrypoint and drops its cmd, `args` replaces its cmd.
+
+    Raises InvalidArgument, naming the image, when nothing is left to run.
+    """
+    if config.command:
+        argv = [*config.command, *config.args]
     else:
-        user = security.run_as_username or image.user
-    return UserRequest(
-        user=user,
-        group=security.run_as_group,
-        supplemental=security.supplemental_groups,
-        merge=security.groups_policy is GroupsPolicy.MERGE,
-    )
+        argv = [*image.entrypoint, *(config.args or image.cmd)]
+    if not argv:
+        name = config.image.user_specified_image or config.image.image
+        raise InvalidArgument(f"config.command: none is given, and the image {name!r} has neither entrypoint nor cmd")
+    return argv
 
 
 def stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
-    """The signal that asks the container to end: the request's, the image's, SIGTERM."""
-    return config.stop_signal or image.stop_signal or "SIGTERM"
+    """The canonical name ("SIGTERM", "SIGRTMIN+3") of the request's stop signal, else the image's, else SIGTERM.
+
+    Raises InvalidArgument for what is not a signal.
+    """
+    if config.stop_signal:
+        return _signal_name(config.stop_signal, "config.stop_signal")
+    if image.stop_signal:
+        return _signal_name(image.stop_signal, f"image {config.image.image!r}: StopSignal")
+    return "SIGTERM"
 
 
-def build_process(config: ContainerConfig, image: ImageConfig, user: ResolvedUser, host: HostFacts) -> dict[str, Any]:
-    """`process` of config.json."""
-    security = config.security
-    bounding, ambient = capability.granted(security, host.capabilities)
-    sets = {
-        "bounding": sorted(bounding),
-        "effective": sorted(bounding),
-        "permitted": sorted(bounding),
-        "inheritable": sorted(ambient),
-        "ambient": sorted(ambient),
-    }
-    process: dict[str, Any] = {
-        "terminal": config.tty,
-        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},
-        "args": process_args(config, image),
-        "env": _environment(config, image, user),
-        "cwd": config.working_dir or image.working_dir or "/",
-        "capabilities": sets,
-        "noNewPrivileges": security.no_new_privs,
-        "oomScoreAdj": config.resources.oom_score_adj,
-    }
-    if not process["cwd"].startswith("/"):
-        raise InvalidArgument(f"config.working_dir: {process['cwd']!r} is not an absolute path")
-    if profile := _apparmor(config, host):
-        process["apparmorProfile"] = profile
-    if security.selinux is not None and any((security.selinux.user, security.selinux.type, security.selinux.level)):
-        if not host.selinux:
-            raise FailedPrecondition(f"{_SECURITY}.selinux_options: SELinux is not enabled on this node")
-        options = security.selinux
-        process["selinuxLabel"] = ":".join((options.user, options.role, options.type, options.level))
-    return process
+def _signal_name(text: str, field: str) -> str:
+    number = int(text) if text.isascii() and text.isdigit() else _signal_number(text.upper())
+    if _FIRST_REALTIME <= number <= _LAST_REALTIME:
+        offset = number - _FIRST_REALTIME
+        return f"SIGRTMIN+{offset}" if offset else "SIGRTMIN"
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        raise InvalidArgument(f"{field}: {text!r} is not a signal") from None
 
 
-def _environment(config: ContainerConfig, image: ImageConfig, user: ResolvedUser) -> list[str]:
-    values = dict(entry.partition("=")[::2] for entry in (_PATH, *image.env))
+def _signal_number(name: str) -> int:
+    """The signal's number, 0 if there is none of that name."""
+    if match := _REALTIME.match(name):
+        base = _FIRST_REALTIME if match[1] == "MIN" else _LAST_REALTIME
+        offset = int(match[3] or 0) * (-1 if match[2] == "-" else 1)
+        return base + offset if _FIRST_REALTIME <= base + offset <= _LAST_REALTIME else 0
+    known = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
+    return known.value if known else 0
+
+
+def environment(config: ContainerConfig, image: ImageConfig, *, hostname: str, home: str) -> list[str]:
+    """The environment as "NAME=value": defaults, then the image's, then the request's, each overriding the former."""
+    variables = {"PATH": _DEFAULT_PATH, "HOSTNAME": hostname}
     if config.tty:
-        values.setdefault("TERM", "xterm")
-    values.update(config.envs)
-    values.setdefault("HOME", user.home)
-    return [f"{key}={value}" for key, value in values.items()]
+        variables["TERM"] = "xterm"
+    for entry in image.env:
+        name, _, value = entry.partition("=")
+        variables[name] = value
+    variables.update(config.envs)
+    variables.setdefault("HOME", home)
+    return [f"{name}={value}" for name, value in variables.items()]
 
 
-def _apparmor(config: ContainerConfig, host: HostFacts) -> str:
-    """The profile's name; "" where the kernel's default is right."""
-    profile = config.security.apparmor
-    if profile is None:
-        return ""
-    if profile.type is ProfileType.LOCALHOST:
-        if not host.apparmor:
-            raise FailedPrecondition(f"{_SECURITY}.apparmor: AppArmor is not enabled on this node")
-        return profile.localhost_ref.removeprefix("localhost/")
-    if profile.type is ProfileType.UNCONFINED and host.apparmor:
-        return "unconfined"
-    # RuntimeDefault: the node loads no profile of its own yet, so the container inherits crispd's confinement.
-    return ""
+def working_directory(config: ContainerConfig, image: ImageConfig) -> str:
+    """The request's directory, else the image's, else "/"."""
+    # Builders let a relative WORKDIR through; it means "from the root".
+    return config.working_dir or "/" + image.working_dir.lstrip("/")

@@ -1,89 +1,262 @@
-"""Localhost seccomp profiles: JSON files on the node, in the extended form that Docker introduced.
+"""Seccomp profiles: RuntimeDefault, Unconfined, and files (CRI `SecurityProfile`) in the format that Docker made.
 
-The extended form adds `archMap`, and `includes` and `excludes` (caps, arches, minKernel) to rules; both are resolved
-here, and the plain OCI `linux.seccomp` is left.
+A file has the members of runtime-spec's `linux.seccomp`, and rules that count only for some architectures, kernels or
+capabilities. What is reduced here is what holds for one container on one host.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
 
-from pods.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from pods.host import HostFacts
+from pods.errors import InvalidArgument, Unimplemented
+from pods.host import HostFacts
+from pods.model import ContainerSecurity, ProfileType
+from pods.seccomp_default import ARCHITECTURES, default_profile
 
 _MAX_BYTES: Final = 1 << 20
+_MAX_RULES: Final = 4096
+_MAX_NAMES: Final = 16384
 _FIELD: Final = "config.linux.security_context.seccomp.localhost_ref"
-_RULE_MEMBERS: Final = ("names", "action", "errnoRet", "args")
+_ACTIONS: Final = frozenset(
+    f"SCMP_ACT_{name}" for name in "KILL KILL_PROCESS KILL_THREAD TRAP ERRNO TRACE ALLOW LOG".split()
+)
+_OPERATORS: Final = frozenset(f"SCMP_CMP_{name}" for name in "NE LT LE EQ GE GT MASKED_EQ".split())
+_FLAGS: Final = frozenset(f"SECCOMP_FILTER_FLAG_{name}" for name in "TSYNC LOG SPEC_ALLOW WAIT_KILLABLE_RECV".split())
+_NAME: Final = re.compile(r"[a-z_][a-z0-9_]*")
+_ARCHITECTURE: Final = re.compile(r"SCMP_ARCH_[A-Z0-9_]+")
+_NEVER: Final = (100_000, 0)  # newer than any kernel that a profile can name
+_MAX_ERRNO: Final = 4095
+_MAX_ARGUMENT: Final = 2**64 - 1
 
 
-def read_profile(path: Path, capabilities: frozenset[str], host: HostFacts) -> dict[str, Any]:
-    """`linux.seccomp` of the profile at an absolute path. Raises InvalidArgument naming the file and member."""
-    if not path.is_absolute():
-        raise InvalidArgument(f"{_FIELD}: {str(path)!r} is not an absolute path")
+@dataclass(frozen=True, slots=True)
+class LocalhostProfile:
+    """A profile file as it was read."""
+
+    path: str
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """What a rule's `includes` and `excludes` are held against."""
+
+    capabilities: frozenset[str]
+    architecture: str
+    kernel: tuple[int, int]
+
+
+def read_localhost_profile(security: ContainerSecurity) -> LocalhostProfile | None:
+    """Read the file of a Localhost profile; None when the request has none, or is privileged.
+
+    Raises InvalidArgument, naming the path, for one that cannot be read, is too large, or is not a JSON object.
+    """
+    wanted = security.seccomp
+    if wanted is None or wanted.type is not ProfileType.LOCALHOST or security.privileged:
+        return None
+    path = wanted.localhost_ref.removeprefix("localhost/")
+    if not path.startswith("/"):
+        raise InvalidArgument(f"{_FIELD}: {wanted.localhost_ref!r} is not an absolute path")
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise InvalidArgument(f"{_FIELD}: {str(path)!r}: {error.strerror}") from error
-    if len(text) > _MAX_BYTES:
-        raise InvalidArgument(f"{_FIELD}: {str(path)!r} is larger than {_MAX_BYTES} bytes")
-    try:
+        text = _read_regular(path)
+        if len(text) > _MAX_BYTES:
+            raise InvalidArgument(f"{_FIELD}: {path!r} is larger than {_MAX_BYTES} bytes")
         document = json.loads(text)
-    except ValueError as error:
-        raise InvalidArgument(f"{_FIELD}: {str(path)!r} is not JSON: {error}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("defaultAction"), str):
-        raise InvalidArgument(f"{_FIELD}: {str(path)!r}: defaultAction: missing")
-    return _reduce(document, str(path), capabilities, host)
+    except OSError as error:
+        raise InvalidArgument(f"{_FIELD}: read {path!r}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(f"{_FIELD}: {path!r} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidArgument(f"{_FIELD}: {path!r} does not hold a JSON object")
+    return LocalhostProfile(path, document)
 
 
-def _reduce(document: dict[str, Any], path: str, capabilities: frozenset[str], host: HostFacts) -> dict[str, Any]:
-    rules = document.get("syscalls") or []
-    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
-        raise InvalidArgument(f"{_FIELD}: {path!r}: syscalls: expected a list of objects")
-    kept = []
-    for index, rule in enumerate(rules):
-        try:
-            applies = _applies(rule, capabilities, host)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InvalidArgument(f"{_FIELD}: {path!r}: syscalls[{index}]: {error}") from error
-        if applies:
-            plain = {member: rule[member] for member in _RULE_MEMBERS if rule.get(member) is not None}
-            if "name" in rule:
-                plain.setdefault("names", [rule["name"]])
-            kept.append(plain)
-    reduced = {"defaultAction": document["defaultAction"], "syscalls": kept}
-    for member in ("defaultErrnoRet", "flags", "listenerPath", "listenerMetadata"):
-        if document.get(member) is not None:
-            reduced[member] = document[member]
-    reduced["architectures"] = document.get("architectures") or _architectures(document.get("archMap") or [], host)
+def _read_regular(path: str) -> bytes:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read(_MAX_BYTES + 1)
+
+
+def seccomp_filter(
+    security: ContainerSecurity, localhost: LocalhostProfile | None, capabilities: frozenset[str], host: HostFacts
+) -> dict[str, Any] | None:
+    """The container's `linux.seccomp`, None for no filter: privileged, Unconfined, or no profile in the request.
+
+    `capabilities` is its bounding set. Raises InvalidArgument, naming file and member, for a malformed profile.
+    """
+    wanted = security.seccomp
+    if wanted is None or wanted.type is ProfileType.UNCONFINED or security.privileged:
+        return None
+    if wanted.type is ProfileType.RUNTIME_DEFAULT:
+        return default_profile(capabilities, host.architecture, host.kernel)
+    if localhost is None:
+        raise InvalidArgument(f"{_FIELD}: {wanted.localhost_ref!r} was not read")
+    return reduce_profile(localhost, _Host(capabilities, host.architecture, host.kernel))
+
+
+def reduce_profile(profile: LocalhostProfile, host: _Host) -> dict[str, Any]:
+    """The rules of a profile file that hold on `host`, as `linux.seccomp`. Raises InvalidArgument, Unimplemented."""
+    document = _Member(profile.document, profile.path, "")
+    reduced: dict[str, Any] = {
+        "defaultAction": _action(document, "defaultAction"),
+        "architectures": _architectures(document, host.architecture),
+        "syscalls": _rules(document, host),
+    }
+    if (number := _errno(document, "defaultErrnoRet", "defaultErrno")) is not None:
+        reduced["defaultErrnoRet"] = number
+    if flags := document.strings("flags"):
+        for flag in flags:
+            if flag not in _FLAGS:
+                document.refuse("flags", f"unknown flag {flag!r}")
+        reduced["flags"] = flags
+    if document.strings("listenerPath", one=True):
+        raise Unimplemented(f"{_FIELD}: {profile.path!r}: listenerPath: notification is not supported yet")
     return reduced
 
 
-def _applies(rule: dict[str, Any], capabilities: frozenset[str], host: HostFacts) -> bool:
-    includes, excludes = rule.get("includes") or {}, rule.get("excludes") or {}
-    if not capabilities.issuperset(includes.get("caps") or ()):
-        return False
-    if includes.get("arches") and host.architecture not in includes["arches"]:
-        return False
-    if includes.get("minKernel") and host.kernel < _version(includes["minKernel"]):
-        return False
-    if capabilities.intersection(excludes.get("caps") or ()) or host.architecture in (excludes.get("arches") or ()):
-        return False
-    return not (excludes.get("minKernel") and host.kernel >= _version(excludes["minKernel"]))
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A JSON object within a profile, which knows where it is."""
+
+    value: Mapping[str, Any]
+    file: str
+    path: str
+
+    def refuse(self, name: str, reason: str) -> NoReturn:
+        raise InvalidArgument(f"{_FIELD}: {self.file!r}: {self._at(name)}: {reason}")
+
+    def strings(self, name: str, *, one: bool = False) -> list[str]:
+        """The list of strings; of one string if `one`, and absent or null is empty."""
+        value = self.value.get(name)
+        listed = [] if value is None or value == "" else [value] if one else value
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            self.refuse(name, "expected a string" if one else "expected a list of strings")
+        return listed
+
+    def number(self, name: str, largest: int) -> int | None:
+        value = self.value.get(name)
+        if value is not None and (type(value) is not int or not 0 <= value <= largest):
+            self.refuse(name, f"expected an integer between 0 and {largest}")
+        return value
+
+    def child(self, name: str) -> _Member:
+        return self._object(self.value.get(name), name)
+
+    def children(self, name: str, at_most: int) -> list[_Member]:
+        value = self.value.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or len(value) > at_most:
+            self.refuse(name, f"expected a list of at most {at_most} objects")
+        return [self._object(item, f"{name}[{index}]") for index, item in enumerate(value)]
+
+    def _object(self, value: object, name: str) -> _Member:
+        if value is not None and not isinstance(value, dict):
+            self.refuse(name, "expected an object")
+        return _Member(value or {}, self.file, self._at(name))
+
+    def _at(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
 
 
-def _version(text: str) -> tuple[int, int]:
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)
+def _action(member: _Member, name: str) -> str:
+    action = "".join(member.strings(name, one=True))
+    if action == "SCMP_ACT_NOTIFY":
+        raise Unimplemented(f"{_FIELD}: {member.file!r}: {name}: SCMP_ACT_NOTIFY is not supported yet")
+    if action not in _ACTIONS:
+        member.refuse(name, f"unknown action {action!r}")
+    return action
 
 
-def _architectures(mapping: list[dict[str, Any]], host: HostFacts) -> list[str]:
-    own = {"amd64": "SCMP_ARCH_X86_64", "arm64": "SCMP_ARCH_AARCH64"}.get(host.architecture)
-    for entry in mapping:
-        if entry.get("architecture") == own:
-            return [own, *entry.get("subArchitectures", ())]
-    return []
+def _errno(member: _Member, number: str, name: str) -> int | None:
+    """The error number, written as a number in one member or as a name ("EPERM") in another."""
+    if (value := member.number(number, _MAX_ERRNO)) is not None:
+        return value
+    for text in member.strings(name, one=True):
+        value = getattr(errno, text, None)
+        if not isinstance(value, int):
+            member.refuse(name, f"unknown error {text!r}")
+        return value
+    return None
+
+
+def _architectures(document: _Member, native: str) -> list[str]:
+    """The ABIs the filter covers: those listed, or those that `archMap` has for the host's own; none is the host's."""
+    listed = document.strings("architectures")
+    own = ARCHITECTURES.get(native, ())[:1]
+    for entry in document.children("archMap", 64):
+        if listed:
+            document.refuse("archMap", "not together with architectures")
+        name = entry.strings("architecture", one=True)
+        if tuple(name) == own:
+            return _known_architectures(entry, "subArchitectures", [*name, *entry.strings("subArchitectures")])
+    return _known_architectures(document, "architectures", listed)
+
+
+def _known_architectures(member: _Member, name: str, architectures: list[str]) -> list[str]:
+    for architecture in architectures:
+        if not _ARCHITECTURE.fullmatch(architecture):
+            member.refuse(name, f"unknown architecture {architecture!r}")
+    return architectures
+
+
+def _rules(document: _Member, host: _Host) -> list[dict[str, Any]]:
+    members = document.children("syscalls", _MAX_RULES)
+    # Every rule is checked, also one that does not hold here: a file is good or bad, whatever the container.
+    checked = [(member, _rule(member)) for member in members]
+    if sum(len(rule["names"]) for _, rule in checked) > _MAX_NAMES:
+        document.refuse("syscalls", f"more than {_MAX_NAMES} names")
+    return [rule for member, rule in checked if _holds(member, host)]
+
+
+def _rule(member: _Member) -> dict[str, Any]:
+    names = member.strings("names") or member.strings("name", one=True)
+    if not names:
+        member.refuse("names", "no system call is named")
+    for name in names:
+        if not _NAME.fullmatch(name):
+            member.refuse("names", f"{name!r} is not the name of a system call")
+    rule: dict[str, Any] = {"names": names, "action": _action(member, "action")}
+    if (number := _errno(member, "errnoRet", "errno")) is not None:
+        rule["errnoRet"] = number
+    if arguments := [_argument(argument) for argument in member.children("args", 6)]:
+        rule["args"] = arguments
+    return rule
+
+
+def _argument(member: _Member) -> dict[str, Any]:
+    index, value = member.number("index", 5), member.number("value", _MAX_ARGUMENT)
+    operator = "".join(member.strings("op", one=True))
+    if operator not in _OPERATORS:
+        member.refuse("op", f"unknown operator {operator!r}")
+    value_two = member.number("valueTwo", _MAX_ARGUMENT)
+    return {"index": index or 0, "value": value or 0, "valueTwo": value_two or 0, "op": operator}
+
+
+def _holds(member: _Member, host: _Host) -> bool:
+    includes, excludes = member.child("includes"), member.child("excludes")
+    needed = set(includes.strings("caps")) <= host.capabilities
+    architectures = includes.strings("arches")
+    right_architecture = not architectures or host.architecture in architectures
+    if not (needed and right_architecture and host.kernel >= _kernel(includes, (0, 0))):
+        return False
+    barred = host.capabilities.intersection(excludes.strings("caps"))
+    wrong_architecture = host.architecture in excludes.strings("arches")
+    return not (barred or wrong_architecture or host.kernel >= _kernel(excludes, _NEVER))
+
+
+def _kernel(member: _Member, absent: tuple[int, int]) -> tuple[int, int]:
+    for text in member.strings("minKernel", one=True):
+        match = re.fullmatch(r"(\d{1,5})\.(\d{1,5})(\.\d+)?", text, re.ASCII)
+        if match is None:
+            member.refuse("minKernel", f"{text!r} is not a version such as '4.8'")
+        return int(match[1]), int(match[2])
+    return absent

@@ -1,0 +1,74 @@
+"""The host's side of a container's mounts: what a volume's path is, whether it can propagate mounts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pods.errors import InvalidArgument
+from pods.model import Mount, Propagation
+
+
+@dataclass(frozen=True, slots=True)
+class _HostMount:
+    point: str
+    shared: bool
+    slave: bool
+
+
+def resolve_sources(mounts: tuple[Mount, ...], mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[str, ...]:
+    """The real host path of each mount, symbolic links followed; what is missing is made, a directory of mode 0755.
+
+    Raises InvalidArgument when a path cannot be made, or lies on a mount that cannot propagate as asked for.
+    """
+    sources = tuple(_resolve(mount.host_path, index) for index, mount in enumerate(mounts))
+    if any(mount.propagation is not Propagation.PRIVATE for mount in mounts):
+        check_propagation(mounts, sources, mountinfo.read_text(errors="surrogateescape"))
+    return sources
+
+
+def _resolve(host_path: str, index: int) -> str:
+    try:
+        source = os.path.realpath(host_path)
+        if not os.path.lexists(source):
+            os.makedirs(source, 0o755, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidArgument(f"config.mounts[{index}].host_path: make directory {host_path!r}: {reason}") from error
+    return source
+
+
+def check_propagation(mounts: Iterable[Mount], sources: Iterable[str], mountinfo: str) -> None:
+    """Refuse a Bidirectional mount of what is not shared, and a HostToContainer one of what is private.
+
+    `mountinfo` is the text of /proc/self/mountinfo (proc(5)). Raises InvalidArgument.
+    """
+    table = [_parse(line) for line in mountinfo.splitlines()]
+    for index, (mount, source) in enumerate(zip(mounts, sources, strict=True)):
+        host = _mount_of(source, table)
+        field = f"config.mounts[{index}].propagation"
+        where = f"{source!r} is on the mount {host.point!r}, which is"
+        if mount.propagation is Propagation.BIDIRECTIONAL and not host.shared:
+            raise InvalidArgument(f"{field}: {where} not shared (mount --make-shared)")
+        if mount.propagation is Propagation.HOST_TO_CONTAINER and not (host.shared or host.slave):
+            raise InvalidArgument(f"{field}: {where} neither shared nor a slave (mount --make-shared)")
+
+
+def _parse(line: str) -> _HostMount:
+    fields = line.split(" ")
+    optional = fields[6 : fields.index("-")]
+    point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+    return _HostMount(
+        point,
+        shared=any(tag.startswith("shared:") for tag in optional),
+        slave=any(tag.startswith("master:") for tag in optional),
+    )
+
+
+def _mount_of(path: str, table: list[_HostMount]) -> _HostMount:
+    below = [mount for mount in table if path == mount.point or path.startswith(mount.point.rstrip("/") + "/")]
+    # Of mounts stacked on one point the last is on top.
+    return max(enumerate(below), key=lambda item: (len(item[1].point), item[0]))[1]

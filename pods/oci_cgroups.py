@@ -1,0 +1,100 @@
+"""A container's place in the cgroup tree and its limits (runtime-spec config-linux.md, "Control groups")."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pods.errors import InvalidArgument
+from pods.host import HostFacts
+from pods.model import Resources, Sandbox, SandboxConfig
+
+NO_PARENT = "/crisp"
+_PARENT_FIELD = "config.linux.cgroup_parent"
+_FIELD = "config.linux.resources"
+_PAGE_SIZE = re.compile(r"[1-9][0-9]*[KMG]B")
+_CPU_LIST = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
+_UNIFIED_FILE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
+
+
+def cgroup_parent(sandbox_id: str, config: SandboxConfig) -> str:
+    """The cgroup that a pod's containers go into, as an absolute path: the given one, else one of the pod's own.
+
+    Raises InvalidArgument for a path that is not absolute and plain, and for a systemd slice's name.
+    """
+    parent = config.cgroup_parent
+    if not parent:
+        return f"{NO_PARENT}/{sandbox_id}"
+    if parent.rstrip("/").endswith(".slice"):
+        raise InvalidArgument(
+            f"{_PARENT_FIELD}: {parent!r} is a systemd slice, but this runtime drives cgroups by the file system: "
+            "set `cgroupDriver: cgroupfs` in the kubelet's configuration"
+        )
+    if not parent.startswith("/") or ".." in parent.split("/") or "\0" in parent:
+        raise InvalidArgument(f"{_PARENT_FIELD}: {parent!r} is not an absolute path without '..'")
+    return "/" + "/".join(part for part in parent.split("/") if part not in ("", "."))
+
+
+def cgroups_path(sandbox: Sandbox, container_id: str) -> str:
+    """The container's own cgroup: its id under the pod's cgroup parent. Raises what `cgroup_parent` does."""
+    return f"{cgroup_parent(sandbox.id, sandbox.config).rstrip('/')}/{container_id}"
+
+
+def linux_resources(resources: Resources, host: HostFacts) -> dict[str, Any]:
+    """The limits as `linux.resources` has them, without device rules; what is not set is not there.
+
+    Swap is as large as the memory limit, that is none at all, unless the request says otherwise or the kernel cannot
+    limit it. Raises InvalidArgument naming the field that cannot work.
+    """
+    plan: dict[str, Any] = {}
+    if memory := _memory(resources, host):
+        plan["memory"] = memory
+    if cpu := _cpu(resources):
+        plan["cpu"] = cpu
+    if resources.hugepage_limits:
+        plan["hugepageLimits"] = [_hugepage_limit(size, limit) for size, limit in resources.hugepage_limits.items()]
+    if resources.unified:
+        plan["unified"] = _unified(resources.unified, host)
+    return plan
+
+
+def _memory(resources: Resources, host: HostFacts) -> dict[str, int]:
+    limit, swap = resources.memory_limit_in_bytes, resources.memory_swap_limit_in_bytes
+    if 0 < swap < limit:
+        raise InvalidArgument(
+            f"{_FIELD}.memory_swap_limit_in_bytes: {swap} counts memory too and is less than the memory limit, {limit}"
+        )
+    memory = {"limit": limit} if limit else {}
+    if host.swap_limit and (swap or limit):
+        memory["swap"] = swap or limit
+    return memory
+
+
+def _cpu(resources: Resources) -> dict[str, Any]:
+    for member in ("cpuset_cpus", "cpuset_mems"):
+        value = getattr(resources, member)
+        if value and not _CPU_LIST.fullmatch(value):
+            raise InvalidArgument(f"{_FIELD}.{member}: {value!r} is not a list such as '0-3,7'")
+    wanted = {
+        "shares": resources.cpu_shares,
+        "quota": resources.cpu_quota,
+        "period": resources.cpu_period,
+        "cpus": resources.cpuset_cpus,
+        "mems": resources.cpuset_mems,
+    }
+    return {name: value for name, value in wanted.items() if value}
+
+
+def _hugepage_limit(size: str, limit: int) -> dict[str, int | str]:
+    if not _PAGE_SIZE.fullmatch(size):
+        raise InvalidArgument(f"{_FIELD}.hugepage_limits: page size {size!r} is not one such as '2MB'")
+    return {"pageSize": size, "limit": limit}
+
+
+def _unified(unified: dict[str, str], host: HostFacts) -> dict[str, str]:
+    if not host.cgroup_v2:
+        raise InvalidArgument(f"{_FIELD}.unified: the node has cgroup v1, which has no {', '.join(sorted(unified))}")
+    for name in unified:
+        if not _UNIFIED_FILE.fullmatch(name):
+            raise InvalidArgument(f"{_FIELD}.unified: {name!r} is not the name of a cgroup file")
+    return dict(unified)

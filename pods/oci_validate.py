@@ -1,0 +1,86 @@
+"""What a container cannot be, found before anything is made for it."""
+
+from __future__ import annotations
+
+from pods.errors import InvalidArgument, Unimplemented
+from pods.host import HostFacts
+from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox, UserNamespace
+
+_SECURITY = "config.linux.security_context"
+_RECURSIVE_READ_ONLY_KERNEL = (5, 12)  # mount_setattr(2) with AT_RECURSIVE
+
+
+def validate(config: ContainerConfig, sandbox: Sandbox, host: HostFacts) -> None:
+    """Refuse options that contradict each other or the sandbox (InvalidArgument), or are not there yet (Unimplemented).
+
+    The message starts with the path of the CRI field.
+    """
+    security = config.security
+    if security.privileged and not sandbox.config.security.privileged:
+        raise InvalidArgument(f"{_SECURITY}.privileged: the sandbox {sandbox.id} is not privileged")
+    for path in (*security.masked_paths, *security.readonly_paths):
+        if not path.startswith("/"):
+            raise InvalidArgument(f"{_SECURITY}.masked_paths, readonly_paths: {path!r} is not absolute")
+    if config.working_dir and not config.working_dir.startswith("/"):
+        raise InvalidArgument(f"config.working_dir: {config.working_dir!r} is not absolute")
+    if not -1000 <= config.resources.oom_score_adj <= 1000:
+        raise InvalidArgument(
+            f"config.linux.resources.oom_score_adj: {config.resources.oom_score_adj} is not between -1000 and 1000"
+        )
+    _validate_texts(config)
+    _validate_namespaces(config, sandbox)
+    if config.cdi_devices:
+        raise Unimplemented(f"config.CDI_devices: {config.cdi_devices[0]!r}: CDI devices are not supported yet")
+    for index, mount in enumerate(config.mounts):
+        _validate_mount(mount, f"config.mounts[{index}]", host)
+
+
+def refuse_user_namespace(userns: UserNamespace | None, field: str) -> None:
+    """Raise Unimplemented if a user namespace is asked for; `field` is the CRI path of the NamespaceOption."""
+    if userns is not None and userns.mode is not NamespaceMode.NODE:
+        raise Unimplemented(f"{field}.userns_options: user namespaces are not supported yet")
+
+
+def _validate_namespaces(config: ContainerConfig, sandbox: Sandbox) -> None:
+    field = f"{_SECURITY}.namespace_options"
+    options = config.security.namespaces
+    refuse_user_namespace(sandbox.config.security.namespaces.userns, field)
+    refuse_user_namespace(options.userns, field)
+    if options.pid is NamespaceMode.NODE and sandbox.config.security.namespaces.pid is not NamespaceMode.NODE:
+        raise InvalidArgument(f"{field}.pid: NODE, but the sandbox {sandbox.id} is not in the host's PID namespace")
+    if options.pid is NamespaceMode.TARGET and not options.target_id:
+        raise InvalidArgument(f"{field}.target_id: TARGET needs the id of a container")
+
+
+def _validate_texts(config: ContainerConfig) -> None:
+    for name, value in config.envs:
+        if not name or "=" in name or "\0" in name + value:
+            raise InvalidArgument(f"config.envs: {name!r} is not the name of a variable, or holds a NUL")
+    for word in (*config.command, *config.args, config.working_dir):
+        if "\0" in word:
+            raise InvalidArgument(f"config.command, args, working_dir: {word!r} holds a NUL")
+
+
+def _validate_mount(mount: Mount, field: str, host: HostFacts) -> None:
+    if mount.image is not None:
+        raise Unimplemented(f"{field}.image: mounts of images are not supported yet")
+    if mount.uid_mappings or mount.gid_mappings:
+        raise Unimplemented(f"{field}.uidMappings: id-mapped mounts are not supported yet")
+    if mount.selinux_relabel and host.selinux:
+        raise Unimplemented(f"{field}.selinux_relabel: relabelling is not supported yet")
+    if not mount.host_path.startswith("/"):
+        raise InvalidArgument(f"{field}.host_path: {mount.host_path!r} is not absolute")
+    parts = mount.container_path.split("/")
+    if not mount.container_path.startswith("/") or ".." in parts or not any(part not in ("", ".") for part in parts):
+        raise InvalidArgument(
+            f"{field}.container_path: {mount.container_path!r} is not an absolute path below '/' without '..'"
+        )
+    if mount.recursive_read_only:
+        _validate_recursive_read_only(mount, field, host)
+
+
+def _validate_recursive_read_only(mount: Mount, field: str, host: HostFacts) -> None:
+    if not mount.readonly or mount.propagation is not Propagation.PRIVATE:
+        raise InvalidArgument(f"{field}.recursive_read_only: needs readonly, and private propagation")
+    if host.kernel < _RECURSIVE_READ_ONLY_KERNEL:
+        raise InvalidArgument(f"{field}.recursive_read_only: needs Linux 5.12, not {host.kernel[0]}.{host.kernel[1]}")
