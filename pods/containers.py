@@ -26,12 +26,11 @@ from pods.signals import signal_number
 from pods.store import ContainerRecord, SandboxRecord
 from runtime.client import ShimGone
 from runtime.errors import RuntimeCoreError, SpecError
-from runtime.users import UserNotFound
+from runtime.users import Identity, UserNotFound
 
 if TYPE_CHECKING:
-    from image.store import ImageStore
-
     from image.model import Image
+    from image.store import ImageStore
     from pods.host import HostFacts
     from pods.shims import Shims
     from pods.state import State
@@ -125,12 +124,13 @@ class Containers:
     ) -> ContainerUser:
         """Make the container's directories, its rootfs in the shim, and its config.json."""
         settings, config = self._state.settings, container.config
+        oci.validate(config, sandbox.sandbox, self._host)
         target_pid = self._target_pid(container)
+        found = oci.find_host_objects(config, self._host)
         lower = self._images.layers(image)
         root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)
         _make_layer_directories(root, lower)
         bundle.mkdir(parents=True, mode=0o700)
-        _make_missing_mount_sources(config)
         trace.step("directories made")
         identity = await self._shims.of(container.sandbox_id).call(
             "create",
@@ -142,7 +142,7 @@ class Containers:
             user=oci.user_request(config, image.config).to_json(),
         )
         trace.step("rootfs mounted, user found")
-        user = oci.ResolvedUser(
+        user = Identity(
             uid=identity["uid"],
             gid=identity["gid"],
             additional_gids=tuple(identity["additional_gids"]),
@@ -158,19 +158,16 @@ class Containers:
             target_pid=target_pid,
             sandbox_dir=settings.sandbox_dir(container.sandbox_id),
             volumes_dir=root / "volumes",
-            cgroups_path=self._cgroups_path(container),
+            cgroups_path=oci.cgroups_path(sandbox.sandbox, container.id),
             host=self._host,
+            found=found,
         )
         document = oci.build_config(context)
-        for volume in oci.volume_directories(context):
-            volume.mkdir(parents=True, exist_ok=True)
+        for directory in oci.image_volumes(config, image.config).values():
+            (context.volumes_dir / directory).mkdir(parents=True)
         (bundle / "config.json").write_text(json.dumps(document))
         trace.step("config.json written")
         return ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
-
-    def _cgroups_path(self, container: Container) -> str:
-        sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
-        return oci.cgroups_path(sandbox.id, sandbox.config, container.id)
 
     def _target_pid(self, container: Container) -> int:
         options = container.config.security.namespaces
@@ -282,7 +279,8 @@ class Containers:
         for container in list(self._state.containers_of(sandbox_id)):
             if container.state in (ContainerState.CREATED, ContainerState.RUNNING):
                 if container.state is ContainerState.RUNNING:
-                    await asyncio.to_thread(self._shims.kill_cgroup, self._cgroups_path(container))
+                    sandbox = self._state.find_sandbox(sandbox_id).sandbox
+                    await asyncio.to_thread(self._shims.kill_cgroup, oci.cgroups_path(sandbox, container.id))
                 await self.record_exit(container.id, self._status_on_disk(container) or _unknown_status())
 
     def _status_on_disk(self, container: Container) -> dict[str, Any] | None:
@@ -380,21 +378,6 @@ def _make_layer_directories(root: Path, lower: list[Path]) -> None:
         status = lower[0].stat()
         os.chown(upper, status.st_uid, status.st_gid)
         upper.chmod(stat.S_IMODE(status.st_mode))
-
-
-def _make_missing_mount_sources(config: ContainerConfig) -> None:
-    """kubelet expects a missing host path to be made, as a directory."""
-    for index, mount in enumerate(config.mounts):
-        if mount.image is not None or not mount.host_path:
-            continue
-        try:
-            Path(mount.host_path).mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            continue  # a file, socket or device
-        except OSError as error:
-            raise InvalidArgument(
-                f"config.mounts[{index}].host_path: cannot make {mount.host_path!r}: {error.strerror}"
-            ) from error
 
 
 def _unknown_status() -> dict[str, Any]:

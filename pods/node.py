@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from image.store import ImageStore
-
 from network.network import Network
 from pods.containers import Containers
 from pods.errors import PodError
@@ -39,8 +38,9 @@ class Node:
         self._background = Background()
         self._state = State(settings)
         self._shims = Shims(settings, self._exited, self._lost)
-        self._containers = Containers(self._state, self._shims, images, HostFacts.detect(), self._background)
-        self._sandboxes = Sandboxes(self._state, self._shims, network, self._containers, self._background)
+        host = HostFacts.detect()
+        self._containers = Containers(self._state, self._shims, images, host, self._background)
+        self._sandboxes = Sandboxes(self._state, self._shims, network, self._containers, host, self._background)
 
     @classmethod
     async def open(cls, settings: NodeSettings) -> Node:

@@ -51,14 +51,6 @@ def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]
     return {volume: str(number) for number, volume in enumerate(volumes)}
 
 
-def rootfs_propagation(mounts: Iterable[Mount]) -> str:
-    """The weakest `linux.rootfsPropagation` with which the mounts propagate as asked for; "" is the default."""
-    wanted = {mount.propagation for mount in mounts}
-    if Propagation.BIDIRECTIONAL in wanted:
-        return "rshared"
-    return "rslave" if Propagation.HOST_TO_CONTAINER in wanted else ""
-
-
 def normalized(path: str) -> str:
     """The path as an absolute one without '.', '..' and doubled slashes."""
     return posixpath.normpath("/" + path.lstrip("/"))

@@ -17,16 +17,19 @@ from network.errors import NetworkError
 from network.model import DNS, Attachment
 from network.model import PortMapping as NetworkPort
 from pods import files
-from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError, Unimplemented
+from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
 from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
-from pods.oci import cgroup_parent
+from pods.oci_cgroups import cgroup_parent
+from pods.oci_validate import refuse_user_namespace
 from pods.store import SandboxRecord
+from pods.sysctls import sandbox_sysctls
 from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
     from network.network import Network
     from pods.containers import Containers
+    from pods.host import HostFacts
     from pods.shims import Shims
     from pods.state import State
     from pods.trace import Trace
@@ -42,8 +45,15 @@ class Sandboxes:
     """All changes to sandboxes go through here; each is idempotent and finishes although its caller leaves."""
 
     def __init__(
-        self, state: State, shims: Shims, network: Network, containers: Containers, background: Background
+        self,
+        state: State,
+        shims: Shims,
+        network: Network,
+        containers: Containers,
+        host: HostFacts,
+        background: Background,
     ) -> None:
+        self._host = host
         self._state = state
         self._shims = shims
         self._network = network
@@ -57,8 +67,7 @@ class Sandboxes:
         """Make a sandbox and return its id; see `Flights` for repeated and abandoned requests."""
         if handler not in HANDLERS:
             raise InvalidArgument(f"runtime_handler: no handler {handler!r} is configured (there is: crisp)")
-        _refuse_unsupported(config)
-        cgroup_parent("", config)
+        self._validate(config)
         held = self._holder(config)
         if held is not None:
             if held.sandbox.config == config and held.sandbox.state is SandboxState.READY:
@@ -67,6 +76,21 @@ class Sandboxes:
         return await self._flights.run(
             _name(config), (config, handler), lambda: self._make(config, handler, trace), self._undo
         )
+
+    def _validate(self, config: SandboxConfig) -> None:
+        """Refuse what can never work, before anything is made."""
+        refuse_user_namespace(config.security.namespaces.userns, "config.linux.security_context.namespace_options")
+        cgroup_parent("", config)
+        sandbox_sysctls(config)
+        files.hostname("", config, self._host.hostname)
+        files.resolv_conf(config.dns, "")
+
+    def _write_hosts(self, sandbox: Sandbox, addresses: tuple[str, ...]) -> None:
+        """/etc/hosts of containers for which kubelet brings none: the host's own, or the pod's name and addresses."""
+        on_host_network = sandbox.config.security.namespaces.network is NamespaceMode.NODE
+        name = files.hostname(sandbox.id, sandbox.config, self._host.hostname)
+        text = _read(_HOST_HOSTS) if on_host_network else files.hosts(name, addresses)
+        (self._state.settings.sandbox_dir(sandbox.id) / "hosts").write_text(text)
 
     def _holder(self, config: SandboxConfig) -> SandboxRecord | None:
         metadata = config.metadata
@@ -98,6 +122,7 @@ class Sandboxes:
             if not on_host_network:
                 ips = (await self._network.add(attachment_of(sandbox))).ips
                 trace.step("network added")
+            self._write_hosts(sandbox, ips)
             sandbox = msgspec.structs.replace(
                 sandbox, state=SandboxState.READY, ips=ips, infra_pid=answer["infra_pid"], created_at=time.time_ns()
             )
@@ -129,10 +154,9 @@ class Sandboxes:
         settings, config = self._state.settings, sandbox.config
         directory = settings.sandbox_dir(sandbox.id)
         (directory / "exits").mkdir(parents=True)
-        hostname = config.hostname or files.host_hostname()
+        hostname = files.hostname(sandbox.id, config, self._host.hostname)
         (directory / "hostname").write_text(hostname + "\n")
         (directory / "resolv.conf").write_text(files.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF)))
-        (directory / "hosts").write_text(_read(_HOST_HOSTS))
         if config.log_directory:
             Path(config.log_directory).mkdir(parents=True, exist_ok=True)
 
@@ -149,8 +173,8 @@ class Sandboxes:
         return {
             "sandbox": sandbox.id,
             "directory": str(self._state.settings.sandbox_dir(sandbox.id)),
-            "hostname": config.hostname,
-            "sysctls": config.sysctls,
+            "hostname": files.hostname(sandbox.id, config, self._host.hostname),
+            "sysctls": sandbox_sysctls(config),
             "new": new,
             "netns": sandbox.netns,
             "shm_size": 0 if options.ipc is NamespaceMode.NODE else _SHM_SIZE,
@@ -246,12 +270,6 @@ def attachment_of(sandbox: Sandbox) -> Attachment:
         cgroup_path=config.cgroup_parent,
         annotations=config.annotations,
     )
-
-
-def _refuse_unsupported(config: SandboxConfig) -> None:
-    userns = config.security.namespaces.userns
-    if userns is not None and userns.mode is NamespaceMode.POD:
-        raise Unimplemented("config.linux.security_context.namespace_options.userns_options: not supported yet")
 
 
 def _name(config: SandboxConfig) -> str:

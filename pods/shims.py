@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pods.oci_cgroups import NO_PARENT
 from pods.settings import NodeSettings
 from runtime.cgroups import Hierarchies
 from runtime.client import ShimClient, ShimGone, Zygote
 from runtime.errors import RuntimeCoreError
 from runtime.message import Message
 from runtime.pod import unmount_if_mounted, unpin_namespace
+from runtime.zygote import SHIM_CGROUP
 
 _log = logging.getLogger("crisp.pods")
 
@@ -73,9 +76,7 @@ class Shims:
 
     def kill_cgroup(self, path: str) -> None:
         """End what a dead shim's container left running. Best effort."""
-        if self._hierarchies is None:
-            self._hierarchies = Hierarchies.detect()
-        cgroup = self._hierarchies.cgroup(path)
+        cgroup = self._cgroups().cgroup(path)
         try:
             cgroup.kill()
             cgroup.wait_empty(_KILLED_SECONDS)
@@ -93,6 +94,15 @@ class Shims:
             client.close()
         self._clients.clear()
         self._zygote.close()
+        for path in (SHIM_CGROUP, NO_PARENT):
+            # Not while another daemon's, or our own living, pods are in them.
+            with contextlib.suppress(RuntimeCoreError):
+                self._cgroups().cgroup(path).remove_if_unused()
+
+    def _cgroups(self) -> Hierarchies:
+        if self._hierarchies is None:
+            self._hierarchies = Hierarchies.detect()
+        return self._hierarchies
 
     def _handlers(self, sandbox_id: str) -> tuple[Callable[[Message], None], Callable[[], None]]:
         def on_event(message: Message) -> None:

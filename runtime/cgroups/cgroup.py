@@ -146,6 +146,10 @@ class Cgroup:
         if failures:
             raise failures[0]
 
+    def remove_if_unused(self) -> None:
+        """Removes the cgroup wherever it has neither processes nor cgroups below it."""
+        tree.remove_unused([mountpoint + self.path for mountpoint in self.hierarchies.mountpoints()])
+
     def remove_parents(self, made: list[str]) -> None:
         """Removes those of the directories `create` made which nothing is left in; call it after `remove`."""
         tree.remove_unused(made)
@@ -234,8 +238,7 @@ class Cgroup:
         if not resources.devices or "devices" in self.hierarchies.v1:
             return
         fd = self._open_unified("", os.O_RDONLY | os.O_DIRECTORY)
-        if fd is None:
-            raise NotSupported("filter devices of", self.path, "no devices controller and no cgroup v2")
+        assert fd is not None, "the plan refuses device rules where neither version can filter"
         try:
             devices_bpf.replace(fd, resources.devices)
         finally:

@@ -1,0 +1,473 @@
+"""Containers through CRI: what runs, as whom, what it sees, what limits it, how it ends."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from tests.daemon import BUSYBOX, Daemon, Pod
+
+_CALL = {"timeout": 30}
+_RECORD = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (stdout|stderr) ([PF]) (.*)$")
+
+
+@pytest.fixture(scope="module")
+def pod(daemon: Daemon):  # type: ignore[no-untyped-def]
+    with daemon.pod("containers") as running:
+        yield running
+
+
+_names = iter(range(10**6))
+
+
+def _finished(pod: Pod, *command: str, **fields: object) -> tuple[cri.ContainerStatus, list[str]]:
+    """Run a container to its end: its status, and its log's lines as "stream tag text"."""
+    name = f"c{next(_names)}"
+    container = pod.run(*command, name=name, **fields)
+    status = pod.daemon.wait_exited(container)
+    lines = []
+    for line in pod.log(name).splitlines():
+        match = _RECORD.match(line)
+        assert match, line
+        lines.append(" ".join(match.groups()))
+    pod.daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
+    return status, lines
+
+
+def _output(pod: Pod, *command: str, **fields: object) -> str:
+    status, lines = _finished(pod, *command, **fields)
+    assert status.exit_code == 0, lines
+    return "\n".join(line.split(" ", 2)[2] for line in lines)
+
+
+def _security(**fields: object) -> cri.LinuxContainerConfig:
+    return cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(**fields))
+
+
+# -- what runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_output_is_logged_by_stream(pod: Pod) -> None:
+    _status, lines = _finished(pod, "sh", "-c", "echo one; echo two >&2; printf three")
+    assert sorted(lines) == ["stderr F two", "stdout F one", "stdout F three"]
+
+
+def test_args_environment_and_directory(pod: Pod) -> None:
+    envs = [cri.KeyValue(key="A", value=b"1 2"), cri.KeyValue(key="EMPTY", value=b"")]
+    seen = _output(pod, "sh", "-c", 'echo "$0|$1|$A|${EMPTY-unset}|$PWD|$HOME"', args=["x", "y z"], envs=envs,
+                   working_dir="/made/for/it")
+    assert seen == "x|y z|1 2||/made/for/it|/root"
+
+
+def test_exit_codes_and_reasons(pod: Pod) -> None:
+    before = time.time_ns()
+    done, _ = _finished(pod, "true")
+    assert (done.exit_code, done.reason) == (0, "Completed")
+    assert before < done.created_at < done.started_at <= done.finished_at < time.time_ns()
+    failed, _ = _finished(pod, "sh", "-c", "exit 3")
+    assert (failed.exit_code, failed.reason) == (3, "Error")
+    killed, _ = _finished(pod, "sh", "-c", "kill -9 $$")
+    # PID 1 of its own namespace is deaf to its own signals.
+    assert killed.exit_code in (0, 137)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [(["/no/such/program"], "no such file or directory"), (["nosuch"], "executable file not found in $PATH"),
+     (["/etc/passwd"], "permission denied")],
+)
+def test_a_program_that_cannot_run_fails_at_start(pod: Pod, command: list[str], words: str) -> None:
+    name = f"c{next(_names)}"
+    container = pod.create(*command, name=name)
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container), **_CALL)
+    assert words in raised.value.details()
+    status = pod.daemon.status(container)
+    assert (status.state, status.exit_code, status.reason) == (cri.CONTAINER_EXITED, 128, "StartError")
+    assert words in status.message
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container), **_CALL)
+    assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    pod.daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
+
+
+def test_a_terminal(pod: Pod) -> None:
+    seen = _output(pod, "sh", "-c", "test -t 0 && test -t 1 && tty && ls -l /dev/console | cut -c1; echo $TERM", tty=True)
+    assert seen.replace("\r", "") == "/dev/pts/0\nc\nxterm"
+
+
+def test_standard_input(pod: Pod) -> None:
+    assert _output(pod, "readlink", "/proc/self/fd/0") == "/dev/null"
+    container = pod.run("cat", name="stdin", stdin=True)
+    assert pod.daemon.status(container).state == cri.CONTAINER_RUNNING
+    pod.daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
+
+
+def test_no_descriptor_and_no_signal_setting_leaks_in(pod: Pod) -> None:
+    look = "ls /proc/self/fd | wc -l; grep -E 'SigIgn|SigBlk' /proc/self/status; umask; cat /proc/self/cwd/. 2>&1; true"
+    fds, blocked, ignored, umask, *_ = _output(pod, "sh", "-c", look).splitlines()
+    assert int(fds) == 4  # three streams and the directory that ls reads
+    assert blocked.split()[1] == "0" * 16
+    assert ignored.split()[1] == "0" * 16
+    assert umask == "0022"
+
+
+# -- as whom -----------------------------------------------------------------------------------------------------------
+
+
+def test_users_are_looked_up_in_the_image(pod: Pod) -> None:
+    user = cri.Int64Value(value=1234)
+    assert _output(pod, "id", linux=_security(run_as_user=user)) == "uid=1234 gid=0(root)"
+    both = _security(run_as_user=user, run_as_group=cri.Int64Value(value=77), supplemental_groups=[88, 99])
+    status, lines = _finished(pod, "id", linux=both)
+    assert lines == ["stdout F uid=1234 gid=77 groups=77,88,99"] or lines == ["stdout F uid=1234 gid=77 groups=88,99"]
+    assert (status.user.linux.uid, status.user.linux.gid) == (1234, 77)
+    assert set(status.user.linux.supplemental_groups) == {77, 88, 99}
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.create("id", name="nobody-there", linux=_security(run_as_username="nosuchuser"))
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "nosuchuser" in raised.value.details()
+
+
+def test_capabilities(pod: Pod) -> None:
+    def effective(**fields: object) -> int:
+        line = _output(pod, "grep", "CapEff", "/proc/self/status", linux=_security(**fields))
+        return int(line.split()[1], 16)
+
+    assert effective() == 0xA80425FB
+    assert effective(capabilities=cri.Capability(drop_capabilities=["ALL"])) == 0
+    only = cri.Capability(drop_capabilities=["ALL"], add_capabilities=["NET_ADMIN"])
+    assert effective(capabilities=only) == 1 << 12
+    assert effective(run_as_user=cri.Int64Value(value=1)) == 0
+    ambient = cri.Capability(add_ambient_capabilities=["NET_BIND_SERVICE"])
+    assert effective(run_as_user=cri.Int64Value(value=1), capabilities=ambient) == 1 << 10
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.create("id", name="cap", linux=_security(capabilities=cri.Capability(add_capabilities=["FLY"])))
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_no_new_privileges(pod: Pod) -> None:
+    assert _output(pod, "grep", "NoNewPrivs", "/proc/self/status", linux=_security(no_new_privs=True)).endswith("1")
+    assert _output(pod, "grep", "NoNewPrivs", "/proc/self/status").endswith("0")
+
+
+def test_seccomp(pod: Pod, tmp_path: Path) -> None:
+    default = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
+    look = "grep -E '^Seccomp:' /proc/self/status; unshare -n true 2>&1; true"
+    assert "2" in _output(pod, "sh", "-c", look, linux=_security(seccomp=default))
+    assert "0" in _output(pod, "sh", "-c", look)
+    profile = tmp_path / "no-mkdir.json"
+    profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], '
+                       '"action": "SCMP_ACT_ERRNO", "errnoRet": 123}]}')
+    local = cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref=str(profile))
+    status, lines = _finished(pod, "mkdir", "/x", linux=_security(seccomp=local))
+    assert status.exit_code == 1
+    assert "No medium found" in lines[0]
+    container = pod.run("sleep", "100", name="filtered", linux=_security(seccomp=local))
+    assert b"No medium found" in pod.exec(container, "mkdir", "/y").stderr
+
+
+# -- what it sees ------------------------------------------------------------------------------------------------------
+
+
+def test_default_devices_and_mounts(pod: Pod) -> None:
+    nodes = _output(pod, "sh", "-c", "cd /dev; for n in null zero full random urandom tty; do stat -c '%n %t:%T %a' $n; done")
+    assert nodes.split("\n") == ["null 1:3 666", "zero 1:5 666", "full 1:7 666", "random 1:8 666", "urandom 1:9 666",
+                                 "tty 5:0 666"]
+    mounts = {line.split()[1]: line.split()[3].split(",") for line in _output(pod, "cat", "/proc/mounts").splitlines()}
+    assert {"/", "/proc", "/dev", "/dev/pts", "/dev/mqueue", "/dev/shm", "/sys", "/sys/fs/cgroup"} <= mounts.keys()
+    assert mounts["/sys"][0] == mounts["/sys/fs/cgroup"][0] == "ro"
+    assert "nosuid" in mounts["/proc"]
+    assert not [point for point in mounts if "crisp" in point]
+
+
+def test_devices_are_filtered(pod: Pod) -> None:
+    # Loop device 0 by its numbers: mknod is allowed, opening is not.
+    said = _output(pod, "sh", "-c", "mknod /dev/x b 7 0 && cat /dev/x 2>&1; cat /dev/null; true")
+    assert "Operation not permitted" in said
+
+
+def test_a_host_device(pod: Pod) -> None:
+    device = cri.Device(container_path="/dev/mine", host_path="/dev/zero", permissions="r")
+    assert _output(pod, "sh", "-c", "head -c3 /dev/mine | wc -c; ls -l /dev/mine | cut -c1", devices=[device]) == "3\nc"
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.create("true", name="nodev", devices=[cri.Device(container_path="/dev/x", host_path="/dev/nosuchdevice")])
+    assert "/dev/nosuchdevice" in raised.value.details()
+
+
+def test_masked_and_readonly_paths(pod: Pod) -> None:
+    paths = _security(masked_paths=["/proc/timer_list", "/sys/firmware", "/nowhere"], readonly_paths=["/proc/sys"])
+    look = "cat /proc/timer_list; ls -A /sys/firmware; echo 1 2>&1 > /proc/sys/net/ipv4/ip_forward; true"
+    status, lines = _finished(pod, "sh", "-c", look, linux=paths)
+    assert status.exit_code == 0
+    assert len(lines) == 1
+    assert "Read-only file system" in lines[0]
+
+
+def test_a_readonly_root(pod: Pod) -> None:
+    look = "touch /x 2>&1; touch /dev/shm/y && echo fine"
+    said = _output(pod, "sh", "-c", look, linux=_security(readonly_rootfs=True)).splitlines()
+    assert "Read-only file system" in said[0]
+    assert said[1] == "fine"
+
+
+def test_writes_stay_in_the_container(pod: Pod) -> None:
+    assert _output(pod, "sh", "-c", "echo changed > /etc/passwd; rm /bin/vi; ls /bin/vi 2>&1; cat /etc/passwd").endswith(
+        "changed"
+    )
+    assert _output(pod, "sh", "-c", "head -1 /etc/passwd; ls /bin/vi").startswith("root:")
+
+
+def test_volumes(pod: Pod, tmp_path: Path) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "file").write_text("content")
+    (tmp_path / "link").symlink_to("dir")
+    mounts = [
+        cri.Mount(container_path="/rw", host_path=str(tmp_path / "dir")),
+        cri.Mount(container_path="/ro", host_path=str(tmp_path / "dir"), readonly=True),
+        cri.Mount(container_path="/etc/one.conf", host_path=str(tmp_path / "dir" / "file")),
+        cri.Mount(container_path="/by/link", host_path=str(tmp_path / "link")),
+        cri.Mount(container_path="/fresh", host_path=str(tmp_path / "not" / "yet")),
+        cri.Mount(container_path="/rw/nested", host_path=str(tmp_path)),
+    ]
+    look = "cat /rw/file /ro/file /etc/one.conf /by/link/file; echo; echo 1 2>&1 > /ro/x; echo 2 > /rw/y; ls /rw/nested"
+    said = _output(pod, "sh", "-c", look, mounts=mounts).splitlines()
+    assert said[0] == "content" * 4
+    assert (tmp_path / "dir" / "y").read_text() == "2\n"
+    assert not (tmp_path / "dir" / "x").exists()
+    assert (tmp_path / "not" / "yet").is_dir()
+    assert "link" in said
+
+
+def test_an_images_symlink_does_not_lead_a_mount_to_the_host(pod: Pod, tmp_path: Path) -> None:
+    # The first container's writes are gone with it; within one, a volume's link is the only hostile content.
+    (tmp_path / "escape").symlink_to("/etc")
+    mounts = [
+        cri.Mount(container_path="/vol", host_path=str(tmp_path)),
+        cri.Mount(container_path="/vol/escape/crisp-escaped", host_path=str(tmp_path)),
+    ]
+    _output(pod, "ls", "/etc/crisp-escaped", mounts=mounts)
+    assert not Path("/etc/crisp-escaped").exists()
+
+
+def test_mount_propagation(pod: Pod, tmp_path: Path) -> None:
+    for name in ("private", "slave", "shared"):
+        (tmp_path / name / "in").mkdir(parents=True)
+    mounts = [
+        cri.Mount(container_path="/private", host_path=str(tmp_path / "private")),
+        cri.Mount(container_path="/slave", host_path=str(tmp_path / "slave"),
+                  propagation=cri.PROPAGATION_HOST_TO_CONTAINER),
+        cri.Mount(container_path="/shared", host_path=str(tmp_path / "shared"), propagation=cri.PROPAGATION_BIDIRECTIONAL),
+    ]
+    container = pod.run("sleep", "100", name="propagation", mounts=mounts, linux=_security(privileged=True))
+    import subprocess
+
+    for name in ("private", "slave"):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", name, tmp_path / name / "in"], check=True)
+    seen = pod.exec(container, "cat", "/proc/mounts").stdout.decode()
+    assert "/slave/in" in seen
+    assert "/private/in" not in seen
+    assert pod.exec(container, "mount", "-t", "tmpfs", "inner", "/shared/in").exit_code == 0
+    assert str(tmp_path / "shared/in") in Path("/proc/self/mounts").read_text()
+    for name in ("private", "slave", "shared"):
+        subprocess.run(["umount", tmp_path / name / "in"], check=True)
+
+
+def test_a_privileged_container(pod: Pod) -> None:
+    look = "grep CapEff /proc/self/status; ls /dev/kmsg; mount | grep -c 'sysfs.*rw'; mkdir /m; mount -t tmpfs x /m && echo ok"
+    said = _output(pod, "sh", "-c", look, linux=_security(privileged=True)).splitlines()
+    own = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    assert said[0].split()[1] == own.split()[1]
+    assert said[1:] == ["/dev/kmsg", "1", "ok"]
+
+
+# -- what limits it ----------------------------------------------------------------------------------------------------
+
+
+def test_limits_reach_the_cgroup(pod: Pod) -> None:
+    resources = cri.LinuxContainerResources(
+        cpu_period=50000, cpu_quota=25000, cpu_shares=512, memory_limit_in_bytes=64 << 20, cpuset_cpus="0",
+        oom_score_adj=500,
+    )
+    container = pod.run("sleep", "100", name="limits", linux=cri.LinuxContainerConfig(resources=resources))
+    look = ("cd /sys/fs/cgroup; cat cpu/cpu.cfs_period_us cpu/cpu.cfs_quota_us cpu/cpu.shares "
+            "memory/memory.limit_in_bytes cpuset/cpuset.cpus; cat /proc/1/oom_score_adj")
+    assert pod.exec(container, "sh", "-c", look).stdout.decode().split() == [
+        "50000", "25000", "512", str(64 << 20), "0", "500",
+    ]
+    assert pod.daemon.status(container).resources.linux == resources
+
+
+def test_running_out_of_memory(pod: Pod) -> None:
+    resources = cri.LinuxContainerResources(memory_limit_in_bytes=16 << 20)
+    status, _ = _finished(pod, "sh", "-c", "x=a; while true; do x=$x$x; done",
+                          linux=cri.LinuxContainerConfig(resources=resources))
+    assert (status.exit_code, status.reason) == (137, "OOMKilled")
+
+
+def test_a_cgroup_parent(daemon: Daemon) -> None:
+    config = daemon.sandbox_config("parent")
+    config.linux.cgroup_parent = "/crisptest/pod-x"
+    with daemon.pod(config=config) as pod:
+        container = pod.run("sleep", "100")
+        assert f"/crisptest/pod-x/{container}" in Path(f"/proc/{_pid(daemon, container)}/cgroup").read_text()
+
+
+def _pid(daemon: Daemon, container: str) -> int:
+    import json
+
+    request = cri.ContainerStatusRequest(container_id=container, verbose=True)
+    return int(json.loads(daemon.runtime.ContainerStatus(request, **_CALL).info["info"])["pid"])
+
+
+# -- how it ends -------------------------------------------------------------------------------------------------------
+
+
+def test_stopping_asks_first(pod: Pod) -> None:
+    container = pod.run("sh", "-c", "trap 'echo bye; exit 7' TERM; while true; do sleep 0.05; done", name="polite")
+    time.sleep(0.2)
+    pod.daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=10), **_CALL)
+    status = pod.daemon.status(container)
+    assert (status.state, status.exit_code, status.reason) == (cri.CONTAINER_EXITED, 7, "Error")
+    assert "bye" in pod.log("polite")
+
+
+def test_stopping_ends_the_deaf(pod: Pod) -> None:
+    container = pod.run("sh", "-c", "trap '' TERM; sleep 1000 & while true; do wait; done", name="deaf")
+    begun = time.monotonic()
+    pod.daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=1), **_CALL)
+    assert 0.9 < time.monotonic() - begun < 5
+    assert pod.daemon.status(container).exit_code == 128 + signal.SIGKILL
+
+
+def test_a_stop_signal(pod: Pod) -> None:
+    container = pod.run("sh", "-c", "trap 'exit 5' USR1; while true; do sleep 0.05; done", name="usr1",
+                        stop_signal=cri.SIGUSR1)
+    time.sleep(0.2)
+    pod.daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=10), **_CALL)
+    assert pod.daemon.status(container).exit_code == 5
+
+
+def test_log_rotation_loses_nothing(pod: Pod) -> None:
+    count = 20000
+    container = pod.run("sh", "-c", f"i=0; while [ $i -lt {count} ]; do i=$((i+1)); echo line $i; done; sleep 1000",
+                        name="rotated")
+    path = Path(pod.config.log_directory, "rotated.log")
+    rotated = []
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and f"line {count}\n" not in path.read_text()[-100:]:
+        if len(rotated) < 5 and path.stat().st_size > 10000:
+            rotated.append(path.rename(path.with_suffix(f".{len(rotated)}")))
+            pod.daemon.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), **_CALL)
+        time.sleep(0.01)
+    assert rotated
+    text = "".join(file.read_text() for file in [*rotated, path])
+    numbers = [int(line.rsplit(" ", 1)[1]) for line in text.splitlines()]
+    assert numbers == list(range(1, count + 1))
+
+
+def test_long_lines_are_split(pod: Pod) -> None:
+    _status, lines = _finished(pod, "sh", "-c", "head -c 40000 /dev/zero | tr '\\0' x; echo")
+    assert [line.split(" ")[1] for line in lines] == ["P", "P", "F"]
+    assert sum(len(line.split(" ", 2)[2]) for line in lines) == 40000
+
+
+def test_names_of_containers(daemon: Daemon) -> None:
+    with daemon.pod("names") as pod:
+        first = pod.create("sleep", "100", name="taken")
+        assert pod.create("sleep", "100", name="taken") == first
+        with pytest.raises(grpc.RpcError) as raised:
+            pod.create("sleep", "200", name="taken")
+        assert raised.value.code() is grpc.StatusCode.ALREADY_EXISTS
+        assert first in raised.value.details()
+        daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=first), **_CALL)
+        daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=first), **_CALL)
+        assert pod.create("sleep", "200", name="taken") != first
+
+
+def test_an_image_that_is_not_here(pod: Pod) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.create("true", name="noimage", image="localhost/absent:1")
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "localhost/absent:1" in raised.value.details()
+
+
+def test_an_image_in_use_stays(daemon: Daemon) -> None:
+    with daemon.pod("inuse") as pod:
+        pod.run("sleep", "100")
+        with pytest.raises(grpc.RpcError) as raised:
+            daemon.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=BUSYBOX)), **_CALL)
+        assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    image = daemon.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=BUSYBOX)), **_CALL).image
+    assert image.id
+
+
+# -- exec --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def target(pod: Pod) -> str:
+    return pod.run("sh", "-c", "trap : TERM; while true; do sleep 1; done", name="target",
+                   envs=[cri.KeyValue(key="FROM", value=b"container")])
+
+
+def test_exec_returns_output_and_code(pod: Pod, target: str) -> None:
+    answer = pod.exec(target, "sh", "-c", "echo out $FROM; echo err >&2; exit 42")
+    assert (answer.stdout, answer.stderr, answer.exit_code) == (b"out container\n", b"err\n", 42)
+    assert pod.exec(target, "sh", "-c", "kill -9 $$").exit_code == 137
+
+
+def test_exec_joins_all_namespaces_and_the_cgroup(pod: Pod, target: str) -> None:
+    look = "for n in net ipc uts pid mnt; do readlink /proc/self/ns/$n /proc/1/ns/$n; done; cat /proc/self/cgroup; echo; cat /proc/1/cgroup"
+    links, _, groups = pod.exec(target, "sh", "-c", look).stdout.decode().partition("\n\n")
+    lines = links.split("\n")
+    for first, second in zip(lines[0:10:2], lines[1:10:2], strict=True):
+        assert first == second
+    assert lines[10:] == groups.strip().split("\n")
+
+
+def test_exec_of_nothing_and_of_what_is_not_there(pod: Pod, target: str) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.exec(target)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.exec(target, "nosuchprogram")
+    assert "executable file not found" in raised.value.details()
+
+
+def test_exec_timeout_kills_the_whole_tree(pod: Pod, target: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.exec(target, "sh", "-c", "sleep 4321 & (sleep 4322 &) ; sh -c 'sleep 4323'", timeout=1)
+    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert 0.9 < time.monotonic() - begun < 4
+    deadline = time.monotonic() + 2
+    while "sleep 432" in (seen := pod.exec(target, "ps").stdout.decode()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "sleep 432" not in seen
+
+
+def test_exec_does_not_wait_for_a_daemon_it_left(pod: Pod, target: str) -> None:
+    begun = time.monotonic()
+    assert pod.exec(target, "sh", "-c", "sleep 30 & echo started").stdout == b"started\n"
+    assert time.monotonic() - begun < 5
+
+
+def test_exec_output_is_whole_and_bounded(pod: Pod, target: str) -> None:
+    whole = pod.exec(target, "sh", "-c", "head -c 5000000 /dev/zero").stdout
+    assert len(whole) == 5_000_000
+    flood = pod.exec(target, "sh", "-c", "head -c 20000000 /dev/zero")
+    assert (len(flood.stdout), flood.exit_code) == (16 << 20, 0)
+
+
+def test_exec_in_a_container_that_does_not_run(pod: Pod) -> None:
+    container = pod.create("true", name="idle")
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.exec(container, "true")
+    assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION

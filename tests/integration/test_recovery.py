@@ -1,0 +1,164 @@
+"""crispd killed, upgraded, rebooted; shims and infra processes killed: what is true afterwards is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from tests.daemon import Daemon, Pod
+
+_CALL = {"timeout": 30}
+
+
+def _info(daemon: Daemon, container: str) -> dict[str, object]:
+    request = cri.ContainerStatusRequest(container_id=container, verbose=True)
+    return dict(json.loads(daemon.runtime.ContainerStatus(request, **_CALL).info["info"]))
+
+
+def _shim_pids() -> list[int]:
+    found = subprocess.run(["pgrep", "-f", "^crisp-shim "], capture_output=True, text=True).stdout
+    return [int(line) for line in found.split()]
+
+
+def _until(condition, seconds: float = 5.0) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", ["kill9", "restart"])
+def test_containers_do_not_notice(fresh_daemon: Daemon, how: str) -> None:
+    daemon = fresh_daemon
+    with daemon.pod("survivor") as pod:
+        counter = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.01; done"
+        runs = pod.run("sh", "-c", counter, name="counter")
+        leaves = pod.run("sh", "-c", "sleep 0.4; exit 9", name="leaver")
+        done = pod.run("sh", "-c", "exit 4", name="done")
+        created = pod.create("sleep", "50", name="created")
+        daemon.wait_exited(done)
+        pid = _info(daemon, runs)["pid"]
+        before = {container: daemon.status(container) for container in (done, created)}
+        address = pod.status().network.ip
+        if how == "kill9":
+            daemon.kill9()
+            time.sleep(0.6)  # the leaver leaves while nobody listens
+            daemon.start()
+        else:
+            daemon.restart()
+        assert _info(daemon, runs)["pid"] == pid
+        assert pod.status().state == cri.SANDBOX_READY
+        assert pod.status().network.ip == address
+        assert daemon.wait_exited(leaves).exit_code == 9
+        assert {container: daemon.status(container) for container in before} == before
+        assert pod.exec(runs, "echo", "still here").stdout == b"still here\n"
+        daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=created), **_CALL)
+        daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=runs, timeout=0), **_CALL)
+        numbers = [int(line.rsplit(" ", 1)[1]) for line in pod.log("counter").splitlines()]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_reboot(fresh_daemon: Daemon) -> None:
+    daemon = fresh_daemon
+    with daemon.pod("rebooted") as pod:
+        runs = pod.run("sleep", "1000", name="runs")
+        done = pod.run("sh", "-c", "exit 4", name="done")
+        daemon.wait_exited(done)
+        pid = int(str(_info(daemon, runs)["pid"]))
+        daemon.kill9()
+        _end_everything(pid)
+        subprocess.run(["umount", "-l", *_mounts_below(daemon.state)], check=True)
+        shutil.rmtree(daemon.state)
+        namespace = Path(f"/run/netns/crisp-{pod.id}")
+        subprocess.run(["umount", namespace], check=True)
+        namespace.unlink()
+        daemon.start()
+        assert pod.status().state == cri.SANDBOX_NOTREADY
+        assert daemon.status(done).exit_code == 4
+        gone = daemon.status(runs)
+        assert (gone.state, gone.exit_code) == (cri.CONTAINER_EXITED, 255)
+        # kubelet raises `attempt` now, and cleans the old one up: leases must be given back.
+        config = cri.PodSandboxConfig()
+        config.CopyFrom(pod.config)
+        config.metadata.attempt = 1
+        with daemon.pod(config=config) as again:
+            again.run("sleep", "10")
+
+
+def _mounts_below(directory: Path) -> list[str]:
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return [line.split()[1] for line in lines if line.split()[1].startswith(f"{directory}/")]
+
+
+def _end_everything(init: int) -> None:
+    """What a reboot does to processes."""
+    for pid in [*_shim_pids(), init]:
+        os.kill(pid, signal.SIGKILL)
+    _until(lambda: not _shim_pids())
+
+
+def test_a_shim_that_dies_takes_its_pod_along(fresh_daemon: Daemon) -> None:
+    daemon = fresh_daemon
+    with daemon.pod("victim") as pod:
+        container = pod.run("sleep", "3456")
+        (shim,) = _shim_pids()
+        os.kill(shim, signal.SIGKILL)
+        status = daemon.wait_exited(container)
+        assert status.exit_code == 255
+        _until(lambda: pod.status().state == cri.SANDBOX_NOTREADY)
+        _until(lambda: b"sleep\x003456" not in _command_lines())
+
+
+def _command_lines() -> bytes:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes())
+        except OSError:
+            continue
+    return b"\n".join(found)
+
+
+def test_an_infra_process_that_dies_takes_its_pod_along(fresh_daemon: Daemon) -> None:
+    daemon = fresh_daemon
+    with daemon.pod("headless") as pod:
+        container = pod.run("sleep", "1000")
+        infra = subprocess.run(["pgrep", "-f", "^crisp-infra "], capture_output=True, text=True).stdout
+        os.kill(int(infra), signal.SIGKILL)
+        assert daemon.wait_exited(container).exit_code == 137
+        _until(lambda: pod.status().state == cri.SANDBOX_NOTREADY)
+
+
+def test_the_zygote_is_replaced(fresh_daemon: Daemon) -> None:
+    daemon = fresh_daemon
+    with daemon.pod("before"):
+        zygote = subprocess.run(["pgrep", "-f", "crisp zygote"], capture_output=True, text=True).stdout
+        os.kill(int(zygote.split()[0]), signal.SIGKILL)
+        with daemon.pod("after") as pod:
+            assert pod.exec(pod.run("sleep", "100"), "echo", "ok").stdout == b"ok\n"
+
+
+def test_killed_in_the_middle_of_making_pods(fresh_daemon: Daemon) -> None:
+    """kill -9 at many instants of a RunPodSandbox; each time the repeated request succeeds and nothing is left over."""
+    daemon = fresh_daemon
+    for step in range(8):
+        config = daemon.sandbox_config(f"cut{step}")
+        future = daemon.runtime.RunPodSandbox.future(cri.RunPodSandboxRequest(config=config), timeout=30)
+        time.sleep(0.006 * step)
+        daemon.kill9()
+        with pytest.raises(grpc.RpcError):
+            future.result()
+        daemon.start()
+        made = daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config), **_CALL).pod_sandbox_id
+        assert len(_shim_pids()) == 1
+        assert [path.name for path in (daemon.state / "sandboxes").iterdir()] == [made]
+        Pod(daemon, made, config).remove()

@@ -1,0 +1,67 @@
+"""CRI log records: nothing lost, nothing torn, whatever the chunks."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.logs import MAX_LINE, Clock, LineFormatter, LogFile
+
+_STAMP = b"2026-01-02T03:04:05.000000006Z"
+_RECORD = re.compile(rb"(?P<time>\S+) (?P<stream>stdout|stderr) (?P<tag>[PF]) (?P<content>[^\n]*)\n")
+
+
+def _content(records: bytes) -> bytes:
+    """What a reader of the log makes of it: contents, with a newline after each full record."""
+    out, position = [], 0
+    while position < len(records):
+        match = _RECORD.match(records, position)
+        assert match, records[position : position + 80]
+        assert len(match["content"]) <= MAX_LINE
+        out.append(match["content"] + (b"\n" if match["tag"] == b"F" else b""))
+        position = match.end()
+    return b"".join(out)
+
+
+@given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from([b"\n", b"x" * MAX_LINE, b"y" * (2 * MAX_LINE + 5)]))))
+def test_every_byte_is_logged_once_and_in_order(chunks: list[bytes]) -> None:
+    formatter = LineFormatter("stdout")
+    records = b"".join(formatter.feed(chunk, _STAMP) for chunk in chunks) + formatter.finish(_STAMP)
+    written = b"".join(chunks)
+    if written and not written.endswith(b"\n"):
+        written += b"\n"  # a last line without its end is logged as a line
+    assert _content(records) == written
+
+
+def test_lines_are_tagged_full_and_long_ones_partial() -> None:
+    formatter = LineFormatter("stderr")
+    assert formatter.feed(b"one\ntw", _STAMP) == _STAMP + b" stderr F one\n"
+    assert formatter.feed(b"o\n", _STAMP) == _STAMP + b" stderr F two\n"
+    long = formatter.feed(b"z" * (MAX_LINE + 1), _STAMP)
+    assert long == _STAMP + b" stderr P " + b"z" * MAX_LINE + b"\n"
+    assert formatter.finish(_STAMP) == _STAMP + b" stderr F z\n"
+
+
+def test_the_clock_writes_rfc3339_with_nanoseconds() -> None:
+    now = iter([1_767_323_045_000_000_006, 1_767_323_045_999_999_999, 1_767_323_046_000_000_000])
+    clock = Clock(lambda: next(now))
+    assert [clock.stamp() for _ in range(3)] == [
+        b"2026-01-02T03:04:05.000000006Z",
+        b"2026-01-02T03:04:05.999999999Z",
+        b"2026-01-02T03:04:06.000000000Z",
+    ]
+
+
+def test_a_rotated_log_goes_on_in_a_new_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "0.log"
+    log = LogFile(str(path))
+    log.write(b"before\n")
+    path.rename(tmp_path / "0.log.old")
+    log.write(b"still the old one\n")
+    log.reopen()
+    log.write(b"after\n")
+    log.close()
+    assert (tmp_path / "0.log.old").read_bytes() == b"before\nstill the old one\n"
+    assert path.read_bytes() == b"after\n"

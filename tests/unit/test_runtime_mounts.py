@@ -1,0 +1,59 @@
+"""Mount options to mount attributes."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime import syscalls as sys
+from runtime.errors import SpecError
+from runtime.mounts import plan_mount
+from runtime.spec import IDMapping, Mount
+
+
+def _plan(*options: str, type: str = "bind", source: str = "/src"):  # type: ignore[no-untyped-def]
+    return plan_mount(Mount("/dst", type, source, options), "mounts[0]")
+
+
+def test_a_kubernetes_volume() -> None:
+    plan = _plan("rbind", "rprivate", "ro")
+    assert (plan.bind, plan.recursive) == (True, True)
+    assert plan.attr_set == sys.MOUNT_ATTR_RDONLY
+    assert (plan.propagation, plan.propagation_recursive) == (sys.MS_PRIVATE, True)
+    assert plan.data == ()
+
+
+def test_the_last_of_opposite_options_wins() -> None:
+    plan = _plan("bind", "ro", "nosuid", "rw", "noexec")
+    assert plan.attr_set == sys.MOUNT_ATTR_NOSUID | sys.MOUNT_ATTR_NOEXEC
+    assert plan.attr_clear == sys.MOUNT_ATTR_RDONLY
+
+
+def test_recursive_attributes_go_to_the_tree() -> None:
+    plan = _plan("rbind", "rro", "rnoexec")
+    assert plan.tree_attr_set == sys.MOUNT_ATTR_RDONLY | sys.MOUNT_ATTR_NOEXEC
+    assert plan.attr_set == 0
+
+
+def test_access_times_are_one_field() -> None:
+    plan = _plan("bind", "noatime", "strictatime")
+    assert plan.attr_set & sys.MOUNT_ATTR_ATIME == sys.MOUNT_ATTR_STRICTATIME
+
+
+def test_what_is_no_flag_is_data_of_the_file_system() -> None:
+    plan = _plan("nosuid", "mode=755", "size=65536k", "newinstance", type="tmpfs", source="tmpfs")
+    assert plan.data == (("mode", "755"), ("size", "65536k"), ("newinstance", None))
+
+
+@pytest.mark.parametrize(
+    ("mount", "path"),
+    [
+        (Mount("relative", "tmpfs", "tmpfs"), "mounts[3].destination"),
+        (Mount("/x", "bind", ""), "mounts[3].source"),
+        (Mount("/x", "bind", "/y", ("idmap",)), "mounts[3].options"),
+        (Mount("/x", "bind", "/y", (), (IDMapping(0, 0, 1),)), "mounts[3].uidMappings"),
+    ],
+)
+def test_what_cannot_work_names_its_place(mount: Mount, path: str) -> None:
+    with pytest.raises(SpecError) as raised:
+        plan_mount(mount, "mounts[3]")
+    assert raised.value.path == path
