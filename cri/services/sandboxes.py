@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from cri.convert import fields
 from cri.convert.sandbox import sandbox_config, sandbox_item, sandbox_state, sandbox_status
 from cri.services.selection import by_id, has_labels
-from cri.services.status import HANDLERS
 from cri.services.verbose import info
 from cri.v1 import api_pb2
 from pods.model import Sandbox
@@ -27,8 +26,6 @@ class Sandboxes:
         """Create and start a sandbox; answers once it is ready and durable."""
         if not request.HasField("config"):
             raise fields.missing("config")
-        if request.runtime_handler not in HANDLERS:
-            raise fields.invalid("runtime_handler", request.runtime_handler, f"is not one of {', '.join(HANDLERS[1:])}")
         config = sandbox_config("config", request.config)
         return api_pb2.RunPodSandboxResponse(
             pod_sandbox_id=await self._node.run_sandbox(config, request.runtime_handler)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from cri.services.verbose import info
 from cri.v1 import api_pb2
 from cri.version import crisp_version
+from pods.sandboxes import HANDLERS
 
 if TYPE_CHECKING:
     from cri.config import Configuration
     from pods.node import Node
 
-HANDLERS = ("", "crisp")  # RuntimeClass handlers: the default and its name
 _KUBELET_API = "0.1.0"  # kubelet's own version of the call, the same since 2016
 
 _log = logging.getLogger(__name__)

@@ -163,7 +163,8 @@ class FakeNode:
 @asynccontextmanager
 async def serving(node: FakeNode, directory: Path, **configuration: Any) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server of `node`. The channel takes messages of any size; kubelet takes 16 MiB."""
-    server = create_server(node, Configuration(**configuration))
+    fake: Any = node
+    server = create_server(fake, Configuration(**configuration))
     address = f"unix:{directory}/crisp.sock"
     server.add_insecure_port(address)
     await server.start()
