@@ -1,0 +1,254 @@
+"""The directories of unpacked layers: each made once, made durable, shared, and removed with its last user.
+
+A layer is made as tmp/<n> and becomes layers/<n>, where <n> is a short base 36 number: an overlay mount names all of an
+image's layers in one page of memory. Users of a layer are recorded images, and pulls in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from image.database import LayerRecord
+from image.errors import ImageError, StorageFull
+from image.overlay import adopt_directories
+from image.unpack import Unpacked, remove_trees
+
+_UNPACKERS = 4  # layers unpacked at a time, of all pulls: each is a process of some 20 MB and takes a core
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_TRIES = 3
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+Make = Callable[[int, Path], Awaitable[Unpacked]]
+
+
+@dataclass(slots=True, eq=False)
+class Layer:
+    """A layer in use. `record` is None until it is unpacked; `recorded` tells whether the database has it."""
+
+    chain_id: str
+    number: int
+    path: Path
+    users: int = 0
+    record: LayerRecord | None = None
+    recorded: bool = False
+    making: asyncio.Task[None] | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.making is not None and self.making.done() and self.record is None
+
+
+class Layers:
+    """The layers below a store's `root`. Belongs to one event loop.
+
+    `forget(chain_ids)` takes layers out of the durable record; `inherited` descriptors are given to worker processes.
+    """
+
+    def __init__(
+        self, root: Path, forget: Callable[[Sequence[str]], Awaitable[None]], inherited: Sequence[int] = ()
+    ) -> None:
+        self._final = root / "layers"
+        self._temporary = root / "tmp"
+        self._forget = forget
+        self._inherited = inherited
+        self._layers: dict[str, Layer] = {}
+        self._next = 1
+        self._unpackers = asyncio.Semaphore(_UNPACKERS)
+
+    def load(self, records: Iterable[LayerRecord]) -> None:
+        """Take over what the durable record has; nobody uses it yet."""
+        for record in records:
+            path = self._final / base36(record.number)
+            self._layers[record.chain_id] = Layer(record.chain_id, record.number, path, 0, record, recorded=True)
+            self._next = max(self._next, record.number + 1)
+
+    def paths(self, chain_ids: Iterable[str]) -> list[Path]:
+        return [self._layers[chain_id].path for chain_id in chain_ids]
+
+    def size(self, chain_ids: Iterable[str]) -> int:
+        """Bytes that unpacked layers take."""
+        records = [self._layers[chain_id].record for chain_id in chain_ids]
+        return sum(record.size for record in records if record is not None)
+
+    def usage(self) -> tuple[int, int]:
+        """Bytes and inodes of all unpacked layers."""
+        records = [layer.record for layer in self._layers.values() if layer.record is not None]
+        return sum(record.size for record in records), sum(record.inodes for record in records)
+
+    # --- users
+
+    def use(self, chain_ids: Iterable[str]) -> None:
+        """Count one more user of layers that exist."""
+        for chain_id in chain_ids:
+            self._layers[chain_id].users += 1
+
+    def drop(self, chain_ids: Iterable[str]) -> list[Layer]:
+        """Count one user less; those nobody uses now are gone from here, for the caller to forget and `discard`."""
+        return self._drop([self._layers[chain_id] for chain_id in chain_ids])
+
+    def _drop(self, layers: Iterable[Layer]) -> list[Layer]:
+        dead: list[Layer] = []
+        for layer in layers:
+            layer.users -= 1
+            if not layer.users:
+                dead.append(layer)
+            # A failed one has no future even while others still wait for it: who asks from now on begins anew.
+            if (not layer.users or layer.failed) and self._layers.get(layer.chain_id) is layer:
+                del self._layers[layer.chain_id]
+        return dead
+
+    async def discard(self, dead: Sequence[Layer]) -> None:
+        """Remove the directories of dropped layers, ending what still makes them. Raises ImageError."""
+        making = [layer.making for layer in dead if layer.making is not None]
+        for task in making:
+            task.cancel()
+        if making:
+            await asyncio.wait(making)
+        await remove_trees([layer.path for layer in dead], self._inherited)
+
+    @asynccontextmanager
+    async def acquired(self, chain_ids: Sequence[str], make: Make) -> AsyncIterator[list[Layer]]:
+        """The layers of `chain_ids`, lowest first, unpacked and kept for the time of the context.
+
+        `make(position, directory)` unpacks one that does not exist; one that somebody else is making is waited for.
+        Raises what `make` raises.
+        """
+        layers = await self._acquire(chain_ids, make)
+        try:
+            yield layers
+        finally:
+            await self._let_go(layers)
+
+    async def _acquire(self, chain_ids: Sequence[str], make: Make) -> list[Layer]:
+        for attempt in range(1, _TRIES + 1):
+            mine: set[Layer] = set()
+            layers: list[Layer] = []
+            for position, chain_id in enumerate(chain_ids):
+                layers.append(self._join(chain_id, position, layers, make, mine))
+            try:
+                await asyncio.gather(*(asyncio.shield(layer.making) for layer in layers if layer.making is not None))
+                return layers
+            except BaseException as error:
+                culprit = next((layer for layer in layers if layer.failed), None)
+                await self._let_go(layers)
+                # That another pull failed (its credentials, its registry) is no reason for this one to fail.
+                if not isinstance(error, ImageError) or culprit is None or culprit in mine or attempt == _TRIES:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _let_go(self, layers: Sequence[Layer]) -> None:
+        dead = self._drop(layers)
+        if recorded := [layer.chain_id for layer in dead if layer.recorded]:
+            await self._forget(recorded)
+        await self.discard(dead)
+
+    def _join(self, chain_id: str, position: int, lower: Sequence[Layer], make: Make, mine: set[Layer]) -> Layer:
+        layer = self._layers.get(chain_id)
+        if layer is None:
+            layer = Layer(chain_id, self._next, self._temporary / base36(self._next))
+            self._next += 1
+            self._layers[chain_id] = layer
+            mine.add(layer)
+            layer.making = asyncio.create_task(self._make(layer, position, tuple(lower), make))
+            layer.making.add_done_callback(_retrieve)
+        layer.users += 1
+        return layer
+
+    # --- making
+
+    async def _make(self, layer: Layer, position: int, lower: Sequence[Layer], make: Make) -> None:
+        async with self._unpackers:
+            with _explained(f"make {layer.path}"):
+                os.mkdir(layer.path)
+                os.chmod(layer.path, 0o755)
+            unpacked = await make(position, layer.path)
+        for below in lower:
+            if below.making is not None:
+                await asyncio.shield(below.making)
+        await asyncio.to_thread(_adopt, layer, lower, unpacked.implied)
+        layer.record = LayerRecord(layer.chain_id, layer.number, unpacked.size, unpacked.inodes)
+
+    async def sync(self, layers: Sequence[Layer]) -> None:
+        """Bring the content of unpacked layers to the disk. Raises StorageFull, ImageError."""
+        if any(not layer.recorded for layer in layers):
+            await asyncio.to_thread(self._sync)
+
+    def _sync(self) -> None:
+        with _explained(f"write {self._temporary}"):
+            sync_filesystem(self._temporary)
+
+    async def settle(self, layers: Sequence[Layer]) -> None:
+        """Give synced layers their final names; only then may they be recorded. Raises StorageFull, ImageError."""
+        if layers:
+            await asyncio.to_thread(self._settle, layers)
+
+    def _settle(self, layers: Sequence[Layer]) -> None:
+        with _explained(f"write {self._final}"):
+            for layer in layers:
+                final = self._final / base36(layer.number)
+                if layer.path != final:
+                    os.rename(layer.path, final)
+                    layer.path = final
+            sync_directory(self._final)
+            sync_directory(self._temporary)
+
+
+def base36(number: int) -> str:
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = _DIGITS[digit] + digits
+    return digits or "0"
+
+
+def sync_directory(path: Path) -> None:
+    with _opened(path) as descriptor:
+        os.fsync(descriptor)
+
+
+def sync_filesystem(path: Path) -> None:
+    """syncfs(2): everything written to the filesystem of `path` is on the disk, or OSError says that it is not."""
+    with _opened(path) as descriptor:
+        if _libc.syncfs(descriptor):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), os.fspath(path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _adopt(layer: Layer, lower: Sequence[Layer], implied: Sequence[str]) -> None:
+    with _explained(f"unpack layer into {layer.path}"), ExitStack() as opened:
+        top = opened.enter_context(_opened(layer.path))
+        below = [opened.enter_context(_opened(other.path)) for other in reversed(lower)]
+        adopt_directories(top, below, map(os.fsencode, implied))
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFull(f"{what}: no space left") from error
+        raise ImageError(f"{what}: {error.strerror}") from error
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Mark a task's failure as seen: who waited for it has got it, and maybe nobody did."""
+    with suppress(asyncio.CancelledError):
+        task.exception()

@@ -1,0 +1,87 @@
+"""The typed values of images: what the store knows, and what a pull needs and tells."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from enum import Enum
+
+import msgspec
+
+from image.errors import AuthenticationRequired
+
+
+class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of an image's configuration that a runtime acts on (OCI image-spec, config.md)."""
+
+    architecture: str = ""
+    os: str = ""
+    user: str = ""  # "uid[:gid]" or names, to be looked up inside the rootfs
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    working_dir: str = ""
+    volumes: tuple[str, ...] = ()
+    exposed_ports: tuple[str, ...] = ()  # "80/tcp"
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    stop_signal: str = ""
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """An image of the store."""
+
+    id: str  # "sha256:<hex>", the digest of its configuration
+    repo_tags: tuple[str, ...]  # "docker.io/library/busybox:latest"
+    repo_digests: tuple[str, ...]  # "docker.io/library/busybox@sha256:<hex>", the digest the registry served it by
+    size: int  # bytes its unpacked layers, manifest and configuration take, shared layers included
+    config: ImageConfig
+    created: int  # nanoseconds since the epoch; 0 when the image does not say
+    pinned: bool = False  # never to be garbage-collected
+
+
+class Credentials(msgspec.Struct, frozen=True, kw_only=True):
+    """What to authenticate to the image's own registry with; mirrors never see it. Never shown in logs."""
+
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""  # an OAuth2 refresh token, exchanged at the registry's token service
+    registry_token: str = ""  # a bearer token, sent as it is
+    server_address: str = ""  # "" or the only host these are for
+
+    def __repr__(self) -> str:
+        return "Credentials(...)"
+
+    @classmethod
+    def from_auth(cls, auth: str, server_address: str = "") -> Credentials:
+        """Decode the `auth` form: base64 of "username:password". Raises AuthenticationRequired if it is not that."""
+        try:
+            username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            colon = ""
+        if not colon:
+            raise AuthenticationRequired("read credentials: `auth` is not base64 of username:password")
+        return cls(username=username, password=password.rstrip("\0"), server_address=server_address)
+
+
+class PullPhase(Enum):
+    WAITING = "waiting"
+    PULLING = "pulling"
+    COMPLETE = "complete"
+    EXISTS = "exists"
+
+
+class PullProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one layer of a pull is. Bytes are those of the compressed blob."""
+
+    layer: str  # digest of the blob
+    offset: int
+    total: int
+    phase: PullPhase
+
+
+class FilesystemUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store takes on one filesystem."""
+
+    mountpoint: str  # a path on that filesystem: the store's root
+    bytes: int
+    inodes: int

@@ -1,0 +1,89 @@
+"""A store's place on disk: its directories, its lock, and what lies there that no record knows."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Container
+from contextlib import suppress
+from pathlib import Path
+
+from image.errors import ImageError, StorageFull
+
+_LOCK_WAIT = 10.0  # seconds: the workers of a daemon that was killed hold the lock until they notice
+_LOCK_STEP = 0.05  # seconds
+_EMPTY = "0"
+_OWN_FILES = ("images.db", "images.db-wal", "images.db-shm", "lock")
+_OWN_DIRECTORIES = 4  # the root, layers, layers/0, tmp
+
+
+class StoreRoot:
+    """The locked directory of one store. Blocking I/O."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path) -> StoreRoot:
+        """Make what is missing, and lock it. Raises ImageError when another process keeps the lock, StorageFull."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o700)  # setuid programs of images are not for the host's users
+            for name in ("tmp", "layers", f"layers/{_EMPTY}"):
+                (path / name).mkdir(exist_ok=True)
+            (path / "layers" / _EMPTY).chmod(0o755)
+            lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
+            raise kind(f"open image store {path}: {error.strerror}") from error
+        try:
+            _take(lock, path)
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(path, lock)
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """Descriptors for worker processes: a worker that outlives the daemon keeps the store locked."""
+        return (self._lock,)
+
+    @property
+    def empty_layer(self) -> Path:
+        return self.path / "layers" / _EMPTY
+
+    def layer_names(self) -> frozenset[str]:
+        return frozenset(os.listdir(self.path / "layers"))
+
+    def garbage(self, known: Container[str]) -> list[Path]:
+        """Directories of layers that were being made, or that no record names."""
+        unfinished = list((self.path / "tmp").iterdir())
+        unknown = [path for path in (self.path / "layers").iterdir() if path.name not in known and path.name != _EMPTY]
+        return unfinished + unknown
+
+    def own_usage(self) -> tuple[int, int]:
+        """Bytes and inodes of all but the layers."""
+        size = inodes = 0
+        for name in _OWN_FILES:
+            with suppress(FileNotFoundError):
+                size += (self.path / name).stat().st_blocks * 512
+                inodes += 1
+        return size, inodes + _OWN_DIRECTORIES
+
+
+def _take(lock: int, path: Path) -> None:
+    deadline = time.monotonic() + _LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ImageError(f"open image store {path}: another daemon has it") from None
+            time.sleep(_LOCK_STEP)

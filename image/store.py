@@ -1,0 +1,443 @@
+"""The image store: what is pulled, imported, named, held, listed and removed. The room's front.
+
+    <root>/images.db      the durable record (image.database)
+    <root>/layers/<n>/    unpacked layers (image.layers); 0 is an empty one, for images that have none
+    <root>/tmp/           layers being unpacked; what lies there when the store opens is garbage
+    <root>/lock           held by the daemon and its workers: one daemon a store
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+
+from image.archive import Archive, ArchivedImage, archived_images, open_archive
+from image.auth import usable_at
+from image.database import Database, ImageRecord
+from image.errors import (
+    AuthenticationRequired,
+    ImageInUse,
+    ImageNotFound,
+    InvalidImage,
+    InvalidReference,
+    RegistryUnavailable,
+    StorageFull,
+)
+from image.layers import Layer, Layers, Make, base36
+from image.manifest import Configuration, node_platforms, parse_configuration
+from image.model import Credentials, FilesystemUsage, Image, PullProgress
+from image.origin import Origin
+from image.pull import LayerDownloads, Report, choose_manifest, get_configuration, resolve
+from image.reference import Reference, is_digest, parse_reference, short_references
+from image.registries_conf import Endpoint, load
+from image.registry import Repository, Transport
+from image.root import StoreRoot
+from image.unpack import Unpacked, remove_trees, unpack
+
+_log = logging.getLogger(__name__)
+
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{3,63})")
+# What one search registry may answer while the next still has the short name.
+_NEXT_REGISTRY = (ImageNotFound, AuthenticationRequired, RegistryUnavailable)
+
+_Key = tuple[tuple[Reference, ...], Credentials | None]
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class _Known:
+    """An image of the store with the layers it is made of, lowest first."""
+
+    image: Image
+    chain_ids: tuple[str, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A pull in flight and everybody who waits for it."""
+
+    task: asyncio.Task[Image]
+    waiters: int = 0
+    listeners: list[Report] = field(default_factory=list)
+
+
+class ImageStore:
+    """The images of one node. Belongs to the event loop it was opened on; its methods are to be called there."""
+
+    def __init__(self, root: StoreRoot, registries_conf: Path, database: Database, thread: ThreadPoolExecutor) -> None:
+        """For `open`."""
+        self._root = root
+        self._registries_conf = registries_conf
+        self._search = load(registries_conf).search
+        self._database = database
+        self._thread = thread  # the database's own
+        self._transport = Transport()
+        self._layers = Layers(root.path, self._forget_layers, root.inherited)
+        self._platforms = node_platforms()
+        self._images: dict[str, _Known] = {}
+        self._names: dict[str, str] = {}
+        self._pinned: frozenset[str] = frozenset()
+        self._holds: Counter[str] = Counter()
+        self._jobs: dict[_Key, _Job] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._changing = asyncio.Lock()  # one change of the durable record at a time
+
+    @classmethod
+    async def open(cls, root: Path, registries_conf: Path, *, pinned: Iterable[str] = ()) -> ImageStore:
+        """Open or make the store below `root`, and remove what interrupted pulls and removals left there.
+
+        `pinned` names images that are reported as such, present or not. Raises ImageError (also when another daemon
+        has the store), InvalidConfiguration, InvalidReference.
+        """
+        with ExitStack() as undo:
+            place = await asyncio.to_thread(StoreRoot.open, root)
+            undo.callback(place.close)
+            thread = ThreadPoolExecutor(1, "images")
+            undo.callback(thread.shutdown)
+            database = await asyncio.get_running_loop().run_in_executor(thread, Database, place.path / "images.db")
+            undo.callback(thread.submit, database.close)
+            store = cls(place, registries_conf, database, thread)
+            store._pinned = frozenset(
+                reference.name for name in pinned for reference in short_references(name, store._search)
+            )
+            try:
+                await store._load()
+            except BaseException:
+                await store._transport.close()
+                raise
+            undo.pop_all()
+        return store
+
+    async def close(self) -> None:
+        """End the pulls in flight, undone, and close everything."""
+        for job in self._jobs.values():
+            job.task.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._transport.close()
+        await self._query(self._database.close)
+        self._thread.shutdown()
+        self._root.close()
+
+    async def _load(self) -> None:
+        images, layers = await self._query(self._database.images), await self._query(self._database.layers)
+        there = await asyncio.to_thread(self._root.layer_names)
+        usable = {layer.chain_id for layer in layers if base36(layer.number) in there}
+        whole = [image for image in images if usable.issuperset(image.chain_ids)]
+        used = {chain_id for image in whole for chain_id in image.chain_ids}
+        broken = [image.id for image in images if not usable.issuperset(image.chain_ids)]
+        for image_id in broken:
+            _log.warning("image %s: a layer's directory is gone; the image is removed", image_id)
+        if broken or len(used) < len(layers):
+            unused = [layer.chain_id for layer in layers if layer.chain_id not in used]
+            await self._query(self._database.remove, broken, unused)
+        kept = [layer for layer in layers if layer.chain_id in used]
+        garbage = await asyncio.to_thread(self._root.garbage, {base36(layer.number) for layer in kept})
+        await remove_trees(garbage, self._root.inherited)
+        self._layers.load(kept)
+        for image in whole:
+            self._layers.use(image.chain_ids)
+            self._remember(image, parse_configuration(image.config, image.id), image.names)
+
+    # --- reading
+
+    def images(self) -> list[Image]:
+        return [known.image for known in self._images.values()]
+
+    def find(self, name: str) -> Image | None:
+        """The image of an id ("sha256:<hex>", the bare hex, a unique prefix of three digits or more) or a reference."""
+        image_id = self._names.get(name) or self._by_reference(name) or self._by_id(name)
+        known = self._images.get(image_id)
+        return known.image if known is not None else None
+
+    def _by_reference(self, name: str) -> str:
+        try:
+            references = short_references(name, self._search)
+        except InvalidReference:
+            return ""
+        return next((self._names[r.name] for r in references if r.name in self._names), "")
+
+    def _by_id(self, name: str) -> str:
+        if is_digest(name):
+            return name
+        if _HEX64.fullmatch(name):
+            return f"sha256:{name}"
+        prefix = _ID_PREFIX.fullmatch(name)
+        if prefix is None:
+            return ""
+        found = [image_id for image_id in self._images if image_id.startswith(f"sha256:{prefix[1]}")]
+        return found[0] if len(found) == 1 else ""
+
+    def layers(self, image: Image) -> list[Path]:
+        """The directories of an image's layers, topmost first: overlay's lowerdir. Raises ImageNotFound.
+
+        Never empty: an image without layers has an empty directory.
+        """
+        known = self._images.get(image.id)
+        if known is None:
+            raise ImageNotFound(f"find layers of {image.id}: the store has no such image")
+        return self._layers.paths(reversed(known.chain_ids)) or [self._root.empty_layer]
+
+    async def documents(self, image: Image) -> tuple[bytes, bytes]:
+        """Manifest and configuration as they came. Raises ImageNotFound."""
+        return await self._query(self._database.documents, image.id)
+
+    def usage(self) -> tuple[FilesystemUsage, ...]:
+        """What layers and the record take."""
+        size, inodes = self._layers.usage()
+        own_size, own_inodes = self._root.own_usage()
+        mountpoint = os.fspath(self._root.path)
+        return (FilesystemUsage(mountpoint=mountpoint, bytes=size + own_size, inodes=inodes + own_inodes),)
+
+    # --- holding and removing
+
+    def hold(self, image_id: str) -> None:
+        """Keep an image from being removed, until `release` was called as often."""
+        self._holds[image_id] += 1
+
+    def release(self, image_id: str) -> None:
+        self._holds[image_id] -= 1
+        if self._holds[image_id] <= 0:
+            del self._holds[image_id]
+
+    async def remove(self, name: str) -> None:
+        """Remove the image that `name` finds, under all its names, and the layers only it has.
+
+        An unknown name is no error. Raises ImageInUse. Goes on to its end though the caller is cancelled.
+        """
+        await self._undisturbed(self._remove(name))
+
+    async def _remove(self, name: str) -> None:
+        async with self._changing:
+            image = self.find(name)
+            if image is None:
+                return
+            if self._holds[image.id]:
+                raise ImageInUse(f"remove image {name}: {self._holds[image.id]} containers use {image.id}")
+            known = self._images.pop(image.id)
+            self._names = {n: owner for n, owner in self._names.items() if owner != image.id}
+            dead = self._layers.drop(known.chain_ids)
+            gone = [layer.chain_id for layer in dead]
+            try:
+                await self._query(self._database.remove, [image.id], gone)
+            except StorageFull:
+                # The record itself needs room. Were we to die between the two, `_load` drops an image without layers.
+                await self._layers.discard(dead)
+                await self._query(self._database.remove, [image.id], gone)
+        await self._layers.discard(dead)
+        _log.info("removed image %s %s", image.id, " ".join(image.repo_tags))
+
+    async def _forget_layers(self, chain_ids: Sequence[str]) -> None:
+        await self._query(self._database.remove, [], chain_ids)
+
+    # --- pulling
+
+    async def pull(
+        self,
+        reference: str,
+        credentials: Credentials | None = None,
+        progress: Callable[[PullProgress], None] | None = None,
+    ) -> Image:
+        """Pull an image, or find that the store has what the registry has. An equal pull in flight is joined.
+
+        A pull whose callers were all cancelled is undone. Raises InvalidReference, InvalidConfiguration,
+        RegistryBlocked, ImageNotFound, AuthenticationRequired, RegistryUnavailable, DigestMismatch, InvalidImage,
+        StorageFull.
+        """
+        configuration = await asyncio.to_thread(load, self._registries_conf)
+        self._search = configuration.search
+        candidates = short_references(reference, configuration.search)
+        key = (candidates, credentials)
+        job = self._jobs.get(key)
+        if job is None:
+            listeners: list[Report] = []
+            origins = [(c, self._origin(c, configuration.endpoints(c), credentials)) for c in candidates]
+            job = _Job(self._start(self._pull(origins, listeners)), 0, listeners)
+            self._jobs[key] = job
+            job.task.add_done_callback(lambda _: self._forget_job(key, job))
+        if progress is not None:
+            job.listeners.append(progress)
+        job.waiters += 1
+        try:
+            return await asyncio.shield(job.task)
+        finally:
+            job.waiters -= 1
+            if progress is not None:
+                job.listeners.remove(progress)
+            if not job.waiters and not job.task.done():
+                self._forget_job(key, job)
+                job.task.cancel()
+
+    def _origin(self, reference: Reference, endpoints: Sequence[Endpoint], credentials: Credentials | None) -> Origin:
+        own = usable_at(credentials, reference.domain)
+        return Origin([Repository(self._transport, e, None if e.mirror else own) for e in endpoints])
+
+    async def _pull(self, origins: Sequence[tuple[Reference, Origin]], listeners: Sequence[Report]) -> Image:
+        for position, (reference, origin) in enumerate(origins, start=1):
+            try:
+                return await self._pull_from(reference, origin, listeners)
+            except _NEXT_REGISTRY:
+                if position == len(origins):
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _pull_from(self, reference: Reference, origin: Origin, listeners: Sequence[Report]) -> Image:
+        resolved = await resolve(origin, reference)
+        known = self._names.get(reference.with_digest(resolved.digest).name)
+        if known is not None and (image := await self._undisturbed(self._name(known, resolved.names))):
+            return image
+        manifest = await choose_manifest(origin, resolved, self._platforms)
+        if image := await self._undisturbed(self._name(manifest.config.digest, resolved.names)):
+            return image
+        configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
+        downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step))
+        image = await self._install(
+            manifest.raw, configuration, resolved.names, downloads.make(self._root.inherited)
+        )
+        downloads.finish()
+        _log.info("pulled image %s %s", reference, image.id)
+        return image
+
+    async def import_archive(self, path: Path, name: str | None = None) -> list[Image]:
+        """Add the images of an OCI layout (a directory or a tar) or a docker-archive that run on this node.
+
+        They are named as the archive says, or `name` if there is but one. Raises InvalidReference, InvalidImage,
+        DigestMismatch, StorageFull.
+        """
+        override = None if name is None else _tag_name(name)
+        archive = await asyncio.to_thread(open_archive, path)
+        try:
+            found = await asyncio.to_thread(archived_images, archive, self._platforms)
+            if override is not None and len(found) != 1:
+                raise InvalidImage(f"import {path}: {len(found)} images in it, one name for them")
+            return [await self._start(self._import(archive, image, override)) for image in found]
+        finally:
+            await asyncio.to_thread(archive.close)
+
+    async def _import(self, archive: Archive, found: ArchivedImage, name: str | None) -> Image:
+        async def make(position: int, directory: Path) -> Unpacked:
+            descriptor = await asyncio.to_thread(archive.open, found.members[position])
+            try:
+                return await unpack(descriptor, found.blobs[position], directory, self._root.inherited)
+            finally:
+                os.close(descriptor)
+
+        names = tuple(map(_tag_name, found.names)) if name is None else (name,)
+        image = await self._install(found.manifest, found.configuration, names, make)
+        _log.info("imported image %s %s", " ".join(names), image.id)
+        return image
+
+    async def _install(
+        self, manifest: bytes, configuration: Configuration, names: tuple[str, ...], make: Make
+    ) -> Image:
+        """Unpack what is missing, bring it to the disk, record it: the image exists from the last step on."""
+        chain_ids = configuration.chain_ids
+        async with self._layers.acquired(chain_ids, make) as layers:
+            await self._layers.sync(layers)
+            record = ImageRecord(configuration.digest, manifest, configuration.raw, chain_ids, names)
+            return await self._undisturbed(self._record(record, configuration, layers))
+
+    async def _record(self, record: ImageRecord, configuration: Configuration, layers: Sequence[Layer]) -> Image:
+        async with self._changing:
+            fresh = [layer for layer in layers if not layer.recorded]
+            await self._layers.settle(fresh)
+            await self._query(self._database.add, record, [layer.record for layer in fresh if layer.record is not None])
+            for layer in fresh:
+                layer.recorded = True
+            if record.id not in self._images:
+                self._layers.use(record.chain_ids)
+            return self._remember(record, configuration, record.names)
+
+    async def _name(self, image_id: str, names: tuple[str, ...]) -> Image | None:
+        """Name an image that the store has; None if it has not."""
+        async with self._changing:
+            known = self._images.get(image_id)
+            if known is None:
+                return None
+            await self._query(self._database.name, image_id, names)
+            return self._rename(image_id, known, names)
+
+    # --- memory
+
+    def _remember(self, record: ImageRecord, configuration: Configuration, names: tuple[str, ...]) -> Image:
+        image = Image(
+            id=record.id,
+            repo_tags=(),
+            repo_digests=(),
+            size=self._layers.size(record.chain_ids) + len(record.manifest) + len(record.config),
+            config=configuration.config,
+            created=configuration.created,
+        )
+        known = self._images.setdefault(record.id, _Known(image, record.chain_ids))
+        return self._rename(record.id, known, names)
+
+    def _rename(self, image_id: str, known: _Known, names: tuple[str, ...]) -> Image:
+        """Give an image names, taken from whichever images had them."""
+        losers = {self._names[name] for name in names if name in self._names} - {image_id}
+        self._names.update(dict.fromkeys(names, image_id))
+        for loser in losers:
+            self._show_names(self._images[loser])
+        self._show_names(known)
+        return known.image
+
+    def _show_names(self, known: _Known) -> None:
+        names = sorted(name for name, owner in self._names.items() if owner == known.image.id)
+        known.image = msgspec.structs.replace(
+            known.image,
+            repo_tags=tuple(name for name in names if "@" not in name),
+            repo_digests=tuple(name for name in names if "@" in name),
+            pinned=not self._pinned.isdisjoint(names),
+        )
+
+    # --- tasks
+
+    async def _query(self, method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Call the database on its own thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(method, *args, **kwargs))
+
+    def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _undisturbed(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Await `work` to its end even when cancelled: what it changes on disk and in memory goes together."""
+        task = self._start(work)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            while not task.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
+
+    def _forget_job(self, key: _Key, job: _Job) -> None:
+        if self._jobs.get(key) is job:
+            del self._jobs[key]
+
+
+def _tell(listeners: Sequence[Report], step: PullProgress) -> None:
+    for listener in tuple(listeners):
+        listener(step)
+
+
+def _tag_name(text: str) -> str:
+    """The name an import is filed under. Raises InvalidReference, also for a digest: an archive has no registry's."""
+    reference = parse_reference(text)
+    if reference.digest:
+        raise InvalidReference(f"import as {text!r}: an imported image is named by a tag")
+    return reference.name
