@@ -8,6 +8,7 @@ import datetime
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from rich.console import Console
 from tests import box
 from tests.bench import layouts, report
 from tests.bench.peers import PEERS, Peer, PeerFailed
-from tests.bench.phases import PHASES, Contender, idle_processors, warm_up
+from tests.bench.phases import PHASES, Contender, warm_up
 from tests.bench.workload import Client
 
 RESULTS = Path(__file__).parents[2] / "bench-results"
@@ -86,10 +87,12 @@ async def _measure(arguments: argparse.Namespace, directory: Path, console: Cons
         raise PeerFailed("measure: none of the runtimes asked for is installed")
     with ExitStack() as undo:
         peers = [peer(directory / peer.name, 100 + number) for number, peer in enumerate(chosen)]
-        _start(peers, directory, undo)
-        contenders, noise = await _contend(peers, arguments.pods, arguments.rounds, console)
+        peers = _start(peers, directory, undo, console)
+        contenders = await _contend(peers, arguments.pods, arguments.rounds, console)
+    noise = statistics.median(value for one in contenders for value in one.noise)
     samples = {one.peer.name: dict(one.samples) for one in contenders}
-    report.print_table(samples, {peer.name: versions[peer] for peer in chosen}, console)
+    measured = {one.peer.name: versions[type(one.peer)] for one in contenders}
+    report.print_table(samples, measured, console)
     if noise > NOISY:
         console.print(f"{noise:.1f} processors were busy with something else: compare with care", style="yellow")
     RESULTS.mkdir(exist_ok=True)
@@ -100,25 +103,32 @@ async def _measure(arguments: argparse.Namespace, directory: Path, console: Cons
         "busy_processors": round(noise, 3),
         "pods": arguments.pods,
         "rounds": arguments.rounds,
-        "versions": {peer.name: versions[peer] for peer in chosen},
+        "versions": measured,
     }
     report.write_json(RESULTS / "bench.json", samples, about)
     report.draw_plot(RESULTS / "bench.png", samples)
     console.print(f"written: {RESULTS}/bench.json, bench.png", highlight=False)
 
 
-def _start(peers: list[Peer], directory: Path, undo: ExitStack) -> None:
+def _start(peers: list[Peer], directory: Path, undo: ExitStack, console: Console) -> list[Peer]:
+    """Those of `peers` that could be started and given their images. Raises PeerFailed if none could."""
     busybox, pause = layouts.busybox_tar(directory), layouts.pause_tar(directory)
+    started = []
     for peer in peers:
-        peer.start(undo)
-        peer.load(busybox, pause)
+        try:
+            peer.start(undo)
+            peer.load(busybox, pause)
+        except PeerFailed as error:
+            console.print(f"left out: {error}", style="yellow", markup=False, highlight=False)
+        else:
+            started.append(peer)
+    if not started:
+        raise PeerFailed("measure: no runtime could be started")
+    return started
 
 
-async def _contend(
-    peers: list[Peer], pods: int, rounds: int, console: Console
-) -> tuple[list[Contender], float]:
-    """Every phase for every runtime, before the next phase; and the median of the machine's other load."""
-    idle = []
+async def _contend(peers: list[Peer], pods: int, rounds: int, console: Console) -> list[Contender]:
+    """Every phase for every runtime, before the next phase."""
     async with AsyncExitStack() as undo:
         contenders = []
         for peer in peers:
@@ -128,15 +138,13 @@ async def _contend(
         for one in contenders:
             await warm_up(one)
         for number in range(rounds):
-            idle.append(await idle_processors())
             # Whoever comes first in one round comes last in the next.
             turns = contenders[number % len(contenders) :] + contenders[: number % len(contenders)]
             for phase in PHASES:
                 console.print(f"round {number + 1}/{rounds}: {phase.__name__.replace('_', ' ')}", style="dim")
                 for one in turns:
-                    one.idle = idle[-1]
                     await phase(one, pods)
-    return contenders, sorted(idle)[len(idle) // 2]
+    return contenders
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.bench.workload import Client, Pod, at_a_time
 
 WIDTH = 8
 _MEBI = 1 << 20
-_IDLE_SECONDS = 1.0
+_IDLE_SECONDS = 0.5
 _VERSIONS = 50
 _EXECS = 40
 _EXECS_AT_A_TIME = 160
@@ -28,9 +28,9 @@ class Contender:
 
     peer: Peer
     client: Client
-    idle: float = 0.0  # processors busy while nothing is asked, measured in this round
     pods: list[Pod] = field(default_factory=list)
     samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    noise: list[float] = field(default_factory=list)  # processors that were busy while nothing was asked
 
     def note(self, times: dict[str, float], suffix: str = "") -> None:
         for name, value in times.items():
@@ -129,10 +129,17 @@ async def warm_up(one: Contender) -> None:
 
 @asynccontextmanager
 async def _processor_time(one: Contender, name: str, count: int) -> AsyncIterator[None]:
-    """Note the milliseconds of processor time that each of `count` things took, on the whole machine."""
+    """Note the milliseconds of the whole machine's processors that each of `count` things took.
+
+    What the machine does anyhow, measured just before and after, is taken off.
+    """
+    quiet = [await idle_processors()]
     busy, before = busy_seconds(), time.monotonic()
     yield
-    spent = busy_seconds() - busy - one.idle * (time.monotonic() - before)
+    spent, taken = busy_seconds() - busy, time.monotonic() - before
+    quiet.append(await idle_processors())
+    one.noise += quiet
+    spent -= taken * sum(quiet) / len(quiet)
     one.note({name: 1000 * spent / count})
 
 
