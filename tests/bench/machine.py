@@ -17,6 +17,11 @@ def busy_seconds() -> float:
     return (sum(columns) - columns[_IDLE] - columns[_IOWAIT]) / _TICKS
 
 
+def worked_seconds() -> float:
+    """Processor seconds of every process of this PID namespace, those included that have ended and were waited for."""
+    return sum(sum(map(int, _stat(pid)[11:15])) for pid in processes()) / _TICKS
+
+
 def processes() -> set[int]:
     """Every process of this PID namespace."""
     return {int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()}
@@ -59,7 +64,12 @@ def descendants(root: int) -> set[int]:
 
 
 def _parent(pid: int) -> int:
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of proc_pid_stat(5) from the third on; zeroes if the process has ended."""
     try:
-        return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return 0
+        return ["0"] * 50

@@ -40,8 +40,10 @@ FIGURES = (
     Figure("pod end", "ms"),
     Figure("pods a second up", "1/s", tail=False, more_is_better=True),
     Figure("pods a second down", "1/s", tail=False, more_is_better=True),
-    Figure("CPU of a pod start", "ms", tail=False),
-    Figure("CPU of an exec", "ms", tail=False),
+    Figure("machine's CPU, pod start", "ms", tail=False),
+    Figure("processes' CPU, pod start", "ms", tail=False),
+    Figure("machine's CPU, exec", "ms", tail=False),
+    Figure("processes' CPU, exec", "ms", tail=False),
     Figure("memory of a pod", "MiB", tail=False),
     Figure("daemon memory", "MiB", tail=False),
 )
@@ -109,7 +111,7 @@ _PANELS = (
     ("ExecSync of true, ms", ("ExecSync", "ExecSync, 8 at a time")),
     ("Pod end, ms", ("StopPodSandbox", "RemovePodSandbox", "pod end")),
     ("Pods a second, 8 at a time", ("pods a second up", "pods a second down")),
-    ("Whole machine's CPU, ms", ("CPU of a pod start", "CPU of an exec")),
+    ("Processor time, ms", ("machine's CPU, pod start", "machine's CPU, exec")),
     ("Memory, MiB", ("memory of a pod", "daemon memory")),
 )
 
