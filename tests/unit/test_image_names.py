@@ -1,0 +1,201 @@
+"""References, registries.conf, authentication challenges: what a name means and where it leads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from image.auth import parse_challenges, usable_at
+from image.errors import InvalidConfiguration, InvalidReference, RegistryBlocked
+from image.model import Credentials
+from image.reference import NAME_LIMIT, Reference, parse_reference, short_references
+from image.registries_conf import is_loopback, load
+
+HEX = "0123456789abcdef" * 4
+DIGEST = f"sha256:{HEX}"
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("busybox", "docker.io/library/busybox:latest"),
+        ("busybox:1.36", "docker.io/library/busybox:1.36"),
+        ("team/app", "docker.io/team/app:latest"),
+        ("docker.io/busybox", "docker.io/library/busybox:latest"),
+        ("index.docker.io/a/b", "docker.io/a/b:latest"),
+        ("localhost/x", "localhost/x:latest"),
+        ("localhost:5000/x", "localhost:5000/x:latest"),
+        ("localhost:5000", "docker.io/library/localhost:5000"),
+        ("[::1]:5000/x:y", "[::1]:5000/x:y"),
+        ("quay.io/a/b__c/d-e.f:v1", "quay.io/a/b__c/d-e.f:v1"),
+        ("UPPER/x", "UPPER/x:latest"),
+        (f"busybox@{DIGEST}", f"docker.io/library/busybox@{DIGEST}"),
+        (f"busybox:1@{DIGEST}", f"docker.io/library/busybox:1@{DIGEST}"),
+    ],
+)
+def test_references_are_qualified_as_docker_does(text: str, full: str) -> None:
+    assert str(parse_reference(text)) == full
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":", "@", "a b", "Busybox", "a//b", "/a", "a/", "a:", "a:b:c", "a@sha256:12", f"a@sha512:{HEX}{HEX}", "-a",
+     "a_-b", "quay.io:x/a", "exa mple/a", "a/../b", "a:" + "t" * 129, HEX, "a\n", "x.y/" + "a" * 300, "é/a", "a" * 9999,
+     f"a@sha256:{HEX.upper()}", "http://a/b", "a.io/b@", "٣"],
+)  # fmt: skip
+def test_what_is_no_reference_is_refused_by_name(text: str) -> None:
+    with pytest.raises(InvalidReference, match="parse reference"):
+        parse_reference(text)
+
+
+_COMPONENT = st.from_regex(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*", fullmatch=True).filter(lambda c: len(c) < 30)
+_DOMAIN = st.from_regex(r"(?:[a-z0-9]+(?:-[a-z0-9]+)?\.[a-z]{2,6}|localhost)(?::[0-9]{1,5})?", fullmatch=True)
+
+
+@given(
+    domain=_DOMAIN.filter(lambda d: len(d) < 60 and "docker.io" not in d),
+    components=st.lists(_COMPONENT, min_size=1, max_size=4),
+    tag=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", fullmatch=True).map(str) | st.just(""),
+    digest=st.sampled_from(["", DIGEST]),
+)
+def test_a_full_reference_survives_parsing(domain: str, components: list[str], tag: str, digest: str) -> None:
+    path = "/".join(components)
+    written = Reference(domain, path, tag or ("" if digest else "latest"), digest)
+    assert len(written.repository) <= NAME_LIMIT
+    assert parse_reference(str(written)) == written
+    assert parse_reference(written.name).name == written.name
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_reference_or_refused(text: str) -> None:
+    try:
+        reference = parse_reference(text)
+    except InvalidReference:
+        return
+    assert parse_reference(str(reference)) == reference
+
+
+def test_short_names_are_tried_at_the_search_registries() -> None:
+    found = short_references("busybox:1", ("quay.io", "docker.io"))
+    assert [str(r) for r in found] == ["quay.io/busybox:1", "docker.io/library/busybox:1"]
+    assert [str(r) for r in short_references("quay.io/busybox", ())] == ["quay.io/busybox:latest"]
+    with pytest.raises(InvalidReference, match="unqualified-search-registries is empty"):
+        short_references("busybox", ())
+
+
+# --- registries.conf
+
+
+def conf(directory: Path, text: str, **drop_ins: str) -> Path:
+    path = directory / "registries.conf"
+    path.write_text(text)
+    (directory / "registries.conf.d").mkdir()
+    for name, content in drop_ins.items():
+        (directory / "registries.conf.d" / f"{name}.conf").write_text(content)
+    return path
+
+
+def places(path: Path, text: str) -> list[str]:
+    return [f"{e.host}/{e.repository}{'!' if e.insecure else ''}" for e in load(path).endpoints(parse_reference(text))]
+
+
+def test_mirrors_come_first_and_the_longest_prefix_decides(tmp_path: Path) -> None:
+    path = conf(
+        tmp_path,
+        """
+        [[registry]]
+        prefix = "example.com"
+        location = "big.example.net/all"
+        [[registry]]
+        prefix = "example.com/team"
+        location = "team.example.net"
+        [[registry.mirror]]
+        location = "10.0.0.1:5000/cache"
+        insecure = true
+        [[registry.mirror]]
+        location = "digests.example.net"
+        pull-from-mirror = "digest-only"
+        [[registry.mirror]]
+        location = "tags.example.net"
+        pull-from-mirror = "tag-only"
+        [[registry]]
+        prefix = "*.wild.io"
+        insecure = true
+        """,
+    )
+    tagged = ["10.0.0.1:5000/cache/app!", "tags.example.net/app", "team.example.net/app"]
+    assert places(path, "example.com/team/app:1") == tagged
+    by_digest = ["10.0.0.1:5000/cache/app!", "digests.example.net/app", "team.example.net/app"]
+    assert places(path, f"example.com/team/app@{DIGEST}") == by_digest
+    assert places(path, "example.com/teamwork") == ["big.example.net/all/teamwork"]
+    assert places(path, "a.wild.io/x/y") == ["a.wild.io/x/y!"]
+    assert places(path, "wild.io/x") == ["wild.io/x"]
+    assert places(path, "busybox") == ["registry-1.docker.io/library/busybox"]
+
+
+def test_drop_ins_replace_entries_in_lexical_order(tmp_path: Path) -> None:
+    entry = '[[registry]]\nprefix = "a.io"\nlocation = "{}"\n'
+    search = 'unqualified-search-registries = ["{}"]\n'
+    drop_ins = {"20": entry.format("third.io"), "10": search.format("x.io") + entry.format("second.io")}
+    path = conf(tmp_path, search.format("y.io") + entry.format("first.io"), **drop_ins)
+    assert places(path, "a.io/b") == ["third.io/b"]
+    assert load(path).search == ("x.io",)
+
+
+def test_without_the_file_everything_is_as_written(tmp_path: Path) -> None:
+    assert load(tmp_path / "nothing.conf").search == ("docker.io",)
+    assert places(tmp_path / "nothing.conf", "a.io/b") == ["a.io/b"]
+
+
+def test_blocked_registries_are_refused(tmp_path: Path) -> None:
+    path = conf(tmp_path, '[[registry]]\nlocation = "bad.io"\nblocked = true\n')
+    with pytest.raises(RegistryBlocked, match=r"bad\.io/x:latest"):
+        places(path, "bad.io/x")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[[registry]\n", "[registries.search]\nregistries = ['a']\n", "[[registry]]\nprefix = 'a.io'\n",
+     "[[registry]]\nlocation = 'https://a.io'\n", "[[registry]]\nlocation = 3\n",
+     "[[registry]]\nlocation = 'a.io'\n[[registry.mirror]]\nlocation = 'b.io'\npull-from-mirror = 'never'\n"],
+)  # fmt: skip
+def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
+    path = conf(tmp_path, "", wrong=text)
+    with pytest.raises(InvalidConfiguration, match=r"registries\.conf\.d/wrong\.conf"):
+        load(path)
+
+
+@pytest.mark.parametrize(("host", "loopback"), [
+    ("localhost:5000", True), ("127.9.0.1", True), ("[::1]:80", True), ("x.localhost", True),
+    ("localhost.example.com", False), ("128.0.0.1:5000", False), ("[::2]", False), ("127.0.0.1.example.com", False),
+])  # fmt: skip
+def test_loopback_hosts(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+# --- authentication
+
+
+def test_challenges_are_understood_as_servers_write_them() -> None:
+    header = 'Bearer realm="https://a.io/token",service="a.io",scope="repository:x:pull,push", Basic realm="a \\"b\\""'
+    bearer, basic = parse_challenges(header)
+    assert bearer.scheme == "bearer"
+    assert bearer.parameters == {"realm": "https://a.io/token", "service": "a.io", "scope": "repository:x:pull,push"}
+    assert (basic.scheme, basic.parameters["realm"]) == ("basic", 'a "b"')
+    assert [c.scheme for c in parse_challenges("Negotiate, Basic realm=x")] == ["negotiate", "basic"]
+
+
+@given(st.text(max_size=200))
+def test_no_challenge_header_hangs_or_raises(header: str) -> None:
+    parse_challenges(header)
+
+
+def test_credentials_stay_with_their_server() -> None:
+    login = Credentials(username="u", password="p", server_address="https://index.docker.io/v1/")
+    assert usable_at(login, "docker.io") is login
+    assert usable_at(login, "quay.io") is None
+    assert "p" not in repr(login).replace("Credentials(...)", "")
+    assert Credentials.from_auth("dTpwOnE=") == Credentials(username="u", password="p:q")
