@@ -83,7 +83,11 @@ class Cgroup:
             files.write(self.unified + "/cgroup.procs", "0")
 
     def clone_fd(self) -> int | None:
-        """A descriptor for CLONE_INTO_CGROUP (clone3(2)); the caller closes it. None without version 2."""
+        """A descriptor for CLONE_INTO_CGROUP (clone3(2)); the caller closes it. None without version 2.
+
+        Of no use after `kill`: since cgroup.kill catches forks in flight (seen on Linux 6.18), the kernel takes every
+        later clone into that cgroup for one of them and kills it at birth. A new cgroup, or `join_self`, is needed.
+        """
         return self._open_unified("", os.O_PATH | os.O_DIRECTORY)
 
     def populated_fd(self) -> int | None:
@@ -107,12 +111,9 @@ class Cgroup:
         processes.kill(self.unified, self._tracking_v1(), self._freezer())
 
     def wait_empty(self, timeout: float) -> bool:
-        """Sleeps until no process is left in the version 2 cgroup, or for `timeout` seconds. False: some are left.
-
-        Without version 2, which alone can notify, it only looks.
-        """
+        """Sleeps until no process is left, or for `timeout` seconds. False: some are left."""
         if not self.unified:
-            return not self.pids()
+            return processes.wait_gone(self.pids, timeout)
         return processes.wait_for(self.unified, "populated", 0, timeout)
 
     def freeze(self) -> None:

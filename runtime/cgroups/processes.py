@@ -95,6 +95,25 @@ def thaw_v2(unified: str) -> None:
     files.write(unified + "/cgroup.freeze", "0")
 
 
+def wait_gone(listed: Callable[[], list[int]], timeout: float) -> bool:
+    """Sleeps until no process is listed or `timeout` seconds passed, where no cgroup notifies: each process does."""
+    deadline = time.monotonic() + timeout
+    while found := listed():
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                try:
+                    poll = select.poll()
+                    poll.register(pidfd, select.POLLIN)
+                    left = deadline - time.monotonic()
+                    if left <= 0 or not poll.poll(left * 1000):
+                        return False
+                finally:
+                    os.close(pidfd)
+        time.sleep(0.0005)  # a process is told of before it has left its cgroup
+    return True
+
+
 def wait_for(unified: str, event: str, value: int, timeout: float) -> bool:
     """Sleeps until cgroup.events shows that value or `timeout` seconds passed; the kernel notifies, nothing polls."""
     deadline = time.monotonic() + timeout

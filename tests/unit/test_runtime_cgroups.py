@@ -1,0 +1,304 @@
+"""Cgroups without a kernel: which hierarchies there are, which files get which values, and a fake tree for v2."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime import spec
+from runtime.cgroups import Hierarchies, files, tree, v1, v2
+from runtime.cgroups.limits import Group
+from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError
+
+V1 = """\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+33 31 0:30 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+34 31 0:31 / /sys/fs/cgroup/my\\040pids rw,relatime - cgroup cgroup rw,pids
+35 31 0:32 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
+36 31 0:30 / /mnt/again rw,relatime - cgroup cgroup rw,memory
+"""
+V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+HYBRID = V1 + "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n"
+
+
+def _tree(root: Path, mountinfo: str, unified: str = "") -> Hierarchies:
+    for line in mountinfo.splitlines():
+        (root / line.split(" ")[4].replace("\\040", " ").lstrip("/")).mkdir(parents=True, exist_ok=True)
+    if unified:
+        _file(root / unified / "cgroup.controllers", "cpu memory pids hugetlb\n")
+        _file(root / unified / "cgroup.subtree_control", "")
+    return Hierarchies.detect(mountinfo, root=str(root))
+
+
+def _file(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _flat(groups: list[Group]) -> list[tuple[str, str]]:
+    return [(write.file, write.value) for group in groups for write in group]
+
+
+def _fresh(_file: str) -> str:
+    return "max 100000"
+
+
+def test_v1_finds_comounted_controllers_once(tmp_path: Path) -> None:
+    found = _tree(tmp_path, V1)
+    assert found.v1["cpu"] == found.v1["cpuacct"] == f"{tmp_path}/sys/fs/cgroup/cpu,cpuacct"
+    assert found.v1["memory"] == f"{tmp_path}/sys/fs/cgroup/memory"
+    assert found.v1["pids"] == f"{tmp_path}/sys/fs/cgroup/my pids"
+    assert (found.unified, found.pure_v2, len(found.mountpoints())) == ("", False, 4)
+
+
+def test_v2_and_hybrid_are_told_apart(tmp_path: Path) -> None:
+    v2_only = _tree(tmp_path / "v2", V2, "sys/fs/cgroup")
+    assert v2_only.pure_v2
+    assert v2_only.unified_controllers == {"cpu", "memory", "pids", "hugetlb"}
+    hybrid = _tree(tmp_path / "hybrid", HYBRID, "sys/fs/cgroup/unified")
+    assert not hybrid.pure_v2
+    assert hybrid.home("memory") == hybrid.v1["memory"]
+    assert hybrid.home("hugetlb") == hybrid.unified  # only version 2 has it
+    assert hybrid.home("devices") == ""
+    with pytest.raises(NotSupported, match="no cgroup hierarchy is mounted"):
+        Hierarchies.detect("22 27 0:21 / /proc rw - proc proc rw\n")
+
+
+@pytest.mark.parametrize("path", ["", "/", "/a/../../b", "../b"])
+def test_a_path_that_leads_out_is_refused(path: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"^linux\.cgroupsPath: "):
+        _tree(tmp_path, V1).cgroup(path)
+
+
+def test_v1_writes_each_limit_to_its_file() -> None:
+    resources = spec.Resources(
+        devices=(
+            spec.DeviceRule(False),
+            spec.DeviceRule(True, "c", 1, 3, "rw"),
+            spec.DeviceRule(True, "c", 136, None),
+            spec.DeviceRule(True, "a", None, None, "m"),
+        ),
+        memory=spec.Memory(limit=64 << 20, swap=128 << 20, reservation=32 << 20, swappiness=0),
+        cpu=spec.CPU(shares=512, quota=50000, period=100000, cpus="0", mems="0"),
+        pids_limit=-1,
+        block_io=spec.BlockIO(weight=500, throttle_read_bps_device=(spec.ThrottleDevice(8, 0, 1000),)),
+        hugepage_limits=(spec.HugepageLimit("2MB", 0),),
+        network=spec.NetworkClass(0x10001, (spec.InterfacePriority("eth0", 5),)),
+    )
+    assert _flat(v1.plan(resources)) == [
+        ("devices.deny", "a"),
+        ("devices.allow", "c 1:3 rw"),
+        ("devices.allow", "c 136:* rwm"),
+        ("devices.allow", "b *:* m"),
+        ("devices.allow", "c *:* m"),
+        ("memory.limit_in_bytes", "67108864"),
+        ("memory.memsw.limit_in_bytes", "134217728"),
+        ("memory.soft_limit_in_bytes", "33554432"),
+        ("memory.swappiness", "0"),
+        ("cpu.shares", "512"),
+        ("cpu.cfs_period_us", "100000"),
+        ("cpu.cfs_quota_us", "50000"),
+        ("cpuset.cpus", "0"),
+        ("cpuset.mems", "0"),
+        ("pids.max", "max"),
+        ("blkio.weight", "500"),
+        ("blkio.throttle.read_bps_device", "8:0 1000"),
+        ("hugetlb.2MB.limit_in_bytes", "0"),
+        ("hugetlb.2MB.rsvd.limit_in_bytes", "0"),
+        ("net_cls.classid", "65537"),
+        ("net_prio.ifpriomap", "eth0 5"),
+    ]
+    assert _flat(v1.plan(spec.Resources(memory=spec.Memory(limit=-1)))) == [
+        ("memory.limit_in_bytes", "-1"),
+        ("memory.memsw.limit_in_bytes", "-1"),
+    ]
+    with pytest.raises(SpecError, match=r"^linux\.resources\.unified: needs cgroup v2"):
+        v1.plan(spec.Resources(unified={"memory.high": "1"}))
+
+
+def test_v2_writes_each_limit_to_its_file() -> None:
+    resources = spec.Resources(
+        memory=spec.Memory(limit=64 << 20, swap=96 << 20, reservation=32 << 20),
+        cpu=spec.CPU(shares=1024, quota=50000, period=100000, cpus="0-1"),
+        pids_limit=100,
+        block_io=spec.BlockIO(weight=10, throttle_write_iops_device=(spec.ThrottleDevice(8, 0, 7),)),
+        hugepage_limits=(spec.HugepageLimit("1GB", 1 << 30),),
+        unified={"memory.high": "60000000", "cgroup.max.depth": "3"},
+    )
+    assert _flat(v2.plan(resources, _fresh)) == [
+        ("memory.swap.max", str(32 << 20)),
+        ("memory.max", str(64 << 20)),
+        ("memory.low", str(32 << 20)),
+        ("cpu.weight", "100"),
+        ("cpu.max", "50000 100000"),
+        ("cpuset.cpus", "0-1"),
+        ("pids.max", "100"),
+        ("io.bfq.weight", "10"),
+        ("io.max", "8:0 wiops=7"),
+        ("hugetlb.1GB.max", str(1 << 30)),
+        ("hugetlb.1GB.rsvd.max", str(1 << 30)),
+        ("memory.high", "60000000"),
+        ("cgroup.max.depth", "3"),
+    ]
+
+
+def test_v2_keeps_the_quota_when_only_the_period_changes() -> None:
+    only_period = spec.Resources(cpu=spec.CPU(period=20000))
+    assert _flat(v2.plan(only_period, lambda file: {"cpu.max": "7000 100000"}[file])) == [("cpu.max", "7000 20000")]
+    only_quota = spec.Resources(cpu=spec.CPU(quota=-1))
+    assert _flat(v2.plan(only_quota, _fresh)) == [("cpu.max", "max")]
+
+
+@pytest.mark.parametrize("file", ["../memory.max", "memory/max", "memory..max", "memory", ".x", "x."])
+def test_v2_refuses_unified_keys_that_are_no_file_names(file: str) -> None:
+    with pytest.raises(SpecError, match="expected the name of a cgroup file"):
+        v2.plan(spec.Resources(unified={file: "1"}), _fresh)
+
+
+@pytest.mark.parametrize(
+    ("limit", "swap", "expected"),
+    [(9, 15, 6), (9, 9, 0), (9, -1, -1), (9, 0, None), (-1, 0, -1), (-1, -1, -1), (0, -1, -1), (0, 0, None)],
+)
+def test_v2_swap_is_what_is_left_of_the_sum(limit: int, swap: int, expected: int | None) -> None:
+    assert v2.swap_max(limit, swap) == expected
+
+
+@pytest.mark.parametrize(("limit", "swap"), [(100, 50), (0, 50), (-1, 50)])
+def test_a_senseless_swap_limit_is_refused_by_both(limit: int, swap: int) -> None:
+    resources = spec.Resources(memory=spec.Memory(limit=limit, swap=swap))
+    for plan in (v1.plan, partial(v2.plan, current=_fresh)):
+        with pytest.raises(SpecError, match=r"^linux\.resources\.memory\.swap: 50 is "):
+            plan(resources)
+
+
+def test_cpu_weight_goes_through_ends_and_default() -> None:
+    assert [v2.cpu_weight(shares) for shares in (2, 102, 512, 1024, 2048, 262144)] == [1, 17, 59, 100, 174, 10000]
+
+
+@given(st.integers(2, 262143))
+def test_cpu_weight_grows_with_shares(shares: int) -> None:
+    assert 1 <= v2.cpu_weight(shares) <= v2.cpu_weight(shares + 1) <= 10000
+
+
+@given(st.integers(10, 999))
+def test_io_weight_grows_with_weight(weight: int) -> None:
+    assert 1 <= v2.io_weight(weight) < v2.io_weight(weight + 1) <= 10000
+
+
+def test_zero_and_unset_limits_write_nothing() -> None:
+    unset = spec.Resources((), spec.Memory(0, 0, 0), spec.CPU(0, 0, None, 0), 0, spec.BlockIO(0))
+    assert v1.plan(unset) == []
+    assert v2.plan(unset, _fresh) == []
+
+
+def test_v2_create_enables_controllers_down_the_path_and_sets_limits(tmp_path: Path) -> None:
+    hierarchies = _tree(tmp_path, V2, "sys/fs/cgroup")
+    root = tmp_path / "sys/fs/cgroup"
+    _file(root / "pods/cgroup.controllers", "cpu memory pids")
+    _file(root / "pods/cgroup.subtree_control", "memory")
+    _file(root / "pods/one/cgroup.controllers", "memory")
+    for name in ("memory.max", "pids.max", "cpu.weight"):
+        _file(root / "pods/one" / name, "")
+    made = hierarchies.cgroup("pods/one").create(
+        spec.Resources(memory=spec.Memory(limit=4096), pids_limit=7, cpu=spec.CPU(shares=1024))
+    )
+    assert made == []  # both were there
+    assert (root / "cgroup.subtree_control").read_text() == "+cpu +hugetlb +memory +pids"
+    assert (root / "pods/cgroup.subtree_control").read_text() == "+cpu +pids"
+    assert [(root / "pods/one" / name).read_text() for name in ("memory.max", "pids.max", "cpu.weight")] == [
+        "4096",
+        "7",
+        "100",
+    ]
+
+
+def test_a_controller_the_machine_lacks_is_named_before_anything_is_made(tmp_path: Path) -> None:
+    hierarchies = _tree(tmp_path, V1)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(NotSupported, match=r"set `hugetlb\.2MB\.limit_in_bytes` to `4096`: no hugetlb cgroup"):
+        hierarchies.cgroup("/one").create(spec.Resources(hugepage_limits=(spec.HugepageLimit("2MB", 4096),)))
+    with pytest.raises(NotSupported, match=r"set `devices\.deny` to `a`: no devices cgroup controller"):
+        hierarchies.cgroup("/one").create(spec.Resources(devices=(spec.DeviceRule(False),)))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_no_pages_of_a_size_nothing_accounts_for_is_no_error(tmp_path: Path) -> None:
+    cgroup = _tree(tmp_path, V1).cgroup("/one")
+    made = cgroup.create(spec.Resources(hugepage_limits=(spec.HugepageLimit("2MB", 0),)))
+    assert len(made) == 4
+    cgroup.remove()
+    cgroup.remove_parents(made)
+    assert not list(tmp_path.rglob("one"))
+
+
+def test_a_failed_create_leaves_nothing(tmp_path: Path) -> None:
+    hierarchies = _tree(tmp_path, V1)
+    with pytest.raises(RuntimeCoreError, match=r"`pids\.max` to `9`: no such file in"):  # a fake directory has no files
+        hierarchies.cgroup("/a/b/c").create(spec.Resources(pids_limit=9))
+    assert not list(tmp_path.rglob("a"))
+
+
+def test_parents_still_used_are_kept(tmp_path: Path) -> None:
+    hierarchies = _tree(tmp_path, V1)
+    first, second = hierarchies.cgroup("/pod/one"), hierarchies.cgroup("/pod/two")
+    made = first.create(spec.Resources())
+    assert [os.path.basename(directory) for directory in made[:2]] == ["pod", "one"]
+    also_made = second.create(spec.Resources())
+    first.remove()
+    first.remove_parents(made)
+    assert len(list(tmp_path.rglob("pod"))) == 4
+    second.remove()
+    second.remove()
+    second.remove_parents([*made, *also_made])
+    assert not list(tmp_path.rglob("pod"))
+
+
+def test_cpusets_are_handed_down_from_the_nearest_that_has_them(tmp_path: Path) -> None:
+    for directory, cpus in (("", "0-3"), ("a", "0-1"), ("a/b", "\n"), ("a/b/c", "")):
+        _file(tmp_path / directory / "cpuset.cpus", cpus)
+        _file(tmp_path / directory / "cpuset.mems", "0" if not directory else "")
+    tree.inherit_cpuset(str(tmp_path), "/a/b/c")
+    assert (tmp_path / "a/b/cpuset.cpus").read_text() == "0-1"
+    assert (tmp_path / "a/b/c/cpuset.cpus").read_text() == "0-1"
+    assert (tmp_path / "a/cpuset.mems").read_text() == (tmp_path / "a/b/c/cpuset.mems").read_text() == "0"
+
+
+def test_a_file_longer_than_a_page_is_read_to_its_end() -> None:
+    """The kernel gives at most a page of such a file at once, whatever is asked for."""
+    text = files.read("/proc/self/smaps")
+    assert len(text) > 8192
+    assert text.splitlines()[-1].startswith("VmFlags:")
+    assert "[stack]" in text
+
+
+def test_oom_kills_are_read_from_either_version(tmp_path: Path) -> None:
+    old = _tree(tmp_path / "v1", V1)
+    _file(Path(old.v1["memory"], "one/memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert old.cgroup("/one").oom_kills() == 2
+    new = _tree(tmp_path / "v2", V2, "sys/fs/cgroup")
+    _file(Path(new.unified, "one/memory.events"), "low 0\noom 5\noom_kill 3\noom_group_kill 1\n")
+    assert new.cgroup("/one").oom_kills() == 3
+    assert new.cgroup("/gone").oom_kills() == 0
+
+
+def test_values_that_constrain_each_other_go_in_either_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"memory.limit_in_bytes": 100, "memory.memsw.limit_in_bytes": 100}
+
+    def kernel_write(path: str, value: str) -> None:
+        wanted = state | {os.path.basename(path): int(value)}
+        if wanted["memory.limit_in_bytes"] > wanted["memory.memsw.limit_in_bytes"]:
+            raise OperationFailed("write", path, 22)
+        state.update(wanted)
+
+    monkeypatch.setattr(files, "write", kernel_write)
+    cgroup = _tree(tmp_path, V1).cgroup("/one")
+    for limit in (200, 50, 400):
+        cgroup.update(spec.Resources(memory=spec.Memory(limit=limit, swap=limit)))
+        assert list(state.values()) == [limit, limit]
