@@ -131,7 +131,7 @@ class _Member:
     path: str
 
     def refuse(self, name: str, reason: str) -> NoReturn:
-        raise InvalidArgument(f"{_FIELD}: {self.file!r}: {self._at(name)}: {reason}")
+        raise InvalidArgument(f"{_FIELD}: {self.file!r}: {self.at(name)}: {reason}")
 
     def strings(self, name: str, *, one: bool = False) -> list[str]:
         """The list of strings; of one string if `one`, and absent or null is empty."""
@@ -161,16 +161,16 @@ class _Member:
     def _object(self, value: object, name: str) -> _Member:
         if value is not None and not isinstance(value, dict):
             self.refuse(name, "expected an object")
-        return _Member(value or {}, self.file, self._at(name))
+        return _Member(value or {}, self.file, self.at(name))
 
-    def _at(self, name: str) -> str:
+    def at(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
 
 
 def _action(member: _Member, name: str) -> str:
     action = "".join(member.strings(name, one=True))
     if action == "SCMP_ACT_NOTIFY":
-        raise Unimplemented(f"{_FIELD}: {member.file!r}: {name}: SCMP_ACT_NOTIFY is not supported yet")
+        raise Unimplemented(f"{_FIELD}: {member.file!r}: {member.at(name)}: SCMP_ACT_NOTIFY is not supported yet")
     if action not in _ACTIONS:
         member.refuse(name, f"unknown action {action!r}")
     return action

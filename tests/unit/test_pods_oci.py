@@ -1,0 +1,477 @@
+"""CRI configuration to OCI configuration: the plan of one container."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from image.model import ImageConfig
+from pods import model, oci
+from pods.capability import DEFAULT
+from pods.devices import DeviceNode
+from pods.errors import InvalidArgument, PodError, Unimplemented
+from pods.host import HostFacts
+from pods.model import ContainerSecurity as Security
+from pods.model import NamespaceMode, Propagation
+from runtime.spec_parse import parse
+from runtime.users import Identity
+
+HOST = HostFacts(
+    cgroup_v2=True,
+    swap_limit=True,
+    capabilities=DEFAULT | {"CAP_SYS_ADMIN", "CAP_NET_ADMIN"},
+    kernel=(6, 1),
+    architecture="amd64",
+    hostname="node",
+)
+_INFRA, _TARGET = 77, 88
+
+
+def _host(**changes: Any) -> HostFacts:
+    return dataclasses.replace(HOST, **changes)
+
+
+def _sandbox(**security: Any) -> model.Sandbox:
+    return model.Sandbox(
+        id="s" * 64,
+        config=model.SandboxConfig(
+            metadata=model.SandboxMetadata(name="web", uid="u-1", namespace="prod"),
+            hostname="web-0",
+            security=model.SandboxSecurity(**security),
+        ),
+        runtime_handler="",
+        state=model.SandboxState.READY,
+        created_at=1,
+    )
+
+
+def _config(**fields: Any) -> model.ContainerConfig:
+    return model.ContainerConfig(
+        metadata=model.ContainerMetadata(name="nginx"),
+        image=model.ImageSpec(image="sha256:abc", user_specified_image="registry.test/nginx:1"),
+        **{"command": ("serve",), **fields},
+    )
+
+
+def _build(
+    config: model.ContainerConfig,
+    *,
+    sandbox: model.Sandbox | None = None,
+    image: ImageConfig | None = None,
+    host: HostFacts = HOST,
+    devices: tuple[DeviceNode, ...] = (),
+    target_pid: int = _TARGET,
+) -> dict[str, Any]:
+    sandbox = sandbox or _sandbox()
+    context = oci.ContainerContext(
+        container_id="c" * 64,
+        sandbox=sandbox,
+        config=config,
+        image=image or ImageConfig(),
+        user=Identity(uid=1000, gid=50, additional_gids=(50, 7), home="/home/www"),
+        infra_pid=_INFRA,
+        target_pid=target_pid,
+        sandbox_dir=Path("/run/s"),
+        volumes_dir=Path("/var/v"),
+        cgroups_path=oci.cgroups_path(sandbox, "c" * 64),
+        host=host,
+        found=oci.HostObjects(devices=devices, mount_sources=tuple(mount.host_path for mount in config.mounts)),
+    )
+    document = oci.build_config(context)
+    parse(json.loads(json.dumps(document)))  # whatever is planned, the runtime takes it
+    return document
+
+
+def _with(**security: Any) -> model.ContainerConfig:
+    return _config(security=Security(**security))
+
+
+def _mounts(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {mount["destination"]: mount for mount in document["mounts"]}
+
+
+def _namespaces(document: dict[str, Any]) -> dict[str, str]:
+    return {entry["type"]: entry.get("path", "new") for entry in document["linux"]["namespaces"]}
+
+
+# -- the process ------------------------------------------------------------------------------------------------------
+
+_IMAGE = ImageConfig(entrypoint=("entry",), cmd=("from", "image"))
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "argv"),
+    [
+        ((), (), ["entry", "from", "image"]),
+        ((), ("a",), ["entry", "a"]),
+        (("c",), (), ["c"]),
+        (("c",), ("a",), ["c", "a"]),
+    ],
+)
+def test_the_kubernetes_rules_of_command_and_args(
+    command: tuple[str, ...], args: tuple[str, ...], argv: list[str]
+) -> None:
+    assert oci.process_args(_config(command=command, args=args), _IMAGE) == argv
+
+
+def test_nothing_to_run_names_the_image_as_the_user_does() -> None:
+    with pytest.raises(InvalidArgument, match=r"'registry\.test/nginx:1' has neither entrypoint nor cmd"):
+        oci.process_args(_config(command=()), ImageConfig())
+
+
+def test_environment_is_overridden_by_the_image_and_then_by_the_request() -> None:
+    image = ImageConfig(env=("PATH=/image", "A=image", "B=image", "C=x=y", "BARE"))
+    process = _build(_config(tty=True, envs=(("B", "request"), ("TERM", "dumb"))), image=image)["process"]
+    assert process["env"] == [
+        "PATH=/image", "HOSTNAME=web-0", "TERM=dumb", "A=image", "B=request", "C=x=y", "BARE=", "HOME=/home/www",
+    ]  # fmt: skip
+    assert process["terminal"] is True
+    assert process["user"] == {"uid": 1000, "gid": 50, "additionalGids": [50, 7]}
+
+
+def test_a_pod_on_the_host_network_has_the_hosts_name() -> None:
+    sandbox = _sandbox(namespaces=model.NamespaceOptions(network=NamespaceMode.NODE))
+    assert "HOSTNAME=node" in _build(_config(), sandbox=sandbox)["process"]["env"]
+
+
+@pytest.mark.parametrize(
+    ("security", "image_user", "request_"),
+    [
+        ({}, "", ("", None)),
+        ({}, "www:web", ("www:web", None)),
+        ({"run_as_user": 0}, "www:web", ("0", None)),
+        ({"run_as_username": "app"}, "www:web", ("app", None)),
+        ({"run_as_user": 5, "run_as_username": "app", "run_as_group": 0}, "", ("5", 0)),
+    ],
+)
+def test_who_runs(security: dict[str, Any], image_user: str, request_: tuple[str, int | None]) -> None:
+    found = oci.user_request(_with(**security), ImageConfig(user=image_user))
+    assert (found.user, found.group) == request_
+
+
+def test_strict_groups_do_not_merge_the_images() -> None:
+    config = _with(supplemental_groups=(5, 6), groups_policy=model.GroupsPolicy.STRICT)
+    assert oci.user_request(config, ImageConfig(user="www")).to_json() == {
+        "user": "www", "group": None, "supplemental": [5, 6], "merge": False,
+    }  # fmt: skip
+
+
+def test_a_group_without_a_user_is_refused_though_the_image_has_one() -> None:
+    with pytest.raises(InvalidArgument, match=r"security_context\.run_as_group: 5"):
+        oci.user_request(_with(run_as_group=5), ImageConfig(user="www"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "image", "name"),
+    [
+        ("", "", "SIGTERM"),
+        ("", "3", "SIGQUIT"),
+        ("usr1", "SIGQUIT", "SIGUSR1"),
+        ("SIGRTMIN+3", "", "SIGRTMIN+3"),
+        ("rtmax-1", "", "SIGRTMIN+29"),
+        ("64", "", "SIGRTMIN+30"),
+    ],
+)
+def test_stop_signal(asked: str, image: str, name: str) -> None:
+    assert oci.stop_signal(_config(stop_signal=asked), ImageConfig(stop_signal=image)) == name
+
+
+@pytest.mark.parametrize("signal", ["SIGNOPE", "0", "65", "-9", "RTMIN+31", "1e3", "SIG"])
+def test_what_is_no_signal(signal: str) -> None:
+    with pytest.raises(InvalidArgument, match="is not a signal"):
+        oci.stop_signal(_config(), ImageConfig(stop_signal=signal))
+
+
+# -- rights -----------------------------------------------------------------------------------------------------------
+
+
+def _capabilities(**security: Any) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = _build(_with(**security))["process"]["capabilities"]
+    return found
+
+
+def test_capabilities_are_named_in_any_spelling_and_dropping_wins() -> None:
+    caps = _capabilities(add_capabilities=("sys_admin", "CAP_NET_ADMIN"), drop_capabilities=("Net_Admin", "CAP_CHOWN"))
+    assert set(caps["bounding"]) == (DEFAULT | {"CAP_SYS_ADMIN"}) - {"CAP_CHOWN"}
+    assert caps["effective"] == caps["permitted"] == caps["bounding"]
+    assert caps["inheritable"] == caps["ambient"] == []
+
+
+def test_all_is_what_the_daemon_has() -> None:
+    assert set(_capabilities(add_capabilities=("ALL",))["bounding"]) == HOST.capabilities
+    assert _capabilities(add_capabilities=("KILL",), drop_capabilities=("all",))["bounding"] == ["CAP_KILL"]
+    assert "CAP_KILL" not in _capabilities(add_capabilities=("ALL",), drop_capabilities=("KILL",))["bounding"]
+
+
+def test_ambient_capabilities_are_in_every_set() -> None:
+    caps = _capabilities(add_ambient_capabilities=("NET_ADMIN",), drop_capabilities=("ALL",))
+    assert all(caps[name] == ["CAP_NET_ADMIN"] for name in caps)
+
+
+@pytest.mark.parametrize("name", ["CAP_NOPE", "", "SYS_RESOURCE"])
+def test_a_capability_that_cannot_be_given(name: str) -> None:
+    with pytest.raises(InvalidArgument, match="capabilities"):
+        _capabilities(add_capabilities=(name,))
+
+
+def test_privileged_lifts_every_fence() -> None:
+    config = _with(
+        privileged=True,
+        masked_paths=("/proc/kcore",),
+        readonly_paths=("/proc/sys",),
+        seccomp=model.SecurityProfile(type=model.ProfileType.RUNTIME_DEFAULT),
+        apparmor=model.SecurityProfile(type=model.ProfileType.RUNTIME_DEFAULT),
+    )
+    sda = DeviceNode("/dev/sda", "b", 8, 0, 0o660, 0, 6, "rwm")
+    document = _build(config, sandbox=_sandbox(privileged=True), devices=(sda,))
+    linux = document["linux"]
+    assert set(document["process"]["capabilities"]["bounding"]) == HOST.capabilities
+    assert (linux["maskedPaths"], linux["readonlyPaths"]) == ([], [])
+    assert "seccomp" not in linux
+    assert linux["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
+    assert [device["path"] for device in linux["devices"]] == ["/dev/sda"]
+    mounts = _mounts(document)
+    assert all("ro" not in mounts[path]["options"] for path in ("/sys", "/sys/fs/cgroup"))
+    assert "cgroup" not in _namespaces(document)
+
+
+def test_an_ordinary_container_is_fenced() -> None:
+    config = _with(masked_paths=("/proc/kcore",), readonly_paths=("/proc/sys",), no_new_privs=True)
+    fuse = DeviceNode("/dev/fuse", "c", 10, 229, 0o666, 0, 0, "rw")
+    document = _build(config, devices=(fuse,))
+    linux = document["linux"]
+    assert (linux["maskedPaths"], linux["readonlyPaths"]) == (["/proc/kcore"], ["/proc/sys"])
+    assert document["process"]["noNewPrivileges"] is True
+    rules = linux["resources"]["devices"]
+    assert rules[0] == {"allow": False, "access": "rwm"}
+    assert rules[-1] == {"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rw"}
+    assert {"allow": True, "type": "c", "major": 136, "access": "rwm"} in rules
+    assert not any(rule["allow"] and "r" in rule["access"] and "major" not in rule for rule in rules)
+    mounts = _mounts(document)
+    assert all("ro" in mounts[path]["options"] for path in ("/sys", "/sys/fs/cgroup"))
+
+
+def test_selinux_labels_only_where_selinux_is() -> None:
+    config = _with(selinux=model.SELinuxOptions(level="s0:c1,c2"))
+    assert "selinuxLabel" not in _build(config)["process"]
+    document = _build(config, host=_host(selinux=True))
+    assert document["process"]["selinuxLabel"] == "system_u:system_r:container_t:s0:c1,c2"
+    assert document["linux"]["mountLabel"] == "system_u:object_r:container_file_t:s0:c1,c2"
+
+
+# -- namespaces -------------------------------------------------------------------------------------------------------
+
+_POD, _OWN, _NODE, _OTHER = NamespaceMode.POD, NamespaceMode.CONTAINER, NamespaceMode.NODE, NamespaceMode.TARGET
+
+
+@pytest.mark.parametrize(
+    ("pod", "container", "pid"),
+    [
+        (_POD, _POD, f"/proc/{_INFRA}/ns/pid"),
+        (_POD, _OWN, "new"),
+        (_OWN, _OWN, "new"),
+        (_OWN, _POD, "new"),  # the infra process is in the host's PID namespace then: never joined
+        (_OWN, _OTHER, f"/proc/{_TARGET}/ns/pid"),
+        (_POD, _OTHER, f"/proc/{_TARGET}/ns/pid"),
+        (_NODE, _NODE, None),
+        (_NODE, _POD, None),
+        (_NODE, _OWN, "new"),
+    ],
+)
+def test_pid_namespace(pod: NamespaceMode, container: NamespaceMode, pid: str | None) -> None:
+    sandbox = _sandbox(namespaces=model.NamespaceOptions(pid=pod))
+    config = _with(namespaces=model.NamespaceOptions(pid=container, target_id="t"))
+    assert _namespaces(_build(config, sandbox=sandbox)).get("pid") == pid
+
+
+def test_the_pods_namespaces_are_joined() -> None:
+    found = _namespaces(_build(_config()))
+    assert found == {
+        "mount": "new",
+        "network": "/proc/77/ns/net",
+        "uts": "/proc/77/ns/uts",
+        "ipc": "/proc/77/ns/ipc",
+        "pid": "/proc/77/ns/pid",
+        "cgroup": "new",
+    }
+    assert "cgroup" not in _namespaces(_build(_config(), host=_host(cgroup_v2=False)))
+
+
+def test_what_the_pod_shares_with_the_host_is_not_listed() -> None:
+    sandbox = _sandbox(namespaces=model.NamespaceOptions(network=_NODE, pid=_NODE, ipc=_NODE))
+    document = _build(_config(), sandbox=sandbox)
+    assert set(_namespaces(document)) == {"mount", "cgroup"}
+    assert _mounts(document)["/dev/shm"]["source"] == "/dev/shm"
+
+
+# -- mounts -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_default_mounts_have_parents_first() -> None:
+    document = _build(_config())
+    paths = [mount["destination"] for mount in document["mounts"]]
+    assert set(paths) == {
+        "/proc", "/dev", "/dev/pts", "/dev/mqueue", "/dev/shm", "/sys", "/sys/fs/cgroup",
+        "/etc/resolv.conf", "/etc/hostname", "/etc/hosts",
+    }  # fmt: skip
+    assert paths.index("/dev") < paths.index("/dev/pts")
+    assert paths.index("/sys") < paths.index("/sys/fs/cgroup")
+    assert _mounts(document)["/dev/shm"]["source"] == "/run/s/shm"
+    assert document["root"] == {"path": "rootfs", "readonly": False}
+
+
+def test_the_requests_mounts_replace_defaults_and_volumes() -> None:
+    image = ImageConfig(volumes=("/data/", "/cache", "logs"))
+    mounts = (
+        model.Mount(container_path="/etc/hosts", host_path="/pods/hosts", readonly=True),
+        model.Mount(container_path="/data", host_path="/h/data", propagation=Propagation.HOST_TO_CONTAINER),
+        model.Mount(container_path="/b//c/", host_path="/h/c", propagation=Propagation.BIDIRECTIONAL),
+        model.Mount(container_path="/rro", host_path="/h/rro", readonly=True, recursive_read_only=True),
+    )
+    document = _build(_config(mounts=mounts), image=image)
+    found = _mounts(document)
+    assert len(found) == len(document["mounts"])
+    assert found["/etc/hosts"]["source"] == "/pods/hosts"
+    assert found["/etc/hosts"]["options"] == ["rbind", "rprivate", "ro"]
+    assert found["/data"]["options"] == ["rbind", "rslave"]
+    assert found["/b/c"]["options"] == ["rbind", "rshared"]
+    assert found["/rro"]["options"] == ["rbind", "rprivate", "rro"]
+    assert (found["/cache"]["source"], found["/logs"]["source"]) == ("/var/v/0", "/var/v/1")
+
+
+def test_a_mounted_dev_hides_what_would_be_below_it() -> None:
+    mounts = (model.Mount(container_path="/dev", host_path="/dev"),)
+    found = _mounts(_build(_config(mounts=mounts)))
+    assert [path for path in found if path.startswith("/dev")] == ["/dev"]
+
+
+_PATHS = st.lists(st.sampled_from(["a", "b", "dev", "sys", "etc", "hosts", "shm"]), min_size=1, max_size=4)
+
+
+@given(st.lists(_PATHS, max_size=6), st.lists(_PATHS, max_size=4))
+def test_no_mount_covers_an_earlier_one(paths: list[list[str]], volumes: list[list[str]]) -> None:
+    asked = ["/" + "/".join(path) for path in paths]
+    mounts = tuple(model.Mount(container_path=path, host_path=f"/h/{i}") for i, path in enumerate(asked))
+    image = ImageConfig(volumes=tuple("/" + "/".join(path) for path in volumes))
+    document = _build(_config(mounts=mounts), image=image)
+    planned = [mount["destination"] for mount in document["mounts"]]
+    for index, path in enumerate(planned):
+        assert not any(earlier.startswith(path + "/") for earlier in planned[:index])
+    on_top = {mount.container_path: mount.host_path for mount in mounts}  # of two at one path the last
+    assert {path: _mounts(document)[path]["source"] for path in on_top} == on_top
+
+
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+def _limits(host: HostFacts = HOST, **resources: Any) -> dict[str, Any]:
+    limits = _build(_config(resources=model.Resources(**resources)), host=host)["linux"]["resources"]
+    return {name: value for name, value in limits.items() if name != "devices"}
+
+
+def test_limits() -> None:
+    assert _limits() == {}
+    assert _limits(
+        cpu_shares=2, cpu_quota=-1, cpu_period=100_000, cpuset_cpus="0-1", hugepage_limits={"2MB": 0},
+        memory_limit_in_bytes=1 << 20, unified={"memory.high": "5"},
+    ) == {
+        "cpu": {"shares": 2, "quota": -1, "period": 100_000, "cpus": "0-1"},
+        "memory": {"limit": 1 << 20, "swap": 1 << 20},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+        "unified": {"memory.high": "5"},
+    }  # fmt: skip
+    assert _limits(memory_limit_in_bytes=5, memory_swap_limit_in_bytes=7)["memory"] == {"limit": 5, "swap": 7}
+    assert _limits(memory_limit_in_bytes=5, memory_swap_limit_in_bytes=-1)["memory"] == {"limit": 5, "swap": -1}
+    assert _limits(_host(swap_limit=False), memory_limit_in_bytes=5)["memory"] == {"limit": 5}
+
+
+@pytest.mark.parametrize(
+    ("resources", "field"),
+    [
+        ({"memory_limit_in_bytes": 9, "memory_swap_limit_in_bytes": 5}, "memory_swap_limit_in_bytes"),
+        ({"cpuset_cpus": "0-"}, "cpuset_cpus"),
+        ({"cpuset_mems": "../x"}, "cpuset_mems"),
+        ({"hugepage_limits": {"2mb": 1}}, "hugepage_limits"),
+        ({"unified": {"../cgroup.procs": "1"}}, "unified"),
+        ({"oom_score_adj": 1001}, "oom_score_adj"),
+    ],
+)
+def test_limits_that_cannot_be(resources: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument, match=rf"config\.linux\.resources\.{field}: "):
+        _limits(**resources)
+
+
+def test_unified_limits_need_cgroup_v2() -> None:
+    with pytest.raises(InvalidArgument, match="cgroup v1"):
+        _limits(_host(cgroup_v2=False), unified={"memory.high": "1"})
+
+
+@pytest.mark.parametrize(
+    ("parent", "path"),
+    [("", "/crisp/S/C"), ("/", "/C"), ("/kubepods/pod1/", "/kubepods/pod1/C"), ("//a/./b", "/a/b/C")],
+)
+def test_cgroup_path(parent: str, path: str) -> None:
+    sandbox = msgspec.structs.replace(_sandbox(), id="S")
+    config = msgspec.structs.replace(sandbox.config, cgroup_parent=parent)
+    assert oci.cgroups_path(msgspec.structs.replace(sandbox, config=config), "C") == path
+
+
+@pytest.mark.parametrize("parent", ["kubepods", "/a/../b", "..", "kubepods-pod1.slice", "/system.slice"])
+def test_cgroup_parents_that_cannot_be(parent: str) -> None:
+    config = msgspec.structs.replace(_sandbox().config, cgroup_parent=parent)
+    with pytest.raises(InvalidArgument, match="cgroupDriver: cgroupfs" if "slice" in parent else "absolute path"):
+        oci.cgroup_parent("S", config)
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def _mount(**fields: Any) -> model.ContainerConfig:
+    return _config(mounts=(model.Mount(**{"container_path": "/c", "host_path": "/h", **fields}),))
+
+
+_USERNS = model.NamespaceOptions(userns=model.UserNamespace(mode=NamespaceMode.POD))
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "field"),
+    [
+        (_with(privileged=True), InvalidArgument, "config.linux.security_context.privileged"),
+        (_with(namespaces=_USERNS), Unimplemented, "config.linux.security_context.namespace_options.userns_options"),
+        (_with(namespaces=model.NamespaceOptions(pid=_NODE)), InvalidArgument, "namespace_options.pid"),
+        (_with(namespaces=model.NamespaceOptions(pid=_OTHER)), InvalidArgument, "namespace_options.target_id"),
+        (_config(cdi_devices=("v/c=d",)), Unimplemented, "config.CDI_devices"),
+        (_config(working_dir="tmp"), InvalidArgument, "config.working_dir"),
+        (_config(envs=(("A=B", "x"),)), InvalidArgument, "config.envs"),
+        (_config(args=("a\0b",)), InvalidArgument, "config.command"),
+        (_mount(image=model.ImageSpec(image="x")), Unimplemented, "config.mounts[0].image"),
+        (_mount(uid_mappings=(model.IDMapping(host_id=1, container_id=0, length=1),)), Unimplemented, "uidMappings"),
+        (_mount(host_path="rel"), InvalidArgument, "config.mounts[0].host_path"),
+        (_mount(container_path="/a/../.."), InvalidArgument, "config.mounts[0].container_path"),
+        (_mount(container_path="/"), InvalidArgument, "config.mounts[0].container_path"),
+        (_mount(recursive_read_only=True), InvalidArgument, "config.mounts[0].recursive_read_only"),
+    ],
+)
+def test_refused(config: model.ContainerConfig, error: type[PodError], field: str) -> None:
+    with pytest.raises(error) as caught:
+        _build(config)
+    assert field in str(caught.value)
+
+
+def test_a_target_that_is_not_running() -> None:
+    config = _with(namespaces=model.NamespaceOptions(pid=_OTHER, target_id="t1"))
+    with pytest.raises(InvalidArgument, match="'t1' is not running"):
+        _build(config, target_pid=0)
+
+
+def test_annotations_name_the_pod_and_the_image() -> None:
+    annotations = _build(_config())["annotations"]
+    assert annotations["io.kubernetes.cri.sandbox-name"] == "web"
+    assert annotations["io.kubernetes.cri.image-name"] == "registry.test/nginx:1"
