@@ -74,6 +74,10 @@ digest=$(sha256sum pyproject.toml | cut -d' ' -f1)
 stamp=.venv/crisp-installed
 if ! grep -qxF -e "$digest [dev]" -e "$digest $extra" "$stamp" 2>/dev/null; then
     echo "Installing crisp and its Python packages into $PWD/.venv"
-    .venv/bin/python -m pip install --quiet --editable ".$extra" </dev/null
+    # Its warnings are about the making of packages; they are for us only when it fails.
+    output=$(.venv/bin/python -m pip install --quiet --editable ".$extra" 2>&1 </dev/null) || {
+        echo "$output" >&2
+        exit 1
+    }
     echo "$digest $extra" >"$stamp"
 fi

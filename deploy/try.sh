@@ -16,7 +16,13 @@ work="" daemon="" pod="" container="" ports="" forwarding="" log_root=""
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
+fetch() {
+    printf '\033[2m$ curl %s\033[0m\n' "$1" >&2
+    python -c 'import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode(), end="")' "$1"
+}
 fail() { echo "try.sh: $*" >&2; exit 1; }
+
+has_link() { ip link show "$1" >/dev/null 2>&1; }
 
 # A value in the JSON on standard input.
 value() { python -c "import json, sys; print(json.load(sys.stdin)$1)"; }
@@ -59,7 +65,7 @@ stop_daemon() {
 }
 
 remove_network() {
-    if [ -e "/sys/class/net/$bridge" ]; then
+    if has_link "$bridge"; then
         ip link delete "$bridge"
     fi
     # The bridge plugin turns forwarding on.
@@ -72,9 +78,10 @@ leftovers() {
     pgrep -a -f -- "$work" | sed 's/^/process: /' || true
     local port id
     for port in $bridge $ports; do
-        [ ! -e "/sys/class/net/$port" ] || echo "link: $port"
+        ! has_link "$port" || echo "link: $port"
     done
     for id in $pod $container; do
+        pgrep -a -f -- "crisp-.* $id" | sed 's/^/process: /' || true
         find /run/netns -name "*$id*" 2>/dev/null | sed 's/^/network namespace: /' || true
         find /sys/fs/cgroup -type d -name "*$id*" | sed 's/^/cgroup: /'
         iptables-save | grep -F "${id:0:12}" | sed 's/^/iptables: /' || true
@@ -108,7 +115,7 @@ work=$(mktemp -d /tmp/crisp-try.XXXXXX)
 export CRISP_LISTEN="unix://$work/crisp.sock" PATH="$PWD/.venv/bin:$PATH"
 [ -e /var/log/crisp ] || log_root=/var/log/crisp
 forwarding=$(cat /proc/sys/net/ipv4/ip_forward)
-[ ! -e "/sys/class/net/$bridge" ] || fail "there is a link $bridge already: is another try.sh running?"
+! has_link "$bridge" || fail "there is a link $bridge already: is another try.sh running?"
 
 step "2. A network for pods: a bridge, and addresses from $(free_network).0/24"
 mkdir -p "$work/cni" "$work/www"
@@ -138,21 +145,21 @@ container=$(tail -n 1 "$work/container")
 run crisp pods
 run crisp ps
 pod=$(crisp -o json pods | value '["items"][0]["id"]')
-ports=$(find "/sys/class/net/$bridge/brif" -mindepth 1 -printf '%f ')
+ports=$(ip -o link show master "$bridge" | sed 's/^[0-9]*: \([^@:]*\).*/\1/')
 
 step "6. The page, over the pod network"
 address=$(crisp -o json inspect "$pod" | value '["status"]["network"]["ip"]')
-page=$(run busybox wget -q -T 5 -O - "http://$address/" | tee /dev/stderr)
-[[ $page == *"Hello from a pod" ]] || fail "the page is not what the pod serves"
+page=$(fetch "http://$address/" | tee /dev/stderr)
+[ "$page" = "Hello from a pod" ] || fail "the page is not what the pod serves"
 
 step "7. A command in the container, and what the server wrote"
-run crisp exec "$container" ps
-run crisp logs "$container"
+run crisp exec "${container:0:13}" ps
+run crisp logs "${container:0:13}"
 
 step "8. The daemon dies; the pod does not notice"
 run kill -KILL "$daemon"
 wait "$daemon" 2>/dev/null || true
-busybox wget -q -T 5 -O - "http://$address/"
+fetch "http://$address/"
 start_daemon
 run crisp ps
 
