@@ -19,8 +19,9 @@ from rich.console import Console
 
 from tests import box
 from tests.bench import layouts, report
-from tests.bench.peers import PEERS, Peer, PeerFailed
-from tests.bench.phases import PHASES, Contender, warm_up
+from tests.bench.peers import PEERS, Peer, PeerFailed, TracedCrisp
+from tests.bench.phases import PHASES, Contender, down, up, warm_up
+from tests.bench.trace import print_trace
 from tests.bench.workload import Client
 
 RESULTS = Path(__file__).parents[2] / "bench-results"
@@ -42,7 +43,7 @@ def main() -> int:
     if DIRECTORY not in os.environ:
         return _in_a_box(sys.argv[1:])
     try:
-        asyncio.run(_measure(arguments, Path(os.environ[DIRECTORY]), console))
+        asyncio.run((_trace if arguments.trace else _measure)(arguments, Path(os.environ[DIRECTORY]), console))
     except PeerFailed as error:
         console.print(f"bench: {error}", style="red", highlight=False, markup=False)
         return 1
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds, the runtimes taking turns (3)")
     names = [peer.name for peer in PEERS]
     parser.add_argument("--only", action="append", choices=names, help="leave the other runtimes out; may be repeated")
-    parser.add_argument("--trace", action="store_true", help="also print where crispd spends a pod's start")
+    parser.add_argument("--trace", action="store_true", help="instead, print where crispd spends a pod's start")
     return parser
 
 
@@ -110,6 +111,24 @@ async def _measure(arguments: argparse.Namespace, directory: Path, console: Cons
     console.print(f"written: {RESULTS}/bench.json, bench.png", highlight=False)
 
 
+async def _trace(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
+    with ExitStack() as undo:
+        crisp = TracedCrisp(directory / "crisp", 100)
+        _start([crisp], directory, undo, console)
+        async with AsyncExitStack() as close:
+            one = Contender(crisp, _client(crisp))
+            close.push_async_callback(one.client.close)
+            await warm_up(one)
+            before = len(crisp.log_path.read_bytes())
+            await up(one, arguments.pods)
+            await down(one, arguments.pods)
+        print_trace(crisp.log_path.read_bytes()[before:].decode(), console)
+
+
+def _client(peer: Peer) -> Client:
+    return Client(peer.address, peer.directory / "logs", f"/{peer.directory.parent.name}/{peer.name}")
+
+
 def _start(peers: list[Peer], directory: Path, undo: ExitStack, console: Console) -> list[Peer]:
     """Those of `peers` that could be started and given their images. Raises PeerFailed if none could."""
     busybox, pause = layouts.busybox_tar(directory), layouts.pause_tar(directory)
@@ -132,7 +151,7 @@ async def _contend(peers: list[Peer], pods: int, rounds: int, console: Console) 
     async with AsyncExitStack() as undo:
         contenders = []
         for peer in peers:
-            client = Client(peer.address, peer.directory / "logs", f"/{peer.directory.parent.name}/{peer.name}")
+            client = _client(peer)
             undo.push_async_callback(client.close)
             contenders.append(Contender(peer, client))
         for one in contenders:

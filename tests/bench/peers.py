@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from cri.version import crisp_version
 from tests.bench.layouts import BUSYBOX, PAUSE
 from tests.bench.machine import descendants
 
@@ -66,7 +67,7 @@ class Peer:
         """Start the daemon and wait for its socket; `undo` will stop it. Raises PeerFailed."""
         self.directory.mkdir()
         write_network(self.directory / "cni", self.bridge, self.subnet, self.directory / "leases")
-        with self._log.open("wb") as log:
+        with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 self.command(), cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
@@ -84,10 +85,10 @@ class Peer:
 
     def log(self) -> str:
         """The end of what the daemon printed."""
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-15:])
 
     @property
-    def _log(self) -> Path:
+    def log_path(self) -> Path:
         return self.directory / "log"
 
     def _stop(self) -> None:
@@ -107,7 +108,8 @@ class Crisp(Peer):
 
     @classmethod
     def version(cls) -> str | None:
-        return _output(sys.executable, "-m", "cri.daemon", "--version")
+        revision = _output("git", "rev-parse", "--short", "HEAD")
+        return crisp_version() + (f" ({revision})" if revision else "")
 
     def command(self) -> list[str]:
         (self.directory / "crisp.toml").touch()
@@ -120,10 +122,18 @@ class Crisp(Peer):
             "registries-conf": self.directory / "registries.conf",
         }
         bin_dirs = [f"--cni-bin-dir={path}" for path in CNI_BIN_DIRS]
-        return [sys.executable, "-m", "cri.daemon", *(f"--{flag}={value}" for flag, value in flags.items()), *bin_dirs]
+        options = [f"--{flag}={value}" for flag, value in flags.items()] + bin_dirs
+        return [sys.executable, "-m", "cri.daemon", *options]
 
     def load(self, busybox: Path, pause: Path) -> None:
         _run(self, sys.executable, "-m", "cri.cli", "-r", self.address, "image", "import", str(busybox))
+
+
+class TracedCrisp(Crisp):
+    """crispd when it logs where the time of each start goes; not for comparison."""
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--trace-start"]
 
 
 class Containerd(Peer):

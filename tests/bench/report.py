@@ -56,21 +56,21 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def advantage(figure: Figure, ours: float, theirs: float) -> float:
-    """How many times better our median is; below 1 it is worse."""
+    """How many times better our median is; below 1 it is worse. NaN where noise has eaten a figure up."""
     better, worse = (ours, theirs) if figure.more_is_better else (theirs, ours)
-    return better / worse if worse > 0 else float("inf")
+    return better / worse if better > 0 and worse > 0 else float("nan")
 
 
 def print_table(samples: Mapping[str, Samples], versions: Mapping[str, str], console: Console) -> None:
     """One column a runtime; then, against each of the others, how many times better the first is."""
     first, *others = samples
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", title="medians / 99th percentiles")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("unit")
     for name in samples:
         table.add_column(name, justify="right")
     for name in others:
-        table.add_column(f"{first} better than {name} by", justify="right")
+        table.add_column(f"vs {name}", justify="right")
     for figure in FIGURES:
         if not all(figure.name in of_one for of_one in samples.values()):
             continue
