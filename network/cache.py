@@ -1,4 +1,9 @@
-"""What was added, on disk: one JSON file an attachment, which says how to take it away again after any crash."""
+"""What was added, on disk: a file an attachment, which says how to take it away again after any crash.
+
+The first line (the attachment and its network configuration list) is on disk before a plugin runs. The second line,
+what ADD answered, is appended without waiting for the disk, which would cost as much again: after a power cut the
+namespace is gone anyway, a line that was lost or torn counts as no answer, and DEL works without it.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,13 @@ import msgspec
 from network.errors import NetworkError
 from network.model import Attachment
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 _log = logging.getLogger(__name__)
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An attachment, the network configuration list it was made with, and what ADD answered (None: not yet)."""
+    """An attachment, the network configuration list it is made with, and what ADD answered (None: not known)."""
 
     attachment: Attachment
     conflist: msgspec.Raw
@@ -25,7 +32,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ResultCache:
-    """The entries under one directory. Blocking calls; `save` waits for the disk. Raises NetworkError."""
+    """The entries under one directory. Blocking calls; `begin` waits for the disk. Raises NetworkError."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -39,19 +46,26 @@ class ResultCache:
         except OSError as error:
             raise NetworkError(f"prepare {self._directory}: {error.strerror}") from error
 
-    def save(self, entry: Entry) -> None:
-        """Write `entry` in place of the attachment's last one. On return it survives a power cut."""
+    def begin(self, entry: Entry) -> None:
+        """Write the first line. On return the entry survives a power cut."""
         path = self._path(entry.attachment)
         temporary = path.with_suffix(".tmp")
         try:
-            created = not path.exists()
             with open(temporary, "wb") as file:
-                file.write(msgspec.json.encode(entry))
+                file.write(_line(entry))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            if created:  # a lost replacement would leave the older entry, which can be undone as well
-                self._sync_directory()
+            self._sync_directory()
+        except OSError as error:
+            raise NetworkError(f"write {path}: {error.strerror}") from error
+
+    def complete(self, attachment: Attachment, result: dict[str, Any]) -> None:
+        """Append what ADD answered to an entry that was begun. It survives this process, not a power cut."""
+        path = self._path(attachment)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), "wb") as file:
+                file.write(_line(result))
         except OSError as error:
             raise NetworkError(f"write {path}: {error.strerror}") from error
 
@@ -78,15 +92,26 @@ class ResultCache:
 
     def _read(self, path: Path) -> Entry | None:
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Entry)
+            begun, _, completed = path.read_bytes().partition(b"\n")
+            entry = msgspec.json.decode(begun, type=Entry)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (OSError, *_UNREADABLE) as error:
             _log.warning("read %s: %s", path, error)
             return None
+        try:
+            result = msgspec.json.decode(completed, type=dict[str, Any]) if completed else None
+        except _UNREADABLE:
+            result = None
+        return msgspec.structs.replace(entry, result=result)
 
     def _sync_directory(self) -> None:
         with contextlib.ExitStack() as stack:
             descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
             os.fsync(descriptor)
+
+
+def _line(value: Entry | dict[str, Any]) -> bytes:
+    # The raw configuration list is somebody's file, with line breaks of its own.
+    return msgspec.json.format(msgspec.json.encode(value), indent=-1) + b"\n"

@@ -111,9 +111,9 @@ class Network:
             entry = Entry(attachment, msgspec.Raw(conflist.raw))
             async with contextlib.AsyncExitStack() as undo:
                 undo.push_async_callback(self._undo, entry)
-                await self._save(entry)
+                await self._begin(entry)
                 result = await self._chain.add(verb, attachment)
-                await self._save(msgspec.structs.replace(entry, result=result.raw))
+                self._cache.complete(attachment, result.raw)
                 undo.pop_all()
             return result
 
@@ -190,13 +190,13 @@ class Network:
             lock = self._locks[key] = asyncio.Lock()
         return lock
 
-    async def _save(self, entry: Entry) -> None:
+    async def _begin(self, entry: Entry) -> None:
         """Write the entry off the loop, since the disk takes milliseconds; also when cancelled the write has ended."""
-        saving = asyncio.ensure_future(asyncio.to_thread(self._cache.save, entry))
+        writing = asyncio.ensure_future(asyncio.to_thread(self._cache.begin, entry))
         try:
-            await asyncio.shield(saving)
+            await asyncio.shield(writing)
         finally:
-            await asyncio.wait([saving])
+            await asyncio.wait([writing])
 
     async def _take_off(self, entry: Entry, netns: str) -> None:
         attachment = msgspec.structs.replace(entry.attachment, netns=_present(netns))

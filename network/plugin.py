@@ -48,8 +48,9 @@ async def run_plugin(binary: Path, environment: Mapping[str, str], stdin: bytes,
     try:
         async with asyncio.timeout(seconds):
             await child.exited.wait()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(child.printed.wait(), _DRAIN_SECONDS)
+            if not child.printed.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(child.printed.wait(), _DRAIN_SECONDS)
     except TimeoutError:
         raise PluginFailed(binary.name, command, 0, f"no answer within {seconds:g} s") from None
     finally:

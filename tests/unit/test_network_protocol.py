@@ -40,7 +40,7 @@ class Stage:
 
     def configure(self, *plugins: dict[str, Any], version: str = "1.1.0", **fields: Any) -> None:
         conflist = {"cniVersion": version, "name": "net", "plugins": list(plugins), **fields}
-        (self.root / "net.d" / "10.conflist.tmp").write_text(json.dumps(conflist))
+        (self.root / "net.d" / "10.conflist.tmp").write_text(json.dumps(conflist, indent=1))
         os.rename(self.root / "net.d" / "10.conflist.tmp", self.root / "net.d" / "10.conflist")
 
     def told(self, *commands: str) -> list[tuple[str, str, dict[str, str], dict[str, Any]]]:
@@ -190,8 +190,9 @@ async def test_status_asks_plugins_of_1_1_and_again_when_the_answer_is_old(
         await asyncio.sleep(0.01)
     assert stage.network.status().message == 'run plugin "first" STATUS: the agent is away (code 50)'
     sick.unlink()
-    for _ in range(50):
-        assert not stage.network.status().ready  # the answer is believed for a while: one process, not fifty
+    for _ in range(20):
+        assert not stage.network.status().ready  # the answer is believed for a while: one process, not twenty
+        await asyncio.sleep(0.01)
     assert len(stage.told("STATUS")) == 1
     monkeypatch.setattr(readiness, "FRESH_SECONDS", 0.0)
     await until_ready(stage.network)
@@ -209,12 +210,17 @@ async def test_attachment_that_is_not_cached_leaves_by_the_present_list(stage: S
     assert stage.told("DEL") == []
 
 
-async def test_unreadable_cache_entry_counts_as_none(stage: Stage) -> None:
+async def test_torn_answer_is_no_answer_and_unreadable_entry_is_no_entry(stage: Stage) -> None:
     stage.plugin("first")
     stage.configure({"type": "first"})
     await until_ready(stage.network)
     await stage.network.add(POD)
-    (stage.root / "cache" / "s1@eth0.json").write_bytes(b"")
+    entry = stage.root / "cache" / "s1@eth0.json"
+    entry.write_bytes(entry.read_bytes()[:-20])  # the answer is torn; what was asked for is not
+    assert stage.network.attachments() == [POD]
+    with pytest.raises(NetworkError, match="it has not been added"):
+        await stage.network.check(POD)
+    entry.write_bytes(b"")
     assert stage.network.attachments() == []
     await stage.network.remove(POD)
     assert list((stage.root / "cache").iterdir()) == []
