@@ -33,7 +33,7 @@ def pods(arguments: argparse.Namespace, connection: Connection) -> int:
         )
         for pod in found
     ]
-    table(("POD ID", "CREATED", "STATE", "NAME", "NAMESPACE", "ATTEMPT", "IP"), rows)
+    table(("POD ID", "AGE", "STATE", "NAME", "NAMESPACE", "ATTEMPT", "IP"), rows)
     return 0
 
 
@@ -63,7 +63,7 @@ def containers(arguments: argparse.Namespace, connection: Connection) -> int:
         )
         for container in found
     ]
-    table(("CONTAINER", "IMAGE", "CREATED", "STATE", "NAME", "ATTEMPT", "POD ID", "POD"), rows)
+    table(("CONTAINER", "IMAGE", "AGE", "STATE", "NAME", "ATTEMPT", "POD ID", "POD"), rows)
     return 0
 
 

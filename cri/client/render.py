@@ -13,14 +13,7 @@ from google.protobuf.message import Message
 
 from cri.client.errors import UsageError
 
-_AGES = (
-    ("year", 31_536_000),
-    ("month", 2_592_000),
-    ("week", 604_800),
-    ("day", 86_400),
-    ("hour", 3_600),
-    ("minute", 60),
-)
+_AGES = (("y", 31_536_000), ("d", 86_400), ("h", 3_600), ("m", 60))
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -38,19 +31,19 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO | N
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> None:
-    from rich import box  # only a terminal is worth the 100 ms that rich takes to import
-    from rich.console import Console
+    from rich.console import Console  # only a terminal is worth the 100 ms that rich takes to import
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        drawn.add_column(column, overflow="fold", no_wrap=column.endswith("ID") or column in ("CONTAINER", "STATE"))
+        drawn.add_column(column, overflow="fold", no_wrap=column not in _FOLDED)
     for row in rows:
         drawn.add_row(*(Text(cell or "-", style=_STATE_STYLES.get(cell.split(" ")[0], "")) for cell in row))
     Console(file=out, highlight=False).print(drawn)
 
 
+_FOLDED = ("IMAGE", "NAME", "POD", "IP", "VALUE")
 _STATE_STYLES = {"ready": "green", "running": "green", "notready": "yellow", "exited": "yellow", "unknown": "red"}
 
 
@@ -85,18 +78,11 @@ def with_info(message: Any) -> dict[str, Any]:
 
 
 def age(created_at: int, now: int) -> str:
-    """How long ago a moment was, in its largest unit; both in nanoseconds since the epoch."""
+    """How long ago a moment was, in its largest whole unit ("5m"); both in nanoseconds since the epoch."""
     if not created_at:
         return ""
     seconds = max(0, (now - created_at) // 1_000_000_000)
-    for unit, length in _AGES:
-        if seconds >= length:
-            return _plural(seconds // length, unit)
-    return _plural(seconds, "second")
-
-
-def _plural(count: int, unit: str) -> str:
-    return f"{count} {unit}{'' if count == 1 else 's'} ago"
+    return next((f"{seconds // length}{unit}" for unit, length in _AGES if seconds >= length), f"{seconds}s")
 
 
 def size(count: int) -> str:

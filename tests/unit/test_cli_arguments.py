@@ -53,7 +53,7 @@ def test_sizes_are_read_in_binary_and_written_in_decimal_units() -> None:
 def test_ages_are_in_their_largest_unit() -> None:
     now = 10**18
     ages = [age(now - seconds * 10**9, now) for seconds in (-5, 1, 59, 60, 3600 * 47, 86_400 * 10)]
-    assert ages == ["0 seconds ago", "1 second ago", "59 seconds ago", "1 minute ago", "1 day ago", "1 week ago"]
+    assert ages == ["0s", "1s", "59s", "1m", "1d", "10d"]
     assert age(0, now) == ""
 
 
