@@ -32,8 +32,11 @@ def pod() -> Iterator[str]:
     name = f"crisp-test-{secrets.token_hex(4)}"
     yield f"/{name}"
     left = [mountpoint for mountpoint in HIERARCHIES.mountpoints() if os.path.exists(f"{mountpoint}/{name}")]
-    HIERARCHIES.cgroup(name).kill()
-    HIERARCHIES.cgroup(name).remove()
+    if left:
+        whole = HIERARCHIES.cgroup(name)
+        whole.kill()
+        _wait(lambda: not whole.pids())
+        whole.remove()
     assert not left
 
 
