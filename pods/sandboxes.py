@@ -113,8 +113,7 @@ class Sandboxes:
         try:
             self._write_files(sandbox)
             trace.step("files written")
-            shim = await self._shims.fork(sandbox_id)
-            answer = await shim.call("pod", **self._pod_arguments(sandbox))
+            answer = await self._shims.make_pod(sandbox_id, self._pod_arguments(sandbox))
             trace.step("shim and infra process made")
             await asyncio.wrap_future(intent)
             trace.step("intent durable")
@@ -215,6 +214,8 @@ class Sandboxes:
         await self._shims.end(sandbox.id)
         if sandbox.netns:
             self._shims.unpin(sandbox.netns)
+        if not sandbox.config.cgroup_parent:
+            self._shims.remove_cgroup(cgroup_parent(sandbox.id, sandbox.config))
 
     async def lost(self, sandbox_id: str) -> None:
         """The shim or the infra process is gone: the sandbox is not ready, and nothing in it runs any more."""

@@ -44,7 +44,15 @@ class Shims:
     def zygote_pid(self) -> int:
         return self._zygote.pid
 
-    async def fork(self, sandbox_id: str) -> ShimClient:
+    async def make_pod(self, sandbox_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError, with all of them undone."""
+        try:
+            return await (await self._fork(sandbox_id)).call("pod", **arguments)
+        except ShimGone:
+            # A zygote that dies loses the requests it has not read; the next fork finds it dead and replaces it.
+            return await (await self._fork(sandbox_id)).call("pod", **arguments)
+
+    async def _fork(self, sandbox_id: str) -> ShimClient:
         client = await self._zygote.spawn(*self._handlers(sandbox_id))
         self._clients[sandbox_id] = client
         return client
@@ -84,6 +92,11 @@ class Shims:
         except RuntimeCoreError as error:
             _log.warning("cgroup %s is left: %s", path, error)
 
+    def remove_cgroup(self, path: str) -> None:
+        """Remove a cgroup that nothing is in any more. Best effort."""
+        with contextlib.suppress(RuntimeCoreError):
+            self._cgroups().cgroup(path).remove_if_unused()
+
     def unpin(self, path: str | Path) -> None:
         """Let go of a pod's network namespace. Raises RuntimeCoreError."""
         unpin_namespace(str(path))
@@ -95,9 +108,7 @@ class Shims:
         self._clients.clear()
         self._zygote.close()
         for path in (SHIM_CGROUP, NO_PARENT):
-            # Not while another daemon's, or our own living, pods are in them.
-            with contextlib.suppress(RuntimeCoreError):
-                self._cgroups().cgroup(path).remove_if_unused()
+            self.remove_cgroup(path)  # not while another daemon's, or our own living, pods are in them
 
     def _cgroups(self) -> Hierarchies:
         if self._hierarchies is None:

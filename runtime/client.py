@@ -30,6 +30,7 @@ class Zygote:
     def __init__(self) -> None:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._restarting = asyncio.Lock()
 
     def start(self) -> None:
         """Start the process and wait until it can fork. Raises RuntimeCoreError. Blocks for some 50 ms."""
@@ -52,10 +53,17 @@ class Zygote:
             try:
                 self._send(theirs)
             except OSError:
-                self.close()
-                await asyncio.get_running_loop().run_in_executor(None, self.start)
+                async with self._restarting:
+                    await self._replace()
                 self._send(theirs)
         return ShimClient(ours, on_event, on_lost)
+
+    async def _replace(self) -> None:
+        """Start a new zygote, unless another call has just done it."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.start)
 
     def _send(self, birth: socket.socket) -> None:
         if self._control is None:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from runtime import overlay, syscalls, users
 from runtime import spec as oci
@@ -25,6 +25,8 @@ from runtime.logs import Clock, LogFile
 from runtime.mounts import plan_mounts
 from runtime.spec_parse import parse
 from runtime.stdio import ContainerStdio, Loop, OutputStream
+
+_CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
 
 Reply = Callable[[dict[str, Any]], None]
 
@@ -118,7 +120,7 @@ class Container:
             undo.callback(self._close_log)
             self._supervisor.made_cgroups(cgroup.create(spec.linux.resources))
             self._cgroup = cgroup
-            undo.callback(self._remove_cgroup, last=True)
+            undo.callback(self._remove_cgroup)
             stdio = ContainerStdio.make(terminal=spec.process.terminal, stdin=request.get("stdin", False))
             undo.callback(stdio.close)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -176,7 +178,7 @@ class Container:
         self.state = "exited"
         self.exit = {"code": 128, "signal": 0, "oom": False, "finished_at": time.time_ns(), "start_failed": True}
         self._supervisor.record_exit(self.id, self.exit)
-        self._remove_cgroup(last=True)
+        self._remove_cgroup()
         self._close_log()
         self._release()
 
@@ -206,7 +208,7 @@ class Container:
         self.state = "exited"
         self._supervisor.record_exit(self.id, self.exit)
         self._close_log()
-        self._remove_cgroup(last=False)
+        self._remove_cgroup()
         self._release()
         waiters, self._exit_waiters = self._exit_waiters, []
         for reply in waiters:
@@ -246,7 +248,7 @@ class Container:
 
     def delete(self) -> None:
         """Let go of all that is left. The container is not running."""
-        self._remove_cgroup(last=True)
+        self._remove_cgroup()
         self._close_log()
         self._release()
 
@@ -314,16 +316,16 @@ class Container:
             self._log.close()
             self._log = None
 
-    def _remove_cgroup(self, *, last: bool, tries: int = 8) -> None:
+    def _remove_cgroup(self, *, delay: float = 0.002) -> None:
         if self._cgroup is None:
             return
         try:
             self._cgroup.remove()
         except RuntimeCoreError as error:
             # Dying processes leave a cgroup a moment after their parent was told.
-            if tries:
-                self._supervisor.later(0.005, lambda: self._remove_cgroup(last=last, tries=tries - 1))
-            elif last:
+            if delay < _CGROUP_PATIENCE:
+                self._supervisor.later(delay, lambda: self._remove_cgroup(delay=2 * delay))
+            else:
                 print(f"container {self.id}: {error}", file=sys.stderr, flush=True)
             return
         self._cgroup = None

@@ -112,9 +112,8 @@ def report(channel: socket.socket, error: BaseException) -> None:
 def leave_the_loop() -> None:
     """Undo in a child what the shim's event loop set up."""
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _initialise(start: Start, channel: socket.socket) -> NoReturn:

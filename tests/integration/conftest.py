@@ -29,6 +29,8 @@ def daemon() -> Iterator[Daemon]:
     """A crispd for the tests of one module, which has the image localhost/busybox:latest."""
     with Daemon.running() as running:
         running.import_busybox()
+        with running.pod("first"):
+            pass  # makes the bridge, which stays as long as the daemon
         yield running
 
 

@@ -42,7 +42,6 @@ def test_a_pod_has_an_address_that_answers(daemon: Daemon) -> None:
         container = pod.run("sh", "-c", web)
         fetched = pod.exec(container, "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do wget -qO- 127.0.0.1 && break; done")
         assert fetched.stdout == b"page\n"
-        assert subprocess.run(["ping", "-c1", "-W2", address], capture_output=True).returncode in (0, 127)
         probe = subprocess.run(["busybox", "wget", "-qO-", f"http://{address}/"], capture_output=True, check=True)
         assert probe.stdout == b"page\n"
 
@@ -240,7 +239,8 @@ def test_a_failing_plugin_leaves_nothing_and_the_name_free(tmp_path: Path) -> No
         assert _sandboxes(daemon) == []
         assert list((daemon.state / "sandboxes").iterdir()) == []
         conflist.unlink()
-        assert _sandboxes(daemon) == [_run(daemon, config)]
+        made = _run(daemon, config)
+        assert _sandboxes(daemon) == [made]
 
 
 def test_without_a_network_configuration_the_node_says_so(tmp_path: Path) -> None:
@@ -326,13 +326,12 @@ def test_fifty_pods_come_survive_a_crash_and_go(fresh_daemon: Daemon) -> None:
     # `empty`, and the check for leaks after it, are the rest of this test.
 
 
-def test_pods_of_two_daemons_do_not_mix() -> None:
-    with Daemon.running() as one, Daemon.running() as two:
-        one.import_busybox()
-        two.import_busybox()
-        with one.pod("same") as first, two.pod("same") as second:
+def test_pods_of_two_daemons_do_not_mix(daemon: Daemon) -> None:
+    with Daemon.running() as other:
+        other.import_busybox()
+        with daemon.pod("same") as first, other.pod("same") as second:
             assert first.id != second.id
-            assert _sandboxes(one) == [first.id]
+            assert _sandboxes(daemon) == [first.id]
             barrier = threading.Barrier(2)
 
             def run(pod):  # type: ignore[no-untyped-def]
