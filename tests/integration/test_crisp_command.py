@@ -1,0 +1,104 @@
+"""The crisp command on a real daemon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from cri.client.runplan import LOG_ROOT
+from cri.v1 import api_pb2
+from tests.daemon import BUSYBOX, REPOSITORY, Daemon
+
+SECONDS = 30.0
+
+
+def command(daemon: Daemon, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "cri.cli", "--listen", daemon.listen, *arguments]
+
+
+def crisp(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(daemon, *arguments), cwd=REPOSITORY, capture_output=True, text=True, timeout=SECONDS
+    )
+
+
+def start(daemon: Daemon, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(daemon, *arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+
+
+def test_an_archive_is_imported_and_run_by_the_name_given(daemon: Daemon) -> None:
+    name = "localhost/copy:1"
+    done = crisp(daemon, "image", "import", "--name", name, str(daemon.directory / "busybox"))
+    assert name in done.stdout
+    listed = [line.split()[:2] for line in crisp(daemon, "images").stdout.splitlines()]
+    assert ["localhost/copy", "1"] in listed
+    assert crisp(daemon, "run", "--rm", name, "true").returncode == 0
+
+
+def test_run_gives_the_output_and_the_status_and_leaves_nothing(daemon: Daemon) -> None:
+    logs = set(LOG_ROOT.iterdir()) if LOG_ROOT.exists() else set()
+    script = "echo out $A; cat /data/file; echo err >&2; exit 7"
+    (daemon.directory / "data").mkdir()
+    (daemon.directory / "data" / "file").write_text("shared\n")
+    volume = f"{daemon.directory}/data:/data:ro"
+    done = crisp(daemon, "run", "--rm", "-e", "A=b", "-v", volume, "--memory", "32m", BUSYBOX, "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out b\nshared\n", "err\n")
+    assert not daemon.runtime.ListPodSandbox(api_pb2.ListPodSandboxRequest()).items
+    assert set(LOG_ROOT.iterdir()) == logs
+
+
+def test_a_run_that_cannot_start_leaves_nothing(daemon: Daemon) -> None:
+    done = crisp(daemon, "run", "--name", "lost", BUSYBOX, "no-such-program")
+    assert done.returncode == 125
+    assert "no-such-program" in done.stderr
+    assert not daemon.runtime.ListPodSandbox(api_pb2.ListPodSandboxRequest()).items
+    assert not list(LOG_ROOT.glob("*lost*"))
+
+
+def test_a_detached_pod_by_its_name(daemon: Daemon) -> None:
+    script = "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done"
+    assert crisp(daemon, "run", "-d", "--name", "web", BUSYBOX, "sh", "-c", script).returncode == 0
+    try:
+        assert crisp(daemon, "exec", "web", "sh", "-c", "exit 42").returncode == 42
+        timed_out = crisp(daemon, "exec", "--timeout", "1", "web", "sleep", "60")
+        assert timed_out.returncode == 125
+        assert crisp(daemon, "stop", "web").returncode == 0
+        assert "exited (3)" in crisp(daemon, "ps", "-a").stdout
+        assert crisp(daemon, "logs", "web").stdout == "up\n"
+    finally:
+        assert crisp(daemon, "rm", "-f", "web").returncode == 0
+    assert not list(LOG_ROOT.glob("*web*"))
+
+
+def test_logs_are_followed_through_a_rotation_to_the_end(daemon: Daemon) -> None:
+    fifo = daemon.directory / "gate"
+    fifo.mkdir()
+    os.mkfifo(fifo / "fifo")
+    script = "seq 1 5000; cat /gate/fifo; seq 5001 10000"
+    crisp(daemon, "run", "-d", "--name", "talk", "-v", f"{fifo}:/gate", BUSYBOX, "sh", "-c", script)
+    (container,) = daemon.runtime.ListContainers(api_pb2.ListContainersRequest()).containers
+    log = Path(daemon.status(container.id).log_path)
+    with start(daemon, "logs", "-f", "talk") as follower:
+        assert follower.stdout is not None
+        lines = [follower.stdout.readline() for _ in range(5000)]
+        log.rename(f"{log}.rotated")
+        daemon.runtime.ReopenContainerLog(api_pb2.ReopenContainerLogRequest(container_id=container.id))
+        (fifo / "fifo").write_text("")
+        lines += follower.stdout.readlines()
+        assert follower.wait(SECONDS) == 0
+    assert [int(line) for line in lines] == list(range(1, 10001))
+    assert crisp(daemon, "rm", "-f", "talk").returncode == 0
+
+
+def test_an_interrupted_run_stops_its_container(daemon: Daemon) -> None:
+    script = "trap 'echo bye; exit 9' TERM; echo up; while :; do sleep 0.1; done"
+    with start(daemon, "run", "--rm", BUSYBOX, "sh", "-c", script) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "up\n"
+        running.send_signal(signal.SIGINT)
+        assert running.stdout.read() == "bye\n"
+        assert running.wait(SECONDS) == 9
+    assert not daemon.runtime.ListPodSandbox(api_pb2.ListPodSandboxRequest()).items
