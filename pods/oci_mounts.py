@@ -45,15 +45,28 @@ def plan_mounts(
 
 
 def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]:
-    """The image's volumes that the request does not mount itself: path in the container -> name of its directory."""
+    """The image's volumes that need a directory of their own: path in the container -> name of the directory.
+
+    Only below a read-only root. Elsewhere the container's own layer is the volume: it lives as long, and it has the
+    content and the owner that the image gave the path, which an empty directory would hide.
+    """
+    if not config.security.readonly_rootfs:
+        return {}
     taken = {normalized(mount.container_path) for mount in config.mounts}
-    volumes = sorted({normalized(volume) for volume in image.volumes} - taken - {"/"})
-    return {volume: str(number) for number, volume in enumerate(volumes)}
+    volumes = sorted({normalized(volume) for volume in image.volumes} - taken)
+    return {volume: str(number) for number, volume in enumerate(v for v in volumes if _may_be_volume(v))}
 
 
 def normalized(path: str) -> str:
     """The path as an absolute one without '.', '..' and doubled slashes."""
     return posixpath.normpath("/" + path.lstrip("/"))
+
+
+def _may_be_volume(path: str) -> bool:
+    # An image must not cover the kernel's file systems: masks and security labels are set through them
+    # (CVE-2019-16884).
+    top = path.split("/")[1]
+    return top not in ("", "proc", "sys", "dev") and path not in {f"/etc/{name}" for name in _POD_FILES}
 
 
 def _kernel_mounts(*, privileged: bool) -> list[dict[str, Any]]:

@@ -328,15 +328,17 @@ def test_the_default_mounts_have_parents_first() -> None:
 
 
 def test_the_requests_mounts_replace_defaults_and_volumes() -> None:
-    image = ImageConfig(volumes=("/data/", "/cache", "logs"))
+    image = ImageConfig(volumes=("/data/", "/cache", "logs", "/", "/proc", "/sys/x", "/etc/hosts"))
     mounts = (
         model.Mount(container_path="/etc/hosts", host_path="/pods/hosts", readonly=True),
         model.Mount(container_path="/data", host_path="/h/data", propagation=Propagation.HOST_TO_CONTAINER),
         model.Mount(container_path="/b//c/", host_path="/h/c", propagation=Propagation.BIDIRECTIONAL),
         model.Mount(container_path="/rro", host_path="/h/rro", readonly=True, recursive_read_only=True),
     )
-    document = _build(_config(mounts=mounts), image=image)
+    document = _build(_config(mounts=mounts, security=Security(readonly_rootfs=True)), image=image)
     found = _mounts(document)
+    assert document["root"]["readonly"] is True
+    assert not any("/var/v" in mount["source"] for mount in _build(_config(mounts=mounts), image=image)["mounts"])
     assert len(found) == len(document["mounts"])
     assert found["/etc/hosts"]["source"] == "/pods/hosts"
     assert found["/etc/hosts"]["options"] == ["rbind", "rprivate", "ro"]
@@ -360,7 +362,7 @@ def test_no_mount_covers_an_earlier_one(paths: list[list[str]], volumes: list[li
     asked = ["/" + "/".join(path) for path in paths]
     mounts = tuple(model.Mount(container_path=path, host_path=f"/h/{i}") for i, path in enumerate(asked))
     image = ImageConfig(volumes=tuple("/" + "/".join(path) for path in volumes))
-    document = _build(_config(mounts=mounts), image=image)
+    document = _build(_config(mounts=mounts, security=Security(readonly_rootfs=True)), image=image)
     planned = [mount["destination"] for mount in document["mounts"]]
     for index, path in enumerate(planned):
         assert not any(earlier.startswith(path + "/") for earlier in planned[:index])
