@@ -1,7 +1,8 @@
 """What a test may leave behind in the kernel, as snapshots that can be compared.
 
 Taken inside a box (tests/box.py), so mounts, links, rules, named network namespaces and processes are this run's alone.
-Cgroups and loop devices are the machine's: a new cgroup in which only processes outside of the box live is not ours.
+Cgroups and loop devices are the machine's: a new cgroup in which only processes outside of the box live is not ours,
+and while there is another box (two runs at once) new cgroups are nobody's.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from tests import box
+
 CGROUPS = Path("/sys/fs/cgroup")
 NETNS = Path("/run/netns")
+ROSTER = box.enlist()
 GRACE_SECONDS = 2.0  # for what the kernel takes apart on its own: cgroups of dead processes, links of dead namespaces
 SAVE_COMMANDS = tuple(path for name in ("iptables-save", "ip6tables-save") if (path := shutil.which(name)))
 
@@ -61,7 +65,7 @@ class Snapshot:
         for field in fields(self):
             new = getattr(self, field.name) - getattr(earlier, field.name)
             if field.name == "cgroups":
-                new = Counter(path for path in new if not _is_foreign(path))
+                new = Counter(path for path in new if box.is_alone(ROSTER) and not _is_foreign(path))
             if field.name == "processes":
                 new = Counter(_described(process) for process in new)
             lines += [f"{field.name}: {thing}" + f" ({count} times)" * (count > 1) for thing, count in new.items()]

@@ -81,6 +81,8 @@ def test_a_reboot(fresh_daemon: Daemon) -> None:
         namespace = Path(f"/run/netns/crisp-{pod.id}")
         subprocess.run(["umount", namespace], check=True)
         namespace.unlink()
+        for flag in ("-F", "-X"):  # rules do not outlive a reboot either
+            subprocess.run(["iptables", "-t", "nat", flag], check=True)
         daemon.start()
         assert pod.status().state == cri.SANDBOX_NOTREADY
         assert daemon.status(done).exit_code == 4
