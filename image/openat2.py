@@ -15,6 +15,7 @@ _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
 _SYMLINK_LIMIT = 40  # the kernel's own
+_DEPTH_LIMIT = 512  # directories below each other, through symlinks: it bounds descriptors and memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -106,6 +107,8 @@ class Walk:
         return None
 
     def _make(self, name: bytes) -> None:
+        if len(self._names) >= _DEPTH_LIMIT:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         os.mkdir(name, 0o755, dir_fd=self._stack[-1])
         self.made.append(b"/".join((*self._names, name)))
         self._push(name)

@@ -182,6 +182,6 @@ def main() -> None:
         kind, message = "invalid", str(error)
     except OSError as error:
         kind = "full" if error.errno in _FULL else "invalid" if error.errno in _INVALID else "failed"
-        place = f"entry {error.filename!r}: " if error.filename else ""
+        place = f"entry {str(error.filename)[:200]!r}: " if error.filename else ""
         message = f"{place}{error.strerror}"
     _answer({"error": kind, "message": message})

@@ -50,7 +50,7 @@ _NAMES = st.lists(st.text(st.characters(exclude_characters="/\0", exclude_catego
     size=st.integers(1, 3000),
 )
 def test_what_python_writes_is_read(members: list[tuple[str, bytes, int, int]], format: int, size: int) -> None:
-    entries = [entry(name, content, uid=uid, mtime=mtime, type=tarfile.REGTYPE) for name, content, uid, mtime in members]
+    entries = [entry(name, content, uid=uid, mtime=mtime) for name, content, uid, mtime in members]
     data = layer(*entries, format=format)
     found = read(data, size)
     assert [(e.name.decode(), content, e.uid, e.mtime) for e, content in found] == [

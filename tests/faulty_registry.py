@@ -1,0 +1,167 @@
+"""A registry inside the test's own process that does what real ones do on bad days: resets, truncations, 5xx, slow
+bodies, redirects, tokens. It notes every request it saw."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from tests.images import BuiltImage
+
+Fault = Callable[[web.Request, bytes], Awaitable[web.StreamResponse | None]]
+
+
+@dataclass
+class Seen:
+    path: str
+    authorization: str
+    range: str
+
+
+@dataclass
+class FaultyRegistry:
+    """Serves the images of `images` by "repository:tag"; `faults[path]` are used up, one a request."""
+
+    images: dict[str, BuiltImage] = field(default_factory=dict)
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    login: str = ""  # "user:password" that the token service or, with `basic`, the registry itself wants
+    basic: bool = False
+    blobs_at: str = ""  # origin that blob requests are redirected to
+    seen: list[Seen] = field(default_factory=list)
+    host: str = ""
+
+    def blob_path(self, repository: str, digest: str) -> str:
+        return f"/v2/{repository}/blobs/{digest}"
+
+    def count(self) -> Counter[str]:
+        return Counter(request.path for request in self.seen)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[FaultyRegistry]:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(application, shutdown_timeout=0.1)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            self.host = f"127.0.0.1:{runner.addresses[0][1]}"
+            yield self
+        finally:
+            await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        authorization = request.headers.get("Authorization", "")
+        self.seen.append(Seen(request.path, authorization, request.headers.get("Range", "")))
+        if request.path == "/token":
+            return self._token(authorization, request.query.get("scope", ""))
+        if (refused := self._refusal(authorization)) is not None:
+            return refused
+        content, media_type = self._content(request.path)
+        if content is None:
+            return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "unknown"}]}, status=404)
+        if self.blobs_at and "/blobs/" in request.path:
+            raise web.HTTPTemporaryRedirect(f"{self.blobs_at}{request.path}?signature=secret")
+        faults = self.faults.get(request.path)
+        if faults and (response := await faults.pop(0)(request, content)) is not None:
+            return response
+        return _ranged(request, content, media_type)
+
+    def _token(self, authorization: str, scope: str) -> web.Response:
+        if self.login and authorization != "Basic " + base64.b64encode(self.login.encode()).decode():
+            return web.Response(status=401)
+        return web.json_response({"token": f"t-{scope}", "expires_in": 300})
+
+    def _refusal(self, authorization: str) -> web.Response | None:
+        if not self.login:
+            return None
+        if self.basic:
+            wanted = "Basic " + base64.b64encode(self.login.encode()).decode()
+            challenge = 'Basic realm="here"'
+        else:
+            wanted = "Bearer t-"
+            challenge = f'Bearer realm="http://{self.host}/token",service="here"'
+        if authorization.startswith(wanted):
+            return None
+        return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+    def _content(self, path: str) -> tuple[bytes | None, str]:
+        for name, image in self.images.items():
+            repository, _, tag = name.rpartition(":")
+            for part in (image, *image.children):
+                if path in (f"/v2/{repository}/manifests/{part.digest}",):
+                    return part.manifest, part.media_type
+                for digest, blob in part.blobs.items():
+                    if path == self.blob_path(repository, digest):
+                        return blob, "application/octet-stream"
+            if path == f"/v2/{repository}/manifests/{tag}":
+                return image.manifest, image.media_type
+        return None, ""
+
+
+def _ranged(request: web.Request, content: bytes, media_type: str) -> web.Response:
+    start = request.http_range.start
+    if start is None:
+        return web.Response(body=content, headers={"Content-Type": media_type})
+    headers = {"Content-Type": media_type, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+    return web.Response(status=206, body=content[start:], headers=headers)
+
+
+# --- faults
+
+
+async def reset(request: web.Request, content: bytes) -> web.StreamResponse | None:
+    """The connection ends before an answer."""
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def half(request: web.Request, content: bytes) -> web.StreamResponse | None:
+    """The connection ends in the middle of the body."""
+    start = request.http_range.start or 0
+    response = web.StreamResponse(status=206 if start else 200)
+    response.content_length = len(content) - start
+    if start:
+        response.headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+    await response.prepare(request)
+    await response.write(content[start : start + (len(content) - start) // 2])
+    await asyncio.sleep(0.05)
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+async def whole_again(request: web.Request, content: bytes) -> web.StreamResponse | None:
+    """The range is ignored."""
+    return web.Response(body=content)
+
+
+async def longer(request: web.Request, content: bytes) -> web.StreamResponse | None:
+    """More than was promised."""
+    return web.Response(body=content + b"more")
+
+
+async def endless_wait(request: web.Request, content: bytes) -> web.StreamResponse | None:
+    """Half the body, then silence."""
+    response = web.StreamResponse()
+    response.content_length = len(content)
+    await response.prepare(request)
+    await response.write(content[: len(content) // 2])
+    await asyncio.sleep(3600)
+    return response
+
+
+def status(code: int) -> Fault:
+    """An answer of this status."""
+
+    async def fault(request: web.Request, content: bytes) -> web.StreamResponse | None:
+        return web.Response(status=code)
+
+    return fault
