@@ -14,10 +14,16 @@ fi
 bridge=crisptry0
 work="" daemon="" pod="" container="" ports="" forwarding="" log_root=""
 
-step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
+bold="" dim="" plain=""
+if [ -t 1 ]; then
+    bold=$'\033[1m' dim=$'\033[2m' plain=$'\033[0m'
+fi
+
+step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
+tell() { printf '%s$ %s%s\n' "$dim" "$*" "$plain"; }
+run() { tell "$@"; "$@"; }
 fetch() {
-    printf '\033[2m$ curl %s\033[0m\n' "$1" >&2
+    tell curl "$1" >&2
     python -c 'import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode(), end="")' "$1"
 }
 fail() { echo "try.sh: $*" >&2; exit 1; }
@@ -41,20 +47,29 @@ free_network() {
 
 start_daemon() {
     : >"$work/crisp.toml"
-    printf '\033[2m$ crispd --root %s --state %s --listen %s --cni-conf-dir %s &\033[0m\n' \
-        "$work/root" "$work/state" "$CRISP_LISTEN" "$work/cni"
-    crispd --config "$work/crisp.toml" --root "$work/root" --state "$work/state" --listen "$CRISP_LISTEN" \
+    tell crispd --root "$work/root" --state "$work/state" --listen "$CRISP_LISTEN" --cni-conf-dir "$work/cni" "&"
+    # In a session of its own: Ctrl-C is for this script, which still needs the daemon to clean up.
+    setsid crispd --config "$work/crisp.toml" --root "$work/root" --state "$work/state" --listen "$CRISP_LISTEN" \
         --cni-conf-dir "$work/cni" >"$work/crispd.log" 2>&1 </dev/null &
     daemon=$!
-    local tries
-    for tries in {1..100}; do
-        kill -0 "$daemon" 2>/dev/null || fail "crispd ended at once"
+    local _
+    for _ in {1..100}; do
+        kill -0 "$daemon" 2>/dev/null || return 1
         if [ -S "$work/crisp.sock" ] && crisp version >/dev/null 2>&1; then
             return
         fi
         sleep 0.1
     done
-    fail "crispd does not answer after $tries tries"
+    return 1
+}
+
+# What a step that failed left running.
+remove_pods() {
+    kill -0 "$daemon" 2>/dev/null || start_daemon >/dev/null || return 0
+    local id
+    for id in $(crisp -o json pods | value '["items"]' | grep -oE '[0-9a-f]{64}'); do
+        crisp rm --force "$id" >/dev/null
+    done
 }
 
 stop_daemon() {
@@ -96,11 +111,14 @@ on_exit() {
         echo
         echo "try.sh failed with status $status. crispd's log, $work/crispd.log, ends with:" >&2
         tail -n 40 "$work/crispd.log" >&2 2>/dev/null || true
-        [ -z "$pod" ] || crisp rm --force "$pod" >/dev/null 2>&1 || true
+        [ -z "$daemon" ] || remove_pods || true
     fi
     stop_daemon
     remove_network
     [ -z "$log_root" ] || rmdir "$log_root" 2>/dev/null || true
+    if [ "$status" != 0 ]; then
+        leftovers >&2
+    fi
     [ "$status" != 0 ] || rm -rf "$work"
     exit "$status"
 }
@@ -109,27 +127,28 @@ step "1. Packages and a virtual environment"
 run deploy/install-deps.sh
 
 started=$SECONDS
+! has_link "$bridge" || fail "there is a link $bridge already: is another try.sh running?"
 trap on_exit EXIT
 trap 'exit 130' INT TERM
 work=$(mktemp -d /tmp/crisp-try.XXXXXX)
 export CRISP_LISTEN="unix://$work/crisp.sock" PATH="$PWD/.venv/bin:$PATH"
 [ -e /var/log/crisp ] || log_root=/var/log/crisp
 forwarding=$(cat /proc/sys/net/ipv4/ip_forward)
-! has_link "$bridge" || fail "there is a link $bridge already: is another try.sh running?"
 
-step "2. A network for pods: a bridge, and addresses from $(free_network).0/24"
+network=$(free_network)
+step "2. A network for pods: a bridge, and addresses from $network.0/24"
 mkdir -p "$work/cni" "$work/www"
 cat >"$work/cni/10-try.conflist" <<END
 {"cniVersion": "1.0.0", "name": "crisp-try", "plugins": [
   {"type": "bridge", "bridge": "$bridge", "isGateway": true,
-   "ipam": {"type": "host-local", "dataDir": "$work/leases", "ranges": [[{"subnet": "$(free_network).0/24"}]]}},
+   "ipam": {"type": "host-local", "dataDir": "$work/leases", "ranges": [[{"subnet": "$network.0/24"}]]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}
 ]}
 END
 run cat "$work/cni/10-try.conflist"
 
 step "3. The daemon, with data, state and socket of its own"
-start_daemon
+start_daemon || fail "crispd does not answer"
 run crisp version
 
 step "4. An image made from this machine's busybox, imported without a registry"
@@ -160,7 +179,7 @@ step "8. The daemon dies; the pod does not notice"
 run kill -KILL "$daemon"
 wait "$daemon" 2>/dev/null || true
 fetch "http://$address/"
-start_daemon
+start_daemon || fail "crispd does not answer"
 run crisp ps
 
 step "9. Away with it"
