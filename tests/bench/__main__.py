@@ -42,22 +42,29 @@ def main() -> int:
         return 1
     if DIRECTORY not in os.environ:
         return _in_a_box(sys.argv[1:])
+    status = 0
     try:
         asyncio.run((_trace if arguments.trace else _measure)(arguments, Path(os.environ[DIRECTORY]), console))
-    except PeerFailed as error:
-        console.print(f"bench: {error}", style="red", highlight=False, markup=False)
-        return 1
-    return 0
+    except* PeerFailed as failures:
+        console.print(f"bench: {failures.exceptions[0]}", style="red", highlight=False, markup=False)
+        status = 1
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--pods", type=int, default=15, metavar="N", help="pods of a round (15)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds, the runtimes taking turns (3)")
+    parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
+    parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, the runtimes taking turns (3)")
     names = [peer.name for peer in PEERS]
     parser.add_argument("--only", action="append", choices=names, help="leave the other runtimes out; may be repeated")
     parser.add_argument("--trace", action="store_true", help="instead, print where crispd spends a pod's start")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
 def _in_a_box(arguments: list[str]) -> int:

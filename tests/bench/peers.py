@@ -26,7 +26,7 @@ _STOP_SECONDS = 20.0
 
 
 class PeerFailed(Exception):
-    """A runtime could not be started or given its image; the message carries the end of its log."""
+    """A runtime could not be started, given its images, or do what it was asked."""
 
 
 @dataclass

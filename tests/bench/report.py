@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -64,11 +65,11 @@ def advantage(figure: Figure, ours: float, theirs: float) -> float:
 def print_table(samples: Mapping[str, Samples], versions: Mapping[str, str], console: Console) -> None:
     """One column a runtime; then, against each of the others, how many times better the first is."""
     first, *others = samples
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", title="medians / 99th percentiles")
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), title="medians / 99th percentiles")
     table.add_column("", no_wrap=True)
     table.add_column("unit")
     for name in samples:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name in others:
         table.add_column(f"vs {name}", justify="right")
     for figure in FIGURES:
@@ -76,11 +77,15 @@ def print_table(samples: Mapping[str, Samples], versions: Mapping[str, str], con
             continue
         medians = {name: median(of_one[figure.name]) for name, of_one in samples.items()}
         cells = [_cell(figure, of_one[figure.name]) for of_one in samples.values()]
-        ratios = [f"{advantage(figure, medians[first], medians[name]):.1f}x" for name in others]
+        ratios = [_ratio(advantage(figure, medians[first], medians[name])) for name in others]
         table.add_row(figure.name, figure.unit, *cells, *ratios)
     console.print(table)
     for name, version in versions.items():
         console.print(f"{name}: {version}", highlight=False)
+
+
+def _ratio(value: float) -> str:
+    return "-" if isnan(value) else f"{value:.1f}x"
 
 
 def _cell(figure: Figure, values: Sequence[float]) -> str:

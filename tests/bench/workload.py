@@ -15,6 +15,7 @@ import grpc.aio
 
 from cri.v1 import api_pb2, api_pb2_grpc
 from tests.bench.layouts import BUSYBOX
+from tests.bench.peers import PeerFailed
 
 Item = TypeVar("Item")
 
@@ -30,11 +31,12 @@ class Pod:
 
 
 class Client:
-    """Calls on one runtime. Times are in milliseconds, by the name of the call."""
+    """Calls on one runtime. Times are in milliseconds, by the name of the call. Raises PeerFailed."""
 
     def __init__(self, address: str, logs: Path, cgroup_parent: str) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=(("grpc.default_authority", "localhost"),))
         self._runtime: Any = api_pb2_grpc.RuntimeServiceStub(self._channel)
+        self._address = address
         self._logs = logs
         self._cgroup_parent = cgroup_parent
         self._numbers = itertools.count()
@@ -79,12 +81,15 @@ class Client:
         request = api_pb2.ExecSyncRequest(container_id=pod.container_id, cmd=["true"], timeout=30)
         reply, taken = await self._timed("ExecSync", request)
         if reply.exit_code != 0:
-            raise RuntimeError(f"exec true: exit code {reply.exit_code}: {reply.stderr!r}")
+            raise PeerFailed(f"exec true at {self._address}: exit code {reply.exit_code}: {reply.stderr!r}")
         return {"ExecSync": taken}
 
     async def _timed(self, method: str, request: Any) -> tuple[Any, float]:
         before = time.perf_counter()
-        reply = await getattr(self._runtime, method)(request, timeout=_CALL_SECONDS)
+        try:
+            reply = await getattr(self._runtime, method)(request, timeout=_CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise PeerFailed(f"{method} at {self._address}: {error.code().name}: {error.details()}") from None
         return reply, (time.perf_counter() - before) * 1000
 
 
