@@ -1,0 +1,66 @@
+"""The infra program: an executable made of bytes, that waits, reaps and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime import infra
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_it_is_an_elf_file_whose_segment_holds_all_of_it(machine: str) -> None:
+    program = infra.program(machine)
+    assert program[:4] == b"\x7fELF"
+    entry, program_headers = struct.unpack_from("<QQ", program, 24)
+    kind, flags, offset, address, _, in_file, in_memory, _ = struct.unpack_from("<IIQQQQQQ", program, program_headers)
+    assert (kind, flags, offset) == (1, 5, 0)
+    assert in_file == in_memory == len(program)
+    assert entry - address == 120
+    assert len(infra.filter_program(machine)) % 8 == 0
+
+
+def _child() -> int:
+    """Start the program with a dead child of its own to reap."""
+    program = infra.program_file()
+    pid = os.fork()
+    if pid == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
+        if os.fork() == 0:
+            time.sleep(0.1)
+            os._exit(0)
+        os.execve(program, ["crisp-infra test"], {})
+    os.close(program)
+    return pid
+
+
+def _children(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_reaps_waits_and_ends(number: signal.Signals) -> None:
+    pid = _child()
+    try:
+        _until(lambda: Path(f"/proc/{pid}/cmdline").read_bytes() == b"crisp-infra test\0")
+        _until(lambda: _children(pid) == "")
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        assert int(Path(f"/proc/{pid}/statm").read_text().split()[0]) < 100  # pages: no libc, no interpreter
+        os.kill(pid, number)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
