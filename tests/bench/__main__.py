@@ -54,7 +54,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
-    parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, the runtimes taking turns (3)")
+    parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
     names = [peer.name for peer in PEERS]
     parser.add_argument("--only", action="append", choices=names, help="leave the other runtimes out; may be repeated")
     parser.add_argument("--trace", action="store_true", help="instead, print where crispd spends a pod's start")

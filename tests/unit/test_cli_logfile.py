@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
@@ -78,6 +79,23 @@ def test_nothing_is_lost_over_a_rotation(tmp_path: Path) -> None:
         path.write_bytes(line("four"))
         log.wait(5)
         assert contents(list(log.read())) == b"three, before the new file\nfour\n"
+
+
+def test_what_comes_while_the_new_file_is_looked_for_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    path.write_bytes(line("one"))
+
+    class Racing(LogFile):
+        def _successor(self) -> BinaryIO | None:
+            if late:
+                old.write(late.pop())
+            return super()._successor()
+
+    late = [line("two")]
+    with Racing(path) as log, path.open("ab", buffering=0) as old:
+        path.rename(tmp_path / "0.log.20260102")
+        path.write_bytes(line("three"))
+        assert contents(list(log.read())) == b"one\ntwo\nthree\n"
 
 
 def test_following_ends_when_the_container_has_and_all_is_out(
