@@ -34,10 +34,11 @@ class Connection:
 
     def __init__(self, address: str, timeout: float | None = None) -> None:
         """Nothing is connected before the first call. Raises UsageError if `address` is not a unix:// one."""
-        self.address = address
-        self._path: Path | None = socket_path(address)
+        path = socket_path(address)
+        self.address = f"unix://{path}"
+        self._path: Path | None = path
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
+        self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
         self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)
         self.images = api_pb2_grpc.ImageServiceStub(self._channel)
 

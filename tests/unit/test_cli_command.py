@@ -143,6 +143,13 @@ def test_documents_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["info"] == {"pid": 1}
 
 
+@pytest.mark.usefixtures("runtime")
+def test_a_socket_may_be_named_by_its_path_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for form in (f"{tmp_path}/cri.sock", f"unix:{tmp_path}/cri.sock"):
+        assert main(["-r", form, "pods"]) == 0
+        assert "shop" in capsys.readouterr().out
+
+
 def test_what_runs_is_removed_only_by_force(runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rm", "shop", "nothing"]) == 1
     told = capsys.readouterr()
