@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cri.admin.v1 import admin_pb2_grpc
 from cri.v1 import api_pb2 as cri
 from cri.v1 import api_pb2_grpc
 from tests import leaks
-from tests.daemon import CALL_SECONDS, Daemon
+from tests.daemon import CALL_SECONDS, Daemon, DaemonFailed
 
 CGROUPS = Path("/sys/fs/cgroup")
 NETWORK = Path("/payload/deploy/10-crisp-bridge.conflist")
@@ -48,16 +49,15 @@ class Service(Daemon):
         systemctl("stop", "crispd")
 
     def kill9(self) -> None:
-        """Kill crispd as a crash would; systemd is kept from starting it again by itself."""
+        """Kill crispd as a crash would, wait for systemd to start it again, and connect."""
         self._channel.close()
-        (override := Path("/run/systemd/system/crispd.service.d/manual.conf")).parent.mkdir(parents=True, exist_ok=True)
-        override.write_text("[Service]\nRestart=no\n")
-        systemctl("daemon-reload")
+        before = self.pid()
         systemctl("kill", "--kill-whom=main", "--signal=KILL", "crispd")
-
-    def restart(self) -> None:
-        self._channel.close()
-        systemctl("restart", "crispd")
+        deadline = time.monotonic() + CALL_SECONDS
+        while self.pid() in (0, before) or systemctl("show", "--property=ActiveState", "--value", "crispd") != "active":
+            if time.monotonic() > deadline:
+                raise DaemonFailed(f"kill crispd: systemd did not start it again\n{self.log()}")
+            time.sleep(0.2)
         self.start()
 
     def end(self) -> None:

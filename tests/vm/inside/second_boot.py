@@ -9,7 +9,7 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from tests import leaks
 from tests.daemon import BUSYBOX, CALL_SECONDS, Pod
-from tests.vm.inside.first_boot import EXPECTED
+from tests.vm.inside.first_boot import EXIT_SECONDS, EXPECTED
 from tests.vm.inside.node import Service, left_since, systemctl
 
 
@@ -52,7 +52,7 @@ def test_the_same_pod_runs_again_from_the_same_image(service: Service, expected:
     config.metadata.attempt = 1
     with service.pod(config=config) as pod:
         container_id = pod.run("sh", "-c", "sha256sum /bin/busybox; exit 5")
-        assert service.wait_exited(container_id, 30).exit_code == 5
+        assert service.wait_exited(container_id, EXIT_SECONDS).exit_code == 5
     assert BUSYBOX in service.images.ListImages(cri.ListImagesRequest(), timeout=CALL_SECONDS).images[0].repo_tags
 
 
