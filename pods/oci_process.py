@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +9,10 @@ from typing import Any
 from image.model import ImageConfig
 from pods.errors import InvalidArgument
 from pods.model import ContainerConfig, GroupsPolicy
+from pods.signals import canonical_name
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_ID = 2**32 - 2
-_REALTIME = re.compile(r"(?:SIG)?RT(MIN|MAX)(?:([+-])([0-9]{1,2}))?$")
-_FIRST_REALTIME, _LAST_REALTIME = 34, 64
-
 
 @dataclass(frozen=True, slots=True)
 class UserRequest:
@@ -79,31 +75,10 @@ def stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
     Raises InvalidArgument for what is not a signal.
     """
     if config.stop_signal:
-        return _signal_name(config.stop_signal, "config.stop_signal")
+        return canonical_name(config.stop_signal, "config.stop_signal")
     if image.stop_signal:
-        return _signal_name(image.stop_signal, f"image {config.image.image!r}: StopSignal")
+        return canonical_name(image.stop_signal, f"image {config.image.image!r}: StopSignal")
     return "SIGTERM"
-
-
-def _signal_name(text: str, field: str) -> str:
-    number = int(text) if text.isascii() and text.isdigit() else _signal_number(text.upper())
-    if _FIRST_REALTIME <= number <= _LAST_REALTIME:
-        offset = number - _FIRST_REALTIME
-        return f"SIGRTMIN+{offset}" if offset else "SIGRTMIN"
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        raise InvalidArgument(f"{field}: {text!r} is not a signal") from None
-
-
-def _signal_number(name: str) -> int:
-    """The signal's number, 0 if there is none of that name."""
-    if match := _REALTIME.match(name):
-        base = _FIRST_REALTIME if match[1] == "MIN" else _LAST_REALTIME
-        offset = int(match[3] or 0) * (-1 if match[2] == "-" else 1)
-        return base + offset if _FIRST_REALTIME <= base + offset <= _LAST_REALTIME else 0
-    known = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
-    return known.value if known else 0
 
 
 def environment(config: ContainerConfig, image: ImageConfig, *, hostname: str, home: str) -> list[str]:

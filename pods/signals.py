@@ -1,27 +1,39 @@
-"""Signal names of CRI and image configurations to numbers."""
+"""Names of signals, as CRI and images' configurations write them, and their numbers (signal(7))."""
 
 from __future__ import annotations
 
 import re
 import signal
+from typing import Final
 
 from pods.errors import InvalidArgument
 
-_REALTIME = re.compile(r"(?:SIG)?RT(MIN|MAX)(?:(\+|-|PLUS|MINUS)(\d+))?")
+_REALTIME: Final = re.compile(r"(?:SIG)?RT(MIN|MAX)(?:([+-])([0-9]{1,2}))?$")
+# The kernel's range. libc keeps the first two for itself, but a container may know another libc.
+_FIRST_REALTIME: Final = 34
+_LAST_REALTIME: Final = 64
 
 
 def signal_number(name: str) -> int:
-    """The number of "SIGTERM", "TERM", "15", "SIGRTMIN+3" or CRI's "SIGRTMINPLUS3". Raises InvalidArgument."""
-    text = name.strip().upper()
-    if text.isdigit() and 0 < int(text) <= signal.SIGRTMAX:
-        return int(text)
-    if match := _REALTIME.fullmatch(text):
-        base = signal.SIGRTMIN if match[1] == "MIN" else signal.SIGRTMAX
-        offset = int(match[3] or 0) * (-1 if match[2] in ("-", "MINUS") else 1)
-        if signal.SIGRTMIN <= base + offset <= signal.SIGRTMAX:
-            return base + offset
-    full = text if text.startswith("SIG") else "SIG" + text
-    number = getattr(signal, full, None)
-    if isinstance(number, signal.Signals):
-        return number.value
-    raise InvalidArgument(f"stop signal: {name!r} is not the name of a signal")
+    """The number of "SIGTERM", "term", "15" or "SIGRTMIN+3"; 0 if no signal has that name."""
+    text = name.upper()
+    if text.isascii() and text.isdigit():
+        return int(text) if 0 < int(text) <= _LAST_REALTIME else 0
+    if match := _REALTIME.match(text):
+        base = _FIRST_REALTIME if match[1] == "MIN" else _LAST_REALTIME
+        offset = int(match[3] or 0) * (-1 if match[2] == "-" else 1)
+        return base + offset if _FIRST_REALTIME <= base + offset <= _LAST_REALTIME else 0
+    known = signal.Signals.__members__.get(text if text.startswith("SIG") else f"SIG{text}")
+    return known.value if known else 0
+
+
+def canonical_name(text: str, field: str) -> str:
+    """The one name of the signal ("SIGTERM", "SIGRTMIN+3"). Raises InvalidArgument naming `field`."""
+    number = signal_number(text)
+    if _FIRST_REALTIME <= number <= _LAST_REALTIME:
+        offset = number - _FIRST_REALTIME
+        return f"SIGRTMIN+{offset}" if offset else "SIGRTMIN"
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        raise InvalidArgument(f"{field}: {text!r} is not a signal") from None
