@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ from runtime.spec import Resources
 
 _CONTROL: Final = 3
 SHIM_CGROUP: Final = "/crisp-shims"
+_USUAL_DESCRIPTORS: Final = 1024
 _SHIM_OOM_SCORE_ADJ: Final = -998  # shims go after the pods they serve
 
 
@@ -32,6 +34,7 @@ def main() -> None:
     control = socket.socket(fileno=_CONTROL)
     control.set_inheritable(False)
     os.umask(0o022)
+    _restore_descriptor_limit()
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     syscalls.set_name("crisp-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -56,6 +59,13 @@ def _fork_shim(control: socket.socket, birth_fd: int, inheritance: Inheritance) 
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         shim_main(socket.socket(fileno=birth_fd), inheritance)
     os.close(birth_fd)
+
+
+def _restore_descriptor_limit() -> None:
+    """crispd raised its own soft limit; a container starts with what every process of a Linux system does."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    usual = _USUAL_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_USUAL_DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (usual, hard))
 
 
 def _leave_the_daemons_cgroup(hierarchies: Hierarchies) -> None:

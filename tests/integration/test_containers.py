@@ -137,6 +137,7 @@ def test_standard_input(pod: Pod) -> None:
 def test_no_descriptor_and_no_signal_setting_leaks_in(pod: Pod) -> None:
     look = "ls /proc/self/fd | wc -l; grep -E 'SigIgn|SigBlk' /proc/self/status; umask; cat /proc/self/cwd/. 2>&1; true"
     fds, blocked, ignored, umask, *_ = _output(pod, "sh", "-c", look).splitlines()
+    assert _output(pod, "sh", "-c", "ulimit -n") == "1024"  # not what crispd has raised its own to
     assert int(fds) == 4  # three streams and the directory that ls reads
     assert blocked.split()[1] == "0" * 16
     assert ignored.split()[1] == "0" * 16
