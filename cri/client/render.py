@@ -6,12 +6,12 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
-
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cri.client.errors import UsageError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 _AGES = (("y", 31_536_000), ("d", 86_400), ("h", 3_600), ("m", 60))
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -60,6 +60,8 @@ def document(value: Any, form: str, out: TextIO | None = None) -> None:
 
 def plain(message: Message) -> dict[str, Any]:
     """A message as protobuf's JSON mapping has it (camelCase, 64-bit numbers as strings), unset scalars included."""
+    from google.protobuf.json_format import MessageToDict
+
     return MessageToDict(message, always_print_fields_with_no_presence=True)
 
 
