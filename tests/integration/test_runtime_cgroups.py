@@ -128,7 +128,8 @@ def test_without_v2_a_kill_freezes_signals_and_thaws(pod: str) -> None:
     nested = replace(old, path=f"{pod}/one/nested")
     nested.create(spec.Resources())
     deeper = Child(nested)
-    assert forking.report() == deeper.report() == "ok"
+    assert forking.report().startswith("ok")  # each of its forks reports
+    assert deeper.report() == "ok"
     _wait(lambda: len(old.pids()) == 17)
     assert not old.wait_empty(0.01)
     old.kill()
