@@ -34,7 +34,7 @@ class Trace:
             return
         last = self._begun
         parts = []
-        for name, at in self._steps:
+        for name, at in sorted(self._steps, key=lambda step: step[1]):
             parts.append(f"{name} {(at - last) / 1e6:.2f}")
             last = at
         whole = (time.monotonic_ns() - self._begun) / 1e6
