@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -67,7 +66,8 @@ def _mount_joined(lower: Sequence[str], upper: str, work: str, *, volatile: bool
 
 def _mount_and_detach(options: str, upper: str) -> int:
     """mount(2) takes a page of options; the mount is attached for a moment, then only its clone is left."""
-    point = tempfile.mkdtemp(dir=os.path.dirname(upper))
+    point = upper + ".mount"
+    os.mkdir(point, 0o700)
     try:
         syscalls.mount("overlay", point, "overlay", 0, options)
         try:
