@@ -7,16 +7,13 @@ gone with it. Cgroups are the machine's own: there is no private copy of a v1 hi
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 MARK = "CRISP_TEST_BOX"
-ROSTER = Path("/tmp/crisp-test-boxes.lock")
 
 # The shell is PID 1 inside and reaps orphans, as an init would. / is shared again, as it is under systemd, since
 # Bidirectional volumes need that.
@@ -37,24 +34,6 @@ NAMESPACES = ("--mount", "--net", "--pid", "--ipc", "--fork", "--kill-child", "-
 def inside() -> bool:
     """Is this process in a box?"""
     return MARK in os.environ
-
-
-def enlist() -> int:
-    """Tell other boxes of this one, for as long as the returned descriptor is open."""
-    roster = os.open(ROSTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(roster, fcntl.LOCK_SH)
-    return roster
-
-
-def is_alone(roster: int) -> bool:
-    """Is there no other box on the machine, whose cgroups would be taken for ours?"""
-    try:
-        fcntl.flock(roster, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        fcntl.flock(roster, fcntl.LOCK_SH)
-    return True
 
 
 def run_pytest(arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ and while there is another box (two runs at once) new cgroups are nobody's.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import re
@@ -19,13 +20,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tests import box
-
 CGROUPS = Path("/sys/fs/cgroup")
 NETNS = Path("/run/netns")
-ROSTER = box.enlist()
 GRACE_SECONDS = 2.0  # for what the kernel takes apart on its own: cgroups of dead processes, links of dead namespaces
 SAVE_COMMANDS = tuple(path for name in ("iptables-save", "ip6tables-save") if (path := shutil.which(name)))
+
+# Every run of tests holds a shared lock on it as long as it lives.
+_ROSTER = os.open("/tmp/crisp-tests.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+fcntl.flock(_ROSTER, fcntl.LOCK_SH)
 
 # portmap's and firewall's chains, and the jumps to them, stay by design once a first port was mapped.
 PERMANENT_CHAINS = re.compile(r"CNI-HOSTPORT-(DNAT|MASQ|SETMARK)\b|CNI-(FORWARD|ADMIN)\b")
@@ -65,7 +67,7 @@ class Snapshot:
         for field in fields(self):
             new = getattr(self, field.name) - getattr(earlier, field.name)
             if field.name == "cgroups":
-                new = Counter(path for path in new if box.is_alone(ROSTER) and not _is_foreign(path))
+                new = Counter(path for path in new if is_alone() and not _is_foreign(path))
             if field.name == "processes":
                 new = Counter(_described(process) for process in new)
             lines += [f"{field.name}: {thing}" + f" ({count} times)" * (count > 1) for thing, count in new.items()]
@@ -81,6 +83,17 @@ def settle(before: Snapshot, grace: float = GRACE_SECONDS) -> list[str]:
         gc.collect()  # an unreferenced socket is not a leak
         time.sleep(0.02)
     return []
+
+
+def is_alone() -> bool:
+    """Is there no other run of tests on the machine, whose cgroups would be taken for ours?"""
+    try:
+        fcntl.flock(_ROSTER, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        fcntl.flock(_ROSTER, fcntl.LOCK_SH)
+    return True
 
 
 def descriptors_of(pid: int) -> Counter[str]:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from tests import box, leaks
+from tests import leaks
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def _cgroup() -> Iterator[None]:
     ],
 )
 def test_a_leak_of_each_kind_is_named(kind: str, making: Callable[[], AbstractContextManager[None]]) -> None:
-    if kind == "cgroups" and not box.is_alone(leaks.ROSTER):
+    if kind == "cgroups" and not leaks.is_alone():
         pytest.skip("another box is on this machine")
     before = leaks.Snapshot.take()
     with making():
