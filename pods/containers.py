@@ -20,6 +20,7 @@ import msgspec
 from pods import oci
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
+from pods.log_place import make_log
 from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, NamespaceMode, SandboxState
 from pods.seccomp import FilterCache
 from pods.signals import signal_number
@@ -202,11 +203,11 @@ class Containers:
             sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
             if sandbox.state is not SandboxState.READY:
                 raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
-            if container.log_path:
-                Path(container.log_path).parent.mkdir(parents=True, exist_ok=True)
             try:
+                if container.log_path:
+                    make_log(container.log_path)
                 answer = await self._start_in_shim(container, trace)
-            except (RuntimeCoreError, OSError) as error:
+            except (PodError, RuntimeCoreError, OSError) as error:
                 await self._start_failed(container, str(error))
                 raise PodError(f"start container {container_id}: {error}") from error
             for warning in answer.get("warnings", ()):
@@ -361,11 +362,14 @@ class Containers:
     # -- logs ---------------------------------------------------------------------------------------------------------
 
     async def reopen_log(self, container_id: str) -> None:
-        """Go on in a new file at the log path. Raises FailedPrecondition unless the container runs."""
+        """Go on in a new file at the log path. Raises FailedPrecondition unless the container runs, PodError."""
         container = self._state.find_container(container_id).container
         if container.state is not ContainerState.RUNNING:
             raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
-        await self._shims.of(container.sandbox_id).call("reopen-log", container=container.id)
+        try:
+            await self._shims.of(container.sandbox_id).call("reopen-log", container=container.id)
+        except RuntimeCoreError as error:
+            raise PodError(f"reopen log {container.log_path!r} of container {container.id}: {error}") from error
 
 
 def _make_layer_directories(root: Path, lower: list[Path]) -> None:

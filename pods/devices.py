@@ -65,8 +65,11 @@ def _requested(device: Device, field: str) -> tuple[DeviceNode, ...]:
     access = device.permissions or "rwm"
     if not set(access) <= set("rwm"):
         raise InvalidArgument(f"{field}.permissions: {device.permissions!r} has more than the letters r, w and m")
-    if not device.container_path.startswith("/"):
-        raise InvalidArgument(f"{field}.container_path: {device.container_path!r} is not absolute")
+    parts = device.container_path.split("/")
+    if parts[0] or ".." in parts or not any(part not in ("", ".") for part in parts):
+        raise InvalidArgument(
+            f"{field}.container_path: {device.container_path!r} is not an absolute path below '/' without '..'"
+        )
     try:
         status = os.stat(device.host_path)  # a link such as /dev/disk/by-id/... stands for its target
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from pods.errors import DeadlineExceeded, FailedPrecondition, PodError
+from pods.execve_limits import check_arguments
 from pods.model import ContainerState, ExecResult
 from runtime.client import ShimClient, ShimGone
 from runtime.errors import RuntimeCoreError
@@ -78,13 +79,15 @@ class _Collector:
 async def exec_sync(
     state: State, shims: Shims, container_id: str, argv: Sequence[str], timeout: float
 ) -> ExecResult:
-    """Run `argv`; `timeout` in seconds, 0 for none. Raises FailedPrecondition, DeadlineExceeded, PodError.
+    """Run `argv`; `timeout` in seconds, 0 for none. Raises InvalidArgument, FailedPrecondition, DeadlineExceeded,
+    PodError.
 
     When the time is over, or the caller gives up, the command and all that it started are killed.
     """
     container = state.find_container(container_id).container
     if container.state is not ContainerState.RUNNING:
         raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
+    check_arguments("cmd", argv)
     try:
         shim = shims.of(container.sandbox_id)
         with contextlib.ExitStack() as undo:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pods.directories import make_directories
 from pods.errors import InvalidArgument
 from pods.model import Mount, Propagation
 
@@ -34,7 +35,7 @@ def _resolve(host_path: str, index: int) -> str:
     try:
         source = os.path.realpath(host_path)
         if not os.path.lexists(source):
-            os.makedirs(source, 0o755, exist_ok=True)
+            make_directories(source)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidArgument(f"config.mounts[{index}].host_path: make directory {host_path!r}: {reason}") from error

@@ -16,6 +16,7 @@ from pods.capability import granted
 from pods.devices import DeviceNode, host_devices, requested_devices
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
+from pods.host_limits import check_host_limits
 from pods.model import ContainerConfig, NamespaceMode, Sandbox
 from pods.mount_sources import resolve_sources
 from pods.oci_cgroups import cgroup_parent, cgroups_path, linux_resources
@@ -88,17 +89,18 @@ class ContainerContext:
 
 
 def find_host_objects(config: ContainerConfig, host: HostFacts) -> HostObjects:
-    """Look up devices, mount sources and profiles that the request names; makes missing mount sources.
+    """Look up devices, mount sources and profiles that the request names; makes missing mount sources, last.
 
     Raises InvalidArgument, naming field and path, for what is missing or not what it should be.
     """
     security = config.security
+    check_host_limits(config.resources)
     devices = requested_devices(config.devices)
     return HostObjects(
         devices=(*host_devices(), *devices) if security.privileged else devices,
-        mount_sources=resolve_sources(config.mounts),
         seccomp=read_localhost_profile(security),
         apparmor_profile=apparmor_profile(security, host),
+        mount_sources=resolve_sources(config.mounts),
     )
 
 

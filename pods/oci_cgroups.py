@@ -12,6 +12,8 @@ from pods.model import Resources, Sandbox, SandboxConfig
 NO_PARENT = "/crisp"
 _PARENT_FIELD = "config.linux.cgroup_parent"
 _FIELD = "config.linux.resources"
+_LEAST_MEMORY = 2 << 20  # bytes: what a container's init touches before its program replaces it
+_LEAST_PERIOD, _LONGEST_PERIOD = 1000, 1_000_000  # microseconds, the kernel's for both period and quota
 _PAGE_SIZE = re.compile(r"[1-9][0-9]*[KMG]B")
 _CPU_LIST = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
 _UNIFIED_FILE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
@@ -60,6 +62,12 @@ def linux_resources(resources: Resources, host: HostFacts) -> dict[str, Any]:
 
 def _memory(resources: Resources, host: HostFacts) -> dict[str, int]:
     limit, swap = resources.memory_limit_in_bytes, resources.memory_swap_limit_in_bytes
+    if 0 < limit < _LEAST_MEMORY:
+        raise InvalidArgument(
+            f"{_FIELD}.memory_limit_in_bytes: {limit} is less than the {_LEAST_MEMORY} that starting a container takes"
+        )
+    if swap > 0 >= limit and host.swap_limit:
+        raise InvalidArgument(f"{_FIELD}.memory_swap_limit_in_bytes: {swap} is given without a memory limit")
     if 0 < swap < limit:
         raise InvalidArgument(
             f"{_FIELD}.memory_swap_limit_in_bytes: {swap} counts memory too and is less than the memory limit, {limit}"
@@ -71,6 +79,12 @@ def _memory(resources: Resources, host: HostFacts) -> dict[str, int]:
 
 
 def _cpu(resources: Resources) -> dict[str, Any]:
+    if resources.cpu_period and not _LEAST_PERIOD <= resources.cpu_period <= _LONGEST_PERIOD:
+        raise InvalidArgument(
+            f"{_FIELD}.cpu_period: {resources.cpu_period} is not between {_LEAST_PERIOD} and {_LONGEST_PERIOD} us"
+        )
+    if 0 < resources.cpu_quota < _LEAST_PERIOD:
+        raise InvalidArgument(f"{_FIELD}.cpu_quota: {resources.cpu_quota} is less than {_LEAST_PERIOD} us")
     for member in ("cpuset_cpus", "cpuset_mems"):
         value = getattr(resources, member)
         if value and not _CPU_LIST.fullmatch(value):

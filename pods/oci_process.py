@@ -8,11 +8,13 @@ from typing import Any
 
 from image.model import ImageConfig
 from pods.errors import InvalidArgument
+from pods.execve_limits import check_arguments, check_strings
 from pods.model import ContainerConfig, GroupsPolicy
 from pods.signals import canonical_name
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MAX_ID = 2**32 - 2
+_MAX_PATH = 4095
 
 @dataclass(frozen=True, slots=True)
 class UserRequest:
@@ -57,7 +59,7 @@ def _check_ids(field: str, ids: Iterable[int]) -> None:
 def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:
     """The argument vector: `command` replaces the image's entrypoint and drops its cmd, `args` replaces its cmd.
 
-    Raises InvalidArgument, naming the image, when nothing is left to run.
+    Raises InvalidArgument, naming the image, when nothing is left to run, and for more than execve(2) takes.
     """
     if config.command:
         argv = [*config.command, *config.args]
@@ -66,6 +68,7 @@ def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:
     if not argv:
         name = config.image.user_specified_image or config.image.image
         raise InvalidArgument(f"config.command: none is given, and the image {name!r} has neither entrypoint nor cmd")
+    check_arguments("config.command, args", argv)
     return argv
 
 
@@ -82,7 +85,10 @@ def stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
 
 
 def environment(config: ContainerConfig, image: ImageConfig, *, hostname: str, home: str) -> list[str]:
-    """The environment as "NAME=value": defaults, then the image's, then the request's, each overriding the former."""
+    """The environment as "NAME=value": defaults, then the image's, then the request's, each overriding the former.
+
+    Raises InvalidArgument for more than execve(2) takes.
+    """
     variables = {"PATH": _DEFAULT_PATH, "HOSTNAME": hostname}
     if config.tty:
         variables["TERM"] = "xterm"
@@ -91,10 +97,15 @@ def environment(config: ContainerConfig, image: ImageConfig, *, hostname: str, h
         variables[name] = value
     variables.update(config.envs)
     variables.setdefault("HOME", home)
-    return [f"{name}={value}" for name, value in variables.items()]
+    entries = [f"{name}={value}" for name, value in variables.items()]
+    check_strings("config.envs", entries)
+    return entries
 
 
 def working_directory(config: ContainerConfig, image: ImageConfig) -> str:
-    """The request's directory, else the image's, else "/"."""
+    """The request's directory, else the image's, else "/". Raises InvalidArgument when that is too long to be one."""
     # Builders let a relative WORKDIR through; it means "from the root".
-    return config.working_dir or "/" + image.working_dir.lstrip("/")
+    directory = config.working_dir or "/" + image.working_dir.lstrip("/")
+    if len(directory) > _MAX_PATH:
+        raise InvalidArgument(f"image {config.image.image!r}: its working directory is longer than {_MAX_PATH} bytes")
+    return directory

@@ -382,22 +382,27 @@ def test_limits() -> None:
     assert _limits() == {}
     assert _limits(
         cpu_shares=2, cpu_quota=-1, cpu_period=100_000, cpuset_cpus="0-1", hugepage_limits={"2MB": 0},
-        memory_limit_in_bytes=1 << 20, unified={"memory.high": "5"},
+        memory_limit_in_bytes=2 << 20, unified={"memory.high": "5"},
     ) == {
         "cpu": {"shares": 2, "quota": -1, "period": 100_000, "cpus": "0-1"},
-        "memory": {"limit": 1 << 20, "swap": 1 << 20},
+        "memory": {"limit": 2 << 20, "swap": 2 << 20},
         "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
         "unified": {"memory.high": "5"},
     }  # fmt: skip
-    assert _limits(memory_limit_in_bytes=5, memory_swap_limit_in_bytes=7)["memory"] == {"limit": 5, "swap": 7}
-    assert _limits(memory_limit_in_bytes=5, memory_swap_limit_in_bytes=-1)["memory"] == {"limit": 5, "swap": -1}
-    assert _limits(_host(swap_limit=False), memory_limit_in_bytes=5)["memory"] == {"limit": 5}
+    least = 2 << 20
+    assert _limits(memory_limit_in_bytes=least, memory_swap_limit_in_bytes=least + 1)["memory"]["swap"] == least + 1
+    assert _limits(memory_limit_in_bytes=least, memory_swap_limit_in_bytes=-1)["memory"]["swap"] == -1
+    assert _limits(_host(swap_limit=False), memory_limit_in_bytes=least)["memory"] == {"limit": least}
 
 
 @pytest.mark.parametrize(
     ("resources", "field"),
     [
-        ({"memory_limit_in_bytes": 9, "memory_swap_limit_in_bytes": 5}, "memory_swap_limit_in_bytes"),
+        ({"memory_limit_in_bytes": 1}, "memory_limit_in_bytes"),
+        ({"memory_limit_in_bytes": 9 << 20, "memory_swap_limit_in_bytes": 5}, "memory_swap_limit_in_bytes"),
+        ({"memory_swap_limit_in_bytes": 9 << 20}, "memory_swap_limit_in_bytes"),
+        ({"cpu_quota": 999}, "cpu_quota"),
+        ({"cpu_period": 1_000_001}, "cpu_period"),
         ({"cpuset_cpus": "0-"}, "cpuset_cpus"),
         ({"cpuset_mems": "../x"}, "cpuset_mems"),
         ({"hugepage_limits": {"2mb": 1}}, "hugepage_limits"),
