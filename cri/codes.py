@@ -31,6 +31,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     image.errors.StorageFull: StatusCode.RESOURCE_EXHAUSTED,
     image.errors.ImageError: StatusCode.INTERNAL,
     network.errors.NetworkNotReady: StatusCode.UNAVAILABLE,
+    network.errors.PluginNotFound: StatusCode.UNAVAILABLE,  # Status says that the network is not ready, too
     network.errors.InvalidAttachment: StatusCode.INVALID_ARGUMENT,
     network.errors.NetworkError: StatusCode.INTERNAL,
     runtime.errors.RuntimeCoreError: StatusCode.INTERNAL,

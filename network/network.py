@@ -164,6 +164,10 @@ class Network:
         if errors:
             raise NetworkError(f"collect garbage of the network: {'; '.join(map(str, errors))}")
 
+    def was_begun(self, attachment: Attachment) -> bool:
+        """Whether a plugin may have been run to add it, and it has not been removed since."""
+        return self._cache.load(attachment) is not None
+
     def attachments(self) -> list[Attachment]:
         """What has been added and not removed, whatever happened to the process that added it."""
         return [entry.attachment for entry in self._cache.entries()]

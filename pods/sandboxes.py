@@ -17,6 +17,7 @@ from network.errors import NetworkError
 from network.model import DNS, Attachment
 from network.model import PortMapping as NetworkPort
 from pods import files
+from pods.directories import make_directories
 from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
 from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
@@ -24,7 +25,7 @@ from pods.oci_cgroups import cgroup_parent
 from pods.oci_validate import refuse_user_namespace
 from pods.store import SandboxRecord
 from pods.sysctls import sandbox_sysctls
-from runtime.errors import RuntimeCoreError
+from runtime.errors import OperationFailed, RuntimeCoreError
 
 if TYPE_CHECKING:
     from network.network import Network
@@ -113,7 +114,7 @@ class Sandboxes:
         try:
             self._write_files(sandbox)
             trace.step("files written")
-            answer = await self._shims.make_pod(sandbox_id, self._pod_arguments(sandbox))
+            answer = await self._make_pod(sandbox)
             trace.step("shim and infra process made")
             await asyncio.wrap_future(intent)
             trace.step("intent durable")
@@ -135,11 +136,21 @@ class Sandboxes:
         _log.info("pod sandbox made", extra={"sandbox": sandbox_id, "pod": _name(config)})
         return sandbox_id
 
+    async def _make_pod(self, sandbox: Sandbox) -> dict[str, Any]:
+        try:
+            return await self._shims.make_pod(sandbox.id, self._pod_arguments(sandbox))
+        except OperationFailed as error:
+            if error.operation == "set sysctl":  # the kernel knows which exist, and what they may be
+                raise InvalidArgument(f"config.linux.sysctls: {error}") from error
+            raise
+
     async def _undo_make(self, record: SandboxRecord, failure: BaseException) -> None:
         """Undo; if a plugin fails even at DEL, keep the sandbox as NOT_READY so that Stop is tried again."""
         sandbox_id = record.sandbox.id
+        # Where no plugin was run none is needed: a missing one must not keep the sandbox.
+        network = record.network and self._network.was_begun(attachment_of(record.sandbox))
         try:
-            await self._tear_down(record)
+            await self._tear_down(msgspec.structs.replace(record, network=network))
             await self._erase(sandbox_id)
         except (NetworkError, RuntimeCoreError, OSError) as error:
             _log.error("pod sandbox %s stays, not ready: undo: %s (after: %s)", sandbox_id, error, failure)
@@ -157,7 +168,12 @@ class Sandboxes:
         (directory / "hostname").write_text(hostname + "\n")
         (directory / "resolv.conf").write_text(files.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF)))
         if config.log_directory:
-            Path(config.log_directory).mkdir(parents=True, exist_ok=True)
+            try:
+                make_directories(config.log_directory)
+            except OSError as error:
+                raise InvalidArgument(
+                    f"config.log_directory: make directory {config.log_directory!r}: {error.strerror}"
+                ) from error
 
     def _pod_arguments(self, sandbox: Sandbox) -> dict[str, Any]:
         config = sandbox.config
