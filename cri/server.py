@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc.aio
 from google.protobuf import message_factory
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from cri.admin.v1 import admin_pb2
@@ -25,7 +26,7 @@ from cri.services.images import Images
 from cri.services.sandboxes import Sandboxes
 from cri.services.status import Status
 from cri.v1 import api_pb2
-from pods.errors import Unimplemented
+from pods.errors import InvalidArgument, Unimplemented
 
 if TYPE_CHECKING:
     from cri.config import Configuration
@@ -69,11 +70,24 @@ def _handlers(service: Any, groups: Iterable[object]) -> grpc.GenericRpcHandler[
 
 def _handler(method: Any, call: Any) -> grpc.RpcMethodHandler[Any, Any]:
     request, response = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
+    decode = _decoding(request.FromString)
     if method.server_streaming:
         stream = _streaming(method.name, call or _missing_stream(method.name))
-        return grpc.unary_stream_rpc_method_handler(stream, request.FromString, response.SerializeToString)
+        return grpc.unary_stream_rpc_method_handler(stream, decode, response.SerializeToString)
     answer = _answering(method.name, call or _missing(method.name))
-    return grpc.unary_unary_rpc_method_handler(answer, request.FromString, response.SerializeToString)
+    return grpc.unary_unary_rpc_method_handler(answer, decode, response.SerializeToString)
+
+
+def _decoding(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """`decode`, but what is no such message becomes the error: gRPC would answer UNKNOWN, and log a traceback."""
+
+    def decoded(raw: bytes) -> Any:
+        try:
+            return decode(raw)
+        except DecodeError as error:
+            return InvalidArgument(str(error))
+
+    return decoded
 
 
 class _Missing(Unimplemented):
@@ -99,6 +113,8 @@ def _answering(name: str, call: Unary) -> Callable[[Any, Context[Any, Any]], Awa
     async def answer(request: Any, context: Context[Any, Any]) -> Any:
         started = time.perf_counter()
         try:
+            if isinstance(request, InvalidArgument):
+                raise request
             response = await call(request)
         except asyncio.CancelledError:
             _log.debug("call cancelled by its client", extra={"call": name, "ms": _since(started)})
@@ -116,6 +132,8 @@ def _streaming(name: str, call: Stream) -> Callable[[Any, Context[Any, Any]], As
     async def answer(request: Any, context: Context[Any, Any]) -> AsyncIterator[Any]:
         started = time.perf_counter()
         try:
+            if isinstance(request, InvalidArgument):
+                raise request
             async for response in call(request):
                 yield response
         except asyncio.CancelledError:
@@ -138,8 +156,16 @@ async def _refuse(name: str, error: Exception, context: Context[Any, Any], start
         text = f"{name}: {type(error).__name__}: {text}"
     else:
         _log.log(logging.DEBUG if isinstance(error, _Missing) else logging.INFO, "call refused", extra=fields)
-    details = text.encode()[:_MAX_DETAILS].decode(errors="ignore")
-    await context.abort(code or StatusCode.INTERNAL, details)
+    await context.abort(code or StatusCode.INTERNAL, _fitting(text))
+
+
+def _fitting(text: str) -> str:
+    """An error's text or, of one that is too long, its beginning and end: what was tried, and why it failed."""
+    raw = text.encode()
+    if len(raw) <= _MAX_DETAILS:
+        return text
+    half = _MAX_DETAILS // 2 - len(" ... ")
+    return " ... ".join(part.decode(errors="ignore") for part in (raw[:half], raw[-half:]))
 
 
 def _since(started: float) -> str:

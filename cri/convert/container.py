@@ -25,7 +25,7 @@ def container_config(path: str, message: api_pb2.ContainerConfig) -> ContainerCo
     linux = message.linux
     return ContainerConfig(
         metadata=ContainerMetadata(
-            name=fields.required(f"{path}.metadata.name", message.metadata.name), attempt=message.metadata.attempt
+            name=fields.name(f"{path}.metadata.name", message.metadata.name), attempt=message.metadata.attempt
         ),
         image=image_spec(f"{path}.image", message.image),
         command=fields.texts(f"{path}.command", message.command),
@@ -37,7 +37,7 @@ def container_config(path: str, message: api_pb2.ContainerConfig) -> ContainerCo
         cdi_devices=_cdi_devices(f"{path}.CDI_devices", message.CDI_devices),
         labels=fields.label_map(f"{path}.labels", message.labels),
         annotations=fields.annotation_map(f"{path}.annotations", message.annotations),
-        log_path=fields.relative_if_set(f"{path}.log_path", message.log_path),
+        log_path=_log_path(f"{path}.log_path", message.log_path),
         stdin=message.stdin,
         stdin_once=message.stdin_once,
         tty=message.tty,
@@ -45,6 +45,12 @@ def container_config(path: str, message: api_pb2.ContainerConfig) -> ContainerCo
         security=container_security(f"{path}.linux.security_context", linux.security_context),
         stop_signal=stop_signal(f"{path}.stop_signal", message.stop_signal),
     )
+
+
+def _log_path(path: str, value: str) -> str:
+    if value and value.rpartition("/")[2] in ("", "."):
+        raise fields.invalid(path, value, "does not end in the name of a file")
+    return fields.relative_if_set(path, value)
 
 
 def _envs(path: str, messages: Iterable[api_pb2.KeyValue]) -> tuple[tuple[str, str], ...]:

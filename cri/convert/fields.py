@@ -11,6 +11,8 @@ from pods.errors import InvalidArgument
 
 _SHOWN = 128  # characters of a refused value that its message repeats
 _LABEL_BYTES = 4096  # of a key and its value together; containerd's limit
+_NAME_CHARACTERS = 253  # of a Kubernetes object's name, the longest that there is
+_PATH_BYTES, _COMPONENT_BYTES = 4095, 255  # PATH_MAX without its NUL, NAME_MAX
 _WORD = re.compile(r"\S+")
 
 E = TypeVar("E", bound=IntEnum)
@@ -48,6 +50,18 @@ def required(path: str, value: str) -> str:
     return text(path, value)
 
 
+def short(path: str, value: str, characters: int) -> str:
+    """A string of a bounded length."""
+    if len(text(path, value)) > characters:
+        raise invalid(path, value, f"is longer than {characters} characters")
+    return value
+
+
+def name(path: str, value: str) -> str:
+    """The name, namespace or uid of something: not empty, and no longer than Kubernetes lets one be."""
+    return short(path, required(path, value), _NAME_CHARACTERS)
+
+
 def words(path: str, values: Iterable[str]) -> tuple[str, ...]:
     """A list of strings without white space, as a line of resolv.conf(5) takes them."""
     found = texts(path, values)
@@ -68,6 +82,16 @@ def absolute(path: str, value: str) -> str:
     """An absolute path."""
     if not required(path, value).startswith("/"):
         raise invalid(path, value, "must be an absolute path")
+    return usable(path, value)
+
+
+def usable(path: str, value: str) -> str:
+    """A path, or nothing, that the kernel does not find too long."""
+    encoded = text(path, value).encode()
+    if len(encoded) > _PATH_BYTES:
+        raise invalid(path, value, f"is longer than {_PATH_BYTES} bytes")
+    if any(len(component) > _COMPONENT_BYTES for component in encoded.split(b"/")):
+        raise invalid(path, value, f"has a component of more than {_COMPONENT_BYTES} bytes")
     return value
 
 
@@ -78,7 +102,7 @@ def absolute_if_set(path: str, value: str) -> str:
 
 def inside(path: str, value: str) -> str:
     """A path without ".." in it, so that joining it to a directory stays there."""
-    if ".." in text(path, value).split("/"):
+    if ".." in usable(path, value).split("/"):
         raise invalid(path, value, "must not contain '..'")
     return value
 

@@ -16,6 +16,7 @@ from pods.model import DNSConfig, NamespaceMode, PortMapping, Sandbox, SandboxCo
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _HOSTNAME_BYTES = 64  # sethostname(2)
 _SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)+")
+_SYSCTL_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]{0,4095}")  # /proc/sys takes a page at most
 _HIGHEST_PORT = 65535
 _STATES = {
     SandboxState.READY: api_pb2.PodSandboxState.SANDBOX_READY,
@@ -57,9 +58,9 @@ def _metadata(path: str, message: api_pb2.PodSandboxConfig) -> SandboxMetadata:
         raise fields.missing(f"{path}.metadata")
     metadata = message.metadata
     return SandboxMetadata(
-        name=fields.required(f"{path}.metadata.name", metadata.name),
-        uid=fields.required(f"{path}.metadata.uid", metadata.uid),
-        namespace=fields.required(f"{path}.metadata.namespace", metadata.namespace),
+        name=fields.name(f"{path}.metadata.name", metadata.name),
+        uid=fields.name(f"{path}.metadata.uid", metadata.uid),
+        namespace=fields.name(f"{path}.metadata.namespace", metadata.namespace),
         attempt=metadata.attempt,
     )
 
@@ -104,7 +105,7 @@ def _address(path: str, value: str) -> str:
 def _sysctls(path: str, message: api_pb2.LinuxPodSandboxConfig) -> dict[str, str]:
     for name, value in message.sysctls.items():
         fields.matching(f"{path} key", name, _SYSCTL, "the name of a sysctl such as net.ipv4.ip_forward")
-        fields.text(f"{path}[{name!r}]", value)
+        fields.matching(f"{path}[{name!r}]", value, _SYSCTL_VALUE, "printable text of at most 4095 characters")
     return dict(message.sysctls)
 
 

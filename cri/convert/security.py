@@ -24,6 +24,7 @@ from pods.model import (
 _CAPABILITY = re.compile(r"[A-Za-z][A-Za-z_]*")
 _HIGHEST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "none" to the kernel
 _LOCALHOST = "localhost/"
+_USERNAME_CHARACTERS = 256  # LOGIN_NAME_MAX
 _POD_OR_NODE = (NamespaceMode.POD, NamespaceMode.NODE)
 _SANDBOX_PID = (NamespaceMode.POD, NamespaceMode.CONTAINER, NamespaceMode.NODE)
 
@@ -68,7 +69,7 @@ def container_security(path: str, message: api_pb2.LinuxContainerSecurityContext
         selinux=_selinux(f"{path}.selinux_options", message),
         run_as_user=user,
         run_as_group=group,
-        run_as_username=fields.text(f"{path}.run_as_username", message.run_as_username),
+        run_as_username=fields.short(f"{path}.run_as_username", message.run_as_username, _USERNAME_CHARACTERS),
         readonly_rootfs=message.readonly_rootfs,
         supplemental_groups=_groups(f"{path}.supplemental_groups", message.supplemental_groups),
         groups_policy=fields.choice(
