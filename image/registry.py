@@ -4,6 +4,8 @@ redirects, retries."""
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
@@ -299,6 +301,13 @@ def _first_byte(response: aiohttp.ClientResponse, wanted: int) -> int:
     return int(start)
 
 
+def _words(error: OSError) -> str:
+    """The system's words for an error; asyncio puts words of its own around an address that refused."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
+
+
 def _retry_after(response: aiohttp.ClientResponse, default: float) -> float:
     value = response.headers.get("Retry-After", "")
     return min(float(value), _RETRY_AFTER_LIMIT) if value.isdigit() else default
@@ -309,5 +318,5 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"connect to {error.host}:{error.port}: {error.certificate_error}"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"connect to {error.host}:{error.port}: {error.os_error.strerror or error.os_error}"
+        return f"connect to {error.host}:{error.port}: {_words(error.os_error)}"
     return str(error) or type(error).__name__
