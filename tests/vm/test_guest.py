@@ -22,7 +22,7 @@ from tests.vm import guest
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("cri", "image", "network", "pods", "runtime")
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE")
-PAYLOAD_FILES = ("tests/__init__.py", "tests/daemon.py", "tests/leaks.py", "tests/vm", "deploy")
+PAYLOAD_FILES = ("tests/vm", "deploy")
 TOOLS = ("installer>=0.7", "pytest>=8")  # what the payload needs inside besides the project's own dependencies
 BOOTS = ("first_boot.py", "second_boot.py")
 TIMEOUT_SECONDS = 600.0  # twice what a machine of two cores took that had other things to do
@@ -62,7 +62,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 def _payload(directory: Path) -> Path:
     payload, source = directory / "payload", directory / "source"
-    for name in PAYLOAD_FILES:
+    shared = [f"tests/{file.name}" for file in REPOSITORY.glob("tests/*.py") if file.name != "conftest.py"]
+    for name in (*shared, *PAYLOAD_FILES):
         _copy(REPOSITORY / name, payload / name)
     shutil.copy(payload / "tests/vm/inside/run.py", payload)
     # A build leaves files beside the sources; they are not to be in the checkout.
