@@ -137,19 +137,24 @@ class LayerWriter:
             raise TarError(f"type {_shown(entry.kind)} is not supported")
 
     def _make_file(self, parent: int, name: bytes, entry: Entry, reader: TarReader) -> None:
-        descriptor = os.open(name, _WRITE, 0o600, dir_fd=parent)
+        descriptor = os.open(name, _WRITE, entry.mode & 0o777, dir_fd=parent)
         try:
             if entry.segments is None:
                 for piece in reader.content(entry.stored):
                     _write_all(descriptor, piece)
             else:
                 _write_segments(descriptor, entry, reader)
-            os.fchown(descriptor, entry.uid, entry.gid)
-            os.fchmod(descriptor, entry.mode)
+            # Each change of an inode is a journal transaction; most files are born as they should be.
+            there = os.fstat(descriptor)
+            if (there.st_uid, there.st_gid) != (entry.uid, entry.gid):
+                os.fchown(descriptor, entry.uid, entry.gid)
+            if stat.S_IMODE(there.st_mode) != entry.mode:
+                os.fchmod(descriptor, entry.mode)
             if entry.xattrs:
                 _set_xattrs(descriptor, entry.xattrs)
+                there = os.fstat(descriptor)
             os.utime(descriptor, ns=(entry.mtime, entry.mtime))
-            self._bytes += os.fstat(descriptor).st_blocks * 512
+            self._bytes += there.st_blocks * 512
         finally:
             os.close(descriptor)
         self._inodes += 1

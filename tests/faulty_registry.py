@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -43,13 +44,13 @@ class FaultyRegistry:
         return Counter(request.path for request in self.seen)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[FaultyRegistry]:
+    async def running(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[FaultyRegistry]:
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
+            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
             await site.start()
             self.host = f"127.0.0.1:{runner.addresses[0][1]}"
             yield self
