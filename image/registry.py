@@ -186,6 +186,8 @@ class Repository:
             url = URL(f"{scheme}://{self.endpoint.host}/v2/{self.endpoint.repository}/{path}")
             try:
                 response = await self._follow(url, headers)
+            except aiohttp.ClientConnectorCertificateError:
+                raise  # it does speak TLS: falling back would hide whom we are talking to
             except (aiohttp.ClientConnectionError, ssl.SSLError) as error:
                 if scheme == schemes[-1]:
                     raise
