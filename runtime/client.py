@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from runtime.errors import RuntimeCoreError, from_json
+from runtime import syscalls
+from runtime.errors import RuntimeCoreError, failing, from_json
 from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
 
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.zygote import main; main()"
@@ -86,11 +87,40 @@ class Zygote:
 
 
 def _spawn(control: socket.socket, room: str) -> subprocess.Popen[bytes]:
-    """Start the zygote with the socket as descriptor 3, no environment and nothing else inherited but stderr."""
+    """Start the zygote with the socket as descriptor 3, no environment and nothing else that it keeps but stderr."""
     fd = control.fileno()
     move = f"import os; {fd} == 3 or (os.dup2({fd}, 3), os.close({fd})); "
     argv = [sys.executable, "-I", "-S", "-c", move + _BOOT, room, _TITLE_ROOM]
-    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[fd], env={}, cwd="/")
+    interpreter = _readonly_interpreter()
+    try:
+        return subprocess.Popen(
+            argv,
+            executable=f"/proc/self/fd/{interpreter}",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[fd, interpreter],
+            env={},
+            cwd="/",
+        )
+    finally:
+        os.close(interpreter)
+
+
+def _readonly_interpreter() -> int:
+    """The interpreter's file, on a read-only mount of its own.
+
+    A container's program runs from the zygote's fork on as this file until its execve, which it can have point back
+    here ("#!/proc/self/exe"): root in it must not be able to write to the host's python (CVE-2019-5736).
+    """
+    path = os.path.realpath(sys.executable)
+    with failing("make read-only", path):
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
+        try:
+            syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+        except OSError:
+            os.close(tree)
+            raise
+    return tree
 
 
 class ShimClient:

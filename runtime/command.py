@@ -46,6 +46,7 @@ def run(container_id: str, bundle: str) -> int:
     Raises RuntimeCoreError; nothing is left then. Single-threaded callers only.
     """
     spec, process = load(bundle)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # see runtime.zygote
     cgroup = Hierarchies.detect().cgroup(spec.linux.cgroups_path or f"/crisp-oci/{container_id}")
     with contextlib.ExitStack() as undo:
         rootfs_path = os.path.join(bundle, spec.root.path)

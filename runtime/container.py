@@ -265,6 +265,7 @@ class Container:
         process = replace(self._spec.process, args=tuple(request["args"]), terminal=False)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         join = Join(
+            container_id=self.id,
             spec=self._spec,
             process=process,
             init_pidfd=self._pidfd,
@@ -403,12 +404,16 @@ def clone_into(cgroup: Cgroup, flags: int, pid_namespace: str, child: Callable[[
         if pid_namespace:
             restore = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
             target = os.open(pid_namespace, os.O_RDONLY | os.O_CLOEXEC)
-            syscalls.setns(target, syscalls.CLONE_NEWPID)
-            os.close(target)
+            try:
+                syscalls.setns(target, syscalls.CLONE_NEWPID)
+            finally:
+                os.close(target)
         pid, pidfd = syscalls.clone(flags, into)
         if pid == 0:
-            child()
-            os._exit(1)
+            try:
+                child()
+            finally:
+                os._exit(1)  # whatever happens: two processes must not go on as the caller
     finally:
         if restore >= 0:
             syscalls.setns(restore, syscalls.CLONE_NEWPID)

@@ -7,8 +7,8 @@ enters its own mount namespace, what needs root comes before `process.become`.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -111,6 +111,7 @@ def report(channel: socket.socket, error: BaseException) -> None:
 
 def leave_the_loop() -> None:
     """Undo in a child what the shim's event loop set up."""
+    gc.disable()  # a child closes descriptors whose objects it leaves alone
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -123,7 +124,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     start.cgroup.join_self(unified=not start.in_unified_cgroup)
     start.step("cgroup joined")
     os.setsid()
-    _new_keyring(start.container_id)
+    process.new_keyring(start.container_id)
     _set_oom_score(start, channel)
     _enter_namespaces(spec)
     start.step("namespaces entered")
@@ -151,7 +152,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
         start.step("ready to exec")
         channel.send(json.dumps({"executing": start.steps}).encode())
 
-    process.become(start.process, start.filter_program, start.filter_flags, announce)
+    process.become(start.process, start.filter_program, start.filter_flags, channel.fileno(), announce)
 
 
 def _set_oom_score(start: Start, channel: socket.socket) -> None:
@@ -161,15 +162,6 @@ def _set_oom_score(start: Start, channel: socket.socket) -> None:
         warning = process.set_oom_score_adj(start.process.oom_score_adj)
     if warning:
         channel.send(json.dumps({"warning": warning}).encode())
-
-
-def _new_keyring(container_id: str) -> None:
-    # Without one of its own a container would share the session keyring of whoever started crispd.
-    try:
-        syscalls.join_new_session_keyring(f"_ses.{container_id}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT):
-            raise
 
 
 def _enter_namespaces(spec: oci.Spec) -> None:

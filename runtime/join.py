@@ -25,6 +25,7 @@ _JOINED: Final = ("mount", "ipc", "uts", "network", "cgroup")
 class Join:
     """All that an exec'd process needs; descriptors are inherited by the clone."""
 
+    container_id: str
     spec: oci.Spec
     process: oci.Process
     init_pidfd: int
@@ -51,6 +52,7 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
         leave_the_loop()
         join.cgroup.join_self(unified=not join.in_unified_cgroup)
         os.setsid()
+        process.new_keyring(join.container_id)
         if join.process.oom_score_adj is not None:
             with contextlib.suppress(OSError):
                 process.set_oom_score_adj(join.process.oom_score_adj)
@@ -58,7 +60,7 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
             syscalls.setns(join.init_pidfd, namespace_flags(join.spec))
         for target, fd in enumerate(join.stdio):
             os.dup2(fd, target)
-        process.become(join.process, join.filter_program, join.filter_flags)
+        process.become(join.process, join.filter_program, join.filter_flags, channel.fileno())
     except BaseException as error:  # nothing of the shim may go on in the child
         report(channel, error)
     os._exit(1)

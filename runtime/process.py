@@ -9,12 +9,13 @@ import errno
 import os
 import resource
 import signal
+import stat
 from collections.abc import Callable
 from typing import Final, NoReturn
 
 from runtime import capabilities, seccomp, syscalls
 from runtime import spec as oci
-from runtime.errors import NotSupported, RuntimeCoreError, failing
+from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, failing
 
 _UNLIMITED: Final = 2**64 - 1
 
@@ -30,12 +31,22 @@ class ExecFailed(RuntimeCoreError):
 
 
 def become(
-    process: oci.Process, filter_program: bytes, filter_flags: int, before_exec: Callable[[], None] | None = None
+    process: oci.Process,
+    filter_program: bytes,
+    filter_flags: int,
+    channel: int,
+    before_exec: Callable[[], None] | None = None,
 ) -> NoReturn:
     """Turn the calling process into the container's program. Raises RuntimeCoreError; never returns.
 
-    `before_exec` runs when only execve is left to do; it may use no more than the filter allows (a send).
+    Of its descriptors only the standard streams and `channel` stay open. `before_exec` runs when only execve is left
+    to do; it may use no more than the filter allows (a send).
     """
+    # Not by close-on-exec: until execve has resolved them, working directory and program may be named by way of
+    # /proc/self/fd, and a descriptor of a host directory there is the host (CVE-2024-21626).
+    with failing("close", "inherited descriptors"):
+        syscalls.close_all_from(3, keep=channel)
+    _use_own_null_device()
     for limit in process.rlimits:
         _set_rlimit(limit)
     _set_labels(process)
@@ -43,8 +54,11 @@ def become(
         # Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which may be gone below.
         with failing("load", "seccomp filter"):
             seccomp.load_filter(filter_program, filter_flags)
+    # As root first: a user's working directory may lie where only root gets to.
+    entered = _enter_directory(process.cwd)
     _set_identity(process)
-    _enter_directory(process.cwd)
+    if not entered and not _enter_directory(process.cwd):
+        raise OperationFailed("enter working directory", process.cwd, errno.EACCES)
     if process.no_new_privileges:
         with failing("set", "no_new_privs"):
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
@@ -138,12 +152,44 @@ def _set_identity(process: oci.Process) -> None:
         os.umask(0o022)
 
 
-def _enter_directory(cwd: str) -> None:
+def _use_own_null_device() -> None:
+    """Exchange standard streams that are the host's /dev/null, whose mode and owner a container's root could change."""
+    for stream in (0, 1, 2):
+        if not _is_null_device(stream):
+            continue
+        with failing("open", "/dev/null"):
+            own = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+        if not _is_null_device(own):
+            raise OperationFailed("use", "/dev/null", errno.EINVAL)
+        os.dup2(own, stream)
+        os.close(own)
+
+
+def _is_null_device(fd: int) -> bool:
+    status = os.fstat(fd)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
+
+
+def new_keyring(container_id: str) -> None:
+    """Give the caller a session keyring of its own; it would share that of whoever started crispd."""
+    try:
+        syscalls.join_new_session_keyring(f"_ses.{container_id}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT):
+            raise
+
+
+def _enter_directory(cwd: str) -> bool:
+    """Change to the directory. False when the caller may not; other failures raise."""
     with failing("enter working directory", cwd):
-        os.chdir(cwd)
+        try:
+            os.chdir(cwd)
+        except PermissionError:
+            return False
         # A working directory left outside the rootfs is a way to the host (CVE-2024-21626).
         if not os.getcwd().startswith("/"):
             raise OSError(errno.ENOENT, "outside of the rootfs")
+    return True
 
 
 def _execute(process: oci.Process, before_exec: Callable[[], None] | None) -> NoReturn:
@@ -153,7 +199,6 @@ def _execute(process: oci.Process, before_exec: Callable[[], None] | None) -> No
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    syscalls.close_on_exec_from(3)
     if before_exec is not None:
         before_exec()
     try:

@@ -258,7 +258,15 @@ def set_domainname(name: str) -> None:
 
 
 def join_new_session_keyring(name: str) -> None:
+    """Leave the session keyring for an empty one of that name (keyctl_join_session_keyring(3))."""
     _check(_syscall(_number("keyctl"), _KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name)), "session keyring")
+
+
+def close_all_from(first: int, *, keep: int) -> None:
+    """Close every descriptor from `first` up but `keep`, which is not below `first` (close_range(2), Linux 5.9)."""
+    for low, high in ((first, keep - 1), (keep + 1, 0xFFFFFFFF)):
+        if low <= high:
+            _check(_syscall(SYS_CLOSE_RANGE, ctypes.c_uint(low), ctypes.c_uint(high), 0), f"close_range {low} {high}")
 
 
 def close_on_exec_from(first: int) -> None:

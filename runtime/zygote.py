@@ -35,12 +35,16 @@ def main() -> None:
     control.set_inheritable(False)
     os.umask(0o022)
     _restore_descriptor_limit()
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    _restore_signals()
+    syscalls.close_all_from(_CONTROL, keep=_CONTROL)
     syscalls.set_name("crisp-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     inheritance = Inheritance(Hierarchies.detect(), infra.program_file(), infra.empty_mount_namespace())
     _leave_the_daemons_cgroup(inheritance.hierarchies)
     set_oom_score_adj(_SHIM_OOM_SCORE_ADJ)
+    # Shims, and with them what they clone into a container, are born so: until its execve an exec'd process has the
+    # shim's memory and descriptors, and root in the container could otherwise trace it (CVE-2016-9962).
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps shims; nobody asks how they ended
     gc.collect()
     gc.freeze()
@@ -52,8 +56,21 @@ def main() -> None:
         _fork_shim(control, fds[0], inheritance)
 
 
+def _restore_signals() -> None:
+    """What whoever started crispd ignored (a shell does that to background jobs) must not be so in containers."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def _fork_shim(control: socket.socket, birth_fd: int, inheritance: Inheritance) -> None:
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        print(f"zygote: fork shim: {error}", file=sys.stderr, flush=True)
+        os.close(birth_fd)  # which tells crispd
+        return
     if pid == 0:
         control.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
