@@ -149,14 +149,14 @@ def _streaming(name: str, call: Stream) -> Callable[[Any, Context[Any, Any]], As
 
 async def _refuse(name: str, error: Exception, context: Context[Any, Any], started: float) -> NoReturn:
     code = code_of(error)
-    text = str(error) or type(error).__name__
+    text = _fitting(str(error) or type(error).__name__)
     fields = {"call": name, "code": (code or StatusCode.INTERNAL).name, "error": text, "ms": _since(started)}
     if code is None:
         _log.error("call failed unexpectedly", extra=fields, exc_info=error)
         text = f"{name}: {type(error).__name__}: {text}"
     else:
         _log.log(logging.DEBUG if isinstance(error, _Missing) else logging.INFO, "call refused", extra=fields)
-    await context.abort(code or StatusCode.INTERNAL, _fitting(text))
+    await context.abort(code or StatusCode.INTERNAL, text)
 
 
 def _fitting(text: str) -> str:

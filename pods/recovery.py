@@ -14,7 +14,6 @@ from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
     from image.store import ImageStore
-
     from pods.containers import Containers
     from pods.sandboxes import Sandboxes
     from pods.shims import Shims

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import os
+import re
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,15 +19,16 @@ from typing import Any, Final, Protocol
 from runtime import overlay, syscalls, users
 from runtime import spec as oci
 from runtime.cgroups import Cgroup, Hierarchies
-from runtime.errors import RuntimeCoreError, failing, from_json
+from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.init import Start, clone_flags, container_init
 from runtime.join import Join, exec_process
-from runtime.logs import Clock, LogFile
+from runtime.logs import Clock, LogFile, complain
 from runtime.mounts import plan_mounts
 from runtime.spec_parse import parse
 from runtime.stdio import ContainerStdio, Loop, OutputStream
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
+_NAMESPACE_OF: Final = re.compile(r"/proc/([0-9]+)/ns/[a-z_]+")
 
 Reply = Callable[[dict[str, Any]], None]
 
@@ -43,6 +45,8 @@ class Supervisor(Loop, Protocol):
     def made_cgroups(self, directories: list[str]) -> None: ...
 
     def record_exit(self, container_id: str, status: dict[str, Any]) -> None: ...
+
+    def is_child(self, pid: int) -> bool: ...
 
     @property
     def empty_mount_namespace(self) -> int: ...
@@ -73,6 +77,7 @@ class Container:
         self._filter_flags = 0
         self._execs: dict[str, _Exec] = {}
         self._exit_waiters: list[Reply] = []
+        self._start_waiters: list[Reply] = []
         self._early_exit: int | None = None
         self.pid = 0
         self._pidfd = -1
@@ -105,10 +110,13 @@ class Container:
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         """Clone the init. Replies once the user's program runs, or with why it does not."""
         begun = time.monotonic_ns()
+        if self.state != "created":
+            raise RuntimeCoreError(f"start container {self.id}: it is {self.state}")
         with open(os.path.join(self._bundle, "config.json"), "rb") as file:
             spec = parse(json.load(file))
         if spec.process is None:
             raise RuntimeCoreError("config.json: process: missing")
+        self._require_living_namespaces(spec)
         self._spec = spec
         mounts = plan_mounts(spec)
         flags = clone_flags(spec)
@@ -158,15 +166,28 @@ class Container:
         attempt = _StartAttempt(self, ours, start, outputs, reply)
         self._supervisor.watch(ours.fileno(), selectors.EVENT_READ, attempt.ready)
 
+    def _require_living_namespaces(self, spec: oci.Spec) -> None:
+        """Refuse namespaces of processes that are gone: since config.json was written their numbers may be others'."""
+        for namespace in spec.linux.namespaces:
+            holder = _NAMESPACE_OF.fullmatch(namespace.path)
+            if holder and not self._supervisor.is_child(int(holder[1])):
+                raise OperationFailed(f"join {namespace.type} namespace", namespace.path, errno.ESRCH)
+
     def _started(self, outputs: Sequence[tuple[int, str]], console: int) -> None:
         assert self._log is not None
         clock = Clock()
         if console >= 0:
-            self._console = console
             outputs = [(os.dup(console), "stdout")]
+            self._console = console
         self._outputs = [OutputStream(fd, name, self._log, clock, self._supervisor) for fd, name in outputs]
         self.state = "running"
         self.started_at = time.time_ns()
+        self._tell_start()
+
+    def _tell_start(self) -> None:
+        waiters, self._start_waiters = self._start_waiters, []
+        for reply in waiters:
+            reply(self.describe())
 
     def _exited_meanwhile(self) -> None:
         if self._early_exit is not None:
@@ -181,6 +202,8 @@ class Container:
         self._remove_cgroup()
         self._close_log()
         self._release()
+        self._tell_start()
+        self._tell_exit()
 
     # -- exited -------------------------------------------------------------------------------------------------------
 
@@ -210,10 +233,13 @@ class Container:
         self._close_log()
         self._remove_cgroup()
         self._release()
+        self._tell_exit()
+        self._supervisor.emit({"event": "exit", "container": self.id, "exit": self.exit})
+
+    def _tell_exit(self) -> None:
         waiters, self._exit_waiters = self._exit_waiters, []
         for reply in waiters:
             reply({"exit": self.exit})
-        self._supervisor.emit({"event": "exit", "container": self.id, "exit": self.exit})
 
     def _has_own_pid_namespace(self) -> bool:
         namespace = self._spec.linux.namespace("pid") if self._spec else None
@@ -240,6 +266,13 @@ class Container:
             reply({"exit": self.exit})
         else:
             self._exit_waiters.append(reply)
+
+    def wait_start(self, reply: Reply) -> None:
+        """Reply with what `describe` tells when no start is under way."""
+        if self.state == "starting":
+            self._start_waiters.append(reply)
+        else:
+            reply(self.describe())
 
     def reopen_log(self) -> None:
         if self._log is not None:
@@ -327,7 +360,7 @@ class Container:
             if delay < _CGROUP_PATIENCE:
                 self._supervisor.later(delay, lambda: self._remove_cgroup(delay=2 * delay))
             else:
-                print(f"container {self.id}: {error}", file=sys.stderr, flush=True)
+                complain(f"container {self.id}: {error}")
             return
         self._cgroup = None
 
@@ -356,7 +389,7 @@ class _StartAttempt:
         self._executing = False
 
     def ready(self, _events: int) -> None:
-        data, fds, _flags, _address = socket.recv_fds(self._channel, 65536, 1)
+        data, fds, _flags, _address = socket.recv_fds(self._channel, 65536, 1, socket.MSG_CMSG_CLOEXEC)
         if data:
             self._take(json.loads(data), fds)
             return
@@ -365,13 +398,18 @@ class _StartAttempt:
         self._channel.close()
         if self._failure is None and not self._executing:
             self._failure = RuntimeCoreError("the container's init died before its program ran")
+        if self._failure is None:
+            try:
+                self._container._started(self._outputs, self._console)
+            except OSError as error:
+                self._container.kill()
+                self._failure = OperationFailed.of("watch output of", self._container.id, error)
         if self._failure is not None:
             if self._console >= 0:
                 os.close(self._console)
             self._container._start_failed(self._outputs)
             self._reply({"error": self._failure.to_json()})
             return
-        self._container._started(self._outputs, self._console)
         answer: dict[str, Any] = {"pid": self._container.pid, "started_at": self._container.started_at}
         if self._warnings:
             answer["warnings"] = self._warnings

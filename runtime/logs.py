@@ -9,12 +9,20 @@ sees a torn line from a write that the kernel took whole.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from typing import Final
 
+_NEWLINE: Final = 10
 MAX_LINE: Final = 16 << 10  # bytes of content in one record; longer lines continue in records tagged P
+
+
+def complain(text: str) -> None:
+    """A line for the shim's own log. Never raises: what it tells of is often that log's full disk."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
 
 class LineFormatter:
@@ -76,6 +84,7 @@ class LogFile:
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
+        self._torn = False
         self.reopen()
 
     def reopen(self) -> None:
@@ -86,14 +95,20 @@ class LogFile:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fresh
+        self._torn = False
 
     def write(self, records: bytes) -> None:
-        """Append; raises OSError (ENOSPC, EIO) with the rest unwritten."""
+        """Append; raises OSError (ENOSPC, EIO) with the rest unwritten. The next record starts a line all the same."""
         if self._fd < 0 or not records:
             return
+        if self._torn:
+            records = b"\n" + records
         written = os.write(self._fd, records)
+        self._torn = False
         while written < len(records):
+            self._torn = records[written - 1] != _NEWLINE
             written += os.write(self._fd, memoryview(records)[written:])
+        self._torn = False
 
     def close(self) -> None:
         if self._fd >= 0:

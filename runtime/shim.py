@@ -12,6 +12,7 @@ An exit status is on disk (`exits/<container id>`) before anyone is told, so a d
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import json
 import os
@@ -29,10 +30,12 @@ from runtime.cgroups import Hierarchies
 from runtime.cgroups.tree import remove_unused
 from runtime.container import Container
 from runtime.errors import RuntimeCoreError
+from runtime.logs import complain
 from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
 from runtime.pod import Pod
 
 _RUNNABLE: Final = ("running", "starting")
+_ACCEPT_PAUSE: Final = 1.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class _Connection:
             except BlockingIOError:
                 return
             except (OSError, ProtocolError) as error:
-                print(f"connection: {error}", file=sys.stderr, flush=True)
+                complain(f"connection: {error}")
                 alive = False
             if not alive:
                 self.close()
@@ -109,6 +112,7 @@ class Shim:
         self._listener: socket.socket | None = None
         self._leaving = False
         self._made_cgroups: list[str] = []
+        self._shutdown_replies: list[Callable[[dict[str, Any]], None]] = []
         self._watch_children()
         self._connections.append(_Connection(self, birth))
 
@@ -118,10 +122,17 @@ class Shim:
         while not self._leaving:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
             for key, events in self._selector.select(timeout):
-                if key.fileobj in self._selector.get_map():
-                    key.data(events)
+                if self._is_current(key) and not _survived(lambda key=key, events=events: key.data(events)):
+                    self.unwatch(key.fd)  # or it would fail again at once
             while self._timers and self._timers[0][0] <= time.monotonic():
-                heapq.heappop(self._timers)[2]()
+                _survived(heapq.heappop(self._timers)[2])
+
+    def _is_current(self, key: selectors.SelectorKey) -> bool:
+        """Whether the descriptor is still watched for the same: an earlier event may have closed it, or reused it."""
+        try:
+            return bool(self._selector.get_key(key.fd).data == key.data)
+        except KeyError:
+            return False
 
     def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
         """Call `ready(events)` when the descriptor is; replaces an earlier watch."""
@@ -164,7 +175,8 @@ class Shim:
                 return
             callback = self._children.pop(pid, None)
             if callback is not None:
-                callback(os.waitstatus_to_exitcode(status))
+                code = os.waitstatus_to_exitcode(status)
+                _survived(lambda callback=callback, code=code: callback(code))
 
     # -- what containers and the pod need -----------------------------------------------------------------------------
 
@@ -175,6 +187,10 @@ class Shim:
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
         """Call back with the exit code, or minus the signal, once the child is reaped."""
         self._children[pid] = callback
+
+    def is_child(self, pid: int) -> bool:
+        """Whether the process is a child that was not reaped, so that its number means no other."""
+        return pid in self._children
 
     def emit(self, event: Message) -> None:
         for connection in list(self._connections):
@@ -192,12 +208,14 @@ class Shim:
                 json.dump(status, file)
             os.rename(path + ".new", path)
         except OSError as error:
-            print(f"record exit of {container_id}: {error}", file=sys.stderr, flush=True)
+            complain(f"record exit of {container_id}: {error}")
 
     def forget(self, connection: _Connection, fd: int) -> None:
         self.unwatch(fd)
         with contextlib.suppress(ValueError):
             self._connections.remove(connection)
+        if self._pod is None and not self._connections:
+            self._leaving = True  # crispd died before it asked for a pod: nobody could find this shim again
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -215,7 +233,7 @@ class Shim:
             self._dispatch(message, fds, reply)
         except RuntimeCoreError as error:
             connection.send({"id": number, "error": error.to_json()})
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a call runs into, the pod's other containers go on
             failure = RuntimeCoreError(f"{message.get('call')}: {type(error).__name__}: {error}")
             connection.send({"id": number, "error": failure.to_json()})
         finally:
@@ -224,6 +242,10 @@ class Shim:
 
     def _dispatch(self, message: Message, fds: Sequence[int], reply: Callable[[dict[str, Any]], None]) -> None:
         call = message["call"]
+        if self._pod is None and call not in ("pod", "shutdown"):
+            raise RuntimeCoreError(f"{call}: the shim has no pod yet")
+        if self._shutdown_replies and call in ("create", "start", "exec"):
+            raise RuntimeCoreError(f"{call}: the pod is being shut down")
         if call == "pod":
             reply(self._make_pod(message))
         elif call == "create":
@@ -243,6 +265,8 @@ class Shim:
             reply({})
         elif call == "wait":
             self._container(message).wait(reply)
+        elif call == "wait-start":
+            self._container(message).wait_start(reply)
         elif call == "reopen-log":
             self._container(message).reopen_log()
             reply({})
@@ -263,25 +287,42 @@ class Shim:
             raise RuntimeCoreError(f"the shim has no container {message.get('container')!r}") from None
 
     def _make_pod(self, message: Message) -> dict[str, Any]:
+        if self._pod is not None:
+            raise RuntimeCoreError("the shim has a pod already")
         pod = Pod(message, self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
         answer = pod.make()
         self._pod = pod
         self._listener = listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         # Bound by a relative name: a socket's path may have no more than 107 bytes, a state directory's any number.
         with contextlib.chdir(pod.directory):
-            os.umask(0o077)
-            listener.bind("shim.sock")
-            os.umask(0o022)
+            umask = os.umask(0o077)
+            try:
+                listener.bind("shim.sock")
+            finally:
+                os.umask(umask)
         listener.listen(8)
-        self.watch(listener.fileno(), selectors.EVENT_READ, self._accept)
+        self._listen()
         self.on_exit(pod.infra_pid, self._infra_exited)
         return answer
 
     def _accept(self, _events: int) -> None:
         assert self._listener is not None
-        with contextlib.suppress(BlockingIOError):
+        try:
             sock, _address = self._listener.accept()
-            self._connections.append(_Connection(self, sock))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            complain(f"accept: {error}")
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                # It stays ready until there is room.
+                self.unwatch(self._listener.fileno())
+                self.later(_ACCEPT_PAUSE, self._listen)
+            return
+        self._connections.append(_Connection(self, sock))
+
+    def _listen(self) -> None:
+        if self._listener is not None and self._listener.fileno() >= 0:
+            self.watch(self._listener.fileno(), selectors.EVENT_READ, self._accept)
 
     def _infra_exited(self, _status: int) -> None:
         assert self._pod is not None
@@ -323,43 +364,63 @@ class Shim:
 
     def _shutdown(self, reply: Callable[[dict[str, Any]], None]) -> None:
         """End everything, undo what `pod` made, answer, and leave once the last container's exit is recorded."""
+        self._shutdown_replies.append(reply)
+        if len(self._shutdown_replies) == 1:
+            self._end_containers()
+
+    def _end_containers(self) -> None:
         running = [container for container in self._containers.values() if container.state in _RUNNABLE]
         if running:
             for container in running:
                 container.kill()
-            running[0].wait(lambda _exit: self._shutdown(reply))
+            running[0].wait(lambda _exit: self._end_containers())
             return
         for container in self._containers.values():
             container.delete()
-        if self._pod is not None:
-            if self._pod.infra_alive:
-                self._children[self._pod.infra_pid] = lambda _status: self._shutdown_pod(reply)
-                self._pod.kill_infra()
-                return
-            self._shutdown_pod(reply)
+        if self._pod is not None and self._pod.infra_alive:
+            self._children[self._pod.infra_pid] = lambda _status: self._end_pod(self._pod)
+            self._pod.kill_infra()
         else:
-            self._leave(reply)
+            self._end_pod(self._pod)
 
-    def _shutdown_pod(self, reply: Callable[[dict[str, Any]], None]) -> None:
-        assert self._pod is not None
-        self._pod.infra_exited()
-        try:
-            self._pod.unmake()
-        except RuntimeCoreError as error:
-            reply({"error": error.to_json()})
-            return
-        self._leave(reply)
+    def _end_pod(self, pod: Pod | None) -> None:
+        if pod is not None:
+            pod.infra_exited()
+            try:
+                pod.unmake()
+            except RuntimeCoreError as error:
+                self._answer_shutdown({"error": error.to_json()})  # crispd may ask again
+                return
+        self._leave()
 
-    def _leave(self, reply: Callable[[dict[str, Any]], None]) -> None:
+    def _leave(self) -> None:
         # Containers' cgroups may still be waiting for the last process to be gone from them.
         if self._timers:
-            self.later(0.005, lambda: self._leave(reply))
+            self.later(0.005, self._leave)
             return
         if self._listener is not None:
             self._listener.close()
-        remove_unused(self._made_cgroups)
-        reply({})
+        try:
+            remove_unused(self._made_cgroups)
+        except RuntimeCoreError as error:
+            complain(f"shut down: {error}")
+        self._answer_shutdown({})
         self._leaving = True
+
+    def _answer_shutdown(self, result: dict[str, Any]) -> None:
+        replies, self._shutdown_replies = self._shutdown_replies, []
+        for reply in replies:
+            reply(result)
+
+
+def _survived(callback: Callable[[], None]) -> bool:
+    """Call back. What goes wrong is told in the shim's log and ends neither the loop nor the pod: False then."""
+    try:
+        callback()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        return False
+    return True
 
 
 def shim_main(birth: socket.socket, inheritance: Inheritance) -> NoReturn:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import selectors
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from runtime.logs import Clock, LineFormatter, LogFile
+from runtime.logs import Clock, LineFormatter, LogFile, complain
 
 _CHUNK: Final = 64 << 10
 
@@ -47,7 +46,7 @@ class OutputStream:
             return False
         except OSError as error:
             if error.errno != errno.EIO:  # a terminal whose last user left
-                raise
+                complain(f"read output: {error}")
             data = b""
         if not data:
             self.close()
@@ -62,7 +61,7 @@ class OutputStream:
         except OSError as error:
             # A full disk must not stop the container; what cannot be written is lost, and said so once.
             if not self._log_failed:
-                print(f"write log: {error}", file=sys.stderr, flush=True)
+                complain(f"write log: {error}")
             self._log_failed = True
 
     def drain(self) -> None:
@@ -94,9 +93,17 @@ class ContainerStdio:
         """Pipes for the streams; with a terminal the pair is made by init, inside the container."""
         if terminal:
             return cls((-1, -1, -1), [], -1)
-        read_in, write_in = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), -1)
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
+        opened: list[int] = []
+        try:
+            opened += os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), -1)
+            opened += os.pipe()
+            opened += os.pipe()
+        except OSError:
+            for fd in opened:
+                if fd >= 0:
+                    os.close(fd)
+            raise
+        read_in, write_in, out_read, out_write, err_read, err_write = opened
         return cls((read_in, out_write, err_write), [(out_read, "stdout"), (err_read, "stderr")], write_in)
 
     def close_child_ends(self) -> None:
