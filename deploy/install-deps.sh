@@ -14,7 +14,7 @@ extra=""
 for argument in "$@"; do
     case $argument in
         --tests)
-            packages+=(debian-archive-keyring docker-registry e2fsprogs mmdebstrap qemu-system-x86 strace)
+            packages+=(debian-archive-keyring docker-registry e2fsprogs mmdebstrap openssl qemu-system-x86 strace)
             extra="[dev]" ;;
         --bench)
             packages+=(containerd docker-registry runc)
@@ -69,8 +69,16 @@ fi
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 
-# What was installed is remembered by the digest of pyproject.toml; the tests' set contains the daemon's.
-digest=$(sha256sum pyproject.toml | cut -d' ' -f1)
+# What was installed is remembered by a digest of what pyproject.toml asks for; the tests' set contains the daemon's.
+digest=$(.venv/bin/python -I -S - <<'END'
+import hashlib, tomllib
+
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+wanted = [project.get(key) for key in ("name", "version", "scripts", "dependencies", "optional-dependencies")]
+print(hashlib.sha256(repr(wanted).encode()).hexdigest())
+END
+)
 stamp=.venv/crisp-installed
 if ! grep -qxF -e "$digest [dev]" -e "$digest $extra" "$stamp" 2>/dev/null; then
     echo "Installing crisp and its Python packages into $PWD/.venv"

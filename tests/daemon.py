@@ -122,6 +122,8 @@ class Daemon:
         self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)
         self.images = api_pb2_grpc.ImageServiceStub(self._channel)
         self.admin = admin_pb2_grpc.AdminStub(self._channel)
+        grpc.channel_ready_future(self._channel).result(CALL_SECONDS)
+        self._descriptors = leaks.descriptors_of(self._running().pid)
 
     def stop(self) -> None:
         """End crispd with SIGTERM; pods go on. Raises DaemonFailed if it takes too long or exits with an error."""
@@ -141,10 +143,10 @@ class Daemon:
     def kill9(self) -> None:
         """Kill crispd as a crash would."""
         process = self._running()
-        self._channel.close()
         process.kill()
         process.wait()
         self.process = None
+        self._channel.close()
 
     def restart(self) -> None:
         """Stop crispd (unless it is dead already) and start it again on the same state."""
@@ -201,7 +203,10 @@ class Daemon:
         return status
 
     def empty(self) -> None:
-        """Stop and remove every sandbox, starting crispd if it was killed, and check that its directories are empty."""
+        """Stop and remove every sandbox, starting crispd if it was killed.
+
+        Raises DaemonFailed when files or descriptors of pods stay.
+        """
         if self.process is None:
             self.start()
         for sandbox in self.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=CALL_SECONDS).items:
@@ -211,6 +216,11 @@ class Daemon:
         left += [str(path) for path in self.leases.rglob("10.*")]
         if left:
             raise DaemonFailed("empty crispd: these files stayed:\n  " + "\n  ".join(left) + f"\n{self.log()}")
+        deadline = time.monotonic() + leaks.GRACE_SECONDS
+        while held := leaks.descriptors_of(self._running().pid) - self._descriptors:
+            if time.monotonic() > deadline:
+                raise DaemonFailed(f"empty crispd: it still holds {dict(held)}\n{self.log()}")
+            time.sleep(0.02)
 
     def end(self) -> None:
         """Stop crispd and take its bridge away."""
