@@ -65,10 +65,10 @@ def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:
         argv = [*config.command, *config.args]
     else:
         argv = [*image.entrypoint, *(config.args or image.cmd)]
+    name = config.image.user_specified_image or config.image.image
     if not argv:
-        name = config.image.user_specified_image or config.image.image
         raise InvalidArgument(f"config.command: none is given, and the image {name!r} has neither entrypoint nor cmd")
-    check_arguments("config.command, args", argv)
+    check_arguments("config.command, args" if config.command else f"image {name!r}: entrypoint, cmd", argv)
     return argv
 
 

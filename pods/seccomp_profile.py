@@ -79,7 +79,7 @@ def read_localhost_profile(security: ContainerSecurity) -> LocalhostProfile | No
 
 
 def _read_regular(path: str) -> bytes:
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         return file.read(_MAX_BYTES + 1)
