@@ -14,10 +14,10 @@ extra=""
 for argument in "$@"; do
     case $argument in
         --tests)
-            packages+=(debian-archive-keyring docker-registry e2fsprogs mmdebstrap openssl qemu-system-x86 strace)
+            packages+=(debian-archive-keyring docker-registry e2fsprogs mmdebstrap openssl qemu-system-x86 skopeo strace)
             extra="[dev]" ;;
         --bench)
-            packages+=(containerd docker-registry runc)
+            packages+=(containerd docker-registry runc skopeo)
             extra="[dev]" ;;
         -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "install-deps.sh: unknown argument $argument (try --help)" >&2; exit 2 ;;
