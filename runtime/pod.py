@@ -70,7 +70,8 @@ class Pod:
 
     def kill_infra(self) -> None:
         if self.infra_alive:
-            signal.pidfd_send_signal(self._infra_pidfd, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._infra_pidfd, signal.SIGKILL)
 
     def infra_exited(self) -> None:
         if self._infra_pidfd >= 0:
@@ -130,8 +131,7 @@ class Pod:
         os._exit(1)
 
     def _end_infra(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.kill_infra()
+        self.kill_infra()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.infra_pid, 0)
         self.infra_exited()

@@ -122,7 +122,7 @@ class Shim:
         while not self._leaving:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
             for key, events in self._selector.select(timeout):
-                if self._is_current(key) and not _survived(lambda key=key, events=events: key.data(events)):
+                if self._is_current(key) and not _survived(key.data, events):
                     self.unwatch(key.fd)  # or it would fail again at once
             while self._timers and self._timers[0][0] <= time.monotonic():
                 _survived(heapq.heappop(self._timers)[2])
@@ -175,8 +175,7 @@ class Shim:
                 return
             callback = self._children.pop(pid, None)
             if callback is not None:
-                code = os.waitstatus_to_exitcode(status)
-                _survived(lambda callback=callback, code=code: callback(code))
+                _survived(callback, os.waitstatus_to_exitcode(status))
 
     # -- what containers and the pod need -----------------------------------------------------------------------------
 
@@ -365,8 +364,13 @@ class Shim:
     def _shutdown(self, reply: Callable[[dict[str, Any]], None]) -> None:
         """End everything, undo what `pod` made, answer, and leave once the last container's exit is recorded."""
         self._shutdown_replies.append(reply)
-        if len(self._shutdown_replies) == 1:
+        if len(self._shutdown_replies) > 1:
+            return
+        try:
             self._end_containers()
+        except BaseException:
+            self._shutdown_replies.clear()
+            raise
 
     def _end_containers(self) -> None:
         running = [container for container in self._containers.values() if container.state in _RUNNABLE]
@@ -413,10 +417,10 @@ class Shim:
             reply(result)
 
 
-def _survived(callback: Callable[[], None]) -> bool:
+def _survived(callback: Callable[..., None], *arguments: int) -> bool:
     """Call back. What goes wrong is told in the shim's log and ends neither the loop nor the pod: False then."""
     try:
-        callback()
+        callback(*arguments)
     except Exception:
         sys.excepthook(*sys.exc_info())
         return False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.logs import MAX_LINE, Clock, LineFormatter, LogFile
+from runtime.logs import MAX_LINE, Clock, LineFormatter, LogFile, complain
 
 _STAMP = b"2026-01-02T03:04:05.000000006Z"
 _RECORD = re.compile(rb"(?P<time>\S+) (?P<stream>stdout|stderr) (?P<tag>[PF]) (?P<content>[^\n]*)\n")
@@ -68,3 +71,30 @@ def test_a_rotated_log_goes_on_in_a_new_file(tmp_path) -> None:  # type: ignore[
     log.close()
     assert (tmp_path / "0.log.old").read_bytes() == b"before\nstill the old one\n"
     assert path.read_bytes() == b"after\n"
+
+
+def test_a_record_after_a_torn_one_has_a_line_of_its_own(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "0.log"
+    log = LogFile(str(path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # as full as a disk can be
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            log.write(b"first\nsecond\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.write(b"third\n")
+    log.write(b"fourth\n")
+    log.close()
+    assert path.read_bytes() == b"first\nseco\nthird\nfourth\n"
+
+
+def test_complaining_to_a_full_disk_raises_nothing() -> None:
+    stderr, full = os.dup(2), os.open("/dev/full", os.O_WRONLY)
+    try:
+        os.dup2(full, 2)
+        complain("record exit: no space")
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(full)

@@ -1,0 +1,139 @@
+"""A shim by itself: no call and no death around it ends it before its time, and none keeps it from ending."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.client import ShimClient, ShimGone, Zygote
+from runtime.errors import RuntimeCoreError
+
+_BUSYBOX = "/bin/busybox"
+
+
+@pytest.fixture
+async def zygote() -> AsyncIterator[Zygote]:
+    running = Zygote()
+    running.start()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+async def shim(zygote: Zygote, tmp_path: Path) -> AsyncIterator[ShimClient]:
+    client = await _spawn(zygote)
+    await client.call("pod", **_pod(tmp_path))
+    yield client
+    if client.alive:
+        await asyncio.wait_for(client.call("shutdown"), 10)
+        client.close()
+
+
+async def _spawn(zygote: Zygote) -> ShimClient:
+    return await zygote.spawn(lambda _event: None, lambda: None)
+
+
+def _pod(directory: Path) -> dict[str, Any]:
+    (directory / "exits").mkdir()
+    return {
+        "sandbox": "s" * 64, "directory": str(directory), "hostname": "shim", "sysctls": {}, "new": ["ipc", "pid"],
+        "netns": "", "shm_size": 0,
+    }  # fmt: skip
+
+
+async def _created(shim: ShimClient, directory: Path, name: str = "c", **namespaces: str) -> str:
+    """A container of busybox that sleeps; `namespaces` are joined by path."""
+    place = directory / name
+    lower = place / "lower"
+    (lower / "bin").mkdir(parents=True)
+    shutil.copy(_BUSYBOX, lower / "bin/busybox")
+    for directory_name in ("upper", "work"):
+        (place / directory_name).mkdir()
+    joined = [{"type": kind, "path": path} for kind, path in namespaces.items()]
+    document = {
+        "ociVersion": "1.2.0",
+        "process": {"user": {"uid": 0, "gid": 0}, "args": ["/bin/busybox", "sleep", "600"], "cwd": "/"},
+        "root": {"path": "rootfs"},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {"namespaces": [{"type": "mount"}, *joined], "cgroupsPath": f"/crisp-shim-test-{os.getpid()}/{name}"},
+    }
+    (place / "config.json").write_text(json.dumps(document))
+    user = {"user": "", "group": None, "supplemental": [], "merge": True}
+    await shim.call(
+        "create", container=name, bundle=str(place), lower=[str(lower)], upper=str(place / "upper"),
+        work=str(place / "work"), user=user,
+    )  # fmt: skip
+    return name
+
+
+def _start(shim: ShimClient, container: str) -> asyncio.Future[dict[str, Any]]:
+    return shim.begin("start", container=container, log="")
+
+
+async def test_senseless_calls_are_refused(zygote: Zygote, tmp_path: Path) -> None:
+    shim = await _spawn(zygote)
+    with pytest.raises(RuntimeCoreError, match="no pod yet"):
+        await shim.call("state")
+    await shim.call("pod", **_pod(tmp_path))
+    with pytest.raises(RuntimeCoreError, match="a pod already"):
+        await shim.call("pod")
+    await _start(shim, await _created(shim, tmp_path))
+    for call, arguments in (
+        ("exec", {"exec": "1", "args": ["/bin/busybox", "true"]}),  # without its descriptors
+        ("signal", {"signal": "TERM"}),
+        ("start", {"log": ""}),  # runs already
+        ("nonsense", {}),
+    ):
+        with pytest.raises(RuntimeCoreError) as raised:
+            await shim.call(call, container="c", **arguments)
+        assert not isinstance(raised.value, ShimGone)
+    assert (await shim.call("state"))["containers"]["c"]["state"] == "running"
+    await asyncio.wait_for(shim.call("shutdown"), 10)
+
+
+async def test_only_namespaces_of_the_pods_processes_are_joined(shim: ShimClient, tmp_path: Path) -> None:
+    """A number in a path of the configuration may have come to mean a process of the host."""
+    container = await _created(shim, tmp_path, ipc=f"/proc/{os.getpid()}/ns/ipc")
+    with pytest.raises(RuntimeCoreError, match="No such process"):
+        await _start(shim, container)
+
+
+async def test_a_start_that_hangs_keeps_nobody_waiting(zygote: Zygote, tmp_path: Path) -> None:
+    shim = await _spawn(zygote)
+    await shim.call("pod", **_pod(tmp_path))
+    os.mkfifo(tmp_path / "fifo")
+    container = await _created(shim, tmp_path, network=str(tmp_path / "fifo"))
+    starting, settled = _start(shim, container), shim.begin("wait-start", container=container)
+    ended = [shim.begin("shutdown"), shim.begin("shutdown")]
+    with pytest.raises(RuntimeCoreError, match="died before its program ran"):
+        await asyncio.wait_for(starting, 5)
+    assert (await settled)["exit"]["start_failed"]
+    assert await asyncio.wait_for(asyncio.gather(*ended), 10) == [{}, {}]
+
+
+async def test_a_shim_that_nobody_can_find_again_leaves(zygote: Zygote) -> None:
+    shim = await _spawn(zygote)
+    with pytest.raises(RuntimeCoreError):
+        await shim.call("state")
+    (pid,) = (int(child) for child in Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children").read_text().split())
+    gone = os.pidfd_open(pid)
+    try:
+        shim.close()
+        await asyncio.wait_for(_readable(gone), 5)
+    finally:
+        os.close(gone)
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    await ready.wait()
+    loop.remove_reader(fd)
