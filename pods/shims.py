@@ -46,10 +46,12 @@ class Shims:
 
     async def make_pod(self, sandbox_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError, with all of them undone."""
+        generation = self._zygote.generation
         try:
             return await (await self._fork(sandbox_id)).call("pod", **arguments)
         except ShimGone:
-            # A zygote that dies loses the requests it has not read; the next fork finds it dead and replaces it.
+            # A zygote that dies loses the requests it has taken, and takes some more until it is quite dead.
+            await self._zygote.replace(generation)
             return await (await self._fork(sandbox_id)).call("pod", **arguments)
 
     async def _fork(self, sandbox_id: str) -> ShimClient:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime import syscalls
-from runtime.errors import RuntimeCoreError, failing, from_json
+from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
 
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.zygote import main; main()"
+_ZYGOTE_SECONDS: Final = 30.0
 # Forked shims show their name in the room that these arguments take in the process's memory.
 _TITLE_ROOM: Final = "crisp zygote".ljust(96)
 
@@ -32,6 +33,7 @@ class Zygote:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._restarting = asyncio.Lock()
+        self.generation = 0  # how many processes there were
 
     def start(self) -> None:
         """Start the process and wait until it can fork. Raises RuntimeCoreError. Blocks for some 50 ms."""
@@ -39,32 +41,43 @@ class Zygote:
         room = str(Path(__file__).resolve().parent.parent)
         with theirs:
             self._process = _spawn(theirs, room)
-        ours.settimeout(30)
-        if ours.recv(16) != b"ready":
+        ours.settimeout(_ZYGOTE_SECONDS)
+        try:
+            ready = ours.recv(16)
+        except OSError as error:
+            ours.close()
+            self._process.kill()
+            raise OperationFailed.of("start", "zygote", error) from error
+        if ready != b"ready":
             ours.close()
             code = self._process.wait()
             raise RuntimeCoreError(f"start zygote: it ended with status {code}; the reason is on crispd's stderr")
         ours.settimeout(None)
         self._control = ours
+        self.generation += 1
 
     async def spawn(self, on_event: Callable[[Message], None], on_lost: Callable[[], None]) -> ShimClient:
-        """Fork a shim. The answer of its first call shows that it lives."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            try:
-                self._send(theirs)
-            except OSError:
-                async with self._restarting:
-                    await self._replace()
-                self._send(theirs)
+        """Fork a shim. The answer of its first call shows that it lives. Raises RuntimeCoreError."""
+        with failing("fork", "shim"):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            with theirs:
+                generation = self.generation
+                try:
+                    self._send(theirs)
+                except OSError:
+                    await self.replace(generation)
+                    self._send(theirs)
         return ShimClient(ours, on_event, on_lost)
 
-    async def _replace(self) -> None:
-        """Start a new zygote, unless another call has just done it."""
-        if self._process is not None and self._process.poll() is None:
-            return
+    async def replace(self, generation: int) -> None:
+        """Start a new process in place of the given one, unless another call has done that. Raises RuntimeCoreError."""
+        async with self._restarting:
+            if self.generation == generation:
+                await asyncio.get_running_loop().run_in_executor(None, self._restart)
+
+    def _restart(self) -> None:
         self.close()
-        await asyncio.get_running_loop().run_in_executor(None, self.start)
+        self.start()
 
     def _send(self, birth: socket.socket) -> None:
         if self._control is None:

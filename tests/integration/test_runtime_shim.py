@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,15 @@ async def test_a_shim_that_nobody_can_find_again_leaves(zygote: Zygote) -> None:
         await asyncio.wait_for(_readable(gone), 5)
     finally:
         os.close(gone)
+
+
+async def test_a_zygote_is_replaced_before_its_corpse_can_be_waited_for(zygote: Zygote) -> None:
+    """Its socket is closed first: a call in that moment must not take the dying for the living."""
+    for _ in range(5):
+        os.kill(zygote.pid, signal.SIGKILL)
+        shims = await asyncio.gather(*(_spawn(zygote) for _ in range(3)))
+        for shim in shims:
+            shim.close()
 
 
 async def _readable(fd: int) -> None:
