@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pods import oci
+from pods.directories import remove_tree
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
 from pods.log_place import make_log
@@ -62,14 +63,21 @@ class Containers:
         sandbox = self._state.find_sandbox(sandbox_id).sandbox
         if sandbox.state is not SandboxState.READY:
             raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready: no container can be created in it")
-        held = self._holder(sandbox.id, config)
-        if held is not None:
-            if held.container.config == config and held.container.state is ContainerState.CREATED:
-                return held.container.id
-            name = f"{config.metadata.name}/{config.metadata.attempt}"
-            raise AlreadyExists(f"name {name!r} is held by container {held.container.id} until it is removed")
-        key = (sandbox.id, config.metadata.name, config.metadata.attempt)
-        return await self._flights.run(key, config, lambda: self._make(sandbox.id, config, trace), self._undo)
+        return await self._flights.run(
+            (sandbox.id, config.metadata.name, config.metadata.attempt),
+            config,
+            lambda: self._make(sandbox.id, config, trace),
+            self._undo,
+            made=lambda: self._made(sandbox.id, config),
+        )
+
+    def _made(self, sandbox_id: str, config: ContainerConfig) -> str | None:
+        """The id of the container that the same request made before. Raises AlreadyExists when another has the name."""
+        held = self._holder(sandbox_id, config)
+        if held is None or (held.container.config == config and held.container.state is ContainerState.CREATED):
+            return held and held.container.id
+        name = f"{config.metadata.name}/{config.metadata.attempt}"
+        raise AlreadyExists(f"name {name!r} is held by container {held.container.id} until it is removed")
 
     def _holder(self, sandbox_id: str, config: ContainerConfig) -> ContainerRecord | None:
         for record in self._state.containers.values():
@@ -97,7 +105,8 @@ class Containers:
                 await asyncio.wrap_future(intent)
             await self._erase(container)
             raise _explained(failure, config) from failure
-        if sandbox.sandbox.id not in self._state.sandboxes or sandbox.stopped:
+        now = self._state.sandboxes.get(sandbox.sandbox.id)
+        if now is None or now.sandbox.state is not SandboxState.READY:
             await self._erase(container)
             raise FailedPrecondition(f"pod sandbox {sandbox_id} was stopped meanwhile")
         _log.info("container created", extra={"container": container.id, "sandbox": sandbox_id})
@@ -212,12 +221,14 @@ class Containers:
                 raise PodError(f"start container {container_id}: {error}") from error
             for warning in answer.get("warnings", ()):
                 _warn_once(warning)
-            await self._state.update_container(
-                container_id,
-                state=ContainerState.RUNNING,
-                pid=answer["pid"],
-                started_at=answer["started_at"],
-            )
+            try:
+                await self._state.record_fact(
+                    container_id, state=ContainerState.RUNNING, pid=answer["pid"], started_at=answer["started_at"]
+                )
+            except PodError:
+                # The caller takes it for not started: it must not run. Its exit is recorded as any other's.
+                await self._shims.of(container.sandbox_id).call("kill", container=container_id)
+                raise
             trace.step("start durable")
             _log.info("container started", extra={"container": container_id, "pid": answer["pid"]})
 
@@ -239,21 +250,24 @@ class Containers:
         return answer
 
     async def _start_failed(self, container: Container, message: str) -> None:
-        await self._state.update_container(
-            container.id,
-            state=ContainerState.EXITED,
-            exit_code=_START_FAILED,
-            reason="StartError",
-            message=message,
-            started_at=0,
-            finished_at=time.time_ns(),
-        )
+        try:
+            await self._state.record_fact(
+                container.id,
+                state=ContainerState.EXITED,
+                exit_code=_START_FAILED,
+                reason="StartError",
+                message=message,
+                started_at=0,
+                finished_at=time.time_ns(),
+            )
+        except PodError as error:
+            _log.error("failed start of container %s is not on disk: %s", container.id, error)
 
     # -- exit ---------------------------------------------------------------------------------------------------------
 
     def exited(self, container_id: str, status: dict[str, Any]) -> None:
         """A shim reports an exit."""
-        self._background.start(self.record_exit(container_id, status))
+        self._background.detach(self.record_exit(container_id, status), f"record exit of container {container_id}")
 
     async def record_exit(self, container_id: str, status: dict[str, Any]) -> None:
         """Make an exit durable and known."""
@@ -265,24 +279,35 @@ class Containers:
                 return
             code = status["code"]
             reason = "OOMKilled" if status["oom"] else "Completed" if code == 0 else "Error"
-            await self._state.update_container(
-                container_id,
-                state=ContainerState.EXITED,
-                pid=0,
-                exit_code=code,
-                reason=reason,
-                finished_at=status["finished_at"],
-            )
+            try:
+                await self._state.record_fact(
+                    container_id,
+                    state=ContainerState.EXITED,
+                    pid=0,
+                    exit_code=code,
+                    reason=reason,
+                    finished_at=status["finished_at"],
+                )
+            except PodError as error:
+                _log.error("exit of container %s is not on disk: %s", container_id, error)
         _log.info("container exited", extra={"container": container_id, "code": code, "reason": reason})
 
     async def lost(self, sandbox_id: str) -> None:
         """Nothing is left to watch the sandbox's containers: those not exited are dead, killed if need be."""
+        record = self._state.sandboxes.get(sandbox_id)
         for container in list(self._state.containers_of(sandbox_id)):
-            if container.state in (ContainerState.CREATED, ContainerState.RUNNING):
-                if container.state is ContainerState.RUNNING:
-                    sandbox = self._state.find_sandbox(sandbox_id).sandbox
-                    await asyncio.to_thread(self._shims.kill_cgroup, oci.cgroups_path(sandbox, container.id))
-                await self.record_exit(container.id, self._status_on_disk(container) or _unknown_status())
+            # A start that the shim did not live to answer may have come to pass.
+            started = container.state is not ContainerState.EXITED or container.reason == "StartError"
+            if record is not None and started:
+                path = oci.cgroups_path(record.sandbox, container.id)
+                await asyncio.to_thread(self._shims.kill_cgroup, path)
+            await self.record_exit(container.id, self._status_on_disk(container) or _unknown_status())
+
+    async def orphaned(self, sandbox_id: str) -> None:
+        """The sandbox's infra process is gone: its shim kills what runs and tells of it, what does not run never will."""
+        for container in list(self._state.containers_of(sandbox_id)):
+            if container.state is ContainerState.CREATED:
+                await self._end(container.id)
 
     def _status_on_disk(self, container: Container) -> dict[str, Any] | None:
         path = self._state.settings.sandbox_dir(container.sandbox_id) / "exits" / container.id
@@ -321,12 +346,21 @@ class Containers:
 
     async def kill_all(self, sandbox_id: str) -> None:
         """End every running container of the sandbox now."""
-        running = [c for c in self._state.containers_of(sandbox_id) if c.state is ContainerState.RUNNING]
-        await asyncio.gather(*(self._stop(container.id, 0) for container in running))
-        for container in list(self._state.containers_of(sandbox_id)):
-            if container.state is ContainerState.CREATED:
-                # It can never start: its sandbox goes away under it.
-                await self.record_exit(container.id, _unknown_status())
+        await asyncio.gather(*(self._end(container.id) for container in self._state.containers_of(sandbox_id)))
+
+    async def _end(self, container_id: str) -> None:
+        """Kill the container; one that does not run never will, for its sandbox, not ready any more, goes away."""
+        record = self._state.containers.get(container_id)
+        if record is not None and record.container.state is ContainerState.CREATED:
+            # A start may be under way, and hang while it holds the lock.
+            with contextlib.suppress(RuntimeCoreError):
+                await self._shims.of(record.container.sandbox_id).call("kill", container=container_id)
+        async with self._state.lock(container_id):
+            record = self._state.containers.get(container_id)
+        if record is not None and record.container.state is ContainerState.CREATED:
+            await self.record_exit(container_id, _unknown_status())
+        else:
+            await self._stop(container_id, 0)
 
     # -- remove -------------------------------------------------------------------------------------------------------
 
@@ -351,7 +385,7 @@ class Containers:
             await self._shims.of(container.sandbox_id).call("delete", container=container.id)
         settings = self._state.settings
         shutil.rmtree(settings.bundle_dir(container.id), ignore_errors=True)
-        await asyncio.to_thread(shutil.rmtree, settings.container_root(container.id), ignore_errors=True)
+        await asyncio.to_thread(remove_tree, settings.container_root(container.id))
         await self._state.forget_container(container.id)
         self._images.release(container.image_id)
 

@@ -1,0 +1,62 @@
+"""Directories deeper than Python's stack, made and removed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from pods.directories import make_directories, remove_tree
+
+
+def _deep(top: Path, levels: int) -> None:
+    """Directories in directories, with a file in each, deeper than any path can say."""
+    os.mkdir(top)
+    descriptor = os.open(top, os.O_RDONLY)
+    for _ in range(levels):
+        os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=descriptor))
+        os.mkdir("directory", dir_fd=descriptor)
+        below = os.open("directory", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+
+
+def test_directories_of_any_depth_are_made_and_removed(tmp_path: Path) -> None:
+    deepest = f"{tmp_path}/top/" + "/".join("d" * 1500)
+    make_directories(deepest)
+    make_directories(deepest)
+    assert stat.S_IMODE(os.stat(deepest).st_mode) == 0o755
+    remove_tree(tmp_path / "top")
+    _deep(tmp_path / "deeper", 5000)
+    remove_tree(tmp_path / "deeper")
+    remove_tree(tmp_path / "deeper")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for below in ("file", "file/x/y"):
+        with pytest.raises(NotADirectoryError):
+            make_directories(str(tmp_path / below))
+
+
+def test_only_the_tree_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    top = tmp_path / "top"
+    for name in ("a/b", "a/c", "d"):
+        (top / name).mkdir(parents=True)
+    for link in ("link", "a/b/link"):
+        (top / link).symlink_to(outside)
+    remove_tree(top)
+    assert not top.exists()
+    (tmp_path / "link").symlink_to(outside)
+    with caplog.at_level(logging.WARNING):
+        remove_tree(tmp_path / "link")
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+    assert str(tmp_path / "link") in caplog.text
