@@ -74,8 +74,10 @@ class Containers:
     def _made(self, sandbox_id: str, config: ContainerConfig) -> str | None:
         """The id of the container that the same request made before. Raises AlreadyExists when another has the name."""
         held = self._holder(sandbox_id, config)
-        if held is None or (held.container.config == config and held.container.state is ContainerState.CREATED):
-            return held and held.container.id
+        if held is None:
+            return None
+        if held.container.config == config and held.container.state is ContainerState.CREATED:
+            return held.container.id
         name = f"{config.metadata.name}/{config.metadata.attempt}"
         raise AlreadyExists(f"name {name!r} is held by container {held.container.id} until it is removed")
 
@@ -304,7 +306,7 @@ class Containers:
             await self.record_exit(container.id, self._status_on_disk(container) or _unknown_status())
 
     async def orphaned(self, sandbox_id: str) -> None:
-        """The sandbox's infra process is gone: its shim kills what runs and tells of it, what does not run never will."""
+        """The sandbox's infra process is gone: its shim kills what runs, and what does not run never will."""
         for container in list(self._state.containers_of(sandbox_id)):
             if container.state is ContainerState.CREATED:
                 await self._end(container.id)

@@ -91,8 +91,9 @@ async def exec_sync(
     try:
         shim = shims.of(container.sandbox_id)
         with contextlib.ExitStack() as undo:
-            stdout, stderr = _Collector(), _Collector()
+            stdout = _Collector()
             undo.callback(stdout.close)
+            stderr = _Collector()
             undo.callback(stderr.close)
             code = await _run(shim, container.id, argv, timeout, stdout, stderr)
             return ExecResult(stdout=stdout.finish(), stderr=stderr.finish(), exit_code=code)
@@ -116,14 +117,13 @@ async def _run(
     stdout.close_write()
     stderr.close_write()
     try:
-        if timeout > 0:
-            await asyncio.wait({answer}, timeout=timeout)
-            if not answer.done():
-                raise DeadlineExceeded(f"exec in container {container_id}: {list(argv)!r} did not end in {timeout:g} s")
-        result = await answer
+        # Not `await answer`: a cancellation of the caller would cancel the answer too, and look like its end.
+        await asyncio.wait({answer}, timeout=timeout if timeout > 0 else None)
+        if not answer.done():
+            raise DeadlineExceeded(f"exec in container {container_id}: {list(argv)!r} did not end in {timeout:g} s")
     except (asyncio.CancelledError, DeadlineExceeded):
         if not answer.done():
             with contextlib.suppress(ShimGone):
                 shim.begin("kill-exec", container=container_id, exec=key)
         raise
-    return int(result["code"])
+    return int(answer.result()["code"])

@@ -16,6 +16,7 @@ from pods.errors import AlreadyExists
 
 _log = logging.getLogger("crisp.pods")
 _T = TypeVar("_T")
+_UNWIND_SECONDS = 2.0
 
 
 class _Flight:
@@ -40,10 +41,13 @@ class Flights:
         request: object,
         make: Callable[[], Coroutine[Any, Any, str]],
         undo: Callable[[str], Awaitable[None]],
+        made: Callable[[], str | None] = lambda: None,
     ) -> str:
         """Run `make`, or join the same request under way. Returns the id made.
 
-        Raises AlreadyExists while a different request holds the name, and whatever `make` raises.
+        `made` is asked before `make` is run, when nothing is under way for the name: it returns the id of an earlier
+        request's object, raises AlreadyExists, or returns None. Raises AlreadyExists while a different request holds
+        the name, and whatever `make` raises.
         """
         while (flight := self._flights.get(name)) is not None:
             if flight.undoing is None and flight.request == request:
@@ -52,6 +56,9 @@ class Flights:
                 raise AlreadyExists(f"name {name!r} is reserved by a different request that is under way")
             await asyncio.wait({flight.undoing or flight.task})
         if flight is None:
+            # Not earlier: what was made for callers who went away exists until it is undone.
+            if (earlier := made()) is not None:
+                return earlier
             flight = _Flight(request, self._background.start(make()))
             self._flights[name] = flight
         flight.waiters += 1
@@ -82,7 +89,7 @@ class Flights:
             finally:
                 del self._flights[name]
 
-        flight.undoing = self._background.start(undo_it())
+        flight.undoing = self._background.detach(undo_it(), "undo an abandoned request")
 
 
 class Background:
@@ -97,6 +104,17 @@ class Background:
         task.add_done_callback(self._done)
         return task
 
+    def detach(self, work: Coroutine[Any, Any, _T], purpose: str) -> asyncio.Task[_T]:
+        """Start work that nobody waits for: a failure is logged."""
+        task = self.start(work)
+
+        def tell(ended: asyncio.Task[_T]) -> None:
+            if not ended.cancelled() and (failure := ended.exception()) is not None:
+                _log.error("%s: %s", purpose, failure, exc_info=failure)
+
+        task.add_done_callback(tell)
+        return task
+
     async def shielded(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Wait for `work`, which goes on when the waiting is cancelled."""
         return await asyncio.shield(self.start(work))
@@ -107,8 +125,10 @@ class Background:
             task.exception()  # told to whoever waits; a failure that nobody waits for was logged where it happened
 
     async def drain(self, timeout: float) -> None:
-        """Wait for what is under way, at most `timeout` seconds; then cancel the rest."""
+        """Wait for what is under way, at most `timeout` seconds; then cancel the rest and let it undo what it can."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
         for task in self._tasks:
             task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_UNWIND_SECONDS)

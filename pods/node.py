@@ -17,7 +17,7 @@ from pods.execsync import exec_sync
 from pods.host import HostFacts
 from pods.inflight import Background
 from pods.model import Container, ContainerConfig, ExecResult, Sandbox, SandboxConfig
-from pods.recovery import recover
+from pods.recovery import recover, sandbox_lost
 from pods.sandboxes import Sandboxes
 from pods.settings import NodeSettings
 from pods.shims import Shims
@@ -62,7 +62,9 @@ class Node:
             undo.callback(node._state.store.close)
             await asyncio.get_running_loop().run_in_executor(None, node._shims.start)
             undo.callback(node._shims.close)
-            await recover(node._state, node._shims, node._sandboxes, node._containers, images, records)
+            await recover(
+                node._state, node._shims, node._sandboxes, node._containers, node._background, images, records
+            )
             undo.pop_all()
             return node
 
@@ -78,11 +80,8 @@ class Node:
         self._containers.exited(container_id, status)
 
     def _lost(self, sandbox_id: str) -> None:
-        async def handle() -> None:
-            await self._sandboxes.lost(sandbox_id)
-            await self._containers.lost(sandbox_id)
-
-        self._background.start(handle())
+        lost = sandbox_lost(sandbox_id, self._state, self._shims, self._sandboxes, self._containers, self._background)
+        self._background.detach(lost, f"take note of the loss of pod sandbox {sandbox_id}")
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 

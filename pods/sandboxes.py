@@ -69,14 +69,22 @@ class Sandboxes:
         if handler not in HANDLERS:
             raise InvalidArgument(f"runtime_handler: no handler {handler!r} is configured (there is: crisp)")
         self._validate(config)
-        held = self._holder(config)
-        if held is not None:
-            if held.sandbox.config == config and held.sandbox.state is SandboxState.READY:
-                return held.sandbox.id
-            raise AlreadyExists(f"name {_name(config)!r} is held by pod sandbox {held.sandbox.id} until it is removed")
         return await self._flights.run(
-            _name(config), (config, handler), lambda: self._make(config, handler, trace), self._undo
+            _name(config),
+            (config, handler),
+            lambda: self._make(config, handler, trace),
+            self._undo,
+            made=lambda: self._made(config),
         )
+
+    def _made(self, config: SandboxConfig) -> str | None:
+        """The id of the sandbox that the same request made before. Raises AlreadyExists when another has the name."""
+        held = self._holder(config)
+        if held is None:
+            return None
+        if held.sandbox.config == config and held.sandbox.state is SandboxState.READY:
+            return held.sandbox.id
+        raise AlreadyExists(f"name {_name(config)!r} is held by pod sandbox {held.sandbox.id} until it is removed")
 
     def _validate(self, config: SandboxConfig) -> None:
         """Refuse what can never work, before anything is made."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ class Shims:
     def kill_cgroup(self, path: str) -> None:
         """End what a dead shim's container left running. Best effort."""
         cgroup = self._cgroups().cgroup(path)
+        if not any(os.path.isdir(mountpoint + path) for mountpoint in cgroup.hierarchies.mountpoints()):
+            return
         try:
             cgroup.kill()
             cgroup.wait_empty(_KILLED_SECONDS)

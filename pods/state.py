@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -25,7 +26,7 @@ class State:
         self.sandboxes: dict[str, SandboxRecord] = {}
         self.containers: dict[str, ContainerRecord] = {}
         self._exited: dict[str, asyncio.Event] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # while anybody holds or awaits one
 
     # -- finding ------------------------------------------------------------------------------------------------------
 
@@ -61,16 +62,29 @@ class State:
             self.exited(container_id).set()
         return container
 
+    async def record_fact(self, container_id: str, **changes: object) -> None:
+        """Like `update_container`, for what has happened whether the disk takes it or not: visible even if it raises.
+
+        A shim keeps starts and exits too, so a daemon that starts anew learns of them again.
+        """
+        record = self.containers[container_id]
+        container = msgspec.structs.replace(record.container, **changes)
+        record = msgspec.structs.replace(record, container=container)
+        try:
+            await self.store.put(record)
+        finally:
+            self.containers[container_id] = record
+            if container.state is ContainerState.EXITED:
+                self.exited(container_id).set()
+
     async def forget_sandbox(self, sandbox_id: str) -> None:
         await self.store.delete_sandbox(sandbox_id)
         self.sandboxes.pop(sandbox_id, None)
-        self._locks.pop(sandbox_id, None)
 
     async def forget_container(self, container_id: str) -> None:
         await self.store.delete_container(container_id)
         self.containers.pop(container_id, None)
         self._exited.pop(container_id, None)
-        self._locks.pop(container_id, None)
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -80,7 +94,10 @@ class State:
 
     def lock(self, object_id: str) -> asyncio.Lock:
         """Serialises the changes of one sandbox or container."""
-        return self._locks.setdefault(object_id, asyncio.Lock())
+        lock = self._locks.get(object_id)
+        if lock is None:
+            lock = self._locks[object_id] = asyncio.Lock()
+        return lock
 
 
 def _find(records: Mapping[str, _Record], wanted: str, kind: str) -> _Record:

@@ -7,6 +7,7 @@ everything that is waiting into one transaction: pods started together share the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import sqlite3
@@ -86,6 +87,7 @@ class Store:
 
     def _submit(self, write: _Write) -> Future[None]:
         future: Future[None] = Future()
+        future.set_running_or_notify_cancel()  # who waits may be cancelled, the write may not
         self._queue.put((write, future))
         return future
 
@@ -151,7 +153,7 @@ def _commit(database: sqlite3.Connection, batch: list[tuple[_Write, Future[None]
             database.execute(statement, parameters)
         database.execute("COMMIT")
     except sqlite3.Error as error:
-        if database.in_transaction:
+        with contextlib.suppress(sqlite3.Error):  # this thread must go on; a write that follows tells what is wrong
             database.execute("ROLLBACK")
         failure = PodError(f"write state database: {error}")
         for _write, future in batch:

@@ -125,3 +125,36 @@ async def test_a_failure_reaches_all_callers_and_frees_the_name() -> None:
     work.go.set()
     assert [type(result) for result in await asyncio.gather(*calls, return_exceptions=True)] == [ValueError] * 2
     assert await work.call() == "id1"
+
+
+async def test_what_is_being_undone_is_not_handed_out() -> None:
+    """The object exists while it is undone: the repeated request must wait for that, and make another."""
+    work = _Work()
+    made: dict[str, str] = {}
+
+    async def make() -> str:
+        made["name"] = await work.make()
+        return made["name"]
+
+    async def undo(result: str) -> None:
+        await work.undo(result)
+        del made["name"]
+
+    def call() -> asyncio.Task[str]:
+        running = work.flights.run("name", "same", make, undo, made=lambda: made.get("name"))
+        return asyncio.create_task(running)
+
+    work.undo_go.clear()
+    first = call()
+    await _turn()
+    first.cancel()
+    await _turn()
+    work.go.set()
+    await _turn()
+    second = call()
+    await _turn()
+    assert not second.done()
+    work.undo_go.set()
+    assert await second == "id2"
+    assert await call() == "id2"
+    assert (work.made, work.undone) == (2, ["id1"])

@@ -1,0 +1,76 @@
+"""The state in memory and on disk: what a full disk and a waiter that gives up may and may not do."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pods.errors import PodError
+from pods.model import Container, ContainerConfig, ContainerMetadata, ContainerState, ImageSpec
+from pods.settings import NodeSettings
+from pods.state import State
+from pods.store import ContainerRecord
+
+
+@pytest.fixture
+async def state(tmp_path: Path) -> AsyncIterator[State]:
+    opened = State(
+        NodeSettings(
+            root=tmp_path, state=tmp_path / "state", cni_conf_dir=tmp_path, cni_bin_dirs=(), registries_conf=tmp_path,
+            cgroup_driver="cgroupfs",
+        )
+    )  # fmt: skip
+    await opened.store.open()
+    yield opened
+    opened.store.close()
+
+
+def _record(container_id: str = "c", name: str = "main") -> ContainerRecord:
+    config = ContainerConfig(metadata=ContainerMetadata(name=name), image=ImageSpec(image="i"))
+    container = Container(
+        id=container_id, sandbox_id="s", config=config, image_id="i", image_ref="i", state=ContainerState.RUNNING,
+        created_at=1,
+    )  # fmt: skip
+    return ContainerRecord(container=container, finished=True)
+
+
+async def test_an_exit_is_known_though_the_disk_is_full(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for it must not wait for ever."""
+    await state.save_container(_record())
+
+    async def full(_record: object) -> None:
+        raise PodError("write state database: database or disk is full")
+
+    monkeypatch.setattr(state.store, "put", full)
+    with pytest.raises(PodError):
+        await state.record_fact("c", state=ContainerState.EXITED, exit_code=3)
+    assert state.find_container("c").container.exit_code == 3
+    await asyncio.wait_for(state.exited("c").wait(), 1)
+
+
+async def test_a_waiter_that_gives_up_does_not_end_the_writer(state: State) -> None:
+    writes = [asyncio.create_task(state.save_container(_record(f"c{n}", "x" * 200_000))) for n in range(20)]
+    await asyncio.sleep(0)
+    for write in writes[::2]:
+        write.cancel()
+    await asyncio.gather(*writes, return_exceptions=True)
+    await asyncio.wait_for(state.save_container(_record("after")), 5)
+
+
+async def test_locks_serialise_and_are_not_kept(state: State) -> None:
+    order = []
+
+    async def change(name: str) -> None:
+        async with state.lock("object"):
+            order.append(name)
+            await asyncio.sleep(0.01)
+            order.append(name)
+
+    await asyncio.gather(change("a"), change("b"), change("c"))
+    assert order == ["a", "a", "b", "b", "c", "c"]
+    gc.collect()
+    assert not state._locks
