@@ -34,6 +34,11 @@ class HostFacts:
     apparmor: bool = False
     selinux: bool = False
 
+    @property
+    def recursive_read_only(self) -> bool:
+        """Whether a whole tree of mounts can be made read-only (mount_setattr(2), Linux 5.12)."""
+        return self.kernel >= (5, 12)
+
     @classmethod
     def detect(cls, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> HostFacts:
         """Read the facts from procfs and sysfs. Raises OSError if one of them is not there."""

@@ -38,9 +38,9 @@ class Node:
         self._background = Background()
         self._state = State(settings)
         self._shims = Shims(settings, self._exited, self._lost)
-        host = HostFacts.detect()
-        self._containers = Containers(self._state, self._shims, images, host, self._background)
-        self._sandboxes = Sandboxes(self._state, self._shims, network, self._containers, host, self._background)
+        self.host = HostFacts.detect()
+        self._containers = Containers(self._state, self._shims, images, self.host, self._background)
+        self._sandboxes = Sandboxes(self._state, self._shims, network, self._containers, self.host, self._background)
 
     @classmethod
     async def open(cls, settings: NodeSettings) -> Node:

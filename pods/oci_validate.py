@@ -7,7 +7,6 @@ from pods.host import HostFacts
 from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox, UserNamespace
 
 _SECURITY = "config.linux.security_context"
-_RECURSIVE_READ_ONLY_KERNEL = (5, 12)  # mount_setattr(2) with AT_RECURSIVE
 
 
 def validate(config: ContainerConfig, sandbox: Sandbox, host: HostFacts) -> None:
@@ -82,5 +81,5 @@ def _validate_mount(mount: Mount, field: str, host: HostFacts) -> None:
 def _validate_recursive_read_only(mount: Mount, field: str, host: HostFacts) -> None:
     if not mount.readonly or mount.propagation is not Propagation.PRIVATE:
         raise InvalidArgument(f"{field}.recursive_read_only: needs readonly, and private propagation")
-    if host.kernel < _RECURSIVE_READ_ONLY_KERNEL:
+    if not host.recursive_read_only:
         raise InvalidArgument(f"{field}.recursive_read_only: needs Linux 5.12, not {host.kernel[0]}.{host.kernel[1]}")

@@ -282,6 +282,20 @@ def test_an_images_symlink_does_not_lead_a_mount_to_the_host(pod: Pod, tmp_path:
     assert not Path("/etc/crisp-escaped").exists()
 
 
+def test_recursively_readonly_volumes(pod: Pod, tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "below", tmp_path / "below"], check=True)
+    try:
+        top = cri.Mount(container_path="/top", host_path=str(tmp_path), readonly=True)
+        whole = cri.Mount(container_path="/whole", host_path=str(tmp_path), readonly=True, recursive_read_only=True)
+        look = "touch /top/x; touch /top/below/x && echo only the top; touch /whole/below/y; true"
+        said = [line.split(" ", 2)[2] for line in _finished(pod, "sh", "-c", look, mounts=[top, whole])[1]]
+    finally:
+        subprocess.run(["umount", tmp_path / "below"], check=True)
+    assert "only the top" in said
+    assert len([line for line in said if "Read-only file system" in line]) == 2
+
+
 def test_mount_propagation(privileged_pod: Pod, tmp_path: Path) -> None:
     pod = privileged_pod
     for name in ("private", "slave", "shared"):

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc.aio
@@ -155,6 +156,8 @@ class FakeNode:
 
     def container_info(self, container_id: str) -> dict[str, Any]:
         return {"pid": 8}
+
+    host = SimpleNamespace(recursive_read_only=True)
 
     def runtime_ready(self) -> tuple[bool, str, str]:
         return True, "", ""
