@@ -25,7 +25,7 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 step ruff check .
 step mypy
 step lint-imports
-step timeout 600 pytest -q tests/unit tests/integration </dev/null
+step timeout 900 pytest -q tests/unit tests/integration </dev/null
 if [ "$guest" = yes ]; then
-    step timeout 900 pytest -q tests/vm </dev/null
+    step timeout 1200 pytest -q tests/vm </dev/null
 fi

@@ -118,12 +118,20 @@ class Daemon:
                 stdout=log, stderr=log,
             )  # fmt: skip
             self._wait_until_ready(ready)
+        self.connect()
+
+    def connect(self) -> None:
+        """Make the stubs of a daemon that is up."""
         self._channel = grpc.insecure_channel(self.listen, options=(("grpc.max_receive_message_length", -1),))
         self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)
         self.images = api_pb2_grpc.ImageServiceStub(self._channel)
         self.admin = admin_pb2_grpc.AdminStub(self._channel)
         grpc.channel_ready_future(self._channel).result(CALL_SECONDS)
-        self._descriptors = leaks.descriptors_of(self._running().pid)
+        self._descriptors = leaks.descriptors_of(self.pid())
+
+    def pid(self) -> int:
+        """The daemon's own. Raises DaemonFailed if it does not run."""
+        return self._running().pid
 
     def stop(self) -> None:
         """End crispd with SIGTERM; pods go on. Raises DaemonFailed if it takes too long or exits with an error."""
@@ -217,7 +225,7 @@ class Daemon:
         if left:
             raise DaemonFailed("empty crispd: these files stayed:\n  " + "\n  ".join(left) + f"\n{self.log()}")
         deadline = time.monotonic() + leaks.GRACE_SECONDS
-        while held := leaks.descriptors_of(self._running().pid) - self._descriptors:
+        while held := leaks.descriptors_of(self.pid()) - self._descriptors:
             if time.monotonic() > deadline:
                 raise DaemonFailed(f"empty crispd: it still holds {dict(held)}\n{self.log()}")
             time.sleep(0.02)
