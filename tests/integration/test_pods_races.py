@@ -1,0 +1,174 @@
+"""Callers that leave, shims and daemons that die, disks that fill: nothing is lost, stuck or left running."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from tests.daemon import Daemon, Pod
+
+_CALL = {"timeout": 30}
+_SYS_PIDFD_GETFD = 438
+
+
+def _until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def _processes(pattern: str) -> list[int]:
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout
+    return [int(line) for line in found.split()]
+
+
+def test_an_exec_without_a_timeout_ends_with_its_caller(daemon: Daemon) -> None:
+    with daemon.pod("leaver") as pod:
+        container = pod.run("sleep", "600")
+        request = cri.ExecSyncRequest(container_id=container, cmd=["sleep", "7654"])
+        with pytest.raises(grpc.RpcError):
+            daemon.runtime.ExecSync(request, timeout=1)
+        _until(lambda: not _processes("^sleep 7654"))
+
+
+def _slow_start(pod: Pod) -> tuple[str, Path]:
+    """A created container whose init will wait, before its program, until somebody opens the pipe for writing."""
+    container = pod.create("sleep", "600", name="slow")
+    pipe = pod.daemon.directory / "pipe"
+    os.mkfifo(pipe)
+    bundle = pod.daemon.state / "containers" / container / "config.json"
+    namespaces = f'{{"type": "mount"}}, {{"type": "cgroup", "path": "{pipe}"}}'
+    bundle.write_text(bundle.read_text().replace('{"type": "mount"}', namespaces))
+    return container, pipe
+
+
+def test_a_sandbox_stops_while_a_start_hangs(daemon: Daemon) -> None:
+    with daemon.pod("hung") as pod:
+        container, pipe = _slow_start(pod)
+        start = daemon.runtime.StartContainer.future(cri.StartContainerRequest(container_id=container), **_CALL)
+        time.sleep(0.3)
+        assert not start.done()
+        daemon.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=10)
+        assert isinstance(start.exception(), grpc.RpcError)
+        assert daemon.status(container).state == cri.CONTAINER_EXITED
+    pipe.unlink()
+
+
+def test_a_start_under_way_is_followed_over_a_restart(fresh_daemon: Daemon) -> None:
+    daemon = fresh_daemon
+    with daemon.pod("followed") as pod:
+        container, pipe = _slow_start(pod)
+        start = daemon.runtime.StartContainer.future(cri.StartContainerRequest(container_id=container), **_CALL)
+        time.sleep(0.3)
+        assert not start.done()
+        daemon.kill9()
+        daemon.start()
+        assert daemon.status(container).state == cri.CONTAINER_CREATED
+        os.close(os.open(pipe, os.O_WRONLY))  # the pipe is no namespace: the start fails now
+        status = daemon.wait_exited(container)
+        assert (status.reason, status.exit_code) == ("StartError", 128)
+
+
+def test_a_full_disk_hides_no_exit(fresh_daemon: Daemon) -> None:
+    daemon = fresh_daemon
+    with daemon.pod("full") as pod:
+        container = pod.run("sleep", "600", name="ends")
+        holder = _lock_database(daemon.root / "crisp.db")
+        try:
+            begun = time.monotonic()
+            daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=0), timeout=25)
+            assert daemon.status(container).state == cri.CONTAINER_EXITED
+            assert time.monotonic() - begun < 20
+        finally:
+            holder.kill()
+            holder.wait()
+
+
+def _lock_database(path: Path) -> subprocess.Popen[bytes]:
+    """Hold SQLite's write lock, so that writes fail as they do on a full disk."""
+    code = (
+        "import sqlite3, sys; d = sqlite3.connect(sys.argv[1], isolation_level=None); d.execute('BEGIN IMMEDIATE');"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(["python3", "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    return holder
+
+
+def test_a_container_whose_start_its_shim_did_not_live_to_answer(fresh_daemon: Daemon) -> None:
+    daemon = fresh_daemon
+    with daemon.pod("orphan") as pod:
+        container, _pipe = _slow_start(pod)
+        start = daemon.runtime.StartContainer.future(cri.StartContainerRequest(container_id=container), **_CALL)
+        time.sleep(0.3)
+        shim, _init = _processes(f"^crisp-shim {pod.id}")  # in the order of their birth
+        os.kill(shim, signal.SIGKILL)
+        assert isinstance(start.exception(), grpc.RpcError)
+        assert daemon.wait_exited(container).reason == "StartError"
+        _until(lambda: not _processes(f"^crisp-shim {pod.id}"))
+
+
+def test_a_living_shim_is_found_again(fresh_daemon: Daemon) -> None:
+    """A broken connection is no reason to kill a pod."""
+    daemon = fresh_daemon
+    with daemon.pod("found") as pod:
+        container = pod.run("sleep", "600")
+        daemon.restart()  # now the connection is one that crispd made, which tells its peer
+        (shim,) = _processes(f"^crisp-shim {pod.id}")
+        assert _break_connections(daemon, shim) == 1
+        _until(lambda: _answers(pod, container))
+        assert pod.status().state == cri.SANDBOX_READY
+        assert daemon.status(container).state == cri.CONTAINER_RUNNING
+
+
+def _answers(pod: Pod, container: str) -> bool:
+    try:
+        return pod.exec(container, "echo", "ok").stdout == b"ok\n"
+    except grpc.RpcError:
+        return False
+
+
+def _break_connections(daemon: Daemon, shim: int) -> int:
+    """Shut down crispd's end of its connections to the shim. Returns how many there were."""
+    assert daemon.process is not None
+    broken = 0
+    with _pidfd(daemon.process.pid) as pidfd:
+        for name in os.listdir(f"/proc/{daemon.process.pid}/fd"):
+            ours = ctypes.CDLL(None).syscall(_SYS_PIDFD_GETFD, pidfd, int(name), 0)
+            if ours < 0:
+                continue
+            if not stat.S_ISSOCK(os.fstat(ours).st_mode):
+                os.close(ours)
+                continue
+            with socket.socket(fileno=ours) as sock:
+                if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+                    continue
+                peer, _uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                if peer == shim:
+                    sock.shutdown(socket.SHUT_RDWR)
+                    broken += 1
+    return broken
+
+
+@contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
