@@ -102,7 +102,8 @@ class Node:
         return self._state.find_sandbox(sandbox_id).sandbox
 
     def sandboxes(self) -> list[Sandbox]:
-        return [record.sandbox for record in self._state.sandboxes.values()]
+        """All but those that are being undone."""
+        return [record.sandbox for record in self._state.sandboxes.values() if record.finished]
 
     def sandbox_info(self, sandbox_id: str) -> dict[str, Any]:
         """What `crictl inspectp` shows beside the status."""

@@ -165,8 +165,15 @@ class Sandboxes:
             await self._state.save_sandbox(msgspec.structs.replace(record, finished=True))
 
     async def _undo(self, sandbox_id: str) -> None:
-        await self.stop(sandbox_id)
-        await self.remove(sandbox_id)
+        """Undo a sandbox whose id nobody has learnt. It is unfinished from here on: its name is not held by a crash."""
+        record = self._state.sandboxes[sandbox_id]
+        await self._state.save_sandbox(msgspec.structs.replace(record, finished=False))
+        try:
+            await self.remove(sandbox_id)
+        except (NetworkError, RuntimeCoreError, PodError, OSError) as error:
+            _log.error("pod sandbox %s stays, not ready: undo: %s", sandbox_id, error)
+            record = self._state.sandboxes[sandbox_id]
+            await self._state.save_sandbox(msgspec.structs.replace(record, finished=True))
 
     def _write_files(self, sandbox: Sandbox) -> None:
         settings, config = self._state.settings, sandbox.config

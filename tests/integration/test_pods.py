@@ -216,6 +216,28 @@ def test_a_request_whose_caller_is_gone_for_good_is_undone(slow_daemon: Daemon) 
     assert _sandboxes(slow_daemon) == []
 
 
+def test_a_crash_during_the_undoing_leaves_the_name_free(slow_daemon: Daemon, tmp_path: Path) -> None:
+    plugin = tmp_path / "slow"
+    text = plugin.read_text().replace("ADD ]", "DEL ]")
+    plugin.write_text(text.replace("sleep 1", f"echo > {tmp_path}/del; sleep 1"))
+    # The answer is on its way when its caller leaves, or was not: either way the sandbox is undone.
+    config = slow_daemon.sandbox_config("interrupted")
+    future = slow_daemon.runtime.RunPodSandbox.future(cri.RunPodSandboxRequest(config=config), timeout=30)
+    directory = slow_daemon.state / "sandboxes"
+    deadline = time.monotonic() + 5
+    while not (directory.is_dir() and list(directory.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    future.cancel()
+    while not (tmp_path / "del").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert (tmp_path / "del").exists()
+    assert _sandboxes(slow_daemon) == []
+    slow_daemon.kill9()
+    slow_daemon.start()
+    made = _run(slow_daemon, config)
+    assert _sandboxes(slow_daemon) == [made]
+
+
 def test_identical_requests_at_once_make_one_pod(slow_daemon: Daemon) -> None:
     config = slow_daemon.sandbox_config("twins")
     with ThreadPoolExecutor(4) as pool:
