@@ -10,11 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-
-from cri.admin.v1 import admin_pb2_grpc
 from cri.v1 import api_pb2 as cri
-from cri.v1 import api_pb2_grpc
 from tests import leaks
 from tests.daemon import CALL_SECONDS, Daemon, DaemonFailed
 
@@ -39,10 +35,7 @@ class Service(Daemon):
     def start(self) -> None:
         """Start the unit, unless it runs, and connect: `systemctl start` returns when crispd said that it is ready."""
         systemctl("start", "crispd")
-        self._channel = grpc.insecure_channel(self.listen)
-        self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)
-        self.images = api_pb2_grpc.ImageServiceStub(self._channel)
-        self.admin = admin_pb2_grpc.AdminStub(self._channel)
+        self.connect()
 
     def stop(self) -> None:
         self._channel.close()
@@ -59,9 +52,6 @@ class Service(Daemon):
                 raise DaemonFailed(f"kill crispd: systemd did not start it again\n{self.log()}")
             time.sleep(0.2)
         self.start()
-
-    def end(self) -> None:
-        self.stop()
 
     def log(self) -> str:
         command = ["journalctl", "--unit=crispd", "--no-pager", "--output=cat", f"--lines={LOG_LINES}"]
@@ -84,6 +74,12 @@ class Service(Daemon):
     def ready(self) -> cri.RuntimeCondition:
         """The RuntimeReady condition."""
         return self._condition("RuntimeReady")
+
+    def files_left(self) -> list[str]:
+        """What there is of pods in crispd's directories and of addresses in the network's."""
+        places = (self.state / "sandboxes", self.state / "containers", self.root / "containers", self.root / "network")
+        left = [str(path) for place in places if place.is_dir() for path in place.iterdir()]
+        return left + [str(path) for path in self.leases.glob("10.*")]
 
     def _condition(self, kind: str) -> cri.RuntimeCondition:
         status = self.runtime.Status(cri.StatusRequest(), timeout=CALL_SECONDS).status
