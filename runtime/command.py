@@ -21,7 +21,7 @@ from runtime.cgroups import Hierarchies
 from runtime.container import clone_into
 from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing, from_json
 from runtime.infra import empty_mount_namespace
-from runtime.init import Start, clone_flags, container_init
+from runtime.init import MAX_REPORT, Start, clone_flags, container_init
 from runtime.mounts import plan_mounts
 from runtime.spec import Process, Spec
 from runtime.spec_parse import parse
@@ -122,7 +122,7 @@ def _failure_before_exec(channel: socket.socket) -> RuntimeCoreError | None:
     """Read what init tells until its execve closes the channel."""
     executing = False
     failure: RuntimeCoreError | None = None
-    while data := channel.recv(65536):
+    while data := channel.recv(MAX_REPORT):
         message: dict[str, Any] = json.loads(data)
         if "failed" in message:
             failure = from_json(message["failed"])

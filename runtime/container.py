@@ -20,7 +20,7 @@ from runtime import overlay, syscalls, users
 from runtime import spec as oci
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
-from runtime.init import Start, clone_flags, container_init
+from runtime.init import MAX_REPORT, Start, clone_flags, container_init
 from runtime.join import Join, exec_process
 from runtime.logs import Clock, LogFile, complain
 from runtime.mounts import plan_mounts
@@ -389,7 +389,7 @@ class _StartAttempt:
         self._executing = False
 
     def ready(self, _events: int) -> None:
-        data, fds, _flags, _address = socket.recv_fds(self._channel, 65536, 1, socket.MSG_CMSG_CLOEXEC)
+        data, fds, _flags, _address = socket.recv_fds(self._channel, MAX_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
         if data:
             self._take(json.loads(data), fds)
             return
@@ -465,7 +465,7 @@ def _last_message(channel: socket.socket) -> dict[str, Any] | None:
     """The failure that an ended child reported, if any."""
     channel.setblocking(False)
     try:
-        data = channel.recv(65536)
+        data = channel.recv(MAX_REPORT)
     except BlockingIOError:
         return None
     return json.loads(data) if data else None

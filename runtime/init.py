@@ -36,6 +36,8 @@ NAMESPACE_FLAGS: Final = {
     "cgroup": syscalls.CLONE_NEWCGROUP,
     "mount": syscalls.CLONE_NEWNS,
 }
+MAX_REPORT: Final = 65536  # bytes of a message that the parent takes whole
+_SHORT_REASON: Final = 4096
 _TIOCGPTPEER: Final = 0x5441
 _TIOCSPTLCK: Final = 0x40045431
 
@@ -105,8 +107,11 @@ def report(channel: socket.socket, error: BaseException) -> None:
     """Tell the shim why the child ends. Best effort."""
     if not isinstance(error, RuntimeCoreError):
         error = RuntimeCoreError(f"{type(error).__name__}: {error}")
+    message = json.dumps({"failed": error.to_json()}).encode()
+    if len(message) > MAX_REPORT:
+        message = json.dumps({"failed": RuntimeCoreError(str(error)[:_SHORT_REASON] + "...").to_json()}).encode()
     with contextlib.suppress(OSError):
-        channel.send(json.dumps({"failed": error.to_json()}).encode())
+        channel.send(message)
 
 
 def leave_the_loop() -> None:
@@ -121,6 +126,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     spec, linux = start.spec, start.spec.linux
     start.steps.clear()  # the shim keeps those from before the clone
     leave_the_loop()
+    process.die_with_parent()
     start.cgroup.join_self(unified=not start.in_unified_cgroup)
     start.step("cgroup joined")
     os.setsid()
@@ -141,7 +147,8 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     stdio = start.stdio
     if start.process.terminal:
         stdio = _open_console(rootfs, start.process.console_size, channel)
-    os.close(rootfs.open_target(start.process.cwd, is_directory=True))
+    with failing("make working directory", start.process.cwd):
+        os.close(rootfs.open_target(start.process.cwd, is_directory=True))
     rootfs.pivot()
     rootfs.restrict(linux, readonly=spec.root.readonly)
     start.step("rootfs finished")

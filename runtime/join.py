@@ -50,6 +50,7 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
     """Join the container and become the program; a failure is reported on `channel` and ends with status 1."""
     try:
         leave_the_loop()
+        process.die_with_parent()
         join.cgroup.join_self(unified=not join.in_unified_cgroup)
         os.setsid()
         process.new_keyring(join.container_id)

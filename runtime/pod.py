@@ -13,7 +13,7 @@ from typing import Any, Final
 from runtime import syscalls
 from runtime.errors import failing, from_json
 from runtime.infra import infra_main
-from runtime.init import leave_the_loop, report
+from runtime.init import MAX_REPORT, leave_the_loop, report
 
 _SHM_ATTRS: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 
@@ -109,7 +109,7 @@ class Pod:
                 self.infra_pid, self._infra_pidfd = syscalls.clone(flags)
                 if self.infra_pid == 0:
                     self._infra_child(theirs)
-            data = ours.recv(65536)  # ends with the child's execve, milliseconds from here
+            data = ours.recv(MAX_REPORT)  # ends with the child's execve, milliseconds from here
         if data:
             self._end_infra()
             raise from_json(json.loads(data)["failed"])

@@ -46,6 +46,7 @@ def become(
     # /proc/self/fd, and a descriptor of a host directory there is the host (CVE-2024-21626).
     with failing("close", "inherited descriptors"):
         syscalls.close_all_from(3, keep=channel)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     _use_own_null_device()
     for limit in process.rlimits:
         _set_rlimit(limit)
@@ -168,6 +169,14 @@ def _use_own_null_device() -> None:
 def _is_null_device(fd: int) -> bool:
     status = os.fstat(fd)
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill the caller should its shim die before `become`.
+
+    Until then it holds the shim's sockets, and nobody would learn that the shim is dead.
+    """
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def new_keyring(container_id: str) -> None:

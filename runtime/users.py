@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -103,6 +104,9 @@ def _entries(root: int, path: str, fields: int) -> Iterator[list[str]]:
             return
         with failing("read", path):
             raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        return
     with open(fd, "rb") as file, failing("read", path):
         text = file.read(_MAX_FILE + 1)
     if len(text) > _MAX_FILE:

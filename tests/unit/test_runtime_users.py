@@ -79,6 +79,11 @@ def test_a_fifo_does_not_hang_and_a_huge_file_is_refused(tmp_path: Path) -> None
     try:
         assert resolve(root, "5", None, (), merge=True).uid == 5
         (tmp_path / "etc/passwd").unlink()
+        (tmp_path / "etc/passwd").mkdir()
+        before = len(os.listdir("/proc/self/fd"))
+        assert resolve(root, "5", None, (), merge=True).uid == 5
+        assert len(os.listdir("/proc/self/fd")) == before
+        (tmp_path / "etc/passwd").rmdir()
         with (tmp_path / "etc/passwd").open("wb") as file:
             file.truncate(9 << 20)
         with pytest.raises(UserNotFound, match="larger"):
