@@ -45,9 +45,9 @@ def test_an_exec_without_a_timeout_ends_with_its_caller(daemon: Daemon) -> None:
         _until(lambda: not _processes("^sleep 7654"))
 
 
-def _slow_start(pod: Pod) -> tuple[str, Path]:
+def _slow_start(pod: Pod, **fields: object) -> tuple[str, Path]:
     """A created container whose init will wait, before its program, until somebody opens the pipe for writing."""
-    container = pod.create("sleep", "600", name="slow")
+    container = pod.create("sleep", "600", name="slow", **fields)
     pipe = pod.daemon.directory / "pipe"
     os.mkfifo(pipe)
     bundle = pod.daemon.state / "containers" / container / "config.json"
@@ -113,7 +113,10 @@ def _lock_database(path: Path) -> subprocess.Popen[bytes]:
 def test_a_container_whose_start_its_shim_did_not_live_to_answer(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     with daemon.pod("orphan") as pod:
-        container, _pipe = _slow_start(pod)
+        # A shared PID namespace would end with its infra process, and take the init along.
+        own = cri.NamespaceOption(pid=cri.CONTAINER)
+        linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(namespace_options=own))
+        container, _pipe = _slow_start(pod, linux=linux)
         start = daemon.runtime.StartContainer.future(cri.StartContainerRequest(container_id=container), **_CALL)
         time.sleep(0.3)
         shim, _init = _processes(f"^crisp-shim {pod.id}")  # in the order of their birth
