@@ -138,7 +138,8 @@ class Containers:
         settings, config = self._state.settings, container.config
         oci.validate(config, sandbox.sandbox, self._host)
         target_pid = self._target_pid(container)
-        found = oci.find_host_objects(config, self._host)
+        # In a thread: a volume's path may lie on a network file system whose server does not answer.
+        found = await asyncio.to_thread(oci.find_host_objects, config, self._host)
         lower = self._images.layers(image)
         root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)
         _make_layer_directories(root, lower)
