@@ -178,7 +178,8 @@ class Sandboxes:
     def _write_files(self, sandbox: Sandbox) -> None:
         settings, config = self._state.settings, sandbox.config
         directory = settings.sandbox_dir(sandbox.id)
-        (directory / "exits").mkdir(parents=True)
+        directory.mkdir(parents=True, mode=0o700)
+        (directory / "exits").mkdir()
         hostname = files.hostname(sandbox.id, config, self._host.hostname)
         (directory / "hostname").write_text(hostname + "\n")
         (directory / "resolv.conf").write_text(files.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF)))

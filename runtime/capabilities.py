@@ -63,10 +63,14 @@ def drop_bounding(keep: Iterable[str]) -> None:
 
     Needs CAP_SETPCAP. Raises `OperationFailed` naming the capability.
     """
-    kept = _mask(keep)
-    for number in _bounding():
-        if not kept >> number & 1 and _prctl(_PR_CAPBSET_DROP, number) < 0:
-            raise OperationFailed("drop", f"`{_name(number)}` from the bounding set", ctypes.get_errno())
+    for number in _bits(~_mask(keep)):
+        if _prctl(_PR_CAPBSET_DROP, number) < 0:
+            refusal = ctypes.get_errno()
+            present = _prctl(_PR_CAPBSET_READ, number)
+            if present < 0:
+                return  # the kernel knows no capability of this number or above
+            if present:
+                raise OperationFailed("drop", f"`{_name(number)}` from the bounding set", refusal)
 
 
 def set_keepcaps() -> None:

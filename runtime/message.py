@@ -20,7 +20,7 @@ Message = dict[str, Any]
 MAX_FRAME: Final = 64 << 20
 _HEADER: Final = struct.Struct(">I")
 _MAX_FDS: Final = 16
-_RECEIVE: Final = 256 << 10
+_RECEIVE: Final = 64 << 10
 
 
 class ProtocolError(Exception):

@@ -72,8 +72,11 @@ def become(
 def set_oom_score_adj(value: int) -> str:
     """Write /proc/self/oom_score_adj of the caller. Returns a warning when CAP_SYS_RESOURCE is missing for it."""
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write(str(value))
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(value).encode())
+        finally:
+            os.close(fd)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM):
             raise
