@@ -1,6 +1,6 @@
 """The main path inside a Debian guest (tests/vm/guest.py), one test here for each test there (tests/vm/inside).
 
-The guest boots once for all of them, loses its power in the middle, and comes up again.
+The guest boots twice for all of them; between the two it loses its power.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.vm import guest
+from tests.vm import base, guest
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("cri", "image", "network", "pods", "runtime")
@@ -51,13 +51,13 @@ class Outcome:
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     if os.geteuid() != 0:
         pytest.skip("making a guest takes root")
-    if missing := guest.missing_programs():
+    if missing := base.missing_programs():
         pytest.fail(f"programs are missing: {', '.join(missing)} (try deploy/install-deps.sh --tests)", pytrace=False)
     directory = tmp_path_factory.mktemp("guest")
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    image = guest.base_image([*project["dependencies"], *TOOLS])
+    image = base.base_image([*project["dependencies"], *TOOLS])
     console = directory / "console"
-    return Outcome(guest.boot(image, _payload(directory), console, TIMEOUT_SECONDS), console)
+    return Outcome(guest.run(image, _payload(directory), len(BOOTS), console, TIMEOUT_SECONDS), console)
 
 
 def _payload(directory: Path) -> Path:
@@ -88,7 +88,7 @@ def test_inside(name: str, outcome: Outcome) -> None:
     # A module that could not be imported is reported under its own name alone.
     variants = [result for result in outcome.results if result["test"].split("[")[0] in (name, name.split("::")[0])]
     if not variants:
-        pytest.fail(f"the guest did not come to it; its console ends:\n{guest.end_of(outcome.console)}", pytrace=False)
+        pytest.fail(f"the guest did not come to it; its console ends:\n{base.end_of(outcome.console)}", pytrace=False)
     failures = [f"{result['test']}: {result['text']}" for result in variants if result["outcome"] != "passed"]
     if failures:
         pytest.fail("\n".join(failures), pytrace=False)

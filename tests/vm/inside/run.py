@@ -55,7 +55,7 @@ def run_tests(boot: str) -> None:
 
 
 def cut_power() -> None:
-    """Start the machine anew with nothing written back but what programs had synced."""
+    """Reset the machine with nothing written back but what programs had synced. Does not return."""
     Path("/proc/sysrq-trigger").write_text("b")
 
 

@@ -1,0 +1,252 @@
+"""The disk that the guest (tests/vm/guest.py) boots from: made once, with root's rights, and kept outside the checkout.
+
+Debian's packages, the project's Python dependencies in a virtual environment (ENVIRONMENT), and a unit that runs what
+is on the payload's disk. The kernel is Debian's own; the initrd is ours, and holds two drivers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE = Path(os.environ.get("CRISP_TEST_CACHE", "/var/cache/crisp-tests"))
+CACHED_SECONDS = 14 * 24 * 3600
+SUITE = "bookworm"
+PYTHON_VERSION = "3.11"  # what the suite's python3 is
+ENVIRONMENT = "/opt/crisp"  # the virtual environment that holds the project's dependencies, inside
+DISK_GIB = 4
+PACKAGES = (
+    "apparmor",
+    "busybox-static",
+    "containernetworking-plugins",
+    "dbus",
+    "iproute2",
+    "iptables",
+    "kmod",
+    "libseccomp2",
+    "linux-image-cloud-amd64",
+    "python3",
+    "python3-venv",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+)
+DPKG_OPTIONS = (
+    "force-confold",
+    "force-unsafe-io",
+    "path-exclude=/usr/share/doc/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/man/*",
+)
+NEEDED = ("mmdebstrap", "mke2fs", "qemu-system-x86_64")
+
+UNIT = f"""\
+[Unit]
+Description=The payload of this boot
+RequiresMountsFor=/payload
+Requires=modprobe@virtio_console.service
+After=basic.target dbus.service modprobe@virtio_console.service
+
+[Service]
+Type=oneshot
+ExecStart={ENVIRONMENT}/bin/python /payload/run.py
+StandardOutput=file:/dev/virtio-ports/results
+StandardError=journal+console
+TimeoutStartSec=infinity
+ExecStopPost=/bin/systemctl poweroff --force --force
+
+[Install]
+WantedBy=multi-user.target
+"""
+UNWANTED_MODULES = ("aesni_intel", "ata_piix", "ghash_clmulni_intel", "kvm", "kvm_amd", "powernow_k8", "sha512_ssse3")
+# Console lines are all there is when a boot hangs, so the journal goes there too.
+FILES = {
+    "etc/hostname": "guest\n",
+    "etc/hosts": "127.0.0.1 localhost guest\n::1 localhost\n",
+    "etc/resolv.conf": "nameserver 192.0.2.53\n",
+    "etc/machine-id": hashlib.sha256(b"crisp test guest").hexdigest()[:32] + "\n",
+    "etc/fstab": "LABEL=base / ext4 defaults 0 1\nLABEL=payload /payload ext4 ro 0 0\n",
+    "etc/modprobe.d/unwanted.conf": "".join(f"blacklist {name}\n" for name in UNWANTED_MODULES),
+    "etc/systemd/journald.conf.d/console.conf": "[Journal]\nForwardToConsole=yes\nMaxLevelConsole=info\n",
+    "etc/systemd/system/payload.service": UNIT,
+}
+# Nothing of these helps a test, and each costs a second or more under emulation.
+MASKED = (
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+    "getty@tty1.service",
+    "serial-getty@ttyS0.service",
+    "systemd-binfmt.service",
+    "systemd-update-utmp.service",
+    "systemd-update-utmp-runlevel.service",
+)
+UNWANTED_PROFILES = ("lsb_release", "nvidia_modprobe")
+
+# Debian's initramfs costs 6 s of a boot and 10 s of the making; this machine's disk needs two drivers.
+BOOT_MODULES = (
+    "virtio/virtio_ring",
+    "virtio/virtio",
+    "virtio/virtio_pci_legacy_dev",
+    "virtio/virtio_pci_modern_dev",
+    "virtio/virtio_pci",
+    "block/virtio_blk",
+)
+INIT = """\
+#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t devtmpfs dev /dev
+for module in {modules}; do $b insmod /$module; done
+$b mount -t ext4 /dev/vda /root && $b mount --move /dev /root/dev && exec $b switch_root /root /lib/systemd/systemd
+echo "cannot start from the disk"
+$b poweroff -f
+"""
+
+
+class GuestError(Exception):
+    """A guest could not be made, did not boot, or did not end in time; the message carries the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """A bootable disk with the project's dependencies installed, and the kernel that boots it."""
+
+    disk: Path
+    kernel: Path
+    initrd: Path
+
+
+def missing_programs() -> list[str]:
+    """The host programs a guest needs and this machine lacks."""
+    return [name for name in NEEDED if not shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")]
+
+
+def base_image(requirements: Sequence[str], cache: Path = CACHE) -> BaseImage:
+    """The base disk for these Python requirements: the cached one, or made now (about a minute, with root's rights).
+
+    Raises GuestError with the log's end when a step of the making fails.
+    """
+    recipe = repr((SUITE, PACKAGES, FILES, MASKED, DISK_GIB, sorted(requirements), Path(__file__).read_text()))
+    home = cache / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    image = BaseImage(home / "disk", home / "vmlinuz", home / "initrd")
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not home.exists():
+            _make(requirements, home)
+        os.utime(home)
+        _forget_old(cache)
+    return image
+
+
+def disk_from(tree: Path, disk: Path, label: str, mebibytes: int) -> None:
+    """Make an ext4 file system of that label and size which holds `tree`."""
+    do(disk.parent, "mke2fs", "-q", "-t", "ext4", "-L", label, "-m", "0", "-E", "root_owner=0:0",
+       "-d", str(tree), str(disk), f"{mebibytes}M")  # fmt: skip
+
+
+def do(log_directory: Path, *command: str) -> None:
+    """Run a command without input, its output to `log` in that directory. Raises GuestError with the log's end."""
+    log = log_directory / "log"
+    environment = os.environ | {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C"}
+    with log.open("wb") as output:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+    if done.returncode:
+        raise GuestError(f"make guest: {' '.join(command[:3])}: exit {done.returncode}\n{end_of(log)}")
+
+
+def end_of(log: Path, characters: int = 6000) -> str:
+    """The last of a log, for a message."""
+    return log.read_text(errors="replace")[-characters:] if log.exists() else f"(no {log})"
+
+
+def _make(requirements: Sequence[str], home: Path) -> None:
+    with ExitStack() as undo:
+        new = Path(tempfile.mkdtemp(prefix="new-", dir=home.parent))
+        undo.callback(shutil.rmtree, new)
+        root, wheels = new / "root", new / "root/var/tmp/wheels"
+        include = ",".join(PACKAGES)
+        no_initramfs = (
+            'mkdir "$1/etc/initramfs-tools"; echo update_initramfs=no > "$1/etc/initramfs-tools/update-initramfs.conf"'
+        )
+        do(new, "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", f"--include={include}",
+           f"--essential-hook={no_initramfs}", *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),
+           SUITE, str(root), *_sources())  # fmt: skip
+        do(new, sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(wheels),
+           "--python-version", PYTHON_VERSION, "--implementation", "cp", *_platforms(), *requirements)  # fmt: skip
+        do(new, "chroot", str(root), "python3", "-m", "venv", ENVIRONMENT)
+        do(new, "chroot", str(root), f"{ENVIRONMENT}/bin/pip", "install", "--quiet", "--no-index",
+           "--find-links", "/var/tmp/wheels", *requirements)  # fmt: skip
+        shutil.rmtree(wheels)
+        _configure(root)
+        shutil.copy(next(root.glob("boot/vmlinuz-*")), new / "vmlinuz")
+        _make_initrd(root, new / "initrd")
+        disk_from(root, new / "disk", "base", DISK_GIB * 1024)
+        shutil.rmtree(root)
+        new.rename(home)
+        undo.pop_all()
+
+
+def _configure(root: Path) -> None:
+    for name, text in FILES.items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+        file.write_text(text)
+    for name in UNWANTED_PROFILES:
+        (root / "etc/apparmor.d" / name).unlink()
+    (root / "payload").mkdir()
+    units = root / "etc/systemd/system"
+    for name in MASKED:
+        (units / name).unlink(missing_ok=True)
+        (units / name).symlink_to("/dev/null")
+    (units / "multi-user.target.wants/payload.service").symlink_to("/etc/systemd/system/payload.service")
+    (units / "default.target").unlink(missing_ok=True)
+    (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
+
+
+def _make_initrd(root: Path, initrd: Path) -> None:
+    tree = root / "initrd"
+    drivers = next(root.glob("usr/lib/modules/*")) / "kernel/drivers"
+    for name in ("bin", "dev", "root"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy(root / "bin/busybox", tree / "bin/busybox")
+    for module in BOOT_MODULES:
+        shutil.copy(drivers / f"{module}.ko", tree)
+    (tree / "init").write_text(INIT.format(modules=" ".join(f"{Path(module).name}.ko" for module in BOOT_MODULES)))
+    (tree / "init").chmod(0o755)
+    do(initrd.parent, "chroot", str(root), "sh", "-c", "cd initrd && find . | busybox cpio -o -H newc > /initrd.cpio")
+    shutil.move(root / "initrd.cpio", initrd)
+    shutil.rmtree(tree)
+
+
+def _sources() -> list[str]:
+    """The host's own list of Debian mirrors where it runs the same suite; else none, which means the default mirror."""
+    if platform.freedesktop_os_release().get("VERSION_CODENAME") != SUITE:
+        return []
+    candidates = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
+    return [str(file) for file in candidates if file.is_file() and file.stat().st_size][:1]
+
+
+def _platforms() -> list[str]:
+    names = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 16, -1)] + ["manylinux2014_x86_64", "linux_x86_64"]
+    return [argument for name in names for argument in ("--platform", name)]
+
+
+def _forget_old(cache: Path) -> None:
+    for home in cache.iterdir():
+        if home.is_dir() and time.time() - home.stat().st_mtime > CACHED_SECONDS:
+            shutil.rmtree(home)
