@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -24,12 +25,12 @@ def mount_overlay(lower: Sequence[str], upper: str, work: str) -> int:
     crash of the machine, so nothing is lost by not syncing it at unmount. Single-threaded callers only: the working
     directory changes for a moment.
     """
-    # Kernels without `lowerdir+` (before 6.5) or `volatile` tell only when the file system is created.
     ways: list[Callable[[], int]] = [
-        lambda: _configure([("lowerdir+", directory) for directory in lower], upper, work, volatile=True),
         lambda: _mount_joined(lower, upper, work, volatile=True),
         lambda: _mount_joined(lower, upper, work, volatile=False),
     ]
+    if layers_can_be_appended():
+        ways.insert(0, lambda: _configure([("lowerdir+", layer) for layer in lower], upper, work, volatile=True))
     with failing("mount overlay on", upper):
         for way in ways[:-1]:
             try:
@@ -38,6 +39,21 @@ def mount_overlay(lower: Sequence[str], upper: str, work: str) -> int:
                 if error.errno != errno.EINVAL:
                     raise
         return ways[-1]()
+
+
+@functools.cache
+def layers_can_be_appended() -> bool:
+    """Whether the kernel has `lowerdir+` (6.5). Asked once, by the zygote: those without it log every attempt."""
+    context = syscalls.fsopen("overlay")
+    try:
+        for layer in ("/usr", "/etc"):
+            syscalls.fsconfig_string(context, "lowerdir+", layer)
+        syscalls.fsconfig_create(context)  # only here does an old kernel say what it does not know
+    except OSError:
+        return False
+    finally:
+        os.close(context)
+    return True
 
 
 def _configure(lower: Sequence[tuple[str, str]], upper: str, work: str, *, volatile: bool) -> int:

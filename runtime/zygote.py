@@ -19,6 +19,7 @@ from typing import Final
 from runtime import infra, syscalls
 from runtime.cgroups import Hierarchies
 from runtime.errors import RuntimeCoreError
+from runtime.overlay import layers_can_be_appended
 from runtime.process import set_oom_score_adj
 from runtime.shim import Inheritance, shim_main
 from runtime.spec import Resources
@@ -46,6 +47,7 @@ def main() -> None:
     # shim's memory and descriptors, and root in the container could otherwise trace it (CVE-2016-9962).
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps shims; nobody asks how they ended
+    layers_can_be_appended()
     gc.collect()
     gc.freeze()
     control.send(b"ready")
