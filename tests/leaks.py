@@ -20,14 +20,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from tests import box
+
 CGROUPS = Path("/sys/fs/cgroup")
 NETNS = Path("/run/netns")
 GRACE_SECONDS = 2.0  # for what the kernel takes apart on its own: cgroups of dead processes, links of dead namespaces
 SAVE_COMMANDS = tuple(path for name in ("iptables-save", "ip6tables-save") if (path := shutil.which(name)))
 
-# Every run of tests holds a shared lock on it as long as it lives.
+# Every run of tests holds a shared lock on it as long as it lives; the pytest that only waits for a box does not.
 _ROSTER = os.open("/tmp/crisp-tests.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-fcntl.flock(_ROSTER, fcntl.LOCK_SH)
+if box.inside():
+    fcntl.flock(_ROSTER, fcntl.LOCK_SH)
 
 # portmap's and firewall's chains, and the jumps to them, stay by design once a first port was mapped.
 PERMANENT_CHAINS = re.compile(r"CNI-HOSTPORT-(DNAT|MASQ|SETMARK)\b|CNI-(FORWARD|ADMIN)\b")

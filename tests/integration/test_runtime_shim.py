@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from runtime.cgroups import Hierarchies
 from runtime.client import ShimClient, ShimGone, Zygote
 from runtime.errors import RuntimeCoreError
+from runtime.zygote import SHIM_CGROUP
 
 _BUSYBOX = "/bin/busybox"
 
@@ -25,6 +27,7 @@ async def zygote() -> AsyncIterator[Zygote]:
     running.start()
     yield running
     running.close()
+    Hierarchies.detect().cgroup(SHIM_CGROUP).remove_if_unused()  # as crispd does when it stops
 
 
 @pytest.fixture
