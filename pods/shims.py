@@ -41,10 +41,6 @@ class Shims:
         """Start the zygote. Raises RuntimeCoreError. Blocks until it can fork."""
         self._zygote.start()
 
-    @property
-    def zygote_pid(self) -> int:
-        return self._zygote.pid
-
     async def make_pod(self, sandbox_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError, with all of them undone."""
         generation = self._zygote.generation

@@ -53,17 +53,8 @@ class State:
         await self.store.put(record)
         self.containers[record.container.id] = record
 
-    async def update_container(self, container_id: str, **changes: object) -> Container:
-        """Change members of a container. Returns it as it is then."""
-        record = self.containers[container_id]
-        container = msgspec.structs.replace(record.container, **changes)
-        await self.save_container(msgspec.structs.replace(record, container=container))
-        if container.state is ContainerState.EXITED:
-            self.exited(container_id).set()
-        return container
-
     async def record_fact(self, container_id: str, **changes: object) -> None:
-        """Like `update_container`, for what has happened whether the disk takes it or not: visible even if it raises.
+        """Change members of a container by what has happened to it. Visible even if the disk does not take it.
 
         A shim keeps starts and exits too, so a daemon that starts anew learns of them again.
         """
