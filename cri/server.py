@@ -111,40 +111,43 @@ def _missing_stream(name: str) -> Stream:
 
 def _answering(name: str, call: Unary) -> Callable[[Any, Context[Any, Any]], Awaitable[Any]]:
     async def answer(request: Any, context: Context[Any, Any]) -> Any:
-        started = time.perf_counter()
-        try:
-            if isinstance(request, InvalidArgument):
-                raise request
-            response = await call(request)
-        except asyncio.CancelledError:
-            _log.debug("call cancelled by its client", extra={"call": name, "ms": _since(started)})
-            raise
-        except Exception as error:
-            await _refuse(name, error, context, started)
-        if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("call answered", extra={"call": name, "ms": _since(started)})
-        return response
+        async with _Account(name, request, context):
+            return await call(request)
 
     return answer
 
 
 def _streaming(name: str, call: Stream) -> Callable[[Any, Context[Any, Any]], AsyncIterator[Any]]:
     async def answer(request: Any, context: Context[Any, Any]) -> AsyncIterator[Any]:
-        started = time.perf_counter()
-        try:
-            if isinstance(request, InvalidArgument):
-                raise request
+        async with _Account(name, request, context):
             async for response in call(request):
                 yield response
-        except asyncio.CancelledError:
-            _log.debug("call cancelled by its client", extra={"call": name, "ms": _since(started)})
-            raise
-        except Exception as error:
-            await _refuse(name, error, context, started)
-        if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("call answered", extra={"call": name, "ms": _since(started)})
 
     return answer
+
+
+class _Account:
+    """Around one call: refuses a request that could not be read, maps what the call raises, logs how it ended."""
+
+    __slots__ = ("_context", "_name", "_request", "_started")
+
+    def __init__(self, name: str, request: Any, context: Context[Any, Any]) -> None:
+        self._name = name
+        self._request = request
+        self._context = context
+        self._started = time.perf_counter()
+
+    async def __aenter__(self) -> None:
+        if isinstance(self._request, InvalidArgument):
+            await _refuse(self._name, self._request, self._context, self._started)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            _log.debug("call cancelled by its client", extra={"call": self._name, "ms": _since(self._started)})
+        elif isinstance(error, Exception):
+            await _refuse(self._name, error, self._context, self._started)
+        elif error is None and _log.isEnabledFor(logging.DEBUG):
+            _log.debug("call answered", extra={"call": self._name, "ms": _since(self._started)})
 
 
 async def _refuse(name: str, error: Exception, context: Context[Any, Any], started: float) -> NoReturn:
