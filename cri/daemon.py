@@ -172,7 +172,8 @@ class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from cri.version import crisp_version
 
-        parser.exit(message=f"crispd {crisp_version()}\n")
+        print(f"crispd {crisp_version()}")  # parser.exit(message=) would write to stderr
+        parser.exit()
 
 
 if __name__ == "__main__":

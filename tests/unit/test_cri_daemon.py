@@ -172,7 +172,7 @@ def test_the_descriptor_limit_is_raised_to_the_hard_one() -> None:
 def test_the_command_fails_in_one_line(arguments: list[str], status: int, said: str) -> None:
     done = subprocess.run([sys.executable, "-m", "cri.daemon", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == status
-    assert re.fullmatch(said, done.stdout + done.stderr)
+    assert re.fullmatch(said, done.stderr if status else done.stdout)
 
 
 def test_a_line_of_the_log() -> None:
