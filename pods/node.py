@@ -17,7 +17,7 @@ from pods.execsync import exec_sync
 from pods.host import HostFacts
 from pods.inflight import Background
 from pods.model import Container, ContainerConfig, ExecResult, Sandbox, SandboxConfig
-from pods.recovery import recover, sandbox_lost
+from pods.recovery import Recovery
 from pods.sandboxes import Sandboxes
 from pods.settings import NodeSettings
 from pods.shims import Shims
@@ -41,6 +41,7 @@ class Node:
         self.host = HostFacts.detect()
         self._containers = Containers(self._state, self._shims, images, self.host, self._background)
         self._sandboxes = Sandboxes(self._state, self._shims, network, self._containers, self.host, self._background)
+        self._recovery = Recovery(self._state, self._shims, self._sandboxes, self._containers, self._background)
 
     @classmethod
     async def open(cls, settings: NodeSettings) -> Node:
@@ -62,9 +63,7 @@ class Node:
             undo.callback(node._state.store.close)
             await asyncio.get_running_loop().run_in_executor(None, node._shims.start)
             undo.callback(node._shims.close)
-            await recover(
-                node._state, node._shims, node._sandboxes, node._containers, node._background, images, records
-            )
+            await node._recovery.recover(images, records)
             undo.pop_all()
             return node
 
@@ -80,7 +79,7 @@ class Node:
         self._containers.exited(container_id, status)
 
     def _lost(self, sandbox_id: str) -> None:
-        lost = sandbox_lost(sandbox_id, self._state, self._shims, self._sandboxes, self._containers, self._background)
+        lost = self._recovery.sandbox_lost(sandbox_id)
         self._background.detach(lost, f"take note of the loss of pod sandbox {sandbox_id}")
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
