@@ -8,20 +8,21 @@ from pathlib import Path
 from pods.errors import InvalidArgument
 from pods.model import Resources
 
-_FIELD = "config.linux.resources"
 _UNITS = {"K": 1, "M": 1 << 10, "G": 1 << 20}  # in KiB
 
 
-def check_host_limits(resources: Resources, sys: Path = Path("/sys")) -> None:
+def check_host_limits(
+    resources: Resources, sys: Path = Path("/sys"), field: str = "config.linux.resources"
+) -> None:
     """Refuse (InvalidArgument) processors and memory nodes that are not online, and unknown sizes of huge pages."""
-    _check_list("cpuset_cpus", resources.cpuset_cpus, sys / "devices/system/cpu/online", "CPUs")
-    _check_list("cpuset_mems", resources.cpuset_mems, sys / "devices/system/node/online", "memory nodes")
+    _check_list(f"{field}.cpuset_cpus", resources.cpuset_cpus, sys / "devices/system/cpu/online", "CPUs")
+    _check_list(f"{field}.cpuset_mems", resources.cpuset_mems, sys / "devices/system/node/online", "memory nodes")
     known = {int(path.name[len("hugepages-") : -len("kB")]) for path in sys.glob("kernel/mm/hugepages/hugepages-*kB")}
     for size, limit in resources.hugepage_limits.items():
         # kubelet sets a limit of 0 for each size that it knows of.
         if limit and _kibibytes(size) not in known:
             shown = ", ".join(f"{kibibytes}kB" for kibibytes in sorted(known)) or "none"
-            raise InvalidArgument(f"{_FIELD}.hugepage_limits: page size {size!r} is none of this node's ({shown})")
+            raise InvalidArgument(f"{field}.hugepage_limits: page size {size!r} is none of this node's ({shown})")
 
 
 def _check_list(member: str, wanted: str, online: Path, what: str) -> None:
@@ -31,7 +32,7 @@ def _check_list(member: str, wanted: str, online: Path, what: str) -> None:
     ranges = _ranges(there)
     for first, last in _ranges(wanted):
         if not any(low <= first <= last <= high for low, high in ranges):
-            raise InvalidArgument(f"{_FIELD}.{member}: {wanted!r} is not within this node's {what}, {there}")
+            raise InvalidArgument(f"{member}: {wanted!r} is not within this node's {what}, {there}")
 
 
 def _ranges(text: str) -> list[tuple[int, int]]:

@@ -249,6 +249,8 @@ class Sandbox(_Value, frozen=True):
     ips: tuple[str, ...] = ()  # the default network's addresses, in the plugins' order
     netns: str = ""  # path of the pinned network namespace; "" on the host's network
     infra_pid: int = 0
+    overhead: Resources | None = None  # what UpdatePodSandboxResources told last; None: what the configuration says
+    resources: Resources | None = None
 
 
 class Container(_Value, frozen=True):
@@ -270,6 +272,12 @@ class Container(_Value, frozen=True):
     exit_code: int = 0
     reason: str = ""  # "Completed", "Error", "OOMKilled", "StartError"
     message: str = ""
+    updated: Resources | None = None  # the limits since UpdateContainerResources changed them
+
+    @property
+    def resources(self) -> Resources:
+        """The limits in force."""
+        return self.config.resources if self.updated is None else self.updated
 
 
 class ExecResult(_Value, frozen=True):

@@ -16,8 +16,9 @@ from pods.errors import PodError
 from pods.execsync import exec_sync
 from pods.host import HostFacts
 from pods.inflight import Background
-from pods.model import Container, ContainerConfig, ExecResult, Sandbox, SandboxConfig
+from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
 from pods.recovery import Recovery
+from pods.resource_updates import ResourceUpdates
 from pods.sandboxes import Sandboxes
 from pods.settings import NodeSettings
 from pods.shims import Shims
@@ -41,6 +42,7 @@ class Node:
         self.host = HostFacts.detect()
         self._containers = Containers(self._state, self._shims, images, self.host, self._background)
         self._sandboxes = Sandboxes(self._state, self._shims, network, self._containers, self.host, self._background)
+        self._resources = ResourceUpdates(self._state, self._shims, self.host, self._background)
         self._recovery = Recovery(self._state, self._shims, self._sandboxes, self._containers, self._background)
 
     @classmethod
@@ -96,6 +98,9 @@ class Node:
     async def remove_sandbox(self, sandbox_id: str) -> None:
         await self._sandboxes.remove(sandbox_id)
 
+    async def update_sandbox(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
+        await self._resources.update_sandbox(sandbox_id, overhead, resources)
+
     def sandbox(self, sandbox_id: str) -> Sandbox:
         """By id or unique prefix. Raises NotFound."""
         return self._state.find_sandbox(sandbox_id).sandbox
@@ -113,6 +118,8 @@ class Node:
             "stateDirectory": str(self.settings.sandbox_dir(record.sandbox.id)),
             "networkAttached": record.network,
             "stopped": record.stopped,
+            "overhead": record.sandbox.overhead or record.sandbox.config.overhead,
+            "resources": record.sandbox.resources or record.sandbox.config.resources,
         }
 
     # -- containers ---------------------------------------------------------------------------------------------------
@@ -133,6 +140,9 @@ class Node:
 
     async def remove_container(self, container_id: str) -> None:
         await self._containers.remove(container_id)
+
+    async def update_container(self, container_id: str, wanted: Resources) -> None:
+        await self._resources.update_container(container_id, wanted)
 
     def container(self, container_id: str) -> Container:
         """By id or unique prefix. Raises NotFound."""

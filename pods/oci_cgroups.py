@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
+
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
 from pods.model import Resources, Sandbox, SandboxConfig
@@ -42,35 +44,65 @@ def cgroups_path(sandbox: Sandbox, container_id: str) -> str:
     return f"{cgroup_parent(sandbox.id, sandbox.config).rstrip('/')}/{container_id}"
 
 
-def linux_resources(resources: Resources, host: HostFacts) -> dict[str, Any]:
+def linux_resources(resources: Resources, host: HostFacts, field: str = _FIELD) -> dict[str, Any]:
     """The limits as `linux.resources` has them, without device rules; what is not set is not there.
 
     Swap is as large as the memory limit, that is none at all, unless the request says otherwise or the kernel cannot
-    limit it. Raises InvalidArgument naming the field that cannot work.
+    limit it. Raises InvalidArgument naming the member of `field` that cannot work.
     """
     plan: dict[str, Any] = {}
-    if memory := _memory(resources, host):
+    if memory := _memory(resources, host, field):
         plan["memory"] = memory
-    if cpu := _cpu(resources):
+    if cpu := _cpu(resources, field):
         plan["cpu"] = cpu
     if resources.hugepage_limits:
-        plan["hugepageLimits"] = [_hugepage_limit(size, limit) for size, limit in resources.hugepage_limits.items()]
+        plan["hugepageLimits"] = [
+            _hugepage_limit(size, limit, field) for size, limit in resources.hugepage_limits.items()
+        ]
     if resources.unified:
-        plan["unified"] = _unified(resources.unified, host)
+        plan["unified"] = _unified(resources.unified, host, field)
     return plan
 
 
-def _memory(resources: Resources, host: HostFacts) -> dict[str, int]:
+def updated(current: Resources, wanted: Resources) -> Resources:
+    """The limits after an update: what `wanted` does not set stays. New memory without new swap means none of that."""
+    changes = {name: value for name in Resources.__struct_fields__ if (value := getattr(wanted, name))}
+    if wanted.memory_limit_in_bytes and not wanted.memory_swap_limit_in_bytes:
+        changes["memory_swap_limit_in_bytes"] = 0
+    for name in ("hugepage_limits", "unified"):
+        changes[name] = {**getattr(current, name), **getattr(wanted, name)}
+    return msgspec.structs.replace(current, **changes)
+
+
+def update_plan(wanted: Resources, after: Resources, host: HostFacts, field: str) -> dict[str, Any]:
+    """What of `linux.resources` an update changes, given the limits `after` it.
+
+    Memory is refused below what is in use. Raises InvalidArgument for limits that do not go together.
+    """
+    linux_resources(after, host, field)
+    if wanted.memory_limit_in_bytes or wanted.memory_swap_limit_in_bytes:
+        wanted = msgspec.structs.replace(
+            wanted,
+            memory_limit_in_bytes=after.memory_limit_in_bytes,
+            memory_swap_limit_in_bytes=after.memory_swap_limit_in_bytes,
+        )
+    plan = linux_resources(wanted, host, field)
+    if "memory" in plan:
+        plan["memory"]["checkBeforeUpdate"] = True
+    return plan
+
+
+def _memory(resources: Resources, host: HostFacts, field: str) -> dict[str, int]:
     limit, swap = resources.memory_limit_in_bytes, resources.memory_swap_limit_in_bytes
     if 0 < limit < _LEAST_MEMORY:
         raise InvalidArgument(
-            f"{_FIELD}.memory_limit_in_bytes: {limit} is less than the {_LEAST_MEMORY} that starting a container takes"
+            f"{field}.memory_limit_in_bytes: {limit} is less than the {_LEAST_MEMORY} that starting a container takes"
         )
     if swap > 0 >= limit and host.swap_limit:
-        raise InvalidArgument(f"{_FIELD}.memory_swap_limit_in_bytes: {swap} is given without a memory limit")
+        raise InvalidArgument(f"{field}.memory_swap_limit_in_bytes: {swap} is given without a memory limit")
     if 0 < swap < limit:
         raise InvalidArgument(
-            f"{_FIELD}.memory_swap_limit_in_bytes: {swap} counts memory too and is less than the memory limit, {limit}"
+            f"{field}.memory_swap_limit_in_bytes: {swap} counts memory too and is less than the memory limit, {limit}"
         )
     memory = {"limit": limit} if limit else {}
     if host.swap_limit and (swap or limit):
@@ -78,17 +110,17 @@ def _memory(resources: Resources, host: HostFacts) -> dict[str, int]:
     return memory
 
 
-def _cpu(resources: Resources) -> dict[str, Any]:
+def _cpu(resources: Resources, field: str) -> dict[str, Any]:
     if resources.cpu_period and not _LEAST_PERIOD <= resources.cpu_period <= _LONGEST_PERIOD:
         raise InvalidArgument(
-            f"{_FIELD}.cpu_period: {resources.cpu_period} is not between {_LEAST_PERIOD} and {_LONGEST_PERIOD} us"
+            f"{field}.cpu_period: {resources.cpu_period} is not between {_LEAST_PERIOD} and {_LONGEST_PERIOD} us"
         )
     if 0 < resources.cpu_quota < _LEAST_PERIOD:
-        raise InvalidArgument(f"{_FIELD}.cpu_quota: {resources.cpu_quota} is less than {_LEAST_PERIOD} us")
+        raise InvalidArgument(f"{field}.cpu_quota: {resources.cpu_quota} is less than {_LEAST_PERIOD} us")
     for member in ("cpuset_cpus", "cpuset_mems"):
         value = getattr(resources, member)
         if value and not _CPU_LIST.fullmatch(value):
-            raise InvalidArgument(f"{_FIELD}.{member}: {value!r} is not a list such as '0-3,7'")
+            raise InvalidArgument(f"{field}.{member}: {value!r} is not a list such as '0-3,7'")
     wanted = {
         "shares": resources.cpu_shares,
         "quota": resources.cpu_quota,
@@ -99,16 +131,16 @@ def _cpu(resources: Resources) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if value}
 
 
-def _hugepage_limit(size: str, limit: int) -> dict[str, int | str]:
+def _hugepage_limit(size: str, limit: int, field: str) -> dict[str, int | str]:
     if not _PAGE_SIZE.fullmatch(size):
-        raise InvalidArgument(f"{_FIELD}.hugepage_limits: page size {size!r} is not one such as '2MB'")
+        raise InvalidArgument(f"{field}.hugepage_limits: page size {size!r} is not one such as '2MB'")
     return {"pageSize": size, "limit": limit}
 
 
-def _unified(unified: dict[str, str], host: HostFacts) -> dict[str, str]:
+def _unified(unified: dict[str, str], host: HostFacts, field: str) -> dict[str, str]:
     if not host.cgroup_v2:
-        raise InvalidArgument(f"{_FIELD}.unified: the node has cgroup v1, which has no {', '.join(sorted(unified))}")
+        raise InvalidArgument(f"{field}.unified: the node has cgroup v1, which has no {', '.join(sorted(unified))}")
     for name in unified:
         if not _UNIFIED_FILE.fullmatch(name):
-            raise InvalidArgument(f"{_FIELD}.unified: {name!r} is not the name of a cgroup file")
+            raise InvalidArgument(f"{field}.unified: {name!r} is not the name of a cgroup file")
     return dict(unified)

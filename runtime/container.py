@@ -24,7 +24,7 @@ from runtime.init import MAX_REPORT, Start, clone_flags, container_init
 from runtime.join import Join, exec_process
 from runtime.logs import Clock, LogFile, complain
 from runtime.mounts import plan_mounts
-from runtime.spec_parse import parse
+from runtime.spec_parse import parse, parse_resources
 from runtime.stdio import ContainerStdio, Loop, OutputStream
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
@@ -79,6 +79,7 @@ class Container:
         self._exit_waiters: list[Reply] = []
         self._start_waiters: list[Reply] = []
         self._early_exit: int | None = None
+        self._take_back_update: Callable[[], None] = lambda: None
         self.pid = 0
         self._pidfd = -1
         self.state = "created"
@@ -273,6 +274,33 @@ class Container:
             self._start_waiters.append(reply)
         else:
             reply(self.describe())
+
+    def update(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Change the limits of a running container, all or none; one that has exited needs none.
+
+        `resources` is what to change, as `linux.resources` has it, null to take the last change back. `oom_score_adj`
+        of 0 leaves the processes' alone.
+        """
+        if self.state == "exited":
+            return {}
+        if self.state != "running" or self._cgroup is None:
+            raise RuntimeCoreError(f"update container {self.id}: it is {self.state}")
+        if request["resources"] is None:
+            self._take_back_update()
+            return {}
+        self._take_back_update = self._cgroup.update(parse_resources(request["resources"]))
+        return self._set_oom_score(request["oom_score_adj"])
+
+    def _set_oom_score(self, score: int) -> dict[str, Any]:
+        assert self._spec is not None
+        assert self._spec.process is not None
+        assert self._cgroup is not None
+        if not score or score == self._spec.process.oom_score_adj:
+            return {}
+        self._spec = replace(self._spec, process=replace(self._spec.process, oom_score_adj=score))  # for later execs
+        if self._cgroup.set_oom_score_adj(score):
+            return {}
+        return {"warnings": [f"oom_score_adj {score} needs CAP_SYS_RESOURCE, which crisp lacks: kept as it is"]}
 
     def reopen_log(self) -> None:
         if self._log is not None:

@@ -266,6 +266,8 @@ class Shim:
             self._container(message).wait(reply)
         elif call == "wait-start":
             self._container(message).wait_start(reply)
+        elif call == "update":
+            reply(self._container(message).update(message))
         elif call == "reopen-log":
             self._container(message).reopen_log()
             reply({})

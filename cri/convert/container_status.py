@@ -63,7 +63,7 @@ def container_status(container: Container) -> api_pb2.ContainerStatus:
         annotations=config.annotations,
         mounts=[_mount(mount) for mount in config.mounts],
         log_path=container.log_path,
-        resources=api_pb2.ContainerResources(linux=resources_message(config.resources)),
+        resources=api_pb2.ContainerResources(linux=resources_message(container.resources)),
         user=api_pb2.ContainerUser(
             linux=api_pb2.LinuxContainerUser(uid=user.uid, gid=user.gid, supplemental_groups=user.additional_gids)
         ),

@@ -1,4 +1,4 @@
-"""Create, Start, Stop and RemoveContainer, ContainerStatus, ListContainers, ReopenContainerLog."""
+"""Create, Start, Stop and RemoveContainer, ContainerStatus, ListContainers, ReopenContainerLog, resource updates."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cri.convert import fields
 from cri.convert.container import container_config
 from cri.convert.container_status import container_item, container_state, container_status
+from cri.convert.resources import resources
 from cri.services.selection import by_id, has_labels
 from cri.services.verbose import info
 from cri.v1 import api_pb2
@@ -60,6 +61,18 @@ class Containers:
         """The containers that the filter selects."""
         found = [container_item(container) for container in self._select(request.filter)]
         return api_pb2.ListContainersResponse(containers=found)
+
+    async def UpdateContainerResources(
+        self, request: api_pb2.UpdateContainerResourcesRequest
+    ) -> api_pb2.UpdateContainerResourcesResponse:
+        """Set those limits that are given; one that has no effect without another keeps the other's value.
+
+        The annotations are for runtimes with options of their own, which this one has none of: they are only checked.
+        """
+        container_id = fields.required("container_id", request.container_id)
+        fields.annotation_map("annotations", request.annotations)
+        await self._node.update_container(container_id, resources("linux", request.linux))
+        return api_pb2.UpdateContainerResourcesResponse()
 
     async def ReopenContainerLog(
         self, request: api_pb2.ReopenContainerLogRequest

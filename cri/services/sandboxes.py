@@ -1,4 +1,4 @@
-"""RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox."""
+"""RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox, UpdatePodSandboxResources."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cri.convert import fields
+from cri.convert.resources import resources
 from cri.convert.sandbox import sandbox_config, sandbox_item, sandbox_state, sandbox_status
 from cri.services.selection import by_id, has_labels
 from cri.services.verbose import info
@@ -48,6 +49,16 @@ class Sandboxes:
             status=sandbox_status(sandbox),
             info=info(self._node.sandbox_info(sandbox.id)) if request.verbose else None,
         )
+
+    async def UpdatePodSandboxResources(
+        self, request: api_pb2.UpdatePodSandboxResourcesRequest
+    ) -> api_pb2.UpdatePodSandboxResourcesResponse:
+        """Take note of a pod's new overhead and resources; kubelet has put them into force in the pod's cgroup."""
+        sandbox_id = fields.required("pod_sandbox_id", request.pod_sandbox_id)
+        overhead = resources("overhead", request.overhead) if request.HasField("overhead") else None
+        total = resources("resources", request.resources) if request.HasField("resources") else None
+        await self._node.update_sandbox(sandbox_id, overhead, total)
+        return api_pb2.UpdatePodSandboxResourcesResponse()
 
     async def ListPodSandbox(self, request: api_pb2.ListPodSandboxRequest) -> api_pb2.ListPodSandboxResponse:
         """The sandboxes that the filter selects."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runtime import devices_bpf
@@ -63,13 +64,21 @@ class Cgroup:
             undo.pop_all()
         return made
 
-    def update(self, resources: Resources) -> None:
-        """Changes the limits given and leaves the others. A failure may leave some of them changed."""
+    def update(self, resources: Resources) -> Callable[[], None]:
+        """Changes the limits given and leaves the others; where one is refused, all are as they were before.
+
+        Returns what takes the change back, as far as it can. Device rules are changed last, and stay.
+        """
         plan = self._plan(resources, fresh=False)
         self._refuse_too_low_memory(resources)
         self._enable_controllers(plan)
-        self._apply(plan)
-        self._filter_devices(resources)
+        with ExitStack() as undo:
+            for group in plan:
+                undo.callback(self._restore, tuple(self._now(write) for write in group))
+                self._apply([group])
+            self._filter_devices(resources)
+            done = undo.pop_all()
+        return done.close
 
     def join_self(self, *, unified: bool = True) -> None:
         """Moves the calling single-threaded process in; not into version 2 if it was cloned there (`unified`).
@@ -105,6 +114,10 @@ class Cgroup:
     def pids(self) -> list[int]:
         """The processes in the cgroup and below it."""
         return processes.pids(self._tracking_v1() or self.unified)
+
+    def set_oom_score_adj(self, value: int) -> bool:
+        """Sets the OOM killer's adjustment for every process; False where it takes a capability the caller lacks."""
+        return processes.set_oom_score_adj(self._tracking_v1() or self.unified, self.path, value)
 
     def kill(self) -> None:
         """SIGKILL to every process in the cgroup and below it; they may still be exiting on return."""
@@ -215,6 +228,21 @@ class Cgroup:
                 for write in reversed(group):
                     self._write(write)
 
+    def _now(self, write: Write) -> Write | None:
+        """The write that would put back what the file holds; None for what cannot be read or is no single value."""
+        for each in filter(None, (write, write.fallback)):
+            directory = (self.hierarchies.home(each.controller) or self.hierarchies.unified) + self.path
+            try:
+                value = files.read(f"{directory}/{each.file}")
+            except OperationFailed:
+                continue
+            return None if "\n" in value else replace(each, value=value, fallback=None)
+        return None
+
+    def _restore(self, group: tuple[Write | None, ...]) -> None:
+        with suppress(OperationFailed, NotSupported):
+            self._apply([tuple(filter(None, group))])
+
     def _write(self, write: Write) -> None:
         directory = (self.hierarchies.home(write.controller) or self.hierarchies.unified) + self.path
         try:
@@ -246,11 +274,18 @@ class Cgroup:
             os.close(fd)
 
     def _refuse_too_low_memory(self, resources: Resources) -> None:
+        """Version 2 would kill processes until they fit a new limit; version 1 refuses it by itself (EBUSY)."""
         memory = resources.memory
         if not (memory and memory.check_before_update and memory.limit and memory.limit > 0):
             return
-        file = "memory.usage_in_bytes" if "memory" in self.hierarchies.v1 else "memory.current"
-        usage = int(files.read(f"{self.directory('memory')}/{file}"))
+        if "memory" in self.hierarchies.v1:
+            return
+        directory = self.directory("memory")
+        usage = int(files.read(f"{directory}/memory.current"))
+        if usage > memory.limit:
+            with suppress(OperationFailed):  # EAGAIN: not so much can be reclaimed; ENOENT: before Linux 5.19
+                files.write(f"{directory}/memory.reclaim", str(usage - memory.limit))
+            usage = int(files.read(f"{directory}/memory.current"))
         if usage > memory.limit:
             target = f"of `{self.path}` to `{memory.limit}` below the `{usage}` in use"
             raise OperationFailed("set memory limit", target, errno.EBUSY)

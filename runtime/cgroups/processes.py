@@ -63,6 +63,40 @@ def _kill_frozen(listed: Callable[[], list[int]], freeze: Callable[[], None], th
             thaw()
 
 
+def set_oom_score_adj(directory: str, path: str, value: int) -> bool:
+    """Sets /proc/PID/oom_score_adj of each process; `path` is what /proc/PID/cgroup has for the directory and below.
+
+    False where it takes CAP_SYS_RESOURCE, which the caller lacks, to lower a score that far: it stays as it was.
+    """
+    allowed = True
+    for pid in pids(directory):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            process = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                # The number may have become another's since it was listed; what is open is one process or none.
+                if any(line.partition("/")[2].startswith(path[1:]) for line in _lines(process, "cgroup")):
+                    allowed &= _write_score(process, value)
+            finally:
+                os.close(process)
+    return allowed
+
+
+def _lines(process: int, name: str) -> list[str]:
+    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)) as file:
+        return file.read().splitlines()
+
+
+def _write_score(process: int, value: int) -> bool:
+    fd = os.open("oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=process)
+    try:
+        os.write(fd, str(value).encode())
+    except (PermissionError, ProcessLookupError) as error:
+        return not isinstance(error, PermissionError)
+    finally:
+        os.close(fd)
+    return True
+
+
 def freeze_v1(freezer: str) -> None:
     """Stops all tasks by the version 1 freezer. Raises `OperationFailed`; ETIMEDOUT after 2 s, thawed again."""
     deadline = time.monotonic() + _FREEZE_TIMEOUT

@@ -16,7 +16,16 @@ from cri.server import create_server
 from image.model import Credentials, FilesystemUsage, Image, PullPhase, PullProgress
 from network.model import NetworkStatus
 from pods.errors import NotFound
-from pods.model import Container, ContainerConfig, ContainerState, ExecResult, Sandbox, SandboxConfig, SandboxState
+from pods.model import (
+    Container,
+    ContainerConfig,
+    ContainerState,
+    ExecResult,
+    Resources,
+    Sandbox,
+    SandboxConfig,
+    SandboxState,
+)
 
 
 @dataclass
@@ -132,6 +141,12 @@ class FakeNode:
 
     async def stop_container(self, container_id: str, timeout: float) -> None:
         await self._change("stop_container", container_id, timeout)
+
+    async def update_container(self, container_id: str, wanted: Resources) -> None:
+        await self._change("update_container", container_id, wanted)
+
+    async def update_sandbox(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
+        await self._change("update_sandbox", sandbox_id, overhead, resources)
 
     async def remove_container(self, container_id: str) -> None:
         await self._change("remove_container", container_id)

@@ -25,7 +25,7 @@ from pods.model import ContainerState, ExecResult, SandboxState
 from tests.unit.cri_fakes import FakeNode, serving
 
 LATER = {
-    *("Exec", "Attach", "PortForward", "UpdateContainerResources", "UpdatePodSandboxResources", "CheckpointContainer"),
+    *("Exec", "Attach", "PortForward", "CheckpointContainer"),
     *("ContainerStats", "ListContainerStats", "PodSandboxStats", "ListPodSandboxStats", "GetContainerEvents"),
     *("ListMetricDescriptors", "ListPodSandboxMetrics"),
     *("StreamPodSandboxes", "StreamContainers", "StreamContainerStats", "StreamPodSandboxStats"),

@@ -20,6 +20,7 @@ from pods.errors import InvalidArgument, PodError, Unimplemented
 from pods.host import HostFacts
 from pods.model import ContainerSecurity as Security
 from pods.model import NamespaceMode, Propagation
+from pods.oci_cgroups import update_plan, updated
 from runtime.spec_parse import parse
 from runtime.users import Identity
 
@@ -418,6 +419,27 @@ def test_limits_that_cannot_be(resources: dict[str, Any], field: str) -> None:
 def test_unified_limits_need_cgroup_v2() -> None:
     with pytest.raises(InvalidArgument, match="cgroup v1"):
         _limits(_host(cgroup_v2=False), unified={"memory.high": "1"})
+
+
+def test_an_update_keeps_what_it_does_not_set() -> None:
+    memory = {"memory_limit_in_bytes": 8 << 20, "memory_swap_limit_in_bytes": 9 << 20}
+    now = model.Resources(cpu_shares=2, unified={"a.b": "1", "c.d": "2"}, **memory)
+    wanted = model.Resources(cpu_quota=-1, memory_limit_in_bytes=16 << 20, unified={"a.b": "3"})
+    after = updated(now, wanted)
+    assert after == model.Resources(
+        cpu_shares=2, cpu_quota=-1, memory_limit_in_bytes=16 << 20, unified={"a.b": "3", "c.d": "2"}
+    )
+    assert update_plan(wanted, after, HOST, "linux") == {
+        "cpu": {"quota": -1},
+        "memory": {"limit": 16 << 20, "swap": 16 << 20, "checkBeforeUpdate": True},
+        "unified": {"a.b": "3"},
+    }
+    only_swap = model.Resources(memory_swap_limit_in_bytes=12 << 20)
+    plan = update_plan(only_swap, updated(now, only_swap), HOST, "linux")
+    assert plan["memory"] == {"limit": 8 << 20, "swap": 12 << 20, "checkBeforeUpdate": True}
+    too_low = model.Resources(memory_swap_limit_in_bytes=7 << 20)
+    with pytest.raises(InvalidArgument, match=r"^linux\.memory_swap_limit_in_bytes: "):
+        update_plan(too_low, updated(now, too_low), HOST, "linux")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import spec
-from runtime.cgroups import Hierarchies, files, tree, v1, v2
+from runtime.cgroups import Cgroup, Hierarchies, files, tree, v1, v2
 from runtime.cgroups.limits import Group
 from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError
 
@@ -302,3 +303,44 @@ def test_values_that_constrain_each_other_go_in_either_order(tmp_path: Path, mon
     for limit in (200, 50, 400):
         cgroup.update(spec.Resources(memory=spec.Memory(limit=limit, swap=limit)))
         assert list(state.values()) == [limit, limit]
+
+
+def _limited(tmp_path: Path) -> tuple[Cgroup, Path]:
+    """A version 2 cgroup with the files that limits are in, and its directory."""
+    cgroup = _tree(tmp_path, V2, "sys/fs/cgroup").cgroup("/one")
+    directory = Path(cgroup.unified)
+    _file(directory / "cgroup.controllers", "cpu memory pids hugetlb\n")
+    values = {"cpu.max": "max 100000", "memory.max": "8192", "memory.swap.max": "1000", "pids.max": "9"}
+    for name, value in values.items():
+        _file(directory / name, f"{value}\n")
+    _file(directory / "memory.current", "5000\n")
+    return cgroup, directory
+
+
+def test_a_refused_update_puts_back_what_it_had_changed(tmp_path: Path) -> None:
+    cgroup, directory = _limited(tmp_path)
+    before = {file.name: file.read_text().strip() for file in directory.iterdir()}
+    new = spec.Resources(
+        memory=spec.Memory(limit=4096, swap=8192), cpu=spec.CPU(quota=5000), unified={"pids.max": "1", "cpu.no": "1"}
+    )
+    with pytest.raises(NotSupported, match=r"cpu\.no"):
+        cgroup.update(new)
+    assert {file.name: file.read_text().strip() for file in directory.iterdir()} == before
+    take_back = cgroup.update(replace(new, unified={"pids.max": "1"}))
+    assert [(directory / name).read_text() for name in ("memory.max", "pids.max")] == ["4096\n", "1\n"]
+    take_back()
+    assert {file.name: file.read_text().strip() for file in directory.iterdir()} == before
+
+
+def test_memory_in_use_is_reclaimed_or_keeps_the_limit_up(tmp_path: Path) -> None:
+    """Version 2 kills processes until a new limit holds: what cannot be reclaimed must have it refused."""
+    cgroup, directory = _limited(tmp_path)
+    _file(directory / "memory.reclaim", "")
+    memory = spec.Memory(limit=4096, check_before_update=True)
+    with pytest.raises(OperationFailed, match="to `4096` below the `5000` in use"):
+        cgroup.update(spec.Resources(memory=memory))
+    assert (directory / "memory.reclaim").read_text() == "904"
+    assert (directory / "memory.max").read_text() == "8192\n"
+    _file(directory / "memory.current", "4096\n")
+    cgroup.update(spec.Resources(memory=memory))
+    assert (directory / "memory.max").read_text().strip() == "4096"
