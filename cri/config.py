@@ -39,6 +39,12 @@ class Configuration:
     cni_conf_dir: Path = Path("/etc/cni/net.d")
     cni_bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
     registries_conf: Path = Path("/etc/containers/registries.conf")
+    registries_d: Path = Path("/etc/containers/registries.d")
+    registry_certs_dirs: tuple[Path, ...] = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
+    auth_file: str = ""  # where root's logins by podman and docker are
+    signature_policy: str = ""  # /etc/containers/policy.json if there is one, else everything is accepted
+    pull_progress_timeout: int = 300
+    parallel_downloads: int = 4
     cgroup_driver: str = "cgroupfs"
     log_level: str = "info"
     stream_addr: str = "127.0.0.1:0"
@@ -130,6 +136,19 @@ def _path(value: object) -> Path:
     return path
 
 
+def _optional_path(value: object) -> str:
+    return str(_path(value)) if value != "" else ""
+
+
+def _whole(least: int, most: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return value
+
+    return check
+
+
 def _paths(value: object) -> tuple[Path, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError("must be a list of paths")
@@ -166,6 +185,12 @@ KEYS: dict[str, Callable[[object], object]] = {
     "cni_conf_dir": _path,
     "cni_bin_dirs": _paths,
     "registries_conf": _path,
+    "registries_d": _path,
+    "registry_certs_dirs": _paths,
+    "auth_file": _optional_path,
+    "signature_policy": _optional_path,
+    "pull_progress_timeout": _whole(0, 86_400),
+    "parallel_downloads": _whole(1, 64),
     "cgroup_driver": _one_of(*CGROUP_DRIVERS),
     "log_level": _one_of(*LOG_LEVELS),
     "stream_addr": _address,
@@ -177,7 +202,7 @@ KEYS: dict[str, Callable[[object], object]] = {
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return [str(item) for item in value]
-    return value if isinstance(value, bool) else str(value)
+    return value if isinstance(value, bool | int) else str(value)
 
 
 def _literal(value: object) -> str:

@@ -21,6 +21,7 @@ from cri import logfmt
 from cri.config import CGROUP_DRIVERS, LOG_LEVELS, Configuration, load
 from cri.errors import ConfigurationError, DaemonError, StartupError
 from cri.notify import Notifier
+from image.settings import ImageSettings
 from pods.settings import NodeSettings
 
 if TYPE_CHECKING:
@@ -118,6 +119,14 @@ def settings(configuration: Configuration) -> NodeSettings:
         cgroup_driver=configuration.cgroup_driver,
         pause_image=configuration.pause_image,
         trace_start=configuration.trace_start,
+        images=ImageSettings(
+            auth_file=Path(configuration.auth_file) if configuration.auth_file else None,
+            certs_dirs=configuration.registry_certs_dirs,
+            signature_policy=Path(configuration.signature_policy) if configuration.signature_policy else None,
+            registries_d=configuration.registries_d,
+            progress_timeout=float(configuration.pull_progress_timeout),
+            parallel_downloads=configuration.parallel_downloads,
+        ),
     )
 
 

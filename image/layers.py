@@ -20,7 +20,8 @@ from image.errors import ImageError, StorageFull
 from image.overlay import adopt_directories
 from image.unpack import Unpacked, remove_trees
 
-_UNPACKERS = 4  # layers unpacked at a time, of all pulls: each is a process of some 20 MB and takes a core
+_UNPACKERS = 16  # layers unpacked at a time, of all pulls: each is a process of some 15 MB
+_PARALLEL = 4  # of one pull: a registry that drips holds up itself, not the others' pulls
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _TRIES = 3
 
@@ -49,16 +50,22 @@ class Layer:
 class Layers:
     """The layers below a store's `root`. Belongs to one event loop.
 
-    `forget(chain_ids)` takes layers out of the durable record; `inherited` descriptors are given to worker processes.
+    `forget(chain_ids)` takes layers out of the durable record; `inherited` descriptors are given to worker processes;
+    `parallel` layers of one image are made at a time.
     """
 
     def __init__(
-        self, root: Path, forget: Callable[[Sequence[str]], Awaitable[None]], inherited: Sequence[int] = ()
+        self,
+        root: Path,
+        forget: Callable[[Sequence[str]], Awaitable[None]],
+        inherited: Sequence[int] = (),
+        parallel: int = _PARALLEL,
     ) -> None:
         self._final = root / "layers"
         self._temporary = root / "tmp"
         self._forget = forget
         self._inherited = inherited
+        self._parallel = parallel
         self._layers: dict[str, Layer] = {}
         self._next = 1
         self._unpackers = asyncio.Semaphore(_UNPACKERS)
@@ -131,8 +138,9 @@ class Layers:
         for attempt in range(1, _TRIES + 1):
             mine: set[Layer] = set()
             layers: list[Layer] = []
+            turns = asyncio.Semaphore(self._parallel)
             for position, chain_id in enumerate(chain_ids):
-                layers.append(self._join(chain_id, position, layers, make, mine))
+                layers.append(self._join(chain_id, position, layers, make, mine, turns))
             try:
                 await asyncio.gather(*(asyncio.shield(layer.making) for layer in layers if layer.making is not None))
                 return layers
@@ -150,22 +158,32 @@ class Layers:
             await self._forget(recorded)
         await self.discard(dead)
 
-    def _join(self, chain_id: str, position: int, lower: Sequence[Layer], make: Make, mine: set[Layer]) -> Layer:
+    def _join(
+        self,
+        chain_id: str,
+        position: int,
+        lower: Sequence[Layer],
+        make: Make,
+        mine: set[Layer],
+        turns: asyncio.Semaphore,
+    ) -> Layer:
         layer = self._layers.get(chain_id)
         if layer is None:
             layer = Layer(chain_id, self._next, self._temporary / base36(self._next))
             self._next += 1
             self._layers[chain_id] = layer
             mine.add(layer)
-            layer.making = asyncio.create_task(self._make(layer, position, tuple(lower), make))
+            layer.making = asyncio.create_task(self._make(layer, position, tuple(lower), make, turns))
             layer.making.add_done_callback(_retrieve)
         layer.users += 1
         return layer
 
     # --- making
 
-    async def _make(self, layer: Layer, position: int, lower: Sequence[Layer], make: Make) -> None:
-        async with self._unpackers:
+    async def _make(
+        self, layer: Layer, position: int, lower: Sequence[Layer], make: Make, turns: asyncio.Semaphore
+    ) -> None:
+        async with turns, self._unpackers:
             with _explained(f"make {layer.path}"):
                 os.mkdir(layer.path)
                 os.chmod(layer.path, 0o755)

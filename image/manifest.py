@@ -30,7 +30,10 @@ DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 
 MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST, OCI_INDEX, DOCKER_LIST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
-LAYER_TYPES = (OCI_LAYER, f"{OCI_LAYER}+gzip", DOCKER_LAYER, f"{DOCKER_LAYER}.gzip")
+LAYER_TYPES = (
+    *(OCI_LAYER, f"{OCI_LAYER}+gzip", f"{OCI_LAYER}+zstd"),
+    *(DOCKER_LAYER, f"{DOCKER_LAYER}.gzip", f"{DOCKER_LAYER}.zstd"),
+)
 
 MANIFEST_LIMIT = 4 << 20  # bytes
 CONFIG_LIMIT = 8 << 20  # bytes

@@ -73,6 +73,15 @@ def parse_reference(text: str) -> Reference:
     return _qualified(text, domain, path, tag, digest)
 
 
+def short_name(text: str) -> Reference | None:
+    """Path, tag and digest of a name that does not say its registry, unqualified; None for one that does.
+
+    Raises InvalidReference.
+    """
+    domain, path, tag, digest = _split(text)
+    return None if domain else Reference("", path, tag, digest)
+
+
 def short_references(text: str, registries: tuple[str, ...]) -> tuple[Reference, ...]:
     """What `text` may mean: itself when it names its registry, else one reference for each of `registries`, in order.
 

@@ -1,29 +1,33 @@
 """containers-registries.conf(5), version 2: where a reference is really fetched from.
 
-Understood: `unqualified-search-registries`, and `[[registry]]` with `prefix`, `location`, `insecure`, `blocked`,
-`mirror-by-digest-only` and its `[[registry.mirror]]` (`location`, `insecure`, `pull-from-mirror`), in the file itself
-and in the drop-ins of `<file>.d/*.conf`, read in lexical order. Other keys are left alone.
+Understood: `unqualified-search-registries`, `short-name-mode`, `credential-helpers`, `[aliases]`, and `[[registry]]`
+with `prefix`, `location`, `insecure`, `blocked`, `mirror-by-digest-only` and its `[[registry.mirror]]` (`location`,
+`insecure`, `pull-from-mirror`), in the file itself and in the drop-ins of `<file>.d/*.conf`, in lexical order. Other
+keys are left alone.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from image.errors import InvalidConfiguration, RegistryBlocked
-from image.reference import DEFAULT_DOMAIN, Reference
+from image.errors import InvalidConfiguration, InvalidReference, RegistryBlocked
+from image.reference import DEFAULT_DOMAIN, Reference, parse_reference, short_name, short_references
 
 _PULL_FROM_MIRROR = ("all", "digest-only", "tag-only")
+_SHORT_NAME_MODES = ("enforcing", "permissive", "disabled")
+_DOCKER_HUB = "registry-1.docker.io"  # where docker.io's registry really is
 
 
 class _Mirror(msgspec.Struct, frozen=True, rename="kebab"):
     location: str
     insecure: bool = False
-    pull_from_mirror: str = "all"
+    pull_from_mirror: str = ""
 
 
 class _Registry(msgspec.Struct, frozen=True, rename="kebab"):
@@ -41,6 +45,9 @@ class _Registry(msgspec.Struct, frozen=True, rename="kebab"):
 
 class _File(msgspec.Struct, frozen=True, rename="kebab"):
     unqualified_search_registries: tuple[str, ...] | None = None
+    short_name_mode: str | None = None
+    credential_helpers: tuple[str, ...] | None = None
+    aliases: dict[str, str] = msgspec.field(default_factory=dict)
     registry: tuple[_Registry, ...] = ()
 
 
@@ -60,6 +67,11 @@ class Endpoint:
     def __str__(self) -> str:
         return f"{self.host}/{self.repository}"
 
+    @property
+    def location(self) -> str:
+        """Registry and repository as people write them, which is what credentials are kept under."""
+        return f"{DEFAULT_DOMAIN if self.host == _DOCKER_HUB else self.host}/{self.repository}"
+
 
 @dataclass(frozen=True, slots=True)
 class RegistriesConf:
@@ -67,6 +79,29 @@ class RegistriesConf:
 
     search: tuple[str, ...] = (DEFAULT_DOMAIN,)
     registries: tuple[_Registry, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    enforcing: bool = False  # a short name that several registries may have is refused
+    credential_helpers: tuple[str, ...] = ()
+
+    def meanings(self, text: str) -> tuple[Reference, ...]:
+        """What the name `text` may mean, in the order in which to try. Raises InvalidReference."""
+        short = short_name(text)
+        alias = self.aliases.get(short.path) if short is not None else None
+        if short is not None and alias is not None:
+            named = parse_reference(alias)
+            tag = short.tag or ("" if short.digest else named.tag)
+            return (Reference(named.domain, named.path, tag, short.digest),)
+        return short_references(text, self.search)
+
+    def to_pull(self, text: str) -> tuple[Reference, ...]:
+        """As `meanings`, but refuses what `short-name-mode` says is ambiguous. Raises InvalidReference."""
+        found = self.meanings(text)
+        if self.enforcing and len(found) > 1:
+            choice = ", ".join(str(reference) for reference in found)
+            raise InvalidReference(
+                f"parse reference {text!r}: short-name-mode is enforcing and the name may mean {choice}: write which"
+            )
+        return found
 
     def endpoints(self, reference: Reference) -> tuple[Endpoint, ...]:
         """Where to fetch `reference` from, in order: its mirrors, then the registry itself. Raises RegistryBlocked."""
@@ -94,23 +129,27 @@ class RegistriesConf:
 
 def _serves(entry: _Registry, mirror: _Mirror, reference: Reference) -> bool:
     by_digest = bool(reference.digest)
-    mode = "digest-only" if entry.mirror_by_digest_only else mirror.pull_from_mirror
+    mode = mirror.pull_from_mirror or ("digest-only" if entry.mirror_by_digest_only else "all")
     return mode == "all" or (mode == "digest-only") == by_digest
 
 
 def _match(prefix: str, reference: Reference) -> str | None:
     """The part of the reference that `prefix` covers; None when it does not match. `*.` covers any subdomain."""
-    if prefix.startswith("*."):
-        return reference.domain if reference.domain.partition(":")[0].endswith(prefix[1:]) else None
     text = str(reference)
-    if not text.startswith(prefix):
+    end = len(prefix)
+    if prefix.startswith("*."):
+        at = text.find(prefix[1:])
+        if at < 1 or "/" in text[:at]:
+            return None
+        end = at + len(prefix) - 1
+    elif not text.startswith(prefix):
         return None
-    return prefix if text[len(prefix) : len(prefix) + 1] in ("", "/", ":", "@") else None
+    return text[:end] if text[end : end + 1] in ("", "/", ":", "@") else None
 
 
 def _endpoint(location: str, *, insecure: bool, mirror: bool) -> Endpoint:
     host, _, repository = location.partition("/")
-    return Endpoint("registry-1.docker.io" if host == DEFAULT_DOMAIN else host, repository, insecure, mirror)
+    return Endpoint(_DOCKER_HUB if host == DEFAULT_DOMAIN else host, repository, insecure, mirror)
 
 
 def is_loopback(host: str) -> bool:
@@ -126,14 +165,20 @@ def is_loopback(host: str) -> bool:
 
 def load(path: Path) -> RegistriesConf:
     """Read `path` and its drop-ins; what is missing counts as empty. Raises InvalidConfiguration naming the file."""
-    search: tuple[str, ...] | None = None
+    search: tuple[str, ...] = (DEFAULT_DOMAIN,)
+    mode, helpers = "permissive", tuple[str, ...]()
+    aliases: dict[str, str] = {}
     registries: dict[str, _Registry] = {}
     for file in (path, *sorted(path.with_name(path.name + ".d").glob("*.conf"))):
         parsed = _read(file)
         if parsed.unqualified_search_registries is not None:
             search = parsed.unqualified_search_registries
+        mode = parsed.short_name_mode or mode
+        helpers = helpers if parsed.credential_helpers is None else parsed.credential_helpers
+        aliases.update(parsed.aliases)
         registries.update((entry.key, entry) for entry in parsed.registry)
-    return RegistriesConf((DEFAULT_DOMAIN,) if search is None else search, tuple(registries.values()))
+    in_force = {name: target for name, target in aliases.items() if target}  # an empty one takes an earlier one away
+    return RegistriesConf(search, tuple(registries.values()), in_force, mode == "enforcing", helpers)
 
 
 def _read(file: Path) -> _File:
@@ -142,22 +187,34 @@ def _read(file: Path) -> _File:
         if "registries" in document:
             raise InvalidConfiguration(f"read {file}: version 1 format ([registries.*]); write [[registry]] tables")
         parsed = msgspec.convert(document, _File)
-        for entry in parsed.registry:
-            _validate(entry)
+        _validate(parsed)
     except FileNotFoundError:
         return _File()
-    except (OSError, ValueError) as error:  # of ValueError: TOML, UTF-8 and msgspec's validation errors
+    except (OSError, ValueError, InvalidReference) as error:  # ValueError: TOML, UTF-8, msgspec's validation
         raise InvalidConfiguration(f"read {file}: {error}") from error
     return parsed
 
 
-def _validate(entry: _Registry) -> None:
-    wildcard = entry.prefix.startswith("*.")
-    if not entry.location and not wildcard:
+def _validate(parsed: _File) -> None:
+    if parsed.short_name_mode not in (None, *_SHORT_NAME_MODES):
+        raise ValueError(f"short-name-mode {parsed.short_name_mode!r} is none of {', '.join(_SHORT_NAME_MODES)}")
+    for name, target in parsed.aliases.items():
+        if (named := short_name(name)) is None or named.tag or named.digest:
+            raise ValueError(f"[aliases] {name!r}: must be a name without registry, tag and digest")
+        if target and (short_name(target) is not None or {":", "@"} & set(target.rpartition("/")[2])):
+            raise ValueError(f"[aliases] {name}: {target!r} must be a name with its registry, without tag and digest")
+    for entry in parsed.registry:
+        _validate_registry(entry)
+
+
+def _validate_registry(entry: _Registry) -> None:
+    if not entry.location and not entry.prefix.startswith("*."):
         raise ValueError(f"[[registry]] {entry.prefix or '(no prefix)'}: location is missing")
     for place in (entry.location, *(m.location for m in entry.mirror)):
-        if "://" in place or place.endswith("/"):
+        if "://" in place or place.endswith("/") or "*" in place:
             raise ValueError(f"[[registry]] {entry.key}: location {place!r} must be host[:port][/path]")
     for mirror in entry.mirror:
-        if mirror.pull_from_mirror not in _PULL_FROM_MIRROR:
+        if mirror.pull_from_mirror not in ("", *_PULL_FROM_MIRROR):
             raise ValueError(f"[[registry]] {entry.key}: pull-from-mirror {mirror.pull_from_mirror!r} is unknown")
+        if mirror.pull_from_mirror and entry.mirror_by_digest_only:
+            raise ValueError(f"[[registry]] {entry.key}: mirror-by-digest-only and pull-from-mirror exclude each other")

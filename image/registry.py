@@ -7,7 +7,10 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -19,14 +22,19 @@ from image.auth import Challenge, basic, parse_challenges, parse_token
 from image.errors import AuthenticationRequired, DigestMismatch, ImageError, ImageNotFound, RegistryUnavailable
 from image.manifest import MANIFEST_LIMIT, MANIFEST_TYPES, Descriptor, digest_of
 from image.model import Credentials
+from image.proxy import from_environment
 from image.registries_conf import Endpoint
+from image.settings import ImageSettings
+from image.tls import HostCertificates
 
 _TRIES = 3
 _BACK_OFF = 0.2  # seconds before the second try; four times that before the third
 _RETRY_AFTER_LIMIT = 10.0  # seconds a registry may make us wait
 _REDIRECTS = 10
 _READ_BUFFER = 1 << 20  # bytes
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)  # seconds; a pull as a whole may last
+_CONNECT_SECONDS = 15.0
+_SILENCE_SECONDS = 60.0  # without a byte, before a request is tried again
+_LEAST_PROGRESS = 64 << 10  # bytes within a progress timeout that tell a slow registry from one that drips
 _REDIRECT = (301, 302, 303, 307, 308)
 _TRANSIENT = (429, 500, 502, 503, 504)
 _CLIENT_ID = "crisp"
@@ -35,26 +43,37 @@ _CLIENT_ID = "crisp"
 class Transport:
     """The connections of all pulls, and which hosts turned out to speak plain http. Opened on the running loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ImageSettings) -> None:
+        """Raises InvalidConfiguration when the environment names a proxy that cannot be used."""
+        self._proxies = from_environment(os.environ)
+        self._certificates = HostCertificates(settings.certs_dirs)
+        self.progress_timeout = settings.progress_timeout
+        silence = min(_SILENCE_SECONDS, settings.progress_timeout or _SILENCE_SECONDS)
         self._session = aiohttp.ClientSession(
             auto_decompress=False,
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": _CLIENT_ID, "Accept-Encoding": "identity"},
             read_bufsize=_READ_BUFFER,
-            timeout=_TIMEOUT,
-            trust_env=True,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence),
         )
         self._plain: set[str] = set()
 
     async def close(self) -> None:
         await self._session.close()
 
-    async def get(self, url: URL, headers: Mapping[str, str], verified: bool) -> aiohttp.ClientResponse:
-        return await self._session.get(url, headers=headers, allow_redirects=False, ssl=verified)
+    async def get(self, url: URL, headers: Mapping[str, str], insecure: bool) -> aiohttp.ClientResponse:
+        tls, proxy = await self._tls(url, insecure), self._proxies.for_url(url)
+        return await self._session.get(url, headers=headers, allow_redirects=False, ssl=tls, proxy=proxy)
 
-    async def post(self, url: URL, form: Mapping[str, str], verified: bool) -> aiohttp.ClientResponse:
-        return await self._session.post(url, data=form, allow_redirects=False, ssl=verified)
+    async def post(self, url: URL, form: Mapping[str, str], insecure: bool) -> aiohttp.ClientResponse:
+        tls, proxy = await self._tls(url, insecure), self._proxies.for_url(url)
+        return await self._session.post(url, data=form, allow_redirects=False, ssl=tls, proxy=proxy)
+
+    async def _tls(self, url: URL, insecure: bool) -> ssl.SSLContext | bool:
+        if url.scheme != "https" or url.host is None or url.port is None:
+            return True
+        return await asyncio.to_thread(self._certificates.context, url.host, url.port, insecure)
 
     def schemes(self, endpoint: Endpoint) -> tuple[str, ...]:
         """The schemes to try at `endpoint`, in order."""
@@ -81,13 +100,48 @@ class _Answer:
         self.response.close()
 
 
-class Repository:
-    """One repository at one endpoint, for the time of one pull."""
+class _Pace:
+    """How fast a registry sends, by the time that we wait for it and not for the disk."""
 
-    def __init__(self, transport: Transport, endpoint: Endpoint, credentials: Credentials | None) -> None:
+    def __init__(self, limit: float, what: str) -> None:
+        self._limit = limit
+        self._what = what
+        self._waited = 0.0
+        self._received = 0
+        self._since = time.monotonic()
+
+    def wait(self) -> None:
+        self._since = time.monotonic()
+
+    def received(self, size: int) -> None:
+        """Raises RegistryUnavailable when too little came in too long a time."""
+        now = time.monotonic()
+        self._waited += now - self._since
+        self._since = now
+        self._received += size
+        if self._limit and self._waited >= self._limit:
+            if self._received < _LEAST_PROGRESS:
+                raise RegistryUnavailable(f"get {self._what}: no progress within {self._limit:g} s")
+            self._waited, self._received = 0.0, 0
+
+
+class Repository:
+    """One repository at one endpoint, for the time of one pull.
+
+    `kept` finds the node's own credentials; it is asked when the registry wants some and none were given.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        endpoint: Endpoint,
+        credentials: Credentials | None,
+        kept: Callable[[], Awaitable[Credentials | None]] | None = None,
+    ) -> None:
         self.endpoint = endpoint
         self._transport = transport
         self._credentials = credentials
+        self._kept = kept
         self._authorization = ""
         if credentials is not None and credentials.registry_token:
             self._authorization = f"Bearer {credentials.registry_token}"
@@ -112,12 +166,14 @@ class Repository:
         """
         what = f"blob {descriptor.digest} of {self.endpoint}"
         failures = 0
+        pace = _Pace(self._transport.progress_timeout, what)
         while offset < descriptor.size:
             try:
                 headers = {"Range": f"bytes={offset}-"} if offset else {}
                 async with await self._open(f"blobs/{descriptor.digest}", headers, what) as response:
                     skip = offset - _first_byte(response, offset)
                     async for piece in response.content.iter_any():
+                        pace.received(len(piece))
                         piece, skip = piece[skip:], max(0, skip - len(piece))
                         if offset + len(piece) > descriptor.size:
                             raise DigestMismatch(f"get {what}: more than the {descriptor.size} bytes it should have")
@@ -125,10 +181,12 @@ class Repository:
                             failures = 0
                             offset += len(piece)
                             yield piece
+                            pace.wait()
                 if offset < descriptor.size:
                     raise DigestMismatch(f"get {what}: ends after {offset} of {descriptor.size} bytes")
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failures += 1
+                pace.received(0)
                 if failures == _TRIES:
                     raise RegistryUnavailable(f"get {what}: {_reason(error)}") from error
                 await asyncio.sleep(_BACK_OFF * 4 ** (failures - 1))
@@ -207,7 +265,7 @@ class Repository:
         for _ in range(_REDIRECTS):
             authorization = self._authorization if url.origin() == origin else ""
             sent = {**headers, "Authorization": authorization} if authorization else headers
-            response = await self._transport.get(url, sent, verified=not self.endpoint.insecure)
+            response = await self._transport.get(url, sent, self.endpoint.insecure)
             location = response.headers.get("Location")
             if response.status not in _REDIRECT or location is None:
                 return response
@@ -221,6 +279,10 @@ class Repository:
 
     async def _answer_challenge(self, offered: list[Challenge], asked_at: URL, what: str) -> str:
         """The Authorization value that one of the challenges asks for. Raises AuthenticationRequired."""
+        if self._credentials is None and self._kept is not None:
+            self._credentials, self._kept = await self._kept(), None
+            if self._credentials is not None and self._credentials.registry_token:
+                return f"Bearer {self._credentials.registry_token}"
         for challenge in offered:
             if challenge.scheme == "bearer" and "realm" in challenge.parameters:
                 return f"Bearer {await self._token(challenge.parameters, asked_at, what)}"
@@ -241,16 +303,16 @@ class Repository:
             raise AuthenticationRequired(f"get {what}: token service {realm} would see the credentials in clear")
         query = {"service": parameters.get("service", "")}
         query["scope"] = parameters.get("scope", f"repository:{self.endpoint.repository}:pull")
-        verified = not self.endpoint.insecure
+        insecure = self.endpoint.insecure
         credentials = self._credentials
         if credentials is not None and credentials.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": credentials.identity_token, "client_id": _CLIENT_ID}
-            response = await self._transport.post(URL(realm), {**query, **form}, verified)
+            response = await self._transport.post(URL(realm), {**query, **form}, insecure)
         else:
             headers = {}
             if credentials is not None and credentials.username:
                 headers["Authorization"] = basic(credentials)
-            response = await self._transport.get(URL(realm).update_query(query), headers, verified)
+            response = await self._transport.get(URL(realm).update_query(query), headers, insecure)
         async with _Answer(response):
             if response.status in _TRANSIENT:
                 raise aiohttp.ClientConnectionError(f"token service {realm} answered {response.status}")
@@ -311,12 +373,22 @@ def _words(error: OSError) -> str:
 
 
 def _retry_after(response: aiohttp.ClientResponse, default: float) -> float:
+    """Seconds to wait before the next try (RFC 9110, 10.2.3: a number of them or a date)."""
     value = response.headers.get("Retry-After", "")
-    return min(float(value), _RETRY_AFTER_LIMIT) if value.isdigit() else default
+    if value.isdigit():
+        return min(float(value), _RETRY_AFTER_LIMIT)
+    try:
+        until = parsedate_to_datetime(value)
+        seconds = (until - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return default
+    return min(max(seconds, default), _RETRY_AFTER_LIMIT)
 
 
 def _reason(error: BaseException) -> str:
     """What went wrong on the wire, without the query of a signed URL."""
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return f"connect to proxy {error.host}:{error.port}: {_words(error.os_error)}"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"connect to {error.host}:{error.port}: {error.certificate_error}"
     if isinstance(error, aiohttp.ClientConnectorError):

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ import msgspec
 
 from image.archive import Archive, ArchivedImage, archived_images, open_archive
 from image.auth import usable_at
+from image.authfile import default_files, kept_credentials
 from image.database import Database, ImageRecord
 from image.errors import (
     AuthenticationRequired,
@@ -40,10 +41,11 @@ from image.manifest import Configuration, node_platforms, parse_configuration
 from image.model import Credentials, FilesystemUsage, Image, PullProgress
 from image.origin import Origin
 from image.pull import LayerDownloads, Report, choose_manifest, get_configuration, resolve
-from image.reference import Reference, is_digest, parse_reference, short_references
+from image.reference import Reference, is_digest, parse_reference
 from image.registries_conf import Endpoint, load
 from image.registry import Repository, Transport
 from image.root import StoreRoot
+from image.settings import ImageSettings
 from image.unpack import Unpacked, remove_trees, unpack
 
 _log = logging.getLogger(__name__)
@@ -53,7 +55,10 @@ _ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{3,63})")
 # What one search registry may answer while the next still has the short name.
 _NEXT_REGISTRY = (ImageNotFound, AuthenticationRequired, RegistryUnavailable)
 
-_Key = tuple[tuple[Reference, ...], Credentials | None]
+_DEFAULTS = ImageSettings()
+
+_Key = tuple[tuple[Reference, ...], Credentials | None, Path | None]
+_Keeper = Callable[[str], Awaitable[Credentials | None]]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -78,15 +83,23 @@ class _Job:
 class ImageStore:
     """The images of one node. Belongs to the event loop it was opened on; its methods are to be called there."""
 
-    def __init__(self, root: StoreRoot, registries_conf: Path, database: Database, thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        root: StoreRoot,
+        registries_conf: Path,
+        settings: ImageSettings,
+        database: Database,
+        thread: ThreadPoolExecutor,
+    ) -> None:
         """For `open`."""
         self._root = root
         self._registries_conf = registries_conf
-        self._search = load(registries_conf).search
+        self._settings = settings
+        self._registries = load(registries_conf)
         self._database = database
         self._thread = thread  # the database's own
-        self._transport = Transport()
-        self._layers = Layers(root.path, self._forget_layers, root.inherited)
+        self._transport = Transport(settings)
+        self._layers = Layers(root.path, self._forget_layers, root.inherited, settings.parallel_downloads)
         self._platforms = node_platforms()
         self._images: dict[str, _Known] = {}
         self._names: dict[str, str] = {}
@@ -97,7 +110,14 @@ class ImageStore:
         self._changing = asyncio.Lock()  # one change of the durable record at a time
 
     @classmethod
-    async def open(cls, root: Path, registries_conf: Path, *, pinned: Iterable[str] = ()) -> ImageStore:
+    async def open(
+        cls,
+        root: Path,
+        registries_conf: Path,
+        settings: ImageSettings = _DEFAULTS,
+        *,
+        pinned: Iterable[str] = (),
+    ) -> ImageStore:
         """Open or make the store below `root`, and remove what interrupted pulls and removals left there.
 
         `pinned` names images that are reported as such, present or not. Raises ImageError (also when another daemon
@@ -110,9 +130,9 @@ class ImageStore:
             undo.callback(thread.shutdown)
             database = await asyncio.get_running_loop().run_in_executor(thread, Database, place.path / "images.db")
             undo.callback(thread.submit, database.close)
-            store = cls(place, registries_conf, database, thread)
+            store = cls(place, registries_conf, settings, database, thread)
             store._pinned = frozenset(
-                reference.name for name in pinned for reference in short_references(name, store._search)
+                reference.name for name in pinned for reference in store._registries.meanings(name)
             )
             try:
                 await store._load()
@@ -166,7 +186,7 @@ class ImageStore:
 
     def _by_reference(self, name: str) -> str:
         try:
-            references = short_references(name, self._search)
+            references = self._registries.meanings(name)
         except InvalidReference:
             return ""
         return next((self._names[r.name] for r in references if r.name in self._names), "")
@@ -251,21 +271,23 @@ class ImageStore:
         reference: str,
         credentials: Credentials | None = None,
         progress: Callable[[PullProgress], None] | None = None,
+        auth_file: Path | None = None,
     ) -> Image:
         """Pull an image, or find that the store has what the registry has. An equal pull in flight is joined.
 
+        Without credentials those that the node keeps are used, or the ones in `auth_file` (containers-auth.json(5)).
         A pull whose callers were all cancelled is undone. Raises InvalidReference, InvalidConfiguration,
         RegistryBlocked, ImageNotFound, AuthenticationRequired, RegistryUnavailable, DigestMismatch, InvalidImage,
         StorageFull.
         """
-        configuration = await asyncio.to_thread(load, self._registries_conf)
-        self._search = configuration.search
-        candidates = short_references(reference, configuration.search)
-        key = (candidates, credentials)
+        self._registries = configuration = await asyncio.to_thread(load, self._registries_conf)
+        candidates = configuration.to_pull(reference)
+        key = (candidates, credentials, auth_file)
         job = self._jobs.get(key)
         if job is None:
             listeners: list[Report] = []
-            origins = [(c, self._origin(c, configuration.endpoints(c), credentials)) for c in candidates]
+            find = self._keeper(auth_file)
+            origins = [(c, self._origin(c, configuration.endpoints(c), credentials, find)) for c in candidates]
             job = _Job(self._start(self._pull(origins, listeners)), 0, listeners)
             self._jobs[key] = job
             job.task.add_done_callback(lambda _: self._forget_job(key, job))
@@ -282,9 +304,20 @@ class ImageStore:
                 self._forget_job(key, job)
                 job.task.cancel()
 
-    def _origin(self, reference: Reference, endpoints: Sequence[Endpoint], credentials: Credentials | None) -> Origin:
+    def _keeper(self, auth_file: Path | None) -> _Keeper:
+        """What finds the credentials that the node keeps for a location."""
+        named = auth_file or self._settings.auth_file
+        files = default_files() if named is None else (named,)
+        helpers = self._registries.credential_helpers
+        return partial(kept_credentials, files=files, helpers=() if auth_file else helpers)
+
+    def _origin(
+        self, reference: Reference, endpoints: Sequence[Endpoint], credentials: Credentials | None, find: _Keeper
+    ) -> Origin:
         own = usable_at(credentials, reference.domain)
-        return Origin([Repository(self._transport, e, None if e.mirror else own) for e in endpoints])
+        return Origin(
+            [Repository(self._transport, e, None if e.mirror else own, partial(find, e.location)) for e in endpoints]
+        )
 
     async def _pull(self, origins: Sequence[tuple[Reference, Origin]], listeners: Sequence[Report]) -> Image:
         for position, (reference, origin) in enumerate(origins, start=1):

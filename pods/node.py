@@ -55,7 +55,9 @@ class Node:
             )
         async with contextlib.AsyncExitStack() as undo:
             pinned = [settings.pause_image] if settings.pause_image else []
-            images = await ImageStore.open(settings.root / "image", settings.registries_conf, pinned=pinned)
+            images = await ImageStore.open(
+                settings.root / "image", settings.registries_conf, settings.images, pinned=pinned
+            )
             undo.push_async_callback(images.close)
             network = Network(settings.cni_conf_dir, settings.cni_bin_dirs, settings.root / "network")
             await network.open()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from image.settings import ImageSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class NodeSettings:
     cgroup_driver: str
     pause_image: str = ""
     trace_start: bool = False
+    images: ImageSettings = field(default_factory=ImageSettings)
 
     def sandbox_dir(self, sandbox_id: str) -> Path:
         return self.state / "sandboxes" / sandbox_id

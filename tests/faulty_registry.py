@@ -7,7 +7,7 @@ import asyncio
 import base64
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -159,10 +159,21 @@ async def endless_wait(request: web.Request, content: bytes) -> web.StreamRespon
     return response
 
 
-def status(code: int) -> Fault:
+async def drip(request: web.Request, content: bytes) -> web.StreamResponse | None:
+    """A few bytes at a time, never enough and never silent."""
+    response = web.StreamResponse()
+    response.content_length = len(content)
+    await response.prepare(request)
+    for at in range(0, len(content), 100):
+        await response.write(content[at : at + 100])
+        await asyncio.sleep(0.1)
+    return response
+
+
+def status(code: int, headers: Mapping[str, str] | None = None) -> Fault:
     """An answer of this status."""
 
     async def fault(request: web.Request, content: bytes) -> web.StreamResponse | None:
-        return web.Response(status=code)
+        return web.Response(status=code, headers=headers)
 
     return fault

@@ -17,18 +17,22 @@ _START_LIMIT = 10.0  # seconds
 
 
 class Registry:
-    """A running registry; a context manager. `auth` is its configuration's `auth` section."""
+    """A running registry; a context manager. `auth` and `tls` are those sections of its configuration.
 
-    def __init__(self, directory: Path, auth: dict[str, Any] | None = None) -> None:
+    Only one without them can be pushed to; it may be started again with them on the same directory.
+    """
+
+    def __init__(
+        self, directory: Path, auth: dict[str, Any] | None = None, tls: dict[str, Any] | None = None
+    ) -> None:
         self.directory = directory
         self.port = _free_port()
-        self._authorization: dict[str, str] = {}
         directory.mkdir(parents=True, exist_ok=True)
         config = {
             "version": 0.1,
             "log": {"level": "error", "accesslog": {"disabled": True}},
             "storage": {"filesystem": {"rootdirectory": str(directory / "storage")}, "delete": {"enabled": True}},
-            "http": {"addr": self.host},
+            "http": {"addr": self.host, **({"tls": tls} if tls else {})},
             **({"auth": auth} if auth else {}),
         }
         self._config = directory / "config.yml"
@@ -84,7 +88,7 @@ class Registry:
     ) -> http.client.HTTPMessage:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body, {**self._authorization, **(headers or {})})
+            connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             answer = response.read()
             if response.status >= 300:

@@ -117,6 +117,7 @@ def _add_running(command: _Command) -> None:
 def _add_images(command: _Command) -> None:
     pull = command("pull", "images:pull", "Pull images from their registries")
     pull.add_argument("--creds", metavar="USER:PASSWORD", help="in place of the daemon's own")
+    pull.add_argument("--auth-file", metavar="FILE", help="logins to use, such as ~/.docker/config.json")
     pull.add_argument("references", nargs="+", metavar="REF")
     remove = command("rmi", "images:remove", "Remove images")
     remove.add_argument("references", nargs="+", metavar="REF")

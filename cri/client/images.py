@@ -19,21 +19,29 @@ from cri.v1 import api_pb2
 def pull(arguments: argparse.Namespace, connection: Connection) -> int:
     """Pull images; print the id of each."""
     username, _, password = (arguments.creds or "").partition(":")
+    auth_file = ""
+    if arguments.auth_file:
+        path = Path(arguments.auth_file).expanduser().absolute()
+        if not os.access(path, os.R_OK):
+            raise UsageError(f"pull with --auth-file {path}: there is no such file, or it may not be read")
+        auth_file = str(path)
     for reference in arguments.references:
-        print(pull_image(connection, reference, username, password))
+        print(pull_image(connection, reference, username, password, auth_file))
     return 0
 
 
-def pull_image(connection: Connection, reference: str, username: str = "", password: str = "") -> str:
+def pull_image(
+    connection: Connection, reference: str, username: str = "", password: str = "", auth_file: str = ""
+) -> str:
     """Pull an image, drawing each layer's progress if standard error is a terminal; the image's id. Raises CallFailed.
 
     Runtimes without crisp's Admin service pull by CRI, and show nothing meanwhile.
     """
-    request = admin_pb2.PullImageRequest(reference=reference, username=username, password=password)
+    request = admin_pb2.PullImageRequest(reference=reference, username=username, password=password, auth_file=auth_file)
     try:
         return _watch(reference, connection.stream(connection.admin.PullImage, request))
     except CallFailed as error:
-        if error.code != "UNIMPLEMENTED":
+        if error.code != "UNIMPLEMENTED" or auth_file:
             raise
     by_cri = api_pb2.PullImageRequest(
         image=api_pb2.ImageSpec(image=reference), auth=api_pb2.AuthConfig(username=username, password=password)

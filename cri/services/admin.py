@@ -34,12 +34,13 @@ class Admin:
     async def PullImage(self, request: admin_pb2.PullImageRequest) -> AsyncIterator[admin_pb2.PullImageResponse]:
         """Pull an image; each layer's progress as it comes, then the image's id."""
         name = fields.required("reference", request.reference)
+        auth_file = Path(fields.absolute("auth_file", request.auth_file)) if request.auth_file else None
         login = Credentials(username=request.username, password=request.password) if request.username else None
         events: asyncio.Queue[PullProgress | None] = asyncio.Queue()
 
         async def pull() -> Image:
             try:
-                image: Image = await self._images.pull(name, login, events.put_nowait)
+                image: Image = await self._images.pull(name, login, events.put_nowait, auth_file)
                 return image
             finally:
                 events.put_nowait(None)

@@ -47,6 +47,7 @@ class FakeImages:
         reference: str,
         credentials: Credentials | None = None,
         progress: Callable[[PullProgress], None] | None = None,
+        auth_file: Path | None = None,
     ) -> Image:
         self.pulls.append((reference, credentials))
         if progress:

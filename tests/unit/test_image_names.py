@@ -159,11 +159,50 @@ def test_blocked_registries_are_refused(tmp_path: Path) -> None:
         places(path, "bad.io/x")
 
 
+def test_wildcards_cover_subdomains_paths_and_ports(tmp_path: Path) -> None:
+    path = conf(
+        tmp_path,
+        """
+        [[registry]]
+        prefix = "*.wild.io"
+        location = "new.example/all"
+        [[registry]]
+        prefix = "*.wild.io/team"
+        [[registry.mirror]]
+        location = "mirror.example/t"
+        """,
+    )
+    assert places(path, "a.wild.io/x") == ["new.example/all/x"]
+    assert places(path, "a.b.wild.io/team/x") == ["mirror.example/t/x", "a.b.wild.io/team/x"]
+    assert places(path, "a.wild.io/teamwork") == ["new.example/all/teamwork"]
+    assert places(path, "evil.io/a.wild.io/x") == ["evil.io/a.wild.io/x"]
+    assert places(path, "a.wild.io.evil/x") == ["a.wild.io.evil/x"]
+
+
+def test_short_names_by_alias_and_by_mode(tmp_path: Path) -> None:
+    search = 'unqualified-search-registries = ["a.io", "b.io"]\n'
+    aliases = '[aliases]\nfedora = "quay.io/fedora/fedora"\n"team/app" = "c.io/app"\ngone = "x.io/gone"\n'
+    path = conf(tmp_path, search + aliases, more='[aliases]\nfedora = "b.io/fedora"\ngone = ""\n')
+    loaded = load(path)
+    assert [str(r) for r in loaded.to_pull("fedora:40")] == ["b.io/fedora:40"]
+    assert [str(r) for r in loaded.to_pull(f"team/app@{DIGEST}")] == [f"c.io/app@{DIGEST}"]
+    assert [str(r) for r in loaded.to_pull("gone")] == ["a.io/gone:latest", "b.io/gone:latest"]
+    assert [str(r) for r in loaded.to_pull("docker.io/fedora")] == ["docker.io/library/fedora:latest"]
+    path.write_text('short-name-mode = "enforcing"\n' + search + aliases)
+    assert [str(r) for r in load(path).to_pull("fedora")] == ["b.io/fedora:latest"]
+    with pytest.raises(InvalidReference, match=r"enforcing .* a\.io/other:latest, b\.io/other:latest"):
+        load(path).to_pull("other")
+    assert len(load(path).meanings("other")) == 2
+
+
 @pytest.mark.parametrize(
     "text",
     ["[[registry]\n", "[registries.search]\nregistries = ['a']\n", "[[registry]]\nprefix = 'a.io'\n",
      "[[registry]]\nlocation = 'https://a.io'\n", "[[registry]]\nlocation = 3\n",
-     "[[registry]]\nlocation = 'a.io'\n[[registry.mirror]]\nlocation = 'b.io'\npull-from-mirror = 'never'\n"],
+     "[[registry]]\nlocation = 'a.io'\n[[registry.mirror]]\nlocation = 'b.io'\npull-from-mirror = 'never'\n",
+     "[[registry]]\nlocation = 'a.io'\nmirror-by-digest-only = true\n[[registry.mirror]]\nlocation = 'b.io'\n"
+     "pull-from-mirror = 'all'\n", "short-name-mode = 'strict'\n", "[aliases]\n'a.io/b' = 'c.io/d'\n",
+     "[aliases]\nb = 'c'\n", "[aliases]\nb = 'c.io/d:1'\n", "[[registry]]\nlocation = '*.a.io'\n"],
 )  # fmt: skip
 def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
     path = conf(tmp_path, "", wrong=text)

@@ -99,20 +99,24 @@ class PullImageRequest(_message.Message):
     REFERENCE_FIELD_NUMBER: _builtins.int
     USERNAME_FIELD_NUMBER: _builtins.int
     PASSWORD_FIELD_NUMBER: _builtins.int
+    AUTH_FILE_FIELD_NUMBER: _builtins.int
     reference: _builtins.str
     username: _builtins.str
     """Both empty: the daemon's own credentials for that registry, or none."""
     password: _builtins.str
+    auth_file: _builtins.str
+    """Absolute path on the daemon's host of a containers-auth.json to look credentials up in; empty: the daemon's own."""
     def __init__(
         self,
         *,
         reference: _builtins.str = ...,
         username: _builtins.str = ...,
         password: _builtins.str = ...,
+        auth_file: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["password", b"password", "reference", b"reference", "username", b"username"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_file", b"auth_file", "password", b"password", "reference", b"reference", "username", b"username"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,165 @@
+"""Credentials that the node itself keeps: containers-auth.json(5), docker's config.json, and credential helpers.
+
+Each file is read when it is needed, so that a login takes effect at the next pull.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from image.errors import AuthenticationRequired
+from image.model import Credentials
+from image.reference import DEFAULT_DOMAIN
+
+IN_FILES = "containers-auth.json"  # what `credential-helpers` of registries.conf calls these files themselves
+_HELPER_SECONDS = 30.0
+_HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HELPER_ANSWER_LIMIT = 1 << 20  # bytes
+_TOKEN_USER = "<token>"  # a helper's word for "the secret is an identity token"
+_NOTHING_KEPT = ("credentials not found in native keychain", "no credentials")
+_HUB_KEY = "https://index.docker.io/v1/"
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    auth: str = ""
+    username: str = ""
+    password: str = ""
+    identitytoken: str = ""
+    registrytoken: str = ""
+
+    def credentials(self) -> Credentials | None:
+        login = Credentials.from_auth(self.auth) if self.auth else Credentials()
+        found = Credentials(
+            username=login.username or self.username,
+            password=login.password or self.password,
+            identity_token=self.identitytoken,
+            registry_token=self.registrytoken,
+        )
+        return found if found != Credentials() else None
+
+
+class _File(msgspec.Struct, frozen=True, rename="camel"):
+    auths: dict[str, _Entry] = msgspec.field(default_factory=dict)
+    cred_helpers: dict[str, str] = msgspec.field(default_factory=dict)
+    creds_store: str = ""
+
+
+class _HelperAnswer(msgspec.Struct, frozen=True, rename="pascal"):
+    username: str = ""
+    secret: str = ""
+
+
+def default_files(home: Path = Path("/root"), runtime: Path = Path("/run/containers/0")) -> tuple[Path, ...]:
+    """Where root's logins by podman, skopeo and docker are kept, first come first."""
+    return runtime / "auth.json", home / ".config/containers/auth.json", home / ".docker/config.json"
+
+
+async def kept_credentials(location: str, files: Sequence[Path], helpers: Sequence[str] = ()) -> Credentials | None:
+    """What is kept for `location` ("host[:port]/repository"), the longest key first; None if nothing is.
+
+    `helpers` are asked in their order, IN_FILES among them standing for the files; none at all means the files alone.
+    Raises AuthenticationRequired for a file that cannot be read or a helper that fails.
+    """
+    host = location.partition("/")[0]
+    for helper in helpers or (IN_FILES,):
+        if helper != IN_FILES:
+            if found := await _ask(helper, host):
+                return found
+            continue
+        for path in files:
+            if found := await _from_file(path, location, host):
+                return found
+    return None
+
+
+async def _from_file(path: Path, location: str, host: str) -> Credentials | None:
+    kept = await asyncio.to_thread(_read, path)
+    if helper := kept.cred_helpers.get(host):
+        return await _ask(helper, host)
+    for key in _keys(location):
+        if (entry := kept.auths.get(key)) is not None and (found := _explained(path, key, entry)) is not None:
+            return found
+    for key, entry in kept.auths.items():
+        if _legacy_host(key) == host and (found := _explained(path, key, entry)) is not None:
+            return found
+    return await _ask(kept.creds_store, _HUB_KEY if host == DEFAULT_DOMAIN else host) if kept.creds_store else None
+
+
+def _explained(path: Path, key: str, entry: _Entry) -> Credentials | None:
+    try:
+        return entry.credentials()
+    except AuthenticationRequired as error:
+        raise AuthenticationRequired(f"read {path}: auths {key!r}: {error}") from None
+
+
+def _read(path: Path) -> _File:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_File)
+    except (FileNotFoundError, NotADirectoryError):
+        return _File()
+    except OSError as error:
+        raise AuthenticationRequired(f"read {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AuthenticationRequired(f"read {path}: {error}") from None
+
+
+def _keys(location: str) -> Iterator[str]:
+    """"a.io/b/c", "a.io/b", "a.io"."""
+    while location:
+        yield location
+        location = location.rpartition("/")[0]
+
+
+def _legacy_host(key: str) -> str:
+    """The registry of a key in docker's older form, such as "https://a.io/v1/"."""
+    host = re.sub(r"^https?://", "", key)
+    if host == key and "/" in key:
+        return ""  # a repository's key: `_keys` had it
+    host = host.partition("/")[0]
+    return DEFAULT_DOMAIN if host in ("index.docker.io", "registry-1.docker.io") else host
+
+
+async def _ask(helper: str, server: str) -> Credentials | None:
+    """Run `docker-credential-<helper> get`. The secret stays on its pipe."""
+    what = f"ask credential helper {helper!r} for {server}"
+    if not _HELPER_NAME.fullmatch(helper):
+        raise AuthenticationRequired(f"{what}: that is no helper's name")
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            f"docker-credential-{helper}", "get", stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+        )
+    except OSError as error:
+        raise AuthenticationRequired(f"{what}: {error.strerror}") from error
+    try:
+        async with asyncio.timeout(_HELPER_SECONDS):
+            said, _ = await process.communicate(server.encode())
+    except TimeoutError:
+        raise AuthenticationRequired(f"{what}: no answer within {_HELPER_SECONDS:g} s") from None
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    return _answer(said[:_HELPER_ANSWER_LIMIT], process.returncode or 0, what)
+
+
+def _answer(said: bytes, status: int, what: str) -> Credentials | None:
+    if status:
+        reason = said.decode(errors="replace").strip()
+        if reason.lower().startswith(_NOTHING_KEPT):
+            return None
+        raise AuthenticationRequired(f"{what}: {reason[:200] or f'exit status {status}'}")
+    try:
+        answer = msgspec.json.decode(said, type=_HelperAnswer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise AuthenticationRequired(f"{what}: malformed answer: {error}") from None
+    if answer.username == _TOKEN_USER:
+        return Credentials(identity_token=answer.secret)
+    return Credentials(username=answer.username, password=answer.secret) if answer.username else None

@@ -1,0 +1,254 @@
+"""Pulls from registries as nodes in production meet them: logins, certificates, proxies, limits, bad days."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+
+from image.errors import (
+    AuthenticationRequired,
+    InvalidConfiguration,
+    InvalidImage,
+    InvalidReference,
+    RegistryUnavailable,
+)
+from image.manifest import node_platforms
+from image.model import Credentials
+from image.settings import ImageSettings
+from image.store import ImageStore
+from tests import faulty_registry
+from tests.faulty_registry import FaultyRegistry
+from tests.images import OCI_INDEX, build_image, build_index, busybox_image, digest, entry, layer
+from tests.pki import Authority
+from tests.registry import Registry
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path, conf: str = "", **settings: Any) -> AsyncIterator[ImageStore]:
+    """A store of its own, which sees none of this machine's configuration."""
+    (tmp_path / "registries.conf").write_text(conf)
+    settings = {"auth_file": tmp_path / "auth.json", "certs_dirs": (tmp_path / "certs.d",), **settings}
+    store = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf", ImageSettings(**settings))
+    try:
+        yield store
+    finally:
+        assert not os.listdir(tmp_path / "image/tmp")
+        await store.close()
+
+
+def log_in(path: Path, **logins: str) -> None:
+    auths = {key.replace("__", "/"): {"auth": base64.b64encode(v.encode()).decode()} for key, v in logins.items()}
+    path.write_text(json.dumps({"auths": auths}))
+
+
+@asynccontextmanager
+async def token_service(authority: Authority, directory: Path, login: str) -> AsyncIterator[str]:
+    """A token service whose signature docker-registry accepts (distribution's token specification); its URL."""
+
+    async def answer(request: web.Request) -> web.Response:
+        form = await request.post()
+        known = request.headers.get("Authorization") == "Basic " + base64.b64encode(login.encode()).decode()
+        if not known and form.get("refresh_token") != "refresh":
+            return web.Response(status=401)
+        kind, name, actions = str(form.get("scope") or request.query["scope"]).split(":")
+        access = [{"type": kind, "name": name, "actions": actions.split(",")}]
+        claims = {"iss": "here", "sub": "", "aud": "registry", "exp": int(time.time()) + 60, "access": access}
+        return web.json_response({"token": authority.sign_token(claims)})
+
+    application = web.Application()
+    application.router.add_route("*", "/token", answer)
+    certificate, key = authority.issue(directory, "token")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        yield f"https://127.0.0.1:{runner.addresses[0][1]}/token"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_registry_with_tokens_tls_and_client_certificates(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    with Registry(tmp_path / "registry") as filling:
+        filling.push("team/busybox", "1", busybox_image())
+    certificate, key = authority.issue(tmp_path, "registry")
+    client, client_key = authority.issue(tmp_path, "client")
+    tls = {"certificate": str(certificate), "key": str(key), "clientcas": [str(authority.certificate)]}
+    async with token_service(authority, tmp_path, "user:pass") as realm, opened(tmp_path) as store:
+        token = {"realm": realm, "service": "registry", "issuer": "here", "rootcertbundle": str(authority.certificate)}
+        with Registry(tmp_path / "registry", {"token": token}, tls) as registry:
+            name = f"{registry.host}/team/busybox:1"
+            for host in (registry.host, realm.split("/")[2]):
+                (tmp_path / "certs.d" / host).mkdir(parents=True)
+            with pytest.raises(RegistryUnavailable, match="certificate verify failed"):
+                await store.pull(name)
+            for host in (registry.host, realm.split("/")[2]):
+                (tmp_path / "certs.d" / host / "ca.crt").write_bytes(authority.certificate.read_bytes())
+            with pytest.raises(RegistryUnavailable, match=r"certificate required|SSL|connection"):
+                await store.pull(name)
+            (tmp_path / "certs.d" / registry.host / "client.cert").write_bytes(client.read_bytes())
+            (tmp_path / "certs.d" / registry.host / "client.key").write_bytes(client_key.read_bytes())
+            with pytest.raises(AuthenticationRequired, match="answered 401"):
+                await store.pull(name)
+            log_in(tmp_path / "auth.json", **{f"{registry.host}__team": "user:pass"})
+            assert (await store.pull(name)).id == busybox_image().id
+            await store.remove(name)
+            await store.pull(name, Credentials(identity_token="refresh"))
+            await store.remove(name)
+            (tmp_path / "other.json").write_text("{}")
+            with pytest.raises(AuthenticationRequired):
+                await store.pull(name, auth_file=tmp_path / "other.json")
+
+
+async def test_mirrors_are_logged_in_to_with_their_own_credentials(tmp_path: Path) -> None:
+    image = {"a:1": busybox_image()}
+    async with (
+        FaultyRegistry(dict(image), login="mirror:m", basic=True).running() as mirror,
+        FaultyRegistry(dict(image), login="own:o").running() as registry,
+    ):
+        conf = f'[[registry]]\nlocation = "{registry.host}"\n[[registry.mirror]]\nlocation = "{mirror.host}"\n'
+        async with opened(tmp_path, conf) as store:
+            log_in(tmp_path / "auth.json", **{mirror.host: "mirror:m", registry.host: "own:o"})
+            await store.pull(f"{registry.host}/a:1", Credentials(username="given", password="g"))
+            assert not registry.seen
+            mirrored = {seen.authorization for seen in mirror.seen}
+            assert mirrored == {"", "Basic " + base64.b64encode(b"mirror:m").decode()}
+            await store.remove(f"{registry.host}/a:1")
+            mirror.login = "changed:c"
+            await store.pull(f"{registry.host}/a:1")
+            assert registry.seen
+
+
+async def test_a_bearer_token_is_sent_as_it_is(tmp_path: Path) -> None:
+    async with FaultyRegistry({"a:1": busybox_image()}, login="x:y").running() as registry, opened(tmp_path) as store:
+        await store.pull(f"{registry.host}/a:1", Credentials(registry_token="t-given"))
+        assert {seen.authorization for seen in registry.seen} == {"Bearer t-given"}
+
+
+async def test_requests_go_through_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy is the only one who can resolve the registry's name."""
+    asked: list[str] = []
+    async with FaultyRegistry({"a:1": busybox_image()}).running() as registry:
+
+        async def forward(request: web.Request) -> web.Response:
+            asked.append(str(request.url.host))
+            async with ClientSession() as session, session.get(f"http://{registry.host}{request.path}") as answer:
+                headers = {"Content-Type": answer.headers["Content-Type"]}
+                return web.Response(status=answer.status, body=await answer.read(), headers=headers)
+
+        server = web.AppRunner(_application(forward))
+        await server.setup()
+        try:
+            await web.TCPSite(server, "127.0.0.1", 0).start()
+            monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.addresses[0][1]}")
+            conf = '[[registry]]\nlocation = "registry.invalid"\ninsecure = true\n'
+            async with opened(tmp_path, conf) as store:
+                await store.pull("registry.invalid/a:1")
+            assert set(asked) == {"registry.invalid"}
+            monkeypatch.setenv("NO_PROXY", ".invalid")
+            async with opened(tmp_path, conf) as store:
+                await store.remove("registry.invalid/a:1")
+                with pytest.raises(RegistryUnavailable):
+                    await store.pull("registry.invalid/a:1")
+        finally:
+            await server.cleanup()
+
+
+def _application(handler: Callable[[web.Request], Any]) -> web.Application:
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", handler)
+    return application
+
+
+async def test_a_registry_that_limits_us_is_asked_again_when_it_says(tmp_path: Path) -> None:
+    async with FaultyRegistry({"a:1": busybox_image()}).running() as registry, opened(tmp_path) as store:
+        registry.faults["/v2/a/manifests/1"] = [faulty_registry.status(429, {"Retry-After": "1"})]
+        before = time.monotonic()
+        await store.pull(f"{registry.host}/a:1")
+        assert 1 <= time.monotonic() - before < 5
+
+
+async def test_a_registry_that_drips_ends_its_pull_and_holds_up_no_other(tmp_path: Path) -> None:
+    dripping = build_image([layer(entry(str(n), os.urandom(200_000))) for n in range(6)])
+    async with (
+        FaultyRegistry({"slow:1": dripping, "quick:1": busybox_image()}).running() as registry,
+        opened(tmp_path, progress_timeout=2.0) as store,
+    ):
+        for blob in set(dripping.blobs) - {dripping.id}:
+            registry.faults[registry.blob_path("slow", blob)] = [faulty_registry.drip] * 3
+        slow = asyncio.create_task(store.pull(f"{registry.host}/slow:1"))
+        await asyncio.sleep(0.2)
+        await asyncio.wait_for(store.pull(f"{registry.host}/quick:1"), 10)
+        with pytest.raises(RegistryUnavailable, match="no progress within 2 s"):
+            await asyncio.wait_for(slow, 15)
+
+
+async def test_the_variant_of_this_machine_is_chosen_through_nested_indexes(tmp_path: Path) -> None:
+    images = {v: build_image([layer(entry(v, b""))]) for v in ("v5", "v6", "v7")}
+    for image in images.values():  # what the configuration itself says of the platform
+        _rewrite(image, architecture="arm")
+    arm = build_index([(image, {"os": "linux", "architecture": "arm", "variant": v}) for v, image in images.items()])
+    outer = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [arm.descriptor()]}).encode()
+    top = type(arm)(outer, OCI_INDEX, {}, "", [arm, *images.values()])
+    async with FaultyRegistry({"a:1": top}).running() as registry, opened(tmp_path) as store:
+        store._platforms = node_platforms("armv6l")
+        image = await store.pull(f"{registry.host}/a:1")
+        assert os.listdir(store.layers(image)[0]) == ["v6"]
+
+
+def _rewrite(image: Any, **fields: str) -> None:
+    """Change members of an image's configuration, and the manifest with it."""
+    config = json.loads(image.blobs.pop(image.id))
+    raw = json.dumps({**config, **fields}).encode()
+    manifest = json.loads(image.manifest)
+    manifest["config"].update(digest=digest(raw), size=len(raw))
+    image.blobs[digest(raw)] = raw
+    image.id, image.manifest = digest(raw), json.dumps(manifest).encode()
+
+
+async def test_what_is_no_image_is_refused_by_its_kind(tmp_path: Path) -> None:
+    schema1 = build_image([])
+    schema1.manifest = b'{"schemaVersion": 1}'
+    schema1.media_type = "application/vnd.docker.distribution.manifest.v1+json"
+    foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+    kinds = {
+        "schema1": (schema1, "Docker schema 1"),
+        "artifact": (build_image([layer()], config_type="application/vnd.example.chart+json"), "artifact of type"),
+        "foreign": (build_image([layer()], layer_type=foreign), "foreign"),
+        "unknown": (build_image([layer()], layer_type="application/x-strange"), "unsupported type"),
+    }
+    async with (
+        FaultyRegistry({f"{kind}:1": image for kind, (image, _) in kinds.items()}).running() as registry,
+        opened(tmp_path) as store,
+    ):
+        for kind, (_, says) in kinds.items():
+            with pytest.raises(InvalidImage, match=says):
+                await store.pull(f"{registry.host}/{kind}:1")
+
+
+async def test_a_wrong_configuration_refuses_the_pull_not_the_store(tmp_path: Path) -> None:
+    async with FaultyRegistry({"a:1": busybox_image()}).running() as registry, opened(tmp_path) as store:
+        (tmp_path / "registries.conf").write_text("[[registry]\n")
+        with pytest.raises(InvalidConfiguration, match=r"registries\.conf"):
+            await store.pull(f"{registry.host}/a:1")
+        search = f'unqualified-search-registries = ["127.0.0.1:1", "{registry.host}"]\n'
+        (tmp_path / "registries.conf").write_text(search + 'short-name-mode = "enforcing"\n')
+        with pytest.raises(InvalidReference, match="enforcing"):
+            await store.pull("a:1")
+        (tmp_path / "registries.conf").write_text(search)
+        image = await store.pull("a:1")
+        assert image.repo_tags == (f"{registry.host}/a:1",)
+        assert store.find("a:1") == image
