@@ -24,6 +24,7 @@ from cri.services.containers import Containers
 from cri.services.execution import Execution
 from cri.services.images import Images
 from cri.services.sandboxes import Sandboxes
+from cri.services.stats import Stats
 from cri.services.status import Status
 from cri.v1 import api_pb2
 from pods.errors import InvalidArgument, Unimplemented
@@ -45,7 +46,7 @@ Stream = Callable[[Any], AsyncIterator[Any]]
 
 def create_server(node: Node, configuration: Configuration) -> grpc.aio.Server:
     """A server of CRI's two services and of the operator's own over `node`, not bound to an address yet."""
-    runtime = (Sandboxes(node), Containers(node), Execution(node), Status(node, configuration))
+    runtime = (Sandboxes(node), Containers(node), Execution(node), Stats(node), Status(node, configuration))
     cri = api_pb2.DESCRIPTOR.services_by_name
     admin = admin_pb2.DESCRIPTOR.services_by_name
     server = grpc.aio.server(options=_OPTIONS)

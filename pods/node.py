@@ -23,6 +23,7 @@ from pods.sandboxes import Sandboxes
 from pods.settings import NodeSettings
 from pods.shims import Shims
 from pods.state import State
+from pods.stats import Stats
 from pods.trace import Trace
 
 _log = logging.getLogger("crisp.pods")
@@ -38,6 +39,7 @@ class Node:
         self.network = network
         self._background = Background()
         self._state = State(settings)
+        self.stats = Stats(self._state)
         self._shims = Shims(settings, self._exited, self._lost)
         self.host = HostFacts.detect()
         self._containers = Containers(self._state, self._shims, images, self.host, self._background)
@@ -67,6 +69,7 @@ class Node:
             undo.callback(node._state.store.close)
             await asyncio.get_running_loop().run_in_executor(None, node._shims.start)
             undo.callback(node._shims.close)
+            undo.callback(node.stats.close)
             await node._recovery.recover(images, records)
             undo.pop_all()
             return node
@@ -75,6 +78,7 @@ class Node:
         """Let go; containers and shims live on."""
         await self._background.drain(_CLOSE_SECONDS)
         self._shims.close()
+        self.stats.close()
         await self.network.close()
         await self.images.close()
         await asyncio.get_running_loop().run_in_executor(None, self._state.store.close)

@@ -1,14 +1,15 @@
-"""Create, Start, Stop and RemoveContainer, ContainerStatus, ListContainers, ReopenContainerLog, resource updates."""
+"""The calls on containers: create, start, stop, remove, status, lists, log, updates of limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from cri.convert import fields
 from cri.convert.container import container_config
 from cri.convert.container_status import container_item, container_state, container_status
 from cri.convert.resources import resources
+from cri.services.pieces import pieces
 from cri.services.selection import by_id, has_labels
 from cri.services.verbose import info
 from cri.v1 import api_pb2
@@ -73,6 +74,13 @@ class Containers:
         fields.annotation_map("annotations", request.annotations)
         await self._node.update_container(container_id, resources("linux", request.linux))
         return api_pb2.UpdateContainerResourcesResponse()
+
+    async def StreamContainers(
+        self, request: api_pb2.StreamContainersRequest
+    ) -> AsyncIterator[api_pb2.StreamContainersResponse]:
+        """ListContainers in pieces."""
+        for piece in pieces(container_item(container) for container in self._select(request.filter)):
+            yield api_pb2.StreamContainersResponse(containers=piece)
 
     async def ReopenContainerLog(
         self, request: api_pb2.ReopenContainerLogRequest

@@ -1,14 +1,17 @@
-"""ListImages, ImageStatus, PullImage, RemoveImage, ImageFsInfo."""
+"""ListImages, StreamImages, ImageStatus, PullImage, RemoveImage, ImageFsInfo."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from cri.convert import fields
 from cri.convert.image import credentials, image_message
+from cri.convert.stats import filesystem, image_filesystem, layers_mountpoint
+from cri.services.pieces import pieces
 from cri.services.verbose import info
 from cri.v1 import api_pb2
+from image.model import Image
 
 if TYPE_CHECKING:
     from pods.node import Node
@@ -18,17 +21,23 @@ class Images:
     """The calls of CRI's ImageService."""
 
     def __init__(self, node: Node) -> None:
+        self._node = node
         self._images = node.images
 
     async def ListImages(self, request: api_pb2.ListImagesRequest) -> api_pb2.ListImagesResponse:
         """Every image, or the one that the filter names."""
-        wanted = request.filter.image.image
-        if wanted:
-            image = self._images.find(wanted)
-            images = [image] if image else []
-        else:
-            images = self._images.images()
-        return api_pb2.ListImagesResponse(images=[image_message(image) for image in images])
+        return api_pb2.ListImagesResponse(images=[image_message(image) for image in self._select(request.filter)])
+
+    async def StreamImages(self, request: api_pb2.StreamImagesRequest) -> AsyncIterator[api_pb2.StreamImagesResponse]:
+        """ListImages in pieces."""
+        for piece in pieces(image_message(image) for image in self._select(request.filter)):
+            yield api_pb2.StreamImagesResponse(images=piece)
+
+    def _select(self, wanted: api_pb2.ImageFilter) -> list[Image]:
+        if not wanted.image.image:
+            return self._images.images()
+        image = self._images.find(wanted.image.image)
+        return [image] if image else []
 
     async def ImageStatus(self, request: api_pb2.ImageStatusRequest) -> api_pb2.ImageStatusResponse:
         """An image by name or id. One that is not there is told by an answer without image, not by an error."""
@@ -52,15 +61,10 @@ class Images:
         return api_pb2.RemoveImageResponse()
 
     async def ImageFsInfo(self, request: api_pb2.ImageFsInfoRequest) -> api_pb2.ImageFsInfoResponse:
-        """What images take. Containers' writable layers lie on the same filesystem."""
-        now = time.time_ns()
-        filesystems = [
-            api_pb2.FilesystemUsage(
-                timestamp=now,
-                fs_id=api_pb2.FilesystemIdentifier(mountpoint=usage.mountpoint),
-                used_bytes=api_pb2.UInt64Value(value=usage.bytes),
-                inodes_used=api_pb2.UInt64Value(value=usage.inodes),
-            )
-            for usage in self._images.usage()
-        ]
-        return api_pb2.ImageFsInfoResponse(image_filesystems=filesystems, container_filesystems=filesystems)
+        """What images take, and what containers' writable layers do."""
+        usages = self._images.usage()
+        mountpoint = layers_mountpoint(self._node.settings.root, usages[0].mountpoint)
+        return api_pb2.ImageFsInfoResponse(
+            image_filesystems=[image_filesystem(usage) for usage in usages],
+            container_filesystems=[filesystem(await self._node.stats.disk(), mountpoint)],
+        )

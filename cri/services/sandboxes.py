@@ -1,13 +1,14 @@
-"""RunPodSandbox, StopPodSandbox, RemovePodSandbox, PodSandboxStatus, ListPodSandbox, UpdatePodSandboxResources."""
+"""The calls on pod sandboxes: run, stop, remove, status, lists, updates of limits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from cri.convert import fields
 from cri.convert.resources import resources
 from cri.convert.sandbox import sandbox_config, sandbox_item, sandbox_state, sandbox_status
+from cri.services.pieces import pieces
 from cri.services.selection import by_id, has_labels
 from cri.services.verbose import info
 from cri.v1 import api_pb2
@@ -63,6 +64,13 @@ class Sandboxes:
     async def ListPodSandbox(self, request: api_pb2.ListPodSandboxRequest) -> api_pb2.ListPodSandboxResponse:
         """The sandboxes that the filter selects."""
         return api_pb2.ListPodSandboxResponse(items=[sandbox_item(found) for found in self._select(request.filter)])
+
+    async def StreamPodSandboxes(
+        self, request: api_pb2.StreamPodSandboxesRequest
+    ) -> AsyncIterator[api_pb2.StreamPodSandboxesResponse]:
+        """ListPodSandbox in pieces."""
+        for piece in pieces(sandbox_item(found) for found in self._select(request.filter)):
+            yield api_pb2.StreamPodSandboxesResponse(pod_sandboxes=piece)
 
     def _select(self, wanted: api_pb2.PodSandboxFilter) -> Iterator[Sandbox]:
         state = sandbox_state("filter.state.state", wanted.state.state) if wanted.HasField("state") else None

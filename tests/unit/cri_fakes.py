@@ -26,6 +26,8 @@ from pods.model import (
     SandboxConfig,
     SandboxState,
 )
+from pods.stats import ContainerStats, SandboxStats
+from pods.writable_layers import DiskUse
 
 
 @dataclass
@@ -65,7 +67,20 @@ class FakeImages:
         self.stored.pop(name, None)
 
     def usage(self) -> tuple[FilesystemUsage, ...]:
-        return (FilesystemUsage(mountpoint="/images", bytes=5, inodes=6),)
+        return (FilesystemUsage(mountpoint="/", bytes=5, inodes=6),)
+
+
+class FakeStats:
+    """Nothing runs; the writable layers take some room."""
+
+    async def containers(self, containers: Sequence[Container]) -> list[ContainerStats]:
+        return [ContainerStats(container, 1, "/c", None, None, DiskUse(3, 2, 1)) for container in containers]
+
+    async def sandboxes(self, sandboxes: Sequence[Sandbox]) -> list[SandboxStats]:
+        return [SandboxStats(sandbox, 1, "/p", None, None, (), ()) for sandbox in sandboxes]
+
+    async def disk(self) -> DiskUse:
+        return DiskUse(3, 2, 1)
 
 
 class FakeNetwork:
@@ -81,6 +96,8 @@ class FakeNode:
 
     images: FakeImages = field(default_factory=FakeImages)
     network: FakeNetwork = field(default_factory=FakeNetwork)
+    stats: FakeStats = field(default_factory=FakeStats)
+    settings: Any = field(default_factory=lambda: SimpleNamespace(root=Path("/")))
     pods: dict[str, Sandbox] = field(default_factory=dict)
     held: dict[str, Container] = field(default_factory=dict)
     calls: list[tuple[Any, ...]] = field(default_factory=list)

@@ -19,6 +19,7 @@ import pods.errors
 import runtime.errors
 from cri.admin.v1 import admin_pb2
 from cri.services.execution import MAX_OUTPUT_BYTES, fitting
+from cri.services.pieces import PIECE_BYTES
 from cri.v1 import api_pb2, api_pb2_grpc
 from image.model import Image, ImageConfig
 from pods.model import ContainerState, ExecResult, SandboxState
@@ -26,10 +27,7 @@ from tests.unit.cri_fakes import FakeNode, serving
 
 LATER = {
     *("Exec", "Attach", "PortForward", "CheckpointContainer"),
-    *("ContainerStats", "ListContainerStats", "PodSandboxStats", "ListPodSandboxStats", "GetContainerEvents"),
-    *("ListMetricDescriptors", "ListPodSandboxMetrics"),
-    *("StreamPodSandboxes", "StreamContainers", "StreamContainerStats", "StreamPodSandboxStats"),
-    *("StreamPodSandboxMetrics", "StreamImages"),
+    *("GetContainerEvents", "ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics"),
 }
 POD: dict[str, Any] = {"metadata": {"name": "web", "uid": "u", "namespace": "n"}}
 CONTAINER: dict[str, Any] = {"metadata": {"name": "app"}, "image": {"image": "busybox"}}
@@ -246,13 +244,38 @@ async def test_images(client: Client) -> None:
     assert not (await client.call("ImageStatus", image={"image": "nothing"})).HasField("image")
     assert [image.id for image in (await client.call("ListImages")).images] == ["sha256:1"]
     assert not (await client.call("ListImages", filter={"image": {"image": "nothing"}})).images
-    (filesystem,) = (await client.call("ImageFsInfo")).image_filesystems
-    assert (filesystem.fs_id.mountpoint, filesystem.used_bytes.value, filesystem.inodes_used.value) == ("/images", 5, 6)
+    usage = await client.call("ImageFsInfo")
+    told = [(one.fs_id.mountpoint, one.used_bytes.value, one.inodes_used.value)
+            for one in (*usage.image_filesystems, *usage.container_filesystems)]  # fmt: skip
+    assert told == [("/", 5, 6), ("/", 3, 2)]
     await client.call("RemoveImage", image={"image": "busybox"})
     await client.call("RemoveImage", image={"image": "busybox"})
     assert store.stored == {}
     store.failure = image.errors.ImageNotFound("pull x: no such image")
     assert await client.refused("PullImage", image={"image": "x"}) == ("NOT_FOUND", "pull x: no such image")
+
+
+async def test_lists_in_pieces_are_whole_and_no_piece_is_large(client: Client) -> None:
+    assert await client.call("StreamContainers") == []
+    sandbox = (await client.call("RunPodSandbox", config=POD)).pod_sandbox_id
+    for number in range(25):
+        large = {**CONTAINER, "metadata": {"name": f"c{number}"}, "annotations": {"a": "b" * 200_000}}
+        await client.call("CreateContainer", pod_sandbox_id=sandbox, config=large)
+    sent = await client.call("StreamContainers")
+    assert len(sent) == 5
+    assert max(message.ByteSize() for message in sent) <= PIECE_BYTES + 100
+    listed = (await client.call("ListContainers")).containers
+    assert [container for message in sent for container in message.containers] == list(listed)
+    stats = await client.call("StreamContainerStats", filter={"pod_sandbox_id": sandbox})
+    assert sum(len(message.container_stats) for message in stats) == 25
+    (pods_piece,) = await client.call("StreamPodSandboxes")
+    assert [pod.id for pod in pods_piece.pod_sandboxes] == [sandbox]
+    client.node.images.stored = {
+        "busybox": Image(id="sha256:1", repo_tags=(), repo_digests=(), size=9, config=ImageConfig(), created=0)
+    }
+    (images_piece,) = await client.call("StreamImages")
+    assert [found.id for found in images_piece.images] == ["sha256:1"]
+    assert await client.call("StreamImages", filter={"image": {"image": "nothing"}}) == []
 
 
 async def test_an_operators_pull_tells_its_progress(client: Client) -> None:

@@ -1,0 +1,47 @@
+"""What went through a pod's network interfaces: /proc/<pid>/net/dev of a process in its network namespace."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT = "eth0"  # the name CNI gives to the first attachment of a pod
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """Counts since the interface was made."""
+
+    name: str
+    rx_bytes: int
+    rx_packets: int
+    rx_errors: int
+    rx_dropped: int
+    tx_bytes: int
+    tx_packets: int
+    tx_errors: int
+    tx_dropped: int
+
+
+def parse(text: str) -> tuple[Interface, ...]:
+    """The interfaces of a net/dev file (proc_net(5)), without loopback; the default one first."""
+    found = []
+    for line in text.splitlines()[2:]:
+        name, _, counts = line.strip().rpartition(":")
+        if name == "lo":
+            continue
+        numbers = [int(number) for number in counts.split()]
+        found.append(Interface(name, *numbers[:4], *numbers[8:12]))
+    return tuple(sorted(found, key=lambda interface: interface.name != DEFAULT))
+
+
+def interfaces(pid: int, netns: str, proc: Path = Path("/proc")) -> tuple[Interface, ...]:
+    """Those of the namespace pinned at `netns`, by way of a process in it; none if the process left or died."""
+    try:
+        text = (proc / str(pid) / "net/dev").read_text()
+        # After the reading: a number that another process has got by then belongs to another namespace.
+        within, pinned = os.stat(proc / str(pid) / "ns/net"), os.stat(netns)
+    except OSError:
+        return ()
+    return parse(text) if (within.st_dev, within.st_ino) == (pinned.st_dev, pinned.st_ino) else ()

@@ -1,0 +1,126 @@
+"""What containers' writable layers take on the disk: counted in a thread, seldom, and slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_FRESH: Final = 10.0  # seconds for which a count stands
+_REST: Final = 20  # and at least this many times as long as counting took
+_PATIENCE: Final = 0.25  # seconds that a caller waits for counts that are due; then the earlier ones do
+_BATCH: Final = 1000  # entries between two pauses
+_PAUSE: Final = 3  # times as long as the batch took: a quarter of one processor at most
+_DEEPEST: Final = 256  # directories in directories: each takes a descriptor while it is read
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """`counted_at` is in nanoseconds since the epoch."""
+
+    bytes: int
+    inodes: int
+    counted_at: int
+
+
+@dataclass(slots=True)
+class _Known:
+    use: DiskUse | None = None
+    due: float = 0.0
+    counting: asyncio.Future[None] | None = None
+
+
+class WritableLayers:
+    """Counts by container id. `close` ends the thread."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="disk")
+        self._closing = False
+
+    def close(self) -> None:
+        """End the thread, in the middle of a count if need be."""
+        self._closing = True
+        self._thread.shutdown(cancel_futures=True)
+
+    async def usage(self, directories: dict[str, Sequence[Path]]) -> dict[str, DiskUse]:
+        """What is in each container's directories. One whose first count takes long is left out for now."""
+        counting = [self._count_if_due(name, paths) for name, paths in directories.items()]
+        if under_way := {future for future in counting if future is not None}:
+            await asyncio.wait(under_way, timeout=_PATIENCE)
+        found = {name: self._known[name].use for name in directories if name in self._known}
+        return {name: use for name, use in found.items() if use is not None}
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forget all other containers."""
+        wanted = set(names)
+        self._known = {name: known for name, known in self._known.items() if name in wanted}
+
+    def _count_if_due(self, name: str, paths: Sequence[Path]) -> asyncio.Future[None] | None:
+        known = self._known.setdefault(name, _Known())
+        if known.counting is None and time.monotonic() >= known.due:
+            known.counting = asyncio.get_running_loop().run_in_executor(self._thread, self._count, known, paths)
+            known.counting.add_done_callback(lambda _done: setattr(known, "counting", None))
+        return known.counting
+
+    def _count(self, known: _Known, paths: Sequence[Path]) -> None:
+        begun = time.monotonic()
+        tally = _Tally(lambda: self._closing)
+        for path in paths:
+            tally.add(path)
+        if not self._closing:
+            known.use = DiskUse(tally.bytes, tally.inodes, time.time_ns())
+        ended = time.monotonic()
+        known.due = ended + max(_FRESH, _REST * (ended - begun))
+
+
+class _Tally:
+    """Sums trees that their owner may change meanwhile: no link is followed, and what vanishes is not counted."""
+
+    def __init__(self, stopped: Callable[[], bool]) -> None:
+        self.bytes = 0
+        self.inodes = 0
+        self._stopped = stopped
+        self._linked: set[int] = set()
+        self._left = _BATCH
+        self._batch_begun = time.monotonic()
+
+    def add(self, path: str | Path, parent: int | None = None, depth: int = 0) -> None:
+        """Count a directory and all in it, down to a depth that no honest program reaches."""
+        with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
+            directory = os.open(path, _DIRECTORY, dir_fd=parent)
+            opened.callback(os.close, directory)
+            self._count(os.fstat(directory))
+            for entry in opened.enter_context(os.scandir(directory)):
+                if self._stopped():
+                    return
+                with contextlib.suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISDIR(status.st_mode):
+                        self._count(status)
+                    elif depth < _DEEPEST:
+                        self.add(entry.name, directory, depth + 1)
+
+    def _count(self, status: os.stat_result) -> None:
+        self._left -= 1
+        if not self._left:
+            self._rest()
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            if status.st_ino in self._linked:
+                return
+            self._linked.add(status.st_ino)
+        self.bytes += status.st_blocks * 512
+        self.inodes += 1
+
+    def _rest(self) -> None:
+        time.sleep(_PAUSE * (time.monotonic() - self._batch_begun))
+        self._left = _BATCH
+        self._batch_begun = time.monotonic()

@@ -1,0 +1,326 @@
+"""What a cgroup has used: the read side of both versions (kernel docs "cgroup-v1/", "cgroup-v2.rst", "psi.rst").
+
+Not imported by the rest of the room: a shim has no use for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from runtime.cgroups import files
+from runtime.errors import OperationFailed
+
+if TYPE_CHECKING:
+    from runtime.cgroups.cgroup import Cgroup
+
+_UNLIMITED: Final = 1 << 62  # version 1 writes "no limit" as the largest number of pages there is
+_TICK: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")  # nanoseconds
+_V1_STAT: Final = {
+    "anon": "total_rss",
+    "file": "total_cache",
+    "file_mapped": "total_mapped_file",
+    "inactive_file": "total_inactive_file",
+    "active_file": "total_active_file",
+    "pgfault": "total_pgfault",
+    "pgmajfault": "total_pgmajfault",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """One line of a pressure file: the whole in nanoseconds, and percents of three windows (seconds)."""
+
+    total: int
+    avg10: float
+    avg60: float
+    avg300: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """How long some, and all, of the tasks waited for a resource."""
+
+    some: Stall
+    full: Stall
+
+
+@dataclass(frozen=True, slots=True)
+class CpuUse:
+    """Times in nanoseconds since the cgroup was made."""
+
+    total: int
+    user: int = 0
+    system: int = 0
+    periods: int = 0
+    throttled_periods: int = 0
+    throttled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes; a limit is None where there is none. Of swap, only what is beyond memory. Faults are counts."""
+
+    usage: int
+    limit: int | None = None
+    peak: int = 0
+    failures: int = 0  # how often the limit was hit
+    swap: int = 0
+    swap_limit: int | None = None
+    anon: int = 0
+    file: int = 0
+    mapped: int = 0
+    kernel: int = 0
+    active_file: int = 0
+    inactive_file: int = 0
+    faults: int = 0
+    major_faults: int = 0
+
+    @property
+    def working_set(self) -> int:
+        """What cannot be dropped without a cost: the usage less the page cache that nobody used of late."""
+        return max(0, self.usage - self.inactive_file)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What went to and from one block device."""
+
+    major: int
+    minor: int
+    read_bytes: int = 0
+    write_bytes: int = 0
+    reads: int = 0
+    writes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """All there is to read; a part is None (or empty) where no controller of this machine counts it."""
+
+    cpu: CpuUse | None
+    memory: MemoryUse | None
+    tasks: int | None  # processes and threads
+    tasks_limit: int | None
+    oom_kills: int
+    devices: tuple[DeviceUse, ...]
+    hugetlb: Mapping[str, int]  # page size ("2MB") -> bytes
+    cpu_pressure: Pressure | None
+    memory_pressure: Pressure | None
+    io_pressure: Pressure | None
+
+
+def read_usage(cgroup: Cgroup) -> Usage | None:
+    """Everything the cgroup's files tell, those of cgroups below included. None when it is gone, or has no files."""
+    unified = _Directory(cgroup.unified)
+    tasks = _directory(cgroup, "pids")
+    cpu = _cpu(cgroup, unified)
+    memory = _memory(cgroup)
+    if cpu is None and memory is None:
+        return None
+    return Usage(
+        cpu=cpu,
+        memory=memory,
+        tasks=tasks.number("pids.current"),
+        tasks_limit=tasks.number("pids.max"),
+        oom_kills=cgroup.oom_kills(),
+        devices=_devices(cgroup),
+        hugetlb=_hugetlb(_directory(cgroup, "hugetlb")),
+        cpu_pressure=pressure(unified.text("cpu.pressure")),
+        memory_pressure=pressure(unified.text("memory.pressure")),
+        io_pressure=pressure(unified.text("io.pressure")),
+    )
+
+
+class _Directory:
+    """The files of a cgroup in one hierarchy. What is missing, or went away with the cgroup, reads as nothing."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def text(self, name: str) -> str:
+        if not self._path:
+            return ""
+        try:
+            return files.read(f"{self._path}/{name}")
+        except OperationFailed:
+            return ""
+
+    def number(self, name: str) -> int | None:
+        """None also for "max"."""
+        text = self.text(name)
+        return int(text) if text.isdecimal() else None
+
+    def table(self, name: str) -> dict[str, int]:
+        return flat_keyed(self.text(name))
+
+    def names(self) -> list[str]:
+        try:
+            return os.listdir(self._path) if self._path else []
+        except OSError:
+            return []
+
+
+def flat_keyed(text: str) -> dict[str, int]:
+    """The numbers of a file of "key number" lines."""
+    table = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if value.isdecimal():
+            table[key] = int(value)
+    return table
+
+
+def pressure(text: str) -> Pressure | None:
+    """A pressure file; None when it is empty (a kernel without PSI). Its totals are microseconds."""
+    stalls = {}
+    for line in text.splitlines():
+        kind, *pairs = line.split()
+        values = dict(pair.split("=", 1) for pair in pairs)
+        stalls[kind] = Stall(
+            total=int(values["total"]) * 1000,
+            avg10=float(values["avg10"]),
+            avg60=float(values["avg60"]),
+            avg300=float(values["avg300"]),
+        )
+    if "some" not in stalls:
+        return None
+    return Pressure(stalls["some"], stalls.get("full", Stall(0, 0.0, 0.0, 0.0)))  # cpu has no "full" before Linux 5.13
+
+
+def _directory(cgroup: Cgroup, controller: str) -> _Directory:
+    home = cgroup.hierarchies.home(controller)
+    return _Directory(home and home + cgroup.path)
+
+
+def _cpu(cgroup: Cgroup, unified: _Directory) -> CpuUse | None:
+    if "cpuacct" in cgroup.hierarchies.v1:
+        accounting, throttling = _directory(cgroup, "cpuacct"), _directory(cgroup, "cpu").table("cpu.stat")
+        total = accounting.number("cpuacct.usage")
+        ticks = accounting.table("cpuacct.stat")
+        return None if total is None else CpuUse(
+            total=total,
+            user=ticks.get("user", 0) * _TICK,
+            system=ticks.get("system", 0) * _TICK,
+            periods=throttling.get("nr_periods", 0),
+            throttled_periods=throttling.get("nr_throttled", 0),
+            throttled=throttling.get("throttled_time", 0),
+        )
+    stat = unified.table("cpu.stat")  # there, without throttling, even where the controller is not enabled
+    return None if "usage_usec" not in stat else CpuUse(
+        total=stat["usage_usec"] * 1000,
+        user=stat.get("user_usec", 0) * 1000,
+        system=stat.get("system_usec", 0) * 1000,
+        periods=stat.get("nr_periods", 0),
+        throttled_periods=stat.get("nr_throttled", 0),
+        throttled=stat.get("throttled_usec", 0) * 1000,
+    )
+
+
+def _memory(cgroup: Cgroup) -> MemoryUse | None:
+    directory = _directory(cgroup, "memory")
+    return _memory_v1(directory) if "memory" in cgroup.hierarchies.v1 else _memory_v2(directory)
+
+
+def _memory_v1(directory: _Directory) -> MemoryUse | None:
+    usage = directory.number("memory.usage_in_bytes")
+    if usage is None:
+        return None
+    stat = directory.table("memory.stat")
+    limit = _limit(directory.number("memory.limit_in_bytes"))
+    both = _limit(directory.number("memory.memsw.limit_in_bytes"))  # memory and swap together
+    return MemoryUse(
+        usage=usage,
+        limit=limit,
+        peak=directory.number("memory.max_usage_in_bytes") or 0,
+        failures=directory.number("memory.failcnt") or 0,
+        swap=stat.get("total_swap", 0),
+        swap_limit=None if both is None or limit is None else both - limit,
+        kernel=directory.number("memory.kmem.usage_in_bytes") or 0,
+        **_stat({name: stat.get(v1, 0) for name, v1 in _V1_STAT.items()}),
+    )
+
+
+def _memory_v2(directory: _Directory) -> MemoryUse | None:
+    usage = directory.number("memory.current")
+    if usage is None:
+        return None
+    stat = directory.table("memory.stat")
+    return MemoryUse(
+        usage=usage,
+        limit=directory.number("memory.max"),
+        peak=directory.number("memory.peak") or 0,
+        failures=directory.table("memory.events").get("max", 0),
+        swap=directory.number("memory.swap.current") or 0,
+        swap_limit=directory.number("memory.swap.max"),
+        kernel=stat.get("kernel", stat.get("kernel_stack", 0) + stat.get("slab", 0)),  # "kernel" since Linux 5.18
+        **_stat(stat),
+    )
+
+
+def _stat(stat: Mapping[str, int]) -> dict[str, int]:
+    """The members of `MemoryUse` that memory.stat has, by version 2's names."""
+    return {
+        "anon": stat.get("anon", 0),
+        "file": stat.get("file", 0),
+        "mapped": stat.get("file_mapped", 0),
+        "active_file": stat.get("active_file", 0),
+        "inactive_file": stat.get("inactive_file", 0),
+        "faults": stat.get("pgfault", 0),
+        "major_faults": stat.get("pgmajfault", 0),
+    }
+
+
+def _limit(value: int | None) -> int | None:
+    return None if value is None or value >= _UNLIMITED else value
+
+
+def _devices(cgroup: Cgroup) -> tuple[DeviceUse, ...]:
+    if "blkio" in cgroup.hierarchies.v1:
+        blkio = _directory(cgroup, "blkio")
+        return _devices_v1(
+            blkio.text("blkio.throttle.io_service_bytes_recursive"), blkio.text("blkio.throttle.io_serviced_recursive")
+        )
+    return _devices_v2(_directory(cgroup, "io").text("io.stat"))
+
+
+def _devices_v1(service_bytes: str, serviced: str) -> tuple[DeviceUse, ...]:
+    found: dict[tuple[int, int], dict[str, int]] = {}
+    for text, members in ((service_bytes, ("read_bytes", "write_bytes")), (serviced, ("reads", "writes"))):
+        for line in text.splitlines():
+            device, *rest = line.split()
+            if len(rest) == 2 and rest[0] in ("Read", "Write"):
+                major, minor = map(int, device.split(":"))
+                found.setdefault((major, minor), {})[members[rest[0] == "Write"]] = int(rest[1])
+    return tuple(DeviceUse(*device, **use) for device, use in found.items())
+
+
+def _devices_v2(text: str) -> tuple[DeviceUse, ...]:
+    devices = []
+    for line in text.splitlines():
+        device, *pairs = line.split()
+        use = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        major, minor = map(int, device.split(":"))
+        counted = {
+            "read_bytes": int(use.get("rbytes", 0)),
+            "write_bytes": int(use.get("wbytes", 0)),
+            "reads": int(use.get("rios", 0)),
+            "writes": int(use.get("wios", 0)),
+        }
+        if any(counted.values()):
+            devices.append(DeviceUse(major, minor, **counted))
+    return tuple(devices)
+
+
+def _hugetlb(directory: _Directory) -> dict[str, int]:
+    found = {}
+    for name in directory.names():
+        kind, _, rest = name.partition(".")
+        size, _, what = rest.partition(".")
+        if kind == "hugetlb" and what in ("current", "usage_in_bytes"):
+            found[size] = directory.number(name) or 0
+    return found
