@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from pods.errors import DeadlineExceeded, FailedPrecondition, PodError
+from pods.command import Command, explained, running_container
+from pods.errors import DeadlineExceeded
 from pods.execve_limits import check_arguments
-from pods.model import ContainerState, ExecResult
-from runtime.client import ShimClient, ShimGone
-from runtime.errors import RuntimeCoreError
+from pods.model import ExecResult
+from runtime.client import ShimClient
 
 if TYPE_CHECKING:
     from pods.shims import Shims
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 MAX_OUTPUT: Final = 16 << 20  # bytes of each stream; what comes after is read and dropped
 _CHUNK: Final = 64 << 10
-_keys = itertools.count(1)
 
 
 class _Collector:
@@ -84,46 +82,32 @@ async def exec_sync(
 
     When the time is over, or the caller gives up, the command and all that it started are killed.
     """
-    container = state.find_container(container_id).container
-    if container.state is not ContainerState.RUNNING:
-        raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
+    container = running_container(state, container_id)
     check_arguments("cmd", argv)
-    try:
+    with explained("exec in", container.id), contextlib.ExitStack() as undo:
         shim = shims.of(container.sandbox_id)
-        with contextlib.ExitStack() as undo:
-            stdout = _Collector()
-            undo.callback(stdout.close)
-            stderr = _Collector()
-            undo.callback(stderr.close)
-            code = await _run(shim, container.id, argv, timeout, stdout, stderr)
-            return ExecResult(stdout=stdout.finish(), stderr=stderr.finish(), exit_code=code)
-    except ShimGone as error:
-        raise FailedPrecondition(f"container {container.id} is gone") from error
-    except RuntimeCoreError as error:
-        raise PodError(f"exec in container {container.id}: {error}") from error
+        stdout = _Collector()
+        undo.callback(stdout.close)
+        stderr = _Collector()
+        undo.callback(stderr.close)
+        code = await _run(shim, container.id, argv, timeout, stdout, stderr)
+        return ExecResult(stdout=stdout.finish(), stderr=stderr.finish(), exit_code=code)
 
 
 async def _run(
     shim: ShimClient, container_id: str, argv: Sequence[str], timeout: float, stdout: _Collector, stderr: _Collector
 ) -> int:
-    key = f"{os.getpid()}-{next(_keys)}"
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        answer = shim.begin(
-            "exec", (null, stdout.write, stderr.write), container=container_id, exec=key, args=list(argv)
-        )
+        command = Command(shim, container_id, argv, (null, stdout.write, stderr.write))
     finally:
         os.close(null)
     stdout.close_write()
     stderr.close_write()
     try:
-        # Not `await answer`: a cancellation of the caller would cancel the answer too, and look like its end.
-        await asyncio.wait({answer}, timeout=timeout if timeout > 0 else None)
-        if not answer.done():
+        if not await command.ended(timeout if timeout > 0 else None):
             raise DeadlineExceeded(f"exec in container {container_id}: {list(argv)!r} did not end in {timeout:g} s")
     except (asyncio.CancelledError, DeadlineExceeded):
-        if not answer.done():
-            with contextlib.suppress(ShimGone):
-                shim.begin("kill-exec", container=container_id, exec=key)
+        command.kill()
         raise
-    return int(answer.result()["code"])
+    return command.exit_code()

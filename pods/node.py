@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from pods.settings import NodeSettings
 from pods.shims import Shims
 from pods.state import State
 from pods.stats import Stats
+from pods.streams import StreamSession, open_exec, open_port
 from pods.trace import Trace
 
 _log = logging.getLogger("crisp.pods")
@@ -172,6 +174,17 @@ class Node:
     async def exec_sync(self, container_id: str, argv: Sequence[str], timeout: float) -> ExecResult:
         """Run a command in a running container; `timeout` in seconds, 0 for none."""
         return await exec_sync(self._state, self._shims, container_id, argv, timeout)
+
+    async def open_exec(
+        self, container_id: str, argv: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
+    ) -> StreamSession:
+        """Run a command in a running container, with the streams that are wanted."""
+        streams = (stdin, stdout, stderr)
+        return await open_exec(self._state, self._shims, container_id, argv, tty=tty, streams=streams)
+
+    async def open_port(self, sandbox_id: str, port: int) -> socket.socket:
+        """A non-blocking connection to a TCP port on the loopback of a ready sandbox's network."""
+        return await open_port(self._state, self._shims, sandbox_id, port)
 
     async def reopen_log(self, container_id: str) -> None:
         await self._containers.reopen_log(container_id)

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -176,8 +176,22 @@ class ShimClient:
         """Make a call and wait for its answer. Raises the error the shim reports, or ShimGone."""
         return await self.begin(name, fds, **arguments)
 
+    async def call_for_descriptors(self, name: str, **arguments: Any) -> list[int]:
+        """Make a call that answers with descriptors, which become the caller's. Raises as `call` does."""
+        answer = self.begin(name, **arguments)
+        try:
+            await asyncio.wait({answer})  # not the future itself, which the caller's cancellation would cancel too
+        except asyncio.CancelledError:
+            answer.add_done_callback(_close_unwanted)
+            raise
+        fds: list[int] = answer.result().get("fds", [])
+        return fds
+
     def begin(self, name: str, fds: Sequence[int] = (), **arguments: Any) -> asyncio.Future[dict[str, Any]]:
-        """Send a call now; the descriptors may be closed on return. The future is the answer."""
+        """Send a call now; the descriptors may be closed on return. The future is the answer.
+
+        Its member "fds" holds descriptors that came with it; they are the caller's.
+        """
         if self._sock.fileno() < 0:
             raise ShimGone(f"{name}: the shim is gone")
         self._count += 1
@@ -208,9 +222,7 @@ class ShimClient:
         try:
             alive = receive(self._sock, self._decoder)
             for message, fds in self._decoder.messages():
-                for fd in fds:
-                    os.close(fd)
-                self._take(message)
+                self._take(message, fds)
         except BlockingIOError:
             return
         except (OSError, ProtocolError):
@@ -218,12 +230,16 @@ class ShimClient:
         if not alive:
             self._lose()
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message, fds: list[int]) -> None:
         number = message.get("id")
+        future = None if number is None else self._pending.pop(number, None)
+        if fds:
+            if future is None or future.done() or "ok" not in message:
+                close_all(fds)
+            else:
+                message["ok"]["fds"] = fds
         if number is None:
             self._on_event(message)
-            return
-        future = self._pending.pop(number, None)
         if future is None or future.done():
             return
         if "error" in message:
@@ -251,3 +267,13 @@ class ShimClient:
                 future.set_exception(ShimGone("the shim's connection ended"))
                 future.exception()  # a call nobody waits for any more is no news
 
+
+
+def close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _close_unwanted(answer: asyncio.Future[dict[str, Any]]) -> None:
+    if not answer.cancelled() and answer.exception() is None:
+        close_all(answer.result().get("fds", ()))

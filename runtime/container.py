@@ -13,13 +13,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from runtime import overlay, syscalls, users
 from runtime import spec as oci
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
+from runtime.exec import Exec, Reply
 from runtime.init import MAX_REPORT, Start, clone_flags, container_init
 from runtime.join import Join, exec_process
 from runtime.logs import Clock, LogFile, complain
@@ -29,9 +30,6 @@ from runtime.stdio import ContainerStdio, Loop, OutputStream
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
 _NAMESPACE_OF: Final = re.compile(r"/proc/([0-9]+)/ns/[a-z_]+")
-
-Reply = Callable[[dict[str, Any]], None]
-
 
 class Supervisor(Loop, Protocol):
     """What a container needs of the shim that runs it."""
@@ -52,12 +50,6 @@ class Supervisor(Loop, Protocol):
     def empty_mount_namespace(self) -> int: ...
 
 
-@dataclass(slots=True)
-class _Exec:
-    pid: int
-    pidfd: int
-
-
 class Container:
     """Created (rootfs mounted), running, exited. Calls answer through a `reply` callback, failures by raising."""
 
@@ -75,7 +67,7 @@ class Container:
         self._stdin = -1
         self._filter = b""
         self._filter_flags = 0
-        self._execs: dict[str, _Exec] = {}
+        self._execs: dict[str, Exec] = {}
         self._exit_waiters: list[Reply] = []
         self._start_waiters: list[Reply] = []
         self._early_exit: int | None = None
@@ -323,7 +315,10 @@ class Container:
         if self.state != "running" or self._spec is None or self._cgroup is None:
             raise RuntimeCoreError(f"exec in container {self.id}: it is not running")
         assert self._spec.process is not None
-        process = replace(self._spec.process, args=tuple(request["args"]), terminal=False)
+        terminal = request.get("terminal", False)
+        process = replace(self._spec.process, args=tuple(request["args"]), terminal=terminal, console_size=None)
+        if terminal and not any(entry.startswith("TERM=") for entry in process.env):
+            process = replace(process, env=(*process.env, "TERM=xterm"))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         join = Join(
             container_id=self.id,
@@ -332,7 +327,7 @@ class Container:
             init_pidfd=self._pidfd,
             cgroup=self._cgroup,
             in_unified_cgroup=bool(self._cgroup.unified),
-            stdio=(fds[0], fds[1], fds[2]),
+            stdio=(-1, -1, -1) if terminal else (fds[0], fds[1], fds[2]),
             filter_program=self._filter,
             filter_flags=self._filter_flags,
         )
@@ -340,19 +335,21 @@ class Container:
         with theirs, failing("clone", "exec"):
             pid, pidfd = clone_into(self._cgroup, 0, pid_namespace, lambda: exec_process(join, theirs))
         key = request["exec"]
-        self._execs[key] = _Exec(pid, pidfd)
+        execution = self._execs[key] = Exec(pid, pidfd, ours, self._supervisor, reply)
 
         def exited(status: int) -> None:
             del self._execs[key]
-            os.close(pidfd)
-            message = _last_message(ours)
-            ours.close()
-            if message is not None:
-                reply({"error": message["failed"]})
-            else:
-                reply({"code": 128 - status if status < 0 else status})
+            execution.exited(status)
 
         self._supervisor.on_exit(pid, exited)
+
+    def wait_exec_running(self, key: str, reply: Reply) -> None:
+        """Reply once the exec'd program runs, or has ended, with the other end of its terminal if it has one."""
+        entry = self._execs.get(key)
+        if entry is None:
+            reply({})
+        else:
+            entry.wait_running(reply)
 
     def kill_exec(self, key: str) -> None:
         """SIGKILL an exec'd process and all it started, daemonised children of its session included."""
@@ -487,16 +484,6 @@ def clone_into(cgroup: Cgroup, flags: int, pid_namespace: str, child: Callable[[
         if into is not None:
             os.close(into)
     return pid, pidfd
-
-
-def _last_message(channel: socket.socket) -> dict[str, Any] | None:
-    """The failure that an ended child reported, if any."""
-    channel.setblocking(False)
-    try:
-        data = channel.recv(MAX_REPORT)
-    except BlockingIOError:
-        return None
-    return json.loads(data) if data else None
 
 
 def _family(root: int, candidates: Sequence[int]) -> list[int]:

@@ -7,14 +7,11 @@ enters its own mount namespace, what needs root comes before `process.become`.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import json
 import os
 import signal
 import socket
-import struct
-import termios
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +24,7 @@ from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
 from runtime.infra import write_sysctls
 from runtime.mounts import MountPlan
 from runtime.rootfs import CgroupView, Rootfs, open_in_root, open_sources
+from runtime.terminal import open_peer, take_over
 
 NAMESPACE_FLAGS: Final = {
     "network": syscalls.CLONE_NEWNET,
@@ -38,8 +36,6 @@ NAMESPACE_FLAGS: Final = {
 }
 MAX_REPORT: Final = 65536  # bytes of a message that the parent takes whole
 _SHORT_REASON: Final = 4096
-_TIOCGPTPEER: Final = 0x5441
-_TIOCSPTLCK: Final = 0x40045431
 
 
 @dataclass(slots=True)
@@ -146,7 +142,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     start.step("mounts made")
     stdio = start.stdio
     if start.process.terminal:
-        stdio = _open_console(rootfs, start.process.console_size, channel)
+        stdio = _open_console(rootfs, start.process, channel)
     with failing("make working directory", start.process.cwd):
         os.close(rootfs.open_target(start.process.cwd, is_directory=True))
     rootfs.pivot()
@@ -192,20 +188,14 @@ def _enter_namespaces(spec: oci.Spec) -> None:
     write_sysctls(spec.linux.sysctl)
 
 
-def _open_console(rootfs: Rootfs, size: oci.ConsoleSize | None, channel: socket.socket) -> tuple[int, int, int]:
+def _open_console(rootfs: Rootfs, becoming: oci.Process, channel: socket.socket) -> tuple[int, int, int]:
     """A pseudo-terminal of the container's own devpts as the three standard streams; the shim gets its other end."""
     with failing("open", "/dev/pts/ptmx"):
         master = open_in_root(rootfs.root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
-        fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-        terminal = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        if size is not None:
-            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", size.height, size.width, 0, 0))
+        terminal = open_peer(master, becoming)
     with failing("mount", "/dev/console"):
         target = rootfs.open_target("/dev/console", is_directory=False)
         tree = syscalls.open_tree(terminal, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)
         syscalls.move_mount(tree, target)
-    with failing("take as controlling terminal", "/dev/console"):
-        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-    socket.send_fds(channel, [json.dumps({"console": True}).encode()], [master])
-    os.close(master)
+    take_over(terminal, master, channel)
     return terminal, terminal, terminal

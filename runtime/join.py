@@ -17,6 +17,7 @@ from runtime import spec as oci
 from runtime.cgroups import Cgroup
 from runtime.errors import failing
 from runtime.init import NAMESPACE_FLAGS, leave_the_loop, report
+from runtime.terminal import open_peer, take_over
 
 _JOINED: Final = ("mount", "ipc", "uts", "network", "cgroup")
 
@@ -31,7 +32,7 @@ class Join:
     init_pidfd: int
     cgroup: Cgroup
     in_unified_cgroup: bool
-    stdio: tuple[int, int, int]
+    stdio: tuple[int, int, int]  # ignored with a terminal
     filter_program: bytes = b""
     filter_flags: int = 0
 
@@ -59,9 +60,19 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
                 process.set_oom_score_adj(join.process.oom_score_adj)
         with failing("join namespaces of", "container"):
             syscalls.setns(join.init_pidfd, namespace_flags(join.spec))
-        for target, fd in enumerate(join.stdio):
+        stdio = _open_terminal(join.process, channel) if join.process.terminal else join.stdio
+        for target, fd in enumerate(stdio):
             os.dup2(fd, target)
         process.become(join.process, join.filter_program, join.filter_flags, channel.fileno())
     except BaseException as error:  # nothing of the shim may go on in the child
         report(channel, error)
     os._exit(1)
+
+
+def _open_terminal(becoming: oci.Process, channel: socket.socket) -> tuple[int, int, int]:
+    """A terminal of the container that the caller is in, as the three standard streams; the shim gets its other end."""
+    with failing("open", "/dev/pts/ptmx"):
+        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        terminal = open_peer(master, becoming)
+    take_over(terminal, master, channel)
+    return terminal, terminal, terminal

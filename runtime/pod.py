@@ -11,7 +11,7 @@ import socket
 from typing import Any, Final
 
 from runtime import syscalls
-from runtime.errors import failing, from_json
+from runtime.errors import RuntimeCoreError, failing, from_json
 from runtime.infra import infra_main
 from runtime.init import MAX_REPORT, leave_the_loop, report
 
@@ -78,6 +78,23 @@ class Pod:
             os.close(self._infra_pidfd)
             self._infra_pidfd = -1
 
+    def sockets(self) -> list[int]:
+        """New TCP sockets, IPv4 and where there is any IPv6, in the pod's network namespace. The caller closes them."""
+        if "network" not in self._new:
+            return _tcp_sockets()
+        if not self.infra_alive:
+            raise RuntimeCoreError("make socket: the pod's network namespace is gone")
+        with failing("enter network namespace of", f"infra process {self.infra_pid}"):
+            own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                syscalls.setns(self._infra_pidfd, syscalls.CLONE_NEWNET)
+                try:
+                    return _tcp_sockets()
+                finally:
+                    syscalls.setns(own, syscalls.CLONE_NEWNET)
+            finally:
+                os.close(own)
+
     def _shm_path(self) -> str:
         return os.path.join(self.directory, "shm")
 
@@ -135,6 +152,19 @@ class Pod:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.infra_pid, 0)
         self.infra_exited()
+
+
+def _tcp_sockets() -> list[int]:
+    sockets: list[int] = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            sockets.append(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK).detach())
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                for fd in sockets:
+                    os.close(fd)
+                raise
+    return sockets
 
 
 def pin_namespace(source: str, path: str) -> None:

@@ -5,6 +5,7 @@ Shared by a container's init and by exec. Everything here runs in the single-thr
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -48,6 +49,7 @@ def become(
         syscalls.close_all_from(3, keep=channel)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     _use_own_null_device()
+    _own_streams(process)
     for limit in process.rlimits:
         _set_rlimit(limit)
     _set_labels(process)
@@ -167,6 +169,15 @@ def _use_own_null_device() -> None:
             raise OperationFailed("use", "/dev/null", errno.EINVAL)
         os.dup2(own, stream)
         os.close(own)
+
+
+def _own_streams(process: oci.Process) -> None:
+    """Give the standard streams to the process's user, who could not open /dev/stdout or his terminal by name else."""
+    for stream in (0, 1, 2) if process.user.uid else ():
+        # Not the null device, which is everybody's, nor what belongs to a user namespace's outside.
+        if not _is_null_device(stream):
+            with contextlib.suppress(PermissionError):
+                os.fchown(stream, process.user.uid, -1)
 
 
 def _is_null_device(fd: int) -> bool:

@@ -58,10 +58,10 @@ class _Connection:
         sock.setblocking(False)
         shim.watch(sock.fileno(), selectors.EVENT_READ, self._ready)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         if self._sock.fileno() < 0:
             return
-        self._outbox.put(message)
+        self._outbox.put(message, fds)
         self._flush()
 
     def _flush(self) -> None:
@@ -226,7 +226,8 @@ class Shim:
             if "error" in result:
                 connection.send({"id": number, "error": result["error"]})
             else:
-                connection.send({"id": number, "ok": result})
+                sent = result.pop("fds", ())
+                connection.send({"id": number, "ok": result}, sent)
 
         try:
             self._dispatch(message, fds, reply)
@@ -253,6 +254,8 @@ class Shim:
             self._container(message).start(message, reply)
         elif call == "exec":
             self._container(message).execute(message, fds, reply)
+        elif call == "wait-exec-running":
+            self._container(message).wait_exec_running(message["exec"], reply)
         elif call == "kill-exec":
             self._container(message).kill_exec(message["exec"])
             reply({})
@@ -274,6 +277,8 @@ class Shim:
         elif call == "delete":
             self._delete(message)
             reply({})
+        elif call == "sockets":
+            self._give_sockets(reply)
         elif call == "state":
             reply(self._state())
         elif call == "shutdown":
@@ -353,6 +358,15 @@ class Shim:
         assert self._pod is not None
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._pod.directory, "exits", container.id))
+
+    def _give_sockets(self, reply: Callable[[dict[str, Any]], None]) -> None:
+        assert self._pod is not None
+        fds = self._pod.sockets()
+        try:
+            reply({"fds": fds})
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _state(self) -> dict[str, Any]:
         assert self._pod is not None

@@ -1,0 +1,264 @@
+"""Streams to and from what runs in a pod: exec and attach as descriptors, and connections to its ports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from pods.command import Command, explained, running_container
+from pods.errors import FailedPrecondition, InvalidArgument, PodError
+from pods.execve_limits import check_arguments
+from pods.model import SandboxState
+from runtime import terminal
+from runtime.client import close_all
+from runtime.errors import RuntimeCoreError
+
+if TYPE_CHECKING:
+    from pods.shims import Shims
+    from pods.state import State
+
+PIPE_BYTES: Final = 256 << 10
+_TAIL: Final = 1 << 20  # bytes of a stream that are read after its command has ended
+_TERMINAL_GRACE: Final = 0.05  # seconds in which a terminal's last output finds its way through the kernel
+_KILLED_SECONDS: Final = 2.0
+
+
+Outputs = tuple[int, int]  # stdout, stderr
+
+
+class StreamSession:
+    """A process's standard streams as non-blocking descriptors, -1 where there is none.
+
+    Write to `stdin`; read `stdout` and `stderr`, by `read` or oneself (a terminal has `stdout` only, and its end may
+    show as EIO). The descriptors are the session's: they end with `close_stdin` and `close`, never by os.close.
+
+    An exec's streams end with its command, though a process that it left behind may hold them open for ever: who reads
+    by himself takes what is there once `wait` has returned, up to BlockingIOError, and calls that the end. `read` does
+    so. An attachment's streams reach their end by themselves.
+    """
+
+    def __init__(self, container_id: str, answer: asyncio.Future[dict[str, Any]], stdin: int, outputs: Outputs) -> None:
+        self.stdin = stdin
+        self.stdout, self.stderr = outputs
+        self._container_id = container_id
+        self._answer = answer
+
+    async def wait(self) -> int | None:
+        """The exit code of the command, or of the attached container; None if the session ended before that.
+
+        Raises PodError when the streams were lost: the shim died, or this client did not read for too long.
+        """
+        await asyncio.wait({self._answer})
+        with explained("streams of", self._container_id):
+            code: int | None = self._answer.result().get("code")
+            return code
+
+    async def read(self, fd: int) -> bytes:
+        """The next bytes of `stdout` or `stderr`, b"" at the end. One reader a stream. Raises OSError."""
+        while True:
+            try:
+                return os.read(fd, PIPE_BYTES)
+            except BlockingIOError:
+                await readable(fd)
+            except OSError as error:
+                if error.errno != errno.EIO:  # nobody has the terminal open any more
+                    raise
+                return b""
+
+    async def resize(self, width: int, height: int) -> None:
+        """Set the terminal's size in characters; nothing happens without a terminal, or when it is gone."""
+
+    def close_stdin(self) -> None:
+        """There is no more input. A terminal's process notices nothing."""
+        self.stdin = _closed(self.stdin)
+
+    async def close(self) -> None:
+        """End the session if it has not ended, and let go of its streams. May be called again."""
+        self.close_stdin()
+        self.stdout, self.stderr = _closed(self.stdout), _closed(self.stderr)
+
+
+class ExecSession(StreamSession):
+    """Its command, and what that started, is killed when it is closed before its end."""
+
+    def __init__(self, container_id: str, command: Command, stdin: int, outputs: Outputs, *, tty: bool) -> None:
+        super().__init__(container_id, command.answer, stdin, outputs)
+        self._command = command
+        self._tty = tty
+        self._tail = dict.fromkeys(outputs, _TAIL)
+
+    async def read(self, fd: int) -> bytes:
+        data = b""
+        while self._tail[fd] > 0:
+            try:
+                data = os.read(fd, PIPE_BYTES)
+                break
+            except BlockingIOError:
+                ended = self._answer.done()
+                if not await readable(fd, self._answer, _grace(ended, self._tty)) and ended:
+                    break
+            except OSError as error:
+                if error.errno != errno.EIO:  # nobody has the terminal open any more
+                    raise
+                break
+        if self._answer.done():
+            self._tail[fd] -= len(data)
+        return data
+
+    async def resize(self, width: int, height: int) -> None:
+        if self._tty and self.stdout >= 0:
+            terminal.resize(self.stdout, width, height)
+
+    async def close(self) -> None:
+        self._command.kill()
+        await super().close()
+        await self._command.ended(_KILLED_SECONDS)
+
+
+async def readable(fd: int, or_done: asyncio.Future[Any] | None = None, timeout: float | None = None) -> bool:
+    """Wait until there is something to read, for the future or for so many seconds; whether there is."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def told() -> None:
+        loop.remove_reader(fd)
+        ready.set_result(None)
+
+    loop.add_reader(fd, told)
+    try:
+        awaited = {ready} if or_done is None or or_done.done() else {ready, or_done}
+        await asyncio.wait(awaited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        return ready.done()
+    finally:
+        if not ready.done():
+            loop.remove_reader(fd)
+
+
+class _Pipes:
+    """The pipes of a session: ours are non-blocking, theirs are for the process, or the host's null device."""
+
+    def __init__(self, *, stdin: bool, stdout: bool, stderr: bool) -> None:
+        self._ours: list[int] = []
+        self._theirs: list[int] = []
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for index, wanted in enumerate((stdin, stdout, stderr)):
+                self._add(wanted, ours_writes=index == 0)
+            undo.pop_all()
+
+    def _add(self, wanted: bool, *, ours_writes: bool) -> None:
+        if not wanted:
+            self._ours.append(-1)
+            self._theirs.append(os.open(os.devnull, (os.O_RDONLY if ours_writes else os.O_WRONLY) | os.O_CLOEXEC))
+            return
+        reader, writer = os.pipe()
+        ours, theirs = (writer, reader) if ours_writes else (reader, writer)
+        self._ours.append(ours)
+        self._theirs.append(theirs)
+        os.set_blocking(ours, False)
+        with contextlib.suppress(OSError):  # more than the user's pipes may have: slower, no worse
+            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    @property
+    def theirs(self) -> tuple[int, int, int]:
+        stdin, stdout, stderr = self._theirs
+        return stdin, stdout, stderr
+
+    def take(self) -> tuple[int, int, int]:
+        """Our ends, from now on the caller's."""
+        stdin, stdout, stderr = self._ours
+        self._ours = []
+        return stdin, stdout, stderr
+
+    def close_theirs(self) -> None:
+        close_all(self._theirs)
+        self._theirs = []
+
+    def close(self) -> None:
+        self.close_theirs()
+        close_all(fd for fd in self._ours if fd >= 0)
+        self._ours = []
+
+
+def _closed(fd: int) -> int:
+    if fd >= 0:
+        os.close(fd)
+    return -1
+
+
+def _grace(ended: bool, tty: bool) -> float | None:
+    if not ended:
+        return None
+    return _TERMINAL_GRACE if tty else 0
+
+
+async def open_exec(
+    state: State, shims: Shims, container_id: str, argv: Sequence[str], *, tty: bool, streams: tuple[bool, bool, bool]
+) -> StreamSession:
+    """Run `argv` with the wanted ones of stdin, stdout, stderr. Raises NotFound, InvalidArgument, FailedPrecondition,
+    PodError (also for a program that cannot be executed).
+    """
+    container = running_container(state, container_id)
+    if not argv:
+        raise InvalidArgument("cmd: must not be empty")
+    check_arguments("cmd", argv)
+    stdin, stdout, stderr = streams
+    if not any(streams):
+        raise InvalidArgument("stdin, stdout, stderr: none of them is asked for")
+    if tty and stderr:
+        raise InvalidArgument("stderr: a terminal has no stream of its own for it")
+    with explained("exec in", container.id), contextlib.ExitStack() as undo:
+        shim = shims.of(container.sandbox_id)
+        pipes = _Pipes(stdin=stdin and not tty, stdout=stdout and not tty, stderr=stderr)
+        undo.callback(pipes.close)
+        command = Command(shim, container.id, argv, () if tty else pipes.theirs, terminal=tty)
+        undo.callback(command.kill)
+        pipes.close_theirs()
+        master = await command.running()
+        ends = _terminal_ends(master, stdin) if tty else pipes.take()
+        undo.pop_all()
+        return ExecSession(container.id, command, ends[0], ends[1:], tty=tty)
+
+
+def _terminal_ends(master: int, stdin: bool) -> tuple[int, int, int]:
+    os.set_blocking(master, False)
+    return os.dup(master) if stdin else -1, master, -1
+
+
+async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> socket.socket:
+    """A non-blocking connection to the port on the pod's loopback, IPv4 before IPv6. Raises NotFound, InvalidArgument,
+    FailedPrecondition, PodError.
+    """
+    sandbox = state.find_sandbox(sandbox_id).sandbox
+    if not 0 < port < 65536:
+        raise InvalidArgument(f"port: {port} is not between 1 and 65535")
+    if sandbox.state is not SandboxState.READY:
+        raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+    try:
+        fds = await shims.of(sandbox.id).call_for_descriptors("sockets")
+    except RuntimeCoreError as error:
+        raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {error}") from error
+    with contextlib.ExitStack() as undo:
+        sockets = [undo.enter_context(socket.socket(fileno=fd)) for fd in fds]
+        failure: OSError | None = None
+        for sock in sockets:
+            sock.setblocking(False)
+            try:
+                await _connect(sock, port)
+            except OSError as error:
+                failure = failure or error
+                continue
+            return sock.dup()
+        reason = os.strerror(failure.errno or 0) if failure else "no network"
+        raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {reason}")
+
+
+async def _connect(sock: socket.socket, port: int) -> None:
+    address = "127.0.0.1" if sock.family == socket.AF_INET else "::1"
+    await asyncio.get_running_loop().sock_connect(sock, (address, port))

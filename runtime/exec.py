@@ -1,0 +1,80 @@
+"""An exec'd process as its shim sees it: from the clone over its execve to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from runtime.init import MAX_REPORT
+from runtime.stdio import Loop
+
+Reply = Callable[[dict[str, Any]], None]
+
+
+class Exec:
+    """`reply` is called once, at the process's end: with its exit code, or with why the program could not run."""
+
+    def __init__(self, pid: int, pidfd: int, channel: socket.socket, loop: Loop, reply: Reply) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self._channel = channel
+        self._loop = loop
+        self._reply = reply
+        self._running_reply: Reply | None = None
+        self._failure: dict[str, Any] | None = None
+        self._master = -1
+
+    def wait_running(self, reply: Reply) -> None:
+        """Reply when the program runs, with the other end of its terminal if it has one; or when it never will."""
+        self._running_reply = reply
+        self._loop.watch(self._channel.fileno(), selectors.EVENT_READ, self._ready)
+
+    def _ready(self, _events: int) -> None:
+        if not self._receive():
+            self._loop.unwatch(self._channel.fileno())
+            if self._failure is None:
+                self._tell_running()
+
+    def _receive(self) -> bool:
+        """Take one message of the child's. False at the end of them, which execve makes."""
+        data, fds, _flags, _address = socket.recv_fds(self._channel, MAX_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return False
+        message = json.loads(data)
+        self._failure = message.get("failed", self._failure)
+        if fds:
+            self._master = fds[0]
+        return True
+
+    def _tell_running(self) -> None:
+        reply, self._running_reply = self._running_reply, None
+        if reply is not None:
+            runs_in_terminal = self._failure is None and self._master >= 0
+            reply({"fds": [self._master]} if runs_in_terminal else {})
+
+    def exited(self, status: int) -> None:
+        """The process was reaped: `status` is its exit code, or minus the signal."""
+        self._loop.unwatch(self._channel.fileno())
+        self._channel.setblocking(False)
+        try:
+            while self._receive():
+                pass
+        except BlockingIOError:
+            pass
+        if self._failure is None:
+            self._tell_running()
+            self._reply({"code": 128 - status if status < 0 else status})
+        else:
+            self._reply({"error": self._failure})
+            self._tell_running()
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+        os.close(self.pidfd)
+        if self._master >= 0:
+            os.close(self._master)

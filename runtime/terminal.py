@@ -1,0 +1,52 @@
+"""Pseudo-terminals of a container's own devpts: made in the child that becomes the program, kept by its other end."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import stat
+import struct
+import termios
+from typing import Final
+
+from runtime import spec as oci
+from runtime.errors import NotSupported, failing
+
+_TIOCGPTPEER: Final = 0x5441
+_TIOCSPTLCK: Final = 0x40045431
+_PTMX: Final = os.makedev(5, 2)
+
+
+def open_peer(master: int, process: oci.Process) -> int:
+    """Unlock the terminal whose other end is open at `master`, and open it as the process's own. Raises OSError."""
+    # The container may have put anything in the place of its /dev/pts/ptmx.
+    status = os.fstat(master)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _PTMX:
+        raise NotSupported("open", "/dev/pts/ptmx", "it is no pseudo-terminal multiplexer")
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
+    # By ioctl, not by a path that could lead elsewhere by now.
+    terminal = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    if process.console_size is not None:
+        resize(terminal, process.console_size.width, process.console_size.height)
+    return terminal
+
+
+def resize(terminal: int, width: int, height: int) -> None:
+    """Set the size in characters, by either end; who has the terminal in the foreground gets SIGWINCH."""
+    size = struct.pack("HHHH", min(max(height, 0), 0xFFFF), min(max(width, 0), 0xFFFF), 0, 0)
+    try:
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+    except OSError as error:
+        if error.errno != errno.EIO:  # everybody at the other end has left
+            raise
+
+
+def take_over(terminal: int, master: int, channel: socket.socket) -> None:
+    """Make the terminal the calling session's, and pass its other end to the shim, which keeps it alone."""
+    with failing("take as controlling terminal", "/dev/pts"):
+        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    socket.send_fds(channel, [json.dumps({"console": True}).encode()], [master])
+    os.close(master)

@@ -1,0 +1,258 @@
+"""Exec with streams, and connections to a pod's ports, below the door."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from pods.errors import FailedPrecondition, InvalidArgument, NotFound, PodError
+from pods.model import ContainerSecurity, NamespaceMode, NamespaceOptions, SandboxSecurity
+from pods.node import Node
+from pods.streams import StreamSession
+from tests.node import run_container, run_pod, running_node
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+_MIB = 1 << 20
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Node]:
+    async with running_node(tmp_path_factory.mktemp("node")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def sandbox(node: Node) -> str:
+    return await run_pod(node, "streams")
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def container(node: Node, sandbox: str) -> str:
+    return await run_container(node, sandbox, "idle", "sleep", "6000")
+
+
+async def _open(node: Node, container: str, *argv: str, **streams: bool) -> StreamSession:
+    wanted = {"tty": False, "stdin": False, "stdout": True, "stderr": False} | streams
+    return await node.open_exec(container, argv, **wanted)
+
+
+async def _all(session: StreamSession, fd: int) -> bytes:
+    parts = []
+    while data := await session.read(fd):
+        parts.append(data)
+    return b"".join(parts)
+
+
+async def _until(session: StreamSession, ending: bytes) -> bytes:
+    """What comes up to the given bytes."""
+    seen = b""
+    while ending not in seen:
+        try:
+            data = await asyncio.wait_for(session.read(session.stdout), 10)
+        except TimeoutError:
+            data = b""
+        assert data, f"nothing came after {seen!r}"
+        seen += data
+    return seen
+
+
+async def _write(session: StreamSession, data: bytes) -> None:
+    loop = asyncio.get_running_loop()
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(session.stdin, view) :]
+        except BlockingIOError:
+            ready = asyncio.Event()
+            loop.add_writer(session.stdin, ready.set)
+            await ready.wait()
+            loop.remove_writer(session.stdin)
+
+
+async def _finish(session: StreamSession) -> tuple[bytes, int | None]:
+    output = await _all(session, session.stdout)
+    code = await asyncio.wait_for(session.wait(), 10)
+    await session.close()
+    return output, code
+
+
+async def test_a_quarter_gigabyte_goes_there_and_back(node: Node, container: str) -> None:
+    session = await _open(node, container, "cat", stdin=True)
+    chunk = random.Random(7).randbytes(_MIB)
+    sent, received = hashlib.sha256(), hashlib.sha256()
+
+    async def feed() -> None:
+        for _ in range(256):
+            sent.update(chunk)
+            await _write(session, chunk)
+        session.close_stdin()
+
+    async def drink() -> None:
+        while data := await session.read(session.stdout):
+            received.update(data)
+
+    await asyncio.gather(feed(), drink())
+    assert received.digest() == sent.digest()
+    assert await session.wait() == 0
+    await session.close()
+
+
+async def test_streams_are_separate_and_the_exit_code_is_kept(node: Node, container: str) -> None:
+    session = await _open(node, container, "sh", "-c", "echo out; echo err >&2; exit 7", stderr=True)
+    assert await _all(session, session.stderr) == b"err\n"
+    assert await _finish(session) == (b"out\n", 7)
+    assert await _finish(await _open(node, container, "sh", "-c", "kill -9 $$")) == (b"", 137)
+
+
+async def test_a_half_closed_stdin_lets_the_answer_through(node: Node, container: str) -> None:
+    session = await _open(node, container, "sh", "-c", "sort; echo end", stdin=True)
+    await _write(session, b"b\na\n")
+    session.close_stdin()
+    assert await _finish(session) == (b"a\nb\nend\n", 0)
+
+
+async def test_a_terminal_has_a_size_a_type_and_a_session(node: Node, container: str) -> None:
+    script = "trap 'stty size' WINCH; tty; echo type $TERM; read line; echo $line; while :; do sleep 0.1; done"
+    session = await _open(node, container, "sh", "-c", script, tty=True, stdin=True)
+    assert session.stderr == -1
+    seen = await _until(session, b"type xterm\r\n")
+    assert seen.startswith(b"/dev/pts/")
+    await _write(session, b"typed\n")
+    await _until(session, b"typed\r\ntyped\r\n")
+    await session.resize(123, 45)
+    await _until(session, b"45 123\r\n")
+    await session.resize(80, 24)
+    await _until(session, b"24 80\r\n")
+    await _write(session, b"\x03")  # interrupts: the terminal is the shell's controlling one
+    assert await _finish(session) == (b"^C", 130)
+
+
+async def test_the_process_is_the_containers(node: Node, sandbox: str) -> None:
+    """User, groups, capabilities, filter, environment and directory, with a terminal and without."""
+    security = ContainerSecurity(run_as_user=4321, run_as_group=8765, drop_capabilities=("ALL",), no_new_privs=True)
+    container = await run_container(
+        node, sandbox, "user", "sleep", "6000", security=security, working_dir="/tmp", envs=(("FROM", "pod"),)
+    )
+    script = "id -u; id -g; pwd; echo $FROM $HOME; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status | sort"
+    pod = (await node.exec_sync(container, ["sh", "-c", script], 10)).stdout
+    piped, _ = await _finish(await _open(node, container, "sh", "-c", script))
+    typed, _ = await _finish(await _open(node, container, "sh", "-c", script, tty=True))
+    assert piped == typed.replace(b"\r\n", b"\n") == pod
+    assert pod.startswith(b"4321\n8765\n/tmp\npod /\n")
+    # Its streams are its own to open anew, as many images' log files that are links to /dev/stdout need.
+    reopen = "echo again > /dev/stdout; [ -O /proc/self/fd/1 ] && echo mine"
+    assert (await _finish(await _open(node, container, "sh", "-c", reopen)))[0] == b"again\nmine\n"
+    terminal = await _finish(await _open(node, container, "sh", "-c", "echo again > $(tty)", tty=True))
+    assert terminal[0] == b"again\r\n"
+    await node.remove_container(container)
+
+
+async def test_a_daemonised_child_keeps_nobody_waiting(node: Node, sandbox: str) -> None:
+    container = await run_container(node, sandbox, "daemons", "sleep", "6000")
+    for tty in (False, True):
+        begun = time.monotonic()
+        session = await _open(node, container, "sh", "-c", "setsid sleep 60 & trap '' HUP; echo done", tty=tty)
+        output, code = await _finish(session)
+        assert output.strip() == b"done"
+        assert code == 0
+        assert time.monotonic() - begun < 5
+    await node.remove_container(container)
+
+
+async def test_close_kills_the_command_and_its_family(node: Node, container: str) -> None:
+    for tty in (False, True):
+        script = "sleep 4711 & setsid sleep 4712 & echo up; exec sleep 4713"
+        session = await _open(node, container, "sh", "-c", script, tty=tty)
+        await _until(session, b"up")
+        await session.close()
+        await session.close()
+        assert await session.wait() == 137
+        processes = (await node.exec_sync(container, ["ps", "-o", "args"], 10)).stdout
+        assert b"sleep 471" not in processes
+        assert b"sleep 6000" in processes
+
+
+async def test_what_cannot_run_is_said_before_there_are_streams(node: Node, sandbox: str, container: str) -> None:
+    for tty in (False, True):
+        with pytest.raises(PodError, match=r'"nonsense": executable file not found in \$PATH'):
+            await _open(node, container, "nonsense", tty=tty)
+    with pytest.raises(NotFound):
+        await _open(node, "0" * 64, "true")
+    with pytest.raises(InvalidArgument, match="cmd"):
+        await _open(node, container)
+    with pytest.raises(InvalidArgument, match="none of them"):
+        await _open(node, container, "true", stdout=False)
+    ended = await run_container(node, sandbox, "ended", "true")
+    await node.stop_container(ended, 5)
+    with pytest.raises(FailedPrecondition, match="exited"):
+        await _open(node, ended, "true")
+
+
+async def test_an_open_that_is_cancelled_leaves_nothing(node: Node, container: str) -> None:
+    for tty in (False, True):
+        for turns in range(6):
+            opening = asyncio.create_task(_open(node, container, "sleep", "4714", tty=tty, stdin=True))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+    for _ in range(100):
+        if b"4714" not in (await node.exec_sync(container, ["ps", "-o", "args"], 10)).stdout:
+            return
+    pytest.fail("the command runs on")
+
+
+async def test_many_at_once(node: Node, container: str) -> None:
+    async def one(number: int) -> None:
+        session = await _open(node, container, "cat", stdin=True)
+        text = f"{number}\n".encode() * 1000
+        await _write(session, text)
+        session.close_stdin()
+        assert await _finish(session) == (text, 0)
+
+    await asyncio.gather(*(one(number) for number in range(20)))
+
+
+async def test_a_port_is_reached_inside_the_pods_network(node: Node, sandbox: str, container: str) -> None:
+    with pytest.raises(PodError, match=r"port 7070 in .*: Connection refused"):
+        await node.open_port(sandbox, 7070)
+    server = await run_container(
+        node, sandbox, "server", "nc", "-ll", "-p", "7070", "-e", "sh", "-c", "read a; echo $a$a"
+    )
+    loop = asyncio.get_running_loop()
+    for _ in range(100):
+        try:
+            connection = await node.open_port(sandbox, 7070)
+            break
+        except PodError:
+            await asyncio.sleep(0.05)
+    with connection:
+        await loop.sock_sendall(connection, b"ab\n")
+        assert await loop.sock_recv(connection, 100) == b"abab\n"
+    with pytest.raises(InvalidArgument, match="70707"):
+        await node.open_port(sandbox, 70707)
+    with pytest.raises(NotFound):
+        await node.open_port("0" * 64, 80)
+    await node.stop_container(server, 0)
+
+
+async def test_a_port_of_a_pod_on_the_hosts_network(node: Node) -> None:
+    options = NamespaceOptions(network=NamespaceMode.NODE)
+    sandbox = await run_pod(node, "host", security=SandboxSecurity(namespaces=options))
+    answered = asyncio.Event()
+    server = await asyncio.start_server(lambda _reader, writer: (answered.set(), writer.close()), "::1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with await node.open_port(sandbox, port):
+            await asyncio.wait_for(answered.wait(), 5)
+    await node.stop_sandbox(sandbox)
+    with pytest.raises(FailedPrecondition, match="not ready"):
+        await node.open_port(sandbox, port)
