@@ -18,7 +18,7 @@ from pathlib import Path
 from image.database import LayerRecord
 from image.errors import ImageError, StorageFull
 from image.overlay import adopt_directories
-from image.unpack import Unpacked, remove_trees
+from image.unpack import Unpacked, Workers
 
 _UNPACKERS = 16  # layers unpacked at a time, of all pulls: each is a process of some 15 MB
 _PARALLEL = 4  # of one pull: a registry that drips holds up itself, not the others' pulls
@@ -50,7 +50,7 @@ class Layer:
 class Layers:
     """The layers below a store's `root`. Belongs to one event loop.
 
-    `forget(chain_ids)` takes layers out of the durable record; `inherited` descriptors are given to worker processes;
+    `forget(chain_ids)` takes layers out of the durable record; `workers` remove them;
     `parallel` layers of one image are made at a time.
     """
 
@@ -58,13 +58,13 @@ class Layers:
         self,
         root: Path,
         forget: Callable[[Sequence[str]], Awaitable[None]],
-        inherited: Sequence[int] = (),
+        workers: Workers,
         parallel: int = _PARALLEL,
     ) -> None:
         self._final = root / "layers"
         self._temporary = root / "tmp"
         self._forget = forget
-        self._inherited = inherited
+        self._workers = workers
         self._parallel = parallel
         self._layers: dict[str, Layer] = {}
         self._next = 1
@@ -119,7 +119,7 @@ class Layers:
             task.cancel()
         if making:
             await asyncio.wait(making)
-        await remove_trees([layer.path for layer in dead], self._inherited)
+        await self._workers.remove_trees([layer.path for layer in dead])
 
     @asynccontextmanager
     async def acquired(self, chain_ids: Sequence[str], make: Make) -> AsyncIterator[list[Layer]]:

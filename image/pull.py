@@ -27,7 +27,7 @@ from image.manifest import (
 from image.model import PullPhase, PullProgress
 from image.origin import Origin
 from image.reference import Reference
-from image.unpack import Unpacked, unpack
+from image.unpack import Unpacked, Workers
 
 _NESTING = 4  # indexes in indexes
 
@@ -93,13 +93,13 @@ class LayerDownloads:
         for layer in self._layers:
             self._tell(layer, 0, PullPhase.WAITING)
 
-    def make(self, inherited: Sequence[int]) -> Make:
+    def make(self, workers: Workers) -> Make:
         """What `Layers.acquired` calls for a layer that is not there yet."""
 
         async def make(position: int, directory: Path) -> Unpacked:
             self._begun.add(position)
             async with aclosing(self._observed(self._layers[position])) as pieces:
-                unpacked = await unpack(pieces, self._blobs[position], directory, inherited)
+                unpacked = await workers.unpack(pieces, self._blobs[position], directory)
             self._tell(self._layers[position], self._layers[position].size, PullPhase.COMPLETE)
             return unpacked
 

@@ -46,7 +46,7 @@ from image.registries_conf import Endpoint, load
 from image.registry import Repository, Transport
 from image.root import StoreRoot
 from image.settings import ImageSettings
-from image.unpack import Unpacked, remove_trees, unpack
+from image.unpack import Unpacked, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,8 @@ class ImageStore:
         self._database = database
         self._thread = thread  # the database's own
         self._transport = Transport(settings)
-        self._layers = Layers(root.path, self._forget_layers, root.inherited, settings.parallel_downloads)
+        self._workers = Workers(root.inherited)
+        self._layers = Layers(root.path, self._forget_layers, self._workers, settings.parallel_downloads)
         self._platforms = node_platforms()
         self._images: dict[str, _Known] = {}
         self._names: dict[str, str] = {}
@@ -138,6 +139,7 @@ class ImageStore:
                 await store._load()
             except BaseException:
                 await store._transport.close()
+                await store._workers.close()
                 raise
             undo.pop_all()
         return store
@@ -149,6 +151,7 @@ class ImageStore:
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._transport.close()
+        await self._workers.close()
         await self._query(self._database.close)
         self._thread.shutdown()
         self._root.close()
@@ -167,7 +170,7 @@ class ImageStore:
             await self._query(self._database.remove, broken, unused)
         kept = [layer for layer in layers if layer.chain_id in used]
         garbage = await asyncio.to_thread(self._root.garbage, {base36(layer.number) for layer in kept})
-        await remove_trees(garbage, self._root.inherited)
+        await self._workers.remove_trees(garbage)
         self._layers.load(kept)
         for image in whole:
             self._layers.use(image.chain_ids)
@@ -339,7 +342,7 @@ class ImageStore:
         configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
         downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step))
         image = await self._install(
-            manifest.raw, configuration, resolved.names, downloads.make(self._root.inherited)
+            manifest.raw, configuration, resolved.names, downloads.make(self._workers)
         )
         downloads.finish()
         _log.info("pulled image %s %s", reference, image.id)
@@ -365,7 +368,7 @@ class ImageStore:
         async def make(position: int, directory: Path) -> Unpacked:
             descriptor = await asyncio.to_thread(archive.open, found.members[position])
             try:
-                return await unpack(descriptor, found.blobs[position], directory, self._root.inherited)
+                return await self._workers.unpack(descriptor, found.blobs[position], directory)
             finally:
                 os.close(descriptor)
 

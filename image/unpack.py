@@ -1,13 +1,15 @@
-"""Runs the unpacking worker: one fresh process for a layer, fed through a pipe or from an open file."""
+"""Runs the unpacking workers: a process for a layer, fed through a pipe or from an open file."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,11 @@ from image.errors import DigestMismatch, ImageError, InvalidImage, StorageFull
 from image.manifest import Blob
 
 _PIPE_SIZE = 1 << 20  # bytes
-_START = "import sys; sys.path.append(sys.argv.pop()); from image.unpack_worker import main; main()"
+_ANSWER_PIECE = 64 << 10  # bytes
+_LINGER_SECONDS = 1.0  # of the warm process after the last work
+_TRIES = 2
+_LIBRARIES = ("isal", "zstandard")
+_START = "import sys; sys.path += sys.argv[2:]; from image.unpack_worker import serve; serve(int(sys.argv[1]))"
 _PACKAGES = str(Path(__file__).resolve().parent.parent)
 _ERRORS: Mapping[str, type[ImageError]] = {"digest": DigestMismatch, "invalid": InvalidImage, "full": StorageFull}
 
@@ -37,59 +43,195 @@ class _Answer(msgspec.Struct, frozen=True):
     message: str = ""
 
 
-async def unpack(source: AsyncIterator[bytes] | int, blob: Blob, directory: Path, inherited: Sequence[int]) -> Unpacked:
-    """Unpack `blob` into the empty `directory`. `source` gives its bytes, or is an open file at its beginning.
+class Workers:
+    """Unpacks layers and removes trees, each in a process of its own, forked in a millisecond from a warm one.
 
-    `inherited` descriptors stay open in the worker. Raises DigestMismatch, InvalidImage, StorageFull, ImageError, and
-    what `source` raises; the directory's content is then of no use. The worker does not survive a cancellation.
+    The warm one is started when it is needed and goes away after some idle time. `inherited` descriptors stay open in
+    every worker. Belongs to one event loop.
     """
-    name = blob.digest or blob.diff_id
-    request = {
-        "do": "unpack",
-        "directory": os.fspath(directory),
-        "size": blob.size,
-        "digest": blob.digest,
-        "diff_id": blob.diff_id,
-    }
-    answer = await _run(request, source, inherited, f"unpack layer {name}", directory.parent)
-    return msgspec.convert(answer, Unpacked)
 
+    def __init__(self, inherited: Sequence[int] = ()) -> None:
+        self._inherited = tuple(inherited)
+        self._forker: _Forker | None = None
+        self._starting = asyncio.Lock()
+        self._busy = 0
+        self._ending: asyncio.TimerHandle | None = None
 
-async def remove_trees(paths: Sequence[Path], inherited: Sequence[int] = ()) -> None:
-    """Remove directories with all in them; missing ones do not matter. Raises ImageError."""
-    if paths:
-        request = {"do": "remove", "paths": [os.fspath(path) for path in paths]}
-        await _run(request, asyncio.subprocess.DEVNULL, inherited, f"remove {paths[0]}", paths[0].parent)
+    async def close(self) -> None:
+        """End the warm process. No work may be under way."""
+        if self._ending is not None:
+            self._ending.cancel()
+        if (forker := self._forker) is not None:
+            self._forker = None
+            await forker.end()
 
+    async def unpack(self, source: AsyncIterator[bytes] | int, blob: Blob, directory: Path) -> Unpacked:
+        """Unpack `blob` into the empty `directory`. `source` gives its bytes, or is an open file at its beginning.
 
-async def _run(
-    request: Mapping[str, Any], source: AsyncIterator[bytes] | int, inherited: Sequence[int], what: str, place: Path
-) -> dict[str, Any]:
-    with ExitStack() as ends:
-        stdin: Any = source
-        sink = None
-        if not isinstance(source, int):
-            read_end, write_end = os.pipe2(os.O_CLOEXEC)
-            stdin = ends.enter_context(FileIO(read_end, "r"))
-            sink = ends.enter_context(FileIO(write_end, "w"))
-        worker = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", "-c", _START, msgspec.json.encode(request).decode(), _PACKAGES),
-            stdin=stdin,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=tuple(inherited),
-        )
+        Raises DigestMismatch, InvalidImage, StorageFull, ImageError, and what `source` raises; the directory's content
+        is then of no use. The worker does not survive a cancellation.
+        """
+        name = blob.digest or blob.diff_id
+        request = {
+            "do": "unpack",
+            "directory": os.fspath(directory),
+            "size": blob.size,
+            "digest": blob.digest,
+            "diff_id": blob.diff_id,
+        }
+        answer = await self._run(request, source, f"unpack layer {name}", directory.parent)
+        return msgspec.convert(answer, Unpacked)
+
+    async def remove_trees(self, paths: Sequence[Path]) -> None:
+        """Remove directories with all in them; missing ones do not matter. Raises ImageError."""
+        if paths:
+            request = {"do": "remove", "paths": [os.fspath(path) for path in paths]}
+            await self._run(request, None, f"remove {paths[0]}", paths[0].parent)
+
+    async def _run(
+        self, request: Mapping[str, Any], source: AsyncIterator[bytes] | int | None, what: str, place: Path
+    ) -> dict[str, Any]:
+        self._busy += 1
         try:
-            if sink is not None and not isinstance(source, int):
-                stdin.close()
-                await _feed(sink, source)
-            stdout, stderr = await worker.communicate()
+            for _ in range(_TRIES):
+                job = _Job(await self._warm(), msgspec.json.encode(request))
+                said = await job.run(source)
+                if said:
+                    return _result(said, what, place)
+                self._forker = None  # it had died before it could fork
+            raise ImageError(f"{what}: no worker could be started")
         finally:
-            if worker.returncode is None:
-                with suppress(ProcessLookupError):
-                    worker.kill()
-                await worker.wait()
-    return _result(stdout, stderr, worker.returncode, what, place)
+            self._busy -= 1
+            self._rest()
+
+    async def _warm(self) -> _Forker:
+        async with self._starting:
+            if self._forker is None or self._forker.ended:
+                self._forker = await _Forker.start(self._inherited)
+            return self._forker
+
+    def _rest(self) -> None:
+        if self._ending is not None:
+            self._ending.cancel()
+        self._ending = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        self._ending = None
+        if not self._busy and self._forker is not None:
+            forker, self._forker = self._forker, None
+            forker.let_go()
+
+
+class _Forker:
+    """The warm process (image.unpack_worker's `serve`) and our end of its socket."""
+
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
+        self._process = process
+        self._control = control
+
+    @classmethod
+    async def start(cls, inherited: Sequence[int]) -> _Forker:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), *_paths()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(), *inherited),
+                )
+            except BaseException:
+                ours.close()
+                raise
+        return cls(process, ours)
+
+    @property
+    def ended(self) -> bool:
+        return self._process.returncode is not None
+
+    def fork(self, descriptors: Sequence[int]) -> None:
+        """Ask for a worker with these descriptors: the request, the blob, where to answer, what ends it."""
+        with suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self._control, [b"fork"], descriptors)
+
+    def let_go(self) -> None:
+        """It ends when it finds the socket closed; the event loop's child watcher collects it."""
+        self._control.close()
+
+    async def end(self) -> None:
+        self._control.close()
+        await self._process.wait()
+
+
+class _Job:
+    """One worker at work. It ends when `_life` is closed, be it by the death of the daemon."""
+
+    def __init__(self, forker: _Forker, request: bytes) -> None:
+        self._forker = forker
+        self._request = request
+
+    async def run(self, source: AsyncIterator[bytes] | int | None) -> bytes:
+        """What the worker said; nothing if there never was one. It is gone on return, and on a cancellation."""
+        with ExitStack() as ends:
+            answer, answer_end = _pipe(ends)
+            life_end, life = _pipe(ends)
+            blob_end, sink = _pipe(ends)
+            request = ends.enter_context(FileIO(os.memfd_create("request"), "r+"))
+            request.write(self._request)
+            request.seek(0)
+            blob = source if isinstance(source, int) else blob_end.fileno()
+            self._forker.fork([request.fileno(), blob, answer_end.fileno(), life_end.fileno()])
+            for end in (answer_end, life_end, blob_end):
+                end.close()
+            try:
+                os.set_blocking(answer.fileno(), False)
+                if not await _read(answer.fileno(), 1):
+                    return b""
+                if source is not None and not isinstance(source, int):
+                    await _feed(sink, source)
+                sink.close()
+                return b"\n" + await _read_all(answer.fileno())
+            finally:
+                life.close()
+                await _gone(answer.fileno())
+
+
+def _pipe(ends: ExitStack) -> tuple[FileIO, FileIO]:
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    return ends.enter_context(FileIO(read_end, "r")), ends.enter_context(FileIO(write_end, "w"))
+
+
+def _paths() -> list[str]:
+    """Where the worker finds this package, and the libraries that decompress."""
+    roots = [_PACKAGES]
+    for library in _LIBRARIES:
+        spec = find_spec(library)
+        if spec is not None and spec.origin is not None:
+            roots.append(str(Path(spec.origin).parent.parent))
+    return list(dict.fromkeys(roots))
+
+
+async def _read_all(descriptor: int) -> bytes:
+    """What comes until the other end is closed."""
+    said = bytearray()
+    while piece := await _read(descriptor, _ANSWER_PIECE):
+        said += piece
+    return bytes(said)
+
+
+async def _read(descriptor: int, size: int) -> bytes:
+    while True:
+        try:
+            return os.read(descriptor, size)
+        except BlockingIOError:
+            await _ready(descriptor, write=False)
+
+
+async def _gone(descriptor: int) -> None:
+    """Wait, cancelled or not, until the worker that holds the other end has ended."""
+    waiting = asyncio.ensure_future(_read_all(descriptor))
+    while not waiting.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([waiting])
 
 
 async def _feed(sink: FileIO, source: AsyncIterator[bytes]) -> None:
@@ -109,17 +251,18 @@ async def _write(sink: int, piece: bytes) -> None:
         try:
             view = view[os.write(sink, view) :]
         except BlockingIOError:
-            await _writable(sink)
+            await _ready(sink, write=True)
 
 
-async def _writable(descriptor: int) -> None:
+async def _ready(descriptor: int, *, write: bool) -> None:
+    """Wait until `descriptor` can be written to, or read from."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(descriptor, _resolve, ready)
+    (loop.add_writer if write else loop.add_reader)(descriptor, _resolve, ready)
     try:
         await ready
     finally:
-        loop.remove_writer(descriptor)
+        (loop.remove_writer if write else loop.remove_reader)(descriptor)
 
 
 def _resolve(ready: asyncio.Future[None]) -> None:
@@ -127,14 +270,17 @@ def _resolve(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
-def _result(stdout: bytes, stderr: bytes, status: int | None, what: str, place: Path) -> dict[str, Any]:
+def _result(said: bytes, what: str, place: Path) -> dict[str, Any]:
     try:
-        answer = msgspec.json.decode(stdout, type=_Answer)
+        answer = msgspec.json.decode(said, type=_Answer)
     except msgspec.DecodeError:
-        last = stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ImageError(f"{what}: worker ended with status {status}{': ' + last if last else ''}") from None
+        raise ImageError(f"{what}: its worker was killed, or failed: {_last_line(said)}") from None
     if answer.ok is not None:
         return answer.ok
     if answer.error == "full":
         raise StorageFull(f"{what}: no space left below {place}: {answer.message}")
     raise _ERRORS.get(answer.error, ImageError)(f"{what}: {answer.message}")
+
+
+def _last_line(said: bytes) -> str:
+    return said.decode(errors="replace").strip().rpartition("\n")[2] or "it left no word"

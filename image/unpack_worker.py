@@ -1,32 +1,40 @@
-"""The short-lived process that does what would keep the daemon's interpreter busy: unpacking a layer, removing trees.
+"""The short-lived processes that do what would keep the daemon's interpreter busy: unpacking a layer, removing trees.
 
-It is a fresh `python -I -S` with only the standard library. argv[1] is the request as JSON, standard input a layer's
-blob, standard output the answer: {"ok": {...}} or {"error": kind, "message": text}.
+`serve` is a fresh `python -I -S` with little more than the standard library, kept warm; it forks a worker for each
+request. A worker reads its request as JSON and a layer's blob from descriptors, and answers on another, after the
+line break that says that there is a worker, with {"ok": {...}} or {"error": kind, "message": text}.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import hashlib
 import json
 import os
 import queue
+import re
 import signal
-import sys
+import socket
 import threading
-import zlib
+import traceback
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn, cast
+
+import zstandard  # not later: a worker's root is the layer
+from isal import isal_zlib
 
 from image.layer import LayerWriter, remove_tree
 from image.tar import ByteStream, TarError, TarReader
 
 _READ = 256 << 10  # bytes read of the blob at a time
-_CHUNK = 1 << 20  # bytes decompressed at a time
+_CHUNK = 256 << 10  # bytes decompressed at a time
 _AHEAD = 8  # chunks decompressed before they are unpacked
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE_ZSTD = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+_ZSTD_WINDOW = 128 << 20  # bytes: the most that the zstd command, too, takes without being told
 _PR_SET_PDEATHSIG = 1
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -109,21 +117,46 @@ def _decompress(pieces: Iterator[bytes]) -> Iterator[bytes]:
     first = next(pieces, b"")
     while len(first) < len(_ZSTD) and (more := next(pieces, b"")):
         first += more
-    if first.startswith(_ZSTD):
-        raise _Refused("invalid", "zstd compression is not supported")
-    if not first.startswith(_GZIP):
+    if first.startswith(_ZSTD) or _SKIPPABLE_ZSTD.match(first):
+        yield from _unzstd(first, pieces)
+    elif first.startswith(_GZIP):
+        try:
+            yield from _gunzip(first, pieces)
+        except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls the class an instance
+            raise _Refused("invalid", f"damaged gzip stream: {error}") from None
+    else:
         yield from filter(None, (first,))
         yield from pieces
-        return
+
+
+class _Source:
+    """Pieces as a file, each read giving what there is."""
+
+    def __init__(self, first: bytes, pieces: Iterator[bytes]) -> None:
+        self._left = first
+        self._pieces = pieces
+
+    def read(self, size: int) -> bytes:
+        piece = self._left or next(self._pieces, b"")
+        self._left = piece[size:]
+        return piece[:size]
+
+
+def _unzstd(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """All frames of a zstd stream (RFC 8878)."""
+    source = cast(IO[bytes], _Source(first, pieces))  # of a file, only `read` is asked for
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
-        yield from _gunzip(first, pieces)
-    except zlib.error as error:
-        raise _Refused("invalid", f"damaged gzip stream: {error}") from None
+        with decompressor.stream_reader(source, _READ, read_across_frames=True) as reader:
+            while chunk := reader.read(_CHUNK):
+                yield chunk
+    except zstandard.ZstdError as error:
+        raise _Refused("invalid", f"damaged zstd stream: {error}") from None
 
 
 def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
     """All members of a gzip stream; zeros may follow the last."""
-    stream = zlib.decompressobj(wbits=31)
+    stream = isal_zlib.decompressobj(wbits=31)
     while piece:
         if chunk := stream.decompress(piece, _CHUNK):
             yield chunk
@@ -131,19 +164,19 @@ def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
             piece = stream.unused_data.lstrip(b"\0")
             while not piece and (more := next(pieces, b"")):
                 piece = more.lstrip(b"\0")
-            stream = zlib.decompressobj(wbits=31) if piece else stream
+            stream = isal_zlib.decompressobj(wbits=31) if piece else stream
         else:
             piece = stream.unconsumed_tail or next(pieces, b"")
     if not stream.eof:
         raise _Refused("invalid", "gzip stream ends early")
 
 
-def _unpack(request: dict[str, Any]) -> dict[str, Any]:
+def _unpack(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
     root = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     # All is done below descriptors anyway; should a way out be found, it ends in the same directory.
     os.fchdir(root)
     os.chroot(".")
-    blob = _Blob(0, request["size"], request["digest"], request["diff_id"])
+    blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"])
     stream = ByteStream(blob.chunks())
     usage = LayerWriter(root).write(TarReader(stream))
     stream.drain()
@@ -162,20 +195,57 @@ def _remove(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _answer(answer: dict[str, Any]) -> NoReturn:
-    text = json.dumps(answer).encode()
+def serve(control: int) -> None:
+    """Fork a worker for each message, which carries its four descriptors, until the other end is closed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the daemon, which ends us
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects workers
+    os.umask(0)
+    gc.freeze()
+    requests = socket.socket(fileno=control)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(requests, 16, 4)
+        if not message:
+            return
+        _fork(requests, *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _fork(requests: socket.socket, request: int, blob: int, answer: int, life: int) -> None:
+    try:
+        os.write(answer, b"\n")
+        if os.fork() == 0:
+            requests.close()
+            _work(request, blob, answer, life)
+    except BrokenPipeError:
+        pass  # cancelled already
+    except OSError as error:
+        os.write(answer, f"fork: {error.strerror}".encode())
+
+
+def _work(request: int, blob: int, answer: int, life: int) -> NoReturn:
+    """Do the one request and end the process, which ends as well when the other end of `life` is closed."""
+    try:
+        threading.Thread(target=_end_with, args=(life,), daemon=True).start()
+        with open(request, "rb") as file:
+            reply = _reply(json.loads(file.read()), blob)
+        text = json.dumps(reply).encode()
+    except BaseException:
+        text = traceback.format_exc().encode()
     while text:
-        text = text[os.write(1, text) :]
+        text = text[os.write(answer, text) :]
     os._exit(0)  # the blob's thread may still be at work
 
 
-def main() -> None:
-    """Do the one request of argv[1] and end the process."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.umask(0)
-    request = json.loads(sys.argv[1])
+def _end_with(life: int) -> None:
+    os.read(life, 1)
+    os._exit(1)
+
+
+def _reply(request: dict[str, Any], blob: int) -> dict[str, Any]:
     try:
-        _answer({"ok": _unpack(request) if request["do"] == "unpack" else _remove(request)})
+        return {"ok": _unpack(request, blob) if request["do"] == "unpack" else _remove(request)}
     except _Refused as error:
         kind, message = error.kind, str(error)
     except TarError as error:
@@ -184,4 +254,4 @@ def main() -> None:
         kind = "full" if error.errno in _FULL else "invalid" if error.errno in _INVALID else "failed"
         place = f"entry {str(error.filename)[:200]!r}: " if error.filename else ""
         message = f"{place}{error.strerror}"
-    _answer({"error": kind, "message": message})
+    return {"error": kind, "message": message}

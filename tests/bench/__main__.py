@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
+import json
 import os
 import platform
 import shutil
@@ -18,8 +19,8 @@ from pathlib import Path
 from rich.console import Console
 
 from tests import box
-from tests.bench import layouts, report
-from tests.bench.peers import PEERS, Peer, PeerFailed, TracedCrisp
+from tests.bench import layouts, pull, report
+from tests.bench.peers import PEERS, Containerd, Crisp, Peer, PeerFailed, TracedCrisp
 from tests.bench.phases import PHASES, Contender, down, up, warm_up
 from tests.bench.trace import print_trace
 from tests.bench.workload import Client
@@ -44,7 +45,8 @@ def main() -> int:
         return _in_a_box(sys.argv[1:])
     status = 0
     try:
-        asyncio.run((_trace if arguments.trace else _measure)(arguments, Path(os.environ[DIRECTORY]), console))
+        measure = _pulls if arguments.what == "pull" else _trace if arguments.trace else _measure
+        asyncio.run(measure(arguments, Path(os.environ[DIRECTORY]), console))
     except* PeerFailed as failures:
         console.print(f"bench: {failures.exceptions[0]}", style="red", highlight=False, markup=False)
         status = 1
@@ -53,6 +55,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("pods", "pull"), default="pods", help="what to measure (pods)")
     parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
     names = [peer.name for peer in PEERS]
@@ -116,6 +119,22 @@ async def _measure(arguments: argparse.Namespace, directory: Path, console: Cons
     report.write_json(RESULTS / "bench.json", samples, about)
     report.draw_plot(RESULTS / "bench.png", samples)
     console.print(f"written: {RESULTS}/bench.json, bench.png", highlight=False)
+
+
+async def _pulls(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
+    kinds = [Crisp, Containerd]
+    versions = {kind.name: version for kind in kinds if (version := kind.version()) is not None}
+    with ExitStack() as undo:
+        peers = [
+            kind(directory / kind.name, 100 + number)
+            for number, kind in enumerate(kinds)
+            if kind.name in versions and (not arguments.only or kind.name in arguments.only)
+        ]
+        for peer in peers:
+            peer.start(undo)
+        measured = await pull.run(peers, arguments.rounds, directory, versions, console)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "pull.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
 async def _trace(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
