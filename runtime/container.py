@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-from runtime import overlay, syscalls, users
+from runtime import overlay, users
 from runtime import spec as oci
 from runtime.cgroups import Cgroup, Hierarchies
+from runtime.clone import clone_into
 from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.exec import Exec, Reply
 from runtime.init import MAX_REPORT, Start, clone_flags, container_init
@@ -456,34 +457,6 @@ class _StartAttempt:
             self._start.steps.extend((name, at) for name, at in message["executing"])
 
 
-def clone_into(cgroup: Cgroup, flags: int, pid_namespace: str, child: Callable[[], Any]) -> tuple[int, int]:
-    """Clone `child` into the cgroup (at once where there is a v2 hierarchy) and into an existing PID namespace.
-
-    Only children enter a PID namespace, so the caller's `pid_for_children` is switched for the moment of the clone.
-    """
-    into = cgroup.clone_fd()
-    restore = -1
-    try:
-        if pid_namespace:
-            restore = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-            target = os.open(pid_namespace, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                syscalls.setns(target, syscalls.CLONE_NEWPID)
-            finally:
-                os.close(target)
-        pid, pidfd = syscalls.clone(flags, into)
-        if pid == 0:
-            try:
-                child()
-            finally:
-                os._exit(1)  # whatever happens: two processes must not go on as the caller
-    finally:
-        if restore >= 0:
-            syscalls.setns(restore, syscalls.CLONE_NEWPID)
-            os.close(restore)
-        if into is not None:
-            os.close(into)
-    return pid, pidfd
 
 
 def _family(root: int, candidates: Sequence[int]) -> list[int]:

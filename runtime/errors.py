@@ -73,6 +73,16 @@ class NotSupported(RuntimeCoreError):
         self.reason = reason
 
 
+class ExecFailed(RuntimeCoreError):
+    """The program of `process.args` could not be executed, in words that runc's users know."""
+
+    members = ("message", "errno")
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
 def _verb_object(operation: str, object: str) -> str:
     if not object:
         return operation

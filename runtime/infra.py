@@ -25,11 +25,11 @@ from collections.abc import Mapping
 from typing import Final, NoReturn
 
 from runtime import seccomp, syscalls
+from runtime.elf import executable, in_memory
 from runtime.errors import OperationFailed, failing
 from runtime.rootfs import ATTACH_POINT
 
 _INFRA_UID: Final = 65535
-_MACHINE = {"x86_64": 62, "aarch64": 183}  # e_machine
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # prctl, rt_sigtimedwait, wait4, exit_group, execveat
 _ALLOWED_CALLS = {"x86_64": (157, 128, 61, 231, 322), "aarch64": (167, 137, 260, 94, 281)}
@@ -53,21 +53,11 @@ _CODE: Final[dict[str, bytes]] = {
         "0240010000000000"  # set
     ),
 }
-_LOAD_ADDRESS: Final = 0x400000
-_HEADERS: Final = 64 + 56
-
 
 def program(machine: str | None = None) -> bytes:
     """A static ELF executable of the infra loop for this (or the named) machine (elf(5))."""
     machine = machine or os.uname().machine
-    code = _CODE[machine]
-    size = _HEADERS + len(code)
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header = struct.pack(
-        "<HHIQQQIHHHHHH", 2, _MACHINE[machine], 1, _LOAD_ADDRESS + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0
-    )
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _LOAD_ADDRESS, _LOAD_ADDRESS, size, size, 0x1000)
-    return ident + header + segment + code
+    return executable(_CODE[machine], machine)
 
 
 def filter_program(machine: str | None = None) -> bytes:
@@ -86,19 +76,7 @@ def program_file() -> int:
 
     Linux makes a process non-dumpable when it executes a file that it may not read.
     """
-    with_exec_flag = 0x10  # MFD_EXEC, Linux 6.3: asks for an executable memfd under vm.memfd_noexec=1
-    try:
-        writable = os.memfd_create("crisp-infra", os.MFD_CLOEXEC | with_exec_flag)
-    except OSError:
-        writable = os.memfd_create("crisp-infra", os.MFD_CLOEXEC)
-    try:
-        os.write(writable, program())
-        # Reopened because execve refuses a file that anybody has open for writing (ETXTBSY).
-        readonly = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
-        os.fchmod(readonly, 0o111)
-        return readonly
-    finally:
-        os.close(writable)
+    return in_memory("crisp-infra", program(), 0o111)
 
 
 def empty_mount_namespace() -> int:

@@ -14,16 +14,18 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final, NoReturn
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NoReturn
 
 from runtime import process, syscalls
 from runtime import spec as oci
 from runtime.cgroups import Cgroup
 from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
+from runtime.gate import Gate
+from runtime.hooks import run_hooks
 from runtime.infra import write_sysctls
 from runtime.mounts import MountPlan
-from runtime.rootfs import CgroupView, Rootfs, open_in_root, open_sources
+from runtime.rootfs import ATTACH_POINT, CgroupView, Rootfs, open_in_root, open_sources
 from runtime.terminal import open_peer, take_over
 
 NAMESPACE_FLAGS: Final = {
@@ -47,12 +49,16 @@ class Start:
     process: oci.Process
     mounts: Sequence[MountPlan]
     rootfs: int  # detached root mount
-    empty_mount_namespace: int
+    empty_mount_namespace: int  # -1: a copy of the caller's own, where createContainer hooks find their programs
     cgroup: Cgroup
     in_unified_cgroup: bool  # cloned into the v2 cgroup already
     stdio: tuple[int, int, int]  # ignored with a terminal
     filter_program: bytes = b""
     filter_flags: int = 0
+    gate: Gate | None = None  # what holds the program back until somebody starts it
+    preserved: int = 0  # descriptors after the standard streams that the program gets
+    keyring: bool = True  # a session keyring of its own
+    attach_point: str = ATTACH_POINT
     trace: bool = False
     steps: list[tuple[str, int]] = field(default_factory=list)
 
@@ -126,17 +132,21 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     start.cgroup.join_self(unified=not start.in_unified_cgroup)
     start.step("cgroup joined")
     os.setsid()
-    process.new_keyring(start.container_id)
+    if start.keyring:
+        process.new_keyring(start.container_id)
     _set_oom_score(start, channel)
     _enter_namespaces(spec)
     start.step("namespaces entered")
     view = cgroup_view(start.cgroup)
     sources = open_sources(start.mounts, view)
     with failing("make", "mount namespace"):
-        syscalls.setns(start.empty_mount_namespace, syscalls.CLONE_NEWNS)
+        if start.empty_mount_namespace >= 0:
+            syscalls.setns(start.empty_mount_namespace, syscalls.CLONE_NEWNS)
         syscalls.unshare(syscalls.CLONE_NEWNS)
+        if start.empty_mount_namespace < 0:
+            syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     rootfs = Rootfs(start.rootfs)
-    rootfs.attach()
+    rootfs.attach(start.attach_point)
     start.step("rootfs attached")
     rootfs.populate(start.mounts, sources, view, linux.devices)
     start.step("mounts made")
@@ -145,17 +155,50 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
         stdio = _open_console(rootfs, start.process, channel)
     with failing("make working directory", start.process.cwd):
         os.close(rootfs.open_target(start.process.cwd, is_directory=True))
+    state = _creation_hooks(spec.hooks, channel)
     rootfs.pivot()
     rootfs.restrict(linux, readonly=spec.root.readonly)
     start.step("rootfs finished")
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
 
+    def start_hooks() -> None:
+        run_hooks("startContainer", spec.hooks.start_container, {**state, "status": "created"})
+
     def announce() -> None:
+        if start.gate is None:
+            start_hooks()
         start.step("ready to exec")
         channel.send(json.dumps({"executing": start.steps}).encode())
 
-    process.become(start.process, start.filter_program, start.filter_flags, channel.fileno(), announce)
+    gate = start.gate
+    if gate is not None and spec.hooks.start_container:
+        gate = replace(gate, program=-1, on_open=start_hooks)
+    process.become(
+        start.process,
+        start.filter_program,
+        start.filter_flags,
+        channel.fileno(),
+        announce,
+        gate=gate,
+        preserved=start.preserved,
+    )
+
+
+def _creation_hooks(hooks: oci.Hooks, channel: socket.socket) -> dict[str, Any]:
+    """Have the parent run prestart and createRuntime hooks, then run createContainer's. Returns the container's state.
+
+    The parent answers {"hooks": true} with the state that hooks get, or goes away.
+    """
+    if not (hooks.prestart or hooks.create_runtime or hooks.create_container or hooks.start_container):
+        return {}
+    channel.send(json.dumps({"hooks": True}).encode())
+    answer = channel.recv(MAX_REPORT)
+    if not answer:
+        os._exit(1)  # the parent knows why
+    state: dict[str, Any] = json.loads(answer)
+    run_hooks("createContainer", hooks.create_container, state)
+    return state
 
 
 def _set_oom_score(start: Start, channel: socket.socket) -> None:

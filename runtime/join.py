@@ -16,6 +16,7 @@ from runtime import process, syscalls
 from runtime import spec as oci
 from runtime.cgroups import Cgroup
 from runtime.errors import failing
+from runtime.gate import Gate
 from runtime.init import NAMESPACE_FLAGS, leave_the_loop, report
 from runtime.terminal import open_peer, take_over
 
@@ -35,6 +36,8 @@ class Join:
     stdio: tuple[int, int, int]  # ignored with a terminal
     filter_program: bytes = b""
     filter_flags: int = 0
+    gate: Gate | None = None
+    preserved: int = 0  # descriptors after the standard streams that the program gets
 
 
 def namespace_flags(spec: oci.Spec) -> int:
@@ -63,7 +66,14 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
         stdio = _open_terminal(join.process, channel) if join.process.terminal else join.stdio
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
-        process.become(join.process, join.filter_program, join.filter_flags, channel.fileno())
+        process.become(
+            join.process,
+            join.filter_program,
+            join.filter_flags,
+            channel.fileno(),
+            gate=join.gate,
+            preserved=join.preserved,
+        )
     except BaseException as error:  # nothing of the shim may go on in the child
         report(channel, error)
     os._exit(1)

@@ -16,19 +16,10 @@ from typing import Final, NoReturn
 
 from runtime import capabilities, seccomp, syscalls
 from runtime import spec as oci
-from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, failing
+from runtime.errors import ExecFailed, NotSupported, OperationFailed, failing
+from runtime.gate import Gate
 
 _UNLIMITED: Final = 2**64 - 1
-
-
-class ExecFailed(RuntimeCoreError):
-    """The program of `process.args` could not be executed, in words that runc's users know."""
-
-    members = ("message", "errno")
-
-    def __init__(self, message: str, errno: int) -> None:
-        super().__init__(message)
-        self.errno = errno
 
 
 def become(
@@ -37,16 +28,20 @@ def become(
     filter_flags: int,
     channel: int,
     before_exec: Callable[[], None] | None = None,
+    *,
+    gate: Gate | None = None,
+    preserved: int = 0,
 ) -> NoReturn:
     """Turn the calling process into the container's program. Raises RuntimeCoreError; never returns.
 
-    Of its descriptors only the standard streams and `channel` stay open. `before_exec` runs when only execve is left
-    to do; it may use no more than the filter allows (a send).
+    Of its descriptors the standard streams, as many after them as are `preserved`, `channel` and those of the gate
+    stay open. `before_exec` runs when only execve is left to do; it may use no more than the filter allows (a send).
     """
+    keep = [channel, *((gate.wait, gate.report, gate.program) if gate else ())]
     # Not by close-on-exec: until execve has resolved them, working directory and program may be named by way of
     # /proc/self/fd, and a descriptor of a host directory there is the host (CVE-2024-21626).
     with failing("close", "inherited descriptors"):
-        syscalls.close_all_from(3, keep=channel)
+        syscalls.close_all_from(3 + preserved, keep=keep)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     _use_own_null_device()
     _own_streams(process)
@@ -68,7 +63,7 @@ def become(
         if filter_program:
             with failing("load", "seccomp filter"):
                 seccomp.load_filter(filter_program, filter_flags)
-    _execute(process, before_exec)
+    _execute(process, channel, before_exec, gate)
 
 
 def set_oom_score_adj(value: int) -> str:
@@ -215,7 +210,9 @@ def _enter_directory(cwd: str) -> bool:
     return True
 
 
-def _execute(process: oci.Process, before_exec: Callable[[], None] | None) -> NoReturn:
+def _execute(
+    process: oci.Process, channel: int, before_exec: Callable[[], None] | None, gate: Gate | None
+) -> NoReturn:
     program = _find_program(process)
     environment = dict(entry.partition("=")[::2] for entry in process.env)
     # CPython ignores these two, and execve would hand that down.
@@ -224,6 +221,8 @@ def _execute(process: oci.Process, before_exec: Callable[[], None] | None) -> No
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if before_exec is not None:
         before_exec()
+    if gate is not None:
+        gate.pass_through(program, process.args, environment, channel)
     try:
         os.execve(program, process.args, environment)
     except OSError as error:

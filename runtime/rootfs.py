@@ -104,10 +104,10 @@ class Rootfs:
     def __init__(self, root: int) -> None:
         self.root = root
 
-    def attach(self) -> None:
-        """Put the detached root mount into the caller's mount namespace."""
+    def attach(self, point: str = ATTACH_POINT) -> None:
+        """Put the detached root mount into the caller's mount namespace, on the directory `point`."""
         with failing("attach", "rootfs"):
-            sys.move_mount(self.root, sys.AT_FDCWD, ATTACH_POINT)
+            sys.move_mount(self.root, sys.AT_FDCWD, point)
 
     def populate(
         self,

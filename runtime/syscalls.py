@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterable
 from typing import Final
 
 libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -262,11 +263,14 @@ def join_new_session_keyring(name: str) -> None:
     _check(_syscall(_number("keyctl"), _KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name)), "session keyring")
 
 
-def close_all_from(first: int, *, keep: int) -> None:
-    """Close every descriptor from `first` up but `keep`, which is not below `first` (close_range(2), Linux 5.9)."""
-    for low, high in ((first, keep - 1), (keep + 1, 0xFFFFFFFF)):
-        if low <= high:
+def close_all_from(first: int, *, keep: Iterable[int]) -> None:
+    """Close every descriptor from `first` up but those of `keep` (close_range(2), Linux 5.9)."""
+    low = first
+    for fd in (*sorted(fd for fd in set(keep) if fd >= first), 1 << 32):
+        if low < fd:
+            high = fd - 1
             _check(_syscall(SYS_CLOSE_RANGE, ctypes.c_uint(low), ctypes.c_uint(high), 0), f"close_range {low} {high}")
+        low = fd + 1
 
 
 def close_on_exec_from(first: int) -> None:

@@ -31,6 +31,7 @@ def open_peer(master: int, process: oci.Process) -> int:
     terminal = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     if process.console_size is not None:
         resize(terminal, process.console_size.width, process.console_size.height)
+    os.fchown(terminal, process.user.uid, -1)  # so that the user can open it by its name too
     return terminal
 
 

@@ -37,7 +37,7 @@ def main() -> None:
     os.umask(0o022)
     _restore_descriptor_limit()
     _restore_signals()
-    syscalls.close_all_from(_CONTROL, keep=_CONTROL)
+    syscalls.close_all_from(_CONTROL, keep=(_CONTROL,))
     syscalls.set_name("crisp-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     inheritance = Inheritance(Hierarchies.detect(), infra.program_file(), infra.empty_mount_namespace())

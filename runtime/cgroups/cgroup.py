@@ -143,6 +143,12 @@ class Cgroup:
         else:
             processes.thaw_v2(self.unified)
 
+    def is_frozen(self) -> bool:
+        """Whether its processes are stopped, or being stopped, by its own freezer. False where it is gone."""
+        if freezer := self._freezer():
+            return processes.is_frozen_v1(freezer)
+        return files.counter(self.unified + "/cgroup.events", "frozen") == 1
+
     def oom_kills(self) -> int:
         """How many processes the kernel killed for the cgroup's memory limit; 0 where nobody counts or it is gone."""
         if memory := self.hierarchies.v1.get("memory"):

@@ -116,6 +116,14 @@ def thaw_v1(freezer: str) -> None:
     files.write(freezer + "/freezer.state", "THAWED")
 
 
+def is_frozen_v1(freezer: str) -> bool:
+    """Whether the version 1 freezer stops, or has stopped, the tasks. False where it is gone."""
+    try:
+        return files.read(freezer + "/freezer.state") != "THAWED"
+    except OperationFailed:
+        return False
+
+
 def freeze_v2(unified: str) -> None:
     """Stops all processes by cgroup.freeze. Raises `OperationFailed`; ETIMEDOUT after 2 s, thawed again."""
     files.write(unified + "/cgroup.freeze", "1")

@@ -1,0 +1,23 @@
+"""What the global flags say, for every command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.cgroups import Hierarchies
+from runtime.command.log import Log
+from runtime.command.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """`rootless`: cgroups that may not be used are done without."""
+
+    store: Store
+    log: Log
+    rootless: bool
+    systemd_cgroup: bool
+
+    def hierarchies(self) -> Hierarchies:
+        """The machine's cgroup hierarchies."""
+        return Hierarchies.detect()

@@ -1,0 +1,20 @@
+"""`crisp-oci create`: everything but the program's execve, which `start` lets happen."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from runtime.command import creation
+from runtime.command.context import Context
+from runtime.command.flags import Options
+from runtime.command.operands import only
+
+FLAGS: Final = creation.FLAGS
+ARGUMENTS: Final = "ID"
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    created = creation.create(context, options, only(operands, "ID"), console_needed=True)
+    os.close(created.pidfd)
+    return 0

@@ -1,0 +1,343 @@
+"""From a bundle to a container whose init waits to be started: what `create` and `run` share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from runtime import seccomp, syscalls
+from runtime.cgroups import Cgroup
+from runtime.clone import clone_into
+from runtime.command import removal
+from runtime.command.context import Context
+from runtime.command.flags import Flag, Options, UsageError
+from runtime.command.interpreter import require_readonly
+from runtime.command.record import Record, no_cgroup, start_time, state_document
+from runtime.command.store import Entry
+from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing, from_json
+from runtime.gate import Gate, waiting_program
+from runtime.hooks import run_hooks
+from runtime.infra import empty_mount_namespace
+from runtime.init import MAX_REPORT, Start, clone_flags, container_init
+from runtime.mounts import plan_mounts
+from runtime.rootfs import ATTACH_POINT
+from runtime.spec import Process, Spec
+from runtime.spec_parse import parse
+
+FLAGS: Final = (
+    Flag("bundle", short="b", argument="DIR", help="the bundle's directory (the current one)"),
+    Flag("console-socket", argument="PATH", help="unix socket that gets the terminal's master"),
+    Flag("pid-file", argument="FILE", help="where to write the init's process id"),
+    Flag("no-pivot", help="accepted: a container's root is never below a ramdisk's here"),
+    Flag("no-new-keyring", help="leave the container in the caller's session keyring"),
+    Flag("preserve-fds", argument="N", help="pass N descriptors after the standard streams (and $LISTEN_FDS)"),
+)
+
+
+@dataclass(slots=True)
+class Created:
+    """`console` is the terminal's master, -1 without one, and the caller's to close; so is `pidfd`."""
+
+    entry: Entry
+    record: Record
+    spec: Spec
+    pidfd: int
+    console: int = -1
+
+
+def create(context: Context, options: Options, id: str, *, console_needed: bool) -> Created:
+    """Create the container of the bundle; nothing is left when that fails. Single-threaded callers only.
+
+    `console_needed`: a terminal goes to --console-socket, since the caller will not stay. Raises RuntimeCoreError.
+    """
+    preserved = preserved_descriptors(options)
+    bundle = os.path.abspath(options.text("bundle", "."))
+    text, spec, process = load(bundle)
+    socket_path = options.text("console-socket")
+    if process.terminal and console_needed and not socket_path:
+        raise UsageError("cannot allocate tty if runc will detach without setting console socket")
+    if socket_path and not process.terminal:
+        raise UsageError("cannot use console socket if runc will not detach or allocate tty")
+    process = _with_listening(process, preserved)
+    maker = _Maker(context, spec, process, bundle, id)
+    maker.check()
+    require_readonly(needed=maker.execs_from_interpreter())
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # init has our memory until its execve, and the container may look
+    entry = context.store.reserve(id)
+    with contextlib.ExitStack() as undo:
+        undo.callback(entry.remove)
+        entry.write("config.json", text)
+        created = maker.make(entry, undo, preserved, keyring=not options.switch("no-new-keyring"))
+        if created.console >= 0 and socket_path:
+            send_console(created.console, socket_path)
+            os.close(created.console)
+            created.console = -1
+        if pid_file := options.text("pid-file"):
+            write_pid_file(pid_file, created.record.pid)
+        undo.pop_all()
+    return created
+
+
+def load(bundle: str) -> tuple[bytes, Spec, Process]:
+    """The bundle's configuration, as text and as values. Raises SpecError."""
+    path = os.path.join(bundle, "config.json")
+    with failing("read", path), open(path, "rb") as file:
+        text = file.read()
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise SpecError("", f"{path} is not JSON: {error}") from error
+    spec = parse(document)
+    if spec.process is None:
+        raise SpecError("process", "is required")
+    return text, spec, spec.process
+
+
+def preserved_descriptors(options: Options) -> int:
+    """How many descriptors after the standard streams the program gets. Raises UsageError if one is not open."""
+    listening = os.environ.get("LISTEN_FDS", "")
+    count = options.number("preserve-fds") + (int(listening) if listening.isdecimal() else 0)
+    for fd in range(3, 3 + count):
+        try:
+            os.set_inheritable(fd, True)
+        except OSError:
+            raise UsageError(f"--preserve-fds: descriptor {fd} of {count} is not open") from None
+    return count
+
+
+def _with_listening(process: Process, preserved: int) -> Process:
+    listening = os.environ.get("LISTEN_FDS", "")
+    if not preserved or not listening.isdecimal():
+        return process
+    return replace(process, env=(*process.env, f"LISTEN_FDS={listening}", "LISTEN_PID=1"))
+
+
+def write_pid_file(path: str, pid: int) -> None:
+    """Whole or not at all."""
+    directory, name = os.path.split(os.path.abspath(path))
+    new = os.path.join(directory, f".{name}")
+    with failing("write", path):
+        with open(new, "w") as file:
+            file.write(str(pid))
+        os.rename(new, path)
+
+
+def send_console(master: int, path: str) -> None:
+    """Give a terminal's master to who listens on a unix socket."""
+    with failing("send console to", path), socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        socket.send_fds(connection, [b"/dev/ptmx"], [master])
+
+
+class _Maker:
+    """The steps of a creation, each undone by the stack that it is given."""
+
+    def __init__(self, context: Context, spec: Spec, process: Process, bundle: str, id: str) -> None:
+        self._context = context
+        self._spec = spec
+        self._process = process
+        self._bundle = bundle
+        self._id = id
+        self._rootfs_path = os.path.join(bundle, spec.root.path)
+        self._mounts = plan_mounts(spec)
+        self._flags = clone_flags(spec)
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything is made."""
+        if not os.path.isdir(self._rootfs_path):
+            raise SpecError("root.path", f"`{self._rootfs_path}` is no directory")
+        if self._context.systemd_cgroup:
+            raise NotSupported("use", "--systemd-cgroup", "crisp-oci makes cgroups itself; use the cgroupfs manager")
+
+    def execs_from_interpreter(self) -> bool:
+        """Whether the interpreter itself has to execute the container's program."""
+        probe = waiting_program(-1, -1, self._process, self._spec.linux.seccomp)
+        if probe >= 0:
+            os.close(probe)
+        return probe < 0 or bool(self._spec.hooks.start_container)
+
+    def make(self, entry: Entry, undo: contextlib.ExitStack, preserved: int, *, keyring: bool) -> Created:
+        record = Record(
+            id=self._id,
+            oci_version=self._spec.oci_version,
+            bundle=self._bundle,
+            rootfs=os.path.abspath(self._rootfs_path),
+            created=_now(),
+            owner=_owner(),
+        )
+        cgroup = self._make_cgroup(record, undo)
+        entry.save(record)
+        gate = self._make_gate(entry, undo)
+        start = Start(
+            container_id=self._id,
+            spec=self._spec,
+            process=self._process,
+            mounts=self._mounts,
+            rootfs=self._open_rootfs(undo),
+            empty_mount_namespace=self._template(undo),
+            cgroup=cgroup,
+            in_unified_cgroup=bool(cgroup.unified),
+            stdio=(0, 1, 2),
+            filter_program=self._filter(entry),
+            filter_flags=seccomp.filter_flags(self._spec.linux.seccomp) if self._spec.linux.seccomp else 0,
+            gate=gate,
+            preserved=preserved,
+            keyring=keyring,
+            attach_point=record.rootfs if self._wants_host_mounts() else ATTACH_POINT,
+        )
+        created = self._clone(start, entry, record, undo)
+        for fd in (start.rootfs, start.empty_mount_namespace, gate.program, gate.wait, gate.report):
+            if fd >= 0:
+                os.close(fd)
+        return created
+
+    def _make_cgroup(self, record: Record, undo: contextlib.ExitStack) -> Cgroup:
+        path = self._spec.linux.cgroups_path or f"/crisp-oci/{self._id}"
+        try:
+            cgroup = self._context.hierarchies().cgroup(path)
+            made = cgroup.create(self._spec.linux.resources)
+        except RuntimeCoreError as error:
+            if not self._context.rootless:
+                raise
+            self._context.log.debug(f"without a cgroup: {error}")
+            return no_cgroup()
+        record.cgroup = cgroup.path
+        record.made_cgroups = tuple(made)
+        undo.callback(removal.remove_cgroup, record, self._context.log)
+        return cgroup
+
+    def _make_gate(self, entry: Entry, undo: contextlib.ExitStack) -> Gate:
+        wait, report = (_fifo(entry.path(name), undo) for name in ("exec.fifo", "exec.report"))
+        return Gate(wait, report, waiting_program(wait, report, self._process, self._spec.linux.seccomp))
+
+    def _open_rootfs(self, undo: contextlib.ExitStack) -> int:
+        with failing("open rootfs", self._rootfs_path):
+            rootfs = syscalls.open_tree(
+                syscalls.AT_FDCWD, self._rootfs_path, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
+            )
+            flags = syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
+            syscalls.mount_setattr(rootfs, "", flags, propagation=syscalls.MS_PRIVATE)
+        undo.callback(_close, rootfs)
+        return rootfs
+
+    def _wants_host_mounts(self) -> bool:
+        return bool(self._spec.hooks.create_container)
+
+    def _template(self, undo: contextlib.ExitStack) -> int:
+        if self._wants_host_mounts():
+            return -1
+        with failing("make", "mount namespace"):
+            namespace = empty_mount_namespace()
+        undo.callback(_close, namespace)
+        return namespace
+
+    def _filter(self, entry: Entry) -> bytes:
+        if self._spec.linux.seccomp is None:
+            return b""
+        program = seccomp.compile_filter(self._spec.linux.seccomp)
+        entry.write("filter", program)
+        return program
+
+    def _clone(self, start: Start, entry: Entry, record: Record, undo: contextlib.ExitStack) -> Created:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid_namespace = self._spec.linux.namespace("pid")
+        with ours:
+            with theirs, failing("clone", "container init"):
+                pid, pidfd = clone_into(
+                    start.cgroup,
+                    self._flags,
+                    pid_namespace.path if pid_namespace else "",
+                    lambda: container_init(start, theirs),
+                )
+            undo.callback(removal.end_child, pid, pidfd)
+            record.pid, record.start_time = pid, start_time(pid)
+            entry.save(record)
+            created = Created(entry, record, self._spec, pidfd)
+            undo.callback(lambda: _close(created.console))
+            conversation = Conversation(ours, lambda: self._run_hooks(record, undo))
+            created.console = conversation.until_ready(self._context.log.warning)
+        return created
+
+    def _run_hooks(self, record: Record, undo: contextlib.ExitStack) -> dict[str, Any]:
+        state = state_document(record, "creating", self._spec.annotations) | {"pid": record.pid}
+        undo.callback(removal.run_poststop, self._spec.hooks, state, self._context.log)
+        run_hooks("prestart", self._spec.hooks.prestart, state)
+        run_hooks("createRuntime", self._spec.hooks.create_runtime, state)
+        return state
+
+
+class Conversation:
+    """With a child on its way to its program or its gate, until it closes the channel."""
+
+    def __init__(self, channel: socket.socket, hooks: Callable[[], Mapping[str, Any]] | None = None) -> None:
+        self._channel = channel
+        self._hooks = hooks
+
+    def until_ready(self, warn: Callable[[str], None], program: str = "") -> int:
+        """Returns the terminal's master, -1 without one. Raises what the child failed with."""
+        from runtime.gate import failure
+
+        console = -1
+        ready = not self._hooks  # an exec announces nothing
+        try:
+            while True:
+                data, fds, _flags, _address = socket.recv_fds(self._channel, MAX_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
+                if not data:
+                    break
+                if data[:1] != b"{":
+                    raise failure(data, program) or RuntimeCoreError("the process failed")
+                message: dict[str, Any] = json.loads(data)
+                if "failed" in message:
+                    raise from_json(message["failed"])
+                if "warning" in message:
+                    warn(message["warning"])
+                elif "console" in message:
+                    console = fds[0]
+                elif "executing" in message:
+                    ready = True
+                elif "hooks" in message and self._hooks is not None:
+                    self._channel.send(json.dumps(self._hooks()).encode())
+            if not ready:
+                raise RuntimeCoreError("the container's init died before its program ran")
+        except BaseException:
+            _close(console)
+            raise
+        return console
+
+
+def _fifo(path: str, undo: contextlib.ExitStack) -> int:
+    """Open for both directions: reading then waits instead of ending while nobody writes."""
+    with failing("make", path):
+        os.mkfifo(path, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    undo.callback(_close, fd)
+    return fd
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
+
+
+def _now() -> str:
+    now = time.time_ns()
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now % 10**9:09}Z"
+
+
+def _owner() -> str:
+    if os.geteuid() == 0:
+        return "root"
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+

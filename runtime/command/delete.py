@@ -1,0 +1,32 @@
+"""`crisp-oci delete`: forget a container that has stopped."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from runtime.command.context import Context
+from runtime.command.flags import Flag, Options
+from runtime.command.operands import only
+from runtime.command.removal import current_status, destroy
+from runtime.command.store import NoContainer
+from runtime.errors import RuntimeCoreError
+
+FLAGS: Final = (Flag("force", short="f", help="kill it first; one that does not exist is fine"),)
+ARGUMENTS: Final = "ID"
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    force = options.switch("force")
+    try:
+        entry = context.store.existing(only(operands, "ID"))
+        with entry.locked():
+            record = entry.load()
+            found = current_status(entry, record)
+            if not force and found not in ("stopped", "created", "creating"):
+                raise RuntimeCoreError(f"cannot delete container {record.id} that is not stopped: {found}")
+            destroy(entry, record, context.log)
+    except NoContainer:
+        if not force:
+            raise
+        context.store.entry(only(operands, "ID")).remove()  # what a killed `create` left before it wrote a state
+    return 0

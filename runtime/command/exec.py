@@ -1,0 +1,197 @@
+"""`crisp-oci exec`: another process in a container. 255 when it could not be executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import replace
+from typing import Final
+
+from runtime import seccomp, syscalls
+from runtime.cgroups import Cgroup
+from runtime.clone import clone_into
+from runtime.command.context import Context
+from runtime.command.creation import Conversation, preserved_descriptors, send_console, write_pid_file
+from runtime.command.flags import Flag, Options, UsageError
+from runtime.command.foreground import attend
+from runtime.command.interpreter import require_readonly
+from runtime.command.operands import first
+from runtime.command.record import Record
+from runtime.command.removal import current_status, end_child
+from runtime.command.store import Entry
+from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, failing
+from runtime.gate import Gate, waiting_program
+from runtime.join import Join, exec_process
+from runtime.spec import Capabilities, Process, Spec, User
+from runtime.spec_parse import parse_process
+
+FLAGS: Final = (
+    Flag("console-socket", argument="PATH", help="unix socket that gets the terminal's master"),
+    Flag("cwd", argument="DIR", help="working directory in the container"),
+    Flag("env", short="e", argument="NAME=VALUE", repeated=True, help="environment variable"),
+    Flag("tty", short="t", help="give the process a terminal"),
+    Flag("user", short="u", argument="UID[:GID]", help="whom it runs as"),
+    Flag("additional-gids", short="g", argument="GID", repeated=True, help="more groups"),
+    Flag("process", short="p", argument="FILE", help="read the process from this JSON file"),
+    Flag("detach", short="d", help="do not wait for the process"),
+    Flag("pid-file", argument="FILE", help="where to write its process id"),
+    Flag("process-label", argument="LABEL", help="its SELinux label"),
+    Flag("apparmor", argument="PROFILE", help="its AppArmor profile"),
+    Flag("no-new-privs", help="it can gain no privileges"),
+    Flag("cap", short="c", argument="CAPABILITY", repeated=True, help="a capability more"),
+    Flag("preserve-fds", argument="N", help="pass N descriptors after the standard streams (and $LISTEN_FDS)"),
+    Flag("cgroup", argument="PATH", repeated=True, help="run it in this cgroup below the container's"),
+    Flag("ignore-paused", help="allow it in a paused container; it waits until that is resumed"),
+)
+ARGUMENTS: Final = "ID COMMAND [ARGUMENT...], or --process FILE ID"
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    id, arguments = first(operands, "ID")
+    entry = context.store.existing(id)
+    record = entry.load()
+    found = current_status(entry, record)
+    if found == "stopped":
+        raise RuntimeCoreError("cannot exec in a stopped container")
+    if found == "paused" and not options.switch("ignore-paused"):
+        raise RuntimeCoreError("cannot exec in a paused container (use --ignore-paused to override)")
+    spec = entry.spec()
+    process = chosen_process(spec, options, arguments)
+    detach, console_socket = options.switch("detach"), options.text("console-socket")
+    if process.terminal and detach and not console_socket:
+        raise UsageError("cannot allocate tty if runc will detach without setting console socket")
+    if console_socket and not process.terminal:
+        raise UsageError("cannot use console socket if runc will not detach or allocate tty")
+    preserved = preserved_descriptors(options)
+    pid, pidfd, console = _start(context, entry, record, spec, process, options, preserved)
+    if console >= 0 and console_socket:
+        send_console(console, console_socket)
+        os.close(console)
+        console = -1
+    if pid_file := options.text("pid-file"):
+        write_pid_file(pid_file, pid)
+    if detach:
+        return 0
+    return attend(pid, pidfd, console)
+
+
+def chosen_process(spec: Spec, options: Options, arguments: list[str]) -> Process:
+    """--process as it is, or the container's own process with what the flags change. Raises SpecError, UsageError."""
+    if path := options.text("process"):
+        with failing("read", path), open(path, "rb") as file:
+            text = file.read()
+        try:
+            return parse_process(json.loads(text))
+        except ValueError as error:
+            raise SpecError("", f"{path} is not JSON: {error}") from error
+    if not arguments:
+        raise UsageError("process args cannot be empty")
+    assert spec.process is not None
+    base = spec.process
+    return replace(
+        base,
+        args=tuple(arguments),
+        cwd=options.text("cwd", base.cwd),
+        env=(*base.env, *options.texts("env")),
+        terminal=options.switch("tty"),
+        console_size=None,
+        user=_user(base.user, options),
+        capabilities=_capabilities(base.capabilities, options.texts("cap")),
+        apparmor_profile=options.text("apparmor", base.apparmor_profile),
+        selinux_label=options.text("process-label", base.selinux_label),
+        no_new_privileges=base.no_new_privileges or options.switch("no-new-privs"),
+    )
+
+
+def _user(base: User, options: Options) -> User:
+    uid, colon, gid = options.text("user").partition(":")
+    numbers = [uid, gid] if colon else [uid]
+    if uid and not all(number.isdecimal() for number in numbers):
+        raise UsageError(f"--user: expected UID or UID:GID, got {options.text('user')!r}")
+    more = options.texts("additional-gids")
+    if not all(number.isdecimal() for number in more):
+        raise UsageError(f"--additional-gids: expected a number, got {more!r}")
+    return replace(
+        base,
+        uid=int(uid) if uid else base.uid,
+        gid=int(gid) if gid else base.gid,
+        additional_gids=(*base.additional_gids, *map(int, more)),
+    )
+
+
+def _capabilities(base: Capabilities | None, names: list[str]) -> Capabilities | None:
+    if not names:
+        return base
+    more = frozenset(name.upper() for name in names)
+    base = base or Capabilities()
+    return replace(
+        base,
+        bounding=base.bounding | more,
+        effective=base.effective | more,
+        permitted=base.permitted | more,
+        inheritable=base.inheritable,
+        ambient=base.ambient,
+    )
+
+
+def _start(
+    context: Context, entry: Entry, record: Record, spec: Spec, process: Process, options: Options, preserved: int
+) -> tuple[int, int, int]:
+    """Clone the process and wait until it is the program. Its pid, a pidfd, and its terminal's master or -1."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    opened, opener = os.pipe()
+    os.write(opener, b"0")  # nobody has to start it
+    report = theirs.fileno()
+    program = waiting_program(opened, report, process, spec.linux.seccomp)
+    require_readonly(needed=program < 0)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # it has our memory until its execve, and the container may look
+    cgroup = _cgroup(record, options.texts("cgroup"))
+    init = _init_pidfd(record)
+    join = Join(
+        container_id=record.id,
+        spec=spec,
+        process=process,
+        init_pidfd=init,
+        cgroup=cgroup,
+        in_unified_cgroup=bool(cgroup.unified),
+        stdio=(0, 1, 2),
+        filter_program=entry.read("filter") if spec.linux.seccomp else b"",
+        filter_flags=seccomp.filter_flags(spec.linux.seccomp) if spec.linux.seccomp else 0,
+        gate=Gate(opened, report, program),
+        preserved=preserved,
+    )
+    pid_namespace = f"/proc/{record.pid}/ns/pid" if spec.linux.namespace("pid") else ""
+    with ours:
+        with theirs, failing("clone", "exec"):
+            pid, pidfd = clone_into(cgroup, 0, pid_namespace, lambda: exec_process(join, theirs))
+        for fd in (opened, opener, program, init):
+            if fd >= 0:
+                os.close(fd)
+        try:
+            console = Conversation(ours).until_ready(context.log.warning, process.args[0])
+        except BaseException:
+            end_child(pid, pidfd)
+            raise
+    return pid, pidfd, console
+
+
+def _init_pidfd(record: Record) -> int:
+    with failing("open", f"process {record.pid}"):
+        pidfd = os.pidfd_open(record.pid)
+    if not record.alive:  # what the descriptor names may be another process of that number
+        os.close(pidfd)
+        raise OperationFailed("open", f"process {record.pid}", 3)
+    return pidfd
+
+
+def _cgroup(record: Record, paths: list[str]) -> Cgroup:
+    """The container's, or an existing one below it; [controller:]path of version 1 is for all controllers alike."""
+    cgroup = record.group()
+    if not paths:
+        return cgroup
+    below = {path.rpartition(":")[2].strip("/") for path in paths}
+    if len(below) > 1:
+        raise UsageError("--cgroup: different cgroups for different controllers are not supported")
+    path = below.pop()
+    return cgroup.hierarchies.cgroup(f"{cgroup.path}/{path}") if path else cgroup

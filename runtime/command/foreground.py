@@ -1,0 +1,27 @@
+"""Standing in for a process in the foreground: signals to it, its terminal to ours, its exit status for ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import Final
+
+FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def attend(pid: int, pidfd: int, console: int) -> int:
+    """Wait for our child, its terminal's master being `console` or -1. Its exit code, 128 + a signal that ended it."""
+
+    def forward(number: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, number)
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+    if console >= 0:
+        from runtime.command.relay import relay
+
+        relay(console, pidfd)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return 128 - code if code < 0 else code

@@ -1,0 +1,69 @@
+"""`crisp-oci kill`: signal a container's init, or all of its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from typing import Final
+
+from runtime.command.context import Context
+from runtime.command.flags import Flag, Options, UsageError
+from runtime.command.operands import first
+from runtime.command.record import Record
+from runtime.command.removal import current_status
+from runtime.errors import RuntimeCoreError, failing
+
+FLAGS: Final = (Flag("all", short="a", help="signal every process of the container"),)
+ARGUMENTS: Final = "ID [SIGNAL]"
+_ALIVE: Final = ("created", "running", "paused")
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    id, others = first(operands, "ID")
+    number = signal_number(others[0] if others else "TERM")
+    everybody = options.switch("all")
+    entry = context.store.existing(id)
+    with entry.locked():
+        record = entry.load()
+        found = current_status(entry, record)
+        if everybody and record.cgroup:
+            _signal_all(record, number)
+        elif found in _ALIVE:
+            _signal_init(record, number)
+            if number == signal.SIGKILL and found == "paused":
+                record.group().thaw()  # a frozen process of a version 1 cgroup does not even die
+        elif not everybody:
+            raise RuntimeCoreError(f"container not running: {id}")
+    return 0
+
+
+def signal_number(text: str) -> int:
+    """9, KILL or SIGKILL. Raises UsageError."""
+    if text.isdecimal() and 0 < int(text) <= signal.SIGRTMAX:
+        return int(text)
+    name = text.upper()
+    found = getattr(signal, name if name.startswith("SIG") else f"SIG{name}", None)
+    if not isinstance(found, signal.Signals):
+        raise UsageError(f"unknown signal {text!r}")
+    return found
+
+
+def _signal_init(record: Record, number: int) -> None:
+    with failing("signal", f"process {record.pid}"):
+        pidfd = os.pidfd_open(record.pid)
+        try:
+            if record.alive:  # and so the descriptor is the init's, not a later process's
+                signal.pidfd_send_signal(pidfd, number)
+        finally:
+            os.close(pidfd)
+
+
+def _signal_all(record: Record, number: int) -> None:
+    cgroup = record.group()
+    if number == signal.SIGKILL:
+        cgroup.kill()
+        return
+    for pid in cgroup.pids():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -1,0 +1,53 @@
+"""The log that those who start crisp-oci read its failures from: `--log FILE --log-format json` of podman, containerd.
+
+A line is {"level", "msg", "time"} in JSON, or the same as key=value in text. Without a file only what matters to a
+person is told, on standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+
+class Log:
+    """Raises OSError when the file cannot be opened."""
+
+    def __init__(self, path: str, format: str, *, debug: bool) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644) if path else -1
+        self._json = format == "json"
+        self._debug = debug
+
+    def debug(self, message: str) -> None:
+        if self._debug:
+            self._write("debug", message)
+
+    def warning(self, message: str) -> None:
+        self._write("warning", message)
+
+    def error(self, message: str) -> None:
+        """A command's failure: in the file, and on standard error in any case."""
+        self._write("error", message)
+        if self._fd >= 0:
+            _say(message)
+
+    def _write(self, level: str, message: str) -> None:
+        if self._fd < 0:
+            _say(message if level == "error" else f"{level}: {message}")
+            return
+        import json
+
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if self._json:
+            line = json.dumps({"level": level, "msg": message, "time": stamp}, separators=(",", ":"))
+        else:
+            line = f'time="{stamp}" level={level} msg={json.dumps(message, ensure_ascii=False)}'
+        os.write(self._fd, f"{line}\n".encode())
+
+
+def _say(message: str) -> None:
+    try:
+        print(f"crisp-oci: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        return  # nobody listens

@@ -1,0 +1,114 @@
+"""The entry: global flags, the choice of a command, and what becomes of its failure."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from runtime.command.flags import Flag, UsageError, parse, usage
+from runtime.command.log import Log
+from runtime.errors import RuntimeCoreError
+
+FAILED: Final = 1
+_NOT_EXECUTED: Final = 255  # what runc's users know from exec
+
+# Command -> (its module, what it does). A module has FLAGS, ARGUMENTS and run(context, options, arguments).
+COMMANDS: Final = {
+    "checkpoint": ("checkpoint", "save a running container to disk with criu"),
+    "create": ("create", "create a container"),
+    "delete": ("delete", "delete what a container holds"),
+    "events": ("events", "print a container's statistics and OOM kills"),
+    "exec": ("exec", "run another process in a container"),
+    "features": ("features", "print what this runtime and machine can, as JSON"),
+    "kill": ("kill", "send a signal to a container's init process"),
+    "list": ("list", "list the containers of --root"),
+    "pause": ("pause", "suspend a container's processes"),
+    "ps": ("ps", "list a container's processes"),
+    "restore": ("restore", "restore a container saved by checkpoint"),
+    "resume": ("resume", "let paused processes go on"),
+    "run": ("run", "create and start a container"),
+    "spec": ("spec", "write a config.json to begin with"),
+    "start": ("start", "start the program of a created container"),
+    "state": ("state", "print a container's state as JSON"),
+    "update": ("update", "change a container's limits"),
+}
+GLOBAL_FLAGS: Final = (
+    Flag("root", argument="DIR", help="where containers' state is kept (default /run/crisp-oci)"),
+    Flag("log", argument="FILE", help="log to this file (default standard error)"),
+    Flag("log-format", argument="FORMAT", help="text (default) or json"),
+    Flag("debug", help="log more"),
+    Flag("systemd-cgroup", help="cgroupsPath is slice:prefix:name, made by systemd"),
+    Flag("rootless", argument="WHEN", help="do without cgroups that may not be used: auto (default), true or false"),
+    Flag("criu", argument="FILE", help="ignored, as runc does"),
+    Flag("version", short="v", help="print the version"),
+    Flag("help", short="h", help="print this"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status: 1 for a failure that was told, 255 for one of exec."""
+    log = Log("", "text", debug=False)
+    name = ""
+    try:
+        options, rest = parse(GLOBAL_FLAGS, sys.argv[1:] if arguments is None else arguments)
+        if options.switch("version"):
+            print(f"crisp-oci version {_version()}\nspec: 1.2.0")
+            return 0
+        if options.switch("help") or not rest or rest[0] == "help":
+            print(_help())
+            return 0
+        name = rest.pop(0)
+        format = options.text("log-format", "text")
+        if format not in ("text", "json"):
+            raise UsageError(f"unknown log-format {format!r}")
+        log = Log(options.text("log"), format, debug=options.switch("debug"))
+        if name not in COMMANDS:
+            raise UsageError(f"no command {name!r} (crisp-oci --help lists them)")
+        command = importlib.import_module(f"runtime.command.{COMMANDS[name][0]}")
+        command_options, operands = parse((*command.FLAGS, GLOBAL_FLAGS[-1]), rest)
+        if command_options.switch("help"):
+            print(f"crisp-oci {name} [flags] {command.ARGUMENTS}: {COMMANDS[name][1]}\n\n{usage(command.FLAGS)}")
+            return 0
+        from runtime.command.context import Context
+        from runtime.command.store import Store, default_root
+
+        rootless = _rootless(options.text("rootless", "auto"))
+        context = Context(
+            store=Store(options.text("root") or default_root()),
+            log=log,
+            rootless=rootless,
+            systemd_cgroup=options.switch("systemd-cgroup"),
+        )
+        return int(command.run(context, command_options, operands))
+    except (RuntimeCoreError, OSError) as error:
+        prefix = "exec failed: " if name == "exec" else ""
+        log.error(f"{prefix}{error}")
+        return _NOT_EXECUTED if name == "exec" else FAILED
+
+
+def _rootless(when: str) -> bool:
+    if when not in ("auto", "true", "false"):
+        raise UsageError(f"--rootless: expected auto, true or false, got {when!r}")
+    if when != "auto":
+        return when == "true"
+    if os.geteuid() != 0:
+        return True
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() != [b"0", b"0", b"4294967295"]
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:12}{about}" for name, (_module, about) in COMMANDS.items())
+    return f"crisp-oci [global flags] COMMAND [flags] ...\n\n{commands}\n\nGlobal flags:\n{usage(GLOBAL_FLAGS)}"
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("crisp-cri")
+    except metadata.PackageNotFoundError:
+        return "unknown"

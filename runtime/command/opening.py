@@ -1,0 +1,68 @@
+"""Starting a created container: opening its gate, and learning whether its program could be executed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+
+from runtime.command import removal
+from runtime.command.log import Log
+from runtime.command.record import Record, state_document
+from runtime.command.store import Entry
+from runtime.errors import OperationFailed, RuntimeCoreError, failing
+from runtime.gate import failure
+from runtime.hooks import run_hooks
+from runtime.spec import Spec
+
+
+def open_gate(entry: Entry, record: Record, spec: Spec, log: Log) -> None:
+    """Let the init execute the container's program, and run the poststart hooks.
+
+    Raises ExecFailed when the program cannot be executed, other RuntimeCoreErrors; the container has stopped then.
+    """
+    assert spec.process is not None
+    report = os.open(entry.path("exec.report"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _write_byte(entry)
+        told = _read_to_end(report)
+    finally:
+        os.close(report)
+    reason = failure(told, spec.process.args[0])
+    if reason is not None:
+        raise reason
+    if spec.hooks.poststart:
+        try:
+            run_hooks("poststart", spec.hooks.poststart, state_document(record, "running", spec.annotations))
+        except RuntimeCoreError:
+            removal.end(record)
+            raise
+    log.debug(f"container {record.id}: started")
+
+
+def _write_byte(entry: Entry) -> None:
+    fifo = entry.path("exec.fifo")
+    try:
+        with failing("open", fifo):
+            fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OperationFailed as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise RuntimeCoreError(f"start container {entry.id}: its init has ended") from error
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
+
+
+def _read_to_end(fd: int) -> bytes:
+    """What the init says until its execve, or its death, closes its end."""
+    told = b""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while True:
+        poll.poll()
+        chunk = os.read(fd, 65536)
+        if not chunk:
+            return told
+        told += chunk

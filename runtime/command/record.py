@@ -1,0 +1,100 @@
+"""What is written down of a container, and what it is right now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from runtime.cgroups import Cgroup, Hierarchies
+
+
+@dataclass(slots=True)
+class Record:
+    """`created` is RFC 3339; `start_time` in clock ticks since boot tells the init from a later bearer of its number.
+
+    `cgroup` is "" when it has none of its own; `made_cgroups` are the directories made for it, parents first.
+    """
+
+    id: str
+    oci_version: str
+    bundle: str
+    rootfs: str
+    created: str
+    owner: str
+    pid: int = 0
+    start_time: int = 0
+    cgroup: str = ""
+    made_cgroups: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Record:
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in document.items() if name in known})
+
+    @property
+    def alive(self) -> bool:
+        """Whether the init process exists and has not ended."""
+        return self.pid > 0 and start_time(self.pid) == self.start_time
+
+    def group(self) -> Cgroup:
+        """Its cgroup; without one of its own, one of no hierarchies, whose operations do nothing."""
+        if not self.cgroup:
+            return no_cgroup()
+        return Hierarchies.detect().cgroup(self.cgroup)
+
+
+def no_cgroup() -> Cgroup:
+    """A cgroup for those who cannot have one."""
+    return Hierarchies({}, "", frozenset()).cgroup("/none")
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot; 0 when there is none, or only its exit status is left."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields_ = file.read().rsplit(b") ", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields_[0] in (b"Z", b"X") else int(fields_[19])
+
+
+def status(record: Record, fifo: str) -> str:
+    """The status of the runtime specification, and "paused", which runc added."""
+    if not record.pid:
+        return "creating"
+    if not record.alive:
+        return "stopped"
+    if is_waiting(fifo):
+        return "created"
+    return "paused" if record.cgroup and record.group().is_frozen() else "running"
+
+
+def is_waiting(fifo: str) -> bool:
+    """Whether an init still waits to be started: only it reads from that FIFO."""
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def state_document(record: Record, status: str, annotations: Mapping[str, str]) -> dict[str, Any]:
+    """The state of the runtime specification ("State"), with the members that runc adds."""
+    document: dict[str, Any] = {
+        "ociVersion": record.oci_version,
+        "id": record.id,
+        "pid": record.pid if status not in ("stopped", "creating") else 0,
+        "status": status,
+        "bundle": record.bundle,
+        "rootfs": record.rootfs,
+        "created": record.created,
+    }
+    if annotations:
+        document["annotations"] = dict(annotations)
+    document["owner"] = record.owner
+    return document

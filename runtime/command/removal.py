@@ -1,0 +1,114 @@
+"""Taking a container apart: its processes, cgroup, state directory, and the poststop hooks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import Any, Final
+
+from runtime.command.log import Log
+from runtime.command.record import Record, state_document, status
+from runtime.command.store import Entry
+from runtime.errors import OperationFailed, RuntimeCoreError
+from runtime.hooks import run_hooks
+from runtime.spec import Hooks
+
+_PATIENCE: Final = 10.0  # seconds for killed processes to be gone
+
+
+def destroy(entry: Entry, record: Record, log: Log) -> None:
+    """End what is left of the container, forget it, and run its poststop hooks. Raises RuntimeCoreError.
+
+    Its state directory stays when processes or cgroups cannot be removed, so that it can be tried again.
+    """
+    if record.alive:
+        end(record)
+    remove_cgroup(record, log, strict=True)
+    spec = entry.spec() if os.path.exists(entry.path("config.json")) else None
+    entry.remove()
+    if spec is not None:
+        state = state_document(record, "stopped", spec.annotations)
+        run_poststop(spec.hooks, state, log)
+
+
+def end(record: Record) -> None:
+    """SIGKILL to the init and all that is in the cgroup; returns when the init has ended. Raises RuntimeCoreError."""
+    if record.cgroup:
+        record.group().kill()
+    try:
+        pidfd = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if not record.alive:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        wait_ended(pidfd, record.pid)
+    finally:
+        os.close(pidfd)
+
+
+def wait_ended(pidfd: int, pid: int) -> None:
+    """Sleep until the process has ended, reaped or not. Raises OperationFailed after 10 seconds."""
+    import select
+
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(_PATIENCE * 1000):
+        raise OperationFailed("kill", f"process {pid}", 110)
+
+
+def end_child(pid: int, pidfd: int) -> None:
+    """SIGKILL our own child and reap it."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+    os.close(pidfd)
+
+
+def remove_cgroup(record: Record, log: Log, *, strict: bool = False) -> None:
+    """Kill what is in the container's cgroup, and remove it with those parents that were made for it."""
+    if not record.cgroup:
+        return
+    cgroup = record.group()
+    try:
+        cgroup.kill()
+        _remove_when_empty(record)
+        cgroup.remove_parents(list(record.made_cgroups))
+    except RuntimeCoreError as error:
+        if strict:
+            raise
+        log.warning(str(error))
+
+
+def _remove_when_empty(record: Record) -> None:
+    """A cgroup is busy for a moment longer than its last process lives."""
+    cgroup = record.group()
+    deadline = time.monotonic() + _PATIENCE
+    delay = 0.0005
+    while True:
+        try:
+            cgroup.remove()
+            return
+        except OperationFailed:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(delay)
+        delay = min(2 * delay, 0.1)
+
+
+def run_poststop(hooks: Hooks, state: dict[str, Any], log: Log) -> None:
+    """The container is gone: a hook that fails is told, and the next one runs."""
+    for hook in hooks.poststop:
+        try:
+            run_hooks("poststop", (hook,), {**state, "status": "stopped", "pid": 0})
+        except RuntimeCoreError as error:
+            log.warning(str(error))
+
+
+def current_status(entry: Entry, record: Record) -> str:
+    return status(record, entry.path("exec.fifo"))

@@ -1,0 +1,26 @@
+"""`crisp-oci resume`: let a paused container's processes go on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from runtime.command.context import Context
+from runtime.command.flags import Options
+from runtime.command.operands import only
+from runtime.command.removal import current_status
+from runtime.errors import NotSupported, RuntimeCoreError
+
+FLAGS: Final = ()
+ARGUMENTS: Final = "ID"
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    entry = context.store.existing(only(operands, "ID"))
+    with entry.locked():
+        record = entry.load()
+        if current_status(entry, record) not in ("paused",):
+            raise RuntimeCoreError(f"container not paused: {record.id}")
+        if not record.cgroup:
+            raise NotSupported("resume", record.id, "it has no cgroup of its own")
+        record.group().thaw()
+    return 0

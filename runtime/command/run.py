@@ -1,0 +1,46 @@
+"""`crisp-oci run`: create and start; in the foreground also wait, and delete."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from runtime.command import creation, removal
+from runtime.command.context import Context
+from runtime.command.creation import Created
+from runtime.command.flags import Flag, Options
+from runtime.command.foreground import attend
+from runtime.command.opening import open_gate
+from runtime.command.operands import only
+
+FLAGS: Final = (
+    *creation.FLAGS,
+    Flag("detach", short="d", help="do not wait for the container"),
+    Flag("keep", help="do not delete the container when it ends"),
+    Flag("no-subreaper", help="accepted: crisp-oci is none"),
+)
+ARGUMENTS: Final = "ID"
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    detach = options.switch("detach")
+    created = creation.create(context, options, only(operands, "ID"), console_needed=detach)
+    done = False
+    try:
+        with created.entry.locked():
+            open_gate(created.entry, created.record, created.spec, context.log)
+        done = detach
+        if detach:
+            return 0
+        return attend(created.record.pid, created.pidfd, created.console)
+    finally:
+        os.close(created.pidfd)
+        if not done:
+            _end(context, created, keep=options.switch("keep"))
+
+
+def _end(context: Context, created: Created, *, keep: bool) -> None:
+    if created.record.alive:  # it was not ours to wait for its end: something failed
+        removal.end(created.record)
+    if not keep:
+        removal.destroy(created.entry, created.record, context.log)

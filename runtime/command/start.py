@@ -1,0 +1,28 @@
+"""`crisp-oci start`: execute the program of a created container."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from runtime.command.context import Context
+from runtime.command.flags import Options
+from runtime.command.opening import open_gate
+from runtime.command.operands import only
+from runtime.command.removal import current_status
+from runtime.errors import RuntimeCoreError
+
+FLAGS: Final = ()
+ARGUMENTS: Final = "ID"
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    entry = context.store.existing(only(operands, "ID"))
+    with entry.locked():
+        record = entry.load()
+        found = current_status(entry, record)
+        if found == "stopped":
+            raise RuntimeCoreError(f"cannot start a container that has stopped: {record.id}")
+        if found != "created":
+            raise RuntimeCoreError(f"cannot start an already running container: {record.id}")
+        open_gate(entry, record, entry.spec(), context.log)
+    return 0

@@ -1,0 +1,23 @@
+"""`crisp-oci state`: a container's state, as the runtime specification defines it."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from runtime.command.context import Context
+from runtime.command.flags import Options
+from runtime.command.operands import only
+from runtime.command.record import state_document
+from runtime.command.removal import current_status
+
+FLAGS: Final = ()
+ARGUMENTS: Final = "ID"
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    entry = context.store.existing(only(operands, "ID"))
+    record = entry.load()
+    annotations = entry.config().get("annotations") or {}
+    print(json.dumps(state_document(record, current_status(entry, record), annotations), indent=2))
+    return 0

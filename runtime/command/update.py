@@ -1,0 +1,105 @@
+"""`crisp-oci update`: change a running container's limits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Final
+
+from runtime.command.context import Context
+from runtime.command.flags import Flag, Options, UsageError
+from runtime.command.operands import only
+from runtime.command.removal import current_status
+from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
+from runtime.spec_parse import parse_resources
+
+# Flag -> (object, member) of linux.resources.
+_NUMBERS: Final = {
+    "blkio-weight": ("blockIO", "weight"),
+    "cpu-period": ("cpu", "period"),
+    "cpu-quota": ("cpu", "quota"),
+    "cpu-burst": ("cpu", "burst"),
+    "cpu-share": ("cpu", "shares"),
+    "cpu-rt-period": ("cpu", "realtimePeriod"),
+    "cpu-rt-runtime": ("cpu", "realtimeRuntime"),
+    "cpu-idle": ("cpu", "idle"),
+    "memory": ("memory", "limit"),
+    "memory-reservation": ("memory", "reservation"),
+    "memory-swap": ("memory", "swap"),
+    "kernel-memory": ("memory", "kernel"),
+    "kernel-memory-tcp": ("memory", "kernelTCP"),
+    "pids-limit": ("pids", "limit"),
+}
+_TEXTS: Final = {"cpuset-cpus": ("cpu", "cpus"), "cpuset-mems": ("cpu", "mems")}
+_UNITS: Final = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+FLAGS: Final = (
+    Flag("resources", short="r", argument="FILE", help="linux.resources as JSON, - for standard input; no other flags"),
+    *(Flag(name, argument="N", help=f"linux.resources.{'.'.join(member)}") for name, member in _NUMBERS.items()),
+    *(Flag(name, argument="LIST", help=f"linux.resources.{'.'.join(member)}") for name, member in _TEXTS.items()),
+)
+ARGUMENTS: Final = "ID"
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    entry = context.store.existing(only(operands, "ID"))
+    document = _from_file(options.text("resources")) if "resources" in options else _from_flags(options)
+    document.pop("devices", None)  # as runc: an update changes limits, not what devices are allowed
+    resources = parse_resources(document)
+    with entry.locked():
+        record = entry.load()
+        if current_status(entry, record) == "stopped":
+            raise RuntimeCoreError(f"container not running: {record.id}")
+        if not record.cgroup:
+            raise NotSupported("update", record.id, "it has no cgroup of its own")
+        record.group().update(resources)
+        config = entry.config()
+        _merge(config.setdefault("linux", {}).setdefault("resources", {}), document)
+        entry.write("config.json", json.dumps(config).encode())
+    return 0
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    with failing("read", path):
+        text = sys.stdin.read() if path == "-" else _read(path)
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise SpecError("linux.resources", f"not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise SpecError("linux.resources", f"expected an object, got {document!r}")
+    return {key: value for key, value in document.items() if value is not None}
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def _from_flags(options: Options) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for name, (group, member) in _NUMBERS.items():
+        if name in options:
+            document.setdefault(group, {})[member] = _amount(name, options.text(name))
+    for name, (group, member) in _TEXTS.items():
+        if name in options:
+            document.setdefault(group, {})[member] = options.text(name)
+    return document
+
+
+def _amount(name: str, text: str) -> int:
+    """A number, for bytes also with a unit: 64m."""
+    digits, unit = text.lower().removesuffix("b"), 1
+    if "memory" in name and digits and digits[-1] in _UNITS:
+        digits, unit = digits[:-1], _UNITS[digits[-1]]
+    try:
+        return int(digits) * unit
+    except ValueError:
+        raise UsageError(f"--{name}: expected a number, got {text!r}") from None
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(key), dict):
+            old[key].update(value)
+        else:
+            old[key] = value
