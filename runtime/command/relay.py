@@ -78,7 +78,8 @@ def _following_size(master: int) -> Iterator[None]:
 
     def resize(_number: int = 0, _frame: object = None) -> None:
         size = fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8)
-        fcntl.ioctl(master, termios.TIOCSWINSZ, size)
+        if any(size):  # a terminal whose size nobody knows says nothing about the other's
+            fcntl.ioctl(master, termios.TIOCSWINSZ, size)
 
     before = signal.signal(signal.SIGWINCH, resize)
     resize()

@@ -1,77 +1,334 @@
-"""crisp-oci runs a bundle with the core that shims use, and no daemon."""
+"""crisp-oci, runc's command line, on bundles of busybox."""
 
 from __future__ import annotations
 
+import array
 import json
 import os
-import shutil
+import pty
+import signal
+import socket
 import subprocess
-import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.oci import REPOSITORY, Bundle, Finished, cgroup_file
+
+Run = Callable[..., Finished]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run a command in a bundle made from the host's busybox; keywords change members of the configuration."""
-    binaries = tmp_path / "rootfs" / "bin"
-    binaries.mkdir(parents=True)
-    shutil.copy("/bin/busybox", binaries / "busybox")
-    for name in ("sh", "cat", "id", "hostname", "sleep", "kill", "mkdir"):
-        (binaries / name).symlink_to("busybox")
-
-    def run_bundle(*args: str, stdin: str = "", **linux: Any) -> subprocess.CompletedProcess[str]:
-        config = {
-            "ociVersion": "1.2.0",
-            "process": {
-                "args": args, "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 7, "gid": 8}, "noNewPrivileges": True,
-            },
-            "root": {"path": "rootfs", "readonly": True},
-            "hostname": "alone",
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
-                       {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}],
-            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")],
-                      "cgroupsPath": f"/crisp-oci-test-{os.getpid()}/one", **linux},
-        }  # fmt: skip
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        command = [sys.executable, "-m", "runtime.command", "run", "--bundle", str(tmp_path), "one"]
-        root = Path(__file__).parent.parent.parent
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=root, timeout=30)
-
-    return run_bundle
+def bundle(tmp_path: Path) -> Iterator[Bundle]:
+    made = Bundle.make(tmp_path)
+    yield made
+    made.delete()
+    assert made.call("list", "-q").stdout == ""
 
 
-def test_streams_identity_and_exit_code(run: Run) -> None:
-    done = run("sh", "-c", "id; hostname; echo $$; cat; exit 5", stdin="typed\n")
+def _wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_run_streams_identity_and_exit_code(bundle: Bundle) -> None:
+    bundle.configure("sh", "-c", "id; hostname; echo $$; cat; exit 5", process={"user": {"uid": 7, "gid": 8}})
+    done = bundle.call("run", "one", stdin="typed\n", check=False)
     assert done.stdout == "uid=7 gid=8\nalone\n1\ntyped\n"
     assert done.returncode == 5
 
 
-def test_a_seccomp_filter(run: Run) -> None:
+def test_a_seccomp_filter(bundle: Bundle) -> None:
     profile = {"defaultAction": "SCMP_ACT_ALLOW",
                "syscalls": [{"names": ["uname"], "action": "SCMP_ACT_ERRNO", "errnoRet": 123}]}  # fmt: skip
-    done = run("hostname", seccomp=profile)
+    bundle.configure("hostname", linux={"seccomp": profile})
+    done = bundle.call("run", "one", check=False)
     assert done.returncode != 0 or done.stdout != "alone\n"
 
 
-def test_a_program_that_is_not_there(run: Run) -> None:
-    done = run("nosuch")
-    assert done.returncode == 1
-    assert 'exec: "nosuch": executable file not found in $PATH' in done.stderr
+def test_a_filter_without_the_gates_calls_makes_the_interpreter_wait(bundle: Bundle) -> None:
+    """A profile that kills on execveat works as with other runtimes, which need no such call either."""
+    rule = {"names": ["execveat"], "action": "SCMP_ACT_KILL_PROCESS"}
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+    bundle.configure("sh", "-c", "echo ran", linux={"seccomp": profile})
+    pid = bundle.create()
+    assert "crisp-gate" not in os.readlink(f"/proc/{pid}/exe")
+    assert os.statvfs(f"/proc/{pid}/exe").f_flag & os.ST_RDONLY  # CVE-2019-5736
+    bundle.call("start", "one")
+    _wait_for(lambda: bundle.status() == "stopped")
+    assert bundle.output() == "ran\n"
 
 
-def test_a_configuration_that_cannot_work_leaves_nothing(run: Run) -> None:
+def test_a_program_that_leads_back_to_its_caller_finds_no_interpreter(bundle: Bundle) -> None:
+    """CVE-2019-5736."""
+    evil = bundle.rootfs / "evil"
+    evil.write_text("#!/proc/self/exe -c print(1)\n")
+    evil.chmod(0o755)
+    bundle.configure("/evil")
+    done = bundle.call("run", "one", check=False)
+    assert done.returncode != 0
+    assert "1\n" not in done.stdout
+    bundle.configure("sleep", "100")
+    bundle.create()
+    bundle.call("start", "one")
+    done = bundle.call("exec", "one", "/evil", check=False)
+    assert done.returncode != 0
+    assert "1\n" not in done.stdout
+
+
+def test_two_phases(bundle: Bundle) -> None:
+    """The init survives its creator, waits small, and does not run the program before `start`."""
+    bundle.configure("sh", "-c", "echo started; exec sleep 100")
+    pid = bundle.create()
+    state = bundle.state()
+    assert (state["status"], state["pid"], state["id"]) == ("created", pid, "one")
+    assert state["bundle"] == str(bundle.directory)
+    assert bundle.output() == ""
+    resident = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    assert int(resident.split()[1]) < 100  # KiB
+    bundle.call("start", "one")
+    _wait_for(lambda: "started" in bundle.output())
+    assert bundle.status() == "running"
+    assert "already running" in bundle.call("start", "one", check=False).stderr
+    assert "already exists" in bundle.call("create", "one", check=False).stderr
+    assert "not stopped: running" in bundle.call("delete", "one", check=False).stderr
+    bundle.call("kill", "one", "KILL")
+    _wait_for(lambda: bundle.status() == "stopped")
+    assert bundle.state()["pid"] == 0
+    assert "container not running" in bundle.call("kill", "one", check=False).stderr
+    assert "has stopped" in bundle.call("start", "one", check=False).stderr
+    bundle.call("delete", "one")
+    assert "does not exist" in bundle.call("state", "one", check=False).stderr
+    assert "does not exist" in bundle.call("delete", "one", check=False).stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("nosuch", 'exec: "nosuch": executable file not found in $PATH'),
+        ("/nosuch", 'exec: "/nosuch": stat /nosuch: no such file or directory'),
+        ("/bin", 'exec: "/bin": permission denied'),
+        ("/text", 'exec: "/text": exec format error'),
+    ],
+)
+def test_a_program_that_cannot_be_executed(bundle: Bundle, program: str, words: str) -> None:
+    (bundle.rootfs / "text").write_text("")
+    (bundle.rootfs / "text").chmod(0o755)
+    bundle.configure(program)
+    done = bundle.call("run", "one", check=False)
+    assert (done.returncode, words in done.stderr) == (1, True), done.stderr
+    bundle.configure("sleep", "100")
+    bundle.create()
+    done = bundle.call("exec", "one", program, check=False)
+    assert (done.returncode, words in done.stderr) == (255, True), done.stderr
+
+
+def test_the_log_that_others_parse(bundle: Bundle) -> None:
+    log = bundle.directory.parent / "log"
+    bundle.configure("nosuch")
+    assert bundle.call("--log", str(log), "--log-format", "json", "create", "one", check=False).returncode == 1
+    record = json.loads(log.read_text())
+    assert record.keys() == {"level", "msg", "time"}
+    assert (record["level"], 'exec: "nosuch"' in record["msg"]) == ("error", True)
+    assert bundle.call("--version").stdout.startswith("crisp-oci version ")
+    assert bundle.call("run", "--nosuch", "one", check=False).returncode == 1
+    assert bundle.call("state", "../one", check=False).stderr == "crisp-oci: invalid container ID format: '../one'\n"
+
+
+def test_a_configuration_that_cannot_work_leaves_nothing(bundle: Bundle) -> None:
     for linux, words in (
-        ({"namespaces": [{"type": "time"}]}, "time"),
+        ({"namespaces": [{"type": "nosuch"}]}, "linux.namespaces[0].type"),
         ({"namespaces": [{"type": "mount"}, {"type": "network", "path": "/nowhere"}]}, "/nowhere"),
         ({"resources": {"memory": {"limit": "much"}}}, "linux.resources.memory.limit"),
     ):
-        done = run("sh", **linux)
+        bundle.configure("sh", linux=linux)
+        done = bundle.call("run", "one", check=False)
         assert done.returncode == 1
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+        assert bundle.call("list", "-q").stdout == ""
+
+
+def test_exec(bundle: Bundle) -> None:
+    bundle.configure("sleep", "100", process={"env": ["PATH=/bin", "A=1"]})
+    pid = bundle.create()
+    bundle.call("start", "one")
+    done = bundle.call("exec", "--env", "B=2", "-u", "3:4", "-g", "5", "--cwd", "/bin", "one",
+                       "sh", "-c", "id; echo $A$B $PWD; cat; exit 3", stdin="typed\n", check=False)  # fmt: skip
+    assert (done.stdout, done.returncode) == ("uid=3 gid=4 groups=5\n12 /bin\ntyped\n", 3)
+    process = bundle.directory / "process.json"
+    process.write_text(json.dumps({"args": ["sleep", "100"], "cwd": "/", "env": ["PATH=/bin"]}))
+    pid_file = bundle.directory / "pid"
+    subprocess.run(bundle.command("exec", "-d", "--pid-file", str(pid_file), "--process", str(process), "one"),
+                   check=True, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    assert json.loads(bundle.call("ps", "-f", "json", "one").stdout) == sorted([pid, int(pid_file.read_text())])
+    assert len(bundle.call("ps", "one").stdout.splitlines()) == 3
+    killed = bundle.call("exec", "one", "sh", "-c", "kill -9 $$", check=False)
+    assert killed.returncode == 128 + 9
+    bundle.call("kill", "--all", "one", "KILL")
+    _wait_for(lambda: bundle.status() == "stopped")
+    assert bundle.call("exec", "one", "true", check=False).returncode == 255
+
+
+def test_pause_resume_and_update(bundle: Bundle) -> None:
+    bundle.configure("sleep", "100", linux={"resources": {"memory": {"limit": 64 << 20}}})
+    bundle.create()
+    bundle.call("start", "one")
+    bundle.call("pause", "one")
+    assert bundle.status() == "paused"
+    assert "paused" in bundle.call("exec", "one", "true", check=False).stderr
+    bundle.call("resume", "one")
+    assert bundle.status() == "running"
+    assert "not paused" in bundle.call("resume", "one", check=False).stderr
+    bundle.call("update", "--memory", "80m", "--pids-limit", "20", "one")
+    assert cgroup_file("memory.limit_in_bytes") == str(80 << 20)
+    assert cgroup_file("pids.max") == "20"
+    bundle.call("update", "--resources", "-", "one", stdin='{"pids": {"limit": 30}, "memory": null}')
+    assert cgroup_file("pids.max") == "30"
+    bundle.call("pause", "one")
+    bundle.call("kill", "one", "9")
+    _wait_for(lambda: bundle.status() == "stopped")
+
+
+def test_a_terminal_by_socket(bundle: Bundle) -> None:
+    size = {"height": 20, "width": 70}
+    bundle.configure("sh", "-c", "tty; stty size; cat", process={"terminal": True, "consoleSize": size})
+    assert "console socket" in bundle.call("create", "one", check=False).stderr
+    path = bundle.directory / "console"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        bundle.create("--console-socket", str(path))
+        with listener.accept()[0] as connection:
+            _data, ancillary, _flags, _address = connection.recvmsg(64, socket.CMSG_LEN(4))
+    (master,) = array.array("i", ancillary[0][2])
+    bundle.call("start", "one")
+    shown = b""
+    while b"20 70\r\n" not in shown:
+        shown += os.read(master, 1000)
+    assert shown.startswith(b"/dev/pts/0\r\n")
+    os.write(master, b"typed\n\x04")
+    while b"typed\r\ntyped\r\n" not in shown:
+        shown += os.read(master, 1000)
+    os.close(master)
+
+
+def test_a_terminal_relayed(bundle: Bundle) -> None:
+    """In the foreground the caller's terminal becomes raw and is the container's; of exec's too."""
+    bundle.configure("sh", "-c", "tty; read line; echo got $line; exit 6", process={"terminal": True})
+    pid, ours = pty.fork()
+    if pid == 0:
+        os.chdir(bundle.directory)
+        os.environ["PYTHONPATH"] = str(REPOSITORY)
+        command = bundle.command("run", "one")
+        os.execv(command[0], command)
+    shown = b""
+    while b"/dev/pts/0\r\n" not in shown:
+        shown += os.read(ours, 1000)
+    done = bundle.call("exec", "-t", "one", "sh", "-c", "tty; exit 2", check=False)
+    assert (done.stdout, done.returncode) == ("/dev/pts/1\n", 2)
+    os.write(ours, b"typed\r")
+    while b"got typed\r\n" not in shown:
+        shown += os.read(ours, 1000)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6
+    os.close(ours)
+
+
+def test_signals_reach_the_foreground(bundle: Bundle) -> None:
+    bundle.configure("sh", "-c", "trap 'exit 9' TERM; echo ready; while true; do sleep 0.02; done")
+    with subprocess.Popen(
+        bundle.command("run", "one"), stdout=subprocess.PIPE, cwd=bundle.directory,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, text=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 9
+
+
+def test_run_detached_and_kept(bundle: Bundle) -> None:
+    bundle.configure("sh", "-c", "exit 0")
+    bundle.call("run", "--keep", "one")
+    assert bundle.status() == "stopped"
+    bundle.call("delete", "one")
+    bundle.configure("sleep", "100")
+    subprocess.run(bundle.command("run", "-d", "-b", str(bundle.directory), "one"),
+                   check=True, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    assert bundle.status() == "running"
+    (listed,) = json.loads(bundle.call("list", "--format", "json").stdout)
+    assert (listed["id"], listed["status"], listed["owner"]) == ("one", "running", "root")
+    assert bundle.call("list").stdout.split()[:6] == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
+
+
+def test_preserved_descriptors(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.configure("sh", "-c", "echo to 3 >&3; ls /proc/self/fd")
+    command = bundle.command("run", "--preserve-fds", "1", "one")
+    with_three = ["sh", "-c", f'exec "$@" 3>{tmp_path}/three', "sh", *command]
+    done = subprocess.run(with_three, cwd=bundle.directory, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+                          check=True, capture_output=True, text=True)  # fmt: skip
+    assert (tmp_path / "three").read_text() == "to 3\n"
+    assert set(done.stdout.split()) == {"0", "1", "2", "3", "4"}  # 4 is the listing's own
+    assert "descriptor 3 of 1 is not open" in bundle.call("run", "--preserve-fds", "1", "one", check=False).stderr
+
+
+@pytest.mark.oci("hooks.prestart", "hooks.createRuntime", "hooks.createContainer", "hooks.startContainer")
+@pytest.mark.oci("hooks.poststart", "hooks.poststop")
+def test_hooks_run_where_and_when_they_should(bundle: Bundle, tmp_path: Path) -> None:
+    script, out = tmp_path / "hook", tmp_path / "out"
+    script.write_text(f'#!/bin/sh\necho "$1 $KIND $(readlink /proc/self/ns/mnt) $(cat)" >>{out}\n')
+    script.chmod(0o755)
+    kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+    hooks = {kind: [{"path": str(script), "args": ["hook", "arg"], "env": [f"KIND={kind}", "PATH=/bin:/usr/bin"],
+                     "timeout": 20}] for kind in kinds}  # fmt: skip
+    hooks["startContainer"] = [{"path": "/bin/sh", "args": ["sh", "-c", "cat >/state"]}]
+    bundle.configure("readlink", "/proc/self/ns/mnt", hooks=hooks, annotations={"who": "me"})
+    done = bundle.call("run", "one")
+    lines = [line.split(" ", 3) for line in out.read_text().splitlines()]
+    assert [line[1] for line in lines] == list(kinds)
+    assert {line[0] for line in lines} == {"arg"}
+    host = os.readlink("/proc/self/ns/mnt")
+    assert [line[2] for line in lines] == [host, host, done.stdout.strip(), host, host]
+    states = [json.loads(line[3]) for line in lines]
+    assert [state["status"] for state in states] == ["creating", "creating", "creating", "running", "stopped"]
+    assert all(state["annotations"] == {"who": "me"} for state in states)
+    assert len({state["pid"] for state in states[:4]}) == 1
+    assert json.loads((bundle.rootfs / "state").read_text())["status"] == "created"
+
+
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer", "startContainer", "poststart"])
+def test_a_hook_that_fails_ends_the_container(bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    failing = {"path": "/bin/sh", "args": ["sh", "-c", "echo because; exit 4"]}
+    mark = tmp_path / "stopped"
+    poststop = [{"path": "/nosuch"}, {"path": "/bin/sh", "args": ["sh", "-c", f"cat >{mark}"]}]
+    bundle.configure("sleep", "100", hooks={kind: [failing], "poststop": poststop})
+    done = bundle.call("run", "one", check=False)
+    assert done.returncode == 1
+    assert f"run hooks.{kind}[0] `/bin/sh`: exit status 4: because" in done.stderr
+    assert "hooks.poststop[0]" in done.stderr
+    assert json.loads(mark.read_text())["id"] == "one"
+
+
+def test_a_hook_that_takes_too_long(bundle: Bundle) -> None:
+    bundle.configure("true", hooks={"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "60"], "timeout": 1}]})
+    assert "not done after 1 s" in bundle.call("run", "one", check=False).stderr
+
+
+def test_commands_at_once(bundle: Bundle) -> None:
+    """Of many creations of one id one succeeds, and so does one start."""
+    bundle.configure("sleep", "100")
+    bundle.create()
+    codes: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: codes.append(bundle.call("start", "one", check=False).returncode))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == [0, 1, 1, 1]
