@@ -27,6 +27,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     # What came is not what was promised, as containerd answers it; DATA_LOSS would say that the node lost something.
     image.errors.DigestMismatch: StatusCode.FAILED_PRECONDITION,
     image.errors.InvalidImage: StatusCode.FAILED_PRECONDITION,
+    image.errors.SignatureRefused: StatusCode.UNKNOWN,  # kubelet reads the message of no other code
     image.errors.ImageInUse: StatusCode.FAILED_PRECONDITION,
     image.errors.StorageFull: StatusCode.RESOURCE_EXHAUSTED,
     image.errors.ImageError: StatusCode.INTERNAL,

@@ -163,6 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     flag("--cni-conf-dir", metavar="DIR", help="CNI configurations (/etc/cni/net.d)")
     flag("--cni-bin-dir", dest="cni_bin_dirs", action="append", metavar="DIR", help="CNI plugins; may be repeated")
     flag("--registries-conf", metavar="FILE", help="containers-registries.conf(5)")
+    flag("--signature-policy", metavar="FILE", help="containers-policy.json(5) (/etc/containers/policy.json, if any)")
+    flag("--auth-file", metavar="FILE", help="logins to registries, containers-auth.json(5)")
     flag("--cgroup-driver", choices=CGROUP_DRIVERS)
     flag("--log-level", choices=tuple(LOG_LEVELS))
     flag("--stream-addr", metavar="HOST:PORT", help="address of the streaming server")

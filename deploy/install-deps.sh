@@ -14,7 +14,7 @@ extra=""
 for argument in "$@"; do
     case $argument in
         --tests)
-            packages+=(debian-archive-keyring docker-registry e2fsprogs mmdebstrap openssl qemu-system-x86 skopeo strace)
+            packages+=(debian-archive-keyring docker-registry e2fsprogs gpg gpg-agent mmdebstrap openssl qemu-system-x86 skopeo strace umoci)
             extra="[dev]" ;;
         --bench)
             packages+=(containerd docker-registry runc skopeo)

@@ -12,9 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from image.errors import ImageError, ImageNotFound, StorageFull
+from image.signatures import Signature
 
-_VERSION = 1
-_SCHEMA = """
+_VERSION = 2
+_SIGNATURES = """
+CREATE TABLE signatures (
+    image TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    payload BLOB NOT NULL,
+    signature BLOB NOT NULL,
+    PRIMARY KEY (image, position)
+) WITHOUT ROWID;
+"""
+_SCHEMA = f"""
 CREATE TABLE images (
     id TEXT PRIMARY KEY, manifest BLOB NOT NULL, config BLOB NOT NULL
 ) WITHOUT ROWID;
@@ -31,7 +42,9 @@ CREATE TABLE image_layers (
     chain_id TEXT NOT NULL REFERENCES layers,
     PRIMARY KEY (image, position)
 ) WITHOUT ROWID;
+{_SIGNATURES}
 """
+_UPGRADES = {1: _SIGNATURES}  # what brings a database of that version to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +66,7 @@ class ImageRecord:
     config: bytes
     chain_ids: tuple[str, ...]
     names: tuple[str, ...] = ()
+    signatures: tuple[Signature, ...] = ()  # what the signature policy asked for when it was pulled
 
 
 class Database:
@@ -68,7 +82,10 @@ class Database:
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {_VERSION};COMMIT;")
-            elif version != _VERSION:
+            while version in _UPGRADES:
+                self._connection.executescript(f"BEGIN;{_UPGRADES[version]}PRAGMA user_version = {version + 1};COMMIT;")
+                version += 1
+            if version not in (0, _VERSION):
                 raise ImageError(f"open {path}: schema version {version}, this program knows {_VERSION}")
 
     def close(self) -> None:
@@ -77,7 +94,15 @@ class Database:
     def images(self) -> list[ImageRecord]:
         with self._explained("read"):
             rows = self._connection.execute("SELECT id, manifest, config FROM images").fetchall()
-            return [ImageRecord(row[0], row[1], row[2], self._chain_ids(row[0]), self._names(row[0])) for row in rows]
+            return [
+                ImageRecord(
+                    *(image, manifest, config),
+                    chain_ids=self._chain_ids(image),
+                    names=self._names(image),
+                    signatures=self._signatures(image),
+                )
+                for image, manifest, config in rows
+            ]
 
     def layers(self) -> list[LayerRecord]:
         with self._explained("read"):
@@ -107,6 +132,12 @@ class Database:
                 [(image.id, position, chain_id) for position, chain_id in enumerate(image.chain_ids)],
             )
             self._name(image.id, image.names)
+            self._sign(image.id, image.signatures)
+
+    def sign(self, image: str, signatures: Iterable[Signature]) -> None:
+        """Keep the signatures of an image in place of those it had."""
+        with self._transaction():
+            self._sign(image, signatures)
 
     def name(self, image: str, names: Iterable[str]) -> None:
         """Give an image names, taken from the images that had them."""
@@ -121,6 +152,17 @@ class Database:
 
     def _name(self, image: str, names: Iterable[str]) -> None:
         self._connection.executemany("REPLACE INTO names VALUES (?, ?)", [(name, image) for name in names])
+
+    def _sign(self, image: str, signatures: Iterable[Signature]) -> None:
+        self._connection.execute("DELETE FROM signatures WHERE image = ?", (image,))
+        self._connection.executemany(
+            "INSERT INTO signatures VALUES (?, ?, ?, ?, ?)",
+            [(image, position, one.kind, one.payload, one.signature) for position, one in enumerate(signatures)],
+        )
+
+    def _signatures(self, image: str) -> tuple[Signature, ...]:
+        query = "SELECT kind, payload, signature FROM signatures WHERE image = ? ORDER BY position"
+        return tuple(Signature(*row) for row in self._connection.execute(query, (image,)))
 
     def _chain_ids(self, image: str) -> tuple[str, ...]:
         query = "SELECT chain_id FROM image_layers WHERE image = ? ORDER BY position"

@@ -37,6 +37,16 @@ class InvalidImage(ImageError):
     """A manifest, configuration, layer or archive is malformed, unsafe, or of a kind that is not an image."""
 
 
+class SignatureRefused(ImageError):
+    """The signature policy does not accept the image.
+
+    kubelet knows the case by the first word of the message, with a code that says nothing else.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"SignatureValidationFailed: {message}")
+
+
 class ImageInUse(ImageError):
     """The image is held by a container and cannot be removed."""
 

@@ -70,6 +70,23 @@ class Transport:
         tls, proxy = await self._tls(url, insecure), self._proxies.for_url(url)
         return await self._session.post(url, data=form, allow_redirects=False, ssl=tls, proxy=proxy)
 
+    async def small(self, url: URL, limit: int) -> bytes | None:
+        """A document of at most `limit` bytes that anybody may read; None if there is none. Raises RegistryUnavailable,
+        DigestMismatch when it is larger."""
+        what = f"{url.with_query(None)}"
+        for attempt in range(1, _TRIES + 1):
+            try:
+                async with _Answer(await self.get(url, {}, insecure=False)) as response:
+                    if response.status == 200:
+                        return await _bounded(response, limit, what)
+                    if response.status in (403, 404, 410):
+                        return None
+                    failure = f"the server answered {response.status}"
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = _reason(error)
+            await asyncio.sleep(_BACK_OFF * 4 ** (attempt - 1))
+        raise RegistryUnavailable(f"get {what}: {failure}")
+
     async def _tls(self, url: URL, insecure: bool) -> ssl.SSLContext | bool:
         if url.scheme != "https" or url.host is None or url.port is None:
             return True

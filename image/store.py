@@ -34,18 +34,22 @@ from image.errors import (
     InvalidImage,
     InvalidReference,
     RegistryUnavailable,
+    SignatureRefused,
     StorageFull,
 )
 from image.layers import Layer, Layers, Make, base36
-from image.manifest import Configuration, node_platforms, parse_configuration
+from image.manifest import Configuration, digest_of, node_platforms, parse_configuration
 from image.model import Credentials, FilesystemUsage, Image, PullProgress
 from image.origin import Origin
+from image.policy import Accept, Reject
 from image.pull import LayerDownloads, Report, choose_manifest, get_configuration, resolve
 from image.reference import Reference, is_digest, parse_reference
 from image.registries_conf import Endpoint, load
 from image.registry import Repository, Transport
 from image.root import StoreRoot
 from image.settings import ImageSettings
+from image.signatures import Signature
+from image.trust import Trust, transport_of
 from image.unpack import Unpacked, Workers
 
 _log = logging.getLogger(__name__)
@@ -69,6 +73,8 @@ class _Known:
 
     image: Image
     chain_ids: tuple[str, ...]
+    manifest_digest: str
+    signatures: tuple[Signature, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -101,6 +107,7 @@ class ImageStore:
         self._transport = Transport(settings)
         self._workers = Workers(root.inherited)
         self._layers = Layers(root.path, self._forget_layers, self._workers, settings.parallel_downloads)
+        self._trust = Trust(settings, self._transport)
         self._platforms = node_platforms()
         self._images: dict[str, _Known] = {}
         self._names: dict[str, str] = {}
@@ -214,6 +221,36 @@ class ImageStore:
         if known is None:
             raise ImageNotFound(f"find layers of {image.id}: the store has no such image")
         return self._layers.paths(reversed(known.chain_ids)) or [self._root.empty_layer]
+
+    async def require_trusted(self, image: Image, name: str) -> None:
+        """Raise SignatureRefused unless the signature policy, as it is now, accepts the image under `name`.
+
+        By id it has to accept one of the image's names.
+        """
+        policy = self._trust.policy()
+        known = self._images[image.id]
+        failure: SignatureRefused | None = None
+        for reference in self._names_to_trust(image, name):
+            digests = (known.manifest_digest, *(n.partition("@")[2] for n in image.repo_digests))
+            requirements = policy.for_reference(reference)
+            try:
+                await self._trust.require(reference, digests, known.signatures, requirements)
+            except SignatureRefused as error:
+                failure = failure or error
+            else:
+                return
+        if failure is None and policy.default != (Accept(),):
+            failure = SignatureRefused(f"accept {image.id}: it has no name for the signature policy to judge")
+        if failure is not None:
+            raise failure
+
+    def _names_to_trust(self, image: Image, name: str) -> Sequence[Reference]:
+        own = (*image.repo_tags, *image.repo_digests)
+        if self._by_id(name) != image.id:
+            with suppress(InvalidReference):
+                meant = self._registries.meanings(name)
+                return [reference for reference in meant if reference.name in own] or meant[:1]
+        return [parse_reference(one) for one in own]
 
     async def documents(self, image: Image) -> tuple[bytes, bytes]:
         """Manifest and configuration as they came. Raises ImageNotFound."""
@@ -332,17 +369,26 @@ class ImageStore:
         raise AssertionError("unreachable")
 
     async def _pull_from(self, reference: Reference, origin: Origin, listeners: Sequence[Report]) -> Image:
+        requirements = self._trust.policy().for_reference(reference)
+        if any(isinstance(requirement, Reject) for requirement in requirements):
+            await self._trust.require(reference, (), (), requirements)
         resolved = await resolve(origin, reference)
         known = self._names.get(reference.with_digest(resolved.digest).name)
-        if known is not None and (image := await self._undisturbed(self._name(known, resolved.names))):
+        signed = any(not isinstance(requirement, Accept) for requirement in requirements)
+        if known is not None and not signed and (image := await self._undisturbed(self._name(known, resolved.names))):
             return image
         manifest = await choose_manifest(origin, resolved, self._platforms)
-        if image := await self._undisturbed(self._name(manifest.config.digest, resolved.names)):
+        signatures: tuple[Signature, ...] = ()
+        if signed:
+            digests = tuple(dict.fromkeys((manifest.digest, resolved.digest)))
+            signatures = await self._trust.signatures(origin, reference, digests, requirements)
+            await self._trust.require(reference, digests, signatures, requirements)
+        if image := await self._undisturbed(self._name(manifest.config.digest, resolved.names, signatures)):
             return image
         configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
         downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step))
         image = await self._install(
-            manifest.raw, configuration, resolved.names, downloads.make(self._workers)
+            manifest.raw, configuration, resolved.names, downloads.make(self._workers), signatures
         )
         downloads.finish()
         _log.info("pulled image %s %s", reference, image.id)
@@ -357,6 +403,9 @@ class ImageStore:
         override = None if name is None else _tag_name(name)
         archive = await asyncio.to_thread(open_archive, path)
         try:
+            kind = transport_of(path, docker=not archive.has("oci-layout"))
+            if any(not isinstance(one, Accept) for one in self._trust.policy().for_archive(kind, path)):
+                raise SignatureRefused(f"import {path}: the signature policy wants more of {kind} than a file can tell")
             found = await asyncio.to_thread(archived_images, archive, self._platforms)
             if override is not None and len(found) != 1:
                 raise InvalidImage(f"import {path}: {len(found)} images in it, one name for them")
@@ -378,13 +427,18 @@ class ImageStore:
         return image
 
     async def _install(
-        self, manifest: bytes, configuration: Configuration, names: tuple[str, ...], make: Make
+        self,
+        manifest: bytes,
+        configuration: Configuration,
+        names: tuple[str, ...],
+        make: Make,
+        signatures: tuple[Signature, ...] = (),
     ) -> Image:
         """Unpack what is missing, bring it to the disk, record it: the image exists from the last step on."""
         chain_ids = configuration.chain_ids
         async with self._layers.acquired(chain_ids, make) as layers:
             await self._layers.sync(layers)
-            record = ImageRecord(configuration.digest, manifest, configuration.raw, chain_ids, names)
+            record = ImageRecord(configuration.digest, manifest, configuration.raw, chain_ids, names, signatures)
             return await self._undisturbed(self._record(record, configuration, layers))
 
     async def _record(self, record: ImageRecord, configuration: Configuration, layers: Sequence[Layer]) -> Image:
@@ -398,13 +452,18 @@ class ImageStore:
                 self._layers.use(record.chain_ids)
             return self._remember(record, configuration, record.names)
 
-    async def _name(self, image_id: str, names: tuple[str, ...]) -> Image | None:
-        """Name an image that the store has; None if it has not."""
+    async def _name(
+        self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...] = ()
+    ) -> Image | None:
+        """Name an image that the store has, and keep what signatures came with it; None if the store has it not."""
         async with self._changing:
             known = self._images.get(image_id)
             if known is None:
                 return None
             await self._query(self._database.name, image_id, names)
+            if added := tuple(one for one in signatures if one not in known.signatures):
+                known.signatures += added
+                await self._query(self._database.sign, image_id, known.signatures)
             return self._rename(image_id, known, names)
 
     # --- memory
@@ -418,7 +477,8 @@ class ImageStore:
             config=configuration.config,
             created=configuration.created,
         )
-        known = self._images.setdefault(record.id, _Known(image, record.chain_ids))
+        fresh = _Known(image, record.chain_ids, digest_of(record.manifest), record.signatures)
+        known = self._images.setdefault(record.id, fresh)
         return self._rename(record.id, known, names)
 
     def _rename(self, image_id: str, known: _Known, names: tuple[str, ...]) -> Image:

@@ -93,8 +93,13 @@ class Containers:
         image = self._images.find(config.image.image)
         if image is None:
             raise NotFound(f"image {config.image.image!r} is not on this node: pull it first")
-        container = self._plan(sandbox, config, image)
         self._images.hold(image.id)
+        try:
+            await self._images.require_trusted(image, config.image.user_specified_image or config.image.image)
+            container = self._plan(sandbox, config, image)
+        except BaseException:
+            self._images.release(image.id)
+            raise
         intent = self._state.store.begin_put(ContainerRecord(container=container))
         try:
             user = await self._prepare(sandbox, container, image, trace)

@@ -1,0 +1,161 @@
+"""Signatures of images: what they are, and whether a key made them.
+
+A simple signature is an OpenPGP message around a claim; a sigstore signature is a claim and a raw signature beside it
+(cosign's specification). The claim is the same JSON in both: a digest of a manifest, and the name it may go by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from image.errors import ImageError, InvalidConfiguration
+
+SIMPLE, SIGSTORE = "simple", "sigstore"
+SIGNATURE_LIMIT = 4 << 20  # bytes
+COUNT_LIMIT = 32  # signatures of one manifest that are looked at
+_GPGV_SECONDS = 30.0
+_BLOCK = re.compile(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL)
+_BAD = {"BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG", "NODATA", "BADARMOR", "FAILURE"}
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """A signature as it was found. `signature` is empty for a simple one, which is all in `payload`."""
+
+    kind: str  # SIMPLE or SIGSTORE
+    payload: bytes
+    signature: bytes = b""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What a signature that is right says."""
+
+    digest: str  # of a manifest or index
+    reference: str  # docker-reference
+
+
+class _Image(msgspec.Struct, frozen=True, rename="kebab"):
+    docker_manifest_digest: str
+
+
+class _Identity(msgspec.Struct, frozen=True, rename="kebab"):
+    docker_reference: str
+
+
+class _Critical(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: str
+    image: _Image
+    identity: _Identity
+
+
+class _Payload(msgspec.Struct, frozen=True):
+    critical: _Critical
+
+
+_TYPES = {SIMPLE: "atomic container signature", SIGSTORE: "cosign container image signature"}
+
+
+async def verified_claim(signature: Signature, keys: Sequence[bytes]) -> Claim | None:
+    """The claim, if one of `keys` signed it; else None.
+
+    Keys are PEM for sigstore, OpenPGP (armoured or not) for simple signatures. Raises InvalidConfiguration for a key
+    that is none, ImageError when gpgv cannot be run.
+    """
+    if signature.kind == SIMPLE:
+        content = await _gpg_content(signature.payload, keys)
+    else:
+        content = signature.payload if any(_made_by(key, signature) for key in keys) else None
+    if content is None:
+        return None
+    try:
+        critical = msgspec.json.decode(content, type=_Payload).critical
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if critical.type != _TYPES[signature.kind]:
+        return None
+    return Claim(critical.image.docker_manifest_digest, critical.identity.docker_reference)
+
+
+def _made_by(pem: bytes, signature: Signature) -> bool:
+    from cryptography.exceptions import InvalidSignature  # 60 ms of import that only policies with such keys are worth
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except ValueError as error:
+        raise InvalidConfiguration(f"read public key of the signature policy: {error}") from None
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature.signature, signature.payload, ec.ECDSA(hashes.SHA256()))
+        elif isinstance(key, rsa.RSAPublicKey):
+            key.verify(signature.signature, signature.payload, padding.PKCS1v15(), hashes.SHA256())
+        elif isinstance(key, ed25519.Ed25519PublicKey):
+            key.verify(signature.signature, signature.payload)
+        else:
+            kind = type(key).__name__
+            raise InvalidConfiguration(f"read public key of the signature policy: {kind} is not supported")
+    except InvalidSignature:
+        return False
+    return True
+
+
+async def _gpg_content(message: bytes, keys: Sequence[bytes]) -> bytes | None:
+    """The content of an OpenPGP message that one of `keys`, unexpired and unrevoked, signed."""
+    with tempfile.TemporaryDirectory(prefix="crisp-gpgv-") as name:
+        directory = Path(name)
+        (directory / "keys").write_bytes(b"".join(map(_dearmoured, keys)))
+        (directory / "message").write_bytes(message)
+        content = directory / "content"
+        options = ("--homedir", name, "--keyring", directory / "keys", "--status-fd", "1", "--output", content)
+        status, said = await _run("gpgv", *options, directory / "message")
+        words = [line.split()[1] for line in said.splitlines() if line.startswith("[GNUPG:] ")]
+        if status or words.count("VALIDSIG") != 1 or words.count("GOODSIG") != 1 or not _BAD.isdisjoint(words):
+            return None
+        return content.read_bytes()
+
+
+def _dearmoured(key: bytes) -> bytes:
+    """gpgv wants its keys in binary form."""
+    if b"-----BEGIN" not in key:
+        return key
+    found = b""
+    for block in _BLOCK.findall(key):
+        _, _, body = block.replace(b"\r", b"").partition(b"\n\n")
+        lines = [line for line in body.split(b"\n") if not line.startswith(b"=")]  # the last is a checksum
+        try:
+            found += base64.b64decode(b"".join(lines), validate=True)
+        except binascii.Error as error:
+            raise InvalidConfiguration(f"read GPG key of the signature policy: {error}") from None
+    if not found:
+        raise InvalidConfiguration("read GPG key of the signature policy: no public key in it")
+    return found
+
+
+async def _run(*command: str | Path) -> tuple[int, str]:
+    null = asyncio.subprocess.DEVNULL
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=null, stdout=asyncio.subprocess.PIPE, stderr=null
+        )
+    except OSError as error:
+        raise ImageError(f"run {command[0]}: {error.strerror} (Debian has it in the package gpgv)") from error
+    try:
+        async with asyncio.timeout(_GPGV_SECONDS):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        raise ImageError(f"run {command[0]}: not done within {_GPGV_SECONDS:g} s") from None
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    return process.returncode or 0, said.decode(errors="replace")

@@ -1,0 +1,236 @@
+"""The signature policy: what it refuses is neither pulled nor run. gpg and skopeo make the signatures, as for users."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cri.v1 import api_pb2 as cri
+from image.errors import InvalidConfiguration, SignatureRefused
+from image.settings import ImageSettings
+from image.store import ImageStore
+from tests.daemon import Daemon
+from tests.faulty_registry import FaultyRegistry
+from tests.images import (
+    ARCHITECTURE,
+    OCI_MANIFEST,
+    BuiltImage,
+    build_image,
+    build_index,
+    busybox_image,
+    busybox_layout,
+    digest,
+    entry,
+    layer,
+)
+from tests.registry import Registry
+
+ACCEPT = {"type": "insecureAcceptAnything"}
+REJECT = {"type": "reject"}
+_PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
+
+
+def write_policy(tmp_path: Path, docker: Mapping[str, Any], default: Any = REJECT) -> None:
+    transports = {"docker": {scope: [one] for scope, one in docker.items()}}
+    (tmp_path / "policy.json").write_text(json.dumps({"default": [default], "transports": transports}))
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path) -> AsyncIterator[ImageStore]:
+    settings = ImageSettings(signature_policy=tmp_path / "policy.json", registries_d=tmp_path / "registries.d")
+    store = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf", settings)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class Cosign:
+    """A key, and signatures by it as cosign leaves them beside images."""
+
+    def __init__(self, path: Path) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        encoding = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        path.write_bytes(self._key.public_key().public_bytes(*encoding))
+        self.requirement = {"type": "sigstoreSigned", "keyPath": str(path)}
+
+    def sign(self, image: BuiltImage, name: str, *, kind: str = "cosign container image signature") -> BuiltImage:
+        """What the tag sha256-<hex>.sig is to name."""
+        names = {"image": {"docker-manifest-digest": image.digest}, "identity": {"docker-reference": name}}
+        claim = {"type": kind, **names}
+        payload = json.dumps({"critical": claim, "optional": None}).encode()
+        signature = base64.b64encode(self._key.sign(payload, ec.ECDSA(hashes.SHA256()))).decode()
+        config = b"{}"
+        described = {
+            "mediaType": _PAYLOAD,
+            "digest": digest(payload),
+            "size": len(payload),
+            "annotations": {"dev.cosignproject.cosign/signature": signature},
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(config), "size": 2},
+            "layers": [described],
+        }
+        blobs = {digest(payload): payload, digest(config): config}
+        return BuiltImage(json.dumps(manifest).encode(), OCI_MANIFEST, blobs, digest(config))
+
+
+def run(*command: str | Path) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def tag(image: BuiltImage) -> str:
+    return image.digest.replace(":", "-") + ".sig"
+
+
+async def test_rejected_images_are_not_even_asked_for(tmp_path: Path) -> None:
+    async with FaultyRegistry({"a:1": busybox_image()}).running() as registry:
+        write_policy(tmp_path, {registry.host: REJECT, f"{registry.host}/a:1": REJECT}, default=ACCEPT)
+        async with opened(tmp_path) as store:
+            with pytest.raises(SignatureRefused, match=r"^SignatureValidationFailed: .*rejects it"):
+                await store.pull(f"{registry.host}/a:1")
+            assert not registry.seen
+            write_policy(tmp_path, {registry.host: REJECT, f"{registry.host}/a": ACCEPT})
+            image = await store.pull(f"{registry.host}/a:1")
+            write_policy(tmp_path, {registry.host: REJECT})
+            with pytest.raises(SignatureRefused):
+                await store.require_trusted(image, image.id)
+            (tmp_path / "policy.json").write_text('{"default": [{"type": "sigstoreSigned", "fulcio": {}}]}')
+            with pytest.raises(InvalidConfiguration, match=r"policy\.json.*fulcio"):
+                await store.pull(f"{registry.host}/a:1")
+
+
+async def test_sigstore_signatures_of_images_and_indexes(tmp_path: Path) -> None:
+    ours, theirs = Cosign(tmp_path / "ours.pub"), Cosign(tmp_path / "theirs.pub")
+    images = {n: build_image([layer(entry(n, b""))]) for n in ("good", "unsigned", "other", "moved", "type", "listed")}
+    index = build_index([(images["listed"], {"os": "linux", "architecture": ARCHITECTURE})])
+    async with FaultyRegistry().running() as registry:
+        name = f"{registry.host}/a"
+        signed = {
+            "good": ours.sign(images["good"], f"{name}:good"),
+            "other": theirs.sign(images["other"], f"{name}:other"),
+            "moved": ours.sign(images["moved"], f"{name}:elsewhere"),
+            "type": ours.sign(images["type"], f"{name}:type", kind="something else"),
+        }
+        registry.images = {f"a:{n}": image for n, image in images.items()} | {"a:listed": index}
+        registry.images |= {f"a:{tag(images[n])}": signature for n, signature in signed.items()}
+        # A signature of another image, put where this one's would be.
+        registry.images[f"a:{tag(images['unsigned'])}"] = signed["good"]
+        registry.images[f"a:{tag(index)}"] = ours.sign(index, name)
+        write_policy(tmp_path, {registry.host: ours.requirement})
+        async with opened(tmp_path) as store:
+            refusals = {
+                "unsigned": f"one is of {images['good'].digest}",
+                "other": "not by a key",
+                "moved": "one is for .*:elsewhere",
+                "type": "not by a key",
+                "listed": f"one is for '{name}'",
+            }
+            for which, says in refusals.items():
+                with pytest.raises(SignatureRefused, match=says):
+                    await store.pull(f"{name}:{which}")
+            assert store.images() == []
+            assert os.listdir(tmp_path / "image/layers") == ["0"]
+            good = await store.pull(f"{name}:good")
+            await store.require_trusted(good, f"{name}:good")
+            with pytest.raises(SignatureRefused):
+                await store.require_trusted(good, f"{name}:other")
+            by_repository = {**ours.requirement, "signedIdentity": {"type": "matchRepository"}}
+            write_policy(tmp_path, {registry.host: by_repository})
+            assert (await store.pull(f"{name}:listed")).id == images["listed"].id
+            await store.pull(f"{name}:moved")
+        # What was pulled is known to be signed without its registry, and after a restart.
+        async with opened(tmp_path) as store:
+            await store.require_trusted(good, good.id)
+            write_policy(tmp_path, {registry.host: theirs.requirement})
+            with pytest.raises(SignatureRefused, match="not by a key"):
+                await store.require_trusted(good, good.id)
+
+
+async def test_simple_signatures_by_gpg_as_skopeo_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "gnupg"
+    home.mkdir(mode=0o700)
+    monkeypatch.setenv("GNUPGHOME", str(home))
+    make = ("gpg", "--batch", "--passphrase", "", "--quick-generate-key")
+    for who in ("good@example.com", "bad@example.com"):
+        run(*make, who, "ed25519", "sign", "never")
+    try:
+        for who, armour in (("good", "--armor"), ("bad", "--no-armor")):
+            (tmp_path / f"{who}.gpg").write_bytes(run("gpg", armour, "--export", f"{who}@example.com"))
+        layout = busybox_layout(tmp_path / "layout", "1")
+        with Registry(tmp_path / "registry") as registry:
+            _sign_with_skopeo(tmp_path, registry, layout)
+            requirement = {"type": "signedBy", "keyType": "GPGKeys", "keyPath": str(tmp_path / "good.gpg")}
+            write_policy(tmp_path, {registry.host: requirement})
+            async with opened(tmp_path) as store:
+                image = await store.pull(f"{registry.host}/app:1")
+                await store.require_trusted(image, image.id)
+                await store.remove(image.id)
+                registry.push("unsigned", "1", build_image([layer(entry("x", b""))]))
+                with pytest.raises(SignatureRefused, match="it has none"):
+                    await store.pull(f"{registry.host}/unsigned:1")
+                registry.push("app", "2", busybox_image())
+                with pytest.raises(SignatureRefused, match=r"it has none|one is for"):
+                    await store.pull(f"{registry.host}/app:2")
+                write_policy(tmp_path, {registry.host: {**requirement, "keyPath": str(tmp_path / "bad.gpg")}})
+                with pytest.raises(SignatureRefused, match="not by a key"):
+                    await store.pull(f"{registry.host}/app:1")
+                assert store.images() == []
+                both = [str(tmp_path / "bad.gpg"), str(tmp_path / "good.gpg")]
+                either = {"type": "signedBy", "keyType": "GPGKeys", "keyPaths": both}
+                write_policy(tmp_path, {registry.host: either})
+                await store.pull(f"{registry.host}/app:1")
+    finally:
+        run("gpgconf", "--kill", "gpg-agent")
+
+
+def _sign_with_skopeo(tmp_path: Path, registry: Registry, layout: Path) -> None:
+    lookaside = tmp_path / "lookaside"
+    registries_d = tmp_path / "registries.d"
+    registries_d.mkdir()
+    here = f"default-docker:\n  sigstore: file://{lookaside}\n  sigstore-staging: file://{lookaside}\n"
+    (registries_d / "default.yaml").write_text(here)
+    command = ("skopeo", "--insecure-policy", "--registries.d", registries_d, "copy", "-q", "--dest-tls-verify=false")
+    to = f"docker://{registry.host}/app:1"
+    run(*command, "--sign-by", "good@example.com", f"oci:{layout}:1", to)
+
+
+async def test_archives_are_accepted_by_their_own_scopes(tmp_path: Path) -> None:
+    layout = busybox_layout(tmp_path / "layout")
+    write_policy(tmp_path, {"": ACCEPT})
+    async with opened(tmp_path) as store:
+        with pytest.raises(SignatureRefused, match="oci"):
+            await store.import_archive(layout)
+        policy = {"default": [REJECT], "transports": {"oci": {str(tmp_path): [ACCEPT]}, "docker": {"": [ACCEPT]}}}
+        (tmp_path / "policy.json").write_text(json.dumps(policy))
+        (image,) = await store.import_archive(layout)
+        await store.require_trusted(image, image.id)
+
+
+def test_containers_are_made_of_accepted_images_only(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"default": [ACCEPT]}))
+    with Daemon.running(f"--signature-policy={policy}") as daemon:
+        daemon.import_busybox()
+        with daemon.pod("judged") as pod:
+            pod.run("true", name="before")
+            policy.write_text(json.dumps({"default": [REJECT]}))
+            with pytest.raises(grpc.RpcError, match="SignatureValidationFailed") as refused:
+                pod.create("true", name="after")
+            assert refused.value.code() is grpc.StatusCode.UNKNOWN
+            spec = cri.ImageSpec(image="127.0.0.1:1/never:asked")
+            with pytest.raises(grpc.RpcError, match="SignatureValidationFailed"):
+                daemon.images.PullImage(cri.PullImageRequest(image=spec), timeout=10)
