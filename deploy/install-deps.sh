@@ -14,7 +14,8 @@ extra=""
 for argument in "$@"; do
     case $argument in
         --tests)
-            packages+=(debian-archive-keyring docker-registry e2fsprogs gpg gpg-agent mmdebstrap openssl qemu-system-x86 skopeo strace umoci)
+            packages+=(conmon containerd debian-archive-keyring docker-registry e2fsprogs gpg gpg-agent mmdebstrap openssl
+                podman procps qemu-system-x86 runc skopeo strace uidmap umoci)
             extra="[dev]" ;;
         --bench)
             packages+=(containerd docker-registry runc skopeo)

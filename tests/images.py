@@ -165,7 +165,9 @@ def busybox_layer() -> bytes:
         entry("www/index.html", b"hello from a pod\n"),
     ]
     links = [
-        entry(f"bin/{name}", type=tarfile.LNKTYPE, linkname="bin/busybox") for name in applets if name != "busybox"
+        entry(f"bin/{name}", type=tarfile.LNKTYPE, linkname="bin/busybox", mode=0o755)
+        for name in applets
+        if name != "busybox"
     ]
     return layer(*directories, *files, *links)
 

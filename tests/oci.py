@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
+CRISP_OCI = Path(sys.executable).parent / "crisp-oci"
 APPLETS = ("sh", "cat", "echo", "hostname", "id", "kill", "ls", "mkdir", "readlink", "sleep", "stty", "tail", "touch",
            "true", "tty", "wc")  # fmt: skip
 PARENT = f"/crisp-oci-test-{os.getpid()}"  # of all containers' cgroups

@@ -26,8 +26,8 @@ from runtime.hooks import run_hooks
 from runtime.infra import empty_mount_namespace
 from runtime.init import MAX_REPORT, Start, clone_flags, container_init
 from runtime.mounts import plan_mounts
-from runtime.rootfs import ATTACH_POINT
-from runtime.spec import Process, Spec
+from runtime.rootfs import ATTACH_POINT, DEFAULT_DEVICES
+from runtime.spec import DeviceRule, Process, Resources, Spec
 from runtime.spec_parse import parse
 
 FLAGS: Final = (
@@ -201,7 +201,7 @@ class _Maker:
         path = self._spec.linux.cgroups_path or f"/crisp-oci/{self._id}"
         try:
             cgroup = self._context.hierarchies().cgroup(path)
-            made = cgroup.create(self._spec.linux.resources)
+            made = cgroup.create(with_default_devices(self._spec.linux.resources))
         except RuntimeCoreError as error:
             if not self._context.rootless:
                 raise
@@ -270,6 +270,20 @@ class _Maker:
         run_hooks("prestart", self._spec.hooks.prestart, state)
         run_hooks("createRuntime", self._spec.hooks.create_runtime, state)
         return state
+
+
+def with_default_devices(resources: Resources) -> Resources:
+    """A device filter that also lets through what a runtime supplies itself (config-linux.md "Default Devices").
+
+    And the making of any node, as runc has it: it is opening one that matters.
+    """
+    if not resources.devices:
+        return resources
+    nodes: list[tuple[str, int, int | None]] = [(node.type, node.major, node.minor) for node in DEFAULT_DEVICES]
+    nodes += [("c", 5, 1), ("c", 5, 2), ("c", 136, None)]  # console, ptmx, every pseudo-terminal
+    default = [DeviceRule(allow=True, type=type, major=major, minor=minor) for type, major, minor in nodes]
+    making = [DeviceRule(allow=True, type=type, access="m") for type in "cb"]
+    return replace(resources, devices=(*resources.devices, *making, *default))
 
 
 class Conversation:
