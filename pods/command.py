@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pods.errors import FailedPrecondition, PodError
 from pods.model import Container, ContainerState
 from runtime.client import ShimClient, ShimGone
-from runtime.errors import RuntimeCoreError
+from runtime.errors import NotRunning, RuntimeCoreError
 
 if TYPE_CHECKING:
     from pods.state import State
@@ -70,5 +70,7 @@ def explained(operation: str, container_id: str) -> Iterator[None]:
         yield
     except ShimGone as error:
         raise FailedPrecondition(f"container {container_id} is gone") from error
+    except NotRunning as error:  # its exit has not reached the state yet
+        raise FailedPrecondition(str(error)) from error
     except RuntimeCoreError as error:
         raise PodError(f"{operation} container {container_id}: {error}") from error

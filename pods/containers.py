@@ -249,6 +249,7 @@ class Containers:
             container=container.id,
             log=container.log_path,
             stdin=container.config.stdin,
+            stdin_once=container.config.stdin_once,
             filter=base64.b64encode(program).decode(),
             filter_flags=flags,
             trace=trace.on,

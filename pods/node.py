@@ -25,7 +25,7 @@ from pods.settings import NodeSettings
 from pods.shims import Shims
 from pods.state import State
 from pods.stats import Stats
-from pods.streams import StreamSession, open_exec, open_port
+from pods.streams import StreamSession, open_attach, open_exec, open_port
 from pods.trace import Trace
 
 _log = logging.getLogger("crisp.pods")
@@ -181,6 +181,12 @@ class Node:
         """Run a command in a running container, with the streams that are wanted."""
         streams = (stdin, stdout, stderr)
         return await open_exec(self._state, self._shims, container_id, argv, tty=tty, streams=streams)
+
+    async def open_attach(
+        self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool
+    ) -> StreamSession:
+        """Follow a running container's output from now on, and write to its input."""
+        return await open_attach(self._state, self._shims, container_id, (stdin, stdout, stderr))
 
     async def open_port(self, sandbox_id: str, port: int) -> socket.socket:
         """A non-blocking connection to a TCP port on the loopback of a ready sandbox's network."""

@@ -8,15 +8,15 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from pods.command import Command, explained, running_container
+from pods.command import Command, explained, keys, running_container
 from pods.errors import FailedPrecondition, InvalidArgument, PodError
 from pods.execve_limits import check_arguments
 from pods.model import SandboxState
 from runtime import terminal
-from runtime.client import close_all
+from runtime.client import ShimClient, ShimGone, close_all
 from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PIPE_BYTES: Final = 256 << 10
 _TAIL: Final = 1 << 20  # bytes of a stream that are read after its command has ended
 _TERMINAL_GRACE: Final = 0.05  # seconds in which a terminal's last output finds its way through the kernel
-_KILLED_SECONDS: Final = 2.0
+_ENDED_SECONDS: Final = 2.0
 
 
 Outputs = tuple[int, int]  # stdout, stderr
@@ -82,6 +82,9 @@ class StreamSession:
         """End the session if it has not ended, and let go of its streams. May be called again."""
         self.close_stdin()
         self.stdout, self.stderr = _closed(self.stdout), _closed(self.stderr)
+        await asyncio.wait({self._answer}, timeout=_ENDED_SECONDS)
+        if self._answer.done():
+            self._answer.exception()  # whoever does not wait does not want to know
 
 
 class ExecSession(StreamSession):
@@ -118,7 +121,35 @@ class ExecSession(StreamSession):
     async def close(self) -> None:
         self._command.kill()
         await super().close()
-        await self._command.ended(_KILLED_SECONDS)
+
+
+class AttachSession(StreamSession):
+    """The container goes on when it is closed."""
+
+    def __init__(
+        self,
+        shim: ShimClient,
+        about: Mapping[str, str],
+        answer: asyncio.Future[dict[str, Any]],
+        stdin: int,
+        outputs: Outputs,
+    ) -> None:
+        super().__init__(about["container"], answer, stdin, outputs)
+        self._shim = shim
+        self._about = about
+
+    async def resize(self, width: int, height: int) -> None:
+        with contextlib.suppress(RuntimeCoreError):  # the container has ended
+            await self._shim.call("resize", container=self._container_id, width=width, height=height)
+
+    async def close(self) -> None:
+        detach(self._shim, self._about)
+        await super().close()
+
+
+def detach(shim: ShimClient, about: Mapping[str, str]) -> None:
+    with contextlib.suppress(ShimGone):
+        shim.begin("detach", (), **about)
 
 
 async def readable(fd: int, or_done: asyncio.Future[Any] | None = None, timeout: float | None = None) -> bool:
@@ -169,6 +200,11 @@ class _Pipes:
     def theirs(self) -> tuple[int, int, int]:
         stdin, stdout, stderr = self._theirs
         return stdin, stdout, stderr
+
+    def wanted(self) -> dict[str, int]:
+        """Their ends of what was asked for, by name."""
+        names = ("stdin", "stdout", "stderr")
+        return {name: fd for name, fd, ours in zip(names, self._theirs, self._ours, strict=True) if ours >= 0}
 
     def take(self) -> tuple[int, int, int]:
         """Our ends, from now on the caller's."""
@@ -229,6 +265,36 @@ async def open_exec(
 def _terminal_ends(master: int, stdin: bool) -> tuple[int, int, int]:
     os.set_blocking(master, False)
     return os.dup(master) if stdin else -1, master, -1
+
+
+async def open_attach(
+    state: State, shims: Shims, container_id: str, streams: tuple[bool, bool, bool]
+) -> StreamSession:
+    """Attach to the wanted ones of stdin, stdout, stderr that the container has. Raises NotFound, InvalidArgument,
+    FailedPrecondition, PodError.
+    """
+    container = running_container(state, container_id)
+    stdin, stdout, stderr = streams
+    if not any(streams):
+        raise InvalidArgument("stdin, stdout, stderr: none of them is asked for")
+    config = container.config
+    about = {"container": container.id, "attach": f"{os.getpid()}-{next(keys)}"}
+    with explained("attach to", container.id), contextlib.ExitStack() as undo:
+        shim = shims.of(container.sandbox_id)
+        pipes = _Pipes(stdin=stdin and config.stdin, stdout=stdout, stderr=stderr and not config.tty)
+        undo.callback(pipes.close)
+        wanted = pipes.wanted()
+        answer = shim.begin("attach", list(wanted.values()), streams=list(wanted), **about)
+        undo.callback(detach, shim, about)
+        pipes.close_theirs()
+        begun = shim.begin("sync")
+        await asyncio.wait({begun})
+        if answer.done():
+            answer.result()
+        begun.result()
+        stdin_end, *outputs = pipes.take()
+        undo.pop_all()
+        return AttachSession(shim, about, answer, stdin_end, (outputs[0], outputs[1]))
 
 
 async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> socket.socket:

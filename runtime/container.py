@@ -18,9 +18,10 @@ from typing import Any, Final, Protocol
 
 from runtime import overlay, users
 from runtime import spec as oci
+from runtime.attach import Attachments
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.clone import clone_into
-from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
+from runtime.errors import NotRunning, OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.exec import Exec, Reply
 from runtime.init import MAX_REPORT, Start, clone_flags, container_init
 from runtime.join import Join, exec_process
@@ -28,6 +29,7 @@ from runtime.logs import Clock, LogFile, complain
 from runtime.mounts import plan_mounts
 from runtime.spec_parse import parse, parse_resources
 from runtime.stdio import ContainerStdio, Loop, OutputStream
+from runtime.terminal import resize as resize_terminal
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
 _NAMESPACE_OF: Final = re.compile(r"/proc/([0-9]+)/ns/[a-z_]+")
@@ -66,6 +68,10 @@ class Container:
         self._outputs: list[OutputStream] = []
         self._console = -1
         self._stdin = -1
+        self._storage = ""  # a directory on disk, the container's own
+        self._takes_stdin = False
+        self._stdin_once = False
+        self._attachments: Attachments | None = None
         self._filter = b""
         self._filter_flags = 0
         self._execs: dict[str, Exec] = {}
@@ -83,6 +89,7 @@ class Container:
 
     def create(self, request: dict[str, Any]) -> dict[str, Any]:
         """Mount the rootfs and look up the user in it. Returns the identity."""
+        self._storage = os.path.dirname(request["upper"])
         self._rootfs = overlay.mount_overlay(request["lower"], request["upper"], request["work"])
         try:
             user = request["user"]
@@ -123,7 +130,10 @@ class Container:
             self._supervisor.made_cgroups(cgroup.create(spec.linux.resources))
             self._cgroup = cgroup
             undo.callback(self._remove_cgroup)
-            stdio = ContainerStdio.make(terminal=spec.process.terminal, stdin=request.get("stdin", False))
+            self._takes_stdin = request.get("stdin", False)
+            # A terminal's input has no end: kubectl attaches again to one it said stdin_once of.
+            self._stdin_once = request.get("stdin_once", False) and not spec.process.terminal
+            stdio = ContainerStdio.make(terminal=spec.process.terminal, stdin=self._takes_stdin)
             undo.callback(stdio.close)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
@@ -173,7 +183,12 @@ class Container:
         if console >= 0:
             outputs = [(os.dup(console), "stdout")]
             self._console = console
+            self._stdin = os.dup(console) if self._takes_stdin else -1
         self._outputs = [OutputStream(fd, name, self._log, clock, self._supervisor) for fd, name in outputs]
+        stdin, self._stdin = self._stdin, -1
+        self._attachments = Attachments(
+            self._outputs, stdin, self._storage, self._supervisor, stdin_once=self._stdin_once
+        )
         self.state = "running"
         self.started_at = time.time_ns()
         self._tell_start()
@@ -227,6 +242,8 @@ class Container:
         self._close_log()
         self._remove_cgroup()
         self._release()
+        assert self._attachments is not None
+        self._attachments.exited(self.exit["code"])
         self._tell_exit()
         self._supervisor.emit({"event": "exit", "container": self.id, "exit": self.exit})
 
@@ -314,7 +331,7 @@ class Container:
     def execute(self, request: dict[str, Any], fds: Sequence[int], reply: Reply) -> None:
         """Run another process with `fds` as its streams. Replies with its exit code when it ends."""
         if self.state != "running" or self._spec is None or self._cgroup is None:
-            raise RuntimeCoreError(f"exec in container {self.id}: it is not running")
+            raise NotRunning(f"exec in container {self.id}: it is not running")
         assert self._spec.process is not None
         terminal = request.get("terminal", False)
         process = replace(self._spec.process, args=tuple(request["args"]), terminal=terminal, console_size=None)
@@ -368,6 +385,24 @@ class Container:
                 break
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(entry.pidfd, signal.SIGKILL)
+
+    # -- attach -------------------------------------------------------------------------------------------------------
+
+    def attach(self, request: dict[str, Any], fds: Sequence[int], reply: Reply) -> None:
+        """Attach a client; `fds` are for what "streams" names. Replies when it is detached, or the container ends."""
+        if self.state != "running" or self._attachments is None:
+            raise NotRunning(f"attach to container {self.id}: it is not running")
+        self._attachments.attach(request["attach"], dict(zip(request["streams"], fds, strict=True)), reply)
+
+    def detach(self, name: str) -> None:
+        if self._attachments is not None:
+            self._attachments.detach(name)
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the size of the container's terminal, if it has one."""
+        if self._console >= 0:
+            with failing("resize terminal of", self.id):
+                resize_terminal(self._console, width, height)
 
     # -- resources ----------------------------------------------------------------------------------------------------
 

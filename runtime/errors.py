@@ -61,6 +61,10 @@ class OperationFailed(RuntimeCoreError):
         return cls(operation, object, error.errno or 0)
 
 
+class NotRunning(RuntimeCoreError):
+    """The operation needs a running container, and this one is not, or not any more."""
+
+
 class NotSupported(RuntimeCoreError):
     """The machine lacks what the configuration asks for: "set pids limit `100`: no pids cgroup controller"."""
 

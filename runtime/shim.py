@@ -256,6 +256,16 @@ class Shim:
             self._container(message).execute(message, fds, reply)
         elif call == "wait-exec-running":
             self._container(message).wait_exec_running(message["exec"], reply)
+        elif call == "attach":
+            self._container(message).attach(message, fds, reply)
+        elif call == "detach":
+            self._container(message).detach(message["attach"])
+            reply({})
+        elif call == "resize":
+            self._container(message).resize(message["width"], message["height"])
+            reply({})
+        elif call == "sync":
+            reply({})  # calls are taken in their order: those before it have begun
         elif call == "kill-exec":
             self._container(message).kill_exec(message["exec"])
             reply({})

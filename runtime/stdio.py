@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import selectors
@@ -22,12 +23,22 @@ class Loop(Protocol):
     def unwatch(self, fd: int) -> None: ...
 
 
+class Sink(Protocol):
+    """Who gets a copy of an output."""
+
+    def put(self, data: bytes) -> None: ...
+
+    def finish(self) -> None: ...
+
+
 class OutputStream:
-    """One pipe or terminal read by the shim, written to the log as it comes."""
+    """One pipe or terminal read by the shim, written to the log, and then to every sink, as it comes."""
 
     def __init__(self, fd: int, name: str, log: LogFile, clock: Clock, loop: Loop) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        self.name = name
+        self._sinks: list[Sink] = []
         self._formatter = LineFormatter(name)
         self._log = log
         self._clock = clock
@@ -52,7 +63,21 @@ class OutputStream:
             self.close()
             return False
         self._write(self._formatter.feed(data, self._clock.stamp()))
+        for sink in tuple(self._sinks):
+            sink.put(data)
         return True
+
+    def add_sink(self, sink: Sink) -> None:
+        """Give it what is read from now on."""
+        if self._fd < 0:
+            sink.finish()
+        else:
+            self._sinks.append(sink)
+
+    def remove_sink(self, sink: Sink) -> None:
+        """Give it nothing any more, if it got anything."""
+        with contextlib.suppress(ValueError):
+            self._sinks.remove(sink)
 
     def _write(self, records: bytes) -> None:
         try:
@@ -78,6 +103,9 @@ class OutputStream:
         os.close(self._fd)
         self._fd = -1
         self._write(self._formatter.finish(self._clock.stamp()))
+        for sink in self._sinks:
+            sink.finish()
+        self._sinks.clear()
 
 
 @dataclass(slots=True)

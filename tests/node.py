@@ -23,8 +23,7 @@ from pods.settings import NodeSettings
 from tests.daemon import BUSYBOX, CNI_BIN_DIRS, REPOSITORY
 
 
-@asynccontextmanager
-async def running_node(directory: Path) -> AsyncIterator[Node]:
+async def open_node(directory: Path) -> Node:
     """A node that keeps everything in `directory`, has busybox, and whose pods have a network of only a loopback."""
     (directory / "cni").mkdir(exist_ok=True)
     network = {"cniVersion": "1.0.0", "name": "loopback", "plugins": [{"type": "loopback"}]}
@@ -40,12 +39,19 @@ async def running_node(directory: Path) -> AsyncIterator[Node]:
             cgroup_driver="cgroupfs",
         )
     )
+    if node.images.find(BUSYBOX) is None:
+        layout = directory / "busybox"
+        command = [sys.executable, REPOSITORY / "deploy/busybox-image.py", layout, BUSYBOX]
+        await asyncio.to_thread(subprocess.run, command, check=True)
+        await node.images.import_archive(layout, BUSYBOX)
+    return node
+
+
+@asynccontextmanager
+async def running_node(directory: Path) -> AsyncIterator[Node]:
+    """`open_node`'s, emptied and closed afterwards."""
+    node = await open_node(directory)
     try:
-        if node.images.find(BUSYBOX) is None:
-            layout = directory / "busybox"
-            command = [sys.executable, REPOSITORY / "deploy/busybox-image.py", layout, BUSYBOX]
-            await asyncio.to_thread(subprocess.run, command, check=True)
-            await node.images.import_archive(layout, BUSYBOX)
         yield node
     finally:
         for sandbox in node.sandboxes():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import random
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from pods.model import ContainerSecurity, NamespaceMode, NamespaceOptions, Sandb
 from pods.node import Node
 from pods.streams import StreamSession
 from tests.node import run_container, run_pod, running_node
+from tests.streams import finish, read_all, read_until, write
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _MIB = 1 << 20
@@ -43,46 +43,6 @@ async def _open(node: Node, container: str, *argv: str, **streams: bool) -> Stre
     return await node.open_exec(container, argv, **wanted)
 
 
-async def _all(session: StreamSession, fd: int) -> bytes:
-    parts = []
-    while data := await session.read(fd):
-        parts.append(data)
-    return b"".join(parts)
-
-
-async def _until(session: StreamSession, ending: bytes) -> bytes:
-    """What comes up to the given bytes."""
-    seen = b""
-    while ending not in seen:
-        try:
-            data = await asyncio.wait_for(session.read(session.stdout), 10)
-        except TimeoutError:
-            data = b""
-        assert data, f"nothing came after {seen!r}"
-        seen += data
-    return seen
-
-
-async def _write(session: StreamSession, data: bytes) -> None:
-    loop = asyncio.get_running_loop()
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(session.stdin, view) :]
-        except BlockingIOError:
-            ready = asyncio.Event()
-            loop.add_writer(session.stdin, ready.set)
-            await ready.wait()
-            loop.remove_writer(session.stdin)
-
-
-async def _finish(session: StreamSession) -> tuple[bytes, int | None]:
-    output = await _all(session, session.stdout)
-    code = await asyncio.wait_for(session.wait(), 10)
-    await session.close()
-    return output, code
-
-
 async def test_a_quarter_gigabyte_goes_there_and_back(node: Node, container: str) -> None:
     session = await _open(node, container, "cat", stdin=True)
     chunk = random.Random(7).randbytes(_MIB)
@@ -91,7 +51,7 @@ async def test_a_quarter_gigabyte_goes_there_and_back(node: Node, container: str
     async def feed() -> None:
         for _ in range(256):
             sent.update(chunk)
-            await _write(session, chunk)
+            await write(session, chunk)
         session.close_stdin()
 
     async def drink() -> None:
@@ -106,32 +66,32 @@ async def test_a_quarter_gigabyte_goes_there_and_back(node: Node, container: str
 
 async def test_streams_are_separate_and_the_exit_code_is_kept(node: Node, container: str) -> None:
     session = await _open(node, container, "sh", "-c", "echo out; echo err >&2; exit 7", stderr=True)
-    assert await _all(session, session.stderr) == b"err\n"
-    assert await _finish(session) == (b"out\n", 7)
-    assert await _finish(await _open(node, container, "sh", "-c", "kill -9 $$")) == (b"", 137)
+    assert await read_all(session, session.stderr) == b"err\n"
+    assert await finish(session) == (b"out\n", 7)
+    assert await finish(await _open(node, container, "sh", "-c", "kill -9 $$")) == (b"", 137)
 
 
 async def test_a_half_closed_stdin_lets_the_answer_through(node: Node, container: str) -> None:
     session = await _open(node, container, "sh", "-c", "sort; echo end", stdin=True)
-    await _write(session, b"b\na\n")
+    await write(session, b"b\na\n")
     session.close_stdin()
-    assert await _finish(session) == (b"a\nb\nend\n", 0)
+    assert await finish(session) == (b"a\nb\nend\n", 0)
 
 
 async def test_a_terminal_has_a_size_a_type_and_a_session(node: Node, container: str) -> None:
     script = "trap 'stty size' WINCH; tty; echo type $TERM; read line; echo $line; while :; do sleep 0.1; done"
     session = await _open(node, container, "sh", "-c", script, tty=True, stdin=True)
     assert session.stderr == -1
-    seen = await _until(session, b"type xterm\r\n")
+    seen = await read_until(session, b"type xterm\r\n")
     assert seen.startswith(b"/dev/pts/")
-    await _write(session, b"typed\n")
-    await _until(session, b"typed\r\ntyped\r\n")
+    await write(session, b"typed\n")
+    await read_until(session, b"typed\r\ntyped\r\n")
     await session.resize(123, 45)
-    await _until(session, b"45 123\r\n")
+    await read_until(session, b"45 123\r\n")
     await session.resize(80, 24)
-    await _until(session, b"24 80\r\n")
-    await _write(session, b"\x03")  # interrupts: the terminal is the shell's controlling one
-    assert await _finish(session) == (b"^C", 130)
+    await read_until(session, b"24 80\r\n")
+    await write(session, b"\x03")  # interrupts: the terminal is the shell's controlling one
+    assert await finish(session) == (b"^C", 130)
 
 
 async def test_the_process_is_the_containers(node: Node, sandbox: str) -> None:
@@ -142,14 +102,14 @@ async def test_the_process_is_the_containers(node: Node, sandbox: str) -> None:
     )
     script = "id -u; id -g; pwd; echo $FROM $HOME; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status | sort"
     pod = (await node.exec_sync(container, ["sh", "-c", script], 10)).stdout
-    piped, _ = await _finish(await _open(node, container, "sh", "-c", script))
-    typed, _ = await _finish(await _open(node, container, "sh", "-c", script, tty=True))
+    piped, _ = await finish(await _open(node, container, "sh", "-c", script))
+    typed, _ = await finish(await _open(node, container, "sh", "-c", script, tty=True))
     assert piped == typed.replace(b"\r\n", b"\n") == pod
     assert pod.startswith(b"4321\n8765\n/tmp\npod /\n")
     # Its streams are its own to open anew, as many images' log files that are links to /dev/stdout need.
     reopen = "echo again > /dev/stdout; [ -O /proc/self/fd/1 ] && echo mine"
-    assert (await _finish(await _open(node, container, "sh", "-c", reopen)))[0] == b"again\nmine\n"
-    terminal = await _finish(await _open(node, container, "sh", "-c", "echo again > $(tty)", tty=True))
+    assert (await finish(await _open(node, container, "sh", "-c", reopen)))[0] == b"again\nmine\n"
+    terminal = await finish(await _open(node, container, "sh", "-c", "echo again > $(tty)", tty=True))
     assert terminal[0] == b"again\r\n"
     await node.remove_container(container)
 
@@ -159,7 +119,7 @@ async def test_a_daemonised_child_keeps_nobody_waiting(node: Node, sandbox: str)
     for tty in (False, True):
         begun = time.monotonic()
         session = await _open(node, container, "sh", "-c", "setsid sleep 60 & trap '' HUP; echo done", tty=tty)
-        output, code = await _finish(session)
+        output, code = await finish(session)
         assert output.strip() == b"done"
         assert code == 0
         assert time.monotonic() - begun < 5
@@ -170,7 +130,7 @@ async def test_close_kills_the_command_and_its_family(node: Node, container: str
     for tty in (False, True):
         script = "sleep 4711 & setsid sleep 4712 & echo up; exec sleep 4713"
         session = await _open(node, container, "sh", "-c", script, tty=tty)
-        await _until(session, b"up")
+        await read_until(session, b"up")
         await session.close()
         await session.close()
         assert await session.wait() == 137
@@ -214,9 +174,9 @@ async def test_many_at_once(node: Node, container: str) -> None:
     async def one(number: int) -> None:
         session = await _open(node, container, "cat", stdin=True)
         text = f"{number}\n".encode() * 1000
-        await _write(session, text)
+        await write(session, text)
         session.close_stdin()
-        assert await _finish(session) == (text, 0)
+        assert await finish(session) == (text, 0)
 
     await asyncio.gather(*(one(number) for number in range(20)))
 
