@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from grpc import StatusCode
 
+import cri.streaming.errors
 import image.errors
 import network.errors
 import pods.errors
@@ -18,6 +19,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     pods.errors.Unavailable: StatusCode.UNAVAILABLE,
     pods.errors.Unimplemented: StatusCode.UNIMPLEMENTED,
     pods.errors.PodError: StatusCode.INTERNAL,
+    cri.streaming.errors.TooManyPending: StatusCode.RESOURCE_EXHAUSTED,
     image.errors.InvalidReference: StatusCode.INVALID_ARGUMENT,
     image.errors.InvalidConfiguration: StatusCode.FAILED_PRECONDITION,
     image.errors.RegistryBlocked: StatusCode.PERMISSION_DENIED,

@@ -48,6 +48,9 @@ class Configuration:
     cgroup_driver: str = "cgroupfs"
     log_level: str = "info"
     stream_addr: str = "127.0.0.1:0"
+    stream_tls_cert: str = ""
+    stream_tls_key: str = ""
+    stream_tls_ca: str = ""  # clients must have a certificate that it signed
     pause_image: str = ""  # pods need none; one named here is reported as pinned, so that kubelet leaves it alone
     trace_start: bool = False
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -85,7 +88,17 @@ def load(flags: Mapping[str, object] | None = None, path: Path | None = None) ->
             flag = _flag(key)
             values[key] = _checked(flag, key, value)
             sources[key] = flag
-    return dataclasses.replace(Configuration(), **values, sources=sources)  # type: ignore[arg-type]
+    configuration = dataclasses.replace(Configuration(), **values, sources=sources)  # type: ignore[arg-type]
+    _check_together(configuration)
+    return configuration
+
+
+def _check_together(configuration: Configuration) -> None:
+    """Refuse values that do not go with each other."""
+    cert, key, ca = configuration.stream_tls_cert, configuration.stream_tls_key, configuration.stream_tls_ca
+    if bool(cert) != bool(key) or (ca and not cert):
+        missing = "stream_tls_key" if cert else "stream_tls_cert"
+        raise ConfigurationError(f"{missing}: must be set, as TLS takes a certificate and its key")
 
 
 def _flag(key: str) -> str:
@@ -194,6 +207,9 @@ KEYS: dict[str, Callable[[object], object]] = {
     "cgroup_driver": _one_of(*CGROUP_DRIVERS),
     "log_level": _one_of(*LOG_LEVELS),
     "stream_addr": _address,
+    "stream_tls_cert": _optional_path,
+    "stream_tls_key": _optional_path,
+    "stream_tls_ca": _optional_path,
     "pause_image": _string,
     "trace_start": _boolean,
 }

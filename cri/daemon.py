@@ -15,16 +15,18 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cri import logfmt
 from cri.config import CGROUP_DRIVERS, LOG_LEVELS, Configuration, load
 from cri.errors import ConfigurationError, DaemonError, StartupError
 from cri.notify import Notifier
+from cri.streaming.address import StreamAddress
 from image.settings import ImageSettings
 from pods.settings import NodeSettings
 
 if TYPE_CHECKING:
+    from cri.streaming.runtime import Runtime
     from pods.node import Node
 
 _ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them by path (CVE-2021-41103)
@@ -82,6 +84,7 @@ async def serve(
     """Open the node, serve it on the configured socket, stop on SIGTERM or SIGINT, reload on SIGHUP."""
     from cri.premises import bound
     from cri.server import create_server
+    from cri.streaming.server import StreamingServer
 
     notifier = notifier or Notifier()
     stop = asyncio.Event()
@@ -91,7 +94,10 @@ async def serve(
     async with contextlib.AsyncExitStack() as undo:
         node = await open_node(settings(configuration))
         undo.push_async_callback(node.close)
-        server = create_server(node, configuration)
+        streaming = StreamingServer(cast("Runtime", node), stream_address(configuration))
+        undo.push_async_callback(streaming.close)
+        await streaming.start()
+        server = create_server(node, configuration, streaming)
         undo.enter_context(bound(server, configuration.socket))
         await server.start()
         undo.push_async_callback(server.stop, _GRACE_SECONDS)
@@ -128,6 +134,14 @@ def settings(configuration: Configuration) -> NodeSettings:
             parallel_downloads=configuration.parallel_downloads,
         ),
     )
+
+
+def stream_address(configuration: Configuration) -> StreamAddress:
+    """Where the streaming server listens, and its certificates."""
+    host, _, port = configuration.stream_addr.rpartition(":")
+    files = (configuration.stream_tls_cert, configuration.stream_tls_key, configuration.stream_tls_ca)
+    cert, key, ca = [Path(file) if file else None for file in files]
+    return StreamAddress(host, int(port), cert, key, ca)
 
 
 def _reload(configuration: Configuration, reload: Reload, notifier: Notifier) -> None:
@@ -168,6 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     flag("--cgroup-driver", choices=CGROUP_DRIVERS)
     flag("--log-level", choices=tuple(LOG_LEVELS))
     flag("--stream-addr", metavar="HOST:PORT", help="address of the streaming server")
+    flag("--stream-tls-cert", metavar="FILE", help="serve streaming over TLS with this certificate (PEM)")
+    flag("--stream-tls-key", metavar="FILE", help="and its key")
+    flag("--stream-tls-ca", metavar="FILE", help="let clients in that have a certificate of this authority, only")
     flag("--pause-image", metavar="NAME", help="image reported as pinned; pods need none")
     flag("--trace-start", action="store_const", const=True, help="log each step of a start and its duration")
     flag("--version", action=_PrintVersion)

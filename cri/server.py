@@ -26,11 +26,13 @@ from cri.services.images import Images
 from cri.services.sandboxes import Sandboxes
 from cri.services.stats import Stats
 from cri.services.status import Status
+from cri.services.streaming import Streaming
 from cri.v1 import api_pb2
 from pods.errors import InvalidArgument, Unimplemented
 
 if TYPE_CHECKING:
     from cri.config import Configuration
+    from cri.streaming.server import StreamingServer
     from pods.node import Node
 
 MAX_REQUEST_BYTES = 16 << 20  # kubelet's limit for what it sends and receives
@@ -44,9 +46,16 @@ Unary = Callable[[Any], Awaitable[Any]]
 Stream = Callable[[Any], AsyncIterator[Any]]
 
 
-def create_server(node: Node, configuration: Configuration) -> grpc.aio.Server:
+def create_server(node: Node, configuration: Configuration, streaming: StreamingServer) -> grpc.aio.Server:
     """A server of CRI's two services and of the operator's own over `node`, not bound to an address yet."""
-    runtime = (Sandboxes(node), Containers(node), Execution(node), Stats(node), Status(node, configuration))
+    runtime = (
+        Sandboxes(node),
+        Containers(node),
+        Execution(node),
+        Streaming(node, streaming),
+        Stats(node),
+        Status(node, configuration),
+    )
     cri = api_pb2.DESCRIPTOR.services_by_name
     admin = admin_pb2.DESCRIPTOR.services_by_name
     server = grpc.aio.server(options=_OPTIONS)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -132,6 +133,10 @@ class Daemon:
     def pid(self) -> int:
         """The daemon's own. Raises DaemonFailed if it does not run."""
         return self._running().pid
+
+    def descriptors(self) -> Counter[str]:
+        """What the daemon has open."""
+        return leaks.descriptors_of(self.pid())
 
     def stop(self) -> None:
         """End crispd with SIGTERM; pods go on. Raises DaemonFailed if it takes too long or exits with an error."""

@@ -13,6 +13,8 @@ import grpc.aio
 
 from cri.config import Configuration
 from cri.server import create_server
+from cri.streaming.address import StreamAddress
+from cri.streaming.server import StreamingServer
 from image.model import Credentials, FilesystemUsage, Image, PullPhase, PullProgress
 from network.model import NetworkStatus
 from pods.errors import NotFound
@@ -200,12 +202,15 @@ class FakeNode:
 async def serving(node: FakeNode, directory: Path, **configuration: Any) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server of `node`. The channel takes messages of any size; kubelet takes 16 MiB."""
     fake: Any = node
-    server = create_server(fake, Configuration(**configuration))
+    streaming = StreamingServer(fake, StreamAddress("127.0.0.1", 0))
+    server = create_server(fake, Configuration(**configuration), streaming)
     address = f"unix:{directory}/crisp.sock"
     server.add_insecure_port(address)
     await server.start()
+    await streaming.start()
     try:
         async with grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)]) as channel:
             yield channel
     finally:
+        await streaming.close()
         await server.stop(None)

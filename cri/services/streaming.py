@@ -1,0 +1,53 @@
+"""Exec and PortForward: each is checked, and answered with the URL at which the client finds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cri.convert import fields
+from cri.streaming.requests import Command, Ports
+from cri.v1 import api_pb2
+from pods.errors import FailedPrecondition
+from pods.execve_limits import check_arguments
+from pods.model import ContainerState, SandboxState
+
+if TYPE_CHECKING:
+    from cri.streaming.server import StreamingServer
+    from pods.node import Node
+
+_MAX_PORT = 0xFFFF
+
+
+class Streaming:
+    """The calls that are answered with a URL of the streaming server."""
+
+    def __init__(self, node: Node, server: StreamingServer) -> None:
+        self._node = node
+        self._server = server
+
+    async def Exec(self, request: api_pb2.ExecRequest) -> api_pb2.ExecResponse:
+        """Prepare to run a command with streams; NOT_FOUND and FAILED_PRECONDITION are told here already."""
+        if not request.cmd:
+            raise fields.missing("cmd")
+        argv = fields.texts("cmd", request.cmd)
+        check_arguments("cmd", argv)
+        return api_pb2.ExecResponse(url=self._server.url(self._command(request, argv)))
+
+    async def PortForward(self, request: api_pb2.PortForwardRequest) -> api_pb2.PortForwardResponse:
+        """Prepare to connect to ports of a ready sandbox."""
+        ports = [fields.between(f"port[{index}]", port, 1, _MAX_PORT) for index, port in enumerate(request.port)]
+        sandbox = self._node.sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
+        if sandbox.state is not SandboxState.READY:
+            raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+        return api_pb2.PortForwardResponse(url=self._server.url(Ports(sandbox.id, tuple(ports))))
+
+    def _command(self, request: api_pb2.ExecRequest, argv: tuple[str, ...]) -> Command:
+        container_id = fields.required("container_id", request.container_id)
+        if request.tty and request.stderr:
+            raise fields.invalid("stderr", True, "must not be set with tty: a terminal has one output")
+        if not (request.stdin or request.stdout or request.stderr):
+            raise fields.missing("one of stdin, stdout and stderr")
+        container = self._node.container(container_id)
+        if container.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
+        return Command(container.id, argv, request.tty, request.stdin, request.stdout, request.stderr)

@@ -1,0 +1,306 @@
+"""One client's connection: the request, its upgrade, and then bytes to and from a link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import select
+import socket
+import sys
+import termios
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+from cri.streaming.errors import ProtocolViolation, Refused
+from cri.streaming.handshake import Handshake
+
+if TYPE_CHECKING:
+    from cri.streaming.handshake import Upgrade
+    from cri.streaming.link import Link
+    from cri.streaming.page import Page
+
+RECEIVE_BYTES: Final = 256 << 10
+_HIGH, _LOW = 64 << 10, 16 << 10  # bytes waiting for the client at which sources stop and go on
+_ABUSE = 4 << 20  # bytes waiting although sources stopped: answers to a peer that asks and does not listen
+_HELD = 512 << 10  # bytes waiting for descriptors at which the client is read no more
+_MAX_STRANGERS = 256  # connections that have shown no token yet
+_LINGER_SECONDS = 1.0
+STALLED_SECONDS = 30.0  # for a client to take what is sent to it at the end
+_FIRST_SIGN_SECONDS, _SIGN_SECONDS = 1.0, 20.0  # clients give a silent WebSocket up after a minute
+
+_log = logging.getLogger("crisp.streaming")
+
+Accept = Callable[["Wire", "Upgrade"], "tuple[Link, str]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """In seconds; the values are those of kubelet's own streaming server."""
+
+    idle: float = 4 * 3600.0
+    creation: float = 30.0  # for the request, and for the streams that it takes
+
+
+class Guests:
+    """Who is connected. A connection that speaks TLS counts once it has shaken hands."""
+
+    def __init__(self) -> None:
+        self._wires: set[Wire] = set()
+
+    def enter(self, wire: Wire) -> bool:
+        """False if there are too many already that have shown no token."""
+        if sum(not other.upgraded for other in self._wires) >= _MAX_STRANGERS:
+            return False
+        self._wires.add(wire)
+        return True
+
+    def leave(self, wire: Wire) -> None:
+        self._wires.discard(wire)
+
+    def abort(self) -> None:
+        """Close all connections."""
+        for wire in tuple(self._wires):
+            wire.abort()
+
+    def __bool__(self) -> bool:
+        return bool(self._wires)
+
+
+class Wire(asyncio.BufferedProtocol):
+    """One connection. `accept` turns its request into a link and the protocol chosen for it, or raises Refused.
+
+    `buffer` is what everything is received into, `page` what is sent is read into; connections share them, since each
+    is done with them before the next is served.
+    """
+
+    def __init__(
+        self, accept: Accept, buffer: memoryview, page: Page, timeouts: Timeouts, guests: Guests
+    ) -> None:
+        self.page = page
+        self._accept = accept
+        self._buffer = buffer
+        self._timeouts = timeouts
+        self._guests = guests
+        self._loop = asyncio.get_running_loop()
+        self._handshake: Handshake | None = Handshake()
+        self._link: Link | None = None
+        self._transport: asyncio.Transport
+        self._hangup: Hangup | None = None
+        self._held = 0
+        self._active = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._signs: asyncio.TimerHandle | None = None
+        self._ending = False
+        self.full = False  # the client takes no more for now
+
+    @property
+    def upgraded(self) -> bool:
+        return self._link is not None
+
+    # -- asyncio's side -----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._guests.enter(self):
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(_HIGH, _LOW)
+        connection = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            # A client whose machine died while we had nothing to tell it is noticed by these alone.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
+        self._set_timer(self._timeouts.creation, self._check_handshake)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = self._buffer[:nbytes]
+        self._active = self._loop.time()
+        if self._ending:
+            return
+        try:
+            if self._link is not None:
+                self._link.receive(data)
+            elif self._handshake is not None:
+                self._request(self._handshake, data)
+        except ProtocolViolation as error:
+            _log.info("streaming connection ended", extra={"error": error})
+            self.end()
+            self._lost()
+
+    def eof_received(self) -> bool:
+        """The client hung up: to close one half of TCP means nothing in any of the protocols."""
+        self._ending = True
+        self._lost()
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._ending = True
+        self._watch(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._lost()
+        self._guests.leave(self)
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+        if self._link is not None and not self._ending:
+            self._link.listener.writable()
+
+    # -- the request --------------------------------------------------------------------------------------------------
+
+    def _request(self, handshake: Handshake, data: memoryview) -> None:
+        try:
+            upgrade = handshake.receive(data)
+            if upgrade is None:
+                return
+            self._link, protocol = self._accept(self, upgrade)
+        except Refused as refused:
+            _log.info("streaming request refused", extra={"error": refused, "status": refused.status})
+            self.write([handshake.refuse(refused)])
+            self.end()
+            return
+        self._handshake = None
+        self.write([handshake.switch(protocol)])
+        self._link.begin()
+        self._check_idle()
+        if rest := handshake.rest():
+            self._link.receive(memoryview(rest))
+
+    def _check_handshake(self) -> None:
+        if self._link is None:
+            self._transport.abort()
+
+    # -- the link's side ----------------------------------------------------------------------------------------------
+
+    def write(self, data: Iterable[bytes | memoryview]) -> None:
+        """Send bytes. What does not fit at once is kept: ask `full` before anything large."""
+        self._send(b"".join(data))
+
+    def write_page(self, frame: memoryview) -> None:
+        """Send from the page."""
+        self._send(frame)
+        if sys.version_info >= (3, 12) and self._transport.get_write_buffer_size():
+            self.page.renew()  # asyncio keeps the view of what is left, not a copy
+
+    def _send(self, data: bytes | memoryview) -> None:
+        if self._ending or self._transport.is_closing():
+            return
+        self._active = self._loop.time()
+        self._transport.write(data)
+        if self._transport.get_write_buffer_size() > _ABUSE:
+            _log.info("streaming connection ended", extra={"error": "the client reads no answers to its frames"})
+            self._transport.abort()
+
+    def hold(self, length: int) -> None:
+        """So many bytes wait for a descriptor. With too many of them the client is not read until they are fewer."""
+        self._held += length
+        if self._held > _HELD and self._hangup is None and not self._ending:
+            self._transport.pause_reading()
+            self._watch(Hangup(self._loop, self._transport, self._transport.abort))
+
+    def release(self, length: int) -> None:
+        """So many of them wait no more."""
+        self._held -= length
+        if self._hangup is not None and self._held <= _HELD:
+            self._watch(None)
+            self._transport.resume_reading()
+
+    def end(self) -> None:
+        """Send what is waiting, and close; then wait for the client to close, since closing with bytes of its unread
+        would take from it what it has not read yet."""
+        if self._ending:
+            return
+        self._ending = True
+        if self._hangup is not None:
+            self._watch(None)
+            self._transport.resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+            self._linger(self._unsent(), 0.0)
+        else:
+            self._transport.close()  # TLS says itself that it ends, and waits for the client to say so
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def _lost(self) -> None:
+        link = self._link
+        if link is not None:
+            self._link = None
+            link.listener.lost()
+
+    def _linger(self, before: int, waited: float) -> None:
+        """Close when the client has taken all and still does not close, or takes nothing for a while."""
+        unsent = self._unsent()
+        waited = waited + _LINGER_SECONDS if unsent == before else 0.0
+        if waited > (STALLED_SECONDS if unsent else _LINGER_SECONDS):
+            self._transport.abort()
+            return
+        self._set_timer(_LINGER_SECONDS, self._linger, unsent, waited)
+
+    def _unsent(self) -> int:
+        """Bytes that the client has not taken: ours and the kernel's."""
+        waiting = bytearray(4)
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
+        return self._transport.get_write_buffer_size() + int.from_bytes(waiting, sys.byteorder)
+
+    def _watch(self, hangup: Hangup | None) -> None:
+        """Begin or end the time in which the client is not read."""
+        if self._hangup is not None:
+            self._hangup.close()
+        if self._signs is not None:
+            self._signs.cancel()
+        self._hangup = hangup
+        self._signs = self._sign_in(_FIRST_SIGN_SECONDS) if hangup else None
+
+    def _sign_in(self, seconds: float) -> asyncio.TimerHandle:
+        """Let the client hear something in so many seconds, then less and less often.
+
+        It shows, too, whether it is still there: the end of one that left hides behind its bytes that are not read,
+        but its kernel answers with a reset.
+        """
+        return self._loop.call_later(seconds, self._sign_of_life, seconds)
+
+    def _sign_of_life(self, seconds: float) -> None:
+        if self._link is not None:
+            self._link.keep_alive()
+            self._signs = self._sign_in(min(2 * seconds, _SIGN_SECONDS))
+
+    def _set_timer(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, call, *arguments)
+
+    def _check_idle(self) -> None:
+        left = self._active + self._timeouts.idle - self._loop.time()
+        if left > 0:
+            self._set_timer(left, self._check_idle)
+        else:
+            _log.info("streaming connection ended", extra={"error": f"idle for {self._timeouts.idle:g} s"})
+            self._transport.abort()
+
+
+class Hangup:
+    """Tells when a client goes away whose bytes are not being read: an event loop watches what it reads, only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, gone: Callable[[], None]) -> None:
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._epoll.register(transport.get_extra_info("socket").fileno(), select.EPOLLRDHUP | select.EPOLLHUP)
+        loop.add_reader(self._epoll.fileno(), gone)
+
+    def close(self) -> None:
+        if not self._epoll.closed:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()

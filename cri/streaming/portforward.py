@@ -1,0 +1,213 @@
+"""Port-forward: pairs of streams, one for the bytes of a connection to a port in the pod and one for its error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from cri.streaming.link import Link
+from cri.streaming.pumps import Sink, Source
+from pods.errors import PodError
+
+if TYPE_CHECKING:
+    from cri.streaming.runtime import Runtime
+
+_MAX_PORT: Final = 0xFFFF
+_log = logging.getLogger("crisp.streaming")
+
+
+class Pair:
+    """The two streams of one connection."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.data: int | None = None
+        self.error: int | None = None
+        self.sink: Sink | None = None
+        self.source: Source | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.ended = asyncio.Event()  # the client sends no more, or nobody takes it
+        self.drained = asyncio.Event()  # nothing more comes from the port
+        self.failure: OSError | None = None
+
+
+class PortForward:
+    """The listener of a link for port-forward. Over SPDY pairs come and go as the client opens their streams, those of
+    one connection having the same `requestID`; over WebSocket the pairs are there from the start, and the connection
+    ends with the last."""
+
+    def __init__(
+        self, runtime: Runtime, link: Link, sandbox_id: str, patience: float, tasks: set[asyncio.Task[None]]
+    ) -> None:
+        self._runtime = runtime
+        self._link = link
+        self._sandbox_id = sandbox_id
+        self._patience = patience  # seconds for the second stream of a pair
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[str, Pair] = {}
+        self._pairs: dict[int, Pair] = {}  # by each of their streams
+        self._fixed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._all_tasks = tasks  # the server's, which waits for them when it closes
+
+    def forward(self, ports: Sequence[int]) -> None:
+        """Begin with the pairs of a WebSocket: the streams 2n and 2n+1 are those of port n."""
+        self._fixed = True
+        for number, port in enumerate(ports):
+            pair = Pair(port)
+            self._add(pair, 2 * number, data=True)
+            self._add(pair, 2 * number + 1, data=False)
+            self._start(pair)
+
+    # -- the link's side ----------------------------------------------------------------------------------------------
+
+    def opened(self, stream: int, headers: Mapping[str, str]) -> None:
+        kind, port = headers.get("streamtype"), headers.get("port", "")
+        if kind not in ("data", "error") or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) <= _MAX_PORT):
+            self._link.reset(stream)
+            return
+        data = kind == "data"
+        # Clients older than requestID open the error's stream first, and the data's right after it.
+        request = headers.get("requestid") or f"stream {stream - 2 if data else stream}"
+        pair = self._waiting.get(request)
+        if pair is None:
+            pair = self._waiting[request] = Pair(int(port))
+            pair.timer = self._loop.call_later(self._patience, self._expire, request)
+        elif (pair.data if data else pair.error) is not None:
+            self._link.reset(stream)
+            return
+        self._add(pair, stream, data=data)
+        self._link.accept(stream)
+        if pair.data is not None and pair.error is not None:
+            del self._waiting[request]
+            self._start(pair)
+
+    def received(self, stream: int, data: memoryview) -> None:
+        pair = self._pairs.get(stream)
+        if pair is not None and pair.sink is not None and stream == pair.data:
+            pair.sink.write(data)
+        else:
+            self._link.consumed(stream, len(data))
+
+    def ended(self, stream: int) -> None:
+        pair = self._pairs.get(stream)
+        if pair is not None and pair.sink is not None and stream == pair.data:
+            pair.sink.end()
+
+    def was_reset(self, stream: int) -> None:
+        pair = self._pairs.get(stream)
+        if pair is None or stream != pair.data:
+            return
+        if pair.task is not None:
+            pair.task.cancel()
+        else:
+            self._forget(pair)
+
+    def writable(self) -> None:
+        for pair in tuple(self._pairs.values()):
+            if pair.source is not None:
+                pair.source.resume()
+
+    def lost(self) -> None:
+        for pair in tuple(self._waiting.values()):
+            self._forget(pair)
+        for task in self._tasks:
+            task.cancel()
+
+    # -- pairs --------------------------------------------------------------------------------------------------------
+
+    def _add(self, pair: Pair, stream: int, *, data: bool) -> None:
+        self._pairs[stream] = pair
+        if data:
+            pair.data, pair.sink = stream, Sink(self._link, stream)
+        else:
+            pair.error = stream
+
+    def _start(self, pair: Pair) -> None:
+        if pair.timer is not None:
+            pair.timer.cancel()
+        pair.task = self._loop.create_task(self._run(pair))
+        self._tasks.add(pair.task)
+        self._all_tasks.add(pair.task)
+        pair.task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._all_tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("streaming failed unexpectedly", exc_info=error)
+        if self._fixed and not self._tasks:
+            self._link.goodbye()
+            self._link.wire.end()
+
+    def _expire(self, request: str) -> None:
+        pair = self._waiting[request]
+        self._report(pair, "timed out waiting for the other stream of the pair")
+        self._forget(pair)
+
+    async def _run(self, pair: Pair) -> None:
+        try:
+            connection = await self._runtime.open_port(self._sandbox_id, pair.port)
+            try:
+                await self._carry(pair, connection)
+            finally:
+                if pair.source is not None:
+                    pair.source.close()
+                if pair.sink is not None:
+                    pair.sink.close()
+                connection.close()
+            if pair.failure is not None:
+                self._report(pair, f"forward port {pair.port} of pod {self._sandbox_id}: {pair.failure.strerror}")
+        except PodError as error:
+            self._report(pair, str(error))
+        finally:
+            self._forget(pair)
+
+    async def _carry(self, pair: Pair, connection: socket.socket) -> None:
+        """Both directions, until both have ended; either may end before the other."""
+        assert pair.data is not None
+        assert pair.sink is not None
+
+        def finish() -> None:
+            with contextlib.suppress(OSError):  # the other side is gone already, which the source finds out
+                connection.shutdown(socket.SHUT_WR)
+            pair.ended.set()
+
+        def finished(error: OSError | None) -> None:
+            pair.failure = error
+            if error is not None:
+                pair.ended.set()
+            elif pair.data is not None:
+                self._link.end(pair.data)
+            pair.drained.set()
+
+        pair.sink.open(connection.fileno(), finish)
+        pair.source = Source(self._link, pair.data, connection.fileno(), finished)
+        await pair.drained.wait()
+        if not self._fixed:  # over WebSocket the client cannot be told that one direction has ended
+            await pair.ended.wait()
+
+    def _report(self, pair: Pair, message: str) -> None:
+        _log.info("port not forwarded", extra={"error": message})
+        if pair.error is not None:
+            self._link.send(pair.error, message.encode())
+        if pair.data is not None:
+            self._link.reset(pair.data)
+
+    def _forget(self, pair: Pair) -> None:
+        """End what of the pair has not ended."""
+        if pair.timer is not None:
+            pair.timer.cancel()
+        if pair.sink is not None:
+            pair.sink.close()
+        for request in [request for request, waiting in self._waiting.items() if waiting is pair]:
+            del self._waiting[request]
+        for stream in (pair.data, pair.error):
+            if stream is not None:
+                self._link.end(stream)
+                self._pairs.pop(stream, None)

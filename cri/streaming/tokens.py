@@ -1,0 +1,44 @@
+"""Tokens: each stands for one request, once, for a minute."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+from cri.streaming.errors import TooManyPending
+from cri.streaming.requests import Request
+
+LIFETIME_SECONDS: Final = 60.0
+_MOST: Final = 1000
+_BYTES: Final = 16  # of randomness
+
+
+class Tokens:
+    """Requests whose clients have not come yet. `now` is a monotonic clock in seconds."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._requests: dict[str, tuple[float, Request]] = {}  # the oldest first
+
+    def issue(self, request: Request) -> str:
+        """A token for the request. Raises TooManyPending."""
+        self._expire()
+        if len(self._requests) >= _MOST:
+            raise TooManyPending(f"streaming request: {_MOST} others are waiting for their clients")
+        token = secrets.token_urlsafe(_BYTES)
+        self._requests[token] = (self._now() + LIFETIME_SECONDS, request)
+        return token
+
+    def redeem(self, token: str) -> Request | None:
+        """The request of a token, which is then worth nothing any more; None if it is not worth anything now."""
+        self._expire()
+        _, request = self._requests.pop(token, (0.0, None))
+        return request
+
+    def _expire(self) -> None:
+        now = self._now()
+        for token, (end, _) in list(self._requests.items()):
+            if end > now:
+                return
+            del self._requests[token]
