@@ -119,3 +119,9 @@ ROOTFS_PROPAGATION: Final[Mapping[str, tuple[int, bool]]] = {
     **{name: (bits, False) for name, bits in _PROPAGATION.items()},
     **{"r" + name: (bits, True) for name, bits in _PROPAGATION.items()},
 }
+
+
+def known_options() -> list[str]:
+    """The mount options that are parsed here; others go to the file system as its data."""
+    names = {*_ATTRIBUTES, *_PROPAGATION, *_IGNORED, "bind"}
+    return sorted(names | {f"r{name}" for name in (*_ATTRIBUTES, *_PROPAGATION, "bind")})

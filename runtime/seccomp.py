@@ -26,7 +26,7 @@ FLAGS = {
 }
 _KILL_THREAD, _KILL_PROCESS, _TRAP, _ERRNO = 0x00000000, 0x80000000, 0x00030000, 0x00050000
 _TRACE, _LOG, _ALLOW = 0x7FF00000, 0x7FFC0000, 0x7FFF0000
-_ACTIONS = {
+ACTIONS = {
     "SCMP_ACT_KILL": _KILL_THREAD,
     "SCMP_ACT_KILL_THREAD": _KILL_THREAD,
     "SCMP_ACT_KILL_PROCESS": _KILL_PROCESS,
@@ -38,7 +38,7 @@ _ACTIONS = {
 }
 _ACTION_BITS = 0xFFFF0000
 _DENYING = (_KILL_THREAD, _KILL_PROCESS, _TRAP, _ERRNO)
-_OPERATORS = {
+OPERATORS = {
     "SCMP_CMP_NE": 1,
     "SCMP_CMP_LT": 2,
     "SCMP_CMP_LE": 3,
@@ -125,9 +125,9 @@ def _libseccomp() -> Any:
 def _action(member: str, name: str, errno_ret: int | None) -> int:
     if name == "SCMP_ACT_NOTIFY":
         raise NotSupported("compile", "seccomp filter", f"{name} needs a listener, which crisp cannot hand over")
-    if name not in _ACTIONS:
+    if name not in ACTIONS:
         raise SpecError(f"linux.seccomp.{member}", f"unknown action {name!r}")
-    action = _ACTIONS[name]
+    action = ACTIONS[name]
     if action in (_ERRNO, _TRACE):
         action |= (errno.EPERM if errno_ret is None else errno_ret) & 0xFFFF
     return action
@@ -168,9 +168,9 @@ def _alternatives(args: tuple[SeccompArg, ...]) -> Iterable[tuple[SeccompArg, ..
 
 
 def _comparison(library: Any, arg: SeccompArg, path: str) -> object:
-    if arg.op not in _OPERATORS:
+    if arg.op not in OPERATORS:
         raise SpecError(f"{path}.args", f"unknown operator {arg.op!r}")
-    return library.Arg(arg.index, _OPERATORS[arg.op], arg.value, arg.value_two)
+    return library.Arg(arg.index, OPERATORS[arg.op], arg.value, arg.value_two)
 
 
 def _newest(library: Any, architectures: set[int], seccomp: Seccomp) -> dict[int, int]:

@@ -17,15 +17,20 @@ _NOT_EXECUTED: Final = 255  # what runc's users know from exec
 
 # Command -> (its module, what it does). A module has FLAGS, ARGUMENTS and run(context, options, arguments).
 COMMANDS: Final = {
+    "checkpoint": ("checkpoint", "not supported yet"),
     "create": ("create", "create a container"),
     "delete": ("delete", "delete what a container holds"),
+    "events": ("events", "print a container's statistics and OOM kills"),
     "exec": ("exec", "run another process in a container"),
+    "features": ("features", "print what this runtime and machine can, as JSON"),
     "kill": ("kill", "send a signal to a container's init process"),
     "list": ("list", "list the containers of --root"),
     "pause": ("pause", "suspend a container's processes"),
     "ps": ("ps", "list a container's processes"),
+    "restore": ("restore", "not supported yet"),
     "resume": ("resume", "let paused processes go on"),
     "run": ("run", "create and start a container"),
+    "spec": ("spec", "write a config.json to begin with"),
     "start": ("start", "start the program of a created container"),
     "state": ("state", "print a container's state as JSON"),
     "update": ("update", "change a container's limits"),

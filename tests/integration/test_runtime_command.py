@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.oci import REPOSITORY, Bundle, Finished, cgroup_file
+from tests.oci import PARENT, REPOSITORY, Bundle, Finished, cgroup_file
 
 Run = Callable[..., Finished]
 
@@ -332,3 +332,34 @@ def test_commands_at_once(bundle: Bundle) -> None:
     for thread in threads:
         thread.join()
     assert sorted(codes) == [0, 1, 1, 1]
+
+
+def test_spec_runs_and_features_and_refusals(bundle: Bundle) -> None:
+    bundle.call("spec")
+    assert "exists" in bundle.call("spec", check=False).stderr
+    config = json.loads((bundle.directory / "config.json").read_text())
+    config["process"] |= {"terminal": False, "args": ["/bin/sh", "-c", "id; touch /x"]}
+    config["linux"]["cgroupsPath"] = f"{PARENT}/one"
+    (bundle.directory / "config.json").write_text(json.dumps(config))
+    done = bundle.call("run", "one", check=False)
+    assert (done.returncode, done.stdout) == (1, "uid=0 gid=0\n")
+    assert "Read-only file system" in done.stderr
+    features = json.loads(bundle.call("features").stdout)
+    assert "mount" in features["linux"]["namespaces"]
+    assert "SCMP_ACT_ERRNO" in features["linux"]["seccomp"]["actions"]
+    assert "rbind" in features["mountOptions"]
+    assert "criu" in bundle.call("checkpoint", "one", check=False).stderr
+
+
+def test_events(bundle: Bundle) -> None:
+    limits = {"resources": {"memory": {"limit": 8 << 20}}}
+    bundle.configure("sh", "-c", "sleep 1; tail /dev/zero", linux=limits)
+    bundle.create()
+    bundle.call("start", "one")
+    stats = json.loads(bundle.call("events", "--stats", "one").stdout)
+    assert (stats["type"], stats["id"]) == ("stats", "one")
+    assert stats["data"]["pids"]["current"] >= 1
+    assert stats["data"]["memory"]["usage"]["limit"] == 8 << 20
+    assert stats["data"]["cpu"]["usage"]["total"] > 0
+    lines = [json.loads(line) for line in bundle.call("events", "--interval", "200ms", "one").stdout.splitlines()]
+    assert {line["type"] for line in lines} == {"stats", "oom"}

@@ -1,0 +1,65 @@
+"""`crisp-oci features`: what this runtime knows and this machine can (runtime-spec features.md)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from typing import Any, Final
+
+from runtime import seccomp
+from runtime.capabilities import NAMES
+from runtime.command.context import Context
+from runtime.command.flags import Options
+from runtime.errors import RuntimeCoreError
+from runtime.init import NAMESPACE_FLAGS
+from runtime.mounts import known_options
+
+FLAGS: Final = ()
+ARGUMENTS: Final = ""
+_HOOKS: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    print(json.dumps(document(context), indent=4))
+    return 0
+
+
+def document(context: Context) -> dict[str, Any]:
+    return {
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.2.0",
+        "hooks": list(_HOOKS),
+        "mountOptions": known_options(),
+        "linux": {
+            "namespaces": sorted(NAMESPACE_FLAGS),
+            "capabilities": list(NAMES),
+            "cgroup": _cgroup(context),
+            "seccomp": _seccomp(),
+            "apparmor": {"enabled": os.path.isdir("/sys/kernel/security/apparmor")},
+            "selinux": {"enabled": os.path.exists("/sys/fs/selinux/enforce")},
+            "intelRdt": {"enabled": False},
+        },
+    }
+
+
+def _cgroup(context: Context) -> dict[str, bool]:
+    try:
+        hierarchies = context.hierarchies()
+    except RuntimeCoreError:
+        return {"v1": False, "v2": False, "systemd": False, "systemdUser": False, "rdma": False}
+    limits = {name for name in hierarchies.v1 if not name.startswith("name=")}
+    rdma = bool(hierarchies.home("rdma"))
+    return {"v1": bool(limits), "v2": bool(hierarchies.unified), "systemd": False, "systemdUser": False, "rdma": rdma}
+
+
+def _seccomp() -> dict[str, Any]:
+    if importlib.util.find_spec("pyseccomp") is None:
+        return {"enabled": False}
+    return {
+        "enabled": True,
+        "actions": sorted(seccomp.ACTIONS),
+        "operators": sorted(seccomp.OPERATORS),
+        "knownFlags": sorted(seccomp.FLAGS),
+        "supportedFlags": sorted(seccomp.FLAGS),
+    }

@@ -1,0 +1,87 @@
+"""`crisp-oci spec`: a config.json to begin with."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Final
+
+from runtime.command.context import Context
+from runtime.command.flags import Flag, Options
+from runtime.errors import RuntimeCoreError, failing
+
+FLAGS: Final = (
+    Flag("bundle", short="b", argument="DIR", help="the directory to write it to (the current one)"),
+    Flag("rootless", help="for an ordinary user: a user namespace of one user and group"),
+)
+ARGUMENTS: Final = ""
+_CAPABILITIES: Final = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
+_MASKED: Final = [
+    *(f"/proc/{name}" for name in ("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug")),
+    *(f"/proc/{name}" for name in ("scsi", "timer_list", "timer_stats")),
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+]
+_READONLY: Final = [f"/proc/{name}" for name in ("bus", "fs", "irq", "sys", "sysrq-trigger")]
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    path = os.path.join(options.text("bundle", "."), "config.json")
+    if os.path.exists(path):
+        raise RuntimeCoreError(f"write `{path}`: it exists")
+    with failing("write", path), open(path, "x") as file:
+        json.dump(document(rootless=options.switch("rootless")), file, indent="\t")
+        file.write("\n")
+    return 0
+
+
+def document(*, rootless: bool) -> dict[str, Any]:
+    """A shell on a terminal in namespaces of its own, with few rights, on a read-only `rootfs`."""
+    kinds = ["pid", "ipc", "uts", "mount", "cgroup", "user" if rootless else "network"]
+    linux: dict[str, Any] = {
+        "namespaces": [{"type": kind} for kind in kinds],
+        "maskedPaths": _MASKED,
+        "readonlyPaths": _READONLY,
+    }
+    if rootless:
+        linux["uidMappings"] = [{"containerID": 0, "hostID": os.getuid(), "size": 1}]
+        linux["gidMappings"] = [{"containerID": 0, "hostID": os.getgid(), "size": 1}]
+    else:
+        linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    return {
+        "ociVersion": "1.2.0",
+        "process": {
+            "terminal": True,
+            "user": {"uid": 0, "gid": 0},
+            "args": ["sh"],
+            "env": [f"PATH={path}", "TERM=xterm"],
+            "cwd": "/",
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+            "noNewPrivileges": True,
+        },
+        "root": {"path": "rootfs", "readonly": True},
+        "hostname": "crisp",
+        "mounts": _mounts(rootless=rootless),
+        "linux": linux,
+    }
+
+
+def _mounts(*, rootless: bool) -> list[dict[str, Any]]:
+    terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
+    harmless = ["nosuid", "noexec", "nodev"]
+    table: list[tuple[str, str, str, list[str]]] = [
+        ("/proc", "proc", "proc", []),
+        ("/dev", "tmpfs", "tmpfs", ["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        ("/dev/pts", "devpts", "devpts", terminals if rootless else [*terminals, "gid=5"]),
+        ("/dev/shm", "tmpfs", "shm", [*harmless, "mode=1777", "size=65536k"]),
+        ("/dev/mqueue", "mqueue", "mqueue", harmless),
+        ("/sys", "sysfs", "sysfs", [*harmless, "ro"]),
+        ("/sys/fs/cgroup", "cgroup", "cgroup", [*harmless, "relatime", "ro"]),
+    ]
+    if rootless:
+        # A network namespace of the host is not the user's: a sysfs of it cannot be mounted, only bound.
+        table[5] = ("/sys", "none", "/sys", ["rbind", *harmless, "ro"])
+    keys = ("destination", "type", "source", "options")
+    return [{key: value for key, value in zip(keys, row, strict=True) if value} for row in table]
