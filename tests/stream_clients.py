@@ -108,7 +108,8 @@ class StreamClient(ABC):
         while not condition():
             self.step(deadline - time.monotonic())
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.data} {self.ended} {self.closed}")
+                state = f"ended {self.ended}, reset {self.resets}, closed {self.closed}"
+                raise TimeoutError(f"{state}: {dict(self.data)}")
         return self
 
     def until_closed(self, seconds: float = SECONDS) -> Self:
@@ -179,12 +180,14 @@ class SpdyClient(StreamClient):
     ) -> None:
         self.spdy = spdy.Connection(client=True, limits=windows or NO_WINDOWS)
         self._has_windows = windows is not None
+        self._tell_windows()
         self.replied: set[int] = set()
         self.pongs: list[int] = []
         self.gone_away: int | None = None
         headers = [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1"), ("Content-Length", "0")]
         headers += [("X-Stream-Protocol-Version", protocol) for protocol in protocols]
         super().__init__(url, headers, method, context)
+        self.flush()
 
     def open(self, **headers: str) -> int:
         """Open a stream, and wait for the reply, or the reset."""
@@ -221,11 +224,10 @@ class SpdyClient(StreamClient):
                 case spdy.GoneAway(_, status):
                     self.gone_away = status
         self._tell_windows()
+        self.flush()
 
     def _tell_windows(self) -> None:
-        if self._has_windows:
-            self.flush()
-        else:
+        if not self._has_windows:
             self.spdy.take()
 
 
@@ -283,6 +285,7 @@ class TunnelClient(SpdyClient):
         self._inner: WebSocketClient | None = None
         self.spdy = spdy.Connection(client=True, limits=NO_WINDOWS)
         self._has_windows = False
+        self.spdy.take()
         self.replied, self.pongs, self.gone_away = set(), [], None
         self._carrier = Protocol(Side.CLIENT, max_size=None)
         headers = [
