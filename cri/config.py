@@ -45,6 +45,7 @@ class Configuration:
     signature_policy: str = ""  # /etc/containers/policy.json if there is one, else everything is accepted
     pull_progress_timeout: int = 300
     parallel_downloads: int = 4
+    keep_blobs: bool = False
     cgroup_driver: str = "cgroupfs"
     log_level: str = "info"
     stream_addr: str = "127.0.0.1:0"
@@ -204,6 +205,7 @@ KEYS: dict[str, Callable[[object], object]] = {
     "signature_policy": _optional_path,
     "pull_progress_timeout": _whole(0, 86_400),
     "parallel_downloads": _whole(1, 64),
+    "keep_blobs": _boolean,
     "cgroup_driver": _one_of(*CGROUP_DRIVERS),
     "log_level": _one_of(*LOG_LEVELS),
     "stream_addr": _address,

@@ -14,7 +14,7 @@ from pathlib import Path
 from image.errors import ImageError, ImageNotFound, StorageFull
 from image.signatures import Signature
 
-_VERSION = 2
+_VERSION = 3
 _SIGNATURES = """
 CREATE TABLE signatures (
     image TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
@@ -34,7 +34,8 @@ CREATE TABLE names (
 ) WITHOUT ROWID;
 CREATE INDEX names_of_image ON names (image);
 CREATE TABLE layers (
-    chain_id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, size INTEGER NOT NULL, inodes INTEGER NOT NULL
+    chain_id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, size INTEGER NOT NULL, inodes INTEGER NOT NULL,
+    sealed INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE image_layers (
     image TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
@@ -44,17 +45,22 @@ CREATE TABLE image_layers (
 ) WITHOUT ROWID;
 {_SIGNATURES}
 """
-_UPGRADES = {1: _SIGNATURES}  # what brings a database of that version to the next
+_UPGRADES = {  # what brings a database of that version to the next
+    1: _SIGNATURES,
+    2: "ALTER TABLE layers ADD sealed INTEGER NOT NULL DEFAULT 0;",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """An unpacked layer: `number` names its directory, `size` (bytes) and `inodes` are what it takes on disk."""
+    """An unpacked layer: `number` names its directory, `size` (bytes) and `inodes` are what it takes on disk, with its
+    kept blob. Since `sealed` (nanoseconds since the epoch, 0 if not known) nothing in it may have changed."""
 
     chain_id: str
     number: int
     size: int
     inodes: int
+    sealed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,8 @@ class Database:
 
     def layers(self) -> list[LayerRecord]:
         with self._explained("read"):
-            return [LayerRecord(*row) for row in self._connection.execute("SELECT * FROM layers")]
+            columns = "chain_id, number, size, inodes, sealed"
+            return [LayerRecord(*row) for row in self._connection.execute(f"SELECT {columns} FROM layers")]
 
     def documents(self, image: str) -> tuple[bytes, bytes]:
         """Manifest and configuration as they came. Raises ImageNotFound."""
@@ -120,8 +127,8 @@ class Database:
         """Record an image with its layers; its names are taken from the images that had them."""
         with self._transaction() as connection:
             connection.executemany(
-                "INSERT INTO layers VALUES (?, ?, ?, ?)",
-                [(layer.chain_id, layer.number, layer.size, layer.inodes) for layer in new_layers],
+                "INSERT INTO layers (chain_id, number, size, inodes, sealed) VALUES (?, ?, ?, ?, ?)",
+                [(layer.chain_id, layer.number, layer.size, layer.inodes, layer.sealed) for layer in new_layers],
             )
             connection.execute(
                 "INSERT INTO images VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET manifest = excluded.manifest",

@@ -141,7 +141,7 @@ class LayerWriter:
         try:
             if entry.segments is None:
                 for piece in reader.content(entry.stored):
-                    _write_all(descriptor, piece)
+                    write_all(descriptor, piece)
             else:
                 _write_segments(descriptor, entry, reader)
             # Each change of an inode is a journal transaction; most files are born as they should be.
@@ -362,7 +362,8 @@ def remove_tree(parent: int, name: bytes) -> int:
         removed += 1
 
 
-def _write_all(descriptor: int, piece: memoryview) -> None:
+def write_all(descriptor: int, piece: memoryview) -> None:
+    """Write the whole of `piece`. Raises OSError."""
     while piece:
         piece = piece[os.write(descriptor, piece) :]
 
@@ -371,7 +372,7 @@ def _write_segments(descriptor: int, entry: Entry, reader: TarReader) -> None:
     for offset, length in entry.segments or ():
         os.lseek(descriptor, offset, os.SEEK_SET)
         for piece in reader.content(length):
-            _write_all(descriptor, piece)
+            write_all(descriptor, piece)
     os.ftruncate(descriptor, entry.size)
 
 

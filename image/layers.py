@@ -10,9 +10,10 @@ import asyncio
 import ctypes
 import errno
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from image.database import LayerRecord
@@ -22,6 +23,7 @@ from image.unpack import Unpacked, Workers
 
 _UNPACKERS = 16  # layers unpacked at a time, of all pulls: each is a process of some 15 MB
 _PARALLEL = 4  # of one pull: a registry that drips holds up itself, not the others' pulls
+BLOB_SUFFIX = ".blob"
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _TRIES = 3
 
@@ -41,6 +43,11 @@ class Layer:
     record: LayerRecord | None = None
     recorded: bool = False
     making: asyncio.Task[None] | None = None
+
+    @property
+    def blob(self) -> Path:
+        """Where the layer is kept as it came, if blobs are kept."""
+        return blob_of(self.path)
 
     @property
     def failed(self) -> bool:
@@ -79,6 +86,10 @@ class Layers:
 
     def paths(self, chain_ids: Iterable[str]) -> list[Path]:
         return [self._layers[chain_id].path for chain_id in chain_ids]
+
+    def get(self, chain_ids: Iterable[str]) -> list[Layer]:
+        """Layers that exist."""
+        return [self._layers[chain_id] for chain_id in chain_ids]
 
     def size(self, chain_ids: Iterable[str]) -> int:
         """Bytes that unpacked layers take."""
@@ -119,7 +130,7 @@ class Layers:
             task.cancel()
         if making:
             await asyncio.wait(making)
-        await self._workers.remove_trees([layer.path for layer in dead])
+        await self._workers.remove_trees([path for layer in dead for path in (layer.path, layer.blob)])
 
     @asynccontextmanager
     async def acquired(self, chain_ids: Sequence[str], make: Make) -> AsyncIterator[list[Layer]]:
@@ -213,10 +224,19 @@ class Layers:
             for layer in layers:
                 final = self._final / base36(layer.number)
                 if layer.path != final:
+                    with suppress(FileNotFoundError):
+                        os.rename(layer.blob, blob_of(final))
                     os.rename(layer.path, final)
                     layer.path = final
+                if layer.record is not None:
+                    layer.record = replace(layer.record, sealed=time.time_ns())
             sync_directory(self._final)
             sync_directory(self._temporary)
+
+
+def blob_of(directory: Path) -> Path:
+    """Where the blob of the layer unpacked into `directory` is, if it is kept."""
+    return directory.with_name(f"{directory.name}{BLOB_SUFFIX}")
 
 
 def base36(number: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from image.errors import DigestMismatch, InvalidImage
-from image.layers import Make
+from image.layers import Make, blob_of
 from image.manifest import (
     CONFIG_LIMIT,
     Blob,
@@ -93,13 +93,15 @@ class LayerDownloads:
         for layer in self._layers:
             self._tell(layer, 0, PullPhase.WAITING)
 
-    def make(self, workers: Workers) -> Make:
+    def make(self, workers: Workers, keep: bool) -> Make:
         """What `Layers.acquired` calls for a layer that is not there yet."""
 
         async def make(position: int, directory: Path) -> Unpacked:
             self._begun.add(position)
             async with aclosing(self._observed(self._layers[position])) as pieces:
-                unpacked = await workers.unpack(pieces, self._blobs[position], directory)
+                unpacked = await workers.unpack(
+                    pieces, self._blobs[position], directory, blob_of(directory) if keep else None
+                )
             self._tell(self._layers[position], self._layers[position].size, PullPhase.COMPLETE)
             return unpacked
 

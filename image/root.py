@@ -64,7 +64,7 @@ class StoreRoot:
     def garbage(self, known: Container[str]) -> list[Path]:
         """Directories of layers that were being made, or that no record names."""
         unfinished = list((self.path / "tmp").iterdir())
-        unknown = [path for path in (self.path / "layers").iterdir() if path.name not in known and path.name != _EMPTY]
+        unknown = [path for path in (self.path / "layers").iterdir() if path.stem not in known and path.name != _EMPTY]
         return unfinished + unknown
 
     def own_usage(self) -> tuple[int, int]:

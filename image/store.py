@@ -37,8 +37,9 @@ from image.errors import (
     SignatureRefused,
     StorageFull,
 )
-from image.layers import Layer, Layers, Make, base36
-from image.manifest import Configuration, digest_of, node_platforms, parse_configuration
+from image.export import KeptImage, export
+from image.layers import Layer, Layers, Make, base36, blob_of
+from image.manifest import Configuration, Manifest, digest_of, node_platforms, parse_configuration, parse_manifest
 from image.model import Credentials, FilesystemUsage, Image, PullProgress
 from image.origin import Origin
 from image.policy import Accept, Reject
@@ -51,6 +52,7 @@ from image.settings import ImageSettings
 from image.signatures import Signature
 from image.trust import Trust, transport_of
 from image.unpack import Unpacked, Workers
+from image.verify import Verdict, document_problems, layer_problems
 
 _log = logging.getLogger(__name__)
 
@@ -222,6 +224,11 @@ class ImageStore:
             raise ImageNotFound(f"find layers of {image.id}: the store has no such image")
         return self._layers.paths(reversed(known.chain_ids)) or [self._root.empty_layer]
 
+    def layer_sizes(self, image: Image) -> list[dict[str, str | int]]:
+        """Each layer, lowest first: its chain id, and the bytes and inodes it takes, unpacked and kept."""
+        records = [layer.record for layer in self._layers.get(self._images[image.id].chain_ids)]
+        return [{"chainID": r.chain_id, "bytes": r.size, "inodes": r.inodes} for r in records if r is not None]
+
     async def require_trusted(self, image: Image, name: str) -> None:
         """Raise SignatureRefused unless the signature policy, as it is now, accepts the image under `name`.
 
@@ -387,8 +394,9 @@ class ImageStore:
             return image
         configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
         downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step))
+        make = downloads.make(self._workers, self._settings.keep_blobs)
         image = await self._install(
-            manifest.raw, configuration, resolved.names, downloads.make(self._workers), signatures
+            manifest.raw, configuration, resolved.names, make, signatures
         )
         downloads.finish()
         _log.info("pulled image %s %s", reference, image.id)
@@ -413,11 +421,75 @@ class ImageStore:
         finally:
             await asyncio.to_thread(archive.close)
 
+    async def export(self, name: str, path: Path, form: str) -> str:
+        """Write an image to the new file or directory `path`, in a form of `export.FORMATS`; its manifest's digest.
+
+        Raises ImageNotFound, also when its blobs were not kept, InvalidImage, DigestMismatch, StorageFull.
+        """
+        image = self.find(name)
+        if image is None:
+            raise ImageNotFound(f"export {name}: the store has no such image")
+        self.hold(image.id)
+        try:
+            manifest, configuration = await self.documents(image)
+            blobs = tuple(layer.blob for layer in self._layers.get(self._images[image.id].chain_ids))
+            kept = KeptImage(image.id, image.repo_tags, manifest, configuration, blobs)
+            return await asyncio.to_thread(export, kept, path, form)
+        finally:
+            self.release(image.id)
+
+    # --- verifying
+
+    async def verify(self, name: str = "") -> list[Verdict]:
+        """Compare an image, or all, with what was recorded of it. Raises ImageNotFound."""
+        one = self.find(name) if name else None
+        if name and one is None:
+            raise ImageNotFound(f"verify {name}: the store has no such image")
+        verdicts = []
+        for image in [one] if one is not None else self.images():
+            self.hold(image.id)
+            try:
+                verdicts.append(await self._verify(image))
+            finally:
+                self.release(image.id)
+        return verdicts
+
+    async def _verify(self, image: Image) -> Verdict:
+        raw, configuration = await self.documents(image)
+        manifest = parse_manifest(raw, "", image.id)
+        described = manifest.layers if isinstance(manifest, Manifest) else ()
+        layers = self._layers.get(self._images[image.id].chain_ids)
+        problems = document_problems(image.id, configuration, len(described), len(layers))
+        for position, layer in enumerate(layers):
+            blob = described[position] if position < len(described) else None
+            problems += await layer_problems(self._workers, layer, blob)
+        return Verdict(image.id, (*image.repo_tags, *image.repo_digests), tuple(problems))
+
+    async def repair(self, name: str = "") -> list[Verdict]:
+        """Pull damaged images again; the verdicts afterwards. Those that no registry gave stay as they are.
+
+        Raises ImageInUse, before anything is done, when containers use one, and what `pull` and `verify` raise.
+        """
+        damaged = [verdict for verdict in await self.verify(name) if verdict.problems]
+        pulled = [verdict for verdict in damaged if any("@" in one for one in verdict.names)]
+        for verdict in pulled:
+            if self._holds[verdict.id]:
+                raise ImageInUse(f"repair image {verdict.id}: {self._holds[verdict.id]} containers use it")
+        for verdict in pulled:
+            await self.remove(verdict.id)
+        for verdict in pulled:
+            by_digest = next(one for one in verdict.names if "@" in one)
+            image = await self.pull(by_digest)
+            await self._undisturbed(self._name(image.id, verdict.names))
+            _log.info("repaired image %s: %s", image.id, "; ".join(verdict.problems))
+        return await self.verify(name)
+
     async def _import(self, archive: Archive, found: ArchivedImage, name: str | None) -> Image:
         async def make(position: int, directory: Path) -> Unpacked:
             descriptor = await asyncio.to_thread(archive.open, found.members[position])
             try:
-                return await self._workers.unpack(descriptor, found.blobs[position], directory)
+                keep = blob_of(directory) if self._settings.keep_blobs else None
+                return await self._workers.unpack(descriptor, found.blobs[position], directory, keep)
             finally:
                 os.close(descriptor)
 

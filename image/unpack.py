@@ -37,6 +37,13 @@ class Unpacked(msgspec.Struct, frozen=True):
     implied: tuple[str, ...]
 
 
+class Survey(msgspec.Struct, frozen=True):
+    """What an unpacked layer is found to be."""
+
+    inodes: int
+    changed: int  # nanoseconds since the epoch: when an inode of it was last changed
+
+
 class _Answer(msgspec.Struct, frozen=True):
     ok: dict[str, Any] | None = None
     error: str = ""
@@ -65,8 +72,11 @@ class Workers:
             self._forker = None
             await forker.end()
 
-    async def unpack(self, source: AsyncIterator[bytes] | int, blob: Blob, directory: Path) -> Unpacked:
+    async def unpack(
+        self, source: AsyncIterator[bytes] | int, blob: Blob, directory: Path, keep: Path | None = None
+    ) -> Unpacked:
         """Unpack `blob` into the empty `directory`. `source` gives its bytes, or is an open file at its beginning.
+        They are also written into the new file `keep`, if given.
 
         Raises DigestMismatch, InvalidImage, StorageFull, ImageError, and what `source` raises; the directory's content
         is then of no use. The worker does not survive a cancellation.
@@ -78,12 +88,23 @@ class Workers:
             "size": blob.size,
             "digest": blob.digest,
             "diff_id": blob.diff_id,
+            "keep": os.fspath(keep) if keep else "",
         }
         answer = await self._run(request, source, f"unpack layer {name}", directory.parent)
         return msgspec.convert(answer, Unpacked)
 
+    async def survey(self, directory: Path) -> Survey:
+        """Look at every inode of an unpacked layer. Raises ImageError."""
+        request = {"do": "survey", "directory": os.fspath(directory)}
+        return msgspec.convert(await self._run(request, None, f"look at {directory}", directory), Survey)
+
+    async def digest(self, path: Path) -> str:
+        """The sha256 digest of a file. Raises ImageError."""
+        answer = await self._run({"do": "hash", "path": os.fspath(path)}, None, f"read {path}", path)
+        return str(answer["digest"])
+
     async def remove_trees(self, paths: Sequence[Path]) -> None:
-        """Remove directories with all in them; missing ones do not matter. Raises ImageError."""
+        """Remove files, and directories with all in them; missing ones do not matter. Raises ImageError."""
         if paths:
             request = {"do": "remove", "paths": [os.fspath(path) for path in paths]}
             await self._run(request, None, f"remove {paths[0]}", paths[0].parent)

@@ -17,6 +17,7 @@ import queue
 import re
 import signal
 import socket
+import stat
 import threading
 import traceback
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from typing import IO, Any, NoReturn, cast
 import zstandard  # not later: a worker's root is the layer
 from isal import isal_zlib
 
-from image.layer import LayerWriter, remove_tree
+from image.layer import LayerWriter, remove_tree, write_all
 from image.tar import ByteStream, TarError, TarReader
 
 _READ = 256 << 10  # bytes read of the blob at a time
@@ -66,8 +67,9 @@ class _Refused(Exception):
 class _Blob:
     """Reads, checks and decompresses a blob in a thread of its own, so that a second core helps."""
 
-    def __init__(self, descriptor: int, size: int, digest: str, diff_id: str) -> None:
+    def __init__(self, descriptor: int, size: int, digest: str, diff_id: str, copy: int | None) -> None:
         self._descriptor = descriptor
+        self._copy = copy
         self._left = size
         self._digest = digest
         self._diff_id = diff_id
@@ -100,6 +102,8 @@ class _Blob:
                 raise _Refused("digest", f"blob ends {self._left} bytes early")
             self._left -= len(piece)
             self._compressed.update(piece)
+            if self._copy is not None:
+                write_all(self._copy, memoryview(piece))
             yield piece
 
     def _check(self) -> None:
@@ -173,13 +177,18 @@ def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def _unpack(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
     root = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    keep = request["keep"]
+    copy = os.open(keep, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) if keep else None
     # All is done below descriptors anyway; should a way out be found, it ends in the same directory.
     os.fchdir(root)
     os.chroot(".")
-    blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"])
+    blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], copy)
     stream = ByteStream(blob.chunks())
     usage = LayerWriter(root).write(TarReader(stream))
     stream.drain()
+    if copy is not None:
+        usage.size += os.fstat(copy).st_blocks * 512
+        usage.inodes += 1
     return {"size": usage.size, "inodes": usage.inodes, "implied": [os.fsdecode(path) for path in usage.implied]}
 
 
@@ -190,9 +199,36 @@ def _remove(request: dict[str, Any]) -> dict[str, Any]:
             remove_tree(parent, os.fsencode(os.path.basename(path)))
         except FileNotFoundError:
             pass
+        except NotADirectoryError:
+            os.unlink(os.path.basename(path), dir_fd=parent)
         finally:
             os.close(parent)
     return {}
+
+
+def _survey(request: dict[str, Any]) -> dict[str, Any]:
+    """Count a layer's inodes, and tell when one was last changed."""
+    os.chroot(request["directory"])
+    os.chdir("/")
+    latest, seen = 0, set()
+    pending = ["."]
+    for directory in pending:
+        for path in (directory, *(entry.path for entry in os.scandir(directory))):
+            there = os.lstat(path)
+            latest = max(latest, there.st_ctime_ns)
+            seen.add(there.st_ino)
+            if path != directory and stat.S_ISDIR(there.st_mode):
+                pending.append(path)
+    return {"inodes": len(seen), "changed": latest}
+
+
+def _hash(request: dict[str, Any]) -> dict[str, Any]:
+    """The digest of a file."""
+    with open(request["path"], "rb") as file:
+        return {"digest": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
+
+
+_DEEDS = {"remove": _remove, "survey": _survey, "hash": _hash}
 
 
 def serve(control: int) -> None:
@@ -245,7 +281,8 @@ def _end_with(life: int) -> None:
 
 def _reply(request: dict[str, Any], blob: int) -> dict[str, Any]:
     try:
-        return {"ok": _unpack(request, blob) if request["do"] == "unpack" else _remove(request)}
+        deed = request["do"]
+        return {"ok": _unpack(request, blob) if deed == "unpack" else _DEEDS[deed](request)}
     except _Refused as error:
         kind, message = error.kind, str(error)
     except TarError as error:

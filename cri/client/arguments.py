@@ -121,12 +121,21 @@ def _add_images(command: _Command) -> None:
     pull.add_argument("references", nargs="+", metavar="REF")
     remove = command("rmi", "images:remove", "Remove images")
     remove.add_argument("references", nargs="+", metavar="REF")
-    image = command("image", "", "Import images from archives")
+    image = command("image", "", "Import, export and verify images")
     actions = image.add_subparsers(dest="action", metavar="ACTION", required=True)
     archive = actions.add_parser("import", help="Read an OCI layout or a docker archive")
     archive.add_argument("--name", metavar="REF", help="name the image this, whatever the archive says")
     archive.add_argument("path", metavar="PATH")
     archive.set_defaults(target="images:import_archive")
+    export = actions.add_parser("export", help="Write an image to a new file or directory")
+    export.add_argument("--format", choices=("oci", "oci-archive", "docker-archive"), default="oci-archive")
+    export.add_argument("reference", metavar="REF")
+    export.add_argument("path", metavar="PATH")
+    export.set_defaults(target="images:export")
+    verify = actions.add_parser("verify", help="Compare images with what was recorded of them; status 1 for damage")
+    verify.add_argument("--repair", action="store_true", help="pull damaged ones again")
+    verify.add_argument("references", nargs="*", metavar="REF", help="these only")
+    verify.set_defaults(target="images:verify")
 
 
 def _add_about(command: _Command) -> None:

@@ -103,3 +103,25 @@ def import_archive(arguments: argparse.Namespace, connection: Connection) -> int
     for image in reply.images:
         print(f"{image.id}   {', '.join(image.repo_tags) or '<none>'}   {size(image.size)}")
     return 0
+
+
+def export(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Write an image, as the daemon keeps it, to this machine's disk; print its digest."""
+    path = str(Path(arguments.path).absolute())
+    request = admin_pb2.ExportImageRequest(image=arguments.reference, path=path, format=arguments.format)
+    print(connection.change(connection.admin.ExportImage, request, NO_LIMIT).digest)
+    return 0
+
+
+def verify(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Look for damage in the daemon's images; 1 if there is some left."""
+    found: list[admin_pb2.ImageVerdict] = []
+    for reference in arguments.references or [""]:
+        request = admin_pb2.VerifyImagesRequest(image=reference, repair=arguments.repair)
+        found += connection.change(connection.admin.VerifyImages, request, NO_LIMIT).images
+    if arguments.output != "table":
+        document({"images": [plain(image) for image in found]}, arguments.output)
+    else:
+        for image in found:
+            print(f"{image.id}   {', '.join(image.names) or '<none>'}   {'; '.join(image.problems) or 'whole'}")
+    return 1 if any(image.problems for image in found) else 0

@@ -1,4 +1,4 @@
-"""crisp's own calls for its operator: ImportImage, PullImage with progress."""
+"""crisp's own calls for its operator: ImportImage, ExportImage, VerifyImages, PullImage with progress."""
 
 from __future__ import annotations
 
@@ -28,6 +28,24 @@ class Admin:
         return admin_pb2.ImportImageResponse(
             images=[
                 admin_pb2.ImportedImage(id=image.id, repo_tags=image.repo_tags, size=image.size) for image in images
+            ]
+        )
+
+    async def ExportImage(self, request: admin_pb2.ExportImageRequest) -> admin_pb2.ExportImageResponse:
+        """Write an image to this machine's disk."""
+        name = fields.required("image", request.image)
+        path = Path(fields.absolute("path", request.path))
+        digest = await self._images.export(name, path, fields.required("format", request.format))
+        return admin_pb2.ExportImageResponse(digest=digest)
+
+    async def VerifyImages(self, request: admin_pb2.VerifyImagesRequest) -> admin_pb2.VerifyImagesResponse:
+        """Look for damage in the store."""
+        look = self._images.repair if request.repair else self._images.verify
+        verdicts = await look(fields.text("image", request.image))
+        return admin_pb2.VerifyImagesResponse(
+            images=[
+                admin_pb2.ImageVerdict(id=verdict.id, names=verdict.names, problems=verdict.problems)
+                for verdict in verdicts
             ]
         )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from cri.convert import fields
 from cri.convert.image import credentials, image_message
@@ -46,8 +48,19 @@ class Images:
             return api_pb2.ImageStatusResponse()
         return api_pb2.ImageStatusResponse(
             image=image_message(image),
-            info=info({"imageSpec": {"created": image.created, "config": image.config}}) if request.verbose else None,
+            info=info(await self._details(image)) if request.verbose else None,
         )
+
+    async def _details(self, image: Image) -> dict[str, Any]:
+        """What crictl and `crisp inspect` show of an image beside CRI's own fields."""
+        manifest, configuration = await self._images.documents(image)
+        return {
+            "imageSpec": {"created": image.created, "config": image.config},
+            "labels": image.config.labels,
+            "manifest": msgspec.json.decode(manifest),
+            "history": msgspec.json.decode(configuration).get("history", []),
+            "layers": self._images.layer_sizes(image),
+        }
 
     async def PullImage(self, request: api_pb2.PullImageRequest) -> api_pb2.PullImageResponse:
         """Pull an image. Answers its id, which is what ImageStatus calls it: kubelet compares the two."""

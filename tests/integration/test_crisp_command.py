@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -36,6 +37,23 @@ def test_an_archive_is_imported_and_run_by_the_name_given(daemon: Daemon) -> Non
     listed = [line.split()[:2] for line in crisp(daemon, "images").stdout.splitlines()]
     assert ["localhost/copy", "1"] in listed
     assert crisp(daemon, "run", "--rm", name, "true").returncode == 0
+
+
+def test_images_are_verified_exported_and_told_of(daemon: Daemon) -> None:
+    done = crisp(daemon, "image", "verify", BUSYBOX)
+    assert (done.returncode, done.stdout.split()[-1]) == (0, "whole")
+    told = json.loads(crisp(daemon, "inspect", "--type", "image", BUSYBOX).stdout)["info"]
+    assert told["manifest"]["layers"]
+    assert told["layers"][0]["inodes"] > 1
+    refused = crisp(daemon, "image", "export", BUSYBOX, str(daemon.directory / "exported.tar"))
+    assert refused.returncode
+    assert "keep_blobs" in refused.stderr
+    (layer,) = (path for path in (daemon.root / "image/layers").iterdir() if path.name != "0")
+    mode = (layer / "bin").stat().st_mode
+    (layer / "bin").chmod(mode)
+    done = crisp(daemon, "image", "verify")
+    assert done.returncode == 1
+    assert "was changed after it was unpacked" in done.stdout
 
 
 def test_run_gives_the_output_and_the_status_and_leaves_nothing(daemon: Daemon) -> None:

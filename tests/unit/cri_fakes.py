@@ -46,6 +46,12 @@ class FakeImages:
     def find(self, name: str) -> Image | None:
         return self.stored.get(name)
 
+    async def documents(self, image: Image) -> tuple[bytes, bytes]:
+        return b"{}", b'{"history": [{"created_by": "a test"}]}'
+
+    def layer_sizes(self, image: Image) -> list[dict[str, str | int]]:
+        return []
+
     async def pull(
         self,
         reference: str,

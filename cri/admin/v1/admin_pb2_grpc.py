@@ -44,6 +44,16 @@ class AdminStub:
                 request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.PullImageRequest.SerializeToString,
                 response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.PullImageResponse.FromString,
                 _registered_method=True)
+        self.ExportImage = channel.unary_unary(
+                '/crisp.v1.Admin/ExportImage',
+                request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.ExportImageRequest.SerializeToString,
+                response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.ExportImageResponse.FromString,
+                _registered_method=True)
+        self.VerifyImages = channel.unary_unary(
+                '/crisp.v1.Admin/VerifyImages',
+                request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesRequest.SerializeToString,
+                response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -63,6 +73,20 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportImage(self, request, context):
+        """Writes an image, of the bytes it came in, to a new file or directory on the daemon's own host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyImages(self, request, context):
+        """Compares images with what was recorded of them, and pulls damaged ones again if asked to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +99,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.PullImage,
                     request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.PullImageRequest.FromString,
                     response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.PullImageResponse.SerializeToString,
+            ),
+            'ExportImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportImage,
+                    request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.ExportImageRequest.FromString,
+                    response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.ExportImageResponse.SerializeToString,
+            ),
+            'VerifyImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyImages,
+                    request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesRequest.FromString,
+                    response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +165,60 @@ class Admin:
             '/crisp.v1.Admin/PullImage',
             cri_dot_admin_dot_v1_dot_admin__pb2.PullImageRequest.SerializeToString,
             cri_dot_admin_dot_v1_dot_admin__pb2.PullImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.v1.Admin/ExportImage',
+            cri_dot_admin_dot_v1_dot_admin__pb2.ExportImageRequest.SerializeToString,
+            cri_dot_admin_dot_v1_dot_admin__pb2.ExportImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.v1.Admin/VerifyImages',
+            cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesRequest.SerializeToString,
+            cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

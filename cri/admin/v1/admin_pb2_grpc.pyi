@@ -39,6 +39,10 @@ class AdminStub:
     """Reads an image archive on the daemon's own host into the image store."""
     PullImage: _grpc.UnaryStreamMultiCallable[_admin_pb2.PullImageRequest, _admin_pb2.PullImageResponse]
     """Pulls as ImageService.PullImage does, telling how far each layer is. The last message carries the image."""
+    ExportImage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExportImageRequest, _admin_pb2.ExportImageResponse]
+    """Writes an image, of the bytes it came in, to a new file or directory on the daemon's own host."""
+    VerifyImages: _grpc.UnaryUnaryMultiCallable[_admin_pb2.VerifyImagesRequest, _admin_pb2.VerifyImagesResponse]
+    """Compares images with what was recorded of them, and pulls damaged ones again if asked to."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -47,6 +51,10 @@ class AdminAsyncStub(AdminStub):
     """Reads an image archive on the daemon's own host into the image store."""
     PullImage: _aio.UnaryStreamMultiCallable[_admin_pb2.PullImageRequest, _admin_pb2.PullImageResponse]  # type: ignore[assignment]
     """Pulls as ImageService.PullImage does, telling how far each layer is. The last message carries the image."""
+    ExportImage: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExportImageRequest, _admin_pb2.ExportImageResponse]  # type: ignore[assignment]
+    """Writes an image, of the bytes it came in, to a new file or directory on the daemon's own host."""
+    VerifyImages: _aio.UnaryUnaryMultiCallable[_admin_pb2.VerifyImagesRequest, _admin_pb2.VerifyImagesResponse]  # type: ignore[assignment]
+    """Compares images with what was recorded of them, and pulls damaged ones again if asked to."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -64,5 +72,21 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.PullImageResponse], _abc.AsyncIterator[_admin_pb2.PullImageResponse]]:
         """Pulls as ImageService.PullImage does, telling how far each layer is. The last message carries the image."""
+
+    @_abc_1.abstractmethod
+    def ExportImage(
+        self,
+        request: _admin_pb2.ExportImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ExportImageResponse, _abc.Awaitable[_admin_pb2.ExportImageResponse]]:
+        """Writes an image, of the bytes it came in, to a new file or directory on the daemon's own host."""
+
+    @_abc_1.abstractmethod
+    def VerifyImages(
+        self,
+        request: _admin_pb2.VerifyImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.VerifyImagesResponse, _abc.Awaitable[_admin_pb2.VerifyImagesResponse]]:
+        """Compares images with what was recorded of them, and pulls damaged ones again if asked to."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,181 @@
+"""Writes images of the store as OCI layouts and docker archives, of the very bytes they came in. Blocking I/O."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import msgspec
+
+from image.errors import DigestMismatch, ImageError, ImageNotFound, InvalidImage, StorageFull
+from image.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, digest_of, parse_manifest
+
+FORMATS = ("oci", "oci-archive", "docker-archive")
+_PIECE = 1 << 20  # bytes
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+@dataclass(frozen=True, slots=True)
+class KeptImage:
+    """An image with its blobs as they came, lowest layer first."""
+
+    id: str
+    names: tuple[str, ...]  # its tags
+    manifest: bytes
+    configuration: bytes
+    layers: tuple[Path, ...]
+
+
+class _Sink(Protocol):
+    def add(self, name: str, size: int, file: BinaryIO) -> None: ...
+
+
+class _Directory:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, name: str, size: int, file: BinaryIO) -> None:
+        target = self._path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as copy:
+            shutil.copyfileobj(file, copy, _PIECE)
+
+
+class _Archive:
+    def __init__(self, tar: tarfile.TarFile) -> None:
+        self._tar = tar
+
+    def add(self, name: str, size: int, file: BinaryIO) -> None:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = size, 0o644
+        self._tar.addfile(info, file)
+
+
+class _Hashed(io.RawIOBase):
+    """A file that hashes what is read of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        piece = self._file.read(size)
+        self.sha256.update(piece)
+        return piece
+
+
+def export(image: KeptImage, path: Path, form: str) -> str:
+    """Write `image` to the new file or directory `path` in one of FORMATS; the digest of its manifest.
+
+    Raises InvalidImage when the path or form cannot be, ImageNotFound when a layer's blob was not kept, DigestMismatch
+    when one is damaged, StorageFull. What was written is removed then.
+    """
+    if form not in FORMATS:
+        raise InvalidImage(f"export to {path}: form {form!r} is none of {', '.join(FORMATS)}")
+    manifest = parse_manifest(image.manifest, "", image.id)
+    if not isinstance(manifest, Manifest):
+        raise InvalidImage(f"export {image.id}: its manifest is an index")
+    for blob in image.layers:
+        if not blob.is_file():
+            raise ImageNotFound(
+                f"export {image.id}: its layers' blobs were not kept; set keep_blobs = true, remove and pull it again"
+            )
+    with _made(path, form) as sink:
+        (_write_docker if form == "docker-archive" else _write_layout)(image, manifest, sink)
+    return digest_of(image.manifest)
+
+
+def _write_layout(image: KeptImage, manifest: Manifest, sink: _Sink) -> None:
+    _add_bytes(sink, "oci-layout", _LAYOUT)
+    media_type = msgspec.json.decode(image.manifest, type=_Typed).media_type or OCI_MANIFEST
+    described = {"mediaType": media_type, "digest": manifest.digest, "size": len(image.manifest)}
+    entries = [{**described, "annotations": _annotations(name)} for name in image.names] or [described]
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    _add_bytes(sink, "index.json", msgspec.json.encode(index))
+    _add_bytes(sink, _blob(manifest.digest), image.manifest)
+    _add_bytes(sink, _blob(image.id), image.configuration)
+    written = {manifest.digest, image.id}
+    for layer, path in zip(manifest.layers, image.layers, strict=True):
+        if layer.digest not in written:
+            written.add(layer.digest)
+            _add_blob(sink, _blob(layer.digest), path, layer.digest)
+
+
+def _write_docker(image: KeptImage, manifest: Manifest, sink: _Sink) -> None:
+    """Layers stay compressed, which docker, podman and skopeo read."""
+    config = f"{image.id.removeprefix('sha256:')}.json"
+    names = [f"{layer.digest.removeprefix('sha256:')}.tar" for layer in manifest.layers]
+    document = [{"Config": config, "RepoTags": image.names, "Layers": names}]
+    _add_bytes(sink, config, image.configuration)
+    for layer, name, path in zip(manifest.layers, names, image.layers, strict=True):
+        if name not in names[: names.index(name)]:
+            _add_blob(sink, name, path, layer.digest)
+    _add_bytes(sink, "manifest.json", msgspec.json.encode(document))
+
+
+class _Typed(msgspec.Struct, frozen=True, rename="camel"):
+    media_type: str = ""
+
+
+def _annotations(name: str) -> dict[str, str]:
+    """What containerd, and what skopeo and umoci call an image by."""
+    return {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
+
+
+def _blob(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
+
+
+def _add_bytes(sink: _Sink, name: str, content: bytes) -> None:
+    sink.add(name, len(content), io.BytesIO(content))
+
+
+def _add_blob(sink: _Sink, name: str, path: Path, digest: str) -> None:
+    with path.open("rb") as file:
+        hashed = _Hashed(file)
+        sink.add(name, os.fstat(file.fileno()).st_size, hashed)  # type: ignore[arg-type]  # only `read` is asked for
+        found = f"sha256:{hashed.sha256.hexdigest()}"
+    if found != digest:
+        raise DigestMismatch(f"export blob {digest}: what is kept of it has digest {found}; verify the store")
+
+
+@contextmanager
+def _made(path: Path, form: str) -> Iterator[_Sink]:
+    """The output, in place only when it is whole."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with ExitStack() as undo:
+            if os.path.lexists(path):
+                raise InvalidImage(f"export to {path}: it exists")
+            undo.callback(_remover(draft))
+            if form == "oci":
+                draft.mkdir()
+                yield _Directory(draft)
+            else:
+                with tarfile.open(draft, "x", format=tarfile.PAX_FORMAT) as tar:
+                    yield _Archive(tar)
+            os.rename(draft, path)
+            undo.pop_all()
+    except OSError as error:
+        kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
+        raise kind(f"export to {path}: {error.strerror or error}") from error
+
+
+def _remover(draft: Path) -> Callable[[], None]:
+    def remove() -> None:
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        else:
+            draft.unlink(missing_ok=True)
+
+    return remove

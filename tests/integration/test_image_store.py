@@ -1,0 +1,213 @@
+"""What the store keeps: exports that other tools read, damage that it finds, disks that lose power."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from image.errors import DigestMismatch, ImageInUse, ImageNotFound, InvalidImage
+from image.settings import ImageSettings
+from image.store import ImageStore
+from tests.images import build_image, busybox_layout, digest, entry, layer, write_layout
+from tests.registry import Registry
+
+
+@asynccontextmanager
+async def opened(root: Path, keep_blobs: bool = True) -> AsyncIterator[ImageStore]:
+    store = await ImageStore.open(root / "image", root / "registries.conf", ImageSettings(keep_blobs=keep_blobs))
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def run(*command: str | Path) -> bytes:
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def blobs_of(layout: Path) -> set[str]:
+    return set(os.listdir(layout / "blobs/sha256"))
+
+
+async def test_exports_are_byte_exact_for_skopeo_umoci_and_ourselves(tmp_path: Path) -> None:
+    source = busybox_layout(tmp_path / "source", "example.io/busybox:1")
+    async with opened(tmp_path) as store:
+        (image,) = await store.import_archive(source)
+        for form in ("oci", "oci-archive", "docker-archive"):
+            await store.export("example.io/busybox:1", tmp_path / form, form)
+    assert blobs_of(tmp_path / "oci") == blobs_of(source)
+    assert not list(tmp_path.glob(".*"))
+    (tmp_path / "unpacked").mkdir()
+    run("tar", "-xf", tmp_path / "oci-archive", "-C", tmp_path / "unpacked")
+    assert blobs_of(tmp_path / "unpacked") == blobs_of(source)
+
+    run("skopeo", "copy", "-q", f"oci-archive:{tmp_path}/oci-archive:1", f"oci:{tmp_path}/by-skopeo:1")
+    assert blobs_of(tmp_path / "by-skopeo") == blobs_of(source)
+    run("skopeo", "copy", "-q", f"docker-archive:{tmp_path}/docker-archive", f"dir:{tmp_path}/from-docker")
+    assert image.id.removeprefix("sha256:") in os.listdir(tmp_path / "from-docker")
+    run("umoci", "unpack", "--image", f"{tmp_path}/oci:1", tmp_path / "bundle")
+    assert (tmp_path / "bundle/rootfs/bin/busybox").read_bytes() == Path("/bin/busybox").read_bytes()
+
+    for number, form in enumerate(("oci", "oci-archive", "docker-archive")):
+        place = tmp_path / f"again{number}"
+        place.mkdir()
+        async with opened(place) as store:
+            (again,) = await store.import_archive(tmp_path / form)
+            assert (again.id, again.repo_tags) == (image.id, ("example.io/busybox:1",))
+
+
+async def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
+    source = busybox_layout(tmp_path / "source", "example.io/busybox:1")
+    async with opened(tmp_path, keep_blobs=False) as store:
+        (image,) = await store.import_archive(source)
+        with pytest.raises(ImageNotFound, match="keep_blobs"):
+            await store.export(image.id, tmp_path / "out", "oci")
+        await store.remove(image.id)
+    async with opened(tmp_path) as store:
+        (image,) = await store.import_archive(source)
+        with pytest.raises(InvalidImage, match="exists"):
+            await store.export(image.id, source, "oci")
+        with pytest.raises(InvalidImage, match="form 'zip'"):
+            await store.export(image.id, tmp_path / "out", "zip")
+        blob = store.layers(image)[0].with_suffix(".blob")
+        blob.write_bytes(b"damaged")
+        with pytest.raises(DigestMismatch, match="verify the store"):
+            await store.export(image.id, tmp_path / "out", "oci-archive")
+        (verdict,) = await store.verify()
+        assert "kept blob" in verdict.problems[0]
+        await store.remove(image.id)
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+    assert os.listdir(tmp_path / "image/layers") == ["0"]
+
+
+@pytest.mark.parametrize("keep_blobs", [False, True])
+async def test_damage_is_found_and_repaired(keep_blobs: bool, tmp_path: Path) -> None:
+    base = layer(entry("d/base", b"b" * 10000), entry("d/same", type=tarfile.LNKTYPE, linkname="d/base"))
+    built = [build_image([base, layer(entry(name, name.encode()))]) for name in ("one", "other")]
+    with Registry(tmp_path / "registry") as registry:
+        for number, image in enumerate(built):
+            registry.push("a", str(number), image)
+        names = [f"{registry.host}/a:{number}" for number in range(2)]
+        async with opened(tmp_path, keep_blobs) as store:
+            for name in names:
+                await store.pull(name)
+            imported = write_layout(tmp_path / "layout", {"c:1": build_image([layer(entry("x", b"x"))])})
+            (local,) = await store.import_archive(imported)
+            assert {verdict.problems for verdict in await store.verify()} == {()}
+            one, other = (store.find(name) for name in names)
+            assert one is not None
+            assert other is not None
+            (store.layers(one)[-1] / "d/base").write_bytes(b"c" * 10000)
+            (store.layers(other)[0] / "other").unlink()
+            (store.layers(local)[0] / "x").chmod(0o4755)
+            found = {verdict.id: "; ".join(verdict.problems) for verdict in await store.verify()}
+            assert "was changed" in found[one.id]
+            assert "was changed" in found[other.id]
+            assert "1 inodes, not 2" in found[other.id]
+            assert "was changed" in found[local.id]
+            store.hold(other.id)
+            with pytest.raises(ImageInUse):
+                await store.repair()
+            store.release(other.id)
+            left = [verdict for verdict in await store.repair() if verdict.problems]
+            assert [verdict.id for verdict in left] == [local.id]
+            for name in names:
+                again = store.find(name)
+                assert again is not None
+                assert (store.layers(again)[-1] / "d/base").read_bytes() == b"b" * 10000
+        async with opened(tmp_path, keep_blobs) as store:
+            assert len([verdict for verdict in await store.verify() if not verdict.problems]) == 2
+
+
+PULLER = """
+import asyncio, sys
+from pathlib import Path
+from image.settings import ImageSettings
+from image.store import ImageStore
+async def main():
+    root = Path(sys.argv[1])
+    store = await ImageStore.open(root / "image", Path("/nonexistent"), ImageSettings(keep_blobs=True))
+    print("open", flush=True)
+    for number in range(int(sys.argv[3])):
+        image = await store.pull(f"{sys.argv[2]}:{number}")
+        print(image.id, flush=True)
+asyncio.run(main())
+"""
+EXT4_IOC_SHUTDOWN = 0x8004587D
+NO_LOG_FLUSH = struct.pack("I", 2)  # what is neither on the disk nor in the journal is lost, as when the power goes
+
+
+async def test_a_power_cut_leaves_whole_images_only(tmp_path: Path) -> None:
+    disk, mount, count = tmp_path / "disk", tmp_path / "mount", 5
+    mount.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(96 << 20)
+    images = [
+        build_image([layer(entry("a", os.urandom(300_000))), layer(entry("b", bytes([n])))]) for n in range(count)
+    ]
+    with Registry(tmp_path / "registry") as registry:
+        for number, image in enumerate(images):
+            registry.push("a", str(number), image)
+        seen = set()
+        for cut in range(6):
+            run("mkfs.ext4", "-q", "-F", disk)
+            run("mount", "-o", "loop", disk, mount)
+            try:
+                command = (sys.executable, "-c", PULLER, mount, f"{registry.host}/a", str(count))
+                puller = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=-3)
+                assert puller.stdout is not None
+                said = [await puller.stdout.readline() for _ in range(1 + cut)]
+                await asyncio.sleep(0.03 * (cut % 3))
+                where = os.open(mount, os.O_RDONLY)
+                fcntl.ioctl(where, EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH)
+                os.close(where)
+                with suppress(ProcessLookupError):
+                    puller.kill()
+                await puller.wait()
+            finally:
+                await _unmounted(mount)
+            run("mount", "-o", "loop", disk, mount)
+            try:
+                async with opened(mount) as store:
+                    verdicts = await store.verify()
+                    assert {verdict.problems for verdict in verdicts} <= {()}
+                    # What was answered is there.
+                    assert {line.decode().strip() for line in said[1:]} <= {verdict.id for verdict in verdicts}
+                    for image in store.images():
+                        assert len((store.layers(image)[-1] / "a").read_bytes()) == 300_000
+                    assert len(os.listdir(mount / "image/layers")) == 1 + 4 * len(verdicts)
+                    assert os.listdir(mount / "image/tmp") == []
+                    seen.add(len(verdicts))
+            finally:
+                await _unmounted(mount)
+        assert len(seen) > 2
+
+
+async def _unmounted(mount: Path) -> None:
+    """Unmount; workers of a killed process may take a moment to end."""
+    for _ in range(100):
+        if not (await (await asyncio.create_subprocess_exec("umount", "-q", mount)).wait()):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{mount} stays busy")
+
+
+async def test_the_details_of_an_image(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        (image,) = await store.import_archive(busybox_layout(tmp_path / "source"))
+        (kept,) = store.layer_sizes(image)
+        manifest, configuration = await store.documents(image)
+        assert kept["bytes"] == image.size - len(manifest) - len(configuration)
+        assert digest(configuration) == image.id
+        assert json.loads(manifest)["layers"]
