@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-FOREIGN_STATUS = ("run", "exec")  # commands whose exit status is otherwise that of a process in a container
+FOREIGN_STATUS = ("run", "exec", "attach")  # commands whose exit status is otherwise that of a process in a container
 OWN_FAILURE = 125
 
 _Command = Callable[[str, str, str], argparse.ArgumentParser]
@@ -92,12 +92,21 @@ def _add_run(command: _Command) -> None:
 
 def _add_running(command: _Command) -> None:
     execute = command("exec", "execution:run", "Run a command in a running container")
-    execute.add_argument("-s", "--sync", action="store_true", help="wait, then print its output (always so for now)")
+    execute.add_argument("-i", "--interactive", action="store_true", help="pass standard input on to it")
+    execute.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
+    execute.add_argument("-s", "--sync", action="store_true", help="wait, then print its output (so without -i and -t)")
     execute.add_argument(
         "--timeout", dest="exec_timeout", default=0, type=_whole, metavar="S", help="seconds until it is killed"
     )
     execute.add_argument("container", metavar="CONTAINER")
     execute.add_argument("command_line", nargs=argparse.REMAINDER, metavar="CMD")
+    attach = command("attach", "attach:run", "Follow a running container's output; Ctrl-P Ctrl-Q leaves a terminal")
+    attach.add_argument("-i", "--interactive", action="store_true", help="pass standard input on to it")
+    attach.add_argument("container", metavar="CONTAINER")
+    forward = command("port-forward", "portforward:run", "Forward ports of this machine to ports in a pod")
+    forward.add_argument("--address", default="127.0.0.1", help="where to listen (127.0.0.1)")
+    forward.add_argument("pod", metavar="POD")
+    forward.add_argument("ports", nargs="+", metavar="[LOCAL:]PORT")
     logs = command("logs", "logs:run", "Print what a container has written")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the container ends")
     logs.add_argument("--tail", type=_whole, metavar="N", help="only the last N lines")

@@ -31,3 +31,7 @@ class CallFailed(ClientError):
 
 class LogUnreadable(ClientError):
     """A container has no log, or the file cannot be read."""
+
+
+class StreamFailed(ClientError):
+    """The streams of a command or container could not be had, or broke."""

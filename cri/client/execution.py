@@ -1,4 +1,4 @@
-"""`crisp exec`: a command in a running container, by ExecSync."""
+"""`crisp exec`: a command in a running container, by ExecSync or with streams."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
     if not command:
         raise UsageError(f"exec {arguments.container}: no command given")
     container = find_container(connection, arguments.container)
+    if arguments.interactive or arguments.tty:
+        return _with_streams(arguments, connection, container.id, command)
     request = api_pb2.ExecSyncRequest(container_id=container.id, cmd=command, timeout=arguments.exec_timeout)
     reply = connection.change(connection.runtime.ExecSync, request, NO_LIMIT)
     sys.stdout.buffer.write(reply.stdout)
@@ -24,3 +26,17 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
     sys.stderr.buffer.write(reply.stderr)
     sys.stderr.flush()
     return reply.exit_code
+
+
+def _with_streams(
+    arguments: argparse.Namespace, connection: Connection, container_id: str, command: list[str]
+) -> int:
+    if arguments.sync or arguments.exec_timeout:
+        raise UsageError(f"exec {arguments.container}: --sync and --timeout are not for --interactive and --tty")
+    from cri.client.remote import attend  # takes longer to import than all else here
+
+    stdin, tty = arguments.interactive, arguments.tty
+    request = api_pb2.ExecRequest(
+        container_id=container_id, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty
+    )
+    return attend(connection.change(connection.runtime.Exec, request).url, stdin=stdin, tty=tty)

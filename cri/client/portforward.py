@@ -1,0 +1,120 @@
+"""`crisp port-forward`: ports of this machine that lead to ports in a pod."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.typing import Subprotocol
+
+from cri.client.connection import Connection
+from cri.client.errors import ClientError, UsageError
+from cri.client.names import pod_candidates, pods, resolve
+from cri.client.remote import open_socket
+from cri.v1 import api_pb2
+
+_PROTOCOL: Final = [Subprotocol("v4.channel.k8s.io")]
+_DATA, _FAILURE = 0, 1
+_CHUNK: Final = 64 << 10
+_PATIENCE = 10.0  # seconds for the pod to say something after our side has ended: the protocol cannot tell it of that
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A port here, 0 for any, and one in the pod."""
+
+    local: int
+    remote: int
+
+
+def parse_forward(text: str) -> Forward:
+    """`[LOCAL:]PORT`; without LOCAL it is the same number, with an empty one any. Raises UsageError."""
+    local, colon, remote = text.rpartition(":")
+    numbers = [int(part) if part.isascii() and part.isdigit() else -1 for part in (local or "0", remote)]
+    if not (0 <= numbers[0] <= 0xFFFF and 0 < numbers[1] <= 0xFFFF):
+        raise UsageError(f"port-forward {text}: want PORT, LOCAL:PORT or :PORT, each a port's number")
+    return Forward(numbers[0] if colon else numbers[1], numbers[1])
+
+
+def run(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Forward until interrupted."""
+    forwards = [parse_forward(text) for text in arguments.ports]
+    pod = resolve(arguments.pod, pod_candidates(pods(connection)), "pod")
+    return asyncio.run(_serve(connection, pod.id, arguments.address, forwards))
+
+
+async def _serve(connection: Connection, pod_id: str, address: str, forwards: list[Forward]) -> int:
+    async with contextlib.AsyncExitStack() as servers:
+        for forward in forwards:
+            client = _Client(connection, pod_id, forward.remote)
+            try:
+                server = await asyncio.start_server(client.serve, address, forward.local)
+            except OSError as error:
+                raise UsageError(f"listen on {address}:{forward.local}: {error.strerror}") from error
+            await servers.enter_async_context(server)
+            port = server.sockets[0].getsockname()[1]
+            print(f"Forwarding from {address}:{port} -> {forward.remote}", flush=True)
+        await asyncio.get_running_loop().create_future()
+    return 0
+
+
+class _Client:
+    def __init__(self, connection: Connection, pod_id: str, port: int) -> None:
+        self._connection = connection
+        self._pod_id = pod_id
+        self._port = port
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, which has a URL and a WebSocket of its own."""
+        try:
+            url = await asyncio.to_thread(self._url)
+            async with open_socket(url, _PROTOCOL) as socket:
+                await self._exchange(socket, reader, writer)
+        except (ClientError, OSError, InvalidHandshake) as error:
+            print(f"crisp: forward a connection to port {self._port}: {error}", file=sys.stderr)
+        finally:
+            writer.close()
+
+    def _url(self) -> str:
+        request = api_pb2.PortForwardRequest(pod_sandbox_id=self._pod_id, port=[self._port])
+        url: str = self._connection.change(self._connection.runtime.PortForward, request).url
+        return url
+
+    async def _exchange(
+        self, socket: ClientConnection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        sending = asyncio.create_task(_send(socket, reader))
+        receiving = asyncio.create_task(self._receive(socket, writer))
+        try:
+            await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({receiving}, timeout=_PATIENCE)
+        finally:
+            for task in (sending, receiving):
+                task.cancel()
+            await asyncio.gather(sending, receiving, return_exceptions=True)
+
+    async def _receive(self, socket: ClientConnection, writer: asyncio.StreamWriter) -> None:
+        greeted: set[int] = set()  # the first message of each stream only repeats the port
+        with contextlib.suppress(ConnectionClosed, ConnectionError):
+            while True:
+                message = await socket.recv(decode=False)
+                if message[0] not in greeted:
+                    greeted.add(message[0])
+                elif message[0] == _DATA:
+                    writer.write(message[1:])
+                    await writer.drain()
+                elif message[0] == _FAILURE:
+                    text = message[1:].decode(errors="replace")
+                    print(f"crisp: forward a connection to port {self._port}: {text}", file=sys.stderr)
+
+
+async def _send(socket: ClientConnection, reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(ConnectionClosed, ConnectionError):
+        while data := await reader.read(_CHUNK):
+            await socket.send(b"\0" + data)
