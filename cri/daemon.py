@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from cri import logfmt
 from cri.config import CGROUP_DRIVERS, LOG_LEVELS, Configuration, load
@@ -26,7 +26,6 @@ from image.settings import ImageSettings
 from pods.settings import NodeSettings
 
 if TYPE_CHECKING:
-    from cri.streaming.runtime import Runtime
     from pods.node import Node
 
 _ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them by path (CVE-2021-41103)
@@ -94,7 +93,7 @@ async def serve(
     async with contextlib.AsyncExitStack() as undo:
         node = await open_node(settings(configuration))
         undo.push_async_callback(node.close)
-        streaming = StreamingServer(cast("Runtime", node), stream_address(configuration))
+        streaming = StreamingServer(node, stream_address(configuration))
         undo.push_async_callback(streaming.close)
         await streaming.start()
         server = create_server(node, configuration, streaming)

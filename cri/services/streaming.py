@@ -1,4 +1,4 @@
-"""Exec and PortForward: each is checked, and answered with the URL at which the client finds it."""
+"""Exec, Attach, PortForward: each is checked, and answered with the URL at which the client finds it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ class Streaming:
         check_arguments("cmd", argv)
         return api_pb2.ExecResponse(url=self._server.url(self._command(request, argv)))
 
+    async def Attach(self, request: api_pb2.AttachRequest) -> api_pb2.AttachResponse:
+        """Prepare to attach to a running container."""
+        return api_pb2.AttachResponse(url=self._server.url(self._command(request, None)))
+
     async def PortForward(self, request: api_pb2.PortForwardRequest) -> api_pb2.PortForwardResponse:
         """Prepare to connect to ports of a ready sandbox."""
         ports = [fields.between(f"port[{index}]", port, 1, _MAX_PORT) for index, port in enumerate(request.port)]
@@ -41,7 +45,7 @@ class Streaming:
             raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
         return api_pb2.PortForwardResponse(url=self._server.url(Ports(sandbox.id, tuple(ports))))
 
-    def _command(self, request: api_pb2.ExecRequest, argv: tuple[str, ...]) -> Command:
+    def _command(self, request: api_pb2.ExecRequest | api_pb2.AttachRequest, argv: tuple[str, ...] | None) -> Command:
         container_id = fields.required("container_id", request.container_id)
         if request.tty and request.stderr:
             raise fields.invalid("stderr", True, "must not be set with tty: a terminal has one output")

@@ -145,6 +145,8 @@ class RemoteCommand:
         finally:
             self._disconnect()
             await session.close()
+        if self._command.argv is None:
+            return Outcome(0)  # attaching went well, however the container ended: what kubectl expects of every runtime
         return Outcome(code, "" if code is not None else "how the command ended is not known")
 
     async def _drain_to_the_end(self) -> None:

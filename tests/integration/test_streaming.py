@@ -54,6 +54,11 @@ def exec_url(daemon: Daemon, container: str, *cmd: str, **fields: bool) -> str:
     return str(daemon.runtime.Exec(request, timeout=CALL_SECONDS).url)
 
 
+def attach_url(daemon: Daemon, container: str, **fields: bool) -> str:
+    request = cri.AttachRequest(container_id=container, **(fields or ALL))
+    return str(daemon.runtime.Attach(request, timeout=CALL_SECONDS).url)
+
+
 def ports_url(daemon: Daemon, pod: Pod, *ports: int) -> str:
     request = cri.PortForwardRequest(pod_sandbox_id=pod.id, port=ports)
     return str(daemon.runtime.PortForward(request, timeout=CALL_SECONDS).url)
@@ -151,9 +156,10 @@ def test_exec_requests_that_are_refused(
 def test_what_does_not_run_has_no_streams(daemon: Daemon) -> None:
     with daemon.pod("stopped") as pod:
         created = pod.create("sleep", "1000")
-        with pytest.raises(grpc.RpcError) as refused:
-            exec_url(daemon, created, "true")
-        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        for call in (lambda: exec_url(daemon, created, "true"), lambda: attach_url(daemon, created)):
+            with pytest.raises(grpc.RpcError) as refused:
+                call()
+            assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         daemon.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=CALL_SECONDS)
         with pytest.raises(grpc.RpcError) as refused:
             ports_url(daemon, pod)
@@ -214,6 +220,41 @@ def test_ten_at_once(daemon: Daemon, container: str) -> None:
     for number, command in enumerate(commands):
         assert command.exit_code() == 0
         assert command.output() == b"%d" % number
+
+
+# -- attach -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cri("Attach", "container_id", "stdin", "stdout", "stderr")
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_attach_leave_and_attach_again(daemon: Daemon, pod: Pod, transport: str) -> None:
+    script = "while read line; do echo out $line; echo err $line >&2; done; exit 6"
+    container = pod.run("sh", "-c", script, name=f"attach-{transport}", stdin=True)
+    first = Command.over(transport, attach_url(daemon, container), V5, STDIN, STDOUT, STDERR)
+    second = Command.over(transport, attach_url(daemon, container, stdout=True), V4, STDOUT)
+    first.send(b"one\n")
+    for onlooker in (first, second):
+        onlooker.until(b"out one\n")
+    first.until(b"err one\n", STDERR)
+    first.close()
+    third = Command.over(transport, attach_url(daemon, container), V5, STDIN, STDOUT, STDERR)
+    third.send(b"two\n")
+    third.until(b"out two\n")
+    assert b"one" not in third.output()
+    daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container), timeout=CALL_SECONDS)
+    assert [third.exit_code(), second.exit_code()] == [0, 0]  # as kubelet's server: to attach has gone well
+    assert second.output() == b"out one\nout two\n"
+
+
+@pytest.mark.cri("Attach", "tty")
+def test_attach_to_a_terminal(daemon: Daemon, pod: Pod) -> None:
+    container = pod.run("sh", name="attach-terminal", stdin=True, tty=True)
+    command = Command.over("spdy", attach_url(daemon, container, **TTY), V4, STDIN, STDOUT, RESIZE)
+    command.resize(99, 33)
+    command.send(b"until [ \"$(stty size)\" = \"33 99\" ]; do :; done; echo re''sized\n")
+    command.until(b"resized")
+    command.send(b"exit 3\n")
+    assert command.exit_code() == 0
 
 
 # -- port-forward -----------------------------------------------------------------------------------------------------

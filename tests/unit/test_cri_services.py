@@ -26,7 +26,7 @@ from pods.model import ContainerState, ExecResult, SandboxState
 from tests.unit.cri_fakes import FakeNode, serving
 
 LATER = {
-    *("Attach", "CheckpointContainer"),
+    "CheckpointContainer",
     *("GetContainerEvents", "ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics"),
 }
 POD: dict[str, Any] = {"metadata": {"name": "web", "uid": "u", "namespace": "n"}}
