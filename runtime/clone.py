@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 from runtime import syscalls
 from runtime.cgroups import Cgroup
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def clone_into(cgroup: Cgroup, flags: int, pid_namespace: str, child: Callable[[], Any]) -> tuple[int, int]:

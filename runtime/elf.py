@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _MACHINE: Final = {"x86_64": 62, "aarch64": 183}  # e_machine
 _LOAD_ADDRESS: Final = 0x400000

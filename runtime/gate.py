@@ -12,16 +12,18 @@ which leads back to its caller ("#!/proc/self/exe", CVE-2019-5736) finds that me
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, NoReturn
 
 from runtime.elf import executable, in_memory
 from runtime.errors import ExecFailed, RuntimeCoreError, from_json
+from runtime.light import dataclass, json
 from runtime.spec import Process, Seccomp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
 
 _CODE: Final[dict[str, bytes]] = {
     "x86_64": bytes.fromhex(

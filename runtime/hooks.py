@@ -7,17 +7,19 @@ createContainer and startContainer, which run in the container's.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
-import signal
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NoReturn
 
 from runtime import syscalls
 from runtime.errors import RuntimeCoreError, failing
+from runtime.light import json, signal
 from runtime.spec import Hook
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn
 
 _MAX_OUTPUT: Final = 4096  # bytes of a failed hook's output that its error quotes
 _CHUNK: Final = 65536

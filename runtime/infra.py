@@ -18,16 +18,18 @@ from __future__ import annotations
 import array
 import fcntl
 import os
-import signal
-import socket
 import struct
 from collections.abc import Mapping
-from typing import Final, NoReturn
 
 from runtime import seccomp, syscalls
 from runtime.elf import executable, in_memory
 from runtime.errors import OperationFailed, failing
+from runtime.light import signal, socket
 from runtime.rootfs import ATTACH_POINT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
 
 _INFRA_UID: Final = 65535
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

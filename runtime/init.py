@@ -8,14 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
-import signal
-import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, NoReturn
 
 from runtime import process, syscalls
 from runtime import spec as oci
@@ -24,9 +19,14 @@ from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
 from runtime.gate import Gate
 from runtime.hooks import run_hooks
 from runtime.infra import write_sysctls
+from runtime.light import dataclass, field, json, replace, signal, socket
 from runtime.mounts import MountPlan
 from runtime.rootfs import ATTACH_POINT, CgroupView, Rootfs, open_in_root, open_sources
 from runtime.terminal import open_peer, take_over
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn
 
 NAMESPACE_FLAGS: Final = {
     "network": syscalls.CLONE_NEWNET,

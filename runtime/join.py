@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-from dataclasses import dataclass
-from typing import Final, NoReturn
 
 from runtime import process, syscalls
 from runtime import spec as oci
@@ -18,7 +15,12 @@ from runtime.cgroups import Cgroup
 from runtime.errors import failing
 from runtime.gate import Gate
 from runtime.init import NAMESPACE_FLAGS, leave_the_loop, report
+from runtime.light import dataclass, socket
 from runtime.terminal import open_peer, take_over
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
 
 _JOINED: Final = ("mount", "ipc", "uts", "network", "cgroup")
 

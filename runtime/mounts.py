@@ -6,12 +6,15 @@ Nothing here touches the kernel: `rootfs` does what these values say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
 
 from runtime import spec as oci
 from runtime import syscalls as sys
 from runtime.errors import SpecError
+from runtime.light import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 # option -> (bits to set, bits to clear) of mount_setattr(2)
 _ATTRIBUTES: Final[Mapping[str, tuple[int, int]]] = {

@@ -9,15 +9,18 @@ import contextlib
 import errno
 import os
 import resource
-import signal
 import stat
 from collections.abc import Callable
-from typing import Final, NoReturn
 
 from runtime import capabilities, seccomp, syscalls
 from runtime import spec as oci
 from runtime.errors import ExecFailed, NotSupported, OperationFailed, failing
 from runtime.gate import Gate
+from runtime.light import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
 
 _UNLIMITED: Final = 2**64 - 1
 

@@ -16,13 +16,16 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
 
 from runtime import spec as oci
 from runtime import syscalls as sys
 from runtime.errors import OperationFailed, failing
+from runtime.light import dataclass
 from runtime.mounts import ROOTFS_PROPAGATION, MountPlan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _IN_ROOT: Final = sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS
 _RESOLVE_NO_SYMLINKS: Final = 0x04

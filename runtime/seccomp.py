@@ -12,11 +12,14 @@ import importlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from runtime.errors import NotSupported, OperationFailed, SpecError
 from runtime.spec import Seccomp, SeccompArg, SeccompRule
 from runtime.syscalls import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FLAGS = {
     "SECCOMP_FILTER_FLAG_TSYNC": 1,

@@ -7,8 +7,9 @@ for an absent member only where absence differs from every value.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
+
+from runtime.light import dataclass, field
 
 _NO_STRINGS: Mapping[str, str] = MappingProxyType({})
 

@@ -6,7 +6,6 @@ Every error is a `SpecError` that names the member by its JSON path.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
 
 from runtime.errors import SpecError
 from runtime.spec import (
@@ -46,7 +45,12 @@ from runtime.spec import (
     WeightDevice,
 )
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+    _Typed = TypeVar("_Typed", Rlimit, Namespace)
 
 NAMESPACE_TYPES = frozenset({"pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"})
 RLIMIT_TYPES = frozenset(
@@ -253,9 +257,6 @@ def _process(process: _Object) -> Process:
             "execCPUAffinity", lambda cpus: CPUAffinity(cpus.string("initial"), cpus.string("final"))
         ),
     )
-
-
-_Typed = TypeVar("_Typed", Rlimit, Namespace)
 
 
 def _unique(parent: _Object, name: str, values: tuple[_Typed, ...]) -> tuple[_Typed, ...]:

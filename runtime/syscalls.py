@@ -10,7 +10,10 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterable
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 libc: Final = ctypes.CDLL(None, use_errno=True)
 # clone3 returns twice: the interpreter lock must not be dropped around it.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
-import socket
 import stat
 import struct
 import termios
-from typing import Final
 
 from runtime import spec as oci
 from runtime.errors import NotSupported, failing
+from runtime.light import json, socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _TIOCGPTPEER: Final = 0x5441
 _TIOCSPTLCK: Final = 0x40045431

@@ -6,15 +6,15 @@ import errno
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from runtime import devices_bpf
 from runtime.cgroups import files, processes, tree, v1, v2
 from runtime.cgroups.limits import Group, Write
 from runtime.errors import NotSupported, OperationFailed
+from runtime.light import dataclass, replace
 from runtime.spec import Resources
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.cgroups.hierarchies import Hierarchies
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from runtime.cgroups import files
 from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import NotSupported, OperationFailed, SpecError
+from runtime.light import dataclass
 
 _V1_CONTROLLERS = frozenset(
     {
@@ -90,4 +89,5 @@ def _controllers(unified: str) -> frozenset[str]:
 
 
 def _unescape(path: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
+    first, *others = path.split("\\")
+    return first + "".join(chr(int(part[:3], 8)) + part[3:] for part in others)

@@ -6,12 +6,12 @@ import contextlib
 import errno
 import os
 import select
-import signal
 import time
 from collections.abc import Callable
 
 from runtime.cgroups import files, tree
 from runtime.errors import OperationFailed
+from runtime.light import signal
 
 _FREEZE_TIMEOUT = 2.0  # seconds; a task in uninterruptible sleep never freezes
 

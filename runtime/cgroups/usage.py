@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
 
 from runtime.cgroups import files
 from runtime.errors import OperationFailed
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Final
+
     from runtime.cgroups.cgroup import Cgroup
 
 _UNLIMITED: Final = 1 << 62  # version 1 writes "no limit" as the largest number of pages there is

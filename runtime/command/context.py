@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from runtime.cgroups import Hierarchies
 from runtime.command.log import Log
 from runtime.command.store import Store
+from runtime.light import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from runtime.command import creation
 from runtime.command.context import Context
 from runtime.command.flags import Options
 from runtime.command.operands import only
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FLAGS: Final = creation.FLAGS
 ARGUMENTS: Final = "ID"

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
 
 from runtime import seccomp, syscalls
 from runtime.cgroups import Cgroup
@@ -25,10 +21,15 @@ from runtime.gate import Gate, waiting_program
 from runtime.hooks import run_hooks
 from runtime.infra import empty_mount_namespace
 from runtime.init import MAX_REPORT, Start, clone_flags, container_init
+from runtime.light import dataclass, json, replace, socket
 from runtime.mounts import plan_mounts
 from runtime.rootfs import ATTACH_POINT, DEFAULT_DEVICES
 from runtime.spec import DeviceRule, Process, Resources, Spec
 from runtime.spec_parse import parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 FLAGS: Final = (
     Flag("bundle", short="b", argument="DIR", help="the bundle's directory (the current one)"),

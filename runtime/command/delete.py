@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options
 from runtime.command.operands import only
 from runtime.command.removal import current_status, destroy
 from runtime.command.store import NoContainer
 from runtime.errors import RuntimeCoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FLAGS: Final = (Flag("force", short="f", help="kill it first; one that does not exist is fine"),)
 ARGUMENTS: Final = "ID"

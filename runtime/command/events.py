@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-from typing import Any, Final
 
 from runtime.cgroups.usage import MemoryUse, Usage, read_usage
 from runtime.command.context import Context
@@ -13,6 +12,10 @@ from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.operands import only
 from runtime.command.removal import current_status
 from runtime.errors import NotSupported, RuntimeCoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 FLAGS: Final = (
     Flag("interval", argument="TIME", help="between statistics: 5s (default), 500ms, 1m"),

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
-from dataclasses import replace
-from typing import Final
 
 from runtime import seccomp, syscalls
 from runtime.cgroups import Cgroup
@@ -14,7 +10,7 @@ from runtime.clone import clone_into
 from runtime.command.context import Context
 from runtime.command.creation import Conversation, preserved_descriptors, send_console, write_pid_file
 from runtime.command.flags import Flag, Options, UsageError
-from runtime.command.foreground import attend
+from runtime.command.foreground import attend, forward_signals
 from runtime.command.interpreter import require_readonly
 from runtime.command.operands import first
 from runtime.command.record import Record
@@ -23,8 +19,13 @@ from runtime.command.store import Entry
 from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, failing
 from runtime.gate import Gate, waiting_program
 from runtime.join import Join, exec_process
+from runtime.light import json, replace, socket
 from runtime.spec import Capabilities, Process, Spec, User
 from runtime.spec_parse import parse_process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FLAGS: Final = (
     Flag("console-socket", argument="PATH", help="unix socket that gets the terminal's master"),
@@ -141,7 +142,6 @@ def _start(
     """Clone the process and wait until it is the program. Its pid, a pidfd, and its terminal's master or -1."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     opened, opener = os.pipe()
-    os.write(opener, b"0")  # nobody has to start it
     report = theirs.fileno()
     program = waiting_program(opened, report, process, spec.linux.seccomp)
     require_readonly(needed=program < 0)
@@ -165,6 +165,9 @@ def _start(
     with ours:
         with theirs, failing("clone", "exec"):
             pid, pidfd = clone_into(cgroup, 0, pid_namespace, lambda: exec_process(join, theirs))
+        if not options.switch("detach"):
+            forward_signals(pidfd)
+        os.write(opener, b"0")
         for fd in (opened, opener, program, init):
             if fd >= 0:
                 os.close(fd)

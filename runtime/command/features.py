@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from typing import Any, Final
 
 from runtime import seccomp
 from runtime.capabilities import NAMES
@@ -14,6 +13,10 @@ from runtime.command.flags import Options
 from runtime.errors import RuntimeCoreError
 from runtime.init import NAMESPACE_FLAGS
 from runtime.mounts import known_options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 FLAGS: Final = ()
 ARGUMENTS: Final = ""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from runtime.errors import RuntimeCoreError
+from runtime.light import dataclass
 
 
 class UsageError(RuntimeCoreError):

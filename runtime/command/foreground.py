@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-from typing import Final
+
+from runtime.light import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def attend(pid: int, pidfd: int, console: int) -> int:
-    """Wait for our child, its terminal's master being `console` or -1. Its exit code, 128 + a signal that ended it."""
+def forward_signals(pidfd: int) -> None:
+    """From now on signals to us are signals to that process; to be called before it runs its program."""
 
     def forward(number: int, _frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -19,6 +23,10 @@ def attend(pid: int, pidfd: int, console: int) -> int:
 
     for number in FORWARDED:
         signal.signal(number, forward)
+
+
+def attend(pid: int, pidfd: int, console: int) -> int:
+    """Wait for our child, its terminal's master being `console` or -1. Its exit code, 128 + a signal that ended it."""
     if console >= 0:
         from runtime.command.relay import relay
 

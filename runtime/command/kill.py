@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import Final
 
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
@@ -13,6 +12,10 @@ from runtime.command.operands import first
 from runtime.command.record import Record
 from runtime.command.removal import current_status
 from runtime.errors import RuntimeCoreError, failing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FLAGS: Final = (Flag("all", short="a", help="signal every process of the container"),)
 ARGUMENTS: Final = "ID [SIGNAL]"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final
 
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.record import state_document
 from runtime.command.removal import current_status
 from runtime.command.store import Entry, NoContainer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 FLAGS: Final = (
     Flag("format", short="f", argument="FORMAT", help="table (default) or json"),

@@ -6,11 +6,14 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
 
 from runtime.command.flags import Flag, UsageError, parse, usage
 from runtime.command.log import Log
 from runtime.errors import RuntimeCoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FAILED: Final = 1
 _NOT_EXECUTED: Final = 255  # what runc's users know from exec

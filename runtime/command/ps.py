@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-from typing import Final
 
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.operands import first
 from runtime.errors import NotSupported, RuntimeCoreError, failing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FLAGS: Final = (Flag("format", short="f", argument="FORMAT", help="table (default) or json"),)
 ARGUMENTS: Final = "ID [ps OPTIONS]"

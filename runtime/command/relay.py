@@ -11,7 +11,10 @@ import signal
 import termios
 import tty
 from collections.abc import Iterator
-from typing import Final
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 _CHUNK: Final = 32768
 _DRAIN: Final = 64  # reads after the end: what was written before it

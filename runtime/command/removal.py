@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
-from typing import Any, Final
 
 from runtime.command.log import Log
 from runtime.command.record import Record, state_document, status
 from runtime.command.store import Entry
 from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.hooks import run_hooks
+from runtime.light import signal
 from runtime.spec import Hooks
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _PATIENCE: Final = 10.0  # seconds for killed processes to be gone
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from runtime.command.context import Context
 from runtime.command.flags import Options
 from runtime.command.operands import only
 from runtime.errors import NotSupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FLAGS: Final = ()
 ARGUMENTS: Final = "ID"

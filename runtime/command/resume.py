@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from runtime.command.context import Context
 from runtime.command.flags import Options
 from runtime.command.operands import only
 from runtime.command.removal import current_status
 from runtime.errors import NotSupported, RuntimeCoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FLAGS: Final = ()
 ARGUMENTS: Final = "ID"

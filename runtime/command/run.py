@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from runtime.command import creation, removal
 from runtime.command.context import Context
 from runtime.command.creation import Created
 from runtime.command.flags import Flag, Options
-from runtime.command.foreground import attend
+from runtime.command.foreground import attend, forward_signals
 from runtime.command.opening import open_gate
 from runtime.command.operands import only
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FLAGS: Final = (
     *creation.FLAGS,
@@ -27,6 +30,8 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     created = creation.create(context, options, only(operands, "ID"), console_needed=detach)
     done = False
     try:
+        if not detach:
+            forward_signals(created.pidfd)
         with created.entry.locked():
             open_gate(created.entry, created.record, created.spec, context.log)
         done = detach

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any, Final
 
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options
 from runtime.errors import RuntimeCoreError, failing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 FLAGS: Final = (
     Flag("bundle", short="b", argument="DIR", help="the directory to write it to (the current one)"),

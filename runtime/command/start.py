@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from runtime.command.context import Context
 from runtime.command.flags import Options
 from runtime.command.opening import open_gate
 from runtime.command.operands import only
 from runtime.command.removal import current_status
 from runtime.errors import RuntimeCoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FLAGS: Final = ()
 ARGUMENTS: Final = "ID"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Final
 
 from runtime.command.context import Context
 from runtime.command.flags import Options
 from runtime.command.operands import only
 from runtime.command.record import state_document
 from runtime.command.removal import current_status
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 FLAGS: Final = ()
 ARGUMENTS: Final = "ID"

@@ -13,16 +13,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any, Final
 
 from runtime.command.record import Record
 from runtime.errors import RuntimeCoreError, failing
+from runtime.light import json
 from runtime.spec import Spec
 from runtime.spec_parse import parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _ID_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
 _LONGEST_ID: Final = 1024

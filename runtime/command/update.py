@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any, Final
 
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
@@ -12,6 +11,10 @@ from runtime.command.operands import only
 from runtime.command.removal import current_status
 from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
 from runtime.spec_parse import parse_resources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 # Flag -> (object, member) of linux.resources.
 _NUMBERS: Final = {

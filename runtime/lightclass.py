@@ -1,0 +1,137 @@
+"""`dataclass` with slots, for plain values: no code is compiled for a class, so that defining one costs microseconds.
+
+The result also serves `dataclasses.fields`, `replace` and `asdict`, which load `dataclasses` then.
+"""
+
+# The standard library's own annotations serve type checkers (see runtime.light); these are of no use to them.
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+_MISSING = object()
+
+
+class _Factory:
+    __slots__ = ("make",)
+
+    def __init__(self, make):
+        self.make = make
+
+
+def field(*, default_factory):
+    return _Factory(default_factory)
+
+
+def dataclass(cls=None, *, frozen=False, slots=True):
+    """As `dataclasses.dataclass` of a class without bases that are dataclasses themselves."""
+    if cls is None:
+        return lambda cls: _make(cls, frozen)
+    return _make(cls, frozen)
+
+
+def replace(value, /, **changes):
+    """A copy of `value` with other members."""
+    members = {name: getattr(value, name) for name in value.__slots__}
+    return type(value)(**(members | changes))
+
+
+def _make(cls, frozen):
+    namespace = dict(cls.__dict__)
+    names = tuple(name for name, kind in cls.__annotations__.items() if not kind.startswith("ClassVar"))
+    defaults = {name: namespace.pop(name) for name in names if name in namespace}
+    namespace.pop("__dict__", None)
+    namespace.pop("__weakref__", None)
+    namespace |= {
+        "__slots__": names,
+        "__match_args__": names,
+        "__repr__": _repr,
+        "__eq__": _equal,
+        "__hash__": _hash if frozen else None,
+        "__reduce__": _reduce,
+        "__dataclass_fields__": _Fields(names, defaults),
+    }
+    if frozen:
+        namespace |= {"__setattr__": _refuse, "__delattr__": _refuse}
+    made = type(cls)(cls.__name__, cls.__bases__, namespace)
+    made.__qualname__ = cls.__qualname__
+    made.__init__ = _initialiser(made, names, defaults)
+    return made
+
+
+def _initialiser(cls, names, defaults):
+    # By the slots' own descriptors, which a frozen class's __setattr__ does not stop.
+    members = [(name, cls.__dict__[name].__set__, defaults.get(name, _MISSING)) for name in names]
+
+    def __init__(self, *args, **kwargs):
+        if len(args) > len(members):
+            raise TypeError(f"{cls.__name__}() takes {len(members)} arguments, got {len(args)}")
+        for (name, put, _default), value in zip(members, args, strict=False):
+            if name in kwargs:
+                raise TypeError(f"{cls.__name__}() got {name!r} twice")
+            put(self, value)
+        for name, put, default in members[len(args) :]:
+            if name in kwargs:
+                put(self, kwargs.pop(name))
+            elif default is _MISSING:
+                raise TypeError(f"{cls.__name__}() lacks {name!r}")
+            else:
+                put(self, default.make() if type(default) is _Factory else default)
+        if kwargs:
+            raise TypeError(f"{cls.__name__}() has no {', '.join(kwargs)}")
+
+    return __init__
+
+
+def _values(self):
+    return tuple(getattr(self, name) for name in self.__slots__)
+
+
+def _repr(self):
+    members = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+    return f"{type(self).__qualname__}({members})"
+
+
+def _equal(self, other):
+    return _values(self) == _values(other) if type(other) is type(self) else NotImplemented
+
+
+def _hash(self):
+    return hash(_values(self))
+
+
+def _reduce(self):
+    return type(self), _values(self)
+
+
+def _refuse(self, name, *_value):
+    from dataclasses import FrozenInstanceError
+
+    raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+
+class _Fields:
+    """Stands for what `dataclasses` knows a dataclass by, made when it is asked for."""
+
+    __slots__ = ("_defaults", "_made", "_names")
+
+    def __init__(self, names, defaults):
+        self._names = names
+        self._defaults = defaults
+        self._made = None
+
+    def __get__(self, instance, owner):
+        if self._made is None:
+            import dataclasses
+
+            members = []
+            for name in self._names:
+                default = self._defaults.get(name, _MISSING)
+                if default is _MISSING:
+                    spec = dataclasses.field()
+                elif type(default) is _Factory:
+                    spec = dataclasses.field(default_factory=default.make)
+                else:
+                    spec = dataclasses.field(default=default)
+                members.append((name, owner.__annotations__[name], spec))
+            self._made = dataclasses.make_dataclass(owner.__name__, members, kw_only=True).__dataclass_fields__
+        return self._made

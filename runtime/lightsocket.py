@@ -1,0 +1,45 @@
+"""`socket` by the interpreter's own module beneath it, without `socket`, which loads `selectors` and `enum`."""
+
+# Type checkers see `socket` (see runtime.light).
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import _socket
+import sys
+from _socket import *  # noqa: F403  (all constants)
+from _socket import AF_UNIX, CMSG_LEN, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET
+
+_INT = 4
+_ORDER = sys.byteorder
+
+
+class socket(_socket.socket):
+    __slots__ = ()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+def socketpair(family=AF_UNIX, kind=SOCK_STREAM):
+    one, other = _socket.socketpair(family, kind)
+    return socket(fileno=one.detach()), socket(fileno=other.detach())
+
+
+def send_fds(sock, buffers, fds):
+    """As socket.send_fds."""
+    payload = b"".join(fd.to_bytes(_INT, _ORDER) for fd in fds)
+    return sock.sendmsg(buffers, [(SOL_SOCKET, SCM_RIGHTS, payload)])
+
+
+def recv_fds(sock, size, most, flags=0):
+    """As socket.recv_fds."""
+    data, ancillary, flags, address = sock.recvmsg(size, CMSG_LEN(most * _INT), flags)
+    fds = []
+    for level, kind, payload in ancillary:
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+            fds += [int.from_bytes(payload[at : at + _INT], _ORDER) for at in range(0, len(payload) - _INT + 1, _INT)]
+    return data, fds, flags, address
