@@ -18,6 +18,7 @@ from pods.execsync import exec_sync
 from pods.host import HostFacts
 from pods.inflight import Background
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
+from pods.ports import open_port
 from pods.recovery import Recovery
 from pods.resource_updates import ResourceUpdates
 from pods.sandboxes import Sandboxes
@@ -25,7 +26,7 @@ from pods.settings import NodeSettings
 from pods.shims import Shims
 from pods.state import State
 from pods.stats import Stats
-from pods.streams import StreamSession, open_attach, open_exec, open_port
+from pods.streams import StreamSession, open_attach, open_exec
 from pods.trace import Trace
 
 _log = logging.getLogger("crisp.pods")

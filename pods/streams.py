@@ -1,4 +1,4 @@
-"""Streams to and from what runs in a pod: exec and attach as descriptors, and connections to its ports."""
+"""Streams to and from what runs in a container: exec and attach, as descriptors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import contextlib
 import errno
 import fcntl
 import os
-import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pods.command import Command, explained, keys, running_container
-from pods.errors import FailedPrecondition, InvalidArgument, PodError
+from pods.errors import InvalidArgument
 from pods.execve_limits import check_arguments
-from pods.model import SandboxState
 from runtime import terminal
 from runtime.client import ShimClient, ShimGone, close_all
 from runtime.errors import RuntimeCoreError
@@ -295,36 +293,3 @@ async def open_attach(
         stdin_end, *outputs = pipes.take()
         undo.pop_all()
         return AttachSession(shim, about, answer, stdin_end, (outputs[0], outputs[1]))
-
-
-async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> socket.socket:
-    """A non-blocking connection to the port on the pod's loopback, IPv4 before IPv6. Raises NotFound, InvalidArgument,
-    FailedPrecondition, PodError.
-    """
-    sandbox = state.find_sandbox(sandbox_id).sandbox
-    if not 0 < port < 65536:
-        raise InvalidArgument(f"port: {port} is not between 1 and 65535")
-    if sandbox.state is not SandboxState.READY:
-        raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
-    try:
-        fds = await shims.of(sandbox.id).call_for_descriptors("sockets")
-    except RuntimeCoreError as error:
-        raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {error}") from error
-    with contextlib.ExitStack() as undo:
-        sockets = [undo.enter_context(socket.socket(fileno=fd)) for fd in fds]
-        failure: OSError | None = None
-        for sock in sockets:
-            sock.setblocking(False)
-            try:
-                await _connect(sock, port)
-            except OSError as error:
-                failure = failure or error
-                continue
-            return sock.dup()
-        reason = os.strerror(failure.errno or 0) if failure else "no network"
-        raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {reason}")
-
-
-async def _connect(sock: socket.socket, port: int) -> None:
-    address = "127.0.0.1" if sock.family == socket.AF_INET else "::1"
-    await asyncio.get_running_loop().sock_connect(sock, (address, port))

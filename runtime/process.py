@@ -172,9 +172,8 @@ def _use_own_null_device() -> None:
 def _own_streams(process: oci.Process) -> None:
     """Give the standard streams to the process's user, who could not open /dev/stdout or his terminal by name else."""
     for stream in (0, 1, 2) if process.user.uid else ():
-        # Not the null device, which is everybody's, nor what belongs to a user namespace's outside.
-        if not _is_null_device(stream):
-            with contextlib.suppress(PermissionError):
+        if not _is_null_device(stream):  # which is everybody's
+            with contextlib.suppress(OSError):  # on a read-only file system, or from outside of the user namespace
                 os.fchown(stream, process.user.uid, -1)
 
 

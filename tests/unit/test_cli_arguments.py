@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from cri.client.arguments import parser
+from cri.client.attach import Detacher
 from cri.client.errors import UnknownName, UsageError
 from cri.client.lists import image_names
 from cri.client.names import Candidate, resolve
+from cri.client.portforward import Forward, parse_forward
 from cri.client.render import age, parse_size, size
 from cri.client.runplan import container_config, parse_port, parse_volume, pod_name, sandbox_config
 from cri.v1 import api_pb2
@@ -116,3 +118,27 @@ def test_a_usage_error_of_run_and_exec_is_no_status_of_a_process(line: str, stat
     with pytest.raises(SystemExit) as exit_of:
         parser().parse_args(line.split())
     assert exit_of.value.code == status
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        ([b"ls\n"], [b"ls\n"]),
+        ([b"\x10", b"\x11"], [b"", None]),
+        ([b"a\x10\x11b"], [None]),
+        ([b"a\x10", b"b"], [b"a", b"\x10b"]),
+        ([b"\x10\x10", b"\x11"], [b"\x10", None]),
+    ],
+)
+def test_two_keys_leave_an_attached_terminal(typed: list[bytes], sent: list[bytes | None]) -> None:
+    detacher = Detacher()
+    assert [detacher(keys) for keys in typed] == sent
+
+
+def test_ports_to_forward() -> None:
+    assert parse_forward("80") == Forward(80, 80)
+    assert parse_forward("8080:80") == Forward(8080, 80)
+    assert parse_forward(":80") == Forward(0, 80)
+    for text in ("0", "80:", "http", "80:65536", "-1:80", "1:2:3"):
+        with pytest.raises(UsageError, match=f"port-forward {text}"):
+            parse_forward(text)
