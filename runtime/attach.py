@@ -10,6 +10,7 @@ import os
 import selectors
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from runtime.errors import RuntimeCoreError
@@ -97,9 +98,12 @@ class Sink:
 
 
 class Inflow:
-    """What a client writes, moved into a container's standard input. `on_end` is called at the end of it."""
+    """What a client writes, moved into a container's standard input.
 
-    def __init__(self, source: int, target: int, loop: Loop, on_end: Callable[[], None]) -> None:
+    `on_end` is called when it writes no more, or with False when the container reads no more. Owns both descriptors.
+    """
+
+    def __init__(self, source: int, target: int, loop: Loop, on_end: Callable[[bool], None]) -> None:
         os.set_blocking(source, False)
         os.set_blocking(target, False)
         self._source = source
@@ -116,7 +120,7 @@ class Inflow:
             return
         if not data:
             self.close()
-            self._on_end()
+            self._on_end(True)
             return
         self._waiting = data
         self._write()
@@ -126,8 +130,9 @@ class Inflow:
             self._waiting = self._waiting[os.write(self._target, self._waiting) :]
         except BlockingIOError:
             pass
-        except OSError:  # the container reads no more: its client is told by EPIPE
-            self.close()
+        except OSError:
+            self.close()  # by which the client is told: EPIPE
+            self._on_end(False)
             return
         # One of the two is watched: nothing is read that cannot be kept.
         if self._waiting:
@@ -138,7 +143,7 @@ class Inflow:
             self._loop.watch(self._source, selectors.EVENT_READ, self._read)
 
     def close(self) -> None:
-        """Let go of both ends; the target is this client's own descriptor of it."""
+        """Let go of both ends."""
         for fd in (self._source, self._target):
             if fd >= 0:
                 self._loop.unwatch(fd)
@@ -150,7 +155,6 @@ class Inflow:
 class _Client:
     reply: Reply
     sinks: list[tuple[OutputStream, Sink]] = field(default_factory=list)
-    inflow: Inflow | None = None
 
 
 class Attachments:
@@ -168,6 +172,7 @@ class Attachments:
         self._loop = loop
         self._stdin_once = stdin_once
         self._clients: dict[str, _Client] = {}
+        self._inflows: dict[str, Inflow] = {}  # they outlive their client until all that it wrote is passed on
 
     def attach(self, name: str, fds: Mapping[str, int], reply: Reply) -> None:
         """Attach a client by its pipes for "stdin", "stdout" and "stderr", which are duplicated.
@@ -186,9 +191,13 @@ class Attachments:
                 client.sinks.append((self._outputs[stream], sink))
                 self._outputs[stream].add_sink(sink)
             elif self._stdin >= 0:
-                client.inflow = Inflow(os.dup(fd), os.dup(self._stdin), self._loop, lambda: self._input_ended(name))
+                ended = partial(self._input_ended, name)
+                self._inflows[name] = Inflow(os.dup(fd), os.dup(self._stdin), self._loop, ended)
 
-    def _input_ended(self, name: str) -> None:
+    def _input_ended(self, name: str, by_client: bool) -> None:
+        del self._inflows[name]
+        if not by_client:
+            return
         if self._stdin_once:
             self.close_stdin()
         else:
@@ -205,10 +214,6 @@ class Attachments:
         for output, sink in client.sinks:
             output.remove_sink(sink)
             sink.finish()
-        if client.inflow is not None:
-            client.inflow.close()
-            if self._stdin_once:
-                self.close_stdin()
         client.reply(result)
 
     def close_stdin(self) -> None:
@@ -216,9 +221,9 @@ class Attachments:
         if self._stdin >= 0:
             os.close(self._stdin)
             self._stdin = -1
-        for client in self._clients.values():
-            if client.inflow is not None:
-                client.inflow.close()
+        for inflow in self._inflows.values():
+            inflow.close()
+        self._inflows.clear()
 
     def exited(self, code: int) -> None:
         """The container has ended, and its outputs have."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 
 from cri.client.connection import Connection
+from cri.client.logs import container_status
 from cri.client.names import find_container
 from cri.client.remote import attend
 from cri.v1 import api_pb2
 
 _LEAVE = b"\x10\x11"  # Ctrl-P Ctrl-Q
+_LOOKS, _INTERVAL = 10, 0.02  # at the container's state, which is known a moment after its streams' end; seconds
 
 
 class Detacher:
@@ -18,10 +21,12 @@ class Detacher:
 
     def __init__(self) -> None:
         self._held = b""
+        self.left = False
 
     def __call__(self, typed: bytes) -> bytes | None:
         typed, self._held = self._held + typed, b""
         if _LEAVE in typed:
+            self.left = True
             return None
         if typed.endswith(_LEAVE[:1]):
             typed, self._held = typed[:-1], typed[-1:]
@@ -36,7 +41,20 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
         container_id=container.id, stdin=arguments.interactive, tty=tty, stdout=True, stderr=not tty
     )
     url = connection.change(connection.runtime.Attach, request).url
-    return attend(url, stdin=arguments.interactive, tty=tty, keys=Detacher() if tty else bytes)
+    detacher = Detacher()
+    attend(url, stdin=arguments.interactive, tty=tty, keys=detacher if tty else bytes)
+    return 0 if detacher.left else _exit_status(connection, container.id)
+
+
+def _exit_status(connection: Connection, container_id: str) -> int:
+    """The container's own: the stream does not tell it. 0 if it goes on, and merely our input ended."""
+    for _ in range(_LOOKS):
+        status = container_status(connection, container_id)
+        if status.state == api_pb2.CONTAINER_EXITED:
+            exit_code: int = status.exit_code
+            return exit_code
+        time.sleep(_INTERVAL)
+    return 0
 
 
 def _has_terminal(connection: Connection, container_id: str) -> bool:

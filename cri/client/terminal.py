@@ -19,7 +19,7 @@ def raw() -> Iterator[None]:
         return
     before = termios.tcgetattr(stdin)
     try:
-        tty.setraw(stdin)
+        tty.setraw(stdin, termios.TCSADRAIN)  # what was typed already is kept
         yield
     finally:
         termios.tcsetattr(stdin, termios.TCSADRAIN, before)

@@ -134,6 +134,28 @@ def test_a_pipe_through_exec(daemon: Daemon, pod: Pod, main: str) -> None:
     assert b"executable file not found" in failed.stderr
 
 
+def test_attach_leave_and_attach_again(daemon: Daemon, pod: Pod) -> None:
+    shell = pod.run("sh", "-c", "while read line; do echo got $line; done; exit 6", name="shell", stdin=True, tty=True)
+    with terminal(daemon, "attach", "-i", "shell") as attached:
+        attached.type(b"one\n")
+        attached.expect(b"got one")
+        attached.type(b"\x10\x11")
+        assert attached.end() == 0
+    with terminal(daemon, "attach", "-i", "shell") as attached:
+        attached.type(b"two\n")
+        attached.expect(b"got two")
+        attached.type(b"\x04")
+        assert attached.end() == 6
+    assert daemon.status(shell).exit_code == 6
+    piped = pod.run("sh", "-c", "cat; echo err >&2; exit 5", name="piped", stdin=True, stdin_once=True)
+    done = subprocess.run(
+        command(daemon, "attach", "-i", "piped"), cwd=REPOSITORY, input=b"through\n", capture_output=True,
+        timeout=SECONDS,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (5, b"through\n", b"err\n")
+    assert daemon.status(piped).exit_code == 5
+
+
 def test_port_forward(daemon: Daemon, pod: Pod, main: str) -> None:
     server = pod.run("nc", "-ll", "-p", "7070", "-e", "cat", name="server")
     process = subprocess.Popen(

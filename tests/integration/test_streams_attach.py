@@ -154,6 +154,19 @@ async def test_a_pausing_client_within_the_bound_loses_nothing(node: Node, sandb
     assert output == b"0123456789abcde\n" * lines
 
 
+async def test_a_container_that_closes_its_input_goes_on(node: Node, sandbox: str) -> None:
+    container = await run_container(
+        node, sandbox, "closes", "sh", "-c", "exec <&-; while sleep 0.05; do echo on; done", stdin=True
+    )
+    client = await _attach(node, container, stdin=True)
+    await read_until(client, b"on\n")
+    with pytest.raises(BrokenPipeError):
+        await write(client, b"x" * (1 << 20))
+    await read_until(client, b"on\n")
+    await client.close()
+    await node.remove_container(container)
+
+
 async def test_a_container_that_reads_nothing_stops_its_client_only(node: Node, sandbox: str) -> None:
     container = await run_container(node, sandbox, "deaf", "sleep", "6000", stdin=True)
     client = await _attach(node, container, stdin=True)
