@@ -61,6 +61,7 @@ class LayerWriter:
         self._implied: set[bytes] = {b""}
         self._bytes = 0
         self._inodes = 1
+        self._counted = True  # until something was removed whose hard links we do not know
 
     def write(self, reader: TarReader) -> LayerUsage:
         """Write all entries. Raises TarError for what must not or cannot be unpacked, else OSError."""
@@ -73,7 +74,13 @@ class LayerWriter:
             except (ValueError, OverflowError) as error:  # TarError, a NUL in a name, a number the kernel cannot hold
                 raise TarError(f"entry {_shown(entry.name)}: {error}") from None
         self._finish_directories()
+        if not self._counted:
+            self._count()
         return LayerUsage(self._bytes, self._inodes, sorted(self._implied))
+
+    def _count(self) -> None:
+        found = {there.st_ino: there.st_blocks for there in inodes_below(self._root)}
+        self._inodes, self._bytes = len(found), sum(found.values()) * 512
 
     # --- one entry
 
@@ -227,6 +234,7 @@ class LayerWriter:
         with Walk(self._root) as walk:
             descriptor = walk.descend(path)
         self._inodes += len(walk.made)
+        self._counted = self._counted and not walk.replaced
         self._implied.update(walk.made)
         if len(self._implied) > _IMPLIED_LIMIT:
             raise TarError(f"more than {_IMPLIED_LIMIT} directories have no entry of their own")
@@ -299,7 +307,8 @@ class LayerWriter:
     def _remove(self, parent: int, path: bytes, name: bytes) -> None:
         there = os.lstat(name, dir_fd=parent)
         if stat.S_ISDIR(there.st_mode):
-            self._inodes -= remove_tree(parent, name)
+            remove_tree(parent, name)
+            self._counted = False
             gone = path + b"/"
             self._times = {p: t for p, t in self._times.items() if p != path and not p.startswith(gone)}
             self._implied = {p for p in self._implied if p != path and not p.startswith(gone)}
@@ -330,12 +339,34 @@ def normalised(name: bytes) -> bytes:
     return b"/".join(components)
 
 
-def remove_tree(parent: int, name: bytes) -> int:
-    """Remove the directory `name` of `parent` with all in it, at any depth; the number of inodes it had.
+def inodes_below(root: int) -> Iterator[os.stat_result]:
+    """What each name below the directory `root`, at any depth, and the directory itself is.
+
+    Changes the working directory, meanwhile too. Raises OSError.
+    """
+    os.fchdir(root)
+    yield os.lstat(b".")
+    pending = [iter([b"."])]
+    while pending:
+        if (child := next(pending[-1], None)) is None:
+            pending.pop()
+            os.chdir(b"..")
+            continue
+        os.chdir(child)
+        directories = []
+        for name in os.listdir(b"."):
+            there = os.lstat(name)
+            yield there
+            if stat.S_ISDIR(there.st_mode):
+                directories.append(name)
+        pending.append(iter(directories))
+
+
+def remove_tree(parent: int, name: bytes) -> None:
+    """Remove the directory `name` of `parent` with all in it, at any depth.
 
     Changes the working directory. Raises OSError.
     """
-    removed = 1
     os.fchdir(parent)
     os.chdir(name)
     pending: list[Iterator[bytes]] = []
@@ -349,17 +380,15 @@ def remove_tree(parent: int, name: bytes) -> int:
                 directories.append(entry.name)
             else:
                 os.unlink(entry.name)
-                removed += 1
         pending.append(iter(directories))
         while (child := next(pending[-1], None)) is None:
             pending.pop()
             os.chdir(b"..")
             os.rmdir(names.pop())
             if not names:
-                return removed
+                return
         os.chdir(child)
         names.append(child)
-        removed += 1
 
 
 def write_all(descriptor: int, piece: memoryview) -> None:

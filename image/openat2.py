@@ -48,7 +48,7 @@ def open_directory(root: int, path: bytes) -> int:
 class Walk:
     """A walk below `root` that makes the directories it misses (mode 0755), each found by its parent's descriptor.
 
-    `made` collects the paths of the directories made, as walked.
+    `made` collects the paths of the directories made, as walked; `replaced` tells whether one took a whiteout's place.
     """
 
     def __init__(self, root: int) -> None:
@@ -56,6 +56,7 @@ class Walk:
         self._names: list[bytes] = []
         self._symlinks = 0
         self.made: list[bytes] = []
+        self.replaced = False
 
     def __enter__(self) -> Walk:
         return self
@@ -100,6 +101,7 @@ class Walk:
             return os.readlink(name, dir_fd=here)
         if is_whiteout(there):
             os.unlink(name, dir_fd=here)
+            self.replaced = True
             self._make(name)
             mark_opaque(self._stack[-1])
         else:

@@ -17,7 +17,6 @@ import queue
 import re
 import signal
 import socket
-import stat
 import threading
 import traceback
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from typing import IO, Any, NoReturn, cast
 import zstandard  # not later: a worker's root is the layer
 from isal import isal_zlib
 
-from image.layer import LayerWriter, remove_tree, write_all
+from image.layer import LayerWriter, inodes_below, remove_tree, write_all
 from image.tar import ByteStream, TarError, TarReader
 
 _READ = 256 << 10  # bytes read of the blob at a time
@@ -208,18 +207,9 @@ def _remove(request: dict[str, Any]) -> dict[str, Any]:
 
 def _survey(request: dict[str, Any]) -> dict[str, Any]:
     """Count a layer's inodes, and tell when one was last changed."""
-    os.chroot(request["directory"])
-    os.chdir("/")
-    latest, seen = 0, set()
-    pending = ["."]
-    for directory in pending:
-        for path in (directory, *(entry.path for entry in os.scandir(directory))):
-            there = os.lstat(path)
-            latest = max(latest, there.st_ctime_ns)
-            seen.add(there.st_ino)
-            if path != directory and stat.S_ISDIR(there.st_mode):
-                pending.append(path)
-    return {"inodes": len(seen), "changed": latest}
+    root = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    changes = {there.st_ino: there.st_ctime_ns for there in inodes_below(root)}
+    return {"inodes": len(changes), "changed": max(changes.values())}
 
 
 def _hash(request: dict[str, Any]) -> dict[str, Any]:
