@@ -18,6 +18,7 @@ from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
 
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.zygote import main; main()"
 _ZYGOTE_SECONDS: Final = 30.0
+_PROBE_ANSWER: Final = 4096
 # Forked shims show their name in the room that these arguments take in the process's memory.
 _TITLE_ROOM: Final = "crisp zygote".ljust(96)
 
@@ -55,6 +56,18 @@ class Zygote:
         ours.settimeout(None)
         self._control = ours
         self.generation += 1
+
+    def probe_idmap(self, directory: Path) -> str:
+        """Why files below `directory` cannot be a user namespace's, "" if they can. Blocks; only before any `spawn`."""
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if self._control is None:
+                return "no zygote"
+            socket.send_fds(self._control, [b"probe"], [fd])
+            answer = self._control.recv(_PROBE_ANSWER).decode()
+        finally:
+            os.close(fd)
+        return "" if answer == "able" else answer or "the zygote ended"
 
     async def spawn(self, on_event: Callable[[Message], None], on_lost: Callable[[], None]) -> ShimClient:
         """Fork a shim. The answer of its first call shows that it lives. Raises RuntimeCoreError."""

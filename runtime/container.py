@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-from runtime import overlay, users
+from runtime import overlay, userns, users
 from runtime import spec as oci
 from runtime.attach import Attachments
 from runtime.cgroups import Cgroup, Hierarchies
@@ -52,6 +52,9 @@ class Supervisor(Loop, Protocol):
     @property
     def empty_mount_namespace(self) -> int: ...
 
+    @property
+    def user_namespace(self) -> int: ...
+
 
 class Container:
     """Created (rootfs mounted), running, exited. Calls answer through a `reply` callback, failures by raising."""
@@ -62,6 +65,8 @@ class Container:
         self._supervisor = supervisor
         self._hierarchies = hierarchies
         self._rootfs = -1
+        self._trees: dict[str, int] = {}
+        self._mappings: userns.IDMappings | None = None
         self._spec: oci.Spec | None = None
         self._cgroup: Cgroup | None = None
         self._log: LogFile | None = None
@@ -88,10 +93,17 @@ class Container:
     # -- created ------------------------------------------------------------------------------------------------------
 
     def create(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Mount the rootfs and look up the user in it. Returns the identity."""
+        """Mount the rootfs and the image volumes, and look up the user. Returns the identity."""
         self._storage = os.path.dirname(request["upper"])
-        self._rootfs = overlay.mount_overlay(request["lower"], request["upper"], request["work"])
+        self._rootfs = self._mount_rootfs(request["lower"], request["upper"], request["work"])
         try:
+            for name, image in request.get("images", {}).items():
+                self._trees[name] = overlay.mount_image(
+                    image["lower"],
+                    image["sub_path"],
+                    self._supervisor.user_namespace,
+                    self._supervisor.empty_mount_namespace,
+                )
             user = request["user"]
             identity = users.resolve(
                 self._rootfs, user["user"], user["group"], user["supplemental"], merge=user["merge"]
@@ -106,6 +118,14 @@ class Container:
             "home": identity.home,
         }
 
+    def _mount_rootfs(self, lower: Sequence[str], upper: str, work: str) -> int:
+        users_of_pod = self._supervisor.user_namespace
+        if users_of_pod < 0:
+            return overlay.mount_overlay(lower, upper, work)
+        return overlay.mount_mapped_overlay(
+            lower, upper, work, users_of_pod, self._supervisor.empty_mount_namespace
+        )
+
     # -- running ------------------------------------------------------------------------------------------------------
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
@@ -119,7 +139,8 @@ class Container:
             raise RuntimeCoreError("config.json: process: missing")
         self._require_living_namespaces(spec)
         self._spec = spec
-        mounts = plan_mounts(spec)
+        self._mappings = userns.mappings_of(spec)
+        mounts = plan_mounts(spec, self._mappings)
         flags = clone_flags(spec)
         self._filter = base64.b64decode(request.get("filter", ""))
         self._filter_flags = request.get("filter_flags", 0)
@@ -135,6 +156,8 @@ class Container:
             self._stdin_once = request.get("stdin_once", False) and not spec.process.terminal
             stdio = ContainerStdio.make(terminal=spec.process.terminal, stdin=self._takes_stdin)
             undo.callback(stdio.close)
+            namespaces = userns.open_namespaces(spec, self._mappings, [plan.idmap for plan in mounts if plan.idmap])
+            undo.callback(namespaces.close)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
             start = Start(
@@ -149,6 +172,8 @@ class Container:
                 stdio=stdio.child,
                 filter_program=self._filter,
                 filter_flags=self._filter_flags,
+                users=namespaces,
+                trees=self._trees,
                 trace=request.get("trace", False),
             )
             if start.trace:
@@ -162,6 +187,7 @@ class Container:
             undo.pop_all()
         start.step("cloned")
         self.state = "starting"
+        namespaces.close()
         stdio.close_child_ends()
         self._stdin = stdio.stdin
         outputs = stdio.outputs
@@ -348,6 +374,7 @@ class Container:
             stdio=(-1, -1, -1) if terminal else (fds[0], fds[1], fds[2]),
             filter_program=self._filter,
             filter_flags=self._filter_flags,
+            mappings=self._mappings,
         )
         pid_namespace = f"/proc/{self.pid}/ns/pid" if self._spec.linux.namespace("pid") else ""
         with theirs, failing("clone", "exec"):
@@ -426,6 +453,8 @@ class Container:
         self._cgroup = None
 
     def _release(self) -> None:
+        userns.close_all(self._trees.values())
+        self._trees = {}
         for attribute in ("_rootfs", "_pidfd", "_console", "_stdin"):
             fd = getattr(self, attribute)
             if fd >= 0:

@@ -31,7 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-_INFRA_UID: Final = 65535
+INFRA_ID: Final = 65535
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # prctl, rt_sigtimedwait, wait4, exit_group, execveat
 _ALLOWED_CALLS = {"x86_64": (157, 128, 61, 231, 322), "aarch64": (167, 137, 260, 94, 281)}
@@ -155,8 +155,13 @@ def infra_main(
     new_network: bool,
     new_uts: bool,
     sysctls: Mapping[str, str],
+    uid: int,
+    gid: int,
 ) -> NoReturn:
-    """Set up the namespaces that the caller was cloned into, then become the infra program. Raises on failure."""
+    """Set up the namespaces that the caller was cloned into, then become the infra program. Raises on failure.
+
+    `mount_namespace` is -1 when the caller is in the empty one already.
+    """
     if new_uts and hostname:
         with failing("set hostname", hostname):
             socket.sethostname(hostname)
@@ -164,12 +169,13 @@ def infra_main(
         with failing("set up", "lo"):
             bring_loopback_up()
     write_sysctls(sysctls)
-    with failing("enter", "empty root"):
-        syscalls.setns(mount_namespace, syscalls.CLONE_NEWNS)
+    if mount_namespace >= 0:
+        with failing("enter", "empty root"):
+            syscalls.setns(mount_namespace, syscalls.CLONE_NEWNS)
     with failing("drop privileges of", "infra process"):
         os.setgroups([])
-        os.setresgid(_INFRA_UID, _INFRA_UID, _INFRA_UID)
-        os.setresuid(_INFRA_UID, _INFRA_UID, _INFRA_UID)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
         # After the change of identity, which clears it: without its shim nobody would ever end this process.
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)

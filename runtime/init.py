@@ -10,9 +10,9 @@ import contextlib
 import gc
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from runtime import process, syscalls
+from runtime import process, syscalls, userns
 from runtime import spec as oci
 from runtime.cgroups import Cgroup
 from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
@@ -23,6 +23,7 @@ from runtime.light import dataclass, field, json, replace, signal, socket
 from runtime.mounts import MountPlan
 from runtime.rootfs import ATTACH_POINT, CgroupView, Rootfs, open_in_root, open_sources
 from runtime.terminal import open_peer, take_over
+from runtime.userns import OWNED_KINDS, UserNamespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ NAMESPACE_FLAGS: Final = {
     "pid": syscalls.CLONE_NEWPID,
     "cgroup": syscalls.CLONE_NEWCGROUP,
     "mount": syscalls.CLONE_NEWNS,
+    "user": syscalls.CLONE_NEWUSER,
 }
 MAX_REPORT: Final = 65536  # bytes of a message that the parent takes whole
 _SHORT_REASON: Final = 4096
@@ -59,6 +61,8 @@ class Start:
     preserved: int = 0  # descriptors after the standard streams that the program gets
     keyring: bool = True  # a session keyring of its own
     attach_point: str = ATTACH_POINT
+    users: UserNamespaces = field(default_factory=UserNamespaces)
+    trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts that stand for bind mounts' sources
     trace: bool = False
     steps: list[tuple[str, int]] = field(default_factory=list)
 
@@ -69,12 +73,17 @@ class Start:
 
 
 def clone_flags(spec: oci.Spec) -> int:
-    """The namespaces to make at clone: all new ones except the mount and cgroup ones, which init enters itself."""
+    """The namespaces to make at clone: all new ones but the mount and cgroup ones, which init enters itself.
+
+    Neither those that belong to a user namespace, which are made with it. A new PID namespace does not: only a child
+    of a process in the user namespace could make it so, and init is the shim's own child.
+    """
     flags = 0
+    elsewhere = {"mount", "cgroup", "user", *(OWNED_KINDS if spec.linux.namespace("user") else ())}
     for namespace in spec.linux.namespaces:
         if namespace.type not in NAMESPACE_FLAGS:
             raise NotSupported("make namespace", namespace.type, "not supported yet")
-        if not namespace.path and namespace.type not in ("mount", "cgroup"):
+        if not namespace.path and namespace.type not in elsewhere:
             flags |= NAMESPACE_FLAGS[namespace.type]
     if spec.linux.namespace("mount") is None:
         raise SpecError("linux.namespaces", "a container without a mount namespace of its own is not supported")
@@ -135,24 +144,24 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     if start.keyring:
         process.new_keyring(start.container_id)
     _set_oom_score(start, channel)
-    _enter_namespaces(spec)
+    _enter_namespaces(spec, start.users.held)
     start.step("namespaces entered")
     view = cgroup_view(start.cgroup)
-    sources = open_sources(start.mounts, view)
+    sources = open_sources(start.mounts, view, start.trees, start.users)
     with failing("make", "mount namespace"):
         if start.empty_mount_namespace >= 0:
             syscalls.setns(start.empty_mount_namespace, syscalls.CLONE_NEWNS)
         syscalls.unshare(syscalls.CLONE_NEWNS)
         if start.empty_mount_namespace < 0:
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-    rootfs = Rootfs(start.rootfs)
+    rootfs = Rootfs(start.rootfs, start.users.mappings)
     rootfs.attach(start.attach_point)
     start.step("rootfs attached")
     rootfs.populate(start.mounts, sources, view, linux.devices)
     start.step("mounts made")
     stdio = start.stdio
     if start.process.terminal:
-        stdio = _open_console(rootfs, start.process, channel)
+        stdio = _open_console(rootfs, start, channel)
     with failing("make working directory", start.process.cwd):
         os.close(rootfs.open_target(start.process.cwd, is_directory=True))
     state = _creation_hooks(spec.hooks, channel)
@@ -161,6 +170,8 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     start.step("rootfs finished")
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
+    if start.users.held:
+        _enter_user_namespace(start)
 
     def start_hooks() -> None:
         run_hooks("startContainer", spec.hooks.start_container, {**state, "status": "created"})
@@ -210,9 +221,24 @@ def _set_oom_score(start: Start, channel: socket.socket) -> None:
         channel.send(json.dumps({"warning": warning}).encode())
 
 
-def _enter_namespaces(spec: oci.Spec) -> None:
+def _enter_user_namespace(start: Start) -> None:
+    """The last step that the machine's root takes; from here on the process has rights in the container only."""
+    process.raise_hard_limits(start.process.rlimits)
+    if start.users.mappings is not None:
+        process.own_streams(start.users.mappings.uid(start.process.user.uid))
+    userns.enter(start.users.held["user"])
+    process.die_with_parent()  # the change of identity cleared it
+    if start.keyring:
+        process.new_keyring(start.container_id)  # the one of before is the host root's
+    start.step("user namespace entered")
+
+
+def _enter_namespaces(spec: oci.Spec, held: Mapping[str, int]) -> None:
     for namespace in spec.linux.namespaces:
-        if namespace.path and namespace.type not in ("pid", "mount"):
+        if namespace.type in held and namespace.type != "user":
+            with failing("enter namespace", namespace.type):
+                syscalls.setns(held[namespace.type], NAMESPACE_FLAGS[namespace.type])
+        elif namespace.path and namespace.type not in ("pid", "mount", "user"):
             with failing(f"join {namespace.type} namespace", namespace.path):
                 fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
                 syscalls.setns(fd, NAMESPACE_FLAGS[namespace.type])
@@ -231,11 +257,12 @@ def _enter_namespaces(spec: oci.Spec) -> None:
     write_sysctls(spec.linux.sysctl)
 
 
-def _open_console(rootfs: Rootfs, becoming: oci.Process, channel: socket.socket) -> tuple[int, int, int]:
+def _open_console(rootfs: Rootfs, start: Start, channel: socket.socket) -> tuple[int, int, int]:
     """A pseudo-terminal of the container's own devpts as the three standard streams; the shim gets its other end."""
+    user, mappings = start.process.user.uid, start.users.mappings
     with failing("open", "/dev/pts/ptmx"):
         master = open_in_root(rootfs.root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
-        terminal = open_peer(master, becoming)
+        terminal = open_peer(master, start.process, mappings.uid(user) if mappings else user)
     with failing("mount", "/dev/console"):
         target = rootfs.open_target("/dev/console", is_directory=False)
         tree = syscalls.open_tree(terminal, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from runtime import process, syscalls
+from runtime import process, syscalls, userns
 from runtime import spec as oci
 from runtime.cgroups import Cgroup
 from runtime.errors import failing
@@ -17,12 +17,13 @@ from runtime.gate import Gate
 from runtime.init import NAMESPACE_FLAGS, leave_the_loop, report
 from runtime.light import dataclass, socket
 from runtime.terminal import open_peer, take_over
+from runtime.userns import IDMappings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-_JOINED: Final = ("mount", "ipc", "uts", "network", "cgroup")
+_JOINED: Final = ("user", "mount", "ipc", "uts", "network", "cgroup")
 
 
 @dataclass(slots=True)
@@ -40,6 +41,7 @@ class Join:
     filter_flags: int = 0
     gate: Gate | None = None
     preserved: int = 0  # descriptors after the standard streams that the program gets
+    mappings: IDMappings | None = None  # of the container's user namespace
 
 
 def namespace_flags(spec: oci.Spec) -> int:
@@ -63,8 +65,17 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
         if join.process.oom_score_adj is not None:
             with contextlib.suppress(OSError):
                 process.set_oom_score_adj(join.process.oom_score_adj)
+        if join.mappings is not None:
+            process.raise_hard_limits(join.process.rlimits)
+            if not join.process.terminal:
+                for target, fd in enumerate(join.stdio):
+                    os.dup2(fd, target)
+                process.own_streams(join.mappings.uid(join.process.user.uid))
         with failing("join namespaces of", "container"):
             syscalls.setns(join.init_pidfd, namespace_flags(join.spec))
+            if join.mappings is not None:
+                userns.become_root()
+                process.new_keyring(join.container_id)
         stdio = _open_terminal(join.process, channel) if join.process.terminal else join.stdio
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
@@ -85,6 +96,6 @@ def _open_terminal(becoming: oci.Process, channel: socket.socket) -> tuple[int, 
     """A terminal of the container that the caller is in, as the three standard streams; the shim gets its other end."""
     with failing("open", "/dev/pts/ptmx"):
         master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        terminal = open_peer(master, becoming)
+        terminal = open_peer(master, becoming, becoming.user.uid)
     take_over(terminal, master, channel)
     return terminal, terminal, terminal

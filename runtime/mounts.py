@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from runtime import spec as oci
 from runtime import syscalls as sys
 from runtime.errors import SpecError
-from runtime.light import dataclass
+from runtime.light import dataclass, replace
+from runtime.userns import IDMappings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,14 +63,20 @@ class MountPlan:
     propagation: int = 0
     propagation_recursive: bool = False
     data: tuple[tuple[str, str | None], ...] = ()
+    idmap: IDMappings | None = None  # how owners of files in a bind mount are shown
+    idmap_recursive: bool = False
 
 
-def plan_mount(mount: oci.Mount, path: str) -> MountPlan:
-    """Parse one entry of `mounts`. `path` is its JSON path, for errors. Raises SpecError."""
+def plan_mount(mount: oci.Mount, path: str, container: IDMappings | None = None) -> MountPlan:
+    """Parse one entry of `mounts`. `path` is its JSON path, for errors; `container` maps its user namespace's ids.
+
+    Raises SpecError.
+    """
     bind = mount.type == "bind"
     recursive = False
     attr_set = attr_clear = tree_set = tree_clear = propagation = 0
     propagation_recursive = False
+    idmap = ""
     data: list[tuple[str, str | None]] = []
     for option in mount.options:
         name = option[1:] if option.startswith("r") else option
@@ -86,7 +93,9 @@ def plan_mount(mount: oci.Mount, path: str) -> MountPlan:
             set_bits, clear_bits = _ATTRIBUTES[name]
             tree_set = tree_set & ~clear_bits | set_bits
             tree_clear = tree_clear & ~set_bits | clear_bits
-        elif option in ("idmap", "ridmap", "tmpcopyup"):
+        elif option in ("idmap", "ridmap"):
+            idmap = option
+        elif option == "tmpcopyup":
             raise SpecError(f"{path}.options", f"{option!r} is not supported yet")
         elif option not in _IGNORED:
             key, equals, value = option.partition("=")
@@ -95,8 +104,6 @@ def plan_mount(mount: oci.Mount, path: str) -> MountPlan:
         raise SpecError(f"{path}.destination", f"expected an absolute path, got {mount.destination!r}")
     if bind and not mount.source:
         raise SpecError(f"{path}.source", "a bind mount needs one")
-    if mount.uid_mappings or mount.gid_mappings:
-        raise SpecError(f"{path}.uidMappings", "id-mapped mounts are not supported yet")
     return MountPlan(
         destination=mount.destination,
         type=mount.type,
@@ -110,12 +117,49 @@ def plan_mount(mount: oci.Mount, path: str) -> MountPlan:
         propagation=propagation,
         propagation_recursive=propagation_recursive,
         data=() if bind else tuple(data),
+        idmap=_idmap(mount, path, container, asked=bool(idmap), bind=bind),
+        idmap_recursive=idmap == "ridmap",
     )
 
 
-def plan_mounts(spec: oci.Spec) -> list[MountPlan]:
-    """All of the configuration's mounts, in its order. Raises SpecError naming the entry."""
-    return [plan_mount(mount, f"mounts[{index}]") for index, mount in enumerate(spec.mounts)]
+def _idmap(
+    mount: oci.Mount, path: str, container: IDMappings | None, *, asked: bool, bind: bool
+) -> IDMappings | None:
+    """The mount's own mappings; those of the container's user namespace when only an option asks for some."""
+    listed = bool(mount.uid_mappings), bool(mount.gid_mappings)
+    if not asked and not any(listed):
+        return None
+    if not bind:
+        raise SpecError(f"{path}.uidMappings", "only a bind mount can be id-mapped")
+    if all(listed):
+        return IDMappings(mount.uid_mappings, mount.gid_mappings)
+    if any(listed):
+        raise SpecError(f"{path}.uidMappings", "uidMappings and gidMappings are needed together")
+    if container is None:
+        raise SpecError(f"{path}.options", "idmap needs uidMappings and gidMappings, or a user namespace's")
+    return container
+
+
+def _owned(plan: MountPlan, container: IDMappings) -> MountPlan:
+    """The plan with ids in the file system's own options as the host has them: its maker is the host's root."""
+    ids = {"uid": container.uid, "gid": container.gid}
+    data = tuple(
+        (key, str(ids[key](int(value))) if key in ids and value is not None and value.isdecimal() else value)
+        for key, value in plan.data
+    )
+    given = {key for key, _value in data}
+    if plan.type == "tmpfs":
+        data += tuple((key, str(of(0))) for key, of in ids.items() if key not in given)
+    return replace(plan, data=data)
+
+
+def plan_mounts(spec: oci.Spec, container: IDMappings | None = None) -> list[MountPlan]:
+    """All of the configuration's mounts, in its order; `container` maps the ids of its user namespace, if it has one.
+
+    Raises SpecError naming the entry.
+    """
+    plans = [plan_mount(mount, f"mounts[{index}]", container) for index, mount in enumerate(spec.mounts)]
+    return plans if container is None else [_owned(plan, container) for plan in plans]
 
 
 ROOTFS_PROPAGATION: Final[Mapping[str, tuple[int, bool]]] = {

@@ -9,29 +9,35 @@ import contextlib
 import errno
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from runtime import syscalls
+from runtime import syscalls, userns
 from runtime.errors import failing
+from runtime.mounts import MountPlan
+from runtime.rootfs import ATTACH_POINT, new_filesystem, open_in_root
 
 _OLD_VALUE_LIMIT: Final = 255  # bytes in one fsconfig string
+_VOLUME_ATTRS: Final = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
 
-def mount_overlay(lower: Sequence[str], upper: str, work: str) -> int:
+def mount_overlay(lower: Sequence[str], upper: str = "", work: str = "") -> int:
     """A descriptor of a detached overlay mount: `lower` topmost first, `upper` and `work` on one file system.
+
+    Without `upper` it takes two lower layers or more and is read-only.
 
     Mounted `volatile` where the kernel can (5.10): a container's writable layer is never mounted again after a
     crash of the machine, so nothing is lost by not syncing it at unmount. Single-threaded callers only: the working
     directory changes for a moment.
     """
     ways: list[Callable[[], int]] = [
-        lambda: _mount_joined(lower, upper, work, volatile=True),
+        lambda: _mount_joined(lower, upper, work, volatile=bool(upper)),
         lambda: _mount_joined(lower, upper, work, volatile=False),
     ]
     if layers_can_be_appended():
-        ways.insert(0, lambda: _configure([("lowerdir+", layer) for layer in lower], upper, work, volatile=True))
-    with failing("mount overlay on", upper):
+        layers = [("lowerdir+", layer) for layer in lower]
+        ways.insert(0, lambda: _configure(layers, upper, work, volatile=bool(upper)))
+    with failing("mount overlay on", upper or lower[0]):
         for way in ways[:-1]:
             try:
                 return way()
@@ -39,6 +45,94 @@ def mount_overlay(lower: Sequence[str], upper: str, work: str) -> int:
                 if error.errno != errno.EINVAL:
                     raise
         return ways[-1]()
+
+
+def mount_mapped_overlay(lower: Sequence[str], upper: str, work: str, namespace: int, template: int) -> int:
+    """The same with the layers' owners as the user namespace open at `namespace` maps them (Linux 5.19).
+
+    An overlay itself cannot be id-mapped, the mounts of its layers can. The upper one is not: the overlay makes its
+    own files there as the host's root, and what the container owns is there by the ids that it has on the host.
+    `template` is the empty mount namespace, in a copy of which the layers get names.
+    """
+    with contextlib.ExitStack() as undo:
+        trees = _layer_trees(lower, namespace, undo)
+        trees["container"] = _clone(os.path.dirname(upper), undo)
+        own = f"{ATTACH_POINT}/container"
+        with _attached(trees, template):
+            return mount_overlay(
+                [f"{ATTACH_POINT}/{number}" for number in range(len(lower))],
+                f"{own}/{os.path.basename(upper)}",
+                f"{own}/{os.path.basename(work)}",
+            )
+
+
+def mount_image(lower: Sequence[str], sub_path: str, namespace: int, template: int) -> int:
+    """A descriptor of a detached read-only mount of an image's files, or of what `sub_path` is in them.
+
+    `namespace` is a user namespace to map owners by, -1 for none. Symbolic links on the way to `sub_path` stay in the
+    image. Raises OperationFailed, ENOENT if there is no such path.
+    """
+    with contextlib.ExitStack() as undo:
+        trees = _layer_trees(lower, namespace, undo)
+        if len(lower) == 1:
+            image = os.dup(trees["0"])
+        else:
+            with _attached(trees, template):
+                image = mount_overlay([f"{ATTACH_POINT}/{number}" for number in range(len(lower))])
+        if sub_path:
+            undo.callback(os.close, image)
+            image = _sub_tree(image, sub_path, template)
+    try:
+        syscalls.mount_setattr(
+            image, "", syscalls.AT_EMPTY_PATH, attr_set=_VOLUME_ATTRS, propagation=syscalls.MS_PRIVATE
+        )
+    except OSError:
+        os.close(image)
+        raise
+    return image
+
+
+def _layer_trees(lower: Sequence[str], namespace: int, undo: contextlib.ExitStack) -> dict[str, int]:
+    trees = {str(number): _clone(layer, undo) for number, layer in enumerate(lower)}
+    if namespace >= 0:
+        for tree, layer in zip(trees.values(), lower, strict=True):
+            userns.idmap(tree, namespace, recursive=False, about=layer)
+    return trees
+
+
+def _clone(path: str, undo: contextlib.ExitStack) -> int:
+    with failing("clone mount of", path):
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
+    undo.callback(os.close, tree)
+    return tree
+
+
+@contextlib.contextmanager
+def _attached(trees: Mapping[str, int], template: int) -> Iterator[None]:
+    """The caller where the detached mounts have names below ATTACH_POINT, and nobody else sees them.
+
+    Overlayfs takes no detached mounts as layers, nor does the kernel clone parts of them, before Linux 6.14.
+    """
+    with failing("attach", "image layers"), userns.inside(template, syscalls.CLONE_NEWNS):
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        base = new_filesystem(MountPlan(ATTACH_POINT, "tmpfs", "tmpfs"))
+        try:
+            syscalls.move_mount(base, syscalls.AT_FDCWD, ATTACH_POINT)
+            for name, tree in trees.items():
+                os.mkdir(name, 0o700, dir_fd=base)
+                syscalls.move_mount(tree, base, name)
+        finally:
+            os.close(base)
+        yield
+
+
+def _sub_tree(image: int, sub_path: str, template: int) -> int:
+    with _attached({"image": image}, template), failing("open in image", sub_path):
+        place = open_in_root(image, sub_path, os.O_PATH)
+        try:
+            return syscalls.open_tree(place, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)
+        finally:
+            os.close(place)
 
 
 @functools.cache
@@ -60,7 +154,8 @@ def _configure(lower: Sequence[tuple[str, str]], upper: str, work: str, *, volat
     context = syscalls.fsopen("overlay")
     try:
         syscalls.fsconfig_string(context, "source", "overlay")
-        for key, value in (*lower, ("upperdir", upper), ("workdir", work)):
+        own = (("upperdir", upper), ("workdir", work)) if upper else ()
+        for key, value in (*lower, *own):
             syscalls.fsconfig_string(context, key, value)
         if volatile:
             syscalls.fsconfig_flag(context, "volatile")
@@ -77,7 +172,8 @@ def _mount_joined(lower: Sequence[str], upper: str, work: str, *, volatile: bool
     with contextlib.chdir(base):
         if len(joined) <= _OLD_VALUE_LIMIT:
             return _configure([("lowerdir", joined)], upper, work, volatile=volatile)
-        return _mount_and_detach(f"lowerdir={joined},upperdir={upper},workdir={work}" + ",volatile" * volatile, upper)
+        own = f",upperdir={upper},workdir={work}" if upper else ""
+        return _mount_and_detach(f"lowerdir={joined}{own}" + ",volatile" * volatile, upper or lower[0])
 
 
 def _mount_and_detach(options: str, upper: str) -> int:

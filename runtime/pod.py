@@ -8,12 +8,14 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Any, Final
 
-from runtime import syscalls
+from runtime import syscalls, userns
 from runtime.errors import RuntimeCoreError, failing, from_json
-from runtime.infra import infra_main
+from runtime.infra import INFRA_ID, infra_main, write_sysctls
 from runtime.init import MAX_REPORT, leave_the_loop, report
+from runtime.spec import IDMapping
 
 _SHM_ATTRS: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 
@@ -23,7 +25,8 @@ class Pod:
 
     sandbox, directory: the sandbox's id and state directory (exists); hostname; sysctls;
     new: which of "network", "ipc", "uts", "pid" the pod has of its own;
-    netns: where to pin the network namespace, "" not to; shm_size: bytes of the pod's /dev/shm, 0 for none.
+    netns: where to pin the network namespace, "" not to; shm_size: bytes of the pod's /dev/shm, 0 for none;
+    users: the mappings of the pod's user namespace (IDMappings.to_json), which owns the other new ones; None for none.
     """
 
     def __init__(self, message: dict[str, Any], infra_program: int, empty_mount_namespace: int) -> None:
@@ -36,6 +39,9 @@ class Pod:
         self._shm_size: int = message["shm_size"]
         self._infra_program = infra_program
         self._empty_mount_namespace = empty_mount_namespace
+        users = message.get("users")
+        self._users = userns.IDMappings.from_json(users) if users else None
+        self.user_namespace = -1
         self.infra_pid = 0
         self._infra_pidfd = -1
 
@@ -74,9 +80,10 @@ class Pod:
                 signal.pidfd_send_signal(self._infra_pidfd, signal.SIGKILL)
 
     def infra_exited(self) -> None:
-        if self._infra_pidfd >= 0:
-            os.close(self._infra_pidfd)
-            self._infra_pidfd = -1
+        for attribute in ("_infra_pidfd", "user_namespace"):
+            if getattr(self, attribute) >= 0:
+                os.close(getattr(self, attribute))
+                setattr(self, attribute, -1)
 
     def sockets(self) -> list[int]:
         """New TCP sockets, IPv4 and where there is any IPv6, in the pod's network namespace. The caller closes them."""
@@ -102,7 +109,10 @@ class Pod:
         with failing("mount `tmpfs` on", self._shm_path()):
             os.mkdir(self._shm_path(), 0o700)
             context = syscalls.fsopen("tmpfs")
-            for key, value in (("source", "shm"), ("mode", "1777"), ("size", str(self._shm_size))):
+            options = [("source", "shm"), ("mode", "1777"), ("size", str(self._shm_size))]
+            if self._users is not None:
+                options += zip(("uid", "gid"), map(str, self._users.root), strict=True)
+            for key, value in options:
                 syscalls.fsconfig_string(context, key, value)
             syscalls.fsconfig_create(context)
             mount = syscalls.fsmount(context, _SHM_ATTRS)
@@ -123,25 +133,53 @@ class Pod:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs, failing("clone", "infra process"):
-                self.infra_pid, self._infra_pidfd = syscalls.clone(flags)
-                if self.infra_pid == 0:
-                    self._infra_child(theirs)
+                if self._users is None:
+                    self._clone_infra(flags, theirs)
+                else:
+                    # Born in the empty mount namespace: it could not go there from its user namespace.
+                    with userns.inside(self._empty_mount_namespace, syscalls.CLONE_NEWNS):
+                        self._clone_infra(flags | syscalls.CLONE_NEWUSER, theirs)
+            if self._users is not None:
+                self._map_users(flags, self._users, ours)
             data = ours.recv(MAX_REPORT)  # ends with the child's execve, milliseconds from here
         if data:
             self._end_infra()
             raise from_json(json.loads(data)["failed"])
 
+    def _clone_infra(self, flags: int, channel: socket.socket) -> None:
+        self.infra_pid, self._infra_pidfd = syscalls.clone(flags)
+        if self.infra_pid == 0:
+            self._infra_child(channel)
+
+    def _map_users(self, flags: int, users: userns.IDMappings, channel: socket.socket) -> None:
+        """Give the infra process its ids, do in its namespaces what the machine's root must, and let it go on."""
+        try:
+            userns.write_mappings(self.infra_pid, users)
+            with failing("open", "user namespace"):
+                self.user_namespace = os.open(f"/proc/{self.infra_pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            if self._sysctls:
+                with userns.inside(self._infra_pidfd, flags & ~syscalls.CLONE_NEWPID):
+                    write_sysctls(self._sysctls)
+            channel.send(b"mapped")
+        except BaseException:
+            self._end_infra()
+            raise
+
     def _infra_child(self, channel: socket.socket) -> None:
         try:
             leave_the_loop()
+            if self._users is not None and not channel.recv(16):
+                os._exit(1)  # what went wrong is known to the shim
             infra_main(
                 program_fd=self._infra_program,
-                mount_namespace=self._empty_mount_namespace,
+                mount_namespace=self._empty_mount_namespace if self._users is None else -1,
                 title=f"crisp-infra {self._sandbox}",
                 hostname=self._hostname,
                 new_network="network" in self._new,
                 new_uts="uts" in self._new,
-                sysctls=self._sysctls,
+                sysctls=self._sysctls if self._users is None else {},
+                uid=_last_id(self._users.uids) if self._users else INFRA_ID,
+                gid=_last_id(self._users.gids) if self._users else INFRA_ID,
             )
         except BaseException as error:  # nothing of the shim may go on in the child
             report(channel, error)
@@ -165,6 +203,11 @@ def _tcp_sockets() -> list[int]:
                     os.close(fd)
                 raise
     return sockets
+
+
+def _last_id(mappings: Sequence[IDMapping]) -> int:
+    """Nobody's id, or the last one that a small user namespace has."""
+    return max(min(INFRA_ID, line.container_id + line.size - 1) for line in mappings if line.container_id <= INFRA_ID)
 
 
 def pin_namespace(source: str, path: str) -> None:

@@ -10,7 +10,7 @@ import errno
 import os
 import resource
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from runtime import capabilities, seccomp, syscalls
 from runtime import spec as oci
@@ -47,7 +47,7 @@ def become(
         syscalls.close_all_from(3 + preserved, keep=keep)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     _use_own_null_device()
-    _own_streams(process)
+    own_streams(process.user.uid)
     for limit in process.rlimits:
         _set_rlimit(limit)
     _set_labels(process)
@@ -97,6 +97,19 @@ def _set_rlimit(limit: oci.Rlimit) -> None:
         except ValueError:  # Python's word for EPERM: above the hard limit, without CAP_SYS_RESOURCE
             ceiling = resource.getrlimit(number)[1]
             resource.setrlimit(number, (_at_most(soft, ceiling), _at_most(hard, ceiling)))
+
+
+def raise_hard_limits(limits: Sequence[oci.Rlimit]) -> None:
+    """Raise the hard limits that are to be higher: in a user namespace nobody may, whatever rights it has there."""
+    for limit in limits:
+        number = getattr(resource, limit.type, None)
+        if number is None:
+            continue  # `become` says so
+        soft, hard = resource.getrlimit(number)
+        wanted = resource.RLIM_INFINITY if limit.hard == _UNLIMITED else limit.hard
+        if _at_most(wanted, hard) != wanted:
+            with contextlib.suppress(ValueError, OSError):  # without CAP_SYS_RESOURCE: `become` stays below the limit
+                resource.setrlimit(number, (soft, wanted))
 
 
 def _at_most(value: int, ceiling: int) -> int:
@@ -169,12 +182,12 @@ def _use_own_null_device() -> None:
         os.close(own)
 
 
-def _own_streams(process: oci.Process) -> None:
+def own_streams(uid: int) -> None:
     """Give the standard streams to the process's user, who could not open /dev/stdout or his terminal by name else."""
-    for stream in (0, 1, 2) if process.user.uid else ():
+    for stream in (0, 1, 2) if uid else ():
         if not _is_null_device(stream):  # which is everybody's
             with contextlib.suppress(OSError):  # on a read-only file system, or from outside of the user namespace
-                os.fchown(stream, process.user.uid, -1)
+                os.fchown(stream, uid, -1)
 
 
 def _is_null_device(fd: int) -> bool:

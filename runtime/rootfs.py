@@ -15,13 +15,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from runtime import spec as oci
 from runtime import syscalls as sys
-from runtime.errors import OperationFailed, failing
+from runtime.errors import OperationFailed, SpecError, failing
 from runtime.light import dataclass
 from runtime.mounts import ROOTFS_PROPAGATION, MountPlan
+from runtime.userns import IDMappings, UserNamespaces, idmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,13 +68,23 @@ def open_in_root(root: int, path: str, flags: int, resolve: int = _IN_ROOT) -> i
     return sys.openat2(root, path.lstrip("/") or ".", flags, resolve)
 
 
-def open_sources(plans: Sequence[MountPlan], cgroups: CgroupView) -> dict[int, list[int]]:
-    """Detached clones of what the plans bind, by the plan's index; a cgroup mount has one for each directory."""
+def open_sources(
+    plans: Sequence[MountPlan], cgroups: CgroupView, trees: Mapping[str, int], users: UserNamespaces
+) -> dict[int, list[int]]:
+    """Detached clones of what the plans bind, by the plan's index; a cgroup mount has one for each directory.
+
+    `trees` are detached mounts that stand for the paths which name them, ready as they are.
+    """
     sources: dict[int, list[int]] = {}
     for index, plan in enumerate(plans):
-        if plan.bind:
+        if plan.bind and plan.source in trees:
+            sources[index] = [trees[plan.source]]
+        elif plan.bind:
             with failing("open bind mount source", plan.source):
-                sources[index] = [_clone_tree(plan.source, recursive=plan.recursive)]
+                tree = _clone_tree(plan.source, recursive=plan.recursive)
+            sources[index] = [tree]
+            if plan.idmap is not None:
+                idmap(tree, users.of_mounts[plan.idmap], recursive=plan.idmap_recursive, about=plan.source)
         elif plan.type in ("cgroup", "cgroup2"):
             with failing("open cgroups for", plan.destination):
                 sources[index] = [_clone_tree(path, recursive=False) for _name, path in cgroups.directories]
@@ -102,10 +113,15 @@ def new_filesystem(plan: MountPlan) -> int:
 
 
 class Rootfs:
-    """The tree under the mount open at `root`; owns that descriptor."""
+    """The tree under the mount open at `root`; owns that descriptor.
 
-    def __init__(self, root: int) -> None:
+    Its maker is root of the machine. What it makes belongs to the root that `container` maps, if it maps any.
+    """
+
+    def __init__(self, root: int, container: IDMappings | None = None) -> None:
         self.root = root
+        self._container = container
+        self._owner = container.root if container else (0, 0)
 
     def attach(self, point: str = ATTACH_POINT) -> None:
         """Put the detached root mount into the caller's mount namespace, on the directory `point`."""
@@ -194,6 +210,7 @@ class Rootfs:
                     entry = sys.openat2(self.root, prefix, os.O_PATH, resolve)
                 except FileNotFoundError:
                     _make(parent, part, is_directory=wants_directory)
+                    self._give(part, parent)
                     entry = sys.openat2(self.root, prefix, os.O_PATH, resolve)
                 os.close(parent)
                 parent = entry
@@ -201,6 +218,18 @@ class Rootfs:
             os.close(parent)
             raise
         return parent
+
+    def _give(self, name: str, directory: int) -> None:
+        if self._owner != (0, 0):
+            os.chown(name, *self._owner, dir_fd=directory, follow_symlinks=False)
+
+    def _owner_of(self, device: oci.Device) -> tuple[int, int]:
+        if self._container is None:
+            return device.uid or 0, device.gid or 0
+        try:
+            return self._container.uid(device.uid or 0), self._container.gid(device.gid or 0)
+        except SpecError:
+            return 0, 0  # the container sees them as nobody's, as it does a file of a host's user
 
     def _make_devices(self, devices: Sequence[oci.Device]) -> None:
         directory = self.open_target("/dev", is_directory=True)
@@ -211,7 +240,8 @@ class Rootfs:
                     self._make_device(device)
             for name, target in _LINKS:
                 with failing("link", f"/dev/{name}"):
-                    _symlink(target, name, directory)
+                    if _symlink(target, name, directory):
+                        self._give(name, directory)
         finally:
             os.close(directory)
 
@@ -227,8 +257,8 @@ class Rootfs:
                 found = os.stat(name, dir_fd=parent, follow_symlinks=False)
                 if stat.S_ISLNK(found.st_mode) or found.st_rdev != number:
                     raise
-            if device.uid or device.gid:
-                os.chown(name, device.uid or 0, device.gid or 0, dir_fd=parent, follow_symlinks=False)
+            if (owner := self._owner_of(device)) != (0, 0):
+                os.chown(name, *owner, dir_fd=parent, follow_symlinks=False)
             os.chmod(name, mode, dir_fd=parent)  # mknod's mode went through the umask
         finally:
             os.close(parent)
@@ -312,8 +342,9 @@ def _make(parent: int, name: str, *, is_directory: bool) -> None:
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent))
 
 
-def _symlink(target: str, name: str, directory: int) -> None:
+def _symlink(target: str, name: str, directory: int) -> bool:
     try:
         os.symlink(target, name, dir_fd=directory)
     except FileExistsError:
-        return  # the image's /dev, or a bind of the host's, brought its own
+        return False  # the image's /dev, or a bind of the host's, brought its own
+    return True

@@ -183,6 +183,11 @@ class Shim:
     def empty_mount_namespace(self) -> int:
         return self._inheritance.empty_mount_namespace
 
+    @property
+    def user_namespace(self) -> int:
+        """A descriptor of the pod's own, -1 if it has none."""
+        return self._pod.user_namespace if self._pod is not None else -1
+
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
         """Call back with the exit code, or minus the signal, once the child is reaped."""
         self._children[pid] = callback

@@ -72,6 +72,7 @@ MOUNT_ATTR_ATIME: Final = 0x70  # the mask; relatime is 0
 MOUNT_ATTR_NOATIME: Final = 0x10
 MOUNT_ATTR_STRICTATIME: Final = 0x20
 MOUNT_ATTR_NODIRATIME: Final = 0x80
+MOUNT_ATTR_IDMAP: Final = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
 
 AT_FDCWD: Final = -100
@@ -208,10 +209,13 @@ def move_mount(from_fd: int, to_fd: int, to_path: str = "") -> None:
 
 
 def mount_setattr(
-    fd: int, path: str, flags: int, *, attr_set: int = 0, attr_clr: int = 0, propagation: int = 0
+    fd: int, path: str, flags: int, *, attr_set: int = 0, attr_clr: int = 0, propagation: int = 0, userns: int = 0
 ) -> None:
-    """Set and clear attributes and the propagation of a mount, or of its tree with AT_RECURSIVE (Linux 5.12)."""
-    attr = _MountAttr(attr_set, attr_clr, propagation, 0)
+    """Set and clear attributes and the propagation of a mount, or of its tree with AT_RECURSIVE (Linux 5.12).
+
+    `userns` is a descriptor of the user namespace that MOUNT_ATTR_IDMAP maps by.
+    """
+    attr = _MountAttr(attr_set, attr_clr, propagation, userns)
     _check(
         _syscall(SYS_MOUNT_SETATTR, fd, os.fsencode(path), flags, ctypes.byref(attr), ctypes.sizeof(attr)),
         path or f"fd {fd}",

@@ -22,8 +22,11 @@ _TIOCSPTLCK: Final = 0x40045431
 _PTMX: Final = os.makedev(5, 2)
 
 
-def open_peer(master: int, process: oci.Process) -> int:
-    """Unlock the terminal whose other end is open at `master`, and open it as the process's own. Raises OSError."""
+def open_peer(master: int, process: oci.Process, owner: int) -> int:
+    """Unlock the terminal whose other end is open at `master`, and open it as the process's own. Raises OSError.
+
+    `owner` is the process's user as the caller's user namespace numbers it.
+    """
     # The container may have put anything in the place of its /dev/pts/ptmx.
     status = os.fstat(master)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _PTMX:
@@ -33,7 +36,7 @@ def open_peer(master: int, process: oci.Process) -> int:
     terminal = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     if process.console_size is not None:
         resize(terminal, process.console_size.width, process.console_size.height)
-    os.fchown(terminal, process.user.uid, -1)  # so that the user can open it by its name too
+    os.fchown(terminal, owner, -1)  # so that the user can open it by its name too
     return terminal
 
 

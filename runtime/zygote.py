@@ -1,8 +1,9 @@
 """The zygote: a fresh interpreter with this room loaded and its heap frozen, that forks shims and does nothing else.
 
 crispd starts it as `python -I -S` (no site-packages, no environment) with a SEQPACKET socket as descriptor 3. Each
-datagram carries one descriptor, the shim's birth connection; the fork is answered on that connection by the shim. The
-zygote ends when crispd does; its shims do not.
+datagram carries one descriptor: with "fork" it is the shim's birth connection, on which the shim answers; with "probe"
+a directory, and the answer is "able" or why files in it cannot be id-mapped. The zygote ends when crispd does; its
+shims do not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import socket
 import sys
 from typing import Final
 
-from runtime import infra, syscalls
+from runtime import infra, syscalls, userns
 from runtime.cgroups import Hierarchies
 from runtime.errors import RuntimeCoreError
 from runtime.overlay import layers_can_be_appended
@@ -55,7 +56,11 @@ def main() -> None:
         data, fds, _flags, _address = socket.recv_fds(control, 16, 1)
         if not data:
             return
-        _fork_shim(control, fds[0], inheritance)
+        if data == b"probe":
+            control.send(userns.refusal(fds[0]).encode() or b"able")
+            os.close(fds[0])
+        else:
+            _fork_shim(control, fds[0], inheritance)
 
 
 def _restore_signals() -> None:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from runtime import seccomp, syscalls
+from runtime import seccomp, syscalls, userns
 from runtime.cgroups import Cgroup
 from runtime.clone import clone_into
 from runtime.command import removal
@@ -146,7 +146,8 @@ class _Maker:
         self._bundle = bundle
         self._id = id
         self._rootfs_path = os.path.join(bundle, spec.root.path)
-        self._mounts = plan_mounts(spec)
+        self._mappings = userns.mappings_of(spec)
+        self._mounts = plan_mounts(spec, self._mappings)
         self._flags = clone_flags(spec)
 
     def check(self) -> None:
@@ -175,6 +176,8 @@ class _Maker:
         cgroup = self._make_cgroup(record, undo)
         entry.save(record)
         gate = self._make_gate(entry, undo)
+        users = userns.open_namespaces(self._spec, self._mappings, [plan.idmap for plan in self._mounts if plan.idmap])
+        undo.callback(users.close)
         start = Start(
             container_id=self._id,
             spec=self._spec,
@@ -187,12 +190,14 @@ class _Maker:
             stdio=(0, 1, 2),
             filter_program=self._filter(entry),
             filter_flags=seccomp.filter_flags(self._spec.linux.seccomp) if self._spec.linux.seccomp else 0,
+            users=users,
             gate=gate,
             preserved=preserved,
             keyring=keyring,
             attach_point=record.rootfs if self._wants_host_mounts() else ATTACH_POINT,
         )
         created = self._clone(start, entry, record, undo)
+        users.close()
         for fd in (start.rootfs, start.empty_mount_namespace, gate.program, gate.wait, gate.report):
             if fd >= 0:
                 os.close(fd)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runtime import seccomp, syscalls
+from runtime import seccomp, syscalls, userns
 from runtime.cgroups import Cgroup
 from runtime.clone import clone_into
 from runtime.command.context import Context
@@ -158,6 +158,7 @@ def _start(
         stdio=(0, 1, 2),
         filter_program=entry.read("filter") if spec.linux.seccomp else b"",
         filter_flags=seccomp.filter_flags(spec.linux.seccomp) if spec.linux.seccomp else 0,
+        mappings=userns.mappings_of(spec),
         gate=Gate(opened, report, program),
         preserved=preserved,
     )
