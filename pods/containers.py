@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import oci
+from pods import oci, user_namespaces
 from pods.directories import remove_tree
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pods.shims import Shims
     from pods.state import State
     from pods.trace import Trace
+    from runtime.userns import IDMappings
 
 _log = logging.getLogger("crisp.pods")
 _START_FAILED = 128
@@ -147,7 +148,8 @@ class Containers:
         found = await asyncio.to_thread(oci.find_host_objects, config, self._host)
         lower = self._images.layers(image)
         root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)
-        _make_layer_directories(root, lower)
+        users = user_namespaces.mappings_of(sandbox.sandbox.config)
+        _make_layer_directories(root, lower, users)
         bundle.mkdir(parents=True, mode=0o700)
         trace.step("directories made")
         identity = await self._shims.of(container.sandbox_id).call(
@@ -166,6 +168,8 @@ class Containers:
             additional_gids=tuple(identity["additional_gids"]),
             home=identity["home"],
         )
+        if users is not None:
+            user_namespaces.check_user(user, users)
         context = oci.ContainerContext(
             container_id=container.id,
             sandbox=sandbox.sandbox,
@@ -183,6 +187,7 @@ class Containers:
         document = oci.build_config(context)
         for directory in oci.image_volumes(config, image.config).values():
             (context.volumes_dir / directory).mkdir(parents=True)
+            user_namespaces.give(context.volumes_dir / directory, users)
         (bundle / "config.json").write_text(json.dumps(document))
         trace.step("config.json written")
         return ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
@@ -415,7 +420,7 @@ class Containers:
             raise PodError(f"reopen log {container.log_path!r} of container {container.id}: {error}") from error
 
 
-def _make_layer_directories(root: Path, lower: list[Path]) -> None:
+def _make_layer_directories(root: Path, lower: list[Path], users: IDMappings | None) -> None:
     """The writable layer's root looks like the image's own root directory."""
     upper = root / "upper"
     root.mkdir(parents=True, mode=0o700)
@@ -423,7 +428,8 @@ def _make_layer_directories(root: Path, lower: list[Path]) -> None:
     (root / "work").mkdir(mode=0o700)
     if lower:
         status = lower[0].stat()
-        os.chown(upper, status.st_uid, status.st_gid)
+        owner = status.st_uid, status.st_gid
+        os.chown(upper, *(owner if users is None else (users.uid(owner[0]), users.gid(owner[1]))))
         upper.chmod(stat.S_IMODE(status.st_mode))
 
 

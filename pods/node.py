@@ -196,6 +196,11 @@ class Node:
     async def reopen_log(self, container_id: str) -> None:
         await self._containers.reopen_log(container_id)
 
+    @property
+    def user_namespaces(self) -> bool:
+        """Whether pods can have user namespaces: it was tried at the start."""
+        return not self._shims.idmap_refusal
+
     def runtime_ready(self) -> tuple[bool, str, str]:
         """CRI's RuntimeReady condition: ready, reason, message."""
         return True, "", ""

@@ -26,6 +26,7 @@ from pods.oci_namespaces import plan_namespaces
 from pods.oci_process import UserRequest, environment, process_args, stop_signal, user_request, working_directory
 from pods.oci_validate import validate
 from pods.seccomp_profile import LocalhostProfile, read_localhost_profile, seccomp_filter
+from pods.user_namespaces import oci_lines
 from runtime.users import Identity
 
 __all__ = [
@@ -171,6 +172,9 @@ def _linux(context: ContainerContext) -> dict[str, Any]:
         "maskedPaths": [] if security.privileged else list(security.masked_paths),
         "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
     }
+    userns = context.sandbox.config.security.namespaces.userns
+    if userns is not None and userns.mode is not NamespaceMode.NODE:
+        linux |= {"uidMappings": oci_lines(userns.uids), "gidMappings": oci_lines(userns.gids)}
     if seccomp := seccomp_filter(security, context.found.seccomp, bounding, host):
         linux["seccomp"] = seccomp
     if label := selinux_labels(security, host)[1]:

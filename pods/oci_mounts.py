@@ -9,6 +9,7 @@ from typing import Any
 
 from image.model import ImageConfig
 from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox
+from pods.user_namespaces import oci_lines
 
 _PROPAGATION = {
     Propagation.PRIVATE: "rprivate",
@@ -92,7 +93,10 @@ def _pod_mounts(config: ContainerConfig, sandbox: Sandbox, sandbox_dir: Path) ->
 def _requested(mount: Mount, source: str) -> dict[str, Any]:
     # Never "rw": it would lift the read-only flag of a host mount that the path lies on.
     access = ("rro",) if mount.recursive_read_only else ("ro",) if mount.readonly else ()
-    return _bind(normalized(mount.container_path), source, _PROPAGATION[mount.propagation], *access)
+    entry = _bind(normalized(mount.container_path), source, _PROPAGATION[mount.propagation], *access)
+    if mount.uid_mappings or mount.gid_mappings:
+        entry |= {"uidMappings": oci_lines(mount.uid_mappings), "gidMappings": oci_lines(mount.gid_mappings)}
+    return entry
 
 
 def _bind(destination: str, source: str, *options: str) -> dict[str, Any]:

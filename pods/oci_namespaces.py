@@ -21,6 +21,8 @@ def plan_namespaces(
     if pod.ipc is not NamespaceMode.NODE:
         plan.append(_joined("ipc", "ipc", infra_pid))
     plan += _pid(config, pod.pid, infra_pid, target_pid)
+    if pod.userns is not None and pod.userns.mode is not NamespaceMode.NODE:
+        plan.append(_joined("user", "user", infra_pid))
     if host.cgroup_v2 and not config.security.privileged:
         plan.append({"type": "cgroup"})
     return plan

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pods.errors import InvalidArgument, Unimplemented
 from pods.host import HostFacts
-from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox, UserNamespace
+from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox
+from pods.user_namespaces import check_container, check_mappings
 
 _SECURITY = "config.linux.security_context"
 
@@ -34,17 +35,10 @@ def validate(config: ContainerConfig, sandbox: Sandbox, host: HostFacts) -> None
         _validate_mount(mount, f"config.mounts[{index}]", host)
 
 
-def refuse_user_namespace(userns: UserNamespace | None, field: str) -> None:
-    """Raise Unimplemented if a user namespace is asked for; `field` is the CRI path of the NamespaceOption."""
-    if userns is not None and userns.mode is not NamespaceMode.NODE:
-        raise Unimplemented(f"{field}.userns_options: user namespaces are not supported yet")
-
-
 def _validate_namespaces(config: ContainerConfig, sandbox: Sandbox) -> None:
     field = f"{_SECURITY}.namespace_options"
     options = config.security.namespaces
-    refuse_user_namespace(sandbox.config.security.namespaces.userns, field)
-    refuse_user_namespace(options.userns, field)
+    check_container(options, sandbox.config.security.namespaces, field)
     if options.pid is NamespaceMode.NODE and sandbox.config.security.namespaces.pid is not NamespaceMode.NODE:
         raise InvalidArgument(f"{field}.pid: NODE, but the sandbox {sandbox.id} is not in the host's PID namespace")
     if options.pid is NamespaceMode.TARGET and not options.target_id:
@@ -64,7 +58,8 @@ def _validate_mount(mount: Mount, field: str, host: HostFacts) -> None:
     if mount.image is not None:
         raise Unimplemented(f"{field}.image: mounts of images are not supported yet")
     if mount.uid_mappings or mount.gid_mappings:
-        raise Unimplemented(f"{field}.uidMappings: id-mapped mounts are not supported yet")
+        check_mappings(mount.uid_mappings, f"{field}.uidMappings")
+        check_mappings(mount.gid_mappings, f"{field}.gidMappings")
     if mount.selinux_relabel and host.selinux:
         raise Unimplemented(f"{field}.selinux_relabel: relabelling is not supported yet")
     if not mount.host_path.startswith("/"):

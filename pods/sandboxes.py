@@ -16,13 +16,12 @@ import msgspec
 from network.errors import NetworkError
 from network.model import DNS, Attachment
 from network.model import PortMapping as NetworkPort
-from pods import files
+from pods import files, user_namespaces
 from pods.directories import make_directories
 from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
 from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from pods.oci_cgroups import cgroup_parent
-from pods.oci_validate import refuse_user_namespace
 from pods.store import SandboxRecord
 from pods.sysctls import sandbox_sysctls
 from runtime.errors import OperationFailed, RuntimeCoreError
@@ -88,7 +87,10 @@ class Sandboxes:
 
     def _validate(self, config: SandboxConfig) -> None:
         """Refuse what can never work, before anything is made."""
-        refuse_user_namespace(config.security.namespaces.userns, "config.linux.security_context.namespace_options")
+        options = config.security.namespaces
+        user_namespaces.check_pod(
+            options, "config.linux.security_context.namespace_options", self._shims.idmap_refusal
+        )
         cgroup_parent("", config)
         sandbox_sysctls(config)
         files.hostname("", config, self._host.hostname)
@@ -99,7 +101,9 @@ class Sandboxes:
         on_host_network = sandbox.config.security.namespaces.network is NamespaceMode.NODE
         name = files.hostname(sandbox.id, sandbox.config, self._host.hostname)
         text = _read(_HOST_HOSTS) if on_host_network else files.hosts(name, addresses)
-        (self._state.settings.sandbox_dir(sandbox.id) / "hosts").write_text(text)
+        hosts = self._state.settings.sandbox_dir(sandbox.id) / "hosts"
+        hosts.write_text(text)
+        user_namespaces.give(hosts, user_namespaces.mappings_of(sandbox.config))
 
     def _holder(self, config: SandboxConfig) -> SandboxRecord | None:
         metadata = config.metadata
@@ -183,6 +187,8 @@ class Sandboxes:
         hostname = files.hostname(sandbox.id, config, self._host.hostname)
         (directory / "hostname").write_text(hostname + "\n")
         (directory / "resolv.conf").write_text(files.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF)))
+        for name in ("hostname", "resolv.conf"):
+            user_namespaces.give(directory / name, user_namespaces.mappings_of(config))
         if config.log_directory:
             try:
                 make_directories(config.log_directory)
@@ -209,6 +215,7 @@ class Sandboxes:
             "new": new,
             "netns": sandbox.netns,
             "shm_size": 0 if options.ipc is NamespaceMode.NODE else _SHM_SIZE,
+            "users": user_namespaces.shim_argument(user_namespaces.mappings_of(config)),
         }
 
     # -- stop ---------------------------------------------------------------------------------------------------------

@@ -34,12 +34,14 @@ class Shims:
         self._zygote = Zygote()
         self._clients: dict[str, ShimClient] = {}
         self._hierarchies: Hierarchies | None = None
+        self.idmap_refusal = "not asked yet"  # why no pod can have a user namespace; "" if one can
         self._on_exit = on_exit
         self._on_loss = on_loss
 
     def start(self) -> None:
-        """Start the zygote. Raises RuntimeCoreError. Blocks until it can fork."""
+        """Start the zygote, and try whether the images' layers can be id-mapped. Raises RuntimeCoreError. Blocks."""
         self._zygote.start()
+        self.idmap_refusal = self._zygote.probe_idmap(self._settings.root / "image")
 
     async def make_pod(self, sandbox_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError, with all of them undone."""

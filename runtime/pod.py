@@ -8,11 +8,11 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from runtime import syscalls, userns
-from runtime.errors import RuntimeCoreError, failing, from_json
+from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.infra import INFRA_ID, infra_main, write_sysctls
 from runtime.init import MAX_REPORT, leave_the_loop, report
 from runtime.spec import IDMapping
@@ -92,15 +92,8 @@ class Pod:
         if not self.infra_alive:
             raise RuntimeCoreError("make socket: the pod's network namespace is gone")
         with failing("enter network namespace of", f"infra process {self.infra_pid}"):
-            own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                syscalls.setns(self._infra_pidfd, syscalls.CLONE_NEWNET)
-                try:
-                    return _tcp_sockets()
-                finally:
-                    syscalls.setns(own, syscalls.CLONE_NEWNET)
-            finally:
-                os.close(own)
+            with userns.inside(self._infra_pidfd, syscalls.CLONE_NEWNET):
+                return _tcp_sockets()
 
     def _shm_path(self) -> str:
         return os.path.join(self.directory, "shm")
@@ -159,7 +152,7 @@ class Pod:
                 self.user_namespace = os.open(f"/proc/{self.infra_pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
             if self._sysctls:
                 with userns.inside(self._infra_pidfd, flags & ~syscalls.CLONE_NEWPID):
-                    write_sysctls(self._sysctls)
+                    _write_sysctls(self._sysctls, users.uid(0))
             channel.send(b"mapped")
         except BaseException:
             self._end_infra()
@@ -203,6 +196,18 @@ def _tcp_sockets() -> list[int]:
                     os.close(fd)
                 raise
     return sockets
+
+
+def _write_sysctls(sysctls: Mapping[str, str], owner: int) -> None:
+    """Those of IPC belong to the root of its user namespace since Linux 6.9, and to nobody else; before, to ours."""
+    for name, value in sysctls.items():
+        try:
+            write_sysctls({name: value})
+        except OperationFailed as error:
+            if error.errno != errno.EACCES:
+                raise
+            with userns.effective(owner):
+                write_sysctls({name: value})
 
 
 def _last_id(mappings: Sequence[IDMapping]) -> int:

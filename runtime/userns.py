@@ -240,6 +240,17 @@ def become_root() -> None:
 
 
 @contextlib.contextmanager
+def effective(uid: int) -> Iterator[None]:
+    """The caller, who is root, with the effective user `uid` for a while, and without its rights."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # see become_root
+
+
+@contextlib.contextmanager
 def inside(namespaces: int, flags: int) -> Iterator[None]:
     """The caller in other namespaces for a while: the one open at `namespaces`, or those of that pidfd by `flags`."""
     names = {"mnt": syscalls.CLONE_NEWNS, "net": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC,

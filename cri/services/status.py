@@ -43,11 +43,15 @@ class Status:
                 type="NetworkReady", status=network.ready, reason=network.reason, message=network.message
             ),
         ]
-        able = api_pb2.RuntimeHandlerFeatures(recursive_read_only_mounts=self._node.host.recursive_read_only)
+        able = api_pb2.RuntimeHandlerFeatures(
+            recursive_read_only_mounts=self._node.host.recursive_read_only, user_namespaces=self._node.user_namespaces
+        )
         return api_pb2.StatusResponse(
             status=api_pb2.RuntimeStatus(conditions=conditions),
             runtime_handlers=[api_pb2.RuntimeHandler(name=name, features=able) for name in HANDLERS],
-            features=api_pb2.RuntimeFeatures(supplemental_groups_policy=True),
+            features=api_pb2.RuntimeFeatures(
+                supplemental_groups_policy=True, user_namespaces_host_network=self._node.user_namespaces
+            ),
             info=info({"config": self._configuration.values()}) if request.verbose else None,
         )
 

@@ -199,6 +199,7 @@ class FakeNode:
         return {"pid": 8}
 
     host = SimpleNamespace(recursive_read_only=True)
+    user_namespaces = True
 
     def runtime_ready(self) -> tuple[bool, str, str]:
         return True, "", ""

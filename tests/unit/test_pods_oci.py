@@ -473,7 +473,7 @@ _USERNS = model.NamespaceOptions(userns=model.UserNamespace(mode=NamespaceMode.P
     ("config", "error", "field"),
     [
         (_with(privileged=True), InvalidArgument, "config.linux.security_context.privileged"),
-        (_with(namespaces=_USERNS), Unimplemented, "config.linux.security_context.namespace_options.userns_options"),
+        (_with(namespaces=_USERNS), InvalidArgument, "config.linux.security_context.namespace_options.userns_options"),
         (_with(namespaces=model.NamespaceOptions(pid=_NODE)), InvalidArgument, "namespace_options.pid"),
         (_with(namespaces=model.NamespaceOptions(pid=_OTHER)), InvalidArgument, "namespace_options.target_id"),
         (_config(cdi_devices=("v/c=d",)), Unimplemented, "config.CDI_devices"),
@@ -481,7 +481,7 @@ _USERNS = model.NamespaceOptions(userns=model.UserNamespace(mode=NamespaceMode.P
         (_config(envs=(("A=B", "x"),)), InvalidArgument, "config.envs"),
         (_config(args=("a\0b",)), InvalidArgument, "config.command"),
         (_mount(image=model.ImageSpec(image="x")), Unimplemented, "config.mounts[0].image"),
-        (_mount(uid_mappings=(model.IDMapping(host_id=1, container_id=0, length=1),)), Unimplemented, "uidMappings"),
+        (_mount(uid_mappings=(model.IDMapping(host_id=1, container_id=0, length=1),)), InvalidArgument, "gidMappings"),
         (_mount(host_path="rel"), InvalidArgument, "config.mounts[0].host_path"),
         (_mount(container_path="/a/../.."), InvalidArgument, "config.mounts[0].container_path"),
         (_mount(container_path="/"), InvalidArgument, "config.mounts[0].container_path"),

@@ -6,8 +6,9 @@ import pytest
 
 from runtime import syscalls as sys
 from runtime.errors import SpecError
-from runtime.mounts import plan_mount
-from runtime.spec import IDMapping, Mount
+from runtime.mounts import plan_mount, plan_mounts
+from runtime.spec import IDMapping, Mount, Root, Spec
+from runtime.userns import IDMappings
 
 
 def _plan(*options: str, type: str = "bind", source: str = "/src"):  # type: ignore[no-untyped-def]
@@ -57,3 +58,26 @@ def test_what_cannot_work_names_its_place(mount: Mount, path: str) -> None:
     with pytest.raises(SpecError) as raised:
         plan_mount(mount, "mounts[3]")
     assert raised.value.path == path
+
+
+_USERS = IDMappings((IDMapping(0, 1000, 10),), (IDMapping(0, 2000, 10),))
+
+
+@pytest.mark.oci("mounts[].uidMappings", "mounts[].gidMappings")
+def test_mappings_of_a_bind_mount() -> None:
+    lines = (IDMapping(0, 5, 1),)
+    own = plan_mount(Mount("/x", "bind", "/y", ("ridmap",), lines, lines), "mounts[0]", _USERS)
+    assert (own.idmap, own.idmap_recursive) == (IDMappings(lines, lines), True)
+    containers = plan_mount(Mount("/x", "bind", "/y", ("idmap",)), "mounts[0]", _USERS)
+    assert (containers.idmap, containers.idmap_recursive) == (_USERS, False)
+
+
+def test_file_systems_of_a_user_namespace_belong_to_its_root() -> None:
+    mounts = (
+        Mount("/dev", "tmpfs", "tmpfs", ("mode=755", "gid=3")),
+        Mount("/dev/pts", "devpts", "devpts", ("newinstance", "gid=5")),
+    )
+    spec = Spec("1.2.0", Root("rootfs"), mounts=mounts)
+    tmpfs, devpts = plan_mounts(spec, _USERS)
+    assert tmpfs.data == (("mode", "755"), ("gid", "2003"), ("uid", "1000"))
+    assert devpts.data == (("newinstance", None), ("gid", "2005"))
