@@ -91,9 +91,9 @@ class Pod:
             return _tcp_sockets()
         if not self.infra_alive:
             raise RuntimeCoreError("make socket: the pod's network namespace is gone")
-        with failing("enter network namespace of", f"infra process {self.infra_pid}"):
-            with userns.inside(self._infra_pidfd, syscalls.CLONE_NEWNET):
-                return _tcp_sockets()
+        own = userns.inside(self._infra_pidfd, syscalls.CLONE_NEWNET)
+        with failing("enter network namespace of", f"infra process {self.infra_pid}"), own:
+            return _tcp_sockets()
 
     def _shm_path(self) -> str:
         return os.path.join(self.directory, "shm")
