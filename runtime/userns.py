@@ -11,15 +11,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
 
 from runtime import syscalls
 from runtime.errors import OperationFailed, SpecError, failing
+from runtime.light import dataclass, field, socket
 from runtime.spec import IDMapping, Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
 
 _FLAGS: Final = {
     "user": syscalls.CLONE_NEWUSER,
@@ -29,7 +30,6 @@ _FLAGS: Final = {
 }
 _FILES: Final = {"user": "user", "network": "net", "ipc": "ipc", "uts": "uts"}
 OWNED_KINDS: Final = frozenset(_FLAGS) - {"user"}
-_PROCESS: Final = re.compile(r"(/proc/(?:[0-9]+|self))/ns/user")
 _PROBED: Final = (IDMapping(0, 100_000, 65536),)
 
 
@@ -81,10 +81,10 @@ def mappings_of(spec: Spec) -> IDMappings | None:
             raise SpecError("linux.uidMappings", "a user namespace is needed in linux.namespaces")
         return None
     if not (mappings.uids and mappings.gids):
-        process = _PROCESS.fullmatch(namespace.path)
-        if process is None:
+        process = namespace.path.removesuffix("/ns/user")
+        if process == namespace.path or not process.startswith("/proc/"):
             raise SpecError("linux.uidMappings", "is required with a user namespace, and linux.gidMappings too")
-        mappings = IDMappings(_read(f"{process[1]}/uid_map"), _read(f"{process[1]}/gid_map"))
+        mappings = IDMappings(_read(f"{process}/uid_map"), _read(f"{process}/gid_map"))
     _ = mappings.root
     return mappings
 
@@ -287,7 +287,8 @@ def refusal(directory: int) -> str:
     Tries it; single-threaded callers only. An overlay of such mounts takes Linux 5.19.
     """
     release = os.uname().release
-    if tuple(int(part) for part in re.findall(r"\d+", release)[:2]) < (5, 19):
+    major, minor = release.split(".")[:2]
+    if (int(major), int(minor.partition("-")[0])) < (5, 19):
         return f"Linux 5.19 is needed, this is {release}"
     try:
         with failing("clone", "layers' directory"):
