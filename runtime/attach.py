@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from runtime.errors import RuntimeCoreError
+from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.spool import Spool
 from runtime.stdio import Loop, OutputStream
 
@@ -100,18 +100,23 @@ class Sink:
 class Inflow:
     """What a client writes, moved into a container's standard input.
 
-    `on_end` is called when it writes no more, or with False when the container reads no more. Owns both descriptors.
+    `on_end` is called when it writes no more, or with False when the container reads no more. Both descriptors are
+    duplicated.
     """
 
     def __init__(self, source: int, target: int, loop: Loop, on_end: Callable[[bool], None]) -> None:
+        self._source = os.dup(source)
+        try:
+            self._target = os.dup(target)
+        except OSError:
+            os.close(self._source)
+            raise
         os.set_blocking(source, False)
         os.set_blocking(target, False)
-        self._source = source
-        self._target = target
         self._loop = loop
         self._on_end = on_end
         self._waiting = b""
-        loop.watch(source, selectors.EVENT_READ, self._read)
+        loop.watch(self._source, selectors.EVENT_READ, self._read)
 
     def _read(self, _events: int) -> None:
         try:
@@ -185,14 +190,16 @@ class Attachments:
         def lost(reason: str) -> None:
             self._end(name, {"error": RuntimeCoreError(reason).to_json()} if reason else {})
 
-        for stream, fd in fds.items():
-            if stream != "stdin":
-                sink = Sink(os.dup(fd), self._directory, self._loop, lost)
-                client.sinks.append((self._outputs[stream], sink))
-                self._outputs[stream].add_sink(sink)
-            elif self._stdin >= 0:
-                ended = partial(self._input_ended, name)
-                self._inflows[name] = Inflow(os.dup(fd), os.dup(self._stdin), self._loop, ended)
+        try:
+            for stream, fd in fds.items():
+                if stream != "stdin":
+                    sink = Sink(os.dup(fd), self._directory, self._loop, lost)
+                    client.sinks.append((self._outputs[stream], sink))
+                    self._outputs[stream].add_sink(sink)
+                elif self._stdin >= 0:
+                    self._inflows[name] = Inflow(fd, self._stdin, self._loop, partial(self._input_ended, name))
+        except OSError as error:  # the shim has no descriptors left
+            self._end(name, {"error": OperationFailed.of("attach", name, error).to_json()})
 
     def _input_ended(self, name: str, by_client: bool) -> None:
         del self._inflows[name]

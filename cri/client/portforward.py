@@ -22,7 +22,7 @@ from cri.v1 import api_pb2
 _PROTOCOL: Final = [Subprotocol("v4.channel.k8s.io")]
 _DATA, _FAILURE = 0, 1
 _CHUNK: Final = 64 << 10
-_PATIENCE = 10.0  # seconds for the pod to say something after our side has ended: the protocol cannot tell it of that
+_PATIENCE = 10.0  # seconds in which a pod says nothing after our side has ended, which the protocol cannot tell it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class _Client:
         try:
             url = await asyncio.to_thread(self._url)
             async with open_socket(url, _PROTOCOL) as socket:
-                await self._exchange(socket, reader, writer)
+                await _Exchange(socket, reader, writer, self._port).run()
         except (ClientError, OSError, InvalidHandshake) as error:
             print(f"crisp: forward a connection to port {self._port}: {error}", file=sys.stderr)
         finally:
@@ -86,35 +86,48 @@ class _Client:
         url: str = self._connection.change(self._connection.runtime.PortForward, request).url
         return url
 
-    async def _exchange(
-        self, socket: ClientConnection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+
+class _Exchange:
+    """A connection here, joined to a WebSocket until the pod's side ends."""
+
+    def __init__(
+        self, socket: ClientConnection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int
     ) -> None:
-        sending = asyncio.create_task(_send(socket, reader))
-        receiving = asyncio.create_task(self._receive(socket, writer))
+        self._socket = socket
+        self._reader = reader
+        self._writer = writer
+        self._port = port
+        self._heard = True
+
+    async def run(self) -> None:
+        sending = asyncio.create_task(self._send())
+        receiving = asyncio.create_task(self._receive())
         try:
             await asyncio.wait({sending, receiving}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({receiving}, timeout=_PATIENCE)
+            while self._heard and not receiving.done():
+                self._heard = False
+                await asyncio.wait({receiving}, timeout=_PATIENCE)
         finally:
             for task in (sending, receiving):
                 task.cancel()
             await asyncio.gather(sending, receiving, return_exceptions=True)
 
-    async def _receive(self, socket: ClientConnection, writer: asyncio.StreamWriter) -> None:
+    async def _send(self) -> None:
+        with contextlib.suppress(ConnectionClosed, ConnectionError):
+            while data := await self._reader.read(_CHUNK):
+                await self._socket.send(b"\0" + data)
+
+    async def _receive(self) -> None:
         greeted: set[int] = set()  # the first message of each stream only repeats the port
         with contextlib.suppress(ConnectionClosed, ConnectionError):
             while True:
-                message = await socket.recv(decode=False)
+                message = await self._socket.recv(decode=False)
+                self._heard = True
                 if message[0] not in greeted:
                     greeted.add(message[0])
                 elif message[0] == _DATA:
-                    writer.write(message[1:])
-                    await writer.drain()
+                    self._writer.write(message[1:])
+                    await self._writer.drain()
                 elif message[0] == _FAILURE:
                     text = message[1:].decode(errors="replace")
                     print(f"crisp: forward a connection to port {self._port}: {text}", file=sys.stderr)
-
-
-async def _send(socket: ClientConnection, reader: asyncio.StreamReader) -> None:
-    with contextlib.suppress(ConnectionClosed, ConnectionError):
-        while data := await reader.read(_CHUNK):
-            await socket.send(b"\0" + data)
