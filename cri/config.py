@@ -46,6 +46,7 @@ class Configuration:
     pull_progress_timeout: int = 300
     parallel_downloads: int = 4
     keep_blobs: bool = False
+    layer_limit: int = 64 << 30
     cgroup_driver: str = "cgroupfs"
     log_level: str = "info"
     stream_addr: str = "127.0.0.1:0"
@@ -206,6 +207,7 @@ KEYS: dict[str, Callable[[object], object]] = {
     "pull_progress_timeout": _whole(0, 86_400),
     "parallel_downloads": _whole(1, 64),
     "keep_blobs": _boolean,
+    "layer_limit": _whole(0, 1 << 60),
     "cgroup_driver": _one_of(*CGROUP_DRIVERS),
     "log_level": _one_of(*LOG_LEVELS),
     "stream_addr": _address,

@@ -132,6 +132,7 @@ def settings(configuration: Configuration) -> NodeSettings:
             progress_timeout=float(configuration.pull_progress_timeout),
             parallel_downloads=configuration.parallel_downloads,
             keep_blobs=configuration.keep_blobs,
+            layer_limit=configuration.layer_limit,
         ),
     )
 

@@ -16,4 +16,5 @@ class ImageSettings:
     registries_d: Path = Path("/etc/containers/registries.d")
     progress_timeout: float = 300.0  # seconds without a byte after which a pull fails; 0 for none
     parallel_downloads: int = 4  # layers of one pull at a time
+    layer_limit: int = 64 << 30  # bytes that a layer may unpack to; 0 for no limit
     keep_blobs: bool = False  # layers also as they came, for exports

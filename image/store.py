@@ -107,7 +107,7 @@ class ImageStore:
         self._database = database
         self._thread = thread  # the database's own
         self._transport = Transport(settings)
-        self._workers = Workers(root.inherited)
+        self._workers = Workers(root.inherited, settings.layer_limit)
         self._layers = Layers(root.path, self._forget_layers, self._workers, settings.parallel_downloads)
         self._trust = Trust(settings, self._transport)
         self._platforms = node_platforms()

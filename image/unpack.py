@@ -57,8 +57,10 @@ class Workers:
     every worker. Belongs to one event loop.
     """
 
-    def __init__(self, inherited: Sequence[int] = ()) -> None:
+    def __init__(self, inherited: Sequence[int] = (), layer_limit: int = 0) -> None:
+        """`layer_limit` is how many bytes a layer may decompress to, 0 for any number."""
         self._inherited = tuple(inherited)
+        self._layer_limit = layer_limit
         self._forker: _Forker | None = None
         self._starting = asyncio.Lock()
         self._busy = 0
@@ -88,6 +90,7 @@ class Workers:
             "size": blob.size,
             "digest": blob.digest,
             "diff_id": blob.diff_id,
+            "limit": self._layer_limit,
             "keep": os.fspath(keep) if keep else "",
         }
         answer = await self._run(request, source, f"unpack layer {name}", directory.parent)

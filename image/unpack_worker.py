@@ -66,8 +66,9 @@ class _Refused(Exception):
 class _Blob:
     """Reads, checks and decompresses a blob in a thread of its own, so that a second core helps."""
 
-    def __init__(self, descriptor: int, size: int, digest: str, diff_id: str, copy: int | None) -> None:
+    def __init__(self, descriptor: int, size: int, digest: str, diff_id: str, limit: int, copy: int | None) -> None:
         self._descriptor = descriptor
+        self._limit = limit
         self._copy = copy
         self._left = size
         self._digest = digest
@@ -86,7 +87,11 @@ class _Blob:
 
     def _run(self) -> None:
         try:
+            size = 0
             for chunk in _decompress(self._pieces()):
+                size += len(chunk)
+                if self._limit and size > self._limit:
+                    raise _Refused("invalid", f"it unpacks to more than {self._limit} bytes (layer_limit)")
                 self._content.update(chunk)
                 self._chunks.put(chunk)
             self._check()
@@ -181,7 +186,7 @@ def _unpack(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
     # All is done below descriptors anyway; should a way out be found, it ends in the same directory.
     os.fchdir(root)
     os.chroot(".")
-    blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], copy)
+    blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy)
     stream = ByteStream(blob.chunks())
     usage = LayerWriter(root).write(TarReader(stream))
     stream.drain()

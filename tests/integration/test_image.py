@@ -34,6 +34,7 @@ from image.errors import (
     StorageFull,
 )
 from image.model import Credentials, Image, PullPhase, PullProgress
+from image.settings import ImageSettings
 from image.store import ImageStore
 from tests import faulty_registry
 from tests.faulty_registry import FaultyRegistry
@@ -501,6 +502,21 @@ async def test_compressed_streams(level: str, store: ImageStore, tmp_path: Path)
 
 def zstd(content: bytes) -> bytes:
     return zstandard.compress(content, 3)
+
+
+async def test_a_bomb_ends_at_the_limit(tmp_path: Path) -> None:
+    bomb = layer(entry("zeros", bytes(8 << 20)))
+    settings = ImageSettings(layer_limit=4 << 20)
+    store = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf", settings)
+    try:
+        for number, stored in enumerate((bomb, compress(bomb), zstd(bomb))):
+            built = build_image([stored], compressed=False, diff_ids=[digest(bomb)])
+            layout = write_layout(tmp_path / f"layout{number}", {"": built})
+            with pytest.raises(InvalidImage, match="more than 4194304 bytes"):
+                await store.import_archive(layout)
+        assert trees(tmp_path / "image") == set()
+    finally:
+        await store.close()
 
 
 async def test_broken_connections_are_taken_up_again(store: ImageStore, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from aiohttp import ClientSession, web
 
+from cri.v1 import api_pb2 as cri
 from image.errors import (
     AuthenticationRequired,
     InvalidConfiguration,
@@ -28,6 +30,7 @@ from image.model import Credentials
 from image.settings import ImageSettings
 from image.store import ImageStore
 from tests import faulty_registry
+from tests.daemon import Daemon
 from tests.faulty_registry import FaultyRegistry
 from tests.images import OCI_INDEX, build_image, build_index, busybox_image, digest, entry, layer
 from tests.pki import Authority
@@ -194,6 +197,26 @@ async def test_a_registry_that_drips_ends_its_pull_and_holds_up_no_other(tmp_pat
         await asyncio.wait_for(store.pull(f"{registry.host}/quick:1"), 10)
         with pytest.raises(RegistryUnavailable, match="no progress within 2 s"):
             await asyncio.wait_for(slow, 15)
+
+
+async def test_a_cri_client_that_goes_away_ends_its_pull() -> None:
+    built = build_image([layer(entry("x", os.urandom(200_000)))])
+    (blob,) = set(built.blobs) - {built.id}
+    async with FaultyRegistry({"a:1": built}).running() as registry:
+        registry.faults[registry.blob_path("a", blob)] = [faulty_registry.drip] * 2
+
+        def pull_and_leave() -> None:
+            with Daemon.running() as daemon:
+                request = cri.PullImageRequest(image=cri.ImageSpec(image=f"{registry.host}/a:1"))
+                with pytest.raises(grpc.RpcError) as left:
+                    daemon.images.PullImage(request, timeout=1.5)
+                assert left.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                deadline = time.monotonic() + 5
+                while os.listdir(daemon.root / "image/tmp"):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+
+        await asyncio.to_thread(pull_and_leave)
 
 
 async def test_the_variant_of_this_machine_is_chosen_through_nested_indexes(tmp_path: Path) -> None:

@@ -14,11 +14,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import grpc
 import pytest
 
+from cri.v1 import api_pb2 as cri
 from image.errors import DigestMismatch, ImageInUse, ImageNotFound, InvalidImage
 from image.settings import ImageSettings
 from image.store import ImageStore
+from tests.daemon import Daemon
 from tests.images import build_image, busybox_layout, digest, entry, layer, write_layout
 from tests.registry import Registry
 
@@ -211,3 +214,23 @@ async def test_the_details_of_an_image(tmp_path: Path) -> None:
         assert kept["bytes"] == image.size - len(manifest) - len(configuration)
         assert digest(configuration) == image.id
         assert json.loads(manifest)["layers"]
+
+
+def test_fifty_containers_take_the_disk_of_one_image(daemon: Daemon) -> None:
+    """And their removal gives all of it back, to the byte."""
+
+    def used() -> int:
+        places = (daemon.root / "containers", daemon.root / "image")
+        paths = (path for place in places for path in place.rglob("*") if not path.name.startswith("images.db"))
+        return sum(there.st_blocks * 512 for there in {(s.st_dev, s.st_ino): s for s in map(os.lstat, paths)}.values())
+
+    (image,) = daemon.images.ListImages(cri.ListImagesRequest()).images
+    before = used()
+    with daemon.pod("many") as pod:
+        for number in range(50):
+            pod.create("true", name=f"c{number}")
+        with pytest.raises(grpc.RpcError, match="containers use") as refused:
+            daemon.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image.id)))
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert used() - before < 50 * 32 << 10  # each has some directories, overlay's own among them
+    assert used() == before
