@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -28,6 +29,9 @@ def open_gate(entry: Entry, record: Record, spec: Spec, log: Log) -> None:
         told = _read_to_end(report)
     finally:
         os.close(report)
+    # The kernel may release the init's end of it a moment after that of the report: it would look as if it waited.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(entry.path("exec.fifo"))
     reason = failure(told, spec.process.args[0])
     if reason is not None:
         raise reason
