@@ -15,7 +15,7 @@ for argument in "$@"; do
     case $argument in
         --tests)
             packages+=(conmon containerd debian-archive-keyring docker-registry e2fsprogs gpg gpg-agent mmdebstrap openssl
-                podman procps qemu-system-x86 runc skopeo strace uidmap umoci)
+                podman procps qemu-system-x86 runc skopeo strace uidmap umoci util-linux)
             extra="[dev]" ;;
         --bench)
             packages+=(containerd docker-registry runc skopeo)

@@ -63,6 +63,7 @@ class Start:
     attach_point: str = ATTACH_POINT
     users: UserNamespaces = field(default_factory=UserNamespaces)
     trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts that stand for bind mounts' sources
+    lent: Mapping[str, int] = field(default_factory=dict)  # see Rootfs.lent
     trace: bool = False
     steps: list[tuple[str, int]] = field(default_factory=list)
 
@@ -155,6 +156,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
         if start.empty_mount_namespace < 0:
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     rootfs = Rootfs(start.rootfs, start.users.mappings)
+    rootfs.lent = start.lent
     rootfs.attach(start.attach_point)
     start.step("rootfs attached")
     rootfs.populate(start.mounts, sources, view, linux.devices)

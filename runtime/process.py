@@ -156,7 +156,12 @@ def _set_identity(process: oci.Process) -> None:
         capabilities.drop_bounding(caps.bounding)
         capabilities.set_keepcaps()
     with failing("set groups", ",".join(map(str, user.additional_gids)) or "none"):
-        os.setgroups(list(user.additional_gids))
+        try:
+            os.setgroups(list(user.additional_gids))
+        except PermissionError:
+            if user.additional_gids:
+                raise
+            # A user namespace made without help denies it (setgroups in proc_pid_uid_map(5)); the caller's own stay.
     with failing("set gid", str(user.gid)):
         os.setresgid(user.gid, user.gid, user.gid)
     with failing("set uid", str(user.uid)):

@@ -122,6 +122,8 @@ class Rootfs:
         self.root = root
         self._container = container
         self._owner = container.root if container else (0, 0)
+        # Clones of the host's own, by path: what root of a user namespace cannot make or mount.
+        self.lent: Mapping[str, int] = {}
 
     def attach(self, point: str = ATTACH_POINT) -> None:
         """Put the detached root mount into the caller's mount namespace, on the directory `point`."""
@@ -162,12 +164,22 @@ class Rootfs:
         self._place(tree, plan.destination, is_directory=is_directory)
 
     def _mount_new(self, plan: MountPlan) -> None:
-        mount = new_filesystem(plan)
+        mount = self._lent_sysfs(plan) if plan.type == "sysfs" and "/sys" in self.lent else new_filesystem(plan)
         # An image can make /proc or /sys a symbolic link, to have them somewhere else than masks are put.
         self._place(mount, plan.destination, is_directory=True, follow=plan.type not in ("proc", "sysfs"))
         if plan.propagation:
             flags = sys.AT_EMPTY_PATH | (sys.AT_RECURSIVE if plan.propagation_recursive else 0)
             sys.mount_setattr(mount, "", flags, propagation=plan.propagation)
+
+    def _lent_sysfs(self, plan: MountPlan) -> int:
+        """A new sysfs where the network namespace is the container's own, else the host's, as restricted."""
+        try:
+            return new_filesystem(plan)
+        except PermissionError:
+            tree = self.lent["/sys"]
+            flags = sys.AT_EMPTY_PATH | sys.AT_RECURSIVE
+            sys.mount_setattr(tree, "", flags, attr_set=plan.attr_set, propagation=sys.MS_SLAVE)
+            return tree
 
     def _mount_cgroups(self, plan: MountPlan, trees: Sequence[int], cgroups: CgroupView) -> None:
         attrs = plan.attr_set
@@ -246,6 +258,9 @@ class Rootfs:
             os.close(directory)
 
     def _make_device(self, device: oci.Device) -> None:
+        if device.path in self.lent:
+            self._place(self.lent[device.path], device.path, is_directory=False)
+            return
         parent_path, name = os.path.split(device.path)
         parent = self.open_target(parent_path, is_directory=True)
         try:

@@ -14,6 +14,8 @@ from runtime.command import removal
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.interpreter import require_readonly
+from runtime.command.owner import in_user_namespace
+from runtime.command.owner import name as owner_name
 from runtime.command.record import Record, no_cgroup, start_time, state_document
 from runtime.command.store import Entry
 from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing, from_json
@@ -66,10 +68,18 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
     if socket_path and not process.terminal:
         raise UsageError("cannot use console socket if runc will not detach or allocate tty")
     process = _with_listening(process, preserved)
-    maker = _Maker(context, spec, process, bundle, id)
-    maker.check()
-    require_readonly(needed=maker.execs_from_interpreter())
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # init has our memory until its execve, and the container may look
+    owner = owner_name()
+    if os.geteuid() != 0:
+        from runtime.command import rootless
+
+        spec = rootless.enter_new(spec)
+        maker = _Maker(context, spec, process, bundle, id, owner)
+        maker.check()
+    else:
+        maker = _Maker(context, spec, process, bundle, id, owner)
+        maker.check()
+        require_readonly(needed=maker.execs_from_interpreter())
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # init has our memory until its execve, and the container may look
     entry = context.store.reserve(id)
     with contextlib.ExitStack() as undo:
         undo.callback(entry.remove)
@@ -139,12 +149,16 @@ def send_console(master: int, path: str) -> None:
 class _Maker:
     """The steps of a creation, each undone by the stack that it is given."""
 
-    def __init__(self, context: Context, spec: Spec, process: Process, bundle: str, id: str) -> None:
+    def __init__(
+        self, context: Context, spec: Spec, process: Process, bundle: str, id: str, owner: str
+    ) -> None:
         self._context = context
         self._spec = spec
         self._process = process
         self._bundle = bundle
         self._id = id
+        self._owner = owner
+        self._in_user_namespace = context.rootless and in_user_namespace()
         self._rootfs_path = os.path.join(bundle, spec.root.path)
         self._mappings = userns.mappings_of(spec)
         self._mounts = plan_mounts(spec, self._mappings)
@@ -171,7 +185,7 @@ class _Maker:
             bundle=self._bundle,
             rootfs=os.path.abspath(self._rootfs_path),
             created=_now(),
-            owner=_owner(),
+            owner=self._owner,
         )
         cgroup = self._make_cgroup(record, undo)
         entry.save(record)
@@ -195,10 +209,12 @@ class _Maker:
             preserved=preserved,
             keyring=keyring,
             attach_point=record.rootfs if self._wants_host_mounts() else ATTACH_POINT,
+            lent=self._lend(),
         )
         created = self._clone(start, entry, record, undo)
         users.close()
-        for fd in (start.rootfs, start.empty_mount_namespace, gate.program, gate.wait, gate.report):
+        descriptors = (start.rootfs, start.empty_mount_namespace, gate.program, gate.wait, gate.report)
+        for fd in (*descriptors, *start.lent.values()):
             if fd >= 0:
                 os.close(fd)
         return created
@@ -233,7 +249,8 @@ class _Maker:
         return rootfs
 
     def _wants_host_mounts(self) -> bool:
-        return bool(self._spec.hooks.create_container)
+        # A proc file system can be mounted in a user namespace only where there is one to be seen already.
+        return self._in_user_namespace or bool(self._spec.hooks.create_container)
 
     def _template(self, undo: contextlib.ExitStack) -> int:
         if self._wants_host_mounts():
@@ -242,6 +259,13 @@ class _Maker:
             namespace = empty_mount_namespace()
         undo.callback(_close, namespace)
         return namespace
+
+    def _lend(self) -> dict[str, int]:
+        if not self._in_user_namespace:
+            return {}
+        from runtime.command.rootless import host_trees
+
+        return host_trees(device.path for device in self._spec.linux.devices)
 
     def _filter(self, entry: Entry) -> bytes:
         if self._spec.linux.seccomp is None:
@@ -348,16 +372,4 @@ def _close(fd: int) -> None:
 def _now() -> str:
     now = time.time_ns()
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now % 10**9:09}Z"
-
-
-def _owner() -> str:
-    if os.geteuid() == 0:
-        return "root"
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
-
 

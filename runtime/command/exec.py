@@ -25,7 +25,7 @@ from runtime.spec_parse import parse_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Final, NoReturn
 
 FLAGS: Final = (
     Flag("console-socket", argument="PATH", help="unix socket that gets the terminal's master"),
@@ -145,9 +145,15 @@ def _start(
     report = theirs.fileno()
     program = waiting_program(opened, report, process, spec.linux.seccomp)
     require_readonly(needed=program < 0)
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # it has our memory until its execve, and the container may look
     cgroup = _cgroup(record, options.texts("cgroup"))
     init = _init_pidfd(record)
+    if os.geteuid() != 0:
+        from runtime.command import rootless
+
+        rootless.enter(record.pid)
+        spec = rootless.within(spec)
+    else:
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # see _child
     join = Join(
         container_id=record.id,
         spec=spec,
@@ -165,7 +171,7 @@ def _start(
     pid_namespace = f"/proc/{record.pid}/ns/pid" if spec.linux.namespace("pid") else ""
     with ours:
         with theirs, failing("clone", "exec"):
-            pid, pidfd = clone_into(cgroup, 0, pid_namespace, lambda: exec_process(join, theirs))
+            pid, pidfd = clone_into(cgroup, 0, pid_namespace, lambda: _child(join, theirs), once=True)
         if not options.switch("detach"):
             forward_signals(pidfd)
         os.write(opener, b"0")
@@ -178,6 +184,12 @@ def _start(
             end_child(pid, pidfd)
             raise
     return pid, pidfd, console
+
+
+def _child(join: Join, channel: socket.socket) -> NoReturn:
+    # It has our memory until its execve, and the container may look (CVE-2016-9962).
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    exec_process(join, channel)
 
 
 def _init_pidfd(record: Record) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from runtime.command.flags import Flag, UsageError, parse, usage
 from runtime.command.log import Log
+from runtime.command.owner import in_user_namespace
 from runtime.errors import RuntimeCoreError
 
 TYPE_CHECKING = False
@@ -97,10 +98,7 @@ def _rootless(when: str) -> bool:
         raise UsageError(f"--rootless: expected auto, true or false, got {when!r}")
     if when != "auto":
         return when == "true"
-    if os.geteuid() != 0:
-        return True
-    with open("/proc/self/uid_map", "rb") as file:
-        return file.read().split() != [b"0", b"0", b"4294967295"]
+    return os.geteuid() != 0 or in_user_namespace()
 
 
 def _help() -> str:

@@ -17,6 +17,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from runtime.command.owner import in_user_namespace
 from runtime.command.record import Record
 from runtime.errors import RuntimeCoreError, failing
 from runtime.light import json
@@ -38,14 +39,11 @@ class NoContainer(RuntimeCoreError):
 def default_root() -> str:
     """/run/crisp-oci, or the same below $XDG_RUNTIME_DIR for an ordinary user."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and (os.geteuid() != 0 or _is_user_namespace_root()):
+    # Root of a user namespace is who the user made it for, or (with USER=root) a nested container's root.
+    inside = os.environ.get("USER") != "root" and in_user_namespace()
+    if runtime and (os.geteuid() != 0 or inside):
         return os.path.join(runtime, "crisp-oci")
     return "/run/crisp-oci"
-
-
-def _is_user_namespace_root() -> bool:
-    user = os.environ.get("USER", "")
-    return user not in ("", "root")
 
 
 class Entry:

@@ -1,0 +1,138 @@
+"""An ordinary user's container: crisp-oci goes into the container's user namespace first, and is root there.
+
+All else is as it is for root. Ids are mapped by newuidmap(1) and newgidmap(1), or without them when it is only the
+caller's own user and group that are mapped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+from runtime import syscalls
+from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError, failing
+from runtime.light import dataclass, replace
+from runtime.rootfs import DEFAULT_DEVICES
+from runtime.spec import IDMapping, Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Mappings:
+    """Lines of uid_map and gid_map."""
+
+    uids: tuple[IDMapping, ...]
+    gids: tuple[IDMapping, ...]
+
+
+def enter_new(spec: Spec) -> Spec:
+    """Unshare the configuration's user namespace, with a mount namespace that it owns, and become root in it.
+
+    Returns what is left to do of the configuration. Raises RuntimeCoreError. For single-threaded ordinary users.
+    """
+    namespace = spec.linux.namespace("user")
+    if namespace is None:
+        raise SpecError("linux.namespaces", "an ordinary user's container needs a user namespace")
+    if namespace.path:
+        raise NotSupported("join user namespace", namespace.path, "an ordinary user's container has a new one")
+    mappings = Mappings(spec.linux.uid_mappings, spec.linux.gid_mappings)
+    for name, lines in (("uidMappings", mappings.uids), ("gidMappings", mappings.gids)):
+        if not any(line.container_id == 0 for line in lines):
+            raise SpecError(f"linux.{name}", "the container's root has to be mapped")
+    if _is_own(mappings):
+        with failing("unshare", "user namespace"):
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"0 {mappings.uids[0].host_id} 1")
+        _write("/proc/self/gid_map", f"0 {mappings.gids[0].host_id} 1")
+    else:
+        _unshare_mapped(mappings)
+    _become_root()
+    with failing("unshare", "mount namespace"):
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+    return within(spec)
+
+
+def enter(pid: int) -> None:
+    """Join the user namespace of a process and become root in it. Raises OperationFailed."""
+    with failing("join user namespace of", f"process {pid}"):
+        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.setns(fd, syscalls.CLONE_NEWUSER)
+        os.close(fd)
+    _become_root()
+
+
+def within(spec: Spec) -> Spec:
+    """The configuration as it is for those who are in its user namespace."""
+    namespaces = tuple(namespace for namespace in spec.linux.namespaces if namespace.type != "user")
+    return replace(spec, linux=replace(spec.linux, namespaces=namespaces, uid_mappings=(), gid_mappings=()))
+
+
+def _is_own(mappings: Mappings) -> bool:
+    """Whether all that is mapped is the caller itself, which takes no help."""
+    wanted = [(IDMapping(0, os.geteuid(), 1),), (IDMapping(0, os.getegid(), 1),)]
+    return [mappings.uids, mappings.gids] == wanted
+
+
+def _unshare_mapped(mappings: Mappings) -> None:
+    """Unshare, and have a child that stayed behind run the programs that map our ids."""
+    told, teller = os.pipe()
+    pid = os.getpid()
+    helper = os.fork()
+    if helper == 0:
+        os.close(teller)
+        os._exit(_map(pid, mappings) if os.read(told, 1) else 1)
+    os.close(told)
+    try:
+        with failing("unshare", "user namespace"):
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+        os.write(teller, b"0")
+    finally:
+        os.close(teller)
+        status = os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1])
+    if status:
+        raise RuntimeCoreError("map ids: newuidmap or newgidmap refused (see above, and /etc/subuid, /etc/subgid)")
+
+
+def _map(pid: int, mappings: Mappings) -> int:
+    for program, lines in (("newuidmap", mappings.uids), ("newgidmap", mappings.gids)):
+        numbers = [str(number) for line in lines for number in (line.container_id, line.host_id, line.size)]
+        try:
+            child = os.posix_spawnp(program, [program, str(pid), *numbers], os.environ)
+        except OSError as error:
+            os.write(2, f"crisp-oci: run `{program}`: {error.strerror}\n".encode())
+            return 1
+        if os.waitpid(child, 0)[1]:
+            return 1
+    return 0
+
+
+def _write(path: str, text: str) -> None:
+    with failing("write", f"`{text}` to `{path}`"):
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+def _become_root() -> None:
+    with failing("become", "root of the user namespace"):
+        with contextlib.suppress(PermissionError):  # where setgroups is denied the groups stay, as nobody's
+            os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+        # The change of identity cleared it, and in /proc we could not reach our own children.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+
+
+def host_trees(devices: Iterable[str]) -> dict[str, int]:
+    """Detached clones of the host's devices and /sys, by path: in a user namespace they cannot be made or mounted."""
+    trees = {}
+    for path in dict.fromkeys((*(device.path for device in DEFAULT_DEVICES), *devices, "/sys")):
+        try:
+            recursive = syscalls.AT_RECURSIVE if path == "/sys" else 0
+            trees[path] = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE | recursive)
+        except OSError as error:
+            raise OperationFailed.of("clone", path, error) from error
+    return trees
