@@ -12,17 +12,10 @@ from collections.abc import Iterable
 
 from runtime import syscalls
 from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError, failing
-from runtime.light import dataclass, replace
+from runtime.light import replace
 from runtime.rootfs import DEFAULT_DEVICES
 from runtime.spec import IDMapping, Spec
-
-
-@dataclass(frozen=True, slots=True)
-class Mappings:
-    """Lines of uid_map and gid_map."""
-
-    uids: tuple[IDMapping, ...]
-    gids: tuple[IDMapping, ...]
+from runtime.userns import IDMappings
 
 
 def enter_new(spec: Spec) -> Spec:
@@ -35,7 +28,7 @@ def enter_new(spec: Spec) -> Spec:
         raise SpecError("linux.namespaces", "an ordinary user's container needs a user namespace")
     if namespace.path:
         raise NotSupported("join user namespace", namespace.path, "an ordinary user's container has a new one")
-    mappings = Mappings(spec.linux.uid_mappings, spec.linux.gid_mappings)
+    mappings = IDMappings(spec.linux.uid_mappings, spec.linux.gid_mappings)
     for name, lines in (("uidMappings", mappings.uids), ("gidMappings", mappings.gids)):
         if not any(line.container_id == 0 for line in lines):
             raise SpecError(f"linux.{name}", "the container's root has to be mapped")
@@ -68,13 +61,13 @@ def within(spec: Spec) -> Spec:
     return replace(spec, linux=replace(spec.linux, namespaces=namespaces, uid_mappings=(), gid_mappings=()))
 
 
-def _is_own(mappings: Mappings) -> bool:
+def _is_own(mappings: IDMappings) -> bool:
     """Whether all that is mapped is the caller itself, which takes no help."""
     wanted = [(IDMapping(0, os.geteuid(), 1),), (IDMapping(0, os.getegid(), 1),)]
     return [mappings.uids, mappings.gids] == wanted
 
 
-def _unshare_mapped(mappings: Mappings) -> None:
+def _unshare_mapped(mappings: IDMappings) -> None:
     """Unshare, and have a child that stayed behind run the programs that map our ids."""
     told, teller = os.pipe()
     pid = os.getpid()
@@ -94,7 +87,7 @@ def _unshare_mapped(mappings: Mappings) -> None:
         raise RuntimeCoreError("map ids: newuidmap or newgidmap refused (see above, and /etc/subuid, /etc/subgid)")
 
 
-def _map(pid: int, mappings: Mappings) -> int:
+def _map(pid: int, mappings: IDMappings) -> int:
     for program, lines in (("newuidmap", mappings.uids), ("newgidmap", mappings.gids)):
         numbers = [str(number) for line in lines for number in (line.container_id, line.host_id, line.size)]
         try:

@@ -72,9 +72,14 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     )
     made = Podman(directory)
     made.call("load", "-q", "-i", str(tar_of(busybox_layout(directory / "layout"), directory / "busybox.tar")))
+    (directory / "subordinate").write_text("containers:1000000:1000000\n")
+    for name in ("subuid", "subgid"):  # what --userns=auto hands out, over the machine's own in this box
+        Path("/etc", name).touch()
+        subprocess.run(["mount", "--bind", directory / "subordinate", f"/etc/{name}"], check=True)
     made.run("true")  # podman makes a cgroup for its conmons, and leaves it
     yield made
     made.call("rm", "-af", "-t", "0")
+    subprocess.run(["umount", "/etc/subuid", "/etc/subgid"], check=True)
     for left in [*Path("/sys/fs/cgroup").glob(CGROUP), *Path("/sys/fs/cgroup").glob(f"*/{CGROUP}")]:
         for directory, _below, _files in os.walk(left, topdown=False):
             os.rmdir(directory)
@@ -136,3 +141,13 @@ def test_what_a_container_may(podman: Podman) -> None:
     assert "not implemented" in done.stderr
     assert podman.run("sh", "-c", "echo ok", options=("--privileged",)).stdout == "ok\n"
     assert podman.run("echo", "ok", options=("--pid=host", "--ipc=host", "--uts=host")).stdout == "ok\n"
+
+
+def test_user_namespaces(podman: Podman) -> None:
+    script = "cat /proc/self/uid_map; touch /x; stat -c %u /x; echo >/dev/null"
+    done = podman.run("sh", "-c", script, options=("--userns=auto",))
+    inside, outside, size, owner = map(int, done.stdout.split())
+    assert (inside, outside >= 1000000, size >= 1024, owner) == (0, True, True, 0)
+    podman.call("run", "-d", "--name=mapped", "--uidmap=0:100000:65536", *COMMON, IMAGE, "sleep", "100")
+    assert podman.call("exec", "--user=7", "mapped", "id", "-u").stdout == "7\n"
+    podman.call("rm", "-f", "-t", "0", "mapped")
