@@ -17,6 +17,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     pods.errors.FailedPrecondition: StatusCode.FAILED_PRECONDITION,
     pods.errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     pods.errors.Unavailable: StatusCode.UNAVAILABLE,
+    pods.errors.ResourceExhausted: StatusCode.RESOURCE_EXHAUSTED,
     pods.errors.Unimplemented: StatusCode.UNIMPLEMENTED,
     pods.errors.PodError: StatusCode.INTERNAL,
     cri.streaming.errors.TooManyPending: StatusCode.RESOURCE_EXHAUSTED,

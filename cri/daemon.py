@@ -100,6 +100,7 @@ async def serve(
         undo.enter_context(bound(server, configuration.socket))
         await server.start()
         undo.push_async_callback(server.stop, _GRACE_SECONDS)
+        undo.callback(node.events.close)  # or their listeners would take all of that grace
         loop.add_signal_handler(signal.SIGHUP, _reload, configuration, reload, notifier)
         keeping_alive = loop.create_task(notifier.keep_alive())
         undo.callback(keeping_alive.cancel)

@@ -21,6 +21,7 @@ from cri.admin.v1 import admin_pb2
 from cri.codes import code_of
 from cri.services.admin import Admin
 from cri.services.containers import Containers
+from cri.services.events import Events
 from cri.services.execution import Execution
 from cri.services.images import Images
 from cri.services.sandboxes import Sandboxes
@@ -54,6 +55,7 @@ def create_server(node: Node, configuration: Configuration, streaming: Streaming
         Execution(node),
         Streaming(node, streaming),
         Stats(node),
+        Events(node),
         Status(node, configuration),
     )
     cri = api_pb2.DESCRIPTOR.services_by_name
@@ -130,7 +132,10 @@ def _answering(name: str, call: Unary) -> Callable[[Any, Context[Any, Any]], Awa
 def _streaming(name: str, call: Stream) -> Callable[[Any, Context[Any, Any]], AsyncIterator[Any]]:
     async def answer(request: Any, context: Context[Any, Any]) -> AsyncIterator[Any]:
         async with _Account(name, request, context):
-            async for response in call(request):
+            responses = call(request)
+            # A client that wants to miss nothing waits for this before it looks at how things are.
+            await context.send_initial_metadata(())
+            async for response in responses:
                 yield response
 
     return answer

@@ -29,5 +29,9 @@ class Unavailable(PodError):
     """Something outside the node did not answer (a registry, a network plugin); trying again may help."""
 
 
+class ResourceExhausted(PodError):
+    """The client asked for more than the node keeps for it, and something was lost."""
+
+
 class Unimplemented(PodError):
     """The request asks for a feature of CRI that this node does not have yet; the message names the field."""

@@ -42,6 +42,7 @@ class Node:
         self.network = network
         self._background = Background()
         self._state = State(settings)
+        self.events = self._state.events
         self.stats = Stats(self._state)
         self._shims = Shims(settings, self._exited, self._lost)
         self.host = HostFacts.detect()

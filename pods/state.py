@@ -10,7 +10,8 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from pods.errors import InvalidArgument, NotFound
-from pods.model import Container, ContainerState
+from pods.events import Events, container_changes, sandbox_changes
+from pods.model import Container, ContainerState, Sandbox
 from pods.settings import NodeSettings
 from pods.store import ContainerRecord, SandboxRecord, Store
 
@@ -25,6 +26,7 @@ class State:
         self.store = Store(settings.root / "crisp.db")
         self.sandboxes: dict[str, SandboxRecord] = {}
         self.containers: dict[str, ContainerRecord] = {}
+        self.events = Events()
         self._exited: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # while anybody holds or awaits one
 
@@ -47,11 +49,15 @@ class State:
 
     async def save_sandbox(self, record: SandboxRecord) -> None:
         await self.store.put(record)
+        old = self.sandboxes.get(record.sandbox.id)
         self.sandboxes[record.sandbox.id] = record
+        self._tell_sandbox(old.sandbox if old else None, record.sandbox)
 
     async def save_container(self, record: ContainerRecord) -> None:
         await self.store.put(record)
+        old = self.containers.get(record.container.id)
         self.containers[record.container.id] = record
+        self._tell_container(old.container if old else None, record.container)
 
     async def record_fact(self, container_id: str, **changes: object) -> None:
         """Change members of a container by what has happened to it. Visible even if the disk does not take it.
@@ -59,23 +65,42 @@ class State:
         A shim keeps starts and exits too, so a daemon that starts anew learns of them again.
         """
         record = self.containers[container_id]
-        container = msgspec.structs.replace(record.container, **changes)
+        before = record.container
+        container = msgspec.structs.replace(before, **changes)
         record = msgspec.structs.replace(record, container=container)
         try:
             await self.store.put(record)
         finally:
             self.containers[container_id] = record
+            self._tell_container(before, container)
             if container.state is ContainerState.EXITED:
                 self.exited(container_id).set()
 
     async def forget_sandbox(self, sandbox_id: str) -> None:
         await self.store.delete_sandbox(sandbox_id)
-        self.sandboxes.pop(sandbox_id, None)
+        if (gone := self.sandboxes.pop(sandbox_id, None)) is not None:
+            self._tell_sandbox(gone.sandbox, None)
 
     async def forget_container(self, container_id: str) -> None:
         await self.store.delete_container(container_id)
-        self.containers.pop(container_id, None)
+        gone = self.containers.pop(container_id, None)
         self._exited.pop(container_id, None)
+        if gone is not None:
+            self._tell_container(gone.container, None)
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    def _tell_sandbox(self, old: Sandbox | None, new: Sandbox | None) -> None:
+        """One that is gone is told as it last was."""
+        told = new or old
+        if self.events and told is not None:
+            self.events.tell(told.id, sandbox_changes(old, new), told, tuple(self.containers_of(told.id)))
+
+    def _tell_container(self, old: Container | None, new: Container | None) -> None:
+        told = new or old
+        if self.events and told is not None and (record := self.sandboxes.get(told.sandbox_id)) is not None:
+            inside = tuple(self.containers_of(told.sandbox_id))
+            self.events.tell(told.id, container_changes(old, new), record.sandbox, inside)
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from cri.streaming.server import StreamingServer
 from image.model import Credentials, FilesystemUsage, Image, PullPhase, PullProgress
 from network.model import NetworkStatus
 from pods.errors import NotFound
+from pods.events import Events
 from pods.model import (
     Container,
     ContainerConfig,
@@ -104,6 +105,7 @@ class FakeNode:
 
     images: FakeImages = field(default_factory=FakeImages)
     network: FakeNetwork = field(default_factory=FakeNetwork)
+    events: Events = field(default_factory=Events)
     stats: FakeStats = field(default_factory=FakeStats)
     settings: Any = field(default_factory=lambda: SimpleNamespace(root=Path("/")))
     pods: dict[str, Sandbox] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from tests.unit.cri_fakes import FakeNode, serving
 
 LATER = {
     "CheckpointContainer",
-    *("GetContainerEvents", "ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics"),
+    *("ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics"),
 }
 POD: dict[str, Any] = {"metadata": {"name": "web", "uid": "u", "namespace": "n"}}
 CONTAINER: dict[str, Any] = {"metadata": {"name": "app"}, "image": {"image": "busybox"}}
