@@ -219,9 +219,13 @@ class ImageStore:
 
         Never empty: an image without layers has an empty directory.
         """
-        known = self._images.get(image.id)
+        return self.layers_of(image.id)
+
+    def layers_of(self, image_id: str) -> list[Path]:
+        """The same of the image with that very id."""
+        known = self._images.get(image_id)
         if known is None:
-            raise ImageNotFound(f"find layers of {image.id}: the store has no such image")
+            raise ImageNotFound(f"find layers of {image_id}: the store has no such image")
         return self._layers.paths(reversed(known.chain_ids)) or [self._root.empty_layer]
 
     def layer_sizes(self, image: Image) -> list[dict[str, str | int]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import oci, user_namespaces
+from pods import mounted_images, oci, user_namespaces
 from pods.directories import remove_tree
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
@@ -27,7 +27,7 @@ from pods.seccomp import FilterCache
 from pods.signals import signal_number
 from pods.store import ContainerRecord, SandboxRecord
 from runtime.client import ShimGone
-from runtime.errors import RuntimeCoreError, SpecError
+from runtime.errors import OperationFailed, RuntimeCoreError, SpecError
 from runtime.users import Identity, UserNotFound
 
 if TYPE_CHECKING:
@@ -94,12 +94,14 @@ class Containers:
         image = self._images.find(config.image.image)
         if image is None:
             raise NotFound(f"image {config.image.image!r} is not on this node: pull it first")
-        self._images.hold(image.id)
+        container = self._plan(sandbox, config, image)
+        for image_id in container.images:
+            self._images.hold(image_id)
         try:
-            await self._images.require_trusted(image, config.image.user_specified_image or config.image.image)
-            container = self._plan(sandbox, config, image)
+            await self._require_trusted(container)
         except BaseException:
-            self._images.release(image.id)
+            for image_id in container.images:
+                self._images.release(image_id)
             raise
         intent = self._state.store.begin_put(ContainerRecord(container=container))
         try:
@@ -120,6 +122,14 @@ class Containers:
         _log.info("container created", extra={"container": container.id, "sandbox": sandbox_id})
         return container.id
 
+    async def _require_trusted(self, container: Container) -> None:
+        mounts = container.config.mounts
+        specs = [container.config.image, *(mounts[mounted.mount].image for mounted in container.mounted_images)]
+        for image_id, spec in zip(container.images, specs, strict=True):
+            image = self._images.find(image_id)
+            if image is not None and spec is not None:
+                await self._images.require_trusted(image, spec.user_specified_image or spec.image)
+
     def _plan(self, sandbox: SandboxRecord, config: ContainerConfig, image: Image) -> Container:
         log_path = ""
         if config.log_path and sandbox.sandbox.config.log_directory:
@@ -135,6 +145,7 @@ class Containers:
             created_at=time.time_ns(),
             log_path=log_path,
             stop_signal=oci.stop_signal(config, image.config),
+            mounted_images=mounted_images.find(config, self._images),
         )
 
     async def _prepare(
@@ -160,6 +171,7 @@ class Containers:
             upper=str(root / "upper"),
             work=str(root / "work"),
             user=oci.user_request(config, image.config).to_json(),
+            images=mounted_images.shim_argument(config, container.mounted_images, self._images, root / "volumes"),
         )
         trace.step("rootfs mounted, user found")
         user = Identity(
@@ -401,7 +413,8 @@ class Containers:
         shutil.rmtree(settings.bundle_dir(container.id), ignore_errors=True)
         await asyncio.to_thread(remove_tree, settings.container_root(container.id))
         await self._state.forget_container(container.id)
-        self._images.release(container.image_id)
+        for image_id in container.images:
+            self._images.release(image_id)
 
     async def discard(self, container: Container) -> None:
         """Undo a container that an earlier daemon did not finish."""
@@ -441,6 +454,8 @@ def _explained(failure: BaseException, config: ContainerConfig) -> BaseException
     """What the caller is told of a failed creation."""
     if isinstance(failure, UserNotFound):
         return InvalidArgument(f"image {config.image.image!r}: {failure}")
+    if isinstance(failure, OperationFailed) and failure.operation == "open in image":
+        return InvalidArgument(f"config.mounts: image_sub_path: {failure}")
     if isinstance(failure, SpecError):
         return InvalidArgument(str(failure))
     if isinstance(failure, (RuntimeCoreError, OSError)):

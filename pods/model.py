@@ -253,6 +253,13 @@ class Sandbox(_Value, frozen=True):
     resources: Resources | None = None
 
 
+class MountedImage(_Value, frozen=True):
+    """An image that a container has as a volume, by the index of its mount."""
+
+    mount: int
+    image_id: str
+
+
 class Container(_Value, frozen=True):
     """A container as it is. Times are nanoseconds since the epoch, 0 for "not yet"."""
 
@@ -273,6 +280,12 @@ class Container(_Value, frozen=True):
     reason: str = ""  # "Completed", "Error", "OOMKilled", "StartError"
     message: str = ""
     updated: Resources | None = None  # the limits since UpdateContainerResources changed them
+    mounted_images: tuple[MountedImage, ...] = ()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The ids of all images that must stay as long as the container, as often as it uses them."""
+        return self.image_id, *(mounted.image_id for mounted in self.mounted_images)
 
     @property
     def resources(self) -> Resources:

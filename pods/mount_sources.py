@@ -23,9 +23,11 @@ class _HostMount:
 def resolve_sources(mounts: tuple[Mount, ...], mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[str, ...]:
     """The real host path of each mount, symbolic links followed; what is missing is made, a directory of mode 0755.
 
+    A mount of an image has none: "" is in its place.
+
     Raises InvalidArgument when a path cannot be made, or lies on a mount that cannot propagate as asked for.
     """
-    sources = tuple(_resolve(mount.host_path, index) for index, mount in enumerate(mounts))
+    sources = tuple("" if m.image is not None else _resolve(m.host_path, index) for index, m in enumerate(mounts))
     if any(mount.propagation is not Propagation.PRIVATE for mount in mounts):
         check_propagation(mounts, sources, mountinfo.read_text(errors="surrogateescape"))
     return sources
@@ -49,6 +51,8 @@ def check_propagation(mounts: Iterable[Mount], sources: Iterable[str], mountinfo
     """
     table = [_parse(line) for line in mountinfo.splitlines()]
     for index, (mount, source) in enumerate(zip(mounts, sources, strict=True)):
+        if mount.propagation is Propagation.PRIVATE:
+            continue
         host = _mount_of(source, table)
         field = f"config.mounts[{index}].propagation"
         where = f"{source!r} is on the mount {host.point!r}, which is"

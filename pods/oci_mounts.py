@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from image.model import ImageConfig
+from pods import mounted_images
 from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox
 from pods.user_namespaces import oci_lines
 
@@ -34,7 +35,10 @@ def plan_mounts(
     A mount of the request replaces a default one and an image's volume at the same path; one at /dev replaces all that
     would be below it too. `sources` are the real host paths of `config.mounts`, in their order.
     """
-    requested = [_requested(mount, source) for mount, source in zip(config.mounts, sources, strict=True)]
+    requested = [
+        _requested(mount, mounted_images.source(volumes_dir, index) if mount.image is not None else source)
+        for index, (mount, source) in enumerate(zip(config.mounts, sources, strict=True))
+    ]
     taken = {mount["destination"] for mount in requested}
     volumes = [
         _bind(volume, str(volumes_dir / directory), "rprivate")
@@ -94,7 +98,8 @@ def _requested(mount: Mount, source: str) -> dict[str, Any]:
     # Never "rw": it would lift the read-only flag of a host mount that the path lies on.
     access = ("rro",) if mount.recursive_read_only else ("ro",) if mount.readonly else ()
     entry = _bind(normalized(mount.container_path), source, _PROPAGATION[mount.propagation], *access)
-    if mount.uid_mappings or mount.gid_mappings:
+    # A mounted image's owners are those of the pod's user namespace without being told.
+    if mount.image is None and (mount.uid_mappings or mount.gid_mappings):
         entry |= {"uidMappings": oci_lines(mount.uid_mappings), "gidMappings": oci_lines(mount.gid_mappings)}
     return entry
 

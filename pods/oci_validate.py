@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pods import mounted_images
 from pods.errors import InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox
@@ -56,13 +57,13 @@ def _validate_texts(config: ContainerConfig) -> None:
 
 def _validate_mount(mount: Mount, field: str, host: HostFacts) -> None:
     if mount.image is not None:
-        raise Unimplemented(f"{field}.image: mounts of images are not supported yet")
+        mounted_images.check(mount, field)
     if mount.uid_mappings or mount.gid_mappings:
         check_mappings(mount.uid_mappings, f"{field}.uidMappings")
         check_mappings(mount.gid_mappings, f"{field}.gidMappings")
     if mount.selinux_relabel and host.selinux:
         raise Unimplemented(f"{field}.selinux_relabel: relabelling is not supported yet")
-    if not mount.host_path.startswith("/"):
+    if mount.image is None and not mount.host_path.startswith("/"):
         raise InvalidArgument(f"{field}.host_path: {mount.host_path!r} is not absolute")
     parts = mount.container_path.split("/")
     if not mount.container_path.startswith("/") or ".." in parts or not any(part not in ("", ".") for part in parts):

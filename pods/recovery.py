@@ -46,7 +46,8 @@ class Recovery:
         self._state.sandboxes.update((record.sandbox.id, record) for record in finished)
         for container_record in records[1]:
             container = container_record.container
-            images.hold(container.image_id)
+            for image_id in container.images:
+                images.hold(image_id)
             if container_record.finished:
                 self._state.containers[container.id] = container_record
                 if container.state is ContainerState.EXITED:

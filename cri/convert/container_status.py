@@ -61,7 +61,7 @@ def container_status(container: Container) -> api_pb2.ContainerStatus:
         message=container.message,
         labels=config.labels,
         annotations=config.annotations,
-        mounts=[_mount(mount) for mount in config.mounts],
+        mounts=_mounts(container),
         log_path=container.log_path,
         resources=api_pb2.ContainerResources(linux=resources_message(container.resources)),
         user=api_pb2.ContainerUser(
@@ -71,7 +71,12 @@ def container_status(container: Container) -> api_pb2.ContainerStatus:
     )
 
 
-def _mount(mount: Mount) -> api_pb2.Mount:
+def _mounts(container: Container) -> list[api_pb2.Mount]:
+    images = {mounted.mount: mounted.image_id for mounted in container.mounted_images}
+    return [_mount(mount, images.get(index, "")) for index, mount in enumerate(container.config.mounts)]
+
+
+def _mount(mount: Mount, image_id: str) -> api_pb2.Mount:
     return api_pb2.Mount(
         container_path=mount.container_path,
         host_path=mount.host_path,
@@ -81,6 +86,6 @@ def _mount(mount: Mount) -> api_pb2.Mount:
         propagation=api_pb2.MountPropagation.ValueType(mount.propagation),
         uidMappings=id_mapping_messages(mount.uid_mappings),
         gidMappings=id_mapping_messages(mount.gid_mappings),
-        image=image_spec_message(mount.image) if mount.image else None,
+        image=image_spec_message(mount.image, image_id) if mount.image else None,
         image_sub_path=mount.image_sub_path,
     )

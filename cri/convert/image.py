@@ -20,8 +20,8 @@ def image_spec(path: str, message: api_pb2.ImageSpec) -> ImageSpec:
     )
 
 
-def image_spec_message(spec: ImageSpec) -> api_pb2.ImageSpec:
-    """The image of a container as its status names it.
+def image_spec_message(spec: ImageSpec, image_ref: str = "") -> api_pb2.ImageSpec:
+    """The image of a container, or of a mount, as its status names it; `image_ref` is what it was found to be.
 
     kubelet asks for images by id and keeps the pod author's name beside it; that name is what people want to read.
     """
@@ -30,6 +30,7 @@ def image_spec_message(spec: ImageSpec) -> api_pb2.ImageSpec:
         user_specified_image=spec.user_specified_image,
         runtime_handler=spec.runtime_handler,
         annotations=spec.annotations,
+        image_ref=image_ref,
     )
 
 

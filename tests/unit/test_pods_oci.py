@@ -480,7 +480,7 @@ _USERNS = model.NamespaceOptions(userns=model.UserNamespace(mode=NamespaceMode.P
         (_config(working_dir="tmp"), InvalidArgument, "config.working_dir"),
         (_config(envs=(("A=B", "x"),)), InvalidArgument, "config.envs"),
         (_config(args=("a\0b",)), InvalidArgument, "config.command"),
-        (_mount(image=model.ImageSpec(image="x")), Unimplemented, "config.mounts[0].image"),
+        (_mount(image=model.ImageSpec(image="x")), InvalidArgument, "config.mounts[0].readonly"),
         (_mount(uid_mappings=(model.IDMapping(host_id=1, container_id=0, length=1),)), InvalidArgument, "gidMappings"),
         (_mount(host_path="rel"), InvalidArgument, "config.mounts[0].host_path"),
         (_mount(container_path="/a/../.."), InvalidArgument, "config.mounts[0].container_path"),
