@@ -24,6 +24,7 @@ from cri.services.containers import Containers
 from cri.services.events import Events
 from cri.services.execution import Execution
 from cri.services.images import Images
+from cri.services.metrics import Metrics
 from cri.services.sandboxes import Sandboxes
 from cri.services.stats import Stats
 from cri.services.status import Status
@@ -56,6 +57,7 @@ def create_server(node: Node, configuration: Configuration, streaming: Streaming
         Streaming(node, streaming),
         Stats(node),
         Events(node),
+        Metrics(node),
         Status(node, configuration),
     )
     cri = api_pb2.DESCRIPTOR.services_by_name

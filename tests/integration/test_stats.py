@@ -156,3 +156,34 @@ def test_the_filesystem_of_writable_layers_has_what_containers_wrote(daemon: Dae
     assert layers.inodes_used.value >= 3
     assert layers.timestamp > 0
     assert info.image_filesystems[0].used_bytes.value > 500_000
+
+
+@pytest.mark.cri("ListMetricDescriptors", "descriptors")
+@pytest.mark.cri("ListPodSandboxMetrics", "metrics", "container_metrics")
+@pytest.mark.cri("StreamPodSandboxMetrics", "pod_sandbox_metrics")
+def test_metrics_are_those_of_cadvisor_and_fit_their_descriptors(daemon: Daemon, pod: Pod, worker: str) -> None:
+    told = daemon.runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest(), **_CALL).descriptors
+    keys = {one.name: list(one.label_keys) for one in told}
+    assert len(keys) == len(told)
+    answer = daemon.runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest(), **_CALL)
+    (of_pod,) = (one for one in answer.pod_metrics if one.pod_sandbox_id == pod.id)
+    (of_worker,) = of_pod.container_metrics
+    values = {}
+    for metric in (*of_pod.metrics, *of_worker.metrics):
+        labels = dict(zip(keys[metric.name], metric.label_values, strict=True))
+        own = tuple(labels[key] for key in keys[metric.name][6:])
+        assert (metric.name, own) not in values  # Prometheus takes no value twice
+        values[metric.name, own] = metric.value.value
+        assert (labels["pod"], labels["namespace"]) == (pod.config.metadata.name, pod.config.metadata.namespace)
+        assert labels["container"] == ("" if metric in of_pod.metrics else "worker")
+    assert values["container_network_transmit_bytes_total", ("eth0",)] >= 3 * 64
+    assert values["container_memory_rss", ()] > 20 * _MIB
+    assert values["container_spec_memory_limit_bytes", ()] == 128 * _MIB
+    assert values["container_processes", ()] >= 1
+    assert values["container_file_descriptors", ()] >= 3
+    assert values["container_ulimits_soft", ("max_open_files",)] > 0
+    assert abs(values["container_last_seen", ()] - time.time()) < 60
+    usage = _container(daemon, worker).cpu.usage_core_nano_seconds.value
+    assert 0 <= usage // 10**9 - values["container_cpu_usage_seconds_total", ("total",)] <= 2
+    pieces = daemon.runtime.StreamPodSandboxMetrics(cri.StreamPodSandboxMetricsRequest(), **_CALL)
+    assert pod.id in {one.pod_sandbox_id for piece in pieces for one in piece.pod_sandbox_metrics}

@@ -27,7 +27,6 @@ from tests.unit.cri_fakes import FakeNode, serving
 
 LATER = {
     "CheckpointContainer",
-    *("ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics"),
 }
 POD: dict[str, Any] = {"metadata": {"name": "web", "uid": "u", "namespace": "n"}}
 CONTAINER: dict[str, Any] = {"metadata": {"name": "app"}, "image": {"image": "busybox"}}

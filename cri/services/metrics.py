@@ -1,0 +1,46 @@
+"""ListMetricDescriptors, ListPodSandboxMetrics, StreamPodSandboxMetrics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from cri.convert.metrics import metric_descriptors, sandbox_metrics
+from cri.services.pieces import pieces
+from cri.v1 import api_pb2
+from pods.model import SandboxState
+
+if TYPE_CHECKING:
+    from pods.node import Node
+
+
+class Metrics:
+    """The calls about metrics of pods, for kubelet to hand on."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def ListMetricDescriptors(
+        self, request: api_pb2.ListMetricDescriptorsRequest
+    ) -> api_pb2.ListMetricDescriptorsResponse:
+        """What there can be; kubelet asks once and drops metrics that were not in it."""
+        return api_pb2.ListMetricDescriptorsResponse(descriptors=metric_descriptors())
+
+    async def ListPodSandboxMetrics(
+        self, request: api_pb2.ListPodSandboxMetricsRequest
+    ) -> api_pb2.ListPodSandboxMetricsResponse:
+        """The metrics of all ready sandboxes and their running containers."""
+        return api_pb2.ListPodSandboxMetricsResponse(pod_metrics=await self._read())
+
+    async def StreamPodSandboxMetrics(
+        self, request: api_pb2.StreamPodSandboxMetricsRequest
+    ) -> AsyncIterator[api_pb2.StreamPodSandboxMetricsResponse]:
+        """ListPodSandboxMetrics in pieces."""
+        for piece in pieces(await self._read()):
+            yield api_pb2.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=piece)
+
+    async def _read(self) -> list[api_pb2.PodSandboxMetrics]:
+        ready = [sandbox for sandbox in self._node.sandboxes() if sandbox.state is SandboxState.READY]
+        root = os.fspath(self._node.settings.root)
+        return [sandbox_metrics(stats, root) for stats in await self._node.stats.sandboxes(ready, with_processes=True)]
