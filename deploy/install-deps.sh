@@ -18,7 +18,7 @@ for argument in "$@"; do
                 podman procps qemu-system-x86 runc skopeo strace uidmap umoci util-linux)
             extra="[dev]" ;;
         --bench)
-            packages+=(containerd docker-registry runc skopeo)
+            packages+=(containerd crun docker-registry runc skopeo)
             extra="[dev]" ;;
         -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "install-deps.sh: unknown argument $argument (try --help)" >&2; exit 2 ;;

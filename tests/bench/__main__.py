@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests import box
-from tests.bench import layouts, pull, report
+from tests.bench import layouts, oci, pull, report
 from tests.bench.peers import PEERS, Containerd, Crisp, Peer, PeerFailed, TracedCrisp
 from tests.bench.phases import PHASES, Contender, down, up, warm_up
 from tests.bench.trace import print_trace
@@ -28,6 +28,7 @@ from tests.bench.workload import Client
 RESULTS = Path(__file__).parents[2] / "bench-results"
 CGROUPS = Path("/sys/fs/cgroup")
 DIRECTORY = "CRISP_BENCH_DIRECTORY"  # set inside the box
+_TURNS = 10  # of each runtime command in a round
 NOISY = 0.3  # processors busy without us
 
 # What the runtimes keep under /run (shims' sockets, locks, namespaces) is then this run's alone.
@@ -43,6 +44,9 @@ def main() -> int:
         return 1
     if DIRECTORY not in os.environ:
         return _in_a_box(sys.argv[1:])
+    if arguments.what == "oci":
+        oci.measure(Path(os.environ[DIRECTORY]), _TURNS * arguments.rounds, console)
+        return 0
     status = 0
     try:
         measure = _pulls if arguments.what == "pull" else _trace if arguments.trace else _measure
@@ -55,7 +59,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("pods", "pull"), default="pods", help="what to measure (pods)")
+    parser.add_argument("what", nargs="?", choices=("pods", "pull", "oci"), default="pods", help="(pods)")
     parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
     names = [peer.name for peer in PEERS]
