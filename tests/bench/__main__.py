@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests import box
-from tests.bench import layouts, oci, pull, report
+from tests.bench import layouts, oci, pull, report, streams
 from tests.bench.peers import PEERS, Containerd, Crisp, Peer, PeerFailed, TracedCrisp
 from tests.bench.phases import PHASES, Contender, down, up, warm_up
 from tests.bench.trace import print_trace
@@ -49,7 +49,8 @@ def main() -> int:
         return 0
     status = 0
     try:
-        measure = _pulls if arguments.what == "pull" else _trace if arguments.trace else _measure
+        measures = {"pull": _pulls, "streams": _streams, "pods": _trace if arguments.trace else _measure}
+        measure = measures[arguments.what]
         asyncio.run(measure(arguments, Path(os.environ[DIRECTORY]), console))
     except* PeerFailed as failures:
         console.print(f"bench: {failures.exceptions[0]}", style="red", highlight=False, markup=False)
@@ -59,7 +60,8 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("pods", "pull", "oci"), default="pods", help="(pods)")
+    what = ("pods", "pull", "oci", "streams")
+    parser.add_argument("what", nargs="?", choices=what, default="pods", help="what to measure (pods)")
     parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
     names = [peer.name for peer in PEERS]
@@ -139,6 +141,17 @@ async def _pulls(arguments: argparse.Namespace, directory: Path, console: Consol
         measured = await pull.run(peers, arguments.rounds, directory, versions, console)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "pull.json").write_text(json.dumps(measured, indent=1) + "\n")
+
+
+async def _streams(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
+    versions = {peer.name: version for peer in (Crisp, Containerd) if (version := peer.version()) is not None}
+    kinds = [kind for kind in (Crisp, Containerd) if kind.name in versions]
+    with ExitStack() as undo:
+        peers = [kind(directory / kind.name, 100 + number) for number, kind in enumerate(kinds)]
+        peers = _start(peers, directory, undo, console)
+        measured = await streams.run(peers, arguments.rounds, versions, console)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "streams.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
 async def _trace(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
