@@ -447,3 +447,21 @@ def resident(daemon: Daemon) -> int:
 def cpu_ticks(daemon: Daemon) -> int:
     fields = Path(f"/proc/{daemon.pid()}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+def test_a_daemon_that_stops_ends_commands_and_leaves_containers(fresh_daemon: Daemon) -> None:
+    with fresh_daemon.pod("stays") as pod:
+        container = pod.run("sh", "-c", "while :; do echo still; sleep 0.1; done", stdin=True)
+        command = Command.over("spdy", exec_url(fresh_daemon, container, "sleep", "765432"), V4, STDIN, STDOUT, STDERR)
+        attached = Command.over("websocket", attach_url(fresh_daemon, container), V4)
+        attached.until(b"still")
+        begun = time.monotonic()
+        fresh_daemon.stop()
+        assert time.monotonic() - begun < 5
+        for client in (command, attached):
+            client.finish()
+        fresh_daemon.start()
+        wait_until_gone(pod, container, b"765432")
+        again = Command.over("websocket", attach_url(fresh_daemon, container), V4)
+        again.until(b"still")
+        again.close()
