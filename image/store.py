@@ -59,7 +59,7 @@ _log = logging.getLogger(__name__)
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{3,63})")
 # What one search registry may answer while the next still has the short name.
-_NEXT_REGISTRY = (ImageNotFound, AuthenticationRequired, RegistryUnavailable)
+_NEXT_REGISTRY = (ImageNotFound, AuthenticationRequired, RegistryUnavailable, SignatureRefused)
 
 _DEFAULTS = ImageSettings()
 

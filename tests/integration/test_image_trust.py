@@ -113,6 +113,19 @@ async def test_rejected_images_are_not_even_asked_for(tmp_path: Path) -> None:
                 await store.pull(f"{registry.host}/a:1")
 
 
+async def test_of_what_a_short_name_means_the_first_that_is_accepted_is_pulled(tmp_path: Path) -> None:
+    async with (
+        FaultyRegistry({"a:1": busybox_image()}).running() as refused,
+        FaultyRegistry({"a:1": busybox_image()}).running() as accepted,
+    ):
+        search = f'unqualified-search-registries = ["{refused.host}", "{accepted.host}"]\n'
+        (tmp_path / "registries.conf").write_text(search)
+        write_policy(tmp_path, {accepted.host: ACCEPT})
+        async with opened(tmp_path) as store:
+            assert (await store.pull("a:1")).repo_tags == (f"{accepted.host}/a:1",)
+            assert not refused.seen
+
+
 async def test_sigstore_signatures_of_images_and_indexes(tmp_path: Path) -> None:
     ours, theirs = Cosign(tmp_path / "ours.pub"), Cosign(tmp_path / "theirs.pub")
     images = {n: build_image([layer(entry(n, b""))]) for n in ("good", "unsigned", "other", "moved", "type", "listed")}

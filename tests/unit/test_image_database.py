@@ -1,0 +1,45 @@
+"""The image store's record: what an earlier version wrote is read on."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from image.database import Database, ImageRecord, LayerRecord
+from image.errors import ImageError
+from image.signatures import SIMPLE, Signature
+
+VERSION_1 = """
+CREATE TABLE images (id TEXT PRIMARY KEY, manifest BLOB NOT NULL, config BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE names (name TEXT PRIMARY KEY, image TEXT NOT NULL REFERENCES images ON DELETE CASCADE) WITHOUT ROWID;
+CREATE TABLE layers (chain_id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, size INTEGER NOT NULL,
+                     inodes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE image_layers (image TEXT NOT NULL REFERENCES images ON DELETE CASCADE, position INTEGER NOT NULL,
+                           chain_id TEXT NOT NULL REFERENCES layers, PRIMARY KEY (image, position)) WITHOUT ROWID;
+INSERT INTO images VALUES ('i', x'00', x'01');
+INSERT INTO names VALUES ('n:1', 'i');
+INSERT INTO layers VALUES ('c', 7, 4096, 1);
+INSERT INTO image_layers VALUES ('i', 0, 'c');
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "images.db") as connection:
+        connection.executescript(VERSION_1)
+    signed = Signature(SIMPLE, b"message")
+    for signatures in ((), (signed,)):
+        database = Database(tmp_path / "images.db")
+        assert database.layers() == [LayerRecord("c", 7, 4096, 1, sealed=0)]
+        assert database.images() == [ImageRecord("i", b"\0", b"\1", ("c",), ("n:1",), signatures)]
+        database.sign("i", [signed])
+        database.close()
+
+
+def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "images.db") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(ImageError, match="schema version 99"):
+        Database(tmp_path / "images.db")
