@@ -50,6 +50,7 @@ class Configuration:
     cgroup_driver: str = "cgroupfs"
     log_level: str = "info"
     stream_addr: str = "127.0.0.1:0"
+    metrics_addr: str = ""  # Prometheus metrics, to anybody who can connect: loopback only, if at all; "" is off
     stream_tls_cert: str = ""
     stream_tls_key: str = ""
     stream_tls_ca: str = ""  # clients must have a certificate that it signed
@@ -184,6 +185,10 @@ def _address(value: object) -> str:
     return f"{host}:{port}"
 
 
+def _optional_address(value: object) -> str:
+    return _address(value) if value else ""
+
+
 def _one_of(*allowed: str) -> Callable[[object], str]:
     def check(value: object) -> str:
         if value not in allowed:
@@ -211,6 +216,7 @@ KEYS: dict[str, Callable[[object], object]] = {
     "cgroup_driver": _one_of(*CGROUP_DRIVERS),
     "log_level": _one_of(*LOG_LEVELS),
     "stream_addr": _address,
+    "metrics_addr": _optional_address,
     "stream_tls_cert": _optional_path,
     "stream_tls_key": _optional_path,
     "stream_tls_ca": _optional_path,

@@ -26,6 +26,7 @@ from image.settings import ImageSettings
 from pods.settings import NodeSettings
 
 if TYPE_CHECKING:
+    from cri.monitoring import Monitor
     from pods.node import Node
 
 _ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them by path (CVE-2021-41103)
@@ -96,7 +97,8 @@ async def serve(
         streaming = StreamingServer(node, stream_address(configuration))
         undo.push_async_callback(streaming.close)
         await streaming.start()
-        server = create_server(node, configuration, streaming)
+        monitor = await _monitor(node, configuration.metrics_addr, undo)
+        server = create_server(node, configuration, streaming, monitor)
         undo.enter_context(bound(server, configuration.socket))
         await server.start()
         undo.push_async_callback(server.stop, _GRACE_SECONDS)
@@ -112,6 +114,19 @@ async def serve(
         await stop.wait()
         notifier.stopping()
         _log.info("stopping; containers keep running")
+
+
+async def _monitor(node: Node, address: str, undo: contextlib.AsyncExitStack) -> Monitor | None:
+    """The metrics, served at `address`; None when they are not wanted."""
+    if not address:
+        return None
+    from cri.monitoring import Monitor
+
+    monitor = Monitor(node)
+    undo.push_async_callback(monitor.close)
+    await monitor.start(address)
+    node.step_report = monitor.step
+    return monitor
 
 
 def settings(configuration: Configuration) -> NodeSettings:
@@ -183,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     flag("--auth-file", metavar="FILE", help="logins to registries, containers-auth.json(5)")
     flag("--cgroup-driver", choices=CGROUP_DRIVERS)
     flag("--log-level", choices=tuple(LOG_LEVELS))
+    flag("--metrics-addr", metavar="HOST:PORT", help="address of Prometheus metrics; off when not given")
     flag("--stream-addr", metavar="HOST:PORT", help="address of the streaming server")
     flag("--stream-tls-cert", metavar="FILE", help="serve streaming over TLS with this certificate (PEM)")
     flag("--stream-tls-key", metavar="FILE", help="and its key")

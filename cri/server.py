@@ -34,6 +34,7 @@ from pods.errors import InvalidArgument, Unimplemented
 
 if TYPE_CHECKING:
     from cri.config import Configuration
+    from cri.monitoring import CallMeter, Monitor
     from cri.streaming.server import StreamingServer
     from pods.node import Node
 
@@ -48,7 +49,9 @@ Unary = Callable[[Any], Awaitable[Any]]
 Stream = Callable[[Any], AsyncIterator[Any]]
 
 
-def create_server(node: Node, configuration: Configuration, streaming: StreamingServer) -> grpc.aio.Server:
+def create_server(
+    node: Node, configuration: Configuration, streaming: StreamingServer, monitor: Monitor | None = None
+) -> grpc.aio.Server:
     """A server of CRI's two services and of the operator's own over `node`, not bound to an address yet."""
     runtime = (
         Sandboxes(node),
@@ -65,30 +68,31 @@ def create_server(node: Node, configuration: Configuration, streaming: Streaming
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers(
         [
-            _handlers(cri["RuntimeService"], runtime),
-            _handlers(cri["ImageService"], [Images(node)]),
-            _handlers(admin["Admin"], [Admin(node)]),
+            _handlers(cri["RuntimeService"], runtime, monitor),
+            _handlers(cri["ImageService"], [Images(node)], monitor),
+            _handlers(admin["Admin"], [Admin(node)], None),
         ]
     )
     return server
 
 
-def _handlers(service: Any, groups: Iterable[object]) -> grpc.GenericRpcHandler[Any, Any]:
+def _handlers(service: Any, groups: Iterable[object], monitor: Monitor | None) -> grpc.GenericRpcHandler[Any, Any]:
     """gRPC's handlers of one service: each method is bound to the group that has it."""
     bound = {}
     for method in service.methods:
         call = next((getattr(group, method.name) for group in groups if hasattr(group, method.name)), None)
-        bound[method.name] = _handler(method, call)
+        bound[method.name] = _handler(method, call, monitor)
     return grpc.method_handlers_generic_handler(service.full_name, bound)
 
 
-def _handler(method: Any, call: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(method: Any, call: Any, monitor: Monitor | None) -> grpc.RpcMethodHandler[Any, Any]:
     request, response = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
     decode = _decoding(request.FromString)
+    meter = monitor.of_call(method.name, timed=not method.server_streaming) if monitor else None
     if method.server_streaming:
-        stream = _streaming(method.name, call or _missing_stream(method.name))
+        stream = _streaming(method.name, meter, call or _missing_stream(method.name))
         return grpc.unary_stream_rpc_method_handler(stream, decode, response.SerializeToString)
-    answer = _answering(method.name, call or _missing(method.name))
+    answer = _answering(method.name, meter, call or _missing(method.name))
     return grpc.unary_unary_rpc_method_handler(answer, decode, response.SerializeToString)
 
 
@@ -123,17 +127,19 @@ def _missing_stream(name: str) -> Stream:
     return missing
 
 
-def _answering(name: str, call: Unary) -> Callable[[Any, Context[Any, Any]], Awaitable[Any]]:
+def _answering(name: str, meter: CallMeter | None, call: Unary) -> Callable[[Any, Context[Any, Any]], Awaitable[Any]]:
     async def answer(request: Any, context: Context[Any, Any]) -> Any:
-        async with _Account(name, request, context):
+        async with _Account(name, meter, request, context):
             return await call(request)
 
     return answer
 
 
-def _streaming(name: str, call: Stream) -> Callable[[Any, Context[Any, Any]], AsyncIterator[Any]]:
+def _streaming(
+    name: str, meter: CallMeter | None, call: Stream
+) -> Callable[[Any, Context[Any, Any]], AsyncIterator[Any]]:
     async def answer(request: Any, context: Context[Any, Any]) -> AsyncIterator[Any]:
-        async with _Account(name, request, context):
+        async with _Account(name, meter, request, context):
             responses = call(request)
             # A client that wants to miss nothing waits for this before it looks at how things are.
             await context.send_initial_metadata(())
@@ -146,25 +152,38 @@ def _streaming(name: str, call: Stream) -> Callable[[Any, Context[Any, Any]], As
 class _Account:
     """Around one call: refuses a request that could not be read, maps what the call raises, logs how it ended."""
 
-    __slots__ = ("_context", "_name", "_request", "_started")
+    __slots__ = ("_context", "_meter", "_name", "_request", "_started")
 
-    def __init__(self, name: str, request: Any, context: Context[Any, Any]) -> None:
+    def __init__(self, name: str, meter: CallMeter | None, request: Any, context: Context[Any, Any]) -> None:
         self._name = name
+        self._meter = meter
         self._request = request
         self._context = context
         self._started = time.perf_counter()
 
     async def __aenter__(self) -> None:
         if isinstance(self._request, InvalidArgument):
+            self._count(self._request)
             await _refuse(self._name, self._request, self._context, self._started)
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._count(error)
         if isinstance(error, asyncio.CancelledError):
             _log.debug("call cancelled by its client", extra={"call": self._name, "ms": _since(self._started)})
         elif isinstance(error, Exception):
             await _refuse(self._name, error, self._context, self._started)
         elif error is None and _log.isEnabledFor(logging.DEBUG):
             _log.debug("call answered", extra={"call": self._name, "ms": _since(self._started)})
+
+    def _count(self, error: BaseException | None) -> None:
+        if self._meter is None:
+            return
+        code = ""
+        if isinstance(error, asyncio.CancelledError):
+            code = StatusCode.CANCELLED.name
+        elif isinstance(error, Exception):
+            code = (code_of(error) or StatusCode.INTERNAL).name
+        self._meter.ended(time.perf_counter() - self._started, code)
 
 
 async def _refuse(name: str, error: Exception, context: Context[Any, Any], started: float) -> NoReturn:

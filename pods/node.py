@@ -27,7 +27,7 @@ from pods.shims import Shims
 from pods.state import State
 from pods.stats import Stats
 from pods.streams import StreamSession, open_attach, open_exec
-from pods.trace import Trace
+from pods.trace import StepReport, Trace
 
 _log = logging.getLogger("crisp.pods")
 _CLOSE_SECONDS = 10.0
@@ -43,6 +43,7 @@ class Node:
         self._background = Background()
         self._state = State(settings)
         self.events = self._state.events
+        self.step_report: StepReport | None = None  # told of each step of a start
         self.stats = Stats(self._state)
         self._shims = Shims(settings, self._exited, self._lost)
         self.host = HostFacts.detect()
@@ -94,10 +95,17 @@ class Node:
         lost = self._recovery.sandbox_lost(sandbox_id)
         self._background.detach(lost, f"take note of the loss of pod sandbox {sandbox_id}")
 
+    def shim_count(self) -> int:
+        """How many shims the node is connected to."""
+        return len(self._shims)
+
+    def _trace(self, operation: str) -> Trace:
+        return Trace(operation, on=self.settings.trace_start, report=self.step_report)
+
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 
     async def run_sandbox(self, config: SandboxConfig, handler: str) -> str:
-        trace = Trace("run pod sandbox", on=self.settings.trace_start)
+        trace = self._trace("run pod sandbox")
         sandbox_id = await self._sandboxes.run(config, handler, trace)
         trace.finish(sandbox_id)
         return sandbox_id
@@ -135,13 +143,13 @@ class Node:
     # -- containers ---------------------------------------------------------------------------------------------------
 
     async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
-        trace = Trace("create container", on=self.settings.trace_start)
+        trace = self._trace("create container")
         container_id = await self._containers.create(sandbox_id, config, trace)
         trace.finish(container_id)
         return container_id
 
     async def start_container(self, container_id: str) -> None:
-        trace = Trace("start container", on=self.settings.trace_start)
+        trace = self._trace("start container")
         await self._containers.start(container_id, trace)
         trace.finish(container_id)
 

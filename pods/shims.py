@@ -38,6 +38,9 @@ class Shims:
         self._on_exit = on_exit
         self._on_loss = on_loss
 
+    def __len__(self) -> int:
+        return len(self._clients)
+
     def start(self) -> None:
         """Start the zygote, and try whether the images' layers can be id-mapped. Raises RuntimeCoreError. Blocks."""
         self._zygote.start()

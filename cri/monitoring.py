@@ -1,0 +1,115 @@
+"""crispd's own metrics, for Prometheus at `metrics_addr`. Nothing of this is imported while that is "" (off)."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector, exposition
+from prometheus_client.core import GaugeMetricFamily
+
+from cri.errors import StartupError
+from cri.version import crisp_version
+
+if TYPE_CHECKING:
+    from pods.node import Node
+
+_CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+
+
+class CallMeter:
+    """Counts one RPC's calls. What a call costs is looked up here, once."""
+
+    __slots__ = ("_count", "_errors", "_rpc", "_seconds")
+
+    def __init__(self, monitor: Monitor, rpc: str, *, timed: bool) -> None:
+        self._rpc = rpc
+        self._count = monitor.calls.labels(rpc)
+        self._errors = monitor.errors
+        self._seconds = monitor.seconds.labels(rpc) if timed else None
+
+    def ended(self, seconds: float, code: str = "") -> None:
+        """A call took so long; `code` is gRPC's name of the error it was answered with."""
+        self._count.inc()
+        if code:
+            self._errors.labels(self._rpc, code).inc()
+        if self._seconds is not None:
+            self._seconds.observe(seconds)
+
+
+class Monitor:
+    """All metrics of a daemon, and the server that tells them."""
+
+    def __init__(self, node: Node) -> None:
+        self.registry = CollectorRegistry()
+        self.calls = Counter("crisp_cri_calls", "Calls answered", ("rpc",), registry=self.registry)
+        self.errors = Counter(
+            "crisp_cri_errors", "Calls answered with an error, by gRPC's code", ("rpc", "code"), registry=self.registry
+        )
+        self.seconds = Histogram(
+            "crisp_cri_call_seconds", "How long calls took", ("rpc",), buckets=_CALL_SECONDS, registry=self.registry
+        )
+        self._steps = Histogram(
+            "crisp_start_step_seconds",
+            "How long each step of making and starting pods and containers took",
+            ("operation", "step"),
+            buckets=_STEP_SECONDS,
+            registry=self.registry,
+        )
+        self._node = node
+        self._runner: web.AppRunner | None = None
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.registry.register(self)
+
+    def of_call(self, rpc: str, *, timed: bool) -> CallMeter:
+        """The meter of an RPC; how long a stream stays open is not worth a histogram."""
+        return CallMeter(self, rpc, timed=timed)
+
+    def step(self, operation: str, step: str, seconds: float) -> None:
+        """A step of a start took so long (pods.trace.StepReport)."""
+        self._steps.labels(operation.replace(" ", "_"), step).observe(seconds)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """What is counted at the moment when somebody asks."""
+        node = self._node
+        yield _gauge("crisp_pods", "Pod sandboxes", "state", Tally(pod.state.value for pod in node.sandboxes()))
+        states = Tally(container.state.value for container in node.containers())
+        yield _gauge("crisp_containers", "Containers", "state", states)
+        yield GaugeMetricFamily("crisp_shims", "Shims that the daemon is connected to", value=node.shim_count())
+        yield GaugeMetricFamily("crisp_images", "Images in the store", value=len(node.images.images()))
+        yield GaugeMetricFamily("crisp_event_listeners", "Open streams of GetContainerEvents", value=len(node.events))
+        yield _gauge("crisp_build_info", "The version that runs", "version", {crisp_version(): 1})
+
+    async def start(self, address: str) -> None:
+        """Serve http://ADDRESS/metrics. Raises StartupError."""
+        application = web.Application()
+        application.router.add_get("/metrics", self._answer)
+        self._runner = web.AppRunner(application, access_log=None)
+        await self._runner.setup()
+        host, _, port = address.rpartition(":")
+        try:
+            await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+        except OSError as error:
+            await self.close()
+            raise StartupError(f"listen on metrics_addr {address}: {error.strerror or error}") from error
+
+    async def close(self) -> None:
+        """Stop serving."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self.registry), headers={"Content-Type": content_type})
+
+
+def _gauge(name: str, text: str, label: str, values: Any) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family
