@@ -38,6 +38,7 @@ class Configuration:
     state: Path = Path("/run/crisp")
     cni_conf_dir: Path = Path("/etc/cni/net.d")
     cni_bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
+    cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
     registries_conf: Path = Path("/etc/containers/registries.conf")
     registries_d: Path = Path("/etc/containers/registries.d")
     registry_certs_dirs: tuple[Path, ...] = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
@@ -204,6 +205,7 @@ KEYS: dict[str, Callable[[object], object]] = {
     "state": _path,
     "cni_conf_dir": _path,
     "cni_bin_dirs": _paths,
+    "cdi_spec_dirs": _paths,
     "registries_conf": _path,
     "registries_d": _path,
     "registry_certs_dirs": _paths,

@@ -6,13 +6,15 @@ The order of a CreateContainer: `validate`, then `find_host_objects` (the only s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from image.model import ImageConfig
 from pods import files
 from pods.capability import granted
+from pods.cdi import CDIEdits, find_edits
 from pods.devices import DeviceNode, host_devices, requested_devices
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
@@ -69,6 +71,7 @@ class HostObjects:
     mount_sources: tuple[str, ...] = ()  # real paths, in the order of config.mounts
     seccomp: LocalhostProfile | None = None
     apparmor_profile: str = ""
+    cdi: CDIEdits = field(default_factory=CDIEdits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +92,18 @@ class ContainerContext:
     found: HostObjects
 
 
-def find_host_objects(config: ContainerConfig, host: HostFacts) -> HostObjects:
+def find_host_objects(config: ContainerConfig, host: HostFacts, cdi_spec_dirs: Sequence[Path] = ()) -> HostObjects:
     """Look up devices, mount sources and profiles that the request names; makes missing mount sources, last.
 
     Raises InvalidArgument, naming field and path, for what is missing or not what it should be.
     """
     security = config.security
     check_host_limits(config.resources)
-    devices = requested_devices(config.devices)
+    edits = find_edits(config.cdi_devices, cdi_spec_dirs)
+    devices = (*requested_devices(config.devices), *edits.nodes)
     return HostObjects(
         devices=(*host_devices(), *devices) if security.privileged else devices,
+        cdi=edits,
         seccomp=read_localhost_profile(security),
         apparmor_profile=apparmor_profile(security, host),
         mount_sources=resolve_sources(config.mounts),
@@ -125,6 +130,7 @@ def build_config(context: ContainerContext) -> dict[str, Any]:
             sources=context.found.mount_sources,
             sandbox_dir=context.sandbox_dir,
             volumes_dir=context.volumes_dir,
+            more=context.found.cdi.mounts,
         ),
         "annotations": _annotations(context),
         "linux": _linux(context),
@@ -134,11 +140,12 @@ def build_config(context: ContainerContext) -> dict[str, Any]:
 def _process(context: ContainerContext) -> dict[str, Any]:
     config, image, user = context.config, context.image, context.user
     hostname = files.hostname(context.sandbox.id, context.sandbox.config, context.host.hostname)
+    gids = list(dict.fromkeys((*user.additional_gids, *context.found.cdi.additional_gids)))
     process: dict[str, Any] = {
         "terminal": config.tty,
-        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": gids},
         "args": process_args(config, image),
-        "env": environment(config, image, hostname=hostname, home=user.home),
+        "env": environment(config, image, hostname=hostname, home=user.home, more=context.found.cdi.env),
         "cwd": working_directory(config, image),
         "capabilities": _capabilities(context),
         "noNewPrivileges": config.security.no_new_privs,

@@ -29,11 +29,13 @@ def plan_mounts(
     sources: Sequence[str],
     sandbox_dir: Path,
     volumes_dir: Path,
+    more: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """All mounts, parents before what lies below them.
 
     A mount of the request replaces a default one and an image's volume at the same path; one at /dev replaces all that
-    would be below it too. `sources` are the real host paths of `config.mounts`, in their order.
+    would be below it too. `sources` are the real host paths of `config.mounts`, in their order. `more` come from
+    devices; at a path that the request has too, the device's is on top.
     """
     requested = [
         _requested(mount, mounted_images.source(volumes_dir, index) if mount.image is not None else source)
@@ -46,7 +48,7 @@ def plan_mounts(
     ]
     defaults = [*_kernel_mounts(privileged=config.security.privileged), *_pod_mounts(config, sandbox, sandbox_dir)]
     kept = [mount for mount in defaults if not _is_replaced(mount["destination"], taken)]
-    return sorted([*kept, *volumes, *requested], key=_depth)
+    return sorted([*kept, *volumes, *requested, *more], key=_depth)
 
 
 def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]:

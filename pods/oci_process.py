@@ -84,8 +84,10 @@ def stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
     return "SIGTERM"
 
 
-def environment(config: ContainerConfig, image: ImageConfig, *, hostname: str, home: str) -> list[str]:
-    """The environment as "NAME=value": defaults, then the image's, then the request's, each overriding the former.
+def environment(
+    config: ContainerConfig, image: ImageConfig, *, hostname: str, home: str, more: Iterable[str] = ()
+) -> list[str]:
+    """The environment as "NAME=value": defaults, the image's, the request's, `more`, each overriding the former.
 
     Raises InvalidArgument for more than execve(2) takes.
     """
@@ -96,6 +98,7 @@ def environment(config: ContainerConfig, image: ImageConfig, *, hostname: str, h
         name, _, value = entry.partition("=")
         variables[name] = value
     variables.update(config.envs)
+    variables.update((name, value) for name, _, value in (entry.partition("=") for entry in more))
     variables.setdefault("HOME", home)
     entries = [f"{name}={value}" for name, value in variables.items()]
     check_strings("config.envs", entries)

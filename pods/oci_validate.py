@@ -30,8 +30,6 @@ def validate(config: ContainerConfig, sandbox: Sandbox, host: HostFacts) -> None
         )
     _validate_texts(config)
     _validate_namespaces(config, sandbox)
-    if config.cdi_devices:
-        raise Unimplemented(f"config.CDI_devices: {config.cdi_devices[0]!r}: CDI devices are not supported yet")
     for index, mount in enumerate(config.mounts):
         _validate_mount(mount, f"config.mounts[{index}]", host)
 

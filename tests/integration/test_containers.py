@@ -147,6 +147,8 @@ def test_no_descriptor_and_no_signal_setting_leaks_in(pod: Pod) -> None:
 # -- as whom -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cri("CreateContainer", "security_context.run_as_user", "security_context.run_as_group")
+@pytest.mark.cri("CreateContainer", "security_context.run_as_username")
 def test_users_are_looked_up_in_the_image(pod: Pod) -> None:
     user = cri.Int64Value(value=1234)
     assert _output(pod, "id", linux=_security(run_as_user=user)) == "uid=1234 gid=0(root) groups=0(root)"
@@ -161,6 +163,7 @@ def test_users_are_looked_up_in_the_image(pod: Pod) -> None:
     assert "nosuchuser" in raised.value.details()
 
 
+@pytest.mark.cri("CreateContainer", "security_context.capabilities")
 def test_capabilities(pod: Pod) -> None:
     def effective(**fields: object) -> int:
         line = _output(pod, "grep", "CapEff", "/proc/self/status", linux=_security(**fields))
@@ -178,11 +181,13 @@ def test_capabilities(pod: Pod) -> None:
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.cri("CreateContainer", "security_context.no_new_privs")
 def test_no_new_privileges(pod: Pod) -> None:
     assert _output(pod, "grep", "NoNewPrivs", "/proc/self/status", linux=_security(no_new_privs=True)).endswith("1")
     assert _output(pod, "grep", "NoNewPrivs", "/proc/self/status").endswith("0")
 
 
+@pytest.mark.cri("CreateContainer", "security_context.seccomp")
 def test_seccomp(pod: Pod, tmp_path: Path) -> None:
     default = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
     look = "grep -E '^Seccomp:' /proc/self/status; unshare -n true 2>&1; true"
@@ -220,6 +225,7 @@ def test_devices_are_filtered(pod: Pod) -> None:
     assert "Operation not permitted" in said
 
 
+@pytest.mark.cri("CreateContainer", "devices")
 def test_a_host_device(pod: Pod) -> None:
     device = cri.Device(container_path="/dev/mine", host_path="/dev/zero", permissions="r")
     assert _output(pod, "sh", "-c", "head -c3 /dev/mine | wc -c; ls -l /dev/mine | cut -c1", devices=[device]) == "3\nc"
@@ -228,6 +234,7 @@ def test_a_host_device(pod: Pod) -> None:
     assert "/dev/nosuchdevice" in raised.value.details()
 
 
+@pytest.mark.cri("CreateContainer", "security_context.masked_paths", "security_context.readonly_paths")
 def test_masked_and_readonly_paths(pod: Pod) -> None:
     paths = _security(masked_paths=["/proc/timer_list", "/sys/firmware", "/nowhere"], readonly_paths=["/proc/sys"])
     look = "cat /proc/timer_list; ls -A /sys/firmware; echo 1 2>&1 > /proc/sys/net/ipv4/ip_forward; true"
@@ -237,6 +244,7 @@ def test_masked_and_readonly_paths(pod: Pod) -> None:
     assert "Read-only file system" in lines[0]
 
 
+@pytest.mark.cri("CreateContainer", "security_context.readonly_rootfs")
 def test_a_readonly_root(pod: Pod) -> None:
     look = "touch /x 2>&1; touch /dev/shm/y && echo fine"
     said = _output(pod, "sh", "-c", look, linux=_security(readonly_rootfs=True)).splitlines()
@@ -250,6 +258,7 @@ def test_writes_stay_in_the_container(pod: Pod) -> None:
     assert _output(pod, "sh", "-c", "head -1 /etc/passwd; ls /bin/vi").startswith("root:")
 
 
+@pytest.mark.cri("CreateContainer", "mounts.host_path", "mounts.readonly")
 def test_volumes(pod: Pod, tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
     (tmp_path / "dir" / "file").write_text("content")
@@ -282,6 +291,7 @@ def test_an_images_symlink_does_not_lead_a_mount_to_the_host(pod: Pod, tmp_path:
     assert not Path("/etc/crisp-escaped").exists()
 
 
+@pytest.mark.cri("CreateContainer", "mounts.recursive_read_only")
 def test_recursively_readonly_volumes(pod: Pod, tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "below", tmp_path / "below"], check=True)
@@ -296,6 +306,7 @@ def test_recursively_readonly_volumes(pod: Pod, tmp_path: Path) -> None:
     assert len([line for line in said if "Read-only file system" in line]) == 2
 
 
+@pytest.mark.cri("CreateContainer", "mounts.propagation")
 def test_mount_propagation(privileged_pod: Pod, tmp_path: Path) -> None:
     pod = privileged_pod
     for name in ("private", "slave", "shared"):
@@ -319,6 +330,7 @@ def test_mount_propagation(privileged_pod: Pod, tmp_path: Path) -> None:
         subprocess.run(["umount", tmp_path / name / "in"], check=True)
 
 
+@pytest.mark.cri("CreateContainer", "security_context.privileged")
 def test_a_privileged_container(privileged_pod: Pod) -> None:
     look = ("grep CapEff /proc/self/status; ls /dev/kmsg; mount | grep -c 'sysfs.*rw'; mkdir /m; "
             "mount -t tmpfs x /m && echo ok")

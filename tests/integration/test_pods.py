@@ -46,6 +46,7 @@ def test_a_pod_has_an_address_that_answers(daemon: Daemon) -> None:
         assert probe.stdout == b"page\n"
 
 
+@pytest.mark.cri("RunPodSandbox", "dns_config", "namespace_options")
 def test_containers_of_a_pod_share_its_namespaces_and_files(daemon: Daemon) -> None:
     config = daemon.sandbox_config("shared", dns_config=cri.DNSConfig(
         servers=["10.0.0.10"], searches=["a.example", "b.example"], options=["ndots:5"]
@@ -113,6 +114,7 @@ def test_the_hosts_namespaces(daemon: Daemon) -> None:
             assert inside == Path(f"/proc/self/ns/{kind}").readlink().name, kind
 
 
+@pytest.mark.cri("RunPodSandbox", "linux.sysctls")
 def test_sysctls_are_the_pods_own(daemon: Daemon) -> None:
     before = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()
     config = daemon.sandbox_config("sysctl")

@@ -16,7 +16,7 @@ from image.model import ImageConfig
 from pods import model, oci
 from pods.capability import DEFAULT
 from pods.devices import DeviceNode
-from pods.errors import InvalidArgument, PodError, Unimplemented
+from pods.errors import InvalidArgument, PodError
 from pods.host import HostFacts
 from pods.model import ContainerSecurity as Security
 from pods.model import NamespaceMode, Propagation
@@ -476,7 +476,6 @@ _USERNS = model.NamespaceOptions(userns=model.UserNamespace(mode=NamespaceMode.P
         (_with(namespaces=_USERNS), InvalidArgument, "config.linux.security_context.namespace_options.userns_options"),
         (_with(namespaces=model.NamespaceOptions(pid=_NODE)), InvalidArgument, "namespace_options.pid"),
         (_with(namespaces=model.NamespaceOptions(pid=_OTHER)), InvalidArgument, "namespace_options.target_id"),
-        (_config(cdi_devices=("v/c=d",)), Unimplemented, "config.CDI_devices"),
         (_config(working_dir="tmp"), InvalidArgument, "config.working_dir"),
         (_config(envs=(("A=B", "x"),)), InvalidArgument, "config.envs"),
         (_config(args=("a\0b",)), InvalidArgument, "config.command"),

@@ -1,0 +1,165 @@
+"""CDI devices (Container Device Interface 1.0): specs of vendors, and what they change in a container.
+
+A device is named "vendor/class=name". Its spec's edits are applied once, then its own. Of the directories the later
+ones win; two specs of one directory that both have a device leave it without a meaning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pods.devices import DeviceNode
+from pods.errors import InvalidArgument, Unimplemented
+
+_REFUSED = ("hooks", "intelRdt", "netDevices")
+_FORMATS = frozenset({".json", ".yaml"})
+_TYPES = {stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
+
+
+@dataclass(frozen=True, slots=True)
+class CDIEdits:
+    """What devices add to a container; `mounts` as config.json has them."""
+
+    env: tuple[str, ...] = ()
+    nodes: tuple[DeviceNode, ...] = ()
+    mounts: tuple[dict[str, Any], ...] = ()
+    additional_gids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    path: Path
+    edits: Mapping[str, Any]
+    devices: Mapping[str, Mapping[str, Any]]  # by name
+
+
+def find_edits(names: Sequence[str], directories: Iterable[Path]) -> CDIEdits:
+    """What the devices add. Reads the specs of the directories, if any device is asked for.
+
+    Raises InvalidArgument for a device that no spec has, or more than one, and for a spec that is wrong; Unimplemented
+    for edits that cannot be made.
+    """
+    if not names:
+        return CDIEdits()
+    specs = _read_all(directories)
+    edits: list[tuple[_Spec, Mapping[str, Any]]] = []
+    seen: set[Path] = set()
+    for index, name in enumerate(names):
+        spec = _spec_of(name, specs, f"config.CDI_devices[{index}]")
+        if spec.path not in seen:
+            seen.add(spec.path)
+            edits.append((spec, spec.edits))
+        edits.append((spec, spec.devices[name]))
+    return _merged(edits)
+
+
+def _spec_of(name: str, directories: Sequence[Sequence[_Spec]], field: str) -> _Spec:
+    for specs in reversed(directories):
+        found = [spec for spec in specs if name in spec.devices]
+        if len(found) > 1:
+            files = ", ".join(str(spec.path) for spec in found)
+            raise InvalidArgument(f"{field}: {name!r} is in more than one spec: {files}")
+        if found:
+            return found[0]
+    raise InvalidArgument(f"{field}: no spec of this node has a device {name!r}")
+
+
+def _read_all(directories: Iterable[Path]) -> list[list[_Spec]]:
+    return [
+        [_read(path) for path in sorted(directory.iterdir()) if path.suffix in _FORMATS]
+        for directory in directories
+        if directory.is_dir()
+    ]
+
+
+def _read(path: Path) -> _Spec:
+    try:
+        text = path.read_text()
+        document = json.loads(text) if path.suffix == ".json" else _yaml(text)
+        kind, devices = document["kind"], document["devices"]
+        by_name = {f"{kind}={device['name']}": _mapping(device.get("containerEdits")) for device in devices}
+        return _Spec(path, _mapping(document.get("containerEdits")), by_name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidArgument(f"config.CDI_devices: CDI spec {str(path)!r} is not one: {error!r}") from error
+
+
+def _yaml(text: str) -> Any:
+    import yaml  # only machines with such specs pay for it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"containerEdits: {value!r}")
+    return value or {}
+
+
+def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any]]]) -> CDIEdits:
+    env: list[str] = []
+    nodes: list[DeviceNode] = []
+    mounts: list[dict[str, Any]] = []
+    gids: list[int] = []
+    for spec, edit in edits:
+        for member in _REFUSED:
+            if edit.get(member):
+                raise Unimplemented(f"config.CDI_devices: CDI spec {str(spec.path)!r}: {member} are not supported")
+        try:
+            env += [_variable(entry) for entry in edit.get("env") or ()]
+            nodes += [_node(entry) for entry in edit.get("deviceNodes") or ()]
+            mounts += [_mount(entry) for entry in edit.get("mounts") or ()]
+            # 0 is what specs write that mean none.
+            gids += [gid for gid in map(int, edit.get("additionalGids") or ()) if gid > 0]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidArgument(f"config.CDI_devices: CDI spec {str(spec.path)!r}: {error}") from error
+    return CDIEdits(tuple(env), tuple(nodes), tuple(mounts), tuple(dict.fromkeys(gids)))
+
+
+def _variable(entry: str) -> str:
+    if not entry.partition("=")[0] or "=" not in entry or "\0" in entry:
+        raise ValueError(f"env: {entry!r} is not NAME=value")
+    return entry
+
+
+def _node(entry: Mapping[str, Any]) -> DeviceNode:
+    """What the spec leaves out is taken from the host's node."""
+    path = _absolute(entry["path"])
+    access = entry.get("permissions") or "rwm"
+    if not set(access) <= set("rwm"):
+        raise ValueError(f"deviceNodes: {path}: permissions {access!r}")
+    kind, major, minor, mode = entry.get("type"), entry.get("major"), entry.get("minor"), entry.get("fileMode")
+    if not kind or (major is None and kind != "p"):
+        status = os.stat(entry.get("hostPath") or path)
+        found = _TYPES.get(stat.S_IFMT(status.st_mode), "")
+        if not found or (kind and kind != found):
+            raise ValueError(f"deviceNodes: {path}: the host's is no device of type {kind or 'b, c or p'}")
+        kind, major, minor = found, os.major(status.st_rdev), os.minor(status.st_rdev)
+        mode = stat.S_IMODE(status.st_mode) if mode is None else mode
+    return DeviceNode(
+        path, str(kind), int(major or 0), int(minor or 0), 0o666 if mode is None else int(mode),
+        int(entry.get("uid") or 0), int(entry.get("gid") or 0), access,
+    )  # fmt: skip
+
+
+def _mount(entry: Mapping[str, Any]) -> dict[str, Any]:
+    source = _absolute(entry["hostPath"])
+    options = [str(option) for option in entry.get("options") or ("nosuid", "nodev", "bind")]
+    if not {"bind", "rbind"} & set(options):
+        options.append("rbind")
+    return {"destination": _absolute(entry["containerPath"]), "type": "bind", "source": source, "options": options}
+
+
+def _absolute(path: str) -> str:
+    normal = os.path.normpath(path)
+    if not path.startswith("/") or normal == "/" or ".." in path.split("/"):
+        raise ValueError(f"{path!r} is not an absolute path below '/' without '..'")
+    return normal

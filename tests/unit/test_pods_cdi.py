@@ -1,0 +1,69 @@
+"""CDI specs: which one has a device, what it adds, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pods.cdi import find_edits
+from pods.errors import InvalidArgument, PodError, Unimplemented
+
+
+def _spec(directory: Path, name: str, edits: dict[str, Any], kind: str = "test.org/gpu", **device: Any) -> None:
+    directory.mkdir(exist_ok=True)
+    document = {"cdiVersion": "0.6.0", "kind": kind, "containerEdits": edits, "devices": [{"name": "0", **device}]}
+    (directory / name).write_text(json.dumps(document))  # which is YAML too
+
+
+def test_edits_of_the_spec_come_once_and_first(tmp_path: Path) -> None:
+    _spec(tmp_path, "a.json", {"env": ["ALL=1"], "additionalGids": [5, 0]}, containerEdits={"env": ["ONE=2"]})
+    assert find_edits(["test.org/gpu=0"] * 2, [tmp_path]).env == ("ALL=1", "ONE=2", "ONE=2")
+    assert find_edits(["test.org/gpu=0"], [tmp_path]).additional_gids == (5,)
+    assert find_edits([], [tmp_path / "absent"]).env == ()
+
+
+def test_a_node_takes_from_the_host_what_the_spec_leaves_out(tmp_path: Path) -> None:
+    nodes = [{"path": "/dev/mine", "hostPath": "/dev/null", "permissions": "r"},
+             {"path": "/dev/other", "type": "b", "major": 7, "minor": 9, "fileMode": 0o600, "gid": 3}]  # fmt: skip
+    _spec(tmp_path, "a.yaml", {"deviceNodes": nodes})
+    mine, other = find_edits(["test.org/gpu=0"], [tmp_path]).nodes
+    assert (mine.path, mine.type, mine.major, mine.minor, mine.access) == ("/dev/mine", "c", 1, 3, "r")
+    assert (other.type, other.major, other.minor, other.mode, other.gid) == ("b", 7, 9, 0o600, 3)
+
+
+def test_later_directories_win_and_equals_conflict(tmp_path: Path) -> None:
+    low, high = tmp_path / "low", tmp_path / "high"
+    _spec(low, "a.json", {"env": ["FROM=low"]})
+    _spec(high, "a.json", {"env": ["FROM=high"]})
+    (high / "ignored.txt").write_text("nothing of CDI")
+    assert find_edits(["test.org/gpu=0"], [low, high]).env == ("FROM=high",)
+    _spec(high, "b.json", {})
+    with pytest.raises(InvalidArgument, match=r"more than one spec: .*a\.json.*b\.json"):
+        find_edits(["test.org/gpu=0"], [low, high])
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        ('{"kind": "a.b/c", "devices": []}', InvalidArgument, "no spec of this node has a device"),
+        ("kind: [unclosed", InvalidArgument, "a.yaml"),
+        ("just text", InvalidArgument, "a.yaml"),
+        ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": [1]}]}', InvalidArgument, "a.yaml"),
+        ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"hooks": [{"path": "/x"}]}}]}',
+         Unimplemented, "hooks are not supported"),
+        ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["X"]}}]}',
+         InvalidArgument, "'X' is not NAME=value"),
+        ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"mounts": [{"hostPath": "/a", '
+         '"containerPath": "/b/../../c"}]}}]}', InvalidArgument, "without '..'"),
+        ('{"kind": "test.org/gpu", "containerEdits": {"deviceNodes": [{"path": "/dev/no"}]}, "devices": [{"name": 0}]}',
+         InvalidArgument, "/dev/no"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, kind: type[PodError], words: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(kind) as raised:
+        find_edits(["test.org/gpu=0"], [tmp_path])
+    assert words in str(raised.value)
