@@ -1,4 +1,4 @@
-"""Root's integration tests move to a box (tests/box.py) before anything is collected."""
+"""Root's integration and end-to-end tests move to a box (tests/box.py) before anything is collected."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from tests import box
 
-INTEGRATION = Path(__file__).parent / "integration"
+IN_A_BOX = [Path(__file__).parent / name for name in ("integration", "e2e")]
 
 
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """Run the same command line again inside a box if it names integration tests, and answer with its exit status."""
+    """Run the same command line again inside a box if it names such tests, and answer with its exit status."""
     if os.geteuid() != 0 or box.inside() or config.option.collectonly:
         return None
     paths = [(config.invocation_params.dir / argument.split("::")[0]).resolve() for argument in config.args]
-    if not any(INTEGRATION.is_relative_to(path) or path.is_relative_to(INTEGRATION) for path in paths):
+    if not any(room.is_relative_to(path) or path.is_relative_to(room) for path in paths for room in IN_A_BOX):
         return None
     return box.run_pytest(config.invocation_params.args)
