@@ -274,6 +274,17 @@ class ImageStore:
         mountpoint = os.fspath(self._root.path)
         return (FilesystemUsage(mountpoint=mountpoint, bytes=size + own_size, inodes=inodes + own_inodes),)
 
+    async def tag(self, name: str, new: str) -> Image:
+        """Give the image that `name` finds the name `new` too, taken from the image that had it.
+
+        Raises ImageNotFound, InvalidReference.
+        """
+        image = self.find(name)
+        tagged = image and await self._undisturbed(self._name(image.id, (_tag_name(new),)))
+        if tagged is None:
+            raise ImageNotFound(f"tag image {name}: the store has no such image")
+        return tagged
+
     # --- holding and removing
 
     def hold(self, image_id: str) -> None:

@@ -130,7 +130,7 @@ def _add_images(command: _Command) -> None:
     pull.add_argument("references", nargs="+", metavar="REF")
     remove = command("rmi", "images:remove", "Remove images")
     remove.add_argument("references", nargs="+", metavar="REF")
-    image = command("image", "", "Import, export and verify images")
+    image = command("image", "", "Import, export, name and verify images")
     actions = image.add_subparsers(dest="action", metavar="ACTION", required=True)
     archive = actions.add_parser("import", help="Read an OCI layout or a docker archive")
     archive.add_argument("--name", metavar="REF", help="name the image this, whatever the archive says")
@@ -145,12 +145,18 @@ def _add_images(command: _Command) -> None:
     verify.add_argument("--repair", action="store_true", help="pull damaged ones again")
     verify.add_argument("references", nargs="*", metavar="REF", help="these only")
     verify.set_defaults(target="images:verify")
+    tag = actions.add_parser("tag", help="Give an image another name")
+    tag.add_argument("image", metavar="IMAGE", help="name or id")
+    tag.add_argument("name", metavar="REF")
+    tag.set_defaults(target="images:tag")
 
 
 def _add_about(command: _Command) -> None:
     command("info", "about:info", "Print how the runtime is")
     config = command("config", "config:run", "Print the configuration that crispd starts with")
     config.add_argument("--config", metavar="FILE", help="in place of /etc/crisp/crisp.toml")
+    doctor = command("doctor", "doctor:run", "Find what keeps this machine from being a node, and what mends it")
+    doctor.add_argument("--offline", action="store_true", help="do not try whether registries answer")
     command("version", "about:version", "Print versions")
 
 

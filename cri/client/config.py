@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
     """Print the effective configuration: as TOML that tells where each value is from, or as JSON or YAML."""
     from cri.client.render import document
 
-    configuration = _load(Path(arguments.config).absolute() if arguments.config else None)
+    configuration = effective(Path(arguments.config).absolute() if arguments.config else None)
     if arguments.output == "table":
         print(configuration.to_toml(), end="")
     else:
@@ -30,10 +30,11 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
 
 def listen_address() -> str:
     """The daemon's socket where no option names it: $CRISP_LISTEN's, else the configured one. Raises UsageError."""
-    return os.environ.get(ENVIRONMENT) or _load(None).listen
+    return os.environ.get(ENVIRONMENT) or effective().listen
 
 
-def _load(path: Path | None) -> Configuration:
+def effective(path: Path | None = None) -> Configuration:
+    """The configuration of `path` (the default file when None) and its drop-ins. Raises UsageError."""
     from cri.config import load
     from cri.errors import ConfigurationError
 

@@ -1,4 +1,4 @@
-"""`crisp pull`, `crisp rmi` and `crisp image import`."""
+"""`crisp pull`, `crisp rmi`, `crisp image import` and `crisp image tag`."""
 
 from __future__ import annotations
 
@@ -88,6 +88,13 @@ def remove(arguments: argparse.Namespace, connection: Connection) -> int:
         connection.change(connection.images.RemoveImage, api_pb2.RemoveImageRequest(image=spec))
 
     return for_each(arguments.references, remove_one)
+
+
+def tag(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Give an image another name."""
+    request = admin_pb2.TagImageRequest(image=arguments.image, name=arguments.name)
+    print(connection.change(connection.admin.TagImage, request).id)
+    return 0
 
 
 def import_archive(arguments: argparse.Namespace, connection: Connection) -> int:

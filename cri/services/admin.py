@@ -1,4 +1,4 @@
-"""crisp's own calls for its operator: ImportImage, ExportImage, VerifyImages, PullImage with progress."""
+"""crisp's own calls for its operator: ImportImage, ExportImage, TagImage, VerifyImages, PullImage with progress."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ class Admin:
                 for verdict in verdicts
             ]
         )
+
+    async def TagImage(self, request: admin_pb2.TagImageRequest) -> admin_pb2.TagImageResponse:
+        """Give an image another name."""
+        name = fields.required("image", request.image)
+        image = await self._images.tag(name, fields.required("name", request.name))
+        return admin_pb2.TagImageResponse(id=image.id)
 
     async def PullImage(self, request: admin_pb2.PullImageRequest) -> AsyncIterator[admin_pb2.PullImageResponse]:
         """Pull an image; each layer's progress as it comes, then the image's id."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ri/admin/v1/admin.proto\x12\x08\x63risp.v1\"0\n\x12ImportImageRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\">\n\x13ImportImageResponse\x12\'\n\x06images\x18\x01 \x03(\x0b\x32\x17.crisp.v1.ImportedImage\"<\n\rImportedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\trepo_tags\x18\x02 \x03(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\"\\\n\x10PullImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x10\n\x08password\x18\x03 \x01(\t\x12\x11\n\tauth_file\x18\x04 \x01(\t\"]\n\x11PullImageResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.crisp.v1.LayerProgressH\x00\x12\x12\n\x08image_id\x18\x02 \x01(\tH\x00\x42\x07\n\x05\x65vent\"L\n\rLayerProgress\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\r\n\x05phase\x18\x04 \x01(\t\"A\n\x12\x45xportImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"%\n\x13\x45xportImageResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"4\n\x13VerifyImagesRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0e\n\x06repair\x18\x02 \x01(\x08\">\n\x14VerifyImagesResponse\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.crisp.v1.ImageVerdict\";\n\x0cImageVerdict\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x10\n\x08problems\x18\x03 \x03(\t2\xb6\x02\n\x05\x41\x64min\x12J\n\x0bImportImage\x12\x1c.crisp.v1.ImportImageRequest\x1a\x1d.crisp.v1.ImportImageResponse\x12\x46\n\tPullImage\x12\x1a.crisp.v1.PullImageRequest\x1a\x1b.crisp.v1.PullImageResponse0\x01\x12J\n\x0b\x45xportImage\x12\x1c.crisp.v1.ExportImageRequest\x1a\x1d.crisp.v1.ExportImageResponse\x12M\n\x0cVerifyImages\x12\x1d.crisp.v1.VerifyImagesRequest\x1a\x1e.crisp.v1.VerifyImagesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63ri/admin/v1/admin.proto\x12\x08\x63risp.v1\"0\n\x12ImportImageRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\">\n\x13ImportImageResponse\x12\'\n\x06images\x18\x01 \x03(\x0b\x32\x17.crisp.v1.ImportedImage\"<\n\rImportedImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\trepo_tags\x18\x02 \x03(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\".\n\x0fTagImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x1e\n\x10TagImageResponse\x12\n\n\x02id\x18\x01 \x01(\t\"\\\n\x10PullImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x10\n\x08password\x18\x03 \x01(\t\x12\x11\n\tauth_file\x18\x04 \x01(\t\"]\n\x11PullImageResponse\x12+\n\x08progress\x18\x01 \x01(\x0b\x32\x17.crisp.v1.LayerProgressH\x00\x12\x12\n\x08image_id\x18\x02 \x01(\tH\x00\x42\x07\n\x05\x65vent\"L\n\rLayerProgress\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\r\n\x05phase\x18\x04 \x01(\t\"A\n\x12\x45xportImageRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"%\n\x13\x45xportImageResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"4\n\x13VerifyImagesRequest\x12\r\n\x05image\x18\x01 \x01(\t\x12\x0e\n\x06repair\x18\x02 \x01(\x08\">\n\x14VerifyImagesResponse\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.crisp.v1.ImageVerdict\";\n\x0cImageVerdict\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05names\x18\x02 \x03(\t\x12\x10\n\x08problems\x18\x03 \x03(\t2\xf9\x02\n\x05\x41\x64min\x12J\n\x0bImportImage\x12\x1c.crisp.v1.ImportImageRequest\x1a\x1d.crisp.v1.ImportImageResponse\x12\x41\n\x08TagImage\x12\x19.crisp.v1.TagImageRequest\x1a\x1a.crisp.v1.TagImageResponse\x12\x46\n\tPullImage\x12\x1a.crisp.v1.PullImageRequest\x1a\x1b.crisp.v1.PullImageResponse0\x01\x12J\n\x0b\x45xportImage\x12\x1c.crisp.v1.ExportImageRequest\x1a\x1d.crisp.v1.ExportImageResponse\x12M\n\x0cVerifyImages\x12\x1d.crisp.v1.VerifyImagesRequest\x1a\x1e.crisp.v1.VerifyImagesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,22 +37,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTIMAGERESPONSE']._serialized_end=150
   _globals['_IMPORTEDIMAGE']._serialized_start=152
   _globals['_IMPORTEDIMAGE']._serialized_end=212
-  _globals['_PULLIMAGEREQUEST']._serialized_start=214
-  _globals['_PULLIMAGEREQUEST']._serialized_end=306
-  _globals['_PULLIMAGERESPONSE']._serialized_start=308
-  _globals['_PULLIMAGERESPONSE']._serialized_end=401
-  _globals['_LAYERPROGRESS']._serialized_start=403
-  _globals['_LAYERPROGRESS']._serialized_end=479
-  _globals['_EXPORTIMAGEREQUEST']._serialized_start=481
-  _globals['_EXPORTIMAGEREQUEST']._serialized_end=546
-  _globals['_EXPORTIMAGERESPONSE']._serialized_start=548
-  _globals['_EXPORTIMAGERESPONSE']._serialized_end=585
-  _globals['_VERIFYIMAGESREQUEST']._serialized_start=587
-  _globals['_VERIFYIMAGESREQUEST']._serialized_end=639
-  _globals['_VERIFYIMAGESRESPONSE']._serialized_start=641
-  _globals['_VERIFYIMAGESRESPONSE']._serialized_end=703
-  _globals['_IMAGEVERDICT']._serialized_start=705
-  _globals['_IMAGEVERDICT']._serialized_end=764
-  _globals['_ADMIN']._serialized_start=767
-  _globals['_ADMIN']._serialized_end=1077
+  _globals['_TAGIMAGEREQUEST']._serialized_start=214
+  _globals['_TAGIMAGEREQUEST']._serialized_end=260
+  _globals['_TAGIMAGERESPONSE']._serialized_start=262
+  _globals['_TAGIMAGERESPONSE']._serialized_end=292
+  _globals['_PULLIMAGEREQUEST']._serialized_start=294
+  _globals['_PULLIMAGEREQUEST']._serialized_end=386
+  _globals['_PULLIMAGERESPONSE']._serialized_start=388
+  _globals['_PULLIMAGERESPONSE']._serialized_end=481
+  _globals['_LAYERPROGRESS']._serialized_start=483
+  _globals['_LAYERPROGRESS']._serialized_end=559
+  _globals['_EXPORTIMAGEREQUEST']._serialized_start=561
+  _globals['_EXPORTIMAGEREQUEST']._serialized_end=626
+  _globals['_EXPORTIMAGERESPONSE']._serialized_start=628
+  _globals['_EXPORTIMAGERESPONSE']._serialized_end=665
+  _globals['_VERIFYIMAGESREQUEST']._serialized_start=667
+  _globals['_VERIFYIMAGESREQUEST']._serialized_end=719
+  _globals['_VERIFYIMAGESRESPONSE']._serialized_start=721
+  _globals['_VERIFYIMAGESRESPONSE']._serialized_end=783
+  _globals['_IMAGEVERDICT']._serialized_start=785
+  _globals['_IMAGEVERDICT']._serialized_end=844
+  _globals['_ADMIN']._serialized_start=847
+  _globals['_ADMIN']._serialized_end=1224
 # @@protoc_insertion_point(module_scope)

@@ -93,6 +93,49 @@ class ImportedImage(_message.Message):
 Global___ImportedImage: _TypeAlias = ImportedImage  # noqa: Y015
 
 @_typing.final
+class TagImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    """Id or name of an image in the store."""
+    name: _builtins.str
+    """Reference with a tag (:latest without one); taken from the image that has it."""
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TagImageRequest: _TypeAlias = TagImageRequest  # noqa: Y015
+
+@_typing.final
+class TagImageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TagImageResponse: _TypeAlias = TagImageResponse  # noqa: Y015
+
+@_typing.final
 class PullImageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -39,6 +39,11 @@ class AdminStub:
                 request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.ImportImageRequest.SerializeToString,
                 response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.ImportImageResponse.FromString,
                 _registered_method=True)
+        self.TagImage = channel.unary_unary(
+                '/crisp.v1.Admin/TagImage',
+                request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.TagImageRequest.SerializeToString,
+                response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.TagImageResponse.FromString,
+                _registered_method=True)
         self.PullImage = channel.unary_stream(
                 '/crisp.v1.Admin/PullImage',
                 request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.PullImageRequest.SerializeToString,
@@ -61,6 +66,13 @@ class AdminServicer:
 
     def ImportImage(self, request, context):
         """Reads an image archive on the daemon's own host into the image store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TagImage(self, request, context):
+        """Gives an image another name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +106,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ImportImage,
                     request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.ImportImageRequest.FromString,
                     response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.ImportImageResponse.SerializeToString,
+            ),
+            'TagImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagImage,
+                    request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.TagImageRequest.FromString,
+                    response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.TagImageResponse.SerializeToString,
             ),
             'PullImage': grpc.unary_stream_rpc_method_handler(
                     servicer.PullImage,
@@ -138,6 +155,33 @@ class Admin:
             '/crisp.v1.Admin/ImportImage',
             cri_dot_admin_dot_v1_dot_admin__pb2.ImportImageRequest.SerializeToString,
             cri_dot_admin_dot_v1_dot_admin__pb2.ImportImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.v1.Admin/TagImage',
+            cri_dot_admin_dot_v1_dot_admin__pb2.TagImageRequest.SerializeToString,
+            cri_dot_admin_dot_v1_dot_admin__pb2.TagImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

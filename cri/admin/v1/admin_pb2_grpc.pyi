@@ -37,6 +37,8 @@ class AdminStub:
     def __new__(cls, channel: _aio.Channel) -> AdminAsyncStub: ...
     ImportImage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ImportImageRequest, _admin_pb2.ImportImageResponse]
     """Reads an image archive on the daemon's own host into the image store."""
+    TagImage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TagImageRequest, _admin_pb2.TagImageResponse]
+    """Gives an image another name."""
     PullImage: _grpc.UnaryStreamMultiCallable[_admin_pb2.PullImageRequest, _admin_pb2.PullImageResponse]
     """Pulls as ImageService.PullImage does, telling how far each layer is. The last message carries the image."""
     ExportImage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExportImageRequest, _admin_pb2.ExportImageResponse]
@@ -49,6 +51,8 @@ class AdminAsyncStub(AdminStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ImportImage: _aio.UnaryUnaryMultiCallable[_admin_pb2.ImportImageRequest, _admin_pb2.ImportImageResponse]  # type: ignore[assignment]
     """Reads an image archive on the daemon's own host into the image store."""
+    TagImage: _aio.UnaryUnaryMultiCallable[_admin_pb2.TagImageRequest, _admin_pb2.TagImageResponse]  # type: ignore[assignment]
+    """Gives an image another name."""
     PullImage: _aio.UnaryStreamMultiCallable[_admin_pb2.PullImageRequest, _admin_pb2.PullImageResponse]  # type: ignore[assignment]
     """Pulls as ImageService.PullImage does, telling how far each layer is. The last message carries the image."""
     ExportImage: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExportImageRequest, _admin_pb2.ExportImageResponse]  # type: ignore[assignment]
@@ -64,6 +68,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ImportImageResponse, _abc.Awaitable[_admin_pb2.ImportImageResponse]]:
         """Reads an image archive on the daemon's own host into the image store."""
+
+    @_abc_1.abstractmethod
+    def TagImage(
+        self,
+        request: _admin_pb2.TagImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.TagImageResponse, _abc.Awaitable[_admin_pb2.TagImageResponse]]:
+        """Gives an image another name."""
 
     @_abc_1.abstractmethod
     def PullImage(

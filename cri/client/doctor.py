@@ -1,0 +1,72 @@
+"""`crisp doctor`: is this machine fit to be a node, and what mends it where it is not?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from cri.client.config import effective
+from cri.client.errors import ClientError
+from cri.client.render import document, table
+from cri.doctor import kernel, node
+from cri.doctor.machine import Finding, Level, Machine
+from cri.v1 import api_pb2
+from cri.version import crisp_version
+
+if TYPE_CHECKING:
+    from cri.client.connection import Connection
+
+_START = "systemctl enable --now crispd; journalctl -u crispd tells why it does not start"
+
+
+def run(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Print what the checks find; 1 when something is wrong with which pods will not run."""
+    findings = list(chain(examine(Machine(), not arguments.offline), daemon(connection)))
+    if arguments.output == "table":
+        rows = [(finding.level.value, finding.subject, finding.message) for finding in findings]
+        table(("", "WHAT", "FOUND"), rows)
+        for finding in findings:
+            if finding.remedy:
+                print(f"\n{finding.subject}: {finding.message}\n    {finding.remedy}")
+    else:
+        document({"findings": [asdict(finding) for finding in findings]}, arguments.output)
+    return int(any(finding.level is Level.WRONG for finding in findings))
+
+
+def examine(machine: Machine, reach: bool) -> Iterator[Finding]:
+    """Every check of the machine itself; `reach`: also whether registries answer."""
+    configuration = effective()
+    yield from kernel.version(machine)
+    yield from kernel.modules(machine)
+    yield from kernel.sysctls(machine)
+    yield from kernel.cgroups(machine, configuration.cgroup_driver)
+    yield from kernel.security(machine)
+    yield from node.cni(machine, configuration.cni_conf_dir, configuration.cni_bin_dirs)
+    yield from node.registries(machine, configuration.registries_conf, reach)
+    yield from node.disks(machine, configuration.root)
+    yield from node.clock(machine)
+    yield from node.swap(machine)
+    yield from node.programs(machine)
+
+
+def daemon(connection: Connection) -> Iterator[Finding]:
+    """Does crispd answer, is it this version, and what does it say of itself?"""
+    try:
+        running = connection.read(connection.runtime.Version, api_pb2.VersionRequest())
+        status = connection.read(connection.runtime.Status, api_pb2.StatusRequest()).status
+    except ClientError as error:
+        yield Finding(Level.WRONG, "crispd", str(error), _START)
+        return
+    if running.runtime_name == "crisp" and running.runtime_version != crisp_version():
+        message = f"{running.runtime_version} runs and {crisp_version()} is installed"
+        yield Finding(Level.WARNING, "crispd", message, "systemctl restart crispd (pods go on)")
+    else:
+        yield Finding(Level.OK, "crispd", f"{running.runtime_name} {running.runtime_version} at {connection.address}")
+    for condition in status.conditions:
+        if condition.status:
+            yield Finding(Level.OK, condition.type, "yes")
+        else:
+            yield Finding(Level.WRONG, condition.type, f"{condition.reason}: {condition.message}", "see above")

@@ -1,0 +1,105 @@
+"""The kernel: its version, modules, sysctls, cgroups and security."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cri.doctor.machine import Finding, Level, Machine
+
+_OLDEST = (5, 12)  # mount_setattr; clone3 into a cgroup and openat2 are older
+_OWN_CORE_NEEDS = "install a newer kernel: Debian 12 (6.1), Ubuntu 22.04 (5.15) and later have one"
+_CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
+_V1_CONTROLLERS = ("cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids")
+_INOTIFY_INSTANCES = 1024
+_NO_CONTROLLER = "boot with cgroup_enable=memory (add it to GRUB_CMDLINE_LINUX in /etc/default/grub, then update-grub)"
+
+
+def version(machine: Machine) -> Iterator[Finding]:
+    """Is the kernel new enough for the runtime core?"""
+    major, minor = machine.release()
+    if (major, minor) < _OLDEST:
+        needed = ".".join(map(str, _OLDEST))
+        yield Finding(Level.WRONG, "kernel", f"{major}.{minor} is older than {needed}", _OWN_CORE_NEEDS)
+    else:
+        yield Finding(Level.OK, "kernel", f"{major}.{minor}")
+
+
+def modules(machine: Machine) -> Iterator[Finding]:
+    """overlay for containers' root file systems, br_netfilter for Services."""
+    known = machine.text("/proc/filesystems").split()
+    if "overlay" in known:
+        yield Finding(Level.OK, "overlay", "there")
+    else:
+        yield Finding(Level.WRONG, "overlay", "the kernel has no overlay file system", _load("overlay"))
+    if machine.exists("/proc/sys/net/bridge"):
+        yield Finding(Level.OK, "br_netfilter", "there")
+    else:
+        yield Finding(
+            Level.WARNING, "br_netfilter", "Services do not reach pods of the same bridge", _load("br_netfilter")
+        )
+
+
+def sysctls(machine: Machine) -> Iterator[Finding]:
+    """Forwarding, without which pods have no network, and limits that kubelet runs into."""
+    if machine.text("/proc/sys/net/ipv4/ip_forward") == "1":
+        yield Finding(Level.OK, "forwarding", "on")
+    else:
+        message = "packets between pods and the world are dropped"
+        yield Finding(Level.WRONG, "forwarding", message, _set("net.ipv4.ip_forward", "1"))
+    instances = machine.text("/proc/sys/fs/inotify/max_user_instances")
+    if instances.isdecimal() and int(instances) < _INOTIFY_INSTANCES:
+        yield Finding(
+            Level.WARNING, "inotify", f"{instances} instances are gone after some {int(instances) // 6} pods",
+            _set("fs.inotify.max_user_instances", "8192"),
+        )  # fmt: skip
+    if machine.text("/proc/sys/user/max_user_namespaces") == "0":
+        message = "pods with hostUsers: false cannot start"
+        yield Finding(Level.WARNING, "user namespaces", message, _set("user.max_user_namespaces", "65536"))
+
+
+def cgroups(machine: Machine, driver: str) -> Iterator[Finding]:
+    """The hierarchy, its controllers, and whether `driver` fits the machine."""
+    unified = machine.text("/sys/fs/cgroup/cgroup.controllers").split()
+    if unified:
+        version, missing = "v2", [name for name in _CONTROLLERS if name not in unified]
+    else:
+        version, missing = "v1", [name for name in _V1_CONTROLLERS if not machine.exists(f"/sys/fs/cgroup/{name}")]
+    if missing:
+        yield Finding(Level.WRONG, "cgroups", f"{version}, without {', '.join(missing)}", _NO_CONTROLLER)
+    elif version == "v1":
+        yield Finding(
+            Level.WARNING, "cgroups", "v1: kubelet 1.35 and later refuses it as it is configured by default",
+            "failCgroupV1: false in kubelet's configuration, or boot with systemd.unified_cgroup_hierarchy=1",
+        )  # fmt: skip
+    else:
+        yield Finding(Level.OK, "cgroups", version)
+    if driver == "cgroupfs" and machine.exists("/run/systemd/system"):
+        yield Finding(
+            Level.WARNING, "cgroup driver", "cgroupfs beside systemd: two programs write to one tree",
+            'cgroup_driver = "systemd" in /etc/crisp/crisp.toml, and cgroupDriver: systemd in kubelet\'s configuration',
+        )  # fmt: skip
+    elif driver == "systemd" and not machine.exists("/run/systemd/system"):
+        yield Finding(
+            Level.WRONG, "cgroup driver", "systemd, which does not run here", 'cgroup_driver = "cgroupfs"'
+        )
+    else:
+        yield Finding(Level.OK, "cgroup driver", driver)
+
+
+def security(machine: Machine) -> Iterator[Finding]:
+    """seccomp, and AppArmor's parser where AppArmor is on."""
+    if "Seccomp:" not in machine.text("/proc/self/status"):
+        yield Finding(Level.WRONG, "seccomp", "the kernel has none", _OWN_CORE_NEEDS)
+    else:
+        yield Finding(Level.OK, "seccomp", "there")
+    if machine.text("/sys/module/apparmor/parameters/enabled") == "Y" and not machine.program("apparmor_parser"):
+        message = "AppArmor is on, and nothing can load a profile for containers"
+        yield Finding(Level.WARNING, "apparmor", message, "apt-get install apparmor")
+
+
+def _load(module: str) -> str:
+    return f"modprobe {module}; echo {module} >>/etc/modules-load.d/crisp.conf"
+
+
+def _set(name: str, value: str) -> str:
+    return f"sysctl -w {name}={value}; echo '{name} = {value}' >>/etc/sysctl.d/90-crisp.conf"

@@ -1,0 +1,101 @@
+"""What lies on the machine: network configuration, registries, disks, clock, programs and memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cri.doctor.machine import Finding, Level, Machine
+from image.errors import ImageError
+from image.reference import DEFAULT_DOMAIN
+from image.registries_conf import load
+from network.conflist import read_conf_dir
+
+_LITTLE, _TOO_LITTLE = 0.15, 0.05  # kubelet evicts pods under 15% of imagefs, and 5% of inodes
+_OLD_YEARS = 1_735_689_600  # 2025, before which there was no crisp
+_NO_OVERLAY_ON = ("nfs", "nfs4", "overlay", "vfat", "fuse", "9p", "virtiofs")
+
+
+def cni(machine: Machine, conf_dir: Path, bin_dirs: Sequence[Path]) -> Iterator[Finding]:
+    """A configuration that can be read, and the plugins it names."""
+    network, problems = read_conf_dir(machine.path(conf_dir))
+    for problem in problems:
+        yield Finding(Level.WARNING, "cni", problem, f"mend or remove that file in {conf_dir}")
+    if network is None:
+        yield Finding(
+            Level.WRONG, "cni", f"{conf_dir} has no network configuration: the node stays NotReady",
+            f"install a network plugin; or, for one node: install -Dm644 -t {conf_dir} deploy/10-crisp-bridge.conflist",
+        )  # fmt: skip
+        return
+    needed = {name for plugin in network.plugins for name in (plugin.type, plugin.config.get("ipam", {}).get("type"))}
+    absent = sorted(
+        name for name in needed if name and not any(machine.exists(directory / name) for directory in bin_dirs)
+    )
+    if absent:
+        places = ", ".join(map(str, bin_dirs))
+        message = f"{network.name} needs {', '.join(absent)}, not found in {places}"
+        yield Finding(Level.WRONG, "cni", message, "apt-get install containernetworking-plugins")
+    else:
+        yield Finding(Level.OK, "cni", f"{network.name}, plugins there")
+
+
+def registries(machine: Machine, configuration: Path, reach: bool) -> Iterator[Finding]:
+    """registries.conf can be read; with `reach`, the hosts it names, or Docker Hub when it names none, answer."""
+    try:
+        found = load(machine.path(configuration))
+    except ImageError as error:
+        yield Finding(Level.WRONG, "registries", str(error), f"mend {configuration}: see containers-registries.conf(5)")
+        return
+    if not reach:
+        return
+    for host in sorted({"registry-1.docker.io" if name == DEFAULT_DOMAIN else name for name in found.search}):
+        if why := machine.reach(host):
+            remedy = "look at the machine's DNS, route and proxy (HTTPS_PROXY in crispd's unit), or name a mirror"
+            yield Finding(Level.WARNING, "registries", f"{host} does not answer: {why}", f"{remedy} in {configuration}")
+        else:
+            yield Finding(Level.OK, "registries", f"{host} answers")
+
+
+def disks(machine: Machine, root: Path) -> Iterator[Finding]:
+    """Room under crisp's data, and a file system that can be overlay's upper one."""
+    disk = machine.disk(root)
+    if disk.kind.startswith(_NO_OVERLAY_ON):
+        remedy = "set root in /etc/crisp/crisp.toml to a directory on ext4 or xfs"
+        yield Finding(Level.WRONG, "disk", f"{root} is on {disk.kind}, where overlay cannot write", remedy)
+    free = min(disk.free_bytes, disk.free_inodes)
+    what = "inodes" if disk.free_inodes < disk.free_bytes else "room"
+    if free < _LITTLE:
+        level = Level.WRONG if free < _TOO_LITTLE else Level.WARNING
+        message = f"{free:.0%} of the {what} under {root} is free: kubelet evicts pods"
+        yield Finding(level, "disk", message, "crisp images, then crisp rmi what is not needed; or a larger disk")
+    else:
+        yield Finding(Level.OK, "disk", f"{free:.0%} of the {what} under {root} is free")
+
+
+def clock(machine: Machine) -> Iterator[Finding]:
+    """Certificates and leases need the right time."""
+    remedy = "apt-get install systemd-timesyncd; timedatectl set-ntp true"
+    if machine.now() < _OLD_YEARS:
+        yield Finding(Level.WRONG, "clock", "is years behind: no certificate is valid", remedy)
+    elif machine.clock_is_kept() is False:
+        yield Finding(Level.WARNING, "clock", "nothing keeps it right", remedy)
+    else:
+        yield Finding(Level.OK, "clock", "kept" if machine.clock_is_kept() else "plausible")
+
+
+def programs(machine: Machine) -> Iterator[Finding]:
+    """Python, what the usual CNI plugins run, and kubelet."""
+    running = ".".join(map(str, sys.version_info[:3]))
+    yield Finding(Level.OK, "python", f"{running} ({sys.executable})")
+    if not machine.program("iptables"):
+        yield Finding(Level.WRONG, "iptables", "is not installed: the CNI plugins need it", "apt-get install iptables")
+    if not machine.program("kubelet"):
+        yield Finding(Level.WARNING, "kubelet", "is not installed", "see docs/install.md")
+
+
+def swap(machine: Machine) -> Iterator[Finding]:
+    """kubelet does not start beside swap unless told to."""
+    if len(machine.text("/proc/swaps").splitlines()) > 1:
+        remedy = "swapoff -a and its lines out of /etc/fstab; or failSwapOn: false in kubelet's configuration"
+        yield Finding(Level.WARNING, "swap", "is on: kubelet refuses to start by default", remedy)
