@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from cri.streaming import spdy
 from cri.v1 import api_pb2 as cri
 from tests.daemon import CALL_SECONDS, Daemon, Pod
 from tests.stream_clients import (
@@ -206,6 +207,23 @@ def test_a_command_that_reads_nothing_stops_its_client(
     assert resident(daemon) - before < 8 << 20
     command.close()
     wait_until_gone(pod, container, b"876543")
+
+
+def test_a_client_that_has_windows(daemon: Daemon, container: str) -> None:
+    """It is never sent more than it takes, else it would reset the stream; and its own windows are opened for it."""
+    url, total = exec_url(daemon, container, "cat", stdin=True, stdout=True), 3 << 20
+    with SpdyClient(url, V4, windows=spdy.Limits(stream_window=20_000, connection_window=80_000)) as client:
+        error, stdin, stdout = [client.open(streamtype=kind) for kind in ("error", "stdin", "stdout")]
+        sent = 0
+        while len(client.data[stdout]) < total and not client.closed:
+            piece = bytes(min(client.spdy.room(stdin), total - sent))
+            client.send(stdin, piece)
+            sent += len(piece)
+            client.step(5)
+        client.end(stdin)
+        client.until_closed()
+    assert (len(client.data[stdout]), client.resets) == (total, {})
+    assert exit_code(json.loads(client.data[error])) == 0
 
 
 def test_ten_at_once(daemon: Daemon, container: str) -> None:
