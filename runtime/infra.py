@@ -21,11 +21,12 @@ import os
 import struct
 from collections.abc import Mapping
 
-from runtime import seccomp, syscalls
+from runtime import syscalls
 from runtime.elf import executable, in_memory
 from runtime.errors import OperationFailed, failing
 from runtime.light import signal, socket
 from runtime.rootfs import ATTACH_POINT
+from runtime.seccomp_load import load_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -183,5 +184,5 @@ def infra_main(
         for fd in (0, 1, 2):
             os.close(fd)
         syscalls.close_on_exec_from(0)
-        seccomp.load_filter(filter_program(), 0)
+        load_filter(filter_program(), 0)
     os.execve(program_fd, [title], {})

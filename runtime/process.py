@@ -12,11 +12,12 @@ import resource
 import stat
 from collections.abc import Callable, Sequence
 
-from runtime import capabilities, seccomp, syscalls
+from runtime import capabilities, syscalls
 from runtime import spec as oci
 from runtime.errors import ExecFailed, NotSupported, OperationFailed, failing
 from runtime.gate import Gate
 from runtime.light import signal
+from runtime.seccomp_load import load_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def become(
     if filter_program and not process.no_new_privileges:
         # Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which may be gone below.
         with failing("load", "seccomp filter"):
-            seccomp.load_filter(filter_program, filter_flags)
+            load_filter(filter_program, filter_flags)
     # As root first: a user's working directory may lie where only root gets to.
     entered = _enter_directory(process.cwd)
     _set_identity(process)
@@ -65,7 +66,7 @@ def become(
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         if filter_program:
             with failing("load", "seccomp filter"):
-                seccomp.load_filter(filter_program, filter_flags)
+                load_filter(filter_program, filter_flags)
     _execute(process, channel, before_exec, gate)
 
 

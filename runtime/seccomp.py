@@ -6,16 +6,13 @@ which only get the program's bytes for `load_filter`.
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import importlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
 
 from runtime.errors import NotSupported, OperationFailed, SpecError
 from runtime.spec import Seccomp, SeccompArg, SeccompRule
-from runtime.syscalls import libc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,11 +50,6 @@ OPERATORS = {
 _UNKNOWN_SYSCALL = -1
 _X32_BIT = 0x40000000  # x32's system calls share x86_64's audit architecture and have this bit
 
-_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
-_SET_MODE_FILTER = 1
-_PR_SET_SECCOMP = 22
-_PR_MODE_FILTER = 2
-_INSTRUCTION = 8  # bytes of a struct sock_filter
 
 
 def compile_filter(seccomp: Seccomp) -> bytes:
@@ -96,31 +88,9 @@ def filter_flags(seccomp: Seccomp) -> int:
     return flags
 
 
-def load_filter(bpf: bytes, flags: int) -> None:
-    """Puts the calling thread under the filter for good. Needs CAP_SYS_ADMIN or no_new_privs.
-
-    Raises `OperationFailed`.
-    """
-    code = ctypes.create_string_buffer(bpf, len(bpf))
-    # struct sock_fprog: a count, and a pointer aligned to its size
-    program = ctypes.create_string_buffer(struct.pack("@HP", len(bpf) // _INSTRUCTION, ctypes.addressof(code)))
-    number = _SYS_SECCOMP.get(os.uname().machine)
-    if number is None and not flags:
-        result = libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_PR_MODE_FILTER), ctypes.byref(program), 0, 0)
-    elif number is None:
-        raise NotSupported("load", "seccomp filter", f"seccomp(2) is not known on {os.uname().machine}")
-    else:
-        result = libc.syscall(
-            ctypes.c_long(number), ctypes.c_long(_SET_MODE_FILTER), ctypes.c_long(flags), ctypes.byref(program)
-        )
-    if result:
-        # A positive result is the thread that SECCOMP_FILTER_FLAG_TSYNC could not synchronise.
-        raise OperationFailed("load", "seccomp filter", ctypes.get_errno() if result < 0 else errno.ESRCH)
-
-
 def _libseccomp() -> Any:
     try:
-        return importlib.import_module("pyseccomp")
+        return __import__("pyseccomp")
     except (ImportError, RuntimeError, OSError) as error:
         raise NotSupported("compile", "seccomp filter", f"libseccomp cannot be used: {error}") from error
 

@@ -7,7 +7,6 @@ import fcntl
 import os
 import stat
 import struct
-import termios
 
 from runtime import spec as oci
 from runtime.errors import NotSupported, failing
@@ -17,6 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+# By number: to load `termios` takes longer than to use it.
+_TIOCSCTTY: Final = 0x540E
+_TIOCSWINSZ: Final = 0x5414
 _TIOCGPTPEER: Final = 0x5441
 _TIOCSPTLCK: Final = 0x40045431
 _PTMX: Final = os.makedev(5, 2)
@@ -44,7 +46,7 @@ def resize(terminal: int, width: int, height: int) -> None:
     """Set the size in characters, by either end; who has the terminal in the foreground gets SIGWINCH."""
     size = struct.pack("HHHH", min(max(height, 0), 0xFFFF), min(max(width, 0), 0xFFFF), 0, 0)
     try:
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+        fcntl.ioctl(terminal, _TIOCSWINSZ, size)
     except OSError as error:
         if error.errno != errno.EIO:  # everybody at the other end has left
             raise
@@ -53,6 +55,6 @@ def resize(terminal: int, width: int, height: int) -> None:
 def take_over(terminal: int, master: int, channel: socket.socket) -> None:
     """Make the terminal the calling session's, and pass its other end to the shim, which keeps it alone."""
     with failing("take as controlling terminal", "/dev/pts"):
-        fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+        fcntl.ioctl(terminal, _TIOCSCTTY, 0)
     socket.send_fds(channel, [json.dumps({"console": True}).encode()], [master])
     os.close(master)

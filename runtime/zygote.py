@@ -17,8 +17,8 @@ import socket
 import sys
 from typing import Final
 
-from runtime import infra, syscalls, userns
-from runtime.cgroups import Hierarchies
+from runtime import devices_bpf, infra, syscalls, userns
+from runtime.cgroups import Hierarchies, v1, v2
 from runtime.errors import RuntimeCoreError
 from runtime.overlay import layers_can_be_appended
 from runtime.process import set_oom_score_adj
@@ -26,6 +26,7 @@ from runtime.shim import Inheritance, shim_main
 from runtime.spec import Resources
 
 _CONTROL: Final = 3
+_PRELOADED: Final = (devices_bpf, v1, v2)  # by others only when they are needed
 SHIM_CGROUP: Final = "/crisp-shims"
 _USUAL_DESCRIPTORS: Final = 1024
 _SHIM_OOM_SCORE_ADJ: Final = -998  # shims go after the pods they serve

@@ -7,8 +7,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-from runtime import devices_bpf
-from runtime.cgroups import files, processes, tree, v1, v2
+from runtime.cgroups import files, processes, tree
 from runtime.cgroups.limits import Group, Write
 from runtime.errors import NotSupported, OperationFailed
 from runtime.light import dataclass, replace
@@ -190,13 +189,19 @@ class Cgroup:
             return "max" if fresh else files.read(f"{self.unified}/{file}")
 
         if self.hierarchies.pure_v2:
+            from runtime.cgroups import v2  # one version's plan is enough for most machines
+
             groups = v2.plan(resources, current)
         else:
+            from runtime.cgroups import v1
+
             groups = v1.plan(resources)
             needed = {group[0].controller for group in groups} - self.hierarchies.v1.keys()
             if moved := (needed | ({"io"} if "blkio" in needed else set())) & self.hierarchies.unified_controllers:
                 gone = moved | ({"blkio"} if "io" in moved else set())
                 groups = [group for group in groups if group[0].controller not in gone]
+                from runtime.cgroups import v2
+
                 groups += [group for group in v2.plan(resources, current) if group[0].controller in moved]
         return [group for group in groups if self._possible(group)]
 
@@ -275,6 +280,8 @@ class Cgroup:
         fd = self._open_unified("", os.O_RDONLY | os.O_DIRECTORY)
         assert fd is not None, "the plan refuses device rules where neither version can filter"
         try:
+            from runtime import devices_bpf
+
             devices_bpf.replace(fd, resources.devices)
         finally:
             os.close(fd)

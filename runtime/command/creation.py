@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from runtime import seccomp, syscalls, userns
+from runtime import syscalls, userns
 from runtime.cgroups import Cgroup
 from runtime.clone import clone_into
 from runtime.command import removal
@@ -192,6 +192,7 @@ class _Maker:
         gate = self._make_gate(entry, undo)
         users = userns.open_namespaces(self._spec, self._mappings, [plan.idmap for plan in self._mounts if plan.idmap])
         undo.callback(users.close)
+        program, flags = self._filter(entry)
         start = Start(
             container_id=self._id,
             spec=self._spec,
@@ -202,8 +203,8 @@ class _Maker:
             cgroup=cgroup,
             in_unified_cgroup=bool(cgroup.unified),
             stdio=(0, 1, 2),
-            filter_program=self._filter(entry),
-            filter_flags=seccomp.filter_flags(self._spec.linux.seccomp) if self._spec.linux.seccomp else 0,
+            filter_program=program,
+            filter_flags=flags,
             users=users,
             gate=gate,
             preserved=preserved,
@@ -267,12 +268,15 @@ class _Maker:
 
         return host_trees(device.path for device in self._spec.linux.devices)
 
-    def _filter(self, entry: Entry) -> bytes:
+    def _filter(self, entry: Entry) -> tuple[bytes, int]:
+        """The seccomp filter and its flags."""
         if self._spec.linux.seccomp is None:
-            return b""
+            return b"", 0
+        from runtime import seccomp
+
         program = seccomp.compile_filter(self._spec.linux.seccomp)
         entry.write("filter", program)
-        return program
+        return program, seccomp.filter_flags(self._spec.linux.seccomp)
 
     def _clone(self, start: Start, entry: Entry, record: Record, undo: contextlib.ExitStack) -> Created:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from runtime import seccomp, syscalls, userns
+from runtime import syscalls, userns
 from runtime.cgroups import Cgroup
 from runtime.clone import clone_into
 from runtime.command.context import Context
@@ -154,6 +154,7 @@ def _start(
         spec = rootless.within(spec)
     else:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # see _child
+    filter_program, filter_flags = _filter(entry, spec)
     join = Join(
         container_id=record.id,
         spec=spec,
@@ -162,8 +163,8 @@ def _start(
         cgroup=cgroup,
         in_unified_cgroup=bool(cgroup.unified),
         stdio=(0, 1, 2),
-        filter_program=entry.read("filter") if spec.linux.seccomp else b"",
-        filter_flags=seccomp.filter_flags(spec.linux.seccomp) if spec.linux.seccomp else 0,
+        filter_program=filter_program,
+        filter_flags=filter_flags,
         mappings=userns.mappings_of(spec),
         gate=Gate(opened, report, program),
         preserved=preserved,
@@ -184,6 +185,15 @@ def _start(
             end_child(pid, pidfd)
             raise
     return pid, pidfd, console
+
+
+def _filter(entry: Entry, spec: Spec) -> tuple[bytes, int]:
+    """The container's seccomp filter, as its creation compiled it, and its flags."""
+    if spec.linux.seccomp is None:
+        return b"", 0
+    from runtime import seccomp
+
+    return entry.read("filter"), seccomp.filter_flags(spec.linux.seccomp)
 
 
 def _child(join: Join, channel: socket.socket) -> NoReturn:

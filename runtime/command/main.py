@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -19,25 +18,25 @@ if TYPE_CHECKING:
 FAILED: Final = 1
 _NOT_EXECUTED: Final = 255  # what runc's users know from exec
 
-# Command -> (its module, what it does). A module has FLAGS, ARGUMENTS and run(context, options, arguments).
+# What each does. Its module has its name, and FLAGS, ARGUMENTS and run(context, options, arguments).
 COMMANDS: Final = {
-    "checkpoint": ("checkpoint", "not supported yet"),
-    "create": ("create", "create a container"),
-    "delete": ("delete", "delete what a container holds"),
-    "events": ("events", "print a container's statistics and OOM kills"),
-    "exec": ("exec", "run another process in a container"),
-    "features": ("features", "print what this runtime and machine can, as JSON"),
-    "kill": ("kill", "send a signal to a container's init process"),
-    "list": ("list", "list the containers of --root"),
-    "pause": ("pause", "suspend a container's processes"),
-    "ps": ("ps", "list a container's processes"),
-    "restore": ("restore", "not supported yet"),
-    "resume": ("resume", "let paused processes go on"),
-    "run": ("run", "create and start a container"),
-    "spec": ("spec", "write a config.json to begin with"),
-    "start": ("start", "start the program of a created container"),
-    "state": ("state", "print a container's state as JSON"),
-    "update": ("update", "change a container's limits"),
+    "checkpoint": "not supported yet",
+    "create": "create a container",
+    "delete": "delete what a container holds",
+    "events": "print a container's statistics and OOM kills",
+    "exec": "run another process in a container",
+    "features": "print what this runtime and machine can, as JSON",
+    "kill": "send a signal to a container's init process",
+    "list": "list the containers of --root",
+    "pause": "suspend a container's processes",
+    "ps": "list a container's processes",
+    "restore": "not supported yet",
+    "resume": "let paused processes go on",
+    "run": "create and start a container",
+    "spec": "write a config.json to begin with",
+    "start": "start the program of a created container",
+    "state": "print a container's state as JSON",
+    "update": "change a container's limits",
 }
 GLOBAL_FLAGS: Final = (
     Flag("root", argument="DIR", help="where containers' state is kept (default /run/crisp-oci)"),
@@ -71,10 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log = Log(options.text("log"), format, debug=options.switch("debug"))
         if name not in COMMANDS:
             raise UsageError(f"no command {name!r} (crisp-oci --help lists them)")
-        command = importlib.import_module(f"runtime.command.{COMMANDS[name][0]}")
+        module = f"runtime.command.{name}"
+        __import__(module)  # importlib itself would take a millisecond to load
+        command = sys.modules[module]
         command_options, operands = parse((*command.FLAGS, GLOBAL_FLAGS[-1]), rest)
         if command_options.switch("help"):
-            print(f"crisp-oci {name} [flags] {command.ARGUMENTS}: {COMMANDS[name][1]}\n\n{usage(command.FLAGS)}")
+            print(f"crisp-oci {name} [flags] {command.ARGUMENTS}: {COMMANDS[name]}\n\n{usage(command.FLAGS)}")
             return 0
         from runtime.command.context import Context
         from runtime.command.store import Store, default_root
@@ -102,7 +103,7 @@ def _rootless(when: str) -> bool:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:12}{about}" for name, (_module, about) in COMMANDS.items())
+    commands = "\n".join(f"  {name:12}{about}" for name, about in COMMANDS.items())
     return f"crisp-oci [global flags] COMMAND [flags] ...\n\n{commands}\n\nGlobal flags:\n{usage(GLOBAL_FLAGS)}"
 
 

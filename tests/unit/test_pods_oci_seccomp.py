@@ -22,7 +22,7 @@ from pods.host import HostFacts
 from pods.model import ContainerSecurity, ProfileType, SecurityProfile
 from pods.seccomp_default import default_profile
 from pods.seccomp_profile import LocalhostProfile, read_localhost_profile, seccomp_filter
-from runtime import seccomp, syscalls
+from runtime import seccomp, seccomp_load, syscalls
 from runtime.spec_parse import parse
 
 _HOST = HostFacts(
@@ -57,7 +57,7 @@ def _errno_under(program: bytes, attempt: Callable[[], object]) -> int:
     if not pid:
         try:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-            seccomp.load_filter(program, 0)
+            seccomp_load.load_filter(program, 0)
             attempt()
         except OSError as error:
             os._exit(error.errno or 255)

@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 
-from runtime import seccomp, syscalls
+from runtime import seccomp, seccomp_load, syscalls
 from runtime.errors import NotSupported, OperationFailed, SpecError
 from runtime.spec import Seccomp, SeccompArg, SeccompRule
 
@@ -35,7 +35,7 @@ def _under(profile: Seccomp, attempt: Callable[[], object], flags: int = 0) -> i
     if not pid:
         try:
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-            seccomp.load_filter(program, flags)
+            seccomp_load.load_filter(program, flags)
             attempt()
         except OSError as error:
             os._exit(error.errno or 255)
@@ -145,4 +145,4 @@ def test_without_libseccomp_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_program_the_kernel_refuses_is_an_error() -> None:
     with pytest.raises(OperationFailed, match="load `seccomp filter`: Invalid argument"):
-        seccomp.load_filter(b"", 0)
+        seccomp_load.load_filter(b"", 0)
