@@ -363,3 +363,22 @@ def test_events(bundle: Bundle) -> None:
     assert stats["data"]["cpu"]["usage"]["total"] > 0
     lines = [json.loads(line) for line in bundle.call("events", "--interval", "200ms", "one").stdout.splitlines()]
     assert {line["type"] for line in lines} == {"stats", "oom"}
+
+
+@pytest.mark.oci("linux.namespaces", "linux.uidMappings", "linux.gidMappings")
+def test_a_new_user_namespace_owns_the_others(bundle: Bundle) -> None:
+    lines = [{"containerID": 0, "hostID": 100_000, "size": 65536}]
+    namespaces = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network", "user")]
+    capabilities = {key: ["CAP_SYS_ADMIN"] for key in ("bounding", "effective", "permitted")}
+    bundle.configure("sh", "-c", "id; hostname; hostname other && hostname; sleep 100", process={
+        "capabilities": capabilities,
+    }, linux={"namespaces": namespaces, "uidMappings": lines, "gidMappings": lines})  # fmt: skip
+    log = bundle.directory.parent / "out"
+    with log.open("w") as out:
+        subprocess.run(bundle.command("run", "-d", "-b", str(bundle.directory), "one"), check=True, stdout=out,
+                       stdin=subprocess.DEVNULL, cwd=REPOSITORY)  # fmt: skip
+    _wait_for(lambda: "other" in log.read_text())
+    assert log.read_text() == "uid=0 gid=0\nalone\nother\n"
+    pid = json.loads(bundle.call("state", "one").stdout)["pid"]
+    assert os.stat(f"/proc/{pid}").st_uid == 100_000
+    assert bundle.call("exec", "one", "id").stdout == "uid=0 gid=0\n"
