@@ -70,6 +70,13 @@ def _add_lists(command: _Command) -> None:
     containers = command("ps", "lists:containers", "List containers")
     containers.add_argument("-a", "--all", action="store_true", help="also those that do not run")
     command("images", "lists:images", "List images")
+    stats = command("stats", "usage:stats", "Print what running containers use")
+    stats.add_argument("container", nargs="?", metavar="CONTAINER")
+    command("statsp", "usage:stats_of_pods", "Print what pods use")
+    top = command("top", "usage:top", "Show the busiest containers, again and again")
+    top.add_argument("-d", "--delay", type=_seconds, default=2.0, metavar="S", help="seconds between two looks (2)")
+    top.add_argument("--once", action="store_true", help="print them once")
+    command("events", "events:run", "Print what happens to pods and containers, as it happens")
 
 
 def _add_run(command: _Command) -> None:

@@ -12,6 +12,7 @@ from cri.client.errors import UsageError
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+    from rich.table import Table
 
 _AGES = (("y", 31_536_000), ("d", 86_400), ("h", 3_600), ("m", 60))
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)(?:i?b)?", re.IGNORECASE)
@@ -32,15 +33,21 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO | N
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> None:
     from rich.console import Console  # only a terminal is worth the 100 ms that rich takes to import
+
+    Console(file=out, highlight=False).print(drawn(columns, rows))
+
+
+def drawn(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The table as rich draws it."""
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        drawn.add_column(column, overflow="fold", no_wrap=column not in _FOLDED)
+        made.add_column(column, overflow="fold", no_wrap=column not in _FOLDED)
     for row in rows:
-        drawn.add_row(*(Text(cell or "-", style=_STATE_STYLES.get(cell.split(" ")[0], "")) for cell in row))
-    Console(file=out, highlight=False).print(drawn)
+        made.add_row(*(Text(cell or "-", style=_STATE_STYLES.get(cell.split(" ")[0], "")) for cell in row))
+    return made
 
 
 _FOLDED = ("IMAGE", "NAME", "POD", "IP", "VALUE")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -120,3 +121,38 @@ def test_an_interrupted_run_stops_its_container(daemon: Daemon) -> None:
         assert running.stdout.read() == "bye\n"
         assert running.wait(SECONDS) == 9
     assert not daemon.runtime.ListPodSandbox(api_pb2.ListPodSandboxRequest()).items
+
+
+def test_stats_and_top_tell_what_is_busy(daemon: Daemon) -> None:
+    with daemon.pod("busy") as pod:
+        busy = pod.run("sh", "-c", "while :; do :; done", name="spin")
+        idle = pod.run("sleep", "100", name="idle")
+        for arguments in (("stats",), ("top", "--once")):
+            header, *rows = [line.split() for line in crisp(daemon, *arguments).stdout.splitlines()]
+            assert header[:4] == ["CONTAINER", "NAME", "POD", "CPU"]
+            assert [row[:3] for row in rows] == [[busy[:13], "spin", "busy"], [idle[:13], "idle", "busy"]]
+            assert float(rows[0][3]) > 5
+        (told,) = json.loads(crisp(daemon, "stats", "-o", "json", "idle").stdout)["stats"]
+        assert told["attributes"]["id"] == idle
+        (row,) = crisp(daemon, "statsp").stdout.splitlines()[1:]
+        assert row.split()[:3] == [pod.id[:13], "busy", "default"]
+        assert float(row.split()[3]) > 5
+
+
+def test_events_are_printed_as_they_happen(daemon: Daemon) -> None:
+    events = start(daemon, "events")
+    lines = []
+    try:
+        assert events.stdout is not None
+        while not lines:  # the command may not listen yet
+            with daemon.pod("told") as pod:
+                ended = pod.run("sh", "-c", "exit 3")
+                daemon.wait_exited(ended)
+            if select.select([events.stdout], [], [], 0.5)[0]:
+                while not lines or f"deleted  pod        {pod.id[:13]}" not in lines[-1]:
+                    lines.append(events.stdout.readline())
+    finally:
+        events.kill()
+        events.wait()
+        events.stdout.close()
+    assert any(line.endswith(f"{ended[:13]}  default/told/main (3 Error)\n") for line in lines)
