@@ -34,7 +34,14 @@ if [ -z "$(find /etc/cni/net.d -name '*.conf*' 2>/dev/null)" ]; then
     place deploy/10-crisp-bridge.conflist /etc/cni/net.d
 fi
 
+place deploy/sysctl.d/90-crisp.conf /etc/sysctl.d
+place deploy/modules-load.d/crisp.conf /etc/modules-load.d
+place deploy/tmpfiles.d/crisp.conf /etc/tmpfiles.d
+
 if [ -d /run/systemd/system ]; then
+    systemctl restart systemd-modules-load.service || echo "install.sh: see crisp doctor for modules" >&2
+    /lib/systemd/systemd-sysctl /etc/sysctl.d/90-crisp.conf
+    systemd-tmpfiles --create /etc/tmpfiles.d/crisp.conf
     install -m 644 -t /etc/systemd/system deploy/crispd.service
     systemctl daemon-reload
     systemctl enable --quiet crispd.service
