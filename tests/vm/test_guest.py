@@ -20,7 +20,7 @@ import pytest
 from tests.vm import base, guest
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = ("cri", "image", "network", "pods", "runtime")
+PACKAGES = ("bin", "cri", "image", "network", "pods", "runtime")
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE")
 PAYLOAD_FILES = ("tests/vm", "deploy")
 TOOLS = ("installer>=0.7", "pytest>=8")  # what the payload needs inside besides the project's own dependencies

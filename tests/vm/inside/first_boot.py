@@ -136,6 +136,20 @@ def test_limits_are_seen_from_inside(service: Service, workload: Workload) -> No
     assert b"Read-only" in written.stderr
 
 
+def test_stats_are_read_from_version_2(service: Service, workload: Workload) -> None:
+    request = cri.PodSandboxStatsRequest(pod_sandbox_id=workload.pod.id)
+    linux = service.runtime.PodSandboxStats(request, timeout=CALL_SECONDS).stats.linux
+    (container,) = linux.containers
+    assert 0 < container.cpu.usage_core_nano_seconds.value <= linux.cpu.usage_core_nano_seconds.value
+    assert container.cpu.psi.Some.Total >= 0
+    memory = container.memory
+    assert 0 < memory.rss_bytes.value <= memory.usage_bytes.value < 64 * MEBIBYTE
+    assert memory.available_bytes.value == 64 * MEBIBYTE - memory.working_set_bytes.value
+    assert memory.page_faults.value > 0
+    assert linux.process.process_count.value >= 2
+    assert linux.network.default_interface.rx_bytes.value > 0
+
+
 def test_a_score_that_takes_privilege_is_set(workload: Workload) -> None:
     assert workload.process.read("oom_score_adj") == "-998\n"
 
