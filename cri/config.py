@@ -25,6 +25,7 @@ LOG_LEVELS = {
     "error": logging.ERROR,
 }
 CGROUP_DRIVERS = ("cgroupfs", "systemd")
+RELOADED = ("log_level", "trace_start")  # what SIGHUP puts in force; the rest takes a restart
 _UNIX = "unix://"
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its NUL
 

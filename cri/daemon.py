@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cri import logfmt
-from cri.config import CGROUP_DRIVERS, LOG_LEVELS, Configuration, load
+from cri.config import CGROUP_DRIVERS, LOG_LEVELS, RELOADED, Configuration, load
 from cri.errors import ConfigurationError, DaemonError, StartupError
 from cri.notify import Notifier
 from cri.streaming.address import StreamAddress
@@ -40,7 +40,7 @@ Reload = Callable[[], Configuration]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: returns its exit status, 0 after a stop by SIGTERM or SIGINT, 1 with a line on stderr otherwise."""
-    options = vars(_parser().parse_args(arguments))
+    options = vars(command_line().parse_args(arguments))
     path: Path | None = options.pop("config")
 
     def reload() -> Configuration:
@@ -103,7 +103,7 @@ async def serve(
         await server.start()
         undo.push_async_callback(server.stop, _GRACE_SECONDS)
         undo.callback(node.events.close)  # or their listeners would take all of that grace
-        loop.add_signal_handler(signal.SIGHUP, _reload, configuration, reload, notifier)
+        loop.add_signal_handler(signal.SIGHUP, _reload, node, configuration, reload, notifier)
         keeping_alive = loop.create_task(notifier.keep_alive())
         undo.callback(keeping_alive.cancel)
         # What is alive now (descriptors of messages, modules) stays: the collector need not walk it again and again.
@@ -162,8 +162,8 @@ def stream_address(configuration: Configuration) -> StreamAddress:
     return StreamAddress(host, int(port), cert, key, ca)
 
 
-def _reload(configuration: Configuration, reload: Reload, notifier: Notifier) -> None:
-    """Put in force what can change while serving: the log level."""
+def _reload(node: Node, configuration: Configuration, reload: Reload, notifier: Notifier) -> None:
+    """Put in force what can change while serving: the keys of `RELOADED`."""
     notifier.reloading()
     try:
         wanted = reload()
@@ -171,10 +171,11 @@ def _reload(configuration: Configuration, reload: Reload, notifier: Notifier) ->
         _log.error("configuration not reloaded", extra={"error": error})
     else:
         logfmt.set_level(LOG_LEVELS[wanted.log_level])
-        pending = [key for key in changed(configuration.values(), wanted.values()) if key != "log_level"]
+        node.trace_start = wanted.trace_start
+        pending = [key for key in changed(configuration.values(), wanted.values()) if key not in RELOADED]
         if pending:
             _log.warning("configuration changes wait for a restart", extra={"keys": ",".join(pending)})
-        _log.info("configuration reloaded", extra={"log_level": wanted.log_level})
+        _log.info("configuration reloaded", extra={key: getattr(wanted, key) for key in RELOADED})
     notifier.ready()
 
 
@@ -183,7 +184,8 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [key for key in old if old[key] != new[key]]
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The flags of crispd; each but --config and --version is named as a key of the configuration."""
     parser = argparse.ArgumentParser(
         prog="crispd", description="Kubernetes container runtime: serves CRI v1 on a unix socket."
     )

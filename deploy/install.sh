@@ -19,6 +19,10 @@ for command in crisp crispd; do
     ln -sf "/opt/crisp/bin/$command" "/usr/local/bin/$command"
 done
 
+for page in docs/man/*; do
+    install -D -m 644 -t "/usr/local/share/man/man${page##*.}" "$page"
+done
+
 # place FILE DIRECTORY: never over a file that somebody may have changed
 place() {
     if [ -e "$2/$(basename "$1")" ]; then

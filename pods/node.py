@@ -43,6 +43,7 @@ class Node:
         self._background = Background()
         self._state = State(settings)
         self.events = self._state.events
+        self.trace_start = settings.trace_start
         self.step_report: StepReport | None = None  # told of each step of a start
         self.stats = Stats(self._state)
         self._shims = Shims(settings, self._exited, self._lost)
@@ -100,7 +101,7 @@ class Node:
         return len(self._shims)
 
     def _trace(self, operation: str) -> Trace:
-        return Trace(operation, on=self.settings.trace_start, report=self.step_report)
+        return Trace(operation, on=self.trace_start, report=self.step_report)
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 
