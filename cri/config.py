@@ -58,6 +58,8 @@ class Configuration:
     stream_tls_ca: str = ""  # clients must have a certificate that it signed
     pause_image: str = ""  # pods need none; one named here is reported as pinned, so that kubelet leaves it alone
     trace_start: bool = False
+    tracing_endpoint: str = ""  # OTLP over plain gRPC, as kubelet's own `tracing.endpoint`; "" is off
+    tracing_sampling_rate_per_million: int = 0
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
@@ -225,6 +227,8 @@ KEYS: dict[str, Callable[[object], object]] = {
     "stream_tls_ca": _optional_path,
     "pause_image": _string,
     "trace_start": _boolean,
+    "tracing_endpoint": _optional_address,
+    "tracing_sampling_rate_per_million": _whole(0, 1_000_000),
 }
 
 

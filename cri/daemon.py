@@ -27,6 +27,7 @@ from pods.settings import NodeSettings
 
 if TYPE_CHECKING:
     from cri.monitoring import Monitor
+    from cri.tracing import Tracing
     from pods.node import Node
 
 _ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them by path (CVE-2021-41103)
@@ -98,7 +99,8 @@ async def serve(
         undo.push_async_callback(streaming.close)
         await streaming.start()
         monitor = await _monitor(node, configuration.metrics_addr, undo)
-        server = create_server(node, configuration, streaming, monitor)
+        tracing = _tracing(node, configuration, undo)
+        server = create_server(node, configuration, streaming, monitor, tracing)
         undo.enter_context(bound(server, configuration.socket))
         await server.start()
         undo.push_async_callback(server.stop, _GRACE_SECONDS)
@@ -125,8 +127,25 @@ async def _monitor(node: Node, address: str, undo: contextlib.AsyncExitStack) ->
     monitor = Monitor(node)
     undo.push_async_callback(monitor.close)
     await monitor.start(address)
-    node.step_report = monitor.step
+    node.step_reports.append(monitor.step)
     return monitor
+
+
+def _tracing(node: Node, configuration: Configuration, undo: contextlib.AsyncExitStack) -> Tracing | None:
+    """What makes spans; None when they are not wanted. Raises StartupError."""
+    if not configuration.tracing_endpoint:
+        return None
+    try:
+        from cri.tracing import Tracing
+    except ImportError as error:
+        wanted = "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-grpc"
+        raise StartupError(f"tracing_endpoint: {error}; {Path(sys.executable).parent}/{wanted}") from error
+    tracing = Tracing(configuration.tracing_endpoint, configuration.tracing_sampling_rate_per_million)
+    undo.push_async_callback(tracing.close)
+    node.step_reports.append(tracing.step)
+    node.network.around_plugin = lambda command, plugin: tracing.around(f"CNI {command} {plugin}", {})
+    node.images.around = tracing.around
+    return tracing
 
 
 def settings(configuration: Configuration) -> NodeSettings:
@@ -208,6 +227,8 @@ def command_line() -> argparse.ArgumentParser:
     flag("--stream-tls-ca", metavar="FILE", help="let clients in that have a certificate of this authority, only")
     flag("--pause-image", metavar="NAME", help="image reported as pinned; pods need none")
     flag("--trace-start", action="store_const", const=True, help="log each step of a start and its duration")
+    flag("--tracing-endpoint", metavar="HOST:PORT", help="OpenTelemetry collector (OTLP over gRPC); off when not given")
+    flag("--tracing-sampling-rate-per-million", type=int, metavar="N", help="how many calls begin a trace (0)")
     flag("--version", action=_PrintVersion)
     return parser
 

@@ -69,9 +69,9 @@ class Monitor:
         """The meter of an RPC; how long a stream stays open is not worth a histogram."""
         return CallMeter(self, rpc, timed=timed)
 
-    def step(self, operation: str, step: str, seconds: float) -> None:
-        """A step of a start took so long (pods.trace.StepReport)."""
-        self._steps.labels(operation.replace(" ", "_"), step).observe(seconds)
+    def step(self, operation: str, step: str, begun: int, ended: int) -> None:
+        """A step of a start was taken (pods.trace.StepReport)."""
+        self._steps.labels(operation.replace(" ", "_"), step).observe((ended - begun) / 1e9)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """What is counted at the moment when somebody asks."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cri.config import Configuration
     from cri.monitoring import CallMeter, Monitor
     from cri.streaming.server import StreamingServer
+    from cri.tracing import Tracing
     from pods.node import Node
 
 MAX_REQUEST_BYTES = 16 << 20  # kubelet's limit for what it sends and receives
@@ -50,7 +51,11 @@ Stream = Callable[[Any], AsyncIterator[Any]]
 
 
 def create_server(
-    node: Node, configuration: Configuration, streaming: StreamingServer, monitor: Monitor | None = None
+    node: Node,
+    configuration: Configuration,
+    streaming: StreamingServer,
+    monitor: Monitor | None = None,
+    tracing: Tracing | None = None,
 ) -> grpc.aio.Server:
     """A server of CRI's two services and of the operator's own over `node`, not bound to an address yet."""
     runtime = (
@@ -68,24 +73,28 @@ def create_server(
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers(
         [
-            _handlers(cri["RuntimeService"], runtime, monitor),
-            _handlers(cri["ImageService"], [Images(node)], monitor),
-            _handlers(admin["Admin"], [Admin(node)], None),
+            _handlers(cri["RuntimeService"], runtime, monitor, tracing),
+            _handlers(cri["ImageService"], [Images(node)], monitor, tracing),
+            _handlers(admin["Admin"], [Admin(node)], None, None),
         ]
     )
     return server
 
 
-def _handlers(service: Any, groups: Iterable[object], monitor: Monitor | None) -> grpc.GenericRpcHandler[Any, Any]:
+def _handlers(
+    service: Any, groups: Iterable[object], monitor: Monitor | None, tracing: Tracing | None
+) -> grpc.GenericRpcHandler[Any, Any]:
     """gRPC's handlers of one service: each method is bound to the group that has it."""
     bound = {}
     for method in service.methods:
         call = next((getattr(group, method.name) for group in groups if hasattr(group, method.name)), None)
-        bound[method.name] = _handler(method, call, monitor)
+        bound[method.name] = _handler(method, call, monitor, tracing)
     return grpc.method_handlers_generic_handler(service.full_name, bound)
 
 
-def _handler(method: Any, call: Any, monitor: Monitor | None) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(
+    method: Any, call: Any, monitor: Monitor | None, tracing: Tracing | None
+) -> grpc.RpcMethodHandler[Any, Any]:
     request, response = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
     decode = _decoding(request.FromString)
     meter = monitor.of_call(method.name, timed=not method.server_streaming) if monitor else None
@@ -93,6 +102,8 @@ def _handler(method: Any, call: Any, monitor: Monitor | None) -> grpc.RpcMethodH
         stream = _streaming(method.name, meter, call or _missing_stream(method.name))
         return grpc.unary_stream_rpc_method_handler(stream, decode, response.SerializeToString)
     answer = _answering(method.name, meter, call or _missing(method.name))
+    if tracing is not None:
+        answer = tracing.of_call(method.containing_service.full_name, method.name, answer)
     return grpc.unary_unary_rpc_method_handler(answer, decode, response.SerializeToString)
 
 

@@ -13,9 +13,9 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,8 +65,13 @@ _DEFAULTS = ImageSettings()
 
 _Key = tuple[tuple[Reference, ...], Credentials | None, Path | None]
 _Keeper = Callable[[str], Awaitable[Credentials | None]]
+Around = Callable[[str, Mapping[str, str]], AbstractContextManager[object]]  # what is done, attributes
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+
+def _unseen(_name: str, _attributes: Mapping[str, str]) -> AbstractContextManager[object]:
+    return nullcontext()
 
 
 @dataclass(slots=True)
@@ -117,6 +122,7 @@ class ImageStore:
         self._holds: Counter[str] = Counter()
         self._jobs: dict[_Key, _Job] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.around: Around = _unseen  # entered for a pull, and for its parts
         self._changing = asyncio.Lock()  # one change of the durable record at a time
 
     @classmethod
@@ -384,7 +390,8 @@ class ImageStore:
     async def _pull(self, origins: Sequence[tuple[Reference, Origin]], listeners: Sequence[Report]) -> Image:
         for position, (reference, origin) in enumerate(origins, start=1):
             try:
-                return await self._pull_from(reference, origin, listeners)
+                with self.around("pull", {"crisp.image": reference.name}):
+                    return await self._pull_from(reference, origin, listeners)
             except _NEXT_REGISTRY:
                 if position == len(origins):
                     raise
@@ -394,7 +401,8 @@ class ImageStore:
         requirements = self._trust.policy().for_reference(reference)
         if any(isinstance(requirement, Reject) for requirement in requirements):
             await self._trust.require(reference, (), (), requirements)
-        resolved = await resolve(origin, reference)
+        with self.around("resolve the name", {}):
+            resolved = await resolve(origin, reference)
         known = self._names.get(reference.with_digest(resolved.digest).name)
         signed = any(not isinstance(requirement, Accept) for requirement in requirements)
         if known is not None and not signed and (image := await self._undisturbed(self._name(known, resolved.names))):
@@ -410,9 +418,8 @@ class ImageStore:
         configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
         downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step))
         make = downloads.make(self._workers, self._settings.keep_blobs)
-        image = await self._install(
-            manifest.raw, configuration, resolved.names, make, signatures
-        )
+        with self.around("fetch and unpack layers", {"crisp.layers": str(len(blobs))}):
+            image = await self._install(manifest.raw, configuration, resolved.names, make, signatures)
         downloads.finish()
         _log.info("pulled image %s %s", reference, image.id)
         return image

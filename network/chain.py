@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,19 @@ from network.model import Attachment, NetworkResult
 from network.plugin import find_plugin, run_plugin
 from network.result import parse_result
 
+AroundPlugin = Callable[[str, str], AbstractContextManager[object]]  # command, plugin
+
+
+def unseen(_command: str, _plugin: str) -> AbstractContextManager[object]:
+    """Nothing around a run."""
+    return nullcontext()
+
 
 @dataclass(frozen=True, slots=True)
 class Chain:
     """Runs lists with the plugins of `bin_dirs`. `path` is the plugins' PATH, `seconds` bounds each run of one.
+
+    `around` is entered for each run.
 
     Every operation raises PluginNotFound, PluginFailed or InvalidAttachment, and stops at the first error.
     """
@@ -25,6 +35,7 @@ class Chain:
     bin_dirs: Sequence[Path]
     path: str
     seconds: float
+    around: AroundPlugin = unseen
 
     def require_plugins(self, conflist: ConfList) -> None:
         """Raise PluginNotFound unless every plugin of the list can be run."""
@@ -77,4 +88,5 @@ class Chain:
 
     async def _run(self, verb: Verb, plugin: Plugin, prev_result: dict[str, Any] | None) -> bytes:
         binary = find_plugin(plugin.type, self.bin_dirs)
-        return await run_plugin(binary, verb.environment, verb.stdin(plugin, prev_result), self.seconds)
+        with self.around(verb.command, plugin.type):
+            return await run_plugin(binary, verb.environment, verb.stdin(plugin, prev_result), self.seconds)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from network.cache import Entry, ResultCache
-from network.chain import Chain
+from network.chain import AroundPlugin, Chain, unseen
 from network.conflist import ConfList, parse_conflist, read_conf_dir
 from network.errors import InvalidAttachment, NetworkError, NetworkNotReady, PluginNotFound
 from network.invocation import require_valid
@@ -32,7 +32,8 @@ class Network:
     """Joins pods to the network that the first valid configuration in `conf_dir` describes, and takes them off it.
 
     The configuration is followed as it changes; a pod leaves the network by the configuration it joined with.
-    Operations on one attachment exclude each other. `plugin_seconds` bounds each run of a plugin.
+    Operations on one attachment exclude each other. `plugin_seconds` bounds each run of a plugin; `around_plugin`, with
+    its command and name, is entered for each.
     """
 
     def __init__(
@@ -40,7 +41,8 @@ class Network:
     ) -> None:
         path = os.environ.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         self._conf_dir = conf_dir
-        self._chain = Chain(tuple(bin_dirs), path, plugin_seconds)
+        self.around_plugin: AroundPlugin = unseen
+        self._chain = Chain(tuple(bin_dirs), path, plugin_seconds, lambda *run: self.around_plugin(*run))
         self._cache = ResultCache(cache_dir)
         self._readiness = Readiness(self._chain)
         self._conflist: ConfList | None = None

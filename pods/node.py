@@ -44,7 +44,7 @@ class Node:
         self._state = State(settings)
         self.events = self._state.events
         self.trace_start = settings.trace_start
-        self.step_report: StepReport | None = None  # told of each step of a start
+        self.step_reports: list[StepReport] = []  # told of each step of a start
         self.stats = Stats(self._state)
         self._shims = Shims(settings, self._exited, self._lost)
         self.host = HostFacts.detect()
@@ -101,7 +101,7 @@ class Node:
         return len(self._shims)
 
     def _trace(self, operation: str) -> Trace:
-        return Trace(operation, on=self.trace_start, report=self.step_report)
+        return Trace(operation, on=self.trace_start, reports=self.step_reports)
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 

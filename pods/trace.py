@@ -1,25 +1,26 @@
-"""Where the time of a start goes: named steps, for the log (`crispd --trace-start`) and for metrics."""
+"""Where the time of a start goes: named steps, for the log (`crispd --trace-start`), metrics and traces."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 _log = logging.getLogger("crisp.trace")
 
-StepReport = Callable[[str, str, float], None]  # operation, step, seconds
+# Operation, step, begin and end in nanoseconds of CLOCK_MONOTONIC.
+StepReport = Callable[[str, str, int, int], None]
 
 
 class Trace:
     """A list of steps; costs nothing when off."""
 
-    __slots__ = ("_begun", "_log_it", "_name", "_report", "_steps", "on")
+    __slots__ = ("_begun", "_log_it", "_name", "_reports", "_steps", "on")
 
-    def __init__(self, name: str, *, on: bool, report: StepReport | None = None) -> None:
-        self.on = on or report is not None
+    def __init__(self, name: str, *, on: bool, reports: Sequence[StepReport] = ()) -> None:
+        self.on = on or bool(reports)
         self._log_it = on
-        self._report = report
+        self._reports = reports
         self._name = name
         self._begun = time.monotonic_ns() if self.on else 0
         self._steps: list[tuple[str, int]] = []
@@ -40,8 +41,8 @@ class Trace:
         parts = []
         for name, at in sorted(self._steps, key=lambda step: step[1]):
             parts.append(f"{name} {(at - last) / 1e6:.2f}")
-            if self._report is not None:
-                self._report(self._name, name, (at - last) / 1e9)
+            for report in self._reports:
+                report(self._name, name, last, at)
             last = at
         if self._log_it:
             whole = (time.monotonic_ns() - self._begun) / 1e6

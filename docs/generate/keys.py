@@ -50,6 +50,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "metrics_addr": "Prometheus metrics of crispd itself, at http://ADDRESS/metrics such as 127.0.0.1:9091; empty "
         "is off. Anybody who can connect can read them: give a loopback address.",
         "trace_start": "Log each step of a pod's and container's start, with its duration. A reload is enough.",
+        "tracing_endpoint": "OpenTelemetry collector that traces are sent to, by OTLP over gRPC without TLS, such as "
+        "127.0.0.1:4317; empty is off. Needs the Python packages of the extra `tracing`.",
+        "tracing_sampling_rate_per_million": "How many of a million calls begin a trace. One whose caller has begun a "
+        "trace, as kubelet does with its own `tracing`, goes by the caller's decision.",
     },
 }
 
