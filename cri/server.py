@@ -29,6 +29,7 @@ from cri.services.sandboxes import Sandboxes
 from cri.services.stats import Stats
 from cri.services.status import Status
 from cri.services.streaming import Streaming
+from cri.subject import subject
 from cri.v1 import api_pb2
 from pods.errors import InvalidArgument, Unimplemented
 
@@ -175,16 +176,16 @@ class _Account:
     async def __aenter__(self) -> None:
         if isinstance(self._request, InvalidArgument):
             self._count(self._request)
-            await _refuse(self._name, self._request, self._context, self._started)
+            await self._refuse(self._request)
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._count(error)
         if isinstance(error, asyncio.CancelledError):
-            _log.debug("call cancelled by its client", extra={"call": self._name, "ms": _since(self._started)})
+            _log.debug("call cancelled by its client", extra=self._fields())
         elif isinstance(error, Exception):
-            await _refuse(self._name, error, self._context, self._started)
+            await self._refuse(error)
         elif error is None and _log.isEnabledFor(logging.DEBUG):
-            _log.debug("call answered", extra={"call": self._name, "ms": _since(self._started)})
+            _log.debug("call answered", extra=self._fields())
 
     def _count(self, error: BaseException | None) -> None:
         if self._meter is None:
@@ -196,17 +197,19 @@ class _Account:
             code = (code_of(error) or StatusCode.INTERNAL).name
         self._meter.ended(time.perf_counter() - self._started, code)
 
+    def _fields(self) -> dict[str, str]:
+        return {"call": self._name, "ms": _since(self._started), **subject(self._request)}
 
-async def _refuse(name: str, error: Exception, context: Context[Any, Any], started: float) -> NoReturn:
-    code = code_of(error)
-    text = _fitting(str(error) or type(error).__name__)
-    fields = {"call": name, "code": (code or StatusCode.INTERNAL).name, "error": text, "ms": _since(started)}
-    if code is None:
-        _log.error("call failed unexpectedly", extra=fields, exc_info=error)
-        text = f"{name}: {type(error).__name__}: {text}"
-    else:
-        _log.log(logging.DEBUG if isinstance(error, _Missing) else logging.INFO, "call refused", extra=fields)
-    await context.abort(code or StatusCode.INTERNAL, text)
+    async def _refuse(self, error: Exception) -> NoReturn:
+        code = code_of(error)
+        text = _fitting(str(error) or type(error).__name__)
+        fields = self._fields() | {"code": (code or StatusCode.INTERNAL).name, "error": text}
+        if code is None:
+            _log.error("call failed unexpectedly", extra=fields, exc_info=error)
+            text = f"{self._name}: {type(error).__name__}: {text}"
+        else:
+            _log.log(logging.DEBUG if isinstance(error, _Missing) else logging.INFO, "call refused", extra=fields)
+        await self._context.abort(code or StatusCode.INTERNAL, text)
 
 
 def _fitting(text: str) -> str:

@@ -21,11 +21,11 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, use_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from cri.subject import subject
 from cri.version import crisp_version
 
 _EXPORT_SECONDS = 2  # a collector that does not answer must not hold up a stop
 _PER_MILLION = 1e6
-_IDS = {"pod_sandbox_id": "crisp.sandbox", "container_id": "crisp.container", "image_ref": "crisp.image"}
 
 Answer = Callable[[Any, Any], Awaitable[Any]]
 
@@ -57,7 +57,7 @@ class Tracing:
                 except BaseException as error:
                     span.set_status(Status(StatusCode.ERROR, context.details() or type(error).__name__))
                     raise
-                span.set_attributes(_ids(response))
+                span.set_attributes(_about(response))
                 return response
 
         return traced
@@ -81,18 +81,11 @@ class Tracing:
 
 
 def _about(request: Any) -> dict[str, str]:
-    """Which pod, container or image a request is about."""
-    said = _ids(request)
-    config = getattr(request, "config", None)
-    metadata = getattr(config, "metadata", None)
-    if metadata is not None and hasattr(metadata, "uid"):
-        said |= {"k8s.pod.name": metadata.name, "k8s.namespace.name": metadata.namespace, "k8s.pod.uid": metadata.uid}
-    elif metadata is not None:
-        said["k8s.container.name"] = metadata.name
-    if hasattr(request, "image") and hasattr(request.image, "image"):
-        said["crisp.image"] = request.image.image
+    """Which pod, container or image a request is about, also in OpenTelemetry's words for Kubernetes' objects."""
+    said = {f"crisp.{name}": value for name, value in subject(request).items()}
+    if said.pop("crisp.pod", ""):
+        metadata = request.config.metadata
+        said |= {"k8s.namespace.name": metadata.namespace, "k8s.pod.name": metadata.name, "k8s.pod.uid": metadata.uid}
+    if container := said.pop("crisp.container_name", ""):
+        said["k8s.container.name"] = container
     return said
-
-
-def _ids(message: Any) -> dict[str, str]:
-    return {name: found for field, name in _IDS.items() if (found := getattr(message, field, ""))}

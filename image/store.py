@@ -179,7 +179,7 @@ class ImageStore:
         used = {chain_id for image in whole for chain_id in image.chain_ids}
         broken = [image.id for image in images if not usable.issuperset(image.chain_ids)]
         for image_id in broken:
-            _log.warning("image %s: a layer's directory is gone; the image is removed", image_id)
+            _log.warning("a layer's directory is gone; the image is removed", extra={"image": image_id})
         if broken or len(used) < len(layers):
             unused = [layer.chain_id for layer in layers if layer.chain_id not in used]
             await self._query(self._database.remove, broken, unused)
@@ -327,7 +327,7 @@ class ImageStore:
                 await self._layers.discard(dead)
                 await self._query(self._database.remove, [image.id], gone)
         await self._layers.discard(dead)
-        _log.info("removed image %s %s", image.id, " ".join(image.repo_tags))
+        _log.info("image removed", extra={"image": image.id, "names": " ".join(image.repo_tags)})
 
     async def _forget_layers(self, chain_ids: Sequence[str]) -> None:
         await self._query(self._database.remove, [], chain_ids)
@@ -421,7 +421,7 @@ class ImageStore:
         with self.around("fetch and unpack layers", {"crisp.layers": str(len(blobs))}):
             image = await self._install(manifest.raw, configuration, resolved.names, make, signatures)
         downloads.finish()
-        _log.info("pulled image %s %s", reference, image.id)
+        _log.info("image pulled", extra={"image": image.id, "names": reference})
         return image
 
     async def import_archive(self, path: Path, name: str | None = None) -> list[Image]:
@@ -503,7 +503,7 @@ class ImageStore:
             by_digest = next(one for one in verdict.names if "@" in one)
             image = await self.pull(by_digest)
             await self._undisturbed(self._name(image.id, verdict.names))
-            _log.info("repaired image %s: %s", image.id, "; ".join(verdict.problems))
+            _log.info("image repaired", extra={"image": image.id, "problems": "; ".join(verdict.problems)})
         return await self.verify(name)
 
     async def _import(self, archive: Archive, found: ArchivedImage, name: str | None) -> Image:
@@ -517,7 +517,7 @@ class ImageStore:
 
         names = tuple(map(_tag_name, found.names)) if name is None else (name,)
         image = await self._install(found.manifest, found.configuration, names, make)
-        _log.info("imported image %s %s", " ".join(names), image.id)
+        _log.info("image imported", extra={"image": image.id, "names": " ".join(names)})
         return image
 
     async def _install(

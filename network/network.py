@@ -213,7 +213,8 @@ class Network:
         try:
             await self._take_off(entry, entry.attachment.netns)
         except NetworkError as error:
-            _log.warning("undo the failed ADD of %s: %s", entry.attachment.sandbox_id, error)
+            fields = {"sandbox": entry.attachment.sandbox_id, "error": error}
+            _log.warning("a failed ADD is not undone", extra=fields)
 
 
 def _cached_conflist(entry: Entry) -> ConfList:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import mounted_images, oci, user_namespaces
+from pods import log_fields, mounted_images, oci, user_namespaces
 from pods.directories import remove_tree
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
@@ -119,7 +119,7 @@ class Containers:
         if now is None or now.sandbox.state is not SandboxState.READY:
             await self._erase(container)
             raise FailedPrecondition(f"pod sandbox {sandbox_id} was stopped meanwhile")
-        _log.info("container created", extra={"container": container.id, "sandbox": sandbox_id})
+        _log.info("container created", extra=log_fields.of_container(container) | {"image": config.image.image})
         return container.id
 
     async def _require_trusted(self, container: Container) -> None:
@@ -255,7 +255,7 @@ class Containers:
                 await self._shims.of(container.sandbox_id).call("kill", container=container_id)
                 raise
             trace.step("start durable")
-            _log.info("container started", extra={"container": container_id, "pid": answer["pid"]})
+            _log.info("container started", extra=log_fields.of_container(container) | {"pid": answer["pid"]})
 
     async def _start_in_shim(self, container: Container, trace: Trace) -> dict[str, Any]:
         bundle = self._state.settings.bundle_dir(container.id)
@@ -276,6 +276,7 @@ class Containers:
         return answer
 
     async def _start_failed(self, container: Container, message: str) -> None:
+        _log.info("container not started", extra=log_fields.of_container(container) | {"error": message})
         try:
             await self._state.record_fact(
                 container.id,
@@ -287,7 +288,7 @@ class Containers:
                 finished_at=time.time_ns(),
             )
         except PodError as error:
-            _log.error("failed start of container %s is not on disk: %s", container.id, error)
+            _log.error("failed start is not on disk", extra=log_fields.of_container(container) | {"error": error})
 
     # -- exit ---------------------------------------------------------------------------------------------------------
 
@@ -315,8 +316,9 @@ class Containers:
                     finished_at=status["finished_at"],
                 )
             except PodError as error:
-                _log.error("exit of container %s is not on disk: %s", container_id, error)
-        _log.info("container exited", extra={"container": container_id, "code": code, "reason": reason})
+                _log.error("exit is not on disk", extra=log_fields.of_container(record.container) | {"error": error})
+        fields = log_fields.of_container(record.container) | {"code": code, "reason": reason}
+        _log.info("container exited", extra=fields)
 
     async def lost(self, sandbox_id: str) -> None:
         """Nothing is left to watch the sandbox's containers: those not exited are dead, killed if need be."""
@@ -404,7 +406,7 @@ class Containers:
             record = self._state.containers.get(container_id)
             if record is not None:
                 await self._erase(record.container)
-                _log.info("container removed", extra={"container": container_id})
+                _log.info("container removed", extra=log_fields.of_container(record.container))
 
     async def _erase(self, container: Container) -> None:
         with contextlib.suppress(ShimGone):

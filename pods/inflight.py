@@ -84,7 +84,7 @@ class Flights:
 
         async def undo_it() -> None:
             try:
-                _log.info("undoing %s: its caller went away", flight.task.result())
+                _log.info("undoing what nobody waits for any more", extra={"id": flight.task.result()})
                 await undo(flight.task.result())
             finally:
                 del self._flights[name]

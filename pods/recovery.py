@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from pods import log_fields
 from pods.directories import remove_tree
 from pods.errors import PodError
 from pods.model import ContainerState, SandboxState
@@ -87,7 +88,8 @@ class Recovery:
             except ShimGone:
                 pass
             except TimeoutError:
-                _log.error("the shim of pod sandbox %s does not answer; it is left as it was", sandbox_id)
+                fields = log_fields.of_sandbox(record.sandbox)
+                _log.error("the shim does not answer; the pod sandbox is left as it was", extra=fields)
                 return
         await self._without_shim(sandbox_id)
 
@@ -154,7 +156,7 @@ class Recovery:
         for directory in sandboxes.iterdir() if sandboxes.is_dir() else ():
             if directory.name in self._state.sandboxes:
                 continue
-            _log.info("removing what is left of unfinished pod sandbox %s", directory.name)
+            _log.info("removing what is left of an unfinished pod sandbox", extra={"sandbox": directory.name})
             await self._find(directory.name)
             with contextlib.suppress(RuntimeCoreError):
                 await self._shims.end(directory.name)
@@ -172,4 +174,4 @@ def _survived(operation: str, object_id: str) -> Iterator[None]:
     try:
         yield
     except (PodError, RuntimeCoreError, OSError) as error:
-        _log.error("%s %s: %s", operation, object_id, error)
+        _log.error("%s failed", operation, extra={"id": object_id, "error": error})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from pods import log_fields
 from pods.errors import FailedPrecondition, PodError
 from pods.host_limits import check_host_limits
 from pods.model import Container, ContainerState, Resources, SandboxState
@@ -62,7 +63,7 @@ class ResourceUpdates:
                     raise
             except (RuntimeCoreError, OSError) as error:
                 raise PodError(f"update container {container_id}: {error}") from error
-        _log.info("container resources updated", extra={"container": container_id})
+        _log.info("container resources updated", extra=log_fields.of_container(container))
 
     async def _apply(self, container: Container, plan: dict[str, Any] | None, oom_score_adj: int) -> None:
         if container.state is not ContainerState.RUNNING:
@@ -71,7 +72,7 @@ class ResourceUpdates:
             "update", container=container.id, resources=plan, oom_score_adj=oom_score_adj
         )
         for warning in answer.get("warnings", ()):
-            _log.warning("%s", warning, extra={"container": container.id})
+            _log.warning("%s", warning, extra=log_fields.of_container(container))
 
     async def _keep(self, container: Container, after: Resources) -> None:
         """Make the limits durable: in config.json, which a start reads, and in the record."""

@@ -16,10 +16,11 @@ import msgspec
 from network.errors import NetworkError
 from network.model import DNS, Attachment
 from network.model import PortMapping as NetworkPort
-from pods import files, user_namespaces
+from pods import files, log_fields, user_namespaces
 from pods.directories import make_directories
 from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
+from pods.log_fields import pod_name
 from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from pods.oci_cgroups import cgroup_parent
 from pods.store import SandboxRecord
@@ -69,7 +70,7 @@ class Sandboxes:
             raise InvalidArgument(f"runtime_handler: no handler {handler!r} is configured (there is: crisp)")
         self._validate(config)
         return await self._flights.run(
-            _name(config),
+            pod_name(config),
             (config, handler),
             lambda: self._make(config, handler, trace),
             self._undo,
@@ -83,7 +84,7 @@ class Sandboxes:
             return None
         if held.sandbox.config == config and held.sandbox.state is SandboxState.READY:
             return held.sandbox.id
-        raise AlreadyExists(f"name {_name(config)!r} is held by pod sandbox {held.sandbox.id} until it is removed")
+        raise AlreadyExists(f"name {pod_name(config)!r} is held by pod sandbox {held.sandbox.id} until it is removed")
 
     def _validate(self, config: SandboxConfig) -> None:
         """Refuse what can never work, before anything is made."""
@@ -145,7 +146,7 @@ class Sandboxes:
                 await asyncio.wrap_future(intent)
             await self._undo_make(record, failure)
             raise
-        _log.info("pod sandbox made", extra={"sandbox": sandbox_id, "pod": _name(config)})
+        _log.info("pod sandbox made", extra=log_fields.of_sandbox(sandbox) | {"ips": ",".join(ips)})
         return sandbox_id
 
     async def _make_pod(self, sandbox: Sandbox) -> dict[str, Any]:
@@ -165,7 +166,8 @@ class Sandboxes:
             await self._tear_down(msgspec.structs.replace(record, network=network))
             await self._erase(sandbox_id)
         except (NetworkError, RuntimeCoreError, OSError) as error:
-            _log.error("pod sandbox %s stays, not ready: undo: %s (after: %s)", sandbox_id, error, failure)
+            fields = log_fields.of_sandbox(record.sandbox) | {"undo": error, "after": failure}
+            _log.error("pod sandbox stays, not ready: its undoing failed", extra=fields)
             await self._state.save_sandbox(msgspec.structs.replace(record, finished=True))
 
     async def _undo(self, sandbox_id: str) -> None:
@@ -175,8 +177,9 @@ class Sandboxes:
         try:
             await self.remove(sandbox_id)
         except (NetworkError, RuntimeCoreError, PodError, OSError) as error:
-            _log.error("pod sandbox %s stays, not ready: undo: %s", sandbox_id, error)
             record = self._state.sandboxes[sandbox_id]
+            fields = log_fields.of_sandbox(record.sandbox) | {"undo": error}
+            _log.error("pod sandbox stays, not ready: its undoing failed", extra=fields)
             await self._state.save_sandbox(msgspec.structs.replace(record, finished=True))
 
     def _write_files(self, sandbox: Sandbox) -> None:
@@ -243,7 +246,7 @@ class Sandboxes:
             await self._state.save_sandbox(
                 msgspec.structs.replace(record, sandbox=sandbox, network=False, stopped=True)
             )
-            _log.info("pod sandbox stopped", extra={"sandbox": sandbox_id})
+            _log.info("pod sandbox stopped", extra=log_fields.of_sandbox(sandbox))
 
     async def _tear_down(self, record: SandboxRecord) -> None:
         """Network, shim, infra process, pinned namespace: whatever of these there is. Can be repeated."""
@@ -262,7 +265,7 @@ class Sandboxes:
         if record is not None and record.sandbox.state is SandboxState.READY:
             sandbox = msgspec.structs.replace(record.sandbox, state=SandboxState.NOT_READY)
             await self._state.save_sandbox(msgspec.structs.replace(record, sandbox=sandbox))
-            _log.error("pod sandbox lost its shim or infra process", extra={"sandbox": sandbox_id})
+            _log.error("pod sandbox lost its shim or infra process", extra=log_fields.of_sandbox(sandbox))
 
     # -- remove -------------------------------------------------------------------------------------------------------
 
@@ -279,9 +282,9 @@ class Sandboxes:
         for container in list(self._state.containers_of(sandbox_id)):
             await self._containers.remove(container.id)
         async with self._state.lock(sandbox_id):
-            if sandbox_id in self._state.sandboxes:
+            if (record := self._state.sandboxes.get(sandbox_id)) is not None:
                 await self._erase(sandbox_id)
-                _log.info("pod sandbox removed", extra={"sandbox": sandbox_id})
+                _log.info("pod sandbox removed", extra=log_fields.of_sandbox(record.sandbox))
 
     async def _erase(self, sandbox_id: str) -> None:
         shutil.rmtree(self._state.settings.sandbox_dir(sandbox_id), ignore_errors=True)
@@ -310,11 +313,6 @@ def attachment_of(sandbox: Sandbox) -> Attachment:
         cgroup_path=config.cgroup_parent,
         annotations=config.annotations,
     )
-
-
-def _name(config: SandboxConfig) -> str:
-    metadata = config.metadata
-    return f"{metadata.namespace}/{metadata.name}/{metadata.uid}/{metadata.attempt}"
 
 
 def _read(path: Path) -> str:

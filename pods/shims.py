@@ -81,7 +81,7 @@ class Shims:
             try:
                 await client.call("shutdown")
             except ShimGone:
-                _log.warning("shim of pod sandbox %s died while it shut down", sandbox_id)
+                _log.warning("shim died while it shut down", extra={"sandbox": sandbox_id})
             client.close()
         self._clients.pop(sandbox_id, None)
         unmount_if_mounted(str(self._settings.sandbox_dir(sandbox_id) / "shm"))
@@ -96,7 +96,7 @@ class Shims:
             cgroup.wait_empty(_KILLED_SECONDS)
             cgroup.remove()
         except RuntimeCoreError as error:
-            _log.warning("cgroup %s is left: %s", path, error)
+            _log.warning("cgroup is left", extra={"cgroup": path, "error": error})
 
     def remove_cgroup(self, path: str) -> None:
         """Remove a cgroup that nothing is in any more. Best effort."""

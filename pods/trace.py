@@ -46,4 +46,5 @@ class Trace:
             last = at
         if self._log_it:
             whole = (time.monotonic_ns() - self._begun) / 1e6
-            _log.info("%s %s: %.2f ms: %s", self._name, object_id, whole, ", ".join(parts))
+            fields = {"id": object_id, "ms": f"{whole:.2f}", "steps": ", ".join(parts)}
+            _log.info(self._name, extra=fields)

@@ -1,0 +1,21 @@
+"""What a call is about, as fields of its log lines and attributes of its span."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_IDS = {"pod_sandbox_id": "sandbox", "container_id": "container", "image_ref": "image"}
+
+
+def subject(message: Any) -> dict[str, str]:
+    """The ids and names in a request or an answer: those of sandbox, container, image, pod."""
+    said = {name: found for field, name in _IDS.items() if (found := getattr(message, field, ""))}
+    metadata: Any = getattr(getattr(message, "config", None), "metadata", None)
+    if hasattr(metadata, "uid"):
+        said["pod"] = f"{metadata.namespace}/{metadata.name}/{metadata.uid}/{metadata.attempt}"
+    elif hasattr(metadata, "name"):
+        said["container_name"] = metadata.name
+    image: Any = getattr(message, "image", None)
+    if name := getattr(image, "image", ""):
+        said["image"] = name
+    return said

@@ -1,0 +1,28 @@
+"""By what an operator finds a line of the log: the ids of pod and container, and their names in Kubernetes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pods.model import Container, Sandbox, SandboxConfig
+
+
+def pod_name(config: SandboxConfig) -> str:
+    """namespace/name/uid/attempt."""
+    metadata = config.metadata
+    return f"{metadata.namespace}/{metadata.name}/{metadata.uid}/{metadata.attempt}"
+
+
+def of_sandbox(sandbox: Sandbox) -> dict[str, object]:
+    """Fields of a line about a sandbox."""
+    return {"sandbox": sandbox.id, "pod": pod_name(sandbox.config)}
+
+
+def of_container(container: Container) -> dict[str, object]:
+    """Fields of a line about a container."""
+    return {
+        "container": container.id,
+        "container_name": container.config.metadata.name,
+        "sandbox": container.sandbox_id,
+    }
