@@ -27,6 +27,7 @@ from pods.settings import NodeSettings
 
 if TYPE_CHECKING:
     from cri.monitoring import Monitor
+    from cri.streaming.server import StreamingServer
     from cri.tracing import Tracing
     from pods.node import Node
 
@@ -105,7 +106,7 @@ async def serve(
         await server.start()
         undo.push_async_callback(server.stop, _GRACE_SECONDS)
         undo.callback(node.events.close)  # or their listeners would take all of that grace
-        loop.add_signal_handler(signal.SIGHUP, _reload, node, configuration, reload, notifier)
+        loop.add_signal_handler(signal.SIGHUP, _reload, node, streaming, configuration, reload, notifier)
         keeping_alive = loop.create_task(notifier.keep_alive())
         undo.callback(keeping_alive.cancel)
         # What is alive now (descriptors of messages, modules) stays: the collector need not walk it again and again.
@@ -181,12 +182,15 @@ def stream_address(configuration: Configuration) -> StreamAddress:
     return StreamAddress(host, int(port), cert, key, ca)
 
 
-def _reload(node: Node, configuration: Configuration, reload: Reload, notifier: Notifier) -> None:
-    """Put in force what can change while serving: the keys of `RELOADED`."""
+def _reload(
+    node: Node, streaming: StreamingServer, configuration: Configuration, reload: Reload, notifier: Notifier
+) -> None:
+    """Put in force what can change while serving: the keys of `RELOADED`, and renewed certificates."""
     notifier.reloading()
     try:
         wanted = reload()
-    except ConfigurationError as error:
+        streaming.reload_certificates()
+    except (ConfigurationError, StartupError) as error:
         _log.error("configuration not reloaded", extra={"error": error})
     else:
         logfmt.set_level(LOG_LEVELS[wanted.log_level])

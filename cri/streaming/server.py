@@ -44,6 +44,7 @@ class StreamingServer:
         self._timeouts = timeouts or Timeouts()
         self._tokens = Tokens(time.monotonic)
         self._server: asyncio.Server | None = None
+        self._tls: ssl.SSLContext | None = None
         self._base = ""
         self._guests = Guests()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -53,7 +54,7 @@ class StreamingServer:
     async def start(self) -> None:
         """Listen. Raises StartupError."""
         address = self._address
-        context = _tls(address)
+        self._tls = context = _tls(address)
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
@@ -68,6 +69,11 @@ class StreamingServer:
             raise StartupError(f"listen on {address.host}:{address.port} for streaming: {error.strerror}") from error
         port = self._server.sockets[0].getsockname()[1]
         self._base = f"{'https' if context else 'http'}://{address.host}:{port}"
+
+    def reload_certificates(self) -> None:
+        """Serve new connections with what the files hold now. Raises StartupError, having changed nothing."""
+        if self._tls is not None and _tls(self._address) is not None:  # tried on another context first
+            _load_certificates(self._tls, self._address)
 
     async def close(self) -> None:
         """Stop listening and end what is served; exec'd commands end with it, containers do not."""
@@ -153,6 +159,12 @@ def _tls(address: StreamAddress) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_certificates(context, address)
+    return context
+
+
+def _load_certificates(context: ssl.SSLContext, address: StreamAddress) -> None:
+    assert address.cert is not None, "TLS takes a certificate"
     try:
         context.load_cert_chain(address.cert, address.key)
         if address.ca is not None:
@@ -161,4 +173,3 @@ def _tls(address: StreamAddress) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         files = ", ".join(str(path) for path in (address.cert, address.key, address.ca) if path)
         raise StartupError(f"read the streaming server's certificates {files}: {error}") from error
-    return context

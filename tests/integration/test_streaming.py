@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import random
+import signal
 import ssl
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
@@ -402,6 +405,34 @@ def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
                 command.feed(sent)
                 assert command.exit_code() == 0
                 assert hashlib.sha256(command.output()).digest() == sent.digest.digest()
+
+
+def test_a_renewed_certificate_is_served_after_a_reload(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, "server")
+
+    def served(daemon: Daemon) -> str:
+        url = urlsplit(exec_url(daemon, container, "true"))
+        return ssl.get_server_certificate((str(url.hostname), int(url.port or 0)))
+
+    def reload(daemon: Daemon, said: str) -> None:
+        os.kill(daemon.pid(), signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while said not in daemon.log():
+            assert time.monotonic() < deadline, daemon.log()
+            time.sleep(0.01)
+
+    with Daemon.running(f"--stream-tls-cert={cert}", f"--stream-tls-key={key}") as daemon:
+        daemon.import_busybox()
+        with daemon.pod("renewed") as pod:
+            container = pod.run("sleep", "1000")
+            assert served(daemon) == cert.read_text()
+            certificate(tmp_path, "server")
+            renewed = cert.read_text()
+            reload(daemon, '"configuration reloaded"')
+            assert served(daemon) == renewed
+            key.write_text("none")
+            reload(daemon, '"configuration not reloaded"')
+            assert served(daemon) == renewed
 
 
 def test_bytes_that_are_no_session(daemon: Daemon, pod: Pod, container: str) -> None:
