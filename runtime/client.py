@@ -8,12 +8,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from runtime import syscalls
-from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
+from runtime.errors import NO_CALL, OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
 
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.zygote import main; main()"
@@ -25,6 +25,10 @@ _TITLE_ROOM: Final = "crisp zygote".ljust(96)
 
 class ShimGone(RuntimeCoreError):
     """The shim's connection ended before it answered."""
+
+
+class ShimTooOld(RuntimeCoreError):
+    """The shim, which an earlier crispd started, does not know the call."""
 
 
 class Zygote:
@@ -256,7 +260,7 @@ class ShimClient:
         if future is None or future.done():
             return
         if "error" in message:
-            future.set_exception(from_json(message["error"]))
+            _fail(future, _error_of(message["error"]))
         else:
             future.set_result(message["ok"])
 
@@ -277,9 +281,20 @@ class ShimClient:
         pending, self._pending = self._pending, {}
         for future in pending.values():
             if not future.done():
-                future.set_exception(ShimGone("the shim's connection ended"))
-                future.exception()  # a call nobody waits for any more is no news
+                _fail(future, ShimGone("the shim's connection ended"))
 
+
+def _fail(answer: asyncio.Future[dict[str, Any]], error: RuntimeCoreError) -> None:
+    """Of a call that nobody waits for (a detach, a command whose caller left) its failure is no news to the log."""
+    answer.set_exception(error)
+    answer.exception()
+
+
+def _error_of(record: Mapping[str, Any]) -> RuntimeCoreError:
+    error = from_json(record)
+    if error.message.startswith(NO_CALL):
+        return ShimTooOld("an older crisp started the pod, and its shim cannot do this: it takes a new pod")
+    return error
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, ClassVar
+    from typing import Any, ClassVar, Final
 
 _FAMILY: dict[str, type[RuntimeCoreError]] = {}
+NO_CALL: Final = "the shim has no call"  # how shims answer what they do not know; those that run keep these words
 
 
 class RuntimeCoreError(Exception):

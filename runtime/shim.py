@@ -29,7 +29,7 @@ from runtime import syscalls
 from runtime.cgroups import Hierarchies
 from runtime.cgroups.tree import remove_unused
 from runtime.container import Container
-from runtime.errors import RuntimeCoreError
+from runtime.errors import NO_CALL, RuntimeCoreError
 from runtime.logs import complain
 from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
 from runtime.pod import Pod
@@ -299,7 +299,7 @@ class Shim:
         elif call == "shutdown":
             self._shutdown(reply)
         else:
-            raise RuntimeCoreError(f"the shim has no call {call!r}")
+            raise RuntimeCoreError(f"{NO_CALL} {call!r}")
 
     def _container(self, message: Message) -> Container:
         try:
