@@ -345,6 +345,8 @@ class Container:
 
     def delete(self) -> None:
         """Let go of all that is left. The container is not running."""
+        for key in [key for key, execution in self._execs.items() if execution.unclaimed]:
+            self._execs.pop(key).close()
         self._remove_cgroup()
         self._close_log()
         self._release()
@@ -383,8 +385,9 @@ class Container:
         execution = self._execs[key] = Exec(pid, pidfd, ours, self._supervisor, reply)
 
         def exited(status: int) -> None:
-            del self._execs[key]
             execution.exited(status)
+            if not execution.unclaimed:
+                del self._execs[key]
 
         self._supervisor.on_exit(pid, exited)
 
@@ -393,12 +396,18 @@ class Container:
         entry = self._execs.get(key)
         if entry is None:
             reply({})
+        elif entry.unclaimed:
+            del self._execs[key]
+            entry.wait_running(reply)
         else:
             entry.wait_running(reply)
 
     def kill_exec(self, key: str) -> None:
         """SIGKILL an exec'd process and all it started, daemonised children of its session included."""
         entry = self._execs.get(key)
+        if entry is not None and entry.unclaimed:
+            self._execs.pop(key).close()
+            return
         if entry is None or self._cgroup is None:
             return
         with contextlib.suppress(ProcessLookupError):

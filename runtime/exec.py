@@ -27,11 +27,23 @@ class Exec:
         self._running_reply: Reply | None = None
         self._failure: dict[str, Any] | None = None
         self._master = -1
+        self._asked = False
+        self._ended = False
+
+    @property
+    def unclaimed(self) -> bool:
+        """Whether it ended before anybody asked for its terminal, which holds what it wrote."""
+        return self._ended and not self._asked and self._master >= 0
 
     def wait_running(self, reply: Reply) -> None:
         """Reply when the program runs, with the other end of its terminal if it has one; or when it never will."""
+        self._asked = True
         self._running_reply = reply
-        self._loop.watch(self._channel.fileno(), selectors.EVENT_READ, self._ready)
+        if self._ended:
+            self._tell_running()
+            self.close()
+        else:
+            self._loop.watch(self._channel.fileno(), selectors.EVENT_READ, self._ready)
 
     def _ready(self, _events: int) -> None:
         if not self._receive():
@@ -57,7 +69,8 @@ class Exec:
             reply({"fds": [self._master]} if runs_in_terminal else {})
 
     def exited(self, status: int) -> None:
-        """The process was reaped: `status` is its exit code, or minus the signal."""
+        """The process was reaped: `status` is its exit code, or minus the signal. Closes, unless it is `unclaimed`."""
+        self._ended = True
         self._loop.unwatch(self._channel.fileno())
         self._channel.setblocking(False)
         try:
@@ -71,7 +84,8 @@ class Exec:
         else:
             self._reply({"error": self._failure})
             self._tell_running()
-        self.close()
+        if not self.unclaimed:
+            self.close()
 
     def close(self) -> None:
         self._channel.close()

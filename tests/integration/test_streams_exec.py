@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import time
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from pods.command import Command
 from pods.errors import FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.model import ContainerSecurity, NamespaceMode, NamespaceOptions, SandboxSecurity
 from pods.node import Node
@@ -137,6 +139,22 @@ async def test_close_kills_the_command_and_its_family(node: Node, container: str
         processes = (await node.exec_sync(container, ["ps", "-o", "args"], 10)).stdout
         assert b"sleep 471" not in processes
         assert b"sleep 6000" in processes
+
+
+async def test_a_terminals_output_is_not_lost_however_soon_the_command_ends(node: Node, container: str) -> None:
+    """The shim hears of the command, and is asked for its terminal only later."""
+    shim = node._shims.of(node.container(container).sandbox_id)
+    for claim in (True, False):
+        command = Command(shim, container, ["sh", "-c", "echo quick; exit 3"], (), terminal=True)
+        assert await command.ended(10)
+        if claim:
+            master = await command.running()
+            assert os.read(master, 100) == b"quick\r\n"
+            os.close(master)
+        else:  # who asked went away
+            await shim.call("kill-exec", **command._about)
+        assert command.exit_code() == 3
+        assert await command.running() == -1  # not twice, and nothing is left of it
 
 
 async def test_what_cannot_run_is_said_before_there_are_streams(node: Node, sandbox: str, container: str) -> None:
