@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
+import secrets
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pods.errors import FailedPrecondition, PodError
 from pods.model import Container, ContainerState
@@ -17,7 +17,15 @@ from runtime.errors import NotRunning, RuntimeCoreError
 if TYPE_CHECKING:
     from pods.state import State
 
-keys = itertools.count(1)  # name commands and attachments to a shim, together with the daemon's process id
+# Not the process's id: a daemon with a PID namespace of its own has the same after a restart, while commands of the
+# one before it still run.
+_DAEMON: Final = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
+
+def fresh_key() -> str:
+    """A name for a command or an attachment that its shim has not heard from any daemon yet."""
+    return f"{_DAEMON}-{next(_numbers)}"
 
 
 class Command:
@@ -27,7 +35,7 @@ class Command:
         self, shim: ShimClient, container_id: str, argv: Sequence[str], fds: Sequence[int], *, terminal: bool = False
     ) -> None:
         self._shim = shim
-        self._about: dict[str, Any] = {"container": container_id, "exec": f"{os.getpid()}-{next(keys)}"}
+        self._about: dict[str, Any] = {"container": container_id, "exec": fresh_key()}
         extra: dict[str, Any] = {"terminal": True} if terminal else {}
         self.answer = shim.begin("exec", fds, args=list(argv), **self._about, **extra)
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from pods.command import Command, explained, keys, running_container
+from pods.command import Command, explained, fresh_key, running_container
 from pods.errors import InvalidArgument
 from pods.execve_limits import check_arguments
 from runtime import terminal
@@ -261,8 +261,14 @@ async def open_exec(
 
 
 def _terminal_ends(master: int, stdin: bool) -> tuple[int, int, int]:
-    os.set_blocking(master, False)
-    return os.dup(master) if stdin else -1, master, -1
+    if master < 0:
+        raise RuntimeCoreError("it ended before its terminal could be had")
+    try:
+        os.set_blocking(master, False)
+        return os.dup(master) if stdin else -1, master, -1
+    except OSError:
+        os.close(master)
+        raise
 
 
 async def open_attach(
@@ -276,7 +282,7 @@ async def open_attach(
     if not any(streams):
         raise InvalidArgument("stdin, stdout, stderr: none of them is asked for")
     config = container.config
-    about = {"container": container.id, "attach": f"{os.getpid()}-{next(keys)}"}
+    about = {"container": container.id, "attach": fresh_key()}
     with explained("attach to", container.id), contextlib.ExitStack() as undo:
         shim = shims.of(container.sandbox_id)
         pipes = _Pipes(stdin=stdin and config.stdin, stdout=stdout, stderr=stderr and not config.tty)
