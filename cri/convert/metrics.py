@@ -234,7 +234,7 @@ def _processes(stats: ContainerStats) -> Iterator[_Sample]:
 
 
 def _spec(stats: ContainerStats) -> Iterator[_Sample]:
-    container, resources = stats.container, stats.container.config.resources
+    container, resources = stats.container, stats.container.resources
     yield "container_start_time_seconds", container.started_at // _SECOND, ()
     yield "container_spec_cpu_period", resources.cpu_period or _DEFAULT_PERIOD, ()
     if resources.cpu_quota > 0:

@@ -10,7 +10,7 @@ from cri.convert.stats import container_stats, layers_mountpoint, sandbox_stats
 from cri.services.pieces import pieces
 from cri.services.selection import by_id, has_labels
 from cri.v1 import api_pb2
-from pods.errors import Unavailable
+from pods.errors import NotFound, Unavailable
 from pods.model import Container, Sandbox, SandboxState
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ class Stats:
     async def ContainerStats(self, request: api_pb2.ContainerStatsRequest) -> api_pb2.ContainerStatsResponse:
         """One container's stats; NOT_FOUND when there is none."""
         container = self._node.container(fields.required("container_id", request.container_id))
-        return api_pb2.ContainerStatsResponse(stats=(await self._of_containers([container]))[0])
+        found = await self._of_containers([container])
+        if not found:
+            raise NotFound(f"read stats of container {container.id}: its pod sandbox was removed meanwhile")
+        return api_pb2.ContainerStatsResponse(stats=found[0])
 
     async def ListContainerStats(
         self, request: api_pb2.ListContainerStatsRequest

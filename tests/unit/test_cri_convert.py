@@ -9,6 +9,7 @@ import pytest
 from cri.convert.container import container_config
 from cri.convert.container_status import container_status
 from cri.convert.image import credentials, image_message
+from cri.convert.metrics import sandbox_metrics
 from cri.convert.sandbox import sandbox_config, sandbox_status
 from cri.v1 import api_pb2
 from image.model import Image, ImageConfig
@@ -32,6 +33,8 @@ from pods.model import (
     SecurityProfile,
     UserNamespace,
 )
+from pods.stats import ContainerStats, SandboxStats
+from runtime.cgroups.usage import CpuUse, Usage
 
 METADATA = {"name": "web", "uid": "u-1", "namespace": "default"}
 
@@ -417,3 +420,18 @@ def test_credentials_come_in_three_forms_or_not_at_all() -> None:
     token = credentials(api_pb2.AuthConfig(registry_token="t"))
     assert token is not None
     assert token.registry_token == "t"
+
+
+def test_metrics_tell_the_limits_in_force() -> None:
+    config = container_config("config", container(linux={"resources": {"memory_limit_in_bytes": 1 << 20}}))
+    resized = Container(
+        id="c", sandbox_id="s", config=config, image_id="i", image_ref="i", state=ContainerState.RUNNING, created_at=1,
+        updated=Resources(memory_limit_in_bytes=2 << 20),
+    )  # fmt: skip
+    usage = Usage(CpuUse(1), None, None, None, 0, (), {}, None, None, None)
+    sandbox = Sandbox(
+        id="s", config=sandbox_config("config", pod()), runtime_handler="", state=SandboxState.READY, created_at=1
+    )
+    inside = (ContainerStats(resized, 1, "/c", usage, None, None),)
+    (told,) = sandbox_metrics(SandboxStats(sandbox, 1, "/p", None, None, (), inside), "/").container_metrics
+    assert {metric.name: metric.value.value for metric in told.metrics}["container_spec_memory_limit_bytes"] == 2 << 20

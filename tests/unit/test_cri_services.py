@@ -277,6 +277,21 @@ async def test_lists_in_pieces_are_whole_and_no_piece_is_large(client: Client) -
     assert await client.call("StreamImages", filter={"image": {"image": "nothing"}}) == []
 
 
+async def test_stats_of_a_container_that_goes_away_meanwhile_are_not_found(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = (await client.call("RunPodSandbox", config=POD)).pod_sandbox_id
+    container = (await client.call("CreateContainer", pod_sandbox_id=sandbox, config=CONTAINER)).container_id
+
+    async def none_left(_: object) -> list[object]:
+        return []
+
+    monkeypatch.setattr(client.node.stats, "containers", none_left)
+    code, text = await client.refused("ContainerStats", container_id=container)
+    assert code == "NOT_FOUND"
+    assert container in text
+
+
 async def test_an_operators_pull_tells_its_progress(client: Client) -> None:
     client.node.images.stored = {
         "busybox": Image(id="sha256:1", repo_tags=(), repo_digests=(), size=9, config=ImageConfig(), created=0)
