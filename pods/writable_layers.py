@@ -18,6 +18,7 @@ _REST: Final = 20  # and at least this many times as long as counting took
 _PATIENCE: Final = 0.25  # seconds that a caller waits for counts that are due; then the earlier ones do
 _BATCH: Final = 1000  # entries between two pauses
 _PAUSE: Final = 3  # times as long as the batch took: a quarter of one processor at most
+_MOST_LINKED: Final = 1 << 17  # files of several names that are remembered; a container can make any number of them
 _DEEPEST: Final = 256  # directories in directories: each takes a descriptor while it is read
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -77,7 +78,7 @@ class WritableLayers:
         for path in paths:
             tally.add(path)
         if not self._closing:
-            known.use = DiskUse(tally.bytes, tally.inodes, time.time_ns())
+            known.use = DiskUse(round(tally.bytes), round(tally.inodes), time.time_ns())
         ended = time.monotonic()
         known.due = ended + max(_FRESH, _REST * (ended - begun))
 
@@ -86,8 +87,8 @@ class _Tally:
     """Sums trees that their owner may change meanwhile: no link is followed, and what vanishes is not counted."""
 
     def __init__(self, stopped: Callable[[], bool]) -> None:
-        self.bytes = 0
-        self.inodes = 0
+        self.bytes = 0.0
+        self.inodes = 0.0
         self._stopped = stopped
         self._linked: set[int] = set()
         self._left = _BATCH
@@ -113,12 +114,16 @@ class _Tally:
         self._left -= 1
         if not self._left:
             self._rest()
+        names = 1
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
             if status.st_ino in self._linked:
                 return
-            self._linked.add(status.st_ino)
-        self.bytes += status.st_blocks * 512
-        self.inodes += 1
+            if len(self._linked) < _MOST_LINKED:
+                self._linked.add(status.st_ino)
+            else:
+                names = status.st_nlink  # each name has its share, which is right if all of them are in the tree
+        self.bytes += status.st_blocks * 512 / names
+        self.inodes += 1 / names
 
     def _rest(self) -> None:
         time.sleep(_PAUSE * (time.monotonic() - self._batch_begun))

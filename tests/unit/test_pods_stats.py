@@ -6,6 +6,9 @@ import os
 import socket
 from pathlib import Path
 
+import pytest
+
+from pods import writable_layers
 from pods.cpu_rates import CpuRates
 from pods.interfaces import Interface, interfaces, parse
 from pods.processes import look_at
@@ -81,6 +84,21 @@ async def test_a_layer_is_what_its_files_take_and_no_link_leads_out_of_it(tmp_pa
         assert (await layers.usage({"c": (layer,)}))["c"] == found
     finally:
         layers.close()
+
+
+async def test_a_layer_of_any_number_of_linked_files_is_counted_in_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writable_layers, "_MOST_LINKED", 5)
+    for number in range(20):
+        (tmp_path / f"{number}").write_bytes(b"x" * 4096)
+        for name in ("a", "b"):
+            os.link(tmp_path / f"{number}", tmp_path / f"{number}{name}")
+    tally = writable_layers._Tally(lambda: False)
+    tally.add(tmp_path)
+    assert round(tally.inodes) == 21
+    assert round(tally.bytes) == tmp_path.stat().st_blocks * 512 + 20 * 4096
+    assert len(tally._linked) == 5
 
 
 def test_interfaces_are_those_of_net_dev_with_the_default_one_first() -> None:
