@@ -73,15 +73,11 @@ def cgroups(machine: Machine, driver: str) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding(Level.OK, "cgroups", version)
-    if driver == "cgroupfs" and machine.exists("/run/systemd/system"):
+    if driver == "systemd":
         yield Finding(
-            Level.WARNING, "cgroup driver", "cgroupfs beside systemd: two programs write to one tree",
-            'cgroup_driver = "systemd" in /etc/crisp/crisp.toml, and cgroupDriver: systemd in kubelet\'s configuration',
+            Level.WRONG, "cgroup driver", "systemd, which crisp does not have yet",
+            'cgroup_driver = "cgroupfs" in /etc/crisp/crisp.toml, and cgroupDriver: cgroupfs in kubelet\'s configuration',
         )  # fmt: skip
-    elif driver == "systemd" and not machine.exists("/run/systemd/system"):
-        yield Finding(
-            Level.WRONG, "cgroup driver", "systemd, which does not run here", 'cgroup_driver = "cgroupfs"'
-        )
     else:
         yield Finding(Level.OK, "cgroup driver", driver)
 
