@@ -76,7 +76,7 @@ def cgroups(machine: Machine, driver: str) -> Iterator[Finding]:
     if driver == "systemd":
         yield Finding(
             Level.WRONG, "cgroup driver", "systemd, which crisp does not have yet",
-            'cgroup_driver = "cgroupfs" in /etc/crisp/crisp.toml, and cgroupDriver: cgroupfs in kubelet\'s configuration',
+            'cgroup_driver = "cgroupfs" in crisp.toml, and cgroupDriver: cgroupfs in kubelet\'s configuration',
         )  # fmt: skip
     else:
         yield Finding(Level.OK, "cgroup driver", driver)
