@@ -141,10 +141,12 @@ def test_stats_and_top_tell_what_is_busy(daemon: Daemon) -> None:
 
 def test_events_are_printed_as_they_happen(daemon: Daemon) -> None:
     events = start(daemon, "events")
-    lines = []
+    lines: list[str] = []
+    ended = ""
     try:
         assert events.stdout is not None
-        while not lines:  # the command may not listen yet
+        # Another pod while the command does not listen yet, or began to in the middle of this one's life.
+        while not any(f"created  container  {ended[:13]}" in line for line in lines):
             with daemon.pod("told") as pod:
                 ended = pod.run("sh", "-c", "exit 3")
                 daemon.wait_exited(ended)
