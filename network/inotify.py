@@ -34,13 +34,15 @@ class Inotify:
         """End a watch. One that the kernel ended itself (its inode is gone) is no error."""
         _libc.inotify_rm_watch(self._fd, watch)
 
-    def drain(self) -> None:
-        """Take every pending event, whatever it says."""
+    def drain(self) -> bool:
+        """Take every pending event, whatever it says; whether there was one."""
+        taken = False
         try:
             while os.read(self._fd, 65536):
-                pass
+                taken = True
         except BlockingIOError:
             pass
+        return taken
 
     def close(self) -> None:
         os.close(self._fd)

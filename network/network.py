@@ -177,6 +177,8 @@ class Network:
     def _current(self) -> ConfList | None:
         if self._watch is None:
             self._load()
+        else:
+            self._watch.catch_up()
         return self._conflist
 
     def _load(self) -> None:

@@ -48,9 +48,16 @@ class DirectoryWatch:
         if self._settling is not None:
             self._settling.cancel()
 
+    def catch_up(self) -> None:
+        """Call `changed` now if anything happened, for a caller that must not act on what was there a moment ago."""
+        stirred = self._inotify.drain()
+        if stirred or self._settling is not None:
+            if self._settling is not None:
+                self._settling.cancel()
+            self._settled()
+
     def _stirred(self) -> None:
-        self._inotify.drain()
-        if self._settling is None:
+        if self._inotify.drain() and self._settling is None:
             self._settling = self._loop.call_later(_SETTLE_SECONDS, self._settled)
 
     def _settled(self) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
@@ -152,15 +151,16 @@ def test_the_zygote_is_replaced(fresh_daemon: Daemon) -> None:
 def test_killed_in_the_middle_of_making_pods(fresh_daemon: Daemon) -> None:
     """kill -9 at many instants of a RunPodSandbox; each time the repeated request succeeds and nothing is left over."""
     daemon = fresh_daemon
+    cut = 0
     for step in range(8):
         config = daemon.sandbox_config(f"cut{step}")
         future = daemon.runtime.RunPodSandbox.future(cri.RunPodSandboxRequest(config=config), timeout=30)
         time.sleep(0.006 * step)
         daemon.kill9()
-        with pytest.raises(grpc.RpcError):
-            future.result()
+        cut += future.exception() is not None  # a quick machine answers before the last of the kills
         daemon.start()
         made = daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config), **_CALL).pod_sandbox_id
         assert len(_shim_pids()) == 1
         assert [path.name for path in (daemon.state / "sandboxes").iterdir()] == [made]
         Pod(daemon, made, config).remove()
+    assert cut >= 2
