@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -245,7 +244,7 @@ class Repository:
         """Send the request; when the registry asks who we are, answer and send it again."""
         used = self._authorization
         response = await self._send(path, headers)
-        if response.status != 401:
+        if response.status != 401 or not self._is_own(response.url):
             return response
         async with _Answer(response):
             asked = response.headers.getall("WWW-Authenticate", ())
@@ -254,6 +253,11 @@ class Repository:
                 if self._authorization == used:
                     self._authorization = await self._answer_challenge(offered, URL(response.url), what)
         return await self._send(path, headers)
+
+    def _is_own(self, url: URL) -> bool:
+        """Whether it was the registry that answered, and not a host that it redirected to: that one must not get at
+        the registry's credentials by naming a token service (CVE-2020-15157)."""
+        return url.origin() == URL(f"{url.scheme}://{self.endpoint.host}").origin()
 
     async def _send(self, path: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         schemes = self._transport.schemes(self.endpoint)
@@ -287,9 +291,10 @@ class Repository:
             if response.status not in _REDIRECT or location is None:
                 return response
             response.close()
-            url = url.join(URL(location, encoded=True))
-            if url.scheme not in ("http", "https"):
-                raise aiohttp.InvalidURL(location, "redirect to another protocol")
+            target = _http_url(location, url)
+            if target is None:
+                raise aiohttp.ClientPayloadError("redirect to what is no http or https URL")
+            url = target
         raise aiohttp.ClientPayloadError(f"more than {_REDIRECTS} redirects")
 
     # --- authentication
@@ -316,7 +321,10 @@ class Repository:
     async def _token(self, parameters: Mapping[str, str], asked_at: URL, what: str) -> str:
         """Get a bearer token from the token service that a challenge names."""
         realm = parameters["realm"]
-        if urlsplit(realm).scheme not in ("https", asked_at.scheme):
+        service = _http_url(realm)
+        if service is None:
+            raise AuthenticationRequired(f"get {what}: token service {realm!r} is no http or https URL")
+        if service.scheme not in ("https", asked_at.scheme):
             raise AuthenticationRequired(f"get {what}: token service {realm} would see the credentials in clear")
         query = {"service": parameters.get("service", "")}
         query["scope"] = parameters.get("scope", f"repository:{self.endpoint.repository}:pull")
@@ -324,12 +332,12 @@ class Repository:
         credentials = self._credentials
         if credentials is not None and credentials.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": credentials.identity_token, "client_id": _CLIENT_ID}
-            response = await self._transport.post(URL(realm), {**query, **form}, insecure)
+            response = await self._transport.post(service, {**query, **form}, insecure)
         else:
             headers = {}
             if credentials is not None and credentials.username:
                 headers["Authorization"] = basic(credentials)
-            response = await self._transport.get(URL(realm).update_query(query), headers, insecure)
+            response = await self._transport.get(service.update_query(query), headers, insecure)
         async with _Answer(response):
             if response.status in _TRANSIENT:
                 raise aiohttp.ClientConnectionError(f"token service {realm} answered {response.status}")
@@ -372,6 +380,15 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int, what: str) -> b
     return bytes(body)
 
 
+def _http_url(text: str, base: URL | None = None) -> URL | None:
+    """The URL that a server named, maybe relative to `base`; None for what is no http or https URL."""
+    try:
+        url = URL(text) if base is None else base.join(URL(text, encoded=True))
+        return url if url.scheme in ("http", "https") and url.host and url.port else None
+    except ValueError:  # some parts are looked at only when they are asked for
+        return None
+
+
 def _first_byte(response: aiohttp.ClientResponse, wanted: int) -> int:
     """Where in the blob the body begins, at most at `wanted`: a server may ignore the range."""
     if response.status != 206:
@@ -403,11 +420,17 @@ def _retry_after(response: aiohttp.ClientResponse, default: float) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong on the wire, without the query of a signed URL."""
+    """What went wrong on the wire, without URLs: they may be signed, and a proxy's may have its password in it."""
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return f"connect to proxy {error.host}:{error.port}: {_words(error.os_error)}"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"connect to {error.host}:{error.port}: {error.certificate_error}"
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"connect to {error.host}:{error.port}: {_words(error.os_error)}"
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answered {error.status} {error.message}"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"malformed answer: {error.message}"
+    if isinstance(error, aiohttp.InvalidURL):
+        return "malformed URL"
     return str(error) or type(error).__name__

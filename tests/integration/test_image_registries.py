@@ -135,6 +135,56 @@ async def test_mirrors_are_logged_in_to_with_their_own_credentials(tmp_path: Pat
             assert registry.seen
 
 
+async def test_a_host_that_we_are_redirected_to_gets_no_credentials_by_asking_for_them(tmp_path: Path) -> None:
+    """It names a token service of its own, which would be told the registry's login (as in CVE-2020-15157)."""
+    image = {"a:1": busybox_image()}
+    async with (
+        FaultyRegistry(dict(image), login="other:o").running() as elsewhere,
+        FaultyRegistry(dict(image), login="own:o", blobs_at=f"http://{elsewhere.host}").running() as registry,
+        opened(tmp_path) as store,
+    ):
+        with pytest.raises(AuthenticationRequired, match="answered 401"):
+            await store.pull(f"{registry.host}/a:1", Credentials(username="own", password="o"))
+        assert any("/blobs/" in seen.path for seen in elsewhere.seen)
+        assert {(seen.path == "/token", seen.authorization) for seen in elsewhere.seen} == {(False, "")}
+
+
+@pytest.mark.parametrize("where", ["http://[/x", "https://a:99999/x"])
+async def test_urls_that_are_none(tmp_path: Path, where: str) -> None:
+    """A registry's nonsense is the registry's failure."""
+    async with FaultyRegistry({"a:1": busybox_image()}).running() as registry, opened(tmp_path) as store:
+        path = "/v2/a/manifests/1"
+        registry.faults[path] = [faulty_registry.status(307, {"Location": where})] * 3
+        with pytest.raises(RegistryUnavailable, match="redirect"):
+            await store.pull(f"{registry.host}/a:1")
+        registry.faults[path] = [faulty_registry.status(401, {"WWW-Authenticate": f'Bearer realm="{where}"'})]
+        with pytest.raises(AuthenticationRequired, match="token service"):
+            await store.pull(f"{registry.host}/a:1")
+
+
+async def test_errors_tell_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signed URLs' queries, the proxy's password."""
+
+    async def no_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readuntil(b"\r\n\r\n")
+        refused = b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"
+        writer.write(refused if asked.startswith(b"CONNECT") else b"HTTP/1.1 zero\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(no_http, "127.0.0.1", 0) as server:
+        host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        image = {"a:1": busybox_image()}
+        async with FaultyRegistry(image, blobs_at=f"http://{host}").running() as registry, opened(tmp_path) as store:
+            with pytest.raises(RegistryUnavailable) as caught:
+                await store.pull(f"{registry.host}/a:1")
+            assert "secret" not in str(caught.value)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:hidden@{host}")
+        async with opened(tmp_path) as store:
+            with pytest.raises(RegistryUnavailable, match="407") as caught:
+                await store.pull("registry.invalid/a:1")
+            assert "hidden" not in str(caught.value)
+
+
 async def test_a_bearer_token_is_sent_as_it_is(tmp_path: Path) -> None:
     async with FaultyRegistry({"a:1": busybox_image()}, login="x:y").running() as registry, opened(tmp_path) as store:
         await store.pull(f"{registry.host}/a:1", Credentials(registry_token="t-given"))
