@@ -52,7 +52,7 @@ def usable_at(credentials: Credentials | None, domain: str) -> Credentials | Non
     """The credentials if they are for the registry `domain`, else None."""
     if credentials is None or not credentials.server_address:
         return credentials
-    host = re.sub(r"^https?://", "", credentials.server_address).partition("/")[0]
+    host = re.sub(r"^https?://", "", credentials.server_address).partition("/")[0].lower()
     if host in ("index.docker.io", "registry-1.docker.io"):
         host = DEFAULT_DOMAIN
     return credentials if host == domain else None

@@ -15,7 +15,7 @@ import msgspec
 
 from image.errors import AuthenticationRequired
 from image.model import Credentials
-from image.reference import DEFAULT_DOMAIN
+from image.reference import DEFAULT_DOMAIN, lower_host
 
 IN_FILES = "containers-auth.json"  # what `credential-helpers` of registries.conf calls these files themselves
 _HELPER_SECONDS = 30.0
@@ -66,6 +66,7 @@ async def kept_credentials(location: str, files: Sequence[Path], helpers: Sequen
     `helpers` are asked in their order, IN_FILES among them standing for the files; none at all means the files alone.
     Raises AuthenticationRequired for a file that cannot be read or a helper that fails.
     """
+    location = lower_host(location)
     host = location.partition("/")[0]
     for helper in helpers or (IN_FILES,):
         if helper != IN_FILES:
@@ -80,10 +81,11 @@ async def kept_credentials(location: str, files: Sequence[Path], helpers: Sequen
 
 async def _from_file(path: Path, location: str, host: str) -> Credentials | None:
     kept = await asyncio.to_thread(_read, path)
-    if helper := kept.cred_helpers.get(host):
+    if helper := {lower_host(key): helper for key, helper in kept.cred_helpers.items()}.get(host):
         return await _ask(helper, host)
+    auths = {lower_host(key): entry for key, entry in kept.auths.items()}
     for key in _keys(location):
-        if (entry := kept.auths.get(key)) is not None and (found := _explained(path, key, entry)) is not None:
+        if (entry := auths.get(key)) is not None and (found := _explained(path, key, entry)) is not None:
             return found
     for key, entry in kept.auths.items():
         if _legacy_host(key) == host and (found := _explained(path, key, entry)) is not None:
@@ -121,7 +123,7 @@ def _legacy_host(key: str) -> str:
     host = re.sub(r"^https?://", "", key)
     if host == key and "/" in key:
         return ""  # a repository's key: `_keys` had it
-    host = host.partition("/")[0]
+    host = host.partition("/")[0].lower()
     return DEFAULT_DOMAIN if host in ("index.docker.io", "registry-1.docker.io") else host
 
 

@@ -150,7 +150,7 @@ def parse_manifest(raw: bytes, content_type: str, what: str) -> Manifest | Index
         raise InvalidImage(f"parse manifest of {what}: it is both an image manifest and an index")
     if document.manifests is not None:
         _refuse_type(media_type, INDEX_TYPES, what)
-        return Index(tuple(_checked(d, what) for d in document.manifests))
+        return Index(tuple(checked(d, what) for d in document.manifests))
     if document.config is None or document.layers is None:
         raise InvalidImage(f"parse manifest of {what}: neither an image manifest nor an index")
     _refuse_type(media_type, (OCI_MANIFEST, DOCKER_MANIFEST), what)
@@ -159,7 +159,7 @@ def parse_manifest(raw: bytes, content_type: str, what: str) -> Manifest | Index
         raise InvalidImage(f"pull {what}: it is an artifact of type {kind}, not an image")
     for layer in document.layers:
         _refuse_layer(layer, what)
-    return Manifest(raw, _checked(document.config, what), tuple(_checked(d, what) for d in document.layers))
+    return Manifest(raw, checked(document.config, what), tuple(checked(d, what) for d in document.layers))
 
 
 def _refuse_type(media_type: str, wanted: Sequence[str], what: str) -> None:
@@ -175,7 +175,8 @@ def _refuse_layer(layer: Descriptor, what: str) -> None:
         raise InvalidImage(f"pull {what}: layer {layer.digest} has unsupported type {layer.media_type}")
 
 
-def _checked(descriptor: Descriptor, what: str) -> Descriptor:
+def checked(descriptor: Descriptor, what: str) -> Descriptor:
+    """The descriptor, fit to be asked for: its digest becomes part of a URL or path. Raises InvalidImage."""
     if not is_digest(descriptor.digest):
         raise InvalidImage(f"parse manifest of {what}: {descriptor.digest[:80]!r} is not a sha256 digest")
     if descriptor.size < 0:

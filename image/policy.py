@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from image.errors import InvalidConfiguration, InvalidReference
-from image.reference import Reference, parse_reference
+from image.reference import Reference, lower_host, parse_reference
 
 DEFAULT_POLICY = Path("/etc/containers/policy.json")
 
@@ -131,7 +131,10 @@ def load_policy(path: Path) -> Policy:
         for requirement in requirements:
             if isinstance(requirement, SignedBy | SigstoreSigned) and _sources(requirement) != 1:
                 raise InvalidConfiguration(f"read signature policy {path}: want keyPath, keyPaths or keyData, and one")
-    return Policy(parsed.default, parsed.transports)
+    of_registries: dict[str, Requirements] = {}
+    for scope, requirements in parsed.transports.get("docker", {}).items():
+        of_registries[lower_host(scope)] = of_registries.get(lower_host(scope), ()) + requirements
+    return Policy(parsed.default, {**parsed.transports, "docker": of_registries})
 
 
 def _sources(requirement: SignedBy | SigstoreSigned) -> int:
@@ -205,7 +208,7 @@ def _says_tag_or_digest(text: str) -> bool:
 
 def _remapped(asked: Reference, identity: RemapIdentity) -> Reference:
     text = str(asked)
-    rest = text.removeprefix(identity.prefix)
+    rest = text.removeprefix(lower_host(identity.prefix))
     if rest == text or rest[:1] not in ("", "/", ":", "@"):
         return asked
     return parse_reference(identity.signed_prefix + rest)

@@ -3,7 +3,7 @@
     reference := name [":" tag] ["@" digest]      name := [domain "/"] path
 
 A name without a domain means docker.io, where a path of one component is under `library/`; a reference with neither
-tag nor digest means the tag `latest`.
+tag nor digest means the tag `latest`. Other than docker, a domain is put in lower case (`lower_host` says why).
 """
 
 from __future__ import annotations
@@ -65,6 +65,13 @@ def is_digest(text: str) -> bool:
     return _SHA256.fullmatch(text) is not None
 
 
+def lower_host(text: str) -> str:
+    """A reference, or the beginning of one, with its registry in lower case. DNS does not tell A.io from a.io, and what
+    is forbidden to come from one may not come from the other."""
+    host, slash, rest = text.partition("/")
+    return host.lower() + slash + rest
+
+
 def parse_reference(text: str) -> Reference:
     """Parse and qualify `text` as docker does. Raises InvalidReference."""
     domain, path, tag, digest = _split(text)
@@ -121,6 +128,7 @@ def _split(text: str) -> tuple[str, str, str, str]:
 
 
 def _qualified(text: str, domain: str, path: str, tag: str, digest: str) -> Reference:
+    domain = domain.lower()
     if domain == "index.docker.io":
         domain = DEFAULT_DOMAIN
     if domain == DEFAULT_DOMAIN and "/" not in path:

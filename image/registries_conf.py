@@ -17,7 +17,14 @@ from pathlib import Path
 import msgspec
 
 from image.errors import InvalidConfiguration, InvalidReference, RegistryBlocked
-from image.reference import DEFAULT_DOMAIN, Reference, parse_reference, short_name, short_references
+from image.reference import (
+    DEFAULT_DOMAIN,
+    Reference,
+    lower_host,
+    parse_reference,
+    short_name,
+    short_references,
+)
 
 _PULL_FROM_MIRROR = ("all", "digest-only", "tag-only")
 _SHORT_NAME_MODES = ("enforcing", "permissive", "disabled")
@@ -40,7 +47,7 @@ class _Registry(msgspec.Struct, frozen=True, rename="kebab"):
 
     @property
     def key(self) -> str:
-        return self.prefix or self.location
+        return lower_host(self.prefix or self.location)
 
 
 class _File(msgspec.Struct, frozen=True, rename="kebab"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from image.errors import InvalidConfiguration
-from image.reference import Reference
+from image.reference import Reference, lower_host
 
 
 class _Place(msgspec.Struct, frozen=True, rename="kebab"):
@@ -35,7 +35,7 @@ def lookaside(directory: Path, reference: Reference) -> str:
         parsed = _read(path)
         if parsed.default_docker is not None:
             default = parsed.default_docker.url
-        places.update((scope, place.url) for scope, place in parsed.docker.items())
+        places.update((lower_host(scope), place.url) for scope, place in parsed.docker.items())
     scope = reference.name
     if scope not in places:
         scope = reference.repository

@@ -14,7 +14,7 @@ import msgspec
 from yarl import URL
 
 from image.errors import ImageNotFound, InvalidConfiguration, InvalidImage, RegistryUnavailable, SignatureRefused
-from image.manifest import Descriptor
+from image.manifest import Descriptor, checked
 from image.origin import Origin
 from image.policy import (
     DEFAULT_POLICY,
@@ -157,7 +157,8 @@ async def _attached(origin: Origin, reference: Reference, digest: str) -> list[S
         if layer.media_type != _SIGSTORE_PAYLOAD:
             continue
         signature = _base64((layer.annotations or {}).get(_SIGSTORE_SIGNATURE, ""))
-        found.append(Signature(SIGSTORE, await origin.document(layer, SIGNATURE_LIMIT), signature))
+        payload = await origin.document(checked(layer, f"{tag} of {reference.repository}"), SIGNATURE_LIMIT)
+        found.append(Signature(SIGSTORE, payload, signature))
     return found
 
 

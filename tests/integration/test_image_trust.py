@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cri.v1 import api_pb2 as cri
-from image.errors import InvalidConfiguration, SignatureRefused
+from image.errors import InvalidConfiguration, InvalidImage, RegistryBlocked, SignatureRefused
 from image.settings import ImageSettings
 from image.store import ImageStore
 from tests.daemon import Daemon
@@ -111,6 +111,42 @@ async def test_rejected_images_are_not_even_asked_for(tmp_path: Path) -> None:
             (tmp_path / "policy.json").write_text('{"default": [{"type": "sigstoreSigned", "fulcio": {}}]}')
             with pytest.raises(InvalidConfiguration, match=r"policy\.json.*fulcio"):
                 await store.pull(f"{registry.host}/a:1")
+
+
+async def test_names_of_registries_are_the_same_in_capitals(tmp_path: Path) -> None:
+    """DNS does not tell LOCALHOST from localhost: neither may a policy, nor what registries.conf blocks."""
+    async with FaultyRegistry({"a:1": busybox_image()}).running() as registry:
+        port = registry.host.rpartition(":")[2]
+        write_policy(tmp_path, {f"LocalHost:{port}": REJECT}, default=ACCEPT)
+        async with opened(tmp_path) as store:
+            for host in ("localhost", "LOCALHOST"):
+                with pytest.raises(SignatureRefused, match="rejects it"):
+                    await store.pull(f"{host}:{port}/a:1")
+            write_policy(tmp_path, {}, default=ACCEPT)
+            conf = f'[[registry]]\nlocation = "LocalHost:{port}"\nblocked = true\n'
+            (tmp_path / "registries.conf").write_text(conf)
+            for host in ("localhost", "LOCALHOST"):
+                with pytest.raises(RegistryBlocked):
+                    await store.pull(f"{host}:{port}/a:1")
+            (tmp_path / "registries.conf").write_text("")
+            image = await store.pull(f"LOCALHOST:{port}/a:1")
+            assert image.repo_tags == (f"localhost:{port}/a:1",)
+            assert not [seen for seen in registry.seen if "LOCALHOST" in seen.path]
+
+
+async def test_a_signature_names_a_blob_and_no_other_path_of_the_registry(tmp_path: Path) -> None:
+    image, cosign = busybox_image(), Cosign(tmp_path / "key.pub")
+    async with FaultyRegistry({"a:1": image}).running() as registry:
+        good = cosign.sign(image, f"{registry.host}/a:1")
+        manifest = json.loads(good.manifest)
+        manifest["layers"][0]["digest"] = "x/../../../../elsewhere"
+        evil = BuiltImage(json.dumps(manifest).encode(), OCI_MANIFEST, good.blobs, good.id)
+        registry.images[f"a:{tag(image)}"] = evil
+        write_policy(tmp_path, {registry.host: cosign.requirement})
+        async with opened(tmp_path) as store:
+            with pytest.raises(InvalidImage, match="is not a sha256 digest"):
+                await store.pull(f"{registry.host}/a:1")
+        assert not [seen.path for seen in registry.seen if "/manifests/" not in seen.path]
 
 
 async def test_of_what_a_short_name_means_the_first_that_is_accepted_is_pulled(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ DIGEST = f"sha256:{HEX}"
         ("localhost:5000", "docker.io/library/localhost:5000"),
         ("[::1]:5000/x:y", "[::1]:5000/x:y"),
         ("quay.io/a/b__c/d-e.f:v1", "quay.io/a/b__c/d-e.f:v1"),
-        ("UPPER/x", "UPPER/x:latest"),
+        ("UPPER/x", "upper/x:latest"),
         (f"busybox@{DIGEST}", f"docker.io/library/busybox@{DIGEST}"),
         (f"busybox:1@{DIGEST}", f"docker.io/library/busybox:1@{DIGEST}"),
     ],
