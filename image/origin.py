@@ -19,10 +19,11 @@ class Origin:
     def __init__(self, repositories: Sequence[Repository]) -> None:
         self._repositories = list(repositories)
 
-    async def manifest(self, reference: str) -> tuple[bytes, str]:
+    async def manifest(self, reference: str, *, aside: bool = False) -> tuple[bytes, str]:
         """The manifest of a tag or digest, and its Content-Type; who gave it is asked first from now on.
 
-        Raises what the registry itself raised; the message also tells what its mirrors said.
+        Not if it was asked for `aside`: a mirror that lacks the image's signatures still has its layers. Raises what
+        the registry itself raised; the message also tells what its mirrors said.
         """
         failures: list[ImageError] = []
         for repository in self._repositories:
@@ -31,8 +32,9 @@ class Origin:
             except _NEXT as error:
                 failures.append(error)
             else:
-                self._repositories.remove(repository)
-                self._repositories.insert(0, repository)
+                if not aside:
+                    self._repositories.remove(repository)
+                    self._repositories.insert(0, repository)
                 return found
         last = failures[-1]
         if len(failures) == 1:

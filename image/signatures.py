@@ -20,8 +20,9 @@ import msgspec
 from image.errors import ImageError, InvalidConfiguration
 
 SIMPLE, SIGSTORE = "simple", "sigstore"
-SIGNATURE_LIMIT = 4 << 20  # bytes
+SIGNATURE_LIMIT = 64 << 10  # bytes: one is some 1,000, and all of an image's are kept in memory
 COUNT_LIMIT = 32  # signatures of one manifest that are looked at
+KEPT_LIMIT = 4 * COUNT_LIMIT  # of one image: of both kinds, of its manifest and its index
 _GPGV_SECONDS = 30.0
 _BLOCK = re.compile(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL)
 _BAD = {"BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG", "NODATA", "BADARMOR", "FAILURE"}

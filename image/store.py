@@ -29,6 +29,7 @@ from image.authfile import default_files, kept_credentials
 from image.database import Database, ImageRecord
 from image.errors import (
     AuthenticationRequired,
+    ImageError,
     ImageInUse,
     ImageNotFound,
     InvalidImage,
@@ -49,7 +50,7 @@ from image.registries_conf import Endpoint, load
 from image.registry import Repository, Transport
 from image.root import StoreRoot
 from image.settings import ImageSettings
-from image.signatures import Signature
+from image.signatures import KEPT_LIMIT, Signature
 from image.trust import Trust, transport_of
 from image.unpack import Unpacked, Workers
 from image.verify import Verdict, document_problems, layer_problems
@@ -434,7 +435,8 @@ class ImageStore:
         archive = await asyncio.to_thread(open_archive, path)
         try:
             kind = transport_of(path, docker=not archive.has("oci-layout"))
-            if any(not isinstance(one, Accept) for one in self._trust.policy().for_archive(kind, path)):
+            real = await asyncio.to_thread(path.resolve)  # scopes are directories: `..` and links do not lead into one
+            if any(not isinstance(one, Accept) for one in self._trust.policy().for_archive(kind, real)):
                 raise SignatureRefused(f"import {path}: the signature policy wants more of {kind} than a file can tell")
             found = await asyncio.to_thread(archived_images, archive, self._platforms)
             if override is not None and len(found) != 1:
@@ -469,6 +471,8 @@ class ImageStore:
             raise ImageNotFound(f"verify {name}: the store has no such image")
         verdicts = []
         for image in [one] if one is not None else self.images():
+            if image.id not in self._images:
+                continue  # removed while others were looked at
             self.hold(image.id)
             try:
                 verdicts.append(await self._verify(image))
@@ -490,21 +494,31 @@ class ImageStore:
     async def repair(self, name: str = "") -> list[Verdict]:
         """Pull damaged images again; the verdicts afterwards. Those that no registry gave stay as they are.
 
-        Raises ImageInUse, before anything is done, when containers use one, and what `pull` and `verify` raise.
+        Raises ImageInUse, before anything is done, when containers use one, what `verify` raises, and, after all
+        others were repaired, what a pull did: such an image is gone.
         """
         damaged = [verdict for verdict in await self.verify(name) if verdict.problems]
         pulled = [verdict for verdict in damaged if any("@" in one for one in verdict.names)]
         for verdict in pulled:
             if self._holds[verdict.id]:
                 raise ImageInUse(f"repair image {verdict.id}: {self._holds[verdict.id]} containers use it")
-        for verdict in pulled:
+        for verdict in pulled:  # all of them before the first pull, or it would find damaged layers that they share
             await self.remove(verdict.id)
+        failures: list[ImageError] = []
         for verdict in pulled:
-            by_digest = next(one for one in verdict.names if "@" in one)
-            image = await self.pull(by_digest)
-            await self._undisturbed(self._name(image.id, verdict.names))
-            _log.info("image repaired", extra={"image": image.id, "problems": "; ".join(verdict.problems)})
+            try:
+                await self._pull_again(verdict)
+            except ImageError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0] if len(failures) == 1 else ImageError("; ".join(map(str, failures)))
         return await self.verify(name)
+
+    async def _pull_again(self, verdict: Verdict) -> None:
+        by_digest = next(one for one in verdict.names if "@" in one)
+        image = await self.pull(by_digest)
+        await self._undisturbed(self._name(image.id, verdict.names))
+        _log.info("image repaired", extra={"image": image.id, "problems": "; ".join(verdict.problems)})
 
     async def _import(self, archive: Archive, found: ArchivedImage, name: str | None) -> Image:
         async def make(position: int, directory: Path) -> Unpacked:
@@ -555,8 +569,9 @@ class ImageStore:
             if known is None:
                 return None
             await self._query(self._database.name, image_id, names)
-            if added := tuple(one for one in signatures if one not in known.signatures):
-                known.signatures += added
+            if not set(known.signatures).issuperset(signatures):
+                # Those that were just found good go first: each pull may bring others, and not all can be kept.
+                known.signatures = tuple(dict.fromkeys((*signatures, *known.signatures)))[:KEPT_LIMIT]
                 await self._query(self._database.sign, image_id, known.signatures)
             return self._rename(image_id, known, names)
 

@@ -145,7 +145,7 @@ async def _attached(origin: Origin, reference: Reference, digest: str) -> list[S
     """The sigstore signatures that lie beside a manifest, under the tag sha256-<hex>.sig."""
     tag = f"{digest.replace(':', '-')}.sig"
     try:
-        raw, _ = await origin.manifest(tag)
+        raw, _ = await origin.manifest(tag, aside=True)
     except ImageNotFound:
         return []
     try:

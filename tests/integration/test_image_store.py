@@ -22,6 +22,7 @@ from image.errors import DigestMismatch, ImageInUse, ImageNotFound, InvalidImage
 from image.settings import ImageSettings
 from image.store import ImageStore
 from tests.daemon import Daemon
+from tests.faulty_registry import FaultyRegistry
 from tests.images import build_image, busybox_layout, digest, entry, layer, write_layout
 from tests.registry import Registry
 
@@ -131,6 +132,31 @@ async def test_damage_is_found_and_repaired(keep_blobs: bool, tmp_path: Path) ->
                 assert (store.layers(again)[-1] / "d/base").read_bytes() == b"b" * 10000
         async with opened(tmp_path, keep_blobs) as store:
             assert len([verdict for verdict in await store.verify() if not verdict.problems]) == 2
+
+
+async def test_a_repair_that_fails_for_one_image_is_made_for_the_others(tmp_path: Path) -> None:
+    built = [build_image([layer(entry(name, b"x"))]) for name in ("one", "two")]
+    served = {f"a:{number}": image for number, image in enumerate(built)}
+    async with FaultyRegistry(served).running() as registry, opened(tmp_path, keep_blobs=False) as store:
+        images = [await store.pull(f"{registry.host}/a@{image.digest}") for image in built]
+        for image in images:
+            (store.layers(image)[0] / "more").write_bytes(b"")
+        del served["a:0"]
+        with pytest.raises(ImageNotFound):
+            await store.repair()
+        assert store.find(images[0].id) is None
+        assert [verdict.problems for verdict in await store.verify()] == [()]
+
+
+async def test_an_image_that_is_removed_while_others_are_verified(tmp_path: Path) -> None:
+    built = [build_image([layer(entry(name, b"x"))]) for name in ("one", "two")]
+    async with opened(tmp_path) as store:
+        archive = write_layout(tmp_path / "layout", {f"a:{number}": image for number, image in enumerate(built)})
+        first, second = await store.import_archive(archive)
+        verifying = asyncio.create_task(store.verify())
+        await asyncio.sleep(0)
+        await store.remove(second.id)
+        assert [verdict.id for verdict in await verifying] == [first.id]
 
 
 PULLER = """

@@ -149,6 +149,21 @@ async def test_a_signature_names_a_blob_and_no_other_path_of_the_registry(tmp_pa
         assert not [seen.path for seen in registry.seen if "/manifests/" not in seen.path]
 
 
+async def test_a_mirror_without_signatures_still_serves_the_image(tmp_path: Path) -> None:
+    image, cosign = busybox_image(), Cosign(tmp_path / "key.pub")
+    async with FaultyRegistry({"a:1": image}).running() as mirror, FaultyRegistry({"a:1": image}).running() as registry:
+        conf = f'[[registry]]\nlocation = "{registry.host}"\n[[registry.mirror]]\nlocation = "{mirror.host}"\n'
+        (tmp_path / "registries.conf").write_text(conf)
+        signature = cosign.sign(image, f"{registry.host}/a:1")
+        registry.images[f"a:{tag(image)}"] = signature
+        write_policy(tmp_path, {registry.host: cosign.requirement})
+        async with opened(tmp_path) as store:
+            await store.pull(f"{registry.host}/a:1")
+        blobs = {seen.path.rpartition("/")[2] for seen in registry.seen if "/blobs/" in seen.path}
+        assert blobs.isdisjoint(image.blobs)
+        assert blobs <= signature.blobs.keys()
+
+
 async def test_of_what_a_short_name_means_the_first_that_is_accepted_is_pulled(tmp_path: Path) -> None:
     async with (
         FaultyRegistry({"a:1": busybox_image()}).running() as refused,
@@ -267,6 +282,13 @@ async def test_archives_are_accepted_by_their_own_scopes(tmp_path: Path) -> None
         (tmp_path / "policy.json").write_text(json.dumps(policy))
         (image,) = await store.import_archive(layout)
         await store.require_trusted(image, image.id)
+        policy["transports"]["oci"] = {str(tmp_path / "trusted"): [ACCEPT]}
+        (tmp_path / "policy.json").write_text(json.dumps(policy))
+        (tmp_path / "trusted").mkdir()
+        (tmp_path / "trusted/link").symlink_to(layout)
+        for path in (tmp_path / "trusted/../layout", tmp_path / "trusted/link"):
+            with pytest.raises(SignatureRefused, match="oci"):
+                await store.import_archive(path)
 
 
 def test_containers_are_made_of_accepted_images_only(tmp_path: Path) -> None:
