@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 _MACHINE: Final = {"x86_64": 62, "aarch64": 183}  # e_machine
 _LOAD_ADDRESS: Final = 0x400000
 _HEADERS: Final = 64 + 56
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _MFD_EXEC: Final = 0x10  # Linux 6.3: asks for an executable memfd under vm.memfd_noexec=1
 
 
@@ -27,13 +29,16 @@ def executable(code: bytes, machine: str) -> bytes:
 
 
 def in_memory(name: str, program: bytes, mode: int) -> int:
-    """A read-only descriptor of a memfd with that program and that mode. Raises OSError."""
+    """A read-only descriptor of a memfd with that program and that mode, sealed. Raises OSError."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        writable = os.memfd_create(name, os.MFD_CLOEXEC | _MFD_EXEC)
+        writable = os.memfd_create(name, flags | _MFD_EXEC)
     except OSError:
-        writable = os.memfd_create(name, os.MFD_CLOEXEC)
+        writable = os.memfd_create(name, flags)
     try:
         os.write(writable, program)
+        # Root of a container could open the program that it runs anew, to write (CVE-2019-5736); others run it too.
+        fcntl.fcntl(writable, fcntl.F_ADD_SEALS, _SEALS)
         # Reopened because execve refuses a file that anybody has open for writing (ETXTBSY).
         readonly = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
         os.fchmod(readonly, mode)

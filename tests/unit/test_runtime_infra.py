@@ -26,6 +26,21 @@ def test_it_is_an_elf_file_whose_segment_holds_all_of_it(machine: str) -> None:
     assert len(infra.filter_program(machine)) % 8 == 0
 
 
+def test_nobody_can_change_it() -> None:
+    """All pods' infra processes run the one program."""
+    program = infra.program_file()
+    try:
+        with pytest.raises(PermissionError):
+            _overwrite(program)
+    finally:
+        os.close(program)
+
+
+def _overwrite(program: int) -> None:
+    with open(f"/proc/self/fd/{program}", "r+b", buffering=0) as file:
+        file.write(b"changed")
+
+
 def _child() -> int:
     """Start the program with a dead child of its own to reap."""
     program = infra.program_file()
