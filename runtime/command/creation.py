@@ -115,11 +115,17 @@ def preserved_descriptors(options: Options) -> int:
     listening = os.environ.get("LISTEN_FDS", "")
     count = options.number("preserve-fds") + (int(listening) if listening.isdecimal() else 0)
     for fd in range(3, 3 + count):
-        try:
-            os.set_inheritable(fd, True)
-        except OSError:
-            raise UsageError(f"--preserve-fds: descriptor {fd} of {count} is not open") from None
+        if not _is_inherited(fd):
+            raise UsageError(f"--preserve-fds: descriptor {fd} of {count} is not open")
     return count
+
+
+def _is_inherited(fd: int) -> bool:
+    """Whether our caller gave us that descriptor. Our own, such as the log's, close on exec: no container gets them."""
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
 
 
 def _with_listening(process: Process, preserved: int) -> Process:
@@ -134,7 +140,10 @@ def write_pid_file(path: str, pid: int) -> None:
     directory, name = os.path.split(os.path.abspath(path))
     new = os.path.join(directory, f".{name}")
     with failing("write", path):
-        with open(new, "w") as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        # Exclusively: where others may write to the directory, the name could be their link to somebody's file.
+        with open(new, "x") as file:
             file.write(str(pid))
         os.rename(new, path)
 
@@ -224,6 +233,8 @@ class _Maker:
         path = self._spec.linux.cgroups_path or f"/crisp-oci/{self._id}"
         try:
             cgroup = self._context.hierarchies().cgroup(path)
+            if others := cgroup.pids():  # they would be killed with the container
+                raise RuntimeCoreError(f"container's cgroup is not empty: {path}: {len(others)} process(es) found")
             made = cgroup.create(with_default_devices(self._spec.linux.resources))
         except RuntimeCoreError as error:
             if not self._context.rootless:

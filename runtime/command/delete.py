@@ -5,7 +5,7 @@ from __future__ import annotations
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options
 from runtime.command.operands import only
-from runtime.command.removal import current_status, destroy
+from runtime.command.removal import current_status, destroy, end
 from runtime.command.store import NoContainer
 from runtime.errors import RuntimeCoreError
 
@@ -21,6 +21,8 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     force = options.switch("force")
     try:
         entry = context.store.existing(only(operands, "ID"))
+        if force and (record := entry.load()).alive:
+            end(record)  # a `start` that hangs in a hook of it has the lock
         with entry.locked():
             record = entry.load()
             found = current_status(entry, record)

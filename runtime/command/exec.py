@@ -193,7 +193,10 @@ def _filter(entry: Entry, spec: Spec) -> tuple[bytes, int]:
         return b"", 0
     from runtime import seccomp
 
-    return entry.read("filter"), seccomp.filter_flags(spec.linux.seccomp)
+    program = entry.read("filter")
+    if not program:  # without it the process would be free of what the container's own may not
+        raise RuntimeCoreError(f"exec in container {entry.id}: its seccomp filter is gone")
+    return program, seccomp.filter_flags(spec.linux.seccomp)
 
 
 def _child(join: Join, channel: socket.socket) -> NoReturn:
@@ -220,4 +223,6 @@ def _cgroup(record: Record, paths: list[str]) -> Cgroup:
     if len(below) > 1:
         raise UsageError("--cgroup: different cgroups for different controllers are not supported")
     path = below.pop()
+    if ".." in path.split("/"):
+        raise UsageError(f"--cgroup: {path!r} is not below the container's cgroup")
     return cgroup.hierarchies.cgroup(f"{cgroup.path}/{path}") if path else cgroup

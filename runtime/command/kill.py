@@ -27,17 +27,16 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     number = signal_number(others[0] if others else "TERM")
     everybody = options.switch("all")
     entry = context.store.existing(id)
-    with entry.locked():
-        record = entry.load()
-        found = current_status(entry, record)
-        if everybody and record.cgroup:
-            _signal_all(record, number)
-        elif found in _ALIVE:
-            _signal_init(record, number)
-            if number == signal.SIGKILL and found == "paused":
-                record.group().thaw()  # a frozen process of a version 1 cgroup does not even die
-        elif not everybody:
-            raise RuntimeCoreError(f"container not running: {id}")
+    record = entry.load()  # not locked: a `start` that hangs in a hook has the lock, and this is what ends it
+    found = current_status(entry, record)
+    if everybody and record.cgroup:
+        _signal_all(record, number)
+    elif found in _ALIVE:
+        _signal_init(record, number)
+        if number == signal.SIGKILL and found == "paused":
+            record.group().thaw()  # a frozen process of a version 1 cgroup does not even die
+    elif not everybody:
+        raise RuntimeCoreError(f"container not running: {id}")
     return 0
 
 

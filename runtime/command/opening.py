@@ -1,4 +1,4 @@
-"""Starting a created container: opening its gate, and learning whether its program could be executed."""
+"""Starting a created container: opening its gate, learning whether its program could be executed, poststart hooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime.spec import Spec
 
 
 def open_gate(entry: Entry, record: Record, spec: Spec, log: Log) -> None:
-    """Let the init execute the container's program, and run the poststart hooks.
+    """Let the init execute the container's program.
 
     Raises ExecFailed when the program cannot be executed, other RuntimeCoreErrors; the container has stopped then.
     """
@@ -35,13 +35,20 @@ def open_gate(entry: Entry, record: Record, spec: Spec, log: Log) -> None:
     reason = failure(told, spec.process.args[0])
     if reason is not None:
         raise reason
+    log.debug(f"container {record.id}: started")
+
+
+def run_poststart(record: Record, spec: Spec) -> None:
+    """Run the poststart hooks; one that fails ends the container. Raises HookFailed.
+
+    Not for those who have the entry locked: hooks may use the container, and may hang.
+    """
     if spec.hooks.poststart:
         try:
             run_hooks("poststart", spec.hooks.poststart, state_document(record, "running", spec.annotations))
         except RuntimeCoreError:
             removal.end(record)
             raise
-    log.debug(f"container {record.id}: started")
 
 
 def _write_byte(entry: Entry) -> None:

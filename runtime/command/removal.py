@@ -8,11 +8,11 @@ import time
 
 from runtime.command.log import Log
 from runtime.command.record import Record, state_document, status
-from runtime.command.store import Entry
+from runtime.command.store import Entry, NoContainer
 from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.hooks import run_hooks
 from runtime.light import signal
-from runtime.spec import Hooks
+from runtime.spec import Hooks, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,11 +29,22 @@ def destroy(entry: Entry, record: Record, log: Log) -> None:
     if record.alive:
         end(record)
     remove_cgroup(record, log, strict=True)
-    spec = entry.spec() if os.path.exists(entry.path("config.json")) else None
+    spec = _spec_left(entry, log)
     entry.remove()
     if spec is not None:
         state = state_document(record, "stopped", spec.annotations)
         run_poststop(spec.hooks, state, log)
+
+
+def _spec_left(entry: Entry, log: Log) -> Spec | None:
+    """The configuration, if it is there and can be read: what cannot must not keep the container from being deleted."""
+    try:
+        return entry.spec()
+    except NoContainer:
+        return None
+    except (RuntimeCoreError, ValueError) as error:
+        log.warning(f"delete container {entry.id}: its poststop hooks are not known: {error}")
+        return None
 
 
 def end(record: Record) -> None:

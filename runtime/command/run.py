@@ -9,7 +9,7 @@ from runtime.command.context import Context
 from runtime.command.creation import Created
 from runtime.command.flags import Flag, Options
 from runtime.command.foreground import attend, forward_signals
-from runtime.command.opening import open_gate
+from runtime.command.opening import open_gate, run_poststart
 from runtime.command.operands import only
 
 TYPE_CHECKING = False
@@ -34,6 +34,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
             forward_signals(created.pidfd)
         with created.entry.locked():
             open_gate(created.entry, created.record, created.spec, context.log)
+        run_poststart(created.record, created.spec)
         done = detach
         if detach:
             return 0

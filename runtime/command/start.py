@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runtime.command.context import Context
 from runtime.command.flags import Options
-from runtime.command.opening import open_gate
+from runtime.command.opening import open_gate, run_poststart
 from runtime.command.operands import only
 from runtime.command.removal import current_status
 from runtime.errors import RuntimeCoreError
@@ -26,5 +26,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
             raise RuntimeCoreError(f"cannot start a container that has stopped: {record.id}")
         if found != "created":
             raise RuntimeCoreError(f"cannot start an already running container: {record.id}")
-        open_gate(entry, record, entry.spec(), context.log)
+        spec = entry.spec()
+        open_gate(entry, record, spec, context.log)
+    run_poststart(record, spec)
     return 0

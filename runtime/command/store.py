@@ -73,7 +73,8 @@ class Entry:
         with failing("write", path):
             fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                os.write(fd, content)
+                while content:  # a file system that gets full takes a part, and only then fails
+                    content = content[os.write(fd, content) :]
             finally:
                 os.close(fd)
             os.rename(path + ".new", path)
@@ -87,8 +88,11 @@ class Entry:
             return b""
 
     def config(self) -> dict[str, Any]:
-        """The configuration it was created with."""
-        document: dict[str, Any] = json.loads(self.read("config.json"))
+        """The configuration it was created with. Raises NoContainer."""
+        text = self.read("config.json")
+        if not text:  # deleted since its state was read
+            raise NoContainer(f"container {self.id!r} does not exist")
+        document: dict[str, Any] = json.loads(text)
         return document
 
     def spec(self) -> Spec:

@@ -273,7 +273,9 @@ def test_preserved_descriptors(bundle: Bundle, tmp_path: Path) -> None:
                           check=True, capture_output=True, text=True)  # fmt: skip
     assert (tmp_path / "three").read_text() == "to 3\n"
     assert set(done.stdout.split()) == {"0", "1", "2", "3", "4"}  # 4 is the listing's own
-    assert "descriptor 3 of 1 is not open" in bundle.call("run", "--preserve-fds", "1", "one", check=False).stderr
+    for log in ((), ("--log", f"{tmp_path}/log")):  # which is opened as descriptor 3, and none of the caller's
+        done = bundle.call(*log, "run", "--preserve-fds", "1", "one", check=False)
+        assert "descriptor 3 of 1 is not open" in done.stderr
 
 
 @pytest.mark.oci("hooks.prestart", "hooks.createRuntime", "hooks.createContainer", "hooks.startContainer")
@@ -316,6 +318,64 @@ def test_a_hook_that_fails_ends_the_container(bundle: Bundle, tmp_path: Path, ki
 def test_a_hook_that_takes_too_long(bundle: Bundle) -> None:
     bundle.configure("true", hooks={"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "60"], "timeout": 1}]})
     assert "not done after 1 s" in bundle.call("run", "one", check=False).stderr
+
+
+@pytest.mark.parametrize("kind", ["startContainer", "poststart"])
+def test_a_start_that_hangs_in_a_hook_can_be_ended(bundle: Bundle, tmp_path: Path, kind: str) -> None:
+    """And a poststart hook may use the container."""
+    update = " ".join(bundle.command("update", "--pids-limit", "50", "one"))
+    script = f"PYTHONPATH={REPOSITORY} {update} && echo $$ >{tmp_path}/hook" if kind == "poststart" else "echo >/hook"
+    mark = (tmp_path if kind == "poststart" else bundle.rootfs) / "hook"
+    script += "; exec sleep 30"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"], "timeout": 20}
+    bundle.configure("sleep", "100", hooks={kind: [hook]})
+    bundle.create()
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    starting = subprocess.Popen(bundle.command("start", "one"), env=environment, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(lambda: mark.exists() and mark.read_text())
+        begun = time.monotonic()
+        bundle.call("kill", "one", "KILL")
+        bundle.call("delete", "--force", "one")
+        assert time.monotonic() - begun < 10
+        if kind == "poststart":
+            os.kill(int(mark.read_text()), signal.SIGKILL)
+    finally:
+        starting.wait()
+
+
+def test_a_cgroup_of_others_is_not_taken(bundle: Bundle) -> None:
+    """They would be killed with the container."""
+    bundle.configure("sleep", "100")
+    bundle.create()
+    done = bundle.call("create", "two", check=False)
+    assert "cgroup is not empty" in done.stderr
+    assert bundle.status() == "created"
+    bundle.call("start", "one")
+    done = bundle.call("exec", "--cgroup", "../../elsewhere", "one", "true", check=False)
+    assert "is not below" in done.stderr
+    (bundle.root / "one/config.json").write_text("{}")  # as a version may find it that asks for more
+    bundle.call("delete", "--force", "one")
+
+
+def test_a_pid_file_is_not_written_through_a_link(bundle: Bundle, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("whole")
+    (tmp_path / ".pid").symlink_to(victim)
+    bundle.configure("sleep", "100")
+    pid = bundle.create()
+    assert victim.read_text() == "whole"
+    assert (tmp_path / "pid").read_text() == str(pid)
+
+
+def test_an_exec_without_its_filter_is_refused(bundle: Bundle) -> None:
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["acct"], "action": "SCMP_ACT_ERRNO"}]}
+    bundle.configure("sleep", "100", linux={"seccomp": profile})
+    bundle.create()
+    bundle.call("start", "one")
+    bundle.call("exec", "one", "true")
+    (bundle.root / "one/filter").unlink()
+    assert "filter is gone" in bundle.call("exec", "one", "true", check=False).stderr
 
 
 def test_commands_at_once(bundle: Bundle) -> None:
