@@ -1,7 +1,8 @@
 """CDI devices (Container Device Interface 1.0): specs of vendors, and what they change in a container.
 
 A device is named "vendor/class=name". Its spec's edits are applied once, then its own. Of the directories the later
-ones win; two specs of one directory that both have a device leave it without a meaning.
+ones win; two specs of one directory that both have a device leave it without a meaning. A file that is no spec has no
+devices: one vendor's mistake is not another's.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ class _Spec:
 def find_edits(names: Sequence[str], directories: Iterable[Path]) -> CDIEdits:
     """What the devices add. Reads the specs of the directories, if any device is asked for.
 
-    Raises InvalidArgument for a device that no spec has, or more than one, and for a spec that is wrong; Unimplemented
-    for edits that cannot be made.
+    Raises InvalidArgument for a device that no spec has (telling which files are wrong), or more than one, and for
+    edits that are wrong; Unimplemented for those that cannot be made.
     """
     if not names:
         return CDIEdits()
-    specs = _read_all(directories)
+    wrong: list[str] = []
+    specs = _read_all(directories, wrong)
     edits: list[tuple[_Spec, Mapping[str, Any]]] = []
     seen: set[Path] = set()
     for index, name in enumerate(names):
-        spec = _spec_of(name, specs, f"config.CDI_devices[{index}]")
+        spec = _spec_of(name, specs, wrong, f"config.CDI_devices[{index}]")
         if spec.path not in seen:
             seen.add(spec.path)
             edits.append((spec, spec.edits))
@@ -59,7 +61,7 @@ def find_edits(names: Sequence[str], directories: Iterable[Path]) -> CDIEdits:
     return _merged(edits)
 
 
-def _spec_of(name: str, directories: Sequence[Sequence[_Spec]], field: str) -> _Spec:
+def _spec_of(name: str, directories: Sequence[Sequence[_Spec]], wrong: Sequence[str], field: str) -> _Spec:
     for specs in reversed(directories):
         found = [spec for spec in specs if name in spec.devices]
         if len(found) > 1:
@@ -67,18 +69,27 @@ def _spec_of(name: str, directories: Sequence[Sequence[_Spec]], field: str) -> _
             raise InvalidArgument(f"{field}: {name!r} is in more than one spec: {files}")
         if found:
             return found[0]
-    raise InvalidArgument(f"{field}: no spec of this node has a device {name!r}")
+    but = "".join(f"; {reason}" for reason in wrong)
+    raise InvalidArgument(f"{field}: no spec of this node has a device {name!r}{but}")
 
 
-def _read_all(directories: Iterable[Path]) -> list[list[_Spec]]:
-    return [
-        [_read(path) for path in sorted(directory.iterdir()) if path.suffix in _FORMATS]
-        for directory in directories
-        if directory.is_dir()
-    ]
+def _read_all(directories: Iterable[Path], wrong: list[str]) -> list[list[_Spec]]:
+    """The specs of each directory; `wrong` gets what is to be said of the files that are none."""
+    found: list[list[_Spec]] = []
+    for directory in filter(Path.is_dir, directories):
+        specs = []
+        for path in sorted(directory.iterdir()):
+            if path.suffix in _FORMATS:
+                try:
+                    specs.append(_read(path))
+                except ValueError as error:
+                    wrong.append(str(error))
+        found.append(specs)
+    return found
 
 
 def _read(path: Path) -> _Spec:
+    """Raises ValueError."""
     try:
         text = path.read_text()
         document = json.loads(text) if path.suffix == ".json" else _yaml(text)
@@ -86,7 +97,7 @@ def _read(path: Path) -> _Spec:
         by_name = {f"{kind}={device['name']}": _mapping(device.get("containerEdits")) for device in devices}
         return _Spec(path, _mapping(document.get("containerEdits")), by_name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidArgument(f"config.CDI_devices: CDI spec {str(path)!r} is not one: {error!r}") from error
+        raise ValueError(f"CDI spec {str(path)!r} is not one: {error!r}") from error
 
 
 def _yaml(text: str) -> Any:

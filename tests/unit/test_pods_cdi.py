@@ -39,6 +39,7 @@ def test_later_directories_win_and_equals_conflict(tmp_path: Path) -> None:
     _spec(low, "a.json", {"env": ["FROM=low"]})
     _spec(high, "a.json", {"env": ["FROM=high"]})
     (high / "ignored.txt").write_text("nothing of CDI")
+    (high / "another-vendors.json").write_text("{broken")
     assert find_edits(["test.org/gpu=0"], [low, high]).env == ("FROM=high",)
     _spec(high, "b.json", {})
     with pytest.raises(InvalidArgument, match=r"more than one spec: .*a\.json.*b\.json"):
