@@ -16,14 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-from runtime import overlay, userns, users
+from runtime import overlay, userns, users, validation
 from runtime import spec as oci
 from runtime.attach import Attachments
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.clone import clone_into
 from runtime.errors import NotRunning, OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.exec import Exec, Reply
-from runtime.init import MAX_REPORT, Start, clone_flags, container_init
+from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.join import Join, exec_process
 from runtime.logs import Clock, LogFile, complain
 from runtime.mounts import plan_mounts
@@ -137,6 +137,7 @@ class Container:
             spec = parse(json.load(file))
         if spec.process is None:
             raise RuntimeCoreError("config.json: process: missing")
+        validation.check(spec)
         self._require_living_namespaces(spec)
         self._spec = spec
         self._mappings = userns.mappings_of(spec)
@@ -182,7 +183,11 @@ class Container:
             pid_namespace = spec.linux.namespace("pid")
             with theirs, failing("clone", "container init"):
                 self.pid, self._pidfd = clone_into(
-                    cgroup, flags, pid_namespace.path if pid_namespace else "", lambda: container_init(start, theirs)
+                    cgroup,
+                    flags,
+                    pid_namespace.path if pid_namespace else "",
+                    lambda: container_init(start, theirs),
+                    clocks=clock_offsets(spec),
                 )
             undo.pop_all()
         start.step("cloned")

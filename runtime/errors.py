@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, Final
 
 _FAMILY: dict[str, type[RuntimeCoreError]] = {}
+_ENOSYS: Final = 38
 NO_CALL: Final = "the shim has no call"  # how shims answer what they do not know; those that run keep these words
 
 
@@ -105,8 +106,18 @@ def from_json(record: Mapping[str, Any]) -> RuntimeCoreError:
     return kind(*(record[name] for name in kind.members))
 
 
+class MissingCall(OSError):
+    """The kernel has not got a system call, or somebody's filter says so (ENOSYS)."""
+
+    def __init__(self, call: str, since: str) -> None:
+        super().__init__(_ENOSYS, f"this kernel lacks {call}(2), which is in Linux {since} and later")
+
+
 class failing:
-    """Context manager: an OSError inside becomes OperationFailed naming what was tried on what."""
+    """Context manager: an OSError inside becomes OperationFailed naming what was tried on what.
+
+    A MissingCall becomes NotSupported.
+    """
 
     __slots__ = ("_object", "_operation")
 
@@ -118,5 +129,7 @@ class failing:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MissingCall):
+            raise NotSupported(self._operation, self._object, error.strerror or "") from error
         if isinstance(error, OSError):
             raise OperationFailed.of(self._operation, self._object, error) from error

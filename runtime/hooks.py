@@ -89,7 +89,7 @@ def _converse(pid: int, stdin: int, text: bytes, output: int, timeout: int | Non
     """Feed and read the hook until it ends. Returns the first of its output, and False if time ran out before."""
     deadline = None if timeout is None else time.monotonic() + timeout
     said = b""
-    pidfd = os.pidfd_open(pid)
+    pidfd = syscalls.pidfd_open(pid)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.register(stdin, select.POLLOUT)

@@ -27,6 +27,7 @@ from runtime.errors import OperationFailed, failing
 from runtime.light import signal, socket
 from runtime.rootfs import ATTACH_POINT
 from runtime.seccomp_load import load_filter
+from runtime.sysctl import write_sysctls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -137,14 +138,6 @@ def bring_loopback_up() -> None:
         fcntl.ioctl(probe, 0x8913, request)  # SIOCGIFFLAGS
         (flags,) = struct.unpack_from("H", request, 16)
         fcntl.ioctl(probe, 0x8914, struct.pack("16sH14x", b"lo", flags | 1))  # SIOCSIFFLAGS
-
-
-def write_sysctls(sysctls: Mapping[str, str]) -> None:
-    """Write namespaced sysctls of the caller's namespaces; names with dots or, where a part has dots, slashes."""
-    for name, value in sysctls.items():
-        path = name if "/" in name else name.replace(".", "/")
-        with failing("set sysctl", f"{name}={value}"), open(f"/proc/sys/{path}", "w") as file:
-            file.write(value)
 
 
 def infra_main(

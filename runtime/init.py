@@ -12,16 +12,16 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-from runtime import process, syscalls, userns
+from runtime import process, scheduling, syscalls, userns
 from runtime import spec as oci
 from runtime.cgroups import Cgroup
-from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
+from runtime.errors import RuntimeCoreError, SpecError, failing
 from runtime.gate import Gate
 from runtime.hooks import run_hooks
-from runtime.infra import write_sysctls
 from runtime.light import dataclass, field, json, replace, signal, socket
 from runtime.mounts import MountPlan
 from runtime.rootfs import ATTACH_POINT, CgroupView, Rootfs, open_in_root, open_sources
+from runtime.sysctl import write_sysctls
 from runtime.terminal import open_peer, take_over
 from runtime.userns import OWNED_KINDS, UserNamespaces
 
@@ -37,6 +37,7 @@ NAMESPACE_FLAGS: Final = {
     "cgroup": syscalls.CLONE_NEWCGROUP,
     "mount": syscalls.CLONE_NEWNS,
     "user": syscalls.CLONE_NEWUSER,
+    "time": syscalls.CLONE_NEWTIME,
 }
 MAX_REPORT: Final = 65536  # bytes of a message that the parent takes whole
 _SHORT_REASON: Final = 4096
@@ -64,6 +65,7 @@ class Start:
     users: UserNamespaces = field(default_factory=UserNamespaces)
     trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts that stand for bind mounts' sources
     lent: Mapping[str, int] = field(default_factory=dict)  # see Rootfs.lent
+    links: int = -1  # from where linux.netDevices come (netdevices.open_links)
     trace: bool = False
     steps: list[tuple[str, int]] = field(default_factory=list)
 
@@ -76,19 +78,24 @@ class Start:
 def clone_flags(spec: oci.Spec) -> int:
     """The namespaces to make at clone: all new ones but the mount and cgroup ones, which init enters itself.
 
-    Neither those that belong to a user namespace, which are made with it. A new PID namespace does not: only a child
-    of a process in the user namespace could make it so, and init is the shim's own child.
+    Neither the time one, which is there before (`clock_offsets`), nor those that belong to a user namespace, which are
+    made with it. A new PID namespace does not: only a child of a process in the user namespace could make it so, and
+    init is the shim's own child.
     """
     flags = 0
-    elsewhere = {"mount", "cgroup", "user", *(OWNED_KINDS if spec.linux.namespace("user") else ())}
+    elsewhere = {"mount", "cgroup", "user", "time", *(OWNED_KINDS if spec.linux.namespace("user") else ())}
     for namespace in spec.linux.namespaces:
-        if namespace.type not in NAMESPACE_FLAGS:
-            raise NotSupported("make namespace", namespace.type, "not supported yet")
         if not namespace.path and namespace.type not in elsewhere:
             flags |= NAMESPACE_FLAGS[namespace.type]
     if spec.linux.namespace("mount") is None:
         raise SpecError("linux.namespaces", "a container without a mount namespace of its own is not supported")
     return flags
+
+
+def clock_offsets(spec: oci.Spec) -> Mapping[str, oci.TimeOffset] | None:
+    """Those of the time namespace to make, None for none."""
+    namespace = spec.linux.namespace("time")
+    return None if namespace is None or namespace.path else spec.linux.time_offsets
 
 
 def cgroup_view(cgroup: Cgroup) -> CgroupView:
@@ -146,6 +153,10 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
         process.new_keyring(start.container_id)
     _set_oom_score(start, channel)
     _enter_namespaces(spec, start.users.held)
+    if start.links >= 0:
+        from runtime import netdevices
+
+        netdevices.move_here(start.links, linux.net_devices)
     start.step("namespaces entered")
     view = cgroup_view(start.cgroup)
     sources = open_sources(start.mounts, view, start.trees, start.users)
@@ -170,6 +181,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     rootfs.pivot()
     rootfs.restrict(linux, readonly=spec.root.readonly)
     start.step("rootfs finished")
+    scheduling.apply(start.process, linux)
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
     if start.users.held:
@@ -266,7 +278,8 @@ def _open_console(rootfs: Rootfs, start: Start, channel: socket.socket) -> tuple
         master = open_in_root(rootfs.root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
         terminal = open_peer(master, start.process, mappings.uid(user) if mappings else user)
     with failing("mount", "/dev/console"):
-        target = rootfs.open_target("/dev/console", is_directory=False)
+        # Not by a link of the image's: what it leads to would be covered before it is masked (CVE-2025-52565).
+        target = rootfs.open_target("/dev/console", is_directory=False, follow=False)
         tree = syscalls.open_tree(terminal, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)
         syscalls.move_mount(tree, target)
     take_over(terminal, master, channel)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from runtime import process, syscalls, userns
+from runtime import process, scheduling, syscalls, userns
 from runtime import spec as oci
 from runtime.cgroups import Cgroup
 from runtime.errors import failing
@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-_JOINED: Final = ("user", "mount", "ipc", "uts", "network", "cgroup")
+_JOINED: Final = ("user", "mount", "ipc", "uts", "network", "cgroup", "time")
 
 
 @dataclass(slots=True)
@@ -59,7 +59,13 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
     try:
         leave_the_loop()
         process.die_with_parent()
+        affinity = join.process.exec_cpu_affinity
+        if affinity is not None:
+            scheduling.run_on(affinity.initial, "initial")
         join.cgroup.join_self(unified=not join.in_unified_cgroup)
+        if affinity is not None:
+            scheduling.run_on(affinity.final, "final")
+        scheduling.apply(join.process, join.spec.linux)
         os.setsid()
         process.new_keyring(join.container_id)
         if join.process.oom_score_adj is not None:

@@ -44,7 +44,10 @@ _PROPAGATION: Final[Mapping[str, int]] = {
     "shared": sys.MS_SHARED,
     "unbindable": sys.MS_UNBINDABLE,
 }
-_IGNORED: Final = frozenset({"defaults", "async", "auto", "remount", "user", "nouser", "silent", "loud"})
+_COPY_UP: Final = "tmpcopyup"
+# What SELinux labels by itself, or as the file system's own rules say.
+_LABELLED_OTHERWISE: Final = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue"})
+IGNORED: Final = frozenset({"defaults", "async", "auto", "remount", "user", "nouser", "silent", "loud"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class MountPlan:
     data: tuple[tuple[str, str | None], ...] = ()
     idmap: IDMappings | None = None  # how owners of files in a bind mount are shown
     idmap_recursive: bool = False
+    copy_up: bool = False  # a tmpfs that begins with what it covers
 
 
 def plan_mount(mount: oci.Mount, path: str, container: IDMappings | None = None) -> MountPlan:
@@ -75,7 +79,7 @@ def plan_mount(mount: oci.Mount, path: str, container: IDMappings | None = None)
     bind = mount.type == "bind"
     recursive = False
     attr_set = attr_clear = tree_set = tree_clear = propagation = 0
-    propagation_recursive = False
+    propagation_recursive = copy_up = False
     idmap = ""
     data: list[tuple[str, str | None]] = []
     for option in mount.options:
@@ -95,13 +99,15 @@ def plan_mount(mount: oci.Mount, path: str, container: IDMappings | None = None)
             tree_clear = tree_clear & ~set_bits | clear_bits
         elif option in ("idmap", "ridmap"):
             idmap = option
-        elif option == "tmpcopyup":
-            raise SpecError(f"{path}.options", f"{option!r} is not supported yet")
-        elif option not in _IGNORED:
+        elif option == _COPY_UP:
+            copy_up = True
+        elif option not in IGNORED:
             key, equals, value = option.partition("=")
             data.append((key, value if equals else None))
     if not mount.destination.startswith("/"):
         raise SpecError(f"{path}.destination", f"expected an absolute path, got {mount.destination!r}")
+    if copy_up and (bind or mount.type != "tmpfs"):
+        raise SpecError(f"{path}.options", f"{_COPY_UP!r} is for a tmpfs")
     if bind and not mount.source:
         raise SpecError(f"{path}.source", "a bind mount needs one")
     return MountPlan(
@@ -119,6 +125,7 @@ def plan_mount(mount: oci.Mount, path: str, container: IDMappings | None = None)
         data=() if bind else tuple(data),
         idmap=_idmap(mount, path, container, asked=bool(idmap), bind=bind),
         idmap_recursive=idmap == "ridmap",
+        copy_up=copy_up,
     )
 
 
@@ -159,7 +166,16 @@ def plan_mounts(spec: oci.Spec, container: IDMappings | None = None) -> list[Mou
     Raises SpecError naming the entry.
     """
     plans = [plan_mount(mount, f"mounts[{index}]", container) for index, mount in enumerate(spec.mounts)]
-    return plans if container is None else [_owned(plan, container) for plan in plans]
+    if container is not None:
+        plans = [_owned(plan, container) for plan in plans]
+    label = spec.linux.mount_label
+    return [_labelled(plan, label) for plan in plans] if label else plans
+
+
+def _labelled(plan: MountPlan, label: str) -> MountPlan:
+    if plan.bind or plan.type in _LABELLED_OTHERWISE:
+        return plan
+    return replace(plan, data=(*plan.data, ("context", label)))
 
 
 ROOTFS_PROPAGATION: Final[Mapping[str, tuple[int, bool]]] = {
@@ -170,5 +186,5 @@ ROOTFS_PROPAGATION: Final[Mapping[str, tuple[int, bool]]] = {
 
 def known_options() -> list[str]:
     """The mount options that are parsed here; others go to the file system as its data."""
-    names = {*_ATTRIBUTES, *_PROPAGATION, *_IGNORED, "bind"}
+    names = {*_ATTRIBUTES, *_PROPAGATION, *IGNORED, "bind", "idmap", "ridmap", _COPY_UP}
     return sorted(names | {f"r{name}" for name in (*_ATTRIBUTES, *_PROPAGATION, "bind")})

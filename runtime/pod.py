@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from runtime import syscalls, userns
 from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
-from runtime.infra import INFRA_ID, infra_main, write_sysctls
+from runtime.infra import INFRA_ID, infra_main
 from runtime.init import MAX_REPORT, leave_the_loop, report
 from runtime.spec import IDMapping
+from runtime.sysctl import write_sysctls
 
 _SHM_ATTRS: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 

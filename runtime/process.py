@@ -16,7 +16,7 @@ from runtime import capabilities, syscalls
 from runtime import spec as oci
 from runtime.errors import ExecFailed, NotSupported, OperationFailed, failing
 from runtime.gate import Gate
-from runtime.light import signal
+from runtime.light import signal, socket
 from runtime.seccomp_load import load_filter
 
 TYPE_CHECKING = False
@@ -54,8 +54,7 @@ def become(
     _set_labels(process)
     if filter_program and not process.no_new_privileges:
         # Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which may be gone below.
-        with failing("load", "seccomp filter"):
-            load_filter(filter_program, filter_flags)
+        _load_filter(filter_program, filter_flags, channel)
     # As root first: a user's working directory may lie where only root gets to.
     entered = _enter_directory(process.cwd)
     _set_identity(process)
@@ -65,9 +64,20 @@ def become(
         with failing("set", "no_new_privs"):
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         if filter_program:
-            with failing("load", "seccomp filter"):
-                load_filter(filter_program, filter_flags)
+            _load_filter(filter_program, filter_flags, channel)
     _execute(process, channel, before_exec, gate)
+
+
+def _load_filter(program: bytes, flags: int, channel: int) -> None:
+    """Load it, and give its listener to the parent if it has one: from here on calls may wait for who listens."""
+    with failing("load", "seccomp filter"):
+        listener = load_filter(program, flags)
+    if listener >= 0:
+        with failing("hand over", "seccomp listener"):
+            parent = socket.socket(fileno=channel)
+            socket.send_fds(parent, [b'{"seccomp":true}'], [listener])
+            parent.detach()
+            os.close(listener)
 
 
 def set_oom_score_adj(value: int) -> str:
@@ -132,8 +142,9 @@ def _set_labels(process: oci.Process) -> None:
 def _write_attribute(paths: tuple[str, ...], label: str) -> None:
     thread = os.open("/proc/thread-self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # A procfs in disguise would swallow the label (CVE-2019-16884, CVE-2025-52881): its inode number tells.
-        if os.stat("/proc").st_ino != 1:
+        # A procfs in disguise would swallow the label (CVE-2019-16884, CVE-2025-52881). The number of its root's inode
+        # tells nothing: a tmpfs's is 1 as well.
+        if syscalls.filesystem_type(thread) != syscalls.PROC_SUPER_MAGIC:
             raise NotSupported("apply label", label, "/proc is not a proc file system")
         for path in paths:
             try:
@@ -141,6 +152,8 @@ def _write_attribute(paths: tuple[str, ...], label: str) -> None:
             except FileNotFoundError:
                 continue
             try:
+                if syscalls.filesystem_type(fd) != syscalls.PROC_SUPER_MAGIC:
+                    raise NotSupported("apply label", label, f"/proc/thread-self/{path} is something else")
                 with failing("apply label", label):
                     os.write(fd, label.encode())
                 return

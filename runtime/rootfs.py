@@ -17,10 +17,11 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
+from runtime import copyup
 from runtime import spec as oci
 from runtime import syscalls as sys
 from runtime.errors import OperationFailed, SpecError, failing
-from runtime.light import dataclass
+from runtime.light import dataclass, replace
 from runtime.mounts import ROOTFS_PROPAGATION, MountPlan
 from runtime.userns import IDMappings, UserNamespaces, idmap
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from typing import Final
 
 _IN_ROOT: Final = sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS
-_RESOLVE_NO_SYMLINKS: Final = 0x04
 _DEVICE_TYPES: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 _LINKS: Final = (
     ("fd", "/proc/self/fd"),
@@ -164,12 +164,29 @@ class Rootfs:
         self._place(tree, plan.destination, is_directory=is_directory)
 
     def _mount_new(self, plan: MountPlan) -> None:
-        mount = self._lent_sysfs(plan) if plan.type == "sysfs" and "/sys" in self.lent else new_filesystem(plan)
+        if plan.copy_up:
+            mount = self._copied_up(plan)
+        elif plan.type == "sysfs" and "/sys" in self.lent:
+            mount = self._lent_sysfs(plan)
+        else:
+            mount = new_filesystem(plan)
         # An image can make /proc or /sys a symbolic link, to have them somewhere else than masks are put.
         self._place(mount, plan.destination, is_directory=True, follow=plan.type not in ("proc", "sysfs"))
         if plan.propagation:
             flags = sys.AT_EMPTY_PATH | (sys.AT_RECURSIVE if plan.propagation_recursive else 0)
             sys.mount_setattr(mount, "", flags, propagation=plan.propagation)
+
+    def _copied_up(self, plan: MountPlan) -> int:
+        """A new file system with what is in the directory that it is going to cover."""
+        covered = self.open_target(plan.destination, is_directory=True)
+        try:
+            mount = new_filesystem(replace(plan, attr_set=0))
+            copyup.copy_tree(covered, mount, with_mode=not any(key == "mode" for key, _value in plan.data))
+            if plan.attr_set:
+                sys.mount_setattr(mount, "", sys.AT_EMPTY_PATH, attr_set=plan.attr_set, attr_clr=_clearable(plan))
+            return mount
+        finally:
+            os.close(covered)
 
     def _lent_sysfs(self, plan: MountPlan) -> int:
         """A new sysfs where the network namespace is the container's own, else the host's, as restricted."""
@@ -206,7 +223,7 @@ class Rootfs:
 
     def open_target(self, path: str, *, is_directory: bool, follow: bool = True) -> int:
         """A path descriptor of a mount point inside the root, made with its parents (0755, files 0644) if missing."""
-        resolve = _IN_ROOT | (0 if follow else _RESOLVE_NO_SYMLINKS)
+        resolve = _IN_ROOT | (0 if follow else sys.RESOLVE_NO_SYMLINKS)
         path = os.path.normpath("/" + path).lstrip("/") or "."
         try:
             return sys.openat2(self.root, path, os.O_PATH, resolve)

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator
 
 from runtime.errors import NotSupported, OperationFailed, SpecError
+from runtime.seccomp_load import NEW_LISTENER
 from runtime.spec import Seccomp, SeccompArg, SeccompRule
 
 TYPE_CHECKING = False
@@ -25,7 +26,7 @@ FLAGS = {
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 32,
 }
 _KILL_THREAD, _KILL_PROCESS, _TRAP, _ERRNO = 0x00000000, 0x80000000, 0x00030000, 0x00050000
-_TRACE, _LOG, _ALLOW = 0x7FF00000, 0x7FFC0000, 0x7FFF0000
+_NOTIFY, _TRACE, _LOG, _ALLOW = 0x7FC00000, 0x7FF00000, 0x7FFC0000, 0x7FFF0000
 ACTIONS = {
     "SCMP_ACT_KILL": _KILL_THREAD,
     "SCMP_ACT_KILL_THREAD": _KILL_THREAD,
@@ -35,8 +36,10 @@ ACTIONS = {
     "SCMP_ACT_TRACE": _TRACE,
     "SCMP_ACT_LOG": _LOG,
     "SCMP_ACT_ALLOW": _ALLOW,
+    "SCMP_ACT_NOTIFY": _NOTIFY,
 }
 _ACTION_BITS = 0xFFFF0000
+_REFERRING = "SCMP_ACT_NOTIFY"
 _DENYING = (_KILL_THREAD, _KILL_PROCESS, _TRAP, _ERRNO)
 OPERATORS = {
     "SCMP_CMP_NE": 1,
@@ -47,22 +50,26 @@ OPERATORS = {
     "SCMP_CMP_GT": 6,
     "SCMP_CMP_MASKED_EQ": 7,
 }
+_HANDING_OVER = "sendmsg"  # the call by which a container's process gives its listener away
 _UNKNOWN_SYSCALL = -1
 _X32_BIT = 0x40000000  # x32's system calls share x86_64's audit architecture and have this bit
 
 
 
-def compile_filter(seccomp: Seccomp) -> bytes:
+def compile_filter(seccomp: Seccomp, *, listener: bool = False) -> bytes:
     """The profile as a classic BPF program, an array of struct sock_filter.
+
+    `listener` says that the caller takes the filter's listener to where the profile wants it (SCMP_ACT_NOTIFY).
 
     System calls that libseccomp does not know are left out. Those newer than all that the profile names get ENOSYS
     instead of a denying default, for C libraries try new calls first and fall back only on that answer.
-    Raises `SpecError` for a bad profile, `NotSupported` without libseccomp or for user notification.
+    Raises `SpecError` for a bad profile, `NotSupported` without libseccomp or a way for a listener.
     """
+    _check_listener(seccomp, listener)
     library = _libseccomp()
     default = _action("defaultAction", seccomp.default_action, seccomp.default_errno_ret)
     program = library.SyscallFilter(default)
-    architectures = [_architecture(library, name) for name in seccomp.architectures]
+    architectures = [_architecture(library, name, index) for index, name in enumerate(seccomp.architectures)]
     for architecture in architectures:
         try:
             program.add_arch(architecture)
@@ -81,11 +88,36 @@ def compile_filter(seccomp: Seccomp) -> bytes:
 def filter_flags(seccomp: Seccomp) -> int:
     """The profile's flags for seccomp(2). Raises `SpecError` for one that does not exist."""
     flags = 0
-    for name in seccomp.flags:
+    for index, name in enumerate(seccomp.flags):
         if name not in FLAGS:
-            raise SpecError("linux.seccomp.flags", f"unknown flag {name!r}")
+            raise SpecError(f"linux.seccomp.flags[{index}]", f"unknown flag {name!r}")
         flags |= FLAGS[name]
-    return flags
+    if not notifies(seccomp):
+        return flags
+    # The kernel cannot give both answers in one number, and there is one thread.
+    return flags & ~FLAGS["SECCOMP_FILTER_FLAG_TSYNC"] | NEW_LISTENER
+
+
+def notifies(seccomp: Seccomp) -> bool:
+    """Whether some call is referred to a listener."""
+    return any(rule.action == _REFERRING for rule in seccomp.syscalls)
+
+
+def _check_listener(seccomp: Seccomp, possible: bool) -> None:
+    if seccomp.default_action == _REFERRING:
+        raise SpecError("linux.seccomp.defaultAction", f"{_REFERRING} is for single calls, not for all")
+    if seccomp.listener_metadata and not seccomp.listener_path:
+        raise SpecError("linux.seccomp.listenerMetadata", "linux.seccomp.listenerPath is needed with it")
+    for index, rule in enumerate(seccomp.syscalls):
+        if rule.action != _REFERRING:
+            continue
+        if not possible:
+            raise NotSupported("compile", "seccomp filter", f"{_REFERRING} needs a listener, which crispd has none for")
+        if not seccomp.listener_path:
+            raise SpecError("linux.seccomp.listenerPath", f"is required with {_REFERRING}")
+        if _HANDING_OVER in rule.names:
+            name = f"linux.seccomp.syscalls[{index}].names"
+            raise SpecError(name, f"{_HANDING_OVER} cannot be {_REFERRING}: the listener is handed over by it")
 
 
 def _libseccomp() -> Any:
@@ -96,8 +128,6 @@ def _libseccomp() -> Any:
 
 
 def _action(member: str, name: str, errno_ret: int | None) -> int:
-    if name == "SCMP_ACT_NOTIFY":
-        raise NotSupported("compile", "seccomp filter", f"{name} needs a listener, which crisp cannot hand over")
     if name not in ACTIONS:
         raise SpecError(f"linux.seccomp.{member}", f"unknown action {name!r}")
     action = ACTIONS[name]
@@ -106,10 +136,10 @@ def _action(member: str, name: str, errno_ret: int | None) -> int:
     return action
 
 
-def _architecture(library: Any, name: str) -> int:
+def _architecture(library: Any, name: str, index: int) -> int:
     architecture = getattr(library.Arch, name.removeprefix("SCMP_ARCH_"), None)
     if not name.startswith("SCMP_ARCH_") or not isinstance(architecture, int):
-        raise SpecError("linux.seccomp.architectures", f"unknown architecture {name!r}")
+        raise SpecError(f"linux.seccomp.architectures[{index}]", f"unknown architecture {name!r}")
     return architecture
 
 

@@ -14,13 +14,15 @@ _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
 _SET_MODE_FILTER = 1
 _PR_SET_SECCOMP = 22
 _PR_MODE_FILTER = 2
+NEW_LISTENER = 8
 _INSTRUCTION = 8  # bytes of a struct sock_filter
 
 
-def load_filter(bpf: bytes, flags: int) -> None:
+def load_filter(bpf: bytes, flags: int) -> int:
     """Puts the calling thread under the filter for good. Needs CAP_SYS_ADMIN or no_new_privs.
 
-    Raises `OperationFailed`.
+    Returns the descriptor of its listener, close-on-exec, if `flags` ask for one (NEW_LISTENER), else -1. Raises
+    `OperationFailed`.
     """
     code = ctypes.create_string_buffer(bpf, len(bpf))
     # struct sock_fprog: a count, and a pointer aligned to its size
@@ -34,6 +36,9 @@ def load_filter(bpf: bytes, flags: int) -> None:
         result = libc.syscall(
             ctypes.c_long(number), ctypes.c_long(_SET_MODE_FILTER), ctypes.c_long(flags), ctypes.byref(program)
         )
+    if result >= 0 and flags & NEW_LISTENER:
+        return int(result)
     if result:
         # A positive result is the thread that SECCOMP_FILTER_FLAG_TSYNC could not synchronise.
         raise OperationFailed("load", "seccomp filter", ctypes.get_errno() if result < 0 else errno.ESRCH)
+    return -1

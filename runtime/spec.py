@@ -1,4 +1,4 @@
-"""The OCI runtime-spec configuration (1.2) as immutable values, named as the specification names its members.
+"""The OCI runtime-spec configuration (1.3) as immutable values, named as the specification names its members.
 
 `spec_parse.parse` makes them from a config.json. An absent string is "", an absent list or map is empty; None stands
 for an absent member only where absence differs from every value.
@@ -330,6 +330,22 @@ class Personality:
 
 
 @dataclass(frozen=True, slots=True)
+class NetDevice:
+    """An interface of the host that the container gets; `name` is the one it has there, "" its own."""
+
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPolicy:
+    """Arguments of set_mempolicy(2): `mode` "MPOL_BIND" and the like, `nodes` a list such as "0-3,7"."""
+
+    mode: str
+    nodes: str = ""
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Linux:
     namespaces: tuple[Namespace, ...] = ()
     uid_mappings: tuple[IDMapping, ...] = ()
@@ -346,6 +362,8 @@ class Linux:
     readonly_paths: tuple[str, ...] = ()
     mount_label: str = ""
     personality: Personality | None = None
+    net_devices: Mapping[str, NetDevice] = field(default_factory=lambda: MappingProxyType({}))
+    memory_policy: MemoryPolicy | None = None
 
     def namespace(self, type: str) -> Namespace | None:
         """The namespace of that type the configuration lists; None means the caller's own is kept."""

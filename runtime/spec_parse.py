@@ -25,8 +25,10 @@ from runtime.spec import (
     IOPriority,
     Linux,
     Memory,
+    MemoryPolicy,
     Mount,
     Namespace,
+    NetDevice,
     NetworkClass,
     Personality,
     Process,
@@ -373,7 +375,13 @@ def _linux(linux: _Object) -> Linux:
         readonly_paths=linux.strings("readonlyPaths"),
         mount_label=linux.string("mountLabel"),
         personality=linux.optional("personality", _personality),
+        net_devices=dict(linux.named("netDevices", lambda name, device: (name, NetDevice(device.string("name"))))),
+        memory_policy=linux.optional("memoryPolicy", _memory_policy),
     )
+
+
+def _memory_policy(policy: _Object) -> MemoryPolicy:
+    return MemoryPolicy(policy.required_string("mode"), policy.string("nodes"), policy.strings("flags"))
 
 
 def _namespace(namespace: _Object) -> Namespace:

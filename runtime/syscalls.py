@@ -11,6 +11,10 @@ import os
 import sys
 from collections.abc import Iterable
 
+from runtime.errors import MissingCall
+from runtime.light import signal
+from runtime.resolve import open_inside
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -22,8 +26,10 @@ _syscall = libc.syscall
 _syscall.restype = ctypes.c_long
 
 _OLD_NUMBERS: Final[dict[str, dict[str, int]]] = {
-    "x86_64": {"pivot_root": 155, "keyctl": 250, "setdomainname": 171},
-    "aarch64": {"pivot_root": 41, "keyctl": 219, "setdomainname": 162},
+    "x86_64": {"pivot_root": 155, "keyctl": 250, "setdomainname": 171, "sched_setattr": 314, "ioprio_set": 251,
+               "set_mempolicy": 238},
+    "aarch64": {"pivot_root": 41, "keyctl": 219, "setdomainname": 162, "sched_setattr": 274, "ioprio_set": 30,
+                "set_mempolicy": 237},
 }
 _old = _OLD_NUMBERS.get(os.uname().machine, {})
 
@@ -48,6 +54,16 @@ CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 CLONE_INTO_CGROUP: Final = 0x200000000
+# In /proc/PID/ns; the user namespace first, whose rights the others are joined with.
+_NAMESPACE_FILES: Final = {
+    CLONE_NEWUSER: "user",
+    CLONE_NEWNS: "mnt",
+    CLONE_NEWIPC: "ipc",
+    CLONE_NEWUTS: "uts",
+    CLONE_NEWNET: "net",
+    CLONE_NEWCGROUP: "cgroup",
+    CLONE_NEWTIME: "time",
+}
 
 # mount(2), umount2(2)
 MS_RDONLY: Final = 1
@@ -87,6 +103,7 @@ FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
 RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_IN_ROOT: Final = 0x10
 CLOSE_RANGE_CLOEXEC: Final = 4
 
@@ -97,7 +114,12 @@ PR_SET_NAME: Final = 15
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
 
+PROC_SUPER_MAGIC: Final = 0x9FA0
+_STATFS_BYTES: Final = 256  # struct statfs is 120 on 64-bit machines
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+_IOPRIO_WHO_PROCESS: Final = 1
+_EINVAL: Final = 22
+_ENOSYS: Final = 38
 
 
 class _CloneArgs(ctypes.Structure):
@@ -119,6 +141,19 @@ class _CloneArgs(ctypes.Structure):
     ]
 
 
+class _SchedAttr(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("period", ctypes.c_uint64),
+    ]
+
+
 class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
@@ -132,11 +167,30 @@ class _MountAttr(ctypes.Structure):
     ]
 
 
-def _check(result: int, about: str) -> int:
+# Which Linux brought a system call.
+_SINCE: Final = {
+    "pidfd_send_signal": "5.1",
+    "open_tree": "5.2",
+    "move_mount": "5.2",
+    "fsopen": "5.2",
+    "fsconfig": "5.2",
+    "fsmount": "5.2",
+    "clone3": "5.3",
+    "pidfd_open": "5.3",
+    "mount_setattr": "5.12",
+}
+
+
+def _check(result: int, about: str, call: str = "") -> int:
     if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno), about)
+        raise _failure(ctypes.get_errno(), about, call)
     return result
+
+
+def _failure(errno: int, about: str, call: str) -> OSError:
+    if errno == _ENOSYS and call in _SINCE:
+        return MissingCall(call, _SINCE[call])
+    return OSError(errno, os.strerror(errno), about)
 
 
 def _number(name: str) -> int:
@@ -165,7 +219,7 @@ def clone(flags: int = 0, cgroup: int | None = None) -> tuple[int, int]:
     errno = ctypes.get_errno()
     ctypes.pythonapi.PyOS_AfterFork_Parent()
     if pid < 0:
-        raise OSError(errno, os.strerror(errno), "clone3")
+        raise _failure(errno, "clone3", "clone3")
     return pid, pidfd.value
 
 
@@ -177,8 +231,33 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, flags: int) -> None:
-    """Join the namespace open at `fd`, or with a pidfd (Linux 5.8) all of that process's that `flags` names."""
-    _check(libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)), "setns")
+    """Join the namespace open at `fd`, or with a pidfd all of that process's that `flags` names.
+
+    The latter needs the host's /proc before Linux 5.8.
+    """
+    if libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)) == 0:
+        return
+    errno = ctypes.get_errno()
+    process = _process_of(fd) if errno == _EINVAL else 0
+    if not process:
+        raise OSError(errno, os.strerror(errno), "setns")
+    wanted = [(flag, f"/proc/{process}/ns/{name}") for flag, name in _NAMESPACE_FILES.items() if flags & flag]
+    opened = [(flag, os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for flag, path in wanted]
+    try:
+        for flag, namespace in opened:
+            _check(libc.setns(ctypes.c_int(namespace), ctypes.c_int(flag)), "setns")
+    finally:
+        for _flag, namespace in opened:
+            os.close(namespace)
+
+
+def _process_of(pidfd: int) -> int:
+    """The number of the process that a pidfd names, 0 for another descriptor."""
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("Pid:")), 0)
+    except OSError:
+        return 0
 
 
 def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
@@ -199,13 +278,14 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 
 def open_tree(dirfd: int, path: str, flags: int) -> int:
-    return _check(_syscall(SYS_OPEN_TREE, dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC), path)
+    return _check(_syscall(SYS_OPEN_TREE, dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC), path, "open_tree")
 
 
 def move_mount(from_fd: int, to_fd: int, to_path: str = "") -> None:
     """Attach the detached mount `from_fd` on `to_path` below `to_fd` ("" means on `to_fd` itself)."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if to_path else MOVE_MOUNT_T_EMPTY_PATH)
-    _check(_syscall(SYS_MOVE_MOUNT, from_fd, b"", to_fd, os.fsencode(to_path), flags), to_path or f"fd {to_fd}")
+    result = _syscall(SYS_MOVE_MOUNT, from_fd, b"", to_fd, os.fsencode(to_path), flags)
+    _check(result, to_path or f"fd {to_fd}", "move_mount")
 
 
 def mount_setattr(
@@ -219,40 +299,66 @@ def mount_setattr(
     _check(
         _syscall(SYS_MOUNT_SETATTR, fd, os.fsencode(path), flags, ctypes.byref(attr), ctypes.sizeof(attr)),
         path or f"fd {fd}",
+        "mount_setattr",
     )
 
 
 def fsopen(fstype: str) -> int:
-    return _check(_syscall(SYS_FSOPEN, os.fsencode(fstype), 1), fstype)
+    return _check(_syscall(SYS_FSOPEN, os.fsencode(fstype), 1), fstype, "fsopen")
 
 
 def fsconfig_string(fd: int, key: str, value: str) -> None:
-    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_STRING, os.fsencode(key), os.fsencode(value), 0), f"{key}={value}")
+    result = _syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_STRING, os.fsencode(key), os.fsencode(value), 0)
+    _check(result, f"{key}={value}", "fsconfig")
 
 
 def fsconfig_flag(fd: int, key: str) -> None:
-    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_FLAG, os.fsencode(key), None, 0), key)
+    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_FLAG, os.fsencode(key), None, 0), key, "fsconfig")
 
 
 def fsconfig_create(fd: int) -> None:
-    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig create")
+    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig create", "fsconfig")
 
 
 def fsmount(fd: int, attrs: int = 0) -> int:
     """A detached mount of the file system configured at `fd`."""
-    return _check(_syscall(SYS_FSMOUNT, fd, 1, attrs), "fsmount")
+    return _check(_syscall(SYS_FSMOUNT, fd, 1, attrs), "fsmount", "fsmount")
 
 
-def openat2(dirfd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    return _check(
-        _syscall(SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)),
-        path,
-    )
+def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
+    """Open with RESOLVE_IN_ROOT, and what else `resolve` says; in userspace where the kernel cannot (before 5.6)."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    result = _syscall(SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    if result < 0 and ctypes.get_errno() == _ENOSYS and resolve & RESOLVE_IN_ROOT:
+        return open_inside(dirfd, path, flags, follow=not resolve & RESOLVE_NO_SYMLINKS)
+    return _check(result, path)
+
+
+def pidfd_open(pid: int) -> int:
+    """As os.pidfd_open, with a word for its absence."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise _failure(error.errno or 0, f"process {pid}", "pidfd_open") from None
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    """As signal.pidfd_send_signal, with a word for its absence."""
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except OSError as error:
+        raise _failure(error.errno or 0, f"signal {number}", "pidfd_send_signal") from None
 
 
 def prctl(option: int, arg: int = 0) -> None:
     _check(libc.prctl(option, ctypes.c_ulong(arg), 0, 0, 0), f"prctl {option}")
+
+
+def filesystem_type(fd: int) -> int:
+    """The magic number of the file system that an open file, or one open O_PATH, is on (fstatfs(2))."""
+    result = ctypes.create_string_buffer(_STATFS_BYTES)
+    _check(libc.fstatfs(fd, result), f"fd {fd}")
+    return int.from_bytes(result.raw[:8], sys.byteorder)  # f_type, a long
 
 
 def set_name(name: str) -> None:
@@ -265,18 +371,58 @@ def set_domainname(name: str) -> None:
     _check(_syscall(_number("setdomainname"), raw, len(raw)), name)
 
 
+def sched_setattr(
+    policy: int,
+    *,
+    flags: int = 0,
+    nice: int = 0,
+    priority: int = 0,
+    runtime: int = 0,
+    deadline: int = 0,
+    period: int = 0,
+) -> None:
+    """Set the caller's scheduling policy; times in nanoseconds (sched_setattr(2))."""
+    attr = _SchedAttr(ctypes.sizeof(_SchedAttr), policy, flags, nice, priority, runtime, deadline, period)
+    _check(_syscall(_number("sched_setattr"), 0, ctypes.byref(attr), 0), f"policy {policy}")
+
+
+def ioprio_set(priority: int) -> None:
+    """Set the caller's class (from bit 13 on) and priority of input and output (ioprio_set(2))."""
+    _check(_syscall(_number("ioprio_set"), _IOPRIO_WHO_PROCESS, 0, priority), f"I/O priority {priority:#x}")
+
+
+def set_mempolicy(mode: int, nodes: Iterable[int]) -> None:
+    """Set on which nodes the caller's memory is taken (set_mempolicy(2))."""
+    bits = sum(1 << node for node in nodes)
+    words = max(1, -(-bits.bit_length() // 64))
+    mask = (ctypes.c_uint64 * words)(*(bits >> 64 * word & (1 << 64) - 1 for word in range(words)))
+    # The kernel takes one bit less than it is told.
+    arguments = (ctypes.byref(mask), ctypes.c_ulong(64 * words + 1)) if bits else (None, ctypes.c_ulong(0))
+    _check(_syscall(_number("set_mempolicy"), mode, *arguments), f"mode {mode:#x}")
+
+
+def personality(persona: int) -> None:
+    """Set the caller's execution domain (personality(2))."""
+    _check(libc.personality(ctypes.c_ulong(persona)), f"personality {persona:#x}")
+
+
 def join_new_session_keyring(name: str) -> None:
     """Leave the session keyring for an empty one of that name (keyctl_join_session_keyring(3))."""
     _check(_syscall(_number("keyctl"), _KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name)), "session keyring")
 
 
 def close_all_from(first: int, *, keep: Iterable[int]) -> None:
-    """Close every descriptor from `first` up but those of `keep` (close_range(2), Linux 5.9)."""
+    """Close every descriptor from `first` up but those of `keep` (close_range(2); one by one before Linux 5.9)."""
     low = first
     for fd in (*sorted(fd for fd in set(keep) if fd >= first), 1 << 32):
         if low < fd:
             high = fd - 1
-            _check(_syscall(SYS_CLOSE_RANGE, ctypes.c_uint(low), ctypes.c_uint(high), 0), f"close_range {low} {high}")
+            result = _syscall(SYS_CLOSE_RANGE, ctypes.c_uint(low), ctypes.c_uint(high), 0)
+            if result < 0 and ctypes.get_errno() == _ENOSYS:
+                # Not by what /proc lists, which may be the container's forgery.
+                os.closerange(low, min(fd, os.sysconf("SC_OPEN_MAX")))
+            else:
+                _check(result, f"close_range {low} {high}")
         low = fd + 1
 
 

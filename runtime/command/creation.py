@@ -7,7 +7,8 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from runtime import syscalls, userns
+from runtime import syscalls, userns, validation
+from runtime.capabilities import unknown
 from runtime.cgroups import Cgroup
 from runtime.clone import clone_into
 from runtime.command import removal
@@ -22,11 +23,11 @@ from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing, f
 from runtime.gate import Gate, waiting_program
 from runtime.hooks import run_hooks
 from runtime.infra import empty_mount_namespace
-from runtime.init import MAX_REPORT, Start, clone_flags, container_init
+from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.light import dataclass, json, replace, socket
 from runtime.mounts import plan_mounts
 from runtime.rootfs import ATTACH_POINT, DEFAULT_DEVICES
-from runtime.spec import DeviceRule, Process, Resources, Spec
+from runtime.spec import DeviceRule, Mount, Process, Resources, Spec
 from runtime.spec_parse import parse
 
 TYPE_CHECKING = False
@@ -107,6 +108,7 @@ def load(bundle: str) -> tuple[bytes, Spec, Process]:
     spec = parse(document)
     if spec.process is None:
         raise SpecError("process", "is required")
+    validation.check(spec)
     return text, spec, spec.process
 
 
@@ -155,12 +157,31 @@ def send_console(master: int, path: str) -> None:
         socket.send_fds(connection, [b"/dev/ptmx"], [master])
 
 
+def send_listener(spec: Spec, listener: int, pid: int, state: Mapping[str, Any]) -> None:
+    """Give the listener of a process's seccomp filter to who listens at listenerPath, and close it.
+
+    With it goes the state of config-linux.md "The Container Process State". Raises OperationFailed.
+    """
+    profile = spec.linux.seccomp
+    assert profile is not None
+    message = {"ociVersion": spec.oci_version, "fds": ["seccompFd"], "pid": pid, "state": dict(state)}
+    if profile.listener_metadata:
+        message["metadata"] = profile.listener_metadata
+    try:
+        with failing("send seccomp listener to", profile.listener_path), socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(profile.listener_path)
+            socket.send_fds(connection, [json.dumps(message).encode()], [listener])
+    finally:
+        os.close(listener)
+
+
 class _Maker:
     """The steps of a creation, each undone by the stack that it is given."""
 
     def __init__(
         self, context: Context, spec: Spec, process: Process, bundle: str, id: str, owner: str
     ) -> None:
+        spec = _with_sources(spec, bundle)
         self._context = context
         self._spec = spec
         self._process = process
@@ -172,13 +193,19 @@ class _Maker:
         self._mappings = userns.mappings_of(spec)
         self._mounts = plan_mounts(spec, self._mappings)
         self._flags = clone_flags(spec)
+        self._compiled = (b"", 0)
 
     def check(self) -> None:
         """Refuse what cannot work before anything is made."""
+        validation.check_host(self._spec)
+        if self._process.capabilities is not None:
+            for name in unknown(sorted(self._process.capabilities.bounding)):
+                self._context.log.warning(f"process.capabilities: no kernel is known to have {name!r}: left out")
         if not os.path.isdir(self._rootfs_path):
             raise SpecError("root.path", f"`{self._rootfs_path}` is no directory")
         if self._context.systemd_cgroup:
             raise NotSupported("use", "--systemd-cgroup", "crisp-oci makes cgroups itself; use the cgroupfs manager")
+        self._compiled = self._compile_filter()
 
     def execs_from_interpreter(self) -> bool:
         """Whether the interpreter itself has to execute the container's program."""
@@ -220,10 +247,11 @@ class _Maker:
             keyring=keyring,
             attach_point=record.rootfs if self._wants_host_mounts() else ATTACH_POINT,
             lent=self._lend(),
+            links=self._open_links(undo),
         )
         created = self._clone(start, entry, record, undo)
         users.close()
-        descriptors = (start.rootfs, start.empty_mount_namespace, gate.program, gate.wait, gate.report)
+        descriptors = (start.rootfs, start.empty_mount_namespace, start.links, gate.program, gate.wait, gate.report)
         for fd in (*descriptors, *start.lent.values()):
             if fd >= 0:
                 os.close(fd)
@@ -279,15 +307,29 @@ class _Maker:
 
         return host_trees(device.path for device in self._spec.linux.devices)
 
-    def _filter(self, entry: Entry) -> tuple[bytes, int]:
+    def _open_links(self, undo: contextlib.ExitStack) -> int:
+        if not self._spec.linux.net_devices:
+            return -1
+        from runtime import netdevices
+
+        links = netdevices.open_links()
+        undo.callback(_close, links)
+        return links
+
+    def _compile_filter(self) -> tuple[bytes, int]:
         """The seccomp filter and its flags."""
         if self._spec.linux.seccomp is None:
             return b"", 0
         from runtime import seccomp
 
-        program = seccomp.compile_filter(self._spec.linux.seccomp)
-        entry.write("filter", program)
-        return program, seccomp.filter_flags(self._spec.linux.seccomp)
+        profile = self._spec.linux.seccomp
+        return seccomp.compile_filter(profile, listener=True), seccomp.filter_flags(profile)
+
+    def _filter(self, entry: Entry) -> tuple[bytes, int]:
+        program, flags = self._compiled
+        if program:
+            entry.write("filter", program)
+        return program, flags
 
     def _clone(self, start: Start, entry: Entry, record: Record, undo: contextlib.ExitStack) -> Created:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -299,15 +341,21 @@ class _Maker:
                     self._flags,
                     pid_namespace.path if pid_namespace else "",
                     lambda: container_init(start, theirs),
+                    clocks=clock_offsets(self._spec),
+                    once=self._in_user_namespace,
                 )
             undo.callback(removal.end_child, pid, pidfd)
             record.pid, record.start_time = pid, start_time(pid)
             entry.save(record)
             created = Created(entry, record, self._spec, pidfd)
             undo.callback(lambda: _close(created.console))
-            conversation = Conversation(ours, lambda: self._run_hooks(record, undo))
+            conversation = Conversation(ours, lambda: self._run_hooks(record, undo), self._hand_over_listener(record))
             created.console = conversation.until_ready(self._context.log.warning)
         return created
+
+    def _hand_over_listener(self, record: Record) -> Callable[[int], None]:
+        state = state_document(record, "creating", self._spec.annotations) | {"pid": record.pid}
+        return lambda listener: send_listener(self._spec, listener, record.pid, state)
 
     def _run_hooks(self, record: Record, undo: contextlib.ExitStack) -> dict[str, Any]:
         state = state_document(record, "creating", self._spec.annotations) | {"pid": record.pid}
@@ -315,6 +363,20 @@ class _Maker:
         run_hooks("prestart", self._spec.hooks.prestart, state)
         run_hooks("createRuntime", self._spec.hooks.create_runtime, state)
         return state
+
+
+def _with_sources(spec: Spec, bundle: str) -> Spec:
+    """Sources of bind mounts that are relative are so to the bundle (config.md "Mounts")."""
+    mounts = tuple(
+        replace(mount, source=os.path.join(bundle, mount.source)) if _is_relative(mount) else mount
+        for mount in spec.mounts
+    )
+    return spec if mounts == spec.mounts else replace(spec, mounts=mounts)
+
+
+def _is_relative(mount: Mount) -> bool:
+    is_bind = mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
+    return is_bind and bool(mount.source) and not mount.source.startswith("/")
 
 
 def with_default_devices(resources: Resources) -> Resources:
@@ -334,9 +396,15 @@ def with_default_devices(resources: Resources) -> Resources:
 class Conversation:
     """With a child on its way to its program or its gate, until it closes the channel."""
 
-    def __init__(self, channel: socket.socket, hooks: Callable[[], Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        hooks: Callable[[], Mapping[str, Any]] | None = None,
+        listener: Callable[[int], None] | None = None,
+    ) -> None:
         self._channel = channel
         self._hooks = hooks
+        self._listener = listener
 
     def until_ready(self, warn: Callable[[str], None], program: str = "") -> int:
         """Returns the terminal's master, -1 without one. Raises what the child failed with."""
@@ -358,6 +426,8 @@ class Conversation:
                     warn(message["warning"])
                 elif "console" in message:
                     console = fds[0]
+                elif "seccomp" in message and self._listener is not None:
+                    self._listener(fds[0])
                 elif "executing" in message:
                     ready = True
                 elif "hooks" in message and self._hooks is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 
+from runtime import syscalls
 from runtime.cgroups.usage import MemoryUse, Usage, read_usage
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
@@ -35,7 +35,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     if not record.cgroup:
         raise NotSupported("read statistics of", record.id, "it has no cgroup of its own")
     cgroup = record.group()
-    pidfd = os.pidfd_open(record.pid)
+    pidfd = syscalls.pidfd_open(record.pid)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     kills = cgroup.oom_kills()

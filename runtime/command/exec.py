@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 
-from runtime import syscalls, userns
+from runtime import syscalls, userns, validation
 from runtime.cgroups import Cgroup
 from runtime.clone import clone_into
 from runtime.command.context import Context
-from runtime.command.creation import Conversation, preserved_descriptors, send_console, write_pid_file
+from runtime.command.creation import (
+    Conversation,
+    preserved_descriptors,
+    send_console,
+    send_listener,
+    write_pid_file,
+)
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.foreground import attend, forward_signals
 from runtime.command.interpreter import require_readonly
 from runtime.command.operands import first
-from runtime.command.record import Record
+from runtime.command.record import Record, state_document
 from runtime.command.removal import current_status, end_child
 from runtime.command.store import Entry
 from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, failing
@@ -59,6 +65,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
         raise RuntimeCoreError("cannot exec in a paused container (use --ignore-paused to override)")
     spec = entry.spec()
     process = chosen_process(spec, options, arguments)
+    validation.check_process(process)
     detach, console_socket = options.switch("detach"), options.text("console-socket")
     if process.terminal and detach and not console_socket:
         raise UsageError("cannot allocate tty if runc will detach without setting console socket")
@@ -180,7 +187,9 @@ def _start(
             if fd >= 0:
                 os.close(fd)
         try:
-            console = Conversation(ours).until_ready(context.log.warning, process.args[0])
+            state = state_document(record, "running", spec.annotations)
+            conversation = Conversation(ours, listener=lambda listener: send_listener(spec, listener, pid, state))
+            console = conversation.until_ready(context.log.warning, process.args[0])
         except BaseException:
             end_child(pid, pidfd)
             raise
@@ -207,7 +216,7 @@ def _child(join: Join, channel: socket.socket) -> NoReturn:
 
 def _init_pidfd(record: Record) -> int:
     with failing("open", f"process {record.pid}"):
-        pidfd = os.pidfd_open(record.pid)
+        pidfd = syscalls.pidfd_open(record.pid)
     if not record.alive:  # what the descriptor names may be another process of that number
         os.close(pidfd)
         raise OperationFailed("open", f"process {record.pid}", 3)

@@ -13,6 +13,7 @@ from runtime.command.flags import Options
 from runtime.errors import RuntimeCoreError
 from runtime.init import NAMESPACE_FLAGS
 from runtime.mounts import known_options
+from runtime.scheduling import MEMORY_FLAGS, MEMORY_MODES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
 def document(context: Context) -> dict[str, Any]:
     return {
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.0",
+        "ociVersionMax": "1.3.0",
         "hooks": list(_HOOKS),
         "mountOptions": known_options(),
         "linux": {
@@ -42,6 +43,9 @@ def document(context: Context) -> dict[str, Any]:
             "apparmor": {"enabled": os.path.isdir("/sys/kernel/security/apparmor")},
             "selinux": {"enabled": os.path.exists("/sys/fs/selinux/enforce")},
             "intelRdt": {"enabled": False},
+            "memoryPolicy": {"modes": sorted(MEMORY_MODES), "flags": sorted(MEMORY_FLAGS)},
+            "mountExtensions": {"idmap": {"enabled": True}},
+            "netDevices": {"enabled": True},
         },
     }
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 
+from runtime import syscalls
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.operands import first
@@ -53,10 +54,10 @@ def signal_number(text: str) -> int:
 
 def _signal_init(record: Record, number: int) -> None:
     with failing("signal", f"process {record.pid}"):
-        pidfd = os.pidfd_open(record.pid)
+        pidfd = syscalls.pidfd_open(record.pid)
         try:
             if record.alive:  # and so the descriptor is the init's, not a later process's
-                signal.pidfd_send_signal(pidfd, number)
+                syscalls.pidfd_send_signal(pidfd, number)
         finally:
             os.close(pidfd)
 

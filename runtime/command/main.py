@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, rest = parse(GLOBAL_FLAGS, sys.argv[1:] if arguments is None else arguments)
         if options.switch("version"):
-            print(f"crisp-oci version {_version()}\nspec: 1.2.0")
+            print(f"crisp-oci version {_version()}\nspec: 1.3.0")
             return 0
         if options.switch("help") or not rest or rest[0] == "help":
             print(_help())

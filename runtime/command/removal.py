@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 
+from runtime import syscalls
 from runtime.command.log import Log
 from runtime.command.record import Record, state_document, status
 from runtime.command.store import Entry, NoContainer
@@ -52,14 +53,14 @@ def end(record: Record) -> None:
     if record.cgroup:
         record.group().kill()
     try:
-        pidfd = os.pidfd_open(record.pid)
+        pidfd = syscalls.pidfd_open(record.pid)
     except ProcessLookupError:
         return
     try:
         if not record.alive:
             return
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            syscalls.pidfd_send_signal(pidfd, signal.SIGKILL)
         wait_ended(pidfd, record.pid)
     finally:
         os.close(pidfd)
@@ -78,7 +79,7 @@ def wait_ended(pidfd: int, pid: int) -> None:
 def end_child(pid: int, pidfd: int) -> None:
     """SIGKILL our own child and reap it."""
     with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)  # nobody else has its number before it is reaped
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
     os.close(pidfd)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import box, leaks
 from tests.daemon import Daemon
+from tests.oci import Bundle
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,15 @@ def fresh_daemon() -> Iterator[Daemon]:
     with Daemon.running() as running:
         running.import_busybox()
         yield running
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Iterator[Bundle]:
+    """A bundle of busybox for crisp-oci, whose containers are deleted afterwards."""
+    made = Bundle.make(tmp_path)
+    yield made
+    made.delete()
+    assert made.call("list", "-q").stdout == ""
 
 
 @pytest.hookimpl(wrapper=True)

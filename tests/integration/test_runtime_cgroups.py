@@ -180,6 +180,7 @@ def test_v2_tells_when_it_is_empty(cgroup: Cgroup) -> None:
     child.wait()
 
 
+@pytest.mark.oci("linux.resources.pids.limit")
 def test_pids_are_limited_and_the_limit_can_be_raised(cgroup: Cgroup) -> None:
     cgroup.update(spec.Resources(pids_limit=2))
     child = Child(cgroup, lambda: [os.fork() or _sleep() for _ in range(3)])
@@ -191,6 +192,7 @@ def test_pids_are_limited_and_the_limit_can_be_raised(cgroup: Cgroup) -> None:
     assert Path(cgroup.directory("pids"), "pids.max").read_text() == "8\n"
 
 
+@pytest.mark.oci("linux.resources.memory.limit", "linux.resources.memory.swap")
 def test_memory_beyond_the_limit_is_an_oom_kill_that_is_counted(cgroup: Cgroup) -> None:
     cgroup.update(spec.Resources(memory=spec.Memory(limit=16 << 20, swap=16 << 20)))
     assert cgroup.oom_kills() == 0
@@ -200,6 +202,7 @@ def test_memory_beyond_the_limit_is_an_oom_kill_that_is_counted(cgroup: Cgroup) 
 
 
 @needs_v1
+@pytest.mark.oci("linux.resources.cpu.quota", "linux.resources.cpu.period", "linux.resources.cpu.shares")
 def test_v1_limits_can_be_raised_and_lowered_together(cgroup: Cgroup) -> None:
     memory, cpu = cgroup.directory("memory"), cgroup.directory("cpu")
     for mebibytes, quota, period in ((64, 50000, 100000), (16, 5000, 10000), (128, 900000, 1000000)):
@@ -243,6 +246,7 @@ def _only(minor: int) -> tuple[spec.DeviceRule, ...]:
 NULL_ONLY, ZERO_ONLY = "opened, Operation not permitted", "Operation not permitted, opened"
 
 
+@pytest.mark.oci("linux.resources.devices")
 def test_devices_are_filtered(cgroup: Cgroup) -> None:
     cgroup.update(spec.Resources(devices=_only(3)))
     assert _opens(cgroup) == NULL_ONLY
@@ -278,6 +282,7 @@ def test_a_cgroup_in_use_is_not_removed(cgroup: Cgroup) -> None:
 
 
 @pytest.mark.skipif("hugetlb" not in HIERARCHIES.unified_controllers, reason="hugetlb is not on v2")
+@pytest.mark.oci("linux.resources.hugepageLimits")
 def test_hugepages_are_limited_by_the_hierarchy_that_has_them(cgroup: Cgroup) -> None:
     cgroup.update(spec.Resources(hugepage_limits=(spec.HugepageLimit("2MB", 4 << 20),)))
     assert Path(cgroup.directory("hugetlb"), "hugetlb.2MB.max").read_text() == f"{4 << 20}\n"

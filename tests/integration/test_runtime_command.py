@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,14 +21,6 @@ from tests.oci import PARENT, REPOSITORY, Bundle, Finished, cgroup_file
 Run = Callable[..., Finished]
 
 
-@pytest.fixture
-def bundle(tmp_path: Path) -> Iterator[Bundle]:
-    made = Bundle.make(tmp_path)
-    yield made
-    made.delete()
-    assert made.call("list", "-q").stdout == ""
-
-
 def _wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 10
     while not condition():
@@ -36,6 +28,8 @@ def _wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.oci("process.args", "process.env", "process.user.uid", "process.user.gid", "hostname", "root.path")
+@pytest.mark.oci("linux.cgroupsPath")
 def test_run_streams_identity_and_exit_code(bundle: Bundle) -> None:
     bundle.configure("sh", "-c", "id; hostname; echo $$; cat; exit 5", process={"user": {"uid": 7, "gid": 8}})
     done = bundle.call("run", "one", stdin="typed\n", check=False)
@@ -146,7 +140,7 @@ def test_a_configuration_that_cannot_work_leaves_nothing(bundle: Bundle) -> None
         ({"namespaces": [{"type": "mount"}, {"type": "network", "path": "/nowhere"}]}, "/nowhere"),
         ({"resources": {"memory": {"limit": "much"}}}, "linux.resources.memory.limit"),
     ):
-        bundle.configure("sh", linux=linux)
+        bundle.configure("sh", linux=linux, hostname="")
         done = bundle.call("run", "one", check=False)
         assert done.returncode == 1
         assert words in done.stderr
@@ -175,6 +169,7 @@ def test_exec(bundle: Bundle) -> None:
     assert bundle.call("exec", "one", "true", check=False).returncode == 255
 
 
+@pytest.mark.oci("linux.resources.memory.limit", "linux.resources.pids.limit")
 def test_pause_resume_and_update(bundle: Bundle) -> None:
     bundle.configure("sleep", "100", linux={"resources": {"memory": {"limit": 64 << 20}}})
     bundle.create()
@@ -195,6 +190,7 @@ def test_pause_resume_and_update(bundle: Bundle) -> None:
     _wait_for(lambda: bundle.status() == "stopped")
 
 
+@pytest.mark.oci("process.terminal", "process.consoleSize")
 def test_a_terminal_by_socket(bundle: Bundle) -> None:
     size = {"height": 20, "width": 70}
     bundle.configure("sh", "-c", "tty; stty size; cat", process={"terminal": True, "consoleSize": size})
@@ -280,6 +276,7 @@ def test_preserved_descriptors(bundle: Bundle, tmp_path: Path) -> None:
 
 @pytest.mark.oci("hooks.prestart", "hooks.createRuntime", "hooks.createContainer", "hooks.startContainer")
 @pytest.mark.oci("hooks.poststart", "hooks.poststop")
+@pytest.mark.oci("annotations")
 def test_hooks_run_where_and_when_they_should(bundle: Bundle, tmp_path: Path) -> None:
     script, out = tmp_path / "hook", tmp_path / "out"
     script.write_text(f'#!/bin/sh\necho "$1 $KIND $(readlink /proc/self/ns/mnt) $(cat)" >>{out}\n')
@@ -394,6 +391,7 @@ def test_commands_at_once(bundle: Bundle) -> None:
     assert sorted(codes) == [0, 1, 1, 1]
 
 
+@pytest.mark.oci("root.readonly")
 def test_spec_runs_and_features_and_refusals(bundle: Bundle) -> None:
     bundle.call("spec")
     assert "exists" in bundle.call("spec", check=False).stderr

@@ -74,6 +74,8 @@ def test_unknown_names_are_told() -> None:
 
 
 @needs_root
+@pytest.mark.oci("process.capabilities.bounding", "process.capabilities.effective")
+@pytest.mark.oci("process.capabilities.inheritable", "process.capabilities.permitted", "process.capabilities.ambient")
 def test_a_user_gets_exactly_the_sets() -> None:
     two = frozenset({"CAP_KILL", "CAP_NET_BIND_SERVICE"})
     one = frozenset({"CAP_KILL"})

@@ -78,6 +78,13 @@ def test_a_path_that_leads_out_is_refused(path: str, tmp_path: Path) -> None:
         _tree(tmp_path, V1).cgroup(path)
 
 
+@pytest.mark.oci("linux.resources.devices", "linux.resources.memory.limit", "linux.resources.memory.swap")
+@pytest.mark.oci("linux.resources.memory.reservation", "linux.resources.memory.swappiness")
+@pytest.mark.oci("linux.resources.cpu.shares", "linux.resources.cpu.quota", "linux.resources.cpu.period")
+@pytest.mark.oci("linux.resources.cpu.cpus", "linux.resources.cpu.mems", "linux.resources.pids.limit")
+@pytest.mark.oci("linux.resources.hugepageLimits", "linux.resources.blockIO.weight")
+@pytest.mark.oci("linux.resources.blockIO.throttleReadBpsDevice", "linux.resources.network.classID")
+@pytest.mark.oci("linux.resources.network.priorities")
 def test_v1_writes_each_limit_to_its_file() -> None:
     resources = spec.Resources(
         devices=(
@@ -124,6 +131,69 @@ def test_v1_writes_each_limit_to_its_file() -> None:
         v1.plan(spec.Resources(unified={"memory.high": "1"}))
 
 
+@pytest.mark.oci("linux.resources.memory.kernel", "linux.resources.memory.kernelTCP")
+@pytest.mark.oci("linux.resources.memory.useHierarchy", "linux.resources.memory.disableOOMKiller")
+@pytest.mark.oci("linux.resources.cpu.burst", "linux.resources.cpu.idle", "linux.resources.rdma")
+@pytest.mark.oci("linux.resources.cpu.realtimeRuntime", "linux.resources.cpu.realtimePeriod")
+@pytest.mark.oci("linux.resources.blockIO.leafWeight", "linux.resources.blockIO.weightDevice")
+@pytest.mark.oci("linux.resources.blockIO.throttleWriteBpsDevice", "linux.resources.blockIO.throttleReadIOPSDevice")
+@pytest.mark.oci("linux.resources.blockIO.throttleWriteIOPSDevice")
+def test_v1_writes_rarer_limits() -> None:
+    device, throttle = spec.WeightDevice(8, 0, 200, 300), (spec.ThrottleDevice(8, 0, 9),)
+    resources = spec.Resources(
+        memory=spec.Memory(kernel=1, kernel_tcp=4096, disable_oom_killer=True, use_hierarchy=True),
+        cpu=spec.CPU(burst=5, realtime_runtime=950, realtime_period=1000, idle=1),
+        block_io=spec.BlockIO(
+            leaf_weight=100, weight_device=(device,), throttle_write_bps_device=throttle,
+            throttle_read_iops_device=throttle, throttle_write_iops_device=throttle,
+        ),
+        rdma=(spec.RdmaLimit("mlx5_1", 3, None),),
+    )  # fmt: skip
+    assert _flat(v1.plan(resources)) == [
+        ("memory.kmem.tcp.limit_in_bytes", "4096"),
+        ("memory.oom_control", "1"),
+        ("cpu.idle", "1"),
+        ("cpu.cfs_burst_us", "5"),
+        ("cpu.rt_period_us", "1000"),
+        ("cpu.rt_runtime_us", "950"),
+        ("blkio.leaf_weight", "100"),
+        ("blkio.weight_device", "8:0 200"),
+        ("blkio.leaf_weight_device", "8:0 300"),
+        ("blkio.throttle.write_bps_device", "8:0 9"),
+        ("blkio.throttle.read_iops_device", "8:0 9"),
+        ("blkio.throttle.write_iops_device", "8:0 9"),
+        ("rdma.max", "mlx5_1 hca_handle=3 hca_object=max"),
+    ]
+
+
+@pytest.mark.oci("linux.resources.cpu.burst", "linux.resources.cpu.idle", "linux.resources.rdma")
+@pytest.mark.oci("linux.resources.blockIO.weightDevice")
+def test_v2_writes_rarer_limits() -> None:
+    throttle = (spec.ThrottleDevice(8, 0, 9),)
+    resources = spec.Resources(
+        cpu=spec.CPU(burst=5, idle=1, mems="0"),
+        block_io=spec.BlockIO(
+            weight_device=(spec.WeightDevice(8, 0, 200),), throttle_read_bps_device=throttle,
+            throttle_write_bps_device=throttle, throttle_read_iops_device=throttle,
+        ),
+        rdma=(spec.RdmaLimit("mlx5_1", None, 4),),
+    )  # fmt: skip
+    assert _flat(v2.plan(resources, _fresh)) == [
+        ("cpu.idle", "1"),
+        ("cpu.max.burst", "5"),
+        ("cpuset.mems", "0"),
+        ("io.bfq.weight", "8:0 200"),
+        ("io.max", "8:0 rbps=9"),
+        ("io.max", "8:0 wbps=9"),
+        ("io.max", "8:0 riops=9"),
+        ("rdma.max", "mlx5_1 hca_handle=max hca_object=4"),
+    ]
+
+
+@pytest.mark.oci("linux.resources.memory.limit", "linux.resources.memory.swap", "linux.resources.memory.reservation")
+@pytest.mark.oci("linux.resources.cpu.shares", "linux.resources.cpu.quota", "linux.resources.cpu.period")
+@pytest.mark.oci("linux.resources.cpu.cpus", "linux.resources.pids.limit", "linux.resources.hugepageLimits")
+@pytest.mark.oci("linux.resources.unified")
 def test_v2_writes_each_limit_to_its_file() -> None:
     resources = spec.Resources(
         memory=spec.Memory(limit=64 << 20, swap=96 << 20, reservation=32 << 20),
@@ -332,6 +402,7 @@ def test_a_refused_update_puts_back_what_it_had_changed(tmp_path: Path) -> None:
     assert {file.name: file.read_text().strip() for file in directory.iterdir()} == before
 
 
+@pytest.mark.oci("linux.resources.memory.checkBeforeUpdate")
 def test_memory_in_use_is_reclaimed_or_keeps_the_limit_up(tmp_path: Path) -> None:
     """Version 2 kills processes until a new limit holds: what cannot be reclaimed must have it refused."""
     cgroup, directory = _limited(tmp_path)

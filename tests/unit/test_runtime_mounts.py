@@ -7,7 +7,7 @@ import pytest
 from runtime import syscalls as sys
 from runtime.errors import SpecError
 from runtime.mounts import plan_mount, plan_mounts
-from runtime.spec import IDMapping, Mount, Root, Spec
+from runtime.spec import IDMapping, Linux, Mount, Root, Spec
 from runtime.userns import IDMappings
 
 
@@ -15,6 +15,7 @@ def _plan(*options: str, type: str = "bind", source: str = "/src"):  # type: ign
     return plan_mount(Mount("/dst", type, source, options), "mounts[0]")
 
 
+@pytest.mark.oci("mounts[].options: bind, rbind")
 def test_a_kubernetes_volume() -> None:
     plan = _plan("rbind", "rprivate", "ro")
     assert (plan.bind, plan.recursive) == (True, True)
@@ -29,6 +30,7 @@ def test_the_last_of_opposite_options_wins() -> None:
     assert plan.attr_clear == sys.MOUNT_ATTR_RDONLY
 
 
+@pytest.mark.oci("mounts[].options: rro, rnosuid, rnodev, rnoexec, rnoatime, rnosymfollow ...")
 def test_recursive_attributes_go_to_the_tree() -> None:
     plan = _plan("rbind", "rro", "rnoexec")
     assert plan.tree_attr_set == sys.MOUNT_ATTR_RDONLY | sys.MOUNT_ATTR_NOEXEC
@@ -40,14 +42,24 @@ def test_access_times_are_one_field() -> None:
     assert plan.attr_set & sys.MOUNT_ATTR_ATIME == sys.MOUNT_ATTR_STRICTATIME
 
 
+@pytest.mark.oci("mounts[].options: the file system's own")
 def test_what_is_no_flag_is_data_of_the_file_system() -> None:
     plan = _plan("nosuid", "mode=755", "size=65536k", "newinstance", type="tmpfs", source="tmpfs")
     assert plan.data == (("mode", "755"), ("size", "65536k"), ("newinstance", None))
 
 
+@pytest.mark.oci("linux.mountLabel")
+def test_labels_are_for_file_systems_that_take_them() -> None:
+    kinds = ("tmpfs", "devpts", "proc", "sysfs", "mqueue", "cgroup")
+    mounts = (Mount("/b", "bind", "/x"), *(Mount(f"/{kind}", kind, kind) for kind in kinds))
+    plans = plan_mounts(Spec("1.2.0", Root("rootfs"), mounts=mounts, linux=Linux(mount_label="a:b:c")))
+    assert [plan.type for plan in plans if ("context", "a:b:c") in plan.data] == ["tmpfs", "devpts"]
+
+
 @pytest.mark.parametrize(
     ("mount", "path"),
     [
+        (Mount("/x", "bind", "/y", ("tmpcopyup",)), "mounts[3].options"),
         (Mount("relative", "tmpfs", "tmpfs"), "mounts[3].destination"),
         (Mount("/x", "bind", ""), "mounts[3].source"),
         (Mount("/x", "bind", "/y", ("idmap",)), "mounts[3].options"),
@@ -64,6 +76,7 @@ _USERS = IDMappings((IDMapping(0, 1000, 10),), (IDMapping(0, 2000, 10),))
 
 
 @pytest.mark.oci("mounts[].uidMappings", "mounts[].gidMappings")
+@pytest.mark.oci("mounts[].options: idmap, ridmap")
 def test_mappings_of_a_bind_mount() -> None:
     lines = (IDMapping(0, 5, 1),)
     own = plan_mount(Mount("/x", "bind", "/y", ("ridmap",), lines, lines), "mounts[0]", _USERS)

@@ -135,6 +135,7 @@ def test_an_absent_or_null_member_is_its_default() -> None:
         ("ociVersion", None, "ociVersion: is required"),
     ],
 )
+@pytest.mark.oci("ociVersion")
 def test_an_error_names_the_member_by_its_path(where: str, value: object, message: str) -> None:
     config = copy.deepcopy(CONFIG)
     *parents, name = where.split(".")

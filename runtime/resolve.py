@@ -1,0 +1,78 @@
+"""Resolving a path inside a directory as if that were `/`, for kernels without openat2(2), which Linux 5.6 brought.
+
+Each component is opened by its name in the directory that is open already, never following a link: links are read, and
+resolved here. Who renames things meanwhile can make this fail or end elsewhere inside, not outside.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+_MOST_LINKS = 40  # as the kernel
+_STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_inside(root: int, path: str, flags: int, *, follow: bool = True) -> int:
+    """Open `path` inside the directory open at `root`. `..` at the root stays there. Raises OSError.
+
+    Without `follow` a symbolic link anywhere on the way is ELOOP, as with RESOLVE_NO_SYMLINKS.
+    """
+    directories = [os.dup(root)]
+    todo = _components(path)
+    links = 0
+    try:
+        while todo:
+            name = todo.pop()
+            if name == "..":
+                if len(directories) > 1:
+                    os.close(directories.pop())
+                continue
+            step = os.open(name, _STEP, dir_fd=directories[-1])
+            mode = os.fstat(step).st_mode
+            if stat.S_ISLNK(mode):
+                links += 1
+                try:
+                    if not follow or links > _MOST_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                    target = os.readlink("", dir_fd=step)
+                finally:
+                    os.close(step)
+                if target.startswith("/"):
+                    _close(directories[1:])
+                    del directories[1:]
+                todo += _components(target)
+            elif not todo and not stat.S_ISDIR(mode):
+                try:
+                    return _reopen(name, directories[-1], step, flags)
+                finally:
+                    os.close(step)
+            elif not stat.S_ISDIR(mode):
+                os.close(step)
+                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            else:
+                directories.append(step)
+        return os.open(".", flags | os.O_CLOEXEC, dir_fd=directories[-1])
+    finally:
+        _close(directories)
+
+
+def _components(path: str) -> list[str]:
+    """The last one first."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def _reopen(name: str, directory: int, seen: int, flags: int) -> int:
+    """Open a file that is no directory and was seen to be no link."""
+    found = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    now, before = os.fstat(found), os.fstat(seen)
+    if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):
+        os.close(found)
+        raise OSError(errno.EAGAIN, "replaced while it was opened", name)
+    return found
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
