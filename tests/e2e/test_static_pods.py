@@ -92,6 +92,7 @@ def test_volumes_and_the_downward_api(kubelet: Kubelet) -> None:
     assert {"POD=volumes-node", f"POD_IP={address}", "NODE=node"} <= set(run("env").splitlines())
 
 
+@pytest.mark.cri("RunPodSandbox", "port_mappings")
 def test_namespaces_of_pod_and_host(kubelet: Kubelet) -> None:
     for kind in ("net", "pid", "ipc"):
         theirs = kubelet.run("host", "main", f"readlink /proc/self/ns/{kind}").strip()

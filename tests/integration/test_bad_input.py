@@ -318,6 +318,7 @@ _INVALID_CONTAINERS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.cri("CreateContainer", "refusals")
 def test_containers_that_cannot_be(pod: Pod) -> None:
     valid = {"metadata": cri.ContainerMetadata(name="bad"), "image": cri.ImageSpec(image=BUSYBOX), "command": ["true"]}
 
@@ -332,6 +333,7 @@ def test_containers_that_cannot_be(pod: Pod) -> None:
 @pytest.mark.skipif(
     Path("/sys/module/apparmor/parameters/enabled").exists(), reason="AppArmor may be on: profiles can be asked for"
 )
+@pytest.mark.cri("CreateContainer", "security_context.apparmor")
 def test_apparmor_where_there_is_none(pod: Pod) -> None:
     with _refused(StatusCode.INVALID_ARGUMENT, "apparmor", "'mine'", "not enabled"):
         pod.create("true", name="confined", linux=_linux(apparmor=_profile("localhost/mine")))
@@ -374,6 +376,7 @@ def test_a_log_that_cannot_be_written(daemon: Daemon, tmp_path: Path) -> None:
             assert f"{tmp_path}/main.log" in status.message
 
 
+@pytest.mark.cri("RunPodSandbox", "log_directory")
 def test_missing_directories_of_logs_are_made_and_a_pipe_stops_nobody(daemon: Daemon, tmp_path: Path) -> None:
     config = daemon.sandbox_config("logs")
     config.log_directory = str(tmp_path / "a/b")
@@ -472,6 +475,7 @@ _INVALID_PODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.cri("RunPodSandbox", "refusals")
 def test_pods_that_cannot_be(daemon: Daemon) -> None:
     _assert_invalid({
         what: (partial(_run, daemon, cri.PodSandboxConfig(**fields)), words)
@@ -481,6 +485,8 @@ def test_pods_that_cannot_be(daemon: Daemon) -> None:
         _run(daemon, daemon.sandbox_config("handler"), handler="kata")
 
 
+@pytest.mark.cri("CreateContainer", "annotations")
+@pytest.mark.cri("PodSandboxStatus")
 def test_much_that_is_allowed(daemon: Daemon) -> None:
     """Thousands of labels and annotations, names in any script."""
     config = daemon.sandbox_config(
@@ -519,6 +525,7 @@ def test_an_image_that_is_not_here(daemon: Daemon, pod: Pod) -> None:
     daemon.images.RemoveImage(cri.RemoveImageRequest(image=absent), **_CALL)
 
 
+@pytest.mark.cri("PullImage", "image")
 def test_a_registry_that_is_not_there(daemon: Daemon) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

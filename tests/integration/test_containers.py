@@ -77,11 +77,14 @@ def _security(**fields: object) -> cri.LinuxContainerConfig:
 # -- what runs ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cri("CreateContainer", "log_path")
+@pytest.mark.cri("RunPodSandbox", "log_directory")
 def test_output_is_logged_by_stream(pod: Pod) -> None:
     _status, lines = _finished(pod, "sh", "-c", "echo one; echo two >&2; printf three")
     assert sorted(lines) == ["stderr F two", "stdout F one", "stdout F three"]
 
 
+@pytest.mark.cri("CreateContainer", "command", "args", "envs", "working_dir")
 def test_args_environment_and_directory(pod: Pod) -> None:
     envs = [cri.KeyValue(key="A", value=b"1 2"), cri.KeyValue(key="EMPTY", value=b"")]
     seen = _output(pod, "sh", "-c", 'echo "$0|$1|$A|${EMPTY-unset}|$PWD|$HOME"', args=["x", "y z"], envs=envs,
@@ -89,6 +92,8 @@ def test_args_environment_and_directory(pod: Pod) -> None:
     assert seen == "x|y z|1 2||/made/for/it|/root"
 
 
+@pytest.mark.cri("StartContainer")
+@pytest.mark.cri("ContainerStatus")
 def test_exit_codes_and_reasons(pod: Pod) -> None:
     before = time.time_ns()
     done, _ = _finished(pod, "true")
@@ -121,12 +126,14 @@ def test_a_program_that_cannot_run_fails_at_start(pod: Pod, command: list[str], 
     pod.daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
 
 
+@pytest.mark.cri("CreateContainer", "tty")
 def test_a_terminal(pod: Pod) -> None:
     look = "test -t 0 && test -t 1 && tty && ls -l /dev/console | cut -c1; echo $TERM"
     seen = _output(pod, "sh", "-c", look, tty=True)
     assert seen.replace("\r", "") == "/dev/pts/0\nc\nxterm"
 
 
+@pytest.mark.cri("CreateContainer", "stdin")
 def test_standard_input(pod: Pod) -> None:
     assert _output(pod, "readlink", "/proc/self/fd/0") == "/dev/null"
     container = pod.run("cat", name="stdin", stdin=True)
@@ -182,6 +189,7 @@ def test_capabilities(pod: Pod) -> None:
 
 
 @pytest.mark.cri("CreateContainer", "security_context.no_new_privs")
+@pytest.mark.oci("process.noNewPrivileges")
 def test_no_new_privileges(pod: Pod) -> None:
     assert _output(pod, "grep", "NoNewPrivs", "/proc/self/status", linux=_security(no_new_privs=True)).endswith("1")
     assert _output(pod, "grep", "NoNewPrivs", "/proc/self/status").endswith("0")
@@ -235,6 +243,7 @@ def test_a_host_device(pod: Pod) -> None:
 
 
 @pytest.mark.cri("CreateContainer", "security_context.masked_paths", "security_context.readonly_paths")
+@pytest.mark.oci("linux.maskedPaths", "linux.readonlyPaths")
 def test_masked_and_readonly_paths(pod: Pod) -> None:
     paths = _security(masked_paths=["/proc/timer_list", "/sys/firmware", "/nowhere"], readonly_paths=["/proc/sys"])
     look = "cat /proc/timer_list; ls -A /sys/firmware; echo 1 2>&1 > /proc/sys/net/ipv4/ip_forward; true"
@@ -259,6 +268,8 @@ def test_writes_stay_in_the_container(pod: Pod) -> None:
 
 
 @pytest.mark.cri("CreateContainer", "mounts.host_path", "mounts.readonly")
+@pytest.mark.cri("CreateContainer", "mounts.container_path")
+@pytest.mark.oci("mounts[].source", "mounts[].options: bind, rbind")
 def test_volumes(pod: Pod, tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
     (tmp_path / "dir" / "file").write_text("content")
@@ -292,6 +303,7 @@ def test_an_images_symlink_does_not_lead_a_mount_to_the_host(pod: Pod, tmp_path:
 
 
 @pytest.mark.cri("CreateContainer", "mounts.recursive_read_only")
+@pytest.mark.oci("mounts[].options: rro, rnosuid, rnodev, rnoexec, rnoatime, rnosymfollow ...")
 def test_recursively_readonly_volumes(pod: Pod, tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "below", tmp_path / "below"], check=True)
@@ -307,6 +319,7 @@ def test_recursively_readonly_volumes(pod: Pod, tmp_path: Path) -> None:
 
 
 @pytest.mark.cri("CreateContainer", "mounts.propagation")
+@pytest.mark.oci("mounts[].options: rprivate, rslave, rshared, runbindable")
 def test_mount_propagation(privileged_pod: Pod, tmp_path: Path) -> None:
     pod = privileged_pod
     for name in ("private", "slave", "shared"):
@@ -331,6 +344,7 @@ def test_mount_propagation(privileged_pod: Pod, tmp_path: Path) -> None:
 
 
 @pytest.mark.cri("CreateContainer", "security_context.privileged")
+@pytest.mark.cri("RunPodSandbox", "security_context.privileged")
 def test_a_privileged_container(privileged_pod: Pod) -> None:
     look = ("grep CapEff /proc/self/status; ls /dev/kmsg; mount | grep -c 'sysfs.*rw'; mkdir /m; "
             "mount -t tmpfs x /m && echo ok")
@@ -343,6 +357,9 @@ def test_a_privileged_container(privileged_pod: Pod) -> None:
 # -- what limits it ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cri("CreateContainer", "resources")
+@pytest.mark.cri("ContainerStatus", "verbose")
+@pytest.mark.oci("process.oomScoreAdj", "linux.resources.cpu.cpus")
 def test_limits_reach_the_cgroup(pod: Pod) -> None:
     resources = cri.LinuxContainerResources(
         cpu_period=50000, cpu_quota=25000, cpu_shares=512, memory_limit_in_bytes=64 << 20, cpuset_cpus="0",
@@ -364,6 +381,8 @@ def test_running_out_of_memory(pod: Pod) -> None:
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
 
 
+@pytest.mark.cri("RunPodSandbox", "linux.cgroup_parent")
+@pytest.mark.cri("ContainerStatus", "verbose")
 def test_a_cgroup_parent(daemon: Daemon) -> None:
     config = daemon.sandbox_config("parent")
     config.linux.cgroup_parent = "/crisptest/pod-x"
@@ -382,6 +401,7 @@ def _pid(daemon: Daemon, container: str) -> int:
 # -- how it ends -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cri("StopContainer")
 def test_stopping_asks_first(pod: Pod) -> None:
     container = pod.run("sh", "-c", "trap 'echo bye; exit 7' TERM; while true; do sleep 0.05; done", name="polite")
     time.sleep(0.2)
@@ -391,6 +411,7 @@ def test_stopping_asks_first(pod: Pod) -> None:
     assert "bye" in pod.log("polite")
 
 
+@pytest.mark.cri("StopContainer", "timeout")
 def test_stopping_ends_the_deaf(pod: Pod) -> None:
     container = pod.run("sh", "-c", "trap '' TERM; sleep 1000 & while true; do wait; done", name="deaf")
     begun = time.monotonic()
@@ -399,6 +420,7 @@ def test_stopping_ends_the_deaf(pod: Pod) -> None:
     assert pod.daemon.status(container).exit_code == 128 + signal.SIGKILL
 
 
+@pytest.mark.cri("CreateContainer", "stop_signal")
 def test_a_stop_signal(pod: Pod) -> None:
     container = pod.run("sh", "-c", "trap 'exit 5' USR1; while true; do sleep 0.05; done", name="usr1",
                         stop_signal=cri.SIGUSR1)
@@ -407,6 +429,7 @@ def test_a_stop_signal(pod: Pod) -> None:
     assert pod.daemon.status(container).exit_code == 5
 
 
+@pytest.mark.cri("ReopenContainerLog")
 def test_log_rotation_loses_nothing(pod: Pod) -> None:
     count = 20000
     container = pod.run("sh", "-c", f"i=0; while [ $i -lt {count} ]; do i=$((i+1)); echo line $i; done; sleep 1000",
@@ -431,6 +454,8 @@ def test_long_lines_are_split(pod: Pod) -> None:
     assert sum(len(line.split(" ", 2)[2]) for line in lines) == 40000
 
 
+@pytest.mark.cri("CreateContainer", "metadata")
+@pytest.mark.cri("RemoveContainer")
 def test_names_of_containers(daemon: Daemon) -> None:
     with daemon.pod("names") as pod:
         first = pod.create("sleep", "100", name="taken")
@@ -444,6 +469,7 @@ def test_names_of_containers(daemon: Daemon) -> None:
         assert pod.create("sleep", "200", name="taken") != first
 
 
+@pytest.mark.cri("CreateContainer", "image")
 def test_an_image_that_is_not_here(pod: Pod) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         pod.create("true", name="noimage", image="localhost/absent:1")
@@ -451,6 +477,8 @@ def test_an_image_that_is_not_here(pod: Pod) -> None:
     assert "localhost/absent:1" in raised.value.details()
 
 
+@pytest.mark.cri("RemoveImage", "image")
+@pytest.mark.cri("ImageStatus", "image")
 def test_an_image_in_use_stays(daemon: Daemon) -> None:
     with daemon.pod("inuse") as pod:
         pod.run("sleep", "100")
@@ -470,6 +498,7 @@ def target(pod: Pod) -> str:
                    envs=[cri.KeyValue(key="FROM", value=b"container")])
 
 
+@pytest.mark.cri("ExecSync", "cmd")
 def test_exec_returns_output_and_code(pod: Pod, target: str) -> None:
     answer = pod.exec(target, "sh", "-c", "echo out $FROM; echo err >&2; exit 42")
     assert (answer.stdout, answer.stderr, answer.exit_code) == (b"out container\n", b"err\n", 42)
@@ -497,6 +526,7 @@ def test_exec_of_nothing_and_of_what_is_not_there(pod: Pod, target: str) -> None
     assert "executable file not found" in raised.value.details()
 
 
+@pytest.mark.cri("ExecSync", "timeout")
 def test_exec_timeout_kills_the_whole_tree(pod: Pod, target: str) -> None:
     begun = time.monotonic()
     with pytest.raises(grpc.RpcError) as raised:

@@ -249,6 +249,7 @@ async def test_a_registry_that_drips_ends_its_pull_and_holds_up_no_other(tmp_pat
             await asyncio.wait_for(slow, 15)
 
 
+@pytest.mark.cri("PullImage", "image", "a client that goes away")
 async def test_a_cri_client_that_goes_away_ends_its_pull() -> None:
     built = build_image([layer(entry("x", os.urandom(200_000)))])
     (blob,) = set(built.blobs) - {built.id}

@@ -35,6 +35,8 @@ def _security(**options: int) -> cri.LinuxContainerConfig:
     )
 
 
+@pytest.mark.cri("RunPodSandbox", "metadata")
+@pytest.mark.cri("PodSandboxStatus")
 def test_a_pod_has_an_address_that_answers(daemon: Daemon) -> None:
     with daemon.pod() as pod:
         address = pod.status().network.ip
@@ -47,6 +49,8 @@ def test_a_pod_has_an_address_that_answers(daemon: Daemon) -> None:
 
 
 @pytest.mark.cri("RunPodSandbox", "dns_config", "namespace_options")
+@pytest.mark.cri("RunPodSandbox", "hostname")
+@pytest.mark.cri("CreateContainer", "namespace_options.network", "namespace_options.pid", "namespace_options.ipc")
 def test_containers_of_a_pod_share_its_namespaces_and_files(daemon: Daemon) -> None:
     config = daemon.sandbox_config("shared", dns_config=cri.DNSConfig(
         servers=["10.0.0.10"], searches=["a.example", "b.example"], options=["ndots:5"]
@@ -68,6 +72,7 @@ def test_containers_of_a_pod_share_its_namespaces_and_files(daemon: Daemon) -> N
         ]
 
 
+@pytest.mark.cri("RunPodSandbox", "namespace_options.pid")
 def test_a_shared_pid_namespace_has_the_infra_process_as_its_reaper(daemon: Daemon) -> None:
     config = daemon.sandbox_config("pids")
     config.linux.CopyFrom(_linux(pid=cri.POD))
@@ -89,6 +94,7 @@ def test_a_shared_pid_namespace_has_the_infra_process_as_its_reaper(daemon: Daem
         assert "sleep 1000" not in pod.exec(second, "ps").stdout.decode()
 
 
+@pytest.mark.cri("CreateContainer", "namespace_options.target_id")
 def test_a_target_container_is_joined(daemon: Daemon) -> None:
     config = daemon.sandbox_config("target")
     config.linux.CopyFrom(_linux(pid=cri.CONTAINER))
@@ -103,6 +109,7 @@ def test_a_target_container_is_joined(daemon: Daemon) -> None:
         assert daemon.status(app).state == cri.CONTAINER_RUNNING
 
 
+@pytest.mark.cri("RunPodSandbox", "namespace_options.network", "namespace_options.pid", "namespace_options.ipc")
 def test_the_hosts_namespaces(daemon: Daemon) -> None:
     config = daemon.sandbox_config("host")
     config.linux.CopyFrom(_linux(network=cri.NODE, pid=cri.NODE, ipc=cri.NODE))
@@ -135,6 +142,9 @@ def test_two_address_families_are_reported() -> None:
             assert [address.ip[:2] for address in network.additional_ips] == ["fd"]
 
 
+@pytest.mark.cri("RunPodSandbox", "labels", "annotations")
+@pytest.mark.cri("ListPodSandbox", "filter")
+@pytest.mark.cri("StopPodSandbox")
 def test_status_and_lists_show_what_was_asked(daemon: Daemon) -> None:
     config = daemon.sandbox_config("shown", labels={"app": "x"}, annotations={"note": "n"})
     with daemon.pod(config=config) as pod, daemon.pod("other"):
@@ -160,6 +170,7 @@ def test_status_and_lists_show_what_was_asked(daemon: Daemon) -> None:
         assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
+@pytest.mark.cri("RemovePodSandbox")
 def test_a_name_is_held_until_removal(daemon: Daemon) -> None:
     config = daemon.sandbox_config("held")
     with daemon.pod(config=config) as pod:
@@ -292,6 +303,7 @@ def test_without_a_network_configuration_the_node_says_so(tmp_path: Path) -> Non
         assert network_ready().status
 
 
+@pytest.mark.cri("RunPodSandbox", "runtime_handler")
 def test_an_unknown_handler_is_refused_before_anything_is_made(daemon: Daemon) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         _run(daemon, daemon.sandbox_config("handler"), handler="gvisor")
@@ -299,6 +311,10 @@ def test_an_unknown_handler_is_refused_before_anything_is_made(daemon: Daemon) -
     assert "gvisor" in raised.value.details()
 
 
+@pytest.mark.cri("StopPodSandbox", "unknown ids")
+@pytest.mark.cri("RemovePodSandbox", "unknown ids")
+@pytest.mark.cri("StopContainer", "unknown ids")
+@pytest.mark.cri("RemoveContainer", "unknown ids")
 def test_unknown_ids(daemon: Daemon) -> None:
     ghost = "f" * 64
     daemon.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=ghost), **_CALL)

@@ -55,6 +55,7 @@ def _memory(daemon: Daemon, container: str) -> list[str]:
 
 
 @pytest.mark.cri("UpdateContainerResources", "LinuxContainerResources", "annotations")
+@pytest.mark.cri("UpdateContainerResources", "linux")
 def test_the_limits_of_a_running_container_go_up_and_down(fresh_daemon: Daemon) -> None:
     with fresh_daemon.pod("resized") as pod:
         before = {"cpu_period": 100000, "cpu_quota": 20000, "cpu_shares": 256, "memory_limit_in_bytes": 64 * MIB}
@@ -124,6 +125,7 @@ def test_what_does_not_run_is_updated_too(daemon: Daemon) -> None:
 
 
 @pytest.mark.cri("UpdatePodSandboxResources", "overhead", "resources")
+@pytest.mark.cri("PodSandboxStatus", "verbose")
 def test_a_pods_resources_are_kept(fresh_daemon: Daemon) -> None:
     with fresh_daemon.pod("sums") as pod:
         request = cri.UpdatePodSandboxResourcesRequest(

@@ -108,6 +108,7 @@ async def test_stdin_stays_open_over_clients(node: Node, sandbox: str) -> None:
 
 
 @pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.cri("CreateContainer", "stdin_once")
 async def test_stdin_once_ends_with_its_first_client(node: Node, sandbox: str, closes: bool) -> None:
     container = await run_container(
         node, sandbox, f"once-{closes}", "sh", "-c", f"{_ECHO}; sleep 0.1", stdin=True, stdin_once=True

@@ -69,6 +69,7 @@ def test_it_is_told(daemon: Daemon, pod: Pod) -> None:
 
 
 @pytest.mark.oci("linux.namespaces", "linux.uidMappings", "linux.gidMappings")
+@pytest.mark.oci("linux.namespaces[].type: user")
 def test_root_is_nobody_outside(daemon: Daemon, pod: Pod) -> None:
     container = pod.run("sleep", "100", name="ids", linux=_linux())
     look = "id; cat /proc/self/uid_map; stat -c %u:%g / /bin /etc/hosts /dev/null /root"
@@ -119,6 +120,7 @@ def test_writes_belong_to_the_container(pod: Pod) -> None:
 
 @pytest.mark.cri("CreateContainer", "mounts.uidMappings")
 @pytest.mark.oci("mounts[].uidMappings", "mounts[].gidMappings")
+@pytest.mark.cri("CreateContainer", "mounts.gidMappings")
 def test_volumes_are_mapped_when_asked(pod: Pod, tmp_path: Path) -> None:
     for name in ("mapped", "plain"):
         (tmp_path / name).mkdir()

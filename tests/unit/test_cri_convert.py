@@ -63,6 +63,11 @@ def mounted(**mount: Any) -> api_pb2.ContainerConfig:
     return container(mounts=[{"container_path": "/c", "host_path": "/h", **mount}])
 
 
+@pytest.mark.cri("RunPodSandbox", "linux.overhead", "linux.resources", "security_context.readonly_rootfs")
+@pytest.mark.cri("RunPodSandbox", "security_context.run_as_user", "security_context.run_as_group")
+@pytest.mark.cri("RunPodSandbox", "security_context.supplemental_groups", "security_context.selinux_options")
+@pytest.mark.cri("RunPodSandbox", "security_context.supplemental_groups_policy")
+@pytest.mark.cri("RunPodSandbox", "security_context.seccomp", "security_context.apparmor")
 def test_every_member_of_a_pods_configuration_is_kept() -> None:
     config = sandbox_config(
         "config",
@@ -248,6 +253,7 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
         ),
     ],
 )
+@pytest.mark.cri("RunPodSandbox", "namespace_options.target_id")
 def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, said: str) -> None:
     with pytest.raises(InvalidArgument) as refusal:
         sandbox_config("config", message)
@@ -319,6 +325,8 @@ def test_long_values_are_cut_in_messages() -> None:
         ("localhost//s/p.json", SecurityProfile(type=ProfileType.LOCALHOST, localhost_ref="/s/p.json")),
     ],
 )
+@pytest.mark.cri("CreateContainer", "security_context.apparmor_profile")
+@pytest.mark.cri("RunPodSandbox", "security_context.seccomp_profile_path")
 def test_legacy_profiles_stand_in_for_unset_new_ones(legacy: str, profile: SecurityProfile | None) -> None:
     def security(**context: Any) -> ContainerSecurity:
         return container_config("config", in_container(**context)).security

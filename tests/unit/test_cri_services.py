@@ -61,6 +61,7 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
         yield Client(node, channel)
 
 
+@pytest.mark.cri("CheckpointContainer")
 async def test_every_call_of_cri_is_served_or_says_that_it_is_not(client: Client) -> None:
     services = api_pb2.DESCRIPTOR.services_by_name.values()
     unimplemented = {}
@@ -190,6 +191,9 @@ async def test_a_client_that_goes_away_cancels_its_call(client: Client, monkeypa
     await asyncio.wait_for(cancelled.wait(), 5)
 
 
+@pytest.mark.cri("ListPodSandbox", "filter")
+@pytest.mark.cri("ListContainers", "filter")
+@pytest.mark.cri("CreateContainer", "labels")
 async def test_lists_honour_every_member_of_their_filters(client: Client) -> None:
     node = client.node
     for name in ("a", "b"):
@@ -228,6 +232,11 @@ def _members(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__struct_fields__}
 
 
+@pytest.mark.cri("PullImage", "image", "auth")
+@pytest.mark.cri("ImageStatus", "image", "verbose")
+@pytest.mark.cri("ListImages", "filter")
+@pytest.mark.cri("RemoveImage", "image")
+@pytest.mark.cri("ImageFsInfo")
 async def test_images(client: Client) -> None:
     store = client.node.images
     busybox = Image(
@@ -254,6 +263,9 @@ async def test_images(client: Client) -> None:
     assert await client.refused("PullImage", image={"image": "x"}) == ("NOT_FOUND", "pull x: no such image")
 
 
+@pytest.mark.cri("StreamContainers", "filter")
+@pytest.mark.cri("StreamPodSandboxes", "filter")
+@pytest.mark.cri("StreamImages", "filter")
 async def test_lists_in_pieces_are_whole_and_no_piece_is_large(client: Client) -> None:
     assert await client.call("StreamContainers") == []
     sandbox = (await client.call("RunPodSandbox", config=POD)).pod_sandbox_id
@@ -311,6 +323,10 @@ async def test_an_operators_pull_tells_its_progress(client: Client) -> None:
     assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.mark.cri("Version", "version")
+@pytest.mark.cri("Status", "verbose")
+@pytest.mark.cri("RuntimeConfig")
+@pytest.mark.cri("UpdateRuntimeConfig", "runtime_config")
 async def test_what_the_runtime_says_about_itself(client: Client) -> None:
     version = await client.call("Version")
     assert (version.version, version.runtime_name, version.runtime_api_version) == ("0.1.0", "crisp", "v1")

@@ -126,6 +126,7 @@ def test_propagation_needs_a_mount_that_propagates(source: str, propagation: Pro
 # -- AppArmor ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cri("CreateContainer", "security_context.apparmor")
 def test_apparmor(tmp_path: Path) -> None:
     loaded = tmp_path / "profiles"
     loaded.write_text("my (odd) name (enforce)\ncrisp-default (complain)\n")

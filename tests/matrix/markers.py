@@ -1,0 +1,48 @@
+"""The arguments of `pytest.mark.oci(...)` and `pytest.mark.cri(...)` in test files, read without importing those."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+DIRECTORIES = ("unit", "integration", "e2e")
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """One marker's arguments, and the test that has it as "directory/file.py::name"."""
+
+    arguments: tuple[str, ...]
+    test: str
+
+
+def markers(kind: str) -> list[Marker]:
+    """All markers of that kind, those of a whole module once for each of its tests."""
+    files = (file for directory in DIRECTORIES for file in sorted((TESTS / directory).glob("test_*.py")))
+    return [marker for file in files for marker in _of_file(file, kind)]
+
+
+def _of_file(file: Path, kind: str) -> Iterator[Marker]:
+    text = file.read_text()
+    if f"mark.{kind}(" not in text:
+        return
+    module = ast.parse(text, str(file))
+    everywhere: list[ast.expr] = []
+    for statement in module.body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "pytestmark":
+            value = statement.value
+            everywhere += value.elts if isinstance(value, ast.List) else [value]
+    for statement in module.body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) and statement.name.startswith("test_"):
+            for expression in (*everywhere, *statement.decorator_list):
+                if (arguments := _arguments(expression, kind)) is not None:
+                    yield Marker(arguments, f"{file.relative_to(TESTS)}::{statement.name}")
+
+
+def _arguments(expression: ast.expr, kind: str) -> tuple[str, ...] | None:
+    if not isinstance(expression, ast.Call) or ast.unparse(expression.func) != f"pytest.mark.{kind}":
+        return None
+    return tuple(ast.literal_eval(argument) for argument in expression.args)
