@@ -16,6 +16,7 @@ The loop, with SIGCHLD, SIGTERM and SIGINT blocked since before execve:
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import os
 import struct
@@ -23,8 +24,8 @@ from collections.abc import Mapping
 
 from runtime import syscalls
 from runtime.elf import executable, in_memory
-from runtime.errors import OperationFailed, failing
-from runtime.light import signal, socket
+from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
+from runtime.light import json, signal, socket
 from runtime.rootfs import ATTACH_POINT
 from runtime.seccomp_load import load_filter
 from runtime.sysctl import write_sysctls
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Final, NoReturn
 
 INFRA_ID: Final = 65535
+_ANSWER_BYTES: Final = 4096
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # prctl, rt_sigtimedwait, wait4, exit_group, execveat
 _ALLOWED_CALLS = {"x86_64": (157, 128, 61, 231, 322), "aarch64": (167, 137, 260, 94, 281)}
@@ -88,23 +90,30 @@ def empty_mount_namespace() -> int:
 
     Every infra process lives in it, and a container's own mount namespace is a copy of it: copying one mount is much
     cheaper than copying and unmounting all of the host's. Forks a short-lived child; single-threaded callers only.
+    Raises RuntimeCoreError.
     """
-    ours, theirs = socket.socketpair()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             ours.close()
-            _enter_empty_root()
-            theirs.send(b"r")
+            with failing("make", "empty mount namespace"):
+                _enter_empty_root()
+            theirs.send(b"{}")
             theirs.recv(1)  # stay until the parent has opened /proc/PID/ns/mnt
             status = 0
+        except RuntimeCoreError as error:
+            theirs.send(json.dumps(error.to_json()).encode())
         finally:
             os._exit(status)
     theirs.close()
     try:
-        if not ours.recv(1):
-            raise OperationFailed("create", "empty mount namespace", 0)
+        answer = ours.recv(_ANSWER_BYTES)
+        if not answer:
+            raise OperationFailed("make", "empty mount namespace", errno.ECHILD)
+        if refusal := json.loads(answer):
+            raise from_json(refusal)
         return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         ours.close()

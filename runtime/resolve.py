@@ -25,6 +25,8 @@ def open_inside(root: int, path: str, flags: int, *, follow: bool = True) -> int
     try:
         while todo:
             name = todo.pop()
+            if name == ".":
+                continue
             if name == "..":
                 if len(directories) > 1:
                     os.close(directories.pop())
@@ -59,8 +61,8 @@ def open_inside(root: int, path: str, flags: int, *, follow: bool = True) -> int
 
 
 def _components(path: str) -> list[str]:
-    """The last one first."""
-    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    """The last one first. A slash at the end wants a directory, as `.` does."""
+    return [part for part in reversed((path + "." if path.endswith("/") else path).split("/")) if part]
 
 
 def _reopen(name: str, directory: int, seen: int, flags: int) -> int:

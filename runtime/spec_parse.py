@@ -64,6 +64,7 @@ RLIMIT_TYPES = frozenset(
 )
 _PROPAGATIONS = frozenset({"shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"})
 _U32 = 2**32 - 1
+HIGHEST_ID = 2**32 - 2  # the next one, (uid_t)-1, leaves a process whom it is: root
 _U64 = 2**64 - 1
 _I64 = 2**63 - 1
 
@@ -271,10 +272,10 @@ def _unique(parent: _Object, name: str, values: tuple[_Typed, ...]) -> tuple[_Ty
 
 def _user(user: _Object) -> User:
     return User(
-        uid=user.integer("uid", 0, 0, _U32),
-        gid=user.integer("gid", 0, 0, _U32),
+        uid=user.integer("uid", 0, 0, HIGHEST_ID),
+        gid=user.integer("gid", 0, 0, HIGHEST_ID),
         umask=user.optional_integer("umask", 0, 0o777),
-        additional_gids=user.integers("additionalGids", _U32),
+        additional_gids=user.integers("additionalGids", HIGHEST_ID),
     )
 
 
@@ -404,8 +405,8 @@ def _device(device: _Object) -> Device:
         major=device.integer("major"),
         minor=device.integer("minor"),
         file_mode=device.optional_integer("fileMode", 0, 0o177777),
-        uid=device.optional_integer("uid", 0, _U32),
-        gid=device.optional_integer("gid", 0, _U32),
+        uid=device.optional_integer("uid", 0, HIGHEST_ID),
+        gid=device.optional_integer("gid", 0, HIGHEST_ID),
     )
 
 

@@ -114,6 +114,13 @@ class Cgroup:
         """The processes in the cgroup and below it."""
         return processes.pids(self._tracking_v1() or self.unified)
 
+    def is_populated(self) -> bool:
+        """Whether a process is in it or below, in either version's; in one that does not exist there is none."""
+        if self.unified and processes.populated(self.unified):
+            return True
+        directory = self._tracking_v1()
+        return bool(directory) and os.path.isdir(directory) and bool(processes.pids(directory))
+
     def set_oom_score_adj(self, value: int) -> bool:
         """Sets the OOM killer's adjustment for every process; False where it takes a capability the caller lacks."""
         return processes.set_oom_score_adj(self._tracking_v1() or self.unified, self.path, value)

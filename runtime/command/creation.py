@@ -261,8 +261,9 @@ class _Maker:
         path = self._spec.linux.cgroups_path or f"/crisp-oci/{self._id}"
         try:
             cgroup = self._context.hierarchies().cgroup(path)
-            if others := cgroup.pids():  # they would be killed with the container
-                raise RuntimeCoreError(f"container's cgroup is not empty: {path}: {len(others)} process(es) found")
+            if cgroup.is_populated():
+                # What is in the container's cgroup is killed with it.
+                raise SpecError("linux.cgroupsPath", f"{path} has processes in it")
             made = cgroup.create(with_default_devices(self._spec.linux.resources))
         except RuntimeCoreError as error:
             if not self._context.rootless:

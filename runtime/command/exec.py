@@ -27,7 +27,7 @@ from runtime.gate import Gate, waiting_program
 from runtime.join import Join, exec_process
 from runtime.light import json, replace, socket
 from runtime.spec import Capabilities, Process, Spec, User
-from runtime.spec_parse import parse_process
+from runtime.spec_parse import HIGHEST_ID, parse_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,6 +120,9 @@ def _user(base: User, options: Options) -> User:
     more = options.texts("additional-gids")
     if not all(number.isdecimal() for number in more):
         raise UsageError(f"--additional-gids: expected a number, got {more!r}")
+    for number in (*(numbers if uid else ()), *more):
+        if int(number) > HIGHEST_ID:
+            raise UsageError(f"--user, --additional-gids: expected at most {HIGHEST_ID}, got {number}")
     return replace(
         base,
         uid=int(uid) if uid else base.uid,

@@ -111,7 +111,8 @@ def test_an_absent_or_null_member_is_its_default() -> None:
     [
         ("process.user.uid", "x", "process.user.uid: expected an integer, got 'x'"),
         ("process.user.uid", True, "process.user.uid: expected an integer, got True"),
-        ("process.user.uid", -1, "process.user.uid: expected an integer between 0 and 4294967295, got -1"),
+        ("process.user.uid", -1, "process.user.uid: expected an integer between 0 and 4294967294, got -1"),
+        ("process.user.gid", 2**32 - 1, "process.user.gid: expected an integer between 0 and 4294967294, got 42949"),
         ("process.user.additionalGids", [1, "2"], "process.user.additionalGids[1]: expected an integer between 0 "),
         ("process.args", [], "process.args: is required"),
         ("process.args", ["a\0b"], "process.args[0]: expected a string without NUL"),

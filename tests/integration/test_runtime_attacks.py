@@ -1,0 +1,258 @@
+"""What images and configurations have tried against runc, tried against crisp-oci (docs/security.md has the list)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import process as core
+from runtime import spec, syscalls
+from runtime.errors import RuntimeCoreError
+from tests.oci import PARENT, Bundle
+
+
+def _mounts(bundle: Bundle, *mounts: dict[str, Any]) -> None:
+    path = bundle.directory / "config.json"
+    config = json.loads(path.read_text())
+    config["mounts"] = list(mounts)
+    path.write_text(json.dumps(config))
+
+
+def _refused(bundle: Bundle, *words: str) -> None:
+    done = bundle.call("run", "one", check=False)
+    assert done.returncode == 1, done.stdout
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+_DESCRIPTORS = range(3, 12)  # more than a start has open
+_PROC = {"destination": "/proc", "type": "proc", "source": "proc"}
+_DEV = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("proc", "proc"), ("sys", "sysfs")])
+@pytest.mark.parametrize("target", ["elsewhere", "/elsewhere", "../../../elsewhere"])
+def test_proc_and_sys_that_are_links(bundle: Bundle, name: str, kind: str, target: str) -> None:
+    """CVE-2019-19921, CVE-2023-27561: with /proc somewhere else, masks and labels go to a directory of the image's."""
+    (bundle.rootfs / "elsewhere").mkdir()
+    (bundle.rootfs / name).symlink_to(target)
+    bundle.configure("true")
+    _mounts(bundle, _DEV, {"destination": f"/{name}", "type": kind, "source": kind})
+    _refused(bundle, f"mount `{kind}` on `/{name}`", "symbolic links")
+    assert not list((bundle.rootfs / "elsewhere").iterdir())
+
+
+# With such a hook the container's mount namespace is a copy of the host's, where there is something to be reached.
+_HOOK = {"createContainer": [{"path": "/bin/true"}]}
+
+
+@pytest.mark.parametrize("hooks", [{}, _HOOK])
+@pytest.mark.parametrize("link", ["{host}", "../../../../../../../../..{host}", "/proc/self/root{host}"])
+def test_mount_points_that_are_links(bundle: Bundle, tmp_path: Path, link: str, hooks: dict[str, Any]) -> None:
+    """CVE-2021-30465, CVE-2024-45310: a link in a volume makes a mount, or the making of its target, go to the host."""
+    host = tmp_path / "host"
+    host.mkdir()
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    (volume / "way").symlink_to(link.format(host=host))
+    (tmp_path / "file").write_text("mounted")
+    bind = {"type": "bind", "options": ["bind"]}
+    bundle.configure("true", hooks=hooks)
+    _mounts(
+        bundle, _PROC, _DEV,
+        bind | {"destination": "/volume", "source": str(volume)},
+        bind | {"destination": "/volume/way/made/file", "source": str(tmp_path / "file")},
+        {"destination": "/volume/way/tmpfs", "type": "tmpfs", "source": "tmpfs"},
+    )  # fmt: skip
+    bundle.call("run", "one", check=False)  # there may be such a path inside, or not
+    assert not list(host.iterdir())
+
+
+def test_a_mount_point_that_becomes_a_link_meanwhile(bundle: Bundle, tmp_path: Path) -> None:
+    """CVE-2021-30465, CVE-2024-45310, as a race: a container that shares the volume exchanges directory and link."""
+    host = tmp_path / "host"
+    host.mkdir()
+    volume = tmp_path / "volume"
+    (volume / "way").mkdir(parents=True)
+    (volume / "link").symlink_to(host)
+    bind = {"type": "bind", "options": ["bind"]}
+    bundle.configure("true", hooks=_HOOK)
+    _mounts(
+        bundle, _PROC, _DEV,
+        bind | {"destination": "/volume", "source": str(volume)},
+        *({"destination": f"/volume/way/{n}/deep", "type": "tmpfs", "source": "tmpfs"} for n in range(20)),
+    )  # fmt: skip
+    with _exchanging(volume / "way", volume / "link") as exchanges:
+        for _attempt in range(6):
+            bundle.call("run", "one", check=False)
+    assert exchanges[0] > 100
+    assert not list(host.iterdir())
+
+
+@contextlib.contextmanager
+def _exchanging(one: Path, other: Path) -> Iterator[list[int]]:
+    """Two names changed for each other over and over by another thread (renameat2, RENAME_EXCHANGE)."""
+    count, stop = [0], threading.Event()
+
+    def exchange() -> None:
+        while not stop.is_set():
+            syscalls.libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), ctypes.c_uint(2))
+            count[0] += 1
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        yield count
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_no_inheritable_capabilities(bundle: Bundle) -> None:
+    """CVE-2022-29162: files with inheritable capabilities would give them to whom they were never meant for."""
+    kept = ["CAP_KILL"]
+    bundle.configure("sleep", "100", process={"capabilities": {"bounding": kept, "permitted": kept, "effective": kept}})
+    bundle.create()
+    status = bundle.call("exec", "--cap", "CAP_NET_RAW", "--user", "0", "one", "cat", "/proc/self/status").stdout
+    seen = {line.split(":")[0]: int(line.split()[1], 16) for line in status.splitlines() if line.startswith("Cap")}
+    assert seen["CapPrm"] == 1 << 5 | 1 << 13
+    assert (seen["CapInh"], seen["CapAmb"]) == (0, 0)
+
+
+def test_directories_of_the_host_that_are_still_open(bundle: Bundle) -> None:
+    """CVE-2024-21626: a directory of the host that somebody left open, as working directory or program."""
+    lowest = os.open("/", os.O_RDONLY)
+    host = [lowest, *(os.dup(lowest) for _ in range(3))]
+    try:
+        for number in (*_DESCRIPTORS, *host):
+            bundle.configure("ls", process={"cwd": f"/proc/self/fd/{number}"})
+            done = bundle.call("run", "one", check=False, pass_fds=host)
+            assert (done.returncode, done.stdout) == (1, ""), done.stdout
+            assert "working directory" in done.stderr
+        bundle.configure("sleep", "100")
+        bundle.create()
+        for number in (*_DESCRIPTORS, *host):
+            done = bundle.call("exec", "--cwd", f"/proc/self/fd/{number}", "one", "ls", check=False, pass_fds=host)
+            assert (done.returncode, done.stdout) == (255, ""), done.stdout
+        done = bundle.call("exec", "one", f"/proc/self/fd/{lowest}/bin/busybox", "true", check=False, pass_fds=host)
+        assert done.returncode == 255, done.stderr
+    finally:
+        for descriptor in host:
+            os.close(descriptor)
+
+
+def _link_to_core_pattern(path: Path) -> None:
+    path.symlink_to("/proc/sys/kernel/core_pattern")
+
+
+@pytest.mark.parametrize("forge", [_link_to_core_pattern, lambda path: path.write_text("mine"), os.mkfifo])
+def test_a_null_device_that_is_none(bundle: Bundle, forge: Callable[[Path], object]) -> None:
+    """CVE-2025-31133: what masks a path is bound from the container's /dev/null."""
+    (bundle.rootfs / "dev").mkdir()
+    forge(bundle.rootfs / "dev/null")
+    bundle.configure("true", linux={"maskedPaths": ["/proc/kcore"]})
+    _mounts(bundle, _PROC)
+    _refused(bundle, "/dev/null")
+
+
+@pytest.mark.parametrize("name", ["console", "pts/ptmx"])
+def test_a_console_that_is_a_link(bundle: Bundle, name: str) -> None:
+    """CVE-2025-52565: the terminal is mounted on, or taken from, what the image says, before anything is masked."""
+    path = bundle.rootfs / "dev" / name
+    path.parent.mkdir(parents=True)
+    _link_to_core_pattern(path)
+    bundle.configure("true", process={"terminal": True}, linux={"readonlyPaths": ["/proc/sys"]})
+    devpts = {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance"]}
+    _mounts(bundle, _PROC, *([devpts] if name == "console" else []))
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    _refused(bundle, f"/dev/{name}")
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == before
+
+
+def test_sysctls_do_not_go_to_a_forged_proc(bundle: Bundle, tmp_path: Path) -> None:
+    """CVE-2025-52881: a write meant for /proc goes where a volume's links lead."""
+    forged = tmp_path / "forged"
+    (forged / "sys/net/ipv4").mkdir(parents=True)
+    name = "sys/net/ipv4/ip_unprivileged_port_start"
+    (forged / name).symlink_to("/proc/sys/kernel/core_pattern")
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    bundle.configure("sleep", "100", linux={"sysctl": {"net.ipv4.ip_unprivileged_port_start": "77"}})
+    _mounts(bundle, {"destination": "/proc", "type": "bind", "source": str(forged), "options": ["bind"]}, _DEV)
+    pid = bundle.create()
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == before
+    network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+    try:
+        assert _in_child(lambda: _read_in(network, f"/proc/{name}")) == "77\n"
+    finally:
+        os.close(network)
+
+
+def _read_in(network: int, path: str) -> str:
+    syscalls.setns(network, syscalls.CLONE_NEWNET)
+    return Path(path).read_text()
+
+
+def test_labels_do_not_go_to_a_forged_proc() -> None:
+    """CVE-2019-16884, CVE-2025-52881: the process would run without the label that it was to have."""
+
+    def attempt() -> str:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount("tmpfs", "/proc", "tmpfs", 0)
+        assert os.stat("/proc").st_ino == 1  # a tmpfs's root, too
+        Path("/proc/thread-self/attr/apparmor").mkdir(parents=True)
+        for name in ("exec", "apparmor/exec"):
+            Path("/proc/thread-self/attr", name).touch()
+        try:
+            core._set_labels(spec.Process("/", ("true",), apparmor_profile="mine"))
+        except RuntimeCoreError as error:
+            return str(error)
+        return "written"
+
+    assert _in_child(attempt) == "apply label `exec mine`: /proc is not a proc file system"
+
+
+def _in_child(work: Callable[[], str]) -> str:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writer, work().encode())
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        told = file.read()
+    os.waitpid(pid, 0)
+    return told
+
+
+def test_a_user_that_is_none_is_not_root(bundle: Bundle) -> None:
+    """(uid_t)-1 says "as before" to setresuid(2), and before is root."""
+    bundle.configure("id", process={"user": {"uid": 2**32 - 1, "gid": 0}})
+    _refused(bundle, "process.user.uid: expected an integer between 0 and 4294967294")
+    bundle.configure("sleep", "100")
+    bundle.create()
+    for user in ("4294967295", "1:4294967295"):
+        done = bundle.call("exec", "--user", user, "one", "id", check=False)
+        assert (done.returncode, done.stdout) == (255, "")
+
+
+def test_the_cgroup_of_others_is_not_taken(bundle: Bundle) -> None:
+    """What is in a container's cgroup is killed with it."""
+    bundle.configure("sleep", "100", linux={"cgroupsPath": f"{PARENT}/shared/below"})
+    bundle.create()
+    bundle.call("start", "one")
+    for path in (f"{PARENT}/shared/below", f"{PARENT}/shared"):
+        bundle.configure("true", linux={"cgroupsPath": path})
+        done = bundle.call("run", "two", check=False)
+        assert f"linux.cgroupsPath: {path} has processes in it" in done.stderr
+        assert bundle.status() == "running"
