@@ -1,0 +1,87 @@
+"""Paths inside a root, resolved in userspace as openat2(2) resolves them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime import syscalls
+from runtime.resolve import open_inside
+
+_PARTS = ("a", "b", "up", "out", "root", "loop", "file", "..", ".", "", "none", "far", "magic")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> int:
+    top = tmp_path_factory.mktemp("top")
+    inside = top / "inside"
+    (inside / "a/b").mkdir(parents=True)
+    (top / "file").write_text("outside")
+    (inside / "file").write_text("inside")
+    (inside / "a/file").write_text("deeper")
+    for name, target in {
+        "up": "..", "a/up": "../..", "a/b/up": "../../../../../file", "out": "/../file", "a/out": "/a/../../file",
+        "root": "/", "a/root": "/a/b/..", "loop": "a/loop", "a/loop": "/loop", "far": "a//b/./../file",
+        "magic": f"/proc/self/fd/0{top}",
+    }.items():  # fmt: skip
+        (inside / name).symlink_to(target)
+    return os.open(inside, os.O_PATH)
+
+
+def _by_kernel(root: int, path: str, resolve: int) -> tuple[int, int] | int:
+    how = syscalls._OpenHow(os.O_PATH | os.O_CLOEXEC, 0, syscalls.RESOLVE_IN_ROOT | resolve)
+    fd = syscalls.libc.syscall(
+        ctypes.c_long(syscalls.SYS_OPENAT2), root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
+    )
+    return _identity(fd) if fd >= 0 else ctypes.get_errno()
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    os.close(fd)
+    return status.st_dev, status.st_ino
+
+
+@settings(max_examples=300)
+@given(parts=st.lists(st.sampled_from(_PARTS), min_size=1, max_size=6), follow=st.booleans())
+def test_it_ends_where_the_kernel_does(root: int, parts: list[str], follow: bool) -> None:
+    path = "/".join(parts).lstrip("/") or "."
+    expected = _by_kernel(root, path, 0 if follow else syscalls.RESOLVE_NO_SYMLINKS)
+    try:
+        found: tuple[int, int] | int = _identity(open_inside(root, path, os.O_PATH, follow=follow))
+    except OSError as error:
+        found = error.errno or 0
+    assert found == expected
+
+
+def test_files_are_opened_for_what_is_asked(root: int) -> None:
+    with os.fdopen(open_inside(root, "far", os.O_RDONLY)) as file:
+        assert file.read() == "deeper"
+    with pytest.raises(OSError, match="far") as refused:
+        open_inside(root, "far", os.O_RDONLY, follow=False)
+    assert refused.value.errno == errno.ELOOP
+
+
+def test_nothing_stays_open(root: int) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    for path in ("a/b/..", "far", "none/x", "loop", "file/x", "a/b/up"):
+        try:
+            os.close(open_inside(root, path, os.O_PATH))
+        except OSError:
+            continue
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_root_may_be_named_by_a_path(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    directory = os.open(tmp_path, os.O_RDONLY)
+    found = open_inside(directory, "../../x", os.O_PATH)
+    assert os.path.samestat(os.fstat(found), os.stat(tmp_path / "x"))
+    os.close(found)
+    os.close(directory)
