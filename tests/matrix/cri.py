@@ -23,7 +23,7 @@ _EXPANDED: Final[Mapping[str, str]] = {
 }
 # What the name of its call says already, other systems' members, and the sandbox's own configuration once more.
 _SKIPPED: Final = frozenset({"container_id", "pod_sandbox_id", "windows", "sandbox_config"})
-_KEPT: Final = "kept; the infra process has no files, groups or rights that it could be about"
+_KEPT: Final = "kept, of no effect: the infra process has nothing that it could be about"
 _NOTES: Final[Mapping[str, str]] = {
     **{
         f"RunPodSandbox security_context.{name}": _KEPT

@@ -71,9 +71,9 @@ _NOTES: Final[Mapping[str, str]] = {
     "linux.rootfsPropagation": "for what is mounted later inside: the rootfs itself is no peer of the host's",
 }
 _INTRODUCTION: Final = """
-The members of the OCI runtime specification's `config.json` that Linux has, as `runtime/spec.py` reads them: what
-shims and `crisp-oci` do with each, and the tests that fail when it has no effect. Members that are not here are
-ignored, as the specification wants it of unknown ones.
+The members of the OCI runtime specification's `config.json` that Linux has, as `runtime/spec.py` reads them:
+whether crisp's shims and `crisp-oci` do what it says, and the tests that fail when they do not. Members that are not
+here are ignored, as the specification wants it of unknown ones.
 """
 
 
