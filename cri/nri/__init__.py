@@ -1,0 +1,1 @@
+"""NRI: plugins outside the daemon that follow, and adjust, what happens to pods and containers."""

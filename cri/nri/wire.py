@@ -1,0 +1,96 @@
+"""The framing of an NRI connection, without I/O: a multiplexer of channels, and ttrpc's messages in each of them.
+
+All numbers are big-endian. A multiplexer's frame is channel (4 bytes), length (4), payload; channel 0 is reserved. The
+payloads of a channel are one stream of bytes: a ttrpc message may be spread over frames, or share one with others.
+A ttrpc message is length (4), stream (4), type (1), flags (1), payload of at most 4 MiB.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from cri.nri.errors import WireError
+
+MESSAGE_LIMIT = 4 << 20
+_MESSAGE = struct.Struct(">IIBB")
+_FRAME = struct.Struct(">II")
+FRAME_LIMIT = _MESSAGE.size + MESSAGE_LIMIT
+
+
+class Kind(IntEnum):
+    """The type of a ttrpc message."""
+
+    REQUEST = 1
+    RESPONSE = 2
+    DATA = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    stream: int
+    kind: Kind
+    payload: bytes
+    flags: int = 0
+
+
+def encode_message(message: Message) -> bytes:
+    """The message's bytes. Raises WireError when its payload is over the limit."""
+    size = len(message.payload)
+    if size > MESSAGE_LIMIT:
+        raise WireError(f"send ttrpc message: {size} bytes are over the limit of {MESSAGE_LIMIT}")
+    return _MESSAGE.pack(size, message.stream, message.kind, message.flags) + message.payload
+
+
+def encode_frames(channel: int, data: bytes) -> bytes:
+    """The data as frames of the channel."""
+    parts = (data[start : start + FRAME_LIMIT] for start in range(0, len(data), FRAME_LIMIT))
+    return b"".join(_FRAME.pack(channel, len(part)) + part for part in parts)
+
+
+class FrameReader:
+    """Finds the frames in a connection's bytes."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Take received bytes; yield (channel, payload) of each frame that is whole. Raises WireError."""
+        self._buffer += data
+        while len(self._buffer) >= _FRAME.size:
+            channel, size = _FRAME.unpack_from(self._buffer)
+            if channel == 0:
+                raise WireError("read frame: channel 0 is reserved")
+            if size > FRAME_LIMIT:
+                raise WireError(f"read frame: length {size} is over the limit of {FRAME_LIMIT}")
+            end = _FRAME.size + size
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[_FRAME.size : end])
+            del self._buffer[:end]
+            yield channel, payload
+
+
+class MessageReader:
+    """Finds the ttrpc messages in a channel's bytes."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Take a channel's bytes; yield each message that is whole. Raises WireError."""
+        self._buffer += data
+        while len(self._buffer) >= _MESSAGE.size:
+            size, stream, kind, flags = _MESSAGE.unpack_from(self._buffer)
+            if size > MESSAGE_LIMIT:
+                raise WireError(f"read ttrpc message: length {size} is over the limit of {MESSAGE_LIMIT}")
+            if kind not in Kind.__members__.values():
+                raise WireError(f"read ttrpc message: type {kind} is unknown")
+            end = _MESSAGE.size + size
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[_MESSAGE.size : end])
+            del self._buffer[:end]
+            yield Message(stream, Kind(kind), payload, flags)
