@@ -101,6 +101,7 @@ async def serve(
         await streaming.start()
         monitor = await _monitor(node, configuration.metrics_addr, undo)
         tracing = _tracing(node, configuration, undo)
+        await _plugins(node, configuration.nri_socket, undo)
         server = create_server(node, configuration, streaming, monitor, tracing)
         undo.enter_context(bound(server, configuration.socket))
         await server.start()
@@ -117,6 +118,16 @@ async def serve(
         await stop.wait()
         notifier.stopping()
         _log.info("stopping; containers keep running")
+
+
+async def _plugins(node: Node, path: str, undo: contextlib.AsyncExitStack) -> None:
+    """Serve NRI plugins at `path`, if any. Raises StartupError."""
+    if path:
+        from cri.nri.hub import Hub
+
+        hub = Hub(node, Path(path))
+        undo.push_async_callback(hub.close)
+        await hub.start()
 
 
 async def _monitor(node: Node, address: str, undo: contextlib.AsyncExitStack) -> Monitor | None:
@@ -219,6 +230,7 @@ def command_line() -> argparse.ArgumentParser:
     flag("--state", metavar="DIR", help="state that does not (/run/crisp)")
     flag("--cni-conf-dir", metavar="DIR", help="CNI configurations (/etc/cni/net.d)")
     flag("--cni-bin-dir", dest="cni_bin_dirs", action="append", metavar="DIR", help="CNI plugins; may be repeated")
+    flag("--nri-socket", metavar="FILE", help="serve NRI plugins at this socket; off when not given")
     flag("--registries-conf", metavar="FILE", help="containers-registries.conf(5)")
     flag("--signature-policy", metavar="FILE", help="containers-policy.json(5) (/etc/containers/policy.json, if any)")
     flag("--auth-file", metavar="FILE", help="logins to registries, containers-auth.json(5)")

@@ -61,7 +61,7 @@ def bound(server: grpc.aio.Server, path: Path) -> Iterator[None]:
 
     Raises StartupError when something else is at `path`, or answers there, or the socket cannot be made.
     """
-    _clear(path)
+    clear_socket(path)
     umask = os.umask(_SOCKET_UMASK)
     try:
         server.add_insecure_port(f"unix:{path}")
@@ -77,8 +77,8 @@ def bound(server: grpc.aio.Server, path: Path) -> Iterator[None]:
             path.unlink()
 
 
-def _clear(path: Path) -> None:
-    """Remove the socket of a daemon that is dead."""
+def clear_socket(path: Path) -> None:
+    """Remove the socket of a daemon that is dead. Raises StartupError when anything else has the path."""
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True)
     if not path.exists():

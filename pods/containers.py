@@ -23,6 +23,7 @@ from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotF
 from pods.inflight import Background, Flights
 from pods.log_place import make_log
 from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, NamespaceMode, SandboxState
+from pods.plugins import Moment
 from pods.seccomp import FilterCache
 from pods.signals import signal_number
 from pods.store import ContainerRecord, SandboxRecord
@@ -105,20 +106,23 @@ class Containers:
             raise
         intent = self._state.store.begin_put(ContainerRecord(container=container))
         try:
-            user = await self._prepare(sandbox, container, image, trace)
-            container = msgspec.structs.replace(container, user=user)
-            await asyncio.wrap_future(intent)
-            await self._state.save_container(ContainerRecord(container=container, finished=True))
+            async with contextlib.AsyncExitStack() as heard_of:
+                user = await self._prepare(sandbox, container, image, trace, heard_of)
+                container = msgspec.structs.replace(container, user=user)
+                await asyncio.wrap_future(intent)
+                await self._state.save_container(ContainerRecord(container=container, finished=True))
             trace.step("container durable")
         except BaseException as failure:
             with contextlib.suppress(PodError):
                 await asyncio.wrap_future(intent)
             await self._erase(container)
+            await self._state.happened(Moment.REMOVE, sandbox.sandbox, container)
             raise _explained(failure, config) from failure
         now = self._state.sandboxes.get(sandbox.sandbox.id)
         if now is None or now.sandbox.state is not SandboxState.READY:
             await self._erase(container)
             raise FailedPrecondition(f"pod sandbox {sandbox_id} was stopped meanwhile")
+        await self._state.happened(Moment.POST_CREATE, sandbox.sandbox, container)
         _log.info("container created", extra=log_fields.of_container(container) | {"image": config.image.image})
         return container.id
 
@@ -149,9 +153,17 @@ class Containers:
         )
 
     async def _prepare(
-        self, sandbox: SandboxRecord, container: Container, image: Image, trace: Trace
+        self,
+        sandbox: SandboxRecord,
+        container: Container,
+        image: Image,
+        trace: Trace,
+        heard_of: contextlib.AsyncExitStack,
     ) -> ContainerUser:
-        """Make the container's directories, its rootfs in the shim, and its config.json."""
+        """Make the container's directories, its rootfs in the shim, and its config.json.
+
+        `heard_of` is entered when plugins hear of the container, and to be left when it is seen in the lists.
+        """
         settings, config = self._state.settings, container.config
         oci.validate(config, sandbox.sandbox, self._host)
         target_pid = self._target_pid(container)
@@ -197,6 +209,9 @@ class Containers:
             found=found,
         )
         document = oci.build_config(context)
+        await heard_of.enter_async_context(self._state.gate.passing())
+        if self._state.plugins is not None:
+            document = await self._state.plugins.adjusted(sandbox.sandbox, container, document)
         for directory in oci.image_volumes(config, image.config).values():
             (context.volumes_dir / directory).mkdir(parents=True)
             user_namespaces.give(context.volumes_dir / directory, users)
@@ -237,6 +252,7 @@ class Containers:
             sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
             if sandbox.state is not SandboxState.READY:
                 raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+            await self._state.happens(Moment.START, sandbox, container)
             try:
                 if container.log_path:
                     make_log(container.log_path)
@@ -255,6 +271,8 @@ class Containers:
                 await self._shims.of(container.sandbox_id).call("kill", container=container_id)
                 raise
             trace.step("start durable")
+            if (now := self._state.containers.get(container_id)) is not None:
+                await self._state.happened(Moment.POST_START, sandbox, now.container)
             _log.info("container started", extra=log_fields.of_container(container) | {"pid": answer["pid"]})
 
     async def _start_in_shim(self, container: Container, trace: Trace) -> dict[str, Any]:
@@ -317,8 +335,15 @@ class Containers:
                 )
             except PodError as error:
                 _log.error("exit is not on disk", extra=log_fields.of_container(record.container) | {"error": error})
+            await self._tell_of_stop(container_id)
         fields = log_fields.of_container(record.container) | {"code": code, "reason": reason}
         _log.info("container exited", extra=fields)
+
+    async def _tell_of_stop(self, container_id: str) -> None:
+        record = self._state.containers.get(container_id)
+        sandbox = self._state.sandboxes.get(record.container.sandbox_id) if record is not None else None
+        if record is not None and sandbox is not None:
+            await self._state.happened(Moment.STOP, sandbox.sandbox, record.container)
 
     async def lost(self, sandbox_id: str) -> None:
         """Nothing is left to watch the sandbox's containers: those not exited are dead, killed if need be."""
@@ -371,6 +396,8 @@ class Containers:
             if not exited.is_set():
                 await shim.call("kill", container=container_id)
             await exited.wait()
+        async with self._state.lock(container_id):
+            pass  # plugins have heard of the exit, too
 
     async def kill_all(self, sandbox_id: str) -> None:
         """End every running container of the sandbox now."""
@@ -406,6 +433,8 @@ class Containers:
             record = self._state.containers.get(container_id)
             if record is not None:
                 await self._erase(record.container)
+                if (sandbox := self._state.sandboxes.get(record.container.sandbox_id)) is not None:
+                    await self._state.happened(Moment.REMOVE, sandbox.sandbox, record.container)
                 _log.info("container removed", extra=log_fields.of_container(record.container))
 
     async def _erase(self, container: Container) -> None:

@@ -18,6 +18,7 @@ from pods.execsync import exec_sync
 from pods.host import HostFacts
 from pods.inflight import Background
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
+from pods.plugins import Plugins
 from pods.ports import open_port
 from pods.recovery import Recovery
 from pods.resource_updates import ResourceUpdates
@@ -43,6 +44,7 @@ class Node:
         self._background = Background()
         self._state = State(settings)
         self.events = self._state.events
+        self.gate = self._state.gate
         self.trace_start = settings.trace_start
         self.step_reports: list[StepReport] = []  # told of each step of a start
         self.stats = Stats(self._state)
@@ -88,6 +90,15 @@ class Node:
         await self.network.close()
         await self.images.close()
         await asyncio.get_running_loop().run_in_executor(None, self._state.store.close)
+
+    @property
+    def plugins(self) -> Plugins | None:
+        """What is told of pods and may change containers; None when nothing is."""
+        return self._state.plugins
+
+    @plugins.setter
+    def plugins(self, plugins: Plugins | None) -> None:
+        self._state.plugins = plugins
 
     def _exited(self, container_id: str, status: dict[str, Any]) -> None:
         self._containers.exited(container_id, status)

@@ -23,6 +23,7 @@ from pods.inflight import Background, Flights
 from pods.log_fields import pod_name
 from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from pods.oci_cgroups import cgroup_parent
+from pods.plugins import Moment
 from pods.store import SandboxRecord
 from pods.sysctls import sandbox_sysctls
 from runtime.errors import OperationFailed, RuntimeCoreError
@@ -139,7 +140,14 @@ class Sandboxes:
             sandbox = msgspec.structs.replace(
                 sandbox, state=SandboxState.READY, ips=ips, infra_pid=answer["infra_pid"], created_at=time.time_ns()
             )
-            await self._state.save_sandbox(SandboxRecord(sandbox=sandbox, finished=True, network=not on_host_network))
+            finished = SandboxRecord(sandbox=sandbox, finished=True, network=not on_host_network)
+            async with self._state.gate.passing():
+                await self._state.happens(Moment.RUN_SANDBOX, sandbox)
+                try:
+                    await self._state.save_sandbox(finished)
+                except BaseException:
+                    await self._state.happened(Moment.REMOVE_SANDBOX, sandbox)
+                    raise
             trace.step("sandbox durable")
         except BaseException as failure:
             with contextlib.suppress(PodError):
@@ -241,6 +249,7 @@ class Sandboxes:
                 record = msgspec.structs.replace(record, sandbox=sandbox)
                 await self._state.save_sandbox(record)
             await self._containers.kill_all(sandbox_id)
+            await self._state.happened(Moment.STOP_SANDBOX, record.sandbox)
             await self._tear_down(record)
             sandbox = msgspec.structs.replace(record.sandbox, infra_pid=0, netns="")
             await self._state.save_sandbox(
@@ -284,6 +293,7 @@ class Sandboxes:
         async with self._state.lock(sandbox_id):
             if (record := self._state.sandboxes.get(sandbox_id)) is not None:
                 await self._erase(sandbox_id)
+                await self._state.happened(Moment.REMOVE_SANDBOX, record.sandbox)
                 _log.info("pod sandbox removed", extra=log_fields.of_sandbox(record.sandbox))
 
     async def _erase(self, sandbox_id: str) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from pods.errors import InvalidArgument, NotFound
+from pods import log_fields
+from pods.errors import InvalidArgument, NotFound, PodError
 from pods.events import Events, container_changes, sandbox_changes
 from pods.model import Container, ContainerState, Sandbox
+from pods.plugins import Gate, Moment, Plugins
 from pods.settings import NodeSettings
 from pods.store import ContainerRecord, SandboxRecord, Store
 
+_log = logging.getLogger("crisp.pods")
 _Record = TypeVar("_Record")
 
 
@@ -27,8 +31,22 @@ class State:
         self.sandboxes: dict[str, SandboxRecord] = {}
         self.containers: dict[str, ContainerRecord] = {}
         self.events = Events()
+        self.plugins: Plugins | None = None  # None as long as none is connected
+        self.gate = Gate()
         self._exited: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # while anybody holds or awaits one
+
+    async def happens(self, moment: Moment, sandbox: Sandbox, container: Container | None = None) -> None:
+        """Tell plugins, if there are any. Raises PodError when one objects."""
+        if self.plugins is not None:
+            await self.plugins.happens(moment, sandbox, container)
+
+    async def happened(self, moment: Moment, sandbox: Sandbox, container: Container | None = None) -> None:
+        """Tell plugins of what is not to be stopped: an objection is only logged."""
+        try:
+            await self.happens(moment, sandbox, container)
+        except PodError as error:
+            _log.error("plugin objects, in vain", extra=log_fields.of_sandbox(sandbox) | {"error": error})
 
     # -- finding ------------------------------------------------------------------------------------------------------
 

@@ -9,3 +9,15 @@ class NriError(Exception):
 
 class WireError(NriError):
     """A peer's bytes break the protocol: its connection cannot be read any further."""
+
+
+class PluginGone(NriError):
+    """The plugin's connection ended, or the plugin did not answer in time: it is dropped."""
+
+
+class CallRefused(NriError):
+    """A peer answered a call with an error; `code` is gRPC's number of it."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code

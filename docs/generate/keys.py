@@ -16,6 +16,10 @@ GROUPS: dict[str, dict[str, str]] = {
     "Devices": {
         "cdi_spec_dirs": "Specs of CDI devices (JSON and YAML); those of later directories win.",
     },
+    "Plugins": {
+        "nri_socket": "Socket for NRI plugins, usually /var/run/nri/nri.sock. Root can open it, and so change "
+        "any container. Empty: there is none.",
+    },
     "Images": {
         "registries_conf": "Mirrors, insecure and blocked registries: containers-registries.conf(5).",
         "auth_file": "Logins to registries: containers-auth.json(5) or docker's config.json, credential helpers "

@@ -1,0 +1,138 @@
+"""What plugins want changed in a container that is being created, put into its config.json."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from cri.nri.errors import NriError
+from cri.nri.v1alpha1 import api_pb2 as nri
+
+_REMOVE: Final = "-"  # before a name: take away what has it
+_ADJUSTED: Final = {"annotations", "mounts", "env", "args", "rlimits", "linux"}
+_LINUX: Final = {"resources", "oom_score_adj"}
+_RESOURCES: Final = {"memory", "cpu", "hugepage_limits", "unified", "pids"}
+_MEMORY: Final = {"limit", "reservation", "swap"}
+_CPU: Final = {"shares", "quota", "period", "cpus", "mems"}
+
+
+class Adjustments:
+    """Those of one container, plugin by plugin; what one has set, a later one may not set otherwise."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = copy.deepcopy(document)
+        self._owners: dict[tuple[str, str], str] = {}
+
+    def apply(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
+        """Change `document`. Raises NriError for what crisp cannot adjust, and for two plugins in conflict."""
+        _refuse_others(wanted, _ADJUSTED, "adjust")
+        _refuse_others(wanted.linux, _LINUX, "adjust.linux")
+        self._annotations(plugin, wanted)
+        self._environment(plugin, wanted)
+        self._mounts(plugin, wanted)
+        self._process(plugin, wanted)
+        self._resources(plugin, wanted.linux.resources)
+
+    def _own(self, plugin: str, field: str, name: str = "") -> None:
+        owner = self._owners.setdefault((field, name), plugin)
+        if owner != plugin:
+            raise NriError(f"{field}{' ' if name else ''}{name}: plugin {owner} has set it already")
+
+    def _named(self, plugin: str, field: str, names: list[str]) -> Iterator[str]:
+        """First the names that are removed, for one that is removed and set is replaced; own the others."""
+        for name in names:
+            if name.startswith(_REMOVE):
+                self._owners.pop((field, name[1:]), None)
+                yield name[1:]
+        for name in names:
+            if not name.startswith(_REMOVE):
+                self._own(plugin, field, name)
+
+    def _annotations(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
+        annotations = self.document.setdefault("annotations", {})
+        for name in self._named(plugin, "annotations", list(wanted.annotations)):
+            annotations.pop(name, None)
+        annotations.update({k: v for k, v in wanted.annotations.items() if not k.startswith(_REMOVE)})
+
+    def _environment(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
+        process = self.document["process"]
+        names = [entry.key for entry in wanted.env]
+        variables = dict(entry.partition("=")[::2] for entry in process.get("env", ()))
+        for name in self._named(plugin, "env", names):
+            variables.pop(name, None)
+        for entry in wanted.env:
+            if not entry.key.startswith(_REMOVE):
+                if not entry.key or "=" in entry.key or "\0" in entry.key + entry.value:
+                    raise NriError(f"env {entry.key!r}: is no name and value of a variable")
+                variables[entry.key] = entry.value
+        process["env"] = [f"{name}={value}" for name, value in variables.items()]
+
+    def _mounts(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
+        mounts = {mount["destination"]: mount for mount in self.document.get("mounts", ())}
+        for name in self._named(plugin, "mounts", [mount.destination for mount in wanted.mounts]):
+            mounts.pop(name, None)
+        for mount in wanted.mounts:
+            if mount.destination.startswith(_REMOVE):
+                continue
+            if not mount.destination.startswith("/") or "\0" in mount.destination + mount.source:
+                raise NriError(f"mounts {mount.destination!r}: the destination must be an absolute path")
+            mounts.pop(mount.destination, None)
+            mounts[mount.destination] = {
+                "destination": mount.destination,
+                "type": mount.type or "bind",
+                "source": mount.source,
+                "options": list(mount.options),
+            }
+        self.document["mounts"] = sorted(mounts.values(), key=_depth)
+
+    def _process(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
+        process = self.document["process"]
+        if wanted.args:
+            args = list(wanted.args)
+            if args[0] == "":  # instead of another plugin's
+                self._owners.pop(("args", ""), None)
+                args = args[1:]
+            if not args:
+                raise NriError("args: there must be a program")
+            self._own(plugin, "args")
+            process["args"] = args
+        for limit in wanted.rlimits:
+            self._own(plugin, "rlimits", limit.type)
+            kept = [one for one in process.get("rlimits", ()) if one["type"] != limit.type]
+            process["rlimits"] = [*kept, {"type": limit.type, "hard": limit.hard, "soft": limit.soft}]
+        if wanted.linux.HasField("oom_score_adj"):
+            self._own(plugin, "linux.oom_score_adj")
+            process["oomScoreAdj"] = wanted.linux.oom_score_adj.value
+
+    def _resources(self, plugin: str, wanted: nri.LinuxResources) -> None:
+        _refuse_others(wanted, _RESOURCES, "adjust.linux.resources")
+        _refuse_others(wanted.memory, _MEMORY, "adjust.linux.resources.memory")
+        _refuse_others(wanted.cpu, _CPU, "adjust.linux.resources.cpu")
+        resources = self.document["linux"].setdefault("resources", {})
+        for group, message in (("memory", wanted.memory), ("cpu", wanted.cpu)):
+            for field, value in message.ListFields():
+                self._own(plugin, f"linux.resources.{group}.{field.name}")
+                resources.setdefault(group, {})[field.name] = getattr(value, "value", value)
+        for limit in wanted.hugepage_limits:
+            self._own(plugin, "linux.resources.hugepage_limits", limit.page_size)
+            kept = [one for one in resources.get("hugepageLimits", ()) if one["pageSize"] != limit.page_size]
+            resources["hugepageLimits"] = [*kept, {"pageSize": limit.page_size, "limit": limit.limit}]
+        for name, value in wanted.unified.items():
+            self._own(plugin, "linux.resources.unified", name)
+            resources.setdefault("unified", {})[name] = value
+        if wanted.HasField("pids"):
+            self._own(plugin, "linux.resources.pids")
+            resources["pids"] = {"limit": wanted.pids.limit}
+
+
+def _depth(mount: dict[str, Any]) -> int:
+    return len([part for part in mount["destination"].split("/") if part])
+
+
+def _refuse_others(message: Message, supported: set[str], where: str) -> None:
+    for field, _ in message.ListFields():
+        if field.name not in supported:
+            raise NriError(f"{where}.{field.name}: crisp cannot adjust it")
