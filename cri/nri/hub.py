@@ -188,7 +188,7 @@ class Hub:
             request_timeout=int(REQUEST_SECONDS * 1000),
             NRI_version="0.11.0",
         )
-        answer = await _call(plugin, "Configure", configure, nri.ConfigureResponse)
+        answer = await _call(plugin, "Configure", configure, nri.ConfigureResponse, REGISTRATION_SECONDS)
         plugin.events = answer.events or (1 << nri.LAST - 1) - 1 & ~_mask(_REFUSED)
         if plugin.events & _mask(_REFUSED):
             raise NriError("Configure: crisp does not ask plugins to validate adjustments")
@@ -205,7 +205,7 @@ class Hub:
         requests = list(_portions(pods, containers))
         for number, request in enumerate(requests, 1):
             request.more = number < len(requests)
-            answer = await _call(plugin, "Synchronize", request, nri.SynchronizeResponse)
+            answer = await _call(plugin, "Synchronize", request, nri.SynchronizeResponse, REGISTRATION_SECONDS)
             if request.more and not answer.more:
                 raise NriError("Synchronize: the plugin takes no more than one message")
             if answer.update:
@@ -246,9 +246,11 @@ def _mask(events: set[Any]) -> int:
     return sum(1 << event - 1 for event in events)
 
 
-async def _call(plugin: _Plugin, method: str, request: Message, answer: type[_Answer]) -> _Answer:
+async def _call(
+    plugin: _Plugin, method: str, request: Message, answer: type[_Answer], seconds: float = REQUEST_SECONDS
+) -> _Answer:
     try:
-        return await plugin.connection.call(f"{_PACKAGE}.Plugin", method, request, answer, REQUEST_SECONDS)
+        return await plugin.connection.call(f"{_PACKAGE}.Plugin", method, request, answer, seconds)
     except PluginGone:
         plugin.connection.close()  # one that hangs must not hold up each pod again
         raise
