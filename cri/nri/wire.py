@@ -17,6 +17,9 @@ from cri.nri.errors import WireError
 MESSAGE_LIMIT = 4 << 20
 _MESSAGE = struct.Struct(">IIBB")
 _FRAME = struct.Struct(">II")
+# Plugins in Go read a message's begin into a buffer of this size, and cannot take a frame that is longer; what follows
+# they read to where it belongs. More, shorter frames may overflow their queue of 256.
+_FIRST_FRAME = 4096
 FRAME_LIMIT = _MESSAGE.size + MESSAGE_LIMIT
 
 
@@ -45,8 +48,8 @@ def encode_message(message: Message) -> bytes:
 
 
 def encode_frames(channel: int, data: bytes) -> bytes:
-    """The data as frames of the channel."""
-    parts = (data[start : start + FRAME_LIMIT] for start in range(0, len(data), FRAME_LIMIT))
+    """A message's bytes as frames of the channel: a short one, and what is left in another."""
+    parts = filter(None, (data[:_FIRST_FRAME], data[_FIRST_FRAME:]))
     return b"".join(_FRAME.pack(channel, len(part)) + part for part in parts)
 
 

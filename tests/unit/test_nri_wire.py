@@ -41,6 +41,16 @@ def test_a_header_is_ten_bytes_in_network_order() -> None:
     assert encode_message(Message(3, Kind.REQUEST, b"ab", 1)) == bytes.fromhex("00000002000000030101") + b"ab"
 
 
+@pytest.mark.parametrize("size", [4086, 4087, MESSAGE_LIMIT])
+def test_long_messages_begin_in_a_frame_that_go_can_read(size: int) -> None:
+    message = Message(1, Kind.REQUEST, bytes(size))
+    frames = list(FrameReader().feed(encode_frames(1, encode_message(message))))
+    lengths = [len(payload) for _, payload in frames]
+    assert lengths == ([4096, size - 4086] if size > 4086 else [4096])
+    reader = MessageReader()
+    assert [found for _, payload in frames for found in reader.feed(payload)] == [message]
+
+
 @pytest.mark.parametrize("frame", [struct.pack(">II", 0, 1), struct.pack(">II", 1, FRAME_LIMIT + 1)])
 def test_bad_frames_are_refused_by_their_header(frame: bytes) -> None:
     with pytest.raises(WireError):
