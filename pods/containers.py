@@ -23,6 +23,7 @@ from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotF
 from pods.inflight import Background, Flights
 from pods.log_place import make_log
 from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, NamespaceMode, SandboxState
+from pods.oci_cgroups import limits_of
 from pods.plugins import Moment
 from pods.seccomp import FilterCache
 from pods.signals import signal_number
@@ -107,8 +108,7 @@ class Containers:
         intent = self._state.store.begin_put(ContainerRecord(container=container))
         try:
             async with contextlib.AsyncExitStack() as heard_of:
-                user = await self._prepare(sandbox, container, image, trace, heard_of)
-                container = msgspec.structs.replace(container, user=user)
+                container = await self._prepare(sandbox, container, image, trace, heard_of)
                 await asyncio.wrap_future(intent)
                 await self._state.save_container(ContainerRecord(container=container, finished=True))
             trace.step("container durable")
@@ -159,8 +159,8 @@ class Containers:
         image: Image,
         trace: Trace,
         heard_of: contextlib.AsyncExitStack,
-    ) -> ContainerUser:
-        """Make the container's directories, its rootfs in the shim, and its config.json.
+    ) -> Container:
+        """Make the container's directories, its rootfs in the shim, and its config.json; the container with its user.
 
         `heard_of` is entered when plugins hear of the container, and to be left when it is seen in the lists.
         """
@@ -211,13 +211,17 @@ class Containers:
         document = oci.build_config(context)
         await heard_of.enter_async_context(self._state.gate.passing())
         if self._state.plugins is not None:
-            document = await self._state.plugins.adjusted(sandbox.sandbox, container, document)
+            asked, document = document, await self._state.plugins.adjusted(sandbox.sandbox, container, document)
+            if (limits := limits_of(document)) != limits_of(asked):
+                oci.linux_resources(limits, self._host, "NRI: adjust.linux.resources")
+                container = msgspec.structs.replace(container, updated=limits)
         for directory in oci.image_volumes(config, image.config).values():
             (context.volumes_dir / directory).mkdir(parents=True)
             user_namespaces.give(context.volumes_dir / directory, users)
         (bundle / "config.json").write_text(json.dumps(document))
         trace.step("config.json written")
-        return ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
+        found_user = ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
+        return msgspec.structs.replace(container, user=found_user)
 
     def _target_pid(self, container: Container) -> int:
         options = container.config.security.namespaces

@@ -64,6 +64,24 @@ def linux_resources(resources: Resources, host: HostFacts, field: str = _FIELD) 
     return plan
 
 
+def limits_of(document: dict[str, Any]) -> Resources:
+    """The limits that a config.json sets, of those that CRI knows."""
+    resources = document["linux"].get("resources", {})
+    memory, cpu = resources.get("memory", {}), resources.get("cpu", {})
+    return Resources(
+        cpu_period=cpu.get("period", 0),
+        cpu_quota=cpu.get("quota", 0),
+        cpu_shares=cpu.get("shares", 0),
+        cpuset_cpus=cpu.get("cpus", ""),
+        cpuset_mems=cpu.get("mems", ""),
+        memory_limit_in_bytes=memory.get("limit", 0),
+        memory_swap_limit_in_bytes=memory.get("swap", 0),
+        oom_score_adj=document["process"].get("oomScoreAdj", 0),
+        hugepage_limits={limit["pageSize"]: limit["limit"] for limit in resources.get("hugepageLimits", ())},
+        unified=resources.get("unified", {}),
+    )
+
+
 def updated(current: Resources, wanted: Resources) -> Resources:
     """The limits after an update: what `wanted` does not set stays. New memory without new swap means none of that."""
     changes = {name: value for name in Resources.__struct_fields__ if (value := getattr(wanted, name))}

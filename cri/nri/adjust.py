@@ -116,6 +116,9 @@ class Adjustments:
             for field, value in message.ListFields():
                 self._own(plugin, f"linux.resources.{group}.{field.name}")
                 resources.setdefault(group, {})[field.name] = getattr(value, "value", value)
+        memory = resources.get("memory", {})
+        if wanted.memory.HasField("limit") and ("linux.resources.memory.swap", "") not in self._owners:
+            memory.update({"swap": memory["limit"]} if "swap" in memory else {})  # no swap: CRI's default
         for limit in wanted.hugepage_limits:
             self._own(plugin, "linux.resources.hugepage_limits", limit.page_size)
             kept = [one for one in resources.get("hugepageLimits", ()) if one["pageSize"] != limit.page_size]

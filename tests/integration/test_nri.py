@@ -74,6 +74,24 @@ def test_a_plugin_that_comes_back_is_told_what_there_is(daemon: Daemon, socket: 
             assert told.containers[0].annotations["plugin.example/a"] == "b"
 
 
+def test_limits_that_a_plugin_sets_outlive_an_update_of_others(daemon: Daemon, socket: Path) -> None:
+    adjust = nri.ContainerAdjustment()
+    adjust.linux.resources.memory.limit.value = 96 << 20
+    asked = cri.LinuxContainerConfig(resources=cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20))
+    with Plugin.connected(socket, CreateContainer=nri.CreateContainerResponse(adjust=adjust)), daemon.pod("lim") as pod:
+        container = pod.run("sleep", "1000", linux=asked)
+        assert daemon.status(container).resources.linux.memory_limit_in_bytes == 96 << 20
+        shares = cri.LinuxContainerResources(cpu_shares=512)
+        daemon.runtime.UpdateContainerResources(
+            cri.UpdateContainerResourcesRequest(container_id=container, linux=shares), **_CALL
+        )
+        limits = daemon.status(container).resources.linux
+        assert (limits.memory_limit_in_bytes, limits.cpu_shares) == (96 << 20, 512)
+        files = "/sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max"  # of v1, of v2
+        seen = pod.exec(container, "sh", "-c", f"cat {files}")
+        assert seen.stdout.split() == [str(96 << 20).encode()]
+
+
 @pytest.mark.parametrize("method", ["RunPodSandbox", "CreateContainer", "StartContainer"])
 def test_an_objection_fails_the_call_which_can_be_repeated(daemon: Daemon, socket: Path, method: str) -> None:
     with Plugin.connected(socket, name="strict", index="05") as plugin:
