@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from runtime import syscalls
 from runtime.errors import NO_CALL, OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
 
-_BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.zygote import main; main()"
+_BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.zygote import main; main("
 _ZYGOTE_SECONDS: Final = 30.0
 _PROBE_ANSWER: Final = 4096
 # Forked shims show their name in the room that these arguments take in the process's memory.
@@ -34,18 +34,29 @@ class ShimTooOld(RuntimeCoreError):
 class Zygote:
     """Starts the zygote process, and a fresh one whenever the last is found dead."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Callable[[int], Awaitable[None]] | None = None) -> None:
+        """`place` puts a new process, and so all its shims, into a cgroup; without it the process does so itself."""
+        self._place = place
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._restarting = asyncio.Lock()
         self.generation = 0  # how many processes there were
 
-    def start(self) -> None:
-        """Start the process and wait until it can fork. Raises RuntimeCoreError. Blocks for some 50 ms."""
+    async def start(self) -> None:
+        """Start the process and wait until it can fork, some 50 ms. Raises RuntimeCoreError, or what `place` does."""
+        await asyncio.get_running_loop().run_in_executor(None, self._start)
+        if self._place is not None:
+            try:
+                await self._place(self.pid)
+            except BaseException:
+                self.close()
+                raise
+
+    def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         room = str(Path(__file__).resolve().parent.parent)
         with theirs:
-            self._process = _spawn(theirs, room)
+            self._process = _spawn(theirs, room, own_cgroup=self._place is None)
         ours.settimeout(_ZYGOTE_SECONDS)
         try:
             ready = ours.recv(16)
@@ -90,11 +101,8 @@ class Zygote:
         """Start a new process in place of the given one, unless another call has done that. Raises RuntimeCoreError."""
         async with self._restarting:
             if self.generation == generation:
-                await asyncio.get_running_loop().run_in_executor(None, self._restart)
-
-    def _restart(self) -> None:
-        self.close()
-        self.start()
+                await asyncio.get_running_loop().run_in_executor(None, self.close)
+                await self.start()
 
     def _send(self, birth: socket.socket) -> None:
         if self._control is None:
@@ -116,11 +124,11 @@ class Zygote:
             self._process = None
 
 
-def _spawn(control: socket.socket, room: str) -> subprocess.Popen[bytes]:
+def _spawn(control: socket.socket, room: str, *, own_cgroup: bool) -> subprocess.Popen[bytes]:
     """Start the zygote with the socket as descriptor 3, no environment and nothing else that it keeps but stderr."""
     fd = control.fileno()
     move = f"import os; {fd} == 3 or (os.dup2({fd}, 3), os.close({fd})); "
-    argv = [sys.executable, "-I", "-S", "-c", move + _BOOT, room, _TITLE_ROOM]
+    argv = [sys.executable, "-I", "-S", "-c", f"{move}{_BOOT}{own_cgroup})", room, _TITLE_ROOM]
     interpreter = _readonly_interpreter()
     try:
         return subprocess.Popen(

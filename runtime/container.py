@@ -49,6 +49,8 @@ class Supervisor(Loop, Protocol):
 
     def is_child(self, pid: int) -> bool: ...
 
+    def start_holder(self) -> tuple[int, int]: ...
+
     @property
     def empty_mount_namespace(self) -> int: ...
 
@@ -65,6 +67,8 @@ class Container:
         self._supervisor = supervisor
         self._hierarchies = hierarchies
         self._rootfs = -1
+        self._oom_kills_above = 0  # in the cgroup's parent, before the container was in it
+        self._holder = -1  # a process in the container's scope until the container's own is there
         self._trees: dict[str, int] = {}
         self._mappings: userns.IDMappings | None = None
         self._spec: oci.Spec | None = None
@@ -93,7 +97,11 @@ class Container:
     # -- created ------------------------------------------------------------------------------------------------------
 
     def create(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Mount the rootfs and the image volumes, and look up the user. Returns the identity."""
+        """Mount the rootfs and the image volumes, and look up the user. Returns the identity.
+
+        With `hold` the answer has the pid of a process, too, which waits for a scope to be made around it.
+        """
+        holder = 0
         self._storage = os.path.dirname(request["upper"])
         self._rootfs = self._mount_rootfs(request["lower"], request["upper"], request["work"])
         try:
@@ -108,6 +116,8 @@ class Container:
             identity = users.resolve(
                 self._rootfs, user["user"], user["group"], user["supplemental"], merge=user["merge"]
             )
+            if request.get("hold", False):
+                holder, self._holder = self._supervisor.start_holder()
         except BaseException:
             self._release()
             raise
@@ -116,6 +126,7 @@ class Container:
             "gid": identity.gid,
             "additional_gids": list(identity.additional_gids),
             "home": identity.home,
+            "holder": holder,
         }
 
     def _mount_rootfs(self, lower: Sequence[str], upper: str, work: str) -> int:
@@ -151,6 +162,7 @@ class Container:
             undo.callback(self._close_log)
             self._supervisor.made_cgroups(cgroup.create(spec.linux.resources))
             self._cgroup = cgroup
+            self._oom_kills_above = cgroup.oom_kills_above()
             undo.callback(self._remove_cgroup)
             self._takes_stdin = request.get("stdin", False)
             # A terminal's input has no end: kubectl attaches again to one it said stdin_once of.
@@ -220,6 +232,7 @@ class Container:
         self._attachments = Attachments(
             self._outputs, stdin, self._storage, self._supervisor, stdin_once=self._stdin_once
         )
+        self._drop_holder()
         self.state = "running"
         self.started_at = time.time_ns()
         self._tell_start()
@@ -265,7 +278,7 @@ class Container:
         self.exit = {
             "code": 128 + signal_number if signal_number else status,
             "signal": signal_number,
-            "oom": self._cgroup.oom_kills() > 0,
+            "oom": self._was_oom_killed(signal_number),
             "finished_at": time.time_ns(),
         }
         self.state = "exited"
@@ -282,6 +295,14 @@ class Container:
         waiters, self._exit_waiters = self._exit_waiters, []
         for reply in waiters:
             reply({"exit": self.exit})
+
+    def _was_oom_killed(self, signal_number: int) -> bool:
+        assert self._cgroup is not None
+        if self._cgroup.oom_kills() > 0:
+            return True
+        # systemd may be quicker to remove the empty scope, and its count with it. The slice has counted, too.
+        killed = signal_number == signal.SIGKILL and self._cgroup.is_gone()
+        return killed and self._cgroup.oom_kills_above() > self._oom_kills_above
 
     def _has_own_pid_namespace(self) -> bool:
         namespace = self._spec.linux.namespace("pid") if self._spec else None
@@ -320,7 +341,7 @@ class Container:
         """Change the limits of a running container, all or none; one that has exited needs none.
 
         `resources` is what to change, as `linux.resources` has it, null to take the last change back. `oom_score_adj`
-        of 0 leaves the processes' alone.
+        of 0 leaves the processes' alone. `again`: the same as just before, after somebody else wrote to the files.
         """
         if self.state == "exited":
             return {}
@@ -329,7 +350,9 @@ class Container:
         if request["resources"] is None:
             self._take_back_update()
             return {}
-        self._take_back_update = self._cgroup.update(parse_resources(request["resources"]))
+        take_back = self._cgroup.update(parse_resources(request["resources"]))
+        if not request.get("again", False):
+            self._take_back_update = take_back
         return self._set_oom_score(request["oom_score_adj"])
 
     def _set_oom_score(self, score: int) -> dict[str, Any]:
@@ -466,7 +489,15 @@ class Container:
             return
         self._cgroup = None
 
+    def _drop_holder(self) -> None:
+        if self._holder >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._holder, signal.SIGKILL)
+            os.close(self._holder)
+            self._holder = -1
+
     def _release(self) -> None:
+        self._drop_holder()
         userns.close_all(self._trees.values())
         self._trees = {}
         for attribute in ("_rootfs", "_pidfd", "_console", "_stdin"):

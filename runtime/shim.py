@@ -30,6 +30,7 @@ from runtime.cgroups import Hierarchies
 from runtime.cgroups.tree import remove_unused
 from runtime.container import Container
 from runtime.errors import NO_CALL, RuntimeCoreError
+from runtime.holder import start_holder
 from runtime.logs import complain
 from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
 from runtime.pod import Pod
@@ -195,6 +196,12 @@ class Shim:
     def is_child(self, pid: int) -> bool:
         """Whether the process is a child that was not reaped, so that its number means no other."""
         return pid in self._children
+
+    def start_holder(self) -> tuple[int, int]:
+        """A process to hold a scope: its pid and a descriptor of it, which the caller closes."""
+        pid, pidfd = start_holder(self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
+        self.on_exit(pid, lambda _status: None)
+        return pid, pidfd
 
     def emit(self, event: Message) -> None:
         for connection in list(self._connections):

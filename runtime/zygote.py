@@ -32,8 +32,8 @@ _USUAL_DESCRIPTORS: Final = 1024
 _SHIM_OOM_SCORE_ADJ: Final = -998  # shims go after the pods they serve
 
 
-def main() -> None:
-    """Serve until the control socket closes."""
+def main(own_cgroup: bool) -> None:
+    """Serve until the control socket closes. `own_cgroup`: enter the shims' cgroup, else crispd has that done."""
     control = socket.socket(fileno=_CONTROL)
     control.set_inheritable(False)
     os.umask(0o022)
@@ -43,7 +43,8 @@ def main() -> None:
     syscalls.set_name("crisp-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     inheritance = Inheritance(Hierarchies.detect(), infra.program_file(), infra.empty_mount_namespace())
-    _leave_the_daemons_cgroup(inheritance.hierarchies)
+    if own_cgroup:
+        _leave_the_daemons_cgroup(inheritance.hierarchies)
     set_oom_score_adj(_SHIM_OOM_SCORE_ADJ)
     # Shims, and with them what they clone into a container, are born so: until its execve an exec'd process has the
     # shim's memory and descriptors, and root in the container could otherwise trace it (CVE-2016-9962).

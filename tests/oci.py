@@ -76,12 +76,12 @@ class Bundle:
         assert not check or done.returncode == 0, done.stderr
         return done
 
-    def create(self, *arguments: str) -> int:
-        """`create one`, its streams being files. The init's process id."""
+    def create(self, *arguments: str, flags: Sequence[str] = ()) -> int:
+        """`create one`, its streams being files; `flags` are global ones. The init's process id."""
         pid_file = self.directory.parent / "pid"
         with open(self.directory.parent / "output", "ab") as output:
             done = subprocess.run(
-                self.command("create", "--pid-file", str(pid_file), *arguments, "one"),
+                self.command(*flags, "create", "--pid-file", str(pid_file), *arguments, "one"),
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.directory, timeout=60,
                 env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             )  # fmt: skip

@@ -161,6 +161,16 @@ class Cgroup:
             return files.counter(memory + self.path + "/memory.oom_control", "oom_kill")
         return files.counter(self.unified + "/memory.events", "oom_kill") if self.unified else 0
 
+    def oom_kills_above(self) -> int:
+        """The same of its parent and all that is in that; 0 on version 1, which does not add up."""
+        if not self.unified or "memory" in self.hierarchies.v1:
+            return 0
+        return files.counter(os.path.dirname(self.unified) + "/memory.events", "oom_kill")
+
+    def is_gone(self) -> bool:
+        """Whether somebody removed it from version 2's hierarchy, as systemd does with an empty scope."""
+        return bool(self.unified) and not os.path.isdir(self.unified)
+
     def remove(self) -> None:
         """Removes the cgroup and those below it from all hierarchies; what is gone is fine, EBUSY is reported last."""
         failures: list[OperationFailed] = []

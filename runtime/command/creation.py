@@ -19,7 +19,7 @@ from runtime.command.owner import in_user_namespace
 from runtime.command.owner import name as owner_name
 from runtime.command.record import Record, no_cgroup, start_time, state_document
 from runtime.command.store import Entry
-from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing, from_json
+from runtime.errors import RuntimeCoreError, SpecError, failing, from_json
 from runtime.gate import Gate, waiting_program
 from runtime.hooks import run_hooks
 from runtime.infra import empty_mount_namespace
@@ -194,6 +194,7 @@ class _Maker:
         self._mounts = plan_mounts(spec, self._mappings)
         self._flags = clone_flags(spec)
         self._compiled = (b"", 0)
+        self._holder: tuple[int, int] | None = None  # pid and pidfd
 
     def check(self) -> None:
         """Refuse what cannot work before anything is made."""
@@ -203,8 +204,6 @@ class _Maker:
                 self._context.log.warning(f"process.capabilities: no kernel is known to have {name!r}: left out")
         if not os.path.isdir(self._rootfs_path):
             raise SpecError("root.path", f"`{self._rootfs_path}` is no directory")
-        if self._context.systemd_cgroup:
-            raise NotSupported("use", "--systemd-cgroup", "crisp-oci makes cgroups itself; use the cgroupfs manager")
         self._compiled = self._compile_filter()
 
     def execs_from_interpreter(self) -> bool:
@@ -223,7 +222,7 @@ class _Maker:
             created=_now(),
             owner=self._owner,
         )
-        cgroup = self._make_cgroup(record, undo)
+        cgroup = self._make_scope(record, undo) if self._context.systemd_cgroup else self._make_cgroup(record, undo)
         entry.save(record)
         gate = self._make_gate(entry, undo)
         users = userns.open_namespaces(self._spec, self._mappings, [plan.idmap for plan in self._mounts if plan.idmap])
@@ -250,6 +249,7 @@ class _Maker:
             links=self._open_links(undo),
         )
         created = self._clone(start, entry, record, undo)
+        self._drop_holder()
         users.close()
         descriptors = (start.rootfs, start.empty_mount_namespace, start.links, gate.program, gate.wait, gate.report)
         for fd in (*descriptors, *start.lent.values()):
@@ -260,20 +260,54 @@ class _Maker:
     def _make_cgroup(self, record: Record, undo: contextlib.ExitStack) -> Cgroup:
         path = self._spec.linux.cgroups_path or f"/crisp-oci/{self._id}"
         try:
-            cgroup = self._context.hierarchies().cgroup(path)
-            if cgroup.is_populated():
-                # What is in the container's cgroup is killed with it.
-                raise SpecError("linux.cgroupsPath", f"{path} has processes in it")
+            cgroup = self._vacant(path)
             made = cgroup.create(with_default_devices(self._spec.linux.resources))
         except RuntimeCoreError as error:
-            if not self._context.rootless:
-                raise
-            self._context.log.debug(f"without a cgroup: {error}")
-            return no_cgroup()
+            return self._without_cgroup(error)
         record.cgroup = cgroup.path
         record.made_cgroups = tuple(made)
         undo.callback(removal.remove_cgroup, record, self._context.log)
         return cgroup
+
+    def _make_scope(self, record: Record, undo: contextlib.ExitStack) -> Cgroup:
+        """The same by way of systemd, which wants a process in a scope from the first."""
+        from runtime.command import units
+
+        bus = units.SESSION if self._context.rootless else units.SYSTEM
+        scope = units.container_scope(self._spec.linux.cgroups_path, self._id, bus)
+        resources = with_default_devices(self._spec.linux.resources)
+        try:
+            with contextlib.ExitStack() as unmade, units.Units(bus) as systemd:
+                cgroup = self._vacant(systemd.root() + scope.path)
+                self._holder = units.start_holder()
+                unmade.callback(self._drop_holder)
+                systemd.start(scope, self._id, self._holder[0], resources)
+                record.cgroup, record.scope, record.bus = cgroup.path, scope.name, bus
+                unmade.callback(removal.remove_cgroup, record, self._context.log)
+                cgroup.create(resources)  # the limits as they are: systemd rounds
+                undo.push(unmade.pop_all())
+        except RuntimeCoreError as error:
+            record.cgroup = record.scope = record.bus = ""
+            return self._without_cgroup(error)
+        return cgroup
+
+    def _vacant(self, path: str) -> Cgroup:
+        cgroup = self._context.hierarchies().cgroup(path)
+        if cgroup.is_populated():
+            # What is in the container's cgroup is killed with it.
+            raise SpecError("linux.cgroupsPath", f"{path} has processes in it")
+        return cgroup
+
+    def _without_cgroup(self, error: RuntimeCoreError) -> Cgroup:
+        if not self._context.rootless:
+            raise error
+        self._context.log.debug(f"without a cgroup: {error}")
+        return no_cgroup()
+
+    def _drop_holder(self) -> None:
+        if self._holder is not None:
+            removal.end_child(*self._holder)
+            self._holder = None
 
     def _make_gate(self, entry: Entry, undo: contextlib.ExitStack) -> Gate:
         wait, report = (_fifo(entry.path(name), undo) for name in ("exec.fifo", "exec.report"))

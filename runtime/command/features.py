@@ -57,7 +57,10 @@ def _cgroup(context: Context) -> dict[str, bool]:
         return {"v1": False, "v2": False, "systemd": False, "systemdUser": False, "rdma": False}
     limits = {name for name in hierarchies.v1 if not name.startswith("name=")}
     rdma = bool(hierarchies.home("rdma"))
-    return {"v1": bool(limits), "v2": bool(hierarchies.unified), "systemd": False, "systemdUser": False, "rdma": rdma}
+    systemd = importlib.util.find_spec("jeepney") is not None
+    return {
+        "v1": bool(limits), "v2": bool(hierarchies.unified), "systemd": systemd, "systemdUser": systemd, "rdma": rdma
+    }  # fmt: skip
 
 
 def _seccomp() -> dict[str, Any]:

@@ -94,10 +94,20 @@ def remove_cgroup(record: Record, log: Log, *, strict: bool = False) -> None:
         cgroup.kill()
         _remove_when_empty(record)
         cgroup.remove_parents(list(record.made_cgroups))
+        if record.scope:
+            _stop_scope(record)
     except RuntimeCoreError as error:
         if strict:
             raise
         log.warning(str(error))
+
+
+def _stop_scope(record: Record) -> None:
+    """systemd drops an empty scope by itself, but not before it hears of it; a new one may have its name then."""
+    from runtime.command.units import Units
+
+    with Units(record.bus) as units:
+        units.stop(record.scope)
 
 
 def _remove_when_empty(record: Record) -> None:

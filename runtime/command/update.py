@@ -8,8 +8,10 @@ import sys
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.operands import only
+from runtime.command.record import Record
 from runtime.command.removal import current_status
 from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
+from runtime.spec import Resources
 from runtime.spec_parse import parse_resources
 
 TYPE_CHECKING = False
@@ -54,11 +56,28 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
             raise RuntimeCoreError(f"container not running: {record.id}")
         if not record.cgroup:
             raise NotSupported("update", record.id, "it has no cgroup of its own")
-        record.group().update(resources)
+        _apply(record, resources)
         config = entry.config()
         _merge(config.setdefault("linux", {}).setdefault("resources", {}), document)
         entry.write("config.json", json.dumps(config).encode())
     return 0
+
+
+def _apply(record: Record, resources: Resources) -> None:
+    """The files last: systemd writes limits to them too, but rounded. Where one refuses, both have the old ones."""
+    if not record.scope:
+        record.group().update(resources)
+        return
+    from runtime.command.units import Units
+
+    take_back = record.group().update(resources)
+    try:
+        with Units(record.bus) as units:
+            units.limit(record.scope, resources)
+    except BaseException:
+        take_back()
+        raise
+    record.group().update(resources)
 
 
 def _from_file(path: str) -> dict[str, Any]:

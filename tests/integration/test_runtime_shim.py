@@ -24,7 +24,7 @@ _BUSYBOX = "/bin/busybox"
 @pytest.fixture
 async def zygote() -> AsyncIterator[Zygote]:
     running = Zygote()
-    running.start()
+    await running.start()
     yield running
     running.close()
     Hierarchies.detect().cgroup(SHIM_CGROUP).remove_if_unused()  # as crispd does when it stops

@@ -1,0 +1,228 @@
+"""What systemd is told of a container's cgroup: the slice and scope it is, and its limits as properties of that unit.
+
+systemd keeps the cgroup tree of its machine to itself, but for what it delegates: a container gets a scope
+(systemd.scope(5)) with Delegate=yes, whose files the runtime then writes as it does without systemd. systemd has to
+know the limits nevertheless, since it writes what it knows again when it reconsiders the tree (`daemon-reload`).
+
+All of this is pure. The calls are made by the daemon (`pods.systemd_units`) and `crisp-oci --systemd-cgroup`, with the
+messages of `runtime.systemd_bus`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from runtime.cgroups.v2 import cpu_weight, io_weight, swap_max
+from runtime.errors import SpecError
+from runtime.spec import CPU, DeviceRule, Memory, Resources
+
+Property: TypeAlias = tuple[str, str, Any]  # name, D-Bus signature, value
+
+INFINITY: Final = 2**64 - 1
+_SLICE: Final = re.compile(r"[A-Za-z0-9:_.\\@]+(-[A-Za-z0-9:_.\\@]+)*\.slice")
+_NAME_BYTES: Final = 255
+_USUAL_PERIOD: Final = 100_000  # microseconds, the kernel's default
+_PERCENT: Final = 10_000  # microseconds of a second
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A container's unit: `name` ends in ".scope", `slice` is the slice that it is in."""
+
+    slice: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """Its cgroup, relative to the hierarchies' mount points. Raises `SpecError`."""
+        return f"{slice_path(self.slice)}/{self.name}"
+
+
+def slice_path(name: str, member: str = "linux.cgroupsPath") -> str:
+    """The cgroup of a slice, "a-b.slice" -> "/a.slice/a-b.slice" (systemd.slice(5)); "" for the root, "-.slice".
+
+    Raises `SpecError` for `member` when that is no slice's name.
+    """
+    if name == "-.slice":
+        return ""
+    if not _SLICE.fullmatch(name) or len(name) > _NAME_BYTES:
+        raise SpecError(member, f"{name!r} is not the name of a systemd slice such as 'a-b.slice'")
+    parts = name.removesuffix(".slice").split("-")
+    return "".join(f"/{'-'.join(parts[:count])}.slice" for count in range(1, len(parts) + 1))
+
+
+def scope_properties(
+    scope: Scope, description: str, pids: Sequence[int], resources: Resources, *, pure_v2: bool, devices: str = ""
+) -> list[Property]:
+    """A new scope's properties, for StartTransientUnit (org.freedesktop.systemd1(5)).
+
+    `pids` are its first processes; `devices` is the text of /proc/devices, which version 1 needs for device rules.
+    """
+    io = "IO" if pure_v2 else "BlockIO"
+    limits = limit_properties(resources, pure_v2=pure_v2)
+    if all(name != "TasksMax" for name, _, _ in limits):
+        limits.append(("TasksMax", "t", INFINITY))  # its default for scopes is some percent of the machine's
+    return [
+        ("Description", "s", description),
+        ("Slice", "s", scope.slice),
+        ("PIDs", "au", list(pids)),
+        ("Delegate", "b", True),
+        # Or it would be stopped with the machine's other units, before kubelet has ended its pods.
+        ("DefaultDependencies", "b", False),
+        ("CollectMode", "s", "inactive-or-failed"),
+        *((f"{kind}Accounting", "b", True) for kind in ("CPU", "Memory", io, "Tasks")),
+        *(() if pure_v2 else _device_properties(resources.devices, devices)),
+        *limits,
+    ]
+
+
+def limit_properties(resources: Resources, *, pure_v2: bool) -> list[Property]:
+    """Those of the limits that systemd knows a property for. Raises `SpecError` for senseless ones."""
+    found: list[Property] = []
+    if resources.memory:
+        found += _memory(resources.memory, pure_v2=pure_v2)
+    if resources.cpu:
+        found += _cpu(resources.cpu, pure_v2=pure_v2)
+    if resources.pids_limit:
+        found.append(("TasksMax", "t", _bound(resources.pids_limit)))
+    if resources.block_io and resources.block_io.weight:
+        weight = resources.block_io.weight
+        found.append(("IOWeight", "t", io_weight(weight)) if pure_v2 else ("BlockIOWeight", "t", weight))
+    for file, value in resources.unified.items():
+        if convert := _UNIFIED.get(file):
+            found += convert(file, value)
+    return found
+
+
+def _bound(limit: int) -> int:
+    return INFINITY if limit < 0 else limit
+
+
+def _memory(memory: Memory, *, pure_v2: bool) -> Iterator[Property]:
+    if memory.limit:
+        yield ("MemoryMax" if pure_v2 else "MemoryLimit", "t", _bound(memory.limit))
+    if not pure_v2:
+        return
+    if memory.reservation:
+        yield ("MemoryLow", "t", _bound(memory.reservation))
+    swap = swap_max(memory.limit or 0, memory.swap or 0)
+    if swap is not None:
+        yield ("MemorySwapMax", "t", _bound(swap))
+
+
+def _cpu(cpu: CPU, *, pure_v2: bool) -> Iterator[Property]:
+    if pure_v2 and cpu.idle == 1:
+        yield ("CPUWeight", "t", 0)
+    elif cpu.shares:
+        yield ("CPUWeight", "t", cpu_weight(cpu.shares)) if pure_v2 else ("CPUShares", "t", cpu.shares)
+    if cpu.period:
+        yield ("CPUQuotaPeriodUSec", "t", cpu.period)
+    if cpu.quota:
+        yield _quota(cpu.quota, cpu.period or _USUAL_PERIOD)
+    if pure_v2:  # version 1's cpuset controller is none of systemd's
+        if cpu.cpus:
+            yield ("AllowedCPUs", "ay", _mask(cpu.cpus))
+        if cpu.mems:
+            yield ("AllowedMemoryNodes", "ay", _mask(cpu.mems))
+
+
+def _quota(quota: int, period: int) -> Property:
+    if quota < 0:
+        return ("CPUQuotaPerSecUSec", "t", INFINITY)
+    # systemd keeps whole percents: less than what was asked for must not come of a daemon-reload.
+    percents = -(-quota * 1_000_000 // (period * _PERCENT))
+    return ("CPUQuotaPerSecUSec", "t", percents * _PERCENT)
+
+
+def _mask(cpus: str) -> bytes:
+    """A list such as "0-3,7" as systemd's bit mask, lowest first."""
+    bits = 0
+    for part in cpus.split(","):
+        first, _, last = part.strip().partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            bits |= 1 << number
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+
+
+def _limit_of(name: str) -> Callable[[str, str], list[Property]]:
+    def convert(file: str, value: str) -> list[Property]:
+        return [(name, "t", INFINITY if value == "max" else _number(file, value))]
+
+    return convert
+
+
+def _mask_of(name: str) -> Callable[[str, str], list[Property]]:
+    return lambda _file, value: [(name, "ay", _mask(value))] if value else []
+
+
+def _bandwidth(file: str, value: str) -> list[Property]:
+    quota, _, period = value.partition(" ")
+    microseconds = _number(file, period) if period else _USUAL_PERIOD
+    quotas = _quota(-1 if quota == "max" else _number(file, quota), microseconds)
+    return [("CPUQuotaPeriodUSec", "t", microseconds), quotas]
+
+
+def _number(file: str, value: str) -> int:
+    if not value.isdecimal():
+        raise SpecError(f"linux.resources.unified.{file}", f"{value!r} is not a number")
+    return int(value)
+
+
+_UNIFIED: Final[Mapping[str, Callable[[str, str], list[Property]]]] = {
+    "cpu.max": _bandwidth,
+    "cpu.weight": _limit_of("CPUWeight"),
+    "cpuset.cpus": _mask_of("AllowedCPUs"),
+    "cpuset.mems": _mask_of("AllowedMemoryNodes"),
+    "memory.high": _limit_of("MemoryHigh"),
+    "memory.low": _limit_of("MemoryLow"),
+    "memory.max": _limit_of("MemoryMax"),
+    "memory.min": _limit_of("MemoryMin"),
+    "memory.swap.max": _limit_of("MemorySwapMax"),
+    "pids.max": _limit_of("TasksMax"),
+}
+
+
+def _device_properties(rules: Sequence[DeviceRule], devices: str) -> Iterator[Property]:
+    """Version 1 only: systemd would write "all devices" into the delegated cgroup again; version 2's filter is ours.
+
+    A rule that denies after others allowed has no counterpart; the file has it until systemd writes again.
+    """
+    allowed = [rule for rule in rules if rule.allow]
+    if not rules or any(rule.type == "a" and rule.major is None and rule.minor is None for rule in allowed):
+        return
+    classes = _device_classes(devices)
+    entries = [
+        (node, rule.access)
+        for rule in allowed
+        for kind in ("bc" if rule.type == "a" else rule.type)
+        if (node := _device_node(kind, rule, classes))
+    ]
+    yield ("DevicePolicy", "s", "strict")
+    yield ("DeviceAllow", "a(ss)", entries)
+
+
+def _device_node(kind: str, rule: DeviceRule, classes: Mapping[tuple[str, int], str]) -> str:
+    word = {"b": "block", "c": "char", "u": "char"}.get(kind, "")
+    if not word:
+        return ""
+    if rule.major is None:
+        return f"{word}-*"
+    if rule.minor is None:
+        name = classes.get((word, rule.major), "")
+        return name and f"{word}-{name}"
+    return f"/dev/{word}/{rule.major}:{rule.minor}"
+
+
+def _device_classes(text: str) -> dict[tuple[str, int], str]:
+    """The names of major numbers, by /proc/devices (proc(5))."""
+    kind, found = "", {}
+    for line in text.splitlines():
+        if line.endswith(" devices:"):
+            kind = "char" if line.startswith("Character") else "block"
+        elif line.strip():
+            number, name = line.split(None, 1)
+            found[kind, int(number)] = name
+    return found

@@ -1,0 +1,158 @@
+"""`--systemd-cgroup`: a container's cgroup is a scope that systemd makes, asked for over D-Bus (systemd.scope(5)).
+
+Imported only with that flag, since the D-Bus library and what it needs cost as much as a container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NoReturn, Self
+
+from jeepney import DBusErrorResponse, Message, message_bus
+from jeepney.bus import get_bus
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
+from jeepney.wrappers import unwrap_msg
+
+from runtime import syscalls, systemd_bus
+from runtime.cgroups import Hierarchies
+from runtime.cgroups.systemd import Property, Scope, limit_properties, scope_properties, slice_path
+from runtime.errors import RuntimeCoreError, SpecError, failing
+from runtime.init import leave_the_loop
+from runtime.light import signal
+from runtime.process import die_with_parent
+from runtime.spec import Resources
+
+SYSTEM: Final = "SYSTEM"
+SESSION: Final = "SESSION"
+_MEMBER: Final = "linux.cgroupsPath"
+_SECONDS: Final = 30.0  # nothing that systemd is asked for takes one
+
+
+def container_scope(cgroups_path: str, container_id: str, bus: str) -> Scope:
+    """The unit that "slice:prefix:name" stands for; without a path "crisp-oci-ID.scope". Raises SpecError."""
+    default = "user.slice" if bus == SESSION else "system.slice"
+    if not cgroups_path:
+        return Scope(default, f"crisp-oci-{container_id}.scope")
+    parts = cgroups_path.split(":")
+    if len(parts) != 3 or not parts[2]:
+        raise SpecError(_MEMBER, f"expected slice:prefix:name with --systemd-cgroup, got {cgroups_path!r}")
+    slice, prefix, name = parts
+    if "/" in prefix + name:
+        raise SpecError(_MEMBER, f"a unit's name has no slash, got {cgroups_path!r}")
+    if name.endswith(".slice"):
+        raise SpecError(_MEMBER, f"a container gets a scope, and {name!r} is a slice's name")
+    slice_path(slice or default, _MEMBER)  # refuses what is none
+    return Scope(slice or default, f"{prefix}-{name}.scope" if prefix else f"{name}.scope")
+
+
+class Units:
+    """Units of the machine's systemd, or of the user's. Every call raises RuntimeCoreError for what went wrong."""
+
+    def __init__(self, bus: str) -> None:
+        with _told(f"connect to systemd by way of {_address(bus)}"):
+            self._connection: DBusConnection = open_dbus_connection(bus)
+        self._bus = bus
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def root(self) -> str:
+        """The cgroup that the manager's slices are in, "" for the machine's own."""
+        if self._bus == SYSTEM:
+            return ""
+        with _told("ask systemd for its cgroup"):
+            ((_, path),) = self._call(systemd_bus.get_control_group())
+        return str(path).rstrip("/")
+
+    def start(self, scope: Scope, container_id: str, pid: int, resources: Resources) -> None:
+        """Make a scope around a process, and wait until it is there."""
+        devices = ""
+        with contextlib.suppress(OSError), open("/proc/devices") as file:
+            devices = file.read()
+        properties = scope_properties(
+            scope, f"crisp-oci container {container_id}", [pid], resources, pure_v2=_pure_v2(), devices=devices
+        )
+        self._job(f"start unit {scope.name}", systemd_bus.start_transient_unit(scope.name, properties))
+
+    def limit(self, name: str, resources: Resources) -> None:
+        """Tell of new limits, or the old ones would come again. They are written to the files, rounded."""
+        properties: Sequence[Property] = limit_properties(resources, pure_v2=_pure_v2())
+        if properties:
+            with _told(f"set properties of unit {name}"):
+                self._call(systemd_bus.set_unit_properties(name, properties))
+
+    def stop(self, name: str) -> None:
+        """Stop a unit and wait for it. One that is not there is stopped."""
+        self._job(f"stop unit {name}", systemd_bus.stop_unit(name))
+
+    def _job(self, what: str, message: Message) -> None:
+        rule = systemd_bus.job_removed()
+        ends: deque[Message] = deque()
+        with _told(what), self._connection.filter(rule, queue=ends):
+            self._call(message_bus.AddMatch(rule))  # before the call: the job may end before it is answered
+            (job,) = self._call(message)
+            deadline = time.monotonic() + _SECONDS
+            while True:
+                left = max(deadline - time.monotonic(), 0)
+                _number, ended, _unit, result = self._connection.recv_until_filtered(ends, timeout=left).body
+                if ended == job:
+                    break
+            if result != "done":
+                raise RuntimeCoreError(f"{what}: its job ended with {result!r}")
+
+    def _call(self, message: Message) -> tuple[Any, ...]:
+        return tuple(unwrap_msg(self._connection.send_and_get_reply(message, timeout=_SECONDS)))
+
+
+def start_holder() -> tuple[int, int]:
+    """A child that does nothing in a scope until the container's init is there. It dies with its parent."""
+    with failing("clone", "holder of a scope"):
+        pid, pidfd = syscalls.clone(0)
+    if pid == 0:
+        try:
+            _hold()
+        finally:
+            os._exit(1)
+    return pid, pidfd
+
+
+def _hold() -> NoReturn:
+    leave_the_loop()
+    die_with_parent()
+    while True:
+        signal.pause()
+
+
+def _pure_v2() -> bool:
+    return Hierarchies.detect().pure_v2
+
+
+def _address(bus: str) -> str:
+    try:
+        return str(get_bus(bus))
+    except (KeyError, RuntimeError):
+        return f"the {bus.lower()} bus"
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """The bus's ways to fail as the room's error; a unit that is not there is none."""
+    try:
+        yield
+    except DBusErrorResponse as error:
+        if error.name != systemd_bus.NO_SUCH_UNIT:
+            text = error.data[0] if error.data and isinstance(error.data[0], str) else error.name
+            raise RuntimeCoreError(f"{what}: {text}") from error
+    except TimeoutError as error:
+        raise RuntimeCoreError(f"{what}: no answer in {_SECONDS:.0f} s") from error
+    except KeyError as error:  # of the environment
+        raise RuntimeCoreError(f"{what}: {error.args[0]} is not set") from error
+    except OSError as error:
+        raise RuntimeCoreError(f"{what}: {error.strerror or error}") from error

@@ -1,0 +1,52 @@
+"""systemd's D-Bus calls as messages, without I/O (org.freedesktop.systemd1(5)); needs jeepney.
+
+Not imported by what the zygote preloads: the daemon makes these calls, and `crisp-oci --systemd-cgroup`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from jeepney import DBusAddress, MatchRule, Message, Properties, new_method_call
+
+from runtime.cgroups.systemd import Property
+
+SYSTEMD: Final = DBusAddress(
+    "/org/freedesktop/systemd1", bus_name="org.freedesktop.systemd1", interface="org.freedesktop.systemd1.Manager"
+)
+NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
+
+
+def start_transient_unit(name: str, properties: Sequence[Property]) -> Message:
+    """Make and start a unit. The answer is the path of a job, which is done when `job_removed` says so."""
+    return new_method_call(
+        SYSTEMD, "StartTransientUnit", "ssa(sv)a(sa(sv))", (name, "replace", _variants(properties), [])
+    )
+
+
+def set_unit_properties(name: str, properties: Sequence[Property]) -> Message:
+    """Change a unit until it ends. Done with the answer."""
+    return new_method_call(SYSTEMD, "SetUnitProperties", "sba(sv)", (name, True, _variants(properties)))
+
+
+def stop_unit(name: str) -> Message:
+    """Stop a unit; the answer is a job's path."""
+    return new_method_call(SYSTEMD, "StopUnit", "ss", (name, "replace"))
+
+
+def get_control_group() -> Message:
+    """The manager's own cgroup, a variant of a string: below it is the slice that its units are in by default."""
+    return Properties(SYSTEMD).get("ControlGroup")
+
+
+def job_removed() -> MatchRule:
+    """The signal for the end of a job; its body is a number, the job's path, the unit, and "done" or what else became.
+
+    The bus sends it to those who asked for it (AddMatch).
+    """
+    return MatchRule(type="signal", interface=SYSTEMD.interface, member="JobRemoved", path=SYSTEMD.object_path)
+
+
+def _variants(properties: Sequence[Property]) -> list[tuple[str, tuple[str, object]]]:
+    return [(name, (signature, value)) for name, signature, value in properties]
