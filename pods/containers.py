@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from image.model import Image
     from image.store import ImageStore
     from pods.host import HostFacts
+    from pods.scopes import Scopes
     from pods.shims import Shims
     from pods.state import State
     from pods.trace import Trace
@@ -49,8 +50,15 @@ class Containers:
     """All changes to containers go through here; each is idempotent and finishes although its caller leaves."""
 
     def __init__(
-        self, state: State, shims: Shims, images: ImageStore, host: HostFacts, background: Background
+        self,
+        state: State,
+        shims: Shims,
+        images: ImageStore,
+        host: HostFacts,
+        scopes: Scopes,
+        background: Background,
     ) -> None:
+        self._scopes = scopes
         self._state = state
         self._shims = shims
         self._images = images
@@ -175,6 +183,7 @@ class Containers:
         _make_layer_directories(root, lower, users)
         bundle.mkdir(parents=True, mode=0o700)
         trace.step("directories made")
+        scope = oci.container_scope(sandbox.sandbox, container.id)
         identity = await self._shims.of(container.sandbox_id).call(
             "create",
             container=container.id,
@@ -184,6 +193,7 @@ class Containers:
             work=str(root / "work"),
             user=oci.user_request(config, image.config).to_json(),
             images=mounted_images.shim_argument(config, container.mounted_images, self._images, root / "volumes"),
+            hold=scope is not None,
         )
         trace.step("rootfs mounted, user found")
         user = Identity(
@@ -215,11 +225,18 @@ class Containers:
             if (limits := limits_of(document)) != limits_of(asked):
                 oci.linux_resources(limits, self._host, "NRI: adjust.linux.resources")
                 container = msgspec.structs.replace(container, updated=limits)
+        making = None
+        if scope is not None:
+            scoped = self._scopes.make(scope, container.id, identity["holder"], document["linux"]["resources"])
+            making = self._background.start(scoped)
         for directory in oci.image_volumes(config, image.config).values():
             (context.volumes_dir / directory).mkdir(parents=True)
             user_namespaces.give(context.volumes_dir / directory, users)
         (bundle / "config.json").write_text(json.dumps(document))
         trace.step("config.json written")
+        if making is not None:
+            await making
+            trace.step("scope made")
         found_user = ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
         return msgspec.structs.replace(container, user=found_user)
 

@@ -249,6 +249,7 @@ class Sandbox(_Value, frozen=True):
     ips: tuple[str, ...] = ()  # the default network's addresses, in the plugins' order
     netns: str = ""  # path of the pinned network namespace; "" on the host's network
     infra_pid: int = 0
+    cgroup_driver: str = "cgroupfs"  # that of the daemon which made it: its cgroups keep their places
     overhead: Resources | None = None  # what UpdatePodSandboxResources told last; None: what the configuration says
     resources: Resources | None = None
 

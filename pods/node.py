@@ -12,17 +12,19 @@ from typing import Any
 
 from image.store import ImageStore
 from network.network import Network
+from pods.apparmor import load_default_profile
 from pods.containers import Containers
-from pods.errors import PodError
 from pods.execsync import exec_sync
 from pods.host import HostFacts
 from pods.inflight import Background
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
+from pods.oci_cgroups import SYSTEMD
 from pods.plugins import Plugins
 from pods.ports import open_port
 from pods.recovery import Recovery
 from pods.resource_updates import ResourceUpdates
 from pods.sandboxes import Sandboxes
+from pods.scopes import Scopes
 from pods.settings import NodeSettings
 from pods.shims import Shims
 from pods.state import State
@@ -48,21 +50,19 @@ class Node:
         self.trace_start = settings.trace_start
         self.step_reports: list[StepReport] = []  # told of each step of a start
         self.stats = Stats(self._state)
-        self._shims = Shims(settings, self._exited, self._lost)
+        self._scopes = Scopes()
+        self._shims = Shims(settings, self._scopes, self._exited, self._lost)
         self.host = HostFacts.detect()
-        self._containers = Containers(self._state, self._shims, images, self.host, self._background)
-        self._sandboxes = Sandboxes(self._state, self._shims, network, self._containers, self.host, self._background)
-        self._resources = ResourceUpdates(self._state, self._shims, self.host, self._background)
+        self._containers = Containers(self._state, self._shims, images, self.host, self._scopes, self._background)
+        self._sandboxes = Sandboxes(
+            self._state, self._shims, network, self._containers, self.host, self._scopes, self._background
+        )
+        self._resources = ResourceUpdates(self._state, self._shims, self.host, self._scopes, self._background)
         self._recovery = Recovery(self._state, self._shims, self._sandboxes, self._containers, self._background)
 
     @classmethod
     async def open(cls, settings: NodeSettings) -> Node:
         """Open the stores and the network, start the zygote, find again what an earlier daemon left."""
-        if settings.cgroup_driver != "cgroupfs":
-            raise PodError(
-                f"cgroup_driver {settings.cgroup_driver!r} is not supported yet: set cgroup_driver = \"cgroupfs\" here "
-                "and cgroupDriver: cgroupfs in kubelet's configuration"
-            )
         async with contextlib.AsyncExitStack() as undo:
             pinned = [settings.pause_image] if settings.pause_image else []
             images = await ImageStore.open(
@@ -75,10 +75,13 @@ class Node:
             node = cls(settings, images, network)
             records = await node._state.store.open()
             undo.callback(node._state.store.close)
-            await asyncio.get_running_loop().run_in_executor(None, node._shims.start)
+            undo.push_async_callback(node._scopes.close)
+            if settings.cgroup_driver == SYSTEMD:
+                await node._scopes.open()
+            await node._shims.start()
             undo.callback(node._shims.close)
             undo.callback(node.stats.close)
-            await node._recovery.recover(images, records)
+            await asyncio.gather(node._recovery.recover(images, records), load_default_profile(node.host))
             undo.pop_all()
             return node
 
@@ -86,6 +89,7 @@ class Node:
         """Let go; containers and shims live on."""
         await self._background.drain(_CLOSE_SECONDS)
         self._shims.close()
+        await self._scopes.close()
         self.stats.close()
         await self.network.close()
         await self.images.close()

@@ -21,7 +21,7 @@ from pods.host import HostFacts
 from pods.host_limits import check_host_limits
 from pods.model import ContainerConfig, NamespaceMode, Sandbox
 from pods.mount_sources import resolve_sources
-from pods.oci_cgroups import cgroup_parent, cgroups_path, linux_resources
+from pods.oci_cgroups import cgroup_parent, cgroups_path, container_scope, linux_resources
 from pods.oci_labels import apparmor_profile, selinux_labels
 from pods.oci_mounts import image_volumes, plan_mounts
 from pods.oci_namespaces import plan_namespaces
@@ -38,6 +38,7 @@ __all__ = [
     "build_config",
     "cgroup_parent",
     "cgroups_path",
+    "container_scope",
     "find_host_objects",
     "image_volumes",
     "linux_resources",

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pods.apparmor import DEFAULT_PROFILE
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
 from pods.model import ContainerSecurity, ProfileType
 
 _FIELD = "config.linux.security_context.apparmor"
-_DEFAULT_PROFILE = "crisp-default"
 _PROFILES = Path("/sys/kernel/security/apparmor/profiles")
 
 
 def apparmor_profile(security: ContainerSecurity, host: HostFacts, loaded: Path = _PROFILES) -> str:
     """The profile to confine the process with, "" for none. Reads the list of loaded profiles.
 
-    RuntimeDefault means nothing where AppArmor is off, and privileged is never confined. Raises InvalidArgument for
-    a named profile where AppArmor is off, and for one that is not loaded.
+    Who asks for nothing gets the default profile as if asked for, as long as it is loaded. RuntimeDefault means nothing
+    where AppArmor is off, and privileged is never confined. Raises InvalidArgument for a named profile where AppArmor
+    is off, and for one that is not loaded.
     """
     wanted = security.apparmor
-    if wanted is None or wanted.type is ProfileType.UNCONFINED or security.privileged:
+    if security.privileged or (wanted is not None and wanted.type is ProfileType.UNCONFINED):
         return ""
+    if wanted is None:
+        return DEFAULT_PROFILE if host.apparmor and DEFAULT_PROFILE in _names(loaded) else ""
     if wanted.type is ProfileType.RUNTIME_DEFAULT:
-        return _loaded(_DEFAULT_PROFILE, loaded) if host.apparmor else ""
+        return _loaded(DEFAULT_PROFILE, loaded) if host.apparmor else ""
     name = wanted.localhost_ref.removeprefix("localhost/")
     if not name:
         raise InvalidArgument(f"{_FIELD}.localhost_ref: a Localhost profile needs a name")
@@ -32,9 +35,16 @@ def apparmor_profile(security: ContainerSecurity, host: HostFacts, loaded: Path 
     return _loaded(name, loaded)
 
 
+def _names(profiles: Path) -> set[str]:
+    try:
+        lines = profiles.read_text().splitlines()  # "name (enforce)"
+    except FileNotFoundError:  # securityfs is not mounted
+        return set()
+    return {line.rpartition(" (")[0] for line in lines}
+
+
 def _loaded(name: str, profiles: Path) -> str:
-    # A line is "name (enforce)".
-    if name not in (line.rpartition(" (")[0] for line in profiles.read_text().splitlines()):
+    if name not in _names(profiles):
         raise InvalidArgument(f"{_FIELD}: profile {name!r} is not loaded on this node (apparmor_parser(8))")
     return name
 

@@ -16,12 +16,13 @@ from pods import log_fields
 from pods.errors import FailedPrecondition, PodError
 from pods.host_limits import check_host_limits
 from pods.model import Container, ContainerState, Resources, SandboxState
-from pods.oci_cgroups import linux_resources, update_plan, updated
+from pods.oci_cgroups import container_scope, linux_resources, update_plan, updated
 from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
     from pods.host import HostFacts
     from pods.inflight import Background
+    from pods.scopes import Scopes
     from pods.shims import Shims
     from pods.state import State
 
@@ -33,8 +34,11 @@ _LIMITS: Final = ("memory", "cpu", "hugepageLimits", "unified")  # of `linux.res
 class ResourceUpdates:
     """Changes of limits; one that fails leaves the old ones in the kernel, in config.json and in the status."""
 
-    def __init__(self, state: State, shims: Shims, host: HostFacts, background: Background) -> None:
+    def __init__(
+        self, state: State, shims: Shims, host: HostFacts, scopes: Scopes, background: Background
+    ) -> None:
         self._state = state
+        self._scopes = scopes
         self._shims = shims
         self._host = host
         self._background = background
@@ -56,9 +60,11 @@ class ResourceUpdates:
             try:
                 await self._apply(container, plan, wanted.oom_score_adj)
                 try:
+                    await self._tell_systemd(container, plan, after)
                     await self._keep(container, after)
                 except BaseException:
-                    with contextlib.suppress(RuntimeCoreError):
+                    with contextlib.suppress(RuntimeCoreError, PodError):
+                        await self._tell_systemd(container, {}, container.resources)
                         await self._apply(container, None, 0)
                     raise
             except (RuntimeCoreError, OSError) as error:
@@ -68,11 +74,24 @@ class ResourceUpdates:
     async def _apply(self, container: Container, plan: dict[str, Any] | None, oom_score_adj: int) -> None:
         if container.state is not ContainerState.RUNNING:
             return
-        answer = await self._shims.of(container.sandbox_id).call(
-            "update", container=container.id, resources=plan, oom_score_adj=oom_score_adj
-        )
+        shim = self._shims.of(container.sandbox_id)
+        answer = await shim.call("update", container=container.id, resources=plan, oom_score_adj=oom_score_adj)
         for warning in answer.get("warnings", ()):
             _log.warning("%s", warning, extra=log_fields.of_container(container))
+
+    async def _tell_systemd(self, container: Container, plan: dict[str, Any], after: Resources) -> None:
+        """Have systemd know all the limits, and the exact ones of the plan written after it wrote its own.
+
+        It comes second: it would not refuse memory that is in use.
+        """
+        scope = container_scope(self._state.find_sandbox(container.sandbox_id).sandbox, container.id)
+        if scope is None or container.state is ContainerState.EXITED:
+            return
+        await self._scopes.update(scope, linux_resources(after, self._host, _FIELD))
+        if plan and container.state is ContainerState.RUNNING:
+            await self._shims.of(container.sandbox_id).call(
+                "update", container=container.id, resources=plan, oom_score_adj=0, again=True
+            )
 
     async def _keep(self, container: Container, after: Resources) -> None:
         """Make the limits durable: in config.json, which a start reads, and in the record."""

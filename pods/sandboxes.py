@@ -22,7 +22,7 @@ from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
 from pods.log_fields import pod_name
 from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
-from pods.oci_cgroups import cgroup_parent
+from pods.oci_cgroups import SYSTEMD, cgroup_parent, pod_cgroup, pod_slice
 from pods.plugins import Moment
 from pods.store import SandboxRecord
 from pods.sysctls import sandbox_sysctls
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from network.network import Network
     from pods.containers import Containers
     from pods.host import HostFacts
+    from pods.scopes import Scopes
     from pods.shims import Shims
     from pods.state import State
     from pods.trace import Trace
@@ -53,9 +54,11 @@ class Sandboxes:
         network: Network,
         containers: Containers,
         host: HostFacts,
+        scopes: Scopes,
         background: Background,
     ) -> None:
         self._host = host
+        self._scopes = scopes
         self._state = state
         self._shims = shims
         self._network = network
@@ -93,7 +96,7 @@ class Sandboxes:
         user_namespaces.check_pod(
             options, "config.linux.security_context.namespace_options", self._shims.idmap_refusal
         )
-        cgroup_parent("", config)
+        cgroup_parent("new", config, self._state.settings.cgroup_driver)
         sandbox_sysctls(config)
         files.hostname("", config, self._host.hostname)
         files.resolv_conf(config.dns, "")
@@ -121,6 +124,7 @@ class Sandboxes:
             state=SandboxState.NOT_READY,
             created_at=time.time_ns(),
             netns="" if on_host_network else str(self._state.settings.netns_path(sandbox_id)),
+            cgroup_driver=self._state.settings.cgroup_driver,
         )
         record = SandboxRecord(sandbox=sandbox, network=not on_host_network)
         # The intent must be on disk before a plugin runs; it gets there while the shim is made.
@@ -266,7 +270,10 @@ class Sandboxes:
         if sandbox.netns:
             self._shims.unpin(sandbox.netns)
         if not sandbox.config.cgroup_parent:
-            self._shims.remove_cgroup(cgroup_parent(sandbox.id, sandbox.config))
+            if sandbox.cgroup_driver == SYSTEMD:
+                await self._scopes.remove_slice(pod_slice(sandbox.id, sandbox.config))
+            else:
+                self._shims.remove_cgroup(pod_cgroup(sandbox))
 
     async def lost(self, sandbox_id: str) -> None:
         """The shim or the infra process is gone: the sandbox is not ready, and nothing in it runs any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -9,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pods.oci_cgroups import NO_PARENT
+from pods.oci_cgroups import NO_PARENT, SYSTEMD
+from pods.scopes import Scopes
 from pods.settings import NodeSettings
 from runtime.cgroups import Hierarchies
 from runtime.client import ShimClient, ShimGone, Zygote
@@ -29,9 +31,11 @@ LossHandler = Callable[[str], None]  # sandbox id
 class Shims:
     """Connections by sandbox id. `on_exit` and `on_loss` are called on the loop."""
 
-    def __init__(self, settings: NodeSettings, on_exit: ExitHandler, on_loss: LossHandler) -> None:
+    def __init__(
+        self, settings: NodeSettings, scopes: Scopes, on_exit: ExitHandler, on_loss: LossHandler
+    ) -> None:
         self._settings = settings
-        self._zygote = Zygote()
+        self._zygote = Zygote(scopes.place_shims if settings.cgroup_driver == SYSTEMD else None)
         self._clients: dict[str, ShimClient] = {}
         self._hierarchies: Hierarchies | None = None
         self.idmap_refusal = "not asked yet"  # why no pod can have a user namespace; "" if one can
@@ -41,10 +45,11 @@ class Shims:
     def __len__(self) -> int:
         return len(self._clients)
 
-    def start(self) -> None:
-        """Start the zygote, and try whether the images' layers can be id-mapped. Raises RuntimeCoreError. Blocks."""
-        self._zygote.start()
-        self.idmap_refusal = self._zygote.probe_idmap(self._settings.root / "image")
+    async def start(self) -> None:
+        """Start the zygote, and try whether the images' layers can be id-mapped. Raises RuntimeCoreError, PodError."""
+        await self._zygote.start()
+        directory = self._settings.root / "image"
+        self.idmap_refusal = await asyncio.to_thread(self._zygote.probe_idmap, directory)
 
     async def make_pod(self, sandbox_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError, with all of them undone."""

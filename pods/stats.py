@@ -18,7 +18,7 @@ from pods.cpu_rates import CpuRates
 from pods.errors import PodError
 from pods.interfaces import Interface, interfaces
 from pods.model import Container, ContainerState, Sandbox
-from pods.oci_cgroups import cgroup_parent, cgroups_path
+from pods.oci_cgroups import cgroups_path, pod_cgroup
 from pods.processes import Processes, look_at
 from pods.writable_layers import DiskUse, WritableLayers
 from runtime.cgroups import Cgroup, Hierarchies
@@ -140,7 +140,7 @@ class Stats:
     # -- in the thread ------------------------------------------------------------------------------------------------
 
     def _sandbox(self, sandbox: Sandbox, containers: tuple[ContainerStats, ...]) -> SandboxStats:
-        reading = self._read(sandbox.id, cgroup_parent(sandbox.id, sandbox.config), sandbox.created_at)
+        reading = self._read(sandbox.id, pod_cgroup(sandbox), sandbox.created_at)
         return SandboxStats(
             sandbox=sandbox,
             taken_at=reading.taken_at,

@@ -73,11 +73,16 @@ def cgroups(machine: Machine, driver: str) -> Iterator[Finding]:
         )  # fmt: skip
     else:
         yield Finding(Level.OK, "cgroups", version)
-    if driver == "systemd":
+    systemd_runs = machine.exists("/run/systemd/system")
+    if driver == "cgroupfs" and systemd_runs:
         yield Finding(
-            Level.WRONG, "cgroup driver", "systemd, which crisp does not have yet",
-            'cgroup_driver = "cgroupfs" in crisp.toml, and cgroupDriver: cgroupfs in kubelet\'s configuration',
+            Level.WARNING, "cgroup driver", "cgroupfs beside systemd: two programs write to one tree",
+            'cgroup_driver = "systemd" in crisp.toml, and cgroupDriver: systemd in kubelet\'s configuration',
         )  # fmt: skip
+    elif driver == "systemd" and not systemd_runs:
+        yield Finding(
+            Level.WRONG, "cgroup driver", "systemd, which does not run here", 'cgroup_driver = "cgroupfs" in crisp.toml'
+        )
     else:
         yield Finding(Level.OK, "cgroup driver", driver)
 

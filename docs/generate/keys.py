@@ -41,7 +41,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "collection leaves it alone.",
     },
     "Cgroups": {
-        "cgroup_driver": "Who makes cgroups; systemd is refused so far. kubelet has to use the same; 1.34 asks crisp.",
+        "cgroup_driver": "Who makes cgroups. Has to be kubelet's; kubelet 1.34 and later asks crisp.",
     },
     "Streaming": {
         "stream_addr": "Where the streaming server (exec, attach, port-forward) listens. Port 0 takes a free one.",

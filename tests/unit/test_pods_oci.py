@@ -461,7 +461,7 @@ def test_cgroup_path(parent: str, path: str) -> None:
 def test_cgroup_parents_that_cannot_be(parent: str) -> None:
     config = msgspec.structs.replace(_sandbox().config, cgroup_parent=parent)
     with pytest.raises(InvalidArgument, match="cgroupDriver: cgroupfs" if "slice" in parent else "absolute path"):
-        oci.cgroup_parent("S", config)
+        oci.cgroup_parent("S", config, "cgroupfs")
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -143,6 +143,10 @@ def test_apparmor(tmp_path: Path) -> None:
         of(ProfileType.LOCALHOST, "other")
     with pytest.raises(InvalidArgument, match="AppArmor is not enabled"):
         of(ProfileType.LOCALHOST, "crisp-default", on=False)
+    host = HostFacts(True, True, frozenset(), (6, 1), "amd64", "node", apparmor=True)
+    assert apparmor_profile(model.ContainerSecurity(), host, loaded) == "crisp-default"
+    assert apparmor_profile(model.ContainerSecurity(privileged=True), host, loaded) == ""
+    assert apparmor_profile(model.ContainerSecurity(), host, tmp_path / "none") == ""
 
 
 # -- sysctls ----------------------------------------------------------------------------------------------------------

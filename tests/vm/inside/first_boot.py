@@ -9,9 +9,12 @@ import stat
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
@@ -164,8 +167,46 @@ def test_the_shim_is_outside_of_the_units_and_the_pods_cgroups(service: Service,
     assert "crispd.service" in str(Process.at(service.pid()).cgroup())
 
 
-def test_apparmor_does_not_confine_what_asks_for_nothing(workload: Workload) -> None:
-    assert workload.process.read("attr/current").strip() == "unconfined"
+def test_apparmor_confines_what_asks_for_nothing(workload: Workload) -> None:
+    assert workload.process.read("attr/current").strip() == "crisp-default (enforce)"
+    # Root, and no seccomp filter: what refuses is the profile. An exec is confined too.
+    for script in ("echo 1 > /proc/sysrq-trigger", "mount -t tmpfs tmpfs /mnt", "cat /proc/kcore"):
+        assert workload.pod.exec(workload.container_id, "sh", "-c", script).exit_code != 0
+    answer = workload.pod.exec(workload.container_id, "cat", "/proc/self/attr/current")
+    assert answer.stdout == b"crisp-default (enforce)\n"
+
+
+@pytest.mark.parametrize(
+    ("security", "label"),
+    [
+        ({"apparmor": {"profile_type": "RuntimeDefault"}}, "crisp-default (enforce)"),
+        ({"apparmor": {"profile_type": "Unconfined"}}, "unconfined"),
+        ({"apparmor": {"profile_type": "Localhost", "localhost_ref": "guest-no-tmp"}}, "guest-no-tmp (enforce)"),
+        ({"apparmor_profile": "localhost/guest-no-tmp"}, "guest-no-tmp (enforce)"),
+        ({"apparmor_profile": "unconfined"}, "unconfined"),
+    ],
+)
+def test_an_apparmor_profile_is_in_force(
+    service: Service, workload: Workload, security: dict[str, Any], label: str
+) -> None:
+    profile = "profile guest-no-tmp flags=(attach_disconnected) { file, signal, deny /tmp/** w, }"
+    subprocess.run(["apparmor_parser", "--replace", "--skip-cache"], input=profile.encode(), check=True)
+    linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(**security))
+    script = "cat /proc/self/attr/current; mkdir -p /tmp; touch /tmp/new"
+    container_id = workload.pod.run("sh", "-c", script, name="confined", linux=linux)
+    status = service.wait_exited(container_id, EXIT_SECONDS)
+    assert workload.pod.log("confined").splitlines()[0].endswith(f" F {label}")
+    assert (status.exit_code != 0) == label.startswith("guest-no-tmp")
+    service.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container_id), timeout=CALL_SECONDS)
+    Path(workload.pod.config.log_directory, "confined.log").unlink()
+
+
+def test_an_apparmor_profile_that_is_not_loaded_is_refused(workload: Workload) -> None:
+    profile = cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref="nobodys")
+    linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(apparmor=profile))
+    with pytest.raises(grpc.RpcError, match="profile 'nobodys' is not loaded") as refusal:
+        workload.pod.create("true", name="refused", linux=linux)
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_the_default_seccomp_profile_filters(service: Service, workload: Workload) -> None:
@@ -278,6 +319,103 @@ def test_the_stop_signal_is_obeyed(service: Service, workload: Workload) -> None
     service.runtime.StopContainer(request, timeout=CALL_SECONDS)
     status = service.status(container_id)
     assert (status.exit_code, status.reason) == (4, "Error")
+
+
+POD_SLICE = "/kubelet.slice/kubelet-pods.slice/kubelet-pods-podguest.slice"  # as kubelet names a pod's parent
+
+
+@pytest.fixture(scope="module")
+def scoped(service: Service, workload: Workload) -> Iterator[Workload]:
+    """A limited container made with the systemd cgroup driver, which the daemon has meanwhile."""
+    drop_in = Path("/etc/crisp/crisp.toml.d/driver.toml")
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    drop_in.write_text('cgroup_driver = "systemd"\n')
+    service.stop()
+    service.start()
+    config = service.sandbox_config("scoped", linux=cri.LinuxPodSandboxConfig(cgroup_parent=POD_SLICE))
+    with service.pod(config=config) as pod:
+        container_id = pod.run("sleep", "10000", linux=cri.LinuxContainerConfig(resources=LIMITS))
+        yield Workload(pod, container_id, Process.of(service, container_id))
+    drop_in.unlink()
+    service.stop()
+    service.start()
+
+
+def test_with_systemd_a_container_is_a_scope(service: Service, workload: Workload, scoped: Workload) -> None:
+    assert service.runtime.RuntimeConfig(cri.RuntimeConfigRequest()).linux.cgroup_driver == cri.CgroupDriver.SYSTEMD
+    unit = f"crisp-{scoped.container_id}.scope"
+    assert scoped.process.cgroup() == CGROUPS / POD_SLICE[1:] / unit
+    assert (scoped.process.cgroup() / "cgroup.procs").read_text().split() == [str(scoped.process.pid)]
+    shown = systemctl("show", "--property=ActiveState,Delegate,MemoryMax,MemoryHigh,TasksMax,Slice", unit)
+    assert set(shown.splitlines()) == {
+        "ActiveState=active", "Delegate=yes", f"MemoryMax={64 * MEBIBYTE}", f"MemoryHigh={48 * MEBIBYTE}",
+        "TasksMax=77", "Slice=kubelet-pods-podguest.slice",
+    }  # fmt: skip
+    shim = Process.at(int(scoped.process.read("stat").rpartition(")")[2].split()[1]))
+    assert shim.cgroup().parent == CGROUPS / "crisp.slice/crisp-shims.slice"
+    assert_goes_on(service, workload)  # of the other driver
+
+
+def test_with_systemd_limits_outlive_its_reload(service: Service, scoped: Workload) -> None:
+    systemctl("daemon-reload")
+    assert limits(scoped.process) == FILES_OF_LIMITS
+    resources = cri.LinuxContainerResources(memory_limit_in_bytes=80 * MEBIBYTE, cpu_quota=33_333)
+    request = cri.UpdateContainerResourcesRequest(container_id=scoped.container_id, linux=resources)
+    service.runtime.UpdateContainerResources(request, timeout=CALL_SECONDS)
+    changed = {"memory.max": str(80 * MEBIBYTE), "cpu.max": "33333 100000"}
+    assert limits(scoped.process) == FILES_OF_LIMITS | changed
+    systemctl("daemon-reload")
+    changed["cpu.max"] = limits(scoped.process)["cpu.max"]
+    assert changed["cpu.max"] in ("33333 100000", "34000 100000")  # never less: systemd keeps whole percents
+    assert limits(scoped.process) == FILES_OF_LIMITS | changed
+
+
+def test_with_systemd_memory_in_use_is_not_taken_away(service: Service, scoped: Workload) -> None:
+    script = "mkfifo /full; sleep 1000 < /full & dd if=/dev/zero of=/full bs=32M"  # keeps a buffer of 32 MiB
+    container_id = scoped.pod.run("sh", "-c", script, name="full")
+    cgroup = Process.of(service, container_id).cgroup()
+    deadline = time.monotonic() + EXIT_SECONDS
+    while int((cgroup / "memory.current").read_text()) < 32 * MEBIBYTE and time.monotonic() < deadline:
+        time.sleep(0.1)
+    resources = cri.LinuxContainerResources(memory_limit_in_bytes=16 * MEBIBYTE)
+    request = cri.UpdateContainerResourcesRequest(container_id=container_id, linux=resources)
+    with pytest.raises(grpc.RpcError, match="busy"):
+        service.runtime.UpdateContainerResources(request, timeout=CALL_SECONDS)
+    assert (cgroup / "memory.max").read_text() == "max\n"
+    assert service.status(container_id).state == cri.CONTAINER_RUNNING
+
+
+def test_with_systemd_devices_and_memory_are_limited(service: Service, scoped: Workload) -> None:
+    disk = os.stat("/dev/vda").st_rdev
+    script = f"mknod /tmp/disk b {os.major(disk)} {os.minor(disk)} && head -c 1 /tmp/disk"
+    assert scoped.pod.exec(scoped.container_id, "sh", "-c", script).exit_code != 0
+    hungry = cri.LinuxContainerConfig(resources=cri.LinuxContainerResources(memory_limit_in_bytes=16 * MEBIBYTE))
+    container_id = scoped.pod.run("sh", "-c", "tail /dev/zero", name="hungry", linux=hungry)
+    assert service.wait_exited(container_id, EXIT_SECONDS).reason == "OOMKilled"
+
+
+def test_with_systemd_the_daemon_may_die(service: Service, scoped: Workload) -> None:
+    service.kill9()
+    assert limits(scoped.process)["pids.max"] == FILES_OF_LIMITS["pids.max"]
+    assert_goes_on(service, scoped)
+
+
+def test_with_systemd_nothing_is_left(service: Service, scoped: Workload) -> None:
+    before = leaks.Snapshot.take()
+    with service.pod("passing-scopes") as pod:
+        container_id = pod.run("sleep", "1000", linux=cri.LinuxContainerConfig(resources=LIMITS))
+        assert Process.of(service, container_id).cgroup().parent == CGROUPS / f"crisp.slice/crisp-{pod.id}.slice"
+        pod.create("true", name="never-started")
+    assert left_since(before) == []
+    units = systemctl("list-units", "--all", "--plain", "--no-legend", "crisp-*.scope", "crisp-*.slice").splitlines()
+    names = {line.split()[0] for line in units} - {"crisp-shims.slice", f"crisp-{scoped.container_id}.scope"}
+    assert {name for name in names if not name.startswith("crisp-shims-")} <= {f"crisp-{_full(service, scoped)}.scope"}
+
+
+def _full(service: Service, scoped: Workload) -> str:
+    """The id of the container of the memory test."""
+    containers = service.runtime.ListContainers(cri.ListContainersRequest(), timeout=CALL_SECONDS).containers
+    return next(one.id for one in containers if one.metadata.name == "full")
 
 
 def test_the_workload_is_left_for_a_power_cut(service: Service, workload: Workload) -> None:

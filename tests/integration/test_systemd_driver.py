@@ -1,0 +1,163 @@
+"""The systemd cgroup driver, with a systemd that does no more than make units' cgroups (tests/fake_systemd.py)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from runtime.cgroups import Hierarchies
+from runtime.cgroups.systemd import INFINITY
+from tests.daemon import Daemon, DaemonFailed
+from tests.fake_systemd import FakeSystemd
+
+MIB = 1 << 20
+_CALL = {"timeout": 30}
+POD_SLICE = "/kubelet.slice/kubelet-podcrisp.slice"
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeSystemd]:
+    with FakeSystemd(tmp_path_factory.mktemp("bus") / "socket") as fake:
+        yield fake
+
+
+@contextmanager
+def _running(units: FakeSystemd) -> Iterator[Daemon]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DBUS_SYSTEM_BUS_ADDRESS", units.address)
+        with Daemon.running("--cgroup-driver=systemd") as running:
+            running.import_busybox()
+            with running.pod("first"):
+                pass  # makes the bridge, which stays as long as the daemon
+            yield running
+
+
+@pytest.fixture(scope="module")
+def daemon(units: FakeSystemd) -> Iterator[Daemon]:
+    with _running(units) as running:
+        yield running
+
+
+def _pod(daemon: Daemon, name: str, parent: str = POD_SLICE) -> Any:
+    config = daemon.sandbox_config(name)
+    config.linux.cgroup_parent = parent
+    return daemon.pod(config=config)
+
+
+def _cgroups_of(pid: int) -> set[str]:
+    """Where a process is, in all hierarchies that there are."""
+    used = set(Hierarchies.detect().v1) | {""}
+    lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    return {path for _, controllers, path in lines if used.intersection(controllers.split(","))}
+
+
+def _pid(daemon: Daemon, container: str) -> int:
+    request = cri.ContainerStatusRequest(container_id=container, verbose=True)
+    info = daemon.runtime.ContainerStatus(request, **_CALL).info["info"]
+    return int(info.partition('"pid":')[2].partition(",")[0])
+
+
+def _file(path: str, controller: str, name: str) -> str:
+    return (Path(Hierarchies.detect().cgroup(path).directory(controller)) / name).read_text().strip()
+
+
+@pytest.mark.cri("RuntimeConfig", "cgroup_driver")
+def test_kubelet_is_told_of_the_driver(daemon: Daemon) -> None:
+    driver = daemon.runtime.RuntimeConfig(cri.RuntimeConfigRequest(), **_CALL).linux.cgroup_driver
+    assert driver == cri.CgroupDriver.SYSTEMD
+
+
+@pytest.mark.cri("RunPodSandbox", "cgroup_parent (a slice)")
+def test_a_container_is_a_scope_in_its_pods_slice(units: FakeSystemd) -> None:
+    resources = cri.LinuxContainerResources(
+        cpu_period=50000, cpu_quota=16666, cpu_shares=512, memory_limit_in_bytes=64 * MIB
+    )
+    with _running(units) as daemon, _pod(daemon, "scoped") as pod:
+        container = pod.run("sleep", "100", linux=cri.LinuxContainerConfig(resources=resources))
+        path = f"{POD_SLICE}/crisp-{container}.scope"
+        pid = _pid(daemon, container)
+        assert _cgroups_of(pid) == {path}
+        assert Hierarchies.detect().cgroup(path).pids() == [pid]  # what held the scope is gone
+        (call,) = units.called("StartTransientUnit", f"crisp-{container}.scope")
+        told = {name: call.properties[name] for name in ("Slice", "Delegate", "TasksMax", "CPUQuotaPerSecUSec")}
+        assert told == {
+            "Slice": "kubelet-podcrisp.slice", "Delegate": True, "TasksMax": INFINITY, "CPUQuotaPerSecUSec": 340_000
+        }  # fmt: skip
+        assert _file(path, "cpu", "cpu.cfs_quota_us") == "16666"  # exactly, where systemd has whole percents
+        shim = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        (place,) = _cgroups_of(shim)
+        assert place.startswith("/crisp.slice/crisp-shims.slice/crisp-shims-")
+
+        daemon.kill9()
+        daemon.start()
+        update = cri.UpdateContainerResourcesRequest(container_id=container)
+        update.linux.cpu_quota = 33333
+        update.linux.memory_limit_in_bytes = 96 * MIB
+        daemon.runtime.UpdateContainerResources(update, **_CALL)
+        (call,) = units.called("SetUnitProperties", f"crisp-{container}.scope")
+        assert call.properties["CPUQuotaPerSecUSec"] == 670_000
+        assert str(96 * MIB) in map(str, call.properties.values())
+        assert _file(path, "cpu", "cpu.cfs_quota_us") == "33333"
+        assert pod.exec(container, "true").exit_code == 0
+        daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container), **_CALL)
+    _gone(path)
+
+
+def _gone(path: str) -> None:
+    cgroup = Hierarchies.detect().cgroup(path)
+    deadline = time.monotonic() + 5
+    while any(Path(mountpoint + path).exists() for mountpoint in cgroup.hierarchies.mountpoints()):
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)
+
+
+def test_a_container_that_never_starts_leaves_no_scope(daemon: Daemon, units: FakeSystemd) -> None:
+    with _pod(daemon, "idle") as pod:
+        container = pod.create("sleep", "100")
+        path = f"{POD_SLICE}/crisp-{container}.scope"
+        assert len(Hierarchies.detect().cgroup(path).pids()) == 1
+        daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
+        _gone(path)
+
+
+def test_what_systemd_refuses_is_told_and_undone(daemon: Daemon, units: FakeSystemd) -> None:
+    with _pod(daemon, "refused") as pod:
+        units.refusal = "no more units"
+        with pytest.raises(grpc.RpcError) as refusal:
+            pod.create("true")
+        units.refusal = ""
+        assert refusal.value.code() is grpc.StatusCode.INTERNAL
+        assert "start unit crisp-" in refusal.value.details()
+        assert "no more units" in refusal.value.details()
+        assert daemon.wait_exited(pod.run("true")).exit_code == 0
+
+
+def test_a_pod_without_a_slice_has_one_of_its_own(daemon: Daemon, units: FakeSystemd) -> None:
+    with daemon.pod("alone") as pod:
+        container = pod.run("sleep", "100")
+        assert _cgroups_of(_pid(daemon, container)) == {
+            f"/crisp.slice/crisp-{pod.id}.slice/crisp-{container}.scope"
+        }
+    assert units.called("StopUnit", f"crisp-{pod.id}.slice")
+
+
+def test_a_parent_that_is_no_slice_is_refused(daemon: Daemon) -> None:
+    with pytest.raises(grpc.RpcError) as refusal, _pod(daemon, "path", "/kubepods/pod1"):
+        pass
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "config.linux.cgroup_parent: 'pod1' " in refusal.value.details()
+    assert "cgroupDriver: systemd" in refusal.value.details()
+
+
+def test_a_daemon_without_systemd_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/none")
+    told = pytest.raises(DaemonFailed, match=f"connect to systemd by way of {tmp_path}/none: ")
+    with told, Daemon.running("--cgroup-driver=systemd"):
+        pass
