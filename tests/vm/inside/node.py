@@ -28,7 +28,7 @@ class Service(Daemon):
         self.directory = Path("/var/tmp")
         self.bridge = "crisp0"
         self.root, self.state, self.logs = Path("/var/lib/crisp"), Path("/run/crisp"), Path("/var/log/pods")
-        self.cni_conf_dir, self.leases = Path("/etc/cni/net.d"), Path("/var/lib/cni/networks/crisp")
+        self.cni_conf_dir, self.leases = Path("/etc/cni/net.d"), Path("/run/cni/networks/crisp")
         self.listen = "unix:///run/crisp/crisp.sock"
         self.process = None
 
