@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping
 
 from runtime import syscalls, userns, validation
 from runtime.capabilities import unknown
-from runtime.cgroups import Cgroup
 from runtime.clone import clone_into
 from runtime.command import removal
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
+from runtime.command.group import ContainerGroup
 from runtime.command.interpreter import require_readonly
 from runtime.command.owner import in_user_namespace
 from runtime.command.owner import name as owner_name
-from runtime.command.record import Record, no_cgroup, start_time, state_document
+from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import Entry
 from runtime.errors import RuntimeCoreError, SpecError, failing, from_json
 from runtime.gate import Gate, waiting_program
@@ -26,8 +26,8 @@ from runtime.infra import empty_mount_namespace
 from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.light import dataclass, json, replace, socket
 from runtime.mounts import plan_mounts
-from runtime.rootfs import ATTACH_POINT, DEFAULT_DEVICES
-from runtime.spec import DeviceRule, Mount, Process, Resources, Spec
+from runtime.rootfs import ATTACH_POINT
+from runtime.spec import Mount, Process, Spec
 from runtime.spec_parse import parse
 
 TYPE_CHECKING = False
@@ -194,7 +194,6 @@ class _Maker:
         self._mounts = plan_mounts(spec, self._mappings)
         self._flags = clone_flags(spec)
         self._compiled = (b"", 0)
-        self._holder: tuple[int, int] | None = None  # pid and pidfd
 
     def check(self) -> None:
         """Refuse what cannot work before anything is made."""
@@ -222,7 +221,8 @@ class _Maker:
             created=_now(),
             owner=self._owner,
         )
-        cgroup = self._make_scope(record, undo) if self._context.systemd_cgroup else self._make_cgroup(record, undo)
+        group = ContainerGroup(self._context, self._spec, record)
+        cgroup = group.make(undo)
         entry.save(record)
         gate = self._make_gate(entry, undo)
         users = userns.open_namespaces(self._spec, self._mappings, [plan.idmap for plan in self._mounts if plan.idmap])
@@ -249,65 +249,13 @@ class _Maker:
             links=self._open_links(undo),
         )
         created = self._clone(start, entry, record, undo)
-        self._drop_holder()
+        group.drop_holder()
         users.close()
         descriptors = (start.rootfs, start.empty_mount_namespace, start.links, gate.program, gate.wait, gate.report)
         for fd in (*descriptors, *start.lent.values()):
             if fd >= 0:
                 os.close(fd)
         return created
-
-    def _make_cgroup(self, record: Record, undo: contextlib.ExitStack) -> Cgroup:
-        path = self._spec.linux.cgroups_path or f"/crisp-oci/{self._id}"
-        try:
-            cgroup = self._vacant(path)
-            made = cgroup.create(with_default_devices(self._spec.linux.resources))
-        except RuntimeCoreError as error:
-            return self._without_cgroup(error)
-        record.cgroup = cgroup.path
-        record.made_cgroups = tuple(made)
-        undo.callback(removal.remove_cgroup, record, self._context.log)
-        return cgroup
-
-    def _make_scope(self, record: Record, undo: contextlib.ExitStack) -> Cgroup:
-        """The same by way of systemd, which wants a process in a scope from the first."""
-        from runtime.command import units
-
-        bus = units.SESSION if self._context.rootless else units.SYSTEM
-        scope = units.container_scope(self._spec.linux.cgroups_path, self._id, bus)
-        resources = with_default_devices(self._spec.linux.resources)
-        try:
-            with contextlib.ExitStack() as unmade, units.Units(bus) as systemd:
-                cgroup = self._vacant(systemd.root() + scope.path)
-                self._holder = units.start_holder()
-                unmade.callback(self._drop_holder)
-                systemd.start(scope, self._id, self._holder[0], resources)
-                record.cgroup, record.scope, record.bus = cgroup.path, scope.name, bus
-                unmade.callback(removal.remove_cgroup, record, self._context.log)
-                cgroup.create(resources)  # the limits as they are: systemd rounds
-                undo.push(unmade.pop_all())
-        except RuntimeCoreError as error:
-            record.cgroup = record.scope = record.bus = ""
-            return self._without_cgroup(error)
-        return cgroup
-
-    def _vacant(self, path: str) -> Cgroup:
-        cgroup = self._context.hierarchies().cgroup(path)
-        if cgroup.is_populated():
-            # What is in the container's cgroup is killed with it.
-            raise SpecError("linux.cgroupsPath", f"{path} has processes in it")
-        return cgroup
-
-    def _without_cgroup(self, error: RuntimeCoreError) -> Cgroup:
-        if not self._context.rootless:
-            raise error
-        self._context.log.debug(f"without a cgroup: {error}")
-        return no_cgroup()
-
-    def _drop_holder(self) -> None:
-        if self._holder is not None:
-            removal.end_child(*self._holder)
-            self._holder = None
 
     def _make_gate(self, entry: Entry, undo: contextlib.ExitStack) -> Gate:
         wait, report = (_fifo(entry.path(name), undo) for name in ("exec.fifo", "exec.report"))
@@ -412,20 +360,6 @@ def _with_sources(spec: Spec, bundle: str) -> Spec:
 def _is_relative(mount: Mount) -> bool:
     is_bind = mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
     return is_bind and bool(mount.source) and not mount.source.startswith("/")
-
-
-def with_default_devices(resources: Resources) -> Resources:
-    """A device filter that also lets through what a runtime supplies itself (config-linux.md "Default Devices").
-
-    And the making of any node, as runc has it: it is opening one that matters.
-    """
-    if not resources.devices:
-        return resources
-    nodes: list[tuple[str, int, int | None]] = [(node.type, node.major, node.minor) for node in DEFAULT_DEVICES]
-    nodes += [("c", 5, 1), ("c", 5, 2), ("c", 136, None)]  # console, ptmx, every pseudo-terminal
-    default = [DeviceRule(allow=True, type=type, major=major, minor=minor) for type, major, minor in nodes]
-    making = [DeviceRule(allow=True, type=type, access="m") for type in "cb"]
-    return replace(resources, devices=(*resources.devices, *making, *default))
 
 
 class Conversation:
