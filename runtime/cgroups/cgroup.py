@@ -149,6 +149,10 @@ class Cgroup:
         else:
             processes.thaw_v2(self.unified)
 
+    def freezer_directory(self) -> str:
+        """Of the hierarchy that freezes its processes; "" if none does."""
+        return self._freezer() or self.unified
+
     def is_frozen(self) -> bool:
         """Whether its processes are stopped, or being stopped, by its own freezer. False where it is gone."""
         if freezer := self._freezer():

@@ -181,7 +181,7 @@ class _Maker:
     def __init__(
         self, context: Context, spec: Spec, process: Process, bundle: str, id: str, owner: str
     ) -> None:
-        spec = _with_sources(spec, bundle)
+        spec = with_sources(spec, bundle)
         self._context = context
         self._spec = spec
         self._process = process
@@ -203,7 +203,7 @@ class _Maker:
                 self._context.log.warning(f"process.capabilities: no kernel is known to have {name!r}: left out")
         if not os.path.isdir(self._rootfs_path):
             raise SpecError("root.path", f"`{self._rootfs_path}` is no directory")
-        self._compiled = self._compile_filter()
+        self._compiled = compiled_filter(self._spec)
 
     def execs_from_interpreter(self) -> bool:
         """Whether the interpreter itself has to execute the container's program."""
@@ -218,7 +218,7 @@ class _Maker:
             oci_version=self._spec.oci_version,
             bundle=self._bundle,
             rootfs=os.path.abspath(self._rootfs_path),
-            created=_now(),
+            created=now(),
             owner=self._owner,
         )
         group = ContainerGroup(self._context, self._spec, record)
@@ -299,15 +299,6 @@ class _Maker:
         undo.callback(_close, links)
         return links
 
-    def _compile_filter(self) -> tuple[bytes, int]:
-        """The seccomp filter and its flags."""
-        if self._spec.linux.seccomp is None:
-            return b"", 0
-        from runtime import seccomp
-
-        profile = self._spec.linux.seccomp
-        return seccomp.compile_filter(profile, listener=True), seccomp.filter_flags(profile)
-
     def _filter(self, entry: Entry) -> tuple[bytes, int]:
         program, flags = self._compiled
         if program:
@@ -348,7 +339,17 @@ class _Maker:
         return state
 
 
-def _with_sources(spec: Spec, bundle: str) -> Spec:
+def compiled_filter(spec: Spec) -> tuple[bytes, int]:
+    """The container's seccomp filter, nothing without one, and its flags. Raises RuntimeCoreError."""
+    if spec.linux.seccomp is None:
+        return b"", 0
+    from runtime import seccomp
+
+    profile = spec.linux.seccomp
+    return seccomp.compile_filter(profile, listener=True), seccomp.filter_flags(profile)
+
+
+def with_sources(spec: Spec, bundle: str) -> Spec:
     """Sources of bind mounts that are relative are so to the bundle (config.md "Mounts")."""
     mounts = tuple(
         replace(mount, source=os.path.join(bundle, mount.source)) if _is_relative(mount) else mount
@@ -423,7 +424,8 @@ def _close(fd: int) -> None:
         os.close(fd)
 
 
-def _now() -> str:
-    now = time.time_ns()
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now % 10**9:09}Z"
+def now() -> str:
+    """RFC 3339, with nanoseconds."""
+    ns = time.time_ns()
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(ns // 10**9))}.{ns % 10**9:09}Z"
 

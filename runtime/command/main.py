@@ -20,7 +20,7 @@ _NOT_EXECUTED: Final = 255  # what runc's users know from exec
 
 # What each does. Its module has its name, and FLAGS, ARGUMENTS and run(context, options, arguments).
 COMMANDS: Final = {
-    "checkpoint": "not supported yet",
+    "checkpoint": "write a container's processes to files (criu)",
     "create": "create a container",
     "delete": "delete what a container holds",
     "events": "print a container's statistics and OOM kills",
@@ -30,7 +30,7 @@ COMMANDS: Final = {
     "list": "list the containers of --root",
     "pause": "suspend a container's processes",
     "ps": "list a container's processes",
-    "restore": "not supported yet",
+    "restore": "a container from a checkpoint's files (criu)",
     "resume": "let paused processes go on",
     "run": "create and start a container",
     "spec": "write a config.json to begin with",

@@ -1,19 +1,225 @@
-"""`crisp-oci restore`: refused, with the reason."""
+"""`crisp-oci restore`: a container from the files that `checkpoint` wrote, by criu(8)."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+
+from runtime import criu, syscalls, validation
+from runtime.command import creation, removal
 from runtime.command.context import Context
-from runtime.command.flags import Options
+from runtime.command.flags import Flag, Options, UsageError
+from runtime.command.foreground import attend, forward_signals
+from runtime.command.group import ContainerGroup
+from runtime.command.image_files import DESCRIPTORS, NETWORK, Directories, criu_options, host_binds, is_bind
+from runtime.command.image_files import FLAGS as SHARED
+from runtime.command.opening import run_poststart
 from runtime.command.operands import only
-from runtime.errors import NotSupported
+from runtime.command.owner import name as owner_name
+from runtime.command.record import Record, start_time, state_document
+from runtime.command.store import Entry
+from runtime.errors import NotSupported, SpecError, failing
+from runtime.hooks import run_hooks
+from runtime.light import json
+from runtime.rootfs import Rootfs
+from runtime.spec import Process, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-FLAGS: Final = ()
+FLAGS: Final = (
+    Flag("bundle", short="b", argument="DIR", help="the bundle's directory (the current one)"),
+    Flag("console-socket", argument="PATH", help="unix socket that gets the terminal's master"),
+    Flag("pid-file", argument="FILE", help="where to write the init's process id"),
+    Flag("detach", short="d", help="do not wait for the container"),
+    Flag("no-pivot", help="accepted: a container's root is never below a ramdisk's here"),
+    Flag("no-subreaper", help="accepted: crisp-oci is none"),
+    Flag("lsm-profile", argument="TYPE:NAME", help="another one than at the checkpoint (apparmor:, selinux:)"),
+    Flag("lsm-mount-context", argument="CONTEXT", help="another SELinux context of mounts"),
+    *SHARED,
+)
 ARGUMENTS: Final = "ID"
+_LOG: Final = "restore.log"
 
 
 def run(context: Context, options: Options, operands: list[str]) -> int:
-    raise NotSupported("restore", only(operands, "ID"), "crisp-oci cannot drive criu yet")
+    id, detach = only(operands, "ID"), options.switch("detach")
+    if context.rootless:
+        raise NotSupported("restore", id, "criu needs the machine's root")
+    bundle = os.path.abspath(options.text("bundle", "."))
+    text, spec, process = creation.load(bundle)
+    if process.terminal and detach and not options.text("console-socket"):
+        raise UsageError("cannot allocate tty if runc will detach without setting console socket")
+    restoration = _Restoration(context, options, bundle, spec, process)
+    entry = context.store.reserve(id)
+    with contextlib.ExitStack() as undo:
+        undo.callback(entry.remove)
+        entry.write("config.json", text)
+        restoration.restore(entry, undo)
+        if pid_file := options.text("pid-file"):
+            creation.write_pid_file(pid_file, restoration.record.pid)
+        undo.pop_all()
+    done = False
+    try:
+        pidfd = syscalls.pidfd_open(restoration.record.pid)
+        if not detach:
+            forward_signals(pidfd)
+        run_poststart(restoration.record, spec)
+        done = detach
+        return 0 if detach else attend(restoration.record.pid, pidfd, restoration.console)
+    finally:
+        if not done:
+            with entry.locked():
+                removal.destroy(entry, restoration.record, context.log)
+
+
+class _Restoration:
+    """`record` and `console`, the terminal's master or -1, are there when `restore` returns."""
+
+    def __init__(self, context: Context, options: Options, bundle: str, spec: Spec, process: Process) -> None:
+        self.record: Record
+        self.console = -1
+        self._context = context
+        self._options = options
+        self._bundle = bundle
+        self._spec = creation.with_sources(spec, bundle)
+        self._process = process
+        self._rootfs = os.path.join(bundle, spec.root.path)
+        validation.check_host(self._spec)
+        if not os.path.isdir(self._rootfs):
+            raise SpecError("root.path", f"`{self._rootfs}` is no directory")
+
+    def restore(self, entry: Entry, undo: contextlib.ExitStack) -> None:
+        """Raises RuntimeCoreError; `undo` takes back what was done until then."""
+        spec = self._spec
+        record = self.record = Record(
+            id=entry.id,
+            oci_version=spec.oci_version,
+            bundle=self._bundle,
+            rootfs=os.path.abspath(self._rootfs),
+            created=creation.now(),
+            owner=owner_name(),
+        )
+        if spec.linux.seccomp is not None:  # for execs: criu gives the processes what they had
+            entry.write("filter", creation.compiled_filter(spec)[0])
+        group = ContainerGroup(self._context, spec, record)
+        cgroup = group.make(undo)
+        entry.save(record)
+        self._make_mount_points()
+        with contextlib.ExitStack() as opened:
+            asked = self._criu_options(opened)
+            if record.cgroup:
+                asked["cg_root"] = [
+                    criu.cgroup_root(record.cgroup, controller) for controller in cgroup.hierarchies.v1 or ("",)
+                ]
+            namespace, directories = self._own_mounts(opened)
+            asked |= criu_options(self._options, directories)
+            undo.callback(self._end)
+            streams, inherited = self._streams(directories, opened)
+            asked["inherit_fd"] = [*inherited, *self._network(streams, opened)]
+            worker = criu.Worker(lambda: syscalls.setns(namespace, syscalls.CLONE_NEWNS), keep=streams)
+            record.pid = worker.call(criu.RESTORE, asked, directories.log, lambda note: self._notified(note, undo))
+        record.start_time = start_time(record.pid)
+        entry.save(record)
+        group.drop_holder()
+        undo.callback(removal.end, record)
+
+    def _criu_options(self, opened: contextlib.ExitStack) -> dict[str, criu.Value]:
+        asked: dict[str, criu.Value] = {
+            "root": self.record.rootfs,
+            "rst_sibling": True,  # our child, so that its exit status is ours to take
+            "external": [f"mnt[{destination}]:{source}" for destination, source in host_binds(self._spec)],
+        }
+        for name in ("lsm-profile", "lsm-mount-context"):
+            if text := self._options.text(name):
+                asked[name.replace("-", "_")] = text
+        return asked
+
+    def _streams(self, directories: Directories, opened: contextlib.ExitStack) -> tuple[list[int], list[bytes]]:
+        """Our standard streams in the place of those that the container had: descriptors, and what criu calls them."""
+        path = os.path.join(directories.path, DESCRIPTORS)
+        with failing("read", path), open(path, "rb") as file:
+            names = json.loads(file.read())
+        fds, inherited = [], []
+        for fd, name in enumerate(names[:3]):
+            if isinstance(name, str) and ("pipe:" in name or name.startswith("file[")):
+                copy = os.dup(fd)
+                opened.callback(os.close, copy)
+                fds.append(copy)
+                inherited.append(criu.inherited(name, copy))
+        return fds, inherited
+
+    def _network(self, fds: list[int], opened: contextlib.ExitStack) -> list[bytes]:
+        network = self._spec.linux.namespace("network")
+        if network is None or not network.path:
+            return []
+        with failing("open", network.path):
+            fd = os.open(network.path, os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, fd)
+        fds.append(fd)
+        return [criu.inherited(NETWORK, fd)]
+
+    def _make_mount_points(self) -> None:
+        """criu mounts, and does not make what it mounts on. Below other file systems it finds what it has saved."""
+        others = [mount.destination for mount in self._spec.mounts if not is_bind(mount.type, mount.options)]
+        with failing("open rootfs", self._rootfs):
+            rootfs = Rootfs(os.open(self._rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        try:
+            sources = dict(host_binds(self._spec))
+            for mount in self._spec.mounts:
+                if any(mount.destination.startswith(other.rstrip("/") + "/") for other in others):
+                    continue
+                source = sources.get(mount.destination)
+                is_directory = source is None or os.path.isdir(source)
+                with failing("make mount point", mount.destination):
+                    os.close(rootfs.open_target(mount.destination, is_directory=is_directory))
+        finally:
+            os.close(rootfs.root)
+
+    def _own_mounts(self, opened: contextlib.ExitStack) -> tuple[int, Directories]:
+        """A mount namespace for criu in which the rootfs is a mount, as it wants it, and its directories opened there.
+
+        It mounts in them, which it could not by descriptors of another namespace. We return to our own, for the hooks.
+        """
+        home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        with failing("make mount namespace for", "criu"):
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+        try:
+            with failing("mount", self.record.rootfs):
+                # Not private: of volumes that propagate, criu copies how they do from where they come.
+                syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+                syscalls.mount(self.record.rootfs, self.record.rootfs, None, syscalls.MS_BIND | syscalls.MS_REC)
+                syscalls.mount(None, self.record.rootfs, None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+            namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, namespace)
+            return namespace, Directories.open(self._options, _LOG, opened, make=False)
+        finally:
+            syscalls.setns(home, syscalls.CLONE_NEWNS)
+            os.fchdir(here)
+            os.close(home)
+            os.close(here)
+
+    def _notified(self, note: criu.Notification, undo: contextlib.ExitStack) -> None:
+        if note.script == "setup-namespaces":
+            hooks = self._spec.hooks
+            state = state_document(self.record, "creating", self._spec.annotations) | {"pid": note.pid}
+            undo.callback(removal.run_poststop, hooks, state, self._context.log)
+            run_hooks("prestart", hooks.prestart, state)
+            run_hooks("createRuntime", hooks.create_runtime, state)
+        elif note.script == "orphan-pts-master" and note.fd >= 0:
+            path = self._options.text("console-socket")
+            if not path:
+                self.console = note.fd
+                return
+            try:
+                creation.send_console(note.fd, path)
+            finally:
+                os.close(note.fd)
+        elif note.fd >= 0:
+            os.close(note.fd)
+
+    def _end(self) -> None:
+        if self.console >= 0:
+            os.close(self.console)

@@ -24,7 +24,8 @@ PACKAGES = ("bin", "cri", "image", "network", "pods", "runtime")
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE")
 PAYLOAD_FILES = ("tests/vm", "deploy")
 TOOLS = ("installer>=0.7", "pytest>=8")  # what the payload needs inside besides the project's own dependencies
-BOOTS = ("first_boot.py", "second_boot.py")
+BOOTS = 2
+MODULES = ("crisp_oci.py", "first_boot.py", "second_boot.py")
 TIMEOUT_SECONDS = 600.0  # twice what a machine of two cores took that had other things to do
 
 
@@ -32,9 +33,9 @@ def _names() -> list[str]:
     """The tests inside, by name, without importing what only runs there."""
     inside = Path(__file__).parent / "inside"
     return [
-        f"{boot}::{node.name}"
-        for boot in BOOTS
-        for node in ast.parse((inside / boot).read_text()).body
+        f"{module}::{node.name}"
+        for module in MODULES
+        for node in ast.parse((inside / module).read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     ]
 
@@ -57,7 +58,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     image = base.base_image([*project["dependencies"], *TOOLS])
     console = directory / "console"
-    return Outcome(guest.run(image, _payload(directory), len(BOOTS), console, TIMEOUT_SECONDS), console)
+    return Outcome(guest.run(image, _payload(directory), BOOTS, console, TIMEOUT_SECONDS), console)
 
 
 def _payload(directory: Path) -> Path:

@@ -9,10 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PAYLOAD = Path("/payload")
-BOOTS = ("first_boot", "second_boot")
+BOOTS = (("crisp_oci", "first_boot"), ("second_boot",))
 BOOTED = Path("/var/lib/crisp-guest-booted")
 
 
@@ -41,12 +42,12 @@ def install() -> None:
     subprocess.run(["systemctl", "enable", "--quiet", "crispd.service"], check=True, stdout=sys.stderr)
 
 
-def run_tests(boot: str) -> None:
+def run_tests(modules: Sequence[str]) -> None:
     plugins = ("-p", "no:cacheprovider", "-p", "tests.vm.inside.report")
     arguments = ("-q", "--tb=short", *plugins, "-c", os.devnull, "--rootdir", PAYLOAD)
     port = os.dup(1)
     subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments, PAYLOAD / f"tests/vm/inside/{boot}.py"],
+        [sys.executable, "-m", "pytest", *arguments, *(PAYLOAD / f"tests/vm/inside/{module}.py" for module in modules)],
         env=os.environ | {"PYTHONPATH": str(PAYLOAD), "CRISP_GUEST_RESULTS": str(port)},
         pass_fds=(port,),
         stdout=sys.stderr,

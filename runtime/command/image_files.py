@@ -1,0 +1,92 @@
+"""What `checkpoint` and `restore` agree on: criu's image files, and what in them is the host's.
+
+The names are those that runc gives, so that either restores what the other has written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from runtime import criu
+from runtime.command.flags import Flag, Options, UsageError
+from runtime.errors import NotSupported, failing
+from runtime.light import dataclass
+from runtime.spec import Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+FLAGS: Final = (
+    Flag("image-path", argument="DIR", help="where criu's image files are (./checkpoint)"),
+    Flag("work-path", argument="DIR", help="where criu's log and statistics go (the same)"),
+    Flag("tcp-established", help="also open TCP connections"),
+    Flag("ext-unix-sk", help="also unix sockets whose other end is outside"),
+    Flag("shell-job", help="also a terminal that is the caller's"),
+    Flag("file-locks", help="also file locks"),
+    Flag("manage-cgroups-mode", argument="MODE", help="cgroups below its own: soft (default), full, strict, ignore"),
+    Flag("empty-ns", argument="KIND", help="only the bare namespace: network"),
+    Flag("auto-dedup", help="drop from the parent's images what is newer in these"),
+    Flag("lazy-pages", help="refused"),
+)
+DESCRIPTORS: Final = "descriptors.json"  # what a container's standard streams were, to be given new ones by name
+NETWORK: Final = "extRootNetNS"
+_SWITCHES: Final = ("tcp-established", "ext-unix-sk", "shell-job", "file-locks", "auto-dedup")
+_NEW_NETWORK: Final = 0x40000000  # CLONE_NEWNET
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    """`images` and `work` are open descriptors, `log` is the path of criu's log."""
+
+    images: int
+    work: int
+    path: str
+    log: str
+
+    @classmethod
+    def open(cls, options: Options, log: str, undo: contextlib.ExitStack, *, make: bool) -> Directories:
+        """Raises OperationFailed."""
+        images = os.path.abspath(options.text("image-path", "checkpoint"))
+        work = os.path.abspath(options.text("work-path", images))
+        fds = []
+        for path in (images, work):
+            with failing("open", path):
+                if make or path != images:
+                    os.makedirs(path, 0o700, exist_ok=True)
+                fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            undo.callback(os.close, fds[-1])
+        return cls(fds[0], fds[1], images, os.path.join(work, log))
+
+
+def criu_options(options: Options, directories: Directories) -> dict[str, criu.Value]:
+    """Those of both commands. Raises UsageError, NotSupported."""
+    mode = options.text("manage-cgroups-mode", "soft")
+    if mode not in criu.CGROUP_MODES:
+        raise UsageError(f"--manage-cgroups-mode: expected one of {', '.join(criu.CGROUP_MODES)}, got {mode!r}")
+    if options.text("empty-ns", "network") != "network":
+        raise UsageError(f"--empty-ns: expected network, got {options.text('empty-ns')!r}")
+    if options.switch("lazy-pages"):
+        raise NotSupported("use", "--lazy-pages", "only whole images are written and read")
+    found: dict[str, criu.Value] = {
+        "images_dir_fd": directories.images,
+        "work_dir_fd": directories.work,
+        "manage_cgroups": True,
+        "manage_cgroups_mode": criu.CGROUP_MODES[mode],
+        "orphan_pts_master": True,
+        "notify_scripts": True,
+    }
+    found.update({name.replace("-", "_"): True for name in _SWITCHES if options.switch(name)})
+    if options.text("empty-ns"):
+        found["empty_ns"] = _NEW_NETWORK
+    return found
+
+
+def host_binds(spec: Spec) -> list[tuple[str, str]]:
+    """(destination, source) of mounts whose content is the host's."""
+    return [(mount.destination, mount.source) for mount in spec.mounts if is_bind(mount.type, mount.options)]
+
+
+def is_bind(type: str, options: tuple[str, ...]) -> bool:
+    return type == "bind" or "bind" in options or "rbind" in options

@@ -1,0 +1,221 @@
+"""criu(8) as a worker: requests and answers in protocol buffers over a socket that `criu swrk` inherits (criu.org/RPC).
+
+Only those members of its messages that are used here; what they mean is in criu(8) under the options of these names.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+
+from runtime.errors import NotSupported, RuntimeCoreError, failing
+from runtime.light import dataclass, socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    Value = bool | int | str | bytes | Sequence[str] | Sequence[bytes]
+
+DUMP: Final = 1
+RESTORE: Final = 2
+PRE_DUMP: Final = 4
+_NOTIFY: Final = 6
+
+OPTIONS: Final[Mapping[str, int]] = {
+    "images_dir_fd": 1,
+    "pid": 2,
+    "leave_running": 3,
+    "ext_unix_sk": 4,
+    "tcp_established": 5,
+    "shell_job": 7,
+    "file_locks": 8,
+    "log_level": 9,
+    "log_file": 10,
+    "notify_scripts": 12,
+    "root": 13,
+    "parent_img": 14,
+    "track_mem": 15,
+    "auto_dedup": 16,
+    "work_dir_fd": 17,
+    "link_remap": 18,
+    "manage_cgroups": 24,
+    "cg_root": 25,
+    "rst_sibling": 26,
+    "inherit_fd": 27,
+    "manage_cgroups_mode": 34,
+    "external": 37,
+    "empty_ns": 38,
+    "freeze_cgroup": 44,
+    "tcp_skip_in_flight": 46,
+    "orphan_pts_master": 50,
+    "lsm_profile": 53,
+    "lsm_mount_context": 63,
+}
+CGROUP_MODES: Final[Mapping[str, int]] = {"ignore": 0, "soft": 3, "full": 4, "strict": 5}
+_LOG_LEVEL: Final = 4
+_LONGEST_MESSAGE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """What criu is about to do, or has done (criu(8) "--action-script"); `fd` is -1 or the receiver's to close."""
+
+    script: str
+    pid: int
+    fd: int
+
+
+def find(name: str = "criu") -> str:
+    """The path of criu. Raises NotSupported."""
+    found = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+    if found is None:
+        raise NotSupported("find", name, "it is not installed (Debian: apt-get install criu)")
+    return found
+
+
+class Worker:
+    """One criu for one request. `keep` are descriptors that it is to have under the same numbers."""
+
+    def __init__(self, prepare: Callable[[], None] | None = None, keep: Sequence[int] = ()) -> None:
+        """`prepare` runs in the child before criu does. Raises RuntimeCoreError."""
+        program = find()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, failing("execute", program):
+            self._process = subprocess.Popen(
+                [program, "swrk", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), *keep),
+                preexec_fn=prepare,
+            )
+
+    def call(self, kind: int, options: Mapping[str, Value], log: str, notified: Callable[[Notification], None]) -> int:
+        """Have it dump or restore; returns the restored process's id. `log` is the path of the log it writes.
+
+        `notified` is called for each notification, while criu waits. Raises RuntimeCoreError.
+        """
+        asked: dict[str, Value] = {"log_level": _LOG_LEVEL, "log_file": os.path.basename(log), **options}
+        failure: RuntimeCoreError | OSError | None = None
+        try:
+            self._socket.send(request(kind, asked))
+            while True:
+                message, fds, _flags, _address = socket.recv_fds(
+                    self._socket, _LONGEST_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC
+                )
+                if not message:
+                    raise RuntimeCoreError(f"criu ended without an answer{last_error(log)}")
+                answer = decode(message)
+                if answer.get(1) != _NOTIFY:
+                    break
+                note = decode(_bytes(answer.get(5)))
+                try:
+                    notified(Notification(_bytes(note.get(1)).decode(), _number(note.get(2)), fds[0] if fds else -1))
+                except (RuntimeCoreError, OSError) as error:
+                    failure = error
+                self._socket.send(_number_field(1, _NOTIFY) + _number_field(3, failure is None))
+            if failure is not None:
+                raise failure
+            if not _number(answer.get(2)):
+                raise RuntimeCoreError(f"criu failed{last_error(log)}")
+            return _number(decode(_bytes(answer.get(4))).get(1)) if kind == RESTORE else 0
+        finally:
+            self._socket.close()
+            self._process.wait()
+
+
+def last_error(log: str) -> str:
+    """Of criu's log: ": REASON (see PATH)"."""
+    try:
+        with open(log, encoding="utf-8", errors="replace") as file:
+            errors = [line.strip() for line in file if "Error (" in line]
+    except OSError:
+        return ""
+    # The first is the cause; those after it are of those who had asked for what failed.
+    return f": {errors[0].partition('Error ')[2]} (see {log})" if errors else f" (see {log})"
+
+
+def request(kind: int, options: Mapping[str, Value]) -> bytes:
+    """A criu_req with these options."""
+    return _number_field(1, kind) + _bytes_field(2, b"".join(_field(OPTIONS[name], options[name]) for name in options))
+
+
+def cgroup_root(path: str, controller: str = "") -> bytes:
+    """A member of "cg_root": where the container's root cgroup is, in that hierarchy of version 1 or in all."""
+    return (_bytes_field(1, controller.encode()) if controller else b"") + _bytes_field(2, path.encode())
+
+
+def inherited(key: str, fd: int) -> bytes:
+    """A member of "inherit_fd"."""
+    return _bytes_field(1, key.encode()) + _number_field(2, fd)
+
+
+def _field(number: int, value: Value) -> bytes:
+    if isinstance(value, int):
+        return _number_field(number, value)
+    if isinstance(value, str):
+        return _bytes_field(number, value.encode())
+    if isinstance(value, bytes):
+        return _bytes_field(number, value)
+    return b"".join(_field(number, each) for each in value)
+
+
+def _number_field(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
+
+
+def _bytes_field(number: int, value: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def decode(message: bytes) -> dict[int, int | bytes]:
+    """The fields of a message by number, the last of each. Raises RuntimeCoreError for one that is none."""
+    fields: dict[int, int | bytes] = {}
+    at = 0
+    try:
+        while at < len(message):
+            key, at = _read_varint(message, at)
+            if key & 7 == 0:
+                fields[key >> 3], at = _read_varint(message, at)
+            elif key & 7 == 2:
+                length, at = _read_varint(message, at)
+                if at + length > len(message):
+                    raise ValueError("it ends early")
+                fields[key >> 3] = message[at : at + length]
+                at += length
+            else:
+                raise ValueError(f"wire type {key & 7}")
+    except (ValueError, IndexError) as error:
+        raise RuntimeCoreError(f"criu's answer cannot be read: {error}") from error
+    return fields
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _bytes(value: int | bytes | None) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+def _number(value: int | bytes | None) -> int:
+    return value if isinstance(value, int) else 0
