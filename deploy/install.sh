@@ -15,7 +15,7 @@ deploy/install-deps.sh
 # A running crispd has its modules open, and its helper's shims have theirs preloaded: replacing the files is safe.
 .venv/bin/python -m venv --clear /opt/crisp
 /opt/crisp/bin/python -m pip install --quiet . </dev/null
-for command in crisp crispd; do
+for command in crisp crispd crisp-oci; do
     ln -sf "/opt/crisp/bin/$command" "/usr/local/bin/$command"
 done
 

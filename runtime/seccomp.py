@@ -124,7 +124,8 @@ def _libseccomp() -> Any:
     try:
         return __import__("pyseccomp")
     except (ImportError, RuntimeError, OSError) as error:
-        raise NotSupported("compile", "seccomp filter", f"libseccomp cannot be used: {error}") from error
+        reason = f"libseccomp cannot be used: {error} (a crisp-oci outside the environment that crisp is installed in?)"
+        raise NotSupported("compile", "seccomp filter", reason) from error
 
 
 def _action(member: str, name: str, errno_ret: int | None) -> int:

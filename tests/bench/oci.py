@@ -1,7 +1,12 @@
-"""`python -m tests.bench oci`: what a container and an exec cost as whole processes, by crisp-oci, runc and crun."""
+"""`python -m tests.bench oci`: what a container and an exec cost as whole processes, by crisp-oci, runc and crun.
+
+And the same by crispd's way: a zygote that is there already forks a shim, which forks the container.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import resource
 import shutil
@@ -11,10 +16,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
+from runtime.client import ShimClient, Zygote
 from tests.oci import CRISP_OCI, Bundle
 
 _WARM_UPS = 3
@@ -27,6 +34,17 @@ class Samples:
 
     elapsed: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
+
+
+class Contender(Protocol):
+    """Who takes turns with the others."""
+
+    name: str
+    samples: dict[str, Samples]
+
+    def measure(self, what: str) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class Runtime:
@@ -74,9 +92,101 @@ class Runtime:
         self.samples[what].processor.append(used * 1000)
 
 
+class ThroughZygote:
+    """A pod's shim that containers come and go in. What it costs the processor is told by `python -m tests.bench`."""
+
+    name = "crisp's zygote"
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self._directory = directory
+        self._rootfs = Bundle.make(directory).rootfs
+        self._number = 0
+        self._ended: asyncio.Queue[str] = asyncio.Queue()
+        self._zygote = Zygote()
+        self._loop = asyncio.Runner()
+        self.samples = {"run true": Samples(), "exec true": Samples()}
+        self._shim: ShimClient = self._loop.run(self._start())
+
+    async def _start(self) -> ShimClient:
+        await self._zygote.start()
+        shim = await self._zygote.spawn(self._told, lambda: None)
+        (self._directory / "exits").mkdir()
+        await shim.call(
+            "pod", sandbox="s" * 64, directory=str(self._directory), hostname="bench", sysctls={},
+            new=["ipc", "pid", "uts"], netns="", shm_size=0,
+        )  # fmt: skip
+        self._shim = shim
+        await self._create("long", "sleep", "600")
+        await shim.call("start", container="long", log="")
+        for _ in range(_WARM_UPS):
+            await self._run()
+        return shim
+
+    def _told(self, message: Any) -> None:
+        if message.get("event") == "exit":
+            self._ended.put_nowait(message["container"])
+
+    async def _create(self, name: str, *args: str) -> None:
+        place = self._directory / name
+        for part in ("upper", "work"):
+            (place / part).mkdir(parents=True)
+        document = {
+            "ociVersion": "1.2.0",
+            "process": {"args": list(args), "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+                {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance"]},
+            ],
+            "linux": {
+                "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")],
+                "cgroupsPath": f"/crisp-bench-{os.getpid()}/zygote-{name}",
+            },
+        }  # as Bundle's
+        (place / "config.json").write_text(json.dumps(document))
+        await self._shim.call(
+            "create", container=name, bundle=str(place), lower=[str(self._rootfs)], upper=str(place / "upper"),
+            work=str(place / "work"), user={"user": "", "group": None, "supplemental": [], "merge": True},
+        )  # fmt: skip
+
+    async def _run(self) -> None:
+        self._number += 1
+        name = f"short{self._number}"
+        await self._create(name, "true")
+        await self._shim.call("start", container=name, log="")
+        while await self._ended.get() != name:
+            pass
+        await self._shim.call("delete", container=name)
+
+    async def _exec(self) -> None:
+        null = os.open("/dev/null", os.O_RDWR)
+        try:
+            self._number += 1
+            answer = await self._shim.call(
+                "exec", (null, null, null), container="long", exec=str(self._number), args=["true"]
+            )
+        finally:
+            os.close(null)
+        if answer["code"] != 0:
+            raise RuntimeError(f"exec true ended with {answer['code']}")
+
+    def measure(self, what: str) -> None:
+        started = time.perf_counter()
+        self._loop.run(self._run() if what == "run true" else self._exec())
+        self.samples[what].elapsed.append((time.perf_counter() - started) * 1000)
+
+    def stop(self) -> None:
+        self._loop.run(self._shim.call("shutdown"))
+        self._shim.close()
+        self._zygote.close()
+        self._loop.close()
+
+
 def measure(directory: Path, rounds: int, console: Console) -> None:
     """Measure those that are installed and can run here, taking turns, and print medians."""
-    contenders = []
+    contenders: list[Contender] = []
     for name, program in RUNTIMES.items():
         if shutil.which(program) is None:
             console.print(f"left out: {name} is not installed", style="yellow")
@@ -92,6 +202,7 @@ def measure(directory: Path, rounds: int, console: Console) -> None:
             console.print(f"left out: {name}: {''.join(reason)}", style="yellow", markup=False, highlight=False)
             continue
         contenders.append(runtime)
+    contenders.append(ThroughZygote(directory / "zygote"))
     try:
         for number in range(rounds):
             for what in ("run true", "exec true"):
@@ -104,13 +215,17 @@ def measure(directory: Path, rounds: int, console: Console) -> None:
     console.print(_table(contenders))
 
 
-def _table(contenders: list[Runtime]) -> Table:
+def _table(contenders: list[Contender]) -> Table:
     table = Table("ms, median (least)", *(runtime.name for runtime in contenders))
     for what in ("run true", "exec true"):
         for kind in ("elapsed", "processor"):
             values = [getattr(runtime.samples[what], kind) for runtime in contenders]
-            table.add_row(f"{what}, {kind}", *(f"{statistics.median(each):.1f} ({min(each):.1f})" for each in values))
+            table.add_row(f"{what}, {kind}", *map(_figure, values))
     return table
+
+
+def _figure(samples: list[float]) -> str:
+    return f"{statistics.median(samples):.1f} ({min(samples):.1f})" if samples else "-"
 
 
 def _remove_cgroups() -> None:

@@ -406,7 +406,25 @@ def test_spec_runs_and_features_and_refusals(bundle: Bundle) -> None:
     assert "mount" in features["linux"]["namespaces"]
     assert "SCMP_ACT_ERRNO" in features["linux"]["seccomp"]["actions"]
     assert "rbind" in features["mountOptions"]
-    assert "criu" in bundle.call("checkpoint", "one", check=False).stderr
+
+
+def test_a_checkpoint_that_cannot_be(bundle: Bundle) -> None:
+    """That one can: tests/vm/inside/crisp_oci.py, on a kernel that criu knows."""
+    bundle.configure("sleep", "100")
+    bundle.create()
+    assert "cannot checkpoint container one: it is created" in bundle.call("checkpoint", "one", check=False).stderr
+    bundle.call("start", "one")
+    for arguments, reason in (
+        (("--manage-cgroups-mode", "half"), "expected one of ignore, soft, full, strict, got 'half'"),
+        (("--page-server", "127.0.0.1:1"), "only whole images"),
+        (("--image-path", "config.json"), "open `"),
+    ):
+        assert reason in bundle.call("checkpoint", *arguments, "one", check=False).stderr
+    assert "criu needs the machine's root" in bundle.call("--rootless", "true", "checkpoint", "one", check=False).stderr
+    assert bundle.status() == "running"
+    bundle.delete()
+    assert "descriptors.json`: No such file" in bundle.call("restore", "--image-path", ".", "one", check=False).stderr
+    assert "does not exist" in bundle.call("state", "one", check=False).stderr
 
 
 def test_events(bundle: Bundle) -> None:
