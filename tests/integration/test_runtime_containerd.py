@@ -9,8 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 
+from cri.v1 import api_pb2 as cri
+from cri.v1 import api_pb2_grpc as services
+from runtime.cgroups import Hierarchies
+from tests.bench.layouts import BUSYBOX, PAUSE, busybox_tar, pause_tar
 from tests.images import busybox_layout, tar_of
 from tests.oci import CRISP_OCI, Finished
 
@@ -48,7 +53,14 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
     config = made.directory / "config.toml"
     config.write_text(
         f'version = 2\nroot = "{made.directory}/root"\nstate = "{made.directory}/state"\n'
-        f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\n  address = "{made.directory}/socket"\n'
+        f'[grpc]\n  address = "{made.directory}/socket"\n'
+        f'[plugins."io.containerd.grpc.v1.cri"]\n  sandbox_image = "{PAUSE}"\n  stream_server_port = "0"\n'
+        f"  restrict_oom_score_adj = true\n"
+        f'  [plugins."io.containerd.grpc.v1.cri".containerd]\n    snapshotter = "native"\n'
+        f'    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]\n'
+        f'      runtime_type = "io.containerd.runc.v2"\n'
+        f'      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]\n'
+        f'        BinaryName = "{CRISP_OCI}"\n'
     )
     with open(made.directory / "log", "wb") as log:
         process = subprocess.Popen(["containerd", "--config", str(config)], stdout=log, stderr=log)
@@ -59,6 +71,8 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
             time.sleep(0.05)
         layout = busybox_layout(made.directory / "layout")
         made.ctr("images", "import", "--snapshotter", "native", str(tar_of(layout, made.directory / "busybox.tar")))
+        for archive in (busybox_tar(made.directory), pause_tar(made.directory)):
+            made.ctr("-n", "k8s.io", "images", "import", "--snapshotter", "native", str(archive))
         yield made
     finally:
         process.terminate()
@@ -92,3 +106,49 @@ def test_life_of_a_task(containerd: Containerd) -> None:
             time.sleep(0.05)
         containerd.ctr("task", "delete", "one")
         containerd.ctr("container", "delete", "one")
+
+
+def _limit(path: str, controller: str, *names: str) -> str:
+    """The first word of the first of these files that there is."""
+    directory = Path(Hierarchies.detect().cgroup(path).directory(controller))
+    return next((directory / name).read_text().split()[0] for name in names if (directory / name).exists())
+
+
+def test_limits_are_updated_by_its_cri(containerd: Containerd) -> None:
+    """In a pod of the host's network, so that no plugin is needed; kubelet's resize comes to this."""
+    parent = f"/{NAMESPACE}"
+    host = cri.NamespaceOption(network=cri.NODE)
+    pod = cri.PodSandboxConfig(
+        metadata=cri.PodSandboxMetadata(name="pod", uid="uid", namespace="default"),
+        linux=cri.LinuxPodSandboxConfig(
+            cgroup_parent=parent, security_context=cri.LinuxSandboxSecurityContext(namespace_options=host)
+        ),
+    )
+    limits = cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20, cpu_quota=50_000, cpu_period=100_000)
+    container = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name="main"),
+        image=cri.ImageSpec(image=BUSYBOX),
+        command=["sleep", "100"],
+        linux=cri.LinuxContainerConfig(
+            resources=limits, security_context=cri.LinuxContainerSecurityContext(namespace_options=host)
+        ),
+    )
+    with grpc.insecure_channel(f"unix:{containerd.directory}/socket") as channel:
+        runtime = services.RuntimeServiceStub(channel)
+        sandbox = runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=pod), timeout=30).pod_sandbox_id
+        try:
+            request = cri.CreateContainerRequest(pod_sandbox_id=sandbox, config=container, sandbox_config=pod)
+            id = runtime.CreateContainer(request, timeout=30).container_id
+            runtime.StartContainer(cri.StartContainerRequest(container_id=id), timeout=30)
+            more = cri.LinuxContainerResources(memory_limit_in_bytes=96 << 20, cpu_quota=75_000)
+            runtime.UpdateContainerResources(
+                cri.UpdateContainerResourcesRequest(container_id=id, linux=more), timeout=30
+            )
+            assert _limit(f"{parent}/{id}", "memory", "memory.limit_in_bytes", "memory.max") == str(96 << 20)
+            assert _limit(f"{parent}/{id}", "cpu", "cpu.cfs_quota_us", "cpu.max") == "75000"
+            execution = cri.ExecSyncRequest(container_id=id, cmd=["echo", "hello"], timeout=10)
+            answer = runtime.ExecSync(execution, timeout=30)
+            assert answer.stdout == b"hello\n"
+        finally:
+            runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=sandbox), timeout=30)
+            runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox), timeout=30)
