@@ -2,8 +2,8 @@
 # Sets up and runs everything that must pass before a change lands:   sudo ./deploy/test.sh [--no-vm]
 #
 # Lint, types, the contract of imports, unit tests, integration tests (in namespaces of their own: tests/box.py),
-# kubelet itself on crisp, and the main path inside a Debian guest under QEMU, which --no-vm leaves out. kubelet (built
-# once, some 3 minutes) and the guest's disk are kept in /var/cache/crisp-tests.
+# kubelet and a cluster on crisp, and the main path inside a Debian guest under QEMU, which --no-vm leaves out. What is
+# of Kubernetes (built once, some 5 minutes) and the guest's disk are kept in /var/cache/crisp-tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,7 +27,7 @@ step ruff check .
 step mypy
 step lint-imports
 step timeout 900 pytest -q tests/unit tests/integration </dev/null
-tests/e2e/build-kubernetes.sh kubelet
+tests/e2e/build-kubernetes.sh etcd kubelet kube-apiserver kube-controller-manager kube-scheduler
 step timeout 600 pytest -q tests/e2e </dev/null
 if [ "$guest" = yes ]; then
     step timeout 1200 pytest -q tests/vm </dev/null

@@ -20,10 +20,11 @@ class Authority:
         files = ("-keyout", self._key, "-out", self.certificate)
         _openssl("req", "-x509", *_NEW_KEY, "-days", "1", "-subj", "/CN=test authority", *extensions, *files)
 
-    def issue(self, directory: Path, name: str) -> tuple[Path, Path]:
-        """A certificate, good for servers and clients alike, and its key."""
+    def issue(self, directory: Path, name: str, organization: str = "") -> tuple[Path, Path]:
+        """A certificate, good for servers and clients alike, and its key. `organization` is a group to Kubernetes."""
         request, certificate, key = (directory / f"{name}.{kind}" for kind in ("csr", "pem", "key"))
-        _openssl("req", *_NEW_KEY, "-subj", f"/CN={name}", "-keyout", key, "-out", request)
+        subject = (f"/O={organization}" if organization else "") + f"/CN={name}"
+        _openssl("req", *_NEW_KEY, "-subj", subject, "-keyout", key, "-out", request)
         extensions = directory / f"{name}.ext"
         extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
         by = ("-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial", "-days", "1", "-extfile", extensions)

@@ -2,7 +2,7 @@
 # Builds programs of Kubernetes from its Go module, once a machine:   tests/e2e/build-kubernetes.sh [PROGRAM...]
 #
 # PROGRAM is a directory of kubernetes/cmd: kubelet (the default), kube-apiserver, kube-scheduler,
-# kube-controller-manager, kubeadm, ... They end in /var/cache/crisp-tests/kubernetes-VERSION (KUBERNETES_DIR), whose
+# kube-controller-manager, kubeadm, ...; or etcd, which is Debian's, unpacked and not installed. They end in /var/cache/crisp-tests/kubernetes-VERSION (KUBERNETES_DIR), whose
 # path is printed; what is there already is not built again. Takes the Go module proxy, Go 1.26
 # (fetched where there is none) and, for kubelet, some 3 minutes of two cores. KUBERNETES_VERSION: another than v1.36.2.
 set -euo pipefail
@@ -30,6 +30,16 @@ find_missing
 exec 9>"$directory/lock"
 flock 9
 find_missing  # somebody else may have built them meanwhile
+if [[ " ${missing[*]} " == *" etcd "* ]]; then
+    work=$(mktemp -d "$directory/etcd.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    chmod 755 "$work"
+    (cd "$work" && { apt-get download -q etcd-server || { apt-get update -q && apt-get download -q etcd-server; }; }) </dev/null >&2
+    dpkg-deb --extract "$work"/etcd-server_*.deb "$work"
+    mv "$work/usr/bin/etcd" "$directory/etcd"
+    rm -rf "$work"
+    find_missing
+fi
 is_recent() { command -v go >/dev/null && [[ $(go env GOVERSION) =~ ^go1\.([0-9]+) ]] && [ "${BASH_REMATCH[1]}" -ge 26 ]; }
 if ! is_recent; then
     # Debian's Go is too old. PyPI has the official builds.

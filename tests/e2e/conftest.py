@@ -9,6 +9,7 @@ import pytest
 
 from tests import box
 from tests.daemon import Daemon
+from tests.e2e.cluster import Cluster
 from tests.e2e.kubelet import Kubelet
 
 
@@ -26,7 +27,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed:
         for value in getattr(item, "funcargs", {}).values():
-            if isinstance(value, Kubelet):
+            if isinstance(value, Cluster):
+                report.sections.append(("cluster", value.summary()))
+            elif isinstance(value, Kubelet):
                 report.sections += [("kubelet", value.log()), ("crispd", value.daemon.log())]
             elif isinstance(value, Daemon):
                 report.sections.append(("crispd", value.log()))

@@ -40,24 +40,33 @@ class Kubelet:
     """One kubelet. `Kubelet.running()` makes one for a `with` block."""
 
     def __init__(
-        self, daemon: Daemon, cgroup_root: str, arguments: tuple[str, ...], settings: Mapping[str, Any]
+        self,
+        daemon: Daemon,
+        cgroup_root: str,
+        arguments: tuple[str, ...],
+        settings: Mapping[str, Any],
+        identity: tuple[Path, Path] | None = None,
     ) -> None:
         self.daemon = daemon
         self.directory = daemon.directory / "kubelet"
         self.manifests = self.directory / "manifests"
-        self.port = _free_port()
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._log = self.directory / "kubelet.log"
         self._arguments = arguments
-        self._settings = {"cgroupRoot": cgroup_root, **settings}
+        self._identity = identity
+        self._settings: dict[str, Any] = {"cgroupRoot": cgroup_root, **settings}
         self.manifests.mkdir(parents=True)
 
     @classmethod
     @contextmanager
-    def running(cls, daemon: Daemon, *arguments: str, **settings: Any) -> Iterator[Self]:
+    def running(
+        cls, daemon: Daemon, *arguments: str, identity: tuple[Path, Path] | None = None, **settings: Any
+    ) -> Iterator[Self]:
         """A started kubelet on its own cgroup and directories; afterwards its pods are gone and it is stopped.
 
         `arguments` are added to its command line, `settings` to its configuration file (deploy/kubelet.yaml).
+        `identity` is a certificate and its key for those who ask its API.
         """
         with ExitStack() as undo:
             directory = daemon.directory / "node"
@@ -66,7 +75,7 @@ class Kubelet:
             undo.enter_context(ground.address(NODE_IP))
             root = undo.enter_context(ground.cgroup(f"crisp-e2e-{daemon.directory.name}"))
             undo.callback(daemon.empty)
-            kubelet = cls(daemon, root, arguments, settings)
+            kubelet = cls(daemon, root, arguments, settings, identity)
             undo.callback(kubelet.end)
             kubelet.start()
             undo.callback(kubelet.clear)
@@ -212,9 +221,12 @@ class Kubelet:
         return "\n".join(["--- kubelet's log:", *[line for line in lines if line[:1] in "EFW"][-LOG_LINES:]])
 
     def _call(self, method: str, path: str) -> bytes:
-        request = urllib.request.Request(f"https://127.0.0.1:{self.port}{path}", method=method)
+        address = self.configuration()["address"]
+        request = urllib.request.Request(f"https://{address}:{self.port}{path}", method=method)
         # Its certificate is signed by itself and new at each start.
         context = ssl._create_unverified_context()
+        if self._identity is not None:
+            context.load_cert_chain(*self._identity)
         try:
             with urllib.request.urlopen(request, timeout=30, context=context) as answer:
                 return answer.read()
@@ -235,7 +247,8 @@ class Kubelet:
         return self.process
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

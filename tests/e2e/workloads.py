@@ -1,0 +1,115 @@
+"""Objects of a cluster that make pods, and pods that need an API server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.daemon import BUSYBOX
+from tests.e2e.manifests import FOREVER, Object, pod, sh
+
+
+def template(app: str, *containers: Object, **spec: Any) -> Object:
+    """The pod that a workload makes copies of."""
+    made = pod(app, *containers, **spec)
+    return {"metadata": {"labels": {"app": app}}, "spec": made["spec"]}
+
+
+def _workload(kind: str, app: str, container: Object, **spec: Any) -> Object:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"name": app},
+        "spec": {"selector": {"matchLabels": {"app": app}}, "template": template(app, container), **spec},
+    }
+
+
+def deployment(app: str, replicas: int, **container: Any) -> Object:
+    return _workload("Deployment", app, sh("main", FOREVER, **container), replicas=replicas)
+
+
+def daemon_set(app: str) -> Object:
+    return _workload("DaemonSet", app, sh("main", FOREVER))
+
+
+def stateful_set(app: str, replicas: int) -> Object:
+    return _workload("StatefulSet", app, sh("main", FOREVER), replicas=replicas, serviceName=app)
+
+
+def job(name: str, script: str, **spec: Any) -> Object:
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {"template": template(name, sh("main", script), restartPolicy="Never"), **spec},
+    }
+
+
+def cron_job(name: str) -> Object:
+    """Each minute."""
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": name},
+        "spec": {"schedule": "* * * * *", "jobTemplate": {"spec": job(name, "true")["spec"]}},
+    }
+
+
+def configured() -> Object:
+    """A pod with files of the cluster: a config map, a secret, both and a token in one volume, and a sub path."""
+    return pod(
+        "configured",
+        sh("main", FOREVER, volumeMounts=[
+            {"name": "map", "mountPath": "/map"},
+            {"name": "secret", "mountPath": "/secret"},
+            {"name": "all", "mountPath": "/all"},
+            {"name": "map", "mountPath": "/etc/one", "subPath": "greeting"},
+        ], env=[{"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "greeting"}}}]),
+        volumes=[
+            {"name": "map", "configMap": {"name": "settings"}},
+            {"name": "secret", "secret": {"secretName": "password", "defaultMode": 0o400}},
+            {"name": "all", "projected": {"sources": [
+                {"configMap": {"name": "settings", "items": [{"key": "greeting", "path": "deep/down"}]}},
+                {"secret": {"name": "password"}},
+                {"serviceAccountToken": {"path": "token"}},
+            ]}},
+        ],
+    )  # fmt: skip
+
+
+def talking() -> Object:
+    """A pod that says what it is told, on a terminal and without one, and serves a page."""
+    return pod(
+        "talking",
+        sh("main", "echo started; while read line; do echo got $line; done", stdin=True),
+        sh("terminal", "tty; while read line; do echo got $line; done", stdin=True, tty=True),
+        sh("server", "mkdir /site; echo a page >/site/index.html; exec httpd -f -p 8080 -h /site"),
+        sh("again", "echo life $(( $(cat /shared/n 2>/dev/null || echo 0) + 1 )); echo 1 >/shared/n; [ -e /shared/m ] "
+           f"&& {FOREVER}; touch /shared/m; exit 4", volumeMounts=[{"name": "shared", "mountPath": "/shared"}]),
+        volumes=[{"name": "shared", "emptyDir": {}}],
+    )  # fmt: skip
+
+
+def apart() -> Object:
+    """A pod with users of its own, by the runtime class."""
+    return pod("apart", sh("main", FOREVER), hostUsers=False, runtimeClassName="crisp")
+
+
+def with_image() -> Object:
+    """A pod that sees another image's files."""
+    image = {"name": "image", "image": {"reference": BUSYBOX, "pullPolicy": "Never"}}
+    mounts = [{"name": "image", "mountPath": "/image"}]
+    return pod("with-image", sh("main", FOREVER, volumeMounts=mounts), volumes=[image])
+
+
+def resized() -> Object:
+    """A pod whose limits can change while it runs."""
+    resources = {"limits": {"cpu": "200m", "memory": "48Mi"}, "requests": {"cpu": "100m", "memory": "48Mi"}}
+    policy = [{"resourceName": name, "restartPolicy": "NotRequired"} for name in ("cpu", "memory")]
+    return pod("resized", sh("main", FOREVER, resources=resources, resizePolicy=policy))
+
+
+def polite() -> Object:
+    """A pod that takes its time to end, and says so."""
+    script = "trap 'echo ending; sleep 1; echo ended; exit 0' TERM; while :; do sleep 0.1; done"
+    hook = {"preStop": {"exec": {"command": ["sh", "-c", "echo before >/proc/1/fd/1"]}}}
+    return pod("polite", sh("main", script, lifecycle=hook), terminationGracePeriodSeconds=30)
