@@ -40,6 +40,7 @@ class Configuration:
     cni_conf_dir: Path = Path("/etc/cni/net.d")
     cni_bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
     cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
+    hooks_dirs: tuple[Path, ...] = (Path("/usr/share/containers/oci/hooks.d"), Path("/etc/containers/oci/hooks.d"))
     nri_socket: str = ""
     registries_conf: Path = Path("/etc/containers/registries.conf")
     registries_d: Path = Path("/etc/containers/registries.d")
@@ -210,6 +211,7 @@ KEYS: dict[str, Callable[[object], object]] = {
     "cni_conf_dir": _path,
     "cni_bin_dirs": _paths,
     "cdi_spec_dirs": _paths,
+    "hooks_dirs": _paths,
     "nri_socket": _optional_path,
     "registries_conf": _path,
     "registries_d": _path,

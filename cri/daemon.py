@@ -172,6 +172,7 @@ def settings(configuration: Configuration) -> NodeSettings:
         pause_image=configuration.pause_image,
         trace_start=configuration.trace_start,
         cdi_spec_dirs=configuration.cdi_spec_dirs,
+        hooks_dirs=configuration.hooks_dirs,
         images=ImageSettings(
             auth_file=Path(configuration.auth_file) if configuration.auth_file else None,
             certs_dirs=configuration.registry_certs_dirs,

@@ -17,8 +17,9 @@ from typing import Any
 
 from pods.devices import DeviceNode
 from pods.errors import InvalidArgument, Unimplemented
+from pods.hook_files import STAGES, checked_hook
 
-_REFUSED = ("hooks", "intelRdt", "netDevices")
+_REFUSED = ("intelRdt", "netDevices")
 _FORMATS = frozenset({".json", ".yaml"})
 _TYPES = {stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
 
@@ -31,6 +32,7 @@ class CDIEdits:
     nodes: tuple[DeviceNode, ...] = ()
     mounts: tuple[dict[str, Any], ...] = ()
     additional_gids: tuple[int, ...] = ()
+    hooks: tuple[tuple[str, dict[str, Any]], ...] = ()  # with the moment of a container's life that each is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any]]]) -> CDIEdits:
     nodes: list[DeviceNode] = []
     mounts: list[dict[str, Any]] = []
     gids: list[int] = []
+    hooks: list[tuple[str, dict[str, Any]]] = []
     for spec, edit in edits:
         for member in _REFUSED:
             if edit.get(member):
@@ -128,11 +131,19 @@ def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any]]]) -> CDIEdits:
             env += [_variable(entry) for entry in edit.get("env") or ()]
             nodes += [_node(entry) for entry in edit.get("deviceNodes") or ()]
             mounts += [_mount(entry) for entry in edit.get("mounts") or ()]
+            hooks += [_hook(entry) for entry in edit.get("hooks") or ()]
             # 0 is what specs write that mean none.
             gids += [gid for gid in map(int, edit.get("additionalGids") or ()) if gid > 0]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InvalidArgument(f"config.CDI_devices: CDI spec {str(spec.path)!r}: {error}") from error
-    return CDIEdits(tuple(env), tuple(nodes), tuple(mounts), tuple(dict.fromkeys(gids)))
+    return CDIEdits(tuple(env), tuple(nodes), tuple(mounts), tuple(dict.fromkeys(gids)), tuple(hooks))
+
+
+def _hook(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    name = entry.get("hookName")
+    if name not in STAGES:
+        raise ValueError(f"hooks: hookName: expected one of {', '.join(STAGES)}, got {name!r}")
+    return name, checked_hook(entry)
 
 
 def _variable(entry: str) -> str:

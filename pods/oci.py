@@ -17,6 +17,7 @@ from pods.capability import granted
 from pods.cdi import CDIEdits, find_edits
 from pods.devices import DeviceNode, host_devices, requested_devices
 from pods.errors import InvalidArgument
+from pods.hook_files import HookFile, oci_hooks, read_hooks
 from pods.host import HostFacts
 from pods.host_limits import check_host_limits
 from pods.model import ContainerConfig, NamespaceMode, Sandbox
@@ -73,6 +74,7 @@ class HostObjects:
     seccomp: LocalhostProfile | None = None
     apparmor_profile: str = ""
     cdi: CDIEdits = field(default_factory=CDIEdits)
+    hooks: tuple[HookFile, ...] = ()  # whosoever they are for
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +95,13 @@ class ContainerContext:
     found: HostObjects
 
 
-def find_host_objects(config: ContainerConfig, host: HostFacts, cdi_spec_dirs: Sequence[Path] = ()) -> HostObjects:
-    """Look up devices, mount sources and profiles that the request names; makes missing mount sources, last.
+def find_host_objects(
+    config: ContainerConfig, host: HostFacts, cdi_spec_dirs: Sequence[Path] = (), hooks_dirs: Sequence[Path] = ()
+) -> HostObjects:
+    """Look up devices, mount sources, profiles and hooks; makes missing mount sources, last.
 
-    Raises InvalidArgument, naming field and path, for what is missing or not what it should be.
+    Raises InvalidArgument, naming field and path, for what is missing or not what it should be; FailedPrecondition for
+    a hook's file that is wrong.
     """
     security = config.security
     check_host_limits(config.resources)
@@ -105,6 +110,7 @@ def find_host_objects(config: ContainerConfig, host: HostFacts, cdi_spec_dirs: S
     return HostObjects(
         devices=(*host_devices(), *devices) if security.privileged else devices,
         cdi=edits,
+        hooks=read_hooks(hooks_dirs),
         seccomp=read_localhost_profile(security),
         apparmor_profile=apparmor_profile(security, host),
         mount_sources=resolve_sources(config.mounts),
@@ -120,7 +126,7 @@ def build_config(context: ContainerContext) -> dict[str, Any]:
             "config.linux.security_context.namespace_options.target_id: "
             f"container {config.security.namespaces.target_id!r} is not running"
         )
-    return {
+    document = {
         "ociVersion": "1.2.0",
         "process": _process(context),
         "root": {"path": "rootfs", "readonly": config.security.readonly_rootfs},
@@ -136,6 +142,20 @@ def build_config(context: ContainerContext) -> dict[str, Any]:
         "annotations": _annotations(context),
         "linux": _linux(context),
     }
+    if hooks := _hooks(context):
+        document["hooks"] = hooks
+    return document
+
+
+def _hooks(context: ContainerContext) -> dict[str, list[dict[str, Any]]]:
+    """Those of CDI devices, and then those of files."""
+    config = context.config
+    command = process_args(config, context.image)[0]
+    annotations = {**context.sandbox.config.annotations, **config.annotations, **_annotations(context)}
+    hooks = oci_hooks(context.found.hooks, annotations, command, bind_mounts=bool(config.mounts))
+    for stage, hook in reversed(context.found.cdi.hooks):
+        hooks.setdefault(stage, []).insert(0, dict(hook))
+    return hooks
 
 
 def _process(context: ContainerContext) -> dict[str, Any]:

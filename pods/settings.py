@@ -21,6 +21,7 @@ class NodeSettings:
     pause_image: str = ""
     trace_start: bool = False
     cdi_spec_dirs: tuple[Path, ...] = ()  # later ones win
+    hooks_dirs: tuple[Path, ...] = ()  # later ones win
     images: ImageSettings = field(default_factory=ImageSettings)
 
     def sandbox_dir(self, sandbox_id: str) -> Path:

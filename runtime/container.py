@@ -23,6 +23,7 @@ from runtime.cgroups import Cgroup, Hierarchies
 from runtime.clone import clone_into
 from runtime.errors import NotRunning, OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.exec import Exec, Reply
+from runtime.hook_process import ContainerHooks
 from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.join import Join, exec_process
 from runtime.logs import Clock, LogFile, complain
@@ -33,6 +34,7 @@ from runtime.terminal import resize as resize_terminal
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
 _NAMESPACE_OF: Final = re.compile(r"/proc/([0-9]+)/ns/[a-z_]+")
+
 
 class Supervisor(Loop, Protocol):
     """What a container needs of the shim that runs it."""
@@ -88,6 +90,7 @@ class Container:
         self._start_waiters: list[Reply] = []
         self._early_exit: int | None = None
         self._take_back_update: Callable[[], None] = lambda: None
+        self._hooks: ContainerHooks | None = None
         self.pid = 0
         self._pidfd = -1
         self.state = "created"
@@ -152,6 +155,7 @@ class Container:
         self._require_living_namespaces(spec)
         self._spec = spec
         self._mappings = userns.mappings_of(spec)
+        self._hooks = ContainerHooks(spec, self.id, self._bundle, self._supervisor)
         mounts = plan_mounts(spec, self._mappings)
         flags = clone_flags(spec)
         self._filter = base64.b64decode(request.get("filter", ""))
@@ -179,7 +183,6 @@ class Container:
                 process=spec.process,
                 mounts=mounts,
                 rootfs=self._rootfs,
-                empty_mount_namespace=self._supervisor.empty_mount_namespace,
                 cgroup=cgroup,
                 in_unified_cgroup=bool(cgroup.unified),
                 stdio=stdio.child,
@@ -188,6 +191,7 @@ class Container:
                 users=namespaces,
                 trees=self._trees,
                 trace=request.get("trace", False),
+                **self._place_of_rootfs(spec),
             )
             if start.trace:
                 start.steps += [("shim received", begun)]
@@ -212,6 +216,15 @@ class Container:
         self._supervisor.on_exit(self.pid, self._init_exited)
         attempt = _StartAttempt(self, ours, start, outputs, reply)
         self._supervisor.watch(ours.fileno(), selectors.EVENT_READ, attempt.ready)
+
+    def _place_of_rootfs(self, spec: oci.Spec) -> dict[str, Any]:
+        """createContainer hooks are programs of the host: their mount namespace is a copy of its, not almost empty."""
+        if not spec.hooks.create_container:
+            return {"empty_mount_namespace": self._supervisor.empty_mount_namespace}
+        rootfs = os.path.join(self._bundle, spec.root.path)
+        with failing("make", rootfs):
+            os.makedirs(rootfs, 0o700, exist_ok=True)
+        return {"empty_mount_namespace": -1, "attach_point": rootfs}
 
     def _require_living_namespaces(self, spec: oci.Spec) -> None:
         """Refuse namespaces of processes that are gone: since config.json was written their numbers may be others'."""
@@ -375,6 +388,9 @@ class Container:
         """Let go of all that is left. The container is not running."""
         for key in [key for key, execution in self._execs.items() if execution.unclaimed]:
             self._execs.pop(key).close()
+        if self._hooks is not None:
+            self._hooks.begin_poststop()
+            self._hooks = None
         self._remove_cgroup()
         self._close_log()
         self._release()
@@ -545,6 +561,16 @@ class _StartAttempt:
             self._container._start_failed(self._outputs)
             self._reply({"error": self._failure.to_json()})
             return
+        assert self._container._hooks is not None
+        self._container._hooks.begin_poststart(self._container.pid, self._finish)
+        self._container._exited_meanwhile()
+
+    def _finish(self, failure: RuntimeCoreError | None) -> None:
+        """Answer. A container whose poststart hooks failed is ended, and was not started."""
+        if failure is not None:
+            self._container.kill()
+            self._container.wait(lambda _exit: self._reply({"error": failure.to_json()}))
+            return
         answer: dict[str, Any] = {"pid": self._container.pid, "started_at": self._container.started_at}
         if self._warnings:
             answer["warnings"] = self._warnings
@@ -552,7 +578,6 @@ class _StartAttempt:
             self._start.step("program runs")
             answer["steps"] = self._start.steps
         self._reply(answer)
-        self._container._exited_meanwhile()
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         if "failed" in message:
@@ -561,11 +586,23 @@ class _StartAttempt:
             self._console = fds[0]
         elif "warning" in message:
             self._warnings.append(message["warning"])
+        elif "hooks" in message:
+            assert self._container._hooks is not None
+            self._container._hooks.begin_creation(self._container.pid, self._created)
         elif "executing" in message:
             self._executing = True
             self._start.steps.extend((name, at) for name, at in message["executing"])
 
-
+    def _created(self, state: dict[str, Any], failure: RuntimeCoreError | None) -> None:
+        """The hooks of the creation have ended: let the init go on with this state, or end it."""
+        if self._channel.fileno() < 0:  # it has died meanwhile
+            return
+        if failure is not None:
+            self._failure = failure
+            self._container.kill()
+            return
+        with contextlib.suppress(OSError):
+            self._channel.send(json.dumps(state).encode())
 
 
 def _family(root: int, candidates: Sequence[int]) -> list[int]:

@@ -35,10 +35,14 @@ def run_hooks(kind: str, hooks: Sequence[Hook], state: Mapping[str, Any]) -> Non
     Raises HookFailed at the first that fails, with what it printed. Single-threaded callers only.
     """
     text = json.dumps(state).encode()
-    for index, hook in enumerate(hooks):
-        reason = _run(hook, text)
-        if reason:
-            raise HookFailed(f"run hooks.{kind}[{index}] `{hook.path}`: {reason}")
+    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a hook need not read; to an init it is deadly by now
+    try:
+        for index, hook in enumerate(hooks):
+            reason = _run(hook, text)
+            if reason:
+                raise HookFailed(f"run hooks.{kind}[{index}] `{hook.path}`: {reason}")
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 def _run(hook: Hook, text: bytes) -> str:

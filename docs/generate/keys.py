@@ -15,6 +15,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "Devices": {
         "cdi_spec_dirs": "Specs of CDI devices (JSON and YAML); those of later directories win.",
+        "hooks_dirs": "OCI hooks of containers, oci-hooks(5); files of later directories win.",
     },
     "Plugins": {
         "nri_socket": "Socket for NRI plugins, usually /var/run/nri/nri.sock. Root can open it, and so change "

@@ -54,7 +54,9 @@ def test_later_directories_win_and_equals_conflict(tmp_path: Path) -> None:
         ("just text", InvalidArgument, "a.yaml"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": [1]}]}', InvalidArgument, "a.yaml"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"hooks": [{"path": "/x"}]}}]}',
-         Unimplemented, "hooks are not supported"),
+         InvalidArgument, "hookName: expected one of prestart"),
+        ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"intelRdt": {"closID": "x"}}}]}',
+         Unimplemented, "intelRdt are not supported"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["X"]}}]}',
          InvalidArgument, "'X' is not NAME=value"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"mounts": [{"hostPath": "/a", '

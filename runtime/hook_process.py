@@ -1,0 +1,111 @@
+"""Hooks of a container in its shim: run by a process of their own, since the shim's loop waits for nobody."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, Protocol
+
+from runtime import syscalls
+from runtime.errors import RuntimeCoreError, failing, from_json
+from runtime.hooks import run_hooks
+from runtime.init import leave_the_loop
+from runtime.light import json
+from runtime.logs import complain
+from runtime.spec import Hook, Spec
+
+Failure = RuntimeCoreError | None
+
+
+class Children(Protocol):
+    """The part of a shim that knows its children."""
+
+    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
+
+
+class ContainerHooks:
+    """The hooks that are not init's to run. Callbacks get the first failure, or None once all have ended well."""
+
+    def __init__(self, spec: Spec, container_id: str, bundle: str, children: Children) -> None:
+        self._spec = spec
+        self._id = container_id
+        self._bundle = bundle
+        self._children = children
+        self._have_run = False
+
+    def begin_creation(self, pid: int, done: Callable[[dict[str, Any], Failure], None]) -> None:
+        """prestart and createRuntime; `done` also gets the state that init hands to its own hooks."""
+        self._have_run = True
+        hooks, state = self._spec.hooks, self._state("creating", pid)
+        moments = (("prestart", hooks.prestart), ("createRuntime", hooks.create_runtime))
+        self._begin(moments, state, lambda failure: done(state, failure))
+
+    def begin_poststart(self, pid: int, done: Callable[[Failure], None]) -> None:
+        """poststart; at once `done` if there are none."""
+        self._have_run = True
+        self._begin((("poststart", self._spec.hooks.poststart),), self._state("running", pid), done)
+
+    def begin_poststop(self) -> None:
+        """poststop, for a container that came to be. One that fails is told of, and the next one runs."""
+        if self._have_run:
+            for hook in self._spec.hooks.poststop:
+                self._begin((("poststop", (hook,)),), self._state("stopped", 0), self._tell)
+
+    def _tell(self, failure: Failure) -> None:
+        if failure is not None:
+            complain(f"container {self._id}: {failure}")
+
+    def _state(self, status: str, pid: int) -> dict[str, Any]:
+        """What hooks get on their standard input (runtime-spec runtime.md "State")."""
+        return {
+            "ociVersion": self._spec.oci_version,
+            "id": self._id,
+            "status": status,
+            "pid": pid,
+            "bundle": self._bundle,
+            "annotations": dict(self._spec.annotations),
+        }
+
+    def _begin(
+        self,
+        moments: Sequence[tuple[str, Sequence[Hook]]],
+        state: Mapping[str, Any],
+        done: Callable[[Failure], None],
+    ) -> None:
+        if not any(hooks for _kind, hooks in moments):
+            done(None)
+            return
+        try:
+            with failing("make process for", "hooks"):
+                told, telling = os.pipe()
+                pid = os.fork()
+        except RuntimeCoreError as error:
+            done(error)
+            return
+        if pid == 0:
+            _run(moments, state, telling)
+        os.close(telling)
+
+        def ended(status: int) -> None:
+            with os.fdopen(told, "rb") as file:
+                said = file.read()
+            if said:
+                done(from_json(json.loads(said)))
+            else:
+                done(None if status == 0 else RuntimeCoreError(f"run hooks: their process ended with {status}"))
+
+        self._children.on_exit(pid, ended)
+
+
+def _run(moments: Sequence[tuple[str, Sequence[Hook]]], state: Mapping[str, Any], telling: int) -> NoReturn:
+    status = 1
+    try:
+        leave_the_loop()
+        syscalls.close_all_from(3, keep=(telling,))
+        for kind, hooks in moments:
+            run_hooks(kind, hooks, state)
+        status = 0
+    except RuntimeCoreError as error:
+        os.write(telling, json.dumps(error.to_json()).encode())
+    finally:
+        os._exit(status)
