@@ -13,6 +13,7 @@ from typing import Any
 from image.store import ImageStore
 from network.network import Network
 from pods.apparmor import load_default_profile
+from pods.checkpoints import Checkpoints
 from pods.containers import Containers
 from pods.execsync import exec_sync
 from pods.host import HostFacts
@@ -58,6 +59,7 @@ class Node:
             self._state, self._shims, network, self._containers, self.host, self._scopes, self._background
         )
         self._resources = ResourceUpdates(self._state, self._shims, self.host, self._scopes, self._background)
+        self._checkpoints = Checkpoints(self._state, self._background)
         self._recovery = Recovery(self._state, self._shims, self._sandboxes, self._containers, self._background)
 
     @classmethod
@@ -177,6 +179,9 @@ class Node:
 
     async def update_container(self, container_id: str, wanted: Resources) -> None:
         await self._resources.update_container(container_id, wanted)
+
+    async def checkpoint_container(self, container_id: str, location: str, timeout: int) -> None:
+        await self._checkpoints.checkpoint(container_id, location, timeout)
 
     def container(self, container_id: str) -> Container:
         """By id or unique prefix. Raises NotFound."""

@@ -49,6 +49,7 @@ OPTIONS: Final[Mapping[str, int]] = {
     "external": 37,
     "empty_ns": 38,
     "freeze_cgroup": 44,
+    "timeout": 45,
     "tcp_skip_in_flight": 46,
     "orphan_pts_master": 50,
     "lsm_profile": 53,

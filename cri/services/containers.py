@@ -75,6 +75,16 @@ class Containers:
         await self._node.update_container(container_id, resources("linux", request.linux))
         return api_pb2.UpdateContainerResourcesResponse()
 
+    async def CheckpointContainer(
+        self, request: api_pb2.CheckpointContainerRequest
+    ) -> api_pb2.CheckpointContainerResponse:
+        """Write a running container, which goes on, to an archive; takes criu."""
+        container_id = fields.required("container_id", request.container_id)
+        location = fields.required("location", request.location)
+        timeout = fields.at_least("timeout", request.timeout, 0)
+        await self._node.checkpoint_container(container_id, location, timeout)
+        return api_pb2.CheckpointContainerResponse()
+
     async def StreamContainers(
         self, request: api_pb2.StreamContainersRequest
     ) -> AsyncIterator[api_pb2.StreamContainersResponse]:

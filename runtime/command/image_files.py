@@ -12,7 +12,6 @@ from runtime import criu
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.errors import NotSupported, failing
 from runtime.light import dataclass
-from runtime.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +29,6 @@ FLAGS: Final = (
     Flag("auto-dedup", help="drop from the parent's images what is newer in these"),
     Flag("lazy-pages", help="refused"),
 )
-DESCRIPTORS: Final = "descriptors.json"  # what a container's standard streams were, to be given new ones by name
-NETWORK: Final = "extRootNetNS"
 _SWITCHES: Final = ("tcp-established", "ext-unix-sk", "shell-job", "file-locks", "auto-dedup")
 _NEW_NETWORK: Final = 0x40000000  # CLONE_NEWNET
 
@@ -81,12 +78,3 @@ def criu_options(options: Options, directories: Directories) -> dict[str, criu.V
     if options.text("empty-ns"):
         found["empty_ns"] = _NEW_NETWORK
     return found
-
-
-def host_binds(spec: Spec) -> list[tuple[str, str]]:
-    """(destination, source) of mounts whose content is the host's."""
-    return [(mount.destination, mount.source) for mount in spec.mounts if is_bind(mount.type, mount.options)]
-
-
-def is_bind(type: str, options: tuple[str, ...]) -> bool:
-    return type == "bind" or "bind" in options or "rbind" in options

@@ -6,13 +6,13 @@ import contextlib
 import os
 
 from runtime import criu, syscalls, validation
-from runtime.command import creation, removal
+from runtime.checkpoint import DESCRIPTORS, SHARED, host_binds, is_bind
+from runtime.command import creation, image_files, removal
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.foreground import attend, forward_signals
 from runtime.command.group import ContainerGroup
-from runtime.command.image_files import DESCRIPTORS, NETWORK, Directories, criu_options, host_binds, is_bind
-from runtime.command.image_files import FLAGS as SHARED
+from runtime.command.image_files import Directories, criu_options
 from runtime.command.opening import run_poststart
 from runtime.command.operands import only
 from runtime.command.owner import name as owner_name
@@ -37,7 +37,7 @@ FLAGS: Final = (
     Flag("no-subreaper", help="accepted: crisp-oci is none"),
     Flag("lsm-profile", argument="TYPE:NAME", help="another one than at the checkpoint (apparmor:, selinux:)"),
     Flag("lsm-mount-context", argument="CONTEXT", help="another SELinux context of mounts"),
-    *SHARED,
+    *image_files.FLAGS,
 )
 ARGUMENTS: Final = "ID"
 _LOG: Final = "restore.log"
@@ -117,7 +117,7 @@ class _Restoration:
             asked |= criu_options(self._options, directories)
             undo.callback(self._end)
             streams, inherited = self._streams(directories, opened)
-            asked["inherit_fd"] = [*inherited, *self._network(streams, opened)]
+            asked["inherit_fd"] = [*inherited, *self._namespaces(streams, opened)]
             worker = criu.Worker(lambda: syscalls.setns(namespace, syscalls.CLONE_NEWNS), keep=streams)
             record.pid = worker.call(criu.RESTORE, asked, directories.log, lambda note: self._notified(note, undo))
         record.start_time = start_time(record.pid)
@@ -150,15 +150,18 @@ class _Restoration:
                 inherited.append(criu.inherited(name, copy))
         return fds, inherited
 
-    def _network(self, fds: list[int], opened: contextlib.ExitStack) -> list[bytes]:
-        network = self._spec.linux.namespace("network")
-        if network is None or not network.path:
-            return []
-        with failing("open", network.path):
-            fd = os.open(network.path, os.O_RDONLY | os.O_CLOEXEC)
-        opened.callback(os.close, fd)
-        fds.append(fd)
-        return [criu.inherited(NETWORK, fd)]
+    def _namespaces(self, fds: list[int], opened: contextlib.ExitStack) -> list[bytes]:
+        """Those that are there already."""
+        inherited = []
+        for kind, _theirs, name in SHARED:
+            namespace = self._spec.linux.namespace(kind)
+            if namespace is not None and namespace.path:
+                with failing("open", namespace.path):
+                    fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+                opened.callback(os.close, fd)
+                fds.append(fd)
+                inherited.append(criu.inherited(name, fd))
+        return inherited
 
     def _make_mount_points(self) -> None:
         """criu mounts, and does not make what it mounts on. Below other file systems it finds what it has saved."""

@@ -124,6 +124,40 @@ def test_limits_are_in_the_containers_cgroup(workload: Workload) -> None:
     assert 1 < weight < 100  # 512 shares: half of the default
 
 
+@pytest.mark.parametrize("pids", ["CONTAINER", "POD"])
+def test_a_container_is_checkpointed_and_goes_on(service: Service, tmp_path: Path, pids: str) -> None:
+    """In a pod's network, and with its processes in the pod's PID namespace or one of its own."""
+    options = cri.NamespaceOption(pid=cri.NamespaceMode.Value(pids))
+    linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(namespace_options=options))
+    script = f"words=kept-in-memory; echo kept >/changed; rm /etc/passwd; mkdir /d; {COUNTER}"
+    sandbox = cri.LinuxPodSandboxConfig(security_context=cri.LinuxSandboxSecurityContext(namespace_options=options))
+    archive = tmp_path / "checkpoint.tar"
+    with service.pod(config=service.sandbox_config(f"checkpoint-{pids.lower()}", linux=sandbox)) as pod:
+        container_id = pod.run("sh", "-c", script, name="main", linux=linux)
+        before = Process.of(service, container_id)
+        request = cri.CheckpointContainerRequest(container_id=container_id, location=str(archive), timeout=60)
+        service.runtime.CheckpointContainer(request, timeout=60)
+        counted = pod.log("main").count("\n")
+        deadline = time.monotonic() + EXIT_SECONDS
+        while pod.log("main").count("\n") <= counted:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert Process.of(service, container_id) == before
+    assert stat.S_IMODE(archive.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["checkpoint.tar"]
+    subprocess.run(["tar", "-xf", archive, "-C", tmp_path], check=True)
+    described = json.loads((tmp_path / "config.dump").read_text())
+    assert (described["id"], described["name"], described["rootfsImageName"]) == (container_id, "main", BUSYBOX)
+    assert json.loads((tmp_path / "spec.dump").read_text())["process"]["args"][2] == script
+    assert "etc/passwd" in json.loads((tmp_path / "deleted.files").read_text())
+    changes = subprocess.run(["tar", "-tf", tmp_path / "rootfs-diff.tar"], check=True, capture_output=True, text=True)
+    assert {"changed", "d/"} <= set(changes.stdout.splitlines())
+    images = tmp_path / "checkpoint"
+    assert (images / "inventory.img").exists()
+    assert any(b"kept-in-memory" in pages.read_bytes() for pages in images.glob("pages-*.img"))
+    assert "0" in (tmp_path / "ctr.log").read_text()
+
+
 def limits(process: Process) -> dict[str, str]:
     """What the kernel has for FILES_OF_LIMITS."""
     cgroup = process.cgroup()

@@ -1,0 +1,208 @@
+"""CheckpointContainer: a running container, which goes on, as an archive (Kubernetes' forensic checkpointing).
+
+criu(8) writes the processes. The archive is a tar of the parts that CRI-O and podman have in theirs:
+
+    checkpoint/       criu's images, and descriptors.json
+    rootfs-diff.tar   what the container has changed in its root, and deleted.files what of the image it has deleted
+    spec.dump         its config.json
+    config.dump       which container it was, of which image, and when
+    ctr.log           its log
+    dump.log          criu's
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import io
+import json
+import logging
+import os
+import shutil
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pods import log_fields
+from pods.errors import FailedPrecondition, InvalidArgument, PodError
+from pods.model import Container, ContainerState
+from runtime import criu
+from runtime.cgroups import Hierarchies
+from runtime.checkpoint import DESCRIPTORS, external_objects, standard_streams
+from runtime.errors import NotSupported, RuntimeCoreError
+from runtime.spec import Spec
+from runtime.spec_parse import parse
+
+if TYPE_CHECKING:
+    from pods.inflight import Background
+    from pods.state import State
+
+_log = logging.getLogger("crisp.pods")
+_IMAGES: Final = "checkpoint"
+_LOG: Final = "dump.log"
+_OPAQUE: Final = "trusted.overlay.opaque"
+
+
+class Checkpoints:
+    """Makes the archives, one of a container at a time."""
+
+    def __init__(self, state: State, background: Background) -> None:
+        self._state = state
+        self._background = background
+
+    async def checkpoint(self, container_id: str, location: str, timeout: int) -> None:
+        """Write the archive to the file `location`; criu gives up after `timeout` seconds, by default 10.
+
+        Raises NotFound, InvalidArgument, FailedPrecondition unless it runs and criu is installed, and PodError.
+        """
+        found = self._state.find_container(container_id).container.id
+        target = Path(location)
+        if not target.is_absolute() or not target.name or "\0" in location:
+            raise InvalidArgument(f"location: expected the absolute path of a file, got {location!r}")
+        if not target.parent.is_dir():
+            raise InvalidArgument(f"location: {str(target.parent)!r} is no directory")
+        await self._background.shielded(self._checkpoint(found, target, timeout))
+
+    async def _checkpoint(self, container_id: str, target: Path, timeout: int) -> None:
+        async with self._state.lock(container_id):
+            container = self._state.find_container(container_id).container
+            if container.state is not ContainerState.RUNNING:
+                raise FailedPrecondition(f"container {container_id} is {container.state.value}, not running")
+            root = self._state.settings.container_root(container_id)
+            bundle = self._state.settings.bundle_dir(container_id)
+            work = root / "checkpoint"
+            try:
+                await asyncio.to_thread(_write, container, bundle, root, work, target, timeout)
+            except NotSupported as error:
+                raise FailedPrecondition(f"checkpoint container {container_id}: {error}") from error
+            except (RuntimeCoreError, OSError, ValueError) as error:
+                raise PodError(f"checkpoint container {container_id}: {error}") from error
+            finally:
+                await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+        _log.info("container checkpointed", extra=log_fields.of_container(container) | {"location": str(target)})
+
+
+def _write(container: Container, bundle: Path, root: Path, work: Path, target: Path, timeout: int) -> None:
+    criu.find()
+    shutil.rmtree(work, ignore_errors=True)  # of a daemon that was killed
+    (work / _IMAGES).mkdir(parents=True, mode=0o700)
+    text = (bundle / "config.json").read_bytes()
+    _dump(container.pid, parse(json.loads(text)), work, timeout)
+    parts = {
+        "spec.dump": text,
+        "config.dump": json.dumps(_description(container)).encode(),
+        "deleted.files": json.dumps(_write_changes(root / "upper", work / "rootfs-diff.tar")).encode(),
+    }
+    new = target.with_name(f".{target.name}.new")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+                for name, content in parts.items():
+                    _add(archive, name, content)
+                for name in (_IMAGES, "rootfs-diff.tar", _LOG):
+                    archive.add(work / name, name)
+                if container.log_path and Path(container.log_path).is_file():
+                    archive.add(container.log_path, "ctr.log")
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(new, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        raise
+
+
+def _dump(pid: int, spec: Spec, work: Path, timeout: int) -> None:
+    streams = standard_streams(pid)
+    (work / _IMAGES / DESCRIPTORS).write_text(json.dumps(streams))
+    cgroup = Hierarchies.detect().cgroup(spec.linux.cgroups_path)
+    with contextlib.ExitStack() as opened:
+        fds = []
+        for directory in (work / _IMAGES, work):
+            fds.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            opened.callback(os.close, fds[-1])
+        asked: dict[str, criu.Value] = {
+            "pid": pid,
+            "images_dir_fd": fds[0],
+            "work_dir_fd": fds[1],
+            "leave_running": True,
+            "tcp_established": True,
+            "file_locks": True,
+            "orphan_pts_master": True,
+            "manage_cgroups": True,
+            "manage_cgroups_mode": criu.CGROUP_MODES["soft"],
+            "freeze_cgroup": cgroup.freezer_directory(),
+            "external": external_objects(pid, spec, streams),
+        }
+        if timeout:
+            asked["timeout"] = timeout
+        criu.Worker().call(criu.DUMP, asked, str(work / _LOG), lambda _note: None)
+
+
+def _description(container: Container) -> dict[str, Any]:
+    image = container.config.image
+    return {
+        "id": container.id,
+        "name": container.config.metadata.name,
+        "rootfsImage": container.image_id,
+        "rootfsImageRef": container.image_ref,
+        "rootfsImageName": image.user_specified_image or image.image,
+        "runtime": "crisp",
+        "createdTime": _time(container.created_at),
+        "checkpointedTime": datetime.datetime.now(datetime.UTC).isoformat(),
+        "restored": False,
+    }
+
+
+def _time(nanoseconds: int) -> str:
+    return datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC).isoformat()
+
+
+def _write_changes(upper: Path, target: Path) -> list[str]:
+    """Pack a writable layer; returns what of the layers below is deleted. A directory that hides theirs says so."""
+    deleted = []
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
+        for path, name in _below(upper):
+            status = os.lstat(path)
+            if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:  # overlayfs.rst "whiteouts and opaque directories"
+                deleted.append(name)
+            elif not stat.S_ISSOCK(status.st_mode):
+                member = archive.gettarinfo(path, name)
+                member.pax_headers = _attributes(path)
+                if member.isreg():
+                    with open(path, "rb") as content:
+                        archive.addfile(member, content)
+                else:
+                    archive.addfile(member)
+    return deleted
+
+
+def _attributes(path: str) -> dict[str, str]:
+    """Extended attributes as GNU tar and others write them; of overlay's own only what other archives have, too."""
+    keys = [
+        key
+        for key in os.listxattr(path, follow_symlinks=False)
+        if key == _OPAQUE or not key.startswith("trusted.overlay.")
+    ]
+    return {
+        f"SCHILY.xattr.{key}": os.getxattr(path, key, follow_symlinks=False).decode(errors="surrogateescape")
+        for key in keys
+    }
+
+
+def _below(directory: Path) -> Iterator[tuple[str, str]]:
+    """All there is: the path, and the name from there. Directories come before what is in them."""
+    for place, directories, files in os.walk(directory):
+        directories.sort()
+        for name in sorted((*directories, *files)):
+            path = os.path.join(place, name)
+            yield path, os.path.relpath(path, directory)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), 0o600
+    archive.addfile(member, io.BytesIO(content))
