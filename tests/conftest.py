@@ -6,8 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import box
+
+# How long an example takes is the machine's affair, which other things may keep busy.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 IN_A_BOX = [Path(__file__).parent / name for name in ("integration", "e2e")]
 

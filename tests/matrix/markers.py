@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-DIRECTORIES = ("unit", "integration", "e2e")
+FILES = ("unit/test_*.py", "integration/test_*.py", "e2e/test_*.py", "vm/inside/*.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Marker:
 
 def markers(kind: str) -> list[Marker]:
     """All markers of that kind, those of a whole module once for each of its tests."""
-    files = (file for directory in DIRECTORIES for file in sorted((TESTS / directory).glob("test_*.py")))
+    files = (file for pattern in FILES for file in sorted(TESTS.glob(pattern)))
     return [marker for file in files for marker in _of_file(file, kind)]
 
 

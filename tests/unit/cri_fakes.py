@@ -173,6 +173,9 @@ class FakeNode:
     async def update_container(self, container_id: str, wanted: Resources) -> None:
         await self._change("update_container", container_id, wanted)
 
+    async def checkpoint_container(self, container_id: str, location: str, timeout: int) -> None:
+        await self._change("checkpoint_container", container_id, location, timeout)
+
     async def update_sandbox(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
         await self._change("update_sandbox", sandbox_id, overhead, resources)
 

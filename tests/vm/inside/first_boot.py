@@ -124,6 +124,7 @@ def test_limits_are_in_the_containers_cgroup(workload: Workload) -> None:
     assert 1 < weight < 100  # 512 shares: half of the default
 
 
+@pytest.mark.cri("CheckpointContainer", "location")
 @pytest.mark.parametrize("pids", ["CONTAINER", "POD"])
 def test_a_container_is_checkpointed_and_goes_on(service: Service, tmp_path: Path, pids: str) -> None:
     """In a pod's network, and with its processes in the pod's PID namespace or one of its own."""
