@@ -32,6 +32,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     image.errors.InvalidImage: StatusCode.FAILED_PRECONDITION,
     image.errors.SignatureRefused: StatusCode.UNKNOWN,  # kubelet reads the message of no other code
     image.errors.ImageInUse: StatusCode.FAILED_PRECONDITION,
+    image.errors.ImageReadOnly: StatusCode.FAILED_PRECONDITION,
     image.errors.StorageFull: StatusCode.RESOURCE_EXHAUSTED,
     image.errors.ImageError: StatusCode.INTERNAL,
     network.errors.NetworkNotReady: StatusCode.UNAVAILABLE,

@@ -50,6 +50,7 @@ class Configuration:
     pull_progress_timeout: int = 300
     parallel_downloads: int = 4
     keep_blobs: bool = False
+    additional_image_stores: tuple[Path, ...] = ()
     layer_limit: int = 64 << 30
     cgroup_driver: str = "cgroupfs"
     log_level: str = "info"
@@ -177,6 +178,10 @@ def _paths(value: object) -> tuple[Path, ...]:
     return tuple([_path(item) for item in value])
 
 
+def _optional_paths(value: object) -> tuple[Path, ...]:
+    return () if value == [] else _paths(value)
+
+
 def _listen(value: object) -> str:
     path = _path(_string(value).removeprefix(_UNIX))
     if len(bytes(path)) > _SOCKET_PATH_BYTES:
@@ -221,6 +226,7 @@ KEYS: dict[str, Callable[[object], object]] = {
     "pull_progress_timeout": _whole(0, 86_400),
     "parallel_downloads": _whole(1, 64),
     "keep_blobs": _boolean,
+    "additional_image_stores": _optional_paths,
     "layer_limit": _whole(0, 1 << 60),
     "cgroup_driver": _one_of(*CGROUP_DRIVERS),
     "log_level": _one_of(*LOG_LEVELS),

@@ -182,6 +182,7 @@ def settings(configuration: Configuration) -> NodeSettings:
             parallel_downloads=configuration.parallel_downloads,
             keep_blobs=configuration.keep_blobs,
             layer_limit=configuration.layer_limit,
+            additional_stores=configuration.additional_image_stores,
         ),
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from image.errors import ImageError, ImageNotFound, StorageFull
 from image.signatures import Signature
 
-_VERSION = 3
+_VERSION = 4
 _SIGNATURES = """
 CREATE TABLE signatures (
     image TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
@@ -40,7 +40,7 @@ CREATE TABLE layers (
 CREATE TABLE image_layers (
     image TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
     position INTEGER NOT NULL,
-    chain_id TEXT NOT NULL REFERENCES layers,
+    chain_id TEXT NOT NULL,
     PRIMARY KEY (image, position)
 ) WITHOUT ROWID;
 {_SIGNATURES}
@@ -48,6 +48,17 @@ CREATE TABLE image_layers (
 _UPGRADES = {  # what brings a database of that version to the next
     1: _SIGNATURES,
     2: "ALTER TABLE layers ADD sealed INTEGER NOT NULL DEFAULT 0;",
+    3: """
+    CREATE TABLE layers_of_image (
+        image TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        chain_id TEXT NOT NULL,
+        PRIMARY KEY (image, position)
+    ) WITHOUT ROWID;
+    INSERT INTO layers_of_image SELECT image, position, chain_id FROM image_layers;
+    DROP TABLE image_layers;
+    ALTER TABLE layers_of_image RENAME TO image_layers;
+    """,  # an image's layers may be in another store
 }
 
 
@@ -78,8 +89,12 @@ class ImageRecord:
 class Database:
     """Raises StorageFull when the disk is full, ImageError for every other failure, both naming the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """`read_only`: of a store that nobody changes, and may lie where nobody can; it has to be of this version."""
         self._path = path
+        if read_only:
+            self._open_unchanging()
+            return
         with self._explained("open"):
             self._connection = sqlite3.connect(path, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -93,6 +108,18 @@ class Database:
                 version += 1
             if version not in (0, _VERSION):
                 raise ImageError(f"open {path}: schema version {version}, this program knows {_VERSION}")
+
+    def _open_unchanging(self) -> None:
+        log = self._path.with_name(f"{self._path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise ImageError(f"open {self._path}: it is in use, or its crispd was killed: start and stop that")
+        with self._explained("open"):
+            # Immutable: without locks and shared memory, which are files beside it.
+            self._connection = sqlite3.connect(f"{self._path.as_uri()}?immutable=1", uri=True)
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version != _VERSION:
+            self._connection.close()
+            raise ImageError(f"open {self._path}: schema version {version}, this program knows {_VERSION}")
 
     def close(self) -> None:
         self._connection.close()

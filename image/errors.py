@@ -51,5 +51,9 @@ class ImageInUse(ImageError):
     """The image is held by a container and cannot be removed."""
 
 
+class ImageReadOnly(ImageError):
+    """The image is an additional store's: it cannot be changed or removed here."""
+
+
 class StorageFull(ImageError):
     """The store's filesystem has no room left; the message names its path."""

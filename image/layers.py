@@ -34,7 +34,10 @@ Make = Callable[[int, Path], Awaitable[Unpacked]]
 
 @dataclass(slots=True, eq=False)
 class Layer:
-    """A layer in use. `record` is None until it is unpacked; `recorded` tells whether the database has it."""
+    """A layer in use. `record` is None until it is unpacked; `recorded` tells whether the database has it.
+
+    One that is `lent` is another store's: it is not ours to remove, nor does it take our disk.
+    """
 
     chain_id: str
     number: int
@@ -43,6 +46,7 @@ class Layer:
     record: LayerRecord | None = None
     recorded: bool = False
     making: asyncio.Task[None] | None = None
+    lent: bool = False
 
     @property
     def blob(self) -> Path:
@@ -84,6 +88,12 @@ class Layers:
             self._layers[record.chain_id] = Layer(record.chain_id, record.number, path, 0, record, recorded=True)
             self._next = max(self._next, record.number + 1)
 
+    def lend(self, records: Iterable[tuple[LayerRecord, Path]]) -> None:
+        """Have other stores' layers, in their directories, for those that are not here."""
+        for record, path in records:
+            if record.chain_id not in self._layers:
+                self._layers[record.chain_id] = Layer(record.chain_id, 0, path, 1, record, recorded=True, lent=True)
+
     def paths(self, chain_ids: Iterable[str]) -> list[Path]:
         return [self._layers[chain_id].path for chain_id in chain_ids]
 
@@ -97,8 +107,9 @@ class Layers:
         return sum(record.size for record in records if record is not None)
 
     def usage(self) -> tuple[int, int]:
-        """Bytes and inodes of all unpacked layers."""
-        records = [layer.record for layer in self._layers.values() if layer.record is not None]
+        """Bytes and inodes of all our unpacked layers."""
+        own = [layer for layer in self._layers.values() if not layer.lent]
+        records = [layer.record for layer in own if layer.record is not None]
         return sum(record.size for record in records), sum(record.inodes for record in records)
 
     # --- users

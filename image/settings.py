@@ -18,3 +18,4 @@ class ImageSettings:
     parallel_downloads: int = 4  # layers of one pull at a time
     layer_limit: int = 64 << 30  # bytes that a layer may unpack to; 0 for no limit
     keep_blobs: bool = False  # layers also as they came, for exports
+    additional_stores: tuple[Path, ...] = ()  # only read; ours, and those before, come first

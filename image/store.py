@@ -16,13 +16,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
+from image.additional import read_stores
 from image.archive import Archive, ArchivedImage, archived_images, open_archive
 from image.auth import usable_at
 from image.authfile import default_files, kept_credentials
@@ -32,6 +33,7 @@ from image.errors import (
     ImageError,
     ImageInUse,
     ImageNotFound,
+    ImageReadOnly,
     InvalidImage,
     InvalidReference,
     RegistryUnavailable,
@@ -83,6 +85,7 @@ class _Known:
     chain_ids: tuple[str, ...]
     manifest_digest: str
     signatures: tuple[Signature, ...]
+    lent: ImageRecord | None = None  # another store's, which has no record of ours
 
 
 @dataclass(slots=True, eq=False)
@@ -120,6 +123,7 @@ class ImageStore:
         self._images: dict[str, _Known] = {}
         self._names: dict[str, str] = {}
         self._pinned: frozenset[str] = frozenset()
+        self._lent: dict[str, ImageRecord] = {}  # by id, of all additional stores
         self._holds: Counter[str] = Counter()
         self._jobs: dict[_Key, _Job] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -173,24 +177,40 @@ class ImageStore:
         self._root.close()
 
     async def _load(self) -> None:
+        additional = await asyncio.to_thread(read_stores, self._settings.additional_stores)
+        lent = {layer.chain_id for store in additional for layer in store.layers}
         images, layers = await self._query(self._database.images), await self._query(self._database.layers)
         there = await asyncio.to_thread(self._root.layer_names)
-        usable = {layer.chain_id for layer in layers if base36(layer.number) in there}
+        usable = {layer.chain_id for layer in layers if base36(layer.number) in there} | lent
         whole = [image for image in images if usable.issuperset(image.chain_ids)]
         used = {chain_id for image in whole for chain_id in image.chain_ids}
         broken = [image.id for image in images if not usable.issuperset(image.chain_ids)]
         for image_id in broken:
             _log.warning("a layer's directory is gone; the image is removed", extra={"image": image_id})
-        if broken or len(used) < len(layers):
-            unused = [layer.chain_id for layer in layers if layer.chain_id not in used]
+        unused = [layer.chain_id for layer in layers if layer.chain_id not in used]
+        if broken or unused:
             await self._query(self._database.remove, broken, unused)
         kept = [layer for layer in layers if layer.chain_id in used]
         garbage = await asyncio.to_thread(self._root.garbage, {base36(layer.number) for layer in kept})
         await self._workers.remove_trees(garbage)
         self._layers.load(kept)
+        for store in additional:
+            self._layers.lend((layer, store.layer(layer)) for layer in store.layers)
+            for image in store.images:
+                self._lent.setdefault(image.id, image)
         for image in whole:
             self._layers.use(image.chain_ids)
             self._remember(image, parse_configuration(image.config, image.id), image.names)
+        for image_id in self._lent:
+            self._show_lent(image_id)
+
+    def _show_lent(self, image_id: str) -> None:
+        """Have an additional store's image, unless it is here too, by those of its names that no other has."""
+        record = self._lent[image_id]
+        if image_id not in self._images:
+            self._layers.use(record.chain_ids)
+            names = tuple(name for name in record.names if name not in self._names)
+            self._remember(record, parse_configuration(record.config, image_id), names, lent=record)
 
     # --- reading
 
@@ -272,6 +292,9 @@ class ImageStore:
 
     async def documents(self, image: Image) -> tuple[bytes, bytes]:
         """Manifest and configuration as they came. Raises ImageNotFound."""
+        known = self._images.get(image.id)
+        if known is not None and known.lent is not None:
+            return known.lent.manifest, known.lent.config
         return await self._query(self._database.documents, image.id)
 
     def usage(self) -> tuple[FilesystemUsage, ...]:
@@ -306,7 +329,8 @@ class ImageStore:
     async def remove(self, name: str) -> None:
         """Remove the image that `name` finds, under all its names, and the layers only it has.
 
-        An unknown name is no error. Raises ImageInUse. Goes on to its end though the caller is cancelled.
+        An unknown name is no error. Raises ImageInUse, ImageReadOnly. Goes on to its end though the
+        caller is cancelled.
         """
         await self._undisturbed(self._remove(name))
 
@@ -317,7 +341,10 @@ class ImageStore:
                 return
             if self._holds[image.id]:
                 raise ImageInUse(f"remove image {name}: {self._holds[image.id]} containers use {image.id}")
-            known = self._images.pop(image.id)
+            known = self._images[image.id]
+            if known.lent is not None:
+                raise ImageReadOnly(f"remove image {name}: {image.id} is in an additional store, which is only read")
+            del self._images[image.id]
             self._names = {n: owner for n, owner in self._names.items() if owner != image.id}
             dead = self._layers.drop(known.chain_ids)
             gone = [layer.chain_id for layer in dead]
@@ -327,6 +354,8 @@ class ImageStore:
                 # The record itself needs room. Were we to die between the two, `_load` drops an image without layers.
                 await self._layers.discard(dead)
                 await self._query(self._database.remove, [image.id], gone)
+            if image.id in self._lent:
+                self._show_lent(image.id)
         await self._layers.discard(dead)
         _log.info("image removed", extra={"image": image.id, "names": " ".join(image.repo_tags)})
 
@@ -568,7 +597,12 @@ class ImageStore:
             known = self._images.get(image_id)
             if known is None:
                 return None
-            await self._query(self._database.name, image_id, names)
+            if known.lent is not None:  # from now on it is ours, of layers that are not
+                all_names = (*known.image.repo_tags, *known.image.repo_digests, *names)
+                await self._query(self._database.add, replace(known.lent, names=all_names), ())
+                known.lent = None
+            else:
+                await self._query(self._database.name, image_id, names)
             if not set(known.signatures).issuperset(signatures):
                 # Those that were just found good go first: each pull may bring others, and not all can be kept.
                 known.signatures = tuple(dict.fromkeys((*signatures, *known.signatures)))[:KEPT_LIMIT]
@@ -577,7 +611,14 @@ class ImageStore:
 
     # --- memory
 
-    def _remember(self, record: ImageRecord, configuration: Configuration, names: tuple[str, ...]) -> Image:
+    def _remember(
+        self,
+        record: ImageRecord,
+        configuration: Configuration,
+        names: tuple[str, ...],
+        *,
+        lent: ImageRecord | None = None,
+    ) -> Image:
         image = Image(
             id=record.id,
             repo_tags=(),
@@ -586,8 +627,9 @@ class ImageStore:
             config=configuration.config,
             created=configuration.created,
         )
-        fresh = _Known(image, record.chain_ids, digest_of(record.manifest), record.signatures)
+        fresh = _Known(image, record.chain_ids, digest_of(record.manifest), record.signatures, lent)
         known = self._images.setdefault(record.id, fresh)
+        known.lent = lent
         return self._rename(record.id, known, names)
 
     def _rename(self, image_id: str, known: _Known, names: tuple[str, ...]) -> Image:
@@ -605,7 +647,7 @@ class ImageStore:
             known.image,
             repo_tags=tuple(name for name in names if "@" not in name),
             repo_digests=tuple(name for name in names if "@" in name),
-            pinned=not self._pinned.isdisjoint(names),
+            pinned=known.lent is not None or not self._pinned.isdisjoint(names),
         )
 
     # --- tasks

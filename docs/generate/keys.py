@@ -36,6 +36,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "parallel_downloads": "Layers of one image fetched and unpacked at a time.",
         "keep_blobs": "Keep layers also as they came (compressed), so that `crisp image export` can write them; takes "
         "that much more of the disk.",
+        "additional_image_stores": "Image stores (`<root>/image` of another crisp) whose images are there too; "
+        "read at the start, never written to.",
         "layer_limit": "Bytes that one layer may unpack to (64 GiB), so that no image fills the disk with what takes "
         "little to send; 0 for no limit.",
         "pause_image": "Pods need no pause image. One named here is reported as pinned, so that kubelet's garbage "
