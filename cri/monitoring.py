@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector, exposition
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from cri.errors import StartupError
 from cri.version import crisp_version
@@ -73,7 +73,7 @@ class Monitor:
         """A step of a start was taken (pods.trace.StepReport)."""
         self._steps.labels(operation.replace(" ", "_"), step).observe((ended - begun) / 1e9)
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         """What is counted at the moment when somebody asks."""
         node = self._node
         yield _gauge("crisp_pods", "Pod sandboxes", "state", Tally(pod.state.value for pod in node.sandboxes()))
@@ -81,6 +81,7 @@ class Monitor:
         yield _gauge("crisp_containers", "Containers", "state", states)
         yield GaugeMetricFamily("crisp_shims", "Shims that the daemon is connected to", value=node.shim_count())
         yield GaugeMetricFamily("crisp_images", "Images in the store", value=len(node.images.images()))
+        yield from _pulls(node)
         yield GaugeMetricFamily("crisp_event_listeners", "Open streams of GetContainerEvents", value=len(node.events))
         yield _gauge("crisp_build_info", "The version that runs", "version", {crisp_version(): 1})
 
@@ -113,3 +114,17 @@ def _gauge(name: str, text: str, label: str, values: Any) -> GaugeMetricFamily:
     for value, number in values.items():
         family.add_metric([value], number)
     return family
+
+
+def _pulls(node: Node) -> Iterator[Metric]:
+    counts = node.images.pulls
+    yield GaugeMetricFamily("crisp_image_pulls_in_progress", "Pulls in flight", value=node.images.pulling)
+    yield CounterMetricFamily("crisp_image_pull_bytes", "Bytes of layers fetched from registries", value=counts.bytes)
+    results = CounterMetricFamily("crisp_image_pulls", "Pulls that ended, by how", labels=["result"])
+    for result in ("succeeded", "failed", "cancelled"):
+        results.add_metric([result], getattr(counts, result))
+    yield results
+    layers = CounterMetricFamily("crisp_image_layers", "Layers of images pulled: fetched, or there before", labels=["how"])
+    layers.add_metric(["fetched"], counts.layers_fetched)
+    layers.add_metric(["shared"], counts.layers_shared)
+    yield layers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
@@ -85,3 +86,15 @@ class FilesystemUsage(msgspec.Struct, frozen=True, kw_only=True):
     mountpoint: str  # a path on that filesystem: the store's root
     bytes: int
     inodes: int
+
+
+@dataclass(slots=True)
+class PullCounts:
+    """What the pulls since the store was opened came to."""
+
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    bytes: int = 0  # of layers, as they came
+    layers_fetched: int = 0
+    layers_shared: int = 0  # that were there already

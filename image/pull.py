@@ -24,7 +24,7 @@ from image.manifest import (
     parse_manifest,
     require_platform,
 )
-from image.model import PullPhase, PullProgress
+from image.model import PullCounts, PullPhase, PullProgress
 from image.origin import Origin
 from image.reference import Reference
 from image.unpack import Unpacked, Workers
@@ -84,8 +84,11 @@ async def get_configuration(
 class LayerDownloads:
     """Unpacks the layers of one image while they arrive, and tells how far each is."""
 
-    def __init__(self, origin: Origin, manifest: Manifest, blobs: Sequence[Blob], report: Report) -> None:
+    def __init__(
+        self, origin: Origin, manifest: Manifest, blobs: Sequence[Blob], report: Report, counts: PullCounts
+    ) -> None:
         self._origin = origin
+        self._counts = counts
         self._layers = manifest.layers
         self._blobs = blobs
         self._report = report
@@ -102,6 +105,7 @@ class LayerDownloads:
                 unpacked = await workers.unpack(
                     pieces, self._blobs[position], directory, blob_of(directory) if keep else None
                 )
+            self._counts.layers_fetched += 1
             self._tell(self._layers[position], self._layers[position].size, PullPhase.COMPLETE)
             return unpacked
 
@@ -111,6 +115,7 @@ class LayerDownloads:
         """Tell of the layers that were there already."""
         for position, layer in enumerate(self._layers):
             if position not in self._begun:
+                self._counts.layers_shared += 1
                 self._tell(layer, layer.size, PullPhase.EXISTS)
 
     async def _observed(self, layer: Descriptor) -> AsyncGenerator[bytes, None]:
@@ -118,6 +123,7 @@ class LayerDownloads:
         async with aclosing(self._origin.blob(layer)) as pieces:
             async for piece in pieces:
                 offset += len(piece)
+                self._counts.bytes += len(piece)
                 self._tell(layer, offset, PullPhase.PULLING)
                 yield piece
 

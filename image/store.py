@@ -43,7 +43,7 @@ from image.errors import (
 from image.export import KeptImage, export
 from image.layers import Layer, Layers, Make, base36, blob_of
 from image.manifest import Configuration, Manifest, digest_of, node_platforms, parse_configuration, parse_manifest
-from image.model import Credentials, FilesystemUsage, Image, PullProgress
+from image.model import Credentials, FilesystemUsage, Image, PullCounts, PullProgress
 from image.origin import Origin
 from image.policy import Accept, Reject
 from image.pull import LayerDownloads, Report, choose_manifest, get_configuration, resolve
@@ -127,6 +127,7 @@ class ImageStore:
         self._holds: Counter[str] = Counter()
         self._jobs: dict[_Key, _Job] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.pulls = PullCounts()
         self.around: Around = _unseen  # entered for a pull, and for its parts
         self._changing = asyncio.Lock()  # one change of the durable record at a time
 
@@ -386,7 +387,7 @@ class ImageStore:
             listeners: list[Report] = []
             find = self._keeper(auth_file)
             origins = [(c, self._origin(c, configuration.endpoints(c), credentials, find)) for c in candidates]
-            job = _Job(self._start(self._pull(origins, listeners)), 0, listeners)
+            job = _Job(self._start(self._counted(self._pull(origins, listeners))), 0, listeners)
             self._jobs[key] = job
             job.task.add_done_callback(lambda _: self._forget_job(key, job))
         if progress is not None:
@@ -401,6 +402,23 @@ class ImageStore:
             if not job.waiters and not job.task.done():
                 self._forget_job(key, job)
                 job.task.cancel()
+
+    async def _counted(self, pull: Awaitable[Image]) -> Image:
+        try:
+            image = await pull
+        except asyncio.CancelledError:
+            self.pulls.cancelled += 1
+            raise
+        except BaseException:
+            self.pulls.failed += 1
+            raise
+        self.pulls.succeeded += 1
+        return image
+
+    @property
+    def pulling(self) -> int:
+        """How many pulls are in flight."""
+        return len(self._jobs)
 
     def _keeper(self, auth_file: Path | None) -> _Keeper:
         """What finds the credentials that the node keeps for a location."""
@@ -446,7 +464,7 @@ class ImageStore:
         if image := await self._undisturbed(self._name(manifest.config.digest, resolved.names, signatures)):
             return image
         configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
-        downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step))
+        downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step), self.pulls)
         make = downloads.make(self._workers, self._settings.keep_blobs)
         with self.around("fetch and unpack layers", {"crisp.layers": str(len(blobs))}):
             image = await self._install(manifest.raw, configuration, resolved.names, make, signatures)

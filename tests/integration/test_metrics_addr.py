@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import urllib.request
+from pathlib import Path
 
 import grpc
 import pytest
@@ -11,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon
+from tests.images import build_image, busybox_image, busybox_layer, compress
+from tests.registry import Registry
 
 
 def _free_port() -> int:
@@ -55,6 +59,25 @@ def test_calls_errors_steps_and_objects_are_counted() -> None:
     assert value("crisp_containers", state="running") == 1
     assert (value("crisp_shims"), value("crisp_images"), value("crisp_event_listeners")) == (1, 1, 1)
     assert value("process_resident_memory_bytes") > 0
+
+
+def test_pulls_are_counted(tmp_path: Path) -> None:
+    port = _free_port()
+    with Registry(tmp_path / "registry") as registry, Daemon.running(f"--metrics-addr=127.0.0.1:{port}") as daemon:
+        registry.push("busybox", "1", busybox_image())
+        registry.push("busybox", "2", build_image([busybox_layer()], {"Cmd": ["sh", "-c", "another"]}))
+        for name in ("busybox:1", "busybox:2", "busybox:absent"):
+            request = cri.PullImageRequest(image=cri.ImageSpec(image=f"{registry.host}/{name}"))
+            with contextlib.suppress(grpc.RpcError):
+                daemon.images.PullImage(request, timeout=30)
+        samples = {(name, *sorted(labels)): value for (name, labels), value in _samples(port).items()}
+    assert samples["crisp_image_pulls_total", ("result", "succeeded")] == 2
+    assert samples["crisp_image_pulls_total", ("result", "failed")] == 1
+    assert samples["crisp_image_pulls_total", ("result", "cancelled")] == 0
+    assert samples["crisp_image_layers_total", ("how", "fetched")] == 1
+    assert samples["crisp_image_layers_total", ("how", "shared")] == 1
+    assert samples["crisp_image_pull_bytes_total",] == len(compress(busybox_layer()))
+    assert samples["crisp_image_pulls_in_progress",] == 0
 
 
 def test_an_address_that_is_taken_is_told(daemon: Daemon) -> None:
