@@ -124,7 +124,7 @@ def _pulls(node: Node) -> Iterator[Metric]:
     for result in ("succeeded", "failed", "cancelled"):
         results.add_metric([result], getattr(counts, result))
     yield results
-    layers = CounterMetricFamily("crisp_image_layers", "Layers of images pulled: fetched, or there before", labels=["how"])
+    layers = CounterMetricFamily("crisp_image_layers", "Layers of pulled images, by how they came", labels=["how"])
     layers.add_metric(["fetched"], counts.layers_fetched)
     layers.add_metric(["shared"], counts.layers_shared)
     yield layers

@@ -63,7 +63,7 @@ def test_calls_errors_steps_and_objects_are_counted() -> None:
 
 def test_pulls_are_counted(tmp_path: Path) -> None:
     port = _free_port()
-    with Registry(tmp_path / "registry") as registry, Daemon.running(f"--metrics-addr=127.0.0.1:{port}") as daemon:
+    with Daemon.running(f"--metrics-addr=127.0.0.1:{port}") as daemon, Registry(tmp_path / "registry") as registry:
         registry.push("busybox", "1", busybox_image())
         registry.push("busybox", "2", build_image([busybox_layer()], {"Cmd": ["sh", "-c", "another"]}))
         for name in ("busybox:1", "busybox:2", "busybox:absent"):
