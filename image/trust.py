@@ -56,10 +56,13 @@ class Trust:
         self._accepted: dict[tuple[object, ...], None] = {}
 
     def policy(self) -> Policy:
-        """The policy in force; everything is accepted when there is no default policy. Raises InvalidConfiguration."""
+        """The policy in force; everything is accepted when there is no default policy, and never was one.
+
+        Raises InvalidConfiguration, also when a policy has vanished: it would be an easy way around it.
+        """
         path = self._path or DEFAULT_POLICY
         stamp = _stamp(path)
-        if stamp is None and self._path is None:
+        if stamp is None and self._path is None and not self._loaded[0]:
             return Policy()
         if stamp is None or stamp != self._loaded[0]:
             self._loaded = (stamp or (), load_policy(path))

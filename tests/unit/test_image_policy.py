@@ -24,6 +24,9 @@ from image.policy import (
 )
 from image.reference import parse_reference
 from image.registries_d import lookaside
+from image.registry import Transport
+from image.settings import ImageSettings
+from image.trust import Trust
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -118,3 +121,19 @@ def test_where_signatures_lie(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("docker: [")
     with pytest.raises(InvalidConfiguration, match=r"c\.yaml"):
         lookaside(tmp_path, parse_reference("x"))
+
+
+async def test_a_default_policy_that_vanishes_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("image.trust.DEFAULT_POLICY", tmp_path / "policy.json")
+    transport = Transport(ImageSettings())
+    trust = Trust(ImageSettings(), transport)
+    assert trust.policy().default == (Accept(),)  # there never was one
+    path = policy_file(tmp_path, {"default": [{"type": "reject"}]})
+    assert trust.policy().default == (Reject(),)
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(InvalidConfiguration, match=r"policy\.json: No such file"):
+            trust.policy()
+    policy_file(tmp_path, {"default": [{"type": "insecureAcceptAnything"}]})
+    assert trust.policy().default == (Accept(),)
+    await transport.close()
