@@ -26,7 +26,7 @@ PAYLOAD_FILES = ("tests/vm", "deploy")
 TOOLS = ("installer>=0.7", "pytest>=8")  # what the payload needs inside besides the project's own dependencies
 BOOTS = 2
 MODULES = ("crisp_oci.py", "first_boot.py", "second_boot.py")
-TIMEOUT_SECONDS = 600.0  # twice what a machine of two cores took that had other things to do
+TIMEOUT_SECONDS = 900.0  # twice what a machine of two cores took that had other things to do
 
 
 def _names() -> list[str]:
