@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ LOG_LEVELS = {
 CGROUP_DRIVERS = ("cgroupfs", "systemd")
 RELOADED = ("log_level", "trace_start")  # what SIGHUP puts in force; the rest takes a restart
 _UNIX = "unix://"
+_HANDLER = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")  # a RuntimeClass has no others
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its NUL
 
 
@@ -53,6 +55,7 @@ class Configuration:
     additional_image_stores: tuple[Path, ...] = ()
     layer_limit: int = 64 << 30
     cgroup_driver: str = "cgroupfs"
+    runtime_handlers: Mapping[str, Path] = field(default_factory=dict)
     log_level: str = "info"
     stream_addr: str = "127.0.0.1:0"
     metrics_addr: str = ""  # Prometheus metrics, to anybody who can connect: loopback only, if at all; "" is off
@@ -209,6 +212,19 @@ def _one_of(*allowed: str) -> Callable[[object], str]:
     return check
 
 
+def _runtimes(value: object) -> dict[str, Path]:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a table of names and what they stand for")
+    found = {}
+    for name, about in value.items():
+        if name in ("", "crisp") or not _HANDLER.fullmatch(name):
+            raise ValueError(f"has {name!r}: must be another name than crisp, of letters, digits, '-' and '.'")
+        if not isinstance(about, Mapping) or set(about) != {"path"}:
+            raise ValueError(f"has {name!r}: must be a table with the key path")
+        found[name] = _path(about["path"])
+    return found
+
+
 KEYS: dict[str, Callable[[object], object]] = {
     "listen": _listen,
     "root": _path,
@@ -229,6 +245,7 @@ KEYS: dict[str, Callable[[object], object]] = {
     "additional_image_stores": _optional_paths,
     "layer_limit": _whole(0, 1 << 60),
     "cgroup_driver": _one_of(*CGROUP_DRIVERS),
+    "runtime_handlers": _runtimes,
     "log_level": _one_of(*LOG_LEVELS),
     "stream_addr": _address,
     "metrics_addr": _optional_address,
@@ -243,11 +260,16 @@ KEYS: dict[str, Callable[[object], object]] = {
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: {"path": str(path)} for name, path in value.items()}
     if isinstance(value, tuple):
         return [str(item) for item in value]
     return value if isinstance(value, bool | int) else str(value)
 
 
 def _literal(value: object) -> str:
+    if isinstance(value, dict):
+        inner = ", ".join(f"{json.dumps(key)} = {_literal(one)}" for key, one in value.items())
+        return f"{{{inner}}}"
     # JSON's strings, arrays and booleans are TOML's, as long as nothing is written as a pair of surrogates.
     return json.dumps(value, ensure_ascii=False)

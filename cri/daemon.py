@@ -173,6 +173,7 @@ def settings(configuration: Configuration) -> NodeSettings:
         trace_start=configuration.trace_start,
         cdi_spec_dirs=configuration.cdi_spec_dirs,
         hooks_dirs=configuration.hooks_dirs,
+        runtime_handlers=configuration.runtime_handlers,
         images=ImageSettings(
             auth_file=Path(configuration.auth_file) if configuration.auth_file else None,
             certs_dirs=configuration.registry_certs_dirs,

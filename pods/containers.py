@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import log_fields, mounted_images, oci, user_namespaces
+from pods import handlers, log_fields, mounted_images, oci, user_namespaces
 from pods.directories import remove_tree
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
@@ -185,7 +185,10 @@ class Containers:
         _make_layer_directories(root, lower, users)
         bundle.mkdir(parents=True, mode=0o700)
         trace.step("directories made")
-        scope = oci.container_scope(sandbox.sandbox, container.id)
+        other = handlers.runtime_of(sandbox.sandbox, settings.runtime_handlers, settings.state)
+        scope = None if other else oci.container_scope(sandbox.sandbox, container.id)
+        path = oci.cgroups_path(sandbox.sandbox, container.id)
+        told: dict[str, Any] = {"runtime": other, "cgroup": path} if other else {}
         identity = await self._shims.of(container.sandbox_id).call(
             "create",
             container=container.id,
@@ -196,6 +199,7 @@ class Containers:
             user=oci.user_request(config, image.config).to_json(),
             images=mounted_images.shim_argument(config, container.mounted_images, self._images, root / "volumes"),
             hold=scope is not None,
+            **told,
         )
         trace.step("rootfs mounted, user found")
         user = Identity(
@@ -216,11 +220,13 @@ class Containers:
             target_pid=target_pid,
             sandbox_dir=settings.sandbox_dir(container.sandbox_id),
             volumes_dir=root / "volumes",
-            cgroups_path=oci.cgroups_path(sandbox.sandbox, container.id),
+            cgroups_path=path,
             host=self._host,
             found=found,
         )
         document = oci.build_config(context)
+        if other:
+            handlers.adapt(document, sandbox.sandbox, container.id)
         await heard_of.enter_async_context(self._state.gate.passing())
         if self._state.plugins is not None:
             asked, document = document, await self._state.plugins.adjusted(sandbox.sandbox, container, document)
@@ -464,8 +470,10 @@ class Containers:
         with contextlib.suppress(ShimGone):
             await self._shims.of(container.sandbox_id).call("delete", container=container.id)
         settings = self._state.settings
-        shutil.rmtree(settings.bundle_dir(container.id), ignore_errors=True)
-        await asyncio.to_thread(remove_tree, settings.container_root(container.id))
+        bundle, root = settings.bundle_dir(container.id), settings.container_root(container.id)
+        handlers.clean_up(container.id, bundle, root / "volumes", settings.state)
+        shutil.rmtree(bundle, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, root)
         await self._state.forget_container(container.id)
         for image_id in container.images:
             self._images.release(image_id)

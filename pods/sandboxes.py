@@ -19,6 +19,7 @@ from network.model import PortMapping as NetworkPort
 from pods import files, log_fields, user_namespaces
 from pods.directories import make_directories
 from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
+from pods.handlers import check_handler
 from pods.inflight import Background, Flights
 from pods.log_fields import pod_name
 from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from pods.trace import Trace
 
 _log = logging.getLogger("crisp.pods")
-HANDLERS: Final = ("", "crisp")
 _SHM_SIZE: Final = 64 << 20
 _HOST_RESOLV_CONF: Final = Path("/etc/resolv.conf")
 _HOST_HOSTS: Final = Path("/etc/hosts")
@@ -70,8 +70,7 @@ class Sandboxes:
 
     async def run(self, config: SandboxConfig, handler: str, trace: Trace) -> str:
         """Make a sandbox and return its id; see `Flights` for repeated and abandoned requests."""
-        if handler not in HANDLERS:
-            raise InvalidArgument(f"runtime_handler: no handler {handler!r} is configured (there is: crisp)")
+        check_handler(handler, config, self._state.settings.runtime_handlers)
         self._validate(config)
         return await self._flights.run(
             pod_name(config),

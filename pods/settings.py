@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class NodeSettings:
     trace_start: bool = False
     cdi_spec_dirs: tuple[Path, ...] = ()  # later ones win
     hooks_dirs: tuple[Path, ...] = ()  # later ones win
+    runtime_handlers: Mapping[str, Path] = field(default_factory=dict)  # other OCI runtimes' programs
     images: ImageSettings = field(default_factory=ImageSettings)
 
     def sandbox_dir(self, sandbox_id: str) -> Path:

@@ -53,6 +53,8 @@ class Supervisor(Loop, Protocol):
 
     def start_holder(self) -> tuple[int, int]: ...
 
+    def command_started(self, pid: int, done: Callable[[int], None]) -> None: ...
+
     @property
     def empty_mount_namespace(self) -> int: ...
 
@@ -168,9 +170,7 @@ class Container:
             self._cgroup = cgroup
             self._oom_kills_above = cgroup.oom_kills_above()
             undo.callback(self._remove_cgroup)
-            self._takes_stdin = request.get("stdin", False)
-            # A terminal's input has no end: kubectl attaches again to one it said stdin_once of.
-            self._stdin_once = request.get("stdin_once", False) and not spec.process.terminal
+            self._take_streams(request, terminal=spec.process.terminal)
             stdio = ContainerStdio.make(terminal=spec.process.terminal, stdin=self._takes_stdin)
             undo.callback(stdio.close)
             namespaces = userns.open_namespaces(spec, self._mappings, [plan.idmap for plan in mounts if plan.idmap])
@@ -225,6 +225,11 @@ class Container:
         with failing("make", rootfs):
             os.makedirs(rootfs, 0o700, exist_ok=True)
         return {"empty_mount_namespace": -1, "attach_point": rootfs}
+
+    def _take_streams(self, request: dict[str, Any], *, terminal: bool) -> None:
+        self._takes_stdin = request.get("stdin", False)
+        # A terminal's input has no end: kubectl attaches again to one it said stdin_once of.
+        self._stdin_once = request.get("stdin_once", False) and not terminal
 
     def _require_living_namespaces(self, spec: oci.Spec) -> None:
         """Refuse namespaces of processes that are gone: since config.json was written their numbers may be others'."""
@@ -451,20 +456,23 @@ class Container:
         entry = self._execs.get(key)
         if entry is not None and entry.unclaimed:
             self._execs.pop(key).close()
-            return
-        if entry is None or self._cgroup is None:
+        elif entry is not None:
+            self._kill_family(entry.pid, entry.pidfd)
+
+    def _kill_family(self, first: int, pidfd: int) -> None:
+        if self._cgroup is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(entry.pidfd, signal.SIGSTOP)
+            signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
         for _round in range(16):  # until a look finds nothing new: a stopped process starts no more
-            family = _family(entry.pid, self._cgroup.pids())
+            family = _family(first, self._cgroup.pids())
             for pid in family:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if not family:
                 break
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(entry.pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     # -- attach -------------------------------------------------------------------------------------------------------
 

@@ -105,6 +105,8 @@ class Shim:
         self._inheritance = inheritance
         self._selector = selectors.EpollSelector()
         self._children: dict[int, Callable[[int], None]] = {}
+        self._commands = 0  # of external runtimes, that run
+        self._strays: dict[int, int] = {}  # statuses of children nobody has asked about, while there is a command
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
         self._connections: list[_Connection] = []
@@ -177,6 +179,8 @@ class Shim:
             callback = self._children.pop(pid, None)
             if callback is not None:
                 _survived(callback, os.waitstatus_to_exitcode(status))
+            elif self._commands:
+                self._strays[pid] = os.waitstatus_to_exitcode(status)
 
     # -- what containers and the pod need -----------------------------------------------------------------------------
 
@@ -191,7 +195,10 @@ class Shim:
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
         """Call back with the exit code, or minus the signal, once the child is reaped."""
-        self._children[pid] = callback
+        if (status := self._strays.pop(pid, None)) is not None:
+            self.later(0, lambda: callback(status))
+        else:
+            self._children[pid] = callback
 
     def is_child(self, pid: int) -> bool:
         """Whether the process is a child that was not reaped, so that its number means no other."""
@@ -202,6 +209,20 @@ class Shim:
         pid, pidfd = start_holder(self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
         self.on_exit(pid, lambda _status: None)
         return pid, pidfd
+
+    def command_started(self, pid: int, done: Callable[[int], None]) -> None:
+        """Call `done` with how a command ends. Until then children may end that nobody has asked about yet."""
+        self._commands += 1
+
+        def ended(status: int) -> None:
+            try:
+                done(status)
+            finally:
+                self._commands -= 1
+                if not self._commands:
+                    self._strays.clear()
+
+        self.on_exit(pid, ended)
 
     def emit(self, event: Message) -> None:
         for connection in list(self._connections):
@@ -364,10 +385,18 @@ class Shim:
         container_id = message["container"]
         if container_id in self._containers:
             raise RuntimeCoreError(f"the shim has a container {container_id!r} already")
-        container = Container(container_id, message["bundle"], self, self._inheritance.hierarchies)
+        container = self._new_container(container_id, message)
         answer = container.create(message)
         self._containers[container_id] = container
         return answer
+
+    def _new_container(self, container_id: str, message: Message) -> Container:
+        bundle, hierarchies = message["bundle"], self._inheritance.hierarchies
+        if not message.get("runtime"):
+            return Container(container_id, bundle, self, hierarchies)
+        from runtime.external import ExternalContainer, ExternalRuntime  # few pods have use for it
+
+        return ExternalContainer(container_id, bundle, self, hierarchies, ExternalRuntime(**message["runtime"]))
 
     def _delete(self, message: Message) -> None:
         container = self._containers.get(message["container"])
@@ -437,7 +466,7 @@ class Shim:
 
     def _leave(self) -> None:
         # Containers' cgroups may still be waiting for the last process to be gone from them.
-        if self._timers:
+        if self._timers or self._commands:
             self.later(0.005, self._leave)
             return
         if self._listener is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cri.services.verbose import info
 from cri.v1 import api_pb2
 from cri.version import crisp_version
-from pods.sandboxes import HANDLERS
+from pods.handlers import BUILT_IN
 
 if TYPE_CHECKING:
     from cri.config import Configuration
@@ -48,7 +48,10 @@ class Status:
         )
         return api_pb2.StatusResponse(
             status=api_pb2.RuntimeStatus(conditions=conditions),
-            runtime_handlers=[api_pb2.RuntimeHandler(name=name, features=able) for name in HANDLERS],
+            runtime_handlers=[
+                *(api_pb2.RuntimeHandler(name=name, features=able) for name in BUILT_IN),
+                *(api_pb2.RuntimeHandler(name=name) for name in sorted(self._node.settings.runtime_handlers)),
+            ],
             features=api_pb2.RuntimeFeatures(
                 supplemental_groups_policy=True, user_namespaces_host_network=self._node.user_namespaces
             ),

@@ -43,6 +43,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "pause_image": "Pods need no pause image. One named here is reported as pinned, so that kubelet's garbage "
         "collection leaves it alone.",
     },
+    "Other runtimes": {
+        "runtime_handlers": "Other OCI runtimes, each a table of its own: after `[runtime_handlers.runc]` comes "
+        '`path = "/usr/sbin/runc"`. A RuntimeClass names them by its handler.',
+    },
     "Cgroups": {
         "cgroup_driver": "Who makes cgroups. Has to be kubelet's; kubelet 1.34 and later asks crisp.",
     },

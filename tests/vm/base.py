@@ -31,6 +31,7 @@ PACKAGES = (
     "busybox-static",
     "containernetworking-plugins",
     "criu",
+    "crun",
     "dbus",
     "iproute2",
     "iptables",

@@ -356,6 +356,34 @@ def test_the_stop_signal_is_obeyed(service: Service, workload: Workload) -> None
     assert (status.exit_code, status.reason) == (4, "Error")
 
 
+def by_crun(service: Service, name: str) -> Path:
+    """A limited container that crun makes, from its start to its end; the cgroup that it had."""
+    config = service.sandbox_config(name)
+    request = cri.RunPodSandboxRequest(config=config, runtime_handler="crun")
+    pod = Pod(service, service.runtime.RunPodSandbox(request, timeout=CALL_SECONDS).pod_sandbox_id, config)
+    try:
+        container_id = pod.run("sh", "-c", COUNTER, linux=cri.LinuxContainerConfig(resources=LIMITS))
+        process = Process.of(service, container_id)
+        cgroup = process.cgroup()
+        assert limits(process) == FILES_OF_LIMITS
+        assert os.listdir("/run/crisp/handlers/crun") == [container_id]
+        answer = pod.exec(container_id, "sh", "-c", "echo in; exit 4")
+        assert (answer.stdout, answer.exit_code) == (b"in\n", 4)
+        assert "stdout F 0\n" in pod.log("main")
+        service.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id), timeout=CALL_SECONDS)
+        assert service.status(container_id).exit_code == 137
+    finally:
+        pod.remove()
+    assert os.listdir("/run/crisp/handlers/crun") == []
+    return cgroup
+
+
+def test_crun_makes_a_pods_containers(service: Service) -> None:
+    before = leaks.Snapshot.take()
+    by_crun(service, "by-crun")
+    assert left_since(before) == []
+
+
 POD_SLICE = "/kubelet.slice/kubelet-pods.slice/kubelet-pods-podguest.slice"  # as kubelet names a pod's parent
 
 
@@ -433,6 +461,14 @@ def test_with_systemd_the_daemon_may_die(service: Service, scoped: Workload) -> 
     service.kill9()
     assert limits(scoped.process)["pids.max"] == FILES_OF_LIMITS["pids.max"]
     assert_goes_on(service, scoped)
+
+
+def test_with_systemd_crun_asks_for_scopes(service: Service, scoped: Workload) -> None:
+    before = leaks.Snapshot.take()
+    cgroup = by_crun(service, "by-crun-in-scopes")
+    assert cgroup.name.startswith("crisp-")
+    assert cgroup.name.endswith(".scope")
+    assert left_since(before) == []
 
 
 def test_with_systemd_nothing_is_left(service: Service, scoped: Workload) -> None:

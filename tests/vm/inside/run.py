@@ -39,6 +39,9 @@ def install() -> None:
     installer = [sys.executable, "-m", "installer", "--no-compile-bytecode", str(wheel)]
     subprocess.run(installer, check=True, stdout=sys.stderr)
     shutil.copy(PAYLOAD / "deploy/crispd.service", "/etc/systemd/system")
+    settings = Path("/etc/crisp/crisp.toml.d/handlers.toml")
+    settings.parent.mkdir(parents=True)
+    settings.write_text('[runtime_handlers.crun]\npath = "/usr/bin/crun"\n')
     subprocess.run(["systemctl", "enable", "--quiet", "crispd.service"], check=True, stdout=sys.stderr)
 
 

@@ -1,0 +1,66 @@
+"""Runtime handlers: crisp's own runtime core, and other OCI runtimes that the configuration names.
+
+A handler is a pod's. Its sandbox is crisp's in any case (namespaces, network, infra process); containers of a pod with
+another runtime are made by that, and supervised by the pod's shim as all others (`runtime/external.py`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from pods.model import NamespaceMode, Sandbox, SandboxConfig
+from pods.oci_cgroups import cgroups_path, container_scope
+from runtime.pod import unmount_if_mounted
+
+BUILT_IN: Final = ("", "crisp")
+_VERSION: Final = "1.0.2"  # of the specification: all that crisp writes down is in it, and crun 1.8 knows no later
+
+
+def check_handler(handler: str, config: SandboxConfig, external: Mapping[str, Path]) -> None:
+    """Refuse a pod of a handler that is not there, or cannot have it. Raises InvalidArgument, Unimplemented."""
+    if handler in BUILT_IN:
+        return
+    if handler not in external:
+        there = ", ".join(("crisp", *sorted(external)))
+        raise InvalidArgument(f"runtime_handler: no handler {handler!r} is configured (there is: {there})")
+    users = config.security.namespaces.userns
+    if users is not None and users.mode is NamespaceMode.POD:
+        raise Unimplemented(
+            "config.linux.security_context.namespace_options.userns_options: only crisp's own handler has user "
+            f"namespaces, and runtime_handler is {handler!r}"
+        )
+
+
+def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> dict[str, Any] | None:
+    """What the shim's `create` is told of another runtime; None for crisp's own. Raises FailedPrecondition."""
+    handler = sandbox.runtime_handler
+    if handler in BUILT_IN:
+        return None
+    if handler not in external:
+        raise FailedPrecondition(f"runtime_handlers: {handler!r} of pod sandbox {sandbox.id} is configured no more")
+    root = state / "handlers" / handler
+    root.mkdir(parents=True, mode=0o711, exist_ok=True)
+    return {"path": str(external[handler]), "root": str(root), "systemd": container_scope(sandbox, "") is not None}
+
+
+def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str) -> None:
+    """Put a config.json into the terms of other runtimes."""
+    document["ociVersion"] = _VERSION
+    scope = container_scope(sandbox, container_id)
+    if scope is not None:  # that runtime asks systemd for it
+        prefix, _, name = scope.name.removesuffix(".scope").partition("-")
+        document["linux"]["cgroupsPath"] = f"{scope.slice}:{prefix}:{name}"
+    else:
+        document["linux"]["cgroupsPath"] = cgroups_path(sandbox, container_id)
+
+
+def clean_up(container_id: str, bundle: Path, volumes: Path, state: Path) -> None:
+    """Take away what another runtime has of a container whose shim is not there any more to have it do so."""
+    for path in (bundle / "rootfs", *volumes.glob("image-*")):
+        unmount_if_mounted(str(path))
+    for kept in state.glob(f"handlers/*/{container_id}"):
+        shutil.rmtree(kept, ignore_errors=True)

@@ -1,0 +1,181 @@
+"""Pods whose containers another OCI runtime makes: Debian's runc, under crisp's shim."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from runtime.cgroups import Hierarchies
+from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
+
+RUNC = shutil.which("runc", path="/usr/sbin:/usr/bin") or "/usr/sbin/runc"
+
+
+@contextmanager
+def _running(directory: Path) -> Iterator[Daemon]:
+    settings = directory / "crisp.toml"
+    settings.write_text(f'[runtime_handlers.runc]\npath = "{RUNC}"\n')
+    with Daemon.running(f"--config={settings}") as daemon:
+        daemon.import_busybox()
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with _running(tmp_path_factory.mktemp("settings")) as daemon:
+        with daemon.pod("first"):
+            pass  # makes the bridge, which stays as long as the daemon
+        yield daemon
+
+
+def _pod(daemon: Daemon, name: str, handler: str = "runc", **fields: Any) -> Pod:
+    config = daemon.sandbox_config(name, **fields)
+    request = cri.RunPodSandboxRequest(config=config, runtime_handler=handler)
+    return Pod(daemon, daemon.runtime.RunPodSandbox(request, timeout=CALL_SECONDS).pod_sandbox_id, config)
+
+
+@pytest.fixture
+def pod(daemon: Daemon) -> Iterator[Pod]:
+    made = _pod(daemon, "other")
+    yield made
+    made.remove()
+
+
+def _until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _info(pod: Pod, container_id: str) -> dict[str, Any]:
+    request = cri.ContainerStatusRequest(container_id=container_id, verbose=True)
+    info = pod.daemon.runtime.ContainerStatus(request, timeout=CALL_SECONDS).info["info"]
+    return dict(json.loads(info))
+
+
+def _known_to_runc(daemon: Daemon) -> list[str]:
+    root = daemon.state / "handlers/runc"
+    return sorted(os.listdir(root)) if root.exists() else []
+
+
+@pytest.mark.cri("RunPodSandbox", "runtime_handler")
+@pytest.mark.cri("Status", "runtime_handlers")
+def test_handlers_are_told_and_others_refused(daemon: Daemon) -> None:
+    status = daemon.runtime.Status(cri.StatusRequest(), timeout=CALL_SECONDS)
+    assert [handler.name for handler in status.runtime_handlers] == ["", "crisp", "runc"]
+    with pytest.raises(grpc.RpcError) as raised:
+        _pod(daemon, "nothing", "runsc")
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no handler 'runsc' is configured (there is: crisp, runc)" in str(raised.value.details())
+
+
+def test_a_container_by_runc(pod: Pod) -> None:
+    """Its log, its exit status, its files, its limits and its network are as they are with crisp's own runtime."""
+    linux = cri.LinuxContainerConfig(resources=cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20))
+    script = "echo out; echo err >&2; hostname; touch /new; sleep 0.1; exit 3"
+    container_id = pod.run("sh", "-c", script, name="main", linux=linux)
+    assert _known_to_runc(pod.daemon) == [container_id]
+    status = pod.daemon.wait_exited(container_id)
+    assert (status.exit_code, status.reason) == (3, "Error")
+    lines = [line.split(" ", 1)[1] for line in pod.log("main").splitlines()]
+    assert sorted(lines) == ["stderr F err", "stdout F other", "stdout F out"]
+    assert (Path(_info(pod, container_id)["writableLayer"]) / "new").exists()
+    _until(lambda: _known_to_runc(pod.daemon) == [])
+
+
+def test_exec_and_updates(pod: Pod) -> None:
+    limits = cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20)
+    container_id = pod.run("sleep", "1000", name="main", linux=cri.LinuxContainerConfig(resources=limits))
+    answer = pod.exec(container_id, "sh", "-c", "echo in; echo err >&2; exit 4")
+    assert (answer.stdout, answer.stderr, answer.exit_code) == (b"in\n", b"err\n", 4)
+    assert b"eth0" in pod.exec(container_id, "ip", "link").stdout
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.exec(container_id, "sleep", "777", timeout=1)
+    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    _until(lambda: b"sleep 777" not in pod.exec(container_id, "ps", "-o", "args").stdout)
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.exec(container_id, "nosuch")
+    assert "executable file not found in $PATH" in str(raised.value.details())
+    more = cri.LinuxContainerResources(memory_limit_in_bytes=96 << 20)
+    pod.daemon.runtime.UpdateContainerResources(
+        cri.UpdateContainerResourcesRequest(container_id=container_id, linux=more), timeout=CALL_SECONDS
+    )
+    path = _info(pod, container_id)["runtimeSpec"]["linux"]["cgroupsPath"]
+    memory = Path(Hierarchies.detect().cgroup(path).directory("memory"))
+    read = next(memory / name for name in ("memory.limit_in_bytes", "memory.max") if (memory / name).exists())
+    assert read.read_text().strip() == str(96 << 20)
+    stop = cri.StopContainerRequest(container_id=container_id, timeout=1)
+    pod.daemon.runtime.StopContainer(stop, timeout=CALL_SECONDS)
+    assert pod.daemon.status(container_id).exit_code == 143
+
+
+def test_terminals_and_image_volumes(pod: Pod) -> None:
+    image = cri.Mount(container_path="/image", image=cri.ImageSpec(image=BUSYBOX), readonly=True)
+    script = "test -t 0 && echo terminal; ls /image/bin/busybox; touch /image/x; true"
+    container_id = pod.run("sh", "-c", script, name="terminal", tty=True, mounts=[image])
+    assert pod.daemon.wait_exited(container_id).exit_code == 0
+    tty, found, refused = [line.split(" ", 3)[3] for line in pod.log("terminal").splitlines()]
+    assert tty.strip() == "terminal"
+    assert found.strip() == "/image/bin/busybox"
+    assert "Read-only file system" in refused
+
+
+def test_user_namespaces_are_crisps_own(daemon: Daemon) -> None:
+    lines = [cri.IDMapping(container_id=0, host_id=1 << 20, length=65536)]
+    users = cri.UserNamespace(mode=cri.POD, uids=lines, gids=lines)
+    options = cri.NamespaceOption(userns_options=users)
+    linux = cri.LinuxPodSandboxConfig(security_context=cri.LinuxSandboxSecurityContext(namespace_options=options))
+    with pytest.raises(grpc.RpcError) as raised:
+        _pod(daemon, "users", linux=linux)
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "runtime_handler is 'runc'" in str(raised.value.details())
+
+
+def test_what_runc_refuses_is_told(pod: Pod) -> None:
+    container_id = pod.create("nosuch", name="main")
+    with pytest.raises(grpc.RpcError) as raised:
+        pod.daemon.runtime.StartContainer(
+            cri.StartContainerRequest(container_id=container_id), timeout=CALL_SECONDS
+        )
+    assert 'exec: "nosuch": executable file not found in $PATH' in str(raised.value.details())
+    status = pod.daemon.status(container_id)
+    assert (status.state, status.reason) == (cri.CONTAINER_EXITED, "StartError")
+    assert _known_to_runc(pod.daemon) == []
+
+
+def test_the_daemon_may_be_killed(tmp_path: Path) -> None:
+    with _running(tmp_path) as daemon:
+        pod = _pod(daemon, "survivor")
+        container_id = pod.run("sh", "-c", "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done", name="main")
+        daemon.kill9()
+        daemon.start()
+        counted = pod.log("main").count("\n")
+        _until(lambda: pod.log("main").count("\n") > counted)
+        assert pod.exec(container_id, "echo", "again").stdout == b"again\n"
+        pod.remove()
+        assert _known_to_runc(daemon) == []
+
+
+def test_a_shim_that_is_lost_leaves_nothing(daemon: Daemon) -> None:
+    pod = _pod(daemon, "orphan")
+    container_id = pod.run("sleep", "1000", name="main")
+    pid = _info(pod, container_id)["pid"]
+    shim = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+    os.kill(shim, signal.SIGKILL)
+    assert daemon.wait_exited(container_id).exit_code != 0
+    pod.remove()
+    _until(lambda: not Path(f"/proc/{pid}").exists())
+    assert str(daemon.state) not in Path("/proc/self/mounts").read_text()
+    _until(lambda: _known_to_runc(daemon) == [])
