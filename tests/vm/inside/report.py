@@ -13,6 +13,10 @@ PORT = int(os.environ["CRISP_GUEST_RESULTS"])
 JOURNAL_LINES = 60
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cri(rpc, *fields): as in pyproject.toml, which is not here")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
