@@ -107,7 +107,9 @@ class FakeNode:
     network: FakeNetwork = field(default_factory=FakeNetwork)
     events: Events = field(default_factory=Events)
     stats: FakeStats = field(default_factory=FakeStats)
-    settings: Any = field(default_factory=lambda: SimpleNamespace(root=Path("/")))
+    settings: Any = field(
+        default_factory=lambda: SimpleNamespace(root=Path("/"), runtime_handlers={"runc": Path("/usr/sbin/runc")})
+    )
     pods: dict[str, Sandbox] = field(default_factory=dict)
     held: dict[str, Container] = field(default_factory=dict)
     calls: list[tuple[Any, ...]] = field(default_factory=list)

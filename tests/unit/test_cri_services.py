@@ -331,9 +331,9 @@ async def test_what_the_runtime_says_about_itself(client: Client) -> None:
     assert (runtime_ready.type, runtime_ready.status) == ("RuntimeReady", True)
     assert (network_ready.type, network_ready.status) == ("NetworkReady", False)
     assert network_ready.reason == "NoConfiguration"
-    assert [handler.name for handler in status.runtime_handlers] == ["", "crisp"]
-    assert [handler.features.recursive_read_only_mounts for handler in status.runtime_handlers] == [True, True]
-    assert [handler.features.user_namespaces for handler in status.runtime_handlers] == [True, True]
+    assert [handler.name for handler in status.runtime_handlers] == ["", "crisp", "runc"]
+    assert [handler.features.recursive_read_only_mounts for handler in status.runtime_handlers] == [True, True, False]
+    assert [handler.features.user_namespaces for handler in status.runtime_handlers] == [True, True, False]
     assert status.features.supplemental_groups_policy
     assert json.loads(status.info["info"])["config"]["pause_image"] == "pause:1"
     assert not (await client.call("Status")).info
