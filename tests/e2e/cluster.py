@@ -104,8 +104,11 @@ class Cluster:
         return str(pod["metadata"]["name"])
 
     def ready(self, name: str) -> bool:
-        """Whether a pod is ready."""
-        conditions = self.pod(name).status.conditions or ()
+        """Whether there is a pod of that name, and it is ready."""
+        try:
+            conditions = self.pod(name).status.conditions or ()
+        except client.exceptions.NotFoundException:
+            return False
         return any(one.type == "Ready" and one.status == "True" for one in conditions)
 
     def run(self, *pods: Mapping[str, Any]) -> None:

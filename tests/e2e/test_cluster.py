@@ -151,11 +151,12 @@ def test_exec_with_input_and_exit_status(cluster: Cluster, talking: str) -> None
 def test_exec_with_a_terminal(cluster: Cluster, talking: str) -> None:
     session = _exec(cluster, talking, ["sh"], stdin=True, stderr=False, tty=True)
     session.write_channel(4, json.dumps({"Width": 77, "Height": 33}))
-    session.write_stdin("tty; stty size; exit 5\n")
+    # The size has a channel of its own, and may come after the line.
+    session.write_stdin("tty; until [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; echo sized; exit 5\n")
     session.run_forever(timeout=30)
     shown = session.read_stdout()
     assert "/dev/pts/" in shown
-    assert "33 77" in shown
+    assert "\nsized\r\n" in shown
     assert session.returncode == 5
 
 

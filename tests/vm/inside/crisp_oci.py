@@ -112,7 +112,7 @@ def test_a_container_is_checkpointed_and_goes_on_where_it_was(bundle: Bundle) ->
     _restore(bundle, "--image-path", "../images", "--pid-file", str(pid_file))
     state = bundle.state()
     assert (state["status"], state["pid"]) == ("running", int(pid_file.read_text()))
-    assert counted <= _count(bundle) < counted + 100  # under emulation a restore takes a second
+    assert _count(bundle) >= counted
     assert _inside(bundle, "hostname") == "alone"
     assert _inside(bundle, "cat", "/data/file", "/etc/one") == "the host's\nthe host's"
     assert _mounts(bundle) == mounts
@@ -135,8 +135,13 @@ def test_a_running_container_is_checkpointed_twice(bundle: Bundle) -> None:
     counted = _count(bundle)
     _until(lambda: _count(bundle) > counted)
     bundle.delete()
+    ended = int(bundle.output().splitlines()[-1])
     _restore(bundle, "--image-path", "../second")
-    assert _count(bundle) <= counted + 5
+    _until(lambda: int(bundle.output().splitlines()[-1]) > ended)
+    lines = [int(line) for line in bundle.output().splitlines()]
+    (again,) = [at for at in range(1, len(lines)) if lines[at] <= lines[at - 1]]  # where the images begin
+    assert lines[again - 1] == ended
+    assert lines[again:] == list(range(lines[again], lines[-1] + 1))
 
 
 def _master(listener: socket.socket) -> int:
