@@ -26,9 +26,9 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 step ruff check .
 step mypy
 step lint-imports
-step timeout 900 pytest -q tests/unit tests/integration </dev/null
+step timeout 1800 pytest -q tests/unit tests/integration </dev/null
 tests/e2e/build-kubernetes.sh etcd kubelet kube-apiserver kube-controller-manager kube-scheduler
-step timeout 600 pytest -q tests/e2e </dev/null
+step timeout 900 pytest -q tests/e2e </dev/null
 if [ "$guest" = yes ]; then
     step timeout 1500 pytest -q tests/vm </dev/null
 fi
