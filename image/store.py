@@ -182,16 +182,17 @@ class ImageStore:
         lent = {layer.chain_id for store in additional for layer in store.layers}
         images, layers = await self._query(self._database.images), await self._query(self._database.layers)
         there = await asyncio.to_thread(self._root.layer_names)
-        usable = {layer.chain_id for layer in layers if base36(layer.number) in there} | lent
+        own = [layer for layer in layers if base36(layer.number) in there]
+        usable = {layer.chain_id for layer in own} | lent
         whole = [image for image in images if usable.issuperset(image.chain_ids)]
         used = {chain_id for image in whole for chain_id in image.chain_ids}
         broken = [image.id for image in images if not usable.issuperset(image.chain_ids)]
         for image_id in broken:
             _log.warning("a layer's directory is gone; the image is removed", extra={"image": image_id})
-        unused = [layer.chain_id for layer in layers if layer.chain_id not in used]
-        if broken or unused:
-            await self._query(self._database.remove, broken, unused)
-        kept = [layer for layer in layers if layer.chain_id in used]
+        kept = [layer for layer in own if layer.chain_id in used]
+        if broken or len(kept) < len(layers):
+            gone = {layer.chain_id for layer in layers}.difference(layer.chain_id for layer in kept)
+            await self._query(self._database.remove, broken, gone)
         garbage = await asyncio.to_thread(self._root.garbage, {base36(layer.number) for layer in kept})
         await self._workers.remove_trees(garbage)
         self._layers.load(kept)
@@ -387,7 +388,7 @@ class ImageStore:
             listeners: list[Report] = []
             find = self._keeper(auth_file)
             origins = [(c, self._origin(c, configuration.endpoints(c), credentials, find)) for c in candidates]
-            job = _Job(self._start(self._counted(self._pull(origins, listeners))), 0, listeners)
+            job = _Job(self._start(self._counted(origins, listeners)), 0, listeners)
             self._jobs[key] = job
             job.task.add_done_callback(lambda _: self._forget_job(key, job))
         if progress is not None:
@@ -403,9 +404,9 @@ class ImageStore:
                 self._forget_job(key, job)
                 job.task.cancel()
 
-    async def _counted(self, pull: Awaitable[Image]) -> Image:
+    async def _counted(self, origins: Sequence[tuple[Reference, Origin]], listeners: Sequence[Report]) -> Image:
         try:
-            image = await pull
+            image = await self._pull(origins, listeners)
         except asyncio.CancelledError:
             self.pulls.cancelled += 1
             raise

@@ -17,7 +17,8 @@ from typing import Any
 
 from pods.devices import DeviceNode
 from pods.errors import InvalidArgument, Unimplemented
-from pods.hook_files import STAGES, checked_hook
+from pods.hook_files import checked_hook
+from runtime.hooks import MOMENTS
 
 _REFUSED = ("intelRdt", "netDevices")
 _FORMATS = frozenset({".json", ".yaml"})
@@ -141,8 +142,8 @@ def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any]]]) -> CDIEdits:
 
 def _hook(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     name = entry.get("hookName")
-    if name not in STAGES:
-        raise ValueError(f"hooks: hookName: expected one of {', '.join(STAGES)}, got {name!r}")
+    if name not in MOMENTS:
+        raise ValueError(f"hooks: hookName: expected one of {', '.join(MOMENTS)}, got {name!r}")
     return name, checked_hook(entry)
 
 

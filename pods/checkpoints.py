@@ -29,9 +29,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pods import log_fields
 from pods.errors import FailedPrecondition, InvalidArgument, PodError
 from pods.model import Container, ContainerState
+from pods.oci_cgroups import cgroups_path
 from runtime import criu
 from runtime.cgroups import Hierarchies
-from runtime.checkpoint import DESCRIPTORS, external_objects, standard_streams
+from runtime.checkpoint import describe
 from runtime.errors import NotSupported, RuntimeCoreError
 from runtime.spec import Spec
 from runtime.spec_parse import parse
@@ -73,9 +74,10 @@ class Checkpoints:
                 raise FailedPrecondition(f"container {container_id} is {container.state.value}, not running")
             root = self._state.settings.container_root(container_id)
             bundle = self._state.settings.bundle_dir(container_id)
+            cgroup = cgroups_path(self._state.find_sandbox(container.sandbox_id).sandbox, container_id)
             work = root / "checkpoint"
             try:
-                await asyncio.to_thread(_write, container, bundle, root, work, target, timeout)
+                await asyncio.to_thread(_write, container, cgroup, bundle, root, work, target, timeout)
             except NotSupported as error:
                 raise FailedPrecondition(f"checkpoint container {container_id}: {error}") from error
             except (RuntimeCoreError, OSError, ValueError) as error:
@@ -85,12 +87,14 @@ class Checkpoints:
         _log.info("container checkpointed", extra=log_fields.of_container(container) | {"location": str(target)})
 
 
-def _write(container: Container, bundle: Path, root: Path, work: Path, target: Path, timeout: int) -> None:
+def _write(
+    container: Container, cgroup: str, bundle: Path, root: Path, work: Path, target: Path, timeout: int
+) -> None:
     criu.find()
     shutil.rmtree(work, ignore_errors=True)  # of a daemon that was killed
     (work / _IMAGES).mkdir(parents=True, mode=0o700)
     text = (bundle / "config.json").read_bytes()
-    _dump(container.pid, parse(json.loads(text)), work, timeout)
+    _dump(container.pid, parse(json.loads(text)), cgroup, work, timeout)
     parts = {
         "spec.dump": text,
         "config.dump": json.dumps(_description(container)).encode(),
@@ -115,10 +119,7 @@ def _write(container: Container, bundle: Path, root: Path, work: Path, target: P
         raise
 
 
-def _dump(pid: int, spec: Spec, work: Path, timeout: int) -> None:
-    streams = standard_streams(pid)
-    (work / _IMAGES / DESCRIPTORS).write_text(json.dumps(streams))
-    cgroup = Hierarchies.detect().cgroup(spec.linux.cgroups_path)
+def _dump(pid: int, spec: Spec, cgroup: str, work: Path, timeout: int) -> None:
     with contextlib.ExitStack() as opened:
         fds = []
         for directory in (work / _IMAGES, work):
@@ -134,12 +135,12 @@ def _dump(pid: int, spec: Spec, work: Path, timeout: int) -> None:
             "orphan_pts_master": True,
             "manage_cgroups": True,
             "manage_cgroups_mode": criu.CGROUP_MODES["soft"],
-            "freeze_cgroup": cgroup.freezer_directory(),
-            "external": external_objects(pid, spec, streams),
+            "freeze_cgroup": Hierarchies.detect().cgroup(cgroup).freezer_directory(),
+            "external": describe(pid, spec, str(work / _IMAGES)),
         }
         if timeout:
             asked["timeout"] = timeout
-        criu.Worker().call(criu.DUMP, asked, str(work / _LOG), lambda _note: None)
+        criu.Worker().call(criu.DUMP, asked, str(work / _LOG))
 
 
 def _description(container: Container) -> dict[str, Any]:

@@ -471,7 +471,9 @@ class Containers:
             await self._shims.of(container.sandbox_id).call("delete", container=container.id)
         settings = self._state.settings
         bundle, root = settings.bundle_dir(container.id), settings.container_root(container.id)
-        handlers.clean_up(container.id, bundle, root / "volumes", settings.state)
+        sandbox = self._state.sandboxes.get(container.sandbox_id)
+        if sandbox is None or sandbox.sandbox.runtime_handler not in handlers.BUILT_IN:
+            handlers.clean_up(container.id, bundle, root / "volumes", settings.state)
         shutil.rmtree(bundle, ignore_errors=True)
         await asyncio.to_thread(remove_tree, root)
         await self._state.forget_container(container.id)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from pods.model import NamespaceMode, Sandbox, SandboxConfig
-from pods.oci_cgroups import cgroups_path, container_scope
+from pods.oci_cgroups import SYSTEMD, container_scope
 from runtime.pod import unmount_if_mounted
 
 BUILT_IN: Final = ("", "crisp")
@@ -44,7 +44,7 @@ def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> d
         raise FailedPrecondition(f"runtime_handlers: {handler!r} of pod sandbox {sandbox.id} is configured no more")
     root = state / "handlers" / handler
     root.mkdir(parents=True, mode=0o711, exist_ok=True)
-    return {"path": str(external[handler]), "root": str(root), "systemd": container_scope(sandbox, "") is not None}
+    return {"path": str(external[handler]), "root": str(root), "systemd": sandbox.cgroup_driver == SYSTEMD}
 
 
 def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str) -> None:
@@ -54,8 +54,6 @@ def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str) -> None
     if scope is not None:  # that runtime asks systemd for it
         prefix, _, name = scope.name.removesuffix(".scope").partition("-")
         document["linux"]["cgroupsPath"] = f"{scope.slice}:{prefix}:{name}"
-    else:
-        document["linux"]["cgroupsPath"] = cgroups_path(sandbox, container_id)
 
 
 def clean_up(container_id: str, bundle: Path, volumes: Path, state: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pods.errors import FailedPrecondition
+from runtime.hooks import MOMENTS
 
-STAGES: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _VERSION: Final = "1.0.0"
 _CONDITIONS: Final = frozenset({"always", "annotations", "commands", "hasBindMounts"})
 
@@ -48,10 +48,9 @@ def read_hooks(directories: Iterable[Path]) -> tuple[HookFile, ...]:
     files: dict[str, Path] = {}
     for directory in directories:
         try:
-            names = sorted(path.name for path in directory.iterdir() if path.suffix == ".json")
+            files |= {path.name: path for path in directory.iterdir() if path.suffix == ".json"}
         except (FileNotFoundError, NotADirectoryError):
             continue
-        files |= {name: directory / name for name in names}
     return tuple(_read(files[name]) for name in sorted(files))
 
 
@@ -99,8 +98,9 @@ def _parse(document: object) -> HookFile:
     if document.get("version") != _VERSION:
         raise ValueError(f"version: expected {_VERSION!r}, got {document.get('version')!r}")
     stages = _texts("stages", document.get("stages"))
-    if unknown := [stage for stage in stages if stage not in STAGES] or not stages:
-        raise ValueError(f"stages: expected some of {', '.join(STAGES)}, got {unknown if stages else stages!r}")
+    wrong = [stage for stage in stages if stage not in MOMENTS]
+    if wrong or not stages:
+        raise ValueError(f"stages: expected some of {', '.join(MOMENTS)}, got {wrong or stages!r}")
     when = document.get("when")
     if not isinstance(when, dict) or not when:
         raise ValueError(f"when: expected an object with a condition, got {when!r}")

@@ -6,7 +6,7 @@ The order of a CreateContainer: `validate`, then `find_host_objects` (the only s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,10 @@ def build_config(context: ContainerContext) -> dict[str, Any]:
             "config.linux.security_context.namespace_options.target_id: "
             f"container {config.security.namespaces.target_id!r} is not running"
         )
-    document = {
+    process, annotations = _process(context), _annotations(context)
+    document: dict[str, Any] = {
         "ociVersion": "1.2.0",
-        "process": _process(context),
+        "process": process,
         "root": {"path": "rootfs", "readonly": config.security.readonly_rootfs},
         "mounts": plan_mounts(
             config,
@@ -139,19 +140,18 @@ def build_config(context: ContainerContext) -> dict[str, Any]:
             volumes_dir=context.volumes_dir,
             more=context.found.cdi.mounts,
         ),
-        "annotations": _annotations(context),
+        "annotations": annotations,
         "linux": _linux(context),
     }
-    if hooks := _hooks(context):
+    if hooks := _hooks(context, process["args"][0], annotations):
         document["hooks"] = hooks
     return document
 
 
-def _hooks(context: ContainerContext) -> dict[str, list[dict[str, Any]]]:
-    """Those of CDI devices, and then those of files."""
+def _hooks(context: ContainerContext, command: str, own: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """Those of CDI devices, and then those of files, which the pod's annotations and the container's may be about."""
     config = context.config
-    command = process_args(config, context.image)[0]
-    annotations = {**context.sandbox.config.annotations, **config.annotations, **_annotations(context)}
+    annotations = {**context.sandbox.config.annotations, **config.annotations, **own}
     hooks = oci_hooks(context.found.hooks, annotations, command, bind_mounts=bool(config.mounts))
     for stage, hook in reversed(context.found.cdi.hooks):
         hooks.setdefault(stage, []).insert(0, dict(hook))

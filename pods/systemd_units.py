@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from jeepney import DBusErrorResponse, HeaderFields, Message, message_bus
 from jeepney.bus import get_bus
@@ -23,7 +23,6 @@ from runtime.cgroups.systemd import Property
 if TYPE_CHECKING:
     from jeepney.io.asyncio import DBusConnection
 
-_SECONDS: Final = 30.0  # nothing that systemd is asked for takes one
 
 
 class SystemdUnits:
@@ -39,7 +38,7 @@ class SystemdUnits:
     async def open(self) -> None:
         """Connect."""
         with _told(f"connect to systemd by way of {get_bus('SYSTEM')}"):
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(systemd_bus.SECONDS):
                 await self._connected()
 
     async def start(self, name: str, properties: Sequence[Property]) -> None:
@@ -49,7 +48,7 @@ class SystemdUnits:
     async def set_properties(self, name: str, properties: Sequence[Property]) -> None:
         """Change a unit until it ends. One that is not there needs no change."""
         with _told(f"set properties of unit {name}"):
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(systemd_bus.SECONDS):
                 bus = await self._connected()
                 await bus.call(systemd_bus.set_unit_properties(name, properties))
 
@@ -65,7 +64,7 @@ class SystemdUnits:
 
     async def _job(self, what: str, unit: str, message: Message) -> None:
         with _told(what):
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(systemd_bus.SECONDS):
                 bus = await self._connected()
                 result = await bus.job(unit, message)
             if result != "done":
@@ -153,11 +152,10 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except DBusErrorResponse as error:
-        if error.name != systemd_bus.NO_SUCH_UNIT:
-            text = error.data[0] if error.data and isinstance(error.data[0], str) else error.name
+        if text := systemd_bus.refusal(error):
             raise PodError(f"{what}: {text}") from error
     except TimeoutError as error:
-        raise PodError(f"{what}: no answer in {_SECONDS:.0f} s") from error
+        raise PodError(f"{what}: no answer in {systemd_bus.SECONDS:.0f} s") from error
     except EOFError as error:
         raise PodError(f"{what}: the message bus hung up") from error
     except OSError as error:

@@ -9,6 +9,8 @@ import os
 import stat
 
 from runtime.errors import failing
+from runtime.light import json
+from runtime.mounts import is_bind
 from runtime.rootfs import open_in_root
 from runtime.spec import Spec
 
@@ -20,8 +22,20 @@ DESCRIPTORS: Final = "descriptors.json"  # what a container's standard streams w
 SHARED: Final = (("network", "net", "extRootNetNS"), ("pid", "pid", "extRootPidNS"))  # kind, criu's, its name in images
 
 
-def standard_streams(pid: int) -> list[str]:
-    """What a process's standard streams are, as criu has to be told of them where they are the host's."""
+def describe(pid: int, spec: Spec, images: str) -> list[str]:
+    """What is not to be in the images of that process's container: mounts, files, namespaces (criu(8) "--external").
+
+    Writes what its standard streams were into the directory `images`, for a restore. Raises OperationFailed.
+    """
+    streams = _standard_streams(pid)
+    path = os.path.join(images, DESCRIPTORS)
+    with failing("write", path), open(path, "w") as file:
+        file.write(json.dumps(streams))
+    return _external_objects(pid, spec, streams)
+
+
+def _standard_streams(pid: int) -> list[str]:
+    """What they are, as criu has to be told of them where they are the host's."""
     with failing("read mounts of", f"process {pid}"), open(f"/proc/{pid}/mountinfo") as file:
         mounts = {int(line.split()[0]) for line in file}
     return [_stream(pid, fd, mounts) for fd in range(3)]
@@ -40,8 +54,7 @@ def _stream(pid: int, fd: int, mounts: set[int]) -> str:
     return link
 
 
-def external_objects(pid: int, spec: Spec, streams: list[str]) -> list[str]:
-    """Mounts, files and namespaces that are not to be in the images (criu(8) "--external"). Raises OperationFailed."""
+def _external_objects(pid: int, spec: Spec, streams: list[str]) -> list[str]:
     found = [f"mnt[{_mount_point(pid, destination)}]:{destination}" for destination, _source in host_binds(spec)]
     found += [stream for stream in streams if stream.startswith("file[")]
     for kind, theirs, name in SHARED:
@@ -68,8 +81,4 @@ def _mount_point(pid: int, destination: str) -> str:
 
 def host_binds(spec: Spec) -> list[tuple[str, str]]:
     """(destination, source) of mounts whose content is the host's."""
-    return [(mount.destination, mount.source) for mount in spec.mounts if is_bind(mount.type, mount.options)]
-
-
-def is_bind(type: str, options: tuple[str, ...]) -> bool:
-    return type == "bind" or "bind" in options or "rbind" in options
+    return [(mount.destination, mount.source) for mount in spec.mounts if is_bind(mount)]

@@ -94,7 +94,13 @@ class Worker:
                 preexec_fn=prepare,
             )
 
-    def call(self, kind: int, options: Mapping[str, Value], log: str, notified: Callable[[Notification], None]) -> int:
+    def call(
+        self,
+        kind: int,
+        options: Mapping[str, Value],
+        log: str,
+        notified: Callable[[Notification], None] = lambda _note: None,
+    ) -> int:
         """Have it dump or restore; returns the restored process's id. `log` is the path of the log it writes.
 
         `notified` is called for each notification, while criu waits. Raises RuntimeCoreError.

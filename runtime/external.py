@@ -67,7 +67,6 @@ class ExternalContainer(Container):
         self._known = False  # the runtime has state of it
         self._killed = False
         self._external_execs: dict[str, _Exec] = {}
-        self._commands = 0
 
     # -- created ------------------------------------------------------------------------------------------------------
 
@@ -151,7 +150,7 @@ class ExternalContainer(Container):
             raise NotRunning(f"exec in container {self.id}: it is not running")
         terminal = request.get("terminal", False)
         key = request["exec"]
-        place = os.path.join(self._bundle, f"exec-{len(os.listdir(self._bundle))}-{key}")
+        place = os.path.join(self._bundle, f"exec-{key}")
         with open(f"{place}.json", "w") as file:
             json.dump(self._process(request["args"], terminal=terminal), file)
         console = _ConsoleSocket(self._bundle, os.path.basename(place)) if terminal else None

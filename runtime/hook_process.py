@@ -76,9 +76,7 @@ class ContainerHooks:
             done(None)
             return
         try:
-            with failing("make process for", "hooks"):
-                told, telling = os.pipe()
-                pid = os.fork()
+            pid, told, telling = _fork()
         except RuntimeCoreError as error:
             done(error)
             return
@@ -95,6 +93,18 @@ class ContainerHooks:
                 done(None if status == 0 else RuntimeCoreError(f"run hooks: their process ended with {status}"))
 
         self._children.on_exit(pid, ended)
+
+
+def _fork() -> tuple[int, int, int]:
+    """A child, and the ends of a pipe from it. Raises OperationFailed."""
+    with failing("make process for", "hooks"):
+        told, telling = os.pipe()
+        try:
+            return os.fork(), told, telling
+        except OSError:
+            os.close(told)
+            os.close(telling)
+            raise
 
 
 def _run(moments: Sequence[tuple[str, Sequence[Hook]]], state: Mapping[str, Any], telling: int) -> NoReturn:

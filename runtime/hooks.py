@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
+MOMENTS: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _MAX_OUTPUT: Final = 4096  # bytes of a failed hook's output that its error quotes
 _CHUNK: Final = 65536
 

@@ -71,6 +71,11 @@ class MountPlan:
     copy_up: bool = False  # a tmpfs that begins with what it covers
 
 
+def is_bind(mount: oci.Mount) -> bool:
+    """Whether it shows a tree of the host, by its type or by an option."""
+    return mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
+
+
 def plan_mount(mount: oci.Mount, path: str, container: IDMappings | None = None) -> MountPlan:
     """Parse one entry of `mounts`. `path` is its JSON path, for errors; `container` maps its user namespace's ids.
 

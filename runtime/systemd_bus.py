@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from jeepney import DBusAddress, MatchRule, Message, Properties, new_method_call
+from jeepney import DBusAddress, DBusErrorResponse, MatchRule, Message, Properties, new_method_call
 
 from runtime.cgroups.systemd import Property
 
 SYSTEMD: Final = DBusAddress(
     "/org/freedesktop/systemd1", bus_name="org.freedesktop.systemd1", interface="org.freedesktop.systemd1.Manager"
 )
-NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
+SECONDS: Final = 30.0  # nothing that systemd is asked for takes one
+_NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
 
 
 def start_transient_unit(name: str, properties: Sequence[Property]) -> Message:
@@ -46,6 +47,13 @@ def job_removed() -> MatchRule:
     The bus sends it to those who asked for it (AddMatch).
     """
     return MatchRule(type="signal", interface=SYSTEMD.interface, member="JobRemoved", path=SYSTEMD.object_path)
+
+
+def refusal(error: DBusErrorResponse) -> str:
+    """Why a call was refused; "" for a unit that is not there, which nothing has to be done about."""
+    if error.name == _NO_SUCH_UNIT:
+        return ""
+    return error.data[0] if error.data and isinstance(error.data[0], str) else str(error.name)
 
 
 def _variants(properties: Sequence[Property]) -> list[tuple[str, tuple[str, object]]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 from runtime import criu
-from runtime.checkpoint import DESCRIPTORS, external_objects, standard_streams
+from runtime.checkpoint import describe
 from runtime.command import image_files, removal
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options
@@ -14,8 +13,7 @@ from runtime.command.image_files import Directories, criu_options
 from runtime.command.operands import only
 from runtime.command.record import Record
 from runtime.command.removal import current_status
-from runtime.errors import NotSupported, RuntimeCoreError, failing
-from runtime.light import json
+from runtime.errors import NotSupported, RuntimeCoreError
 from runtime.spec import Spec
 
 TYPE_CHECKING = False
@@ -59,14 +57,11 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
 
 
 def _dump(options: Options, directories: Directories, record: Record, spec: Spec) -> None:
-    streams = standard_streams(record.pid)
-    with failing("write", DESCRIPTORS), open(os.path.join(directories.path, DESCRIPTORS), "w") as file:
-        file.write(json.dumps(streams))
     asked = {
         **criu_options(options, directories),
         "pid": record.pid,
         "root": record.rootfs,
-        "external": external_objects(record.pid, spec, streams),
+        "external": describe(record.pid, spec, directories.path),
     }
     if record.cgroup:
         asked["freeze_cgroup"] = record.group().freezer_directory()
@@ -78,4 +73,4 @@ def _dump(options: Options, directories: Directories, record: Record, spec: Spec
     kind = criu.DUMP
     if options.switch("pre-dump"):
         kind, asked["track_mem"] = criu.PRE_DUMP, True
-    criu.Worker().call(kind, asked, directories.log, lambda note: None)
+    criu.Worker().call(kind, asked, directories.log)

@@ -25,7 +25,7 @@ from runtime.hooks import run_hooks
 from runtime.infra import empty_mount_namespace
 from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.light import dataclass, json, replace, socket
-from runtime.mounts import plan_mounts
+from runtime.mounts import is_bind, plan_mounts
 from runtime.rootfs import ATTACH_POINT
 from runtime.spec import Mount, Process, Spec
 from runtime.spec_parse import parse
@@ -34,11 +34,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-FLAGS: Final = (
+PLACE_FLAGS: Final = (  # of restore too
     Flag("bundle", short="b", argument="DIR", help="the bundle's directory (the current one)"),
     Flag("console-socket", argument="PATH", help="unix socket that gets the terminal's master"),
     Flag("pid-file", argument="FILE", help="where to write the init's process id"),
     Flag("no-pivot", help="accepted: a container's root is never below a ramdisk's here"),
+)
+FLAGS: Final = (
+    *PLACE_FLAGS,
     Flag("no-new-keyring", help="leave the container in the caller's session keyring"),
     Flag("preserve-fds", argument="N", help="pass N descriptors after the standard streams (and $LISTEN_FDS)"),
 )
@@ -94,6 +97,18 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
             write_pid_file(pid_file, created.record.pid)
         undo.pop_all()
     return created
+
+
+def new_record(id: str, spec: Spec, bundle: str, owner: str) -> Record:
+    """Of a container that is made now; `bundle` is an absolute path."""
+    return Record(
+        id=id,
+        oci_version=spec.oci_version,
+        bundle=bundle,
+        rootfs=os.path.abspath(os.path.join(bundle, spec.root.path)),
+        created=_now(),
+        owner=owner,
+    )
 
 
 def load(bundle: str) -> tuple[bytes, Spec, Process]:
@@ -213,14 +228,7 @@ class _Maker:
         return probe < 0 or bool(self._spec.hooks.start_container)
 
     def make(self, entry: Entry, undo: contextlib.ExitStack, preserved: int, *, keyring: bool) -> Created:
-        record = Record(
-            id=self._id,
-            oci_version=self._spec.oci_version,
-            bundle=self._bundle,
-            rootfs=os.path.abspath(self._rootfs_path),
-            created=now(),
-            owner=self._owner,
-        )
+        record = new_record(self._id, self._spec, self._bundle, self._owner)
         group = ContainerGroup(self._context, self._spec, record)
         cgroup = group.make(undo)
         entry.save(record)
@@ -359,8 +367,7 @@ def with_sources(spec: Spec, bundle: str) -> Spec:
 
 
 def _is_relative(mount: Mount) -> bool:
-    is_bind = mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
-    return is_bind and bool(mount.source) and not mount.source.startswith("/")
+    return is_bind(mount) and bool(mount.source) and not mount.source.startswith("/")
 
 
 class Conversation:
@@ -424,8 +431,7 @@ def _close(fd: int) -> None:
         os.close(fd)
 
 
-def now() -> str:
-    """RFC 3339, with nanoseconds."""
+def _now() -> str:
     ns = time.time_ns()
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(ns // 10**9))}.{ns % 10**9:09}Z"
 

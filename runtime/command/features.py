@@ -11,6 +11,7 @@ from runtime.capabilities import NAMES
 from runtime.command.context import Context
 from runtime.command.flags import Options
 from runtime.errors import RuntimeCoreError
+from runtime.hooks import MOMENTS
 from runtime.init import NAMESPACE_FLAGS
 from runtime.mounts import known_options
 from runtime.scheduling import MEMORY_FLAGS, MEMORY_MODES
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 FLAGS: Final = ()
 ARGUMENTS: Final = ""
-_HOOKS: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
 
 def run(context: Context, options: Options, operands: list[str]) -> int:
@@ -33,7 +33,7 @@ def document(context: Context) -> dict[str, Any]:
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",
-        "hooks": list(_HOOKS),
+        "hooks": list(MOMENTS),
         "mountOptions": known_options(),
         "linux": {
             "namespaces": sorted(NAMESPACE_FLAGS),

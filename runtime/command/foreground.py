@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 
+from runtime.command.flags import Flag
 from runtime.light import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+DETACH_FLAGS: Final = (
+    Flag("detach", short="d", help="do not wait for the container"),
+    Flag("no-subreaper", help="accepted: crisp-oci is none"),
+)
 FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 

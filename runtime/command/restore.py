@@ -6,11 +6,11 @@ import contextlib
 import os
 
 from runtime import criu, syscalls, validation
-from runtime.checkpoint import DESCRIPTORS, SHARED, host_binds, is_bind
+from runtime.checkpoint import DESCRIPTORS, SHARED, host_binds
 from runtime.command import creation, image_files, removal
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
-from runtime.command.foreground import attend, forward_signals
+from runtime.command.foreground import DETACH_FLAGS, attend, forward_signals
 from runtime.command.group import ContainerGroup
 from runtime.command.image_files import Directories, criu_options
 from runtime.command.opening import run_poststart
@@ -21,20 +21,17 @@ from runtime.command.store import Entry
 from runtime.errors import NotSupported, SpecError, failing
 from runtime.hooks import run_hooks
 from runtime.light import json
+from runtime.mounts import is_bind
 from runtime.rootfs import Rootfs
-from runtime.spec import Process, Spec
+from runtime.spec import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
 FLAGS: Final = (
-    Flag("bundle", short="b", argument="DIR", help="the bundle's directory (the current one)"),
-    Flag("console-socket", argument="PATH", help="unix socket that gets the terminal's master"),
-    Flag("pid-file", argument="FILE", help="where to write the init's process id"),
-    Flag("detach", short="d", help="do not wait for the container"),
-    Flag("no-pivot", help="accepted: a container's root is never below a ramdisk's here"),
-    Flag("no-subreaper", help="accepted: crisp-oci is none"),
+    *creation.PLACE_FLAGS,
+    *DETACH_FLAGS,
     Flag("lsm-profile", argument="TYPE:NAME", help="another one than at the checkpoint (apparmor:, selinux:)"),
     Flag("lsm-mount-context", argument="CONTEXT", help="another SELinux context of mounts"),
     *image_files.FLAGS,
@@ -51,7 +48,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     text, spec, process = creation.load(bundle)
     if process.terminal and detach and not options.text("console-socket"):
         raise UsageError("cannot allocate tty if runc will detach without setting console socket")
-    restoration = _Restoration(context, options, bundle, spec, process)
+    restoration = _Restoration(context, options, bundle, spec)
     entry = context.store.reserve(id)
     with contextlib.ExitStack() as undo:
         undo.callback(entry.remove)
@@ -77,14 +74,13 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
 class _Restoration:
     """`record` and `console`, the terminal's master or -1, are there when `restore` returns."""
 
-    def __init__(self, context: Context, options: Options, bundle: str, spec: Spec, process: Process) -> None:
+    def __init__(self, context: Context, options: Options, bundle: str, spec: Spec) -> None:
         self.record: Record
         self.console = -1
         self._context = context
         self._options = options
         self._bundle = bundle
         self._spec = creation.with_sources(spec, bundle)
-        self._process = process
         self._rootfs = os.path.join(bundle, spec.root.path)
         validation.check_host(self._spec)
         if not os.path.isdir(self._rootfs):
@@ -93,14 +89,7 @@ class _Restoration:
     def restore(self, entry: Entry, undo: contextlib.ExitStack) -> None:
         """Raises RuntimeCoreError; `undo` takes back what was done until then."""
         spec = self._spec
-        record = self.record = Record(
-            id=entry.id,
-            oci_version=spec.oci_version,
-            bundle=self._bundle,
-            rootfs=os.path.abspath(self._rootfs),
-            created=creation.now(),
-            owner=owner_name(),
-        )
+        record = self.record = creation.new_record(entry.id, spec, self._bundle, owner_name())
         if spec.linux.seccomp is not None:  # for execs: criu gives the processes what they had
             entry.write("filter", creation.compiled_filter(spec)[0])
         group = ContainerGroup(self._context, spec, record)
@@ -108,7 +97,7 @@ class _Restoration:
         entry.save(record)
         self._make_mount_points()
         with contextlib.ExitStack() as opened:
-            asked = self._criu_options(opened)
+            asked = self._criu_options()
             if record.cgroup:
                 asked["cg_root"] = [
                     criu.cgroup_root(record.cgroup, controller) for controller in cgroup.hierarchies.v1 or ("",)
@@ -125,7 +114,7 @@ class _Restoration:
         group.drop_holder()
         undo.callback(removal.end, record)
 
-    def _criu_options(self, opened: contextlib.ExitStack) -> dict[str, criu.Value]:
+    def _criu_options(self) -> dict[str, criu.Value]:
         asked: dict[str, criu.Value] = {
             "root": self.record.rootfs,
             "rst_sibling": True,  # our child, so that its exit status is ours to take
@@ -165,7 +154,7 @@ class _Restoration:
 
     def _make_mount_points(self) -> None:
         """criu mounts, and does not make what it mounts on. Below other file systems it finds what it has saved."""
-        others = [mount.destination for mount in self._spec.mounts if not is_bind(mount.type, mount.options)]
+        others = [mount.destination for mount in self._spec.mounts if not is_bind(mount)]
         with failing("open rootfs", self._rootfs):
             rootfs = Rootfs(os.open(self._rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         try:

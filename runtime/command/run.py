@@ -8,7 +8,7 @@ from runtime.command import creation, removal
 from runtime.command.context import Context
 from runtime.command.creation import Created
 from runtime.command.flags import Flag, Options
-from runtime.command.foreground import attend, forward_signals
+from runtime.command.foreground import DETACH_FLAGS, attend, forward_signals
 from runtime.command.opening import open_gate, run_poststart
 from runtime.command.operands import only
 
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 FLAGS: Final = (
     *creation.FLAGS,
-    Flag("detach", short="d", help="do not wait for the container"),
+    *DETACH_FLAGS,
     Flag("keep", help="do not delete the container when it ends"),
-    Flag("no-subreaper", help="accepted: crisp-oci is none"),
 )
 ARGUMENTS: Final = "ID"
 

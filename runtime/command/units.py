@@ -29,7 +29,6 @@ from runtime.spec import Resources
 SYSTEM: Final = "SYSTEM"
 SESSION: Final = "SESSION"
 _MEMBER: Final = "linux.cgroupsPath"
-_SECONDS: Final = 30.0  # nothing that systemd is asked for takes one
 
 
 def container_scope(cgroups_path: str, container_id: str, bus: str) -> Scope:
@@ -98,7 +97,7 @@ class Units:
         with _told(what), self._connection.filter(rule, queue=ends):
             self._call(message_bus.AddMatch(rule))  # before the call: the job may end before it is answered
             (job,) = self._call(message)
-            deadline = time.monotonic() + _SECONDS
+            deadline = time.monotonic() + systemd_bus.SECONDS
             while True:
                 left = max(deadline - time.monotonic(), 0)
                 _number, ended, _unit, result = self._connection.recv_until_filtered(ends, timeout=left).body
@@ -108,7 +107,7 @@ class Units:
                 raise RuntimeCoreError(f"{what}: its job ended with {result!r}")
 
     def _call(self, message: Message) -> tuple[Any, ...]:
-        return tuple(unwrap_msg(self._connection.send_and_get_reply(message, timeout=_SECONDS)))
+        return tuple(unwrap_msg(self._connection.send_and_get_reply(message, timeout=systemd_bus.SECONDS)))
 
 
 def start_holder() -> tuple[int, int]:
@@ -147,11 +146,10 @@ def _told(what: str) -> Iterator[None]:
     try:
         yield
     except DBusErrorResponse as error:
-        if error.name != systemd_bus.NO_SUCH_UNIT:
-            text = error.data[0] if error.data and isinstance(error.data[0], str) else error.name
+        if text := systemd_bus.refusal(error):
             raise RuntimeCoreError(f"{what}: {text}") from error
     except TimeoutError as error:
-        raise RuntimeCoreError(f"{what}: no answer in {_SECONDS:.0f} s") from error
+        raise RuntimeCoreError(f"{what}: no answer in {systemd_bus.SECONDS:.0f} s") from error
     except KeyError as error:  # of the environment
         raise RuntimeCoreError(f"{what}: {error.args[0]} is not set") from error
     except OSError as error:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pods.errors import FailedPrecondition
-from pods.hook_files import STAGES, HookFile, oci_hooks, read_hooks
+from pods.hook_files import HookFile, oci_hooks, read_hooks
+from runtime.hooks import MOMENTS
 
 HOOK = {"path": "/usr/bin/hook", "args": ["hook", "now"], "env": ["A=b"], "timeout": 5}
 
@@ -101,4 +102,4 @@ def test_any_member_of_any_kind_is_a_hook_or_refused(
     directory = tmp_path_factory.mktemp("hooks")
     _file(directory, "any.json", **{member: value})
     with contextlib.suppress(FailedPrecondition):
-        assert set(_only(directory).stages) <= set(STAGES)
+        assert set(_only(directory).stages) <= set(MOMENTS)
