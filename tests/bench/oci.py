@@ -6,7 +6,6 @@ And the same by crispd's way: a zygote that is there already forks a shim, which
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import resource
 import shutil
@@ -131,21 +130,7 @@ class ThroughZygote:
         place = self._directory / name
         for part in ("upper", "work"):
             (place / part).mkdir(parents=True)
-        document = {
-            "ociVersion": "1.2.0",
-            "process": {"args": list(args), "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}},
-            "root": {"path": "rootfs"},
-            "mounts": [
-                {"destination": "/proc", "type": "proc", "source": "proc"},
-                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
-                {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance"]},
-            ],
-            "linux": {
-                "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")],
-                "cgroupsPath": f"/crisp-bench-{os.getpid()}/zygote-{name}",
-            },
-        }  # as Bundle's
-        (place / "config.json").write_text(json.dumps(document))
+        Bundle(place).configure(*args, linux={"cgroupsPath": f"/crisp-bench-{os.getpid()}/zygote-{name}"})
         await self._shim.call(
             "create", container=name, bundle=str(place), lower=[str(self._rootfs)], upper=str(place / "upper"),
             work=str(place / "work"), user={"user": "", "group": None, "supplemental": [], "merge": True},

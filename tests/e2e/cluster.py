@@ -20,7 +20,7 @@ from kubernetes import client
 
 from tests.daemon import Daemon
 from tests.e2e import kubernetes
-from tests.e2e.kubelet import NODE, NODE_IP, Kubelet, free_port
+from tests.e2e.kubelet import NODE, NODE_IP, Kubelet, complaints, free_port
 from tests.pki import Authority
 
 PROGRAMS: Final = ("etcd", "kubelet", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -28,7 +28,6 @@ NAMESPACE: Final = "default"
 START_SECONDS: Final = 90.0
 STOP_SECONDS: Final = 20.0
 CLEAR_SECONDS: Final = 90.0
-LOG_LINES: Final = 30
 T = TypeVar("T")
 
 
@@ -130,8 +129,7 @@ class Cluster:
 
     def log(self, name: str) -> str:
         """The end of what a program complained of."""
-        lines = (self.directory / f"{name}.log").read_text(errors="replace").splitlines()
-        return "\n".join([f"--- {name}'s log:", *[line for line in lines if line[:1] in "EFW"][-LOG_LINES:]])
+        return complaints(self.directory / f"{name}.log", name)
 
     def clear(self) -> None:
         """Delete every object of the tests and wait until the node has nothing of them."""

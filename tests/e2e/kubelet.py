@@ -217,8 +217,7 @@ class Kubelet:
 
     def log(self) -> str:
         """The end of what it complained of."""
-        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
-        return "\n".join(["--- kubelet's log:", *[line for line in lines if line[:1] in "EFW"][-LOG_LINES:]])
+        return complaints(self._log, "kubelet")
 
     def _call(self, method: str, path: str) -> bytes:
         address = self.configuration()["address"]
@@ -245,6 +244,12 @@ class Kubelet:
         if self.process is None:
             raise KubeletFailed("kubelet is not running")
         return self.process
+
+
+def complaints(log: Path, name: str) -> str:
+    """The last errors and warnings in the log of a program of Kubernetes."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join([f"--- {name}'s log:", *[line for line in lines if line[:1] in "EFW"][-LOG_LINES:]])
 
 
 def free_port() -> int:

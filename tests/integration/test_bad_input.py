@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +33,9 @@ from tests import faulty_registry
 from tests.daemon import BUSYBOX, Daemon, Pod
 from tests.faulty_registry import FaultyRegistry
 from tests.images import build_image, busybox_layer, digest, entry, layer, write_layout
+from tests.waiting import until
 
+_until = partial(until, seconds=5.0, pause=0.02)
 _CALL = {"timeout": 30}
 _PYTHON = re.compile(r"Traceback|\b[A-Z][a-z]\w*(Error|Exception)\b|\[Errno|<class|object at 0x")
 _GHOST = "f" * 64
@@ -121,13 +122,6 @@ def _assert_invalid(requests: dict[str, tuple[Callable[[], object], tuple[str, .
         except grpc.RpcError as error:
             wrong[what] = _complaint(error, StatusCode.INVALID_ARGUMENT, *words)
     assert {what: complaint for what, complaint in wrong.items() if complaint} == {}
-
-
-def _until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def _start(daemon: Daemon, container: str) -> None:

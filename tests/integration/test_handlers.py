@@ -6,8 +6,7 @@ import json
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from runtime.cgroups import Hierarchies
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
+from tests.waiting import until
 
 RUNC = shutil.which("runc", path="/usr/sbin:/usr/bin") or "/usr/sbin/runc"
 
@@ -50,13 +50,6 @@ def pod(daemon: Daemon) -> Iterator[Pod]:
     made = _pod(daemon, "other")
     yield made
     made.remove()
-
-
-def _until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def _info(pod: Pod, container_id: str) -> dict[str, Any]:
@@ -92,7 +85,7 @@ def test_a_container_by_runc(pod: Pod) -> None:
     lines = [line.split(" ", 1)[1] for line in pod.log("main").splitlines()]
     assert sorted(lines) == ["stderr F err", "stdout F other", "stdout F out"]
     assert (Path(_info(pod, container_id)["writableLayer"]) / "new").exists()
-    _until(lambda: _known_to_runc(pod.daemon) == [])
+    until(lambda: _known_to_runc(pod.daemon) == [])
 
 
 def test_exec_and_updates(pod: Pod) -> None:
@@ -104,7 +97,7 @@ def test_exec_and_updates(pod: Pod) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         pod.exec(container_id, "sleep", "777", timeout=1)
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    _until(lambda: b"sleep 777" not in pod.exec(container_id, "ps", "-o", "args").stdout)
+    until(lambda: b"sleep 777" not in pod.exec(container_id, "ps", "-o", "args").stdout)
     with pytest.raises(grpc.RpcError) as raised:
         pod.exec(container_id, "nosuch")
     assert "executable file not found in $PATH" in str(raised.value.details())
@@ -162,7 +155,7 @@ def test_the_daemon_may_be_killed(tmp_path: Path) -> None:
         daemon.kill9()
         daemon.start()
         counted = pod.log("main").count("\n")
-        _until(lambda: pod.log("main").count("\n") > counted)
+        until(lambda: pod.log("main").count("\n") > counted)
         assert pod.exec(container_id, "echo", "again").stdout == b"again\n"
         pod.remove()
         assert _known_to_runc(daemon) == []
@@ -176,6 +169,6 @@ def test_a_shim_that_is_lost_leaves_nothing(daemon: Daemon) -> None:
     os.kill(shim, signal.SIGKILL)
     assert daemon.wait_exited(container_id).exit_code != 0
     pod.remove()
-    _until(lambda: not Path(f"/proc/{pid}").exists())
+    until(lambda: not Path(f"/proc/{pid}").exists())
     assert str(daemon.state) not in Path("/proc/self/mounts").read_text()
-    _until(lambda: _known_to_runc(daemon) == [])
+    until(lambda: _known_to_runc(daemon) == [])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import CALL_SECONDS, Daemon, Pod
+from tests.waiting import until
 
 # Says in which namespaces it runs, whether /inside is there, and what state it was given.
 TELLING = """\
@@ -91,13 +91,6 @@ def pod(daemon: Daemon) -> Iterator[Pod]:
         yield pod
 
 
-def _until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def _remove(pod: Pod, container_id: str) -> None:
     pod.daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container_id), timeout=CALL_SECONDS)
 
@@ -127,11 +120,11 @@ def test_hooks_run_in_their_order_and_places(hooks: Hooks, pod: Pod, tmp_path: P
     assert {state["pid"] for state in states} == {json.loads(info)["pid"]}
     assert {state["id"] for state in states} == {container_id}
     assert states[0]["annotations"]["io.kubernetes.cri.container-name"] == "main"
-    _until(lambda: '"status"' in pod.log("main"))
+    until(lambda: '"status"' in pod.log("main"))
     started = json.loads(pod.log("main").split(" ", 3)[3])
     assert (started["status"], started["id"]) == ("created", container_id)
     _remove(pod, container_id)
-    _until(lambda: len(hooks.said()) == 5)
+    until(lambda: len(hooks.said()) == 5)
     assert hooks.said()[4][0] == "poststop"
     assert hooks.said()[4][3]["status"] == "stopped"
 
@@ -147,7 +140,7 @@ def test_a_hook_that_fails_fails_the_start(hooks: Hooks, pod: Pod, stage: str) -
     assert container.state == cri.CONTAINER_EXITED
     assert pod.daemon.status(container.id).reason == "StartError"
     _remove(pod, container.id)
-    _until(lambda: [name for name, *_ in hooks.said()] == ["last"])
+    until(lambda: [name for name, *_ in hooks.said()] == ["last"])
 
 
 def test_a_hook_that_hangs_is_ended_and_keeps_nobody_waiting(hooks: Hooks, pod: Pod) -> None:
@@ -172,7 +165,7 @@ def test_a_container_that_is_ended_during_its_hooks(hooks: Hooks, pod: Pod, tmp_
     start = pod.daemon.runtime.StartContainer.future(
         cri.StartContainerRequest(container_id=container_id), timeout=CALL_SECONDS
     )
-    _until(begun.exists)
+    until(begun.exists)
     stop = cri.StopPodSandboxRequest(pod_sandbox_id=pod.id)
     pod.daemon.runtime.StopPodSandbox(stop, timeout=CALL_SECONDS)
     assert "died before its program ran" in str(start.exception().details())

@@ -10,8 +10,9 @@ import stat
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -19,16 +20,11 @@ import pytest
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon, Pod
+from tests.waiting import until
 
+_until = partial(until, seconds=5.0, pause=0.02)
 _CALL = {"timeout": 30}
 _SYS_PIDFD_GETFD = 438
-
-
-def _until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 def _processes(pattern: str) -> list[int]:

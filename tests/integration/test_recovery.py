@@ -8,13 +8,16 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon, Pod
+from tests.waiting import until
 
+_until = partial(until, seconds=5.0, pause=0.02)
 _CALL = {"timeout": 30}
 
 
@@ -26,13 +29,6 @@ def _info(daemon: Daemon, container: str) -> dict[str, object]:
 def _shim_pids() -> list[int]:
     found = subprocess.run(["pgrep", "-f", "^crisp-shim "], capture_output=True, text=True).stdout
     return [int(line) for line in found.split()]
-
-
-def _until(condition, seconds: float = 5.0) -> None:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("how", ["kill9", "restart"])

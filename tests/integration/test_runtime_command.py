@@ -17,15 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.oci import PARENT, REPOSITORY, Bundle, Finished, cgroup_file
+from tests.waiting import until
 
 Run = Callable[..., Finished]
-
-
-def _wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.oci("process.args", "process.env", "process.user.uid", "process.user.gid", "hostname", "root.path")
@@ -54,7 +48,7 @@ def test_a_filter_without_the_gates_calls_makes_the_interpreter_wait(bundle: Bun
     assert "crisp-gate" not in os.readlink(f"/proc/{pid}/exe")
     assert os.statvfs(f"/proc/{pid}/exe").f_flag & os.ST_RDONLY  # CVE-2019-5736
     bundle.call("start", "one")
-    _wait_for(lambda: bundle.status() == "stopped")
+    until(lambda: bundle.status() == "stopped")
     assert bundle.output() == "ran\n"
 
 
@@ -86,13 +80,13 @@ def test_two_phases(bundle: Bundle) -> None:
     resident = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
     assert int(resident.split()[1]) < 100  # KiB
     bundle.call("start", "one")
-    _wait_for(lambda: "started" in bundle.output())
+    until(lambda: "started" in bundle.output())
     assert bundle.status() == "running"
     assert "already running" in bundle.call("start", "one", check=False).stderr
     assert "already exists" in bundle.call("create", "one", check=False).stderr
     assert "not stopped: running" in bundle.call("delete", "one", check=False).stderr
     bundle.call("kill", "one", "KILL")
-    _wait_for(lambda: bundle.status() == "stopped")
+    until(lambda: bundle.status() == "stopped")
     assert bundle.state()["pid"] == 0
     assert "container not running" in bundle.call("kill", "one", check=False).stderr
     assert "has stopped" in bundle.call("start", "one", check=False).stderr
@@ -165,7 +159,7 @@ def test_exec(bundle: Bundle) -> None:
     killed = bundle.call("exec", "one", "sh", "-c", "kill -9 $$", check=False)
     assert killed.returncode == 128 + 9
     bundle.call("kill", "--all", "one", "KILL")
-    _wait_for(lambda: bundle.status() == "stopped")
+    until(lambda: bundle.status() == "stopped")
     assert bundle.call("exec", "one", "true", check=False).returncode == 255
 
 
@@ -187,7 +181,7 @@ def test_pause_resume_and_update(bundle: Bundle) -> None:
     assert cgroup_file("pids.max") == "30"
     bundle.call("pause", "one")
     bundle.call("kill", "one", "9")
-    _wait_for(lambda: bundle.status() == "stopped")
+    until(lambda: bundle.status() == "stopped")
 
 
 @pytest.mark.oci("process.terminal", "process.consoleSize")
@@ -330,7 +324,7 @@ def test_a_start_that_hangs_in_a_hook_can_be_ended(bundle: Bundle, tmp_path: Pat
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     starting = subprocess.Popen(bundle.command("start", "one"), env=environment, stderr=subprocess.DEVNULL)
     try:
-        _wait_for(lambda: mark.exists() and mark.read_text())
+        until(lambda: mark.exists() and mark.read_text())
         begun = time.monotonic()
         bundle.call("kill", "one", "KILL")
         bundle.call("delete", "--force", "one")
@@ -453,7 +447,7 @@ def test_a_new_user_namespace_owns_the_others(bundle: Bundle) -> None:
     with log.open("w") as out:
         subprocess.run(bundle.command("run", "-d", "-b", str(bundle.directory), "one"), check=True, stdout=out,
                        stdin=subprocess.DEVNULL, cwd=REPOSITORY)  # fmt: skip
-    _wait_for(lambda: "other" in log.read_text())
+    until(lambda: "other" in log.read_text())
     assert log.read_text() == "uid=0 gid=0\nalone\nother\n"
     pid = json.loads(bundle.call("state", "one").stdout)["pid"]
     assert os.stat(f"/proc/{pid}").st_uid == 100_000

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from runtime.cgroups import Hierarchies
 from runtime.cgroups.systemd import INFINITY
 from tests.fake_systemd import FakeSystemd
 from tests.oci import Bundle
+from tests.waiting import until
 
 MIB = 1 << 20
 SLICE = f"crisptest{os.getpid()}-oci.slice"
@@ -29,13 +29,6 @@ def units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSyste
 def _create(bundle: Bundle, path: str = f"{SLICE}:crisp:one", **linux: object) -> int:
     bundle.configure("sleep", "100", linux={"cgroupsPath": path, **linux})
     return bundle.create(flags=["--systemd-cgroup"])
-
-
-def _until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def _exists(path: str) -> bool:
@@ -64,7 +57,7 @@ def test_a_container_is_a_scope(bundle: Bundle, units: FakeSystemd) -> None:
     assert _file(scope, "memory", "memory.limit_in_bytes") == str(96 * MIB)
     bundle.delete()
     assert units.called("StopUnit", "crisp-one.scope")
-    _until(lambda: not _exists(PATH))
+    until(lambda: not _exists(PATH))
     _create(bundle)  # the name is free at once
     bundle.delete()
 
@@ -77,7 +70,7 @@ def test_what_systemd_refuses_is_told_and_undone(bundle: Bundle, units: FakeSyst
     assert "start unit crisp-one.scope: no more units" in done.stderr
     units.refusal = ""
     assert bundle.call("--systemd-cgroup", "run", "one", check=False).returncode == 0
-    _until(lambda: not _exists(PATH))
+    until(lambda: not _exists(PATH))
 
 
 @pytest.mark.parametrize("member", ["process", "limit"])
@@ -89,7 +82,7 @@ def test_a_container_that_fails_later_leaves_no_scope(bundle: Bundle, units: Fak
         bundle.configure("true", linux=linux, mounts=[{"destination": "/x", "type": "bind", "source": "/none-such"}])
     done = bundle.call("--systemd-cgroup", "run", "one", check=False)
     assert done.returncode != 0
-    _until(lambda: not _exists(PATH))
+    until(lambda: not _exists(PATH))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +110,7 @@ def test_a_users_systemd_has_its_own_tree(bundle: Bundle, tmp_path: Path, monkey
         done = bundle.call("--systemd-cgroup", "--rootless", "true", "run", "one")
         assert f"{root}/user.slice/crisp-one.scope" in done.stdout
         assert fake.called("StartTransientUnit", "crisp-one.scope")
-        _until(lambda: not fake.units)
+        until(lambda: not fake.units)
     for mountpoint in Hierarchies.detect().mountpoints():
         if Path(mountpoint + root).exists():
             os.rmdir(mountpoint + root)

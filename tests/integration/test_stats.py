@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon, Pod
+from tests.waiting import until
 
+_until = partial(until, seconds=15.0, pause=0.1)  # counts of files stand for ten seconds
 _CALL = {"timeout": 30}
 _MIB = 1 << 20
 # Burns a whole processor; holds 24 MiB in memory and 8 MiB, in two files, on disk; has a peer to talk to.
@@ -42,14 +45,6 @@ def worker(daemon: Daemon, pod: Pod) -> str:
 
 def _container(daemon: Daemon, container: str) -> cri.ContainerStats:
     return daemon.runtime.ContainerStats(cri.ContainerStatsRequest(container_id=container), **_CALL).stats
-
-
-def _until(look: Callable[[], object], seconds: float = 15.0) -> None:
-    """Wait until `look` is true; counts of files stand for ten seconds."""
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, "it did not come to be"
-        time.sleep(0.1)
 
 
 @pytest.mark.cri("ContainerStats", "cpu", "memory", "swap", "writable_layer", "psi")

@@ -6,12 +6,12 @@ import os
 import signal
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runtime import infra
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -59,19 +59,12 @@ def _children(pid: int) -> str:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_reaps_waits_and_ends(number: signal.Signals) -> None:
     pid = _child()
     try:
-        _until(lambda: Path(f"/proc/{pid}/cmdline").read_bytes() == b"crisp-infra test\0")
-        _until(lambda: _children(pid) == "")
+        until(lambda: Path(f"/proc/{pid}/cmdline").read_bytes() == b"crisp-infra test\0")
+        until(lambda: _children(pid) == "")
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
         assert int(Path(f"/proc/{pid}/statm").read_text().split()[0]) < 100  # pages: no libc, no interpreter
         os.kill(pid, number)

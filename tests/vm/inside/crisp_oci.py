@@ -6,8 +6,8 @@ import array
 import os
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import pytest
 from tests import leaks
 from tests.oci import PARENT, Bundle
 from tests.vm.inside.node import left_since, systemctl
+from tests.waiting import until
 
 MIB = 1 << 20
-SECONDS = 30.0
+_until = partial(until, seconds=30.0, pause=0.05)
 COUNTING = "i=0; while :; do i=$((i+1)); echo $i >/tmp/new; mv /tmp/new /tmp/count; echo $i; sleep 0.05; done"
 MOUNTS = [
     {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -70,13 +71,6 @@ def _mounts(bundle: Bundle) -> list[tuple[str, ...]]:
     """Where, what, and whether it can be written to. criu puts some in another order."""
     lines = [line.split() for line in _inside(bundle, "cat", "/proc/mounts").splitlines()]
     return sorted((point, kind, options.split(",")[0]) for _source, point, kind, options, *_rest in lines)
-
-
-def _until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def _started(bundle: Bundle, *flags: str) -> None:

@@ -1,0 +1,14 @@
+"""Waiting for what comes to be by itself: for a condition, never for a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def until(condition: Callable[[], object], seconds: float = 10.0, pause: float = 0.01) -> None:
+    """Return once `condition` is true, looked at every `pause` seconds; fail the test when it is not in `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"did not come to be in {seconds} s"
+        time.sleep(pause)
