@@ -98,6 +98,19 @@ async def test_layers_are_shared_with_other_images(tmp_path: Path, additional: P
     await store.close()
 
 
+async def test_a_lost_layer_is_the_other_stores(tmp_path: Path, additional: Path) -> None:
+    store = await _open(tmp_path)
+    (image,) = await store.import_archive(tmp_path / "layout")
+    (own,) = store.layers(image)
+    await store.close()
+    own.rename(tmp_path / "stolen")
+    for _ in range(2):
+        store = await _open(tmp_path, additional)
+        assert [found.id for found in store.images()] == [image.id]
+        assert [path.parent for path in store.layers(image)] == [additional / "layers"]
+        await store.close()
+
+
 async def test_stores_that_cannot_be_read_are_left_out(
     tmp_path: Path, additional: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
