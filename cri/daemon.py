@@ -156,7 +156,7 @@ def _tracing(node: Node, configuration: Configuration, undo: contextlib.AsyncExi
     undo.push_async_callback(tracing.close)
     node.step_reports.append(tracing.step)
     node.network.around_plugin = lambda command, plugin: tracing.around(f"CNI {command} {plugin}", {})
-    node.images.around = tracing.around
+    node.images.pulls.around = tracing.around
     return tracing
 
 

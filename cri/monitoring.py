@@ -117,8 +117,8 @@ def _gauge(name: str, text: str, label: str, values: Any) -> GaugeMetricFamily:
 
 
 def _pulls(node: Node) -> Iterator[Metric]:
-    counts = node.images.pulls
-    yield GaugeMetricFamily("crisp_image_pulls_in_progress", "Pulls in flight", value=node.images.pulling)
+    counts = node.images.pulls.counts
+    yield GaugeMetricFamily("crisp_image_pulls_in_progress", "Pulls in flight", value=node.images.pulls.in_flight)
     yield CounterMetricFamily("crisp_image_pull_bytes", "Bytes of layers fetched from registries", value=counts.bytes)
     results = CounterMetricFamily("crisp_image_pulls", "Pulls that ended, by how", labels=["result"])
     for result in ("succeeded", "failed", "cancelled"):

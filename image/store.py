@@ -11,90 +11,52 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
-
-import msgspec
+from typing import ParamSpec, TypeVar
 
 from image.additional import read_stores
 from image.archive import Archive, ArchivedImage, archived_images, open_archive
-from image.auth import usable_at
-from image.authfile import default_files, kept_credentials
+from image.catalogue import Catalogue, Known
 from image.database import Database, ImageRecord
 from image.errors import (
-    AuthenticationRequired,
     ImageError,
     ImageInUse,
     ImageNotFound,
     ImageReadOnly,
     InvalidImage,
     InvalidReference,
-    RegistryUnavailable,
     SignatureRefused,
     StorageFull,
 )
 from image.export import KeptImage, export
 from image.layers import Layer, Layers, Make, base36, blob_of
 from image.manifest import Configuration, Manifest, digest_of, node_platforms, parse_configuration, parse_manifest
-from image.model import Credentials, FilesystemUsage, Image, PullCounts, PullProgress
-from image.origin import Origin
-from image.policy import Accept, Reject
-from image.pull import LayerDownloads, Report, choose_manifest, get_configuration, resolve
-from image.reference import Reference, is_digest, parse_reference
-from image.registries_conf import Endpoint, load
-from image.registry import Repository, Transport
+from image.model import Credentials, FilesystemUsage, Image, PullProgress
+from image.policy import Accept
+from image.pulls import Pulls
+from image.reference import parse_reference
+from image.registries_conf import load
+from image.registry import Transport
 from image.root import StoreRoot
 from image.settings import ImageSettings
 from image.signatures import KEPT_LIMIT, Signature
+from image.tasks import Tasks
 from image.trust import Trust, transport_of
 from image.unpack import Unpacked, Workers
 from image.verify import Verdict, document_problems, layer_problems
 
 _log = logging.getLogger(__name__)
 
-_HEX64 = re.compile(r"[0-9a-f]{64}")
-_ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{3,63})")
-# What one search registry may answer while the next still has the short name.
-_NEXT_REGISTRY = (ImageNotFound, AuthenticationRequired, RegistryUnavailable, SignatureRefused)
-
 _DEFAULTS = ImageSettings()
 
-_Key = tuple[tuple[Reference, ...], Credentials | None, Path | None]
-_Keeper = Callable[[str], Awaitable[Credentials | None]]
-Around = Callable[[str, Mapping[str, str]], AbstractContextManager[object]]  # what is done, attributes
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-def _unseen(_name: str, _attributes: Mapping[str, str]) -> AbstractContextManager[object]:
-    return nullcontext()
-
-
-@dataclass(slots=True)
-class _Known:
-    """An image of the store with the layers it is made of, lowest first."""
-
-    image: Image
-    chain_ids: tuple[str, ...]
-    manifest_digest: str
-    signatures: tuple[Signature, ...]
-    lent: ImageRecord | None = None  # another store's, which has no record of ours
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A pull in flight and everybody who waits for it."""
-
-    task: asyncio.Task[Image]
-    waiters: int = 0
-    listeners: list[Report] = field(default_factory=list)
 
 
 class ImageStore:
@@ -107,12 +69,11 @@ class ImageStore:
         settings: ImageSettings,
         database: Database,
         thread: ThreadPoolExecutor,
+        pinned: Iterable[str],
     ) -> None:
         """For `open`."""
         self._root = root
-        self._registries_conf = registries_conf
         self._settings = settings
-        self._registries = load(registries_conf)
         self._database = database
         self._thread = thread  # the database's own
         self._transport = Transport(settings)
@@ -120,15 +81,21 @@ class ImageStore:
         self._layers = Layers(root.path, self._forget_layers, self._workers, settings.parallel_downloads)
         self._trust = Trust(settings, self._transport)
         self._platforms = node_platforms()
-        self._images: dict[str, _Known] = {}
-        self._names: dict[str, str] = {}
-        self._pinned: frozenset[str] = frozenset()
+        registries = load(registries_conf)
+        self._catalogue = Catalogue(registries, {ref.name for name in pinned for ref in registries.meanings(name)})
         self._lent: dict[str, ImageRecord] = {}  # by id, of all additional stores
         self._holds: Counter[str] = Counter()
-        self._jobs: dict[_Key, _Job] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self.pulls = PullCounts()
-        self.around: Around = _unseen  # entered for a pull, and for its parts
+        self._tasks = Tasks()
+        self.pulls = Pulls(
+            self,
+            self._catalogue,
+            self._trust,
+            self._transport,
+            self._workers,
+            self._platforms,
+            settings,
+            registries_conf,
+        )
         self._changing = asyncio.Lock()  # one change of the durable record at a time
 
     @classmethod
@@ -152,10 +119,7 @@ class ImageStore:
             undo.callback(thread.shutdown)
             database = await asyncio.get_running_loop().run_in_executor(thread, Database, place.path / "images.db")
             undo.callback(thread.submit, database.close)
-            store = cls(place, registries_conf, settings, database, thread)
-            store._pinned = frozenset(
-                reference.name for name in pinned for reference in store._registries.meanings(name)
-            )
+            store = cls(place, registries_conf, settings, database, thread, pinned)
             try:
                 await store._load()
             except BaseException:
@@ -167,10 +131,8 @@ class ImageStore:
 
     async def close(self) -> None:
         """End the pulls in flight, undone, and close everything."""
-        for job in self._jobs.values():
-            job.task.cancel()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.pulls.close()
+        await self._tasks.ended()
         await self._transport.close()
         await self._workers.close()
         await self._query(self._database.close)
@@ -209,39 +171,20 @@ class ImageStore:
     def _show_lent(self, image_id: str) -> None:
         """Have an additional store's image, unless it is here too, by those of its names that no other has."""
         record = self._lent[image_id]
-        if image_id not in self._images:
+        if image_id not in self._catalogue:
             self._layers.use(record.chain_ids)
-            names = tuple(name for name in record.names if name not in self._names)
+            names = tuple(name for name in record.names if self._catalogue.named(name) is None)
             self._remember(record, parse_configuration(record.config, image_id), names, lent=record)
 
     # --- reading
 
     def images(self) -> list[Image]:
-        return [known.image for known in self._images.values()]
+        return [known.image for known in self._catalogue]
 
     def find(self, name: str) -> Image | None:
         """The image of an id ("sha256:<hex>", the bare hex, a unique prefix of three digits or more) or a reference."""
-        image_id = self._names.get(name) or self._by_reference(name) or self._by_id(name)
-        known = self._images.get(image_id)
+        known = self._catalogue.find(name)
         return known.image if known is not None else None
-
-    def _by_reference(self, name: str) -> str:
-        try:
-            references = self._registries.meanings(name)
-        except InvalidReference:
-            return ""
-        return next((self._names[r.name] for r in references if r.name in self._names), "")
-
-    def _by_id(self, name: str) -> str:
-        if is_digest(name):
-            return name
-        if _HEX64.fullmatch(name):
-            return f"sha256:{name}"
-        prefix = _ID_PREFIX.fullmatch(name)
-        if prefix is None:
-            return ""
-        found = [image_id for image_id in self._images if image_id.startswith(f"sha256:{prefix[1]}")]
-        return found[0] if len(found) == 1 else ""
 
     def layers(self, image: Image) -> list[Path]:
         """The directories of an image's layers, topmost first: overlay's lowerdir. Raises ImageNotFound.
@@ -252,14 +195,14 @@ class ImageStore:
 
     def layers_of(self, image_id: str) -> list[Path]:
         """The same of the image with that very id."""
-        known = self._images.get(image_id)
+        known = self._catalogue.get(image_id)
         if known is None:
             raise ImageNotFound(f"find layers of {image_id}: the store has no such image")
         return self._layers.paths(reversed(known.chain_ids)) or [self._root.empty_layer]
 
     def layer_sizes(self, image: Image) -> list[dict[str, str | int]]:
         """Each layer, lowest first: its chain id, and the bytes and inodes it takes, unpacked and kept."""
-        records = [layer.record for layer in self._layers.get(self._images[image.id].chain_ids)]
+        records = [layer.record for layer in self._layers.get(self._catalogue[image.id].chain_ids)]
         return [{"chainID": r.chain_id, "bytes": r.size, "inodes": r.inodes} for r in records if r is not None]
 
     async def require_trusted(self, image: Image, name: str) -> None:
@@ -268,9 +211,9 @@ class ImageStore:
         By id it has to accept one of the image's names.
         """
         policy = self._trust.policy()
-        known = self._images[image.id]
+        known = self._catalogue[image.id]
         failure: SignatureRefused | None = None
-        for reference in self._names_to_trust(image, name):
+        for reference in self._catalogue.references(image, name):
             digests = (known.manifest_digest, *(n.partition("@")[2] for n in image.repo_digests))
             requirements = policy.for_reference(reference)
             try:
@@ -284,17 +227,9 @@ class ImageStore:
         if failure is not None:
             raise failure
 
-    def _names_to_trust(self, image: Image, name: str) -> Sequence[Reference]:
-        own = (*image.repo_tags, *image.repo_digests)
-        if self._by_id(name) != image.id:
-            with suppress(InvalidReference):
-                meant = self._registries.meanings(name)
-                return [reference for reference in meant if reference.name in own] or meant[:1]
-        return [parse_reference(one) for one in own]
-
     async def documents(self, image: Image) -> tuple[bytes, bytes]:
         """Manifest and configuration as they came. Raises ImageNotFound."""
-        known = self._images.get(image.id)
+        known = self._catalogue.get(image.id)
         if known is not None and known.lent is not None:
             return known.lent.manifest, known.lent.config
         return await self._query(self._database.documents, image.id)
@@ -312,7 +247,7 @@ class ImageStore:
         Raises ImageNotFound, InvalidReference.
         """
         image = self.find(name)
-        tagged = image and await self._undisturbed(self._name(image.id, (_tag_name(new),)))
+        tagged = image and await self.name(image.id, (_tag_name(new),))
         if tagged is None:
             raise ImageNotFound(f"tag image {name}: the store has no such image")
         return tagged
@@ -334,7 +269,7 @@ class ImageStore:
         An unknown name is no error. Raises ImageInUse, ImageReadOnly. Goes on to its end though the
         caller is cancelled.
         """
-        await self._undisturbed(self._remove(name))
+        await self._tasks.undisturbed(self._remove(name))
 
     async def _remove(self, name: str) -> None:
         async with self._changing:
@@ -343,11 +278,10 @@ class ImageStore:
                 return
             if self._holds[image.id]:
                 raise ImageInUse(f"remove image {name}: {self._holds[image.id]} containers use {image.id}")
-            known = self._images[image.id]
+            known = self._catalogue[image.id]
             if known.lent is not None:
                 raise ImageReadOnly(f"remove image {name}: {image.id} is in an additional store, which is only read")
-            del self._images[image.id]
-            self._names = {n: owner for n, owner in self._names.items() if owner != image.id}
+            self._catalogue.remove(image.id)
             dead = self._layers.drop(known.chain_ids)
             gone = [layer.chain_id for layer in dead]
             try:
@@ -364,7 +298,7 @@ class ImageStore:
     async def _forget_layers(self, chain_ids: Sequence[str]) -> None:
         await self._query(self._database.remove, [], chain_ids)
 
-    # --- pulling
+    # --- pulling, importing, exporting
 
     async def pull(
         self,
@@ -380,98 +314,7 @@ class ImageStore:
         RegistryBlocked, ImageNotFound, AuthenticationRequired, RegistryUnavailable, DigestMismatch, InvalidImage,
         StorageFull.
         """
-        self._registries = configuration = await asyncio.to_thread(load, self._registries_conf)
-        candidates = configuration.to_pull(reference)
-        key = (candidates, credentials, auth_file)
-        job = self._jobs.get(key)
-        if job is None:
-            listeners: list[Report] = []
-            find = self._keeper(auth_file)
-            origins = [(c, self._origin(c, configuration.endpoints(c), credentials, find)) for c in candidates]
-            job = _Job(self._start(self._counted(origins, listeners)), 0, listeners)
-            self._jobs[key] = job
-            job.task.add_done_callback(lambda _: self._forget_job(key, job))
-        if progress is not None:
-            job.listeners.append(progress)
-        job.waiters += 1
-        try:
-            return await asyncio.shield(job.task)
-        finally:
-            job.waiters -= 1
-            if progress is not None:
-                job.listeners.remove(progress)
-            if not job.waiters and not job.task.done():
-                self._forget_job(key, job)
-                job.task.cancel()
-
-    async def _counted(self, origins: Sequence[tuple[Reference, Origin]], listeners: Sequence[Report]) -> Image:
-        try:
-            image = await self._pull(origins, listeners)
-        except asyncio.CancelledError:
-            self.pulls.cancelled += 1
-            raise
-        except BaseException:
-            self.pulls.failed += 1
-            raise
-        self.pulls.succeeded += 1
-        return image
-
-    @property
-    def pulling(self) -> int:
-        """How many pulls are in flight."""
-        return len(self._jobs)
-
-    def _keeper(self, auth_file: Path | None) -> _Keeper:
-        """What finds the credentials that the node keeps for a location."""
-        named = auth_file or self._settings.auth_file
-        files = default_files() if named is None else (named,)
-        helpers = self._registries.credential_helpers
-        return partial(kept_credentials, files=files, helpers=() if auth_file else helpers)
-
-    def _origin(
-        self, reference: Reference, endpoints: Sequence[Endpoint], credentials: Credentials | None, find: _Keeper
-    ) -> Origin:
-        own = usable_at(credentials, reference.domain)
-        return Origin(
-            [Repository(self._transport, e, None if e.mirror else own, partial(find, e.location)) for e in endpoints]
-        )
-
-    async def _pull(self, origins: Sequence[tuple[Reference, Origin]], listeners: Sequence[Report]) -> Image:
-        for position, (reference, origin) in enumerate(origins, start=1):
-            try:
-                with self.around("pull", {"crisp.image": reference.name}):
-                    return await self._pull_from(reference, origin, listeners)
-            except _NEXT_REGISTRY:
-                if position == len(origins):
-                    raise
-        raise AssertionError("unreachable")
-
-    async def _pull_from(self, reference: Reference, origin: Origin, listeners: Sequence[Report]) -> Image:
-        requirements = self._trust.policy().for_reference(reference)
-        if any(isinstance(requirement, Reject) for requirement in requirements):
-            await self._trust.require(reference, (), (), requirements)
-        with self.around("resolve the name", {}):
-            resolved = await resolve(origin, reference)
-        known = self._names.get(reference.with_digest(resolved.digest).name)
-        signed = any(not isinstance(requirement, Accept) for requirement in requirements)
-        if known is not None and not signed and (image := await self._undisturbed(self._name(known, resolved.names))):
-            return image
-        manifest = await choose_manifest(origin, resolved, self._platforms)
-        signatures: tuple[Signature, ...] = ()
-        if signed:
-            digests = tuple(dict.fromkeys((manifest.digest, resolved.digest)))
-            signatures = await self._trust.signatures(origin, reference, digests, requirements)
-            await self._trust.require(reference, digests, signatures, requirements)
-        if image := await self._undisturbed(self._name(manifest.config.digest, resolved.names, signatures)):
-            return image
-        configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
-        downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step), self.pulls)
-        make = downloads.make(self._workers, self._settings.keep_blobs)
-        with self.around("fetch and unpack layers", {"crisp.layers": str(len(blobs))}):
-            image = await self._install(manifest.raw, configuration, resolved.names, make, signatures)
-        downloads.finish()
-        _log.info("image pulled", extra={"image": image.id, "names": reference})
-        return image
+        return await self.pulls.pull(reference, credentials, progress, auth_file)
 
     async def import_archive(self, path: Path, name: str | None = None) -> list[Image]:
         """Add the images of an OCI layout (a directory or a tar) or a docker-archive that run on this node.
@@ -489,7 +332,7 @@ class ImageStore:
             found = await asyncio.to_thread(archived_images, archive, self._platforms)
             if override is not None and len(found) != 1:
                 raise InvalidImage(f"import {path}: {len(found)} images in it, one name for them")
-            return [await self._start(self._import(archive, image, override)) for image in found]
+            return [await self._tasks.start(self._import(archive, image, override)) for image in found]
         finally:
             await asyncio.to_thread(archive.close)
 
@@ -504,7 +347,7 @@ class ImageStore:
         self.hold(image.id)
         try:
             manifest, configuration = await self.documents(image)
-            blobs = tuple(layer.blob for layer in self._layers.get(self._images[image.id].chain_ids))
+            blobs = tuple(layer.blob for layer in self._layers.get(self._catalogue[image.id].chain_ids))
             kept = KeptImage(image.id, image.repo_tags, manifest, configuration, blobs)
             return await asyncio.to_thread(export, kept, path, form)
         finally:
@@ -519,7 +362,7 @@ class ImageStore:
             raise ImageNotFound(f"verify {name}: the store has no such image")
         verdicts = []
         for image in [one] if one is not None else self.images():
-            if image.id not in self._images:
+            if image.id not in self._catalogue:
                 continue  # removed while others were looked at
             self.hold(image.id)
             try:
@@ -532,7 +375,7 @@ class ImageStore:
         raw, configuration = await self.documents(image)
         manifest = parse_manifest(raw, "", image.id)
         described = manifest.layers if isinstance(manifest, Manifest) else ()
-        layers = self._layers.get(self._images[image.id].chain_ids)
+        layers = self._layers.get(self._catalogue[image.id].chain_ids)
         problems = document_problems(image.id, configuration, len(described), len(layers))
         for position, layer in enumerate(layers):
             blob = described[position] if position < len(described) else None
@@ -565,7 +408,7 @@ class ImageStore:
     async def _pull_again(self, verdict: Verdict) -> None:
         by_digest = next(one for one in verdict.names if "@" in one)
         image = await self.pull(by_digest)
-        await self._undisturbed(self._name(image.id, verdict.names))
+        await self.name(image.id, verdict.names)
         _log.info("image repaired", extra={"image": image.id, "problems": "; ".join(verdict.problems)})
 
     async def _import(self, archive: Archive, found: ArchivedImage, name: str | None) -> Image:
@@ -578,11 +421,13 @@ class ImageStore:
                 os.close(descriptor)
 
         names = tuple(map(_tag_name, found.names)) if name is None else (name,)
-        image = await self._install(found.manifest, found.configuration, names, make)
+        image = await self.install(found.manifest, found.configuration, names, make)
         _log.info("image imported", extra={"image": image.id, "names": " ".join(names)})
         return image
 
-    async def _install(
+    # --- recording
+
+    async def install(
         self,
         manifest: bytes,
         configuration: Configuration,
@@ -595,7 +440,7 @@ class ImageStore:
         async with self._layers.acquired(chain_ids, make) as layers:
             await self._layers.sync(layers)
             record = ImageRecord(configuration.digest, manifest, configuration.raw, chain_ids, names, signatures)
-            return await self._undisturbed(self._record(record, configuration, layers))
+            return await self._tasks.undisturbed(self._record(record, configuration, layers))
 
     async def _record(self, record: ImageRecord, configuration: Configuration, layers: Sequence[Layer]) -> Image:
         async with self._changing:
@@ -604,16 +449,19 @@ class ImageStore:
             await self._query(self._database.add, record, [layer.record for layer in fresh if layer.record is not None])
             for layer in fresh:
                 layer.recorded = True
-            if record.id not in self._images:
+            if record.id not in self._catalogue:
                 self._layers.use(record.chain_ids)
             return self._remember(record, configuration, record.names)
 
-    async def _name(
+    async def name(
         self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...] = ()
     ) -> Image | None:
         """Name an image that the store has, and keep what signatures came with it; None if the store has it not."""
+        return await self._tasks.undisturbed(self._name(image_id, names, signatures))
+
+    async def _name(self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...]) -> Image | None:
         async with self._changing:
-            known = self._images.get(image_id)
+            known = self._catalogue.get(image_id)
             if known is None:
                 return None
             if known.lent is not None:  # from now on it is ours, of layers that are not
@@ -626,9 +474,7 @@ class ImageStore:
                 # Those that were just found good go first: each pull may bring others, and not all can be kept.
                 known.signatures = tuple(dict.fromkeys((*signatures, *known.signatures)))[:KEPT_LIMIT]
                 await self._query(self._database.sign, image_id, known.signatures)
-            return self._rename(image_id, known, names)
-
-    # --- memory
+            return self._catalogue.rename(known, names)
 
     def _remember(
         self,
@@ -646,59 +492,12 @@ class ImageStore:
             config=configuration.config,
             created=configuration.created,
         )
-        fresh = _Known(image, record.chain_ids, digest_of(record.manifest), record.signatures, lent)
-        known = self._images.setdefault(record.id, fresh)
-        known.lent = lent
-        return self._rename(record.id, known, names)
-
-    def _rename(self, image_id: str, known: _Known, names: tuple[str, ...]) -> Image:
-        """Give an image names, taken from whichever images had them."""
-        losers = {self._names[name] for name in names if name in self._names} - {image_id}
-        self._names.update(dict.fromkeys(names, image_id))
-        for loser in losers:
-            self._show_names(self._images[loser])
-        self._show_names(known)
-        return known.image
-
-    def _show_names(self, known: _Known) -> None:
-        names = sorted(name for name, owner in self._names.items() if owner == known.image.id)
-        known.image = msgspec.structs.replace(
-            known.image,
-            repo_tags=tuple(name for name in names if "@" not in name),
-            repo_digests=tuple(name for name in names if "@" in name),
-            pinned=known.lent is not None or not self._pinned.isdisjoint(names),
-        )
-
-    # --- tasks
+        known = Known(image, record.chain_ids, digest_of(record.manifest), record.signatures, lent)
+        return self._catalogue.add(known, names)
 
     async def _query(self, method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call the database on its own thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(method, *args, **kwargs))
-
-    def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _undisturbed(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Await `work` to its end even when cancelled: what it changes on disk and in memory goes together."""
-        task = self._start(work)
-        try:
-            return await asyncio.shield(task)
-        finally:
-            while not task.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([task])
-
-    def _forget_job(self, key: _Key, job: _Job) -> None:
-        if self._jobs.get(key) is job:
-            del self._jobs[key]
-
-
-def _tell(listeners: Sequence[Report], step: PullProgress) -> None:
-    for listener in tuple(listeners):
-        listener(step)
 
 
 def _tag_name(text: str) -> str:

@@ -278,7 +278,7 @@ async def test_the_variant_of_this_machine_is_chosen_through_nested_indexes(tmp_
     outer = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [arm.descriptor()]}).encode()
     top = type(arm)(outer, OCI_INDEX, {}, "", [arm, *images.values()])
     async with FaultyRegistry({"a:1": top}).running() as registry, opened(tmp_path) as store:
-        store._platforms = node_platforms("armv6l")
+        store.pulls._platforms = node_platforms("armv6l")
         image = await store.pull(f"{registry.host}/a:1")
         assert os.listdir(store.layers(image)[0]) == ["v6"]
 
