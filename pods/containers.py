@@ -226,7 +226,7 @@ class Containers:
         )
         document = oci.build_config(context)
         if other:
-            handlers.adapt(document, sandbox.sandbox, container.id)
+            handlers.adapt(document, sandbox.sandbox, container.id, self._host)
         await heard_of.enter_async_context(self._state.gate.passing())
         if self._state.plugins is not None:
             asked, document = document, await self._state.plugins.adjusted(sandbox.sandbox, container, document)

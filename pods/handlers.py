@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from pods.host import HostFacts
 from pods.model import NamespaceMode, Sandbox, SandboxConfig
 from pods.oci_cgroups import SYSTEMD, container_scope
 from runtime.pod import unmount_if_mounted
@@ -47,9 +48,11 @@ def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> d
     return {"path": str(external[handler]), "root": str(root), "systemd": sandbox.cgroup_driver == SYSTEMD}
 
 
-def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str) -> None:
+def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str, host: HostFacts) -> None:
     """Put a config.json into the terms of other runtimes."""
     document["ociVersion"] = _VERSION
+    if not host.hugetlb:  # kubelet limits every size of page; runc fails where version 2 has the controller but not all
+        document["linux"]["resources"].pop("hugepageLimits", None)
     scope = container_scope(sandbox, container_id)
     if scope is not None:  # that runtime asks systemd for it
         prefix, _, name = scope.name.removesuffix(".scope").partition("-")

@@ -33,6 +33,7 @@ class HostFacts:
     hostname: str
     apparmor: bool = False
     selinux: bool = False
+    hugetlb: bool = True  # its controller is where every runtime looks: version 1's own, or all on version 2
 
     @property
     def recursive_read_only(self) -> bool:
@@ -53,6 +54,7 @@ class HostFacts:
             architecture=_GO_ARCHITECTURES.get(machine.machine, machine.machine),
             hostname=machine.nodename,
             apparmor=_reads(sys / "module/apparmor/parameters/enabled", "Y"),
+            hugetlb=cgroup_v2 or (cgroups / "hugetlb").is_dir(),
             selinux=(sys / "fs/selinux/enforce").exists(),
         )
 

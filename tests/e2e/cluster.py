@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 import yaml
 from kubernetes import client
+from kubernetes.stream import stream
 
 from tests.daemon import Daemon
 from tests.e2e import kubernetes
@@ -114,6 +115,29 @@ class Cluster:
         """Create pods and wait until they are ready."""
         names = [self.create(pod) for pod in pods]
         self.until(lambda: all(self.ready(name) for name in names), f"run {names}")
+
+    def exec(self, name: str, command: Sequence[str], *, stdin: bool = False, **options: Any) -> Any:
+        """A command in a pod's container `main`, or what `options` say: an open session of kubernetes.stream."""
+        options = {"container": "main", "stdout": True, "stderr": True, "tty": False, **options}
+        connect = self.core.connect_get_namespaced_pod_exec
+        return stream(connect, name, NAMESPACE, command=list(command), stdin=stdin, _preload_content=False, **options)
+
+    def output(self, name: str, script: str, container: str = "main") -> str:
+        """What a script prints in a container. Raises ClusterFailed unless it ends with 0."""
+        session = self.exec(name, ["sh", "-c", script], container=container)
+        session.run_forever(timeout=30)
+        status = session.returncode  # which read_all would throw away
+        printed = str(session.read_all())
+        if status != 0:
+            raise ClusterFailed(f"run {script!r} in {name}: exit status {status}: {printed}")
+        return printed
+
+    def lives(self, app: str) -> dict[str, list[tuple[str, int]]]:
+        """Of each pod of that app the containers, and how often they were restarted."""
+        return {
+            one.metadata.name: [(each.container_id, each.restart_count) for each in one.status.container_statuses or ()]
+            for one in self.pods(app)
+        }
 
     def summary(self) -> str:
         """The pods, what happened to them, and the ends of the logs."""

@@ -25,7 +25,7 @@ def in_a_box() -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the logs of kubelet and crispd with a test that failed."""
     report = yield
-    if report.failed:
+    if report.failed and report.when != "teardown":  # what they tell of is gone by then
         for value in getattr(item, "funcargs", {}).values():
             if isinstance(value, Cluster):
                 report.sections.append(("cluster", value.summary()))

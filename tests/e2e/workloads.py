@@ -101,6 +101,14 @@ def with_image() -> Object:
     return pod("with-image", sh("main", FOREVER, volumeMounts=mounts), volumes=[image])
 
 
+def hungry(kind: str) -> Object:
+    """A pod that takes, when it is told to, 800 MiB of "memory" or of "disk", and holds it."""
+    script = f"until [ -e /tmp/eat ]; do sleep 0.1; done; dd if=/dev/zero of=/volume/file bs=1M count=800; {FOREVER}"
+    volume = {"name": "volume", "emptyDir": {"medium": "Memory"} if kind == "memory" else {}}
+    mounts = [{"name": "volume", "mountPath": "/volume"}]
+    return pod(kind, sh("main", script, volumeMounts=mounts), volumes=[volume])
+
+
 def resized() -> Object:
     """A pod whose limits can change while it runs."""
     resources = {"limits": {"cpu": "200m", "memory": "48Mi"}, "requests": {"cpu": "100m", "memory": "48Mi"}}
@@ -113,3 +121,28 @@ def polite() -> Object:
     script = "trap 'echo ending; sleep 1; echo ended; exit 0' TERM; while :; do sleep 0.1; done"
     hook = {"preStop": {"exec": {"command": ["sh", "-c", "echo before >/proc/1/fd/1"]}}}
     return pod("polite", sh("main", script, lifecycle=hook), terminationGracePeriodSeconds=30)
+
+
+def counting() -> Object:
+    """A pod that counts, some thousand lines a second, until it is told to stop."""
+    script = "i=0; until [ -e /tmp/enough ]; do i=$((i+1)); echo $i; done; echo done; exec sleep 1d"
+    return pod("counting", sh("main", script))
+
+
+def of_runtime_class(name: str, runtime_class: str) -> Object:
+    return pod(name, sh("main", f"echo of {runtime_class}; {FOREVER}"), runtimeClassName=runtime_class)
+
+
+def budget(app: str, available: int) -> Object:
+    return {"metadata": {"name": app}, "spec": {"minAvailable": available, "selector": {"matchLabels": {"app": app}}}}
+
+
+def filling(name: str, path: str) -> Object:
+    """A pod that writes 8 MiB where it may write 4: to its own layer, or to its volume `/disk`."""
+    script = f"dd if=/dev/zero of={path} bs=1M count=8; {FOREVER}"
+    limits = {"limits": {"ephemeral-storage": "4Mi"}} if not path.startswith("/disk") else {}
+    return pod(
+        name,
+        sh("main", script, resources=limits, volumeMounts=[{"name": "disk", "mountPath": "/disk"}]),
+        volumes=[{"name": "disk", "emptyDir": {"sizeLimit": "4Mi"}}],
+    )

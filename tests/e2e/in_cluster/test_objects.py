@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from kubernetes import client, watch
 from kubernetes.stream import portforward, stream
 
-from tests.daemon import BUSYBOX, Daemon
+from tests.daemon import BUSYBOX
 from tests.e2e import workloads
 from tests.e2e.cluster import NAMESPACE, Cluster
 from tests.e2e.kubelet import NODE
 from tests.e2e.manifests import FOREVER
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Daemon.running() as daemon:
-        daemon.import_busybox()
-        with Cluster.running(daemon) as running:
-            batch = client.BatchV1Api(running.api)
-            batch.create_namespaced_cron_job(NAMESPACE, workloads.cron_job("each-minute"))  # looked at last
-            yield running
 
 
 @pytest.fixture(scope="module")
@@ -34,55 +23,35 @@ def talking(cluster: Cluster) -> str:
     return "talking"
 
 
-def _run(cluster: Cluster, name: str, script: str, container: str = "main") -> str:
-    """What a script prints in a container: kubectl's exec."""
-    command = ["sh", "-c", script]
-    session = _exec(cluster, name, command, container=container)
-    session.run_forever(timeout=30)
-    assert session.returncode == 0, session.read_all()
-    return str(session.read_all())
-
-
-def _exec(cluster: Cluster, name: str, command: list[str], *, stdin: bool = False, **options: Any) -> Any:
-    options = {"container": "main", "stdout": True, "stderr": True, "tty": False, **options}
-    connect = cluster.core.connect_get_namespaced_pod_exec
-    return stream(connect, name, NAMESPACE, command=command, stdin=stdin, _preload_content=False, **options)
-
-
-def _ids(pods: list[Any]) -> dict[str, list[tuple[str, int]]]:
-    """Each pod's containers and how often they were restarted."""
-    return {
-        one.metadata.name: [(each.container_id, each.restart_count) for each in one.status.container_statuses or ()]
-        for one in pods
-    }
-
-
 def test_a_deployment_scales_and_rolls_out(cluster: Cluster) -> None:
     def ready(replicas: int) -> bool:
-        status = cluster.apps.read_namespaced_deployment("web", NAMESPACE).status
-        return (status.ready_replicas or 0, status.updated_replicas or 0, status.replicas or 0) == (replicas,) * 3
+        web = cluster.apps.read_namespaced_deployment("web", NAMESPACE)
+        if web.status.observed_generation != web.metadata.generation:
+            return False  # what it tells is of before the change
+        counts = (web.status.ready_replicas, web.status.updated_replicas, web.status.replicas)
+        return counts == (replicas,) * 3
 
     cluster.apps.create_namespaced_deployment(NAMESPACE, workloads.deployment("web", 2))
     cluster.until(lambda: ready(2), "run a deployment of two")
-    before = _ids(cluster.pods("web"))
+    before = cluster.lives("web")
     cluster.apps.patch_namespaced_deployment_scale("web", NAMESPACE, {"spec": {"replicas": 4}})
     cluster.until(lambda: ready(4), "scale it to four")
-    assert before.items() <= _ids(cluster.pods("web")).items()
+    assert before.items() <= cluster.lives("web").items()
     change = workloads.deployment("web", 4, env=[{"name": "VERSION", "value": "two"}])
     cluster.apps.patch_namespaced_deployment("web", NAMESPACE, change)
     cluster.until(lambda: ready(4) and len(cluster.pods("web")) == 4, "roll a change out")
-    assert not before.keys() & _ids(cluster.pods("web")).keys()
-    assert {_run(cluster, one.metadata.name, "echo $VERSION") for one in cluster.pods("web")} == {"two\n"}
+    assert not before.keys() & cluster.lives("web").keys()
+    assert {cluster.output(one.metadata.name, "echo $VERSION") for one in cluster.pods("web")} == {"two\n"}
 
 
 def test_a_crash_of_crispd_restarts_nothing(cluster: Cluster) -> None:
-    before = _ids(cluster.pods("web"))
+    before = cluster.lives("web")
     cluster.daemon.kill9()
     cluster.daemon.start()
     cluster.apps.patch_namespaced_deployment_scale("web", NAMESPACE, {"spec": {"replicas": 5}})
     cluster.until(lambda: len(cluster.pods("web")) == 5, "make one pod more")
     cluster.until(lambda: all(cluster.ready(one.metadata.name) for one in cluster.pods("web")), "run it")
-    assert before.items() <= _ids(cluster.pods("web")).items()
+    assert before.items() <= cluster.lives("web").items()
 
 
 def test_jobs_run_to_their_ends(cluster: Cluster) -> None:
@@ -115,7 +84,7 @@ def test_daemon_sets_and_stateful_sets(cluster: Cluster) -> None:
         ),
         "run a stateful set",
     )
-    assert _run(cluster, "store-1", "hostname") == "store-1\n"
+    assert cluster.output("store-1", "hostname") == "store-1\n"
     was = cluster.pod("store-1").metadata.uid
     cluster.core.delete_namespaced_pod("store-1", NAMESPACE)
     cluster.until(
@@ -131,25 +100,24 @@ def test_files_of_the_cluster_and_their_changes(cluster: Cluster) -> None:
     core.create_namespaced_secret(NAMESPACE, {"metadata": {"name": "password"}, "stringData": {"word": "sesame"}})
     cluster.run(workloads.configured())
     files = "cat /map/greeting /secret/word /all/deep/down /all/word /etc/one; echo; echo $GREETING"
-    assert (
-        _run(cluster, "configured", f"{files}; stat -Lc %a /secret/word") == "hellosesamehellosesamehello\nhello\n400\n"
-    )
-    assert _run(cluster, "configured", "cut -d. -f1 /all/token | wc -c") != "0\n"
+    read = cluster.output("configured", f"{files}; stat -Lc %a /secret/word")
+    assert read == "hellosesamehellosesamehello\nhello\n400\n"
+    assert cluster.output("configured", "cut -d. -f1 /all/token | wc -c") != "0\n"
     core.patch_namespaced_config_map("settings", NAMESPACE, {"data": {"greeting": "bye"}})
-    cluster.until(lambda: _run(cluster, "configured", "cat /map/greeting") == "bye", "change a file", 120)
-    assert _run(cluster, "configured", "cat /all/deep/down /etc/one") == "byehello"  # a sub path stays as it was
+    cluster.until(lambda: cluster.output("configured", "cat /map/greeting") == "bye", "change a file", 120)
+    assert cluster.output("configured", "cat /all/deep/down /etc/one") == "byehello"  # a sub path stays as it was
 
 
 def test_exec_with_input_and_exit_status(cluster: Cluster, talking: str) -> None:
     command = ["sh", "-c", "read line; echo out $line; echo err >&2; exit 6"]
-    session = _exec(cluster, talking, command, stdin=True)
+    session = cluster.exec(talking, command, stdin=True)
     session.write_stdin("typed\n")
     session.run_forever(timeout=30)
     assert (session.read_stdout(), session.read_stderr(), session.returncode) == ("out typed\n", "err\n", 6)
 
 
 def test_exec_with_a_terminal(cluster: Cluster, talking: str) -> None:
-    session = _exec(cluster, talking, ["sh"], stdin=True, stderr=False, tty=True)
+    session = cluster.exec(talking, ["sh"], stdin=True, stderr=False, tty=True)
     session.write_channel(4, json.dumps({"Width": 77, "Height": 33}))
     # The size has a channel of its own, and may come after the line.
     session.write_stdin("tty; until [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; echo sized; exit 5\n")
@@ -199,7 +167,7 @@ def test_logs_followed_and_of_the_life_before(cluster: Cluster, talking: str) ->
         cluster.core.read_namespaced_pod_log, talking, NAMESPACE, container="main", follow=True
     )
     assert next(lines) == "started"
-    _run(cluster, talking, "echo from an exec >/proc/1/fd/1")
+    cluster.output(talking, "echo from an exec >/proc/1/fd/1")
     while next(lines) != "from an exec":
         pass
 
@@ -215,14 +183,14 @@ def test_an_ephemeral_container_looks_at_the_others(cluster: Cluster, talking: s
         return any(one.state.running for one in found)
 
     cluster.until(runs, "run an ephemeral container")
-    assert "httpd -f" in _run(cluster, talking, "ps -o args", container="debugger")
+    assert "httpd -f" in cluster.output(talking, "ps -o args", container="debugger")
 
 
 def test_users_of_its_own_by_the_runtime_class(cluster: Cluster) -> None:
     class_ = {"metadata": {"name": "crisp"}, "handler": "crisp"}
     client.NodeV1Api(cluster.api).create_runtime_class(class_)
     cluster.run(workloads.apart())
-    inside, outside, length = _run(cluster, "apart", "cat /proc/self/uid_map").split()
+    inside, outside, length = cluster.output("apart", "cat /proc/self/uid_map").split()
     assert (inside, length) == ("0", "65536")
     assert int(outside) >= 65536
     node = cluster.core.read_node(NODE)
@@ -232,26 +200,26 @@ def test_users_of_its_own_by_the_runtime_class(cluster: Cluster) -> None:
 
 def test_an_image_as_a_volume(cluster: Cluster) -> None:
     cluster.run(workloads.with_image())
-    assert _run(cluster, "with-image", "ls /image/bin/busybox; touch /image/x 2>&1 | grep -o Read-only") == (
+    assert cluster.output("with-image", "ls /image/bin/busybox; touch /image/x 2>&1 | grep -o Read-only") == (
         "/image/bin/busybox\nRead-only\n"
     )
 
 
 def test_limits_change_in_place(cluster: Cluster) -> None:
     cluster.run(workloads.resized())
-    before = _ids(cluster.pods("resized"))
+    before = cluster.lives("resized")
     limits = {"limits": {"cpu": "300m", "memory": "64Mi"}, "requests": {"cpu": "100m", "memory": "64Mi"}}
     body = {"spec": {"containers": [{"name": "main", "resources": limits}]}}
     cluster.core.patch_namespaced_pod_resize("resized", NAMESPACE, body)
     cgroup = ["/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"]
     read = f"cat {' '.join(cgroup)} 2>/dev/null || true"
-    cluster.until(lambda: _run(cluster, "resized", read).strip() == str(64 << 20), "raise a limit in place")
+    cluster.until(lambda: cluster.output("resized", read).strip() == str(64 << 20), "raise a limit in place")
 
     def told() -> Any:
         return cluster.pod("resized").status.container_statuses[0].resources.limits
 
     cluster.until(lambda: (told()["cpu"], told()["memory"]) == ("300m", "64Mi"), "tell of new limits")
-    assert _ids(cluster.pods("resized")) == before
+    assert cluster.lives("resized") == before
 
 
 def test_a_pod_ends_gracefully(cluster: Cluster) -> None:
@@ -259,27 +227,3 @@ def test_a_pod_ends_gracefully(cluster: Cluster) -> None:
     lines = watch.Watch().stream(cluster.core.read_namespaced_pod_log, "polite", NAMESPACE, follow=True)
     cluster.core.delete_namespaced_pod("polite", NAMESPACE)
     assert [line for line in lines if line] == ["before", "ending", "ended"]
-
-
-def test_a_pod_is_evicted(cluster: Cluster) -> None:
-    """What `kubectl drain` does to each pod of a node."""
-    name = cluster.pods("web")[0].metadata.name
-    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
-    cluster.core.create_namespaced_pod_eviction(name, NAMESPACE, body)
-    cluster.until(
-        lambda: len(found := _ids(cluster.pods("web"))) == 5 and name not in found, "evict a pod and make another"
-    )
-
-
-def test_the_node_tells_what_pods_use(cluster: Cluster, talking: str) -> None:
-    summary = json.loads(cluster.kubelet.get("/stats/summary"))
-    told = {one["podRef"]["name"]: one for one in summary["pods"]}
-    assert told[talking]["containers"]
-    info = cluster.core.read_node(NODE).status.node_info
-    assert info.container_runtime_version.startswith("crisp://")
-
-
-def test_a_cron_job_has_run(cluster: Cluster) -> None:
-    cluster.until(
-        lambda: any(one.status.phase == "Succeeded" for one in cluster.pods("each-minute")), "run a cron job", 90
-    )

@@ -1,0 +1,1 @@
+"""Tests on one cluster: made once, used by all of them."""
