@@ -64,6 +64,21 @@ def find_edits(names: Sequence[str], directories: Iterable[Path]) -> CDIEdits:
     return _merged(edits)
 
 
+def add_edits(document: dict[str, Any], edits: CDIEdits) -> None:
+    """Put them into a config.json that is made already."""
+    process, linux = document["process"], document["linux"]
+    names = {entry.partition("=")[0] for entry in edits.env}
+    process["env"] = [*(entry for entry in process["env"] if entry.partition("=")[0] not in names), *edits.env]
+    user = process["user"]
+    user["additionalGids"] = list(dict.fromkeys((*user.get("additionalGids", ()), *edits.additional_gids)))
+    nodes = {node["path"]: node for node in linux.get("devices", ())} | {one.path: one.node() for one in edits.nodes}
+    linux["devices"] = list(nodes.values())
+    linux.setdefault("resources", {}).setdefault("devices", []).extend(one.rule() for one in edits.nodes)
+    document["mounts"] = [*document.get("mounts", ()), *edits.mounts]
+    for stage, hook in edits.hooks:
+        document.setdefault("hooks", {}).setdefault(stage, []).append(dict(hook))
+
+
 def _spec_of(name: str, directories: Sequence[Sequence[_Spec]], wrong: Sequence[str], field: str) -> _Spec:
     for specs in reversed(directories):
         found = [spec for spec in specs if name in spec.devices]

@@ -28,8 +28,10 @@ from pods.plugins import Moment
 from pods.seccomp import FilterCache
 from pods.signals import signal_number
 from pods.store import ContainerRecord, SandboxRecord
+from runtime import validation
 from runtime.client import ShimGone
 from runtime.errors import OperationFailed, RuntimeCoreError, SpecError
+from runtime.spec_parse import parse
 from runtime.users import Identity, UserNotFound
 
 if TYPE_CHECKING:
@@ -230,6 +232,7 @@ class Containers:
         await heard_of.enter_async_context(self._state.gate.passing())
         if self._state.plugins is not None:
             asked, document = document, await self._state.plugins.adjusted(sandbox.sandbox, container, document)
+            _check_adjusted(document)
             if (limits := limits_of(document)) != limits_of(asked):
                 oci.linux_resources(limits, self._host, "NRI: adjust.linux.resources")
                 container = msgspec.structs.replace(container, updated=limits)
@@ -508,6 +511,14 @@ def _make_layer_directories(root: Path, lower: list[Path], users: IDMappings | N
         owner = status.st_uid, status.st_gid
         os.chown(upper, *(owner if users is None else (users.uid(owner[0]), users.gid(owner[1]))))
         upper.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _check_adjusted(document: dict[str, Any]) -> None:
+    """Raise PodError for what plugins made of a config.json and no start would take."""
+    try:
+        validation.check(parse(document))
+    except RuntimeCoreError as error:
+        raise PodError(f"NRI: the container as plugins adjusted it: {error}") from error
 
 
 def _unknown_status() -> dict[str, Any]:

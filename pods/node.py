@@ -180,6 +180,10 @@ class Node:
     async def update_container(self, container_id: str, wanted: Resources) -> None:
         await self._resources.update_container(container_id, wanted)
 
+    async def update_container_for_plugin(self, container_id: str, wanted: Resources) -> None:
+        """The same without asking plugins, for one that wants it."""
+        await self._resources.update_for_plugin(container_id, wanted)
+
     async def checkpoint_container(self, container_id: str, location: str, timeout: int) -> None:
         await self._checkpoints.checkpoint(container_id, location, timeout)
 

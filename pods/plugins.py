@@ -9,18 +9,20 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from pods.model import Container, Sandbox
+    from pods.model import Container, Resources, Sandbox
 
 
 class Moment(Enum):
     """What happens to a sandbox or container, by the names of NRI's calls."""
 
     RUN_SANDBOX = "RunPodSandbox"
+    POST_UPDATE_SANDBOX = "PostUpdatePodSandbox"
     STOP_SANDBOX = "StopPodSandbox"
     REMOVE_SANDBOX = "RemovePodSandbox"
     POST_CREATE = "PostCreateContainer"
     START = "StartContainer"
     POST_START = "PostStartContainer"
+    POST_UPDATE = "PostUpdateContainer"
     STOP = "StopContainer"
     REMOVE = "RemoveContainer"
 
@@ -33,6 +35,12 @@ class Plugins(Protocol):
 
     async def adjusted(self, sandbox: Sandbox, container: Container, document: dict[str, Any]) -> dict[str, Any]:
         """The container's config.json as plugins want it. Raises PodError when one objects, or asks what cannot be."""
+
+    async def updated(self, sandbox: Sandbox, container: Container, wanted: Resources) -> Resources:
+        """The limits that the container is to get, as plugins want them. Raises PodError as `adjusted` does."""
+
+    async def sandbox_updates(self, sandbox: Sandbox, overhead: Resources | None, resources: Resources | None) -> None:
+        """Tell the plugins of a pod's new sums. Raises PodError when one of them objects."""
 
 
 class Gate:

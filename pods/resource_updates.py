@@ -17,6 +17,7 @@ from pods.errors import FailedPrecondition, PodError
 from pods.host_limits import check_host_limits
 from pods.model import Container, ContainerState, Resources, SandboxState
 from pods.oci_cgroups import container_scope, linux_resources, update_plan, updated
+from pods.plugins import Moment
 from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
@@ -46,10 +47,28 @@ class ResourceUpdates:
     async def update_container(self, container_id: str, wanted: Resources) -> None:
         """Set the limits given, leave the others. What does not run only has its status (and its start) changed.
 
-        Raises NotFound, InvalidArgument, and PodError when the kernel refuses.
+        Raises NotFound, InvalidArgument, and PodError when the kernel refuses, or a plugin.
         """
         found = self._state.find_container(container_id).container.id
+        await self._background.shielded(self._ask_and_update(found, wanted))
+
+    async def update_for_plugin(self, container_id: str, wanted: Resources) -> None:
+        """The same, asked for by a plugin: the others have no say."""
+        found = self._state.find_container(container_id).container.id
         await self._background.shielded(self._update_container(found, wanted))
+
+    async def _ask_and_update(self, container_id: str, wanted: Resources) -> None:
+        async with self._state.gate.passing():
+            if (plugins := self._state.plugins) is None:
+                await self._update_container(container_id, wanted)
+                return
+            container = self._state.find_container(container_id).container
+            sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
+            # Not under the container's lock: what they want of other containers takes theirs.
+            wanted = await plugins.updated(sandbox, container, wanted)
+            await self._update_container(container_id, wanted)
+            if (now := self._state.containers.get(container_id)) is not None:
+                await self._state.happened(Moment.POST_UPDATE, sandbox, now.container)
 
     async def _update_container(self, container_id: str, wanted: Resources) -> None:
         async with self._state.lock(container_id):
@@ -114,7 +133,19 @@ class ResourceUpdates:
         Raises NotFound, and FailedPrecondition for a sandbox that is not ready.
         """
         found = self._state.find_sandbox(sandbox_id).sandbox.id
-        await self._background.shielded(self._update_sandbox(found, overhead, resources))
+        await self._background.shielded(self._ask_and_update_sandbox(found, overhead, resources))
+
+    async def _ask_and_update_sandbox(
+        self, sandbox_id: str, overhead: Resources | None, resources: Resources | None
+    ) -> None:
+        async with self._state.gate.passing():
+            if self._state.plugins is not None:
+                await self._state.plugins.sandbox_updates(
+                    self._state.find_sandbox(sandbox_id).sandbox, overhead, resources
+                )
+            await self._update_sandbox(sandbox_id, overhead, resources)
+            if (now := self._state.sandboxes.get(sandbox_id)) is not None:
+                await self._state.happened(Moment.POST_UPDATE_SANDBOX, now.sandbox)
 
     async def _update_sandbox(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
         async with self._state.lock(sandbox_id):

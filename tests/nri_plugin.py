@@ -28,6 +28,8 @@ class Plugin:
         self.calls: list[tuple[str, Any]] = []
         self.answers: dict[str, Message | Exception | str] = {}
         self.closed = threading.Event()
+        self._connection: Connection | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     @contextmanager
@@ -35,7 +37,7 @@ class Plugin:
         """One that is registered and has been told what there is."""
         plugin = cls(name, index)
         plugin.answers.update(answers)
-        loop = asyncio.new_event_loop()
+        plugin._loop = loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever)
         thread.start()
         try:
@@ -52,7 +54,9 @@ class Plugin:
 
     async def _run(self, path: Path) -> None:
         reader, writer = await asyncio.open_unix_connection(path)
-        connection = Connection(reader, writer, self._serve, calls_on=RUNTIME_CHANNEL, serves_on=PLUGIN_CHANNEL)
+        self._connection = connection = Connection(
+            reader, writer, self._serve, calls_on=RUNTIME_CHANNEL, serves_on=PLUGIN_CHANNEL
+        )
         reading = asyncio.create_task(connection.run())
         try:
             registration = nri.RegisterPluginRequest(plugin_name=self.name, plugin_idx=self.index)
@@ -77,6 +81,16 @@ class Plugin:
         if method == "Synchronize":
             response.more = request.more  # type: ignore[attr-defined]
         return response
+
+    def update(self, *updates: nri.ContainerUpdate, evict: tuple[str, ...] = ()) -> nri.UpdateContainersResponse:
+        """Ask the runtime to change containers."""
+        assert self._connection is not None
+        assert self._loop is not None
+        evictions = [nri.ContainerEviction(container_id=one, reason="test") for one in evict]
+        request = nri.UpdateContainersRequest(update=updates, evict=evictions)
+        service = "nri.pkg.api.v1alpha1.Runtime"
+        call = self._connection.call(service, "UpdateContainers", request, nri.UpdateContainersResponse, _SECONDS)
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(_SECONDS)
 
     def methods(self) -> list[str]:
         """Of the calls since the registration, in their order."""

@@ -6,14 +6,28 @@ import copy
 from collections.abc import Iterator
 from typing import Any, Final
 
-from google.protobuf.message import Message
-
+from cri.nri.adjust_linux import (
+    add_hooks,
+    io_priority,
+    memory_policy,
+    scheduler,
+    seccomp,
+    set_devices,
+    set_namespaces,
+    set_net_devices,
+    set_sysctls,
+)
 from cri.nri.errors import NriError
+from cri.nri.owners import Owners
+from cri.nri.resources import refuse_others
 from cri.nri.v1alpha1 import api_pb2 as nri
 
 _REMOVE: Final = "-"  # before a name: take away what has it
-_ADJUSTED: Final = {"annotations", "mounts", "env", "args", "rlimits", "linux"}
-_LINUX: Final = {"resources", "oom_score_adj"}
+_ADJUSTED: Final = {"annotations", "mounts", "env", "args", "hooks", "rlimits", "CDI_devices", "linux"}
+_LINUX: Final = {
+    "devices", "resources", "oom_score_adj", "io_priority", "seccomp_policy", "namespaces", "sysctl", "net_devices",
+    "scheduler", "memory_policy",
+}  # fmt: skip
 _RESOURCES: Final = {"memory", "cpu", "hugepage_limits", "unified", "pids"}
 _MEMORY: Final = {"limit", "reservation", "swap"}
 _CPU: Final = {"shares", "quota", "period", "cpus", "mems"}
@@ -24,32 +38,57 @@ class Adjustments:
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = copy.deepcopy(document)
-        self._owners: dict[tuple[str, str], str] = {}
+        self.asked = nri.ContainerAdjustment()  # by all plugins together
+        self.owners = Owners()
 
     def apply(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
-        """Change `document`. Raises NriError for what crisp cannot adjust, and for two plugins in conflict."""
-        _refuse_others(wanted, _ADJUSTED, "adjust")
-        _refuse_others(wanted.linux, _LINUX, "adjust.linux")
+        """Change `document`. Raises NriError for what crisp cannot adjust, and for two plugins in conflict.
+
+        CDI devices are noted in `asked` only: their specs are files.
+        """
+        refuse_others(wanted, _ADJUSTED, "adjust")
+        refuse_others(wanted.linux, _LINUX, "adjust.linux")
         self._annotations(plugin, wanted)
         self._environment(plugin, wanted)
         self._mounts(plugin, wanted)
         self._process(plugin, wanted)
         self._resources(plugin, wanted.linux.resources)
+        self._linux(plugin, wanted.linux)
+        add_hooks(self.document, plugin, wanted.hooks, self.owners)
+        for device in wanted.CDI_devices:
+            self.owners.own(plugin, "CDI_devices", device.name)
+        self.asked.MergeFrom(wanted)
 
-    def _own(self, plugin: str, field: str, name: str = "") -> None:
-        owner = self._owners.setdefault((field, name), plugin)
-        if owner != plugin:
-            raise NriError(f"{field}{' ' if name else ''}{name}: plugin {owner} has set it already")
+    def _linux(self, plugin: str, wanted: nri.LinuxContainerAdjustment) -> None:
+        linux, process = self.document["linux"], self.document["process"]
+        if wanted.devices:
+            set_devices(linux, plugin, wanted.devices, self._named)
+        if wanted.namespaces:
+            set_namespaces(linux, plugin, wanted.namespaces, self._named)
+        if wanted.sysctl:
+            set_sysctls(linux, plugin, dict(wanted.sysctl), self._named)
+        if wanted.net_devices:
+            set_net_devices(linux, plugin, dict(wanted.net_devices), self._named)
+        there = {descriptor.name for descriptor, _ in wanted.ListFields()}
+        for field, place, name, made in (
+            ("seccomp_policy", linux, "seccomp", seccomp),
+            ("memory_policy", linux, "memoryPolicy", memory_policy),
+            ("io_priority", process, "ioPriority", io_priority),
+            ("scheduler", process, "scheduler", scheduler),
+        ):
+            if field in there:
+                self.owners.own(plugin, f"linux.{field}")
+                place[name] = made(getattr(wanted, field))
 
     def _named(self, plugin: str, field: str, names: list[str]) -> Iterator[str]:
         """First the names that are removed, for one that is removed and set is replaced; own the others."""
         for name in names:
             if name.startswith(_REMOVE):
-                self._owners.pop((field, name[1:]), None)
+                self.owners.disown(field, name[1:])
                 yield name[1:]
         for name in names:
             if not name.startswith(_REMOVE):
-                self._own(plugin, field, name)
+                self.owners.own(plugin, field, name)
 
     def _annotations(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
         annotations = self.document.setdefault("annotations", {})
@@ -93,49 +132,43 @@ class Adjustments:
         if wanted.args:
             args = list(wanted.args)
             if args[0] == "":  # instead of another plugin's
-                self._owners.pop(("args", ""), None)
+                self.owners.disown("args")
                 args = args[1:]
             if not args:
                 raise NriError("args: there must be a program")
-            self._own(plugin, "args")
+            self.owners.own(plugin, "args")
             process["args"] = args
         for limit in wanted.rlimits:
-            self._own(plugin, "rlimits", limit.type)
+            self.owners.own(plugin, "rlimits", limit.type)
             kept = [one for one in process.get("rlimits", ()) if one["type"] != limit.type]
             process["rlimits"] = [*kept, {"type": limit.type, "hard": limit.hard, "soft": limit.soft}]
         if wanted.linux.HasField("oom_score_adj"):
-            self._own(plugin, "linux.oom_score_adj")
+            self.owners.own(plugin, "linux.oom_score_adj")
             process["oomScoreAdj"] = wanted.linux.oom_score_adj.value
 
     def _resources(self, plugin: str, wanted: nri.LinuxResources) -> None:
-        _refuse_others(wanted, _RESOURCES, "adjust.linux.resources")
-        _refuse_others(wanted.memory, _MEMORY, "adjust.linux.resources.memory")
-        _refuse_others(wanted.cpu, _CPU, "adjust.linux.resources.cpu")
+        refuse_others(wanted, _RESOURCES, "adjust.linux.resources")
+        refuse_others(wanted.memory, _MEMORY, "adjust.linux.resources.memory")
+        refuse_others(wanted.cpu, _CPU, "adjust.linux.resources.cpu")
         resources = self.document["linux"].setdefault("resources", {})
         for group, message in (("memory", wanted.memory), ("cpu", wanted.cpu)):
             for field, value in message.ListFields():
-                self._own(plugin, f"linux.resources.{group}.{field.name}")
+                self.owners.own(plugin, f"linux.resources.{group}.{field.name}")
                 resources.setdefault(group, {})[field.name] = getattr(value, "value", value)
         memory = resources.get("memory", {})
-        if wanted.memory.HasField("limit") and ("linux.resources.memory.swap", "") not in self._owners:
+        if wanted.memory.HasField("limit") and not self.owners.has("linux.resources.memory.swap"):
             memory.update({"swap": memory["limit"]} if "swap" in memory else {})  # no swap: CRI's default
         for limit in wanted.hugepage_limits:
-            self._own(plugin, "linux.resources.hugepage_limits", limit.page_size)
+            self.owners.own(plugin, "linux.resources.hugepage_limits", limit.page_size)
             kept = [one for one in resources.get("hugepageLimits", ()) if one["pageSize"] != limit.page_size]
             resources["hugepageLimits"] = [*kept, {"pageSize": limit.page_size, "limit": limit.limit}]
         for name, value in wanted.unified.items():
-            self._own(plugin, "linux.resources.unified", name)
+            self.owners.own(plugin, "linux.resources.unified", name)
             resources.setdefault("unified", {})[name] = value
         if wanted.HasField("pids"):
-            self._own(plugin, "linux.resources.pids")
+            self.owners.own(plugin, "linux.resources.pids")
             resources["pids"] = {"limit": wanted.pids.limit}
 
 
 def _depth(mount: dict[str, Any]) -> int:
     return len([part for part in mount["destination"].split("/") if part])
-
-
-def _refuse_others(message: Message, supported: set[str], where: str) -> None:
-    for field, _ in message.ListFields():
-        if field.name not in supported:
-            raise NriError(f"{where}.{field.name}: crisp cannot adjust it")

@@ -7,10 +7,9 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import Message
 
@@ -18,52 +17,40 @@ from cri.errors import StartupError
 from cri.nri import describe
 from cri.nri.adjust import Adjustments
 from cri.nri.connection import PLUGIN_CHANNEL, RUNTIME_CHANNEL, Connection
-from cri.nri.errors import CallRefused, NriError, PluginGone, WireError
+from cri.nri.errors import CallRefused, NriError
+from cri.nri.plugin import PACKAGE, REQUEST_SECONDS, UNIMPLEMENTED, Plugin, asking
+from cri.nri.resources import Updates, resources_message
 from cri.nri.v1alpha1 import api_pb2 as nri
 from cri.premises import clear_socket
 from cri.version import crisp_version
+from pods.cdi import add_edits, find_edits
 from pods.errors import PodError
 from pods.plugins import Moment
 
 if TYPE_CHECKING:
-    from pods.model import Container, Sandbox
+    from pods.model import Container, Resources, Sandbox
     from pods.node import Node
 
 REGISTRATION_SECONDS: Final = 5.0  # containerd's and CRI-O's default
-REQUEST_SECONDS: Final = 2.0
-_PACKAGE: Final = "nri.pkg.api.v1alpha1"
 _SYNCHRONIZE_BYTES: Final = 2 << 20  # of a message's 4 MiB
-_UNIMPLEMENTED: Final = 12
+_VALIDATE: Final = "ValidateContainerAdjustment"
 _FAILED_PRECONDITION: Final = 9
 
 _EVENTS: Final = {
     Moment.RUN_SANDBOX: nri.RUN_POD_SANDBOX,
+    Moment.POST_UPDATE_SANDBOX: nri.POST_UPDATE_POD_SANDBOX,
     Moment.STOP_SANDBOX: nri.STOP_POD_SANDBOX,
     Moment.REMOVE_SANDBOX: nri.REMOVE_POD_SANDBOX,
     Moment.POST_CREATE: nri.POST_CREATE_CONTAINER,
     Moment.START: nri.START_CONTAINER,
     Moment.POST_START: nri.POST_START_CONTAINER,
+    Moment.POST_UPDATE: nri.POST_UPDATE_CONTAINER,
     Moment.STOP: nri.STOP_CONTAINER,
     Moment.REMOVE: nri.REMOVE_CONTAINER,
 }
-# What a plugin may ask to hear of: the above, the creation, and calls that this hub does not make (yet), which do no
-# harm when they are missing. To one that wants to judge others' adjustments, silence would be harm.
-_REFUSED: Final = {nri.VALIDATE_CONTAINER_ADJUSTMENT}
-
-_Answer = TypeVar("_Answer", bound=Message)
+_EVERYTHING: Final = (1 << nri.LAST - 1) - 1  # for a plugin that does not say what it wants to hear of
 
 _log = logging.getLogger("crisp.nri")
-
-
-@dataclass(eq=False, slots=True)
-class _Plugin:
-    connection: Connection
-    registered: asyncio.Future[str]  # index-name
-    name: str = ""
-    events: int = 0
-
-    def wants(self, event: int) -> bool:
-        return bool(self.events & 1 << (event - 1))
 
 
 class Hub:
@@ -72,8 +59,9 @@ class Hub:
     def __init__(self, node: Node, path: Path) -> None:
         self._node = node
         self._path = path
-        self._plugins: list[_Plugin] = []
+        self._plugins: list[Plugin] = []
         self._connected: set[asyncio.Task[None]] = set()
+        self._working: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -92,10 +80,10 @@ class Hub:
         self._node.plugins = None
         if self._server is not None:
             self._server.close()
+            self._path.unlink(missing_ok=True)
         for task in self._connected:
             task.cancel()
-        await asyncio.gather(*self._connected, return_exceptions=True)
-        self._path.unlink(missing_ok=True)
+        await asyncio.gather(*self._connected, *self._working, return_exceptions=True)
 
     # -- the seam -----------------------------------------------------------------------------------------------------
 
@@ -105,41 +93,161 @@ class Hub:
         for plugin in self._wanting(event):
             pod = describe.pod(sandbox)
             told = describe.container(container, self._document(container)) if container else None
-            with _asking(plugin, moment.value):
+            with asking(plugin, moment.value):
                 answer = await self._tell(plugin, moment.value, event, pod, told)
-                if getattr(answer, "update", ()):
-                    _log.warning("updates of other containers are not supported", extra={"plugin": plugin.name})
+                if isinstance(answer, nri.StopContainerResponse) and answer.update:
+                    updates = Updates()
+                    updates.add(plugin.name, list(answer.update), [])
+                    self._start(self._apply_later(plugin, updates))  # its container's lock is held just now
 
     async def _tell(
-        self, plugin: _Plugin, method: str, event: int, pod: nri.PodSandbox, container: nri.Container | None
+        self, plugin: Plugin, method: str, event: int, pod: nri.PodSandbox, container: nri.Container | None
     ) -> Message:
         request: Message = getattr(nri, f"{method}Request")(pod=pod)
         if container is not None:
             request.container.CopyFrom(container)  # type: ignore[attr-defined]
         try:
-            return await _call(plugin, method, request, getattr(nri, f"{method}Response"))
+            return await plugin.call(method, request, getattr(nri, f"{method}Response"))
         except CallRefused as error:
-            if error.code != _UNIMPLEMENTED:
+            if error.code != UNIMPLEMENTED:
                 raise
         # Plugins from before each event had a call of its own.
         change = nri.StateChangeEvent(event=event, pod=pod, container=container)  # type: ignore[arg-type]
-        return await _call(plugin, "StateChange", change, nri.Empty)
+        return await plugin.call("StateChange", change, nri.Empty)
 
     async def adjusted(self, sandbox: Sandbox, container: Container, document: dict[str, Any]) -> dict[str, Any]:
         """`document` with what the plugins want changed; each sees what those before it did. Raises PodError."""
-        adjustments = Adjustments(document)
+        adjustments, updates = Adjustments(document), Updates()
+        pod = describe.pod(sandbox)
         for plugin in self._wanting(nri.CREATE_CONTAINER):
             request = nri.CreateContainerRequest(
-                pod=describe.pod(sandbox), container=describe.container(container, adjustments.document)
+                pod=pod, container=describe.container(container, adjustments.document)
             )
-            with _asking(plugin, "CreateContainer"):
-                answer = await _call(plugin, "CreateContainer", request, nri.CreateContainerResponse)
-                if answer.update or answer.evict:
-                    raise NriError("update, evict: crisp cannot change other containers for a plugin")
+            with asking(plugin, "CreateContainer"):
+                answer = await plugin.call("CreateContainer", request, nri.CreateContainerResponse)
                 adjustments.apply(plugin.name, answer.adjust)
+                updates.add(plugin.name, list(answer.update), list(answer.evict))
+        if devices := [device.name for device in adjustments.asked.CDI_devices]:
+            edits = await asyncio.to_thread(find_edits, devices, self._node.settings.cdi_spec_dirs)
+            add_edits(adjustments.document, edits)
+        await self._judged(pod, container, document, adjustments, updates)
+        await self._apply(updates)
         return adjustments.document
 
-    def _wanting(self, event: int) -> list[_Plugin]:
+    async def _judged(
+        self,
+        pod: nri.PodSandbox,
+        container: Container,
+        document: dict[str, Any],
+        adjustments: Adjustments,
+        updates: Updates,
+    ) -> None:
+        """Have the plugins that judge see what all of them want. Raises PodError when one rejects it."""
+        if not (judges := self._wanting(nri.VALIDATE_CONTAINER_ADJUSTMENT)):
+            return
+        request = nri.ValidateContainerAdjustmentRequest(
+            pod=pod,
+            container=describe.container(container, document),
+            adjust=adjustments.asked,
+            update=updates.messages(),
+            plugins=[nri.PluginInstance(index=one.name[:2], name=one.name[3:]) for one in self._plugins],
+        )
+        request.owners.owners[container.id].CopyFrom(adjustments.owners.described())
+        for plugin in judges:
+            with asking(plugin, _VALIDATE):
+                try:
+                    answer = await plugin.call(_VALIDATE, request, nri.ValidateContainerAdjustmentResponse)
+                except CallRefused as error:
+                    if error.code != UNIMPLEMENTED:
+                        raise
+                else:
+                    if answer.reject:
+                        raise NriError(f"rejected: {answer.reason or 'no reason given'}")
+
+    async def updated(self, sandbox: Sandbox, container: Container, wanted: Resources) -> Resources:
+        """`wanted` with what the plugins want changed. Raises PodError."""
+        updates = Updates()
+        described = describe.container(container, self._document(container))
+        for plugin in self._wanting(nri.UPDATE_CONTAINER):
+            request = nri.UpdateContainerRequest(
+                pod=describe.pod(sandbox), container=described, linux_resources=resources_message(wanted)
+            )
+            with asking(plugin, "UpdateContainer"):
+                answer = await plugin.call("UpdateContainer", request, nri.UpdateContainerResponse)
+                updates.add(plugin.name, list(answer.update), list(answer.evict))
+        wanted = updates.take(container.id, wanted)
+        await self._apply(updates)
+        return wanted
+
+    async def sandbox_updates(self, sandbox: Sandbox, overhead: Resources | None, resources: Resources | None) -> None:
+        """Tell those that asked for it. Raises PodError."""
+        for plugin in self._wanting(nri.UPDATE_POD_SANDBOX):
+            request = nri.UpdatePodSandboxRequest(
+                pod=describe.pod(sandbox),
+                overhead_linux_resources=resources_message(overhead) if overhead else None,
+                linux_resources=resources_message(resources) if resources else None,
+            )
+            with asking(plugin, "UpdatePodSandbox"):
+                try:
+                    await plugin.call("UpdatePodSandbox", request, nri.UpdatePodSandboxResponse)
+                except CallRefused as error:
+                    if error.code != UNIMPLEMENTED:
+                        raise
+
+    # -- what plugins want of containers that are there --------------------------------------------------------------
+
+    async def _apply(self, updates: Updates) -> None:
+        """Raises PodError for a container whose limits cannot be changed, unless that does not matter."""
+        for container, limits, ignore_failure in updates.others():
+            try:
+                await self._node.update_container_for_plugin(container, limits)
+            except PodError as error:
+                if not ignore_failure:
+                    raise
+                _log.warning("update not possible", extra={"container": container, "error": error})
+        for container, why in updates.evictions().items():
+            _log.warning("container evicted by a plugin", extra={"container": container, "reason": why})
+            self._start(self._evict(container))
+
+    async def _evict(self, container: str) -> None:
+        """Not awaited by what a plugin was asked about: that may hold the container's lock."""
+        try:
+            await self._node.stop_container(container, 0)
+        except PodError as error:
+            _log.error("eviction not possible", extra={"container": container, "error": error})
+
+    async def _apply_later(self, plugin: Plugin, updates: Updates) -> None:
+        try:
+            await self._apply(updates)
+        except PodError as error:
+            _log.error("update not possible", extra={"plugin": plugin.name, "error": error})
+
+    async def _update_unasked(
+        self, plugin: Plugin, request: nri.UpdateContainersRequest
+    ) -> nri.UpdateContainersResponse:
+        """A plugin's own UpdateContainers: what failed, of what may not fail."""
+        if plugin not in self._plugins:
+            raise CallRefused(_FAILED_PRECONDITION, "update containers: the plugin is not registered")
+        answer = nri.UpdateContainersResponse()
+        for update in request.update:
+            one = Updates()
+            try:
+                one.add(plugin.name, [update], [])
+                await self._apply(one)
+            except (NriError, PodError) as error:
+                _log.warning("update not possible", extra={"plugin": plugin.name, "error": error})
+                answer.failed.append(update)
+        evictions = Updates()
+        evictions.add(plugin.name, [], list(request.evict))
+        await self._apply(evictions)
+        return answer
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._working.discard)
+
+    def _wanting(self, event: int) -> list[Plugin]:
         return [plugin for plugin in self._plugins if plugin.wants(event)]
 
     def _document(self, container: Container) -> dict[str, Any]:
@@ -158,10 +266,12 @@ class Hub:
         registered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         async def serve(service: str, method: str, payload: bytes) -> Message:
+            if (service, method) == (f"{PACKAGE}.Runtime", "UpdateContainers"):
+                return await self._update_unasked(plugin, nri.UpdateContainersRequest.FromString(payload))
             return _answered(registered, service, method, payload)
 
         connection = Connection(reader, writer, serve, calls_on=PLUGIN_CHANNEL, serves_on=RUNTIME_CHANNEL)
-        plugin = _Plugin(connection, registered)
+        plugin = Plugin(connection, registered)
         reading = asyncio.create_task(connection.run())
         try:
             await self._admit(plugin)
@@ -179,7 +289,7 @@ class Hub:
             await asyncio.gather(reading, return_exceptions=True)
             self._connected.discard(task)
 
-    async def _admit(self, plugin: _Plugin) -> None:
+    async def _admit(self, plugin: Plugin) -> None:
         plugin.name = await asyncio.wait_for(plugin.registered, REGISTRATION_SECONDS)
         configure = nri.ConfigureRequest(
             runtime_name="crisp",
@@ -188,10 +298,8 @@ class Hub:
             request_timeout=int(REQUEST_SECONDS * 1000),
             NRI_version="0.11.0",
         )
-        answer = await _call(plugin, "Configure", configure, nri.ConfigureResponse, REGISTRATION_SECONDS)
-        plugin.events = answer.events or (1 << nri.LAST - 1) - 1 & ~_mask(_REFUSED)
-        if plugin.events & _mask(_REFUSED):
-            raise NriError("Configure: crisp does not ask plugins to validate adjustments")
+        answer = await plugin.call("Configure", configure, nri.ConfigureResponse, REGISTRATION_SECONDS)
+        plugin.events = answer.events or _EVERYTHING
         async with self._node.gate.closed():
             await self._synchronize(plugin)
             self._plugins.append(plugin)
@@ -199,17 +307,18 @@ class Hub:
             self._node.plugins = self
         _log.info("plugin connected", extra={"plugin": plugin.name})
 
-    async def _synchronize(self, plugin: _Plugin) -> None:
+    async def _synchronize(self, plugin: Plugin) -> None:
         pods = [describe.pod(sandbox) for sandbox in self._node.sandboxes()]
         containers = [describe.container(one, self._document(one)) for one in self._node.containers()]
         requests = list(_portions(pods, containers))
         for number, request in enumerate(requests, 1):
             request.more = number < len(requests)
-            answer = await _call(plugin, "Synchronize", request, nri.SynchronizeResponse, REGISTRATION_SECONDS)
+            answer = await plugin.call("Synchronize", request, nri.SynchronizeResponse, REGISTRATION_SECONDS)
             if request.more and not answer.more:
                 raise NriError("Synchronize: the plugin takes no more than one message")
-            if answer.update:
-                raise NriError("Synchronize: update: crisp cannot change containers for a plugin")
+            updates = Updates()
+            updates.add(plugin.name, list(answer.update), [])
+            await self._apply_later(plugin, updates)
 
 
 def _portions(pods: list[nri.PodSandbox], containers: list[nri.Container]) -> Iterator[nri.SynchronizeRequest]:
@@ -230,8 +339,8 @@ def _portions(pods: list[nri.PodSandbox], containers: list[nri.Container]) -> It
 
 def _answered(registered: asyncio.Future[str], service: str, method: str, payload: bytes) -> Message:
     """A plugin's call. Raises CallRefused, DecodeError."""
-    if (service, method) != (f"{_PACKAGE}.Runtime", "RegisterPlugin"):
-        raise CallRefused(_UNIMPLEMENTED, f"{service}/{method}: not implemented by crisp")
+    if (service, method) != (f"{PACKAGE}.Runtime", "RegisterPlugin"):
+        raise CallRefused(UNIMPLEMENTED, f"{service}/{method}: not implemented by crisp")
     request = nri.RegisterPluginRequest.FromString(payload)
     index, name = request.plugin_idx, request.plugin_name
     if not name or len(index) != 2 or not index.isascii() or not index.isdecimal():
@@ -240,30 +349,3 @@ def _answered(registered: asyncio.Future[str], service: str, method: str, payloa
         raise CallRefused(_FAILED_PRECONDITION, "register plugin: it is registered")
     registered.set_result(f"{index}-{name}")
     return nri.Empty()
-
-
-def _mask(events: set[Any]) -> int:
-    return sum(1 << event - 1 for event in events)
-
-
-async def _call(
-    plugin: _Plugin, method: str, request: Message, answer: type[_Answer], seconds: float = REQUEST_SECONDS
-) -> _Answer:
-    try:
-        return await plugin.connection.call(f"{_PACKAGE}.Plugin", method, request, answer, seconds)
-    except PluginGone:
-        plugin.connection.close()  # one that hangs must not hold up each pod again
-        raise
-
-
-@contextlib.contextmanager
-def _asking(plugin: _Plugin, method: str) -> Iterator[None]:
-    """A plugin that is gone has no say; one that objects fails the operation (PodError)."""
-    try:
-        yield
-    except PluginGone as error:
-        _log.error("plugin dropped", extra={"plugin": plugin.name, "error": error})
-    except WireError as error:  # what it would be told is too long for NRI
-        _log.error("plugin not told", extra={"plugin": plugin.name, "call": method, "error": error})
-    except NriError as error:
-        raise PodError(f"NRI plugin {plugin.name}: {method}: {error}") from error

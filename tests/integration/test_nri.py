@@ -12,6 +12,7 @@ from cri.nri.v1alpha1 import api_pb2 as nri
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon
 from tests.nri_plugin import HANG, Plugin, objection
+from tests.waiting import until
 
 _CALL = {"timeout": 30}
 
@@ -38,8 +39,8 @@ def test_a_plugin_hears_of_a_pods_life_in_order(daemon: Daemon, socket: Path) ->
             plugin.wait(lambda: "StopContainer" in plugin.methods())
             daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
         assert plugin.methods() == [
-            "RunPodSandbox", "CreateContainer", "PostCreateContainer", "StartContainer", "PostStartContainer",
-            "StopContainer", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox",
+            "RunPodSandbox", "CreateContainer", "ValidateContainerAdjustment", "PostCreateContainer", "StartContainer",
+            "PostStartContainer", "StopContainer", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox",
         ]  # fmt: skip
         assert plugin.request("RunPodSandbox").pod.name == "heard"
         assert plugin.request("StopContainer").container.exit_code == 3
@@ -108,20 +109,163 @@ def test_an_objection_fails_the_call_which_can_be_repeated(daemon: Daemon, socke
 
 
 def test_what_cannot_be_adjusted_and_what_two_plugins_want_is_refused(daemon: Daemon, socket: Path) -> None:
-    device = nri.ContainerAdjustment()
-    device.linux.devices.add(path="/dev/x")
+    rdt = nri.ContainerAdjustment()
+    rdt.linux.rdt.clos_id.value = "gold"
+    wrong = nri.ContainerAdjustment()
+    wrong.linux.namespaces.add(type="moon")
     mine = nri.ContainerAdjustment(env=[nri.KeyValue(key="A", value="1")])
     with (
         daemon.pod("refused") as pod,
         Plugin.connected(socket, "one", "01", CreateContainer=nri.CreateContainerResponse(adjust=mine)),
-        Plugin.connected(socket, "two", "02", CreateContainer=nri.CreateContainerResponse(adjust=device)) as two,
+        Plugin.connected(socket, "two", "02", CreateContainer=nri.CreateContainerResponse(adjust=rdt)) as two,
     ):
-        with pytest.raises(grpc.RpcError, match=r"02-two: CreateContainer: adjust.linux.devices: crisp cannot adjust"):
+        with pytest.raises(grpc.RpcError, match=r"02-two: CreateContainer: adjust.linux.rdt: crisp cannot adjust"):
             pod.create("true")
         two.answers["CreateContainer"] = nri.CreateContainerResponse(adjust=mine)
         with pytest.raises(grpc.RpcError, match="env A: plugin 01-one has set it already"):
             pod.create("true")
+        two.answers["CreateContainer"] = nri.CreateContainerResponse(adjust=wrong)
+        with pytest.raises(grpc.RpcError, match=r"as plugins adjusted it: .*linux.namespaces.*moon"):
+            pod.create("true")
         assert not daemon.runtime.ListContainers(cri.ListContainersRequest(), **_CALL).containers
+
+
+def test_the_rest_of_config_json_is_adjusted(daemon: Daemon, socket: Path, tmp_path: Path) -> None:
+    """Devices, hooks, sysctls, seccomp, scheduler and I/O priority take effect in the container."""
+    told = tmp_path / "told"
+    adjust = nri.ContainerAdjustment()
+    adjust.linux.devices.add(path="/dev/nil", type="c", major=1, minor=3)
+    adjust.linux.sysctl["net.ipv4.ip_local_port_range"] = "42000 43000"
+    adjust.linux.scheduler.policy, adjust.linux.scheduler.nice = nri.SCHED_BATCH, 5
+    adjust.linux.io_priority.priority = 6
+    setattr(adjust.linux.io_priority, "class", nri.IOPRIO_CLASS_BE)
+    policy = adjust.linux.seccomp_policy
+    policy.default_action = "SCMP_ACT_ALLOW"
+    refused = policy.syscalls.add(names=["mkdir", "mkdirat"], action="SCMP_ACT_ERRNO")
+    refused.errno_ret.value = 95  # EOPNOTSUPP
+    adjust.hooks.create_runtime.add(path="/bin/sh", args=["sh", "-c", f"cat >{told}"])
+    answer = nri.CreateContainerResponse(adjust=adjust)
+    with Plugin.connected(socket, CreateContainer=answer), daemon.pod("rest") as pod:
+        container = pod.run("sleep", "1000")
+        script = (
+            "echo x >/dev/nil && stat -c %t.%T /dev/nil; cat /proc/sys/net/ipv4/ip_local_port_range;"
+            "mkdir /d 2>&1; cut -d' ' -f19,41 /proc/$(pidof sleep)/stat; ionice -p $(pidof sleep)"
+        )
+        lines = pod.exec(container, "sh", "-c", script).stdout.decode().splitlines()
+        assert lines[0] == "1.3"
+        assert lines[1].split() == ["42000", "43000"]
+        assert "not supported" in lines[2]
+        assert lines[3:] == ["5 3", "best-effort: prio 6"]
+        assert container in told.read_text()
+
+
+def test_cdi_devices_of_a_plugin(tmp_path: Path) -> None:
+    socket = tmp_path / "nri.sock"
+    (tmp_path / "crisp.toml").write_text(f'cdi_spec_dirs = ["{tmp_path}"]\n')
+    (tmp_path / "example.yaml").write_text(
+        "cdiVersion: '0.6.0'\nkind: example.com/thing\ndevices:\n- name: one\n  containerEdits:\n"
+        "    env: [THING=one]\n    deviceNodes: [{path: /dev/thing, hostPath: /dev/null}]\n"
+    )
+    adjust = nri.ContainerAdjustment(CDI_devices=[nri.CDIDevice(name="example.com/thing=one")])
+    answer = nri.CreateContainerResponse(adjust=adjust)
+    with Daemon.running(f"--nri-socket={socket}", f"--config={tmp_path}/crisp.toml") as daemon:
+        daemon.import_busybox()
+        with Plugin.connected(socket, CreateContainer=answer), daemon.pod("cdi") as pod:
+            container = pod.run("sleep", "1000")
+            seen = pod.exec(container, "sh", "-c", "echo $THING; stat -c %t.%T /dev/thing").stdout
+            assert seen == b"one\n1.3\n"
+
+
+def test_judges_are_told_who_wants_what_and_may_reject_it(daemon: Daemon, socket: Path) -> None:
+    mine = nri.ContainerAdjustment(env=[nri.KeyValue(key="A", value="1")])
+    mine.linux.oom_score_adj.value = 500
+    with (
+        daemon.pod("judged") as pod,
+        Plugin.connected(socket, "one", "01", CreateContainer=nri.CreateContainerResponse(adjust=mine)),
+        Plugin.connected(socket, "judge", "99") as judge,
+    ):
+        pod.create("true")
+        request = judge.request("ValidateContainerAdjustment")
+        assert request.adjust.env[0].key == "A"
+        owners = request.owners.owners[request.container.id]
+        assert owners.simple[nri.OomScoreAdj] == "01-one"
+        assert owners.compound[nri.Env].owners["A"] == "01-one"
+        assert [(one.index, one.name) for one in request.plugins] == [("01", "one"), ("99", "judge")]
+        judge.answers["ValidateContainerAdjustment"] = nri.ValidateContainerAdjustmentResponse(
+            reject=True, reason="not that A"
+        )
+        with pytest.raises(grpc.RpcError, match=r"99-judge: ValidateContainerAdjustment: rejected: not that A"):
+            pod.run("true", name="another")
+
+
+def _memory(container: str, mebibytes: int, **fields: bool) -> nri.ContainerUpdate:
+    update = nri.ContainerUpdate(container_id=container, **fields)
+    update.linux.resources.memory.limit.value = mebibytes << 20
+    return update
+
+
+def _limit(daemon: Daemon, container: str) -> int:
+    return daemon.status(container).resources.linux.memory_limit_in_bytes >> 20
+
+
+def test_updates_pass_plugins_which_may_change_them_and_others(daemon: Daemon, socket: Path) -> None:
+    with Plugin.connected(socket) as plugin, daemon.pod("updated") as pod:
+        first, second = pod.run("sleep", "1000"), pod.run("sleep", "1000", name="second")
+        wanted = [_memory(first, 80), _memory(second, 48)]
+        plugin.answers["UpdateContainer"] = nri.UpdateContainerResponse(update=wanted)
+        asked = cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20, cpu_shares=512)
+        daemon.runtime.UpdateContainerResources(
+            cri.UpdateContainerResourcesRequest(container_id=first, linux=asked), **_CALL
+        )
+        assert plugin.request("UpdateContainer").linux_resources.memory.limit.value == 64 << 20
+        assert plugin.request("PostUpdateContainer").container.linux.resources.memory.limit.value == 80 << 20
+        assert (_limit(daemon, first), _limit(daemon, second)) == (80, 48)
+        assert daemon.status(first).resources.linux.cpu_shares == 512
+        files = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max"
+        assert pod.exec(second, "sh", "-c", files).stdout.split() == [str(48 << 20).encode()]
+        plugin.answers["UpdateContainer"] = objection("no changes today")
+        with pytest.raises(grpc.RpcError, match="no changes today"):
+            daemon.runtime.UpdateContainerResources(
+                cri.UpdateContainerResourcesRequest(container_id=first, linux=asked), **_CALL
+            )
+        assert _limit(daemon, first) == 80
+        sums = cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod.id, resources=asked)
+        daemon.runtime.UpdatePodSandboxResources(sums, **_CALL)
+        assert plugin.request("UpdatePodSandbox").linux_resources.cpu.shares.value == 512
+        assert plugin.methods()[-1] == "PostUpdatePodSandbox"
+
+
+def test_a_creation_and_an_end_change_other_containers(daemon: Daemon, socket: Path) -> None:
+    with Plugin.connected(socket) as plugin, daemon.pod("others") as pod:
+        first = pod.run("sleep", "1000")
+        victim = pod.run("sleep", "1000", name="victim")
+        eviction = nri.ContainerEviction(container_id=victim, reason="room is needed")
+        plugin.answers["CreateContainer"] = nri.CreateContainerResponse(update=[_memory(first, 48)], evict=[eviction])
+        second = pod.run("sleep", "1000", name="second")
+        assert _limit(daemon, first) == 48
+        assert daemon.wait_exited(victim).exit_code == 137
+        plugin.answers["CreateContainer"] = nri.CreateContainerResponse(update=[_memory("f" * 64, 48)])
+        with pytest.raises(grpc.RpcError, match=r"f{64}"):
+            pod.run("true", name="third")
+        gone = nri.CreateContainerResponse(update=[_memory("f" * 64, 48, ignore_failure=True)])
+        plugin.answers["CreateContainer"] = gone
+        pod.run("true", name="third")
+        plugin.answers["StopContainer"] = nri.StopContainerResponse(update=[_memory(first, 96)])
+        daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=second, timeout=0), **_CALL)
+        until(lambda: _limit(daemon, first) == 96)
+
+
+def test_a_plugin_changes_containers_unasked(daemon: Daemon, socket: Path) -> None:
+    with Plugin.connected(socket) as plugin, daemon.pod("unasked") as pod:
+        container = pod.run("sleep", "1000")
+        pids = nri.ContainerUpdate(container_id=container)
+        pids.linux.resources.pids.limit = 3
+        answer = plugin.update(_memory(container, 48), _memory("f" * 64, 48), pids)
+        assert [one.container_id for one in answer.failed] == ["f" * 64, container]
+        assert _limit(daemon, container) == 48
+        assert "UpdateContainer" not in plugin.methods()
+        assert not plugin.update(evict=(container,)).failed
+        assert daemon.wait_exited(container).exit_code == 137
 
 
 def test_a_plugin_that_hangs_is_dropped_and_the_pod_runs(daemon: Daemon, socket: Path) -> None:

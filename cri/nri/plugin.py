@@ -1,0 +1,60 @@
+"""One connected plugin: what it wants to hear of, and how it is called."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from google.protobuf.message import Message
+
+from cri.nri.connection import Connection
+from cri.nri.errors import NriError, PluginGone, WireError
+from pods.errors import PodError
+
+PACKAGE: Final = "nri.pkg.api.v1alpha1"
+REQUEST_SECONDS: Final = 2.0  # containerd's and CRI-O's default
+UNIMPLEMENTED: Final = 12  # what a plugin answers that does not know a call
+
+_Answer = TypeVar("_Answer", bound=Message)
+
+_log = logging.getLogger("crisp.nri")
+
+
+@dataclass(eq=False, slots=True)
+class Plugin:
+    """A plugin, from its connection on."""
+
+    connection: Connection
+    registered: asyncio.Future[str]  # index-name
+    name: str = ""
+    events: int = 0
+
+    def wants(self, event: int) -> bool:
+        return bool(self.events & 1 << (event - 1))
+
+    async def call(
+        self, method: str, request: Message, answer: type[_Answer], seconds: float = REQUEST_SECONDS
+    ) -> _Answer:
+        """Raises what `Connection.call` does; a plugin that does not answer is cut off."""
+        try:
+            return await self.connection.call(f"{PACKAGE}.Plugin", method, request, answer, seconds)
+        except PluginGone:
+            self.connection.close()  # one that hangs must not hold up each pod again
+            raise
+
+
+@contextlib.contextmanager
+def asking(plugin: Plugin, method: str) -> Iterator[None]:
+    """A plugin that is gone has no say; one that objects fails the operation (PodError)."""
+    try:
+        yield
+    except PluginGone as error:
+        _log.error("plugin dropped", extra={"plugin": plugin.name, "error": error})
+    except WireError as error:  # what it would be told is too long for NRI
+        _log.error("plugin not told", extra={"plugin": plugin.name, "call": method, "error": error})
+    except NriError as error:
+        raise PodError(f"NRI plugin {plugin.name}: {method}: {error}") from error
