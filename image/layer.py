@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from image.openat2 import Walk, open_directory
-from image.overlay import PLAIN_DIRECTORY, RESERVED_XATTRS, is_whiteout, make_whiteout, mark_opaque
+from image.overlay import OPAQUE_XATTR, PLAIN_DIRECTORY, RESERVED_XATTRS, is_whiteout, make_whiteout, mark_opaque
 from image.tar import (
     BLOCK_DEVICE,
     CHAR_DEVICE,
@@ -51,11 +51,13 @@ class LayerUsage:
 class LayerWriter:
     """Writes entries below `root`, an open and empty directory that nobody else changes meanwhile.
 
-    The process's umask must be 0. The working directory is changed at will.
+    The process's umask must be 0. The working directory is changed at will. With `marked`, directories that hide those
+    below them may say so as overlayfs does (archives of a writable layer have that), else only by whiteouts.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, *, marked: bool = False) -> None:
         self._root = root
+        self._marked = marked
         self._directories: dict[bytes, int] = {}
         self._times: dict[bytes, int] = {}
         self._implied: set[bytes] = {b""}
@@ -86,6 +88,7 @@ class LayerWriter:
 
     def _write_entry(self, entry: Entry, reader: TarReader) -> None:
         path = normalised(entry.name)
+        opaque = self._marked and entry.kind == DIRECTORY and (entry.xattrs or {}).pop(OPAQUE_XATTR, b"") == b"y"
         self._refuse(entry)
         if not path:
             if entry.kind != DIRECTORY:
@@ -101,6 +104,8 @@ class LayerWriter:
             self._white_out(self._parent(parent_path), name[len(_WHITEOUT) :])
         elif entry.kind == DIRECTORY:
             self._make_directory(self._parent(parent_path), path, name, entry)
+            if opaque:
+                mark_opaque(self._parent(path))
         else:
             self._replace_and_make(self._parent(parent_path), path, name, entry, reader)
 

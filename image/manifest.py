@@ -116,7 +116,8 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A layer as it comes. A digest of "" (docker-archive has none) leaves only the content's, `diff_id`, to verify."""
+    """A layer as it comes. A digest of "" (docker-archive has none) leaves only the content's, `diff_id`, to verify;
+    an archive that is no layer has neither."""
 
     digest: str
     size: int  # bytes

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -36,7 +36,7 @@ from image.errors import (
 )
 from image.export import KeptImage, export
 from image.layers import Layer, Layers, Make, base36, blob_of
-from image.manifest import Configuration, Manifest, digest_of, node_platforms, parse_configuration, parse_manifest
+from image.manifest import Blob, Configuration, Manifest, digest_of, node_platforms, parse_configuration, parse_manifest
 from image.model import Credentials, FilesystemUsage, Image, PullProgress
 from image.policy import Accept
 from image.pulls import Pulls
@@ -335,6 +335,13 @@ class ImageStore:
             return [await self._tasks.start(self._import(archive, image, override)) for image in found]
         finally:
             await asyncio.to_thread(archive.close)
+
+    async def unpack_archive(self, source: AsyncIterator[bytes] | int, size: int, directory: Path) -> None:
+        """Unpack a tar, compressed or not, into the empty `directory`, as guarded as a layer (LayerWriter's `marked`).
+
+        `source` gives its `size` bytes, or is an open file. Raises InvalidImage, StorageFull, ImageError.
+        """
+        await self._workers.unpack(source, Blob("", size, ""), directory, marked=True)
 
     async def export(self, name: str, path: Path, form: str) -> str:
         """Write an image to the new file or directory `path`, in a form of `export.FORMATS`; its manifest's digest.

@@ -75,10 +75,16 @@ class Workers:
             await forker.end()
 
     async def unpack(
-        self, source: AsyncIterator[bytes] | int, blob: Blob, directory: Path, keep: Path | None = None
+        self,
+        source: AsyncIterator[bytes] | int,
+        blob: Blob,
+        directory: Path,
+        keep: Path | None = None,
+        *,
+        marked: bool = False,
     ) -> Unpacked:
         """Unpack `blob` into the empty `directory`. `source` gives its bytes, or is an open file at its beginning.
-        They are also written into the new file `keep`, if given.
+        They are also written into the new file `keep`, if given. `marked` is LayerWriter's.
 
         Raises DigestMismatch, InvalidImage, StorageFull, ImageError, and what `source` raises; the directory's content
         is then of no use. The worker does not survive a cancellation.
@@ -92,8 +98,10 @@ class Workers:
             "diff_id": blob.diff_id,
             "limit": self._layer_limit,
             "keep": os.fspath(keep) if keep else "",
+            "marked": marked,
         }
-        answer = await self._run(request, source, f"unpack layer {name}", directory.parent)
+        what = f"layer {name}" if name else f"archive into {directory}"
+        answer = await self._run(request, source, f"unpack {what}", directory.parent)
         return msgspec.convert(answer, Unpacked)
 
     async def survey(self, directory: Path) -> Survey:

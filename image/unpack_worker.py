@@ -117,7 +117,7 @@ class _Blob:
         if self._digest and digest != self._digest:
             raise _Refused("digest", f"blob has digest {digest}")
         diff_id = f"sha256:{self._content.hexdigest()}"
-        if diff_id != self._diff_id:
+        if self._diff_id and diff_id != self._diff_id:
             raise _Refused("digest", f"content has digest {diff_id}, the image's configuration says {self._diff_id}")
 
 
@@ -188,7 +188,7 @@ def _unpack(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
     os.chroot(".")
     blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy)
     stream = ByteStream(blob.chunks())
-    usage = LayerWriter(root).write(TarReader(stream))
+    usage = LayerWriter(root, marked=request["marked"]).write(TarReader(stream))
     stream.drain()
     if copy is not None:
         usage.size += os.fstat(copy).st_blocks * 512

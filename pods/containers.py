@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import handlers, log_fields, mounted_images, oci, user_namespaces
+from pods import handlers, log_fields, mounted_images, oci, restores, user_namespaces
 from pods.directories import remove_tree
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from image.model import Image
     from image.store import ImageStore
     from pods.host import HostFacts
+    from pods.model import Sandbox
+    from pods.restores import Checkpoint
     from pods.scopes import Scopes
     from pods.shims import Shims
     from pods.state import State
@@ -102,15 +104,24 @@ class Containers:
         return None
 
     async def _make(self, sandbox_id: str, config: ContainerConfig, trace: Trace) -> str:
-        sandbox = self._state.find_sandbox(sandbox_id)
-        image = self._images.find(config.image.image)
+        async with contextlib.AsyncExitStack() as undo:
+            made = await self._make_in(self._state.find_sandbox(sandbox_id), config, trace, undo)
+            undo.pop_all()
+        return made
+
+    async def _make_in(
+        self, sandbox: SandboxRecord, config: ContainerConfig, trace: Trace, undo: contextlib.AsyncExitStack
+    ) -> str:
+        container_id = secrets.token_hex(32)
+        checkpoint = await self._find_checkpoint(sandbox.sandbox, container_id, config, undo)
+        image = checkpoint.base if checkpoint is not None else self._images.find(config.image.image)
         if image is None:
             raise NotFound(f"image {config.image.image!r} is not on this node: pull it first")
-        container = self._plan(sandbox, config, image)
+        container = self._plan(sandbox, container_id, config, image, checkpoint)
         for image_id in container.images:
             self._images.hold(image_id)
         try:
-            await self._require_trusted(container)
+            await self._require_trusted(container, checkpoint)
         except BaseException:
             for image_id in container.images:
                 self._images.release(image_id)
@@ -118,7 +129,7 @@ class Containers:
         intent = self._state.store.begin_put(ContainerRecord(container=container))
         try:
             async with contextlib.AsyncExitStack() as heard_of:
-                container = await self._prepare(sandbox, container, image, trace, heard_of)
+                container = await self._prepare(sandbox, container, image, checkpoint, trace, heard_of)
                 await asyncio.wrap_future(intent)
                 await self._state.save_container(ContainerRecord(container=container, finished=True))
             trace.step("container durable")
@@ -131,26 +142,60 @@ class Containers:
         now = self._state.sandboxes.get(sandbox.sandbox.id)
         if now is None or now.sandbox.state is not SandboxState.READY:
             await self._erase(container)
-            raise FailedPrecondition(f"pod sandbox {sandbox_id} was stopped meanwhile")
+            raise FailedPrecondition(f"pod sandbox {sandbox.sandbox.id} was stopped meanwhile")
         await self._state.happened(Moment.POST_CREATE, sandbox.sandbox, container)
         _log.info("container created", extra=log_fields.of_container(container) | {"image": config.image.image})
         return container.id
 
-    async def _require_trusted(self, container: Container) -> None:
-        mounts = container.config.mounts
-        specs = [container.config.image, *(mounts[mounted.mount].image for mounted in container.mounted_images)]
-        for image_id, spec in zip(container.images, specs, strict=True):
-            image = self._images.find(image_id)
-            if image is not None and spec is not None:
-                await self._images.require_trusted(image, spec.user_specified_image or spec.image)
+    async def _find_checkpoint(
+        self, sandbox: Sandbox, container_id: str, config: ContainerConfig, undo: contextlib.AsyncExitStack
+    ) -> Checkpoint | None:
+        """What the container is to be restored from, if the request's image is a checkpoint."""
+        name = config.image.image
+        if restores.is_archive(name):
+            restores.check(sandbox)
+            begun = Container(
+                id=container_id, sandbox_id=sandbox.id, config=config, image_id="", image_ref="",
+                state=ContainerState.CREATED, created_at=time.time_ns(),
+            )  # fmt: skip
+            # Known before there is anything on disk: a daemon that is killed has its successor take it away.
+            await asyncio.wrap_future(self._state.store.begin_put(ContainerRecord(container=begun)))
+            undo.push_async_callback(self._erase, begun)
+            directory = self._state.settings.container_root(container_id) / "restore"
+            await restores.unpack(name, directory, self._images)
+            return await restores.read(directory, self._images)
+        image = self._images.find(name)
+        if image is None or not await restores.of_image(image, self._images):
+            return None
+        restores.check(sandbox)
+        return await restores.read(self._images.layers(image)[0], self._images, image.id)
 
-    def _plan(self, sandbox: SandboxRecord, config: ContainerConfig, image: Image) -> Container:
+    async def _require_trusted(self, container: Container, checkpoint: Checkpoint | None) -> None:
+        config = container.config
+        specs = [config.image, *(config.mounts[mounted.mount].image for mounted in container.mounted_images)]
+        names = [spec.user_specified_image or spec.image for spec in specs if spec is not None]
+        if checkpoint is not None:
+            names = [checkpoint.base_name, *(names if checkpoint.image_id else names[1:])]
+        for image_id, name in zip(container.images, names, strict=True):
+            image = self._images.find(image_id)
+            if image is not None:
+                await self._images.require_trusted(image, name)
+
+    def _plan(
+        self,
+        sandbox: SandboxRecord,
+        container_id: str,
+        config: ContainerConfig,
+        image: Image,
+        checkpoint: Checkpoint | None,
+    ) -> Container:
         log_path = ""
         if config.log_path and sandbox.sandbox.config.log_directory:
             log_path = os.path.join(sandbox.sandbox.config.log_directory, config.log_path)
-        oci.process_args(config, image.config)  # a container without a command is refused before anything is made
+        if checkpoint is None:
+            oci.process_args(config, image.config)  # a container without a command is refused before anything is made
         return Container(
-            id=secrets.token_hex(32),
+            id=container_id,
             sandbox_id=sandbox.sandbox.id,
             config=config,
             image_id=image.id,
@@ -160,6 +205,8 @@ class Containers:
             log_path=log_path,
             stop_signal=oci.stop_signal(config, image.config),
             mounted_images=mounted_images.find(config, self._images),
+            checkpoint=str(checkpoint.directory / restores.IMAGES) if checkpoint is not None else "",
+            checkpoint_image_id=checkpoint.image_id if checkpoint is not None else "",
         )
 
     async def _prepare(
@@ -167,6 +214,7 @@ class Containers:
         sandbox: SandboxRecord,
         container: Container,
         image: Image,
+        checkpoint: Checkpoint | None,
         trace: Trace,
         heard_of: contextlib.AsyncExitStack,
     ) -> Container:
@@ -175,6 +223,8 @@ class Containers:
         `heard_of` is entered when plugins hear of the container, and to be left when it is seen in the lists.
         """
         settings, config = self._state.settings, container.config
+        if checkpoint is not None:
+            config = checkpoint.wanted(config)
         oci.validate(config, sandbox.sandbox, self._host)
         target_pid = self._target_pid(container)
         # In a thread: a volume's path may lie on a network file system whose server does not answer.
@@ -186,6 +236,8 @@ class Containers:
         users = user_namespaces.mappings_of(sandbox.sandbox.config)
         _make_layer_directories(root, lower, users)
         bundle.mkdir(parents=True, mode=0o700)
+        if checkpoint is not None:
+            await restores.write_changes(checkpoint, root / "upper", self._images)
         trace.step("directories made")
         other = handlers.runtime_of(sandbox.sandbox, settings.runtime_handlers, settings.state)
         scope = None if other else oci.container_scope(sandbox.sandbox, container.id)
@@ -201,6 +253,7 @@ class Containers:
             user=oci.user_request(config, image.config).to_json(),
             images=mounted_images.shim_argument(config, container.mounted_images, self._images, root / "volumes"),
             hold=scope is not None,
+            restored=checkpoint is not None,
             **told,
         )
         trace.step("rootfs mounted, user found")
@@ -227,6 +280,9 @@ class Containers:
             found=found,
         )
         document = oci.build_config(context)
+        if checkpoint is not None and (ignored := checkpoint.adapt(document)):
+            fields = log_fields.of_container(container) | {"mounts": ignored}
+            _log.warning("mounts that the checkpointed container had not are left out", extra=fields)
         if other:
             handlers.adapt(document, sandbox.sandbox, container.id, self._host)
         await heard_of.enter_async_context(self._state.gate.passing())
@@ -311,6 +367,11 @@ class Containers:
         bundle = self._state.settings.bundle_dir(container.id)
         program, flags = await self._filters.of(bundle / "config.json")
         trace.step("seccomp filter ready")
+        restored: dict[str, Any] = {}
+        if container.checkpoint:
+            work = self._state.settings.container_root(container.id) / "criu"
+            work.mkdir(mode=0o700, exist_ok=True)
+            restored = {"restore": container.checkpoint, "work": str(work)}
         answer = await self._shims.of(container.sandbox_id).call(
             "start",
             container=container.id,
@@ -320,6 +381,7 @@ class Containers:
             filter=base64.b64encode(program).decode(),
             filter_flags=flags,
             trace=trace.on,
+            **restored,
         )
         trace.add((name, at) for name, at in answer.get("steps", ()))
         trace.step("shim answered")
@@ -503,7 +565,7 @@ class Containers:
 def _make_layer_directories(root: Path, lower: list[Path], users: IDMappings | None) -> None:
     """The writable layer's root looks like the image's own root directory."""
     upper = root / "upper"
-    root.mkdir(parents=True, mode=0o700)
+    root.mkdir(parents=True, mode=0o700, exist_ok=True)  # a checkpoint may be in it already
     upper.mkdir()
     (root / "work").mkdir(mode=0o700)
     if lower:

@@ -282,11 +282,14 @@ class Container(_Value, frozen=True):
     message: str = ""
     updated: Resources | None = None  # the limits since UpdateContainerResources changed them
     mounted_images: tuple[MountedImage, ...] = ()
+    checkpoint: str = ""  # the directory of criu's images that it is started from
+    checkpoint_image_id: str = ""  # the image that the directory is of, if it is of one
 
     @property
     def images(self) -> tuple[str, ...]:
         """The ids of all images that must stay as long as the container, as often as it uses them."""
-        return self.image_id, *(mounted.image_id for mounted in self.mounted_images)
+        own = tuple(filter(None, (self.image_id, self.checkpoint_image_id)))
+        return *own, *(mounted.image_id for mounted in self.mounted_images)
 
     @property
     def resources(self) -> Resources:

@@ -160,8 +160,7 @@ class Container:
         self._hooks = ContainerHooks(spec, self.id, self._bundle, self._supervisor)
         mounts = plan_mounts(spec, self._mappings)
         flags = clone_flags(spec)
-        self._filter = base64.b64decode(request.get("filter", ""))
-        self._filter_flags = request.get("filter_flags", 0)
+        self._take_filter(request)
         cgroup = self._hierarchies.cgroup(spec.linux.cgroups_path)
         with contextlib.ExitStack() as undo:
             self._log = LogFile(request["log"])
@@ -225,6 +224,10 @@ class Container:
         with failing("make", rootfs):
             os.makedirs(rootfs, 0o700, exist_ok=True)
         return {"empty_mount_namespace": -1, "attach_point": rootfs}
+
+    def _take_filter(self, request: dict[str, Any]) -> None:
+        self._filter = base64.b64decode(request.get("filter", ""))
+        self._filter_flags = request.get("filter_flags", 0)
 
     def _take_streams(self, request: dict[str, Any], *, terminal: bool) -> None:
         self._takes_stdin = request.get("stdin", False)

@@ -40,6 +40,12 @@ class ContainerHooks:
         moments = (("prestart", hooks.prestart), ("createRuntime", hooks.create_runtime))
         self._begin(moments, state, lambda failure: done(state, failure))
 
+    def run_creation(self, pid: int) -> None:
+        """The same for a process that may wait. Raises the first failure."""
+        state = self._state("creating", pid)
+        run_hooks("prestart", self._spec.hooks.prestart, state)
+        run_hooks("createRuntime", self._spec.hooks.create_runtime, state)
+
     def begin_poststart(self, pid: int, done: Callable[[Failure], None]) -> None:
         """poststart; at once `done` if there are none."""
         self._have_run = True

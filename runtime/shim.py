@@ -392,9 +392,13 @@ class Shim:
 
     def _new_container(self, container_id: str, message: Message) -> Container:
         bundle, hierarchies = message["bundle"], self._inheritance.hierarchies
+        if message.get("restored", False):
+            from runtime.restored import RestoredContainer  # few pods have use for these two
+
+            return RestoredContainer(container_id, bundle, self, hierarchies)
         if not message.get("runtime"):
             return Container(container_id, bundle, self, hierarchies)
-        from runtime.external import ExternalContainer, ExternalRuntime  # few pods have use for it
+        from runtime.external import ExternalContainer, ExternalRuntime
 
         return ExternalContainer(container_id, bundle, self, hierarchies, ExternalRuntime(**message["runtime"]))
 

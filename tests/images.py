@@ -82,6 +82,7 @@ def build_image(
     layer_type: str = "",
     config_type: str = OCI_CONFIG,
     diff_ids: Sequence[str] | None = None,
+    annotations: Mapping[str, str] | None = None,
 ) -> BuiltImage:
     """An image of uncompressed tars. `config` is the runtime part (Cmd, Env, ...)."""
     stored = [compress(tar) if compressed else tar for tar in layers]
@@ -100,6 +101,8 @@ def build_image(
         "config": {"mediaType": config_type, "digest": digest(raw), "size": len(raw)},
         "layers": [{"mediaType": layer_type, "digest": digest(blob), "size": len(blob)} for blob in stored],
     }
+    if annotations:
+        manifest["annotations"] = dict(annotations)
     blobs = {digest(blob): blob for blob in (raw, *stored)}
     return BuiltImage(json.dumps(manifest).encode(), media_type, blobs, digest(raw))
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from runtime import criu, syscalls, validation
-from runtime.checkpoint import DESCRIPTORS, SHARED, host_binds
+from runtime.checkpoint import host_binds
 from runtime.command import creation, image_files, removal
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
@@ -20,9 +20,7 @@ from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import Entry
 from runtime.errors import NotSupported, SpecError, failing
 from runtime.hooks import run_hooks
-from runtime.light import json
-from runtime.mounts import is_bind
-from runtime.rootfs import Rootfs
+from runtime.restore import inherited_objects, make_mount_points
 from runtime.spec import Spec
 
 TYPE_CHECKING = False
@@ -95,7 +93,7 @@ class _Restoration:
         group = ContainerGroup(self._context, spec, record)
         cgroup = group.make(undo)
         entry.save(record)
-        self._make_mount_points()
+        make_mount_points(self._rootfs, spec)
         with contextlib.ExitStack() as opened:
             asked = self._criu_options()
             if record.cgroup:
@@ -105,9 +103,9 @@ class _Restoration:
             namespace, directories = self._own_mounts(opened)
             asked |= criu_options(self._options, directories)
             undo.callback(self._end)
-            streams, inherited = self._streams(directories, opened)
-            asked["inherit_fd"] = [*inherited, *self._namespaces(streams, opened)]
-            worker = criu.Worker(lambda: syscalls.setns(namespace, syscalls.CLONE_NEWNS), keep=streams)
+            fds, inherited = inherited_objects(spec, directories.path, (0, 1, 2), opened)
+            asked["inherit_fd"] = inherited
+            worker = criu.Worker(lambda: syscalls.setns(namespace, syscalls.CLONE_NEWNS), keep=fds)
             record.pid = worker.call(criu.RESTORE, asked, directories.log, lambda note: self._notified(note, undo))
         record.start_time = start_time(record.pid)
         entry.save(record)
@@ -124,50 +122,6 @@ class _Restoration:
             if text := self._options.text(name):
                 asked[name.replace("-", "_")] = text
         return asked
-
-    def _streams(self, directories: Directories, opened: contextlib.ExitStack) -> tuple[list[int], list[bytes]]:
-        """Our standard streams in the place of those that the container had: descriptors, and what criu calls them."""
-        path = os.path.join(directories.path, DESCRIPTORS)
-        with failing("read", path), open(path, "rb") as file:
-            names = json.loads(file.read())
-        fds, inherited = [], []
-        for fd, name in enumerate(names[:3]):
-            if isinstance(name, str) and ("pipe:" in name or name.startswith("file[")):
-                copy = os.dup(fd)
-                opened.callback(os.close, copy)
-                fds.append(copy)
-                inherited.append(criu.inherited(name, copy))
-        return fds, inherited
-
-    def _namespaces(self, fds: list[int], opened: contextlib.ExitStack) -> list[bytes]:
-        """Those that are there already."""
-        inherited = []
-        for kind, _theirs, name in SHARED:
-            namespace = self._spec.linux.namespace(kind)
-            if namespace is not None and namespace.path:
-                with failing("open", namespace.path):
-                    fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
-                opened.callback(os.close, fd)
-                fds.append(fd)
-                inherited.append(criu.inherited(name, fd))
-        return inherited
-
-    def _make_mount_points(self) -> None:
-        """criu mounts, and does not make what it mounts on. Below other file systems it finds what it has saved."""
-        others = [mount.destination for mount in self._spec.mounts if not is_bind(mount)]
-        with failing("open rootfs", self._rootfs):
-            rootfs = Rootfs(os.open(self._rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        try:
-            sources = dict(host_binds(self._spec))
-            for mount in self._spec.mounts:
-                if any(mount.destination.startswith(other.rstrip("/") + "/") for other in others):
-                    continue
-                source = sources.get(mount.destination)
-                is_directory = source is None or os.path.isdir(source)
-                with failing("make mount point", mount.destination):
-                    os.close(rootfs.open_target(mount.destination, is_directory=is_directory))
-        finally:
-            os.close(rootfs.root)
 
     def _own_mounts(self, opened: contextlib.ExitStack) -> tuple[int, Directories]:
         """A mount namespace for criu in which the rootfs is a mount, as it wants it, and its directories opened there.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
+import stat
 import tarfile
 from pathlib import Path
 
@@ -11,7 +15,8 @@ import pytest
 
 from cri.v1 import api_pb2 as cri
 from pods.checkpoints import _write_changes
-from tests.daemon import CALL_SECONDS, Daemon, Pod
+from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
+from tests.images import entry, layer
 
 
 def _refused(pod: Pod, container_id: str, location: str, timeout: int = 5) -> tuple[str, str]:
@@ -59,3 +64,83 @@ def test_changes_of_a_writable_layer(tmp_path: Path) -> None:
     kept = {key for key in members["hides"].pax_headers if key.startswith("SCHILY")}
     assert kept == {"SCHILY.xattr.trusted.overlay.opaque"}
     assert members["link"].linkname == "/etc/new"
+
+
+@pytest.fixture
+def parts(daemon: Daemon, tmp_path: Path) -> dict[str, bytes]:
+    """What is in an archive of a container of busybox, but for criu's images."""
+    with daemon.pod("origin") as pod:
+        container_id = pod.run("sleep", "1000", name="origin")
+        document = (daemon.state / "containers" / container_id / "config.json").read_bytes()
+    changes = layer(
+        entry("etc/", mode=0o755), entry("etc/new", b"new"), entry("../../outside", b"inside"),
+        entry("hides/", pax_headers={"SCHILY.xattr.trusted.overlay.opaque": "y"}),
+    )  # fmt: skip
+    return {
+        "spec.dump": document,
+        "config.dump": json.dumps({"rootfsImageName": BUSYBOX, "id": container_id}).encode(),
+        "deleted.files": json.dumps(["etc/passwd", "tmp/"]).encode(),
+        "rootfs-diff.tar": changes,
+    }
+
+
+def _archive(path: Path, parts: dict[str, bytes], *more: tuple[tarfile.TarInfo, bytes]) -> str:
+    path.write_bytes(layer(entry("checkpoint/"), *(entry(name, content) for name, content in parts.items()), *more))
+    path.chmod(0o600)
+    return str(path)
+
+
+@pytest.mark.cri("CreateContainer", "config.image")
+def test_a_container_of_a_checkpoint_has_its_changes(daemon: Daemon, parts: dict[str, bytes], tmp_path: Path) -> None:
+    archive = _archive(tmp_path / "checkpoint.tar", parts)
+    with daemon.pod("copy") as pod:
+        container_id = pod.create(name="copy", image=archive)
+        upper = daemon.root / "containers" / container_id / "upper"
+        assert (upper / "etc/new").read_text() == "new"
+        assert (upper / "outside").read_text() == "inside"
+        assert os.getxattr(upper / "hides", "trusted.overlay.opaque") == b"y"
+        for gone in ("etc/passwd", "tmp"):
+            assert stat.S_ISCHR((upper / gone).lstat().st_mode)
+        document = json.loads((daemon.state / "containers" / container_id / "config.json").read_bytes())
+        assert document["process"]["args"] == ["sleep", "1000"]
+        assert daemon.status(container_id).image.image == archive
+        if shutil.which("criu") is None:
+            with pytest.raises(grpc.RpcError, match=r"criu: it is not installed \(Debian: apt-get install criu\)"):
+                daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container_id), timeout=20)
+            assert daemon.status(container_id).reason == "StartError"
+        daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container_id), timeout=20)
+        assert not upper.parent.exists()
+
+
+def _without(parts: dict[str, bytes], name: str, content: bytes | None = None) -> dict[str, bytes]:
+    changed = {key: value for key, value in parts.items() if key != name}
+    return changed if content is None else {**changed, name: content}
+
+
+def test_archives_that_are_none_are_refused(daemon: Daemon, parts: dict[str, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.tar"
+    link = tarfile.TarInfo("spec.dump")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+    elsewhere = json.dumps({"rootfsImageName": "registry.invalid/gone:1"}).encode()
+    wrong = json.loads(parts["spec.dump"]) | {"process": {"args": 7}}
+    bad = {
+        "no spec.dump": lambda: _archive(path, _without(parts, "spec.dump")),
+        "no config.dump": lambda: _archive(path, _without(parts, "config.dump")),
+        "no checkpoint/": lambda: (path.write_bytes(layer(*(entry(n, c) for n, c in parts.items()))), str(path))[1],
+        "no spec.dump in it": lambda: _archive(path, _without(parts, "spec.dump"), (link, b"")),
+        "config.dump is no JSON object": lambda: _archive(path, _without(parts, "config.dump", b"[" * 100_000)),
+        "spec.dump: process": lambda: _archive(path, _without(parts, "spec.dump", json.dumps(wrong).encode())),
+        "deleted.files is no list": lambda: _archive(path, _without(parts, "deleted.files", b'{"a": 1}')),
+        "whiteout of no name": lambda: _archive(path, _without(parts, "deleted.files", b'[".."]')),
+        "registry.invalid/gone": lambda: _archive(path, _without(parts, "config.dump", elsewhere)),
+        "checkpoint.tar': unpack archive": lambda: (path.write_bytes(b"x" * 10240), str(path))[1],
+        "only root can write": lambda: (path.chmod(0o666), str(path))[1],
+        "No such file": lambda: str(tmp_path / "nowhere.tar"),
+    }
+    with daemon.pod("refused") as pod:
+        for said, make in bad.items():
+            with pytest.raises(grpc.RpcError) as refused:
+                pod.create(name="copy", image=make())
+            assert re.search(said, str(refused.value.details())), (said, refused.value.details())
+        assert not daemon.runtime.ListContainers(cri.ListContainersRequest(), timeout=20).containers
+        assert not list((daemon.root / "containers").iterdir())

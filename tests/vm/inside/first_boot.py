@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tarfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from tests import leaks
 from tests.daemon import BUSYBOX, CALL_SECONDS, Pod
+from tests.images import build_image, write_layout
 from tests.vm.inside.node import CGROUPS, NETWORK, Process, Service, left_since, systemctl
+from tests.waiting import until
 
 EXPECTED = Path("/var/lib/crisp-guest-expected.json")  # what the second boot has to find
 MEBIBYTE = 1 << 20
@@ -157,6 +160,108 @@ def test_a_container_is_checkpointed_and_goes_on(service: Service, tmp_path: Pat
     assert (images / "inventory.img").exists()
     assert any(b"kept-in-memory" in pages.read_bytes() for pages in images.glob("pages-*.img"))
     assert "0" in (tmp_path / "ctr.log").read_text()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """An archive of a container that is gone, whose PID namespace was its own or the pod's; how far it had counted."""
+
+    pids: str
+    archive: Path
+    counted: int
+    volume: Path
+
+
+@pytest.fixture(scope="module")
+def checkpointed(service: Service, tmp_path_factory: pytest.TempPathFactory, request: Any) -> Checkpointed:
+    """Of a container with a volume, in a pod's network."""
+    directory = tmp_path_factory.mktemp("checkpointed")
+    archive, volume = directory / "checkpoint.tar", directory / "volume"
+    volume.mkdir()
+    script = f"echo kept >/changed; rm /etc/passwd; rm -r /home; mkdir /home; touch /home/mine; {COUNTER}"
+    with service.pod(config=_pod_with_pids(service, "origin", request.param)) as pod:
+        container_id = pod.run("sh", "-c", script, name="main", **_restorable(volume, request.param))
+        until(lambda: pod.log("main").count("\n") > 1000, EXIT_SECONDS)
+        checkpoint = cri.CheckpointContainerRequest(container_id=container_id, location=str(archive), timeout=60)
+        service.runtime.CheckpointContainer(checkpoint, timeout=60)
+        counted = pod.log("main").count("\n")
+    return Checkpointed(request.param, archive, counted, volume)
+
+
+def _pod_with_pids(service: Service, name: str, pids: str) -> cri.PodSandboxConfig:
+    options = cri.NamespaceOption(pid=cri.NamespaceMode.Value(pids))
+    security = cri.LinuxSandboxSecurityContext(namespace_options=options)
+    return service.sandbox_config(f"{name}-{pids.lower()}", linux=cri.LinuxPodSandboxConfig(security_context=security))
+
+
+def _restorable(volume: Path, pids: str) -> dict[str, Any]:
+    options = cri.NamespaceOption(pid=cri.NamespaceMode.Value(pids))
+    linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(namespace_options=options))
+    return {"linux": linux, "mounts": [cri.Mount(container_path="/volume", host_path=str(volume))]}
+
+
+@pytest.mark.cri("CreateContainer", "config.image")
+@pytest.mark.parametrize(
+    ("checkpointed", "kind"), [("CONTAINER", "archive"), ("POD", "image")], indirect=["checkpointed"]
+)
+def test_a_container_is_made_from_a_checkpoint(service: Service, checkpointed: Checkpointed, kind: str) -> None:
+    """In another pod, with another address, it counts on, in its own log."""
+    image = str(checkpointed.archive)
+    if kind == "image":
+        image = "localhost/checkpoint:latest"
+        layer = checkpointed.archive.read_bytes()
+        built = build_image([layer], {}, annotations={"org.criu.checkpoint.container.name": "main"})
+        layout = write_layout(checkpointed.archive.parent / "layout", {image: built})
+        service.import_image(layout)
+    pids = checkpointed.pids
+    with service.pod(config=_pod_with_pids(service, f"copy-{kind}", pids)) as pod:
+        container_id = pod.run(name="copy", image=image, **_restorable(checkpointed.volume, pids))
+        until(lambda: pod.log("copy").count("\n") > 1500, EXIT_SECONDS)
+        numbers = [int(line.split()[3]) for line in pod.log("copy").splitlines()]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        assert 0 < numbers[0] <= checkpointed.counted + 1
+        assert service.status(container_id).state == cri.CONTAINER_RUNNING
+        script = "cat /changed; ls /etc/passwd; ls -a /home; touch /volume/here; ip -4 -o address show eth0"
+        seen = pod.exec(container_id, "sh", "-c", script)
+        assert b"kept\n" in seen.stdout
+        assert b"No such file" in seen.stderr
+        assert b".\n..\nmine\n" in seen.stdout
+        assert pod.status().network.ip.encode() in seen.stdout
+        assert (checkpointed.volume / "here").exists()
+        stats = cri.ContainerStatsRequest(container_id=container_id)
+        assert service.runtime.ContainerStats(stats, timeout=CALL_SECONDS).stats.memory.usage_bytes.value > 0
+        if kind == "archive":
+            service.kill9()
+        counted = pod.log("copy").count("\n")
+        until(lambda: pod.log("copy").count("\n") > counted, EXIT_SECONDS)
+        service.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=0), timeout=30)
+        assert service.status(container_id).exit_code == 137
+
+
+@pytest.mark.parametrize("checkpointed", ["POD"], indirect=True)
+def test_a_checkpoint_that_does_not_fit_or_is_damaged_leaves_nothing(
+    service: Service, checkpointed: Checkpointed, tmp_path: Path
+) -> None:
+    pids, image = checkpointed.pids, str(checkpointed.archive)
+    damaged = tmp_path / "damaged.tar"
+    with tarfile.open(checkpointed.archive) as old, tarfile.open(damaged, "w") as new:
+        for member in old:
+            content = old.extractfile(member)
+            if not member.name.startswith("checkpoint/core-"):
+                new.addfile(member, content)
+    damaged.chmod(0o600)
+    with service.pod(config=_pod_with_pids(service, "misfit", pids)) as pod:
+        for wrong, said in (
+            ({"linux": _restorable(checkpointed.volume, pids)["linux"]}, "had /volume, and needs"),
+            (_restorable(checkpointed.volume, "CONTAINER"), "had the pod's pid namespace, and is to have its own"),
+        ):
+            with pytest.raises(grpc.RpcError, match=said) as refused:
+                pod.create(name="misfit", image=image, **wrong)
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        mine = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=pod.id))
+        assert not service.runtime.ListContainers(mine, timeout=CALL_SECONDS).containers
+        with pytest.raises(grpc.RpcError, match="criu failed"):
+            pod.run(name="damaged", image=str(damaged), **_restorable(checkpointed.volume, pids))
 
 
 def limits(process: Process) -> dict[str, str]:
