@@ -1,6 +1,6 @@
 """The main path inside a Debian guest (tests/vm/guest.py), one test here for each test there (tests/vm/inside).
 
-The guest boots twice for all of them; between the two it loses its power.
+The guest boots three times for all of them; in between it loses its power.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from typing import Any
 
 import pytest
 
+from tests.e2e import kubernetes
 from tests.vm import base, guest
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("bin", "cri", "image", "network", "pods", "runtime")
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE")
-PAYLOAD_FILES = ("tests/vm", "deploy")
+PAYLOAD_FILES = ("tests/vm", "tests/e2e/__init__.py", "tests/e2e/manifests.py", "deploy")
 TOOLS = ("installer>=0.7", "pytest>=8")  # what the payload needs inside besides the project's own dependencies
-BOOTS = 2
-MODULES = ("crisp_oci.py", "first_boot.py", "second_boot.py")
+BOOTS = 3
+MODULES = ("crisp_oci.py", "first_boot.py", "second_boot.py", "kubelet_boot.py", "third_boot.py")
 TIMEOUT_SECONDS = 900.0  # twice what a machine of two cores took that had other things to do
 
 
@@ -67,6 +68,7 @@ def _payload(directory: Path) -> Path:
     for name in (*shared, *PAYLOAD_FILES):
         _copy(REPOSITORY / name, payload / name)
     shutil.copy(payload / "tests/vm/inside/run.py", payload)
+    shutil.copy(kubernetes.directory("kubelet") / "kubelet", payload)
     # A build leaves files beside the sources; they are not to be in the checkout.
     for name in (*PACKAGES, *BUILD_FILES):
         _copy(REPOSITORY / name, source / name)
