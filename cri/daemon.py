@@ -99,7 +99,7 @@ async def serve(
         streaming = StreamingServer(node, stream_address(configuration))
         undo.push_async_callback(streaming.close)
         await streaming.start()
-        monitor = await _monitor(node, configuration.metrics_addr, undo)
+        monitor = await _monitor(node, streaming, configuration.metrics_addr, undo)
         tracing = _tracing(node, configuration, undo)
         await _plugins(node, configuration.nri_socket, undo)
         server = create_server(node, configuration, streaming, monitor, tracing)
@@ -130,13 +130,15 @@ async def _plugins(node: Node, path: str, undo: contextlib.AsyncExitStack) -> No
         await hub.start()
 
 
-async def _monitor(node: Node, address: str, undo: contextlib.AsyncExitStack) -> Monitor | None:
+async def _monitor(
+    node: Node, streaming: StreamingServer, address: str, undo: contextlib.AsyncExitStack
+) -> Monitor | None:
     """The metrics, served at `address`; None when they are not wanted."""
     if not address:
         return None
     from cri.monitoring import Monitor
 
-    monitor = Monitor(node)
+    monitor = Monitor(node, streaming.guests)
     undo.push_async_callback(monitor.close)
     await monitor.start(address)
     node.step_reports.append(monitor.step)

@@ -14,6 +14,7 @@ from cri.errors import StartupError
 from cri.version import crisp_version
 
 if TYPE_CHECKING:
+    from cri.streaming.connection import Guests
     from pods.node import Node
 
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -43,7 +44,7 @@ class CallMeter:
 class Monitor:
     """All metrics of a daemon, and the server that tells them."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, guests: Guests) -> None:
         self.registry = CollectorRegistry()
         self.calls = Counter("crisp_cri_calls", "Calls answered", ("rpc",), registry=self.registry)
         self.errors = Counter(
@@ -60,6 +61,7 @@ class Monitor:
             registry=self.registry,
         )
         self._node = node
+        self._guests = guests
         self._runner: web.AppRunner | None = None
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -82,6 +84,7 @@ class Monitor:
         yield GaugeMetricFamily("crisp_shims", "Shims that the daemon is connected to", value=node.shim_count())
         yield GaugeMetricFamily("crisp_images", "Images in the store", value=len(node.images.images()))
         yield from _pulls(node)
+        yield from _streams(self._guests)
         yield GaugeMetricFamily("crisp_event_listeners", "Open streams of GetContainerEvents", value=len(node.events))
         yield _gauge("crisp_build_info", "The version that runs", "version", {crisp_version(): 1})
 
@@ -114,6 +117,22 @@ def _gauge(name: str, text: str, label: str, values: Any) -> GaugeMetricFamily:
     for value, number in values.items():
         family.add_metric([value], number)
     return family
+
+
+def _streams(guests: Guests) -> Iterator[Metric]:
+    labels = ["kind", "transport"]
+    now = GaugeMetricFamily("crisp_streams", "Connections of exec, attach and port-forward", labels=labels)
+    for label, number in guests.open().items():
+        now.add_metric(label, number)
+    yield now
+    opened = CounterMetricFamily("crisp_streams_opened", "Such connections since crispd started", labels=labels)
+    for label, number in guests.opened.items():
+        opened.add_metric(label, number)
+    yield opened
+    refused = CounterMetricFamily("crisp_streams_refused", "Requests that got none, by HTTP status", labels=["status"])
+    for status, number in guests.refused.items():
+        refused.add_metric([str(int(status))], number)
+    yield refused
 
 
 def _pulls(node: Node) -> Iterator[Metric]:

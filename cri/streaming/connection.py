@@ -10,6 +10,7 @@ import select
 import socket
 import sys
 import termios
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
@@ -48,17 +49,24 @@ class Guests:
     """Who is connected. A connection that speaks TLS counts once it has shaken hands."""
 
     def __init__(self) -> None:
-        self._wires: set[Wire] = set()
+        self._wires: dict[Wire, None] = {}  # in the order in which they came
+        self.opened: Tally[tuple[str, str]] = Tally()  # kind and transport of all there were
+        self.refused: Tally[int] = Tally()  # by HTTP status
 
-    def enter(self, wire: Wire) -> bool:
-        """False if there are too many already that have shown no token."""
-        if sum(not other.upgraded for other in self._wires) >= _MAX_STRANGERS:
-            return False
-        self._wires.add(wire)
-        return True
+    def enter(self, wire: Wire) -> None:
+        """Of too many that have shown no token the oldest has to go: whoever only waits keeps nobody out."""
+        strangers = [other for other in self._wires if not other.upgraded]
+        if len(strangers) >= _MAX_STRANGERS:
+            _log.info("streaming connection ended", extra={"error": "too many connections have shown no token"})
+            strangers[0].abort()
+        self._wires[wire] = None
 
     def leave(self, wire: Wire) -> None:
-        self._wires.discard(wire)
+        self._wires.pop(wire, None)
+
+    def open(self) -> Tally[tuple[str, str]]:
+        """How many there are just now that have shown their tokens, by kind and transport."""
+        return Tally(wire.label for wire in self._wires if wire.upgraded)
 
     def abort(self) -> None:
         """Close all connections."""
@@ -95,6 +103,8 @@ class Wire(asyncio.BufferedProtocol):
         self._signs: asyncio.TimerHandle | None = None
         self._ending = False
         self.full = False  # the client takes no more for now
+        self.label = ("", "")  # what it is for, and its transport, once a token was shown
+        self.fields: dict[str, object] = {}  # of lines of the log: whose streams they are
 
     @property
     def upgraded(self) -> bool:
@@ -104,9 +114,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if not self._guests.enter(self):
-            self._transport.abort()
-            return
+        self._guests.enter(self)
         self._transport.set_write_buffer_limits(_HIGH, _LOW)
         connection = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
@@ -129,7 +137,7 @@ class Wire(asyncio.BufferedProtocol):
             elif self._handshake is not None:
                 self._request(self._handshake, data)
         except ProtocolViolation as error:
-            _log.info("streaming connection ended", extra={"error": error})
+            self._tell_end(error)
             self.end()
             self._lost()
 
@@ -164,16 +172,22 @@ class Wire(asyncio.BufferedProtocol):
                 return
             self._link, protocol = self._accept(self, upgrade)
         except Refused as refused:
-            _log.info("streaming request refused", extra={"error": refused, "status": refused.status})
+            self._guests.refused[refused.status] += 1
+            fields = self.fields | {"error": refused, "status": refused.status}
+            _log.info("streaming request refused", extra=fields)
             self.write([handshake.refuse(refused)])
             self.end()
             return
+        self._guests.opened[self.label] += 1
         self._handshake = None
         self.write([handshake.switch(protocol)])
         self._link.begin()
         self._check_idle()
         if rest := handshake.rest():
             self._link.receive(memoryview(rest))
+
+    def _tell_end(self, why: object) -> None:
+        _log.info("streaming connection ended", extra=self.fields | {"error": why})
 
     def _check_handshake(self) -> None:
         if self._link is None:
@@ -197,7 +211,7 @@ class Wire(asyncio.BufferedProtocol):
         self._active = self._loop.time()
         self._transport.write(data)
         if self._transport.get_write_buffer_size() > _ABUSE:
-            _log.info("streaming connection ended", extra={"error": "the client reads no answers to its frames"})
+            self._tell_end("the client reads no answers to its frames")
             self._transport.abort()
 
     def hold(self, length: int) -> None:
@@ -287,7 +301,7 @@ class Wire(asyncio.BufferedProtocol):
         if left > 0:
             self._set_timer(left, self._check_idle)
         else:
-            _log.info("streaming connection ended", extra={"error": f"idle for {self._timeouts.idle:g} s"})
+            self._tell_end(f"idle for {self._timeouts.idle:g} s")
             self._transport.abort()
 
 

@@ -140,7 +140,7 @@ class PortForward:
         self._tasks.discard(task)
         self._all_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("streaming failed unexpectedly", exc_info=error)
+            _log.error("streaming failed unexpectedly", exc_info=error, extra=self._link.wire.fields)
         if self._fixed and not self._tasks:
             self._link.goodbye()
             self._link.wire.end()
@@ -193,7 +193,7 @@ class PortForward:
             await pair.ended.wait()
 
     def _report(self, pair: Pair, message: str) -> None:
-        _log.info("port not forwarded", extra={"error": message})
+        _log.info("port not forwarded", extra=self._link.wire.fields | {"error": message})
         if pair.error is not None:
             self._link.send(pair.error, message.encode())
         if pair.data is not None:

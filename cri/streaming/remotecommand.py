@@ -122,7 +122,8 @@ class RemoteCommand:
             async with asyncio.timeout(self._patience):
                 await self._complete.wait()
         except TimeoutError:
-            _log.info("streaming connection ended", extra={"error": "the client did not open its streams in time"})
+            why = "the client did not open its streams in time"
+            _log.info("streaming connection ended", extra=self._link.wire.fields | {"error": why})
             await self._finish(Outcome(None, "timed out waiting for the client to open its streams"))
             return
         try:
@@ -130,7 +131,7 @@ class RemoteCommand:
         except PodError as error:
             outcome = Outcome(None, str(error))
         except Exception as error:
-            _log.error("streaming failed unexpectedly", exc_info=error)
+            _log.error("streaming failed unexpectedly", exc_info=error, extra=self._link.wire.fields)
             outcome = Outcome(None, f"{type(error).__name__}: {error}")
         await self._finish(outcome)
 
@@ -225,13 +226,13 @@ class RemoteCommand:
             try:
                 await session.resize(width, height)
             except PodError as error:
-                _log.debug("terminal not resized", extra={"error": error})
+                _log.debug("terminal not resized", extra=self._link.wire.fields | {"error": error})
 
     async def _finish(self, outcome: Outcome) -> None:
         """Tell how it ended, and end everything."""
         error = self._streams.get(Channel.ERROR, -1)
         if outcome.failure:
-            _log.info("streaming command failed", extra={"error": outcome.failure})
+            _log.info("streaming command failed", extra=self._link.wire.fields | {"error": outcome.failure})
         if data := outcome.encoded(self._version):
             while not self._link.room(error):
                 self._writable.clear()

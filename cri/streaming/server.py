@@ -46,7 +46,7 @@ class StreamingServer:
         self._server: asyncio.Server | None = None
         self._tls: ssl.SSLContext | None = None
         self._base = ""
-        self._guests = Guests()
+        self.guests = Guests()
         self._tasks: set[asyncio.Task[None]] = set()
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._page = Page()
@@ -80,7 +80,7 @@ class StreamingServer:
         if self._server is None:
             return
         self._server.close()
-        self._guests.abort()
+        self.guests.abort()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 while not self.idle:
@@ -91,7 +91,7 @@ class StreamingServer:
     @property
     def idle(self) -> bool:
         """Whether nobody is connected, and nothing of earlier connections is left."""
-        return not self._guests and not self._tasks
+        return not self.guests and not self._tasks
 
     def url(self, request: Request) -> str:
         """Where a client finds what is requested, once and within a minute. Raises TooManyPending."""
@@ -99,7 +99,7 @@ class StreamingServer:
 
     def connection(self) -> Wire:
         """What serves a connection: asyncio calls this for each."""
-        return Wire(self._accept, self._buffer, self._page, self._timeouts, self._guests)
+        return Wire(self._accept, self._buffer, self._page, self._timeouts, self.guests)
 
     def _accept(self, wire: Wire, upgrade: Upgrade) -> tuple[Link, str]:
         _, _, rest = upgrade.path.partition("/")
@@ -107,8 +107,11 @@ class StreamingServer:
         request = self._tokens.redeem(token)
         if request is None or kind(request) != wanted:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no such request: a URL can be used once, within a minute")
+        wire.label = (wanted, "spdy" if upgrade.transport == SPDY else "websocket")
         if isinstance(request, Ports):
+            wire.fields = {"stream": wanted, "sandbox": request.sandbox_id}
             return self._port_forward(wire, upgrade, request)
+        wire.fields = {"stream": wanted, "container": request.container_id}
         return self._command(wire, upgrade, request)
 
     def _command(self, wire: Wire, upgrade: Upgrade, command: Command) -> tuple[Link, str]:

@@ -14,7 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon
 from tests.images import build_image, busybox_image, busybox_layer, compress
+from tests.integration.test_dashboard import assert_shows_only
 from tests.registry import Registry
+from tests.stream_clients import STDERR, STDIN, STDOUT, Command, Refused
+from tests.waiting import until
 
 
 def _free_port() -> int:
@@ -23,9 +26,16 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _samples(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+_EXEC = frozenset({("kind", "exec"), ("transport", "websocket")})
+
+
+def _text(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
+        return str(answer.read().decode())
+
+
+def _samples(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    text = _text(port)
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -59,6 +69,34 @@ def test_calls_errors_steps_and_objects_are_counted() -> None:
     assert value("crisp_containers", state="running") == 1
     assert (value("crisp_shims"), value("crisp_images"), value("crisp_event_listeners")) == (1, 1, 1)
     assert value("process_resident_memory_bytes") > 0
+
+
+def test_streams_are_counted_told_of_and_shown() -> None:
+    port = _free_port()
+    with Daemon.running(f"--metrics-addr=127.0.0.1:{port}") as daemon:
+        daemon.import_busybox()
+        with daemon.pod("streams") as pod:
+            container = pod.run("sleep", "100")
+            request = cri.ExecRequest(container_id=container, cmd=["cat"], stdin=True, stdout=True, stderr=True)
+            url = daemon.runtime.Exec(request, timeout=30).url
+            command = Command.over("websocket", url, "v5.channel.k8s.io", STDIN, STDOUT, STDERR)
+            with pytest.raises(Refused):
+                Command.over("websocket", url, "v5.channel.k8s.io", STDIN, STDOUT, STDERR)
+            with pytest.raises(grpc.RpcError):
+                daemon.status("nothing")
+            during, text = _samples(port), _text(port)
+            command.end()
+            assert command.exit_code() == 0
+            failing = cri.ExecRequest(container_id=container, cmd=["no-such-program"], stdout=True)
+            url = daemon.runtime.Exec(failing, timeout=30).url
+            Command.over("websocket", url, "v5.channel.k8s.io", STDOUT).finish()
+            until(lambda: ("crisp_streams", _EXEC) not in _samples(port))
+        (line,) = [line for line in daemon.log().splitlines() if "streaming command failed" in line]
+        assert f"container={container}" in line
+        assert "stream=exec" in line
+    assert during["crisp_streams", _EXEC] == during["crisp_streams_opened_total", _EXEC] == 1
+    assert during["crisp_streams_refused_total", frozenset({("status", "404")})] == 1
+    assert_shows_only(text)
 
 
 def test_pulls_are_counted(tmp_path: Path) -> None:
