@@ -236,6 +236,15 @@ def test_a_container_is_made_from_a_checkpoint(service: Service, checkpointed: C
         until(lambda: pod.log("copy").count("\n") > counted, EXIT_SECONDS)
         service.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=0), timeout=30)
         assert service.status(container_id).exit_code == 137
+        if kind == "image":
+            with pytest.raises(grpc.RpcError, match="1 containers use"):
+                _remove_image(service, image)
+    if kind == "image":
+        _remove_image(service, image)
+
+
+def _remove_image(service: Service, name: str) -> None:
+    service.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)), timeout=CALL_SECONDS)
 
 
 @pytest.mark.parametrize("checkpointed", ["POD"], indirect=True)
