@@ -22,10 +22,11 @@ from runtime.attach import Attachments
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.clone import clone_into
 from runtime.errors import NotRunning, OperationFailed, RuntimeCoreError, failing, from_json
-from runtime.exec import Exec, Reply
+from runtime.exec import Reply
+from runtime.execs import Execs
 from runtime.hook_process import ContainerHooks
 from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
-from runtime.join import Join, exec_process
+from runtime.join import Join
 from runtime.logs import Clock, LogFile, complain
 from runtime.mounts import plan_mounts
 from runtime.spec_parse import parse, parse_resources
@@ -87,7 +88,7 @@ class Container:
         self._attachments: Attachments | None = None
         self._filter = b""
         self._filter_flags = 0
-        self._execs: dict[str, Exec] = {}
+        self._execs = Execs(supervisor)
         self._exit_waiters: list[Reply] = []
         self._start_waiters: list[Reply] = []
         self._early_exit: int | None = None
@@ -394,8 +395,7 @@ class Container:
 
     def delete(self) -> None:
         """Let go of all that is left. The container is not running."""
-        for key in [key for key, execution in self._execs.items() if execution.unclaimed]:
-            self._execs.pop(key).close()
+        self._execs.forget_unclaimed()
         if self._hooks is not None:
             self._hooks.begin_poststop()
             self._hooks = None
@@ -417,7 +417,6 @@ class Container:
         process = replace(self._spec.process, args=tuple(request["args"]), terminal=terminal, console_size=None)
         if terminal and not any(entry.startswith("TERM=") for entry in process.env):
             process = replace(process, env=(*process.env, "TERM=xterm"))
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         join = Join(
             container_id=self.id,
             spec=self._spec,
@@ -431,51 +430,15 @@ class Container:
             mappings=self._mappings,
         )
         pid_namespace = f"/proc/{self.pid}/ns/pid" if self._spec.linux.namespace("pid") else ""
-        with theirs, failing("clone", "exec"):
-            pid, pidfd = clone_into(self._cgroup, 0, pid_namespace, lambda: exec_process(join, theirs))
-        key = request["exec"]
-        execution = self._execs[key] = Exec(pid, pidfd, ours, self._supervisor, reply)
-
-        def exited(status: int) -> None:
-            execution.exited(status)
-            if not execution.unclaimed:
-                del self._execs[key]
-
-        self._supervisor.on_exit(pid, exited)
+        self._execs.begin(request["exec"], join, pid_namespace, reply)
 
     def wait_exec_running(self, key: str, reply: Reply) -> None:
         """Reply once the exec'd program runs, or has ended, with the other end of its terminal if it has one."""
-        entry = self._execs.get(key)
-        if entry is None:
-            reply({})
-        elif entry.unclaimed:
-            del self._execs[key]
-            entry.wait_running(reply)
-        else:
-            entry.wait_running(reply)
+        self._execs.wait_running(key, reply)
 
     def kill_exec(self, key: str) -> None:
         """SIGKILL an exec'd process and all it started, daemonised children of its session included."""
-        entry = self._execs.get(key)
-        if entry is not None and entry.unclaimed:
-            self._execs.pop(key).close()
-        elif entry is not None:
-            self._kill_family(entry.pid, entry.pidfd)
-
-    def _kill_family(self, first: int, pidfd: int) -> None:
-        if self._cgroup is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
-        for _round in range(16):  # until a look finds nothing new: a stopped process starts no more
-            family = _family(first, self._cgroup.pids())
-            for pid in family:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if not family:
-                break
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        self._execs.kill(key, self._cgroup)
 
     # -- attach -------------------------------------------------------------------------------------------------------
 
@@ -614,26 +577,3 @@ class _StartAttempt:
             return
         with contextlib.suppress(OSError):
             self._channel.send(json.dumps(state).encode())
-
-
-def _family(root: int, candidates: Sequence[int]) -> list[int]:
-    """Those of the candidates that descend from `root` or are in its session, living ones only."""
-    parents: dict[int, int] = {}
-    members: set[int] = set()
-    for pid in candidates:
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                state, parent, _group, session = file.read().rsplit(b") ", 1)[1].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state in (b"Z", b"X"):
-            continue
-        parents[pid] = int(parent)
-        if int(session) == root or pid == root:
-            members.add(pid)
-    grew = True
-    while grew:
-        more = {pid for pid, parent in parents.items() if parent in members and pid not in members}
-        members |= more
-        grew = bool(more)
-    return sorted(members)

@@ -21,6 +21,7 @@ from runtime.cgroups import Hierarchies
 from runtime.container import Container, Supervisor
 from runtime.errors import NotRunning, NotSupported, OperationFailed, RuntimeCoreError, failing
 from runtime.exec import Reply
+from runtime.execs import kill_family
 from runtime.logs import LogFile, complain
 from runtime.pod import unmount_if_mounted
 from runtime.spec import Resources
@@ -185,6 +186,10 @@ class ExternalContainer(Container):
             entry.killed = True
             if entry.pidfd >= 0:
                 self._kill_family(entry.pid, entry.pidfd)
+
+    def _kill_family(self, first: int, pidfd: int) -> None:
+        if self._cgroup is not None:
+            kill_family(first, pidfd, self._cgroup)
 
     # -- resources ----------------------------------------------------------------------------------------------------
 
