@@ -6,6 +6,7 @@ import configparser
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,11 @@ def test_the_node_image_for_kind_is_made_of_files_that_exist(tmp_path: Path) -> 
     steps = (DEPLOY / "kind/Dockerfile").read_text().replace("\\\n", " ").splitlines()
     steps = [step for step in steps if step and not step.startswith("#")]
     assert {step.split()[0] for step in steps} == {"ARG", "FROM", "RUN", "COPY"}
+    build = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())
+    copied = {word for step in steps if step.startswith("COPY") for word in step.split()[1:-1]}
+    setuptools = build["tool"]["setuptools"]
+    needed = {package.rstrip("*") for package in setuptools["packages"]["find"]["include"]}
+    assert needed | {str(Path(file).parent) for file in setuptools["script-files"]} <= copied
     for step in steps:
         if step.startswith("COPY") and "--from" not in step:
             assert all((DEPLOY.parent / source).exists() for source in step.split()[1:-1]), step
