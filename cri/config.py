@@ -30,6 +30,7 @@ RELOADED = ("log_level", "trace_start")  # what SIGHUP puts in force; the rest t
 _UNIX = "unix://"
 _HANDLER = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")  # a RuntimeClass has no others
 _SOCKET_PATH_BYTES = 107  # sun_path of unix(7), less its NUL
+NRI_SOCKET = "/var/run/nri/nri.sock"  # where plugins look
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Configuration:
     cni_bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
     cdi_spec_dirs: tuple[Path, ...] = (Path("/etc/cdi"), Path("/var/run/cdi"))
     hooks_dirs: tuple[Path, ...] = (Path("/usr/share/containers/oci/hooks.d"), Path("/etc/containers/oci/hooks.d"))
-    nri_socket: str = ""
+    nri_socket: str = NRI_SOCKET
     registries_conf: Path = Path("/etc/containers/registries.conf")
     registries_d: Path = Path("/etc/containers/registries.d")
     registry_certs_dirs: tuple[Path, ...] = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))

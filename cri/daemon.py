@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cri import logfmt
-from cri.config import CGROUP_DRIVERS, LOG_LEVELS, RELOADED, Configuration, load
+from cri.config import CGROUP_DRIVERS, LOG_LEVELS, NRI_SOCKET, RELOADED, Configuration, load
 from cri.errors import ConfigurationError, DaemonError, StartupError
 from cri.notify import Notifier
 from cri.streaming.address import StreamAddress
@@ -121,13 +121,18 @@ async def serve(
 
 
 async def _plugins(node: Node, path: str, undo: contextlib.AsyncExitStack) -> None:
-    """Serve NRI plugins at `path`, if any. Raises StartupError."""
+    """Serve NRI plugins at `path`, if any. Raises StartupError, but for the default: another runtime may have it."""
     if path:
         from cri.nri.hub import Hub
 
         hub = Hub(node, Path(path))
         undo.push_async_callback(hub.close)
-        await hub.start()
+        try:
+            await hub.start()
+        except StartupError as error:
+            if path != NRI_SOCKET:
+                raise
+            _log.warning("NRI plugins are not served", extra={"error": error})
 
 
 async def _monitor(
@@ -235,7 +240,7 @@ def command_line() -> argparse.ArgumentParser:
     flag("--state", metavar="DIR", help="state that does not (/run/crisp)")
     flag("--cni-conf-dir", metavar="DIR", help="CNI configurations (/etc/cni/net.d)")
     flag("--cni-bin-dir", dest="cni_bin_dirs", action="append", metavar="DIR", help="CNI plugins; may be repeated")
-    flag("--nri-socket", metavar="FILE", help="serve NRI plugins at this socket; off when not given")
+    flag("--nri-socket", metavar="FILE", help="serve NRI plugins at this socket; off when empty")
     flag("--registries-conf", metavar="FILE", help="containers-registries.conf(5)")
     flag("--signature-policy", metavar="FILE", help="containers-policy.json(5) (/etc/containers/policy.json, if any)")
     flag("--auth-file", metavar="FILE", help="logins to registries, containers-auth.json(5)")

@@ -46,7 +46,7 @@ free_network() {
 }
 
 start_daemon() {
-    : >"$work/crisp.toml"
+    echo 'nri_socket = ""' >"$work/crisp.toml"
     tell crispd --root "$work/root" --state "$work/state" --listen "$CRISP_LISTEN" --cni-conf-dir "$work/cni" "&"
     # In a session of its own: Ctrl-C is for this script, which still needs the daemon to clean up.
     setsid crispd --config "$work/crisp.toml" --root "$work/root" --state "$work/state" --listen "$CRISP_LISTEN" \

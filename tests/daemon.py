@@ -253,6 +253,7 @@ class Daemon:
             "--cni-conf-dir": self.cni_conf_dir,
             "--registries-conf": self.registries_conf,
             "--stream-addr": "127.0.0.1:0",
+            "--nri-socket": "",  # the default is the machine's
             "--log-level": "debug",
         }
         (self.directory / "crisp.toml").touch()

@@ -18,8 +18,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "hooks_dirs": "OCI hooks of containers, oci-hooks(5); files of later directories win.",
     },
     "Plugins": {
-        "nri_socket": "Socket for NRI plugins, usually /var/run/nri/nri.sock. Root can open it, and so change "
-        "any container. Empty: there is none.",
+        "nri_socket": "Socket for NRI plugins. Root can open it, and so change any container. Where another runtime "
+        "serves the default one, crispd goes on without. Empty: there is none.",
     },
     "Images": {
         "registries_conf": "Mirrors, insecure and blocked registries: containers-registries.conf(5).",

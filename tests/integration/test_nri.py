@@ -8,9 +8,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from cri.config import NRI_SOCKET
 from cri.nri.v1alpha1 import api_pb2 as nri
 from cri.v1 import api_pb2 as cri
-from tests.daemon import Daemon
+from tests.daemon import Daemon, DaemonFailed
 from tests.nri_plugin import HANG, Plugin, objection
 from tests.waiting import until
 
@@ -274,3 +275,14 @@ def test_a_plugin_that_hangs_is_dropped_and_the_pod_runs(daemon: Daemon, socket:
             assert daemon.wait_exited(pod.run("true")).exit_code == 0
         assert plugin.closed.wait(20)
         assert plugin.methods() == ["RunPodSandbox"]
+
+
+def test_the_default_socket_may_be_anothers_any_other_must_be_free(socket: Path, daemon: Daemon) -> None:
+    default = Path(NRI_SOCKET)
+    with Daemon.running(f"--nri-socket={default}"), Daemon.running(f"--nri-socket={default}") as second:
+        assert f"listen on {default}: another process answers" in second.log()
+    assert not default.exists()
+    with pytest.raises(DaemonFailed, match="another process answers"), Daemon.running(f"--nri-socket={socket}"):
+        pass
+    with Plugin.connected(socket):  # the first one still serves it
+        pass
