@@ -24,8 +24,10 @@ from pods.inflight import Background, Flights
 from pods.log_place import make_log
 from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, NamespaceMode, SandboxState
 from pods.oci_cgroups import limits_of
+from pods.oci_labels import selinux_labels
 from pods.plugins import Moment
 from pods.seccomp import FilterCache
+from pods.selinux import relabel_pod_files
 from pods.signals import signal_number
 from pods.store import ContainerRecord, SandboxRecord
 from runtime import validation
@@ -236,6 +238,8 @@ class Containers:
         users = user_namespaces.mappings_of(sandbox.sandbox.config)
         _make_layer_directories(root, lower, users)
         bundle.mkdir(parents=True, mode=0o700)
+        if label := selinux_labels(config.security, self._host)[1]:
+            await asyncio.to_thread(relabel_pod_files, settings.sandbox_dir(container.sandbox_id), label)
         if checkpoint is not None:
             await restores.write_changes(checkpoint, root / "upper", self._images)
         trace.step("directories made")
@@ -253,6 +257,7 @@ class Containers:
             user=oci.user_request(config, image.config).to_json(),
             images=mounted_images.shim_argument(config, container.mounted_images, self._images, root / "volumes"),
             hold=scope is not None,
+            label=label,
             restored=checkpoint is not None,
             **told,
         )

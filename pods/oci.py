@@ -29,6 +29,7 @@ from pods.oci_namespaces import plan_namespaces
 from pods.oci_process import UserRequest, environment, process_args, stop_signal, user_request, working_directory
 from pods.oci_validate import validate
 from pods.seccomp_profile import LocalhostProfile, read_localhost_profile, seccomp_filter
+from pods.selinux import relabel
 from pods.user_namespaces import oci_lines
 from runtime.users import Identity
 
@@ -106,6 +107,8 @@ def find_host_objects(
     security = config.security
     check_host_limits(config.resources)
     edits = find_edits(config.cdi_devices, cdi_spec_dirs)
+    sources = resolve_sources(config.mounts)
+    _relabel(config, sources, host)
     devices = (*requested_devices(config.devices), *edits.nodes)
     return HostObjects(
         devices=(*host_devices(), *devices) if security.privileged else devices,
@@ -113,8 +116,15 @@ def find_host_objects(
         hooks=read_hooks(hooks_dirs),
         seccomp=read_localhost_profile(security),
         apparmor_profile=apparmor_profile(security, host),
-        mount_sources=resolve_sources(config.mounts),
+        mount_sources=sources,
     )
+
+
+def _relabel(config: ContainerConfig, sources: Sequence[str], host: HostFacts) -> None:
+    label = selinux_labels(config.security, host)[1]
+    for index, (mount, source) in enumerate(zip(config.mounts, sources, strict=True)):
+        if label and mount.selinux_relabel and source:
+            relabel(source, label, f"config.mounts[{index}].selinux_relabel")
 
 
 def build_config(context: ContainerContext) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pods import mounted_images
-from pods.errors import InvalidArgument, Unimplemented
+from pods.errors import InvalidArgument
 from pods.host import HostFacts
 from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox
 from pods.user_namespaces import check_container, check_mappings
@@ -59,8 +59,6 @@ def _validate_mount(mount: Mount, field: str, host: HostFacts) -> None:
     if mount.uid_mappings or mount.gid_mappings:
         check_mappings(mount.uid_mappings, f"{field}.uidMappings")
         check_mappings(mount.gid_mappings, f"{field}.gidMappings")
-    if mount.selinux_relabel and host.selinux:
-        raise Unimplemented(f"{field}.selinux_relabel: relabelling is not supported yet")
     if mount.image is None and not mount.host_path.startswith("/"):
         raise InvalidArgument(f"{field}.host_path: {mount.host_path!r} is not absolute")
     parts = mount.container_path.split("/")

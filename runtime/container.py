@@ -109,7 +109,8 @@ class Container:
         """
         holder = 0
         self._storage = os.path.dirname(request["upper"])
-        self._rootfs = self._mount_rootfs(request["lower"], request["upper"], request["work"])
+        layers = request["lower"], request["upper"], request["work"]
+        self._rootfs = self._mount_rootfs(*layers, request.get("label", ""))
         try:
             for name, image in request.get("images", {}).items():
                 self._trees[name] = overlay.mount_image(
@@ -135,12 +136,12 @@ class Container:
             "holder": holder,
         }
 
-    def _mount_rootfs(self, lower: Sequence[str], upper: str, work: str) -> int:
+    def _mount_rootfs(self, lower: Sequence[str], upper: str, work: str, label: str) -> int:
         users_of_pod = self._supervisor.user_namespace
         if users_of_pod < 0:
-            return overlay.mount_overlay(lower, upper, work)
+            return overlay.mount_overlay(lower, upper, work, label)
         return overlay.mount_mapped_overlay(
-            lower, upper, work, users_of_pod, self._supervisor.empty_mount_namespace
+            lower, upper, work, users_of_pod, self._supervisor.empty_mount_namespace, label
         )
 
     # -- running ------------------------------------------------------------------------------------------------------

@@ -21,22 +21,22 @@ _OLD_VALUE_LIMIT: Final = 255  # bytes in one fsconfig string
 _VOLUME_ATTRS: Final = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
 
-def mount_overlay(lower: Sequence[str], upper: str = "", work: str = "") -> int:
+def mount_overlay(lower: Sequence[str], upper: str = "", work: str = "", label: str = "") -> int:
     """A descriptor of a detached overlay mount: `lower` topmost first, `upper` and `work` on one file system.
 
-    Without `upper` it takes two lower layers or more and is read-only.
+    Without `upper` it takes two lower layers or more and is read-only. `label` is SELinux's of all files in it.
 
     Mounted `volatile` where the kernel can (5.10): a container's writable layer is never mounted again after a
     crash of the machine, so nothing is lost by not syncing it at unmount. Single-threaded callers only: the working
     directory changes for a moment.
     """
     ways: list[Callable[[], int]] = [
-        lambda: _mount_joined(lower, upper, work, volatile=bool(upper)),
-        lambda: _mount_joined(lower, upper, work, volatile=False),
+        lambda: _mount_joined(lower, upper, work, label, volatile=bool(upper)),
+        lambda: _mount_joined(lower, upper, work, label, volatile=False),
     ]
     if layers_can_be_appended():
         layers = [("lowerdir+", layer) for layer in lower]
-        ways.insert(0, lambda: _configure(layers, upper, work, volatile=bool(upper)))
+        ways.insert(0, lambda: _configure(layers, upper, work, label, volatile=bool(upper)))
     with failing("mount overlay on", upper or lower[0]):
         for way in ways[:-1]:
             try:
@@ -47,7 +47,9 @@ def mount_overlay(lower: Sequence[str], upper: str = "", work: str = "") -> int:
         return ways[-1]()
 
 
-def mount_mapped_overlay(lower: Sequence[str], upper: str, work: str, namespace: int, template: int) -> int:
+def mount_mapped_overlay(
+    lower: Sequence[str], upper: str, work: str, namespace: int, template: int, label: str = ""
+) -> int:
     """The same with the layers' owners as the user namespace open at `namespace` maps them (Linux 5.19).
 
     An overlay itself cannot be id-mapped, the mounts of its layers can. The upper one is not: the overlay makes its
@@ -63,6 +65,7 @@ def mount_mapped_overlay(lower: Sequence[str], upper: str, work: str, namespace:
                 [f"{ATTACH_POINT}/{number}" for number in range(len(lower))],
                 f"{own}/{os.path.basename(upper)}",
                 f"{own}/{os.path.basename(work)}",
+                label,
             )
 
 
@@ -150,12 +153,13 @@ def layers_can_be_appended() -> bool:
     return True
 
 
-def _configure(lower: Sequence[tuple[str, str]], upper: str, work: str, *, volatile: bool) -> int:
+def _configure(lower: Sequence[tuple[str, str]], upper: str, work: str, label: str, *, volatile: bool) -> int:
     context = syscalls.fsopen("overlay")
     try:
         syscalls.fsconfig_string(context, "source", "overlay")
         own = (("upperdir", upper), ("workdir", work)) if upper else ()
-        for key, value in (*lower, *own):
+        labels = (("context", label),) if label else ()
+        for key, value in (*lower, *own, *labels):
             syscalls.fsconfig_string(context, key, value)
         if volatile:
             syscalls.fsconfig_flag(context, "volatile")
@@ -165,14 +169,15 @@ def _configure(lower: Sequence[tuple[str, str]], upper: str, work: str, *, volat
         os.close(context)
 
 
-def _mount_joined(lower: Sequence[str], upper: str, work: str, *, volatile: bool) -> int:
+def _mount_joined(lower: Sequence[str], upper: str, work: str, label: str, *, volatile: bool) -> int:
     """All lower layers in one string, named relative to their common parent to be short."""
     base = os.path.commonpath([os.path.dirname(directory) for directory in lower])
     joined = ":".join(os.path.relpath(directory, base) for directory in lower)
     with contextlib.chdir(base):
         if len(joined) <= _OLD_VALUE_LIMIT:
-            return _configure([("lowerdir", joined)], upper, work, volatile=volatile)
+            return _configure([("lowerdir", joined)], upper, work, label, volatile=volatile)
         own = f",upperdir={upper},workdir={work}" if upper else ""
+        own += f',context="{label}"' if label else ""  # there are commas in labels
         return _mount_and_detach(f"lowerdir={joined}{own}" + ",volatile" * volatile, upper or lower[0])
 
 

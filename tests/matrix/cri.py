@@ -36,7 +36,6 @@ _NOTES: Final[Mapping[str, str]] = {
     "RunPodSandbox linux.overhead": "kept, and told by PodSandboxStatus",
     "RunPodSandbox linux.resources": "kept, and told by PodSandboxStatus",
     "RunPodSandbox runtime_handler": "`crisp`, or none",
-    "CreateContainer mounts.selinux_relabel": "where SELinux is off; UNIMPLEMENTED where it is on",
     "UpdateRuntimeConfig runtime_config": "taken and of no effect: CNI's configuration has the addresses",
 }  # fmt: skip
 _INTRODUCTION: Final = """

@@ -1,0 +1,86 @@
+"""Relabelling of volumes (CRI `Mount.selinux_relabel`): every file gets the label that the container may use."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from pods.errors import InvalidArgument
+
+_ATTRIBUTE: Final = "security.selinux"
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEEPEST: Final = 512  # a descriptor for each level
+# Of the host's own programs, which would lose what they may use: whoever mounts one of these must not relabel it.
+_SYSTEM: Final = frozenset(
+    (
+        "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root",
+        "/run", "/sbin", "/srv", "/sys", "/tmp", "/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/local",
+        "/usr/sbin", "/usr/share", "/var", "/var/lib", "/var/log", "/var/run", "/var/tmp",
+    )
+)  # fmt: skip
+
+
+def relabel(path: str, label: str, field: str) -> None:
+    """Give a host path, a real one, and all below it that label; links are labelled, not followed.
+
+    File systems that have no labels of files are left as they are. Raises InvalidArgument naming `field` for a
+    directory of the system, one that is too deep, and for what cannot be labelled.
+    """
+    if os.path.normpath(path) in _SYSTEM:
+        raise InvalidArgument(f"{field}: {path!r} is the system's own: it is not relabelled")
+    levels: list[tuple[int, Iterator[str]]] = []
+    try:
+        _set(path, label)
+        if (top := _open(path, None)) >= 0:
+            levels.append((top, iter(os.listdir(top))))
+        while levels:
+            directory, names = levels[-1]
+            name = next(names, None)
+            if name is None:
+                levels.pop()
+                os.close(directory)
+            elif (inner := _relabel_entry(directory, name, label)) >= 0:
+                levels.append((inner, iter(os.listdir(inner))))
+                if len(levels) > _DEEPEST:
+                    raise InvalidArgument(f"{field}: {path!r} is deeper than {_DEEPEST} directories")
+    except OSError as error:
+        raise InvalidArgument(f"{field}: label {path!r} {label!r}: {error.strerror}") from error
+    finally:
+        for directory, _names in levels:
+            os.close(directory)
+
+
+def relabel_pod_files(directory: Path, label: str) -> None:
+    """What a pod's containers have of crisp's own: /etc/resolv.conf, /etc/hostname, /etc/hosts, /dev/shm."""
+    for name in ("resolv.conf", "hostname", "hosts", "shm"):
+        if (directory / name).exists():
+            relabel(str(directory / name), label, "config.linux.security_context.selinux_options")
+
+
+def _relabel_entry(directory: int, name: str, label: str) -> int:
+    """Label one; its descriptor if it is a directory, else -1. By descriptors: who has the volume may rename in it."""
+    try:
+        _set(f"/proc/self/fd/{directory}/{name}", label)
+        return _open(name, directory)
+    except FileNotFoundError:  # removed meanwhile
+        return -1
+
+
+def _open(name: str, directory: int | None) -> int:
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            return -1
+        raise
+
+
+def _set(path: str, label: str) -> None:
+    try:
+        os.setxattr(path, _ATTRIBUTE, label.encode(), follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
