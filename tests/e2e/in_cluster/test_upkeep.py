@@ -126,7 +126,12 @@ def test_under_pressure_kubelet_frees_the_node(cluster: Cluster) -> None:
     limits = {"memory.available": node["memory"], "nodefs.available": node["fs"]}
     margins = {signal: str(told["availableBytes"] - (400 << 20)) for signal, told in limits.items()}
     cluster.kubelet.stop()
-    cluster.kubelet.start(evictionHard=margins, imageMinimumGCAge="1ns", evictionPressureTransitionPeriod="1s")
+    cluster.kubelet.start(
+        evictionHard=margins,
+        imageMinimumGCAge="1ns",
+        imageGCHighThresholdPercent=100,  # not because the machine's disk happens to be full
+        evictionPressureTransitionPeriod="1s",
+    )
     cluster.until(lambda: len(cluster.kubelet.pods()) == 2, "know its pods again")
     for name, condition in (("memory", "MemoryPressure"), ("disk", "DiskPressure")):
         assert unused in _images(cluster)
