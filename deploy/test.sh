@@ -30,5 +30,5 @@ step timeout 1800 pytest -q tests/unit tests/integration </dev/null
 tests/e2e/build-kubernetes.sh etcd kubelet kube-apiserver kube-controller-manager kube-scheduler
 step timeout 900 pytest -q tests/e2e </dev/null
 if [ "$guest" = yes ]; then
-    step timeout 1500 pytest -q tests/vm </dev/null
+    step timeout 1800 pytest -q tests/vm </dev/null
 fi
