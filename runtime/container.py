@@ -149,31 +149,17 @@ class Container:
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         """Clone the init. Replies once the user's program runs, or with why it does not."""
         begun = time.monotonic_ns()
-        if self.state != "created":
-            raise RuntimeCoreError(f"start container {self.id}: it is {self.state}")
-        with open(os.path.join(self._bundle, "config.json"), "rb") as file:
-            spec = parse(json.load(file))
-        if spec.process is None:
-            raise RuntimeCoreError("config.json: process: missing")
+        spec, process = self._startable()
         validation.check(spec)
-        self._require_living_namespaces(spec)
-        self._spec = spec
         self._mappings = userns.mappings_of(spec)
         self._hooks = ContainerHooks(spec, self.id, self._bundle, self._supervisor)
         mounts = plan_mounts(spec, self._mappings)
         flags = clone_flags(spec)
         self._take_filter(request)
-        cgroup = self._hierarchies.cgroup(spec.linux.cgroups_path)
         with contextlib.ExitStack() as undo:
-            self._log = LogFile(request["log"])
-            undo.callback(self._close_log)
-            self._supervisor.made_cgroups(cgroup.create(spec.linux.resources))
-            self._cgroup = cgroup
-            self._oom_kills_above = cgroup.oom_kills_above()
-            undo.callback(self._remove_cgroup)
-            self._take_streams(request, terminal=spec.process.terminal)
-            stdio = ContainerStdio.make(terminal=spec.process.terminal, stdin=self._takes_stdin)
-            undo.callback(stdio.close)
+            self._open_log(request, undo)
+            cgroup = self._make_cgroup(spec, undo)
+            stdio = self._make_streams(request, process, undo)
             namespaces = userns.open_namespaces(spec, self._mappings, [plan.idmap for plan in mounts if plan.idmap])
             undo.callback(namespaces.close)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -181,7 +167,7 @@ class Container:
             start = Start(
                 container_id=self.id,
                 spec=spec,
-                process=spec.process,
+                process=process,
                 mounts=mounts,
                 rootfs=self._rootfs,
                 cgroup=cgroup,
@@ -227,14 +213,43 @@ class Container:
             os.makedirs(rootfs, 0o700, exist_ok=True)
         return {"empty_mount_namespace": -1, "attach_point": rootfs}
 
+    def _startable(self) -> tuple[oci.Spec, oci.Process]:
+        """What config.json says, now. Raises RuntimeCoreError for what cannot be started."""
+        if self.state != "created":
+            raise RuntimeCoreError(f"start container {self.id}: it is {self.state}")
+        with open(os.path.join(self._bundle, "config.json"), "rb") as file:
+            spec = parse(json.load(file))
+        if spec.process is None:
+            raise RuntimeCoreError("config.json: process: missing")
+        self._require_living_namespaces(spec)
+        self._spec = spec
+        return spec, spec.process
+
+    def _open_log(self, request: dict[str, Any], undo: contextlib.ExitStack) -> None:
+        self._log = LogFile(request["log"])
+        undo.callback(self._close_log)
+
+    def _make_cgroup(self, spec: oci.Spec, undo: contextlib.ExitStack) -> Cgroup:
+        cgroup = self._hierarchies.cgroup(spec.linux.cgroups_path)
+        self._supervisor.made_cgroups(cgroup.create(spec.linux.resources))
+        self._cgroup = cgroup
+        undo.callback(self._remove_cgroup)
+        self._oom_kills_above = cgroup.oom_kills_above()
+        return cgroup
+
+    def _make_streams(
+        self, request: dict[str, Any], process: oci.Process, undo: contextlib.ExitStack
+    ) -> ContainerStdio:
+        self._takes_stdin = request.get("stdin", False)
+        # A terminal's input has no end: kubectl attaches again to one it said stdin_once of.
+        self._stdin_once = request.get("stdin_once", False) and not process.terminal
+        stdio = ContainerStdio.make(terminal=process.terminal, stdin=self._takes_stdin)
+        undo.callback(stdio.close)
+        return stdio
+
     def _take_filter(self, request: dict[str, Any]) -> None:
         self._filter = base64.b64decode(request.get("filter", ""))
         self._filter_flags = request.get("filter_flags", 0)
-
-    def _take_streams(self, request: dict[str, Any], *, terminal: bool) -> None:
-        self._takes_stdin = request.get("stdin", False)
-        # A terminal's input has no end: kubectl attaches again to one it said stdin_once of.
-        self._stdin_once = request.get("stdin_once", False) and not terminal
 
     def _require_living_namespaces(self, spec: oci.Spec) -> None:
         """Refuse namespaces of processes that are gone: since config.json was written their numbers may be others'."""

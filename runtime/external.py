@@ -22,10 +22,9 @@ from runtime.container import Container, Supervisor
 from runtime.errors import NotRunning, NotSupported, OperationFailed, RuntimeCoreError, failing
 from runtime.exec import Reply
 from runtime.execs import kill_family
-from runtime.logs import LogFile, complain
+from runtime.logs import complain
 from runtime.pod import unmount_if_mounted
 from runtime.spec import Resources
-from runtime.spec_parse import parse
 from runtime.stdio import ContainerStdio
 
 _ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -101,23 +100,13 @@ class ExternalContainer(Container):
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         """Run `create` and `start`. Replies once the user's program runs, or with what the runtime says why not."""
-        if self.state != "created":
-            raise RuntimeCoreError(f"start container {self.id}: it is {self.state}")
-        with open(os.path.join(self._bundle, "config.json"), "rb") as file:
-            spec = parse(json.load(file))
-        if spec.process is None:
-            raise RuntimeCoreError("config.json: process: missing")
-        self._require_living_namespaces(spec)
-        self._spec = spec
+        _spec, process = self._startable()
         with contextlib.ExitStack() as undo:
-            self._log = LogFile(request["log"])
-            undo.callback(self._close_log)
+            self._open_log(request, undo)
             self._make_parent_cgroup()
             self._cgroup = self._hierarchies.cgroup(self._cgroup_path)
-            self._take_streams(request, terminal=spec.process.terminal)
-            stdio = ContainerStdio.make(terminal=spec.process.terminal, stdin=self._takes_stdin)
-            undo.callback(stdio.close)
-            console = _ConsoleSocket(self._bundle) if spec.process.terminal else None
+            stdio = self._make_streams(request, process, undo)
+            console = _ConsoleSocket(self._bundle) if process.terminal else None
             if console is not None:
                 undo.callback(console.close)
             pid_file = os.path.join(self._bundle, "init.pid")

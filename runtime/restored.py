@@ -19,10 +19,8 @@ from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.exec import Reply
 from runtime.hook_process import ContainerHooks
 from runtime.init import MAX_REPORT, leave_the_loop
-from runtime.logs import LogFile
 from runtime.restore import inherited_objects, make_mount_points
 from runtime.spec import Spec
-from runtime.spec_parse import parse
 from runtime.stdio import ContainerStdio
 
 _LOG: Final = "restore.log"
@@ -33,25 +31,13 @@ class RestoredContainer(Container):
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:
         """Have it restored. Replies once it runs, or with criu's reason why not."""
-        if self.state != "created":
-            raise RuntimeCoreError(f"start container {self.id}: it is {self.state}")
-        with open(os.path.join(self._bundle, "config.json"), "rb") as file:
-            spec = parse(json.load(file))
-        if spec.process is None:
-            raise RuntimeCoreError("config.json: process: missing")
-        self._require_living_namespaces(spec)
-        self._use(spec, request)
-        cgroup = self._hierarchies.cgroup(spec.linux.cgroups_path)
+        spec, restored = self._startable()
+        self._hooks = ContainerHooks(spec, self.id, self._bundle, self._supervisor)
+        self._take_filter(request)
         with contextlib.ExitStack() as undo:
-            self._log = LogFile(request["log"])
-            undo.callback(self._close_log)
-            self._supervisor.made_cgroups(cgroup.create(spec.linux.resources))
-            self._cgroup = cgroup
-            self._oom_kills_above = cgroup.oom_kills_above()
-            undo.callback(self._remove_cgroup)
-            self._take_streams(request, terminal=spec.process.terminal)
-            stdio = ContainerStdio.make(terminal=spec.process.terminal, stdin=self._takes_stdin)
-            undo.callback(stdio.close)
+            self._open_log(request, undo)
+            self._make_cgroup(spec, undo)
+            stdio = self._make_streams(request, restored, undo)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
             with theirs, failing("clone", "criu's parent"):
@@ -64,11 +50,6 @@ class RestoredContainer(Container):
         stdio.close_child_ends()
         self._stdin = stdio.stdin
         self._supervisor.command_started(pid, lambda _status: self._restored(ours, stdio, reply))
-
-    def _use(self, spec: Spec, request: dict[str, Any]) -> None:
-        self._spec = spec
-        self._hooks = ContainerHooks(spec, self.id, self._bundle, self._supervisor)
-        self._take_filter(request)
 
     def _restored(self, channel: socket.socket, stdio: ContainerStdio, reply: Reply) -> None:
         console = -1
