@@ -66,7 +66,10 @@ class Hub:
 
     async def start(self) -> None:
         """Listen. Raises StartupError when something else is at the path, or it cannot be made."""
-        clear_socket(self._path)
+        try:
+            clear_socket(self._path)
+        except OSError as error:
+            raise StartupError(f"nri_socket: make way for {self._path}: {error.strerror}") from error
         umask = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(self._serve, self._path)

@@ -277,7 +277,9 @@ def test_a_plugin_that_hangs_is_dropped_and_the_pod_runs(daemon: Daemon, socket:
         assert plugin.methods() == ["RunPodSandbox"]
 
 
-def test_the_default_socket_may_be_anothers_any_other_must_be_free(socket: Path, daemon: Daemon) -> None:
+def test_the_default_socket_may_be_anothers_any_other_must_be_free(
+    socket: Path, daemon: Daemon, tmp_path: Path
+) -> None:
     default = Path(NRI_SOCKET)
     with Daemon.running(f"--nri-socket={default}"), Daemon.running(f"--nri-socket={default}") as second:
         assert f"listen on {default}: another process answers" in second.log()
@@ -285,4 +287,9 @@ def test_the_default_socket_may_be_anothers_any_other_must_be_free(socket: Path,
     with pytest.raises(DaemonFailed, match="another process answers"), Daemon.running(f"--nri-socket={socket}"):
         pass
     with Plugin.connected(socket):  # the first one still serves it
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(DaemonFailed, match="nri_socket: make way for"), Daemon.running(
+        f"--nri-socket={tmp_path}/file/nri.sock"
+    ):
         pass

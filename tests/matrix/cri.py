@@ -35,7 +35,7 @@ _NOTES: Final[Mapping[str, str]] = {
     "RunPodSandbox namespace_options.target_id": "refused, as no pod joins a container",
     "RunPodSandbox linux.overhead": "kept, and told by PodSandboxStatus",
     "RunPodSandbox linux.resources": "kept, and told by PodSandboxStatus",
-    "RunPodSandbox runtime_handler": "`crisp`, or none",
+    "RunPodSandbox runtime_handler": "`crisp`, none, and those of `runtime_handlers`",
     "UpdateRuntimeConfig runtime_config": "taken and of no effect: CNI's configuration has the addresses",
 }  # fmt: skip
 _INTRODUCTION: Final = """

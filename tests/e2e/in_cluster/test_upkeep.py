@@ -115,32 +115,33 @@ def test_a_cron_job_has_run(cluster: Cluster) -> None:
     )
 
 
-def test_under_pressure_kubelet_frees_the_node(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("kind", "signal", "condition"),
+    [("memory", "memory.available", "MemoryPressure"), ("disk", "nodefs.available", "DiskPressure")],
+)
+def test_under_pressure_kubelet_frees_the_node(cluster: Cluster, kind: str, signal: str, condition: str) -> None:
     """Images that nobody uses go first if it is the disk, then pods."""
     cluster.clear()
     image = build_image([layer(entry("file", b"x"))])
-    layout = write_layout(cluster.daemon.directory / "unused", {"localhost/unused:latest": image})
+    layout = write_layout(cluster.daemon.directory / f"unused-{kind}", {"localhost/unused:latest": image})
     unused = cluster.daemon.import_image(layout)
-    cluster.run(workloads.hungry("memory"), workloads.hungry("disk"))
+    cluster.run(workloads.hungry(kind))
     node = _summary(cluster, "node")
-    limits = {"memory.available": node["memory"], "nodefs.available": node["fs"]}
-    margins = {signal: str(told["availableBytes"] - (400 << 20)) for signal, told in limits.items()}
+    left = node["memory" if kind == "memory" else "fs"]["availableBytes"] - (400 << 20)
     cluster.kubelet.stop()
     cluster.kubelet.start(
-        evictionHard=margins,
+        evictionHard={signal: str(left)},
         imageMinimumGCAge="1ns",
         imageGCHighThresholdPercent=100,  # not because the machine's disk happens to be full
         evictionPressureTransitionPeriod="1s",
     )
-    cluster.until(lambda: len(cluster.kubelet.pods()) == 2, "know its pods again")
-    for name, condition in (("memory", "MemoryPressure"), ("disk", "DiskPressure")):
-        assert unused in _images(cluster)
-        cluster.output(name, "touch /tmp/eat")
-        cluster.until(lambda name=name: cluster.pod(name).status.reason == "Evicted", f"evict {name}", 90)
-        assert "The node was low on resource" in cluster.pod(name).status.message
-        conditions = {one.type: one.status for one in cluster.core.read_node(NODE).status.conditions}
-        assert conditions[condition] == "True"
-    assert unused not in _images(cluster)
+    cluster.until(lambda: kind in cluster.kubelet.pods(), "know its pod again")
+    cluster.output(kind, "touch /tmp/eat")
+    cluster.until(lambda: cluster.pod(kind).status.reason == "Evicted", f"evict {kind}", 90)
+    assert "The node was low on resource" in cluster.pod(kind).status.message
+    conditions = {one.type: one.status for one in cluster.core.read_node(NODE).status.conditions}
+    assert conditions[condition] == "True"
+    assert (unused in _images(cluster)) == (kind == "memory")
     cluster.kubelet.stop()
     cluster.kubelet.start(evictionHard={"memory.available": "1Mi"})
 
