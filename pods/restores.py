@@ -24,6 +24,7 @@ from image.errors import InvalidImage
 from pods.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from pods.handlers import BUILT_IN
 from pods.user_namespaces import mappings_of
+from runtime.checkpoint import DESCRIPTORS
 from runtime.errors import RuntimeCoreError
 from runtime.spec_parse import parse
 
@@ -169,9 +170,20 @@ def _documents(directory: Path) -> tuple[dict[str, str], dict[str, Any]]:
             raise InvalidArgument(f"{_FIELD}: {_SPEC} has no process")
     except RuntimeCoreError as error:
         raise InvalidArgument(f"{_FIELD}: {_SPEC}: {error}") from error
-    if not _is_plain(directory / IMAGES, stat.S_ISDIR):
-        raise InvalidArgument(f"{_FIELD}: it is no checkpoint: no {IMAGES}/ in it")
+    _check_images(directory / IMAGES)
     return names, document
+
+
+def _check_images(directory: Path) -> None:
+    """Refuse what a reader of criu's images would follow out of the archive, or wait for: all are plain files."""
+    if not _is_plain(directory, stat.S_ISDIR):
+        raise InvalidArgument(f"{_FIELD}: it is no checkpoint: no {IMAGES}/ in it")
+    with os.scandir(directory) as found:
+        for one in found:
+            if not one.is_file(follow_symlinks=False):
+                raise InvalidArgument(f"{_FIELD}: {IMAGES}/{one.name!r} is no plain file")
+            if one.name == DESCRIPTORS and one.stat(follow_symlinks=False).st_size > _LARGEST_DOCUMENT:
+                raise InvalidArgument(f"{_FIELD}: {IMAGES}/{DESCRIPTORS} is larger than {_LARGEST_DOCUMENT} bytes")
 
 
 def _read(directory: Path, name: str) -> dict[str, Any]:

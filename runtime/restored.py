@@ -140,6 +140,7 @@ class _Restoration:
             os._exit(1)
 
     def _restore(self, opened: contextlib.ExitStack) -> int:
+        criu.find()  # without it, that is what to say, whatever else may be wrong
         root = self._attach_mounts()
         make_mount_points(root, self._spec)
         directories = []

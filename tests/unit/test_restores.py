@@ -1,0 +1,66 @@
+"""What is unpacked of a checkpoint's archive is foreign: none of it is followed, waited for or read without bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from image.store import ImageStore
+from pods import restores
+from pods.errors import InvalidArgument
+
+_SPEC = {"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"args": ["sh"], "cwd": "/"}}
+_TOO_LARGE = (16 << 20) + 1
+
+
+def _sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, _TOO_LARGE)
+
+
+def _link_to(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    (tmp_path / "config.dump").write_text(json.dumps({"rootfsImageName": "localhost/base:1"}))
+    (tmp_path / "spec.dump").write_text(json.dumps(_SPEC))
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint/descriptors.json").write_text("[]")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "said"),
+    [
+        ("checkpoint/descriptors.json", _link_to("/dev/zero"), "'descriptors.json' is no plain file"),
+        ("checkpoint/descriptors.json", os.mkfifo, "'descriptors.json' is no plain file"),
+        ("checkpoint/descriptors.json", _sparse, "descriptors.json is larger than"),
+        ("checkpoint/inventory.img", _link_to("/etc/hostname"), "'inventory.img' is no plain file"),
+        ("checkpoint/core-1.img", os.mkfifo, "'core-1.img' is no plain file"),
+        ("checkpoint/parent", _link_to("../.."), "'parent' is no plain file"),
+        ("checkpoint/deeper", Path.mkdir, "'deeper' is no plain file"),
+        ("config.dump", os.mkfifo, "no config.dump in it"),
+        ("config.dump", _sparse, "config.dump is no JSON object"),
+        ("spec.dump", _link_to("/etc/hostname"), "no spec.dump in it"),
+    ],
+)
+def test_a_hostile_archive_is_refused(unpacked: Path, name: str, make: Callable[[Path], None], said: str) -> None:
+    (unpacked / name).unlink(missing_ok=True)
+    make(unpacked / name)
+    with pytest.raises(InvalidArgument, match=said):
+        asyncio.run(restores.read(unpacked, cast(ImageStore, None)))  # refused before an image is looked for
+
+
+def test_a_directory_of_images_that_is_a_link_is_refused(unpacked: Path) -> None:
+    (unpacked / "checkpoint").rename(unpacked / "elsewhere")
+    (unpacked / "checkpoint").symlink_to("elsewhere")
+    with pytest.raises(InvalidArgument, match="no checkpoint/ in it"):
+        asyncio.run(restores.read(unpacked, cast(ImageStore, None)))
