@@ -178,6 +178,7 @@ def settings(configuration: Configuration) -> NodeSettings:
         cgroup_driver=configuration.cgroup_driver,
         pause_image=configuration.pause_image,
         trace_start=configuration.trace_start,
+        checkpoint_images=configuration.checkpoint_images,
         cdi_spec_dirs=configuration.cdi_spec_dirs,
         hooks_dirs=configuration.hooks_dirs,
         runtime_handlers=configuration.runtime_handlers,

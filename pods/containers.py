@@ -169,6 +169,11 @@ class Containers:
         image = self._images.find(name)
         if image is None or not await restores.of_image(image, self._images):
             return None
+        if not self._state.settings.checkpoint_images:
+            raise FailedPrecondition(
+                f"image {name!r} holds a checkpoint, whose processes have the rights that it gives them, whatever the "
+                "pod asks for: crispd starts such images when crisp.toml has checkpoint_images = true"
+            )
         restores.check(sandbox)
         return await restores.read(self._images.layers(image)[0], self._images, image.id)
 

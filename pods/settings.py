@@ -21,6 +21,7 @@ class NodeSettings:
     cgroup_driver: str
     pause_image: str = ""
     trace_start: bool = False
+    checkpoint_images: bool = False  # whether containers are made from images that hold a checkpoint
     cdi_spec_dirs: tuple[Path, ...] = ()  # later ones win
     hooks_dirs: tuple[Path, ...] = ()  # later ones win
     runtime_handlers: Mapping[str, Path] = field(default_factory=dict)  # other OCI runtimes' programs

@@ -15,6 +15,8 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "Devices": {
         "cdi_spec_dirs": "Specs of CDI devices (JSON and YAML); those of later directories win.",
+        "checkpoint_images": "Make containers from images that hold a checkpoint. Their processes have the rights that "
+        "the checkpoint gives them, whatever the pod asks for and admission allows.",
         "hooks_dirs": "OCI hooks of containers, oci-hooks(5); files of later directories win.",
     },
     "Plugins": {

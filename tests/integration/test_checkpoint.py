@@ -16,7 +16,7 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from pods.checkpoints import _write_changes
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
-from tests.images import entry, layer
+from tests.images import build_image, entry, layer, write_layout
 
 
 def _refused(pod: Pod, container_id: str, location: str, timeout: int = 5) -> tuple[str, str]:
@@ -111,6 +111,23 @@ def test_a_container_of_a_checkpoint_has_its_changes(daemon: Daemon, parts: dict
         assert daemon.status(container_id).reason == "StartError"
         daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container_id), timeout=20)
         assert not upper.parent.exists()
+
+
+def test_an_image_that_holds_a_checkpoint_takes_leave(daemon: Daemon, parts: dict[str, bytes], tmp_path: Path) -> None:
+    content = layer(entry("checkpoint/"), *(entry(name, value) for name, value in parts.items()))
+    image = build_image([content], {}, annotations={"org.criu.checkpoint.container.name": "origin"})
+    name = "localhost/checkpoint:1"
+    daemon.import_image(write_layout(tmp_path / "layout", {name: image}))
+    with daemon.pod("copy") as pod, pytest.raises(grpc.RpcError, match="checkpoint_images = true") as refused:
+        pod.create(name="copy", image=name)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    (tmp_path / "crisp.toml").write_text("checkpoint_images = true\n")
+    with Daemon.running(f"--config={tmp_path}/crisp.toml") as allowing:
+        allowing.import_busybox()
+        allowing.import_image(tmp_path / "layout")
+        with allowing.pod("copy") as pod:
+            container_id = pod.create(name="copy", image=name)
+            assert (allowing.root / "containers" / container_id / "upper/etc/new").read_text() == "new"
 
 
 def _without(parts: dict[str, bytes], name: str, content: bytes | None = None) -> dict[str, bytes]:

@@ -41,7 +41,7 @@ def install() -> None:
     shutil.copy(PAYLOAD / "deploy/crispd.service", "/etc/systemd/system")
     settings = Path("/etc/crisp/crisp.toml.d/handlers.toml")
     settings.parent.mkdir(parents=True)
-    settings.write_text('[runtime_handlers.crun]\npath = "/usr/bin/crun"\n')
+    settings.write_text('checkpoint_images = true\n[runtime_handlers.crun]\npath = "/usr/bin/crun"\n')
     subprocess.run(["systemctl", "enable", "--quiet", "crispd.service"], check=True, stdout=sys.stderr)
 
 
