@@ -101,12 +101,16 @@ def with_image() -> Object:
     return pod("with-image", sh("main", FOREVER, volumeMounts=mounts), volumes=[image])
 
 
-def hungry(kind: str) -> Object:
-    """A pod that takes, when it is told to, 800 MiB of "memory" or of "disk", and holds it."""
-    script = f"until [ -e /tmp/eat ]; do sleep 0.1; done; dd if=/dev/zero of=/volume/file bs=1M count=800; {FOREVER}"
+def hungry(kind: str, mebibytes: int) -> Object:
+    """A pod that takes, when it is told to, so much of "memory" or of "disk", and holds it.
+
+    It asks for some CPU: kubelet admits nothing of the lowest class while memory is short.
+    """
+    write = f"dd if=/dev/zero of=/volume/file bs=1M count={mebibytes}"
+    script = f"until [ -e /tmp/eat ]; do sleep 0.1; done; {write}; touch /tmp/eaten; {FOREVER}"
     volume = {"name": "volume", "emptyDir": {"medium": "Memory"} if kind == "memory" else {}}
     mounts = [{"name": "volume", "mountPath": "/volume"}]
-    return pod(kind, sh("main", script, volumeMounts=mounts), volumes=[volume])
+    return pod(kind, sh("main", script, volumeMounts=mounts, resources={"requests": {"cpu": "10m"}}), volumes=[volume])
 
 
 def resized() -> Object:
