@@ -33,6 +33,7 @@ class HostFacts:
     hostname: str
     apparmor: bool = False
     selinux: bool = False
+    nsdelegate: bool = False  # cgroup v2 is mounted with it: a cgroup namespace bounds what its processes may write
     hugetlb: bool = True  # its controller is where every runtime looks: version 1's own, or all on version 2
 
     @property
@@ -48,6 +49,7 @@ class HostFacts:
         machine = os.uname()
         return cls(
             cgroup_v2=cgroup_v2,
+            nsdelegate=cgroup_v2 and _delegates((proc / "self/mountinfo").read_text(), str(cgroups)),
             swap_limit=_swap_limit(cgroups, proc, v2=cgroup_v2),
             capabilities=_capabilities((proc / "self/status").read_text()),
             kernel=_kernel_version(machine.release),
@@ -65,6 +67,15 @@ def _swap_limit(cgroups: Path, proc: Path, *, v2: bool) -> bool:
     # The root cgroup has no memory.swap.max: look in the daemon's own, and where that is the root's, in any child.
     own = (proc / "self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
     return (cgroups / own / "memory.swap.max").exists() or any(cgroups.glob("*/memory.swap.max"))
+
+
+def _delegates(mountinfo: str, mountpoint: str) -> bool:
+    """Whether the cgroup2 file system at `mountpoint` has the option nsdelegate (cgroups(7))."""
+    for line in mountinfo.splitlines():
+        mount, _, filesystem = line.partition(" - ")
+        if mount.split(" ")[4] == mountpoint and filesystem.startswith("cgroup2 "):
+            return "nsdelegate" in filesystem.rpartition(" ")[2].split(",")
+    return False
 
 
 def _capabilities(status: str) -> frozenset[str]:

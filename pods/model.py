@@ -47,6 +47,14 @@ class ProfileType(IntEnum):
     LOCALHOST = 2
 
 
+class CgroupMountMode(IntEnum):
+    """How the cgroup filesystem is mounted in a container (CRI `CgroupMountMode`)."""
+
+    UNSPECIFIED = 0
+    READ_ONLY = 1
+    READ_WRITE = 2
+
+
 class SecurityProfile(_Value, frozen=True):
     type: ProfileType
     localhost_ref: str = ""
@@ -70,6 +78,7 @@ class NamespaceOptions(_Value, frozen=True):
     ipc: NamespaceMode = NamespaceMode.POD
     target_id: str = ""
     userns: UserNamespace | None = None
+    cgroup: NamespaceMode | None = None  # CONTAINER or NODE, of a container only; None is crisp's choice
 
 
 class Resources(_Value, frozen=True):
@@ -162,6 +171,7 @@ class Mount(_Value, frozen=True):
     gid_mappings: tuple[IDMapping, ...] = ()
     image: ImageSpec | None = None
     image_sub_path: str = ""
+    mount_options: tuple[str, ...] = ()  # flags beside the other members': "noexec", "nodev", "nosuid"
 
 
 class Device(_Value, frozen=True):
@@ -193,6 +203,7 @@ class ContainerSecurity(_Value, frozen=True):
     readonly_paths: tuple[str, ...] = ()
     seccomp: SecurityProfile | None = None
     apparmor: SecurityProfile | None = None
+    cgroup_mount_mode: CgroupMountMode = CgroupMountMode.UNSPECIFIED
 
 
 class ContainerConfig(_Value, frozen=True):

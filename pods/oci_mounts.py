@@ -9,7 +9,7 @@ from typing import Any
 
 from image.model import ImageConfig
 from pods import mounted_images
-from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox
+from pods.model import CgroupMountMode, ContainerConfig, ContainerSecurity, Mount, NamespaceMode, Propagation, Sandbox
 from pods.user_namespaces import oci_lines
 
 _PROPAGATION = {
@@ -46,7 +46,7 @@ def plan_mounts(
         _bind(volume, str(volumes_dir / directory), "rprivate")
         for volume, directory in image_volumes(config, image).items()
     ]
-    defaults = [*_kernel_mounts(privileged=config.security.privileged), *_pod_mounts(config, sandbox, sandbox_dir)]
+    defaults = [*_kernel_mounts(config.security), *_pod_mounts(config, sandbox, sandbox_dir)]
     kept = [mount for mount in defaults if not _is_replaced(mount["destination"], taken)]
     return sorted([*kept, *volumes, *requested, *more], key=_depth)
 
@@ -76,15 +76,16 @@ def _may_be_volume(path: str) -> bool:
     return top not in ("", "proc", "sys", "dev") and path not in {f"/etc/{name}" for name in _POD_FILES}
 
 
-def _kernel_mounts(*, privileged: bool) -> list[dict[str, Any]]:
-    access = "rw" if privileged else "ro"
+def _kernel_mounts(security: ContainerSecurity) -> list[dict[str, Any]]:
+    access = "rw" if security.privileged else "ro"
+    cgroup_access = "rw" if security.cgroup_mount_mode is CgroupMountMode.READ_WRITE else access
     return [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
         _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", *_PTS_OPTIONS),
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", access),
-        _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", access),
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", cgroup_access),
     ]
 
 
@@ -99,7 +100,8 @@ def _pod_mounts(config: ContainerConfig, sandbox: Sandbox, sandbox_dir: Path) ->
 def _requested(mount: Mount, source: str) -> dict[str, Any]:
     # Never "rw": it would lift the read-only flag of a host mount that the path lies on.
     access = ("rro",) if mount.recursive_read_only else ("ro",) if mount.readonly else ()
-    entry = _bind(normalized(mount.container_path), source, _PROPAGATION[mount.propagation], *access)
+    options = (_PROPAGATION[mount.propagation], *access, *mount.mount_options)
+    entry = _bind(normalized(mount.container_path), source, *options)
     # A mounted image's owners are those of the pod's user namespace without being told.
     if mount.image is None and (mount.uid_mappings or mount.gid_mappings):
         entry |= {"uidMappings": oci_lines(mount.uid_mappings), "gidMappings": oci_lines(mount.gid_mappings)}

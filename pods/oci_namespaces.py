@@ -23,9 +23,16 @@ def plan_namespaces(
     plan += _pid(config, pod.pid, infra_pid, target_pid)
     if pod.userns is not None and pod.userns.mode is not NamespaceMode.NODE:
         plan.append(_joined("user", "user", infra_pid))
-    if host.cgroup_v2 and not config.security.privileged:
+    if _has_cgroup_namespace(config, host):
         plan.append({"type": "cgroup"})
     return plan
+
+
+def _has_cgroup_namespace(config: ContainerConfig, host: HostFacts) -> bool:
+    mode = config.security.namespaces.cgroup
+    if mode is not None:
+        return mode is NamespaceMode.CONTAINER
+    return host.cgroup_v2 and not config.security.privileged
 
 
 def _pid(config: ContainerConfig, pod: NamespaceMode, infra_pid: int, target_pid: int) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pods import mounted_images
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
-from pods.model import ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox
+from pods.model import CgroupMountMode, ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox
 from pods.user_namespaces import check_container, check_mappings
 
 _SECURITY = "config.linux.security_context"
@@ -30,6 +30,11 @@ def validate(config: ContainerConfig, sandbox: Sandbox, host: HostFacts) -> None
         )
     _validate_texts(config)
     _validate_namespaces(config, sandbox)
+    if security.cgroup_mount_mode is CgroupMountMode.READ_WRITE and not host.nsdelegate:
+        version = "version 2 without that option" if host.cgroup_v2 else "version 1"
+        raise InvalidArgument(
+            f"{_SECURITY}.cgroup_mount_mode: READ_WRITE needs cgroup v2 mounted with nsdelegate, not {version}"
+        )
     for index, mount in enumerate(config.mounts):
         _validate_mount(mount, f"config.mounts[{index}]", host)
 

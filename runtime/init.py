@@ -98,11 +98,14 @@ def clock_offsets(spec: oci.Spec) -> Mapping[str, oci.TimeOffset] | None:
     return None if namespace is None or namespace.path else spec.linux.time_offsets
 
 
-def cgroup_view(cgroup: Cgroup) -> CgroupView:
-    """What a `cgroup` mount of that container shows: its own directory in each hierarchy."""
+def cgroup_view(cgroup: Cgroup, *, namespaced: bool = True) -> CgroupView:
+    """What a `cgroup` mount of that container shows: its own directory in each hierarchy.
+
+    On version 2, without a cgroup namespace, it is the whole hierarchy: /proc/self/cgroup names places in that.
+    """
     hierarchies = cgroup.hierarchies
     if hierarchies.pure_v2:
-        return CgroupView((("", cgroup.unified),))
+        return CgroupView((("", cgroup.unified if namespaced else hierarchies.unified),))
     names = {mountpoint: os.path.basename(mountpoint) for mountpoint in dict.fromkeys(hierarchies.v1.values())}
     directories = tuple((name, mountpoint + cgroup.path) for mountpoint, name in names.items())
     links = tuple(
@@ -147,6 +150,8 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     leave_the_loop()
     process.die_with_parent()
     start.cgroup.join_self(unified=not start.in_unified_cgroup)
+    if owner := _cgroup_owner(start):
+        start.cgroup.delegate(owner)
     start.step("cgroup joined")
     os.setsid()
     if start.keyring:
@@ -158,7 +163,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
 
         netdevices.move_here(start.links, linux.net_devices)
     start.step("namespaces entered")
-    view = cgroup_view(start.cgroup)
+    view = cgroup_view(start.cgroup, namespaced=linux.namespace("cgroup") is not None)
     sources = open_sources(start.mounts, view, start.trees, start.users)
     with failing("make", "mount namespace"):
         if start.empty_mount_namespace >= 0:
@@ -224,6 +229,22 @@ def _creation_hooks(hooks: oci.Hooks, channel: socket.socket) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(answer)
     run_hooks("createContainer", hooks.create_container, state)
     return state
+
+
+def _cgroup_owner(start: Start) -> int:
+    """The host's id of the user who gets the container's cgroup, 0 where it stays root's.
+
+    runtime-spec config-linux.md, "Cgroup ownership": only of version 2, with a cgroup namespace of the container's own
+    and the file system mounted read-write.
+    """
+    namespace, mappings = start.spec.linux.namespace("cgroup"), start.users.mappings
+    if namespace is None or namespace.path or not start.cgroup.hierarchies.pure_v2:
+        return 0
+    mounted = [plan for plan in start.mounts if plan.type in ("cgroup", "cgroup2") and not plan.bind]
+    if not mounted or mounted[-1].attr_set & syscalls.MOUNT_ATTR_RDONLY:
+        return 0
+    user = start.process.user.uid
+    return mappings.uid(user) if mappings else user
 
 
 def _set_oom_score(start: Start, channel: socket.socket) -> None:

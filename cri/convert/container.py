@@ -16,6 +16,12 @@ from pods.model import ContainerConfig, ContainerMetadata, Device, Mount, Propag
 
 _CDI_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*=[A-Za-z0-9][A-Za-z0-9._:-]*")
 _PERMISSIONS = re.compile(r"[rwm]{1,3}")
+# Flags that take something from a mount. What has a member of its own is not here, nor what would give back a flag
+# that the host's mount has (exec, dev, suid, rw).
+_MOUNT_OPTIONS = (
+    "noexec", "nodev", "nosuid", "nosymfollow", "noatime", "nodiratime", "relatime", "strictatime",
+    "rnoexec", "rnodev", "rnosuid", "rnosymfollow",
+)  # fmt: skip
 
 
 def container_config(path: str, message: api_pb2.ContainerConfig) -> ContainerConfig:
@@ -80,6 +86,7 @@ def _mount(path: str, message: api_pb2.Mount) -> Mount:
         gid_mappings=id_mappings(f"{path}.gidMappings", message.gidMappings),
         image=image_spec(f"{path}.image", message.image) if message.HasField("image") else None,
         image_sub_path=fields.relative_if_set(f"{path}.image_sub_path", message.image_sub_path),
+        mount_options=_mount_options(f"{path}.mount_options", message.mount_options),
     )
     if mount.recursive_read_only and not mount.readonly:
         raise InvalidArgument(f"{path}.recursive_read_only: needs {path}.readonly")
@@ -88,6 +95,13 @@ def _mount(path: str, message: api_pb2.Mount) -> Mount:
             f"{path}.recursive_read_only: needs {path}.propagation PRIVATE, not {mount.propagation.name}"
         )
     return mount
+
+
+def _mount_options(path: str, values: Iterable[str]) -> tuple[str, ...]:
+    for index, value in enumerate(values):
+        if value not in _MOUNT_OPTIONS:
+            raise fields.invalid(f"{path}[{index}]", value, f"must be one of {', '.join(_MOUNT_OPTIONS)}")
+    return tuple(dict.fromkeys(values))
 
 
 def _host_path(path: str, message: api_pb2.Mount) -> str:

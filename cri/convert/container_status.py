@@ -88,4 +88,5 @@ def _mount(mount: Mount, image_id: str) -> api_pb2.Mount:
         gidMappings=id_mapping_messages(mount.gid_mappings),
         image=image_spec_message(mount.image, image_id) if mount.image else None,
         image_sub_path=mount.image_sub_path,
+        mount_options=mount.mount_options,
     )

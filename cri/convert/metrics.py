@@ -1,7 +1,7 @@
 """The metrics that kubelet serves at /metrics/cadvisor when it takes them from the runtime (KEP-2371).
 
-Names, types and labels are cAdvisor's, so that dashboards and alerts go on working. CRI's values are whole numbers:
-seconds lose their fractions here, as with every runtime.
+Names, types and labels are cAdvisor's, so that dashboards and alerts go on working. Seconds are fractions: they travel
+in `double_value`, and as whole seconds in `value` for kubelets before 1.38.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SECOND: Final = 1_000_000_000
 _DEFAULT_PERIOD, _DEFAULT_SHARES = 100_000, 1024  # the kernel's
 _COUNTER, _GAUGE = api_pb2.MetricType.COUNTER, api_pb2.MetricType.GAUGE
 
-_Sample = tuple[str, int, tuple[str, ...]]  # name, value, values of the metric's own labels
+_Sample = tuple[str, int | float, tuple[str, ...]]  # name, value, values of the metric's own labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,9 @@ _DESCRIPTORS: Final = {
         "Bytes to and from a block device", _COUNTER, ("device", "major", "minor", "operation")
     ),
     "container_hugetlb_usage_bytes": _Descriptor("Huge pages in use", _GAUGE, ("pagesize",)),
+    "container_hugetlb_max_usage_bytes": _Descriptor(
+        "The most huge pages that were ever in use", _GAUGE, ("pagesize",)
+    ),
     "container_processes": _Descriptor("Processes", _GAUGE),
     "container_threads": _Descriptor("Threads of all processes", _GAUGE),
     "container_threads_max": _Descriptor("Limit of threads, 0 for none", _GAUGE),
@@ -136,7 +139,8 @@ def _metric(sample: _Sample, labels: tuple[str, ...]) -> api_pb2.Metric:
         name=name,
         metric_type=_DESCRIPTORS[name].kind,
         label_values=(*labels, *own),
-        value=api_pb2.UInt64Value(value=value),
+        value=api_pb2.UInt64Value(value=int(value)),
+        double_value=api_pb2.DoubleValue(value=value) if isinstance(value, float) else None,
     )
 
 
@@ -152,7 +156,7 @@ def _network(stats: SandboxStats) -> Iterator[_Sample]:
 def _usage(stats: ContainerStats) -> Iterator[_Sample]:
     usage = stats.usage
     assert usage is not None, "only of containers that run"
-    yield "container_last_seen", int(time.time()), ()
+    yield "container_last_seen", time.time(), ()
     if usage.cpu is not None:
         yield from _cpu(usage.cpu)
     if usage.memory is not None:
@@ -161,7 +165,8 @@ def _usage(stats: ContainerStats) -> Iterator[_Sample]:
     for device in usage.devices:
         yield from _device(device)
     for size, used in usage.hugetlb.items():
-        yield "container_hugetlb_usage_bytes", used, (size,)
+        yield "container_hugetlb_usage_bytes", used.usage, (size,)
+        yield "container_hugetlb_max_usage_bytes", used.peak, (size,)
     if usage.tasks is not None:
         yield "container_threads", usage.tasks, ()
         yield "container_threads_max", usage.tasks_limit or 0, ()
@@ -171,12 +176,12 @@ def _usage(stats: ContainerStats) -> Iterator[_Sample]:
 
 
 def _cpu(cpu: CpuUse) -> Iterator[_Sample]:
-    yield "container_cpu_usage_seconds_total", cpu.total // _SECOND, ("total",)
-    yield "container_cpu_user_seconds_total", cpu.user // _SECOND, ()
-    yield "container_cpu_system_seconds_total", cpu.system // _SECOND, ()
+    yield "container_cpu_usage_seconds_total", cpu.total / _SECOND, ("total",)
+    yield "container_cpu_user_seconds_total", cpu.user / _SECOND, ()
+    yield "container_cpu_system_seconds_total", cpu.system / _SECOND, ()
     yield "container_cpu_cfs_periods_total", cpu.periods, ()
     yield "container_cpu_cfs_throttled_periods_total", cpu.throttled_periods, ()
-    yield "container_cpu_cfs_throttled_seconds_total", cpu.throttled // _SECOND, ()
+    yield "container_cpu_cfs_throttled_seconds_total", cpu.throttled / _SECOND, ()
 
 
 def _memory(memory: MemoryUse) -> Iterator[_Sample]:
@@ -208,8 +213,8 @@ def _device(use: DeviceUse) -> Iterator[_Sample]:
 
 def _pressure(resource: str, pressure: Pressure | None) -> Iterator[_Sample]:
     if pressure is not None:
-        yield f"container_pressure_{resource}_waiting_seconds_total", pressure.some.total // _SECOND, ()
-        yield f"container_pressure_{resource}_stalled_seconds_total", pressure.full.total // _SECOND, ()
+        yield f"container_pressure_{resource}_waiting_seconds_total", pressure.some.total / _SECOND, ()
+        yield f"container_pressure_{resource}_stalled_seconds_total", pressure.full.total / _SECOND, ()
 
 
 def _disk(stats: ContainerStats, root: str) -> Iterator[_Sample]:
@@ -235,7 +240,7 @@ def _processes(stats: ContainerStats) -> Iterator[_Sample]:
 
 def _spec(stats: ContainerStats) -> Iterator[_Sample]:
     container, resources = stats.container, stats.container.resources
-    yield "container_start_time_seconds", container.started_at // _SECOND, ()
+    yield "container_start_time_seconds", container.started_at / _SECOND, ()
     yield "container_spec_cpu_period", resources.cpu_period or _DEFAULT_PERIOD, ()
     if resources.cpu_quota > 0:
         yield "container_spec_cpu_quota", resources.cpu_quota, ()

@@ -9,6 +9,7 @@ from cri.convert import fields
 from cri.v1 import api_pb2
 from pods.errors import InvalidArgument
 from pods.model import (
+    CgroupMountMode,
     ContainerSecurity,
     GroupsPolicy,
     IDMapping,
@@ -26,6 +27,7 @@ _HIGHEST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "none" to the kernel
 _LOCALHOST = "localhost/"
 _USERNAME_CHARACTERS = 256  # LOGIN_NAME_MAX
 _POD_OR_NODE = (NamespaceMode.POD, NamespaceMode.NODE)
+_CONTAINER_OR_NODE = (NamespaceMode.CONTAINER, NamespaceMode.NODE)
 _SANDBOX_PID = (NamespaceMode.POD, NamespaceMode.CONTAINER, NamespaceMode.NODE)
 
 
@@ -35,6 +37,8 @@ def sandbox_security(path: str, message: api_pb2.LinuxSandboxSecurityContext) ->
     `run_as_group` without `run_as_user` is let through, against CRI's wording and as CRI-O does: kubelet sends it for
     a valid pod that sets only `runAsGroup`, and nothing in the sandbox runs as that group.
     """
+    if message.namespace_options.HasField("cgroupns_options"):
+        raise InvalidArgument(f"{path}.namespace_options.cgroupns_options: belongs to containers, not to pods")
     return SandboxSecurity(
         namespaces=_namespaces(f"{path}.namespace_options", message.namespace_options, _SANDBOX_PID),
         selinux=_selinux(f"{path}.selinux_options", message),
@@ -58,6 +62,17 @@ def container_security(path: str, message: api_pb2.LinuxContainerSecurityContext
     group = _id(f"{path}.run_as_group", message.run_as_group) if message.HasField("run_as_group") else None
     if group is not None and user is None and not message.run_as_username:
         raise fields.invalid(f"{path}.run_as_group", group, "needs run_as_user or run_as_username")
+    mount_mode = fields.choice(f"{path}.cgroup_mount_mode", message.cgroup_mount_mode, CgroupMountMode)
+    namespaces = _namespaces(f"{path}.namespace_options", message.namespace_options, tuple(NamespaceMode))
+    if mount_mode is CgroupMountMode.READ_ONLY and message.privileged:
+        raise fields.invalid(
+            f"{path}.cgroup_mount_mode", mount_mode.name, "cannot be had by a privileged container, which writes to it"
+        )
+    if mount_mode is CgroupMountMode.READ_WRITE and namespaces.cgroup is NamespaceMode.NODE and not message.privileged:
+        raise fields.invalid(
+            f"{path}.cgroup_mount_mode", mount_mode.name,
+            f"needs {path}.namespace_options.cgroupns_options.mode CONTAINER, or a privileged container",
+        )  # fmt: skip
     return ContainerSecurity(
         add_capabilities=_capabilities(f"{capabilities}.add_capabilities", message.capabilities.add_capabilities),
         drop_capabilities=_capabilities(f"{capabilities}.drop_capabilities", message.capabilities.drop_capabilities),
@@ -65,7 +80,7 @@ def container_security(path: str, message: api_pb2.LinuxContainerSecurityContext
             f"{capabilities}.add_ambient_capabilities", message.capabilities.add_ambient_capabilities
         ),
         privileged=message.privileged,
-        namespaces=_namespaces(f"{path}.namespace_options", message.namespace_options, tuple(NamespaceMode)),
+        namespaces=namespaces,
         selinux=_selinux(f"{path}.selinux_options", message),
         run_as_user=user,
         run_as_group=group,
@@ -80,6 +95,7 @@ def container_security(path: str, message: api_pb2.LinuxContainerSecurityContext
         readonly_paths=_paths(f"{path}.readonly_paths", message.readonly_paths),
         seccomp=_seccomp(path, message),
         apparmor=_apparmor(path, message),
+        cgroup_mount_mode=mount_mode,
     )
 
 
@@ -124,12 +140,17 @@ def _userns_message(userns: UserNamespace) -> api_pb2.UserNamespace:
 
 def _namespaces(path: str, message: api_pb2.NamespaceOption, pid: tuple[NamespaceMode, ...]) -> NamespaceOptions:
     userns = _userns(f"{path}.userns_options", message.userns_options) if message.HasField("userns_options") else None
+    cgroup = None
+    if message.HasField("cgroupns_options"):
+        mode = message.cgroupns_options.mode
+        cgroup = fields.choice(f"{path}.cgroupns_options.mode", mode, NamespaceMode, _CONTAINER_OR_NODE)
     options = NamespaceOptions(
         network=fields.choice(f"{path}.network", message.network, NamespaceMode, _POD_OR_NODE),
         pid=fields.choice(f"{path}.pid", message.pid, NamespaceMode, pid),
         ipc=fields.choice(f"{path}.ipc", message.ipc, NamespaceMode, _POD_OR_NODE),
         target_id=fields.text(f"{path}.target_id", message.target_id),
         userns=userns,
+        cgroup=cgroup,
     )
     if options.pid is NamespaceMode.TARGET and not options.target_id:
         raise InvalidArgument(f"{path}.target_id: is required when {path}.pid is TARGET")
@@ -202,6 +223,10 @@ def _apparmor(path: str, message: api_pb2.LinuxContainerSecurityContext) -> Secu
 
 
 def _profile(path: str, message: api_pb2.SecurityProfile) -> SecurityProfile:
+    if message.profile_type == api_pb2.SecurityProfile.OCI:
+        raise InvalidArgument(f"{path}.profile_type: OCI is not supported yet: use a file by Localhost")
+    if message.oci_ref or message.HasField("base_profile"):
+        raise InvalidArgument(f"{path}: oci_ref and base_profile belong to profile_type OCI")
     kind = fields.choice(f"{path}.profile_type", message.profile_type, ProfileType)
     if kind is not ProfileType.LOCALHOST:
         return SecurityProfile(type=kind)

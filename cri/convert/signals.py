@@ -1,4 +1,4 @@
-"""Stop signals: CRI's enumeration (SIGRTMINPLUS3) and their usual names (SIGRTMIN+3)."""
+"""Stop signals: CRI's enumeration (SIGNAL_SIGRTMINPLUS3) and their usual names (SIGRTMIN+3)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from cri.v1 import api_pb2
 
 
 def _usual(name: str) -> str:
-    return name.replace("PLUS", "+").replace("MINUS", "-")
+    return name.removeprefix("SIGNAL_").replace("PLUS", "+").replace("MINUS", "-")
 
 
 _NAMES: dict[int, str] = {
@@ -17,8 +17,8 @@ _NUMBERS: dict[str, int] = {name: number for number, name in _NAMES.items()}
 
 
 def stop_signal(path: str, number: int) -> str:
-    """The usual name of a CRI `Signal`; "" for RUNTIME_DEFAULT."""
-    if number == api_pb2.Signal.RUNTIME_DEFAULT:
+    """The usual name of a CRI `Signal`; "" for SIGNAL_RUNTIME_DEFAULT."""
+    if number == api_pb2.SIGNAL_RUNTIME_DEFAULT:
         return ""
     if number not in _NAMES:
         raise fields.invalid(path, number, "is no Signal of CRI v1")
@@ -26,5 +26,5 @@ def stop_signal(path: str, number: int) -> str:
 
 
 def signal_message(name: str) -> api_pb2.Signal.ValueType:
-    """CRI's `Signal` for a usual name; RUNTIME_DEFAULT when CRI has none for it."""
-    return api_pb2.Signal.ValueType(_NUMBERS.get(name, api_pb2.Signal.RUNTIME_DEFAULT))
+    """CRI's `Signal` for a usual name; SIGNAL_RUNTIME_DEFAULT when CRI has none for it."""
+    return api_pb2.Signal.ValueType(_NUMBERS.get(name, api_pb2.SIGNAL_RUNTIME_DEFAULT))

@@ -44,7 +44,9 @@ class Status:
             ),
         ]
         able = api_pb2.RuntimeHandlerFeatures(
-            recursive_read_only_mounts=self._node.host.recursive_read_only, user_namespaces=self._node.user_namespaces
+            recursive_read_only_mounts=self._node.host.recursive_read_only,
+            user_namespaces=self._node.user_namespaces,
+            cgroup_namespaces=True,
         )
         return api_pb2.StatusResponse(
             status=api_pb2.RuntimeStatus(conditions=conditions),
@@ -53,7 +55,10 @@ class Status:
                 *(api_pb2.RuntimeHandler(name=name) for name in sorted(self._node.settings.runtime_handlers)),
             ],
             features=api_pb2.RuntimeFeatures(
-                supplemental_groups_policy=True, user_namespaces_host_network=self._node.user_namespaces
+                supplemental_groups_policy=True,
+                user_namespaces_host_network=self._node.user_namespaces,
+                mount_options=True,
+                cgroup_mount_mode=True,
             ),
             info=info({"config": self._configuration.values()}) if request.verbose else None,
         )

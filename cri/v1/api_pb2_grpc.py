@@ -180,6 +180,16 @@ class RuntimeServiceStub:
                 request_serializer=cri_dot_v1_dot_api__pb2.CheckpointContainerRequest.SerializeToString,
                 response_deserializer=cri_dot_v1_dot_api__pb2.CheckpointContainerResponse.FromString,
                 _registered_method=True)
+        self.CheckpointPod = channel.unary_unary(
+                '/runtime.v1.RuntimeService/CheckpointPod',
+                request_serializer=cri_dot_v1_dot_api__pb2.CheckpointPodRequest.SerializeToString,
+                response_deserializer=cri_dot_v1_dot_api__pb2.CheckpointPodResponse.FromString,
+                _registered_method=True)
+        self.RestorePod = channel.unary_unary(
+                '/runtime.v1.RuntimeService/RestorePod',
+                request_serializer=cri_dot_v1_dot_api__pb2.RestorePodRequest.SerializeToString,
+                response_deserializer=cri_dot_v1_dot_api__pb2.RestorePodResponse.FromString,
+                _registered_method=True)
         self.GetContainerEvents = channel.unary_stream(
                 '/runtime.v1.RuntimeService/GetContainerEvents',
                 request_serializer=cri_dot_v1_dot_api__pb2.GetEventsRequest.SerializeToString,
@@ -390,6 +400,18 @@ class RuntimeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckpointPod(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestorePod(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetContainerEvents(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -573,6 +595,16 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
                     servicer.CheckpointContainer,
                     request_deserializer=cri_dot_v1_dot_api__pb2.CheckpointContainerRequest.FromString,
                     response_serializer=cri_dot_v1_dot_api__pb2.CheckpointContainerResponse.SerializeToString,
+            ),
+            'CheckpointPod': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckpointPod,
+                    request_deserializer=cri_dot_v1_dot_api__pb2.CheckpointPodRequest.FromString,
+                    response_serializer=cri_dot_v1_dot_api__pb2.CheckpointPodResponse.SerializeToString,
+            ),
+            'RestorePod': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestorePod,
+                    request_deserializer=cri_dot_v1_dot_api__pb2.RestorePodRequest.FromString,
+                    response_serializer=cri_dot_v1_dot_api__pb2.RestorePodResponse.SerializeToString,
             ),
             'GetContainerEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.GetContainerEvents,
@@ -1400,6 +1432,60 @@ class RuntimeService:
             _registered_method=True)
 
     @staticmethod
+    def CheckpointPod(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.RuntimeService/CheckpointPod',
+            cri_dot_v1_dot_api__pb2.CheckpointPodRequest.SerializeToString,
+            cri_dot_v1_dot_api__pb2.CheckpointPodResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestorePod(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.RuntimeService/RestorePod',
+            cri_dot_v1_dot_api__pb2.RestorePodRequest.SerializeToString,
+            cri_dot_v1_dot_api__pb2.RestorePodResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetContainerEvents(request,
             target,
             options=(),
@@ -1592,6 +1678,21 @@ class ImageServiceStub:
                 request_serializer=cri_dot_v1_dot_api__pb2.PullImageRequest.SerializeToString,
                 response_deserializer=cri_dot_v1_dot_api__pb2.PullImageResponse.FromString,
                 _registered_method=True)
+        self.PullSecurityProfile = channel.unary_unary(
+                '/runtime.v1.ImageService/PullSecurityProfile',
+                request_serializer=cri_dot_v1_dot_api__pb2.PullSecurityProfileRequest.SerializeToString,
+                response_deserializer=cri_dot_v1_dot_api__pb2.PullSecurityProfileResponse.FromString,
+                _registered_method=True)
+        self.ListSecurityProfiles = channel.unary_unary(
+                '/runtime.v1.ImageService/ListSecurityProfiles',
+                request_serializer=cri_dot_v1_dot_api__pb2.ListSecurityProfilesRequest.SerializeToString,
+                response_deserializer=cri_dot_v1_dot_api__pb2.ListSecurityProfilesResponse.FromString,
+                _registered_method=True)
+        self.RemoveSecurityProfile = channel.unary_unary(
+                '/runtime.v1.ImageService/RemoveSecurityProfile',
+                request_serializer=cri_dot_v1_dot_api__pb2.RemoveSecurityProfileRequest.SerializeToString,
+                response_deserializer=cri_dot_v1_dot_api__pb2.RemoveSecurityProfileResponse.FromString,
+                _registered_method=True)
         self.RemoveImage = channel.unary_unary(
                 '/runtime.v1.ImageService/RemoveImage',
                 request_serializer=cri_dot_v1_dot_api__pb2.RemoveImageRequest.SerializeToString,
@@ -1632,6 +1733,24 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullSecurityProfile(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSecurityProfiles(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSecurityProfile(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveImage(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -1666,6 +1785,21 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.PullImage,
                     request_deserializer=cri_dot_v1_dot_api__pb2.PullImageRequest.FromString,
                     response_serializer=cri_dot_v1_dot_api__pb2.PullImageResponse.SerializeToString,
+            ),
+            'PullSecurityProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.PullSecurityProfile,
+                    request_deserializer=cri_dot_v1_dot_api__pb2.PullSecurityProfileRequest.FromString,
+                    response_serializer=cri_dot_v1_dot_api__pb2.PullSecurityProfileResponse.SerializeToString,
+            ),
+            'ListSecurityProfiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSecurityProfiles,
+                    request_deserializer=cri_dot_v1_dot_api__pb2.ListSecurityProfilesRequest.FromString,
+                    response_serializer=cri_dot_v1_dot_api__pb2.ListSecurityProfilesResponse.SerializeToString,
+            ),
+            'RemoveSecurityProfile': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSecurityProfile,
+                    request_deserializer=cri_dot_v1_dot_api__pb2.RemoveSecurityProfileRequest.FromString,
+                    response_serializer=cri_dot_v1_dot_api__pb2.RemoveSecurityProfileResponse.SerializeToString,
             ),
             'RemoveImage': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveImage,
@@ -1787,6 +1921,87 @@ class ImageService:
             '/runtime.v1.ImageService/PullImage',
             cri_dot_v1_dot_api__pb2.PullImageRequest.SerializeToString,
             cri_dot_v1_dot_api__pb2.PullImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullSecurityProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.ImageService/PullSecurityProfile',
+            cri_dot_v1_dot_api__pb2.PullSecurityProfileRequest.SerializeToString,
+            cri_dot_v1_dot_api__pb2.PullSecurityProfileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSecurityProfiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.ImageService/ListSecurityProfiles',
+            cri_dot_v1_dot_api__pb2.ListSecurityProfilesRequest.SerializeToString,
+            cri_dot_v1_dot_api__pb2.ListSecurityProfilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSecurityProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.ImageService/RemoveSecurityProfile',
+            cri_dot_v1_dot_api__pb2.RemoveSecurityProfileRequest.SerializeToString,
+            cri_dot_v1_dot_api__pb2.RemoveSecurityProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,8 @@ class RuntimeServiceStub:
     UpdateRuntimeConfig: _grpc.UnaryUnaryMultiCallable[_api_pb2.UpdateRuntimeConfigRequest, _api_pb2.UpdateRuntimeConfigResponse]
     Status: _grpc.UnaryUnaryMultiCallable[_api_pb2.StatusRequest, _api_pb2.StatusResponse]
     CheckpointContainer: _grpc.UnaryUnaryMultiCallable[_api_pb2.CheckpointContainerRequest, _api_pb2.CheckpointContainerResponse]
+    CheckpointPod: _grpc.UnaryUnaryMultiCallable[_api_pb2.CheckpointPodRequest, _api_pb2.CheckpointPodResponse]
+    RestorePod: _grpc.UnaryUnaryMultiCallable[_api_pb2.RestorePodRequest, _api_pb2.RestorePodResponse]
     GetContainerEvents: _grpc.UnaryStreamMultiCallable[_api_pb2.GetEventsRequest, _api_pb2.ContainerEventResponse]
     ListMetricDescriptors: _grpc.UnaryUnaryMultiCallable[_api_pb2.ListMetricDescriptorsRequest, _api_pb2.ListMetricDescriptorsResponse]
     ListPodSandboxMetrics: _grpc.UnaryUnaryMultiCallable[_api_pb2.ListPodSandboxMetricsRequest, _api_pb2.ListPodSandboxMetricsResponse]
@@ -105,6 +107,8 @@ class RuntimeServiceAsyncStub(RuntimeServiceStub):
     UpdateRuntimeConfig: _aio.UnaryUnaryMultiCallable[_api_pb2.UpdateRuntimeConfigRequest, _api_pb2.UpdateRuntimeConfigResponse]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_api_pb2.StatusRequest, _api_pb2.StatusResponse]  # type: ignore[assignment]
     CheckpointContainer: _aio.UnaryUnaryMultiCallable[_api_pb2.CheckpointContainerRequest, _api_pb2.CheckpointContainerResponse]  # type: ignore[assignment]
+    CheckpointPod: _aio.UnaryUnaryMultiCallable[_api_pb2.CheckpointPodRequest, _api_pb2.CheckpointPodResponse]  # type: ignore[assignment]
+    RestorePod: _aio.UnaryUnaryMultiCallable[_api_pb2.RestorePodRequest, _api_pb2.RestorePodResponse]  # type: ignore[assignment]
     GetContainerEvents: _aio.UnaryStreamMultiCallable[_api_pb2.GetEventsRequest, _api_pb2.ContainerEventResponse]  # type: ignore[assignment]
     ListMetricDescriptors: _aio.UnaryUnaryMultiCallable[_api_pb2.ListMetricDescriptorsRequest, _api_pb2.ListMetricDescriptorsResponse]  # type: ignore[assignment]
     ListPodSandboxMetrics: _aio.UnaryUnaryMultiCallable[_api_pb2.ListPodSandboxMetricsRequest, _api_pb2.ListPodSandboxMetricsResponse]  # type: ignore[assignment]
@@ -319,6 +323,20 @@ class RuntimeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_api_pb2.CheckpointContainerResponse, _abc.Awaitable[_api_pb2.CheckpointContainerResponse]]: ...
 
     @_abc_1.abstractmethod
+    def CheckpointPod(
+        self,
+        request: _api_pb2.CheckpointPodRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.CheckpointPodResponse, _abc.Awaitable[_api_pb2.CheckpointPodResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RestorePod(
+        self,
+        request: _api_pb2.RestorePodRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.RestorePodResponse, _abc.Awaitable[_api_pb2.RestorePodResponse]]: ...
+
+    @_abc_1.abstractmethod
     def GetContainerEvents(
         self,
         request: _api_pb2.GetEventsRequest,
@@ -373,6 +391,9 @@ class ImageServiceStub:
     StreamImages: _grpc.UnaryStreamMultiCallable[_api_pb2.StreamImagesRequest, _api_pb2.StreamImagesResponse]
     ImageStatus: _grpc.UnaryUnaryMultiCallable[_api_pb2.ImageStatusRequest, _api_pb2.ImageStatusResponse]
     PullImage: _grpc.UnaryUnaryMultiCallable[_api_pb2.PullImageRequest, _api_pb2.PullImageResponse]
+    PullSecurityProfile: _grpc.UnaryUnaryMultiCallable[_api_pb2.PullSecurityProfileRequest, _api_pb2.PullSecurityProfileResponse]
+    ListSecurityProfiles: _grpc.UnaryUnaryMultiCallable[_api_pb2.ListSecurityProfilesRequest, _api_pb2.ListSecurityProfilesResponse]
+    RemoveSecurityProfile: _grpc.UnaryUnaryMultiCallable[_api_pb2.RemoveSecurityProfileRequest, _api_pb2.RemoveSecurityProfileResponse]
     RemoveImage: _grpc.UnaryUnaryMultiCallable[_api_pb2.RemoveImageRequest, _api_pb2.RemoveImageResponse]
     ImageFsInfo: _grpc.UnaryUnaryMultiCallable[_api_pb2.ImageFsInfoRequest, _api_pb2.ImageFsInfoResponse]
 
@@ -385,6 +406,9 @@ class ImageServiceAsyncStub(ImageServiceStub):
     StreamImages: _aio.UnaryStreamMultiCallable[_api_pb2.StreamImagesRequest, _api_pb2.StreamImagesResponse]  # type: ignore[assignment]
     ImageStatus: _aio.UnaryUnaryMultiCallable[_api_pb2.ImageStatusRequest, _api_pb2.ImageStatusResponse]  # type: ignore[assignment]
     PullImage: _aio.UnaryUnaryMultiCallable[_api_pb2.PullImageRequest, _api_pb2.PullImageResponse]  # type: ignore[assignment]
+    PullSecurityProfile: _aio.UnaryUnaryMultiCallable[_api_pb2.PullSecurityProfileRequest, _api_pb2.PullSecurityProfileResponse]  # type: ignore[assignment]
+    ListSecurityProfiles: _aio.UnaryUnaryMultiCallable[_api_pb2.ListSecurityProfilesRequest, _api_pb2.ListSecurityProfilesResponse]  # type: ignore[assignment]
+    RemoveSecurityProfile: _aio.UnaryUnaryMultiCallable[_api_pb2.RemoveSecurityProfileRequest, _api_pb2.RemoveSecurityProfileResponse]  # type: ignore[assignment]
     RemoveImage: _aio.UnaryUnaryMultiCallable[_api_pb2.RemoveImageRequest, _api_pb2.RemoveImageResponse]  # type: ignore[assignment]
     ImageFsInfo: _aio.UnaryUnaryMultiCallable[_api_pb2.ImageFsInfoRequest, _api_pb2.ImageFsInfoResponse]  # type: ignore[assignment]
 
@@ -418,6 +442,27 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _api_pb2.PullImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_api_pb2.PullImageResponse, _abc.Awaitable[_api_pb2.PullImageResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PullSecurityProfile(
+        self,
+        request: _api_pb2.PullSecurityProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.PullSecurityProfileResponse, _abc.Awaitable[_api_pb2.PullSecurityProfileResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListSecurityProfiles(
+        self,
+        request: _api_pb2.ListSecurityProfilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.ListSecurityProfilesResponse, _abc.Awaitable[_api_pb2.ListSecurityProfilesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveSecurityProfile(
+        self,
+        request: _api_pb2.RemoveSecurityProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_api_pb2.RemoveSecurityProfileResponse, _abc.Awaitable[_api_pb2.RemoveSecurityProfileResponse]]: ...
 
     @_abc_1.abstractmethod
     def RemoveImage(

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 
 from runtime.cgroups import files, processes, tree
 from runtime.cgroups.limits import Group, Write
-from runtime.errors import NotSupported, OperationFailed
+from runtime.errors import NotSupported, OperationFailed, failing
 from runtime.light import dataclass, replace
 from runtime.spec import Resources
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from runtime.cgroups.hierarchies import Hierarchies
 
 _DELEGATED = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma"})
+_OWNERS_FILES_LIST = "/sys/kernel/cgroup/delegate"  # since Linux 4.15
+_OWNERS_FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,19 @@ class Cgroup:
             self._filter_devices(resources)
             done = undo.pop_all()
         return done.close
+
+    def delegate(self, uid: int) -> None:
+        """Gives the cgroup of version 2, and those of its files that the kernel names for it, to a user.
+
+        Limits stay root's. As an ordinary user, whose cgroup it is already, it changes nothing that it may not.
+        """
+        with failing("delegate", self.unified), suppress(PermissionError):
+            listed = os.path.exists(_OWNERS_FILES_LIST)
+            names = files.read(_OWNERS_FILES_LIST).split() if listed else _OWNERS_FILES
+            os.chown(self.unified, uid, -1)
+            for name in names:
+                with suppress(FileNotFoundError):
+                    os.chown(f"{self.unified}/{name}", uid, -1)
 
     def join_self(self, *, unified: bool = True) -> None:
         """Moves the calling single-threaded process in; not into version 2 if it was cloned there (`unified`).

@@ -99,6 +99,14 @@ class DeviceUse:
 
 
 @dataclass(frozen=True, slots=True)
+class HugePageUse:
+    """Bytes in huge pages of one size. Version 2 keeps no peak: there it is the present use."""
+
+    usage: int
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """All there is to read; a part is None (or empty) where no controller of this machine counts it."""
 
@@ -108,7 +116,7 @@ class Usage:
     tasks_limit: int | None
     oom_kills: int
     devices: tuple[DeviceUse, ...]
-    hugetlb: Mapping[str, int]  # page size ("2MB") -> bytes
+    hugetlb: Mapping[str, HugePageUse]  # by page size ("2MB")
     cpu_pressure: Pressure | None
     memory_pressure: Pressure | None
     io_pressure: Pressure | None
@@ -318,11 +326,13 @@ def _devices_v2(text: str) -> tuple[DeviceUse, ...]:
     return tuple(devices)
 
 
-def _hugetlb(directory: _Directory) -> dict[str, int]:
+def _hugetlb(directory: _Directory) -> dict[str, HugePageUse]:
     found = {}
     for name in directory.names():
         kind, _, rest = name.partition(".")
         size, _, what = rest.partition(".")
         if kind == "hugetlb" and what in ("current", "usage_in_bytes"):
-            found[size] = directory.number(name) or 0
+            usage = directory.number(name) or 0
+            peak = usage if what == "current" else directory.number(f"hugetlb.{size}.max_usage_in_bytes") or usage
+            found[size] = HugePageUse(usage, peak)
     return found

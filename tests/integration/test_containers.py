@@ -423,7 +423,7 @@ def test_stopping_ends_the_deaf(pod: Pod) -> None:
 @pytest.mark.cri("CreateContainer", "stop_signal")
 def test_a_stop_signal(pod: Pod) -> None:
     container = pod.run("sh", "-c", "trap 'exit 5' USR1; while true; do sleep 0.05; done", name="usr1",
-                        stop_signal=cri.SIGUSR1)
+                        stop_signal=cri.SIGNAL_SIGUSR1)
     time.sleep(0.2)
     pod.daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=10), **_CALL)
     assert pod.daemon.status(container).exit_code == 5

@@ -15,6 +15,7 @@ from cri.v1 import api_pb2
 from image.model import Image, ImageConfig
 from pods.errors import InvalidArgument
 from pods.model import (
+    CgroupMountMode,
     Container,
     ContainerSecurity,
     ContainerState,
@@ -34,7 +35,7 @@ from pods.model import (
     UserNamespace,
 )
 from pods.stats import ContainerStats, SandboxStats
-from runtime.cgroups.usage import CpuUse, Usage
+from runtime.cgroups.usage import CpuUse, HugePageUse, Usage
 
 METADATA = {"name": "web", "uid": "u-1", "namespace": "default"}
 
@@ -144,6 +145,7 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
                 {"container_path": "/c", "host_path": "/h", "readonly": True, "recursive_read_only": True},
                 {"container_path": "/d", "host_path": "/i", "propagation": "PROPAGATION_BIDIRECTIONAL"},
                 {"container_path": "/e", "image": {"image": "data"}, "image_sub_path": "sub/dir"},
+                {"container_path": "/f", "host_path": "/j", "mount_options": ["noexec", "nodev", "noexec"]},
             ],
             devices=[{"container_path": "/dev/a", "host_path": "/dev/b", "permissions": "rw"}],
             CDI_devices=[{"name": "vendor.com/gpu=0"}],
@@ -151,7 +153,7 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
             stdin=True,
             stdin_once=True,
             tty=True,
-            stop_signal="SIGRTMINPLUS3",
+            stop_signal="SIGNAL_SIGRTMINPLUS3",
             linux={
                 "resources": {
                     "cpu_period": 100000,
@@ -164,7 +166,8 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
                 },
                 "security_context": {
                     "capabilities": {"add_capabilities": ["NET_ADMIN"], "drop_capabilities": ["ALL"]},
-                    "namespace_options": {"pid": "TARGET", "target_id": "c1"},
+                    "namespace_options": {"pid": "TARGET", "target_id": "c1", "cgroupns_options": {"mode": "NODE"}},
+                    "cgroup_mount_mode": "CGROUP_MOUNT_MODE_READ_ONLY",
                     "run_as_username": "www-data",
                     "run_as_group": {"value": 33},
                     "no_new_privs": True,
@@ -181,6 +184,7 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
     assert config.mounts[1].propagation is Propagation.BIDIRECTIONAL
     assert config.mounts[2].image is not None
     assert (config.mounts[2].image.image, config.mounts[2].image_sub_path) == ("data", "sub/dir")
+    assert config.mounts[3].mount_options == ("noexec", "nodev")
     assert config.devices[0].permissions == "rw"
     assert config.cdi_devices == ("vendor.com/gpu=0",)
     assert (config.log_path, config.stdin, config.stdin_once, config.tty) == ("app/0.log", True, True, True)
@@ -197,6 +201,8 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
     security = config.security
     assert (security.add_capabilities, security.drop_capabilities) == (("NET_ADMIN",), ("ALL",))
     assert (security.namespaces.pid, security.namespaces.target_id) == (NamespaceMode.TARGET, "c1")
+    assert security.namespaces.cgroup is NamespaceMode.NODE
+    assert security.cgroup_mount_mode is CgroupMountMode.READ_ONLY
     assert (security.run_as_username, security.run_as_user, security.run_as_group) == ("www-data", None, 33)
     assert security.no_new_privs
     assert (security.masked_paths, security.readonly_paths) == (("/proc/kcore",), ("/proc/sys",))
@@ -251,9 +257,16 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
             in_pod(seccomp={"profile_type": "Localhost", "localhost_ref": "x.json"}),
             "security_context.seccomp: 'x.json' must be an absolute path",
         ),
+        (
+            in_pod(namespace_options={"cgroupns_options": {"mode": "CONTAINER"}}),
+            "security_context.namespace_options.cgroupns_options: belongs to containers",
+        ),
+        (in_pod(seccomp={"profile_type": "OCI"}), "security_context.seccomp.profile_type: OCI is not supported yet"),
+        (in_pod(seccomp={"oci_ref": "r.test/p@sha256:1"}), "seccomp: oci_ref and base_profile belong to"),
+        (in_pod(seccomp={"base_profile": {}}), "seccomp: oci_ref and base_profile belong to"),
     ],
 )
-@pytest.mark.cri("RunPodSandbox", "namespace_options.target_id")
+@pytest.mark.cri("RunPodSandbox", "namespace_options.target_id", "namespace_options.cgroupns_options")
 def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, said: str) -> None:
     with pytest.raises(InvalidArgument) as refusal:
         sandbox_config("config", message)
@@ -290,6 +303,8 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
             mounted(readonly=True, recursive_read_only=True, propagation=1),
             "config.mounts[0].recursive_read_only: needs config.mounts[0].propagation PRIVATE",
         ),
+        (mounted(mount_options=["nodev", "exec"]), "config.mounts[0].mount_options[1]: 'exec' must be one of noexec,"),
+        (mounted(mount_options=["rw"]), "config.mounts[0].mount_options[0]: 'rw' must be one of noexec,"),
         (mounted(uidMappings=[{"host_id": 1}]), "config.mounts[0].uidMappings[0].length: 0 must be 1 or more"),
         (limited(cpu_quota=-2), "config.linux.resources.cpu_quota: -2 must be -1 or more"),
         (limited(oom_score_adj=1001), "config.linux.resources.oom_score_adj: 1001 must be between -1000 and 1000"),
@@ -298,6 +313,27 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
         (limited(unified={"../x": "1"}), "config.linux.resources.unified key: '../x' must be the name of a cgroup v2"),
         (in_container(run_as_group={"value": 1}), "security_context.run_as_group: 1 needs run_as_user or"),
         (in_container(namespace_options={"pid": "TARGET"}), "namespace_options.target_id: is required when"),
+        (
+            in_container(namespace_options={"cgroupns_options": {"mode": "POD"}}),
+            "namespace_options.cgroupns_options.mode: 'POD' is not supported here",
+        ),
+        (
+            in_container(namespace_options={"cgroupns_options": {"mode": "TARGET"}}),
+            "namespace_options.cgroupns_options.mode: 'TARGET' is not supported here",
+        ),
+        (
+            in_container(privileged=True, cgroup_mount_mode="CGROUP_MOUNT_MODE_READ_ONLY"),
+            "security_context.cgroup_mount_mode: 'READ_ONLY' cannot be had by a privileged container",
+        ),
+        (
+            in_container(
+                namespace_options={"cgroupns_options": {"mode": "NODE"}},
+                cgroup_mount_mode="CGROUP_MOUNT_MODE_READ_WRITE",
+            ),
+            "security_context.cgroup_mount_mode: 'READ_WRITE' needs",
+        ),
+        (in_container(cgroup_mount_mode=3), "security_context.cgroup_mount_mode: 3 is no CgroupMountMode of CRI v1"),
+        (in_container(apparmor={"profile_type": "OCI"}), "apparmor.profile_type: OCI is not supported yet"),
         (in_container(capabilities={"add_capabilities": ["A B"]}), "add_capabilities[0]: 'A B' must be the name of"),
         (in_container(masked_paths=["proc"]), "security_context.masked_paths[0]: 'proc' must be an absolute path"),
         (in_container(apparmor_profile="localhost/"), "apparmor_profile: 'localhost/' must be runtime/default"),
@@ -342,7 +378,8 @@ def test_statuses_tell_what_was_asked_and_what_is() -> None:
         "config",
         container(
             image={"image": "sha256:1", "user_specified_image": "busybox:1"},
-            mounts=[{"container_path": "/c", "host_path": "/h", "propagation": 2, "readonly": True}],
+            mounts=[{"container_path": "/c", "host_path": "/h", "propagation": 2, "readonly": True,
+                     "mount_options": ["nosuid"]}],
             labels={"a": "b"},
             linux={"resources": {"cpu_shares": 2, "hugepage_limits": [{"page_size": "2MB", "limit": 4}]}},
         ),
@@ -375,12 +412,13 @@ def test_statuses_tell_what_was_asked_and_what_is() -> None:
         host_path="/h",
         propagation=api_pb2.MountPropagation.PROPAGATION_BIDIRECTIONAL,
         readonly=True,
+        mount_options=["nosuid"],
     )
     assert status.mounts == [bidirectional]
     assert status.resources.linux.cpu_shares == 2
     assert status.resources.linux.hugepage_limits[0].limit == 4
     assert (status.user.linux.uid, list(status.user.linux.supplemental_groups)) == (5, [6, 7])
-    assert status.stop_signal == api_pb2.Signal.SIGRTMAXMINUS14
+    assert status.stop_signal == api_pb2.SIGNAL_SIGRTMAXMINUS14
 
 
 def test_addresses_of_a_pod_are_those_of_its_own_network() -> None:
@@ -436,10 +474,17 @@ def test_metrics_tell_the_limits_in_force() -> None:
         id="c", sandbox_id="s", config=config, image_id="i", image_ref="i", state=ContainerState.RUNNING, created_at=1,
         updated=Resources(memory_limit_in_bytes=2 << 20),
     )  # fmt: skip
-    usage = Usage(CpuUse(1), None, None, None, 0, (), {}, None, None, None)
+    huge = {"2MB": HugePageUse(4, 6)}
+    usage = Usage(CpuUse(1_750_000_000), None, None, None, 0, (), huge, None, None, None)
     sandbox = Sandbox(
         id="s", config=sandbox_config("config", pod()), runtime_handler="", state=SandboxState.READY, created_at=1
     )
     inside = (ContainerStats(resized, 1, "/c", usage, None, None),)
     (told,) = sandbox_metrics(SandboxStats(sandbox, 1, "/p", None, None, (), inside), "/").container_metrics
-    assert {metric.name: metric.value.value for metric in told.metrics}["container_spec_memory_limit_bytes"] == 2 << 20
+    metrics = {metric.name: metric for metric in told.metrics}
+    assert metrics["container_spec_memory_limit_bytes"].value.value == 2 << 20
+    assert not metrics["container_spec_memory_limit_bytes"].HasField("double_value")
+    seconds = metrics["container_cpu_usage_seconds_total"]
+    assert (seconds.value.value, seconds.double_value.value) == (1, 1.75)
+    assert metrics["container_hugetlb_usage_bytes"].value.value == 4
+    assert metrics["container_hugetlb_max_usage_bytes"].value.value == 6

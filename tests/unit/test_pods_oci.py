@@ -316,6 +316,40 @@ def test_what_the_pod_shares_with_the_host_is_not_listed() -> None:
     assert _mounts(document)["/dev/shm"]["source"] == "/dev/shm"
 
 
+@pytest.mark.parametrize(
+    ("version_2", "mode", "privileged", "own"),
+    [
+        (True, None, False, True),
+        (True, None, True, False),
+        (True, NamespaceMode.NODE, False, False),
+        (True, NamespaceMode.CONTAINER, True, True),
+        (False, None, False, False),
+        (False, NamespaceMode.CONTAINER, False, True),
+        (False, NamespaceMode.NODE, False, False),
+    ],
+)
+@pytest.mark.cri("CreateContainer", "namespace_options.cgroupns_options")
+def test_a_cgroup_namespace_of_its_own(
+    version_2: bool, mode: NamespaceMode | None, privileged: bool, own: bool
+) -> None:
+    config = _with(privileged=privileged, namespaces=model.NamespaceOptions(cgroup=mode))
+    document = _build(config, sandbox=_sandbox(privileged=privileged), host=_host(cgroup_v2=version_2))
+    assert ("cgroup" in _namespaces(document)) == own
+
+
+@pytest.mark.cri("CreateContainer", "security_context.cgroup_mount_mode")
+def test_a_writable_cgroup_filesystem_takes_delegation() -> None:
+    config = _with(cgroup_mount_mode=model.CgroupMountMode.READ_WRITE)
+    mounts = _mounts(_build(config, host=_host(nsdelegate=True)))
+    assert ("ro" in mounts["/sys"]["options"], "ro" in mounts["/sys/fs/cgroup"]["options"]) == (True, False)
+    with pytest.raises(InvalidArgument, match=r"READ_WRITE needs .* not version 2 without that option"):
+        _build(config)
+    with pytest.raises(InvalidArgument, match="nsdelegate, not version 1"):
+        _build(config, host=_host(cgroup_v2=False))
+    read_only = _with(cgroup_mount_mode=model.CgroupMountMode.READ_ONLY)
+    assert "ro" in _mounts(_build(read_only))["/sys/fs/cgroup"]["options"]
+
+
 # -- mounts -----------------------------------------------------------------------------------------------------------
 
 
@@ -330,6 +364,16 @@ def test_the_default_mounts_have_parents_first() -> None:
     assert paths.index("/sys") < paths.index("/sys/fs/cgroup")
     assert _mounts(document)["/dev/shm"]["source"] == "/run/s/shm"
     assert document["root"] == {"path": "rootfs", "readonly": False}
+
+
+def test_options_of_a_mount_are_added_to_what_its_other_members_say() -> None:
+    plain = model.Mount(container_path="/c", host_path="/h", readonly=True, mount_options=("noexec", "nodev"))
+    image = model.Mount(
+        container_path="/i", image=model.ImageSpec(image="data"), readonly=True, mount_options=("rnosuid",)
+    )
+    mounts = _mounts(_build(_config(mounts=(plain, image))))
+    assert mounts["/c"]["options"] == ["rbind", "rprivate", "ro", "noexec", "nodev"]
+    assert mounts["/i"]["options"] == ["rbind", "rprivate", "ro", "rnosuid"]
 
 
 def test_the_requests_mounts_replace_defaults_and_volumes() -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from runtime.cgroups import Cgroup, Hierarchies
-from runtime.cgroups.usage import CpuUse, DeviceUse, MemoryUse, Pressure, Stall, pressure, read_usage
+from runtime.cgroups.usage import CpuUse, DeviceUse, HugePageUse, MemoryUse, Pressure, Stall, pressure, read_usage
 
 TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 PRESSURE = """\
@@ -92,7 +92,7 @@ def test_version_1_with_the_unified_hierarchy_beside_it(tmp_path: Path) -> None:
     assert usage.memory.working_set == 10000000
     assert (usage.tasks, usage.tasks_limit, usage.oom_kills) == (5, None, 3)
     assert usage.devices == (DeviceUse(8, 0, 4096, 8192, 1, 2),)
-    assert usage.hugetlb == {"2MB": 2097152}
+    assert usage.hugetlb == {"2MB": HugePageUse(2097152, 2097152)}
     assert (usage.cpu_pressure, usage.memory_pressure, usage.io_pressure) == (STALLS, None, None)
 
 
@@ -106,7 +106,7 @@ def test_version_2(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (usage.tasks, usage.tasks_limit, usage.oom_kills) == (5, 100, 3)
     assert usage.devices == (DeviceUse(8, 0, 4096, 8192, 1, 2),)
-    assert usage.hugetlb == {"2MB": 2097152}
+    assert usage.hugetlb == {"2MB": HugePageUse(2097152, 2097152)}
     assert (usage.cpu_pressure, usage.memory_pressure, usage.io_pressure) == (STALLS, STALLS, STALLS)
 
 

@@ -395,6 +395,43 @@ def test_a_device_that_was_not_given_cannot_be_opened(workload: Workload) -> Non
     assert allowed.stdout == b"3\n"
 
 
+@pytest.mark.cri("CreateContainer", "security_context.cgroup_mount_mode")
+@pytest.mark.parametrize("mapped", [False, True], ids=["root", "user namespace"])
+def test_a_container_manages_cgroups_below_its_own(service: Service, mapped: bool) -> None:
+    """With a writable cgroup filesystem it makes cgroups and limits them; its own limits stay as they are."""
+    options = cri.NamespaceOption(pid=cri.CONTAINER)
+    if mapped:
+        lines = [cri.IDMapping(container_id=0, host_id=1 << 20, length=65536)]
+        options.userns_options.CopyFrom(cri.UserNamespace(mode=cri.POD, uids=lines, gids=lines))
+    pod_security = cri.LinuxSandboxSecurityContext(namespace_options=options)
+    config = service.sandbox_config(f"manager-{mapped}", linux=cri.LinuxPodSandboxConfig(security_context=pod_security))
+    security = cri.LinuxContainerSecurityContext(
+        namespace_options=options, cgroup_mount_mode=cri.CGROUP_MOUNT_MODE_READ_WRITE
+    )
+    linux = cri.LinuxContainerConfig(security_context=security, resources=LIMITS)
+    script = """
+    cd /sys/fs/cgroup && mkdir leaf work && echo 1 > leaf/cgroup.procs && echo $$ > leaf/cgroup.procs &&
+    echo +memory > cgroup.subtree_control && echo 16777216 > work/memory.max && cat work/memory.max
+    echo max 2>/dev/null > memory.max || echo kept
+    """
+    with service.pod(f"manager-{mapped}", config) as pod:
+        container_id = pod.run("sleep", "1000", linux=linux)
+        answer = pod.exec(container_id, "sh", "-c", script)
+        assert answer.stdout.decode().split() == ["16777216", "kept"], answer.stderr
+        cgroup = Process.of(service, container_id).cgroup().parent
+        assert (cgroup / "memory.max").read_text().strip() == str(64 * MEBIBYTE)
+        node = cri.LinuxContainerConfig(
+            security_context=cri.LinuxContainerSecurityContext(
+                namespace_options=cri.NamespaceOption(
+                    pid=cri.CONTAINER, cgroupns_options=cri.CgroupNamespace(mode=cri.NODE)
+                )
+            )
+        )
+        seen = pod.run("sleep", "1000", name="node", linux=node)
+        shown = pod.exec(seen, "sh", "-c", "d=$(cut -d: -f3 /proc/1/cgroup); cat /sys/fs/cgroup$d/cgroup.procs")
+        assert len(shown.stdout.split()) >= 1, shown.stderr  # what /proc names is there in the mount
+
+
 def test_a_privileged_container_opens_the_hosts_devices(service: Service, workload: Workload) -> None:
     security = cri.LinuxSandboxSecurityContext(privileged=True)
     config = service.sandbox_config("privileged", linux=cri.LinuxPodSandboxConfig(security_context=security))
