@@ -252,6 +252,7 @@ class Containers:
         scope = None if other else oci.container_scope(sandbox.sandbox, container.id)
         path = oci.cgroups_path(sandbox.sandbox, container.id)
         told: dict[str, Any] = {"runtime": other, "cgroup": path} if other else {}
+        asked_user = oci.user_request(config, image.config)
         identity = await self._shims.of(container.sandbox_id).call(
             "create",
             container=container.id,
@@ -259,7 +260,7 @@ class Containers:
             lower=[str(layer) for layer in lower],
             upper=str(root / "upper"),
             work=str(root / "work"),
-            user=oci.user_request(config, image.config).to_json(),
+            user=asked_user.to_json(),
             images=mounted_images.shim_argument(config, container.mounted_images, self._images, root / "volumes"),
             hold=scope is not None,
             label=label,
@@ -273,6 +274,7 @@ class Containers:
             additional_gids=tuple(identity["additional_gids"]),
             home=identity["home"],
         )
+        asked_user.check(user.uid, user.gid)
         if users is not None:
             user_namespaces.check_user(user, users)
         context = oci.ContainerContext(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from image.model import ImageConfig
-from pods.errors import InvalidArgument
+from pods.errors import InvalidArgument, PodError
 from pods.execve_limits import check_arguments, check_strings
 from pods.model import ContainerConfig, GroupsPolicy
 from pods.signals import canonical_name
@@ -28,6 +28,19 @@ class UserRequest:
     def to_json(self) -> dict[str, Any]:
         """The request as the keyword arguments of `runtime.users.resolve`, JSON-serialisable."""
         return {"user": self.user, "group": self.group, "supplemental": list(self.supplemental), "merge": self.merge}
+
+    def check(self, uid: int, gid: int) -> None:
+        """Hold what was found against the numbers that were asked for, by which Kubernetes judges `runAsNonRoot`.
+
+        The image was asked meanwhile, which is not to decide about them. Raises PodError.
+        """
+        user, _, group = self.user.partition(":")
+        for what, asked, found in (
+            ("user", user, uid),
+            ("group", group if self.group is None else str(self.group), gid),
+        ):
+            if asked.isascii() and asked.isdigit() and found != int(asked):
+                raise PodError(f"look up {what} {asked}: found {found} in the image")
 
 
 def user_request(config: ContainerConfig, image: ImageConfig) -> UserRequest:

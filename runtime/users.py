@@ -1,23 +1,24 @@
 """Who a container's process runs as, looked up in the container's own /etc/passwd and /etc/group, never the host's.
 
 The rules are those of the OCI image specification's `User` ("name", "uid", "name:group", "uid:gid") and of CRI's
-LinuxContainerSecurityContext.
+LinuxContainerSecurityContext. A number is an id and never a name: an image may well have a user named 1000 whose id is
+0 (CVE-2016-3697), and Kubernetes decides by the number whether a container runs as root.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from runtime.errors import RuntimeCoreError, failing
-from runtime.rootfs import open_in_root
+from runtime.errors import RuntimeCoreError
+from runtime.foreign import TooLarge, read_foreign
 
 _MAX_FILE: Final = 8 << 20  # an image can hold a passwd file of any size
 _MAX_ID: Final = 2**32 - 2
+_ID_DIGITS: Final = 10
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+")
 
 
 class UserNotFound(RuntimeCoreError):
@@ -61,56 +62,58 @@ def resolve(root: int, user: str, group: int | None, supplemental: Sequence[int]
 
 
 def _is_member(name: str, entry: list[str]) -> bool:
-    return entry[2].isdigit() and name in entry[3].split(",")
+    return _id(entry[2]) is not None and name in entry[3].split(",")
 
 
 def _account(root: int, name: str) -> _Account:
     wanted = name or "0"
-    uid = _numeric(wanted)
+    number = _numeric(wanted)
     for entry in _entries(root, "/etc/passwd", 6):
-        if not (entry[2].isdigit() and entry[3].isdigit()):
+        uid, gid = _id(entry[2]), _id(entry[3])
+        if uid is None or gid is None:
             continue
-        if entry[0] == wanted or (uid is not None and int(entry[2]) == uid):
-            return _Account(entry[0], int(entry[2]), int(entry[3]), entry[5])
-    if uid is None:
+        if entry[0] == wanted if number is None else uid == number:
+            return _Account(entry[0], uid, gid, entry[5])
+    if number is None:
         raise UserNotFound(f"look up user `{name}`: the image's /etc/passwd has no such user")
-    return _Account("", uid, 0, "/root" if uid == 0 else "/")
+    return _Account("", number, 0, "/root" if number == 0 else "/")
 
 
 def _group_id(root: int, name: str) -> int:
-    gid = _numeric(name)
-    if gid is not None:
-        return gid
+    number = _numeric(name)
+    if number is not None:
+        return number
     for entry in _entries(root, "/etc/group", 4):
-        if entry[0] == name and entry[2].isdigit():
-            return int(entry[2])
+        gid = _id(entry[2])
+        if entry[0] == name and gid is not None:
+            return gid
     raise UserNotFound(f"look up group `{name}`: the image's /etc/group has no such group")
 
 
 def _numeric(text: str) -> int | None:
+    """The id that `text` is, None for a name. Raises UserNotFound for a number that is no id."""
+    if _NUMBER.fullmatch(text) is None:
+        return None
+    found = _id(text.removeprefix("+"))
+    if found is None:
+        raise UserNotFound(f"look up user or group `{text[:32]}`: not between 0 and {_MAX_ID}")
+    return found
+
+
+def _id(text: str) -> int | None:
+    """The id written so, None if it is none that Linux has."""
     if not (text.isascii() and text.isdigit()):
         return None
-    if int(text) > _MAX_ID:
-        raise UserNotFound(f"look up user or group `{text}`: larger than {_MAX_ID}")
-    return int(text)
+    digits = text.lstrip("0") or "0"
+    return int(digits) if len(digits) <= _ID_DIGITS and int(digits) <= _MAX_ID else None
 
 
 def _entries(root: int, path: str, fields: int) -> Iterator[list[str]]:
-    """The file's well-formed lines, split at colons; nothing when the image lacks the file."""
+    """The file's well-formed lines, split at colons; nothing when the image has no such file, or it is no file."""
     try:
-        fd = open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return
-        with failing("read", path):
-            raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        return
-    with open(fd, "rb") as file, failing("read", path):
-        text = file.read(_MAX_FILE + 1)
-    if len(text) > _MAX_FILE:
-        raise UserNotFound(f"read `{path}`: larger than {_MAX_FILE} bytes")
+        text = read_foreign(root, path, _MAX_FILE)
+    except TooLarge as error:
+        raise UserNotFound(str(error)) from error
     for line in text.decode(errors="surrogateescape").splitlines():
         entry = line.strip().split(":")
         if len(entry) >= fields:

@@ -14,6 +14,7 @@ import pytest
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import BUSYBOX, Daemon, Pod
+from tests.images import build_image, busybox_layer, entry, layer, write_layout
 
 _CALL = {"timeout": 30}
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (stdout|stderr) ([PF]) (.*)$")
@@ -168,6 +169,33 @@ def test_users_are_looked_up_in_the_image(pod: Pod) -> None:
         pod.create("id", name="nobody-there", linux=_security(run_as_username="nosuchuser"))
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "nosuchuser" in raised.value.details()
+
+
+@pytest.mark.trial("numeric-user", "a number in user or group is an id, whatever names the image gives")
+def test_a_number_is_no_name_of_the_images(pod: Pod, tmp_path: Path) -> None:
+    """CVE-2016-3697, by each way to say who runs; kubelet's runAsNonRoot judges by the number."""
+    names = layer(
+        entry("etc/passwd", b"root:x:0:0::/root:/bin/sh\n1000:x:0:0::/root:/bin/sh\nuser:x:1000:50::/:/bin/sh\n"),
+        entry("etc/group", b"root:x:0:\n1000:x:0:\ndisk:x:6:1000\nstaff:x:50:\n"),
+    )
+    ways = {  # by the image's user
+        "1000": _security(),
+        "1000:1000": _security(),
+        "root": _security(run_as_user=cri.Int64Value(value=1000)),
+        "0": _security(run_as_username="1000"),
+    }
+    for number, (user, security) in enumerate(ways.items()):
+        name = f"localhost/misnamed{number}:1"
+        image = build_image([busybox_layer(), names], {"User": user})
+        pod.daemon.import_image(write_layout(tmp_path / str(number), {name: image}))
+        status, lines = _finished(pod, "sh", "-c", "id; grep CapEff /proc/self/status", image=name, linux=security)
+        gid = 1000 if user == "1000:1000" else 50
+        assert lines[0].startswith(f"stdout F uid=1000(user) gid={gid}"), (user, lines)
+        assert lines[1].split()[-1] == "0" * 16
+        found = status.user.linux
+        assert (found.uid, found.gid, list(found.supplemental_groups)) == (1000, gid, [gid])
+        _remove_containers(pod)
+        pod.daemon.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)), **_CALL)
 
 
 @pytest.mark.cri("CreateContainer", "security_context.capabilities")

@@ -67,7 +67,7 @@ def test_the_errors_that_troubleshooting_quotes_exist() -> None:
 
 
 def test_the_tests_that_the_security_page_names_exist() -> None:
-    tests = "\n".join(file.read_text() for file in (ROOT / "tests/integration").glob("test_*.py"))
+    tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", (ROOT / "docs/security.md").read_text())
     assert len(set(named)) > 15
     assert [name for name in named if f"def {name}(" not in tests] == []

@@ -157,6 +157,18 @@ def test_who_runs(security: dict[str, Any], image_user: str, request_: tuple[str
     assert (found.user, found.group) == request_
 
 
+@pytest.mark.trial("numeric-user", "a number in user or group is an id, whatever names the image gives")
+def test_what_was_found_is_the_number_that_was_asked_for() -> None:
+    """CVE-2016-3697: should the image decide about it after all, nothing is made."""
+    for request, uid, gid in (("1000", 0, 0), ("1000:7", 1000, 0), ("0", 1000, 0), ("web:50", 33, 0)):
+        with pytest.raises(PodError, match="found"):
+            oci.UserRequest(request).check(uid, gid)
+    with pytest.raises(PodError, match="group 8: found 7"):
+        oci.UserRequest("web", group=8).check(33, 7)
+    for request, group in (("1000", None), ("web:staff", None), ("", None), ("1000:3", 50)):
+        oci.UserRequest(request, group).check(1000, 50)
+
+
 def test_strict_groups_do_not_merge_the_images() -> None:
     config = _with(supplemental_groups=(5, 6), groups_policy=model.GroupsPolicy.STRICT)
     assert oci.user_request(config, ImageConfig(user="www")).to_json() == {
