@@ -10,9 +10,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 
+from image.directories import Directories
 from image.openat2 import Walk, open_directory
 from image.overlay import OPAQUE_XATTR, PLAIN_DIRECTORY, RESERVED_XATTRS, is_whiteout, make_whiteout, mark_opaque
 from image.tar import (
@@ -31,9 +33,11 @@ from image.tar import (
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS = b".wh..wh."  # aufs' own bookkeeping, of no meaning here
+_AUFS_LINKS = b".wh..wh.plnk"  # but that hard links lead to files in it
 _DEPTH_LIMIT = 512  # components of one name
 _CACHED_DIRECTORIES = 128  # descriptors kept open
-_IMPLIED_LIMIT = 1 << 16  # directories without an entry of their own
+_MAJOR_LIMIT, _MINOR_LIMIT = 0xFFF, 0xF_FFFF  # the kernel cuts larger numbers of devices: they would be others
+_REMOVED_AT_ONCE = 10_000  # names of a directory
 _ID_LIMIT = 0xFFFF_FFFE  # the id above it means "leave it" to chown(2)
 _INLINE_SYMLINK = 59  # bytes an ext4 inode holds; a longer target takes a block
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,11 +45,11 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(slots=True)
 class LayerUsage:
-    """What an unpacked layer takes on disk, and which of its directories no entry described."""
+    """What an unpacked layer takes on disk, and what only the layers below can settle (`Directories.unsettled`)."""
 
     size: int  # bytes
     inodes: int
-    implied: list[bytes]
+    unsettled: bytes
 
 
 class LayerWriter:
@@ -59,8 +63,8 @@ class LayerWriter:
         self._root = root
         self._marked = marked
         self._directories: dict[bytes, int] = {}
-        self._times: dict[bytes, int] = {}
-        self._implied: set[bytes] = {b""}
+        self._known = Directories()
+        self._whited: bytes | None = None  # the directory, as entries call it, that had the last whiteout
         self._bytes = 0
         self._inodes = 1
         self._counted = True  # until something was removed whose hard links we do not know
@@ -75,33 +79,36 @@ class LayerWriter:
                 raise
             except (ValueError, OverflowError) as error:  # TarError, a NUL in a name, a number the kernel cannot hold
                 raise TarError(f"entry {_shown(entry.name)}: {error}") from None
+        self._remove_aufs_links()
         self._finish_directories()
         if not self._counted:
             self._count()
-        return LayerUsage(self._bytes, self._inodes, sorted(self._implied))
+        return LayerUsage(self._bytes, self._inodes, self._known.unsettled())
 
     def _count(self) -> None:
-        found = {there.st_ino: there.st_blocks for there in inodes_below(self._root)}
-        self._inodes, self._bytes = len(found), sum(found.values()) * 512
+        self._inodes = self._bytes = 0
+        for there in inodes_below(self._root):
+            self._inodes += 1
+            self._bytes += there.st_blocks * 512
 
     # --- one entry
 
     def _write_entry(self, entry: Entry, reader: TarReader) -> None:
         path = normalised(entry.name)
         opaque = self._marked and entry.kind == DIRECTORY and (entry.xattrs or {}).pop(OPAQUE_XATTR, b"") == b"y"
-        self._refuse(entry)
+        _make_harmless(entry)
         if not path:
-            if entry.kind != DIRECTORY:
-                raise TarError("the layer's root must be a directory")
-            self._describe_directory(b"", self._root, entry)
+            self._describe_root(entry)
             return
         parent_path, _, name = path.rpartition(b"/")
         if name == _OPAQUE:
             mark_opaque(self._parent(parent_path))
-        elif name.startswith(_AUFS):
+            self._remember_whited(parent_path)
+        elif name.startswith(_AUFS) or _is_bookkeeping(parent_path):
             return
         elif name.startswith(_WHITEOUT):
             self._white_out(self._parent(parent_path), name[len(_WHITEOUT) :])
+            self._remember_whited(parent_path)
         elif entry.kind == DIRECTORY:
             self._make_directory(self._parent(parent_path), path, name, entry)
             if opaque:
@@ -109,24 +116,24 @@ class LayerWriter:
         else:
             self._replace_and_make(self._parent(parent_path), path, name, entry, reader)
 
-    def _refuse(self, entry: Entry) -> None:
-        if entry.uid > _ID_LIMIT or entry.gid > _ID_LIMIT:
-            raise TarError(f"owner {entry.uid}:{entry.gid} is out of range")
-        for key in entry.xattrs or ():
-            if key.startswith(RESERVED_XATTRS):
-                raise TarError(f"extended attribute {_shown(key)} would redirect the overlay")
-        if entry.kind == CHAR_DEVICE and (entry.major, entry.minor) == (0, 0):
-            raise TarError("character device 0/0 would be a whiteout")
+    def _describe_root(self, entry: Entry) -> None:
+        if entry.kind == DIRECTORY:
+            self._describe_directory(b"", self._root, entry)
+        elif entry.name:  # what has no name at all is skipped, as by others
+            raise TarError("the layer's root must be a directory")
 
     def _replace_and_make(self, parent: int, path: bytes, name: bytes, entry: Entry, reader: TarReader) -> None:
         """Make what is no directory; what has the name already gives way, as in any archive."""
+        parent_path = path.rpartition(b"/")[0]
         try:
             self._make(parent, name, entry, reader)
         except FileExistsError:
             if entry.kind == HARD_LINK and self._same_file(parent, name, entry.link):
                 return
             self._remove(parent, path, name)
-            self._make(self._parent(path.rpartition(b"/")[0]), name, entry, reader)
+            self._make(self._parent(parent_path), name, entry, reader)
+        if _is_whiteout_entry(entry):
+            self._remember_whited(parent_path)
 
     def _make(self, parent: int, name: bytes, entry: Entry, reader: TarReader) -> None:
         if entry.kind == REGULAR:
@@ -141,6 +148,9 @@ class LayerWriter:
         elif entry.kind == FIFO:
             os.mkfifo(name, 0o600, dir_fd=parent)
             self._describe(parent, name, entry)
+        elif _is_whiteout_entry(entry):
+            make_whiteout(parent, name)
+            self._inodes += 1
         elif entry.kind in (CHAR_DEVICE, BLOCK_DEVICE):
             kind = stat.S_IFCHR if entry.kind == CHAR_DEVICE else stat.S_IFBLK
             os.mknod(name, kind | 0o600, os.makedev(entry.major, entry.minor), dir_fd=parent)
@@ -174,6 +184,8 @@ class LayerWriter:
     def _make_hard_link(self, parent: int, name: bytes, entry: Entry) -> None:
         try:
             with self._link_target(entry.link) as (source, target):
+                if is_whiteout(os.lstat(target, dir_fd=source)):
+                    raise FileNotFoundError
                 os.link(target, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             raise TarError(f"hard link to {_shown(entry.link)}, which this layer does not have") from None
@@ -234,15 +246,15 @@ class LayerWriter:
         for descriptor in self._directories.values():
             os.close(descriptor)
         self._directories.clear()
+        self._whited = None
 
     def _make_parents(self, path: bytes) -> int:
         with Walk(self._root) as walk:
             descriptor = walk.descend(path)
         self._inodes += len(walk.made)
         self._counted = self._counted and not walk.replaced
-        self._implied.update(walk.made)
-        if len(self._implied) > _IMPLIED_LIMIT:
-            raise TarError(f"more than {_IMPLIED_LIMIT} directories have no entry of their own")
+        for made in walk.made:
+            self._known.imply(made)
         return descriptor
 
     def _make_directory(self, parent: int, path: bytes, name: bytes, entry: Entry) -> None:
@@ -272,12 +284,11 @@ class LayerWriter:
         os.fchmod(descriptor, entry.mode)
         if entry.xattrs:
             _set_xattrs(descriptor, entry.xattrs)
-        self._implied.discard(path)
-        self._times[path] = entry.mtime
+        self._known.describe(path, entry.mtime)
 
     def _finish_directories(self) -> None:
         """Set the times of directories last: making an entry in one changes its own."""
-        for path in (*self._times, *self._implied):
+        for path, mtime in self._known:
             try:
                 descriptor = open_directory(self._root, path or b".")
             except OSError as error:  # an entry replaced it, under another of its names
@@ -285,14 +296,27 @@ class LayerWriter:
                     continue
                 raise
             try:
-                if (mtime := self._times.get(path)) is not None:
+                if mtime is not None:
                     os.utime(descriptor, ns=(mtime, mtime))
                 self._bytes += os.fstat(descriptor).st_blocks * 512
             finally:
                 os.close(descriptor)
         self._forget_directories()
 
+    def _remember_whited(self, path: bytes) -> None:
+        """Have the whiteouts in the directory `path` looked at again when the layers below are known."""
+        if path != self._whited:
+            with Walk(self._root) as walk:
+                os.close(walk.descend(path))
+            self._known.white(walk.path)
+            self._whited = path
+
     # --- removal
+
+    def _remove_aufs_links(self) -> None:
+        """Names that hard links needed, and nobody else."""
+        with suppress(FileNotFoundError):
+            self._remove(self._root, _AUFS_LINKS, _AUFS_LINKS)
 
     def _white_out(self, parent: int, name: bytes) -> None:
         """Hide `name` of the layers below. What this layer itself has under that name stays (image-spec, layer.md)."""
@@ -314,9 +338,7 @@ class LayerWriter:
         if stat.S_ISDIR(there.st_mode):
             remove_tree(parent, name)
             self._counted = False
-            gone = path + b"/"
-            self._times = {p: t for p, t in self._times.items() if p != path and not p.startswith(gone)}
-            self._implied = {p for p in self._implied if p != path and not p.startswith(gone)}
+            self._known.forget(path)
         else:
             os.unlink(name, dir_fd=parent)
             if there.st_nlink == 1:
@@ -324,6 +346,39 @@ class LayerWriter:
                 self._bytes -= there.st_blocks * 512
         if not stat.S_ISREG(there.st_mode):
             self._forget_directories()
+
+
+def _make_harmless(entry: Entry) -> None:
+    """Take from an entry what would be an order to the overlay, and what others read in another way than it was meant.
+
+    Raises TarError for numbers that the kernel would take for others.
+    """
+    entry.uid, entry.gid = _id(entry.uid), _id(entry.gid)
+    if entry.major > _MAJOR_LIMIT or entry.minor > _MINOR_LIMIT:
+        raise TarError(f"device {entry.major}:{entry.minor} is out of range")
+    if entry.xattrs:
+        entry.xattrs = {key: value for key, value in entry.xattrs.items() if not key.startswith(RESERVED_XATTRS)}
+
+
+def _id(number: int) -> int:
+    """A user or group. A negative one is what a signed 32 bit number was: macOS' nobody is -2."""
+    unsigned = number + (1 << 32) if -(1 << 31) <= number < 0 else number
+    if not 0 <= unsigned <= _ID_LIMIT:
+        raise TarError(f"owner {number} is out of range")
+    return unsigned
+
+
+def _is_whiteout_entry(entry: Entry) -> bool:
+    """Whether it is overlayfs' own whiteout, which hides as a `.wh.` entry does."""
+    return entry.kind == CHAR_DEVICE and (entry.major, entry.minor) == (0, 0)
+
+
+def _is_bookkeeping(parent_path: bytes) -> bool:
+    """Whether what is in the directory is of aufs' own, and not wanted by hard links."""
+    if _AUFS not in parent_path:
+        return False
+    first, *others = parent_path.split(b"/")
+    return (first != _AUFS_LINKS and first.startswith(_AUFS)) or any(name.startswith(_AUFS) for name in others)
 
 
 def normalised(name: bytes) -> bytes:
@@ -345,12 +400,13 @@ def normalised(name: bytes) -> bytes:
 
 
 def inodes_below(root: int) -> Iterator[os.stat_result]:
-    """What each name below the directory `root`, at any depth, and the directory itself is.
+    """Each inode below the directory `root`, at any depth, and the directory's own, whatever names it has.
 
     Changes the working directory, meanwhile too. Raises OSError.
     """
     os.fchdir(root)
     yield os.lstat(b".")
+    linked: set[int] = set()
     pending = [iter([b"."])]
     while pending:
         if (child := next(pending[-1], None)) is None:
@@ -359,41 +415,55 @@ def inodes_below(root: int) -> Iterator[os.stat_result]:
             continue
         os.chdir(child)
         directories = []
-        for name in os.listdir(b"."):
-            there = os.lstat(name)
-            yield there
-            if stat.S_ISDIR(there.st_mode):
-                directories.append(name)
+        with os.scandir(b".") as scan:
+            for entry in scan:
+                there = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(there.st_mode):
+                    directories.append(entry.name)
+                elif there.st_nlink > 1:
+                    if there.st_ino in linked:
+                        continue
+                    linked.add(there.st_ino)
+                yield there
         pending.append(iter(directories))
 
 
 def remove_tree(parent: int, name: bytes) -> None:
-    """Remove the directory `name` of `parent` with all in it, at any depth.
+    """Remove the directory `name` of `parent` with all in it, at any depth and any number.
 
     Changes the working directory. Raises OSError.
     """
     os.fchdir(parent)
     os.chdir(name)
-    pending: list[Iterator[bytes]] = []
-    names: list[bytes] = [name]
-    while True:
-        directories: list[bytes] = []
-        with os.scandir(b".") as scan:
-            entries = list(scan)
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                directories.append(entry.name)
-            else:
-                os.unlink(entry.name)
-        pending.append(iter(directories))
-        while (child := next(pending[-1], None)) is None:
+    names = [name]
+    pending = [_emptied()]
+    while pending:
+        directories, whole = pending[-1]
+        if directories:
+            child = directories.pop()
+            os.chdir(child)
+            names.append(child)
+            pending.append(_emptied())
+        elif not whole:
+            pending[-1] = _emptied()
+        else:
             pending.pop()
             os.chdir(b"..")
             os.rmdir(names.pop())
-            if not names:
-                return
-        os.chdir(child)
-        names.append(child)
+
+
+def _emptied() -> tuple[list[bytes], bool]:
+    """Remove what is no directory from the working directory, or from a part of it; which directories were met, and
+    whether that was all. It is done in parts: there may be more names than there is memory."""
+    directories: list[bytes] = []
+    with os.scandir(b".") as scan:
+        entries = list(islice(scan, _REMOVED_AT_ONCE))
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            directories.append(entry.name)
+        else:
+            os.unlink(entry.name)
+    return directories, len(entries) < _REMOVED_AT_ONCE
 
 
 def write_all(descriptor: int, piece: memoryview) -> None:

@@ -12,13 +12,13 @@ import errno
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from image.database import LayerRecord
 from image.errors import ImageError, StorageFull
-from image.overlay import adopt_directories
+from image.overlay import adopt_root, is_opaque, open_either
 from image.unpack import Unpacked, Workers
 
 _UNPACKERS = 16  # layers unpacked at a time, of all pulls: each is a process of some 15 MB
@@ -47,11 +47,20 @@ class Layer:
     recorded: bool = False
     making: asyncio.Task[None] | None = None
     lent: bool = False
+    _hides: bool | None = None
 
     @property
     def blob(self) -> Path:
         """Where the layer is kept as it came, if blobs are kept."""
         return blob_of(self.path)
+
+    @property
+    def hides_below(self) -> bool:
+        """Whether nothing of the layers below it is to be seen. overlayfs would not look whether a root says so."""
+        if self._hides is None:
+            with _explained(f"read {self.path}"), _opened(self.path) as root:
+                self._hides = is_opaque(root)
+        return self._hides
 
     @property
     def failed(self) -> bool:
@@ -94,8 +103,15 @@ class Layers:
             if record.chain_id not in self._layers:
                 self._layers[record.chain_id] = Layer(record.chain_id, 0, path, 1, record, recorded=True, lent=True)
 
-    def paths(self, chain_ids: Iterable[str]) -> list[Path]:
-        return [self._layers[chain_id].path for chain_id in chain_ids]
+    def stack(self, chain_ids: Sequence[str]) -> list[Path]:
+        """The directories to mount, topmost first: down to the first that hides what is below. Raises ImageError."""
+        paths: list[Path] = []
+        for chain_id in reversed(chain_ids):
+            layer = self._layers[chain_id]
+            paths.append(layer.path)
+            if layer.hides_below:
+                break
+        return paths
 
     def get(self, chain_ids: Iterable[str]) -> list[Layer]:
         """Layers that exist."""
@@ -210,11 +226,22 @@ class Layers:
                 os.mkdir(layer.path)
                 os.chmod(layer.path, 0o755)
             unpacked = await make(position, layer.path)
-        for below in lower:
-            if below.making is not None:
-                await asyncio.shield(below.making)
-        await asyncio.to_thread(_adopt, layer, lower, unpacked.implied)
-        layer.record = LayerRecord(layer.chain_id, layer.number, unpacked.size, unpacked.inodes)
+        with unpacked.unsettled or nullcontext() as unsettled:
+            for below in lower:
+                if below.making is not None:
+                    await asyncio.shield(below.making)
+            size = inodes = 0
+            if unsettled is not None:
+                async with self._unpackers:
+                    names = [self._names(below) for below in reversed(lower)]
+                    size, inodes = await self._workers.settle(layer.path, names, unsettled)
+            elif unpacked.adopts_root and lower:
+                await asyncio.to_thread(_adopt_root, layer, self._names(lower[-1]))
+        layer.record = LayerRecord(layer.chain_id, layer.number, unpacked.size - size, unpacked.inodes - inodes)
+
+    def _names(self, layer: Layer) -> tuple[Path, ...]:
+        """Where a layer that is there may be found: another pull may give it its final name just now."""
+        return (layer.path,) if layer.lent else (layer.path, self._final / base36(layer.number))
 
     async def sync(self, layers: Sequence[Layer]) -> None:
         """Bring the content of unpacked layers to the disk. Raises StorageFull, ImageError."""
@@ -280,11 +307,13 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _adopt(layer: Layer, lower: Sequence[Layer], implied: Sequence[str]) -> None:
-    with _explained(f"unpack layer into {layer.path}"), ExitStack() as opened:
-        top = opened.enter_context(_opened(layer.path))
-        below = [opened.enter_context(_opened(other.path)) for other in reversed(lower)]
-        adopt_directories(top, below, map(os.fsencode, implied))
+def _adopt_root(layer: Layer, lower: Sequence[Path]) -> None:
+    with _explained(f"unpack layer into {layer.path}"), _opened(layer.path) as top:
+        below = open_either([os.fspath(name) for name in lower])
+        try:
+            adopt_root(top, below)
+        finally:
+            os.close(below)
 
 
 @contextmanager

@@ -58,6 +58,11 @@ class Walk:
         self.made: list[bytes] = []
         self.replaced = False
 
+    @property
+    def path(self) -> bytes:
+        """Of the directory reached, with no symlink in it."""
+        return b"/".join(self._names)
+
     def __enter__(self) -> Walk:
         return self
 

@@ -6,10 +6,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 OPAQUE_XATTR = b"trusted.overlay.opaque"
 RESERVED_XATTRS = (b"trusted.overlay.", b"user.overlay.")
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 PLAIN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -35,32 +38,172 @@ def is_opaque(directory: int) -> bool:
         raise
 
 
-def adopt_directories(layer: int, lowers: Sequence[int], paths: Iterable[bytes]) -> None:
-    """Give directories that no entry of the archive described what the layers below have: owner, mode, xattrs, time.
+class Lowers:
+    """The layers below one, topmost first: each by the names it may have, opened when it is needed."""
 
-    Without it an archive with `tmp/x` but no `tmp/` would turn the image's /tmp into a 0755 directory. `layer` and
-    `lowers` (topmost first) are descriptors of layer roots. Raises OSError.
-    """
-    for path in paths:
-        model = _visible_directory(lowers, path)
-        if model is None:
-            continue
+    def __init__(self, names: Sequence[Sequence[str]]) -> None:
+        self._names = names
+        self._opened: list[int] = []
+
+    def __iter__(self) -> Iterator[int]:
+        """Descriptors of their roots. Raises OSError."""
+        for number in range(len(self._names)):
+            if number == len(self._opened):
+                self._opened.append(open_either(self._names[number]))
+            yield self._opened[number]
+
+    def __enter__(self) -> Lowers:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for descriptor in self._opened:
+            os.close(descriptor)
+
+
+def open_either(names: Sequence[str]) -> int:
+    """Open the directory that has one of `names`; it may change the first for the last meanwhile. Raises OSError."""
+    for name in names[:-1]:
         try:
-            target = _open_plain(layer, path)
-            try:
-                _copy_attributes(model, target)
-            finally:
-                os.close(target)
+            return os.open(name, PLAIN_DIRECTORY)
+        except FileNotFoundError:
+            pass
+    return os.open(names[-1], PLAIN_DIRECTORY)
+
+
+def settle(layer: int, lowers: Lowers, implied: Iterable[bytes], whited: Iterable[bytes]) -> tuple[int, int]:
+    """Make of a layer what only the layers below could tell: the bytes and inodes that were removed. Raises OSError.
+
+    Directories that no entry described (`implied`) get what the layers below say of them: owner, mode, xattrs, time.
+    Without it an archive with `tmp/x` but no `tmp/` would turn the image's /tmp into a 0755 directory.
+
+    Of directories where something was hidden (`whited`) that are in no layer below, whiteouts are removed: overlayfs
+    looks for none in a directory that is in one layer only, and lists them. Nor does one stay that was made for them.
+    """
+    left = set(implied)
+    size = inodes = 0
+    for path in sorted(whited, key=_depth, reverse=True):
+        if not _is_merged(layer, lowers, path):
+            inodes += _remove_whiteouts(layer, path)
+            for gone in _remove_if_needless(layer, lowers, path, left):
+                left.remove(gone.path)
+                size, inodes = size + gone.size, inodes + 1
+    for path in left:
+        _adopt(layer, lowers, path)
+    return size, inodes
+
+
+def adopt_root(layer: int, lower: int) -> None:
+    """Give the root of a layer what the layer below says of its own. Raises OSError."""
+    _copy_attributes(lower, layer)
+
+
+def _adopt(layer: int, lowers: Lowers, path: bytes) -> None:
+    model = _visible_directory(lowers, path)
+    if model is None:
+        return
+    try:
+        target = _open_plain(layer, path)
+        try:
+            _copy_attributes(model, target)
         finally:
-            os.close(model)
+            os.close(target)
+    finally:
+        os.close(model)
 
 
-def _visible_directory(lowers: Sequence[int], path: bytes) -> int | None:
+def _depth(path: bytes) -> int:
+    return path.count(b"/") + bool(path)
+
+
+def _is_merged(layer: int, lowers: Lowers, path: bytes) -> bool:
+    """Whether overlayfs finds the layer's directory `path` in a layer below, too. What is no directory any more has
+    nothing to be looked for in it, and counts as found."""
+    return _is_below(layer, lowers, path, hidden=True)
+
+
+def _is_below(layer: int, lowers: Lowers, path: bytes, *, hidden: bool) -> bool:
+    """Whether the layers below have the directory `path`. Not if one on the way hides them; `hidden` says whether it
+    counts that the directory itself does."""
+    descriptor = os.dup(layer)
+    try:
+        opaque = False
+        for name in path.split(b"/") if path else ():
+            opaque = opaque or is_opaque(descriptor)
+            child = os.open(name, PLAIN_DIRECTORY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = child
+        opaque = opaque or (hidden and is_opaque(descriptor))
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return True
+        raise
+    finally:
+        os.close(descriptor)
+    if opaque:
+        return False
+    model = _visible_directory(lowers, path)
+    if model is None:
+        return False
+    os.close(model)
+    return True
+
+
+def _remove_whiteouts(layer: int, path: bytes) -> int:
+    """Remove those directly in the directory; how many there were."""
+    removed = 0
+    directory = _open_plain(layer, path)
+    try:
+        with _time_kept(directory), os.scandir(directory) as scan:
+            for entry in scan:
+                plain = entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+                if not plain and is_whiteout(entry.stat(follow_symlinks=False)):
+                    os.unlink(entry.name, dir_fd=directory)
+                    removed += 1
+    finally:
+        os.close(directory)
+    return removed
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    path: bytes
+    size: int  # bytes it took
+
+
+def _remove_if_needless(layer: int, lowers: Lowers, path: bytes, implied: Collection[bytes]) -> Iterator[_Gone]:
+    """Remove an empty directory that no entry described, and those above that were made for it alone."""
+    while path and path in implied and not _is_below(layer, lowers, path, hidden=False):
+        above, _, name = path.rpartition(b"/")
+        parent = _open_plain(layer, above)
+        try:
+            with _time_kept(parent):
+                there = os.lstat(name, dir_fd=parent)
+                os.rmdir(name, dir_fd=parent)
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                return
+            raise
+        finally:
+            os.close(parent)
+        yield _Gone(path, there.st_blocks * 512)
+        path = above
+
+
+@contextmanager
+def _time_kept(directory: int) -> Iterator[None]:
+    """What is removed from the directory leaves no trace in its time."""
+    there = os.fstat(directory)
+    yield
+    os.utime(directory, ns=(there.st_mtime_ns, there.st_mtime_ns))
+
+
+def _visible_directory(lowers: Iterable[int], path: bytes) -> int | None:
     """A descriptor of the directory an overlay of `lowers` takes attributes of `path` from; None if it has none."""
     for lower in lowers:
         descriptor = os.dup(lower)
+        opaque = False
         for name in path.split(b"/") if path else ():
-            opaque = is_opaque(descriptor)
+            opaque = opaque or is_opaque(descriptor)
             try:
                 child = os.open(name, PLAIN_DIRECTORY, dir_fd=descriptor)
             except FileNotFoundError:

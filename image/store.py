@@ -189,7 +189,7 @@ class ImageStore:
     def layers(self, image: Image) -> list[Path]:
         """The directories of an image's layers, topmost first: overlay's lowerdir. Raises ImageNotFound.
 
-        Never empty: an image without layers has an empty directory.
+        Those that one above hides as a whole are left out. Never empty: an image without layers has an empty directory.
         """
         return self.layers_of(image.id)
 
@@ -198,7 +198,7 @@ class ImageStore:
         known = self._catalogue.get(image_id)
         if known is None:
             raise ImageNotFound(f"find layers of {image_id}: the store has no such image")
-        return self._layers.paths(reversed(known.chain_ids)) or [self._root.empty_layer]
+        return self._layers.stack(known.chain_ids) or [self._root.empty_layer]
 
     def layer_sizes(self, image: Image) -> list[dict[str, str | int]]:
         """Each layer, lowest first: its chain id, and the bytes and inodes it takes, unpacked and kept."""
@@ -341,7 +341,9 @@ class ImageStore:
 
         `source` gives its `size` bytes, or is an open file. Raises InvalidImage, StorageFull, ImageError.
         """
-        await self._workers.unpack(source, Blob("", size, ""), directory, marked=True)
+        unpacked = await self._workers.unpack(source, Blob("", size, ""), directory, marked=True)
+        if unpacked.unsettled is not None:  # an archive lies on no layers
+            unpacked.unsettled.close()
 
     async def export(self, name: str, path: Path, form: str) -> str:
         """Write an image to the new file or directory `path`, in a form of `export.FORMATS`; its manifest's digest.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 BLOCK = 512
-EXTENSION_LIMIT = 1 << 20  # bytes of one pax header or GNU long name
+EXTENSION_LIMIT = 1 << 20  # bytes of all pax headers and GNU long names that one entry has, kept global ones included
 SPARSE_LIMIT = 1 << 16  # segments of one sparse file
 
 REGULAR = b"0"
@@ -31,6 +31,10 @@ _PAX_GLOBAL = b"g"
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 _ZEROS = bytes(BLOCK)
 _XATTR = b"SCHILY.xattr."
+_XATTR_NAMES_LIMIT = 1 << 16  # bytes of the names of one file's attributes: the kernel's XATTR_LIST_MAX
+_GNU_SPARSE_KEYS = b"GNU.sparse."
+_KEYS = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")  # what is read of pax records, beside prefixes
+_PREFIXES = (_XATTR, _GNU_SPARSE_KEYS)
 
 
 class TarError(ValueError):
@@ -104,6 +108,7 @@ class TarReader:
         self._unread = 0  # bytes of content of the current entry
         self._padding = 0
         self._globals: dict[bytes, bytes] = {}
+        self._room = EXTENSION_LIMIT  # bytes that headers of the entry to come may still have
 
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self._next()) is not None:
@@ -123,9 +128,10 @@ class TarReader:
     def _next(self) -> Entry | None:
         for _ in self.content(self._unread):
             pass
-        self._exactly(self._padding)
+        self._stream.read(self._padding)  # which some writers leave out after the last file
         self._padding = 0
-        records = dict(self._globals)
+        self._room = EXTENSION_LIMIT - _size(self._globals)
+        own: list[bytes] = []
         long_name = long_link = None
         while True:
             header = self._stream.read(BLOCK)
@@ -135,10 +141,9 @@ class TarReader:
             entry = _parse_header(header)
             kind = entry.kind
             if kind == _PAX:
-                _parse_pax(self._extension(entry), records)
+                own.append(self._extension(entry))
             elif kind == _PAX_GLOBAL:
-                _parse_pax(self._extension(entry), self._globals)
-                records = {**self._globals, **records}
+                self._globalise(self._extension(entry))
             elif kind == _GNU_LONG_NAME:
                 long_name = self._extension(entry).rstrip(b"\0")
             elif kind == _GNU_LONG_LINK:
@@ -149,6 +154,9 @@ class TarReader:
             entry.name = long_name
         if long_link is not None:
             entry.link = long_link
+        records = dict(self._globals)
+        for header_records in own:
+            _parse_pax(header_records, records)
         if records:
             _apply_pax(entry, records)
         self._locate_content(entry, header, records)
@@ -159,6 +167,13 @@ class TarReader:
         if header and self._stream.read(BLOCK) not in (_ZEROS, b""):
             raise TarError("a block of zeros inside the archive")
 
+    def _globalise(self, header: bytes) -> None:
+        """Keep a global header's records. What later ones replace takes no room, so there may be many."""
+        _parse_pax(header, self._globals)
+        self._room = EXTENSION_LIMIT - _size(self._globals)
+        if self._room < 0:
+            raise TarError(f"global headers of more than {EXTENSION_LIMIT} bytes")
+
     def _exactly(self, size: int) -> bytes:
         piece = self._stream.read(size)
         if len(piece) < size:
@@ -166,8 +181,9 @@ class TarReader:
         return piece
 
     def _extension(self, entry: Entry) -> bytes:
-        if entry.size > EXTENSION_LIMIT:
-            raise TarError(f"extended header of {entry.size} bytes")
+        self._room -= entry.size
+        if self._room < 0:
+            raise TarError(f"extended headers of more than {EXTENSION_LIMIT} bytes")
         return self._exactly(entry.size + -entry.size % BLOCK)[: entry.size]
 
     def _locate_content(self, entry: Entry, header: bytes, records: dict[bytes, bytes]) -> None:
@@ -184,7 +200,7 @@ class TarReader:
             entry.kind = REGULAR
             entry.size = _number(header[483:495])
             self._gnu_segments(entry, header)
-        elif entry.kind == REGULAR and any(key.startswith(b"GNU.sparse.") for key in records):
+        elif entry.kind == REGULAR and any(key.startswith(_GNU_SPARSE_KEYS) for key in records):
             self._pax_segments(entry, records)
         if entry.segments is not None:
             _check_segments(entry)
@@ -233,8 +249,7 @@ def _parse_header(header: bytes) -> Entry:
         raise TarError("archive ends inside a header")
     fields = _HEADER.unpack(header)
     name, mode, uid, gid, size, mtime, checksum, kind, link, magic, _, _, _, major, minor, prefix = fields
-    # The checksum counts its own field as eight spaces.
-    if _number(checksum) != sum(header) - sum(checksum) + 8 * 0x20:
+    if _number(checksum) not in _checksums(header, checksum):
         raise TarError("header checksum is wrong")
     name = name.partition(b"\0")[0]
     if magic == b"ustar\0":
@@ -248,14 +263,26 @@ def _parse_header(header: bytes) -> Entry:
         name,
         kind,
         _number(mode) & 0o7777,
-        _number(uid),
-        _number(gid),
+        _number(uid, signed=True),
+        _number(gid, signed=True),
         _number(mtime, signed=True) * 1_000_000_000,
         _number(size),
         link.partition(b"\0")[0],
         _number(major) if device else 0,
         _number(minor) if device else 0,
     )
+
+
+def _checksums(header: bytes, field: bytes) -> Iterator[int]:
+    """What a header may be summed up to: its bytes, its own field counting as eight spaces; old tars took them for
+    signed ones, which differs where a name has some over 127."""
+    total = sum(header) - sum(field) + 8 * 0x20
+    yield total
+    yield total - 256 * sum(byte >> 7 for byte in header[:148] + header[156:])
+
+
+def _size(records: dict[bytes, bytes]) -> int:
+    return sum(len(key) + len(value) for key, value in records.items())
 
 
 def _number(field: bytes, signed: bool = False) -> int:
@@ -283,6 +310,10 @@ def _decimal(text: bytes) -> int:
     if not text.isdigit() or len(text) > 19:
         raise TarError(f"{text[:32]!r} is not a decimal number")
     return int(text)
+
+
+def _signed_decimal(text: bytes) -> int:
+    return -_decimal(text[1:]) if text.startswith(b"-") else _decimal(text)
 
 
 def _segment_numbers(fields: bytes) -> list[int]:
@@ -326,6 +357,8 @@ def _parse_pax(data: bytes, records: dict[bytes, bytes]) -> None:
             raise TarError("malformed pax record")
         value = value[:-1]
         at += length
+        if key not in _KEYS and not key.startswith(_PREFIXES):
+            continue
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # format 0.0 repeats them, one pair a segment
             records[b"GNU.sparse.map"] = records.get(b"GNU.sparse.map", b"") + value + b","
         elif value:
@@ -340,12 +373,14 @@ def _apply_pax(entry: Entry, records: dict[bytes, bytes]) -> None:
     if (value := records.get(b"size")) is not None:
         entry.size = _decimal(value)
     if (value := records.get(b"uid")) is not None:
-        entry.uid = _decimal(value)
+        entry.uid = _signed_decimal(value)
     if (value := records.get(b"gid")) is not None:
-        entry.gid = _decimal(value)
+        entry.gid = _signed_decimal(value)
     if (value := records.get(b"mtime")) is not None:
         entry.mtime = _pax_time(value)
     xattrs = {key[len(_XATTR) :]: value for key, value in records.items() if key.startswith(_XATTR)}
+    if sum(map(len, xattrs)) + len(xattrs) > _XATTR_NAMES_LIMIT:
+        raise TarError(f"extended attributes with names of more than {_XATTR_NAMES_LIMIT} bytes")
     if xattrs:
         entry.xattrs = xattrs
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
+import json
 import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import msgspec
 
@@ -21,6 +25,7 @@ from image.manifest import Blob
 
 _PIPE_SIZE = 1 << 20  # bytes
 _ANSWER_PIECE = 64 << 10  # bytes
+_ANSWER_LIMIT = 1 << 20  # bytes
 _LINGER_SECONDS = 1.0  # of the warm process after the last work
 _TRIES = 2
 _LIBRARIES = ("isal", "zstandard")
@@ -29,12 +34,24 @@ _PACKAGES = str(Path(__file__).resolve().parent.parent)
 _ERRORS: Mapping[str, type[ImageError]] = {"digest": DigestMismatch, "invalid": InvalidImage, "full": StorageFull}
 
 
-class Unpacked(msgspec.Struct, frozen=True):
-    """What a layer takes on disk, and the paths of its directories that no entry of its archive described."""
+class _Usage(msgspec.Struct, frozen=True):
+    size: int  # bytes
+    inodes: int
+    adopts_root: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What a layer takes on disk, and what is to be done when the layers below it are there.
+
+    `adopts_root` says that its root is to get what the one below says of its own; `unsettled`, if there is more to do,
+    is a nameless file for `Workers.settle`, to be closed.
+    """
 
     size: int  # bytes
     inodes: int
-    implied: tuple[str, ...]
+    adopts_root: bool
+    unsettled: IO[bytes] | None
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -88,6 +105,8 @@ class Workers:
 
         Raises DigestMismatch, InvalidImage, StorageFull, ImageError, and what `source` raises; the directory's content
         is then of no use. The worker does not survive a cancellation.
+
+        What the layers below have to be known for is not brought to the daemon: a small layer may have a lot of it.
         """
         name = blob.digest or blob.diff_id
         request = {
@@ -101,8 +120,30 @@ class Workers:
             "marked": marked,
         }
         what = f"layer {name}" if name else f"archive into {directory}"
-        answer = await self._run(request, source, f"unpack {what}", directory.parent)
-        return msgspec.convert(answer, Unpacked)
+        with ExitStack() as undo:
+            try:
+                report = undo.enter_context(TemporaryFile(dir=directory.parent, buffering=0))
+            except OSError as error:
+                kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
+                raise kind(f"unpack {what}: make a file in {directory.parent}: {error.strerror}") from error
+            answer = await self._run(request, source, f"unpack {what}", directory.parent, (report.fileno(),))
+            usage = msgspec.convert(answer, _Usage)
+            more = os.fstat(report.fileno()).st_size > 0
+            if more:
+                undo.pop_all()
+        return Unpacked(usage.size, usage.inodes, usage.adopts_root, report if more else None)
+
+    async def settle(self, directory: Path, lowers: Sequence[Sequence[Path]], unsettled: IO[bytes]) -> tuple[int, int]:
+        """Do in an unpacked layer what was left for when those below it, topmost first, are there.
+
+        Each of those may have any of several names. Returns the bytes and inodes that were removed. Raises ImageError,
+        StorageFull.
+        """
+        names = [[os.fspath(name) for name in one] for one in lowers]
+        request = {"do": "settle", "directory": os.fspath(directory), "lowers": names}
+        answer = await self._run(request, unsettled.fileno(), f"unpack layer into {directory}", directory.parent)
+        removed = msgspec.convert(answer, _Usage)
+        return removed.size, removed.inodes
 
     async def survey(self, directory: Path) -> Survey:
         """Look at every inode of an unpacked layer. Raises ImageError."""
@@ -121,12 +162,18 @@ class Workers:
             await self._run(request, None, f"remove {paths[0]}", paths[0].parent)
 
     async def _run(
-        self, request: Mapping[str, Any], source: AsyncIterator[bytes] | int | None, what: str, place: Path
+        self,
+        request: Mapping[str, Any],
+        source: AsyncIterator[bytes] | int | None,
+        what: str,
+        place: Path,
+        more: Sequence[int] = (),
     ) -> dict[str, Any]:
         self._busy += 1
         try:
             for _ in range(_TRIES):
-                job = _Job(await self._warm(), msgspec.json.encode(request))
+                # Not msgspec's: a path may have bytes that are not UTF-8, which the standard library escapes.
+                job = _Job(await self._warm(), json.dumps(request).encode(), more)
                 said = await job.run(source)
                 if said:
                     return _result(said, what, place)
@@ -197,9 +244,10 @@ class _Forker:
 class _Job:
     """One worker at work. It ends when `_life` is closed, be it by the death of the daemon."""
 
-    def __init__(self, forker: _Forker, request: bytes) -> None:
+    def __init__(self, forker: _Forker, request: bytes, more: Sequence[int]) -> None:
         self._forker = forker
         self._request = request
+        self._more = more  # descriptors that this deed takes
 
     async def run(self, source: AsyncIterator[bytes] | int | None) -> bytes:
         """What the worker said; nothing if there never was one. It is gone on return, and on a cancellation."""
@@ -211,7 +259,7 @@ class _Job:
             request.write(self._request)
             request.seek(0)
             blob = source if isinstance(source, int) else blob_end.fileno()
-            self._forker.fork([request.fileno(), blob, answer_end.fileno(), life_end.fileno()])
+            self._forker.fork([request.fileno(), blob, answer_end.fileno(), life_end.fileno(), *self._more])
             for end in (answer_end, life_end, blob_end):
                 end.close()
             try:
@@ -221,7 +269,7 @@ class _Job:
                 if source is not None and not isinstance(source, int):
                     await _feed(sink, source)
                 sink.close()
-                return b"\n" + await _read_all(answer.fileno())
+                return b"\n" + await _read_answer(answer.fileno())
             finally:
                 life.close()
                 await _gone(answer.fileno())
@@ -242,12 +290,17 @@ def _paths() -> list[str]:
     return list(dict.fromkeys(roots))
 
 
-async def _read_all(descriptor: int) -> bytes:
-    """What comes until the other end is closed."""
+async def _read_answer(descriptor: int) -> bytes:
+    """What comes until the other end is closed, or until it is too much to be an answer."""
     said = bytearray()
-    while piece := await _read(descriptor, _ANSWER_PIECE):
+    while len(said) < _ANSWER_LIMIT and (piece := await _read(descriptor, _ANSWER_PIECE)):
         said += piece
     return bytes(said)
+
+
+async def _drain(descriptor: int) -> None:
+    while await _read(descriptor, _ANSWER_PIECE):
+        pass
 
 
 async def _read(descriptor: int, size: int) -> bytes:
@@ -260,7 +313,7 @@ async def _read(descriptor: int, size: int) -> bytes:
 
 async def _gone(descriptor: int) -> None:
     """Wait, cancelled or not, until the worker that holds the other end has ended."""
-    waiting = asyncio.ensure_future(_read_all(descriptor))
+    waiting = asyncio.ensure_future(_drain(descriptor))
     while not waiting.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([waiting])
@@ -304,8 +357,8 @@ def _resolve(ready: asyncio.Future[None]) -> None:
 
 def _result(said: bytes, what: str, place: Path) -> dict[str, Any]:
     try:
-        answer = msgspec.json.decode(said, type=_Answer)
-    except msgspec.DecodeError:
+        answer = msgspec.convert(json.loads(said), _Answer)
+    except (ValueError, RecursionError, msgspec.ValidationError):
         raise ImageError(f"{what}: its worker was killed, or failed: {_last_line(said)}") from None
     if answer.ok is not None:
         return answer.ok

@@ -25,7 +25,9 @@ from typing import IO, Any, NoReturn, cast
 import zstandard  # not later: a worker's root is the layer
 from isal import isal_zlib
 
+from image.directories import ONLY_ROOT, parse_unsettled
 from image.layer import LayerWriter, inodes_below, remove_tree, write_all
+from image.overlay import Lowers, open_either, settle
 from image.tar import ByteStream, TarError, TarReader
 
 _READ = 256 << 10  # bytes read of the blob at a time
@@ -179,7 +181,7 @@ def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise _Refused("invalid", "gzip stream ends early")
 
 
-def _unpack(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
+def _unpack(request: dict[str, Any], descriptor: int, report: int) -> dict[str, Any]:
     root = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     keep = request["keep"]
     copy = os.open(keep, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) if keep else None
@@ -193,7 +195,19 @@ def _unpack(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
     if copy is not None:
         usage.size += os.fstat(copy).st_blocks * 512
         usage.inodes += 1
-    return {"size": usage.size, "inodes": usage.inodes, "implied": [os.fsdecode(path) for path in usage.implied]}
+    if usage.unsettled != ONLY_ROOT:
+        write_all(report, memoryview(usage.unsettled))
+    return {"size": usage.size, "inodes": usage.inodes, "adopts_root": usage.unsettled == ONLY_ROOT}
+
+
+def _settle(request: dict[str, Any], report: int) -> dict[str, Any]:
+    """Make of a layer what could not be told before those below it were there."""
+    with open(report, "rb", closefd=False) as file:
+        file.seek(0)
+        implied, whited = parse_unsettled(file.read())
+    with Lowers(request["lowers"]) as lowers:
+        size, inodes = settle(open_either([request["directory"]]), lowers, implied, whited)
+    return {"size": size, "inodes": inodes}
 
 
 def _remove(request: dict[str, Any]) -> dict[str, Any]:
@@ -213,8 +227,11 @@ def _remove(request: dict[str, Any]) -> dict[str, Any]:
 def _survey(request: dict[str, Any]) -> dict[str, Any]:
     """Count a layer's inodes, and tell when one was last changed."""
     root = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    changes = {there.st_ino: there.st_ctime_ns for there in inodes_below(root)}
-    return {"inodes": len(changes), "changed": max(changes.values())}
+    inodes = changed = 0
+    for there in inodes_below(root):
+        inodes += 1
+        changed = max(changed, there.st_ctime_ns)
+    return {"inodes": inodes, "changed": changed}
 
 
 def _hash(request: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +244,7 @@ _DEEDS = {"remove": _remove, "survey": _survey, "hash": _hash}
 
 
 def serve(control: int) -> None:
-    """Fork a worker for each message, which carries its four descriptors, until the other end is closed."""
+    """Fork a worker for each message, which carries its descriptors, until the other end is closed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the daemon, which ends us
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects workers
@@ -235,7 +252,7 @@ def serve(control: int) -> None:
     gc.freeze()
     requests = socket.socket(fileno=control)
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, 16, 4)
+        message, descriptors, _, _ = socket.recv_fds(requests, 16, 5)
         if not message:
             return
         _fork(requests, *descriptors)
@@ -243,27 +260,27 @@ def serve(control: int) -> None:
             os.close(descriptor)
 
 
-def _fork(requests: socket.socket, request: int, blob: int, answer: int, life: int) -> None:
+def _fork(requests: socket.socket, request: int, blob: int, answer: int, life: int, report: int = -1) -> None:
     try:
         os.write(answer, b"\n")
         if os.fork() == 0:
             requests.close()
-            _work(request, blob, answer, life)
+            _work(request, blob, answer, life, report)
     except BrokenPipeError:
         pass  # cancelled already
     except OSError as error:
         os.write(answer, f"fork: {error.strerror}".encode())
 
 
-def _work(request: int, blob: int, answer: int, life: int) -> NoReturn:
+def _work(request: int, blob: int, answer: int, life: int, report: int) -> NoReturn:
     """Do the one request and end the process, which ends as well when the other end of `life` is closed."""
     try:
         threading.Thread(target=_end_with, args=(life,), daemon=True).start()
         with open(request, "rb") as file:
-            reply = _reply(json.loads(file.read()), blob)
+            reply = _reply(json.loads(file.read()), blob, report)
         text = json.dumps(reply).encode()
     except BaseException:
-        text = traceback.format_exc().encode()
+        text = traceback.format_exc().encode(errors="backslashreplace")
     while text:
         text = text[os.write(answer, text) :]
     os._exit(0)  # the blob's thread may still be at work
@@ -274,10 +291,12 @@ def _end_with(life: int) -> None:
     os._exit(1)
 
 
-def _reply(request: dict[str, Any], blob: int) -> dict[str, Any]:
+def _reply(request: dict[str, Any], blob: int, report: int) -> dict[str, Any]:
     try:
         deed = request["do"]
-        return {"ok": _unpack(request, blob) if deed == "unpack" else _DEEDS[deed](request)}
+        if deed == "unpack":
+            return {"ok": _unpack(request, blob, report)}
+        return {"ok": _settle(request, blob) if deed == "settle" else _DEEDS[deed](request)}
     except _Refused as error:
         kind, message = error.kind, str(error)
     except TarError as error:

@@ -7,15 +7,16 @@ import io
 import os
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from image.directories import Directories, parse_unsettled
 from image.layer import normalised
-from image.tar import BLOCK, ByteStream, Entry, TarError, TarReader
+from image.tar import BLOCK, EXTENSION_LIMIT, ByteStream, Entry, TarError, TarReader
 from tests.images import entry, layer
 
 
@@ -114,8 +115,8 @@ def test_a_cut_archive_is_refused_wherever_it_is_cut() -> None:
             found = [e.name for e, _ in read(GOOD[:length])]
         except TarError:
             continue
-        # Only where an entry begins can an archive end without saying so.
-        assert length % BLOCK == 0
+        # Only where an entry begins, or in the zeros that fill up a file's last block, can it end without saying so.
+        assert length % BLOCK == 0 or not GOOD[length : length + -length % BLOCK].strip(b"\0")
         assert found == names[: len(found)]
         assert length < complete or found == names
 
@@ -161,3 +162,160 @@ def test_normalised_names_stay_inside(name: bytes) -> None:
     assert not {b"", b".", b".."}.intersection(components)
     assert normalised(path) == path
     assert normalised(b"/../" + name) == path
+
+
+# --- what old and foreign programs write, and what would take a lot of memory
+
+ODD_TARS = pytest.mark.trial(
+    "odd-tars",
+    "What old and foreign tar programs write is unpacked as containerd does, or refused by the entry's name.",
+)
+BOUNDED = pytest.mark.trial(
+    "layer-memory", "What a small layer takes of the memory of crispd and of its worker is bounded: more is refused."
+)
+
+
+def header(
+    name: bytes, kind: bytes = b"0", size: int = 0, *, owner: bytes = b"0000000\0", signed: bool = False
+) -> bytes:
+    block = bytearray(BLOCK)
+    fields = ((0, name), (100, b"0000644\0"), (108, owner), (116, owner), (124, b"%011o\0" % size),
+              (136, b"00000000000\0"), (148, b" " * 8), (156, kind), (257, b"ustar\x0000"))  # fmt: skip
+    for at, value in fields:
+        block[at : at + len(value)] = value
+    total = sum(byte - 256 if signed and byte > 127 else byte for byte in block)
+    block[148:156] = b"%06o\0 " % total
+    return bytes(block)
+
+
+def pax(kind: bytes, *records: tuple[bytes, bytes]) -> bytes:
+    text = b""
+    for key, value in records:
+        length = len(key) + len(value) + 3
+        while len(str(length)) + len(key) + len(value) + 3 != length:
+            length = len(str(length)) + len(key) + len(value) + 3
+        text += b"%d %s=%s\n" % (length, key, value)
+    return header(b"pax", kind, len(text)) + text + bytes(-len(text) % BLOCK)
+
+
+END = bytes(2 * BLOCK)
+
+
+@ODD_TARS
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff" * 100, b"plain"])
+def test_a_checksum_over_signed_bytes(name: bytes) -> None:
+    for signed in (False, True):
+        ((item, _),) = read(header(name, signed=signed) + END)
+        assert item.name == name
+    damaged = bytearray(header(name, signed=True))
+    damaged[120] ^= 1
+    with pytest.raises(TarError, match="checksum"):
+        read(bytes(damaged) + END)
+
+
+@ODD_TARS
+def test_an_archive_that_ends_with_its_last_byte() -> None:
+    ((item, content),) = read(header(b"a", size=5) + b"12345")
+    assert (item.name, content) == (b"a", b"12345")
+    with pytest.raises(TarError, match="inside a file"):
+        read(header(b"a", size=5) + b"1234")
+    with pytest.raises(TarError):
+        read(header(b"long", b"L", 5) + b"12345")
+
+
+@ODD_TARS
+@pytest.mark.parametrize("minus", [-1, -2, -(1 << 31)])
+def test_negative_owners(minus: int) -> None:
+    ((item, _),) = read(header(b"a", owner=minus.to_bytes(8, "big", signed=True)) + END)
+    assert (item.uid, item.gid) == (minus, minus)
+    ((item, _),) = read(pax(b"x", (b"uid", b"%d" % minus), (b"gid", b"%d" % minus)) + header(b"a") + END)
+    assert (item.uid, item.gid) == (minus, minus)
+
+
+MEBIBYTE = b"v" * (EXTENSION_LIMIT - 100)
+HALF = b"v" * (EXTENSION_LIMIT // 2 + 100)
+
+
+@BOUNDED
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pax(b"g", (b"SCHILY.xattr.user.a", HALF)) + pax(b"g", (b"SCHILY.xattr.user.b", HALF)),
+        pax(b"g", (b"SCHILY.xattr.user.a", HALF)) + pax(b"x", (b"SCHILY.xattr.user.b", HALF)),
+        pax(b"g", (b"SCHILY.xattr.user.a", HALF)) + header(b"one") + pax(b"g", (b"SCHILY.xattr.user.b", HALF)),
+        pax(b"x", (b"SCHILY.xattr.user.a", HALF)) + pax(b"x", (b"SCHILY.xattr.user.b", HALF)),
+        pax(b"x", (b"path", HALF)) * 2,
+        pax(b"x", (b"nothing.we.know", HALF)) * 2,
+        (header(b"long", b"L", len(HALF)) + HALF + bytes(-len(HALF) % BLOCK)) * 2,
+        (header(b"long", b"K", len(HALF)) + HALF + bytes(-len(HALF) % BLOCK)) + pax(b"x", (b"linkpath", HALF)),
+        pax(b"x", *((b"SCHILY.xattr.user.%05d" % number, b"v") for number in range(7000))),
+        pax(b"g", *((b"SCHILY.xattr.user.%05d" % number, b"v") for number in range(7000))),
+    ],
+)  # fmt: skip
+def test_the_headers_of_an_entry_are_bounded_together(headers: bytes) -> None:
+    with pytest.raises(TarError, match="more than"):
+        read(headers + header(b"a") + END)
+
+
+@BOUNDED
+def test_headers_that_keep_nothing_may_be_many() -> None:
+    """git and others write a global header with a comment; archives that were put together have many."""
+    globals_ = b"".join(pax(b"g", (b"comment", MEBIBYTE), (b"uid", b"%d" % uid)) for uid in range(5))
+    ((item, _),) = read(globals_ + pax(b"x", (b"gid", b"7")) + header(b"a") + END)
+    assert (item.uid, item.gid) == (4, 7)
+    one = pax(b"x", (b"SCHILY.xattr.user.a", MEBIBYTE)) + header(b"a")
+    assert len(read(one * 3 + END)) == 3
+
+
+@BOUNDED
+def test_paths_of_directories_are_bounded() -> None:
+    known = Directories()
+    for number in range(200_000):
+        known.describe(b"d" * 240 + b"%07d" % number, 1)
+    with pytest.raises(TarError, match="of memory"):
+        _each(known.white, (b"d" * 240 + b"%07d" % number for number in range(200_000, 1 << 20)))
+    known = Directories()
+    _each(known.imply, (b"/".join((b"d" * 250, b"e" * 250, b"%05d" % number)) for number in range(40_000)))
+    with pytest.raises(TarError, match="bytes of paths"):
+        known.unsettled()
+    known = Directories()
+    with pytest.raises(TarError, match="65536 directories"):
+        _each(known.imply, (b"%d" % number for number in range(1 << 17)))
+
+
+def _each(deed: Callable[[bytes], None], paths: Iterator[bytes]) -> None:
+    for path in paths:
+        deed(path)
+
+
+_PATHS = st.lists(st.sampled_from([b"a", b"b", b"c"]), max_size=4)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("diwf"), _PATHS), max_size=30))
+def test_directories_are_kept_by_path(steps: list[tuple[str, list[bytes]]]) -> None:
+    known = Directories()
+    times: dict[bytes, int] = {}
+    implied, whited = {b""}, set()
+    for number, (what, names) in enumerate(steps):
+        path = b"/".join(names)
+        if what == "d":
+            known.describe(path, number)
+            times[path] = number
+            implied.discard(path)
+        elif what == "i":
+            known.imply(path)
+            implied.add(path)
+            times.setdefault(path, -1)
+        elif what == "w":
+            known.white(path)
+            whited.add(path)
+        elif path:
+            known.forget(path)
+            for kept in (times, implied, whited):
+                for gone in [one for one in kept if one == path or one.startswith(path + b"/")]:
+                    kept.pop(gone) if isinstance(kept, dict) else kept.discard(gone)
+    told_implied, told_whited = parse_unsettled(known.unsettled())
+    assert (set(told_implied), set(told_whited)) == (implied, whited)
+    assert {path: time for path, time in known if time is not None} == {p: t for p, t in times.items() if t >= 0}
+    assert {path for path, _ in known} == implied | {p for p, t in times.items() if t >= 0}
