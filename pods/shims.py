@@ -97,7 +97,7 @@ class Shims:
         if not any(os.path.isdir(mountpoint + path) for mountpoint in cgroup.hierarchies.mountpoints()):
             return
         try:
-            cgroup.kill()
+            cgroup.kill_in_pod()
             cgroup.wait_empty(_KILLED_SECONDS)
             cgroup.remove()
         except RuntimeCoreError as error:

@@ -359,7 +359,7 @@ class Container:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         if self._cgroup is not None and self.state != "exited":
             with contextlib.suppress(RuntimeCoreError):
-                self._cgroup.kill()
+                self._cgroup.kill_in_pod()
 
     def wait(self, reply: Reply) -> None:
         """Reply when the container has exited."""
@@ -428,6 +428,8 @@ class Container:
         """Run another process with `fds` as its streams. Replies with its exit code when it ends."""
         if self.state != "running" or self._spec is None or self._cgroup is None:
             raise NotRunning(f"exec in container {self.id}: it is not running")
+        if self._cgroup.is_frozen():
+            raise NotRunning(f"exec in container {self.id}: it is paused")
         assert self._spec.process is not None
         terminal = request.get("terminal", False)
         process = replace(self._spec.process, args=tuple(request["args"]), terminal=terminal, console_size=None)

@@ -138,6 +138,8 @@ class ExternalContainer(Container):
         """Run another process with `fds` as its streams, by `exec --detach`. Replies with its exit code at its end."""
         if self.state != "running":
             raise NotRunning(f"exec in container {self.id}: it is not running")
+        if self._cgroup is not None and self._cgroup.is_frozen():
+            raise NotRunning(f"exec in container {self.id}: it is paused")
         terminal = request.get("terminal", False)
         key = request["exec"]
         place = os.path.join(self._bundle, f"exec-{key}")

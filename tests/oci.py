@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 CRISP_OCI = Path(sys.executable).parent / "crisp-oci"
 APPLETS = ("sh", "cat", "echo", "hostname", "id", "kill", "ls", "mkdir", "readlink", "sleep", "stty", "tail", "touch",
            "true", "tty", "wc")  # fmt: skip
-PARENT = f"/crisp-oci-test-{os.getpid()}"  # of all containers' cgroups
+PARENT = f"/crisp-oci-test-{secrets.token_hex(4)}"  # of all containers' cgroups
 Finished = subprocess.CompletedProcess[str]
 
 

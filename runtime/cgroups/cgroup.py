@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 
 from runtime.cgroups import files, processes, tree
 from runtime.cgroups.limits import Group, Write
-from runtime.errors import NotSupported, OperationFailed, failing
+from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, failing
 from runtime.light import dataclass, replace
 from runtime.spec import Resources
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 _DELEGATED = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma"})
 _OWNERS_FILES_LIST = "/sys/kernel/cgroup/delegate"  # since Linux 4.15
 _OWNERS_FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
+
+
+class CgroupInUse(RuntimeCoreError):
+    """Somebody else uses the cgroup: it has processes in it, or is frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Cgroup:
 
         Returns the directories made, parents first, for `remove_parents`. An empty cgroup left over from before is
         taken over. Raises also `SpecError` and `NotSupported`, before anything is made, for limits that this machine
-        cannot set.
+        cannot set, and `CgroupInUse` where it is frozen: what is put in there would never run.
         """
         plan = self._plan(resources, fresh=True)
         made: list[str] = []
@@ -57,6 +61,8 @@ class Cgroup:
             undo.callback(tree.remove_unused, made)
             for mountpoint in self.hierarchies.mountpoints():
                 tree.make(mountpoint, self.path, made)
+            if freezer := self.frozen_at():
+                raise CgroupInUse(f"container's cgroup unexpectedly frozen: thaw `{freezer}` first")
             if cpuset := self.hierarchies.v1.get("cpuset"):
                 tree.inherit_cpuset(cpuset, self.path)
             self._enable_controllers(plan)
@@ -144,6 +150,12 @@ class Cgroup:
         """SIGKILL to every process in the cgroup and below it; they may still be exiting on return."""
         processes.kill(self.unified, self._tracking_v1(), self._freezer())
 
+    def kill_in_pod(self) -> None:
+        """The same for a container of a pod, whose own cgroup is the parent: where that is frozen, it is thawed."""
+        self.kill()
+        if self.kept_by():
+            replace(self, path=os.path.dirname(self.path)).thaw()
+
     def wait_empty(self, timeout: float) -> bool:
         """Sleeps until no process is left, or for `timeout` seconds. False: some are left."""
         if not self.unified:
@@ -158,21 +170,35 @@ class Cgroup:
             processes.freeze_v2(self.unified)
 
     def thaw(self) -> None:
-        """Lets frozen processes go on."""
+        """Lets the frozen go on, whichever of its freezers stops them; those of cgroups below it stay as they are."""
         if freezer := self._freezer():
             processes.thaw_v1(freezer)
-        else:
+        if self.unified and (not freezer or processes.is_frozen_v2(self.hierarchies.unified, self.path)):
             processes.thaw_v2(self.unified)
+
+    def frozen_at(self) -> str:
+        """The directory whose freezer stops what is, or would be, in there: its own or an ancestor's; "" for none."""
+        freezer = self.hierarchies.v1.get("freezer")
+        found = processes.frozen_at_v1(freezer, self.path) if freezer else ""
+        if not found and self.hierarchies.unified:
+            found = processes.frozen_at_v2(self.hierarchies.unified, self.path)
+        return found
+
+    def kept_by(self) -> str:
+        """The ancestor whose version 1 freezer keeps those from dying that were killed, "" for none."""
+        if not (freezer := self._freezer()) or not processes.is_frozen_v1(freezer):
+            return ""
+        return processes.frozen_at_v1(self.hierarchies.v1["freezer"], self.path)
 
     def freezer_directory(self) -> str:
         """Of the hierarchy that freezes its processes; "" if none does."""
         return self._freezer() or self.unified
 
     def is_frozen(self) -> bool:
-        """Whether its processes are stopped, or being stopped, by its own freezer. False where it is gone."""
-        if freezer := self._freezer():
-            return processes.is_frozen_v1(freezer)
-        return files.counter(self.unified + "/cgroup.events", "frozen") == 1
+        """Whether its processes are stopped, by its own freezers or an ancestor's. False where it is gone."""
+        if (freezer := self._freezer()) and processes.is_frozen_v1(freezer):
+            return True
+        return bool(self.unified) and processes.is_frozen_v2(self.hierarchies.unified, self.path)
 
     def oom_kills(self) -> int:
         """How many processes the kernel killed for the cgroup's memory limit; 0 where nobody counts or it is gone."""

@@ -34,7 +34,8 @@ def kill(unified: str, v1: str, freezer: str) -> None:
     """Sends SIGKILL to every process; they may still be exiting on return. "" for directories there are none of.
 
     One write where the kernel has cgroup.kill (5.14) and the processes are in the version 2 hierarchy. Else all are
-    frozen, so that none forks away, signalled, and thawed to die.
+    frozen, so that none forks away, signalled, and thawed to die. In the end nothing stays frozen by version 1, where
+    the frozen do not even die: neither by this cgroup's freezer nor by one below it.
     """
     if unified and populated(unified):
         try:
@@ -43,6 +44,10 @@ def kill(unified: str, v1: str, freezer: str) -> None:
             _kill_frozen(lambda: pids(unified), lambda: freeze_v2(unified), lambda: thaw_v2(unified))
     elif v1:
         _kill_frozen(lambda: pids(v1), lambda: freeze_v1(freezer), lambda: thaw_v1(freezer))
+    for each in reversed(tree.descendants(freezer) if freezer else []):
+        if is_frozen_v1(each):
+            with contextlib.suppress(OperationFailed):
+                thaw_v1(each)
 
 
 def _kill_frozen(listed: Callable[[], list[int]], freeze: Callable[[], None], thaw: Callable[[], None]) -> None:
@@ -122,6 +127,41 @@ def is_frozen_v1(freezer: str) -> bool:
         return files.read(freezer + "/freezer.state") != "THAWED"
     except OperationFailed:
         return False
+
+
+def frozen_at_v1(mountpoint: str, path: str) -> str:
+    """The directory at `path` or the ancestor whose version 1 freezer stops what is in there, "" if none does."""
+    while path:
+        directory = mountpoint + path
+        path = path.rpartition("/")[0]
+        with contextlib.suppress(OperationFailed):  # not made yet: its parent's tells
+            if files.read(directory + "/freezer.state") == "THAWED":
+                return ""
+            if files.read(directory + "/freezer.self_freezing") == "1":
+                return directory
+    return ""
+
+
+def frozen_at_v2(mountpoint: str, path: str) -> str:
+    """The same by cgroup.freeze."""
+    while path:
+        directory = mountpoint + path
+        path = path.rpartition("/")[0]
+        with contextlib.suppress(OperationFailed):
+            if files.read(directory + "/cgroup.freeze") == "1":
+                return directory
+    return ""
+
+
+def is_frozen_v2(mountpoint: str, path: str) -> bool:
+    """Whether cgroup.freeze here or above stops the processes, or is about to. False where the cgroup is gone."""
+    try:
+        own = files.read(mountpoint + path + "/cgroup.freeze") == "1"
+    except OperationFailed:
+        return False
+    # After a thaw the kernel still says "frozen" until the processes have noticed.
+    frozen = files.counter(mountpoint + path + "/cgroup.events", "frozen") == 1
+    return own or (frozen and bool(frozen_at_v2(mountpoint, path)))
 
 
 def freeze_v2(unified: str) -> None:

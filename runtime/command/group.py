@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 
-from runtime.cgroups import Cgroup
+from runtime.cgroups import Cgroup, CgroupInUse
 from runtime.command import removal
 from runtime.command.context import Context
 from runtime.command.record import Record, no_cgroup
-from runtime.errors import RuntimeCoreError, SpecError
+from runtime.errors import RuntimeCoreError
 from runtime.light import replace
 from runtime.rootfs import DEFAULT_DEVICES
 from runtime.spec import DeviceRule, Resources, Spec
@@ -74,11 +74,12 @@ class ContainerGroup:
         cgroup = self._context.hierarchies().cgroup(path)
         if cgroup.is_populated():
             # What is in the container's cgroup is killed with it.
-            raise SpecError("linux.cgroupsPath", f"{path} has processes in it")
+            count = len(cgroup.pids())
+            raise CgroupInUse(f"container's cgroup is not empty: {count} process(es) found in `{cgroup.path}`")
         return cgroup
 
     def _without_cgroup(self, error: RuntimeCoreError) -> Cgroup:
-        if not self._context.rootless:
+        if not self._context.rootless or isinstance(error, CgroupInUse):
             raise error
         self._context.log.debug(f"without a cgroup: {error}")
         return no_cgroup()

@@ -11,7 +11,8 @@ from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.operands import first
 from runtime.command.record import Record
-from runtime.command.removal import current_status
+from runtime.command.removal import current_status, kill_group
+from runtime.command.store import Entry
 from runtime.errors import RuntimeCoreError, failing
 
 TYPE_CHECKING = False
@@ -29,21 +30,30 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     everybody = options.switch("all")
     entry = context.store.existing(id)
     record = entry.load()  # not locked: a `start` that hangs in a hook has the lock, and this is what ends it
-    found = current_status(entry, record)
-    if everybody and record.cgroup:
+    if record.cgroup and number == signal.SIGKILL and (everybody or not _has_own_pid_namespace(entry)):
+        # No PID namespace ends with the init: what else there is would live on, and does when init is gone already.
+        if record.alive:
+            _signal_init(record, number)  # it may have gone to another cgroup
+        kill_group(record)
+    elif record.cgroup and everybody:
         _signal_all(record, number)
-    elif found in _ALIVE:
+    elif (found := current_status(entry, record)) in _ALIVE:
         _signal_init(record, number)
         if number == signal.SIGKILL and found == "paused":
-            record.group().thaw()  # a frozen process of a version 1 cgroup does not even die
+            kill_group(record)  # a frozen process of a version 1 cgroup does not even die
     elif not everybody:
         raise RuntimeCoreError(f"container not running: {id}")
     return 0
 
 
+def _has_own_pid_namespace(entry: Entry) -> bool:
+    namespace = entry.spec().linux.namespace("pid")
+    return namespace is not None and not namespace.path
+
+
 def signal_number(text: str) -> int:
-    """9, KILL or SIGKILL. Raises UsageError."""
-    if text.isdecimal() and 0 < int(text) <= signal.SIGRTMAX:
+    """9, KILL or SIGKILL; 0 is the signal that only asks whether somebody is there. Raises UsageError."""
+    if text.isdecimal() and int(text) <= signal.SIGRTMAX:
         return int(text)
     name = text.upper()
     found = getattr(signal, name if name.startswith("SIG") else f"SIG{name}", None)
@@ -63,10 +73,6 @@ def _signal_init(record: Record, number: int) -> None:
 
 
 def _signal_all(record: Record, number: int) -> None:
-    cgroup = record.group()
-    if number == signal.SIGKILL:
-        cgroup.kill()
-        return
-    for pid in cgroup.pids():
+    for pid in record.group().pids():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)

@@ -74,9 +74,9 @@ def status(record: Record, fifo: str) -> str:
         return "creating"
     if not record.alive:
         return "stopped"
-    if is_waiting(fifo):
-        return "created"
-    return "paused" if record.cgroup and record.group().is_frozen() else "running"
+    if record.cgroup and record.group().is_frozen():
+        return "paused"
+    return "created" if is_waiting(fifo) else "running"
 
 
 def is_waiting(fifo: str) -> bool:

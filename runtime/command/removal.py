@@ -51,7 +51,7 @@ def _spec_left(entry: Entry, log: Log) -> Spec | None:
 def end(record: Record) -> None:
     """SIGKILL to the init and all that is in the cgroup; returns when the init has ended. Raises RuntimeCoreError."""
     if record.cgroup:
-        record.group().kill()
+        kill_group(record)
     try:
         pidfd = syscalls.pidfd_open(record.pid)
     except ProcessLookupError:
@@ -64,6 +64,15 @@ def end(record: Record) -> None:
         wait_ended(pidfd, record.pid)
     finally:
         os.close(pidfd)
+
+
+def kill_group(record: Record) -> None:
+    """SIGKILL to all that is in the cgroup. Raises RuntimeCoreError where somebody keeps it from dying."""
+    cgroup = record.group()
+    cgroup.kill()
+    if (freezer := cgroup.kept_by()) and cgroup.pids():
+        # Others are in there, too. Who is killed dies when that is thawed.
+        raise RuntimeCoreError(f"kill container {record.id}: its processes are frozen: thaw `{freezer}`")
 
 
 def wait_ended(pidfd: int, pid: int) -> None:
@@ -91,7 +100,7 @@ def remove_cgroup(record: Record, log: Log, *, strict: bool = False) -> None:
         return
     cgroup = record.group()
     try:
-        cgroup.kill()
+        kill_group(record)
         _remove_when_empty(record)
         cgroup.remove_parents(list(record.made_cgroups))
         if record.scope:

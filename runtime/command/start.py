@@ -24,6 +24,8 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
         found = current_status(entry, record)
         if found == "stopped":
             raise RuntimeCoreError(f"cannot start a container that has stopped: {record.id}")
+        if found == "paused":
+            raise RuntimeCoreError(f"cannot start a paused container, resume it first: {record.id}")
         if found != "created":
             raise RuntimeCoreError(f"cannot start an already running container: {record.id}")
         spec = entry.spec()

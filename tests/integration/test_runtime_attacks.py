@@ -254,5 +254,5 @@ def test_the_cgroup_of_others_is_not_taken(bundle: Bundle) -> None:
     for path in (f"{PARENT}/shared/below", f"{PARENT}/shared"):
         bundle.configure("true", linux={"cgroupsPath": path})
         done = bundle.call("run", "two", check=False)
-        assert f"linux.cgroupsPath: {path} has processes in it" in done.stderr
+        assert f"cgroup is not empty: 1 process(es) found in `{path}`" in done.stderr
         assert bundle.status() == "running"

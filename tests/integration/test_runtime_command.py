@@ -340,7 +340,7 @@ def test_a_cgroup_of_others_is_not_taken(bundle: Bundle) -> None:
     bundle.configure("sleep", "100")
     bundle.create()
     done = bundle.call("create", "two", check=False)
-    assert "has processes in it" in done.stderr
+    assert "container's cgroup is not empty: 1 process(es) found in" in done.stderr
     assert bundle.status() == "created"
     bundle.call("start", "one")
     done = bundle.call("exec", "--cgroup", "../../elsewhere", "one", "true", check=False)
