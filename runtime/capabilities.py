@@ -52,6 +52,21 @@ def unknown(names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in _NUMBERS]
 
 
+def left_out(capabilities: Capabilities, path: str = "process.capabilities") -> list[str]:
+    """What of a configuration's sets has no effect, a sentence for each capability: for whoever can warn.
+
+    The kernel raises an ambient capability only where it is permitted and inheritable (capabilities(7)).
+    """
+    named = capabilities.bounding | capabilities.effective | capabilities.permitted | capabilities.inheritable
+    sentences = [f"{path}: no kernel is known to have {name!r}: left out" for name in unknown(sorted(named))]
+    for name in sorted(capabilities.ambient):
+        for needed in ("permitted", "inheritable"):
+            if name not in getattr(capabilities, needed):
+                sentences.append(f"{path}.ambient: {name} is not in {path}.{needed}: left out")
+                break
+    return sentences
+
+
 def available() -> frozenset[str]:
     """What the calling process could give: the capabilities both permitted to it and in its bounding set."""
     permitted = _current()[1]
@@ -80,7 +95,7 @@ def set_keepcaps() -> None:
 
 
 def apply(capabilities: Capabilities) -> None:
-    """Sets the effective, permitted, inheritable and ambient sets, after the change of user.
+    """Sets the effective, permitted, inheritable and ambient sets, after the change of user; see `left_out`.
 
     Raises `OperationFailed` naming a capability which the caller has not got and so cannot give.
     """
@@ -94,7 +109,7 @@ def apply(capabilities: Capabilities) -> None:
         raise OperationFailed("add", f"`{_name(number)}` to the effective set", errno.EPERM)
     _set(effective, permitted, inheritable)
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    for number in _bits(_mask(capabilities.ambient) & _known()):
+    for number in _bits(_mask(capabilities.ambient) & permitted & inheritable):
         if _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number) < 0:
             raise OperationFailed("add", f"`{_name(number)}` to the ambient set", ctypes.get_errno())
     _prctl(_PR_SET_KEEPCAPS, 0)

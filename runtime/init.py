@@ -150,6 +150,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     leave_the_loop()
     process.die_with_parent()
     start.cgroup.join_self(unified=not start.in_unified_cgroup)
+    scheduling.leave_the_makers_cpus()
     if owner := _cgroup_owner(start):
         start.cgroup.delegate(owner)
     start.step("cgroup joined")

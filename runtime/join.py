@@ -63,7 +63,9 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
         if affinity is not None:
             scheduling.run_on(affinity.initial, "initial")
         join.cgroup.join_self(unified=not join.in_unified_cgroup)
-        if affinity is not None:
+        if affinity is None or not (affinity.initial or affinity.final):
+            scheduling.leave_the_makers_cpus()
+        else:
             scheduling.run_on(affinity.final, "final")
         scheduling.apply(join.process, join.spec.linux)
         os.setsid()

@@ -12,7 +12,7 @@ import os
 import socket
 from typing import Any, Final, NoReturn
 
-from runtime import criu, process, syscalls
+from runtime import criu, process, scheduling, syscalls
 from runtime.checkpoint import host_binds
 from runtime.container import Container
 from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
@@ -128,6 +128,7 @@ class _Restoration:
         try:
             leave_the_loop()
             process.die_with_parent()
+            scheduling.leave_the_makers_cpus()  # criu's, and with them those of what it makes
             with contextlib.ExitStack() as opened:
                 self._channel.send(json.dumps({"restored": self._restore(opened)}).encode())
             os._exit(0)

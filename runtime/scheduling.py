@@ -7,6 +7,7 @@ memory are the configuration's to give, not the container's to take.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -136,6 +137,16 @@ def apply(process: oci.Process, linux: oci.Linux) -> None:
                 deadline=scheduler.deadline,
                 period=scheduler.period,
             )
+
+
+def leave_the_makers_cpus() -> None:
+    """Take back the CPU affinity that the caller was born with: it is that of crisp, which a unit may pin.
+
+    For who has joined the container's cgroup, whose cpuset the kernel keeps to. Old kernels do so by themselves at the
+    joining of a cpuset; those since 6.2 remember what was asked for before. Best effort: the cpuset may be empty.
+    """
+    with contextlib.suppress(OSError):
+        syscalls.use_every_cpu()
 
 
 def run_on(cpus: str, member: str) -> None:

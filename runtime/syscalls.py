@@ -33,6 +33,8 @@ _OLD_NUMBERS: Final[dict[str, dict[str, int]]] = {
 }
 _old = _OLD_NUMBERS.get(os.uname().machine, {})
 
+_CPU_MASK_BYTES: Final = 1024  # 8192 CPUs, the most that Linux can be built for
+
 SYS_OPEN_TREE: Final = 428
 SYS_MOVE_MOUNT: Final = 429
 SYS_FSOPEN: Final = 430
@@ -384,6 +386,12 @@ def sched_setattr(
     """Set the caller's scheduling policy; times in nanoseconds (sched_setattr(2))."""
     attr = _SchedAttr(ctypes.sizeof(_SchedAttr), policy, flags, nice, priority, runtime, deadline, period)
     _check(_syscall(_number("sched_setattr"), 0, ctypes.byref(attr), 0), f"policy {policy}")
+
+
+def use_every_cpu() -> None:
+    """Have the calling process run on all CPUs that its cgroup has: the kernel takes those from a mask of all ones."""
+    every = b"\xff" * _CPU_MASK_BYTES
+    _check(libc.sched_setaffinity(0, ctypes.c_size_t(_CPU_MASK_BYTES), every), "", "sched_setaffinity")
 
 
 def ioprio_set(priority: int) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from runtime import syscalls, userns, validation
-from runtime.capabilities import unknown
+from runtime.capabilities import left_out
 from runtime.clone import clone_into
 from runtime.command import removal
 from runtime.command.context import Context
@@ -214,8 +214,8 @@ class _Maker:
         """Refuse what cannot work before anything is made."""
         validation.check_host(self._spec)
         if self._process.capabilities is not None:
-            for name in unknown(sorted(self._process.capabilities.bounding)):
-                self._context.log.warning(f"process.capabilities: no kernel is known to have {name!r}: left out")
+            for sentence in left_out(self._process.capabilities):
+                self._context.log.warning(sentence)
         if not os.path.isdir(self._rootfs_path):
             raise SpecError("root.path", f"`{self._rootfs_path}` is no directory")
         self._compiled = compiled_filter(self._spec)

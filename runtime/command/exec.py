@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from runtime import syscalls, userns, validation
+from runtime.capabilities import left_out
 from runtime.cgroups import Cgroup
 from runtime.clone import clone_into
 from runtime.command.context import Context
@@ -66,6 +67,9 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     spec = entry.spec()
     process = chosen_process(spec, options, arguments)
     validation.check_process(process)
+    if process.capabilities is not None:
+        for sentence in left_out(process.capabilities):
+            context.log.warning(sentence)
     detach, console_socket = options.switch("detach"), options.text("console-socket")
     if process.terminal and detach and not console_socket:
         raise UsageError("cannot allocate tty if runc will detach without setting console socket")
@@ -142,7 +146,8 @@ def _capabilities(base: Capabilities | None, names: list[str]) -> Capabilities |
         effective=base.effective | more,
         permitted=base.permitted | more,
         inheritable=base.inheritable,
-        ambient=base.ambient,
+        # Without it another user than root gets nothing; what is not inheritable cannot be ambient.
+        ambient=base.ambient | (more & base.inheritable),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from runtime import criu, syscalls, validation
+from runtime import criu, scheduling, syscalls, validation
 from runtime.checkpoint import host_binds
 from runtime.command import creation, image_files, removal
 from runtime.command.context import Context
@@ -105,7 +105,12 @@ class _Restoration:
             undo.callback(self._end)
             fds, inherited = inherited_objects(spec, directories.path, (0, 1, 2), opened)
             asked["inherit_fd"] = inherited
-            worker = criu.Worker(lambda: syscalls.setns(namespace, syscalls.CLONE_NEWNS), keep=fds)
+
+            def prepare() -> None:
+                syscalls.setns(namespace, syscalls.CLONE_NEWNS)
+                scheduling.leave_the_makers_cpus()  # criu's, and with them those of what it makes
+
+            worker = criu.Worker(prepare, keep=fds)
             record.pid = worker.call(criu.RESTORE, asked, directories.log, lambda note: self._notified(note, undo))
         record.start_time = start_time(record.pid)
         entry.save(record)

@@ -163,6 +163,25 @@ def test_exec(bundle: Bundle) -> None:
     assert bundle.call("exec", "one", "true", check=False).returncode == 255
 
 
+@pytest.mark.trial("capabilities-ambient", "What cannot be ambient is left out with a warning, and the others are.")
+def test_capabilities_of_another_user(bundle: Bundle) -> None:
+    """Of the container's and of an exec's: only ambient ones survive the execve."""
+    given = {"bounding": ["CAP_KILL", "CAP_CHOWN"], "permitted": ["CAP_KILL", "CAP_CHOWN"], "effective": [],
+             "inheritable": ["CAP_KILL", "CAP_CHOWN"], "ambient": ["CAP_KILL", "CAP_SYSLOG"]}  # fmt: skip
+    process = {"capabilities": given, "user": {"uid": 1000, "gid": 1000}}
+    bundle.configure("sh", "-c", "cat /proc/self/status; exec sleep 100", process=process)
+    bundle.create()
+    bundle.call("start", "one")
+    until(lambda: "CapAmb" in bundle.output())
+    assert "CAP_SYSLOG is not in process.capabilities.permitted" in bundle.output()
+    assert "CapEff:\t0000000000000020" in bundle.output()
+    for caps, effective in ((("CAP_CHOWN", "cap_net_raw"), "21"), ((), "20")):
+        flags = [word for cap in caps for word in ("--cap", cap)]
+        done = bundle.call("exec", *flags, "one", "cat", "/proc/self/status")
+        assert f"CapEff:\t00000000000000{effective}" in done.stdout
+        assert "CAP_SYSLOG" in done.stderr
+
+
 @pytest.mark.oci("linux.resources.memory.limit", "linux.resources.pids.limit")
 def test_pause_resume_and_update(bundle: Bundle) -> None:
     bundle.configure("sleep", "100", linux={"resources": {"memory": {"limit": 64 << 20}}})
