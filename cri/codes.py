@@ -31,6 +31,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     image.errors.DigestMismatch: StatusCode.FAILED_PRECONDITION,
     image.errors.InvalidImage: StatusCode.FAILED_PRECONDITION,
     image.errors.SignatureRefused: StatusCode.UNKNOWN,  # kubelet reads the message of no other code
+    image.errors.ProfileInvalid: StatusCode.INVALID_ARGUMENT,
     image.errors.ImageInUse: StatusCode.FAILED_PRECONDITION,
     image.errors.ImageReadOnly: StatusCode.FAILED_PRECONDITION,
     image.errors.StorageFull: StatusCode.RESOURCE_EXHAUSTED,

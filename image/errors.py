@@ -47,6 +47,16 @@ class SignatureRefused(ImageError):
         super().__init__(f"SignatureValidationFailed: {message}")
 
 
+class ProfileInvalid(ImageError):
+    """A security profile, or the request for one, that no further try makes better.
+
+    kubelet knows the case by the first word of the message.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"SecurityProfileInvalid: {message}")
+
+
 class ImageInUse(ImageError):
     """The image is held by a container and cannot be removed."""
 

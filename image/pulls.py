@@ -140,6 +140,14 @@ class Pulls:
                 self._forget(key, job)
                 job.task.cancel()
 
+    async def origin(self, reference: Reference, credentials: Credentials | None) -> Origin:
+        """Where `reference` may come from, with `credentials` or those that the node keeps.
+
+        Raises InvalidConfiguration, RegistryBlocked.
+        """
+        registries = await asyncio.to_thread(load, self._registries_conf)
+        return self._origin(registries, reference, credentials, self._keeper(registries, None))
+
     def _forget(self, key: _Key, job: _Job) -> None:
         if self._jobs.get(key) is job:
             del self._jobs[key]

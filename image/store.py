@@ -39,6 +39,7 @@ from image.layers import Layer, Layers, Make, base36, blob_of
 from image.manifest import Blob, Configuration, Manifest, digest_of, node_platforms, parse_configuration, parse_manifest
 from image.model import Credentials, FilesystemUsage, Image, PullProgress
 from image.policy import Accept
+from image.profiles import Profiles
 from image.pulls import Pulls
 from image.reference import parse_reference
 from image.registries_conf import load
@@ -96,6 +97,7 @@ class ImageStore:
             settings,
             registries_conf,
         )
+        self.profiles = Profiles(root.path / "profiles", self.pulls, self._trust)
         self._changing = asyncio.Lock()  # one change of the durable record at a time
 
     @classmethod

@@ -17,7 +17,7 @@ SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE A
 MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE
 """.split()
 )
-_KNOWN = frozenset(_NAMES)
+KNOWN = frozenset(_NAMES)
 
 DEFAULT = frozenset(
     f"CAP_{name}"
@@ -61,7 +61,7 @@ def _named(names: Iterable[str], member: str) -> frozenset[str]:
     for name in names:
         upper = name.upper()
         canonical = upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
-        if canonical != "ALL" and canonical not in _KNOWN:
+        if canonical != "ALL" and canonical not in KNOWN:
             raise InvalidArgument(f"{_FIELD}.{member}: unknown capability {name!r}")
         found.add(canonical)
     return frozenset(found)

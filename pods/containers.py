@@ -236,7 +236,12 @@ class Containers:
         target_pid = self._target_pid(container)
         # In a thread: a volume's path may lie on a network file system whose server does not answer.
         found = await asyncio.to_thread(
-            oci.find_host_objects, config, self._host, settings.cdi_spec_dirs, settings.hooks_dirs
+            oci.find_host_objects,
+            config,
+            self._host,
+            settings.cdi_spec_dirs,
+            settings.hooks_dirs,
+            self._images.profiles.content,
         )
         lower = self._images.layers(image)
         root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)

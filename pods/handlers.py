@@ -15,6 +15,7 @@ from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import NamespaceMode, Sandbox, SandboxConfig
 from pods.oci_cgroups import SYSTEMD, container_scope
+from pods.seccomp_profile import BASE
 from runtime.pod import unmount_if_mounted
 
 BUILT_IN: Final = ("", "crisp")
@@ -50,6 +51,11 @@ def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> d
 
 def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str, host: HostFacts) -> None:
     """Put a config.json into the terms of other runtimes."""
+    if BASE in document["linux"]:
+        raise Unimplemented(
+            "config.linux.security_context.seccomp: only crisp's own handler intersects OCI profiles with their base, "
+            f"and runtime_handler is {sandbox.runtime_handler!r}"
+        )
     document["ociVersion"] = _VERSION
     if not host.hugetlb:  # kubelet limits every size of page; runc fails where version 2 has the controller but not all
         document["linux"]["resources"].pop("hugepageLimits", None)

@@ -45,6 +45,7 @@ class ProfileType(IntEnum):
     RUNTIME_DEFAULT = 0
     UNCONFINED = 1
     LOCALHOST = 2
+    OCI = 3  # seccomp only: pulled by PullSecurityProfile
 
 
 class CgroupMountMode(IntEnum):
@@ -58,6 +59,8 @@ class CgroupMountMode(IntEnum):
 class SecurityProfile(_Value, frozen=True):
     type: ProfileType
     localhost_ref: str = ""
+    oci_ref: str = ""  # of an OCI profile, with its digest
+    base: str = ""  # the file of an OCI profile's base, "" for the runtime's default profile
 
 
 class IDMapping(_Value, frozen=True):

@@ -26,6 +26,7 @@ from pods.recovery import Recovery
 from pods.resource_updates import ResourceUpdates
 from pods.sandboxes import Sandboxes
 from pods.scopes import Scopes
+from pods.security_profiles import SecurityProfiles
 from pods.settings import NodeSettings
 from pods.shims import Shims
 from pods.state import State
@@ -59,6 +60,7 @@ class Node:
             self._state, self._shims, network, self._containers, self.host, self._scopes, self._background
         )
         self._resources = ResourceUpdates(self._state, self._shims, self.host, self._scopes, self._background)
+        self.profiles = SecurityProfiles(images, self.host)
         self._checkpoints = Checkpoints(self._state, self._background)
         self._recovery = Recovery(self._state, self._shims, self._sandboxes, self._containers, self._background)
 
@@ -123,6 +125,7 @@ class Node:
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 
     async def run_sandbox(self, config: SandboxConfig, handler: str) -> str:
+        self.profiles.require(config.security.seccomp)
         trace = self._trace("run pod sandbox")
         sandbox_id = await self._sandboxes.run(config, handler, trace)
         trace.finish(sandbox_id)

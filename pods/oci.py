@@ -6,7 +6,7 @@ The order of a CreateContainer: `validate`, then `find_host_objects` (the only s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from pods.oci_mounts import image_volumes, plan_mounts
 from pods.oci_namespaces import plan_namespaces
 from pods.oci_process import UserRequest, environment, process_args, stop_signal, user_request, working_directory
 from pods.oci_validate import validate
-from pods.seccomp_profile import LocalhostProfile, read_localhost_profile, seccomp_filter
+from pods.seccomp_profile import BASE, ReadProfile, read_base, read_profile, seccomp_base, seccomp_filter
 from pods.selinux import relabel
 from pods.user_namespaces import oci_lines
 from runtime.users import Identity
@@ -72,7 +72,8 @@ class HostObjects:
 
     devices: tuple[DeviceNode, ...] = ()
     mount_sources: tuple[str, ...] = ()  # real paths, in the order of config.mounts
-    seccomp: LocalhostProfile | None = None
+    seccomp: ReadProfile | None = None
+    seccomp_base: ReadProfile | None = None
     apparmor_profile: str = ""
     cdi: CDIEdits = field(default_factory=CDIEdits)
     hooks: tuple[HookFile, ...] = ()  # whosoever they are for
@@ -97,12 +98,16 @@ class ContainerContext:
 
 
 def find_host_objects(
-    config: ContainerConfig, host: HostFacts, cdi_spec_dirs: Sequence[Path] = (), hooks_dirs: Sequence[Path] = ()
+    config: ContainerConfig,
+    host: HostFacts,
+    cdi_spec_dirs: Sequence[Path] = (),
+    hooks_dirs: Sequence[Path] = (),
+    pulled_profile: Callable[[str], bytes | None] = lambda _reference: None,
 ) -> HostObjects:
     """Look up devices, mount sources, profiles and hooks; makes missing mount sources, last.
 
-    Raises InvalidArgument, naming field and path, for what is missing or not what it should be; FailedPrecondition for
-    a hook's file that is wrong.
+    `pulled_profile` finds the content of an OCI profile. Raises InvalidArgument, naming field and path, for what is
+    missing or not what it should be; FailedPrecondition for a hook's file that is wrong, or an absent OCI profile.
     """
     security = config.security
     check_host_limits(config.resources)
@@ -114,7 +119,8 @@ def find_host_objects(
         devices=(*host_devices(), *devices) if security.privileged else devices,
         cdi=edits,
         hooks=read_hooks(hooks_dirs),
-        seccomp=read_localhost_profile(security),
+        seccomp=read_profile(security, pulled_profile),
+        seccomp_base=read_base(security),
         apparmor_profile=apparmor_profile(security, host),
         mount_sources=sources,
     )
@@ -215,6 +221,8 @@ def _linux(context: ContainerContext) -> dict[str, Any]:
         linux |= {"uidMappings": oci_lines(userns.uids), "gidMappings": oci_lines(userns.gids)}
     if seccomp := seccomp_filter(security, context.found.seccomp, bounding, host):
         linux["seccomp"] = seccomp
+    if base := seccomp_base(security, context.found.seccomp_base, bounding, host):
+        linux[BASE] = base
     if label := selinux_labels(security, host)[1]:
         linux["mountLabel"] = label
     return linux

@@ -11,11 +11,11 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from pods.errors import InvalidArgument, Unimplemented
+from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import ContainerSecurity, ProfileType
 from pods.seccomp_default import ARCHITECTURES, default_profile
@@ -23,7 +23,9 @@ from pods.seccomp_default import ARCHITECTURES, default_profile
 _MAX_BYTES: Final = 1 << 20
 _MAX_RULES: Final = 4096
 _MAX_NAMES: Final = 16384
-_FIELD: Final = "config.linux.security_context.seccomp.localhost_ref"
+_SECCOMP: Final = "config.linux.security_context.seccomp"
+_FIELD: Final = f"{_SECCOMP}.localhost_ref"
+BASE: Final = "crispSeccompBase"  # beside config.json's linux.seccomp: what that is intersected with
 _ACTIONS: Final = frozenset(
     f"SCMP_ACT_{name}" for name in "KILL KILL_PROCESS KILL_THREAD TRAP ERRNO TRACE ALLOW LOG".split()
 )
@@ -37,11 +39,12 @@ _MAX_ARGUMENT: Final = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class LocalhostProfile:
-    """A profile file as it was read."""
+class ReadProfile:
+    """A profile as it was read: a file of the node's, or one that was pulled."""
 
-    path: str
+    path: str  # or reference
     document: Mapping[str, Any]
+    field: str = _FIELD  # of the request, which named it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +56,62 @@ class _Host:
     kernel: tuple[int, int]
 
 
-def read_localhost_profile(security: ContainerSecurity) -> LocalhostProfile | None:
-    """Read the file of a Localhost profile; None when the request has none, or is privileged.
+def read_profile(security: ContainerSecurity, pulled: Callable[[str], bytes | None]) -> ReadProfile | None:
+    """Read a Localhost profile's file, or an OCI profile; None when the request has neither, or is privileged.
 
-    Raises InvalidArgument, naming the path, for one that cannot be read, is too large, or is not a JSON object.
+    `pulled` finds the content of an OCI profile. Raises InvalidArgument, naming path or reference, for one that cannot
+    be read, is too large, or is not a JSON object; FailedPrecondition for an OCI profile that is not here.
     """
     wanted = security.seccomp
-    if wanted is None or wanted.type is not ProfileType.LOCALHOST or security.privileged:
+    if wanted is None or security.privileged:
         return None
-    path = wanted.localhost_ref.removeprefix("localhost/")
-    if not path.startswith("/"):
-        raise InvalidArgument(f"{_FIELD}: {wanted.localhost_ref!r} is not an absolute path")
+    if wanted.type is ProfileType.LOCALHOST:
+        return _read_file(wanted.localhost_ref, _FIELD)
+    if wanted.type is not ProfileType.OCI:
+        return None
+    content = pulled(wanted.oci_ref)
+    if content is None:
+        raise FailedPrecondition(absent(wanted.oci_ref))
+    return parse_profile(wanted.oci_ref, content, f"{_SECCOMP}.oci_ref")
+
+
+def absent(reference: str) -> str:
+    """The message for an OCI profile that was not pulled."""
+    return f"{_SECCOMP}.oci_ref: {reference!r} is not on this node: pull it by PullSecurityProfile first"
+
+
+def read_base(security: ContainerSecurity) -> ReadProfile | None:
+    """Read the file that is an OCI profile's base; None when it has none but the runtime's default."""
+    wanted = security.seccomp
+    if wanted is None or not wanted.base or security.privileged:
+        return None
+    return _read_file(wanted.base, f"{_SECCOMP}.base_profile.localhost_ref")
+
+
+def parse_profile(name: str, content: bytes, field: str) -> ReadProfile:
+    """The JSON object that a profile is. Raises InvalidArgument."""
+    if len(content) > _MAX_BYTES:
+        raise InvalidArgument(f"{field}: {name!r} is larger than {_MAX_BYTES} bytes")
     try:
-        text = _read_regular(path)
-        if len(text) > _MAX_BYTES:
-            raise InvalidArgument(f"{_FIELD}: {path!r} is larger than {_MAX_BYTES} bytes")
-        document = json.loads(text)
-    except OSError as error:
-        raise InvalidArgument(f"{_FIELD}: read {path!r}: {error.strerror}") from error
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"{_FIELD}: {path!r} is not JSON: {error}") from error
+        raise InvalidArgument(f"{field}: {name!r} is not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise InvalidArgument(f"{_FIELD}: {path!r} does not hold a JSON object")
-    return LocalhostProfile(path, document)
+        raise InvalidArgument(f"{field}: {name!r} does not hold a JSON object")
+    return ReadProfile(name, document, field)
+
+
+def _read_file(reference: str, field: str) -> ReadProfile:
+    path = reference.removeprefix("localhost/")
+    if not path.startswith("/"):
+        raise InvalidArgument(f"{field}: {reference!r} is not an absolute path")
+    try:
+        content = _read_regular(path)
+    except OSError as error:
+        raise InvalidArgument(f"{field}: read {path!r}: {error.strerror}") from error
+    except ValueError as error:  # a NUL
+        raise InvalidArgument(f"{field}: read {path!r}: {error}") from error
+    return parse_profile(path, content, field)
 
 
 def _read_regular(path: str) -> bytes:
@@ -86,7 +122,7 @@ def _read_regular(path: str) -> bytes:
 
 
 def seccomp_filter(
-    security: ContainerSecurity, localhost: LocalhostProfile | None, capabilities: frozenset[str], host: HostFacts
+    security: ContainerSecurity, read: ReadProfile | None, capabilities: frozenset[str], host: HostFacts
 ) -> dict[str, Any] | None:
     """The container's `linux.seccomp`, None for no filter: privileged, Unconfined, or no profile in the request.
 
@@ -97,14 +133,30 @@ def seccomp_filter(
         return None
     if wanted.type is ProfileType.RUNTIME_DEFAULT:
         return default_profile(capabilities, host.architecture, host.kernel)
-    if localhost is None:
-        raise InvalidArgument(f"{_FIELD}: {wanted.localhost_ref!r} was not read")
-    return reduce_profile(localhost, _Host(capabilities, host.architecture, host.kernel))
+    if read is None:
+        raise InvalidArgument(f"{_SECCOMP}: {wanted.localhost_ref or wanted.oci_ref!r} was not read")
+    return reduce_profile(read, capabilities, host)
 
 
-def reduce_profile(profile: LocalhostProfile, host: _Host) -> dict[str, Any]:
-    """The rules of a profile file that hold on `host`, as `linux.seccomp`. Raises InvalidArgument, Unimplemented."""
-    document = _Member(profile.document, profile.path, "")
+def seccomp_base(
+    security: ContainerSecurity, base: ReadProfile | None, capabilities: frozenset[str], host: HostFacts
+) -> dict[str, Any] | None:
+    """What an OCI profile is intersected with, in the form of `linux.seccomp`; None for containers without one."""
+    wanted = security.seccomp
+    if wanted is None or wanted.type is not ProfileType.OCI or security.privileged:
+        return None
+    if base is None:
+        return default_profile(capabilities, host.architecture, host.kernel)
+    return reduce_profile(base, capabilities, host)
+
+
+def reduce_profile(profile: ReadProfile, capabilities: frozenset[str], facts: HostFacts) -> dict[str, Any]:
+    """The rules of a profile that hold for a container with `capabilities` on the host, as `linux.seccomp`.
+
+    Raises InvalidArgument, Unimplemented.
+    """
+    host = _Host(capabilities, facts.architecture, facts.kernel)
+    document = _Member(profile.document, profile.path, "", profile.field)
     reduced: dict[str, Any] = {
         "defaultAction": _action(document, "defaultAction"),
         "architectures": _architectures(document, host.architecture),
@@ -118,7 +170,7 @@ def reduce_profile(profile: LocalhostProfile, host: _Host) -> dict[str, Any]:
                 document.refuse("flags", f"unknown flag {flag!r}")
         reduced["flags"] = flags
     if document.strings("listenerPath", one=True):
-        raise Unimplemented(f"{_FIELD}: {profile.path!r}: listenerPath: notification is not supported yet")
+        raise Unimplemented(f"{profile.field}: {profile.path!r}: listenerPath: notification is not supported yet")
     return reduced
 
 
@@ -129,9 +181,10 @@ class _Member:
     value: Mapping[str, Any]
     file: str
     path: str
+    field: str
 
     def refuse(self, name: str, reason: str) -> NoReturn:
-        raise InvalidArgument(f"{_FIELD}: {self.file!r}: {self.at(name)}: {reason}")
+        raise InvalidArgument(f"{self.field}: {self.file!r}: {self.at(name)}: {reason}")
 
     def strings(self, name: str, *, one: bool = False) -> list[str]:
         """The list of strings; of one string if `one`, and absent or null is empty."""
@@ -161,7 +214,7 @@ class _Member:
     def _object(self, value: object, name: str) -> _Member:
         if value is not None and not isinstance(value, dict):
             self.refuse(name, "expected an object")
-        return _Member(value or {}, self.file, self.at(name))
+        return _Member(value or {}, self.file, self.at(name), self.field)
 
     def at(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
@@ -170,7 +223,7 @@ class _Member:
 def _action(member: _Member, name: str) -> str:
     action = "".join(member.strings(name, one=True))
     if action == "SCMP_ACT_NOTIFY":
-        raise Unimplemented(f"{_FIELD}: {member.file!r}: {member.at(name)}: SCMP_ACT_NOTIFY is not supported yet")
+        raise Unimplemented(f"{member.field}: {member.file!r}: {member.at(name)}: SCMP_ACT_NOTIFY is not supported yet")
     if action not in _ACTIONS:
         member.refuse(name, f"unknown action {action!r}")
     return action

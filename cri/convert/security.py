@@ -25,6 +25,7 @@ from pods.model import (
 _CAPABILITY = re.compile(r"[A-Za-z][A-Za-z_]*")
 _HIGHEST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "none" to the kernel
 _LOCALHOST = "localhost/"
+_PINNED = re.compile(r"[^\s@]+@[a-z0-9+._-]+:[0-9a-f]{32,}")
 _USERNAME_CHARACTERS = 256  # LOGIN_NAME_MAX
 _POD_OR_NODE = (NamespaceMode.POD, NamespaceMode.NODE)
 _CONTAINER_OR_NODE = (NamespaceMode.CONTAINER, NamespaceMode.NODE)
@@ -204,7 +205,7 @@ def _seccomp(
     path: str, message: api_pb2.LinuxSandboxSecurityContext | api_pb2.LinuxContainerSecurityContext
 ) -> SecurityProfile | None:
     if message.HasField("seccomp"):
-        name, profile = f"{path}.seccomp", _profile(f"{path}.seccomp", message.seccomp)
+        name, profile = f"{path}.seccomp", _seccomp_profile(f"{path}.seccomp", message.seccomp)
     else:
         name = f"{path}.seccomp_profile_path"
         found = _legacy_profile(name, message.seccomp_profile_path)
@@ -216,6 +217,31 @@ def _seccomp(
     return profile
 
 
+def _seccomp_profile(path: str, message: api_pb2.SecurityProfile) -> SecurityProfile:
+    if message.profile_type != api_pb2.SecurityProfile.OCI:
+        return _profile(path, message)
+    if message.localhost_ref:
+        raise fields.invalid(f"{path}.localhost_ref", message.localhost_ref, "belongs to profile_type Localhost")
+    reference = fields.matching(
+        f"{path}.oci_ref", message.oci_ref, _PINNED, "a reference with its digest: registry/name@sha256:..."
+    )
+    return SecurityProfile(type=ProfileType.OCI, oci_ref=reference, base=_base(f"{path}.base_profile", message))
+
+
+def _base(path: str, message: api_pb2.SecurityProfile) -> str:
+    """The file of an OCI profile's base; "" for the runtime's default profile."""
+    if not message.HasField("base_profile"):
+        return ""
+    kind, file = message.base_profile.type, message.base_profile.localhost_ref
+    if kind == api_pb2.SecurityProfileBase.Localhost:
+        return fields.absolute(f"{path}.localhost_ref", file)
+    if kind != api_pb2.SecurityProfileBase.RuntimeDefault:
+        raise fields.invalid(f"{path}.type", kind, "is no SecurityProfileBase.BaseType of CRI v1")
+    if file:
+        raise fields.invalid(f"{path}.localhost_ref", file, "belongs to type Localhost")
+    return ""
+
+
 def _apparmor(path: str, message: api_pb2.LinuxContainerSecurityContext) -> SecurityProfile | None:
     if message.HasField("apparmor"):
         return _profile(f"{path}.apparmor", message.apparmor)
@@ -224,7 +250,7 @@ def _apparmor(path: str, message: api_pb2.LinuxContainerSecurityContext) -> Secu
 
 def _profile(path: str, message: api_pb2.SecurityProfile) -> SecurityProfile:
     if message.profile_type == api_pb2.SecurityProfile.OCI:
-        raise InvalidArgument(f"{path}.profile_type: OCI is not supported yet: use a file by Localhost")
+        raise InvalidArgument(f"{path}.profile_type: OCI profiles are for seccomp only")
     if message.oci_ref or message.HasField("base_profile"):
         raise InvalidArgument(f"{path}: oci_ref and base_profile belong to profile_type OCI")
     kind = fields.choice(f"{path}.profile_type", message.profile_type, ProfileType)

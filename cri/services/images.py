@@ -13,6 +13,7 @@ from cri.convert.stats import filesystem, image_filesystem, layers_mountpoint
 from cri.services.pieces import pieces
 from cri.services.verbose import info
 from cri.v1 import api_pb2
+from image.errors import ProfileInvalid
 from image.model import Image
 
 if TYPE_CHECKING:
@@ -67,6 +68,33 @@ class Images:
         name = fields.required("image.image", request.image.image)
         image = await self._images.pull(name, credentials(request.auth) if request.HasField("auth") else None)
         return api_pb2.PullImageResponse(image_ref=image.id)
+
+    async def PullSecurityProfile(
+        self, request: api_pb2.PullSecurityProfileRequest
+    ) -> api_pb2.PullSecurityProfileResponse:
+        """Have a seccomp profile on the node, which containers then name by SecurityProfile.oci_ref."""
+        name = fields.required("image.image", request.image.image)
+        if request.profile_kind != api_pb2.SecurityProfileKind.Seccomp:
+            raise ProfileInvalid(f"pull {name}: profile_kind {request.profile_kind} is not supported, only Seccomp")
+        given = credentials(request.auth) if request.HasField("auth") else None
+        return api_pb2.PullSecurityProfileResponse(cached=await self._node.profiles.pull_seccomp(name, given))
+
+    async def ListSecurityProfiles(
+        self, request: api_pb2.ListSecurityProfilesRequest
+    ) -> api_pb2.ListSecurityProfilesResponse:
+        """Every profile that was pulled."""
+        found = [
+            api_pb2.SecurityProfileInfo(digest=profile.digest, refs=profile.references, size=profile.size)
+            for profile in self._node.profiles.all()
+        ]
+        return api_pb2.ListSecurityProfilesResponse(profiles=found)
+
+    async def RemoveSecurityProfile(
+        self, request: api_pb2.RemoveSecurityProfileRequest
+    ) -> api_pb2.RemoveSecurityProfileResponse:
+        """Remove a profile; one that is not there is removed."""
+        await self._node.profiles.remove(fields.required("digest", request.digest))
+        return api_pb2.RemoveSecurityProfileResponse()
 
     async def RemoveImage(self, request: api_pb2.RemoveImageRequest) -> api_pb2.RemoveImageResponse:
         """Remove an image by name or id; one that is not there is removed."""

@@ -59,6 +59,7 @@ class Status:
                 user_namespaces_host_network=self._node.user_namespaces,
                 mount_options=True,
                 cgroup_mount_mode=True,
+                seccomp_profile_oci=True,
             ),
             info=info({"config": self._configuration.values()}) if request.verbose else None,
         )

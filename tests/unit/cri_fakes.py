@@ -33,6 +33,14 @@ from pods.stats import ContainerStats, SandboxStats
 from pods.writable_layers import DiskUse
 
 
+async def _present(_reference: str, _credentials: Credentials | None) -> bool:
+    return True
+
+
+async def _gone(_digest: str) -> None:
+    return None
+
+
 @dataclass
 class FakeImages:
     """An image store; `failure` is raised by the next change."""
@@ -104,6 +112,7 @@ class FakeNode:
     """A node whose objects are in memory; `calls` is what was asked of it, `failure` what the next change raises."""
 
     images: FakeImages = field(default_factory=FakeImages)
+    profiles: Any = field(default_factory=lambda: SimpleNamespace(all=list, pull_seccomp=_present, remove=_gone))
     network: FakeNetwork = field(default_factory=FakeNetwork)
     events: Events = field(default_factory=Events)
     stats: FakeStats = field(default_factory=FakeStats)

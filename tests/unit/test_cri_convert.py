@@ -37,6 +37,7 @@ from pods.model import (
 from pods.stats import ContainerStats, SandboxStats
 from runtime.cgroups.usage import CpuUse, HugePageUse, Usage
 
+PINNED = f"registry.test/profile@sha256:{'0' * 64}"
 METADATA = {"name": "web", "uid": "u-1", "namespace": "default"}
 
 
@@ -261,7 +262,15 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
             in_pod(namespace_options={"cgroupns_options": {"mode": "CONTAINER"}}),
             "security_context.namespace_options.cgroupns_options: belongs to containers",
         ),
-        (in_pod(seccomp={"profile_type": "OCI"}), "security_context.seccomp.profile_type: OCI is not supported yet"),
+        (in_pod(seccomp={"profile_type": "OCI"}), "seccomp.oci_ref: '' must be a reference with its digest"),
+        (
+            in_pod(seccomp={"profile_type": "OCI", "oci_ref": PINNED, "base_profile": {"type": "Localhost"}}),
+            "seccomp.base_profile.localhost_ref: is required",
+        ),
+        (
+            in_pod(seccomp={"profile_type": "OCI", "oci_ref": PINNED, "base_profile": {"localhost_ref": "/p"}}),
+            "seccomp.base_profile.localhost_ref: '/p' belongs to type Localhost",
+        ),
         (in_pod(seccomp={"oci_ref": "r.test/p@sha256:1"}), "seccomp: oci_ref and base_profile belong to"),
         (in_pod(seccomp={"base_profile": {}}), "seccomp: oci_ref and base_profile belong to"),
     ],
@@ -333,7 +342,7 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
             "security_context.cgroup_mount_mode: 'READ_WRITE' needs",
         ),
         (in_container(cgroup_mount_mode=3), "security_context.cgroup_mount_mode: 3 is no CgroupMountMode of CRI v1"),
-        (in_container(apparmor={"profile_type": "OCI"}), "apparmor.profile_type: OCI is not supported yet"),
+        (in_container(apparmor={"profile_type": "OCI"}), "apparmor.profile_type: OCI profiles are for seccomp only"),
         (in_container(capabilities={"add_capabilities": ["A B"]}), "add_capabilities[0]: 'A B' must be the name of"),
         (in_container(masked_paths=["proc"]), "security_context.masked_paths[0]: 'proc' must be an absolute path"),
         (in_container(apparmor_profile="localhost/"), "apparmor_profile: 'localhost/' must be runtime/default"),

@@ -60,9 +60,6 @@ async def client(tmp_path: Path) -> AsyncIterator[Client]:
 
 @pytest.mark.cri("CheckpointPod")
 @pytest.mark.cri("RestorePod")
-@pytest.mark.cri("PullSecurityProfile")
-@pytest.mark.cri("ListSecurityProfiles")
-@pytest.mark.cri("RemoveSecurityProfile")
 async def test_every_call_of_cri_is_served_or_unimplemented(client: Client) -> None:
     services = api_pb2.DESCRIPTOR.services_by_name.values()
     missing = set()
@@ -71,8 +68,7 @@ async def test_every_call_of_cri_is_served_or_unimplemented(client: Client) -> N
             await client.call(name)
         except grpc.aio.AioRpcError as error:
             missing |= {name} if error.code() is grpc.StatusCode.UNIMPLEMENTED else set()
-    profiles = {"PullSecurityProfile", "ListSecurityProfiles", "RemoveSecurityProfile"}
-    assert missing == {"CheckpointPod", "RestorePod", *profiles}
+    assert missing == {"CheckpointPod", "RestorePod"}
 
 
 async def test_a_pods_life(client: Client) -> None:

@@ -21,7 +21,7 @@ from pods.errors import InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import ContainerSecurity, ProfileType, SecurityProfile
 from pods.seccomp_default import default_profile
-from pods.seccomp_profile import LocalhostProfile, read_localhost_profile, seccomp_filter
+from pods.seccomp_profile import ReadProfile, read_profile, seccomp_filter
 from runtime import seccomp, seccomp_load, syscalls
 from runtime.spec_parse import parse
 
@@ -34,7 +34,7 @@ _ADMIN = DEFAULT | {"CAP_SYS_ADMIN"}
 
 def _reduce(document: dict[str, Any], capabilities: frozenset[str] = DEFAULT, **host: Any) -> dict[str, Any]:
     facts = HostFacts(**{**{name: getattr(_HOST, name) for name in HostFacts.__slots__}, **host})
-    reduced = seccomp_filter(_LOCALHOST, LocalhostProfile("/p.json", document), capabilities, facts)
+    reduced = seccomp_filter(_LOCALHOST, ReadProfile("/p.json", document), capabilities, facts)
     assert reduced is not None
     return reduced
 
@@ -257,15 +257,15 @@ def test_files_that_are_no_profile(tmp_path: Path, content: str, reason: str) ->
         _read(str(path))
 
 
-def _read(path: str, *, privileged: bool = False) -> LocalhostProfile | None:
+def _read(path: str, *, privileged: bool = False) -> ReadProfile | None:
     profile = SecurityProfile(type=ProfileType.LOCALHOST, localhost_ref=path)
-    return read_localhost_profile(ContainerSecurity(seccomp=profile, privileged=privileged))
+    return read_profile(ContainerSecurity(seccomp=profile, privileged=privileged), lambda _: None)
 
 
 def test_reading_a_profile(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps(_with_rule()))
-    assert _read(f"localhost/{path}") == LocalhostProfile(str(path), _with_rule())
+    assert _read(f"localhost/{path}") == ReadProfile(str(path), _with_rule())
     os.mkfifo(tmp_path / "pipe")
     for bad in (str(tmp_path / "pipe"), str(tmp_path), str(tmp_path / "none"), "p.json", "/a\0b"):
         with pytest.raises(InvalidArgument, match="localhost_ref"):

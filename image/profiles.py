@@ -1,0 +1,204 @@
+"""Security profiles from registries (KEP-6061): artifacts of one file, pulled by digest, kept apart from images.
+
+A profile is known by the digest of its manifest. Its file and its record lie side by side below `profiles/`; the record
+is written last, so that what has one is whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from image.errors import ImageError, InvalidImage, SignatureRefused
+from image.manifest import Descriptor, checked, digest_of
+from image.model import Credentials
+from image.origin import Origin
+from image.policy import Accept, Requirements
+from image.pulls import Pulls
+from image.reference import Reference, parse_reference
+from image.signatures import Signature
+from image.trust import Trust
+
+PROFILE_LIMIT: Final = 1 << 20  # bytes of a profile
+_PROFILES: Final = 4096  # that are kept at most: kubelet removes those that no pod names
+_REFERENCES: Final = 256  # of one profile that are remembered
+
+Check = Callable[[bytes], None]  # raises for content that is no profile of the kind that is wanted
+
+
+class ProfileInfo(msgspec.Struct, frozen=True):
+    """A profile that was pulled."""
+
+    digest: str  # of its manifest
+    file: str  # digest of its content
+    size: int  # bytes
+    references: tuple[str, ...] = ()  # by which it was pulled, as they were given
+    signatures: tuple[Signature, ...] = ()
+
+
+class _Artifact(msgspec.Struct, frozen=True, rename="camel"):
+    schema_version: int
+    artifact_type: str | None = None
+    config: Descriptor | None = None
+    layers: tuple[Descriptor, ...] | None = None
+
+
+class Profiles:
+    """The profiles of one image store. Belongs to the store's event loop."""
+
+    def __init__(self, directory: Path, pulls: Pulls, trust: Trust) -> None:
+        """Raises ImageError when the directory cannot be read."""
+        self._directory = directory
+        self._pulls = pulls
+        self._trust = trust
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            self._known = {info.digest: info for info in self._load()}
+        except (OSError, msgspec.DecodeError) as error:
+            raise ImageError(f"read profiles below {directory}: {error}") from error
+
+    def all(self) -> list[ProfileInfo]:
+        return list(self._known.values())
+
+    def content(self, reference: str) -> bytes | None:
+        """The file of the profile that a digest-pinned reference names; None if it was not pulled.
+
+        Raises ImageError when it cannot be read or is damaged, InvalidReference.
+        """
+        info = self._known.get(parse_reference(reference).digest)
+        if info is None:
+            return None
+        path = self._file(info.digest)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ImageError(f"read profile {path}: {error.strerror}") from error
+        if digest_of(content) != info.file:
+            raise ImageError(f"read profile {path}: it is damaged: remove it, and it is pulled anew")
+        return content
+
+    async def pull(self, reference: str, media_type: str, credentials: Credentials | None, check: Check) -> bool:
+        """Have the profile here; True if it was, and no registry was asked.
+
+        `media_type` is what its manifest has to say it is; `check` is called with content before that is kept. Raises
+        what `ImageStore.pull` does, InvalidReference for a reference without digest, and what `check` raises.
+        """
+        wanted = parse_reference(reference)
+        if not wanted.digest:
+            raise InvalidImage(f"pull profile {reference}: the reference has no digest")
+        async with self._locks[wanted.digest]:
+            requirements = self._trust.policy().for_reference(wanted)
+            known = self._known.get(wanted.digest)
+            if known is not None and await self._is_accepted(wanted, known, requirements):
+                await self._keep(known, reference)
+                return True
+            origin = await self._pulls.origin(wanted, credentials)
+            await self._keep(await self._fetch(origin, wanted, media_type, check, requirements), reference)
+            return False
+
+    async def remove(self, digest: str) -> None:
+        """Remove a profile; one that is not there is removed. Containers that have it keep it."""
+        async with self._locks[digest]:
+            if self._known.pop(digest, None) is not None:
+                await asyncio.to_thread(self._unlink, digest)
+        self._locks.pop(digest, None)
+
+    async def _is_accepted(self, reference: Reference, known: ProfileInfo, requirements: Requirements) -> bool:
+        try:
+            await self._trust.require(reference, (known.digest,), known.signatures, requirements)
+        except SignatureRefused:
+            if known.signatures or all(isinstance(requirement, Accept) for requirement in requirements):
+                raise
+            return False  # pulled when the policy asked for no signatures
+        return True
+
+    async def _fetch(
+        self, origin: Origin, reference: Reference, media_type: str, check: Check, requirements: Requirements
+    ) -> ProfileInfo:
+        raw, _ = await origin.manifest(reference.digest)
+        layer = _only_layer(raw, media_type, str(reference))
+        signatures: tuple[Signature, ...] = ()
+        if any(not isinstance(requirement, Accept) for requirement in requirements):
+            signatures = await self._trust.signatures(origin, reference, (reference.digest,), requirements)
+        await self._trust.require(reference, (reference.digest,), signatures, requirements)
+        if layer.size > PROFILE_LIMIT:
+            raise InvalidImage(f"pull profile {reference}: {layer.size} bytes, over the limit of {PROFILE_LIMIT}")
+        content = await origin.document(layer, PROFILE_LIMIT)
+        check(content)
+        if len(self._known) >= _PROFILES and reference.digest not in self._known:
+            raise ImageError(f"keep profile {reference}: {_PROFILES} are kept already: remove some")
+        await asyncio.to_thread(self._write, self._file(reference.digest), content)
+        return ProfileInfo(reference.digest, layer.digest, len(content), signatures=signatures)
+
+    async def _keep(self, info: ProfileInfo, reference: str) -> None:
+        before = self._known.get(info.digest)
+        references = before.references if before is not None else ()
+        if before is not None and reference in references and before.signatures == info.signatures:
+            return
+        named = (*(known for known in references if known != reference), reference)[-_REFERENCES:]
+        kept = msgspec.structs.replace(info, references=named)
+        await asyncio.to_thread(self._write, self._record(info.digest), msgspec.json.encode(kept))
+        self._known[info.digest] = kept
+
+    def _load(self) -> list[ProfileInfo]:
+        found = []
+        for path in self._directory.iterdir():
+            if path.suffix == ".record":
+                found.append(msgspec.json.decode(path.read_bytes(), type=ProfileInfo))
+            elif not path.with_suffix(".record").exists():
+                path.unlink()  # of a pull or removal that was interrupted
+        return found
+
+    def _file(self, digest: str) -> Path:
+        return self._directory / f"{digest.partition(':')[2]}.json"
+
+    def _record(self, digest: str) -> Path:
+        return self._file(digest).with_suffix(".record")
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """Atomically, and durable once it returns. Raises ImageError."""
+        draft = path.with_suffix(".new")
+        try:
+            with draft.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(path)
+            self._sync()
+        except OSError as error:
+            raise ImageError(f"write {path}: {error.strerror}") from error
+
+    def _unlink(self, digest: str) -> None:
+        # The record first: without one the file is garbage.
+        for path in (self._record(digest), self._file(digest)):
+            path.unlink(missing_ok=True)
+        self._sync()
+
+    def _sync(self) -> None:
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _only_layer(raw: bytes, media_type: str, what: str) -> Descriptor:
+    try:
+        artifact = msgspec.json.decode(raw, type=_Artifact)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidImage(f"parse manifest of profile {what}: {error}") from error
+    configured = artifact.config.media_type if artifact.config else ""
+    if media_type not in (artifact.artifact_type, configured):
+        found = artifact.artifact_type or configured or "no type"
+        raise InvalidImage(f"pull profile {what}: it is of type {found}, not {media_type}")
+    layers = artifact.layers or ()
+    if len(layers) != 1:
+        raise InvalidImage(f"pull profile {what}: it has {len(layers)} layers; a profile is one")
+    return checked(layers[0], what)
