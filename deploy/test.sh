@@ -28,6 +28,7 @@ step mypy
 step lint-imports
 step timeout 1800 pytest -q tests/unit tests/integration </dev/null
 tests/e2e/build-kubernetes.sh etcd kubelet kube-apiserver kube-controller-manager kube-scheduler
+tests/e2e/build-critest.sh
 step timeout 900 pytest -q tests/e2e </dev/null
 if [ "$guest" = yes ]; then
     step timeout 1800 pytest -q tests/vm </dev/null
