@@ -16,6 +16,7 @@ from cri.server import create_server
 from cri.streaming.address import StreamAddress
 from cri.streaming.server import StreamingServer
 from image.model import Credentials, FilesystemUsage, Image, PullPhase, PullProgress
+from image.profiles import ProfileInfo
 from network.model import NetworkStatus
 from pods.errors import NotFound
 from pods.events import Events
@@ -33,12 +34,20 @@ from pods.stats import ContainerStats, SandboxStats
 from pods.writable_layers import DiskUse
 
 
-async def _present(_reference: str, _credentials: Credentials | None) -> bool:
-    return True
+@dataclass
+class FakeProfiles:
+    """Security profiles, all of which are there."""
 
+    pulls: list[tuple[str, Credentials | None]] = field(default_factory=list)
 
-async def _gone(_digest: str) -> None:
-    return None
+    def all(self) -> list[ProfileInfo]:
+        return []
+
+    async def pull_seccomp(self, reference: str, credentials: Credentials | None) -> bool:
+        self.pulls.append((reference, credentials))
+        return True
+
+    async def remove(self, digest: str) -> None: ...
 
 
 @dataclass
@@ -112,7 +121,7 @@ class FakeNode:
     """A node whose objects are in memory; `calls` is what was asked of it, `failure` what the next change raises."""
 
     images: FakeImages = field(default_factory=FakeImages)
-    profiles: Any = field(default_factory=lambda: SimpleNamespace(all=list, pull_seccomp=_present, remove=_gone))
+    profiles: FakeProfiles = field(default_factory=FakeProfiles)
     network: FakeNetwork = field(default_factory=FakeNetwork)
     events: Events = field(default_factory=Events)
     stats: FakeStats = field(default_factory=FakeStats)

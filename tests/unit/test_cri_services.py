@@ -71,6 +71,17 @@ async def test_every_call_of_cri_is_served_or_unimplemented(client: Client) -> N
     assert missing == {"CheckpointPod", "RestorePod"}
 
 
+@pytest.mark.cri("PullSecurityProfile", "auth")
+async def test_a_profile_is_pulled_with_the_given_login(client: Client) -> None:
+    auth = api_pb2.AuthConfig(username="u", password="p")
+    members = {"image": {"image": "r.test/p@sha256:1"}, "profile_kind": api_pb2.Seccomp}
+    assert (await client.call("PullSecurityProfile", auth=auth, **members)).cached
+    await client.call("PullSecurityProfile", **members)
+    (_, given), (_, none) = client.node.profiles.pulls
+    assert given is not None
+    assert (given.username, given.password, none) == ("u", "p", None)
+
+
 async def test_a_pods_life(client: Client) -> None:
     run = await client.call("RunPodSandbox", config=POD, runtime_handler="crisp")
     pod_id = run.pod_sandbox_id
