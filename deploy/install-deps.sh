@@ -63,7 +63,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
     echo "Installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    install=(apt-get install -q -y --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}")
+    install=(apt-get install -q -y --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "${missing[@]}")
     # Lists may be old or absent; a second try with fresh ones settles it without an update each time.
     "${install[@]}" </dev/null >/dev/null 2>&1 || { apt-get update -q </dev/null && "${install[@]}" </dev/null; }
 fi

@@ -20,11 +20,21 @@ if [ -t 1 ]; then
 fi
 
 step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
-tell() { printf '%s$ %s%s\n' "$dim" "$*" "$plain"; }
+# The command as one would type it.
+tell() {
+    local word line='$'
+    for word in "$@"; do
+        [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
+        line+=" $word"
+    done
+    printf '%s%s%s\n' "$dim" "$line${redirected:+ $redirected}" "$plain"
+}
 run() { tell "$@"; "$@"; }
+# The pod's page. In $work/page is the command that was shown, too.
 fetch() {
-    tell curl "$1" >&2
-    python -c 'import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode(), end="")' "$1"
+    local print='print(urlopen("http://%s/", timeout=5).read().decode(), end="")'
+    run python -c "from urllib.request import urlopen; $(printf "$print" "$address")" | tee "$work/page"
+    [ "$(tail -n 1 "$work/page")" = "Hello from a pod" ] || fail "the page is not what the pod serves"
 }
 fail() { echo "try.sh: $*" >&2; exit 1; }
 
@@ -47,10 +57,11 @@ free_network() {
 
 start_daemon() {
     echo 'nri_socket = ""' >"$work/crisp.toml"
-    tell crispd --root "$work/root" --state "$work/state" --listen "$CRISP_LISTEN" --cni-conf-dir "$work/cni" "&"
     # In a session of its own: Ctrl-C is for this script, which still needs the daemon to clean up.
-    setsid crispd --config "$work/crisp.toml" --root "$work/root" --state "$work/state" --listen "$CRISP_LISTEN" \
-        --cni-conf-dir "$work/cni" >"$work/crispd.log" 2>&1 </dev/null &
+    local command=(setsid crispd --config "$work/crisp.toml" --root "$work/root" --state "$work/state"
+        --listen "$CRISP_LISTEN" --cni-conf-dir "$work/cni")
+    redirected=">>$work/crispd.log 2>&1 </dev/null &" tell "${command[@]}"
+    "${command[@]}" >>"$work/crispd.log" 2>&1 </dev/null &
     daemon=$!
     local _
     for _ in {1..100}; do
@@ -168,8 +179,7 @@ ports=$(ip -o link show master "$bridge" | sed 's/^[0-9]*: \([^@:]*\).*/\1/')
 
 step "6. The page, over the pod network"
 address=$(crisp -o json inspect "$pod" | value '["status"]["network"]["ip"]')
-page=$(fetch "http://$address/" | tee /dev/stderr)
-[ "$page" = "Hello from a pod" ] || fail "the page is not what the pod serves"
+fetch
 
 step "7. A command in the container, and what the server wrote"
 run crisp exec "${container:0:13}" ps
@@ -178,7 +188,7 @@ run crisp logs "${container:0:13}"
 step "8. The daemon dies; the pod does not notice"
 run kill -KILL "$daemon"
 wait "$daemon" 2>/dev/null || true
-fetch "http://$address/"
+fetch
 start_daemon || fail "crispd does not answer"
 run crisp ps
 

@@ -467,6 +467,13 @@ class Containers:
                 await asyncio.to_thread(self._shims.kill_cgroup, path)
             await self.record_exit(container.id, self._status_on_disk(container) or _unknown_status())
 
+    async def clear_cgroups(self, sandbox: Sandbox) -> None:
+        """End and take away what a shim that is gone could not: on all other days there is nothing."""
+        for container in list(self._state.containers_of(sandbox.id)):
+            path = oci.cgroups_path(sandbox, container.id)
+            if self._shims.has_cgroup(path):
+                await asyncio.to_thread(self._shims.kill_cgroup, path)
+
     async def orphaned(self, sandbox_id: str) -> None:
         """The sandbox's infra process is gone: its shim kills what runs, and what does not run never will."""
         for container in list(self._state.containers_of(sandbox_id)):

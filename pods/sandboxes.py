@@ -268,11 +268,10 @@ class Sandboxes:
         await self._shims.end(sandbox.id)
         if sandbox.netns:
             self._shims.unpin(sandbox.netns)
-        if not sandbox.config.cgroup_parent:
-            if sandbox.cgroup_driver == SYSTEMD:
-                await self._scopes.remove_slice(pod_slice(sandbox.id, sandbox.config))
-            else:
-                self._shims.remove_cgroup(pod_cgroup(sandbox))
+        await self._containers.clear_cgroups(sandbox)
+        if sandbox.cgroup_driver == SYSTEMD and not sandbox.config.cgroup_parent:
+            await self._scopes.remove_slice(pod_slice(sandbox.id, sandbox.config))
+        self._shims.leave_cgroup(pod_cgroup(sandbox))
 
     async def lost(self, sandbox_id: str) -> None:
         """The shim or the infra process is gone: the sandbox is not ready, and nothing in it runs any more."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pods.oci_cgroups import NO_PARENT, SYSTEMD
+from pods.oci_cgroups import SYSTEMD
 from pods.scopes import Scopes
 from pods.settings import NodeSettings
 from runtime.cgroups import Hierarchies
@@ -94,7 +93,7 @@ class Shims:
     def kill_cgroup(self, path: str) -> None:
         """End what a dead shim's container left running. Best effort."""
         cgroup = self._cgroups().cgroup(path)
-        if not any(os.path.isdir(mountpoint + path) for mountpoint in cgroup.hierarchies.mountpoints()):
+        if not cgroup.exists():
             return
         try:
             cgroup.kill_in_pod()
@@ -103,10 +102,14 @@ class Shims:
         except RuntimeCoreError as error:
             _log.warning("cgroup is left", extra={"cgroup": path, "error": error})
 
-    def remove_cgroup(self, path: str) -> None:
-        """Remove a cgroup that nothing is in any more. Best effort."""
+    def has_cgroup(self, path: str) -> bool:
+        """Whether there is something left of a cgroup."""
+        return self._cgroups().cgroup(path).exists()
+
+    def leave_cgroup(self, path: str) -> None:
+        """Remove a cgroup and those above it, as far as crisp has made them and nothing is in them any more."""
         with contextlib.suppress(RuntimeCoreError):
-            self._cgroups().cgroup(path).remove_if_unused()
+            self._cgroups().cgroup(f"{path}/below").remove_made_parents()
 
     def unpin(self, path: str | Path) -> None:
         """Let go of a pod's network namespace. Raises RuntimeCoreError."""
@@ -118,8 +121,8 @@ class Shims:
             client.close()
         self._clients.clear()
         self._zygote.close()
-        for path in (SHIM_CGROUP, NO_PARENT):
-            self.remove_cgroup(path)  # not while another daemon's, or our own living, pods are in them
+        with contextlib.suppress(RuntimeCoreError):  # not while another daemon's, or our own living, pods have shims
+            self._cgroups().cgroup(SHIM_CGROUP).remove_if_unused()
 
     def _cgroups(self) -> Hierarchies:
         if self._hierarchies is None:

@@ -46,7 +46,7 @@ class Supervisor(Loop, Protocol):
 
     def later(self, delay: float, callback: Callable[[], None]) -> None: ...
 
-    def made_cgroups(self, directories: list[str]) -> None: ...
+    def uses_cgroup(self, cgroup: Cgroup) -> None: ...
 
     def record_exit(self, container_id: str, status: dict[str, Any]) -> None: ...
 
@@ -231,7 +231,8 @@ class Container:
 
     def _make_cgroup(self, spec: oci.Spec, undo: contextlib.ExitStack) -> Cgroup:
         cgroup = self._hierarchies.cgroup(spec.linux.cgroups_path)
-        self._supervisor.made_cgroups(cgroup.create(spec.linux.resources))
+        self._supervisor.uses_cgroup(cgroup)
+        cgroup.create(spec.linux.resources)
         self._cgroup = cgroup
         undo.callback(self._remove_cgroup)
         self._oom_kills_above = cgroup.oom_kills_above()

@@ -103,8 +103,7 @@ class ExternalContainer(Container):
         _spec, process = self._startable()
         with contextlib.ExitStack() as undo:
             self._open_log(request, undo)
-            self._make_parent_cgroup()
-            self._cgroup = self._hierarchies.cgroup(self._cgroup_path)
+            self._make_other_cgroup(undo)
             stdio = self._make_streams(request, process, undo)
             console = _ConsoleSocket(self._bundle) if process.terminal else None
             if console is not None:
@@ -119,9 +118,13 @@ class ExternalContainer(Container):
         stdio.close_child_ends()
         self._stdin = stdio.stdin
 
-    def _make_parent_cgroup(self) -> None:
-        if not self._runtime.systemd and (parent := os.path.dirname(self._cgroup_path)) != "/":
-            self._supervisor.made_cgroups(self._hierarchies.cgroup(parent).create(Resources()))
+    def _make_other_cgroup(self, undo: contextlib.ExitStack) -> None:
+        """The container's cgroup, empty and without limits: parents that the runtime made it would not remove."""
+        self._cgroup = cgroup = self._hierarchies.cgroup(self._cgroup_path)
+        if not self._runtime.systemd:
+            self._supervisor.uses_cgroup(cgroup)
+            cgroup.create(Resources())
+            undo.callback(self._remove_cgroup)
 
     def signal(self, number: int) -> None:
         """Have the runtime send it: its init may be another process than the one that we are the parent of."""

@@ -26,8 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from runtime import syscalls
-from runtime.cgroups import Hierarchies
-from runtime.cgroups.tree import remove_unused
+from runtime.cgroups import Cgroup, Hierarchies
 from runtime.container import Container
 from runtime.errors import NO_CALL, RuntimeCoreError
 from runtime.holder import start_holder
@@ -114,7 +113,7 @@ class Shim:
         self._pod: Pod | None = None
         self._listener: socket.socket | None = None
         self._leaving = False
-        self._made_cgroups: list[str] = []
+        self._cgroups: dict[str, Cgroup] = {}  # by the path of its parent
         self._shutdown_replies: list[Callable[[dict[str, Any]], None]] = []
         self._watch_children()
         self._connections.append(_Connection(self, birth))
@@ -228,9 +227,9 @@ class Shim:
         for connection in list(self._connections):
             connection.send(event)
 
-    def made_cgroups(self, directories: list[str]) -> None:
-        """Remember cgroup directories to remove with the pod: a container's parents may serve its siblings too."""
-        self._made_cgroups += (path for path in directories if path not in self._made_cgroups)
+    def uses_cgroup(self, cgroup: Cgroup) -> None:
+        """Remember whose parents to remove with the pod: they may serve the container's siblings, too."""
+        self._cgroups.setdefault(os.path.dirname(cgroup.path), cgroup)
 
     def record_exit(self, container_id: str, status: dict[str, Any]) -> None:
         assert self._pod is not None
@@ -475,10 +474,8 @@ class Shim:
             return
         if self._listener is not None:
             self._listener.close()
-        try:
-            remove_unused(self._made_cgroups)
-        except RuntimeCoreError as error:
-            complain(f"shut down: {error}")
+        for cgroup in self._cgroups.values():
+            cgroup.remove_made_parents()
         self._answer_shutdown({})
         self._leaving = True
 

@@ -9,6 +9,7 @@ shims do not.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import resource
@@ -19,7 +20,7 @@ from typing import Final
 
 from runtime import devices_bpf, infra, syscalls, userns
 from runtime.cgroups import Hierarchies, v1, v2
-from runtime.errors import RuntimeCoreError
+from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.overlay import layers_can_be_appended
 from runtime.process import set_oom_score_adj
 from runtime.shim import Inheritance, shim_main
@@ -28,6 +29,7 @@ from runtime.spec import Resources
 _CONTROL: Final = 3
 _PRELOADED: Final = (devices_bpf, v1, v2)  # by others only when they are needed
 SHIM_CGROUP: Final = "/crisp-shims"
+_JOINS: Final = 64  # each that fails is another crispd's stop
 _USUAL_DESCRIPTORS: Final = 1024
 _SHIM_OOM_SCORE_ADJ: Final = -998  # shims go after the pods they serve
 
@@ -97,9 +99,14 @@ def _restore_descriptor_limit() -> None:
 def _leave_the_daemons_cgroup(hierarchies: Hierarchies) -> None:
     """Live in a cgroup outside of every pod: kubelet kills whatever it finds in a dead pod's."""
     cgroup = hierarchies.cgroup(SHIM_CGROUP)
-    try:
-        cgroup.create(Resources())
-        cgroup.join_self()
-    except RuntimeCoreError as error:
-        with contextlib.suppress(OSError):
-            print(f"zygote: stays in crispd's cgroup: {error}", file=sys.stderr, flush=True)
+    for attempt in range(_JOINS):
+        try:
+            cgroup.create(Resources())
+            cgroup.join_self()
+            return
+        except RuntimeCoreError as error:
+            # Another crispd that stops takes it away while it is empty.
+            if not isinstance(error, OperationFailed) or error.errno != errno.ENOENT or attempt == _JOINS - 1:
+                with contextlib.suppress(OSError):
+                    print(f"zygote: stays in crispd's cgroup: {error}", file=sys.stderr, flush=True)
+                return

@@ -78,6 +78,7 @@ class Daemon:
         before = leaks.Snapshot.take()
         # A socket's path has 107 bytes, and a shim's ends in 64 digits of an id.
         directory = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))
+        leaks.claim(directory)
         daemon = cls(directory, arguments, registries, ipv6)
         with ExitStack() as undo:
             undo.callback(daemon.end)

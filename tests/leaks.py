@@ -1,13 +1,11 @@
 """What a test may leave behind in the kernel, as snapshots that can be compared.
 
-Taken inside a box (tests/box.py), so mounts, links, rules, named network namespaces and processes are this run's alone.
-Cgroups and loop devices are the machine's: a new cgroup in which only processes outside of the box live is not ours,
-and while there is another box (two runs at once) new cgroups are nobody's.
+Taken inside a box (tests/box.py), so mounts, links, rules, named network namespaces, cgroups and processes are this
+run's alone. Loop devices are the machine's: ours are those of files below a directory that was claimed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import re
@@ -20,17 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tests import box
+from tests import cgroups
 
-CGROUPS = Path("/sys/fs/cgroup")
 NETNS = Path("/run/netns")
 GRACE_SECONDS = 2.0  # for what the kernel takes apart on its own: cgroups of dead processes, links of dead namespaces
 SAVE_COMMANDS = tuple(path for name in ("iptables-save", "ip6tables-save") if (path := shutil.which(name)))
 
-# Every run of tests holds a shared lock on it as long as it lives; the pytest that only waits for a box does not.
-_ROSTER = os.open("/tmp/crisp-tests.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-if box.inside():
-    fcntl.flock(_ROSTER, fcntl.LOCK_SH)
+_claimed: set[Path] = set()
 
 # portmap's and firewall's chains, and the jumps to them, stay by design once a first port was mapped.
 PERMANENT_CHAINS = re.compile(r"CNI-HOSTPORT-(DNAT|MASQ|SETMARK)\b|CNI-(FORWARD|ADMIN)\b")
@@ -61,7 +55,7 @@ class Snapshot:
             cgroups=Counter(_cgroups()),
             processes=Counter(_processes()),
             descriptors=Counter(_descriptors(Path("/proc/self/fd"))),
-            loops=Counter(str(path.parent) for path in Path("/sys/block").glob("loop*/loop")),
+            loops=Counter(_loops()),
         )
 
     def since(self, earlier: Snapshot) -> list[str]:
@@ -69,8 +63,6 @@ class Snapshot:
         lines = []
         for field in fields(self):
             new = getattr(self, field.name) - getattr(earlier, field.name)
-            if field.name == "cgroups":
-                new = Counter(path for path in new if is_alone() and not _is_foreign(path))
             if field.name == "processes":
                 new = Counter(_described(process) for process in new)
             lines += [f"{field.name}: {thing}" + f" ({count} times)" * (count > 1) for thing, count in new.items()]
@@ -88,15 +80,9 @@ def settle(before: Snapshot, grace: float = GRACE_SECONDS) -> list[str]:
     return []
 
 
-def is_alone() -> bool:
-    """Is there no other run of tests on the machine, whose cgroups would be taken for ours?"""
-    try:
-        fcntl.flock(_ROSTER, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        fcntl.flock(_ROSTER, fcntl.LOCK_SH)
-    return True
+def claim(directory: Path) -> None:
+    """Take loop devices of files below `directory`, which nobody else writes to, for ours."""
+    _claimed.add(directory.resolve())
 
 
 def descriptors_of(pid: int) -> Counter[str]:
@@ -125,7 +111,7 @@ def _rules() -> Iterator[str]:
 def _cgroups() -> Iterator[str]:
     """Paths relative to the hierarchy they are in: a cgroup of the same name in ten hierarchies is one."""
     seen = set()
-    for hierarchy in _hierarchies():
+    for hierarchy in cgroups.hierarchies():
         pending = [""]
         while pending:
             path = pending.pop()
@@ -138,34 +124,14 @@ def _cgroups() -> Iterator[str]:
     yield from seen
 
 
-def _hierarchies() -> list[Path]:
-    if (CGROUPS / "cgroup.procs").exists():
-        return [CGROUPS]
-    return [path for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
-
-
-def _is_foreign(cgroup: str) -> bool:
-    """Does the pids controller count tasks in that cgroup, none of which we can see?"""
-    for hierarchy in (CGROUPS / "pids", CGROUPS):
+def _loops() -> Iterator[str]:
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
-            tasks = int((hierarchy / cgroup.lstrip("/") / "pids.current").read_text())
-        except OSError:
+            file = path.read_text().strip()
+        except OSError:  # detached meanwhile
             continue
-        return tasks > 0 and not any(_is_within(member, cgroup) for member in _cgroups_in_use())
-    return False
-
-
-def _cgroups_in_use() -> Iterator[str]:
-    for directory in _numbered(Path("/proc")):
-        try:
-            lines = (directory / "cgroup").read_text().splitlines()
-        except OSError:
-            continue
-        yield from (line.split(":", 2)[2] for line in lines)
-
-
-def _is_within(path: str, parent: str) -> bool:
-    return path == parent or path.startswith(f"{parent}/")
+        if _claimed.intersection(Path(file).parents):
+            yield f"{path.parents[1].name} of {file}"
 
 
 def _processes() -> Iterator[str]:

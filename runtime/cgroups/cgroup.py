@@ -48,16 +48,17 @@ class Cgroup:
         """The directory in the version 2 hierarchy, "" where the machine has none."""
         return self.hierarchies.unified and self.hierarchies.unified + self.path
 
-    def create(self, resources: Resources) -> list[str]:
+    def create(self, resources: Resources) -> None:
         """Makes the cgroup and its missing parents in all hierarchies and sets the limits; undone where that fails.
 
-        Returns the directories made, parents first, for `remove_parents`. An empty cgroup left over from before is
-        taken over. Raises also `SpecError` and `NotSupported`, before anything is made, for limits that this machine
-        cannot set, and `CgroupInUse` where it is frozen: what is put in there would never run.
+        The parents it makes are marked, for `remove_made_parents`. An empty cgroup left over from before is taken over.
+        Raises also `SpecError` and `NotSupported`, before anything is made, for limits that this machine cannot set,
+        and `CgroupInUse` where it is frozen: what is put in there would never run.
         """
         plan = self._plan(resources, fresh=True)
         made: list[str] = []
         with ExitStack() as undo:
+            undo.callback(self.remove_made_parents)  # another's, who may have left meanwhile
             undo.callback(tree.remove_unused, made)
             for mountpoint in self.hierarchies.mountpoints():
                 tree.make(mountpoint, self.path, made)
@@ -69,7 +70,6 @@ class Cgroup:
             self._apply(plan)
             self._filter_devices(resources)
             undo.pop_all()
-        return made
 
     def update(self, resources: Resources) -> Callable[[], None]:
         """Changes the limits given and leaves the others; where one is refused, all are as they were before.
@@ -231,9 +231,18 @@ class Cgroup:
         """Removes the cgroup wherever it has neither processes nor cgroups below it."""
         tree.remove_unused([mountpoint + self.path for mountpoint in self.hierarchies.mountpoints()])
 
-    def remove_parents(self, made: list[str]) -> None:
-        """Removes those of the directories `create` made which nothing is left in; call it after `remove`."""
-        tree.remove_unused(made)
+    def remove_made_parents(self) -> None:
+        """Removes those of the cgroups above it that `create` made, here or elsewhere, and that nothing is left in.
+
+        Whoever leaves last removes them so: call it after `remove`. What others made stays. Never raises.
+        """
+        above = os.path.dirname(self.path)
+        for mountpoint in self.hierarchies.mountpoints():
+            tree.remove_made(mountpoint, above)
+
+    def exists(self) -> bool:
+        """Whether there is a directory of it in any hierarchy."""
+        return any(os.path.isdir(mountpoint + self.path) for mountpoint in self.hierarchies.mountpoints())
 
     def _tracking_v1(self) -> str:
         """A version 1 directory which every process of the cgroup is in, "" where version 2 has to tell."""

@@ -5,15 +5,22 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 from runtime.cgroups import files
 from runtime.errors import OperationFailed
 
-_RACES = 8  # how often a parent may vanish under us: another container's removal of a parent it had made
+_RACES = 64  # how often a parent may vanish under us: another container, the last one in it, has left
+# An extended attribute of each parent that was made for what is below it. It lives as long as the cgroup does, so that
+# whoever leaves last can tell it from one that kubelet or an administrator made. cgroups have had them since Linux 5.7.
+_MADE = "user.crisp.made"
 
 
-def make(mountpoint: str, path: str, made: list[str]) -> None:
-    """Makes the directory and its parents, appending each new one to `made`. An existing one is fine."""
+def make(mountpoint: str, path: str, made: list[str], *, parent: bool = False) -> None:
+    """Makes the directory and its parents, appending each new one to `made`. An existing one is fine.
+
+    New parents, and the directory itself if it is one (`parent`), are marked for `remove_made`.
+    """
     directory = mountpoint + path
     for _ in range(_RACES):
         try:
@@ -21,16 +28,32 @@ def make(mountpoint: str, path: str, made: list[str]) -> None:
         except FileExistsError:
             return
         except FileNotFoundError as error:
-            parent = os.path.dirname(path)
-            if parent == "/":
+            above = os.path.dirname(path)
+            if above == "/":
                 raise OperationFailed.of("mkdir", directory, error) from error
-            make(mountpoint, parent, made)
+            make(mountpoint, above, made, parent=True)
         except OSError as error:
             raise OperationFailed.of("mkdir", directory, error) from error
         else:
             made.append(directory)
+            if parent:
+                with suppress(OSError):  # gone again, or an older kernel's: then it stays behind
+                    os.setxattr(directory, _MADE, b"1")
             return
     raise OperationFailed("mkdir", directory, errno.ENOENT)
+
+
+def remove_made(mountpoint: str, path: str) -> None:
+    """Removes the directory and those above it, as long as they are marked by `make` and nothing is in them."""
+    while path not in ("", "/"):
+        try:
+            os.getxattr(mountpoint + path, _MADE)
+            os.rmdir(mountpoint + path)
+        except FileNotFoundError:
+            pass  # another one that left was quicker here, and may not have been further up
+        except OSError:
+            return  # in use, or not of our making
+        path = os.path.dirname(path)
 
 
 def inherit_cpuset(mountpoint: str, path: str) -> None:

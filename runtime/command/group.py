@@ -40,11 +40,10 @@ class ContainerGroup:
         path = self._spec.linux.cgroups_path or f"/crisp-oci/{self._record.id}"
         try:
             cgroup = self._vacant(path)
-            made = cgroup.create(with_default_devices(self._spec.linux.resources))
+            cgroup.create(with_default_devices(self._spec.linux.resources))
         except RuntimeCoreError as error:
             return self._without_cgroup(error)
         self._record.cgroup = cgroup.path
-        self._record.made_cgroups = tuple(made)
         undo.callback(removal.remove_cgroup, self._record, self._context.log)
         return cgroup
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Record:
     """`created` is RFC 3339; `start_time` in clock ticks since boot tells the init from a later bearer of its number.
 
-    `cgroup` is "" when it has none of its own; `made_cgroups` are the directories made for it, parents first. With
-    systemd the cgroup is the unit `scope`, and `bus` says whose ("SYSTEM" or "SESSION").
+    `cgroup` is "" when it has none of its own. With systemd the cgroup is the unit `scope`, and `bus` says whose
+    ("SYSTEM" or "SESSION").
     """
 
     id: str
@@ -30,7 +30,6 @@ class Record:
     pid: int = 0
     start_time: int = 0
     cgroup: str = ""
-    made_cgroups: tuple[str, ...] = ()
     scope: str = ""
     bus: str = ""
 

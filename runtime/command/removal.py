@@ -95,14 +95,14 @@ def end_child(pid: int, pidfd: int) -> None:
 
 
 def remove_cgroup(record: Record, log: Log, *, strict: bool = False) -> None:
-    """Kill what is in the container's cgroup, and remove it with those parents that were made for it."""
+    """Kill what is in the container's cgroup, and remove it, with parents that were made for it or its like."""
     if not record.cgroup:
         return
     cgroup = record.group()
     try:
         kill_group(record)
         _remove_when_empty(record)
-        cgroup.remove_parents(list(record.made_cgroups))
+        cgroup.remove_made_parents()
         if record.scope:
             _stop_scope(record)
     except RuntimeCoreError as error:

@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from contextlib import AsyncExitStack, ExitStack
@@ -26,7 +25,6 @@ from tests.bench.trace import print_trace
 from tests.bench.workload import Client
 
 RESULTS = Path(__file__).parents[2] / "bench-results"
-CGROUPS = Path("/sys/fs/cgroup")
 DIRECTORY = "CRISP_BENCH_DIRECTORY"  # set inside the box
 _TURNS = 10  # of each runtime command in a round
 NOISY = 0.3  # processors busy without us
@@ -80,21 +78,10 @@ def _in_a_box(arguments: list[str]) -> int:
     """Run this command line again in namespaces of its own; mounts, links, rules and processes go with them."""
     directory = Path(tempfile.mkdtemp(prefix="b", dir="/tmp"))
     script = box.INIT.replace("set +e", PRIVATE_RUN + "set +e", 1)
-    command = ["unshare", *box.NAMESPACES, "sh", "-c", script, "box", sys.executable, "-m", "tests.bench", *arguments]
     try:
-        return subprocess.run(command, env=os.environ | {DIRECTORY: str(directory)}).returncode
-    except KeyboardInterrupt:
-        return 130
+        return box.run([sys.executable, "-m", "tests.bench", *arguments], {DIRECTORY: str(directory)}, script)
     finally:
-        # Out here none of the box's mounts lie below it.
-        shutil.rmtree(directory)
-        _remove_cgroups(directory.name)
-
-
-def _remove_cgroups(name: str) -> None:
-    for top in (CGROUPS / name, *CGROUPS.glob(f"*/{name}")):
-        for directory, _, _ in os.walk(top, topdown=False):
-            os.rmdir(directory)
+        shutil.rmtree(directory)  # out here none of the box's mounts lie below it
 
 
 async def _measure(arguments: argparse.Namespace, directory: Path, console: Console) -> None:

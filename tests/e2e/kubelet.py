@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 
 import yaml
 
+from tests import cgroups
 from tests.daemon import REPOSITORY, Daemon
 from tests.e2e import ground, kubernetes
 
@@ -73,7 +74,8 @@ class Kubelet:
             directory.mkdir()
             undo.enter_context(ground.covered_directories(directory))
             undo.enter_context(ground.address(NODE_IP))
-            root = undo.enter_context(ground.cgroup(f"crisp-e2e-{daemon.directory.name}"))
+            root = f"/crisp-e2e-{daemon.directory.name}"
+            undo.enter_context(cgroups.tree(root.lstrip("/")))
             undo.callback(daemon.empty)
             kubelet = cls(daemon, root, arguments, settings, identity)
             undo.callback(kubelet.end)

@@ -13,6 +13,12 @@ from tests.daemon import Daemon
 from tests.oci import Bundle
 
 
+@pytest.fixture(autouse=True, scope="session")
+def claimed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Loop devices of files that tests make are theirs."""
+    leaks.claim(tmp_path_factory.getbasetemp())
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
     """Fail a test after which there is a mount, namespace, link, rule, cgroup, process, descriptor or loop more."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.daemon import Daemon
 from tests.images import busybox_layout, tar_of
@@ -13,14 +16,22 @@ from tests.images import busybox_layout, tar_of
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
-def test_the_trial_runs_a_pod_and_leaves_nothing() -> None:
-    trial = subprocess.run(
-        [DEPLOY / "try.sh"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=120,
-    )  # fmt: skip
-    assert trial.returncode == 0, trial.stdout
-    assert "Hello from a pod" in trial.stdout
-    assert "is left." in trial.stdout
+@pytest.mark.trial("try-tells-all", "try.sh tells all that it does, into a file too, and runs what it shows.")
+def test_the_trial_runs_a_pod_and_leaves_nothing(tmp_path: Path) -> None:
+    told, traced = tmp_path / "told", tmp_path / "traced"
+    with told.open("w") as output, traced.open("w") as trace:
+        trial = subprocess.run(
+            ["bash", "-x", DEPLOY / "try.sh"], stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=300,
+            env=os.environ | {"BASH_XTRACEFD": str(trace.fileno())}, pass_fds=[trace.fileno()],
+        )  # fmt: skip
+    lines = told.read_text().splitlines()
+    assert trial.returncode == 0, lines
+    assert [line[0] for line in lines if re.match(r"[0-9]\. ", line)] == list("123456789")
+    assert lines.count("Hello from a pod") == 2
+    assert "is left." in lines[-1]
+    shown = {line.removeprefix("$ ").partition(" >>")[0] for line in lines if line.startswith("$ ")}
+    assert len(shown) > 10
+    assert shown <= {line.lstrip("+ ") for line in traced.read_text().splitlines()}
 
 
 def test_kind_can_load_images_into_a_node(daemon: Daemon, tmp_path: Path) -> None:

@@ -44,12 +44,12 @@ def pod() -> Iterator[str]:
 def cgroup(pod: str) -> Iterator[Cgroup]:
     """A cgroup without limits, with a parent it had to make."""
     cgroup = HIERARCHIES.cgroup(f"{pod}/one")
-    made = cgroup.create(spec.Resources())
+    cgroup.create(spec.Resources())
     yield cgroup
     cgroup.kill()
     _wait(lambda: not cgroup.pids())
     cgroup.remove()
-    cgroup.remove_parents(made)
+    cgroup.remove_made_parents()
 
 
 class Child:
@@ -123,7 +123,7 @@ def test_a_process_is_in_the_cgroup_everywhere_and_dies_with_it(cgroup: Cgroup) 
 @needs_v1
 def test_without_v2_a_kill_freezes_signals_and_thaws(pod: str) -> None:
     old = replace(HIERARCHIES, unified="", unified_controllers=frozenset()).cgroup(f"{pod}/one")
-    made = old.create(spec.Resources())
+    old.create(spec.Resources())
     forking = Child(old, lambda: [os.fork() for _ in range(4)])
     nested = replace(old, path=f"{pod}/one/nested")
     nested.create(spec.Resources())
@@ -136,7 +136,7 @@ def test_without_v2_a_kill_freezes_signals_and_thaws(pod: str) -> None:
     assert old.wait_empty(5)
     assert forking.wait() == deeper.wait() == -signal.SIGKILL
     old.remove()
-    old.remove_parents(made)
+    old.remove_made_parents()
 
 
 def _frozen_stops(cgroup: Cgroup) -> None:

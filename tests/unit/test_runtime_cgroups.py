@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -277,10 +279,9 @@ def test_v2_create_enables_controllers_down_the_path_and_sets_limits(tmp_path: P
     _file(root / "pods/one/cgroup.controllers", "memory")
     for name in ("memory.max", "pids.max", "cpu.weight"):
         _file(root / "pods/one" / name, "")
-    made = hierarchies.cgroup("pods/one").create(
+    hierarchies.cgroup("pods/one").create(
         spec.Resources(memory=spec.Memory(limit=4096), pids_limit=7, cpu=spec.CPU(shares=1024))
     )
-    assert made == []  # both were there
     assert (root / "cgroup.subtree_control").read_text() == "+cpu +hugetlb +memory +pids"
     assert (root / "pods/cgroup.subtree_control").read_text() == "+cpu +pids"
     assert [(root / "pods/one" / name).read_text() for name in ("memory.max", "pids.max", "cpu.weight")] == [
@@ -302,10 +303,9 @@ def test_a_controller_the_machine_lacks_is_named_before_anything_is_made(tmp_pat
 
 def test_no_pages_of_a_size_nothing_accounts_for_is_no_error(tmp_path: Path) -> None:
     cgroup = _tree(tmp_path, V1).cgroup("/one")
-    made = cgroup.create(spec.Resources(hugepage_limits=(spec.HugepageLimit("2MB", 0),)))
-    assert len(made) == 4
+    cgroup.create(spec.Resources(hugepage_limits=(spec.HugepageLimit("2MB", 0),)))
+    assert len(list(tmp_path.rglob("one"))) == 4
     cgroup.remove()
-    cgroup.remove_parents(made)
     assert not list(tmp_path.rglob("one"))
 
 
@@ -316,19 +316,76 @@ def test_a_failed_create_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("a"))
 
 
+def _leave(cgroup: Cgroup) -> None:
+    cgroup.remove()
+    cgroup.remove_made_parents()
+
+
+def _directories(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_dir()}
+
+
 def test_parents_still_used_are_kept(tmp_path: Path) -> None:
     hierarchies = _tree(tmp_path, V1)
     first, second = hierarchies.cgroup("/pod/one"), hierarchies.cgroup("/pod/two")
-    made = first.create(spec.Resources())
-    assert [os.path.basename(directory) for directory in made[:2]] == ["pod", "one"]
-    also_made = second.create(spec.Resources())
-    first.remove()
-    first.remove_parents(made)
+    first.create(spec.Resources())
+    second.create(spec.Resources())
+    _leave(first)
     assert len(list(tmp_path.rglob("pod"))) == 4
     second.remove()
-    second.remove()
-    second.remove_parents([*made, *also_made])
+    _leave(second)
     assert not list(tmp_path.rglob("pod"))
+
+
+@pytest.mark.trial("made-parents", "Whoever leaves last removes the parent cgroups that crisp made, and no others.")
+@pytest.mark.parametrize("mountinfo", [V1, V2, HYBRID], ids=["v1", "v2", "hybrid"])
+def test_whoever_leaves_last_removes_what_was_made(mountinfo: str, tmp_path: Path) -> None:
+    """Told anew each time, as after a restart; what somebody else made stays, in those hierarchies where he did."""
+    hierarchies = _tree(tmp_path, mountinfo)
+    mountpoints = hierarchies.mountpoints()
+    before = _directories(tmp_path)
+    Path(f"{mountpoints[0]}/kubepods/burstable").mkdir(parents=True)
+    paths = [f"/kubepods/burstable/{below}" for below in ("made/by/us/one", "made/by/us/two", "made/three")]
+    for path in paths:
+        hierarchies.cgroup(path).create(spec.Resources())
+    for path in paths:
+        _leave(Hierarchies.detect(mountinfo, root=str(tmp_path)).cgroup(path))
+    others = {f"{os.path.relpath(mountpoints[0], tmp_path)}/{path}" for path in ("kubepods", "kubepods/burstable")}
+    assert _directories(tmp_path) == before | others
+
+
+@pytest.mark.trial("made-parents", "Whoever leaves last removes the parent cgroups that crisp made, and no others.")
+def test_a_creation_that_fails_is_last_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hierarchies = _tree(tmp_path, V1)
+    first = hierarchies.cgroup("/a/b/one")
+    first.create(spec.Resources())
+    second = hierarchies.cgroup("/a/b/two")
+
+    def refuse(*_: object) -> None:
+        _leave(first)
+        raise OperationFailed("set", "`pids.max` to `9`", errno.EINVAL)
+
+    monkeypatch.setattr(Cgroup, "_apply", refuse)
+    with pytest.raises(OperationFailed):
+        second.create(spec.Resources())
+    assert not list(tmp_path.rglob("a"))
+
+
+@pytest.mark.trial("made-parents", "Whoever leaves last removes the parent cgroups that crisp made, and no others.")
+@pytest.mark.parametrize("mountinfo", [V1, V2], ids=["v1", "v2"])
+def test_many_that_come_and_go_at_once_leave_nothing(mountinfo: str, tmp_path: Path) -> None:
+    hierarchies = _tree(tmp_path, mountinfo)
+    before = _directories(tmp_path)
+
+    def come_and_go(number: int) -> None:
+        for turn in range(20):
+            cgroup = hierarchies.cgroup(f"/a/b/{number % 2}/c/{number}-{turn}")
+            cgroup.create(spec.Resources())
+            _leave(cgroup)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(come_and_go, range(16)))
+    assert _directories(tmp_path) == before
 
 
 def test_cpusets_are_handed_down_from_the_nearest_that_has_them(tmp_path: Path) -> None:
