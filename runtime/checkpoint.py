@@ -10,7 +10,7 @@ import stat
 
 from runtime.errors import failing
 from runtime.light import json
-from runtime.mounts import is_bind
+from runtime.mounts import absolute, is_bind
 from runtime.rootfs import open_in_root
 from runtime.spec import Spec
 
@@ -81,4 +81,4 @@ def _mount_point(pid: int, destination: str) -> str:
 
 def host_binds(spec: Spec) -> list[tuple[str, str]]:
     """(destination, source) of mounts whose content is the host's."""
-    return [(mount.destination, mount.source) for mount in spec.mounts if is_bind(mount)]
+    return [(absolute(mount.destination), mount.source) for mount in spec.mounts if is_bind(mount)]

@@ -66,6 +66,21 @@ class OperationFailed(RuntimeCoreError):
         return cls(operation, object, error.errno or 0)
 
 
+class WrongMountPoint(RuntimeCoreError):
+    """A file would be mounted over a directory, or a directory over a file, in words that runc's users know."""
+
+    members = ("operation", "object", "reason")
+
+    def __init__(self, operation: str, object: str, reason: str) -> None:
+        super().__init__(
+            f"{_verb_object(operation, object)}: not a directory: {reason}: "
+            "Are you trying to mount a directory onto a file (or vice-versa)?"
+        )
+        self.operation = operation
+        self.object = object
+        self.reason = reason
+
+
 class NotRunning(RuntimeCoreError):
     """The operation needs a running container, and this one is not, or not any more."""
 

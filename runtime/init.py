@@ -20,7 +20,7 @@ from runtime.gate import Gate
 from runtime.hooks import run_hooks
 from runtime.light import dataclass, field, json, replace, signal, socket
 from runtime.mounts import MountPlan
-from runtime.rootfs import ATTACH_POINT, CgroupView, Rootfs, open_in_root, open_sources
+from runtime.rootfs import ATTACH_POINT, CgroupView, Rootfs, open_in_root, open_sources, propagate_again
 from runtime.sysctl import write_sysctls
 from runtime.terminal import open_peer, take_over
 from runtime.userns import OWNED_KINDS, UserNamespaces
@@ -172,7 +172,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         if start.empty_mount_namespace < 0:
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-    rootfs = Rootfs(start.rootfs, start.users.mappings)
+    rootfs = Rootfs(start.rootfs, start.users)
     rootfs.lent = start.lent
     rootfs.attach(start.attach_point)
     start.step("rootfs attached")
@@ -263,6 +263,7 @@ def _enter_user_namespace(start: Start) -> None:
     if start.users.mappings is not None:
         process.own_streams(start.users.mappings.uid(start.process.user.uid))
     userns.enter(start.users.held["user"])
+    propagate_again(start.mounts, start.spec.linux)
     process.die_with_parent()  # the change of identity cleared it
     if start.keyring:
         process.new_keyring(start.container_id)  # the one of before is the host root's

@@ -45,6 +45,16 @@ _PROPAGATION: Final[Mapping[str, int]] = {
     "unbindable": sys.MS_UNBINDABLE,
 }
 _COPY_UP: Final = "tmpcopyup"
+_KEPT_BY_REMOUNT: Final = "remount"  # of mount(8): what is not named stays
+# What a bind mount can lose or gain: runc's users take those that are not named for absent.
+RESTRICTIONS: Final[Mapping[str, int]] = {
+    "ro": sys.MOUNT_ATTR_RDONLY,
+    "nosuid": sys.MOUNT_ATTR_NOSUID,
+    "nodev": sys.MOUNT_ATTR_NODEV,
+    "noexec": sys.MOUNT_ATTR_NOEXEC,
+    "nosymfollow": sys.MOUNT_ATTR_NOSYMFOLLOW,
+}
+_RESTRICTIONS: Final = sum(RESTRICTIONS.values())
 # What SELinux labels by itself, or as the file system's own rules say.
 _LABELLED_OTHERWISE: Final = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue"})
 IGNORED: Final = frozenset({"defaults", "async", "auto", "remount", "user", "nouser", "silent", "loud"})
@@ -69,6 +79,9 @@ class MountPlan:
     idmap: IDMappings | None = None  # how owners of files in a bind mount are shown
     idmap_recursive: bool = False
     copy_up: bool = False  # a tmpfs that begins with what it covers
+    exact: bool = False  # a bind mount loses the source's restrictions that are not named, where the kernel lets it
+    locked: bool = False  # a bind mount for a user namespace, which never loses a restriction of its source
+    inside: str | None = None  # a bind mount's source is this path in the container's own root
 
 
 def is_bind(mount: oci.Mount) -> bool:
@@ -76,10 +89,13 @@ def is_bind(mount: oci.Mount) -> bool:
     return mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
 
 
-def plan_mount(mount: oci.Mount, path: str, container: IDMappings | None = None) -> MountPlan:
+def plan_mount(
+    mount: oci.Mount, path: str, container: IDMappings | None = None, *, exact: bool = False
+) -> MountPlan:
     """Parse one entry of `mounts`. `path` is its JSON path, for errors; `container` maps its user namespace's ids.
 
-    Raises SpecError.
+    `exact`: a bind mount of which a flag is named has those that are named and no others, as runc has it; else it keeps
+    its source's. Raises SpecError.
     """
     bind = mount.type == "bind"
     recursive = False
@@ -109,14 +125,13 @@ def plan_mount(mount: oci.Mount, path: str, container: IDMappings | None = None)
         elif option not in IGNORED:
             key, equals, value = option.partition("=")
             data.append((key, value if equals else None))
-    if not mount.destination.startswith("/"):
-        raise SpecError(f"{path}.destination", f"expected an absolute path, got {mount.destination!r}")
     if copy_up and (bind or mount.type != "tmpfs"):
         raise SpecError(f"{path}.options", f"{_COPY_UP!r} is for a tmpfs")
     if bind and not mount.source:
         raise SpecError(f"{path}.source", "a bind mount needs one")
+    named = bool(attr_set or attr_clear) and _KEPT_BY_REMOUNT not in mount.options
     return MountPlan(
-        destination=mount.destination,
+        destination=absolute(mount.destination),
         type=mount.type,
         source=mount.source,
         bind=bind,
@@ -131,7 +146,25 @@ def plan_mount(mount: oci.Mount, path: str, container: IDMappings | None = None)
         idmap=_idmap(mount, path, container, asked=bool(idmap), bind=bind),
         idmap_recursive=idmap == "ridmap",
         copy_up=copy_up,
+        exact=bind and exact and named and container is None,
+        locked=bind and container is not None,
     )
+
+
+def absolute(destination: str) -> str:
+    """A mount's destination, from `/` if it is relative: runc takes it so, and calls that deprecated."""
+    return destination if destination.startswith("/") else f"/{destination}"
+
+
+def cleared(plan: MountPlan) -> int:
+    """The attributes to clear beside the setting of `attr_set`."""
+    # The access-time bits are one field: the kernel wants all of it cleared when any of it is set.
+    return plan.attr_clear | (sys.MOUNT_ATTR_ATIME if plan.attr_set & sys.MOUNT_ATTR_ATIME else 0)
+
+
+def cleared_exactly(plan: MountPlan) -> int:
+    """The same for a plan that is `exact`."""
+    return cleared(plan) | _RESTRICTIONS & ~plan.attr_set
 
 
 def _idmap(
@@ -165,12 +198,12 @@ def _owned(plan: MountPlan, container: IDMappings) -> MountPlan:
     return replace(plan, data=data)
 
 
-def plan_mounts(spec: oci.Spec, container: IDMappings | None = None) -> list[MountPlan]:
+def plan_mounts(spec: oci.Spec, container: IDMappings | None = None, *, exact: bool = False) -> list[MountPlan]:
     """All of the configuration's mounts, in its order; `container` maps the ids of its user namespace, if it has one.
 
-    Raises SpecError naming the entry.
+    `exact` is `plan_mount`'s. Raises SpecError naming the entry.
     """
-    plans = [plan_mount(mount, f"mounts[{index}]", container) for index, mount in enumerate(spec.mounts)]
+    plans = [plan_mount(mount, f"mounts[{index}]", container, exact=exact) for index, mount in enumerate(spec.mounts)]
     if container is not None:
         plans = [_owned(plan, container) for plan in plans]
     label = spec.linux.mount_label

@@ -1,23 +1,39 @@
-"""Resolving a path inside a directory as if that were `/`, for kernels without openat2(2), which Linux 5.6 brought.
+"""Resolving a path inside a directory as if that were `/`, where openat2(2) does not do.
 
-Each component is opened by its name in the directory that is open already, never following a link: links are read, and
-resolved here. Who renames things meanwhile can make this fail or end elsewhere inside, not outside.
+That is on kernels without it (Linux 5.6 brought it), and where what is missing on the way is to be made. Each component
+is opened by its name in the directory that is open already, never following a link: links are read, and resolved here.
+Who renames things meanwhile can make this fail or end elsewhere inside, not outside.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 
-_MOST_LINKS = 40  # as the kernel
-_STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_MOST_LINKS: Final = 40  # as the kernel
+_STEP: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def open_inside(root: int, path: str, flags: int, *, follow: bool = True) -> int:
+def open_inside(
+    root: int,
+    path: str,
+    flags: int,
+    *,
+    follow: bool = True,
+    make: Callable[[str, int, bool], None] | None = None,
+) -> int:
     """Open `path` inside the directory open at `root`. `..` at the root stays there. Raises OSError.
 
-    Without `follow` a symbolic link anywhere on the way is ELOOP, as with RESOLVE_NO_SYMLINKS.
+    Without `follow` a symbolic link anywhere on the way is ELOOP, as with RESOLVE_NO_SYMLINKS. `make` is called for
+    what is missing, with its name, the directory that it is missing in, and whether it is the last of the path: also
+    where a link leads to nothing.
     """
     directories = [os.dup(root)]
     todo = _components(path)
@@ -31,7 +47,7 @@ def open_inside(root: int, path: str, flags: int, *, follow: bool = True) -> int
                 if len(directories) > 1:
                     os.close(directories.pop())
                 continue
-            step = os.open(name, _STEP, dir_fd=directories[-1])
+            step = _step(name, directories[-1], make, last=not todo)
             mode = os.fstat(step).st_mode
             if stat.S_ISLNK(mode):
                 links += 1
@@ -58,6 +74,17 @@ def open_inside(root: int, path: str, flags: int, *, follow: bool = True) -> int
         return os.open(".", flags | os.O_CLOEXEC, dir_fd=directories[-1])
     finally:
         _close(directories)
+
+
+def _step(name: str, directory: int, make: Callable[[str, int, bool], None] | None, *, last: bool) -> int:
+    try:
+        return os.open(name, _STEP, dir_fd=directory)
+    except FileNotFoundError:
+        if make is None:
+            raise
+    with contextlib.suppress(FileExistsError):  # somebody else was quicker
+        make(name, directory, last)
+    return os.open(name, _STEP, dir_fd=directory)
 
 
 def _components(path: str) -> list[str]:

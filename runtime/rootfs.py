@@ -17,13 +17,14 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
-from runtime import copyup
+from runtime import bind_mounts, copyup
 from runtime import spec as oci
 from runtime import syscalls as sys
-from runtime.errors import OperationFailed, SpecError, failing
+from runtime.errors import OperationFailed, SpecError, WrongMountPoint, failing
 from runtime.light import dataclass, replace
-from runtime.mounts import ROOTFS_PROPAGATION, MountPlan
-from runtime.userns import IDMappings, UserNamespaces, idmap
+from runtime.mounts import ROOTFS_PROPAGATION, MountPlan, cleared
+from runtime.resolve import open_inside
+from runtime.userns import UserNamespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ DEFAULT_DEVICES: Final = tuple(
         ("tty", 5, 0),
     )
 )
+_LOST: Final = (sys.MS_SHARED, sys.MS_UNBINDABLE)
 ATTACH_POINT: Final = "/rootfs"  # the one directory of the empty mount namespace
 
 
@@ -73,26 +75,21 @@ def open_sources(
 ) -> dict[int, list[int]]:
     """Detached clones of what the plans bind, by the plan's index; a cgroup mount has one for each directory.
 
-    `trees` are detached mounts that stand for the paths which name them, ready as they are.
+    `trees` are detached mounts that stand for the paths which name them, ready as they are. What is `inside` the
+    container's own root is not there yet.
     """
     sources: dict[int, list[int]] = {}
     for index, plan in enumerate(plans):
         if plan.bind and plan.source in trees:
             sources[index] = [trees[plan.source]]
-        elif plan.bind:
-            with failing("open bind mount source", plan.source):
-                tree = _clone_tree(plan.source, recursive=plan.recursive)
-            sources[index] = [tree]
-            if plan.idmap is not None:
-                idmap(tree, users.of_mounts[plan.idmap], recursive=plan.idmap_recursive, about=plan.source)
-        elif plan.type in ("cgroup", "cgroup2"):
+        elif plan.bind and plan.inside is None:
+            sources[index] = [bind_mounts.clone_source(plan, users)]
+        elif plan.type in ("cgroup", "cgroup2") and not plan.bind:
             with failing("open cgroups for", plan.destination):
-                sources[index] = [_clone_tree(path, recursive=False) for _name, path in cgroups.directories]
+                sources[index] = [
+                    sys.open_tree(sys.AT_FDCWD, path, sys.OPEN_TREE_CLONE) for _name, path in cgroups.directories
+                ]
     return sources
-
-
-def _clone_tree(path: str, *, recursive: bool) -> int:
-    return sys.open_tree(sys.AT_FDCWD, path, sys.OPEN_TREE_CLONE | (sys.AT_RECURSIVE if recursive else 0))
 
 
 def new_filesystem(plan: MountPlan) -> int:
@@ -115,13 +112,15 @@ def new_filesystem(plan: MountPlan) -> int:
 class Rootfs:
     """The tree under the mount open at `root`; owns that descriptor.
 
-    Its maker is root of the machine. What it makes belongs to the root that `container` maps, if it maps any.
+    Its maker is root of the machine. What it makes belongs to the root of a user namespace, if `users` has one.
     """
 
-    def __init__(self, root: int, container: IDMappings | None = None) -> None:
+    def __init__(self, root: int, users: UserNamespaces | None = None) -> None:
         self.root = root
-        self._container = container
+        self._users = users or UserNamespaces()
+        self._container = container = self._users.mappings
         self._owner = container.root if container else (0, 0)
+        self._until_finished: list[tuple[int, int]] = []  # mounts, and what of their attributes forbids mount points
         # Clones of the host's own, by path: what root of a user namespace cannot make or mount.
         self.lent: Mapping[str, int] = {}
 
@@ -144,7 +143,9 @@ class Rootfs:
                 if plan.type in ("cgroup", "cgroup2") and not plan.bind:
                     self._mount_cgroups(plan, sources[index], cgroups)
                 elif plan.bind:
-                    self._mount_bind(plan, sources[index][0])
+                    inside = plan.inside is not None
+                    tree = bind_mounts.clone_inside(self.root, plan, self._users) if inside else sources[index][0]
+                    self._mount_bind(plan, tree)
                     dev_is_ours = dev_is_ours and plan.destination != "/dev"
                 else:
                     self._mount_new(plan)
@@ -152,38 +153,55 @@ class Rootfs:
             self._make_devices(devices)
 
     def _mount_bind(self, plan: MountPlan, tree: int) -> None:
+        bind_mounts.finish(plan, tree)
         is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
-        if plan.attr_set or plan.attr_clear:
-            sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH, attr_set=plan.attr_set, attr_clr=_clearable(plan))
-        if plan.tree_attr_set or plan.tree_attr_clear:
-            flags = sys.AT_EMPTY_PATH | sys.AT_RECURSIVE
-            sys.mount_setattr(tree, "", flags, attr_set=plan.tree_attr_set, attr_clr=plan.tree_attr_clear)
-        recursive = plan.propagation_recursive or not plan.propagation
-        flags = sys.AT_EMPTY_PATH | (sys.AT_RECURSIVE if recursive else 0)
-        sys.mount_setattr(tree, "", flags, propagation=plan.propagation or sys.MS_SLAVE)
-        self._place(tree, plan.destination, is_directory=is_directory)
+        self._place(tree, plan.destination, is_directory=is_directory, what=plan.source)
 
     def _mount_new(self, plan: MountPlan) -> None:
+        attributes = plan.attr_set | plan.tree_attr_set
+        late = attributes & (sys.MOUNT_ATTR_RDONLY | sys.MOUNT_ATTR_NOSYMFOLLOW)
+        plan = replace(plan, attr_set=attributes & ~late)
         if plan.copy_up:
             mount = self._copied_up(plan)
         elif plan.type == "sysfs" and "/sys" in self.lent:
-            mount = self._lent_sysfs(plan)
+            mount, late = self._lent_sysfs(replace(plan, attr_set=attributes)), 0
+        elif plan.type == "tmpfs":
+            mount = new_filesystem(self._with_mode(plan))
         else:
             mount = new_filesystem(plan)
         # An image can make /proc or /sys a symbolic link, to have them somewhere else than masks are put.
-        self._place(mount, plan.destination, is_directory=True, follow=plan.type not in ("proc", "sysfs"))
+        follow = plan.type not in ("proc", "sysfs")
+        self._place(mount, plan.destination, is_directory=True, what=plan.type, follow=follow)
         if plan.propagation:
             flags = sys.AT_EMPTY_PATH | (sys.AT_RECURSIVE if plan.propagation_recursive else 0)
             sys.mount_setattr(mount, "", flags, propagation=plan.propagation)
+        self._set_late(mount, late)
+
+    def _set_late(self, mount: int, attributes: int) -> None:
+        """Have `restrict` set them: later mounts, devices and links may need to be made below."""
+        if attributes:
+            self._until_finished.append((mount, attributes))
+
+    def _with_mode(self, plan: MountPlan) -> MountPlan:
+        """A tmpfs for which no mode is given has that of the directory which it covers, where there is one."""
+        if any(key == "mode" for key, _value in plan.data):
+            return plan
+        covered = self._existing(plan.destination)
+        if covered is None:
+            return plan
+        mode = stat.S_IMODE(os.fstat(covered).st_mode)
+        os.close(covered)
+        return replace(plan, data=(("mode", f"{mode:o}"), *plan.data))
 
     def _copied_up(self, plan: MountPlan) -> int:
         """A new file system with what is in the directory that it is going to cover."""
         covered = self.open_target(plan.destination, is_directory=True)
         try:
+            self._check_kind(covered, plan.destination, is_directory=True, what=plan.type)
             mount = new_filesystem(replace(plan, attr_set=0))
             copyup.copy_tree(covered, mount, with_mode=not any(key == "mode" for key, _value in plan.data))
             if plan.attr_set:
-                sys.mount_setattr(mount, "", sys.AT_EMPTY_PATH, attr_set=plan.attr_set, attr_clr=_clearable(plan))
+                sys.mount_setattr(mount, "", sys.AT_EMPTY_PATH, attr_set=plan.attr_set, attr_clr=cleared(plan))
             return mount
         finally:
             os.close(covered)
@@ -199,54 +217,51 @@ class Rootfs:
             return tree
 
     def _mount_cgroups(self, plan: MountPlan, trees: Sequence[int], cgroups: CgroupView) -> None:
-        attrs = plan.attr_set
+        attrs = plan.attr_set | plan.tree_attr_set
         for tree in trees:
             sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH, attr_set=attrs, propagation=sys.MS_PRIVATE)
         if cgroups.directories and cgroups.directories[0][0] == "":
-            self._place(trees[0], plan.destination, is_directory=True)
+            self._place(trees[0], plan.destination, is_directory=True, what=plan.type)
             return
         base = new_filesystem(MountPlan(plan.destination, "tmpfs", "tmpfs", data=(("mode", "755"),)))
-        self._place(base, plan.destination, is_directory=True)
+        self._place(base, plan.destination, is_directory=True, what=plan.type)
         for (name, _path), tree in zip(cgroups.directories, trees, strict=True):
             os.mkdir(name, 0o755, dir_fd=base)
             sys.move_mount(tree, base, name)
         for name, target in cgroups.links:
             os.symlink(target, name, dir_fd=base)
-        sys.mount_setattr(base, "", sys.AT_EMPTY_PATH, attr_set=attrs)
+        self._set_late(base, attrs)
 
-    def _place(self, mount: int, destination: str, *, is_directory: bool, follow: bool = True) -> None:
+    def _place(self, mount: int, destination: str, *, is_directory: bool, what: str, follow: bool = True) -> None:
         target = self.open_target(destination, is_directory=is_directory, follow=follow)
         try:
+            self._check_kind(target, destination, is_directory=is_directory, what=what)
             sys.move_mount(mount, target)
         finally:
             os.close(target)
 
+    def _check_kind(self, target: int, destination: str, *, is_directory: bool, what: str) -> None:
+        """The kernel says EINVAL to a file over a directory, or the other way round."""
+        if stat.S_ISDIR(os.fstat(target).st_mode) != is_directory:
+            raise wrong_mount_point(what, destination, is_directory=is_directory)
+
     def open_target(self, path: str, *, is_directory: bool, follow: bool = True) -> int:
-        """A path descriptor of a mount point inside the root, made with its parents (0755, files 0644) if missing."""
+        """A path descriptor of a mount point inside the root, made with its parents (0755, files 0644) if missing.
+
+        Where links of the image lead to what is missing, it is made where they lead to, inside.
+        """
         resolve = _IN_ROOT | (0 if follow else sys.RESOLVE_NO_SYMLINKS)
         path = os.path.normpath("/" + path).lstrip("/") or "."
         try:
             return sys.openat2(self.root, path, os.O_PATH, resolve)
         except FileNotFoundError:
             pass
-        parent = os.open(".", os.O_PATH | os.O_DIRECTORY, dir_fd=self.root)
-        parts = path.split("/")
-        try:
-            for depth, part in enumerate(parts, 1):
-                prefix = "/".join(parts[:depth])
-                wants_directory = is_directory or depth < len(parts)
-                try:
-                    entry = sys.openat2(self.root, prefix, os.O_PATH, resolve)
-                except FileNotFoundError:
-                    _make(parent, part, is_directory=wants_directory)
-                    self._give(part, parent)
-                    entry = sys.openat2(self.root, prefix, os.O_PATH, resolve)
-                os.close(parent)
-                parent = entry
-        except BaseException:
-            os.close(parent)
-            raise
-        return parent
+
+        def make(name: str, directory: int, last: bool) -> None:
+            _make(directory, name, is_directory=is_directory or not last)
+            self._give(name, directory)
+
+        return open_inside(self.root, path, os.O_PATH, follow=follow, make=make)
 
     def _give(self, name: str, directory: int) -> None:
         if self._owner != (0, 0):
@@ -276,7 +291,7 @@ class Rootfs:
 
     def _make_device(self, device: oci.Device) -> None:
         if device.path in self.lent:
-            self._place(self.lent[device.path], device.path, is_directory=False)
+            self._place(self.lent[device.path], device.path, is_directory=False, what=device.path)
             return
         parent_path, name = os.path.split(device.path)
         parent = self.open_target(parent_path, is_directory=True)
@@ -304,7 +319,12 @@ class Rootfs:
             os.chdir("/")
 
     def restrict(self, linux: oci.Linux, *, readonly: bool) -> None:
-        """Cover masked paths, make read-only paths so, and apply the root's own propagation and read-only flag."""
+        """Cover masked paths, make read-only paths so, and apply the root's own propagation and read-only flag.
+
+        From here on nothing can be made below mounts that are to be read-only.
+        """
+        for mount, attributes in self._until_finished:
+            sys.mount_setattr(mount, "", sys.AT_EMPTY_PATH, attr_set=attributes)
         for path in linux.readonly_paths:
             with failing("make read-only", path):
                 self._make_readonly(path)
@@ -362,9 +382,37 @@ class Rootfs:
             raise
 
 
-def _clearable(plan: MountPlan) -> int:
-    # The access-time bits are one field: the kernel wants all of it cleared when any of it is set.
-    return plan.attr_clear | (sys.MOUNT_ATTR_ATIME if plan.attr_set & sys.MOUNT_ATTR_ATIME else 0)
+def propagate_again(plans: Sequence[MountPlan], linux: oci.Linux) -> None:
+    """Make mounts shared and unbindable that are to be: for who is in the finished root, and in a user namespace.
+
+    There the kernel made slaves of all that were shared (mount_namespaces(7)), which can be shared again, and Linux
+    6.17 and later forgot what was unbindable. What a later mount covers is left alone.
+    """
+    wanted = [(plan.destination, plan.propagation, plan.propagation_recursive) for plan in plans]
+    if linux.rootfs_propagation:
+        wanted.insert(0, ("/", *ROOTFS_PROPAGATION[linux.rootfs_propagation]))
+    if not any(propagation in _LOST for _destination, propagation, _recursive in wanted):
+        return
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    above: list[str] = []
+    for destination, propagation, recursive in reversed(wanted):
+        path = os.path.normpath(destination)
+        covered = any(path == other or path.startswith(f"{other}/") for other in above)
+        above.append(path)
+        if propagation in _LOST and not covered:
+            with failing("set propagation of", destination):
+                mount = open_in_root(root, path, os.O_PATH)
+                flags = sys.AT_EMPTY_PATH | (sys.AT_RECURSIVE if recursive else 0)
+                sys.mount_setattr(mount, "", flags, propagation=propagation)
+                os.close(mount)
+    os.close(root)
+
+
+def wrong_mount_point(source: str, destination: str, *, is_directory: bool) -> WrongMountPoint:
+    """`source`, a directory or not as told, was to be mounted over what is the other at `destination`."""
+    kinds = ("directory", "file") if is_directory else ("file", "directory")
+    reason = f"the source is a {kinds[0]}, {destination!r} in the container is a {kinds[1]}"
+    return WrongMountPoint(f"mount `{source}` on", f"`{destination}`", reason)
 
 
 def _make(parent: int, name: str, *, is_directory: bool) -> None:

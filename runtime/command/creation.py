@@ -25,7 +25,7 @@ from runtime.hooks import run_hooks
 from runtime.infra import empty_mount_namespace
 from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.light import dataclass, json, replace, socket
-from runtime.mounts import is_bind, plan_mounts
+from runtime.mounts import MountPlan, absolute, is_bind, plan_mounts
 from runtime.rootfs import ATTACH_POINT
 from runtime.spec import Mount, Process, Spec
 from runtime.spec_parse import parse
@@ -47,6 +47,11 @@ FLAGS: Final = (
 )
 
 
+# Values of linux.rootfsPropagation with which a container sees what the host mounts below its rootfs later. As runc's
+# users know it, without one too.
+_ROOTS_THAT_FOLLOW: Final = ("", "slave", "rslave")
+
+
 @dataclass(slots=True)
 class Created:
     """`console` is the terminal's master, -1 without one, and the caller's to close; so is `pidfd`."""
@@ -65,7 +70,7 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
     """
     preserved = preserved_descriptors(options)
     bundle = os.path.abspath(options.text("bundle", "."))
-    text, spec, process = load(bundle)
+    text, spec, process = load(bundle, context.log.warning)
     socket_path = options.text("console-socket")
     if process.terminal and console_needed and not socket_path:
         raise UsageError("cannot allocate tty if runc will detach without setting console socket")
@@ -111,8 +116,8 @@ def new_record(id: str, spec: Spec, bundle: str, owner: str) -> Record:
     )
 
 
-def load(bundle: str) -> tuple[bytes, Spec, Process]:
-    """The bundle's configuration, as text and as values. Raises SpecError."""
+def load(bundle: str, warn: Callable[[str], None]) -> tuple[bytes, Spec, Process]:
+    """The bundle's configuration, as text and as values; `warn` is told what is odd about it. Raises SpecError."""
     path = os.path.join(bundle, "config.json")
     with failing("read", path), open(path, "rb") as file:
         text = file.read()
@@ -124,6 +129,9 @@ def load(bundle: str) -> tuple[bytes, Spec, Process]:
     if spec.process is None:
         raise SpecError("process", "is required")
     validation.check(spec)
+    for index, mount in enumerate(spec.mounts):
+        if absolute(mount.destination) != mount.destination:
+            warn(f"mounts[{index}].destination: {mount.destination!r} is relative, which is deprecated: taken from /")
     return text, spec, spec.process
 
 
@@ -206,7 +214,9 @@ class _Maker:
         self._in_user_namespace = context.rootless and in_user_namespace()
         self._rootfs_path = os.path.join(bundle, spec.root.path)
         self._mappings = userns.mappings_of(spec)
-        self._mounts = plan_mounts(spec, self._mappings)
+        exact = not self._in_user_namespace
+        root = os.path.realpath(self._rootfs_path)
+        self._mounts = [_from_inside(plan, root) for plan in plan_mounts(spec, self._mappings, exact=exact)]
         self._flags = clone_flags(spec)
         self._compiled = (b"", 0)
 
@@ -275,7 +285,9 @@ class _Maker:
                 syscalls.AT_FDCWD, self._rootfs_path, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
             )
             flags = syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
-            syscalls.mount_setattr(rootfs, "", flags, propagation=syscalls.MS_PRIVATE)
+            slave = self._spec.linux.rootfs_propagation in _ROOTS_THAT_FOLLOW
+            propagation = syscalls.MS_SLAVE if slave else syscalls.MS_PRIVATE
+            syscalls.mount_setattr(rootfs, "", flags, propagation=propagation)
         undo.callback(_close, rootfs)
         return rootfs
 
@@ -358,16 +370,25 @@ def compiled_filter(spec: Spec) -> tuple[bytes, int]:
 
 
 def with_sources(spec: Spec, bundle: str) -> Spec:
-    """Sources of bind mounts that are relative are so to the bundle (config.md "Mounts")."""
-    mounts = tuple(
-        replace(mount, source=os.path.join(bundle, mount.source)) if _is_relative(mount) else mount
-        for mount in spec.mounts
-    )
+    """Sources of bind mounts that are relative are so to the bundle (config.md "Mounts"), destinations to the root."""
+    mounts = tuple(_from_bundle(mount, bundle) for mount in spec.mounts)
     return spec if mounts == spec.mounts else replace(spec, mounts=mounts)
 
 
-def _is_relative(mount: Mount) -> bool:
-    return is_bind(mount) and bool(mount.source) and not mount.source.startswith("/")
+def _from_inside(plan: MountPlan, root: str) -> MountPlan:
+    """A source below the rootfs, whose real path is `root`, is looked up when the mounts before it are made."""
+    if not plan.bind:
+        return plan
+    source = os.path.realpath(plan.source)
+    if source != root and not source.startswith(f"{root}/"):
+        return plan
+    return replace(plan, inside=source[len(root) :] or "/")
+
+
+def _from_bundle(mount: Mount, bundle: str) -> Mount:
+    relative = is_bind(mount) and mount.source and not mount.source.startswith("/")
+    source = os.path.join(bundle, mount.source) if relative else mount.source
+    return replace(mount, source=source, destination=absolute(mount.destination))
 
 
 class Conversation:

@@ -43,7 +43,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     if context.rootless:
         raise NotSupported("restore", id, "criu needs the machine's root")
     bundle = os.path.abspath(options.text("bundle", "."))
-    text, spec, process = creation.load(bundle)
+    text, spec, process = creation.load(bundle, context.log.warning)
     if process.terminal and detach and not options.text("console-socket"):
         raise UsageError("cannot allocate tty if runc will detach without setting console socket")
     restoration = _Restoration(context, options, bundle, spec)

@@ -85,3 +85,32 @@ def test_the_root_may_be_named_by_a_path(tmp_path: Path) -> None:
     assert os.path.samestat(os.fstat(found), os.stat(tmp_path / "x"))
     os.close(found)
     os.close(directory)
+
+
+@settings(max_examples=200)
+@given(parts=st.lists(st.sampled_from((*_PARTS, "dangling", "new")), min_size=1, max_size=6))
+def test_what_is_made_on_the_way_is_inside(tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
+    top = tmp_path_factory.mktemp("made")
+    inside = top / "inside"
+    (inside / "a/b").mkdir(parents=True)
+    for name, target in {
+        "up": "..", "a/up": "../../../../out/of/it", "root": "/", "a/root": "/a/b/..", "loop": "/loop",
+        "dangling": "/none/more", "a/dangling": "../../x/../y", "far": f"{top}/outside", "magic": "/proc/self/fd/0/x",
+    }.items():  # fmt: skip
+        (inside / name).symlink_to(target)
+    root = os.open(inside, os.O_PATH)
+
+    def make(name: str, directory: int, last: bool) -> None:
+        os.mkdir(name, dir_fd=directory)
+
+    place, failure = str(inside), errno.ELOOP
+    try:
+        found = open_inside(root, "/".join(parts).lstrip("/") or ".", os.O_PATH, make=make)
+        place = os.readlink(f"/proc/self/fd/{found}")
+        os.close(found)
+    except OSError as error:
+        failure = error.errno or 0
+    os.close(root)
+    assert failure == errno.ELOOP
+    assert place == str(inside) or place.startswith(f"{inside}/")
+    assert [entry.name for entry in top.iterdir()] == ["inside"]
