@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from runtime import syscalls
 from tests import cgroups
 
 MARK = "CRISP_TEST_BOX"
@@ -71,6 +72,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] = {}, init: str =
 
 
 def _join(tree: Sequence[Path]) -> None:
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # which ends all that is in the box
     for path in tree:
         # A thread's move on version 1 is cheap, a process's waits for every fork on the machine.
         file = path / "tasks"

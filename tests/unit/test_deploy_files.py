@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -49,6 +51,36 @@ def test_settings_of_the_machine_are_well_formed() -> None:
         assert re.fullmatch(r"d /\S+ 0\d{3} root root -|x /\S+", line), line
     rotated = (DEPLOY / "logrotate.d/crispd").read_text()
     assert rotated.count("{") == rotated.count("}") == 1
+
+
+@pytest.mark.parametrize("broken", ["", "mypy", "pytest -q tests/unit", "build-kubernetes.sh", "pytest -q tests/e2e"])
+def test_the_test_command_runs_all_and_tells_how_each_went(broken: str, tmp_path: Path) -> None:
+    """Nothing of it is real: each program tells what it was called with, and one fails."""
+    programs = ["deploy/install-deps.sh", "tests/e2e/build-kubernetes.sh", "tests/e2e/build-critest.sh", "id",
+                *(f".venv/bin/{name}" for name in ("ruff", "mypy", "lint-imports", "pytest"))]  # fmt: skip
+    program = f"""#!/bin/sh
+[ "$1" != -u ] || exec echo 0
+echo "ran $0 $*"
+case "{broken}" in "") ;; *) case "${{0##*/}} $*" in "{broken}"*) exit 1 ;; esac ;; esac
+"""
+    for name in programs:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(program)
+        path.chmod(0o755)
+    shutil.copy(DEPLOY / "test.sh", tmp_path / "deploy")
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [tmp_path / "deploy/test.sh"], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    )
+    assert done.returncode == (1 if broken else 0), done.stdout
+    verdicts = re.findall(r"^(passed|FAILED) +[0-9]+:[0-9]{2}  (.*)$", done.stdout, re.M)
+    failed = [command for verdict, command in verdicts if verdict == "FAILED"]
+    assert len(failed) == (1 if broken else 0)
+    assert all(broken in command for command in failed)
+    suites = [f"tests/{name}" for name in ("unit tests/integration", "e2e", "vm")]
+    wanted = suites[:1] if broken == "build-kubernetes.sh" else suites
+    assert [suite for suite in suites if f"pytest -q {suite}\n" in done.stdout.partition("passed ")[0]] == wanted
 
 
 def test_prometheus_scrapes_crispd_and_kubelet() -> None:

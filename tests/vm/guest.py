@@ -62,6 +62,7 @@ def _parsed(text: str, console: Path) -> list[dict[str, Any]]:
 
 def _qemu(image: BaseImage, disk: Path, payload: Path, console: Path, results: Path) -> list[str]:
     return [
+        *("setpriv", "--pdeathsig", "KILL"),
         "qemu-system-x86_64",
         *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", str(MEMORY_MIB), "-no-reboot"),
         *("-display", "none", "-nodefaults", "-no-user-config"),
