@@ -17,6 +17,7 @@ from runtime import spec as oci
 from runtime.cgroups import Cgroup
 from runtime.errors import RuntimeCoreError, SpecError, failing
 from runtime.gate import Gate
+from runtime.home import with_home
 from runtime.hooks import run_hooks
 from runtime.light import dataclass, field, json, replace, signal, socket
 from runtime.mounts import MountPlan
@@ -206,7 +207,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     if gate is not None and spec.hooks.start_container:
         gate = replace(gate, program=-1, on_open=start_hooks)
     process.become(
-        start.process,
+        with_home(start.process),
         start.filter_program,
         start.filter_flags,
         channel.fileno(),

@@ -14,6 +14,7 @@ from runtime import spec as oci
 from runtime.cgroups import Cgroup
 from runtime.errors import failing
 from runtime.gate import Gate
+from runtime.home import with_home
 from runtime.init import NAMESPACE_FLAGS, leave_the_loop, report
 from runtime.light import dataclass, socket
 from runtime.terminal import open_peer, take_over
@@ -88,7 +89,7 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
         process.become(
-            join.process,
+            with_home(join.process),
             join.filter_program,
             join.filter_flags,
             channel.fileno(),

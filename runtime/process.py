@@ -273,7 +273,7 @@ def _find_program(process: oci.Process) -> str:
             reason = os.strerror(error.errno or 0).lower()
             raise ExecFailed(f'exec: "{name}": stat {name}: {reason}', error.errno or 0) from error
         return name
-    path = next((entry[5:] for entry in process.env if entry.startswith("PATH=")), "")
+    path = next((entry[5:] for entry in reversed(process.env) if entry.startswith("PATH=")), "")  # as execve's
     refused = False
     for directory in path.split(":"):
         candidate = os.path.join(directory or ".", name)
