@@ -54,8 +54,8 @@ class ContainerHooks:
     def begin_poststop(self) -> None:
         """poststop, for a container that came to be. One that fails is told of, and the next one runs."""
         if self._have_run:
-            for hook in self._spec.hooks.poststop:
-                self._begin((("poststop", (hook,)),), self._state("stopped", 0), self._tell)
+            for index, hook in enumerate(self._spec.hooks.poststop):
+                self._begin((("poststop", (hook,)),), self._state("stopped", 0), self._tell, first=index)
 
     def _tell(self, failure: Failure) -> None:
         if failure is not None:
@@ -77,6 +77,8 @@ class ContainerHooks:
         moments: Sequence[tuple[str, Sequence[Hook]]],
         state: Mapping[str, Any],
         done: Callable[[Failure], None],
+        *,
+        first: int = 0,
     ) -> None:
         if not any(hooks for _kind, hooks in moments):
             done(None)
@@ -87,7 +89,7 @@ class ContainerHooks:
             done(error)
             return
         if pid == 0:
-            _run(moments, state, telling)
+            _run(moments, state, telling, first)
         os.close(telling)
 
         def ended(status: int) -> None:
@@ -113,13 +115,15 @@ def _fork() -> tuple[int, int, int]:
             raise
 
 
-def _run(moments: Sequence[tuple[str, Sequence[Hook]]], state: Mapping[str, Any], telling: int) -> NoReturn:
+def _run(
+    moments: Sequence[tuple[str, Sequence[Hook]]], state: Mapping[str, Any], telling: int, first: int
+) -> NoReturn:
     status = 1
     try:
         leave_the_loop()
         syscalls.close_all_from(3, keep=(telling,))
         for kind, hooks in moments:
-            run_hooks(kind, hooks, state)
+            run_hooks(kind, hooks, state, first=first)
         status = 0
     except RuntimeCoreError as error:
         os.write(telling, json.dumps(error.to_json()).encode())

@@ -30,18 +30,19 @@ class HookFailed(RuntimeCoreError):
     """A hook could not be run, ended with another status than 0, or took longer than its timeout."""
 
 
-def run_hooks(kind: str, hooks: Sequence[Hook], state: Mapping[str, Any]) -> None:
+def run_hooks(kind: str, hooks: Sequence[Hook], state: Mapping[str, Any], *, first: int = 0) -> None:
     """Run the hooks of `kind` ("createRuntime") in order, `state` as JSON on their standard input.
 
-    Raises HookFailed at the first that fails, with what it printed. Single-threaded callers only.
+    `first` is the place of the first one in the configuration. Raises HookFailed at the first that fails, with what it
+    printed. Single-threaded callers only.
     """
     text = json.dumps(state).encode()
     before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a hook need not read; to an init it is deadly by now
     try:
-        for index, hook in enumerate(hooks):
+        for index, hook in enumerate(hooks, first):
             reason = _run(hook, text)
             if reason:
-                raise HookFailed(f"run hooks.{kind}[{index}] `{hook.path}`: {reason}")
+                raise HookFailed(f"error running {kind} hook #{index}: `{hook.path}`: {reason}")
     finally:
         signal.signal(signal.SIGPIPE, before)
 

@@ -268,10 +268,12 @@ def _find_program(process: oci.Process) -> str:
     name = process.args[0]
     if "/" in name:
         try:
-            os.stat(name)
+            mode = os.stat(name).st_mode
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
             raise ExecFailed(f'exec: "{name}": stat {name}: {reason}', error.errno or 0) from error
+        if stat.S_ISDIR(mode) or not mode & 0o111:
+            raise ExecFailed(f'exec: "{name}": permission denied', errno.EACCES)
         return name
     path = next((entry[5:] for entry in reversed(process.env) if entry.startswith("PATH=")), "")  # as execve's
     refused = False

@@ -10,9 +10,10 @@ from runtime.light import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`rootless`: cgroups that may not be used are done without."""
+    """`own_root`: the caller chose where containers are kept. `rootless`: does without cgroups that may not be used."""
 
     store: Store
+    own_root: bool
     log: Log
     rootless: bool
     systemd_cgroup: bool

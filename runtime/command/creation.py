@@ -399,8 +399,10 @@ class Conversation:
         channel: socket.socket,
         hooks: Callable[[], Mapping[str, Any]] | None = None,
         listener: Callable[[int], None] | None = None,
+        terminal: Callable[[int], None] = lambda master: None,
     ) -> None:
         self._channel = channel
+        self._terminal = terminal
         self._hooks = hooks
         self._listener = listener
 
@@ -424,6 +426,7 @@ class Conversation:
                     warn(message["warning"])
                 elif "console" in message:
                     console = fds[0]
+                    self._terminal(console)
                 elif "seccomp" in message and self._listener is not None:
                     self._listener(fds[0])
                 elif "executing" in message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from runtime import syscalls, userns, validation
@@ -190,17 +191,32 @@ def _start(
             pid, pidfd = clone_into(cgroup, 0, pid_namespace, lambda: _child(join, theirs), once=True)
         if not options.switch("detach"):
             forward_signals(pidfd)
-        os.write(opener, b"0")
-        for fd in (opened, opener, program, init):
+        attended = process.terminal and not options.text("console-socket")
+        if not attended:
+            os.write(opener, b"0")
+        for fd in (opened, program, init):
             if fd >= 0:
                 os.close(fd)
+
+        def terminal_is_here(master: int) -> None:
+            if attended:
+                from runtime.command.relay import plain_lines
+
+                plain_lines(master)
+                with contextlib.suppress(BrokenPipeError):  # it has failed, and tells why
+                    os.write(opener, b"0")
+
         try:
             state = state_document(record, "running", spec.annotations)
-            conversation = Conversation(ours, listener=lambda listener: send_listener(spec, listener, pid, state))
+            conversation = Conversation(
+                ours, None, lambda listener: send_listener(spec, listener, pid, state), terminal_is_here
+            )
             console = conversation.until_ready(context.log.warning, process.args[0])
         except BaseException:
             end_child(pid, pidfd)
             raise
+        finally:
+            os.close(opener)
     return pid, pidfd, console
 
 

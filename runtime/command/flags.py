@@ -53,14 +53,22 @@ class Options:
             raise UsageError(f"--{name}: expected a number, got {text!r}") from None
 
 
-def parse(flags: Iterable[Flag], arguments: Sequence[str]) -> tuple[Options, list[str]]:
-    """The flags before the first argument that is none, and the arguments from there on. Raises UsageError."""
+def parse(flags: Iterable[Flag], arguments: Sequence[str], *, mixed: bool = False) -> tuple[Options, list[str]]:
+    """The flags before the first argument that is none, and the arguments from there on. Raises UsageError.
+
+    `mixed`: flags among the arguments are taken too, up to "--".
+    """
     by_name = {name: flag for flag in flags for name in (flag.name, flag.short) if name}
     options = Options()
-    rest = list(arguments)
-    while rest and rest[0].startswith("-") and rest[0] != "-":
+    rest, others = list(arguments), []
+    while rest:
         word = rest.pop(0)
         if word == "--":
+            break
+        if not word.startswith("-") or word == "-":
+            others.append(word)
+            if mixed:
+                continue
             break
         name, equals, value = word.lstrip("-").partition("=")
         flag = by_name.get(name)
@@ -73,7 +81,7 @@ def parse(flags: Iterable[Flag], arguments: Sequence[str]) -> tuple[Options, lis
                 raise UsageError(f"flag needs an argument: -{name}")
             value = rest.pop(0)
         options.add(flag.name, value)
-    return options, rest
+    return options, others + rest
 
 
 def usage(flags: Iterable[Flag]) -> str:

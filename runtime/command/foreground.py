@@ -16,6 +16,7 @@ DETACH_FLAGS: Final = (
     Flag("detach", short="d", help="do not wait for the container"),
     Flag("no-subreaper", help="accepted: crisp-oci is none"),
 )
+NOT_EXECUTED: Final = 255  # the status of an exec, and of a container, whose program the kernel did not execute
 FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 

@@ -27,11 +27,11 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     format = options.text("format", "table")
     if format not in ("table", "json"):
         raise UsageError(f"invalid format option {format!r}")
-    states = [state for entry in context.store.all() if (state := _state(entry)) is not None]
+    states = [state for entry in context.store.all(must_exist=context.own_root) if (state := _state(entry)) is not None]
     if options.switch("quiet"):
         print("".join(f"{state['id']}\n" for state in states), end="")
     elif format == "json":
-        print(json.dumps(states or None))
+        print(json.dumps(states or None, separators=(",", ":")))
     else:
         print(table([[column.upper() for column in _COLUMNS], *([str(s[c]) for c in _COLUMNS] for s in states)]))
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from runtime.command.flags import Flag, UsageError, parse, usage
 from runtime.command.log import Log
 from runtime.command.owner import in_user_namespace
-from runtime.errors import RuntimeCoreError
+from runtime.errors import RuntimeCoreError, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ COMMANDS: Final = {
     "state": "print a container's state as JSON",
     "update": "change a container's limits",
 }
+_TAKE_BUNDLES: Final = ("create", "restore", "run")
+_WITH_WORDS_OF_OTHERS: Final = ("exec", "ps")  # after the id they have a program's own flags
 GLOBAL_FLAGS: Final = (
     Flag("root", argument="DIR", help="where containers' state is kept (default /run/crisp-oci)"),
     Flag("log", argument="FILE", help="log to this file (default standard error)"),
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, rest = parse(GLOBAL_FLAGS, sys.argv[1:] if arguments is None else arguments)
         if options.switch("version"):
-            print(f"crisp-oci version {_version()}\nspec: 1.3.0")
+            print(f"crisp-oci version {_version()}\nspec: 1.3.0\npython: {sys.version.split()[0]}")
             return 0
         if options.switch("help") or not rest or rest[0] == "help":
             print(_help())
@@ -73,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = f"runtime.command.{name}"
         __import__(module)  # importlib itself would take a millisecond to load
         command = sys.modules[module]
-        command_options, operands = parse((*command.FLAGS, GLOBAL_FLAGS[-1]), rest)
+        mixed = name not in _WITH_WORDS_OF_OTHERS
+        command_options, operands = parse((*command.FLAGS, GLOBAL_FLAGS[-1]), rest, mixed=mixed)
         if command_options.switch("help"):
             print(f"crisp-oci {name} [flags] {command.ARGUMENTS}: {COMMANDS[name]}\n\n{usage(command.FLAGS)}")
             return 0
@@ -83,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rootless = _rootless(options.text("rootless", "auto"))
         context = Context(
             store=Store(options.text("root") or default_root()),
+            own_root=bool(options.text("root")),
             log=log,
             rootless=rootless,
             systemd_cgroup=options.switch("systemd-cgroup"),
@@ -90,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(command.run(context, command_options, operands))
     except (RuntimeCoreError, OSError) as error:
         prefix = "exec failed: " if name == "exec" else ""
+        if isinstance(error, SpecError) and name in _TAKE_BUNDLES:
+            prefix = "invalid configuration: "
         log.error(f"{prefix}{error}")
         return _NOT_EXECUTED if name == "exec" else FAILED
 

@@ -28,7 +28,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
         raise NotSupported("list processes of", id, "it has no cgroup of its own")
     pids = record.group().pids()
     if format == "json":
-        print(json.dumps(pids))
+        print(json.dumps(pids, separators=(",", ":")))
         return 0
     with failing("run", "ps"):
         done = subprocess.run(["ps", *(others or ["-ef"])], capture_output=True, text=True, check=False)

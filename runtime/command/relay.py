@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from typing import Final
 
 _CHUNK: Final = 32768
+_OUTPUT: Final = 1  # of the list that tcgetattr returns
 _DRAIN: Final = 64  # reads after the end: what was written before it
+
+
+def plain_lines(master: int) -> None:
+    """Where we write to a pipe or file, have a container's terminal end its lines as programs do: no carriage returns.
+
+    To be called before its program runs. Our own terminal, raw, shows lines as that of the container ends them.
+    """
+    if os.isatty(1):
+        return
+    attributes = termios.tcgetattr(master)
+    attributes[_OUTPUT] &= ~termios.ONLCR
+    termios.tcsetattr(master, termios.TCSANOW, attributes)
 
 
 def relay(master: int, pidfd: int) -> None:

@@ -137,9 +137,9 @@ def _remove_when_empty(record: Record) -> None:
 
 def run_poststop(hooks: Hooks, state: dict[str, Any], log: Log) -> None:
     """The container is gone: a hook that fails is told, and the next one runs."""
-    for hook in hooks.poststop:
+    for index, hook in enumerate(hooks.poststop):
         try:
-            run_hooks("poststop", (hook,), {**state, "status": "stopped", "pid": 0})
+            run_hooks("poststop", (hook,), {**state, "status": "stopped", "pid": 0}, first=index)
         except RuntimeCoreError as error:
             log.warning(str(error))
 

@@ -8,9 +8,10 @@ from runtime.command import creation, removal
 from runtime.command.context import Context
 from runtime.command.creation import Created
 from runtime.command.flags import Flag, Options
-from runtime.command.foreground import DETACH_FLAGS, attend, forward_signals
+from runtime.command.foreground import DETACH_FLAGS, NOT_EXECUTED, attend, forward_signals
 from runtime.command.opening import open_gate, run_poststart
 from runtime.command.operands import only
+from runtime.errors import ExecFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     try:
         if not detach:
             forward_signals(created.pidfd)
+        if created.console >= 0:
+            from runtime.command.relay import plain_lines
+
+            plain_lines(created.console)
         with created.entry.locked():
             open_gate(created.entry, created.record, created.spec, context.log)
         run_poststart(created.record, created.spec)
@@ -38,6 +43,12 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
         if detach:
             return 0
         return attend(created.record.pid, created.pidfd, created.console)
+    except ExecFailed as error:
+        if detach:
+            raise
+        # The kernel did not execute it: with runc the init ends with this status, saying so on its standard error.
+        context.log.error(str(error))
+        return NOT_EXECUTED
     finally:
         os.close(created.pidfd)
         if not done:

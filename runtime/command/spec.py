@@ -31,16 +31,27 @@ _READONLY: Final = [f"/proc/{name}" for name in ("bus", "fs", "irq", "sys", "sys
 def run(context: Context, options: Options, operands: list[str]) -> int:
     path = os.path.join(options.text("bundle", "."), "config.json")
     if os.path.exists(path):
-        raise RuntimeCoreError(f"write `{path}`: it exists")
+        raise RuntimeCoreError(f"File {path} exists. Remove it first")
+    pure_v2 = _pure_v2(context)
     with failing("write", path), open(path, "x") as file:
-        json.dump(document(rootless=options.switch("rootless")), file, indent="\t")
+        json.dump(document(rootless=options.switch("rootless"), pure_v2=pure_v2), file, indent="\t")
         file.write("\n")
     return 0
 
 
-def document(*, rootless: bool) -> dict[str, Any]:
-    """A shell on a terminal in namespaces of its own, with few rights, on a read-only `rootfs`."""
-    kinds = ["pid", "ipc", "uts", "mount", "cgroup", "user" if rootless else "network"]
+def _pure_v2(context: Context) -> bool:
+    try:
+        return context.hierarchies().pure_v2
+    except RuntimeCoreError:
+        return False
+
+
+def document(*, rootless: bool, pure_v2: bool) -> dict[str, Any]:
+    """A shell on a terminal in namespaces of its own, with few rights, on a read-only `rootfs`.
+
+    As runc's: callers edit it, and add a cgroup namespace by themselves where version 1 has none here.
+    """
+    kinds = ["pid", "ipc", "uts", "mount", *(["cgroup"] if pure_v2 else []), "user" if rootless else "network"]
     linux: dict[str, Any] = {
         "namespaces": [{"type": kind} for kind in kinds],
         "maskedPaths": _MASKED,

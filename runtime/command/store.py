@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from runtime.command.owner import in_user_namespace
 from runtime.command.record import Record
-from runtime.errors import RuntimeCoreError, failing
+from runtime.errors import OperationFailed, RuntimeCoreError, failing
 from runtime.light import json
 from runtime.spec import Spec
 from runtime.spec_parse import parse
@@ -66,7 +66,7 @@ class Entry:
             with open(self.path("state.json"), "rb") as file:
                 return Record.from_json(json.load(file))
         except FileNotFoundError:
-            raise NoContainer(f"container {self.id!r} does not exist") from None
+            raise NoContainer(f"container does not exist: {self.id}") from None
 
     def write(self, name: str, content: bytes) -> None:
         path = self.path(name)
@@ -91,7 +91,7 @@ class Entry:
         """The configuration it was created with. Raises NoContainer."""
         text = self.read("config.json")
         if not text:  # deleted since its state was read
-            raise NoContainer(f"container {self.id!r} does not exist")
+            raise NoContainer(f"container does not exist: {self.id}")
         document: dict[str, Any] = json.loads(text)
         return document
 
@@ -104,11 +104,11 @@ class Entry:
         try:
             fd = os.open(self.path("lock"), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise NoContainer(f"container {self.id!r} does not exist") from None
+            raise NoContainer(f"container does not exist: {self.id}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if not os.fstat(fd).st_nlink:
-                raise NoContainer(f"container {self.id!r} does not exist")
+                raise NoContainer(f"container does not exist: {self.id}")
             yield
         finally:
             os.close(fd)
@@ -137,7 +137,7 @@ class Store:
         """Raises NoContainer."""
         entry = self.entry(id)
         if not os.path.exists(entry.path("state.json")):
-            raise NoContainer(f"container {id!r} does not exist")
+            raise NoContainer(f"container does not exist: {id}")
         return entry
 
     def reserve(self, id: str) -> Entry:
@@ -148,15 +148,18 @@ class Store:
             try:
                 os.mkdir(entry.directory, 0o711)
             except FileExistsError:
-                raise RuntimeCoreError(f"container with given ID already exists: {id!r}") from None
+                raise RuntimeCoreError(f"container with given ID already exists: {id}") from None
             os.close(os.open(entry.path("lock"), os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
         return entry
 
-    def all(self) -> list[Entry]:
-        """By id."""
+    def all(self, *, must_exist: bool) -> list[Entry]:
+        """By id. Where the root is not there, none, or that is told: OperationFailed."""
         try:
-            names = sorted(os.listdir(self.root))
-        except FileNotFoundError:
+            with failing("open", self.root):
+                names = sorted(os.listdir(self.root))
+        except OperationFailed as error:
+            if must_exist or error.errno != errno.ENOENT:
+                raise
             return []
         return [Entry(path, name) for name in names if stat.S_ISDIR(_mode(path := os.path.join(self.root, name)))]
 

@@ -135,7 +135,7 @@ def test_a_hook_that_fails_fails_the_start(hooks: Hooks, pod: Pod, stage: str) -
     hooks.add("last", "poststop")
     with pytest.raises(grpc.RpcError) as raised:
         pod.run("sleep", "100", name="main")
-    assert f"run hooks.{stage}[0] `/bin/sh`: exit status 3: not today" in str(raised.value.details())
+    assert f"error running {stage} hook #0: `/bin/sh`: exit status 3: not today" in str(raised.value.details())
     (container,) = pod.daemon.runtime.ListContainers(cri.ListContainersRequest(), timeout=CALL_SECONDS).containers
     assert container.state == cri.CONTAINER_EXITED
     assert pod.daemon.status(container.id).reason == "StartError"

@@ -109,7 +109,8 @@ def test_a_program_that_cannot_be_executed(bundle: Bundle, program: str, words: 
     (bundle.rootfs / "text").chmod(0o755)
     bundle.configure(program)
     done = bundle.call("run", "one", check=False)
-    assert (done.returncode, words in done.stderr) == (1, True), done.stderr
+    status = 255 if program == "/text" else 1  # the kernel's refusal comes when the container runs
+    assert (done.returncode, words in done.stderr) == (status, True), done.stderr
     bundle.configure("sleep", "100")
     bundle.create()
     done = bundle.call("exec", "one", program, check=False)
@@ -139,7 +140,7 @@ def test_a_configuration_that_cannot_work_leaves_nothing(bundle: Bundle) -> None
         assert done.returncode == 1
         assert words in done.stderr
         assert "Traceback" not in done.stderr
-        assert bundle.call("list", "-q").stdout == ""
+        assert bundle.call("list", "-q", check=False).stdout == ""
 
 
 def test_exec(bundle: Bundle) -> None:
@@ -320,8 +321,8 @@ def test_a_hook_that_fails_ends_the_container(bundle: Bundle, tmp_path: Path, ki
     bundle.configure("sleep", "100", hooks={kind: [failing], "poststop": poststop})
     done = bundle.call("run", "one", check=False)
     assert done.returncode == 1
-    assert f"run hooks.{kind}[0] `/bin/sh`: exit status 4: because" in done.stderr
-    assert "hooks.poststop[0]" in done.stderr
+    assert f"error running {kind} hook #0: `/bin/sh`: exit status 4: because" in done.stderr
+    assert "error running poststop hook #0:" in done.stderr
     assert json.loads(mark.read_text())["id"] == "one"
 
 
@@ -442,7 +443,7 @@ def test_a_checkpoint_that_cannot_be(bundle: Bundle) -> None:
 
 def test_events(bundle: Bundle) -> None:
     limits = {"resources": {"memory": {"limit": 8 << 20}}}
-    bundle.configure("sh", "-c", "sleep 1; tail /dev/zero", linux=limits)
+    bundle.configure("sh", "-c", "until [ -e /go ]; do sleep 0.1; done; tail /dev/zero", linux=limits)
     bundle.create()
     bundle.call("start", "one")
     stats = json.loads(bundle.call("events", "--stats", "one").stdout)
@@ -450,7 +451,12 @@ def test_events(bundle: Bundle) -> None:
     assert stats["data"]["pids"]["current"] >= 1
     assert stats["data"]["memory"]["usage"]["limit"] == 8 << 20
     assert stats["data"]["cpu"]["usage"]["total"] > 0
-    lines = [json.loads(line) for line in bundle.call("events", "--interval", "200ms", "one").stdout.splitlines()]
+    command = bundle.command("events", "--interval", "200ms", "one")
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        lines = [json.loads(watching.stdout.readline())]
+        (bundle.rootfs / "go").touch()
+        lines += [json.loads(line) for line in watching.stdout]
     assert {line["type"] for line in lines} == {"stats", "oom"}
 
 

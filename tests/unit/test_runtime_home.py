@@ -23,8 +23,9 @@ odd:x:12:12::/\xff:/bin/sh\r
 @pytest.mark.trial("home-from-passwd", "HOME, where absent or empty, is what the container's passwd has for the uid")
 @pytest.mark.parametrize(
     ("uid", "home"),
-    [(0, "/root"), (8, "/var/mail"), (1000, "/var/mail"), (9, "/"), (10, "/"), (11, "/no/shell"), (12, "/\udcff"), (5, "/")],
-)
+    [(0, "/root"), (8, "/var/mail"), (1000, "/var/mail"), (9, "/"), (10, "/"), (11, "/no/shell"), (12, "/\udcff"),
+     (5, "/")],
+)  # fmt: skip
 def test_the_first_line_of_the_number_counts(uid: int, home: str) -> None:
     assert home_of(uid, PASSWD) == home
 
