@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Protocol
 
 import msgspec
 
-from image.errors import DigestMismatch, InvalidImage
+from image.documents import Malformed, decode
+from image.errors import DigestMismatch, InvalidImage, NotAnImage, OtherPlatform
 from image.manifest import (
     CONFIG_LIMIT,
     DOCKER_CONFIG,
@@ -20,23 +22,26 @@ from image.manifest import (
     DOCKER_MANIFEST,
     INDEX_TYPES,
     MANIFEST_LIMIT,
+    MANIFEST_TYPES,
     OCI_INDEX,
     Blob,
     Configuration,
     Descriptor,
     Index,
     Manifest,
-    Platform,
     choose,
     described_blobs,
     digest_of,
+    doubt,
     parse_configuration,
     parse_manifest,
-    require_platform,
 )
+from image.openat2 import open_beneath
+from image.platforms import Platform
 
 _MEMBER_LIMIT = 100_000
-_NESTING = 4  # indexes in indexes
+_COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip, zstd
+_OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 _NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
@@ -49,6 +54,7 @@ class ArchivedImage:
     configuration: Configuration
     members: tuple[str, ...]
     blobs: tuple[Blob, ...]
+    doubt: str = ""  # why it may not run here
 
 
 class Archive(Protocol):
@@ -67,37 +73,63 @@ class Archive(Protocol):
 
 
 class _Directory:
-    def __init__(self, path: Path) -> None:
+    """Its members are named by documents in it: what they name is in it, too, whatever links there are."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
+        self._root = descriptor
 
     def has(self, member: str) -> bool:
-        return (self.path / member).is_file()
+        try:
+            os.close(self.open(member))
+        except InvalidImage:
+            return False
+        return True
 
     def size(self, member: str) -> int:
-        return (self.path / member).stat().st_size
+        descriptor = self.open(member)
+        try:
+            return os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
 
     def open(self, member: str) -> int:
         try:
-            return os.open(self.path / member, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise InvalidImage(f"read {self.path}: {member}: {error.strerror}") from error
+            descriptor = open_beneath(self._root, os.fsencode(member))
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise InvalidImage(f"read {self.path}: {member}: {reason}") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise InvalidImage(f"read {self.path}: {member}: not a regular file")
+        return descriptor
 
     def close(self) -> None:
-        pass
+        os.close(self._root)
 
 
 class _Tar:
-    def __init__(self, path: Path) -> None:
+    """A tar in the open file `descriptor`, called `path`."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
+        self._file = open(descriptor, "rb")  # noqa: SIM115 (closed by close)
         self._members: dict[str, tarfile.TarInfo] = {}
         try:
-            self._tar = tarfile.open(path, "r:")  # noqa: SIM115 (closed by close)
-            for count, member in enumerate(self._tar):
-                if count == _MEMBER_LIMIT:
-                    raise InvalidImage(f"read {path}: more than {_MEMBER_LIMIT} members")
-                self._members[posixpath.normpath(member.name)] = member
+            self._read()
         except (tarfile.TarError, EOFError) as error:
-            raise InvalidImage(f"read {path}: not an uncompressed tar archive: {error}") from error
+            self.close()
+            raise InvalidImage(f"read {path}: not a tar archive: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> None:
+        with tarfile.open(fileobj=self._file, mode="r:") as tar:
+            for count, member in enumerate(tar):
+                if count == _MEMBER_LIMIT:
+                    raise InvalidImage(f"read {self.path}: more than {_MEMBER_LIMIT} members")
+                self._members[posixpath.normpath(member.name)] = member
 
     def has(self, member: str) -> bool:
         return member in self._members
@@ -107,12 +139,13 @@ class _Tar:
 
     def open(self, member: str) -> int:
         found = self._member(member)
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        # An open of its own, since it has a position of its own; the file may have no name (any more).
+        descriptor = os.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
         os.lseek(descriptor, found.offset_data, os.SEEK_SET)
         return descriptor
 
     def close(self) -> None:
-        self._tar.close()
+        self._file.close()
 
     def _member(self, name: str) -> tarfile.TarInfo:
         """The regular file `name`, through one link: old `docker save` links a layer that two images share."""
@@ -126,12 +159,35 @@ class _Tar:
         return member
 
 
-def open_archive(path: Path) -> Archive:
-    """Raises InvalidImage when there is nothing of the kind at `path`."""
+def open_file(path: Path) -> int:
+    """The archive at `path`, to be given to `open_archive`. Raises InvalidImage when there is nothing of the kind."""
     try:
-        return _Directory(path) if path.is_dir() else _Tar(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidImage(f"read {path}: {error.strerror}") from error
+    if stat.S_IFMT(os.fstat(descriptor).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        os.close(descriptor)
+        raise InvalidImage(f"read {path}: neither a file nor a directory")
+    return descriptor
+
+
+def is_compressed(descriptor: int) -> bool:
+    """Whether it is a file compressed with gzip or zstd."""
+    return stat.S_ISREG(os.fstat(descriptor).st_mode) and os.pread(descriptor, 4, 0).startswith(_COMPRESSED)
+
+
+def open_archive(path: Path, descriptor: int) -> Archive:
+    """The archive that `descriptor`, which is closed with it, is open on; `path` is its name in errors.
+
+    Raises InvalidImage when it is none.
+    """
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        return _Directory(path, descriptor)
+    beginning = os.pread(descriptor, 8, 0)
+    if other := next((name for magic, name in _OTHERS.items() if beginning.startswith(magic)), ""):
+        os.close(descriptor)
+        raise InvalidImage(f"read {path}: it is compressed with {other}; decompress it, or use gzip or zstd")
+    return _Tar(path, descriptor)
 
 
 def archived_images(archive: Archive, platforms: Sequence[Platform]) -> list[ArchivedImage]:
@@ -161,43 +217,59 @@ def _layout_images(archive: Archive, platforms: Sequence[Platform]) -> list[Arch
     index = parse_manifest(_read(archive, "index.json", MANIFEST_LIMIT), OCI_INDEX, what)
     if not isinstance(index, Index):
         raise InvalidImage(f"read {what}: index.json is not an index")
-    found = []
+    found: list[ArchivedImage] = []
+    doubtful: list[ArchivedImage] = []
+    reason: InvalidImage | None = None
     for descriptor in index.manifests:
-        if descriptor.media_type in INDEX_TYPES or descriptor.platform is None or descriptor.platform in platforms:
-            names = (descriptor.annotations or {}).get
-            name = next(filter(None, map(names, _NAME_ANNOTATIONS)), "")
-            # A bare tag, as some tools write, names no image.
-            found.append(_layout_image(archive, descriptor, (name,) if "/" in name or ":" in name else (), platforms))
+        names = (descriptor.annotations or {}).get
+        name = next(filter(None, map(names, _NAME_ANNOTATIONS)), "")
+        # A bare tag, as some tools write, names no image.
+        called = (name,) if "/" in name or ":" in name else ()
+        try:
+            image = _layout_image(archive, descriptor, called, platforms)
+        except (NotAnImage, OtherPlatform) as error:
+            reason = reason or error
+        else:
+            (doubtful if image.doubt and descriptor.platform in (None, Platform()) else found).append(image)
+    # What it is for is only what its configuration says: that is not to be trusted when there is nothing beside it.
+    if not found and len(doubtful) == 1:
+        return doubtful
     if not found:
-        choose(index, platforms, what)
-        raise InvalidImage(f"read {what}: the layout has no image for {platforms[0]}")
+        raise reason or OtherPlatform(f"read {what}: the layout has no image for {platforms[0]}")
     return found
 
 
 def _layout_image(
     archive: Archive, descriptor: Descriptor, names: tuple[str, ...], platforms: Sequence[Platform]
 ) -> ArchivedImage:
+    """The image of an entry. Raises NotAnImage and OtherPlatform for what may lie beside one."""
     what = f"{descriptor.digest} in {archive.path}"
-    for _ in range(_NESTING):
-        raw = _verified(archive, descriptor, MANIFEST_LIMIT)
-        manifest = parse_manifest(raw, descriptor.media_type, what)
-        if isinstance(manifest, Manifest):
-            break
-        descriptor = choose(manifest, platforms, what)
-    else:
-        raise InvalidImage(f"read {what}: indexes nested deeper than {_NESTING}")
-    configuration = parse_configuration(_verified(archive, manifest.config, CONFIG_LIMIT), what)
-    require_platform(configuration, platforms, what)
+    if descriptor.artifact_type or descriptor.media_type not in MANIFEST_TYPES:
+        raise NotAnImage(f"read {what}: it is no image, but {descriptor.artifact_type or descriptor.media_type}")
+    claimed = descriptor.platform or Platform()
+    if descriptor.media_type not in INDEX_TYPES and not claimed.suits(platforms):
+        raise OtherPlatform(f"read {what}: it is for {claimed}, this node runs {platforms[0]}")
+    chosen = choose(parse_manifest(_verified(archive, descriptor), descriptor.media_type, what), platforms, what)
+    try:
+        wanted = next(chosen)
+        while True:
+            wanted = chosen.send(_verified(archive, wanted))
+    except StopIteration as end:
+        manifest: Manifest = end.value
+    configuration = parse_configuration(_verified(archive, manifest.config), what)
+    blobs = described_blobs(manifest, configuration, what)
     members = tuple(_blob_path(layer.digest) for layer in manifest.layers)
-    return ArchivedImage(names, raw, configuration, members, described_blobs(manifest, configuration, what))
+    claim = doubt(configuration, platforms, what)
+    return ArchivedImage(names, manifest.raw, configuration, members, blobs, claim)
 
 
 def _blob_path(digest: str) -> str:
     return f"blobs/{digest.replace(':', '/')}"
 
 
-def _verified(archive: Archive, descriptor: Descriptor, limit: int) -> bytes:
-    content = _read(archive, _blob_path(descriptor.digest), limit)
+def _verified(archive: Archive, descriptor: Descriptor) -> bytes:
+    """A manifest or a configuration."""
+    content = _read(archive, _blob_path(descriptor.digest), max(MANIFEST_LIMIT, CONFIG_LIMIT))
     if digest_of(content) != descriptor.digest:
         raise DigestMismatch(f"read {archive.path}: blob {descriptor.digest} has digest {digest_of(content)}")
     return content
@@ -208,15 +280,15 @@ def _verified(archive: Archive, descriptor: Descriptor, limit: int) -> bytes:
 
 class _DockerImage(msgspec.Struct, frozen=True, rename="pascal"):
     config: str
-    layers: tuple[str, ...]
-    repo_tags: tuple[str, ...] | None = None
+    layers: tuple[str, ...] = ()
+    repo_tags: tuple[str, ...] = ()
 
 
 def _docker_images(archive: Archive, platforms: Sequence[Platform]) -> list[ArchivedImage]:
     raw = _read(archive, "manifest.json", MANIFEST_LIMIT)
     try:
-        images = msgspec.json.decode(raw, type=tuple[_DockerImage, ...])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        images = decode(raw, tuple[_DockerImage, ...])
+    except Malformed as error:
         raise InvalidImage(f"read {archive.path}: manifest.json: {error}") from error
     return [_docker_image(archive, image, platforms) for image in images]
 
@@ -224,14 +296,13 @@ def _docker_images(archive: Archive, platforms: Sequence[Platform]) -> list[Arch
 def _docker_image(archive: Archive, image: _DockerImage, platforms: Sequence[Platform]) -> ArchivedImage:
     what = f"{image.config} in {archive.path}"
     configuration = parse_configuration(_read(archive, image.config, CONFIG_LIMIT), what)
-    require_platform(configuration, platforms, what)
     if len(image.layers) != len(configuration.diff_ids):
         raise InvalidImage(f"read {what}: {len(image.layers)} layers and {len(configuration.diff_ids)} diff ids")
     pairs = zip(image.layers, configuration.diff_ids, strict=True)
     blobs = tuple(Blob("", archive.size(member), diff_id) for member, diff_id in pairs)
-    return ArchivedImage(
-        image.repo_tags or (), _docker_manifest(configuration, blobs), configuration, image.layers, blobs
-    )
+    manifest = _docker_manifest(configuration, blobs)
+    claim = doubt(configuration, platforms, what)
+    return ArchivedImage(image.repo_tags, manifest, configuration, image.layers, blobs, claim)
 
 
 def _docker_manifest(configuration: Configuration, blobs: Sequence[Blob]) -> bytes:

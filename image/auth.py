@@ -9,13 +9,22 @@ from dataclasses import dataclass
 
 import msgspec
 
+from image.documents import Malformed, decode
 from image.errors import AuthenticationRequired
 from image.model import Credentials
 from image.reference import DEFAULT_DOMAIN
 
-# A scheme, followed by parameters, another scheme or the end.
-_CHALLENGE = re.compile(r"""\s*,?\s*(?P<scheme>[A-Za-z][A-Za-z0-9-]*)(?:\s+(?=[A-Za-z_]+\s*=)|\s*(?=,|$))""")
-_PARAMETER = re.compile(r"""\s*,?\s*(?P<key>[A-Za-z_]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^\s,"]+))""")
+_HEADER_LIMIT = 64 << 10  # characters of a header that are looked at
+
+# RFC 9110, 5.6.2 (token), 5.6.4 (quoted-string), 11.2 (auth-param, token68), 11.6.1. Values are also taken as servers
+# write them that forget to quote a URL.
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_SCHEME = re.compile(rf"(?P<scheme>{_TOKEN})(?=[\s,]|$)(?:[ \t]+[A-Za-z0-9._~+/-]++=*+[ \t]*(?=,|$))?")
+_PARAMETER = re.compile(
+    rf"""(?P<key>{_TOKEN})\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<plain>[^\s,"][^\s,]*+))""", re.DOTALL
+)
+_BETWEEN = re.compile(r"[\s,]*")
+_JUNK = re.compile(r"[^,]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +37,26 @@ class Challenge:
 
 def parse_challenges(header: str) -> tuple[Challenge, ...]:
     """The challenges of one WWW-Authenticate header, as far as it can be understood."""
-    found: list[Challenge] = []
+    found: list[tuple[str, dict[str, str]]] = []
+    header = header[:_HEADER_LIMIT]
     at = 0
-    while match := _CHALLENGE.match(header, at):
-        at = match.end()
-        parameters: dict[str, str] = {}
-        while parameter := _PARAMETER.match(header, at):
-            quoted = parameter["quoted"]
-            parameters[parameter["key"].lower()] = (
-                parameter["token"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-            )
-            at = parameter.end()
-        found.append(Challenge(match["scheme"].lower(), parameters))
-    return tuple(found)
+    while at < len(header):
+        if (match := _PARAMETER.match(header, at)) and found:
+            quoted = match["quoted"]
+            value = match["plain"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL)
+            found[-1][1][match["key"].lower()] = value
+        elif match := _SCHEME.match(header, at):
+            found.append((match["scheme"].lower(), {}))
+        else:
+            match = _JUNK.match(header, at)
+        at = _BETWEEN.match(header, match.end() if match else at + 1).end()  # type: ignore[union-attr]  # it may be empty
+    return tuple(Challenge(scheme, parameters) for scheme, parameters in found)
 
 
 def basic(credentials: Credentials) -> str:
     """The Authorization value of a name and a password."""
-    return "Basic " + base64.b64encode(f"{credentials.username}:{credentials.password}".encode()).decode()
+    login = f"{credentials.username}:{credentials.password}"
+    return "Basic " + base64.b64encode(login.encode(errors="surrogateescape")).decode()
 
 
 def usable_at(credentials: Credentials | None, domain: str) -> Credentials | None:
@@ -66,8 +77,8 @@ class _Token(msgspec.Struct, frozen=True):
 def parse_token(body: bytes, realm: str) -> str:
     """The bearer token in a token service's answer. Raises AuthenticationRequired when there is none."""
     try:
-        answer = msgspec.json.decode(body, type=_Token)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        answer = decode(body, _Token)
+    except Malformed as error:
         raise AuthenticationRequired(f"get token from {realm}: malformed answer: {error}") from None
     token = answer.token or answer.access_token
     if not token or not token.isascii() or not token.isprintable():

@@ -6,6 +6,7 @@ Each file is read when it is needed, so that a login takes effect at the next pu
 from __future__ import annotations
 
 import asyncio
+import codecs
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from image.documents import Malformed, decode
 from image.errors import AuthenticationRequired
 from image.model import Credentials
 from image.reference import DEFAULT_DOMAIN, lower_host
@@ -83,7 +85,7 @@ async def _from_file(path: Path, location: str, host: str) -> Credentials | None
     kept = await asyncio.to_thread(_read, path)
     if helper := {lower_host(key): helper for key, helper in kept.cred_helpers.items()}.get(host):
         return await _ask(helper, host)
-    auths = {lower_host(key): entry for key, entry in kept.auths.items()}
+    auths = {lower_host(key.rstrip("/")): entry for key, entry in kept.auths.items()}
     for key in _keys(location):
         if (entry := auths.get(key)) is not None and (found := _explained(path, key, entry)) is not None:
             return found
@@ -102,12 +104,13 @@ def _explained(path: Path, key: str, entry: _Entry) -> Credentials | None:
 
 def _read(path: Path) -> _File:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_File)
+        text = path.read_bytes().removeprefix(codecs.BOM_UTF8).strip()
+        return decode(text, _File) if text else _File()
     except (FileNotFoundError, NotADirectoryError):
         return _File()
     except OSError as error:
         raise AuthenticationRequired(f"read {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except Malformed as error:
         raise AuthenticationRequired(f"read {path}: {error}") from None
 
 
@@ -159,8 +162,8 @@ def _answer(said: bytes, status: int, what: str) -> Credentials | None:
             return None
         raise AuthenticationRequired(f"{what}: {reason[:200] or f'exit status {status}'}")
     try:
-        answer = msgspec.json.decode(said, type=_HelperAnswer)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        answer = decode(said, _HelperAnswer)
+    except Malformed as error:
         raise AuthenticationRequired(f"{what}: malformed answer: {error}") from None
     if answer.username == _TOKEN_USER:
         return Credentials(identity_token=answer.secret)

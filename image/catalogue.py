@@ -57,6 +57,11 @@ class Catalogue:
         """The id of the image that has this name, which is one in full."""
         return self._names.get(name)
 
+    def has_some_of(self, repository: str) -> bool:
+        """Whether there is an image of the repository ("host/path"), under whatever tag or digest."""
+        beginnings = (f"{repository}:", f"{repository}@")
+        return any(name.startswith(beginnings) for name in self._names)
+
     def find(self, name: str) -> Known | None:
         """The image of an id ("sha256:<hex>", the bare hex, a unique prefix of three digits or more) or a reference."""
         return self._images.get(self._names.get(name) or self._by_reference(name) or self._by_id(name))

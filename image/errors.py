@@ -37,6 +37,14 @@ class InvalidImage(ImageError):
     """A manifest, configuration, layer or archive is malformed, unsafe, or of a kind that is not an image."""
 
 
+class NotAnImage(InvalidImage):
+    """It is well-formed and something else: an artifact, a signature."""
+
+
+class OtherPlatform(InvalidImage):
+    """The image is for machines of another kind."""
+
+
 class SignatureRefused(ImageError):
     """The signature policy does not accept the image.
 

@@ -16,6 +16,7 @@ from typing import BinaryIO, Protocol
 
 import msgspec
 
+from image.documents import decode
 from image.errors import DigestMismatch, ImageError, ImageNotFound, InvalidImage, StorageFull
 from image.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, digest_of, parse_manifest
 
@@ -97,7 +98,7 @@ def export(image: KeptImage, path: Path, form: str) -> str:
 
 def _write_layout(image: KeptImage, manifest: Manifest, sink: _Sink) -> None:
     _add_bytes(sink, "oci-layout", _LAYOUT)
-    media_type = msgspec.json.decode(image.manifest, type=_Typed).media_type or OCI_MANIFEST
+    media_type = decode(image.manifest, _Typed).media_type or OCI_MANIFEST
     described = {"mediaType": media_type, "digest": manifest.digest, "size": len(image.manifest)}
     entries = [{**described, "annotations": _annotations(name)} for name in image.names] or [described]
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}

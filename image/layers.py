@@ -222,9 +222,7 @@ class Layers:
         self, layer: Layer, position: int, lower: Sequence[Layer], make: Make, turns: asyncio.Semaphore
     ) -> None:
         async with turns, self._unpackers:
-            with _explained(f"make {layer.path}"):
-                os.mkdir(layer.path)
-                os.chmod(layer.path, 0o755)
+            make_layer_directory(layer.path)
             unpacked = await make(position, layer.path)
         with unpacked.unsettled or nullcontext() as unsettled:
             for below in lower:
@@ -275,6 +273,13 @@ class Layers:
 def blob_of(directory: Path) -> Path:
     """Where the blob of the layer unpacked into `directory` is, if it is kept."""
     return directory.with_name(f"{directory.name}{BLOB_SUFFIX}")
+
+
+def make_layer_directory(path: Path) -> None:
+    """Make the empty directory that a layer is unpacked into. Raises StorageFull, ImageError."""
+    with _explained(f"make {path}"):
+        os.mkdir(path)
+        os.chmod(path, 0o755)
 
 
 def base36(number: int) -> str:

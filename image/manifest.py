@@ -1,22 +1,23 @@
 """Manifests, indexes and image configurations: parsed, validated, and chosen by platform. No I/O.
 
-Accepted: OCI image-spec 1.1 and Docker schema 2. Refused with a reason: schema 1, artifacts, foreign layers.
+Accepted: OCI image-spec 1.1 and Docker schema 2. Refused with a reason: schema 1, artifacts.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from image.errors import InvalidImage
+from image.documents import Malformed, decode
+from image.errors import InvalidImage, NotAnImage, OtherPlatform
 from image.model import ImageConfig
+from image.platforms import Platform
 from image.reference import is_digest
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -30,43 +31,44 @@ DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 
 MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST, OCI_INDEX, DOCKER_LIST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
-LAYER_TYPES = (
-    *(OCI_LAYER, f"{OCI_LAYER}+gzip", f"{OCI_LAYER}+zstd"),
-    *(DOCKER_LAYER, f"{DOCKER_LAYER}.gzip", f"{DOCKER_LAYER}.zstd"),
+LAYER_TYPE = re.compile(
+    r"application/vnd\.(?:oci\.image\.layer\.(?:nondistributable\.)?v1\.tar|docker\.image\.rootfs\.(?:foreign\.)?diff\.tar)"
+    r"(?:[.+](?:gzip|zstd))?"
 )
+CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
 
-MANIFEST_LIMIT = 4 << 20  # bytes
+# Registries take manifests of 4 MiB at least (distribution-spec, "Pushing Manifests"), and some more than that.
+MANIFEST_LIMIT = 8 << 20  # bytes
 CONFIG_LIMIT = 8 << 20  # bytes
+NESTING = 4  # indexes in indexes
 
+# Docker 1.10 pushed configurations as the first; what a configuration is, is seen when it is parsed.
+_UNTYPED = ("application/octet-stream", "")
+_UNNAMED_LIMIT = 8  # entries of an index, without a platform, that are looked into
+_IMAGE_LAYER = "application/vnd.oci.image.layer."
 _FOREIGN = re.compile(r"application/vnd\.(oci\.image\.layer\.nondistributable|docker\.image\.rootfs\.foreign)\..*")
-
-
-class Platform(msgspec.Struct, frozen=True):
-    """What an image runs on, in Go's words (linux, amd64, v2)."""
-
-    os: str = ""
-    architecture: str = ""
-    variant: str = ""
-
-    def __str__(self) -> str:
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
     """A typed, sized pointer to content (OCI image-spec, descriptor.md)."""
 
-    media_type: str
     digest: str
     size: int
+    media_type: str = ""
     platform: Platform | None = None
     annotations: dict[str, str] | None = None
-    artifact_type: str | None = None
+    artifact_type: str = ""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is a layer that a registry may not have (image-spec layer.md, "Non-Distributable Layers")."""
+        return _FOREIGN.fullmatch(self.media_type) is not None
 
 
 class _Document(msgspec.Struct, frozen=True, rename="camel"):
     """A manifest or an index, not yet known which."""
 
-    schema_version: int
+    schema_version: int = 2
     media_type: str = ""
     artifact_type: str = ""
     config: Descriptor | None = None
@@ -100,10 +102,16 @@ class Configuration:
     config: ImageConfig
     diff_ids: tuple[str, ...]
     created: int  # nanoseconds since the epoch, 0 when absent
+    variant: str = ""
 
     @property
     def digest(self) -> str:
         return digest_of(self.raw)
+
+    @property
+    def platform(self) -> Platform:
+        """What it says it runs on."""
+        return Platform(self.config.os, self.config.architecture, self.variant)
 
     @property
     def chain_ids(self) -> tuple[str, ...]:
@@ -140,27 +148,28 @@ def digest_of(content: bytes) -> str:
 def parse_manifest(raw: bytes, content_type: str, what: str) -> Manifest | Index:
     """Parse what a registry or layout gave for `what` (named in errors). Raises InvalidImage."""
     try:
-        document = msgspec.json.decode(raw, type=_Document)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidImage(f"parse manifest of {what}: {error}") from error
+        document = decode(raw, _Document)
+    except Malformed as error:
+        raise InvalidImage(f"parse manifest of {what}: {error}") from None
     if document.schema_version != 2:
         raise InvalidImage(f"parse manifest of {what}: Docker schema {document.schema_version} is not supported")
     media_type = document.media_type or content_type.partition(";")[0].strip()
     # One document that is both would mean different things to different readers (CVE-2021-41190).
     if document.manifests is not None and (document.layers is not None or document.config is not None):
         raise InvalidImage(f"parse manifest of {what}: it is both an image manifest and an index")
-    if document.manifests is not None:
+    if document.manifests is not None or (document.config is None and media_type in INDEX_TYPES):
         _refuse_type(media_type, INDEX_TYPES, what)
-        return Index(tuple(checked(d, what) for d in document.manifests))
-    if document.config is None or document.layers is None:
+        return Index(tuple(checked(d, what) for d in document.manifests or ()))
+    if document.config is None:
         raise InvalidImage(f"parse manifest of {what}: neither an image manifest nor an index")
     _refuse_type(media_type, (OCI_MANIFEST, DOCKER_MANIFEST), what)
-    if document.config.media_type not in (OCI_CONFIG, DOCKER_CONFIG):
+    if document.config.media_type not in (CONFIG_TYPES if document.artifact_type else (*CONFIG_TYPES, *_UNTYPED)):
         kind = document.artifact_type or document.config.media_type
-        raise InvalidImage(f"pull {what}: it is an artifact of type {kind}, not an image")
-    for layer in document.layers:
+        raise NotAnImage(f"pull {what}: it is an artifact of type {kind}, not an image")
+    layers = document.layers or ()
+    for layer in layers:
         _refuse_layer(layer, what)
-    return Manifest(raw, checked(document.config, what), tuple(checked(d, what) for d in document.layers))
+    return Manifest(raw, checked(document.config, what), tuple(checked(d, what) for d in layers))
 
 
 def _refuse_type(media_type: str, wanted: Sequence[str], what: str) -> None:
@@ -170,10 +179,10 @@ def _refuse_type(media_type: str, wanted: Sequence[str], what: str) -> None:
 
 
 def _refuse_layer(layer: Descriptor, what: str) -> None:
-    if _FOREIGN.fullmatch(layer.media_type):
-        raise InvalidImage(f"pull {what}: layer {layer.digest} is foreign (non-distributable): {layer.media_type}")
-    if layer.media_type not in LAYER_TYPES:
-        raise InvalidImage(f"pull {what}: layer {layer.digest} has unsupported type {layer.media_type}")
+    if not LAYER_TYPE.fullmatch(layer.media_type):
+        # Some call themselves images and are none: cosign's signatures, for one.
+        kind = InvalidImage if layer.media_type.startswith(_IMAGE_LAYER) else NotAnImage
+        raise kind(f"pull {what}: layer {layer.digest} has unsupported type {layer.media_type}")
 
 
 def checked(descriptor: Descriptor, what: str) -> Descriptor:
@@ -187,42 +196,50 @@ def checked(descriptor: Descriptor, what: str) -> Descriptor:
 
 # --- platforms
 
-_ARCHITECTURES = {
-    "x86_64": ("amd64", ("", "v1")),
-    "aarch64": ("arm64", ("", "v8")),
-    "armv8l": ("arm", ("v8", "v7", "v6", "v5", "")),
-    "armv7l": ("arm", ("v7", "v6", "v5", "")),
-    "armv6l": ("arm", ("v6", "v5", "")),
-    "i686": ("386", ("",)),
-    "ppc64le": ("ppc64le", ("",)),
-    "s390x": ("s390x", ("",)),
-    "riscv64": ("riscv64", ("",)),
-    "loongarch64": ("loong64", ("",)),
-}
 
+def choose(
+    document: Manifest | Index, platforms: Sequence[Platform], what: str, depth: int = NESTING
+) -> Generator[Descriptor, bytes, Manifest]:
+    """The manifest for the best of `platforms`, through as many indexes as there are.
 
-def node_platforms(machine: str = "") -> tuple[Platform, ...]:
-    """The platforms this machine runs, best first. `machine` is uname's; "" asks the kernel."""
-    machine = machine or os.uname().machine
-    architecture, variants = _ARCHITECTURES.get(machine, (machine, ("",)))
-    return tuple(Platform("linux", architecture, variant) for variant in variants)
-
-
-def choose(index: Index, platforms: Sequence[Platform], what: str) -> Descriptor:
-    """The entry of `index` for the best of `platforms`; one that names no platform counts as last resort.
-
-    Raises InvalidImage when none fits.
+    A generator that yields what it wants to read, a manifest or a configuration, and is sent its bytes. An index's word
+    for what its entries run on is taken; where it has none, a configuration's is. Raises InvalidImage, OtherPlatform.
     """
-    offered = [d for d in index.manifests if d.media_type in MANIFEST_TYPES and not d.artifact_type]
+    if isinstance(document, Manifest):
+        return document
+    if not depth:
+        raise InvalidImage(f"pull {what}: indexes nested deeper than {NESTING}")
+    offered = [d for d in document.manifests if d.media_type in MANIFEST_TYPES and not d.artifact_type]
+    if (named := _named(offered, platforms)) is not None:
+        return (yield from choose((yield from _inner(named, what)), platforms, what, depth - 1))
+    unnamed = [d for d in offered if d.platform in (None, Platform())]
+    for descriptor in unnamed[:_UNNAMED_LIMIT]:
+        try:
+            inner = yield from _inner(descriptor, what)
+            found = yield from choose(inner, platforms, what, depth - 1)
+        except (NotAnImage, OtherPlatform):
+            continue
+        if isinstance(inner, Index) or len(offered) == 1:
+            return found
+        configuration = parse_configuration((yield found.config), what)
+        if configuration.platform.suits(platforms):
+            return found
+    have = ", ".join(sorted({str(d.platform) for d in offered})) or "nothing"
+    raise OtherPlatform(f"pull {what}: no image for {platforms[0]}; the index has {have}")
+
+
+def _named(offered: Sequence[Descriptor], platforms: Sequence[Platform]) -> Descriptor | None:
+    """The entry for the best of `platforms`, the first of several."""
     for platform in platforms:
         for descriptor in offered:
-            if descriptor.platform == platform:
+            if descriptor.platform is not None and descriptor.platform.normalised == platform:
                 return descriptor
-    for descriptor in offered:
-        if descriptor.platform is None:
-            return descriptor
-    have = ", ".join(sorted({str(d.platform) for d in offered})) or "nothing"
-    raise InvalidImage(f"pull {what}: no image for {platforms[0]}; the index has {have}")
+    return None
+
+
+def _inner(descriptor: Descriptor, what: str) -> Generator[Descriptor, bytes, Manifest | Index]:
+    raw = yield descriptor
+    return parse_manifest(raw, descriptor.media_type, what)
 
 
 # --- configurations
@@ -257,9 +274,9 @@ class _ImageDocument(msgspec.Struct, frozen=True):
 def parse_configuration(raw: bytes, what: str) -> Configuration:
     """Parse an image configuration (OCI image-spec, config.md). Raises InvalidImage."""
     try:
-        document = msgspec.json.decode(raw, type=_ImageDocument)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidImage(f"parse configuration of {what}: {error}") from error
+        document = decode(raw, _ImageDocument)
+    except Malformed as error:
+        raise InvalidImage(f"parse configuration of {what}: {error}") from None
     diff_ids = document.rootfs.diff_ids or ()
     for diff_id in diff_ids:
         if not is_digest(diff_id):
@@ -278,15 +295,22 @@ def parse_configuration(raw: bytes, what: str) -> Configuration:
         labels=run.labels or {},
         stop_signal=run.stop_signal or "",
     )
-    return Configuration(raw, config, diff_ids, _nanoseconds(document.created or ""))
+    return Configuration(raw, config, diff_ids, _nanoseconds(document.created or ""), document.variant)
 
 
-def require_platform(configuration: Configuration, platforms: Sequence[Platform], what: str) -> None:
-    """Refuse an image that says it is for another machine; one that does not say is taken at its word."""
-    config = configuration.config
-    wanted = platforms[0]
-    if config.os not in ("", wanted.os) or config.architecture not in ("", wanted.architecture):
-        raise InvalidImage(f"pull {what}: it is for {config.os}/{config.architecture}, this node runs {wanted}")
+def doubt(configuration: Configuration, platforms: Sequence[Platform], what: str) -> str:
+    """What to warn of when the configuration says that it is for another machine; "" when it does not.
+
+    Many a configuration says so wrongly, and what its image was chosen by is what counts. Raises OtherPlatform for
+    Windows, whose layers are no Linux file systems.
+    """
+    platform = configuration.platform
+    if platform.suits(platforms):
+        return ""
+    claim = f"it says it is for {platform}, this node runs {platforms[0]}"
+    if platform.normalised.os == "windows":
+        raise OtherPlatform(f"pull {what}: {claim}")
+    return claim
 
 
 def _nanoseconds(text: str) -> int:

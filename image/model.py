@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass
 from enum import Enum
 
@@ -54,10 +53,15 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_auth(cls, auth: str, server_address: str = "") -> Credentials:
-        """Decode the `auth` form: base64 of "username:password". Raises AuthenticationRequired if it is not that."""
+        """Decode the `auth` form: base64 of "username:password", also in lines as base64(1) writes it, or unpadded.
+
+        Raises AuthenticationRequired if it is not that.
+        """
+        text = "".join(auth.split()).rstrip("=")
         try:
-            username, colon, password = base64.b64decode(auth, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+            login = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+            username, colon, password = login.decode(errors="surrogateescape").partition(":")
+        except ValueError:  # binascii.Error is one; so is what is said of letters beyond ASCII
             colon = ""
         if not colon:
             raise AuthenticationRequired("read credentials: `auth` is not base64 of username:password")

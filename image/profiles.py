@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from image.documents import Malformed, decode
 from image.errors import ImageError, InvalidImage, SignatureRefused
 from image.manifest import Descriptor, checked, digest_of
 from image.model import Credentials
@@ -122,8 +123,7 @@ class Profiles:
     async def _fetch(
         self, origin: Origin, reference: Reference, media_type: str, check: Check, requirements: Requirements
     ) -> ProfileInfo:
-        raw, _ = await origin.manifest(reference.digest)
-        layer = _only_layer(raw, media_type, str(reference))
+        layer = await origin.manifest(reference.digest, lambda raw, _: _only_layer(raw, media_type, str(reference)))
         signatures: tuple[Signature, ...] = ()
         if any(not isinstance(requirement, Accept) for requirement in requirements):
             signatures = await self._trust.signatures(origin, reference, (reference.digest,), requirements)
@@ -191,8 +191,8 @@ class Profiles:
 
 def _only_layer(raw: bytes, media_type: str, what: str) -> Descriptor:
     try:
-        artifact = msgspec.json.decode(raw, type=_Artifact)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        artifact = decode(raw, _Artifact)
+    except Malformed as error:
         raise InvalidImage(f"parse manifest of profile {what}: {error}") from error
     configured = artifact.config.media_type if artifact.config else ""
     if media_type not in (artifact.artifact_type, configured):

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from image.errors import DigestMismatch, InvalidImage
-from image.layers import Make, blob_of
+from image.errors import DigestMismatch, ImageNotFound
+from image.layers import Make, blob_of, make_layer_directory
 from image.manifest import (
     CONFIG_LIMIT,
+    MANIFEST_TYPES,
     Blob,
     Configuration,
     Descriptor,
     Index,
     Manifest,
-    Platform,
     choose,
     described_blobs,
     digest_of,
+    doubt,
     parse_configuration,
     parse_manifest,
-    require_platform,
 )
 from image.model import PullCounts, PullPhase, PullProgress
-from image.origin import Origin
+from image.origin import NEXT_PLACE, Delivery, Origin
+from image.platforms import Platform
 from image.reference import Reference
 from image.unpack import Unpacked, Workers
 
-_NESTING = 4  # indexes in indexes
+_log = logging.getLogger(__name__)
 
 Report = Callable[[PullProgress], None]
 
@@ -44,41 +47,58 @@ class Resolved:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the image is filed under: the tag that was asked for, and the digest it had."""
-        by_digest = self.reference.with_digest(self.digest).name
-        return (by_digest,) if self.reference.digest else (self.reference.name, by_digest)
+        """What the image is filed under."""
+        return names(self.reference, self.digest)
+
+
+def names(reference: Reference, digest: str) -> tuple[str, ...]:
+    """What an image is filed under: the tag that was asked for, and the digest it had."""
+    by_digest = reference.with_digest(digest).name
+    return (by_digest,) if reference.digest else (reference.name, by_digest)
 
 
 async def resolve(origin: Origin, reference: Reference) -> Resolved:
     """Ask what `reference` is. Raises what `Origin.manifest` does, and InvalidImage."""
-    raw, content_type = await origin.manifest(reference.digest or reference.tag)
-    return Resolved(reference, digest_of(raw), parse_manifest(raw, content_type, str(reference)))
+
+    def read(raw: bytes, content_type: str) -> Resolved:
+        return Resolved(reference, digest_of(raw), parse_manifest(raw, content_type, str(reference)))
+
+    return await origin.manifest(reference.digest or reference.tag, read)
 
 
 async def choose_manifest(origin: Origin, resolved: Resolved, platforms: Sequence[Platform]) -> Manifest:
     """The manifest of the image for one of `platforms`, through as many indexes as there are."""
     what = str(resolved.reference)
-    document = resolved.document
-    for _ in range(_NESTING):
-        if isinstance(document, Manifest):
-            return document
-        descriptor = choose(document, platforms, what)
-        raw, _ = await origin.manifest(descriptor.digest)
-        if len(raw) != descriptor.size:
-            sizes = f"{len(raw)} bytes, not {descriptor.size}"
-            raise DigestMismatch(f"pull {what}: manifest {descriptor.digest} has {sizes}")
-        document = parse_manifest(raw, descriptor.media_type, what)
-    raise InvalidImage(f"pull {what}: indexes nested deeper than {_NESTING}")
+    chosen = choose(resolved.document, platforms, what)
+    try:
+        wanted = next(chosen)
+        while True:
+            wanted = chosen.send(await _document(origin, wanted, what))
+    except StopIteration as end:
+        manifest: Manifest = end.value
+        return manifest
+
+
+async def _document(origin: Origin, wanted: Descriptor, what: str) -> bytes:
+    """A manifest or a configuration."""
+    if wanted.media_type not in MANIFEST_TYPES:
+        return await origin.document(wanted, CONFIG_LIMIT)
+    raw = await origin.manifest(wanted.digest, lambda raw, _: raw)
+    if len(raw) != wanted.size:
+        raise DigestMismatch(f"pull {what}: manifest {wanted.digest} has {len(raw)} bytes, not {wanted.size}")
+    return raw
 
 
 async def get_configuration(
     origin: Origin, manifest: Manifest, platforms: Sequence[Platform], what: str
 ) -> tuple[Configuration, tuple[Blob, ...]]:
-    """The configuration of an image, and its layers. Raises what `Origin.blob` does, and InvalidImage."""
+    """The configuration of an image, and its layers. Raises what `Origin.document` does, and InvalidImage."""
     raw = await origin.document(manifest.config, CONFIG_LIMIT)
     configuration = parse_configuration(raw, what)
-    require_platform(configuration, platforms, what)
-    return configuration, described_blobs(manifest, configuration, what)
+    blobs = described_blobs(manifest, configuration, what)
+    if claim := doubt(configuration, platforms, what):
+        _log.warning("an image is pulled that may not run here", extra={"image": what, "reason": claim})
+    return configuration, blobs
 
 
 class LayerDownloads:
@@ -101,10 +121,17 @@ class LayerDownloads:
 
         async def make(position: int, directory: Path) -> Unpacked:
             self._begun.add(position)
-            async with aclosing(self._observed(self._layers[position])) as pieces:
-                unpacked = await workers.unpack(
-                    pieces, self._blobs[position], directory, blob_of(directory) if keep else None
-                )
+            kept = blob_of(directory) if keep else None
+            delivery = self._origin.blob(self._layers[position])
+            while True:
+                try:
+                    async with aclosing(self._observed(self._layers[position], delivery)) as pieces:
+                        unpacked = await workers.unpack(pieces, self._blobs[position], directory, kept)
+                    break
+                except NEXT_PLACE as damage:
+                    delivery.refuse(damage)
+                    await workers.remove_trees([directory, blob_of(directory)])
+                    await asyncio.to_thread(make_layer_directory, directory)
             self._counts.layers_fetched += 1
             self._tell(self._layers[position], self._layers[position].size, PullPhase.COMPLETE)
             return unpacked
@@ -118,14 +145,19 @@ class LayerDownloads:
                 self._counts.layers_shared += 1
                 self._tell(layer, layer.size, PullPhase.EXISTS)
 
-    async def _observed(self, layer: Descriptor) -> AsyncGenerator[bytes, None]:
+    async def _observed(self, layer: Descriptor, delivery: Delivery) -> AsyncGenerator[bytes, None]:
         offset = 0
-        async with aclosing(self._origin.blob(layer)) as pieces:
-            async for piece in pieces:
-                offset += len(piece)
-                self._counts.bytes += len(piece)
-                self._tell(layer, offset, PullPhase.PULLING)
-                yield piece
+        try:
+            async with aclosing(delivery.pieces()) as pieces:
+                async for piece in pieces:
+                    offset += len(piece)
+                    self._counts.bytes += len(piece)
+                    self._tell(layer, offset, PullPhase.PULLING)
+                    yield piece
+        except ImageNotFound as error:
+            if layer.foreign:
+                raise ImageNotFound(f"{error} (non-distributable: a layer's urls are not followed)") from error
+            raise
 
     def _tell(self, layer: Descriptor, offset: int, phase: PullPhase) -> None:
         self._report(PullProgress(layer=layer.digest, offset=offset, total=layer.size, phase=phase))

@@ -14,19 +14,21 @@ from typing import Protocol
 from image.auth import usable_at
 from image.authfile import default_files, kept_credentials
 from image.catalogue import Catalogue
-from image.errors import AuthenticationRequired, ImageNotFound, RegistryUnavailable, SignatureRefused
+from image.errors import AuthenticationRequired, ImageError, ImageNotFound, RegistryUnavailable, SignatureRefused
 from image.layers import Make
-from image.manifest import Configuration, Platform
+from image.manifest import Configuration
 from image.model import Credentials, Image, PullCounts, PullProgress
-from image.origin import Origin
-from image.policy import Accept, Reject
-from image.pull import LayerDownloads, Report, choose_manifest, get_configuration, resolve
+from image.origin import NEXT_PLACE, Origin
+from image.platforms import Platform
+from image.policy import Accept, Reject, Requirements
+from image.pull import LayerDownloads, Report, Resolved, choose_manifest, get_configuration, names, resolve
 from image.reference import Reference
 from image.registries_conf import RegistriesConf, load
-from image.registry import Repository, Transport
+from image.registry import Repository
 from image.settings import ImageSettings
 from image.signatures import Signature
 from image.tasks import Tasks
+from image.transport import Transport
 from image.trust import Trust
 from image.unpack import Workers
 
@@ -194,15 +196,43 @@ class Pulls:
         requirements = self._trust.policy().for_reference(reference)
         if any(isinstance(requirement, Reject) for requirement in requirements):
             await self._trust.require(reference, (), (), requirements)
-        with self.around("resolve the name", {}):
-            resolved = await resolve(origin, reference)
-        known = self._catalogue.named(reference.with_digest(resolved.digest).name)
         signed = any(not isinstance(requirement, Accept) for requirement in requirements)
-        if known is not None and not signed and (image := await self._shelf.name(known, resolved.names)):
+        if not signed and (image := await self._as_known(reference, origin)):
+            return image
+        failures: dict[str, ImageError] = {}  # by the digest of what could not be pulled
+        while True:
+            digest = ""
+            try:
+                with self.around("resolve the name", {}):
+                    resolved = await resolve(origin, reference)
+                if resolved.digest in failures:  # the next place has the very same: it is not a mirror's damage
+                    raise failures[resolved.digest]
+                digest = resolved.digest
+                return await self._resolved(resolved, origin, requirements if signed else (), listeners)
+            except (*NEXT_PLACE, SignatureRefused) as error:
+                failures[digest] = error
+                origin.pass_over(error)
+
+    async def _as_known(self, reference: Reference, origin: Origin) -> Image | None:
+        """The image that the store has, if the registry says that it is what the name stands for. Its manifest is not
+        fetched: that is what registries count."""
+        if not self._catalogue.has_some_of(reference.repository):
+            return None
+        with self.around("resolve the name", {}):
+            digest = await origin.digest(reference.digest or reference.tag)
+        known = self._catalogue.named(reference.with_digest(digest).name) if digest else None
+        return None if known is None else await self._shelf.name(known, names(reference, digest))
+
+    async def _resolved(
+        self, resolved: Resolved, origin: Origin, requirements: Requirements, listeners: Sequence[Report]
+    ) -> Image:
+        reference = resolved.reference
+        known = self._catalogue.named(reference.with_digest(resolved.digest).name)
+        if known is not None and not requirements and (image := await self._shelf.name(known, resolved.names)):
             return image
         manifest = await choose_manifest(origin, resolved, self._platforms)
         signatures: tuple[Signature, ...] = ()
-        if signed:
+        if requirements:
             digests = tuple(dict.fromkeys((manifest.digest, resolved.digest)))
             signatures = await self._trust.signatures(origin, reference, digests, requirements)
             await self._trust.require(reference, digests, signatures, requirements)

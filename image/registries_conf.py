@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import ipaddress
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
+from yarl import URL
 
 from image.errors import InvalidConfiguration, InvalidReference, RegistryBlocked
 from image.reference import (
@@ -66,10 +67,18 @@ class Endpoint:
     repository: str  # path of the repository there
     insecure: bool  # certificates are not verified, and plain http will do
     mirror: bool
+    insecure_hosts: frozenset[str] = frozenset()  # others of which the configuration says the same
 
     @property
     def plain_http_allowed(self) -> bool:
         return self.insecure or is_loopback(self.host)
+
+    def insecure_at(self, url: URL) -> bool:
+        """Whether the certificate of `url`'s host is not to be verified: `insecure` is said of one host, and not of
+        those that it redirects to or whose tokens it wants."""
+        if url.origin() == _origin(url.scheme, self.host):
+            return self.insecure
+        return any(url.origin() == _origin(url.scheme, host) for host in self.insecure_hosts)
 
     def __str__(self) -> str:
         return f"{self.host}/{self.repository}"
@@ -112,6 +121,10 @@ class RegistriesConf:
 
     def endpoints(self, reference: Reference) -> tuple[Endpoint, ...]:
         """Where to fetch `reference` from, in order: its mirrors, then the registry itself. Raises RegistryBlocked."""
+        insecure = frozenset(self._insecure_hosts())
+        return tuple(replace(endpoint, insecure_hosts=insecure) for endpoint in self._endpoints(reference))
+
+    def _endpoints(self, reference: Reference) -> tuple[Endpoint, ...]:
         entry, matched = self._entry(reference)
         if entry is None:
             return (_endpoint(reference.repository, insecure=False, mirror=False),)
@@ -122,6 +135,12 @@ class RegistriesConf:
         found = [_endpoint(m.location + rest, insecure=m.insecure, mirror=True) for m in mirrors]
         found.append(_endpoint((entry.location or matched) + rest, insecure=entry.insecure, mirror=False))
         return tuple(found)
+
+    def _insecure_hosts(self) -> Iterator[str]:
+        for entry in self.registries:
+            if entry.insecure and not entry.key.startswith("*."):
+                yield _host(entry.location or entry.prefix)
+            yield from (_host(mirror.location) for mirror in entry.mirror if mirror.insecure)
 
     def _entry(self, reference: Reference) -> tuple[_Registry | None, str]:
         """The entry of the longest prefix that matches, and the text it matched."""
@@ -155,8 +174,19 @@ def _match(prefix: str, reference: Reference) -> str | None:
 
 
 def _endpoint(location: str, *, insecure: bool, mirror: bool) -> Endpoint:
-    host, _, repository = location.partition("/")
-    return Endpoint(_DOCKER_HUB if host == DEFAULT_DOMAIN else host, repository, insecure, mirror)
+    return Endpoint(_host(location), location.partition("/")[2], insecure, mirror)
+
+
+def _host(location: str) -> str:
+    host = location.partition("/")[0]
+    return _DOCKER_HUB if host == DEFAULT_DOMAIN else host
+
+
+def _origin(scheme: str, host: str) -> URL | None:
+    try:
+        return URL(f"{scheme}://{host}").origin()
+    except ValueError:
+        return None
 
 
 def is_loopback(host: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from image.documents import Malformed, convert
 from image.errors import InvalidConfiguration
 from image.reference import Reference, lower_host
 
@@ -48,8 +49,8 @@ def _read(path: Path) -> _File:
     import yaml  # only a node that asks for simple signatures comes here
 
     try:
-        return msgspec.convert(yaml.safe_load(path.read_bytes()) or {}, _File)
+        return convert(yaml.safe_load(path.read_bytes()) or {}, _File)
     except OSError as error:
         raise InvalidConfiguration(f"read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, msgspec.ValidationError) as error:
+    except (yaml.YAMLError, Malformed) as error:
         raise InvalidConfiguration(f"read {path}: {' '.join(str(error).split())}") from None

@@ -17,11 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from image.additional import read_stores
-from image.archive import Archive, ArchivedImage, archived_images, open_archive
+from image.archive import Archive, ArchivedImage, archived_images, is_compressed, open_archive, open_file
 from image.catalogue import Catalogue, Known
 from image.database import Database, ImageRecord
 from image.errors import (
@@ -36,18 +37,19 @@ from image.errors import (
 )
 from image.export import KeptImage, export
 from image.layers import Layer, Layers, Make, base36, blob_of
-from image.manifest import Blob, Configuration, Manifest, digest_of, node_platforms, parse_configuration, parse_manifest
+from image.manifest import Blob, Configuration, Manifest, digest_of, parse_configuration, parse_manifest
 from image.model import Credentials, FilesystemUsage, Image, PullProgress
+from image.platforms import node_platforms
 from image.policy import Accept
 from image.profiles import Profiles
 from image.pulls import Pulls
 from image.reference import parse_reference
 from image.registries_conf import load
-from image.registry import Transport
 from image.root import StoreRoot
 from image.settings import ImageSettings
 from image.signatures import KEPT_LIMIT, Signature
 from image.tasks import Tasks
+from image.transport import Transport
 from image.trust import Trust, transport_of
 from image.unpack import Unpacked, Workers
 from image.verify import Verdict, document_problems, layer_problems
@@ -87,6 +89,7 @@ class ImageStore:
         self._lent: dict[str, ImageRecord] = {}  # by id, of all additional stores
         self._holds: Counter[str] = Counter()
         self._tasks = Tasks()
+        self._archives = count(1)  # that were decompressed
         self.pulls = Pulls(
             self,
             self._catalogue,
@@ -321,11 +324,11 @@ class ImageStore:
     async def import_archive(self, path: Path, name: str | None = None) -> list[Image]:
         """Add the images of an OCI layout (a directory or a tar) or a docker-archive that run on this node.
 
-        They are named as the archive says, or `name` if there is but one. Raises InvalidReference, InvalidImage,
-        DigestMismatch, StorageFull.
+        A tar may be compressed with gzip or zstd. Images are named as the archive says, or `name` if there is but one.
+        Raises InvalidReference, InvalidImage, DigestMismatch, StorageFull.
         """
         override = None if name is None else _tag_name(name)
-        archive = await asyncio.to_thread(open_archive, path)
+        archive = await self._open_archive(path)
         try:
             kind = transport_of(path, docker=not archive.has("oci-layout"))
             real = await asyncio.to_thread(path.resolve)  # scopes are directories: `..` and links do not lead into one
@@ -337,6 +340,22 @@ class ImageStore:
             return [await self._tasks.start(self._import(archive, image, override)) for image in found]
         finally:
             await asyncio.to_thread(archive.close)
+
+    async def _open_archive(self, path: Path) -> Archive:
+        """The archive at `path`, decompressed if it is not: its members are looked for where they lie."""
+        descriptor = await asyncio.to_thread(open_file, path)
+        if not is_compressed(descriptor):
+            return await asyncio.to_thread(open_archive, path, descriptor)
+        plain = self._root.path / "tmp" / f"archive-{next(self._archives)}"
+        try:
+            await self._workers.inflate(descriptor, plain)
+            whole = os.open(plain, os.O_RDONLY | os.O_CLOEXEC)
+        except InvalidImage as error:
+            raise InvalidImage(f"read {path}: {error}") from error
+        finally:
+            os.close(descriptor)
+            plain.unlink(missing_ok=True)
+        return await asyncio.to_thread(open_archive, path, whole)
 
     async def unpack_archive(self, source: AsyncIterator[bytes] | int, size: int, directory: Path) -> None:
         """Unpack a tar, compressed or not, into the empty `directory`, as guarded as a layer (LayerWriter's `marked`).
@@ -432,6 +451,9 @@ class ImageStore:
                 os.close(descriptor)
 
         names = tuple(map(_tag_name, found.names)) if name is None else (name,)
+        if found.doubt:
+            extra = {"image": found.configuration.digest, "reason": found.doubt}
+            _log.warning("an image is imported that may not run here", extra=extra)
         image = await self.install(found.manifest, found.configuration, names, make)
         _log.info("image imported", extra={"image": image.id, "names": " ".join(names)})
         return image

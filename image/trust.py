@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from yarl import URL
 
+from image.documents import Malformed, decode
 from image.errors import ImageNotFound, InvalidConfiguration, InvalidImage, RegistryUnavailable, SignatureRefused
 from image.manifest import Descriptor, checked
 from image.origin import Origin
@@ -30,9 +31,9 @@ from image.policy import (
 )
 from image.reference import Reference
 from image.registries_d import lookaside
-from image.registry import Transport
 from image.settings import ImageSettings
 from image.signatures import COUNT_LIMIT, SIGNATURE_LIMIT, SIGSTORE, SIMPLE, Signature, verified_claim
+from image.transport import Transport
 
 _SIGSTORE_PAYLOAD = "application/vnd.dev.cosign.simplesigning.v1+json"
 _SIGSTORE_SIGNATURE = "dev.cosignproject.cosign/signature"
@@ -147,14 +148,17 @@ class Trust:
 async def _attached(origin: Origin, reference: Reference, digest: str) -> list[Signature]:
     """The sigstore signatures that lie beside a manifest, under the tag sha256-<hex>.sig."""
     tag = f"{digest.replace(':', '-')}.sig"
+
+    def read(raw: bytes, _: str) -> _SignatureManifest:
+        try:
+            return decode(raw, _SignatureManifest)
+        except Malformed as error:
+            raise InvalidImage(f"read signatures {tag} of {reference}: {error}") from None
+
     try:
-        raw, _ = await origin.manifest(tag, aside=True)
+        manifest = await origin.manifest(tag, read, aside=True)
     except ImageNotFound:
         return []
-    try:
-        manifest = msgspec.json.decode(raw, type=_SignatureManifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidImage(f"read signatures {tag} of {reference}: {error}") from None
     found = []
     for layer in manifest.layers[:COUNT_LIMIT]:
         if layer.media_type != _SIGSTORE_PAYLOAD:

@@ -145,6 +145,14 @@ class Workers:
         removed = msgspec.convert(answer, _Usage)
         return removed.size, removed.inodes
 
+    async def inflate(self, source: int, path: Path) -> None:
+        """Decompress the open file `source`, gzip or zstd, into the new file `path`.
+
+        Raises InvalidImage, StorageFull, ImageError; what was written is then of no use.
+        """
+        request = {"do": "inflate", "to": os.fspath(path)}
+        await self._run(request, source, "decompress archive", path.parent)
+
     async def survey(self, directory: Path) -> Survey:
         """Look at every inode of an unpacked layer. Raises ImageError."""
         request = {"do": "survey", "directory": os.fspath(directory)}

@@ -210,6 +210,14 @@ def _settle(request: dict[str, Any], report: int) -> dict[str, Any]:
     return {"size": size, "inodes": inodes}
 
 
+def _inflate(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
+    """Decompress what `descriptor` has into a new file."""
+    copy = os.open(request["to"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    for chunk in _decompress(iter(lambda: os.read(descriptor, _READ), b"")):
+        write_all(copy, memoryview(chunk))
+    return {}
+
+
 def _remove(request: dict[str, Any]) -> dict[str, Any]:
     for path in request["paths"]:
         parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -240,6 +248,7 @@ def _hash(request: dict[str, Any]) -> dict[str, Any]:
         return {"digest": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
 
 
+_BLOB_DEEDS = {"settle": _settle, "inflate": _inflate}
 _DEEDS = {"remove": _remove, "survey": _survey, "hash": _hash}
 
 
@@ -296,7 +305,7 @@ def _reply(request: dict[str, Any], blob: int, report: int) -> dict[str, Any]:
         deed = request["do"]
         if deed == "unpack":
             return {"ok": _unpack(request, blob, report)}
-        return {"ok": _settle(request, blob) if deed == "settle" else _DEEDS[deed](request)}
+        return {"ok": _BLOB_DEEDS[deed](request, blob) if deed in _BLOB_DEEDS else _DEEDS[deed](request)}
     except _Refused as error:
         kind, message = error.kind, str(error)
     except TarError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from tests.images import BuiltImage
+from tests.images import BuiltImage, digest
 
 Fault = Callable[[web.Request, bytes], Awaitable[web.StreamResponse | None]]
 
@@ -23,17 +23,23 @@ class Seen:
     path: str
     authorization: str
     range: str
+    method: str = "GET"
 
 
 @dataclass
 class FaultyRegistry:
-    """Serves the images of `images` by "repository:tag"; `faults[path]` are used up, one a request."""
+    """Serves the images of `images` by "repository:tag"; `faults[path]` are used up, one a request; `always` stay."""
 
     images: dict[str, BuiltImage] = field(default_factory=dict)
     faults: dict[str, list[Fault]] = field(default_factory=dict)
+    always: dict[str, Fault] = field(default_factory=dict)
     login: str = ""  # "user:password" that the token service or, with `basic`, the registry itself wants
     basic: bool = False
+    open_tokens: bool = False  # whether the token service gives them to those who do not say who they are
+    challenge: str = ""  # instead of one's own, for the Bearer token `token`
+    token: str = ""
     blobs_at: str = ""  # origin that blob requests are redirected to
+    everything_at: str = ""  # the same for all requests that are let in
     seen: list[Seen] = field(default_factory=list)
     host: str = ""
 
@@ -47,7 +53,7 @@ class FaultyRegistry:
     async def running(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[FaultyRegistry]:
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(application, shutdown_timeout=0.1)
+        runner = web.AppRunner(application, shutdown_timeout=0.1, max_line_size=1 << 20, max_field_size=1 << 20)
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
@@ -59,28 +65,40 @@ class FaultyRegistry:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         authorization = request.headers.get("Authorization", "")
-        self.seen.append(Seen(request.path, authorization, request.headers.get("Range", "")))
+        self.seen.append(Seen(request.path, authorization, request.headers.get("Range", ""), request.method))
         if request.path == "/token":
             return self._token(authorization, request.query.get("scope", ""))
         if (refused := self._refusal(authorization)) is not None:
             return refused
+        if self.everything_at:
+            raise web.HTTPTemporaryRedirect(f"{self.everything_at}{request.path}")
         content, media_type = self._content(request.path)
         if content is None:
             return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN", "message": "unknown"}]}, status=404)
         if self.blobs_at and "/blobs/" in request.path:
             raise web.HTTPTemporaryRedirect(f"{self.blobs_at}{request.path}?signature=secret")
+        if (always := self.always.get(request.path)) and (response := await always(request, content)) is not None:
+            return response
         faults = self.faults.get(request.path)
         if faults and (response := await faults.pop(0)(request, content)) is not None:
             return response
         return _ranged(request, content, media_type)
 
     def _token(self, authorization: str, scope: str) -> web.Response:
-        if self.login and authorization != "Basic " + base64.b64encode(self.login.encode()).decode():
+        if self.open_tokens and authorization:
+            return web.Response(status=403)
+        if (
+            self.login
+            and not self.open_tokens
+            and authorization != "Basic " + base64.b64encode(self.login.encode()).decode()
+        ):
             return web.Response(status=401)
         return web.json_response({"token": f"t-{scope}", "expires_in": 300})
 
     def _refusal(self, authorization: str) -> web.Response | None:
-        if not self.login:
+        if self.challenge and authorization != f"Bearer {self.token}":
+            return web.Response(status=401, headers={"WWW-Authenticate": self.challenge})
+        if not self.login or self.challenge:
             return None
         if self.basic:
             wanted = "Basic " + base64.b64encode(self.login.encode()).decode()
@@ -98,8 +116,8 @@ class FaultyRegistry:
             for part in (image, *image.children):
                 if path in (f"/v2/{repository}/manifests/{part.digest}",):
                     return part.manifest, part.media_type
-                for digest, blob in part.blobs.items():
-                    if path == self.blob_path(repository, digest):
+                for key, blob in part.blobs.items():
+                    if path == self.blob_path(repository, key):
                         return blob, "application/octet-stream"
             if path == f"/v2/{repository}/manifests/{tag}":
                 return image.manifest, image.media_type
@@ -109,7 +127,8 @@ class FaultyRegistry:
 def _ranged(request: web.Request, content: bytes, media_type: str) -> web.Response:
     start = request.http_range.start
     if start is None:
-        return web.Response(body=content, headers={"Content-Type": media_type})
+        headers = {"Content-Type": media_type, "Docker-Content-Digest": digest(content)}
+        return web.Response(body=content, headers=headers)
     headers = {"Content-Type": media_type, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
     return web.Response(status=206, body=content[start:], headers=headers)
 
@@ -142,6 +161,19 @@ async def half(request: web.Request, content: bytes) -> web.StreamResponse | Non
 async def whole_again(request: web.Request, content: bytes) -> web.StreamResponse | None:
     """The range is ignored."""
     return web.Response(body=content)
+
+
+async def quietly_cut(request: web.Request, content: bytes) -> web.StreamResponse | None:
+    """Half of what is left, in chunks, and an orderly end."""
+    start = request.http_range.start or 0
+    response = web.StreamResponse(status=206 if start else 200)
+    if start:
+        response.headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    await response.write(content[start : start + (len(content) - start + 1) // 2])
+    await response.write_eof()
+    return response
 
 
 async def longer(request: web.Request, content: bytes) -> web.StreamResponse | None:
@@ -177,3 +209,17 @@ def status(code: int, headers: Mapping[str, str] | None = None) -> Fault:
         return web.Response(status=code, headers=headers)
 
     return fault
+
+
+def instead(content: bytes, media_type: str = "text/html") -> Fault:
+    """Something else, with status 200."""
+
+    async def fault(request: web.Request, _: bytes) -> web.StreamResponse | None:
+        return web.Response(body=content, headers={"Content-Type": media_type})
+
+    return fault
+
+
+def moved(where: str, code: int = 307) -> Fault:
+    """A redirect."""
+    return status(code, {"Location": where})

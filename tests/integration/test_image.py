@@ -30,6 +30,7 @@ from image.errors import (
     ImageNotFound,
     InvalidImage,
     InvalidReference,
+    OtherPlatform,
     RegistryUnavailable,
     StorageFull,
 )
@@ -175,8 +176,8 @@ async def test_an_index_gives_this_machines_image(store: ImageStore, registry: R
     image = await store.pull(f"{registry.host}/multi:1")
     assert image.id == here.id
     assert image.repo_digests == (f"{registry.host}/multi@{index.digest}",)
-    registry.push("foreign", "1", there)
-    with pytest.raises(InvalidImage, match="it is for linux/pdp11"):
+    registry.push("foreign", "1", build_index([(there, platforms[0])]))
+    with pytest.raises(OtherPlatform, match=r"no image for linux/\w+; the index has linux/pdp11"):
         await store.pull(f"{registry.host}/foreign:1")
 
 

@@ -24,8 +24,8 @@ from image.policy import (
 )
 from image.reference import parse_reference
 from image.registries_d import lookaside
-from image.registry import Transport
 from image.settings import ImageSettings
+from image.transport import Transport
 from image.trust import Trust
 
 DIGEST = "sha256:" + "0" * 64
