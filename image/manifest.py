@@ -16,7 +16,7 @@ import msgspec
 
 from image.documents import Malformed, decode
 from image.errors import InvalidImage, NotAnImage, OtherPlatform
-from image.model import ImageConfig
+from image.model import VOLUMES_LIMIT, ImageConfig
 from image.platforms import Platform
 from image.reference import is_digest
 
@@ -302,8 +302,10 @@ def doubt(configuration: Configuration, platforms: Sequence[Platform], what: str
     """What to warn of when the configuration says that it is for another machine; "" when it does not.
 
     Many a configuration says so wrongly, and what its image was chosen by is what counts. Raises OtherPlatform for
-    Windows, whose layers are no Linux file systems.
+    Windows, whose layers are no Linux file systems, and InvalidImage for more volumes than a container is given.
     """
+    if (volumes := len(configuration.config.volumes)) > VOLUMES_LIMIT:
+        raise InvalidImage(f"pull {what}: it has {volumes} volumes, more than {VOLUMES_LIMIT}")
     platform = configuration.platform
     if platform.suits(platforms):
         return ""

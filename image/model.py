@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 import msgspec
 
 from image.errors import AuthenticationRequired
+
+VOLUMES_LIMIT: Final = 1000  # each costs a directory and a mount whenever a container starts
 
 
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):

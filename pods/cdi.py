@@ -129,7 +129,7 @@ def _yaml(text: str) -> Any:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     if value is not None and not isinstance(value, Mapping):
-        raise TypeError(f"containerEdits: {value!r}")
+        raise TypeError(f"containerEdits: expected an object, got {type(value).__name__}")
     return value or {}
 
 
@@ -144,7 +144,7 @@ def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any]]]) -> CDIEdits:
             if edit.get(member):
                 raise Unimplemented(f"config.CDI_devices: CDI spec {str(spec.path)!r}: {member} are not supported")
         try:
-            env += [_variable(entry) for entry in edit.get("env") or ()]
+            env += [_variable(index, entry) for index, entry in enumerate(edit.get("env") or ())]
             nodes += [_node(entry) for entry in edit.get("deviceNodes") or ()]
             mounts += [_mount(entry) for entry in edit.get("mounts") or ()]
             hooks += [_hook(entry) for entry in edit.get("hooks") or ()]
@@ -162,9 +162,9 @@ def _hook(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return name, checked_hook(entry)
 
 
-def _variable(entry: str) -> str:
+def _variable(index: int, entry: str) -> str:
     if not entry.partition("=")[0] or "=" not in entry or "\0" in entry:
-        raise ValueError(f"env: {entry!r} is not NAME=value")
+        raise ValueError(f"env[{index}]: is not NAME=value")
     return entry
 
 

@@ -12,13 +12,14 @@ import secrets
 import shutil
 import stat
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pods import handlers, log_fields, mounted_images, oci, restores, user_namespaces
-from pods.directories import remove_tree
+from pods.directories import remove_trees
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
 from pods.log_place import make_log
@@ -201,6 +202,7 @@ class Containers:
             log_path = os.path.join(sandbox.sandbox.config.log_directory, config.log_path)
         if checkpoint is None:
             oci.process_args(config, image.config)  # a container without a command is refused before anything is made
+        oci.image_volumes(config, image.config)  # and one of an image with too many volumes
         return Container(
             id=container_id,
             sandbox_id=sandbox.sandbox.id,
@@ -313,9 +315,8 @@ class Containers:
         if scope is not None:
             scoped = self._scopes.make(scope, container.id, identity["holder"], document["linux"]["resources"])
             making = self._background.start(scoped)
-        for directory in oci.image_volumes(config, image.config).values():
-            (context.volumes_dir / directory).mkdir(parents=True)
-            user_namespaces.give(context.volumes_dir / directory, users)
+        if volumes := oci.image_volumes(config, image.config):
+            await asyncio.to_thread(_make_volumes, context.volumes_dir, volumes.values(), users)
         (bundle / "config.json").write_text(json.dumps(document))
         trace.step("config.json written")
         if making is not None:
@@ -564,7 +565,7 @@ class Containers:
         if sandbox is None or sandbox.sandbox.runtime_handler not in handlers.BUILT_IN:
             handlers.clean_up(container.id, bundle, root / "volumes", settings.state)
         shutil.rmtree(bundle, ignore_errors=True)
-        await asyncio.to_thread(remove_tree, root)
+        await remove_trees([root])
         await self._state.forget_container(container.id)
         for image_id in container.images:
             self._images.release(image_id)
@@ -597,6 +598,13 @@ def _make_layer_directories(root: Path, lower: list[Path], users: IDMappings | N
         owner = status.st_uid, status.st_gid
         os.chown(upper, *(owner if users is None else (users.uid(owner[0]), users.gid(owner[1]))))
         upper.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _make_volumes(parent: Path, names: Iterable[str], users: IDMappings | None) -> None:
+    """A directory for each volume of the image; in a thread, since there may be hundreds."""
+    for name in names:
+        (parent / name).mkdir(parents=True)
+        user_namespaces.give(parent / name, users)
 
 
 def _check_adjusted(document: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ async def _run(
     stderr.close_write()
     try:
         if not await command.ended(timeout if timeout > 0 else None):
-            raise DeadlineExceeded(f"exec in container {container_id}: {list(argv)!r} did not end in {timeout:g} s")
+            raise DeadlineExceeded(f"exec in container {container_id}: {argv[0]!r} did not end in {timeout:g} s")
     except (asyncio.CancelledError, DeadlineExceeded):
         command.kill()
         raise

@@ -1,9 +1,12 @@
-"""What execve(2) takes of arguments and environment, so that more is refused before anything is made."""
+"""What execve(2) takes of arguments and environment, so that more is refused before anything is made.
+
+No message repeats a string: kubelet puts them into events, which more people may read than Secrets.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from pods.errors import InvalidArgument
@@ -11,20 +14,30 @@ from pods.errors import InvalidArgument
 _ONE: Final = 32 * os.sysconf("SC_PAGE_SIZE") - 1  # bytes of one string without its NUL (MAX_ARG_STRLEN)
 _ALL: Final = 6 << 20  # bytes of all strings, however large the stack may grow
 _PROGRAM: Final = 4095  # PATH_MAX without its NUL
+_NAME: Final = 64  # characters of a variable's name that a message shows
 
 
 def check_arguments(field: str, argv: Sequence[str]) -> None:
     """Refuse (InvalidArgument) an argument vector that no stack could hold. `field` names it in the message."""
-    if len(argv[0].encode()) > _PROGRAM:
-        raise InvalidArgument(f"{field}: {argv[0][:64]!r}... is no program: its name is longer than {_PROGRAM} bytes")
-    check_strings(field, argv)
+    sizes = [len(text.encode()) for text in argv]
+    if sizes[0] > _PROGRAM:
+        raise InvalidArgument(f"{field}: the program's name has {sizes[0]} bytes, more than {_PROGRAM}")
+    _check(field, sizes, (f"word {number}" for number in range(len(argv))))
 
 
-def check_strings(field: str, strings: Sequence[str]) -> None:
-    """Refuse (InvalidArgument) strings that are too long for execve, one by one or together."""
-    sizes = [len(text.encode()) for text in strings]
-    for text, size in zip(strings, sizes, strict=True):
+def check_environment(field: str, entries: Sequence[str]) -> None:
+    """The same for an environment of NAME=value."""
+    _check(field, [len(entry.encode()) for entry in entries], (f"{name_of(entry)!r}" for entry in entries))
+
+
+def name_of(entry: str) -> str:
+    """The name in NAME=value, as far as a message shows it."""
+    return entry.partition("=")[0][:_NAME]
+
+
+def _check(field: str, sizes: Sequence[int], names: Iterable[str]) -> None:
+    for name, size in zip(names, sizes, strict=True):
         if size > _ONE:
-            raise InvalidArgument(f"{field}: {text[:64]!r}... has {size} bytes, more than {_ONE}")
+            raise InvalidArgument(f"{field}: {name} has {size} bytes, more than {_ONE}")
     if sum(sizes) > _ALL:
         raise InvalidArgument(f"{field}: {sum(sizes)} bytes, more than {_ALL}")

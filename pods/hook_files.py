@@ -124,7 +124,7 @@ def _parse(document: object) -> HookFile:
 
 def _texts(member: str, value: object) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(one, str) and "\0" not in one for one in value):
-        raise ValueError(f"{member}: expected strings, got {value!r}")
+        raise ValueError(f"{member}: expected strings without NUL")
     return list(value)
 
 

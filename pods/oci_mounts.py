@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from image.model import ImageConfig
+from image.model import VOLUMES_LIMIT, ImageConfig
 from pods import mounted_images
+from pods.errors import InvalidArgument
 from pods.model import CgroupMountMode, ContainerConfig, ContainerSecurity, Mount, NamespaceMode, Propagation, Sandbox
 from pods.user_namespaces import oci_lines
 
@@ -55,8 +56,12 @@ def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]
     """The image's volumes that need a directory of their own: path in the container -> name of the directory.
 
     Only below a read-only root. Elsewhere the container's own layer is the volume: it lives as long, and it has the
-    content and the owner that the image gave the path, which an empty directory would hide.
+    content and the owner that the image gave the path, which an empty directory would hide. Raises InvalidArgument for
+    an image with too many: it may have been there before pulls refused those.
     """
+    if len(image.volumes) > VOLUMES_LIMIT:
+        reason = f"it has {len(image.volumes)} volumes, more than {VOLUMES_LIMIT}"
+        raise InvalidArgument(f"config.image: {config.image.image!r}: {reason}")
     if not config.security.readonly_rootfs:
         return {}
     taken = {normalized(mount.container_path) for mount in config.mounts}

@@ -8,7 +8,7 @@ from typing import Any
 
 from image.model import ImageConfig
 from pods.errors import InvalidArgument, PodError
-from pods.execve_limits import check_arguments, check_strings
+from pods.execve_limits import check_arguments, check_environment
 from pods.model import ContainerConfig, GroupsPolicy
 from pods.signals import canonical_name
 
@@ -114,7 +114,7 @@ def environment(
     variables.update((name, value) for name, _, value in (entry.partition("=") for entry in more))
     variables.setdefault("HOME", home)
     entries = [f"{name}={value}" for name, value in variables.items()]
-    check_strings("config.envs", entries)
+    check_environment("config.envs", entries)
     return entries
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pods import mounted_images
 from pods.errors import InvalidArgument
+from pods.execve_limits import name_of
 from pods.host import HostFacts
 from pods.model import CgroupMountMode, ContainerConfig, Mount, NamespaceMode, Propagation, Sandbox
 from pods.user_namespaces import check_container, check_mappings
@@ -52,10 +53,12 @@ def _validate_namespaces(config: ContainerConfig, sandbox: Sandbox) -> None:
 def _validate_texts(config: ContainerConfig) -> None:
     for name, value in config.envs:
         if not name or "=" in name or "\0" in name + value:
-            raise InvalidArgument(f"config.envs: {name!r} is not the name of a variable, or holds a NUL")
-    for word in (*config.command, *config.args, config.working_dir):
-        if "\0" in word:
-            raise InvalidArgument(f"config.command, args, working_dir: {word!r} holds a NUL")
+            raise InvalidArgument(f"config.envs: {name_of(name)!r} is not the name of a variable, or holds a NUL")
+    for field, words in (
+        ("command", config.command), ("args", config.args), ("working_dir", (config.working_dir,))
+    ):  # fmt: skip
+        if any("\0" in word for word in words):
+            raise InvalidArgument(f"config.{field}: holds a NUL")
 
 
 def _validate_mount(mount: Mount, field: str, host: HostFacts) -> None:

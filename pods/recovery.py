@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from pods import log_fields
-from pods.directories import remove_tree
+from pods.directories import remove_trees
 from pods.errors import PodError
 from pods.model import ContainerState, SandboxState
 from pods.store import ContainerRecord, SandboxRecord
@@ -163,9 +163,8 @@ class Recovery:
                 self._shims.unpin(self._state.settings.netns_path(directory.name))
             shutil.rmtree(directory, ignore_errors=True)
         for parent in (self._state.settings.state / "containers", self._state.settings.root / "containers"):
-            for directory in parent.iterdir() if parent.is_dir() else ():
-                if directory.name not in self._state.containers:
-                    remove_tree(directory)
+            there = list(parent.iterdir()) if parent.is_dir() else ()
+            await remove_trees(place for place in there if place.name not in self._state.containers)
 
 
 @contextlib.contextmanager

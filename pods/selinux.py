@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pods.errors import InvalidArgument
 
 _ATTRIBUTE: Final = "security.selinux"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_DEEPEST: Final = 512  # a descriptor for each level
+_DEEPEST: Final = 512  # two descriptors for each level
 # Of the host's own programs, which would lose what they may use: whoever mounts one of these must not relabel it.
 _SYSTEM: Final = frozenset(
     (
@@ -31,25 +30,26 @@ def relabel(path: str, label: str, field: str) -> None:
     """
     if os.path.normpath(path) in _SYSTEM:
         raise InvalidArgument(f"{field}: {path!r} is the system's own: it is not relabelled")
-    levels: list[tuple[int, Iterator[str]]] = []
+    levels: list[tuple[int, Any]] = []  # and an iterator: a volume may have too many names to list
     try:
         _set(path, label)
         if (top := _open(path, None)) >= 0:
-            levels.append((top, iter(os.listdir(top))))
+            levels.append((top, os.scandir(top)))
         while levels:
             directory, names = levels[-1]
-            name = next(names, None)
-            if name is None:
+            entry = next(names, None)
+            if entry is None:
                 levels.pop()
                 os.close(directory)
-            elif (inner := _relabel_entry(directory, name, label)) >= 0:
-                levels.append((inner, iter(os.listdir(inner))))
+            elif (inner := _relabel_entry(directory, entry.name, label)) >= 0:
+                levels.append((inner, os.scandir(inner)))
                 if len(levels) > _DEEPEST:
                     raise InvalidArgument(f"{field}: {path!r} is deeper than {_DEEPEST} directories")
     except OSError as error:
         raise InvalidArgument(f"{field}: label {path!r} {label!r}: {error.strerror}") from error
     finally:
-        for directory, _names in levels:
+        for directory, names in levels:
+            names.close()
             os.close(directory)
 
 

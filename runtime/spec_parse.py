@@ -67,6 +67,22 @@ _U32 = 2**32 - 1
 HIGHEST_ID = 2**32 - 2  # the next one, (uid_t)-1, leaves a process whom it is: root
 _U64 = 2**64 - 1
 _I64 = 2**63 - 1
+_SHOWN = 128  # characters of a value that a message repeats
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls it. Where arguments, variables and annotations may be, a message tells no more: Secrets are."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return "a string with NUL" if "\0" in value else "a string"
+    return "a number" if isinstance(value, int | float) else "an object" if isinstance(value, Mapping) else "an array"
+
+
+def _shown(value: Any) -> str:
+    """A plain value, as far as a message shows one, or else what it is."""
+    text = repr(value) if isinstance(value, str | int | float) else _kind(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 class _Object:
@@ -76,7 +92,7 @@ class _Object:
 
     def __init__(self, members: Any, path: str) -> None:
         if not isinstance(members, Mapping):
-            raise SpecError(path, f"expected an object, got {members!r}")
+            raise SpecError(path, f"expected an object, got {_kind(members)}")
         self.members = members
         self.path = path
 
@@ -86,7 +102,7 @@ class _Object:
     def wrong(self, name: str, expected: str) -> SpecError:
         if self.members.get(name) is None:
             return SpecError(self.at(name), "is required")
-        return SpecError(self.at(name), f"expected {expected}, got {self.members[name]!r}")
+        return SpecError(self.at(name), f"expected {expected}, got {_shown(self.members[name])}")
 
     def optional_integer(self, name: str, low: int = -_I64 - 1, high: int = _I64) -> int | None:
         value = self.members.get(name)
@@ -146,14 +162,14 @@ class _Object:
         if value is None:
             return ()
         if not isinstance(value, list | tuple):
-            raise self.wrong(name, "an array")
+            raise SpecError(self.at(name), f"expected an array, got {_kind(value)}")
         return value
 
     def strings(self, name: str) -> tuple[str, ...]:
         values = tuple(self.array(name))
         for index, value in enumerate(values):
             if type(value) is not str or "\0" in value:
-                raise SpecError(f"{self.at(name)}[{index}]", f"expected a string without NUL, got {value!r}")
+                raise SpecError(f"{self.at(name)}[{index}]", f"expected a string without NUL, got {_kind(value)}")
         return values
 
     def integers(self, name: str, high: int) -> tuple[int, ...]:
@@ -161,7 +177,7 @@ class _Object:
         for index, value in enumerate(values):
             if type(value) is not int or not 0 <= value <= high:
                 raise SpecError(
-                    f"{self.at(name)}[{index}]", f"expected an integer between 0 and {high}, got {value!r}"
+                    f"{self.at(name)}[{index}]", f"expected an integer between 0 and {high}, got {_shown(value)}"
                 )
         return values
 
@@ -170,10 +186,10 @@ class _Object:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            raise self.wrong(name, "an object of strings")
+            raise SpecError(self.at(name), f"expected an object of strings, got {_kind(value)}")
         for key, text in value.items():
             if type(key) is not str or type(text) is not str:
-                raise SpecError(f"{self.at(name)}.{key}", f"expected a string, got {text!r}")
+                raise SpecError(f"{self.at(name)}.{key}", f"expected a string, got {_kind(text)}")
         return dict(value)
 
     def optional(self, name: str, parse: Callable[[_Object], T]) -> T | None:

@@ -100,7 +100,7 @@ def check_labels(process: Process) -> None:
 def _check_process(process: Process) -> None:
     for index, entry in enumerate(process.env):
         if entry.find("=") < 1:
-            raise SpecError(f"process.env[{index}]", f"expected NAME=VALUE, got {entry!r}")
+            raise SpecError(f"process.env[{index}]", "expected NAME=VALUE")  # never the entry: it may be a Secret's
     if not process.args[0]:
         raise SpecError("process.args[0]", "expected the name of a program, got ''")
     scheduling.check(process)

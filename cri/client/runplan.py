@@ -83,7 +83,7 @@ def parse_variable(text: str) -> api_pb2.KeyValue:
     """An environment variable, NAME=VALUE."""
     name, separator, value = text.partition("=")
     if not name or not separator:
-        raise UsageError(f"set variable {text!r}: want NAME=VALUE")
+        raise UsageError(f"set variable {name!r}: want NAME=VALUE")
     return api_pb2.KeyValue(key=name, value=os.fsencode(value))
 
 

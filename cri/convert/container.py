@@ -12,6 +12,7 @@ from cri.convert.security import container_security, id_mappings
 from cri.convert.signals import stop_signal
 from cri.v1 import api_pb2
 from pods.errors import InvalidArgument
+from pods.execve_limits import name_of
 from pods.model import ContainerConfig, ContainerMetadata, Device, Mount, Propagation
 
 _CDI_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*=[A-Za-z0-9][A-Za-z0-9._:-]*")
@@ -38,9 +39,9 @@ def container_config(path: str, message: api_pb2.ContainerConfig) -> ContainerCo
         args=fields.texts(f"{path}.args", message.args),
         working_dir=fields.absolute_if_set(f"{path}.working_dir", message.working_dir),
         envs=_envs(f"{path}.envs", message.envs),
-        mounts=tuple([_mount(f"{path}.mounts[{index}]", mount) for index, mount in enumerate(message.mounts)]),
-        devices=tuple([_device(f"{path}.devices[{index}]", device) for index, device in enumerate(message.devices)]),
-        cdi_devices=_cdi_devices(f"{path}.CDI_devices", message.CDI_devices),
+        mounts=_mounts(f"{path}.mounts", fields.few(f"{path}.mounts", message.mounts)),
+        devices=_devices(f"{path}.devices", fields.few(f"{path}.devices", message.devices)),
+        cdi_devices=_cdi_devices(f"{path}.CDI_devices", fields.few(f"{path}.CDI_devices", message.CDI_devices)),
         labels=fields.label_map(f"{path}.labels", message.labels),
         annotations=fields.annotation_map(f"{path}.annotations", message.annotations),
         log_path=_log_path(f"{path}.log_path", message.log_path),
@@ -64,14 +65,20 @@ def _envs(path: str, messages: Iterable[api_pb2.KeyValue]) -> tuple[tuple[str, s
 
 
 def _env(path: str, message: api_pb2.KeyValue) -> tuple[str, str]:
-    key = fields.required(f"{path}.key", message.key)
+    key = fields.unshown(f"{path}.key", message.key)
+    if not key:
+        raise fields.missing(f"{path}.key")
     if "=" in key:
-        raise fields.invalid(f"{path}.key", key, "must not contain '='")
+        raise InvalidArgument(f"{path}.key: of {name_of(key)!r}: must not contain '='")
     try:
         value = message.value.decode()
     except UnicodeDecodeError:
-        raise fields.invalid(f"{path}.value", message.value, f"of {key} is not UTF-8") from None
-    return key, fields.text(f"{path}.value", value)
+        raise InvalidArgument(f"{path}.value: of {name_of(key)!r}: is not UTF-8") from None
+    return key, fields.unshown(f"{path}.value", value)
+
+
+def _mounts(path: str, messages: Iterable[api_pb2.Mount]) -> tuple[Mount, ...]:
+    return tuple([_mount(f"{path}[{index}]", message) for index, message in enumerate(messages)])
 
 
 def _mount(path: str, message: api_pb2.Mount) -> Mount:
@@ -110,6 +117,10 @@ def _host_path(path: str, message: api_pb2.Mount) -> str:
     if message.host_path:
         raise fields.invalid(f"{path}.host_path", message.host_path, f"cannot be set together with {path}.image")
     return ""
+
+
+def _devices(path: str, messages: Iterable[api_pb2.Device]) -> tuple[Device, ...]:
+    return tuple([_device(f"{path}[{index}]", message) for index, message in enumerate(messages)])
 
 
 def _device(path: str, message: api_pb2.Device) -> Device:

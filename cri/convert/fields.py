@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping, Sized
 from enum import IntEnum
 from typing import TypeVar
 
 from pods.errors import InvalidArgument
 
+_MOST = 4096  # entries of a list, each of which costs a mount, a look at a file, or a line in one
 _SHOWN = 128  # characters of a refused value that its message repeats
 _LABEL_BYTES = 4096  # of a key and its value together; containerd's limit
 _NAME_CHARACTERS = 253  # of a Kubernetes object's name, the longest that there is
@@ -16,6 +17,7 @@ _PATH_BYTES, _COMPONENT_BYTES = 4095, 255  # PATH_MAX without its NUL, NAME_MAX
 _WORD = re.compile(r"\S+")
 
 E = TypeVar("E", bound=IntEnum)
+S = TypeVar("S", bound=Sized)
 
 
 def invalid(path: str, value: object, reason: str) -> InvalidArgument:
@@ -31,6 +33,13 @@ def missing(path: str) -> InvalidArgument:
     return InvalidArgument(f"{path}: is required")
 
 
+def few(path: str, values: S, most: int = _MOST) -> S:
+    """A list, or a map, of at most so many entries."""
+    if len(values) > most:
+        raise InvalidArgument(f"{path}: has {len(values)} entries, more than {most}")
+    return values
+
+
 def text(path: str, value: str) -> str:
     """Any string that the kernel can be given."""
     if "\0" in value:
@@ -40,7 +49,17 @@ def text(path: str, value: str) -> str:
 
 def texts(path: str, values: Iterable[str]) -> tuple[str, ...]:
     """A list of such strings."""
-    return tuple([text(f"{path}[{index}]", value) for index, value in enumerate(values)])
+    return tuple([unshown(f"{path}[{index}]", value) for index, value in enumerate(values)])
+
+
+def unshown(path: str, value: str) -> str:
+    """Any string that the kernel can be given, and that no message repeats.
+
+    Values of variables, arguments, annotations: Secrets get there, and kubelet puts messages into events.
+    """
+    if "\0" in value:
+        raise InvalidArgument(f"{path}: contains a NUL byte")
+    return value
 
 
 def required(path: str, value: str) -> str:
@@ -62,9 +81,9 @@ def name(path: str, value: str) -> str:
     return short(path, required(path, value), _NAME_CHARACTERS)
 
 
-def words(path: str, values: Iterable[str]) -> tuple[str, ...]:
+def words(path: str, values: Collection[str]) -> tuple[str, ...]:
     """A list of strings without white space, as a line of resolv.conf(5) takes them."""
-    found = texts(path, values)
+    found = texts(path, few(path, values))
     for index, value in enumerate(found):
         if not _WORD.fullmatch(value):
             raise invalid(f"{path}[{index}]", value, "must be one word")
@@ -144,7 +163,7 @@ def label_map(path: str, values: Mapping[str, str]) -> dict[str, str]:
     found = annotation_map(path, values)
     for key, value in found.items():
         if len(key.encode()) + len(value.encode()) > _LABEL_BYTES:
-            raise invalid(f"{path}[{key[:_SHOWN]!r}]", value, f"is too long: {_LABEL_BYTES} bytes with its key at most")
+            raise InvalidArgument(f"{path}[{key[:_SHOWN]!r}]: is too long: {_LABEL_BYTES} bytes with its key at most")
     return found
 
 
@@ -152,5 +171,5 @@ def annotation_map(path: str, values: Mapping[str, str]) -> dict[str, str]:
     """Annotations: no empty key, any size."""
     for key, value in values.items():
         required(f"{path} key", key)
-        text(f"{path}[{key!r}]", value)
+        unshown(f"{path}[{key[:_SHOWN]!r}]", value)
     return dict(values)

@@ -40,7 +40,7 @@ def _cpuset(path: str, value: str) -> str:
 
 def _hugepages(path: str, message: api_pb2.LinuxContainerResources) -> dict[str, int]:
     limits: dict[str, int] = {}
-    for index, limit in enumerate(message.hugepage_limits):
+    for index, limit in enumerate(fields.few(path, message.hugepage_limits)):
         size = fields.matching(f"{path}[{index}].page_size", limit.page_size, _PAGE_SIZE, "a size such as 2MB")
         limits[size] = limit.limit
     return limits
@@ -48,7 +48,7 @@ def _hugepages(path: str, message: api_pb2.LinuxContainerResources) -> dict[str,
 
 def _unified(path: str, message: api_pb2.LinuxContainerResources) -> dict[str, str]:
     # The keys become names of files in a cgroup.
-    for key, value in message.unified.items():
+    for key, value in fields.few(path, message.unified).items():
         fields.matching(f"{path} key", key, _UNIFIED, "the name of a cgroup v2 file such as memory.high")
         fields.text(f"{path}[{key!r}]", value)
     return dict(message.unified)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from enum import IntEnum
 
 from cri.convert import fields
@@ -80,8 +80,9 @@ def _dns(path: str, message: api_pb2.DNSConfig) -> DNSConfig:
     )
 
 
-def _port_mappings(path: str, messages: Iterable[api_pb2.PortMapping]) -> tuple[PortMapping, ...]:
-    return tuple([_port_mapping(f"{path}[{index}]", message) for index, message in enumerate(messages)])
+def _port_mappings(path: str, messages: Collection[api_pb2.PortMapping]) -> tuple[PortMapping, ...]:
+    few = fields.few(path, messages, _HIGHEST_PORT)
+    return tuple([_port_mapping(f"{path}[{index}]", message) for index, message in enumerate(few)])
 
 
 def _port_mapping(path: str, message: api_pb2.PortMapping) -> PortMapping:
@@ -103,7 +104,7 @@ def _address(path: str, value: str) -> str:
 
 
 def _sysctls(path: str, message: api_pb2.LinuxPodSandboxConfig) -> dict[str, str]:
-    for name, value in message.sysctls.items():
+    for name, value in fields.few(path, message.sysctls).items():
         fields.matching(f"{path} key", name, _SYSCTL, "the name of a sysctl such as net.ipv4.ip_forward")
         fields.matching(f"{path}[{name!r}]", value, _SYSCTL_VALUE, "printable text of at most 4095 characters")
     return dict(message.sysctls)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from cri.convert import fields
 from cri.v1 import api_pb2
@@ -24,6 +24,7 @@ from pods.model import (
 
 _CAPABILITY = re.compile(r"[A-Za-z][A-Za-z_]*")
 _HIGHEST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "none" to the kernel
+_MOST_GROUPS = 1 << 16  # NGROUPS_MAX
 _LOCALHOST = "localhost/"
 _PINNED = re.compile(r"[^\s@]+@[a-z0-9+._-]+:[0-9a-f]{32,}")
 _USERNAME_CHARACTERS = 256  # LOGIN_NAME_MAX
@@ -100,10 +101,10 @@ def container_security(path: str, message: api_pb2.LinuxContainerSecurityContext
     )
 
 
-def id_mappings(path: str, messages: Iterable[api_pb2.IDMapping]) -> tuple[IDMapping, ...]:
+def id_mappings(path: str, messages: Collection[api_pb2.IDMapping]) -> tuple[IDMapping, ...]:
     """Ranges of user or group ids, host's and container's."""
     mappings = []
-    for index, message in enumerate(messages):
+    for index, message in enumerate(fields.few(path, messages)):
         fields.at_least(f"{path}[{index}].length", message.length, 1)
         mappings.append(
             IDMapping(host_id=message.host_id, container_id=message.container_id, length=message.length)
@@ -184,21 +185,23 @@ def _id(path: str, message: api_pb2.Int64Value) -> int:
     return fields.between(path, message.value, 0, _HIGHEST_ID)
 
 
-def _groups(path: str, values: Iterable[int]) -> tuple[int, ...]:
-    return tuple([fields.between(f"{path}[{index}]", value, 0, _HIGHEST_ID) for index, value in enumerate(values)])
+def _groups(path: str, values: Collection[int]) -> tuple[int, ...]:
+    few = fields.few(path, values, _MOST_GROUPS)
+    return tuple([fields.between(f"{path}[{index}]", value, 0, _HIGHEST_ID) for index, value in enumerate(few)])
 
 
-def _capabilities(path: str, names: Iterable[str]) -> tuple[str, ...]:
+def _capabilities(path: str, names: Collection[str]) -> tuple[str, ...]:
     return tuple(
         [
             fields.matching(f"{path}[{index}]", name, _CAPABILITY, "the name of a capability")
-            for index, name in enumerate(names)
+            for index, name in enumerate(fields.few(path, names))
         ]
     )
 
 
-def _paths(path: str, values: Iterable[str]) -> tuple[str, ...]:
-    return tuple([fields.absolute(f"{path}[{index}]", value) for index, value in enumerate(values)])
+def _paths(path: str, values: Collection[str]) -> tuple[str, ...]:
+    few = fields.few(path, values)
+    return tuple([fields.absolute(f"{path}[{index}]", value) for index, value in enumerate(few)])
 
 
 def _seccomp(

@@ -21,6 +21,7 @@ from cri.nri.errors import NriError
 from cri.nri.owners import Owners
 from cri.nri.resources import refuse_others
 from cri.nri.v1alpha1 import api_pb2 as nri
+from pods.execve_limits import name_of
 
 _REMOVE: Final = "-"  # before a name: take away what has it
 _ADJUSTED: Final = {"annotations", "mounts", "env", "args", "hooks", "rlimits", "CDI_devices", "linux"}
@@ -105,7 +106,7 @@ class Adjustments:
         for entry in wanted.env:
             if not entry.key.startswith(_REMOVE):
                 if not entry.key or "=" in entry.key or "\0" in entry.key + entry.value:
-                    raise NriError(f"env {entry.key!r}: is no name and value of a variable")
+                    raise NriError(f"env {name_of(entry.key)!r}: is no name and value of a variable")
                 variables[entry.key] = entry.value
         process["env"] = [f"{name}={value}" for name, value in variables.items()]
 

@@ -133,6 +133,57 @@ def _run(daemon: Daemon, config: cri.PodSandboxConfig, timeout: float = 30, hand
     return str(daemon.runtime.RunPodSandbox(request, timeout=timeout).pod_sandbox_id)
 
 
+# -- secrets -----------------------------------------------------------------------------------------------------------
+
+
+def _leaks(daemon: Daemon, pod: Pod, bystander: str) -> dict[str, Callable[[], object]]:
+    """Calls that fail, each with the word hunter2 where a Secret may be."""
+    value = cri.KeyValue
+
+    def started(name: str, *command: str, **fields: Any) -> None:
+        _start(daemon, pod.create(*command, name=name, **fields))
+
+    def executed(*command: str) -> None:
+        answer = pod.exec(bystander, *command, timeout=1)
+        assert b"hunter2" not in answer.stderr
+
+    return {
+        "too long a variable": lambda: pod.create("true", envs=[value(key="A", value=b"hunter2" * 40_000)]),
+        "variables that are too long together": lambda: pod.create(
+            "true", envs=[value(key=f"A{number}", value=b"hunter2" * 15_000) for number in range(60)]
+        ),
+        "a NUL in a variable": lambda: pod.create("true", envs=[value(key="A", value=b"hunter2\0")]),
+        "a variable in the name": lambda: pod.create("true", envs=[value(key="A=hunter2", value=b"")]),
+        "too long an argument": lambda: pod.create("sh", "-c", "hunter2" * 40_000),
+        "too long a program": lambda: pod.create("hunter2" * 1000),
+        "a NUL in an argument": lambda: pod.create("sh", "hunter2\0"),
+        "a program that is not there": lambda: started(
+            "missing", "/no/such", "hunter2", envs=[value(key="A", value=b"hunter2")]
+        ),
+        "a command that is not there": lambda: executed("/no/such", "hunter2"),
+        "a command that does not end": lambda: executed("sh", "-c", "sleep 100", "hunter2"),
+        "too long a command": lambda: executed("echo", "hunter2" * 40_000),
+        "a NUL in a command": lambda: executed("echo", "hunter2\0"),
+        "an annotation": lambda: pod.create("true", annotations={"k": "hunter2\0"}),
+    }
+
+
+@pytest.mark.trial("secrets-stay-unsaid", "no error, log line or trace repeats an environment's value or an argument")
+def test_no_message_and_no_line_of_the_log_repeats_what_may_be_a_secret(daemon: Daemon, pod: Pod) -> None:
+    (bystander,) = _containers(pod)
+    said = {}
+    for what, call in _leaks(daemon, pod, bystander).items():
+        with pytest.raises(grpc.RpcError) as refusal:
+            call()
+        said[what] = refusal.value.details()
+    messages = [daemon.status(container).message for container in _containers(pod)]
+    assert {what: text for what, text in said.items() if "hunter2" in text} == {}
+    assert "hunter2" not in "".join(messages)
+    assert "hunter2" not in (daemon.directory / "crispd.log").read_text(errors="replace")
+    for log in (daemon.state / "sandboxes").glob("*/shim.log"):
+        assert "hunter2" not in log.read_text(errors="replace")
+
+
 # -- ids and states ----------------------------------------------------------------------------------------------------
 
 

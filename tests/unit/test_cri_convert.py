@@ -237,8 +237,8 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
             "config.port_mappings[0].protocol: 9 is no Protocol of CRI v1",
         ),
         (pod(labels={"": "x"}), "config.labels key: is required"),
-        (pod(labels={"k": "v" * 4096}), "config.labels['k']: 'vvv"),
-        (pod(annotations={"k": "\0"}), "config.annotations['k']: '\\x00' contains a NUL byte"),
+        (pod(labels={"k": "v" * 4096}), "config.labels['k']: is too long"),
+        (pod(annotations={"k": "\0"}), "config.annotations['k']: contains a NUL byte"),
         (pod(linux={"cgroup_parent": "/a/../.."}), "config.linux.cgroup_parent: '/a/../..' must not contain '..'"),
         (pod(linux={"sysctls": {"net..x": "1"}}), "config.linux.sysctls key: 'net..x' must be the name of a sysctl"),
         (pod(linux={"overhead": {"cpu_shares": -1}}), "config.linux.overhead.cpu_shares: -1 must be 0 or more"),
@@ -288,11 +288,11 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
         (api_pb2.ContainerConfig(), "config.metadata: is required"),
         (container(metadata={"attempt": 1}), "config.metadata.name: is required"),
         (container(image={}), "config.image.image: is required"),
-        (container(command=["a", "b\0"]), "config.command[1]: 'b\\x00' contains a NUL byte"),
+        (container(command=["a", "b\0"]), "config.command[1]: contains a NUL byte"),
         (container(working_dir="w"), "config.working_dir: 'w' must be an absolute path"),
         (container(envs=[{"value": b"v"}]), "config.envs[0].key: is required"),
-        (container(envs=[{"key": "A=B"}]), "config.envs[0].key: 'A=B' must not contain '='"),
-        (container(envs=[{"key": "A", "value": b"\xff"}]), "config.envs[0].value: b'\\xff' of A is not UTF-8"),
+        (container(envs=[{"key": "A=B"}]), "config.envs[0].key: of 'A': must not contain '='"),
+        (container(envs=[{"key": "A", "value": b"\xff"}]), "config.envs[0].value: of 'A': is not UTF-8"),
         (container(log_path="/abs"), "config.log_path: '/abs' must be a relative path"),
         (container(log_path="a/../../b"), "config.log_path: 'a/../../b' must not contain '..'"),
         (container(stop_signal=66), "config.stop_signal: 66 is no Signal of CRI v1"),
@@ -352,6 +352,76 @@ def test_a_container_that_cannot_work_is_refused(message: api_pb2.ContainerConfi
     with pytest.raises(InvalidArgument) as refusal:
         container_config("config", message)
     assert said in str(refusal.value)
+
+
+def _entries(count: int) -> dict[str, api_pb2.ContainerConfig | api_pb2.PodSandboxConfig]:
+    """A request of so many entries in one list, for each list whose entries cost something."""
+    paths = [f"/p{number}" for number in range(count)]
+    names = {f"net.a{number}": "1" for number in range(count)}
+    mappings = [{"host_id": number, "length": 1} for number in range(count)]
+    userns = {"mode": "POD", "uids": mappings}
+    return {
+        "config.mounts": container(mounts=[{"container_path": path, "host_path": "/h"} for path in paths]),
+        "config.mounts[0].uidMappings": mounted(uidMappings=mappings),
+        "config.devices": container(devices=[{"container_path": path, "host_path": "/dev/null"} for path in paths]),
+        "config.CDI_devices": container(CDI_devices=[{"name": f"v/c=d{number}"} for number in range(count)]),
+        "config.linux.security_context.masked_paths": in_container(masked_paths=paths),
+        "config.linux.security_context.readonly_paths": in_container(readonly_paths=paths),
+        "config.linux.security_context.capabilities.add_capabilities": in_container(
+            capabilities={"add_capabilities": ["KILL"] * count}
+        ),
+        "config.linux.resources.unified": limited(unified={f"memory.a{number}": "1" for number in range(count)}),
+        "config.linux.resources.hugepage_limits": limited(hugepage_limits=[{"page_size": "2MB"}] * count),
+        "config.linux.sysctls": pod(linux={"sysctls": names}),
+        "config.dns_config.servers": pod(dns_config={"servers": paths}),
+        "config.dns_config.searches": pod(dns_config={"searches": paths}),
+        "config.dns_config.options": pod(dns_config={"options": paths}),
+        "config.linux.security_context.namespace_options.userns_options.uids": in_pod(
+            namespace_options={"userns_options": userns}
+        ),
+    }
+
+
+def _convert(message: api_pb2.ContainerConfig | api_pb2.PodSandboxConfig) -> None:
+    if isinstance(message, api_pb2.ContainerConfig):
+        container_config("config", message)
+    else:
+        sandbox_config("config", message)
+
+
+@pytest.mark.trial("lists-have-an-end", "a list whose entries cost something, of a request or an image, has a bound")
+def test_a_list_whose_entries_cost_something_has_a_bound() -> None:
+    for message in _entries(4096).values():
+        _convert(message)
+    for path, message in _entries(4097).items():
+        with pytest.raises(InvalidArgument) as refusal:
+            _convert(message)
+        assert str(refusal.value) == f"{path}: has 4097 entries, more than 4096"
+    _convert(in_container(supplemental_groups=[7] * 65536))
+    for many in (in_container(supplemental_groups=[7] * 65537), pod(port_mappings=[{"container_port": 1}] * 65536)):
+        with pytest.raises(InvalidArgument, match="entries, more than 6553"):
+            _convert(many)
+
+
+@pytest.mark.trial("secrets-stay-unsaid", "no error, log line or trace repeats an environment's value or an argument")
+@pytest.mark.parametrize(
+    "message",
+    [
+        container(envs=[{"key": "A", "value": b"hunter2\0"}]),
+        container(envs=[{"key": "A", "value": b"hunter2\xff\0"}]),
+        container(envs=[{"key": "A=hunter2", "value": b"x"}]),
+        container(envs=[{"key": "A=hunter2\0", "value": b"x"}]),
+        container(command=["hunter2\0"]),
+        container(args=["hunter2\0"]),
+        container(labels={"k": "hunter2" * 1000}),
+        container(annotations={"k": "hunter2\0"}),
+        pod(annotations={"k": "hunter2\0"}),
+    ],
+)
+def test_what_may_be_a_secret_is_in_no_message(message: api_pb2.ContainerConfig | api_pb2.PodSandboxConfig) -> None:
+    with pytest.raises(InvalidArgument) as refusal:
+        _convert(message)
+    assert "hunter2" not in str(refusal.value)
 
 
 def test_long_values_are_cut_in_messages() -> None:

@@ -127,7 +127,7 @@ async def test_a_pods_life(client: Client) -> None:
         ("StartContainer", {}, "container_id: is required"),
         ("StopContainer", {"container_id": "x", "timeout": -1}, "timeout: -1 must be 0 or more"),
         ("ExecSync", {"container_id": "x"}, "cmd: is required"),
-        ("ExecSync", {"container_id": "x", "cmd": ["a\0"]}, "cmd[0]: 'a\\x00' contains a NUL byte"),
+        ("ExecSync", {"container_id": "x", "cmd": ["a\0"]}, "cmd[0]: contains a NUL byte"),
         ("ExecSync", {"container_id": "x", "cmd": ["a"], "timeout": -1}, "timeout: -1 must be 0 or more"),
         ("PullImage", {}, "image.image: is required"),
         ("RemoveImage", {"image": {}}, "image.image: is required"),

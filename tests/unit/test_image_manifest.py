@@ -21,6 +21,7 @@ from image.manifest import (
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
+    Configuration,
     Descriptor,
     Index,
     Manifest,
@@ -214,6 +215,17 @@ def test_a_configuration_with_nothing_in_it_and_one_with_everything() -> None:
     windows = parse_configuration(b'{"os": "windows", "architecture": "amd64", "rootfs": {}}', "x")
     with pytest.raises(OtherPlatform, match="it is for windows/amd64"):
         doubt(windows, node_platforms("x86_64"), "x")
+
+
+@pytest.mark.trial("lists-have-an-end", "a list whose entries cost something, of a request or an image, has a bound")
+def test_an_image_with_too_many_volumes_is_refused_when_it_comes() -> None:
+    def configuration(count: int) -> Configuration:
+        volumes = {f"/v{number}": {} for number in range(count)}
+        return parse_configuration(json.dumps({"rootfs": {}, "config": {"Volumes": volumes}}).encode(), "x")
+
+    doubt(configuration(1000), node_platforms(), "x")
+    with pytest.raises(InvalidImage, match="pull x: it has 1001 volumes, more than 1000"):
+        doubt(configuration(1001), node_platforms(), "x")
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b'{"rootfs": {"diff_ids": ["sha256:1"]}}', b'{"rootfs": 3}', b"\xff"])

@@ -58,7 +58,7 @@ def test_later_directories_win_and_equals_conflict(tmp_path: Path) -> None:
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"intelRdt": {"closID": "x"}}}]}',
          Unimplemented, "intelRdt are not supported"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["X"]}}]}',
-         InvalidArgument, "'X' is not NAME=value"),
+         InvalidArgument, "env[0]: is not NAME=value"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"mounts": [{"hostPath": "/a", '
          '"containerPath": "/b/../../c"}]}}]}', InvalidArgument, "without '..'"),
         ('{"kind": "test.org/gpu", "containerEdits": {"deviceNodes": [{"path": "/dev/no"}]}, "devices": [{"name": 0}]}',

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,27 @@ def test_only_the_tree_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         remove_tree(tmp_path / "link")
     assert [path.name for path in outside.iterdir()] == ["kept"]
     assert str(tmp_path / "link") in caplog.text
+
+
+@pytest.mark.trial("removal-is-bounded", "what a container or a layer left is removed in bounded memory")
+def test_any_number_of_names_is_removed_in_little_memory(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    (top / "files").mkdir(parents=True)
+    (top / "deep/directories").mkdir(parents=True)
+    (top / "a").touch()
+    for number in range(1500):
+        os.link(top / "a", top / f"files/{number:0200}")
+    for number in range(300):
+        (top / f"deep/directories/{number:0200}").mkdir()
+        (top / f"{number:0200}/{number:0200}").mkdir(parents=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 16, hard))
+    tracemalloc.start()
+    try:
+        remove_tree(top)
+        _now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    assert peak < 256 << 10

@@ -538,7 +538,7 @@ _USERNS = model.NamespaceOptions(userns=model.UserNamespace(mode=NamespaceMode.P
         (_with(namespaces=model.NamespaceOptions(pid=_OTHER)), InvalidArgument, "namespace_options.target_id"),
         (_config(working_dir="tmp"), InvalidArgument, "config.working_dir"),
         (_config(envs=(("A=B", "x"),)), InvalidArgument, "config.envs"),
-        (_config(args=("a\0b",)), InvalidArgument, "config.command"),
+        (_config(args=("a\0b",)), InvalidArgument, "config.args: holds a NUL"),
         (_mount(image=model.ImageSpec(image="x")), InvalidArgument, "config.mounts[0].readonly"),
         (_mount(uid_mappings=(model.IDMapping(host_id=1, container_id=0, length=1),)), InvalidArgument, "gidMappings"),
         (_mount(host_path="rel"), InvalidArgument, "config.mounts[0].host_path"),
@@ -551,6 +551,14 @@ def test_refused(config: model.ContainerConfig, error: type[PodError], field: st
     with pytest.raises(error) as caught:
         _build(config)
     assert field in str(caught.value)
+
+
+@pytest.mark.trial("lists-have-an-end", "a list whose entries cost something, of a request or an image, has a bound")
+def test_an_image_of_before_with_too_many_volumes_is_refused() -> None:
+    image = ImageConfig(cmd=("sh",), volumes=tuple(f"/v{number}" for number in range(1001)))
+    for config in (_config(), _with(readonly_rootfs=True)):
+        with pytest.raises(InvalidArgument, match=r"config.image: .* has 1001 volumes, more than 1000"):
+            oci.image_volumes(config, image)
 
 
 def test_a_target_that_is_not_running() -> None:
