@@ -20,13 +20,13 @@ import json
 import logging
 import os
 import shutil
-import stat
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pods import log_fields
+from pods import log_fields, log_place
+from pods.changes import add_file
+from pods.changes import write_changes as _write_changes
 from pods.errors import FailedPrecondition, InvalidArgument, PodError
 from pods.model import Container, ContainerState
 from pods.oci_cgroups import cgroups_path
@@ -34,6 +34,7 @@ from runtime import criu
 from runtime.cgroups import Hierarchies
 from runtime.checkpoint import describe
 from runtime.errors import NotSupported, RuntimeCoreError
+from runtime.log_place import open_to_read
 from runtime.spec import Spec
 from runtime.spec_parse import parse
 
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("crisp.pods")
 _IMAGES: Final = "checkpoint"
 _LOG: Final = "dump.log"
-_OPAQUE: Final = "trusted.overlay.opaque"
 
 
 class Checkpoints:
@@ -74,10 +74,11 @@ class Checkpoints:
                 raise FailedPrecondition(f"container {container_id} is {container.state.value}, not running")
             root = self._state.settings.container_root(container_id)
             bundle = self._state.settings.bundle_dir(container_id)
-            cgroup = cgroups_path(self._state.find_sandbox(container.sandbox_id).sandbox, container_id)
+            sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
+            cgroup, logs = cgroups_path(sandbox, container_id), sandbox.config.log_directory
             work = root / "checkpoint"
             try:
-                await asyncio.to_thread(_write, container, cgroup, bundle, root, work, target, timeout)
+                await asyncio.to_thread(_write, container, cgroup, logs, bundle, root, work, target, timeout)
             except NotSupported as error:
                 raise FailedPrecondition(f"checkpoint container {container_id}: {error}") from error
             except (RuntimeCoreError, OSError, ValueError) as error:
@@ -88,7 +89,14 @@ class Checkpoints:
 
 
 def _write(
-    container: Container, cgroup: str, bundle: Path, root: Path, work: Path, target: Path, timeout: int
+    container: Container,
+    cgroup: str,
+    log_directory: str,
+    bundle: Path,
+    root: Path,
+    work: Path,
+    target: Path,
+    timeout: int,
 ) -> None:
     criu.find()
     shutil.rmtree(work, ignore_errors=True)  # of a daemon that was killed
@@ -108,8 +116,8 @@ def _write(
                     _add(archive, name, content)
                 for name in (_IMAGES, "rootfs-diff.tar", _LOG):
                     archive.add(work / name, name)
-                if container.log_path and Path(container.log_path).is_file():
-                    archive.add(container.log_path, "ctr.log")
+                if container.log_path:
+                    _add_log(archive, container.log_path, log_directory)
             file.flush()
             os.fsync(file.fileno())
         os.rename(new, target)
@@ -162,45 +170,15 @@ def _time(nanoseconds: int) -> str:
     return datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC).isoformat()
 
 
-def _write_changes(upper: Path, target: Path) -> list[str]:
-    """Pack a writable layer; returns what of the layers below is deleted. A directory that hides theirs says so."""
-    deleted = []
-    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
-        for path, name in _below(upper):
-            status = os.lstat(path)
-            if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:  # overlayfs.rst "whiteouts and opaque directories"
-                deleted.append(name)
-            elif not stat.S_ISSOCK(status.st_mode):
-                member = archive.gettarinfo(path, name)
-                member.pax_headers = _attributes(path)
-                if member.isreg():
-                    with open(path, "rb") as content:
-                        archive.addfile(member, content)
-                else:
-                    archive.addfile(member)
-    return deleted
-
-
-def _attributes(path: str) -> dict[str, str]:
-    """Extended attributes as GNU tar and others write them; of overlay's own only what other archives have, too."""
-    keys = [
-        key
-        for key in os.listxattr(path, follow_symlinks=False)
-        if key == _OPAQUE or not key.startswith("trusted.overlay.")
-    ]
-    return {
-        f"SCHILY.xattr.{key}": os.getxattr(path, key, follow_symlinks=False).decode(errors="surrogateescape")
-        for key in keys
-    }
-
-
-def _below(directory: Path) -> Iterator[tuple[str, str]]:
-    """All there is: the path, and the name from there. Directories come before what is in them."""
-    for place, directories, files in os.walk(directory):
-        directories.sort()
-        for name in sorted((*directories, *files)):
-            path = os.path.join(place, name)
-            yield path, os.path.relpath(path, directory)
+def _add_log(archive: tarfile.TarFile, path: str, log_directory: str) -> None:
+    """The log as far as it goes now. One that is no file any more, or gone, is left out: others may reach its place."""
+    try:
+        file = os.fdopen(open_to_read(path, log_place.trusted(log_directory)), "rb")
+    except OSError as error:
+        _log.warning("log is not in the checkpoint", extra={"log": path, "error": error.strerror})
+        return
+    with file:
+        add_file(archive, "ctr.log", file)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import handlers, log_fields, mounted_images, oci, restores, user_namespaces
+from pods import handlers, log_fields, log_place, mounted_images, oci, restores, user_namespaces
 from pods.directories import remove_trees
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
-from pods.log_place import make_log
 from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, NamespaceMode, SandboxState
 from pods.oci_cgroups import limits_of
 from pods.oci_labels import selinux_labels
@@ -361,8 +360,8 @@ class Containers:
             await self._state.happens(Moment.START, sandbox, container)
             try:
                 if container.log_path:
-                    make_log(container.log_path)
-                answer = await self._start_in_shim(container, trace)
+                    log_place.make_log(container.log_path, sandbox.config.log_directory)
+                answer = await self._start_in_shim(container, sandbox, trace)
             except (PodError, RuntimeCoreError, OSError) as error:
                 await self._start_failed(container, str(error))
                 raise PodError(f"start container {container_id}: {error}") from error
@@ -381,7 +380,7 @@ class Containers:
                 await self._state.happened(Moment.POST_START, sandbox, now.container)
             _log.info("container started", extra=log_fields.of_container(container) | {"pid": answer["pid"]})
 
-    async def _start_in_shim(self, container: Container, trace: Trace) -> dict[str, Any]:
+    async def _start_in_shim(self, container: Container, sandbox: Sandbox, trace: Trace) -> dict[str, Any]:
         bundle = self._state.settings.bundle_dir(container.id)
         program, flags = await self._filters.of(bundle / "config.json")
         trace.step("seccomp filter ready")
@@ -394,6 +393,7 @@ class Containers:
             "start",
             container=container.id,
             log=container.log_path,
+            log_trusted=log_place.trusted(sandbox.config.log_directory) if container.log_path else "",
             stdin=container.config.stdin,
             stdin_once=container.config.stdin_once,
             filter=base64.b64encode(program).decode(),

@@ -6,15 +6,23 @@ import os
 
 from pods.directories import make_directories
 from pods.errors import PodError
+from runtime.log_place import open_to_append
 
 
-def make_log(path: str) -> None:
-    """Make the file and missing directories above it, or see that it can be written. Raises PodError with the path.
+def trusted(log_directory: str) -> str:
+    """The directory above a pod's logs up to which links are followed.
 
-    A pipe that nobody reads is refused: opening it would stop the pod's shim.
+    kubelet's log_directory is /var/log/pods/NAMESPACE_NAME_UID. What is above, the administrator may have elsewhere.
+    The pod's own directory and what is in it is made by kubelet and crisp, who make no links.
     """
+    return os.path.dirname(os.path.normpath("/" + log_directory.lstrip("/")))
+
+
+def make_log(path: str, log_directory: str) -> None:
+    """Make the file and missing directories above it, or see that it can be written. Raises PodError with the path."""
+    above = trusted(log_directory)
     try:
-        make_directories(os.path.dirname(path))
-        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o640))
+        make_directories(above)
+        os.close(open_to_append(path, above, make=True))
     except OSError as error:
         raise PodError(f"make log {path!r}: {error.strerror}") from error

@@ -226,7 +226,10 @@ class Container:
         return spec, spec.process
 
     def _open_log(self, request: dict[str, Any], undo: contextlib.ExitStack) -> None:
-        self._log = LogFile(request["log"])
+        try:
+            self._log = LogFile(request["log"], request.get("log_trusted", ""))
+        except OSError as error:
+            raise RuntimeCoreError(f"open log: {error.strerror}") from error
         undo.callback(self._close_log)
 
     def _make_cgroup(self, spec: oci.Spec, undo: contextlib.ExitStack) -> Cgroup:
@@ -407,8 +410,10 @@ class Container:
 
     def reopen_log(self) -> None:
         if self._log is not None:
-            with failing("reopen", "log"):
+            try:
                 self._log.reopen()
+            except OSError as error:
+                raise RuntimeCoreError(error.strerror or "") from error
 
     def delete(self) -> None:
         """Let go of all that is left. The container is not running."""

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from runtime.log_place import open_to_append
+
 _NEWLINE: Final = 10
 MAX_LINE: Final = 16 << 10  # bytes of content in one record; longer lines continue in records tagged P
 
@@ -79,10 +81,14 @@ class Clock:
 
 
 class LogFile:
-    """An append-only log file that can be reopened after rotation. An empty path discards."""
+    """An append-only log file that can be reopened after rotation. An empty path discards.
 
-    def __init__(self, path: str) -> None:
+    `trusted` is as for `log_place.open_to_append`.
+    """
+
+    def __init__(self, path: str, trusted: str = "") -> None:
         self._path = path
+        self._trusted = trusted
         self._fd = -1
         self._torn = False
         self.reopen()
@@ -91,7 +97,7 @@ class LogFile:
         """Open the path anew (kubelet renamed the old file), then let go of the old descriptor. Raises OSError."""
         if not self._path:
             return
-        fresh = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        fresh = open_to_append(self._path, self._trusted)
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fresh

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
 from cri.client.errors import LogUnreadable
 from cri.client.inotify import DirectoryWatch
+from runtime.log_place import open_to_read
 
 _LINE = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::\S*)?|[A-Z]\S*) (.*)", re.DOTALL)
 _BLOCK = 1 << 16
@@ -104,7 +105,7 @@ class LogFile:
             try:
                 # Watched before the first read, so that no growth falls between the two.
                 self._watch = undo.enter_context(DirectoryWatch(path.parent))
-                self._file: BinaryIO = undo.enter_context(path.open("rb", buffering=0))
+                self._file: BinaryIO = undo.enter_context(_open(path))
             except OSError as error:
                 raise LogUnreadable(f"read log {path}: {error.strerror}") from None
             self._file.seek(0 if tail is None else tail_offset(self._file, tail))
@@ -141,7 +142,16 @@ class LogFile:
             yield from self._decoder.feed(data)
 
     def _successor(self) -> BinaryIO | None:
-        with suppress(FileNotFoundError):
-            if not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
-                return self._path.open("rb", buffering=0)
+        try:
+            if not os.path.samestat(self._path.lstat(), os.fstat(self._file.fileno())):
+                return _open(self._path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LogUnreadable(f"read log {self._path}: {error.strerror}") from None
         return None
+
+
+def _open(path: Path) -> BinaryIO:
+    """A log is a file: a pod that can reach its place may put a link or a pipe there."""
+    return os.fdopen(open_to_read(str(path.absolute())), "rb", buffering=0)

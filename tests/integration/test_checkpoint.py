@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import stat
 import tarfile
+import tracemalloc
 from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from pods.checkpoints import _write_changes
+from pods.changes import add_file, write_changes
+from pods.directories import remove_tree
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
 from tests.images import build_image, entry, layer, write_layout
 
@@ -52,7 +58,7 @@ def test_changes_of_a_writable_layer(tmp_path: Path) -> None:
     os.setxattr(upper / "hides", "trusted.overlay.opaque", b"y")
     os.setxattr(upper / "hides", "trusted.overlay.origin", b"of no use elsewhere")
     (upper / "link").symlink_to("/etc/new")
-    assert _write_changes(upper, tmp_path / "changes.tar") == ["etc/gone"]
+    assert write_changes(upper, tmp_path / "changes.tar") == ["etc/gone"]
     with tarfile.open(tmp_path / "changes.tar") as archive:
         members = {member.name: member for member in archive}
         assert set(members) == {"again", "etc", "etc/new", "hides", "link"}
@@ -64,6 +70,101 @@ def test_changes_of_a_writable_layer(tmp_path: Path) -> None:
     kept = {key for key in members["hides"].pax_headers if key.startswith("SCHILY")}
     assert kept == {"SCHILY.xattr.trusted.overlay.opaque"}
     assert members["link"].linkname == "/etc/new"
+
+
+def _exchange_for_ever(one: Path, other: Path) -> None:
+    """renameat2(2) with RENAME_EXCHANGE, again and again."""
+    libc = ctypes.CDLL(None)
+    while True:
+        libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2)
+
+
+@pytest.mark.trial("checkpoint-by-descriptor", "a checkpoint holds the container's files and none of the host's")
+def test_a_file_that_becomes_a_link_meanwhile_brings_nothing_of_the_hosts(tmp_path: Path) -> None:
+    secret, upper = tmp_path / "secret", tmp_path / "upper"
+    (upper / "directory").mkdir(parents=True)
+    (tmp_path / "secrets").mkdir()
+    for place in (secret, tmp_path / "secrets/secret"):
+        place.write_text("of the host")
+    for number in range(30):
+        (upper / f"f{number}").write_text("the container's")
+    (upper / "f-exchanged").write_text("the container's")
+    (upper / "l-exchanged").symlink_to(secret)
+    (upper / "directory-link").symlink_to(tmp_path / "secrets")
+    context = multiprocessing.get_context("fork")
+    pairs = (("f-exchanged", "l-exchanged"), ("directory", "directory-link"))
+    others = [context.Process(target=_exchange_for_ever, args=(upper / a, upper / b)) for a, b in pairs]
+    for other in others:
+        other.start()
+    try:
+        for _ in range(60):
+            write_changes(upper, tmp_path / "changes.tar")
+            with tarfile.open(tmp_path / "changes.tar") as archive:
+                for member in archive:
+                    content = archive.extractfile(member) if member.isreg() else None
+                    assert content is None or content.read() == b"the container's"
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+
+
+@pytest.mark.trial("checkpoint-by-descriptor", "a checkpoint holds the container's files and none of the host's")
+def test_what_is_no_file_holds_up_no_checkpoint_and_any_number_of_names_fits(tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    upper.mkdir()
+    os.mkfifo(upper / "pipe")
+    os.mknod(upper / "device", stat.S_IFCHR | 0o600, os.makedev(1, 11))
+    for number in range(1500):
+        (upper / f"{number:0200}").touch()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 16, hard))
+    tracemalloc.start()
+    try:
+        write_changes(upper, tmp_path / "changes.tar")
+        _now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert peak < 512 << 10
+    with tarfile.open(tmp_path / "changes.tar") as archive:
+        kinds = {member.name: member.type for member in archive}
+    assert (kinds["pipe"], kinds["device"], len(kinds)) == (tarfile.FIFOTYPE, tarfile.CHRTYPE, 1502)
+    (upper / "deep").mkdir()
+    deep = os.open(upper / "deep", os.O_RDONLY)
+    for _ in range(600):
+        os.mkdir("d", dir_fd=deep)
+        below = os.open("d", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(deep)
+    with pytest.raises(ValueError, match="deeper than 512 directories"):
+        write_changes(upper, tmp_path / "changes.tar")
+    remove_tree(upper)
+
+
+def test_a_file_keeps_the_length_that_was_told(tmp_path: Path) -> None:
+    growing, shrinking = tmp_path / "growing", tmp_path / "shrinking"
+    growing.write_bytes(b"12345")
+    shrinking.write_bytes(b"x" * 100_000)
+    with tarfile.open(tmp_path / "two.tar", "w") as archive:
+        for path in (growing, shrinking):
+            with path.open("rb") as file:
+                described = archive.gettarinfo
+
+                def told(*args: Any, path: Path = path, described: Any = described, **kwargs: Any) -> tarfile.TarInfo:
+                    member = described(*args, **kwargs)
+                    os.truncate(path, 50_000)
+                    return cast(tarfile.TarInfo, member)
+
+                archive.gettarinfo = told  # type: ignore[method-assign]
+                add_file(archive, path.name, file)
+                archive.gettarinfo = described  # type: ignore[method-assign]
+    with tarfile.open(tmp_path / "two.tar") as archive:
+        assert [member.size for member in archive] == [5, 100_000]
+        content = archive.extractfile("shrinking")
+        assert content is not None
+        assert content.read() == b"x" * 50_000 + bytes(50_000)
 
 
 @pytest.fixture

@@ -1,0 +1,156 @@
+"""What a container has changed in its root, as an archive, while it goes on changing it.
+
+A path says nothing here: what it names may be exchanged, between a look and an opening, for a link to a file of the
+host's. So everything is opened by its name in a directory that is open already, never through a link, looked at, and
+that very file is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+_OPAQUE: Final = "trusted.overlay.opaque"
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_SEEN: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_DEEPEST: Final = 512  # directories in directories: two descriptors for each
+_MOST_LINKED: Final = 1 << 17  # files of several names that are remembered; what comes after is packed once a name
+_KINDS: Final = {
+    stat.S_IFREG: tarfile.REGTYPE,
+    stat.S_IFDIR: tarfile.DIRTYPE,
+    stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE,
+    stat.S_IFCHR: tarfile.CHRTYPE,
+    stat.S_IFBLK: tarfile.BLKTYPE,
+}
+
+
+def write_changes(upper: Path, target: Path) -> list[str]:
+    """Pack a writable layer; returns what of the layers below is deleted. A directory that hides theirs says so.
+
+    Sockets, and what is removed meanwhile, are left out. Raises OSError, ValueError for a tree that is too deep.
+    """
+    deleted: list[str] = []
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
+        packing = _Packing(archive)
+        for name, seen in _below(upper):
+            status = os.fstat(seen)
+            if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:  # overlayfs.rst "whiteouts and opaque directories"
+                deleted.append(name)
+            elif stat.S_IFMT(status.st_mode) in _KINDS:
+                packing.add(name, seen, status)
+    return deleted
+
+
+def add_file(archive: tarfile.TarFile, name: str, file: IO[bytes]) -> None:
+    """Pack a file that is open, as long as it is now, though it grows or shrinks meanwhile."""
+    archive.addfile(archive.gettarinfo(arcname=name, fileobj=file), _AsLongAs(file))
+
+
+class _Packing:
+    def __init__(self, archive: tarfile.TarFile) -> None:
+        self._archive = archive
+        self._linked: dict[tuple[int, int], str] = {}
+
+    def add(self, name: str, seen: int, status: os.stat_result) -> None:
+        """Pack what is open O_PATH at `seen`."""
+        member = tarfile.TarInfo(name)
+        member.type = _KINDS[stat.S_IFMT(status.st_mode)]
+        member.mode, member.mtime = stat.S_IMODE(status.st_mode), status.st_mtime
+        member.uid, member.gid = status.st_uid, status.st_gid
+        member.pax_headers = _attributes(seen)
+        if member.issym():
+            member.linkname = os.readlink("", dir_fd=seen)
+        elif member.isdev():
+            member.devmajor, member.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
+        elif member.isreg():
+            self._add_content(member, seen, status)
+            return
+        self._put(member)
+
+    def _add_content(self, member: tarfile.TarInfo, seen: int, status: os.stat_result) -> None:
+        if status.st_nlink > 1:
+            inode = status.st_dev, status.st_ino
+            if inode in self._linked:
+                member.type, member.linkname = tarfile.LNKTYPE, self._linked[inode]
+                self._put(member)
+                return
+            if len(self._linked) < _MOST_LINKED:
+                self._linked[inode] = member.name
+        with open(os.open(f"/proc/self/fd/{seen}", _READ), "rb") as file:
+            member.size = os.fstat(file.fileno()).st_size
+            self._put(member, file)
+
+    def _put(self, member: tarfile.TarInfo, content: IO[bytes] | None = None) -> None:
+        self._archive.addfile(member, _AsLongAs(content) if content is not None else None)
+        self._archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all for a later reading: a container can make any number
+
+
+class _AsLongAs:
+    """A file that has zeros after its end: one that shrinks while it is read keeps the length that was told."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int = 0, /) -> bytes:
+        return self._file.read(size).ljust(size, b"\0")
+
+
+def _attributes(seen: int) -> dict[str, str]:
+    """Extended attributes as GNU tar and others write them; of overlay's own only what other archives have, too."""
+    path = f"/proc/self/fd/{seen}"  # leads to the very file, also if that is a link
+    keys = [key for key in os.listxattr(path) if key == _OPAQUE or not key.startswith("trusted.overlay.")]
+    found = {}
+    for key in keys:
+        with contextlib.suppress(OSError):  # removed meanwhile
+            found[f"SCHILY.xattr.{key}"] = os.getxattr(path, key).decode(errors="surrogateescape")
+    return found
+
+
+def _below(top: Path) -> Iterator[tuple[str, int]]:
+    """All there is: the name from `top` on, and a descriptor (O_PATH) for as long as the caller looks at it.
+
+    Directories come before what is in them. Nothing is listed: there may be more names than there is memory.
+    """
+    with contextlib.ExitStack() as opened:
+        levels = [_Level("", os.open(top, _DIRECTORY), opened)]
+        while levels:
+            level = levels[-1]
+            entry = next(level.entries, None)
+            if entry is None:
+                levels.pop().close()
+                continue
+            try:
+                seen = os.open(entry.name, _SEEN, dir_fd=level.directory)
+            except FileNotFoundError:
+                continue
+            try:
+                name = f"{level.path}{entry.name}"
+                yield name, seen
+                if stat.S_ISDIR(os.fstat(seen).st_mode):
+                    if len(levels) > _DEEPEST:
+                        raise ValueError(f"{name[:64]!r}... is deeper than {_DEEPEST} directories")
+                    levels.append(_Level(f"{name}/", os.open(".", _DIRECTORY, dir_fd=seen), opened))
+            finally:
+                os.close(seen)
+
+
+class _Level:
+    """A directory that is being read."""
+
+    def __init__(self, path: str, directory: int, opened: contextlib.ExitStack) -> None:
+        self.path = path
+        self.directory = directory
+        self._closing = contextlib.ExitStack()
+        self._closing.callback(os.close, directory)
+        opened.enter_context(self._closing)
+        self.entries: Iterator[os.DirEntry[str]] = self._closing.enter_context(os.scandir(directory))
+
+    def close(self) -> None:
+        self._closing.close()

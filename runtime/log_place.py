@@ -1,0 +1,122 @@
+"""Opening a container's log, whose place others may reach: pods that have /var/log as a volume, as log shippers do.
+
+Such a pod can put a link, a pipe or a device where a log, or the directory of logs, is to be. Links lead the shim,
+which is root, to any file; a pipe holds up whoever opens it; some devices act when they are opened (a watchdog counts
+down to the machine's reset). So what is on the way from `trusted` on is opened by name, one directory after the other
+and never through a link, and what is found is looked at before it is opened.
+
+`trusted` is a directory above the log that may be reached by links: the administrator's, who has /var/log elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_MODE: Final = 0o640
+_DIRECTORY_MODE: Final = 0o755
+_STEP: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_QUIET: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_RACES: Final = 8  # how often somebody may remove what was just seen
+_KINDS: Final = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a directory",
+}
+
+
+def open_to_append(path: str, trusted: str = "", *, make: bool = False) -> int:
+    """Open a log for appending, made if it is missing; with `make` the directories from `trusted` on, too.
+
+    `trusted` is by default the log's own directory. Raises OSError, whose words tell what is in the way.
+    """
+    directory, name = _directory_of(path, trusted, make=make)
+    try:
+        for _ in range(_RACES):
+            try:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | _QUIET
+                return os.open(name, flags, _MODE, dir_fd=directory)
+            except FileExistsError:
+                pass
+            try:
+                return _open_seen(directory, name, os.O_WRONLY | os.O_APPEND)
+            except FileNotFoundError:
+                continue
+        raise OSError(errno.EAGAIN, "it is removed again and again", path)
+    finally:
+        os.close(directory)
+
+
+def open_to_read(path: str, trusted: str = "") -> int:
+    """Open a log that is there for reading. Raises OSError, whose words tell what is in the way."""
+    directory, name = _directory_of(path, trusted, make=False)
+    try:
+        return _open_seen(directory, name, os.O_RDONLY)
+    finally:
+        os.close(directory)
+
+
+def _directory_of(path: str, trusted: str, *, make: bool) -> tuple[int, str]:
+    """The log's directory, open, and its name in there."""
+    path = _plain(path)
+    trusted = _plain(trusted) if trusted else os.path.dirname(path)
+    if ".." in path.split("/") or not path.startswith(trusted.rstrip("/") + "/"):
+        raise OSError(errno.EINVAL, f"not below {trusted}", path)
+    *parts, name = path[len(trusted) :].strip("/").split("/")
+    directory = os.open(trusted, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    for part in parts:
+        try:
+            below = _step(directory, part, make=make)
+        finally:
+            os.close(directory)
+        directory = below
+    return directory, name
+
+
+def _plain(path: str) -> str:
+    return os.path.normpath("/" + path.lstrip("/"))
+
+
+def _step(directory: int, name: str, *, make: bool) -> int:
+    for _ in range(_RACES):
+        try:
+            below = os.open(name, _STEP, dir_fd=directory)
+        except FileNotFoundError:
+            if not make:
+                raise
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, _DIRECTORY_MODE, dir_fd=directory)
+            continue
+        mode = os.fstat(below).st_mode
+        if stat.S_ISDIR(mode):
+            return below
+        os.close(below)
+        raise OSError(errno.ENOTDIR, f"{name!r} on the way to it is {_kind(mode)}", name)
+    raise OSError(errno.EAGAIN, f"{name!r} on the way to it is removed again and again", name)
+
+
+def _open_seen(directory: int, name: str, access: int) -> int:
+    """Open the very file that was looked at, not what has its name by now."""
+    seen = os.open(name, _STEP, dir_fd=directory)
+    try:
+        found = os.fstat(seen)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, f"it is {_kind(found.st_mode)}, not a file", name)
+        if found.st_nlink > 1:  # some other file, which whoever linked it here may be unable to write
+            raise OSError(errno.EMLINK, "it is a file that has other names, too (hard links)", name)
+        return os.open(f"/proc/self/fd/{seen}", access | _QUIET)
+    finally:
+        os.close(seen)
+
+
+def _kind(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "a file")

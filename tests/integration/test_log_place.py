@@ -1,0 +1,90 @@
+"""Logs of pods while another pod can write to where they are."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from tests.daemon import Daemon, Pod
+from tests.waiting import until
+
+_CALL = {"timeout": 20}
+_IN_THE_WAY: dict[str, Callable[[Path, Path], object]] = {
+    "a link": lambda place, other: place.symlink_to(other),
+    "a hard link": lambda place, other: os.link(other, place),
+    "a pipe": lambda place, _other: os.mkfifo(place),
+    "a device": lambda place, _other: os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, 3)),
+}
+
+
+def _reopen(pod: Pod, container: str) -> None:
+    pod.daemon.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), **_CALL)
+
+
+@pytest.mark.trial("logs-stay-in-place", "a log is written to a file in the pod's own directory, or not at all")
+@pytest.mark.parametrize("what", _IN_THE_WAY)
+def test_what_is_no_file_at_a_logs_path_is_refused_and_holds_up_nobody(
+    daemon: Daemon, tmp_path: Path, what: str
+) -> None:
+    other = tmp_path / "ld.so.preload"
+    other.touch()
+    with daemon.pod(f"logs{list(_IN_THE_WAY).index(what)}") as pod:
+        running = pod.run("sh", "-c", "while read line; do echo $line; done; sleep 1000", name="running", stdin=True)
+        logs = Path(pod.config.log_directory)
+        before, rotated = logs / "running.log", logs / "running.log.1"
+        before.rename(rotated)
+        for name in ("running.log", "started.log"):
+            _IN_THE_WAY[what](logs / name, other)
+        with pytest.raises(grpc.RpcError) as refusal:
+            _reopen(pod, running)
+        assert "running.log" in refusal.value.details()
+        assert "it is a" in refusal.value.details()
+        created = pod.create("echo", "evil", name="started")
+        with pytest.raises(grpc.RpcError) as refusal:
+            daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=created), **_CALL)
+        assert "it is a" in refusal.value.details()
+        assert pod.exec(running, "echo", "alive").stdout == b"alive\n"
+        before.unlink()
+        _reopen(pod, running)
+        assert before.is_file()
+        daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=running), **_CALL)
+    assert other.read_bytes() == b""
+
+
+@pytest.mark.trial("logs-stay-in-place", "a log is written to a file in the pod's own directory, or not at all")
+@pytest.mark.parametrize("below", ["", "app"])
+def test_a_directory_that_becomes_a_link_leads_no_log_elsewhere(daemon: Daemon, tmp_path: Path, below: str) -> None:
+    (tmp_path / "app").mkdir()
+    with daemon.pod(f"links{len(below)}") as pod:
+        directory = Path(pod.config.log_directory, below)
+        if not below:
+            directory.rename(directory.with_suffix(".away"))
+        directory.symlink_to(tmp_path)
+        config = cri.ContainerConfig(
+            metadata=cri.ContainerMetadata(name="app"), image=cri.ImageSpec(image="localhost/busybox:latest"),
+            command=["echo", "evil"], log_path="app/0.log",
+        )  # fmt: skip
+        request = cri.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
+        created = daemon.runtime.CreateContainer(request, **_CALL).container_id
+        with pytest.raises(grpc.RpcError, match="on the way to it is a symbolic link"):
+            daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=created), **_CALL)
+        directory.unlink()
+    assert [*tmp_path.rglob("*")] == [tmp_path / "app"]
+
+
+def test_where_all_logs_are_may_be_a_link(daemon: Daemon, tmp_path: Path) -> None:
+    link = tmp_path / "pods"
+    link.symlink_to(daemon.logs)
+    config = daemon.sandbox_config("linked")
+    config.log_directory = f"{link}/linked"
+    with daemon.pod(config=config) as pod:
+        container = pod.run("echo", "hello")
+        daemon.wait_exited(container)
+        log = daemon.logs / "linked/main.log"
+        until(lambda: "hello" in log.read_text())
