@@ -26,13 +26,14 @@ from cri.admin.v1 import admin_pb2, admin_pb2_grpc
 from cri.v1 import api_pb2 as cri
 from cri.v1 import api_pb2_grpc
 from tests import leaks
+from tests.waiting import SECONDS
 
 REPOSITORY = Path(__file__).parent.parent
 BUSYBOX = "localhost/busybox:latest"
 CNI_BIN_DIRS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
-START_SECONDS = 20.0
-STOP_SECONDS = 20.0
-CALL_SECONDS = 60.0
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+CALL_SECONDS = 120.0
 LOG_LINES = 60
 
 _numbers = itertools.count(1)
@@ -207,7 +208,7 @@ class Daemon:
             cri.ContainerStatusRequest(container_id=container_id), timeout=CALL_SECONDS
         ).status
 
-    def wait_exited(self, container_id: str, seconds: float = 10.0) -> cri.ContainerStatus:
+    def wait_exited(self, container_id: str, seconds: float = SECONDS) -> cri.ContainerStatus:
         """The status of a container once it has exited. Raises DaemonFailed when that takes longer."""
         deadline = time.monotonic() + seconds
         while (status := self.status(container_id)).state != cri.CONTAINER_EXITED:
@@ -314,7 +315,7 @@ class Pod:
         )
         return container_id
 
-    def exec(self, container_id: str, *command: str, timeout: int = 20) -> cri.ExecSyncResponse:
+    def exec(self, container_id: str, *command: str, timeout: int = 60) -> cri.ExecSyncResponse:
         """Run a command in a container; `timeout` in seconds is the runtime's."""
         request = cri.ExecSyncRequest(container_id=container_id, cmd=command, timeout=timeout)
         return self.daemon.runtime.ExecSync(request, timeout=CALL_SECONDS)

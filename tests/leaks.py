@@ -21,7 +21,7 @@ from pathlib import Path
 from tests import cgroups
 
 NETNS = Path("/run/netns")
-GRACE_SECONDS = 2.0  # for what the kernel takes apart on its own: cgroups of dead processes, links of dead namespaces
+GRACE_SECONDS = 20.0  # for what the kernel takes apart on its own: cgroups of dead processes, links of dead namespaces
 SAVE_COMMANDS = tuple(path for name in ("iptables-save", "ip6tables-save") if (path := shutil.which(name)))
 
 _claimed: set[Path] = set()

@@ -16,7 +16,7 @@ from cri.nri.connection import PLUGIN_CHANNEL, RUNTIME_CHANNEL, Connection
 from cri.nri.errors import CallRefused
 from cri.nri.v1alpha1 import api_pb2 as nri
 
-_SECONDS = 20.0
+_SECONDS = 60.0
 HANG = "hang"  # an answer that never comes
 
 

@@ -71,7 +71,7 @@ class Bundle:
         """Run crisp-oci in the bundle, to its end and that of all who got its streams: see `create`."""
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(
-            self.command(*arguments), input=stdin, capture_output=True, text=True, cwd=self.directory, timeout=60,
+            self.command(*arguments), input=stdin, capture_output=True, text=True, cwd=self.directory, timeout=120,
             env=environment, **options,
         )  # fmt: skip
         assert not check or done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ class Bundle:
         with open(self.directory.parent / "output", "ab") as output:
             done = subprocess.run(
                 self.command(*flags, "create", "--pid-file", str(pid_file), *arguments, "one"),
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.directory, timeout=60,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.directory, timeout=120,
                 env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             )  # fmt: skip
         assert done.returncode == 0, self.output()

@@ -13,7 +13,7 @@ from typing import Any
 from tests.images import BuiltImage
 
 BINARY = "/usr/bin/docker-registry"
-_START_LIMIT = 10.0  # seconds
+_START_LIMIT = 60.0  # seconds
 
 
 class Registry:

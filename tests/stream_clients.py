@@ -22,7 +22,7 @@ from websockets.protocol import Protocol, Side
 
 from cri.streaming import spdy
 
-SECONDS = 20.0
+SECONDS = 60.0
 STDIN, STDOUT, STDERR, ERROR, RESIZE = range(5)
 TYPES = ("stdin", "stdout", "stderr", "error", "resize")
 NO_WINDOWS = spdy.Limits(stream_window=(1 << 31) - 1, connection_window=(1 << 31) - 1)

@@ -7,7 +7,7 @@ import os
 
 from pods.streams import StreamSession
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 async def write(session: StreamSession, data: bytes) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+# What a machine that has other things to do may take for anything at all: nobody waits so long where all is well.
+SECONDS = 60.0
 
-def until(condition: Callable[[], object], seconds: float = 10.0, pause: float = 0.01) -> None:
+
+def until(condition: Callable[[], object], seconds: float = SECONDS, pause: float = 0.01) -> None:
     """Return once `condition` is true, looked at every `pause` seconds; fail the test when it is not in `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -78,7 +78,7 @@ class Cluster:
             cluster.until(cluster._is_ready, "have a ready node, and what a pod's admission takes", START_SECONDS)
             yield cluster
 
-    def until(self, condition: Callable[[], T], what: str, seconds: float = 60.0) -> T:
+    def until(self, condition: Callable[[], T], what: str, seconds: float = 120.0) -> T:
         """What `condition` answers once that is true. Raises ClusterFailed: wait for the cluster to `what`."""
         deadline = time.monotonic() + seconds
         while not (answer := condition()):

@@ -26,8 +26,8 @@ from tests.e2e import ground, kubernetes
 SAMPLE = REPOSITORY / "deploy/kubelet.yaml"
 NODE = "node"
 NODE_IP = "192.0.2.1"
-START_SECONDS = 60.0
-STOP_SECONDS = 20.0
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
 CLEAR_SECONDS = 60.0
 LOG_LINES = 60
 T = TypeVar("T")
@@ -196,7 +196,7 @@ class Kubelet:
         """GET of kubelet's API. Raises KubeletFailed with what it answered."""
         return self._call("GET", path)
 
-    def until(self, condition: Callable[[], T], what: str, seconds: float = 30.0) -> T:
+    def until(self, condition: Callable[[], T], what: str, seconds: float = 90.0) -> T:
         """What `condition` answers once that is true. Raises KubeletFailed: wait for kubelet to `what`."""
         deadline = time.monotonic() + seconds
         while not (answer := condition()):

@@ -14,7 +14,7 @@ from cri.client.runplan import LOG_ROOT
 from cri.v1 import api_pb2
 from tests.daemon import BUSYBOX, REPOSITORY, Daemon
 
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 def command(daemon: Daemon, *arguments: str) -> list[str]:

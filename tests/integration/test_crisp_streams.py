@@ -21,8 +21,7 @@ import pytest
 
 from cri.v1 import api_pb2
 from tests.daemon import REPOSITORY, Daemon, Pod
-
-SECONDS = 20.0
+from tests.waiting import SECONDS, until
 
 
 def command(daemon: Daemon, *arguments: str) -> list[str]:
@@ -98,9 +97,9 @@ def test_a_shell_in_a_terminal(daemon: Daemon, pod: Pod, main: str) -> None:
         shell.type(b"stty size\n")
         shell.expect(b"24 101")
         shell.resize(77, 33)
-        time.sleep(0.3)
-        shell.type(b"stty size; sleep 600\n")
-        shell.expect(b"33 77")
+        # What is typed is shown, too: only what comes of it has these words without a gap.
+        shell.type(b"until [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; sh -c 'echo run''s; exec sleep 6000'\n")
+        shell.expect(b"runs")
         shell.type(b"\x03")  # is the sleep's, not crisp's
         shell.expect(b"# ")
         shell.type(b"exit 9\n")
@@ -112,9 +111,7 @@ def test_the_terminal_is_given_back_when_crisp_is_killed(daemon: Daemon, pod: Po
         shell.expect(b"up")
         shell.process.terminate()
         assert shell.end() == 128 + signal.SIGTERM
-    deadline = time.monotonic() + SECONDS
-    while b"8642" in pod.exec(main, "ps", "-o", "args").stdout:
-        assert time.monotonic() < deadline, "the command runs on"
+    until(lambda: b"8642" not in pod.exec(main, "ps", "-o", "args").stdout)
 
 
 def test_a_pipe_through_exec(daemon: Daemon, pod: Pod, main: str) -> None:

@@ -91,8 +91,8 @@ def run(*command: str | Path) -> bytes:
 
 
 async def until(condition: Callable[[], _T]) -> _T:
-    """Wait, at most ten seconds, until `condition` is true of something."""
-    for _ in range(2000):
+    """Wait, at most a minute, until `condition` is true of something."""
+    for _ in range(12000):
         if found := condition():
             return found
         await asyncio.sleep(0.005)

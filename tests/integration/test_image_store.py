@@ -225,7 +225,7 @@ async def test_a_power_cut_leaves_whole_images_only(tmp_path: Path) -> None:
 
 async def _unmounted(mount: Path) -> None:
     """Unmount; workers of a killed process may take a moment to end."""
-    for _ in range(100):
+    for _ in range(1200):
         if not (await (await asyncio.create_subprocess_exec("umount", "-q", mount)).wait()):
             return
         await asyncio.sleep(0.05)

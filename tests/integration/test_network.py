@@ -20,6 +20,7 @@ import pytest
 from network.errors import NetworkError, NetworkNotReady, PluginFailed, PluginNotFound
 from network.model import Attachment, PortMapping
 from network.network import Network
+from tests.waiting import SECONDS
 
 PLUGINS = Path("/usr/lib/cni")
 
@@ -157,7 +158,7 @@ def running_in_group(group: int) -> list[str]:
     return found
 
 
-async def until(condition: Callable[[], object], seconds: float = 3.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
     for _ in range(int(seconds / 0.01)):
         if condition():
             return

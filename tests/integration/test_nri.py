@@ -15,7 +15,7 @@ from tests.daemon import Daemon, DaemonFailed
 from tests.nri_plugin import HANG, Plugin, objection
 from tests.waiting import until
 
-_CALL = {"timeout": 30}
+_CALL = {"timeout": 120}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from runtime.cgroups import Hierarchies
 from tests.daemon import Daemon, Pod
+from tests.waiting import until
 
 MIB = 1 << 20
-_CALL = {"timeout": 30}
+_CALL = {"timeout": 120}
 
 
 def _linux(**resources: object) -> cri.LinuxContainerConfig:
@@ -89,10 +89,7 @@ def test_an_update_that_is_refused_changes_nothing(daemon: Daemon) -> None:
         limits = {"memory_limit_in_bytes": 64 * MIB, "cpu_shares": 256}
         command = "mkfifo /full; sleep 100 < /full & dd if=/dev/zero of=/full bs=32M"  # keeps a buffer of 32 MiB
         container = pod.run("sh", "-c", command, linux=_linux(**limits))
-        deadline = time.monotonic() + 10
-        while int(_kernel(daemon, container, "memory", "memory.usage_in_bytes")[0]) < 32 * MIB:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: int(_kernel(daemon, container, "memory", "memory.usage_in_bytes")[0]) >= 32 * MIB)
         code, message = _refused(pod, container, memory_limit_in_bytes=16 * MIB, cpu_shares=512)
         assert code is grpc.StatusCode.INTERNAL
         assert "16777216" in message

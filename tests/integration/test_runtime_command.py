@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -337,18 +336,16 @@ def test_a_start_that_hangs_in_a_hook_can_be_ended(bundle: Bundle, tmp_path: Pat
     update = " ".join(bundle.command("update", "--pids-limit", "50", "one"))
     script = f"PYTHONPATH={REPOSITORY} {update} && echo $$ >{tmp_path}/hook" if kind == "poststart" else "echo >/hook"
     mark = (tmp_path if kind == "poststart" else bundle.rootfs) / "hook"
-    script += "; exec sleep 30"
-    hook = {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"], "timeout": 20}
+    script += "; exec sleep 6000"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"], "timeout": 6000}
     bundle.configure("sleep", "100", hooks={kind: [hook]})
     bundle.create()
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     starting = subprocess.Popen(bundle.command("start", "one"), env=environment, stderr=subprocess.DEVNULL)
     try:
         until(lambda: mark.exists() and mark.read_text())
-        begun = time.monotonic()
         bundle.call("kill", "one", "KILL")
         bundle.call("delete", "--force", "one")
-        assert time.monotonic() - begun < 10
         if kind == "poststart":
             os.kill(int(mark.read_text()), signal.SIGKILL)
     finally:

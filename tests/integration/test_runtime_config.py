@@ -282,7 +282,7 @@ class _Agent(threading.Thread):
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
-        self._listener.settimeout(20)
+        self._listener.settimeout(60)
         self._error = error
         self.states: list[dict[str, Any]] = []
         self.start()

@@ -65,7 +65,7 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
     with open(made.directory / "log", "wb") as log:
         process = subprocess.Popen(["containerd", "--config", str(config)], stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while "successfully booted" not in made.log():
             assert time.monotonic() < deadline, made.log()
             time.sleep(0.05)
@@ -76,7 +76,7 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
         yield made
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def test_run_in_the_foreground(containerd: Containerd) -> None:
@@ -100,7 +100,7 @@ def test_life_of_a_task(containerd: Containerd) -> None:
         assert len(containerd.ctr("task", "ps", "one").stdout.splitlines()) == 2
     finally:
         containerd.ctr("task", "kill", "-s", "KILL", "one")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while containerd.status("one") != "STOPPED":
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -135,20 +135,20 @@ def test_limits_are_updated_by_its_cri(containerd: Containerd) -> None:
     )
     with grpc.insecure_channel(f"unix:{containerd.directory}/socket") as channel:
         runtime = services.RuntimeServiceStub(channel)
-        sandbox = runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=pod), timeout=30).pod_sandbox_id
+        sandbox = runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=pod), timeout=120).pod_sandbox_id
         try:
             request = cri.CreateContainerRequest(pod_sandbox_id=sandbox, config=container, sandbox_config=pod)
-            id = runtime.CreateContainer(request, timeout=30).container_id
-            runtime.StartContainer(cri.StartContainerRequest(container_id=id), timeout=30)
+            id = runtime.CreateContainer(request, timeout=120).container_id
+            runtime.StartContainer(cri.StartContainerRequest(container_id=id), timeout=120)
             more = cri.LinuxContainerResources(memory_limit_in_bytes=96 << 20, cpu_quota=75_000)
             runtime.UpdateContainerResources(
-                cri.UpdateContainerResourcesRequest(container_id=id, linux=more), timeout=30
+                cri.UpdateContainerResourcesRequest(container_id=id, linux=more), timeout=120
             )
             assert _limit(f"{parent}/{id}", "memory", "memory.limit_in_bytes", "memory.max") == str(96 << 20)
             assert _limit(f"{parent}/{id}", "cpu", "cpu.cfs_quota_us", "cpu.max") == "75000"
             execution = cri.ExecSyncRequest(container_id=id, cmd=["echo", "hello"], timeout=10)
-            answer = runtime.ExecSync(execution, timeout=30)
+            answer = runtime.ExecSync(execution, timeout=120)
             assert answer.stdout == b"hello\n"
         finally:
-            runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=sandbox), timeout=30)
-            runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox), timeout=30)
+            runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=sandbox), timeout=120)
+            runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox), timeout=120)

@@ -13,7 +13,7 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon, Pod
 
-_CALL = {"timeout": 30}
+_CALL = {"timeout": 120}
 _DESCRIPTORS = range(3, 64)
 
 

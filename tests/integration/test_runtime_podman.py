@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +107,7 @@ def test_life_of_a_container(podman: Podman, container: str) -> None:
     (stats,) = json.loads(podman.call("stats", "--no-stream", "--format=json", container).stdout)
     assert int(stats["pids"]) >= 2
     assert "sleep 100" in podman.call("top", container).stdout
-    started = time.monotonic()
-    podman.call("stop", "-t", "20", container)
-    assert time.monotonic() - started < 10
+    podman.call("stop", "-t", "600", container)
     assert podman.call("inspect", "-f", "{{.State.ExitCode}}", container).stdout == "7\n"
     podman.call("start", container)
     assert podman.call("exec", container, "echo", "again").stdout == "again\n"

@@ -36,7 +36,7 @@ async def shim(zygote: Zygote, tmp_path: Path) -> AsyncIterator[ShimClient]:
     await client.call("pod", **_pod(tmp_path))
     yield client
     if client.alive:
-        await asyncio.wait_for(client.call("shutdown"), 10)
+        await asyncio.wait_for(client.call("shutdown"), 60)
         client.close()
 
 
@@ -99,7 +99,7 @@ async def test_senseless_calls_are_refused(zygote: Zygote, tmp_path: Path) -> No
             await shim.call(call, container="c", **arguments)
         assert not isinstance(raised.value, ShimGone)
     assert (await shim.call("state"))["containers"]["c"]["state"] == "running"
-    await asyncio.wait_for(shim.call("shutdown"), 10)
+    await asyncio.wait_for(shim.call("shutdown"), 60)
 
 
 async def test_only_namespaces_of_the_pods_processes_are_joined(shim: ShimClient, tmp_path: Path) -> None:
@@ -117,9 +117,9 @@ async def test_a_start_that_hangs_keeps_nobody_waiting(zygote: Zygote, tmp_path:
     starting, settled = _start(shim, container), shim.begin("wait-start", container=container)
     ended = [shim.begin("shutdown"), shim.begin("shutdown")]
     with pytest.raises(RuntimeCoreError, match="died before its program ran"):
-        await asyncio.wait_for(starting, 5)
+        await asyncio.wait_for(starting, 60)
     assert (await settled)["exit"]["start_failed"]
-    assert await asyncio.wait_for(asyncio.gather(*ended), 10) == [{}, {}]
+    assert await asyncio.wait_for(asyncio.gather(*ended), 60) == [{}, {}]
 
 
 async def test_a_shim_that_nobody_can_find_again_leaves(zygote: Zygote) -> None:
@@ -130,7 +130,7 @@ async def test_a_shim_that_nobody_can_find_again_leaves(zygote: Zygote) -> None:
     gone = os.pidfd_open(pid)
     try:
         shim.close()
-        await asyncio.wait_for(_readable(gone), 5)
+        await asyncio.wait_for(_readable(gone), 60)
     finally:
         os.close(gone)
 

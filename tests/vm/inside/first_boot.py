@@ -27,7 +27,7 @@ from tests.waiting import until
 
 EXPECTED = Path("/var/lib/crisp-guest-expected.json")  # what the second boot has to find
 MEBIBYTE = 1 << 20
-NETWORK_SECONDS = 10.0
+NETWORK_SECONDS = 60.0
 ALL_CAPABILITIES = f"CapEff:\t{(2 << int(Path('/proc/sys/kernel/cap_last_cap').read_text())) - 1:016x}"
 PAGE = "a page from a pod"
 LIMITS = cri.LinuxContainerResources(
