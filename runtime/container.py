@@ -25,6 +25,7 @@ from runtime.errors import NotRunning, OperationFailed, RuntimeCoreError, failin
 from runtime.exec import Reply
 from runtime.execs import Execs
 from runtime.hook_process import ContainerHooks
+from runtime.hooks import enter_the_container
 from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.join import Join
 from runtime.logs import Clock, LogFile, complain
@@ -205,8 +206,8 @@ class Container:
         self._supervisor.watch(ours.fileno(), selectors.EVENT_READ, attempt.ready)
 
     def _place_of_rootfs(self, spec: oci.Spec) -> dict[str, Any]:
-        """createContainer hooks are programs of the host: their mount namespace is a copy of its, not almost empty."""
-        if not spec.hooks.create_container:
+        """In an almost empty mount namespace; in a copy of the host's, below the bundle, where hooks look for it."""
+        if not enter_the_container(spec.hooks):
             return {"empty_mount_namespace": self._supervisor.empty_mount_namespace}
         rootfs = os.path.join(self._bundle, spec.root.path)
         with failing("make", rootfs):

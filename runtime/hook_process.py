@@ -54,12 +54,11 @@ class ContainerHooks:
     def begin_poststop(self) -> None:
         """poststop, for a container that came to be. One that fails is told of, and the next one runs."""
         if self._have_run:
-            for index, hook in enumerate(self._spec.hooks.poststop):
-                self._begin((("poststop", (hook,)),), self._state("stopped", 0), self._tell, first=index)
+            moments = (("poststop", self._spec.hooks.poststop),)
+            self._begin(moments, self._state("stopped", 0), lambda _failure: None, self._tell)
 
-    def _tell(self, failure: Failure) -> None:
-        if failure is not None:
-            complain(f"container {self._id}: {failure}")
+    def _tell(self, failure: RuntimeCoreError) -> None:
+        complain(f"container {self._id}: {failure}")
 
     def _state(self, status: str, pid: int) -> dict[str, Any]:
         """What hooks get on their standard input (runtime-spec runtime.md "State")."""
@@ -77,9 +76,9 @@ class ContainerHooks:
         moments: Sequence[tuple[str, Sequence[Hook]]],
         state: Mapping[str, Any],
         done: Callable[[Failure], None],
-        *,
-        first: int = 0,
+        tell: Callable[[RuntimeCoreError], None] | None = None,
     ) -> None:
+        """Have a process run them, to the first that fails; to the last, if there is a `tell` for each failure."""
         if not any(hooks for _kind, hooks in moments):
             done(None)
             return
@@ -89,16 +88,18 @@ class ContainerHooks:
             done(error)
             return
         if pid == 0:
-            _run(moments, state, telling, first)
+            _run(moments, state, telling, go_on=tell is not None)
         os.close(telling)
 
         def ended(status: int) -> None:
             with os.fdopen(told, "rb") as file:
-                said = file.read()
-            if said:
-                done(from_json(json.loads(said)))
-            else:
-                done(None if status == 0 else RuntimeCoreError(f"run hooks: their process ended with {status}"))
+                failures = [from_json(json.loads(line)) for line in file]
+            if status and not failures:
+                failures = [RuntimeCoreError(f"run hooks: their process ended with {status}")]
+            for failure in failures:
+                if tell is not None:
+                    tell(failure)
+            done(failures[0] if failures else None)
 
         self._children.on_exit(pid, ended)
 
@@ -116,16 +117,21 @@ def _fork() -> tuple[int, int, int]:
 
 
 def _run(
-    moments: Sequence[tuple[str, Sequence[Hook]]], state: Mapping[str, Any], telling: int, first: int
+    moments: Sequence[tuple[str, Sequence[Hook]]], state: Mapping[str, Any], telling: int, *, go_on: bool
 ) -> NoReturn:
+    """Each failure is a line of JSON on `telling`."""
     status = 1
     try:
         leave_the_loop()
         syscalls.close_all_from(3, keep=(telling,))
         for kind, hooks in moments:
-            run_hooks(kind, hooks, state, first=first)
+            for index, hook in enumerate(hooks):
+                try:
+                    run_hooks(kind, (hook,), state, first=index)
+                except RuntimeCoreError as error:
+                    os.write(telling, json.dumps(error.to_json()).encode() + b"\n")
+                    if not go_on:
+                        os._exit(status)
         status = 0
-    except RuntimeCoreError as error:
-        os.write(telling, json.dumps(error.to_json()).encode())
     finally:
         os._exit(status)

@@ -10,17 +10,18 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from runtime import syscalls
 from runtime.errors import RuntimeCoreError, failing
 from runtime.light import json, signal
-from runtime.spec import Hook
+from runtime.spec import Hook, Hooks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
+_USUAL_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # a shim has none of its own
 MOMENTS: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _MAX_OUTPUT: Final = 4096  # bytes of a failed hook's output that its error quotes
 _CHUNK: Final = 65536
@@ -30,31 +31,55 @@ class HookFailed(RuntimeCoreError):
     """A hook could not be run, ended with another status than 0, or took longer than its timeout."""
 
 
-def run_hooks(kind: str, hooks: Sequence[Hook], state: Mapping[str, Any], *, first: int = 0) -> None:
+def enter_the_container(hooks: Hooks) -> bool:
+    """Whether a hook runs in the container's mount namespace, or may join it, before it has the container's root.
+
+    Such are programs of the host, which look for their files there, and mount below the rootfs by its host path (as
+    GPU toolkits' prestart hooks do with the init's process id): it has to be a copy of the host's namespace.
+    """
+    return bool(hooks.prestart or hooks.create_runtime or hooks.create_container)
+
+
+def run_hooks(
+    kind: str,
+    hooks: Sequence[Hook],
+    state: Mapping[str, Any],
+    *,
+    environment: Iterable[str] | None = None,
+    first: int = 0,
+) -> None:
     """Run the hooks of `kind` ("createRuntime") in order, `state` as JSON on their standard input.
 
-    `first` is the place of the first one in the configuration. Raises HookFailed at the first that fails, with what it
-    printed. Single-threaded callers only.
+    `environment` ("NAME=value") is for those without an `env`, None for the caller's own; `first` is the number of the
+    first of these among those of its kind. Raises HookFailed at the first that fails, with what it printed.
+    Single-threaded callers only.
     """
     text = json.dumps(state).encode()
     before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a hook need not read; to an init it is deadly by now
     try:
         for index, hook in enumerate(hooks, first):
-            reason = _run(hook, text)
+            reason = _run(hook, text, _environment(hook, environment))
             if reason:
                 raise HookFailed(f"error running {kind} hook #{index}: `{hook.path}`: {reason}")
     finally:
         signal.signal(signal.SIGPIPE, before)
 
 
-def _run(hook: Hook, text: bytes) -> str:
+def _environment(hook: Hook, given: Iterable[str] | None) -> dict[str, str]:
+    entries = hook.env if hook.env is not None else given
+    if entries is None:
+        return {"PATH": _USUAL_PATH, **os.environ}
+    return dict(entry.partition("=")[::2] for entry in entries)
+
+
+def _run(hook: Hook, text: bytes, environment: dict[str, str]) -> str:
     """Why the hook failed, "" if it did not."""
     with failing("run hook", hook.path):
         in_read, in_write = os.pipe()
         out_read, out_write = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _execute(hook, in_read, out_write)
+            _execute(hook, environment, in_read, out_write)
         os.close(in_read)
         os.close(out_write)
         try:
@@ -75,7 +100,7 @@ def _run(hook: Hook, text: bytes) -> str:
     return f"{ending}: {said}" if said else ending
 
 
-def _execute(hook: Hook, stdin: int, output: int) -> NoReturn:
+def _execute(hook: Hook, environment: dict[str, str], stdin: int, output: int) -> NoReturn:
     try:
         for target, fd in ((0, stdin), (1, output), (2, output)):
             os.dup2(fd, target)
@@ -83,7 +108,6 @@ def _execute(hook: Hook, stdin: int, output: int) -> NoReturn:
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        environment = dict(entry.partition("=")[::2] for entry in hook.env)
         os.execve(hook.path, hook.args or (hook.path,), environment)
     except OSError as error:
         os.write(2, f"exec: {error.strerror}".encode())

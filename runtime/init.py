@@ -53,7 +53,7 @@ class Start:
     process: oci.Process
     mounts: Sequence[MountPlan]
     rootfs: int  # detached root mount
-    empty_mount_namespace: int  # -1: a copy of the caller's own, where createContainer hooks find their programs
+    empty_mount_namespace: int  # -1: a copy of the caller's own, see hooks.enter_the_container
     cgroup: Cgroup
     in_unified_cgroup: bool  # cloned into the v2 cgroup already
     stdio: tuple[int, int, int]  # ignored with a terminal
@@ -184,7 +184,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
         stdio = _open_console(rootfs, start, channel)
     with failing("make working directory", start.process.cwd):
         os.close(rootfs.open_target(start.process.cwd, is_directory=True))
-    state = _creation_hooks(spec.hooks, channel)
+    state = _creation_hooks(spec.hooks, start, channel)
     rootfs.pivot()
     rootfs.restrict(linux, readonly=spec.root.readonly)
     start.step("rootfs finished")
@@ -194,8 +194,11 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     if start.users.held:
         _enter_user_namespace(start)
 
+    becoming = with_home(start.process)
+
     def start_hooks() -> None:
-        run_hooks("startContainer", spec.hooks.start_container, {**state, "status": "created"})
+        started = {**state, "status": "created", "pid": os.getpid()}
+        run_hooks("startContainer", spec.hooks.start_container, started, environment=becoming.env)
 
     def announce() -> None:
         if start.gate is None:
@@ -207,7 +210,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     if gate is not None and spec.hooks.start_container:
         gate = replace(gate, program=-1, on_open=start_hooks)
     process.become(
-        with_home(start.process),
+        becoming,
         start.filter_program,
         start.filter_flags,
         channel.fileno(),
@@ -217,10 +220,11 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     )
 
 
-def _creation_hooks(hooks: oci.Hooks, channel: socket.socket) -> dict[str, Any]:
+def _creation_hooks(hooks: oci.Hooks, start: Start, channel: socket.socket) -> dict[str, Any]:
     """Have the parent run prestart and createRuntime hooks, then run createContainer's. Returns the container's state.
 
-    The parent answers {"hooks": true} with the state that hooks get, or goes away.
+    The parent answers {"hooks": true} with the state that hooks get, or goes away. The container's own hooks see its
+    process id as it does (runtime-spec runtime.md "State"), and begin in its rootfs.
     """
     if not (hooks.prestart or hooks.create_runtime or hooks.create_container or hooks.start_container):
         return {}
@@ -229,7 +233,10 @@ def _creation_hooks(hooks: oci.Hooks, channel: socket.socket) -> dict[str, Any]:
     if not answer:
         os._exit(1)  # the parent knows why
     state: dict[str, Any] = json.loads(answer)
-    run_hooks("createContainer", hooks.create_container, state)
+    if hooks.create_container:
+        os.fchdir(start.rootfs)
+        created = {**state, "pid": os.getpid()}
+        run_hooks("createContainer", hooks.create_container, created, environment=start.process.env)
     return state
 
 

@@ -127,11 +127,11 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """`timeout` is in seconds, None for no limit."""
+    """`timeout` is in seconds, None for no limit; without an `env` the hook has that of whoever runs it."""
 
     path: str
     args: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
+    env: tuple[str, ...] | None = None
     timeout: int | None = None
 
 

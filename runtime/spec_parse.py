@@ -361,7 +361,8 @@ def _hook(hook: _Object) -> Hook:
     path = hook.required_string("path")
     if not path.startswith("/"):
         raise hook.wrong("path", "an absolute path")
-    return Hook(path, hook.strings("args"), hook.strings("env"), hook.optional_integer("timeout", 1))
+    env = None if hook.members.get("env") is None else hook.strings("env")
+    return Hook(path, hook.strings("args"), env, hook.optional_integer("timeout", 1))
 
 
 def _hooks(hooks: _Object) -> Hooks:

@@ -21,7 +21,7 @@ from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import Entry
 from runtime.errors import RuntimeCoreError, SpecError, failing, from_json
 from runtime.gate import Gate, waiting_program
-from runtime.hooks import run_hooks
+from runtime.hooks import enter_the_container, run_hooks
 from runtime.infra import empty_mount_namespace
 from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.light import dataclass, json, replace, socket
@@ -293,7 +293,7 @@ class _Maker:
 
     def _wants_host_mounts(self) -> bool:
         # A proc file system can be mounted in a user namespace only where there is one to be seen already.
-        return self._in_user_namespace or bool(self._spec.hooks.create_container)
+        return self._in_user_namespace or enter_the_container(self._spec.hooks)
 
     def _template(self, undo: contextlib.ExitStack) -> int:
         if self._wants_host_mounts():

@@ -117,7 +117,8 @@ def test_hooks_run_in_their_order_and_places(hooks: Hooks, pod: Pod, tmp_path: P
     info = pod.daemon.runtime.ContainerStatus(
         cri.ContainerStatusRequest(container_id=container_id, verbose=True), timeout=CALL_SECONDS
     ).info["info"]
-    assert {state["pid"] for state in states} == {json.loads(info)["pid"]}
+    # createContainer's are told how the container sees it.
+    assert {state["pid"] for name, *_, state in said if name != "createContainer"} == {json.loads(info)["pid"]}
     assert {state["id"] for state in states} == {container_id}
     assert states[0]["annotations"]["io.kubernetes.cri.container-name"] == "main"
     until(lambda: '"status"' in pod.log("main"))
@@ -198,3 +199,55 @@ def test_hooks_of_cdi_devices(hooks: Hooks, pod: Pod, place: Path) -> None:
     devices = [cri.CDIDevice(name="test.org/gpu=0")]
     assert pod.daemon.wait_exited(pod.run("true", name="main", CDI_devices=devices)).exit_code == 0
     assert [name for name, *_ in hooks.said()] == ["cdi", "file"]
+
+
+_LINES = [cri.IDMapping(host_id=1_000_000, container_id=0, length=65536)]
+_USERS = cri.NamespaceOption(
+    pid=cri.CONTAINER, userns_options=cri.UserNamespace(mode=cri.POD, uids=_LINES, gids=_LINES)
+)
+
+
+@pytest.mark.trial("hooks-mount", "A hook that enters the container's mounts by its process id mounts in its rootfs.")
+@pytest.mark.parametrize("options", [cri.NamespaceOption(pid=cri.CONTAINER), cri.NamespaceOption(), _USERS])
+def test_a_hook_that_mounts_in_the_container(
+    daemon: Daemon, hooks: Hooks, tmp_path: Path, options: cri.NamespaceOption
+) -> None:
+    """As GPU toolkits' prestart hooks do: by the process id, and by the rootfs that config.json names."""
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "driver/file").write_text("of the driver")
+    script = tmp_path / "mount"
+    script.write_text(
+        f"#!/usr/bin/python3\nimport json, subprocess, sys\n"
+        f"state = json.load(sys.stdin)\n"
+        f"root = state['bundle'] + '/' + json.load(open(state['bundle'] + '/config.json'))['root']['path']\n"
+        f"enter = ['nsenter', '-m', '-t', str(state['pid']), 'mount', '--bind']\n"
+        f"subprocess.run([*enter, '{tmp_path}/driver', root + '/mnt'], check=True)\n"
+    )
+    script.chmod(0o755)
+    hooks.add("gpu", "prestart", path=str(script))
+    config = daemon.sandbox_config("mounting")
+    config.linux.security_context.namespace_options.CopyFrom(options)
+    linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(namespace_options=options))
+    with daemon.pod(config=config) as pod:
+        volume = cri.Mount(host_path=str(tmp_path), container_path="/mnt", readonly=True)
+        container = pod.run("sleep", "100", name="main", linux=linux, mounts=[volume])
+        assert pod.exec(container, "cat", "/mnt/file").stdout == b"of the driver"
+        table = pod.exec(container, "cat", "/proc/self/mountinfo").stdout.decode()
+        assert not any(line.split()[4].startswith(("/run", "/var")) for line in table.splitlines())
+
+
+@pytest.mark.trial("hooks-named", "A hook that fails is named by its kind and its own number.")
+@pytest.mark.trial("hooks-environment", "A hook without env has the runtime's, in the container its process's.")
+def test_hooks_without_an_environment(hooks: Hooks, pod: Pod, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    stages = (("createRuntime", 0), ("createContainer", 0), ("poststop", 0), ("poststop", 3))
+    for number, (stage, code) in enumerate(stages):
+        script = f'echo "{stage} $PATH $ONE $(pwd)" >>{said}; exit {code}'
+        hooks.add(f"h{number}", stage, path="/bin/sh", args=["sh", "-c", script], env=None)
+    container = pod.run("sleep", "100", name="main", envs=[cri.KeyValue(key="ONE", value=b"two")])
+    runtime, inside = (line.split(" ") for line in said.read_text().splitlines())
+    assert ("/usr/sbin" in runtime[1].split(":"), runtime[2]) == (True, "")
+    assert inside[2] == "two"
+    assert inside[3].endswith(f"{container}/rootfs")
+    _remove(pod, container)
+    until(lambda: said.read_text().count("poststop") == 2)

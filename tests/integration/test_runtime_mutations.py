@@ -165,10 +165,10 @@ _LATE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "a filter that kills the init": (_linux(seccomp=_KILLING), "died before its program ran"),
     "memory for nothing": (_linux(resources={"memory": {"limit": 4096}}), ""),
-    "a prestart hook": (_hook("prestart"), "hooks.prestart[0]"),
-    "a createContainer hook": (_hook("createContainer"), "hooks.createContainer[0]"),
-    "a startContainer hook": (_hook("startContainer"), "hooks.startContainer[0]"),
-    "a poststart hook": (_hook("poststart"), "hooks.poststart[0]"),
+    "a prestart hook": (_hook("prestart"), "prestart hook #0"),
+    "a createContainer hook": (_hook("createContainer"), "createContainer hook #0"),
+    "a startContainer hook": (_hook("startContainer"), "startContainer hook #0"),
+    "a poststart hook": (_hook("poststart"), "poststart hook #0"),
 }  # fmt: skip
 
 
