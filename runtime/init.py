@@ -89,7 +89,8 @@ def clone_flags(spec: oci.Spec) -> int:
         if not namespace.path and namespace.type not in elsewhere:
             flags |= NAMESPACE_FLAGS[namespace.type]
     if spec.linux.namespace("mount") is None:
-        raise SpecError("linux.namespaces", "a container without a mount namespace of its own is not supported")
+        reason = "a mount namespace is needed: without one the container's mounts would be, and stay, on the host"
+        raise SpecError("linux.namespaces", reason)
     return flags
 
 

@@ -63,6 +63,7 @@ RLIMIT_TYPES = frozenset(
     }
 )
 _PROPAGATIONS = frozenset({"shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"})
+_SECCOMP_FLAGS = ("SECCOMP_FILTER_FLAG_SPEC_ALLOW",)  # of a profile that says nothing about any
 _U32 = 2**32 - 1
 HIGHEST_ID = 2**32 - 2  # the next one, (uid_t)-1, leaves a process whom it is: root
 _U64 = 2**64 - 1
@@ -85,6 +86,36 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+_NAMES = frozenset(
+    """
+    access action additionalGids allow ambient annotations apparmorProfile architectures args blockIO bounding burst
+    capabilities cgroupsPath checkBeforeUpdate class classID closID consoleSize containerID cpu cpus createContainer
+    createRuntime cwd deadline defaultAction defaultErrnoRet destination devices disableOOMKiller domain domainname
+    effective enableCMT enableMBM env errnoRet execCPUAffinity fileMode final flags gid gidMappings hard hcaHandles
+    hcaObjects height hooks hostID hostname hugepageLimits idle index inheritable initial intelRdt ioPriority kernel
+    kernelTCP l3CacheSchema leafWeight limit linux listenerMetadata listenerPath major maskedPaths memBwSchema memory
+    memoryPolicy mems minor mode mountLabel mounts name names namespaces nanosecs netDevices network nice
+    noNewPrivileges nodes ociVersion oomScoreAdj op options pageSize path period permitted personality pids policy
+    poststart poststop prestart priorities priority process quota rate rdma readonly readonlyPaths realtimePeriod
+    realtimeRuntime reservation resources rlimits root rootfsPropagation runtime scheduler seccomp secs selinuxLabel
+    shares size soft source startContainer swap swappiness syscalls sysctl terminal throttleReadBpsDevice
+    throttleReadIOPSDevice throttleWriteBpsDevice throttleWriteIOPSDevice timeOffsets timeout type uid uidMappings
+    umask unified useHierarchy user value valueTwo weight weightDevice width
+    """.split()
+)
+
+
+def spelled(members: Mapping[str, Any]) -> Mapping[str, Any]:
+    """One JSON object with the specification's spelling of its members' names.
+
+    Go's decoder, and so every runtime that callers know, takes them in any case; the last one counts.
+    """
+    if _NAMES.issuperset(members):
+        return members
+    names = {name.lower(): name for name in _NAMES}
+    return {names.get(name.lower(), name): value for name, value in members.items()}
+
+
 class _Object:
     """One JSON object being read. `path` is made of its parents' names, and used only by errors."""
 
@@ -93,7 +124,7 @@ class _Object:
     def __init__(self, members: Any, path: str) -> None:
         if not isinstance(members, Mapping):
             raise SpecError(path, f"expected an object, got {_kind(members)}")
-        self.members = members
+        self.members = spelled(members)
         self.path = path
 
     def at(self, name: str) -> str:
@@ -212,8 +243,10 @@ class _Object:
         value = self.members.get(name)
         if value is None:
             return ()
+        if not isinstance(value, Mapping):
+            raise self.wrong(name, "an object")
         path = self.at(name)
-        return tuple(parse(key, _Object(value[key], f"{path}.{key}")) for key in _Object(value, path).members)
+        return tuple(parse(key, _Object(each, f"{path}.{key}")) for key, each in value.items())
 
 
 def parse(config: Mapping[str, Any]) -> Spec:
@@ -554,7 +587,7 @@ def _seccomp(seccomp: _Object) -> Seccomp:
         default_action=seccomp.required_string("defaultAction"),
         default_errno_ret=seccomp.optional_integer("defaultErrnoRet", 0, _U32),
         architectures=seccomp.strings("architectures"),
-        flags=seccomp.strings("flags"),
+        flags=_SECCOMP_FLAGS if seccomp.members.get("flags") is None else seccomp.strings("flags"),
         listener_path=seccomp.string("listenerPath"),
         listener_metadata=seccomp.string("listenerMetadata"),
         syscalls=seccomp.each("syscalls", _seccomp_rule),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from runtime import syscalls
 from runtime.errors import OperationFailed, SpecError, failing
-from runtime.light import dataclass, field, socket
+from runtime.light import dataclass, field, replace, socket
 from runtime.spec import IDMapping, Spec
 
 TYPE_CHECKING = False
@@ -68,11 +68,12 @@ def _outside(mappings: Sequence[IDMapping], container_id: int, what: str) -> int
     raise SpecError("linux.uidMappings, gidMappings", f"{what} {container_id} is not mapped in the user namespace")
 
 
-def mappings_of(spec: Spec) -> IDMappings | None:
+def mappings_of(spec: Spec, member: str = "") -> IDMappings | None:
     """The mappings of a configuration's user namespace, None without one (config-linux.md "User namespace mappings").
 
     A namespace that is joined by path has them already: those listed must be them, and where none are listed they are
-    read from its process. Raises SpecError, OperationFailed.
+    read from `member`, the /proc directory of a process in it, or from whose the path is; a path that is no process's
+    takes a child that joins, and single-threaded callers. Raises SpecError, OperationFailed.
     """
     linux, namespace = spec.linux, spec.linux.namespace("user")
     mappings = IDMappings(linux.uid_mappings, linux.gid_mappings)
@@ -81,12 +82,46 @@ def mappings_of(spec: Spec) -> IDMappings | None:
             raise SpecError("linux.uidMappings", "a user namespace is needed in linux.namespaces")
         return None
     if not (mappings.uids and mappings.gids):
-        process = namespace.path.removesuffix("/ns/user")
-        if process == namespace.path or not process.startswith("/proc/"):
-            raise SpecError("linux.uidMappings", "is required with a user namespace, and linux.gidMappings too")
-        mappings = IDMappings(_read(f"{process}/uid_map"), _read(f"{process}/gid_map"))
+        if not namespace.path:
+            raise SpecError("linux.uidMappings", "is required with a new user namespace, and linux.gidMappings too")
+        process = member or namespace.path.removesuffix("/ns/user")
+        if process != namespace.path and process.startswith("/proc/"):
+            mappings = _read_mappings(process)
+        else:
+            mappings = _mappings_by_joining(namespace.path)
     _ = mappings.root
     return mappings
+
+
+def with_mappings(spec: Spec) -> Spec:
+    """The configuration with the mappings listed that a user namespace to join has. Raises as `mappings_of`."""
+    linux, namespace = spec.linux, spec.linux.namespace("user")
+    if namespace is None or not namespace.path or (linux.uid_mappings and linux.gid_mappings):
+        return spec
+    found = mappings_of(spec)
+    assert found is not None
+    return replace(spec, linux=replace(linux, uid_mappings=found.uids, gid_mappings=found.gids))
+
+
+def _mappings_by_joining(path: str) -> IDMappings:
+    """Those of the namespace that a file is mounted on, as seen from here: they are told of processes only."""
+    found = []
+    with failing("join user namespace", path):
+        namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _hold(
+                (),
+                0,
+                lambda: syscalls.setns(namespace, syscalls.CLONE_NEWUSER),
+                lambda pid: found.append(_read_mappings(f"/proc/{pid}")),
+            )
+        finally:
+            os.close(namespace)
+    return found[0]
+
+
+def _read_mappings(process: str) -> IDMappings:
+    return IDMappings(_read(f"{process}/uid_map"), _read(f"{process}/gid_map"))
 
 
 def _read(path: str) -> tuple[IDMapping, ...]:

@@ -66,9 +66,7 @@ def check(spec: Spec) -> None:
 
 def check_host(spec: Spec) -> None:
     """Refuse what this machine has not got. Looks, and changes nothing. Raises SpecError."""
-    for index, namespace in enumerate(spec.linux.namespaces):
-        if namespace.path:
-            _check_namespace(namespace.type, namespace.path, f"linux.namespaces[{index}].path")
+    check_namespaces(spec)
     network = spec.linux.namespace("network")
     if network is not None and network.path and spec.linux.sysctl:
         _refuse_the_hosts_network(network.path, spec.linux.sysctl)
@@ -80,6 +78,13 @@ def check_host(spec: Spec) -> None:
     if spec.linux.mount_label and not _selinux():
         raise SpecError("linux.mountLabel", f"{spec.linux.mount_label!r} cannot be given: SELinux is not enabled")
     _check_listener(spec.linux)
+
+
+def check_namespaces(spec: Spec) -> None:
+    """Refuse paths that are no namespaces of their type. Raises SpecError."""
+    for index, namespace in enumerate(spec.linux.namespaces):
+        if namespace.path:
+            _check_namespace(namespace.type, namespace.path, f"linux.namespaces[{index}].path")
 
 
 def check_process(process: Process) -> None:

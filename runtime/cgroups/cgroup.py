@@ -30,11 +30,14 @@ class CgroupInUse(RuntimeCoreError):
 class Cgroup:
     """`path` is relative to the hierarchies' mount points and starts with a slash. Making the value does no I/O.
 
+    `apart` has mount points of version 1 where who joins goes to another path.
+
     Every method raises `OperationFailed` naming the file and the value the kernel refused.
     """
 
     hierarchies: Hierarchies
     path: str
+    apart: tuple[tuple[str, str], ...] = ()
 
     def directory(self, controller: str) -> str:
         """The directory the controller's files are in, whichever version has it. Raises `NotSupported`."""
@@ -106,8 +109,9 @@ class Cgroup:
         Version 1 gets the thread, not the process: moving a process takes a lock that all forks on the machine wait
         for (cgroup_threadgroup_rwsem), and a child with one thread is wholly moved with that.
         """
+        apart = dict(self.apart)
         for mountpoint in dict.fromkeys(self.hierarchies.v1.values()):
-            files.write(mountpoint + self.path + "/tasks", "0")
+            files.write(mountpoint + apart.get(mountpoint, self.path) + "/tasks", "0")
         if unified and self.unified:
             files.write(self.unified + "/cgroup.procs", "0")
 

@@ -35,6 +35,11 @@ def number(value: int) -> str:
     return "max" if value < 0 else str(value)
 
 
+def tasks(limit: int) -> str:
+    """A limit of processes. The least is one: with none, not even the container's program could be there."""
+    return number(limit or 1)
+
+
 def check_swap(limit: int, swap: int) -> None:
     """Refuses a swap limit (memory and swap together, bytes) that the memory limit makes senseless."""
     if swap > 0 and limit <= 0:

@@ -86,8 +86,8 @@ def limit_properties(resources: Resources, *, pure_v2: bool) -> list[Property]:
         found += _memory(resources.memory, pure_v2=pure_v2)
     if resources.cpu:
         found += _cpu(resources.cpu, pure_v2=pure_v2)
-    if resources.pids_limit:
-        found.append(("TasksMax", "t", _bound(resources.pids_limit)))
+    if resources.pids_limit is not None:
+        found.append(("TasksMax", "t", _bound(resources.pids_limit or 1)))
     if resources.block_io and resources.block_io.weight:
         weight = resources.block_io.weight
         found.append(("IOWeight", "t", io_weight(weight)) if pure_v2 else ("BlockIOWeight", "t", weight))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runtime.cgroups.limits import Group, Write, check_swap
+from runtime.cgroups.limits import Group, Write, check_swap, tasks
 from runtime.errors import SpecError
 from runtime.spec import CPU, BlockIO, DeviceRule, HugepageLimit, Memory, NetworkClass, RdmaLimit, Resources
 
@@ -18,8 +18,8 @@ def plan(resources: Resources) -> list[Group]:
         groups += _memory(resources.memory)
     if resources.cpu:
         groups += _cpu(resources.cpu)
-    if resources.pids_limit:
-        groups.append((Write("pids", "pids.max", "max" if resources.pids_limit < 0 else str(resources.pids_limit)),))
+    if resources.pids_limit is not None:
+        groups.append((Write("pids", "pids.max", tasks(resources.pids_limit)),))
     if resources.block_io:
         groups += _block_io(resources.block_io)
     for hugepages in resources.hugepage_limits:

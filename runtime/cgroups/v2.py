@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from runtime.cgroups import v1
-from runtime.cgroups.limits import Group, Write, check_swap, number
+from runtime.cgroups.limits import Group, Write, check_swap, number, tasks
 from runtime.errors import SpecError
 from runtime.spec import CPU, BlockIO, HugepageLimit, Memory, Resources
 
@@ -28,8 +28,8 @@ def plan(resources: Resources, current: Callable[[str], str]) -> list[Group]:
         groups += _memory(resources.memory)
     if resources.cpu:
         groups += _cpu(resources.cpu, current)
-    if resources.pids_limit:
-        groups.append((Write("pids", "pids.max", number(resources.pids_limit)),))
+    if resources.pids_limit is not None:
+        groups.append((Write("pids", "pids.max", tasks(resources.pids_limit)),))
     if resources.block_io:
         groups += _block_io(resources.block_io)
     for hugepages in resources.hugepage_limits:

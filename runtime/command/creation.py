@@ -40,8 +40,10 @@ PLACE_FLAGS: Final = (  # of restore too
     Flag("pid-file", argument="FILE", help="where to write the init's process id"),
     Flag("no-pivot", help="accepted: a container's root is never below a ramdisk's here"),
 )
+PIDFD_SOCKET: Final = Flag("pidfd-socket", argument="PATH", help="unix socket that gets a pidfd of the process")
 FLAGS: Final = (
     *PLACE_FLAGS,
+    PIDFD_SOCKET,
     Flag("no-new-keyring", help="leave the container in the caller's session keyring"),
     Flag("preserve-fds", argument="N", help="pass N descriptors after the standard streams (and $LISTEN_FDS)"),
 )
@@ -98,6 +100,8 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
             send_console(created.console, socket_path)
             os.close(created.console)
             created.console = -1
+        if path := options.text("pidfd-socket"):
+            send_descriptor("pidfd", created.pidfd, path, b"standard")
         if pid_file := options.text("pid-file"):
             write_pid_file(pid_file, created.record.pid)
         undo.pop_all()
@@ -126,13 +130,18 @@ def load(bundle: str, warn: Callable[[str], None]) -> tuple[bytes, Spec, Process
     except ValueError as error:
         raise SpecError("", f"{path} is not JSON: {error}") from error
     spec = parse(document)
-    if spec.process is None:
+    process = spec.process
+    if process is None:
         raise SpecError("process", "is required")
     validation.check(spec)
     for index, mount in enumerate(spec.mounts):
         if absolute(mount.destination) != mount.destination:
             warn(f"mounts[{index}].destination: {mount.destination!r} is relative, which is deprecated: taken from /")
-    return text, spec, spec.process
+    user = spec.linux.namespace("user")
+    if user is not None and user.path and os.geteuid() == 0:
+        validation.check_namespaces(spec)
+        spec = userns.with_mappings(spec)
+    return text, spec, process
 
 
 def preserved_descriptors(options: Options) -> int:
@@ -175,9 +184,14 @@ def write_pid_file(path: str, pid: int) -> None:
 
 def send_console(master: int, path: str) -> None:
     """Give a terminal's master to who listens on a unix socket."""
-    with failing("send console to", path), socket.socket(socket.AF_UNIX) as connection:
+    send_descriptor("console", master, path, b"/dev/ptmx")
+
+
+def send_descriptor(what: str, fd: int, path: str, said: bytes) -> None:
+    """Give a descriptor to who listens on a unix socket, with what runc says beside it."""
+    with failing(f"send {what} to", path), socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
-        socket.send_fds(connection, [b"/dev/ptmx"], [master])
+        socket.send_fds(connection, [said], [fd])
 
 
 def send_listener(spec: Spec, listener: int, pid: int, state: Mapping[str, Any]) -> None:
@@ -241,8 +255,11 @@ class _Maker:
         record = new_record(self._id, self._spec, self._bundle, self._owner)
         group = ContainerGroup(self._context, self._spec, record)
         cgroup = group.make(undo)
+        where = f"cgroup {record.cgroup}" if record.cgroup else "no cgroup of its own"
+        self._context.log.debug(f"container {record.id}: rootfs `{record.rootfs}`, {where}")
         entry.save(record)
-        gate = self._make_gate(entry, undo)
+        opened = undo.enter_context(contextlib.ExitStack())  # what is of no use any more when the init is cloned
+        gate = self._make_gate(entry, opened)
         users = userns.open_namespaces(self._spec, self._mappings, [plan.idmap for plan in self._mounts if plan.idmap])
         undo.callback(users.close)
         program, flags = self._filter(entry)
@@ -251,8 +268,8 @@ class _Maker:
             spec=self._spec,
             process=self._process,
             mounts=self._mounts,
-            rootfs=self._open_rootfs(undo),
-            empty_mount_namespace=self._template(undo),
+            rootfs=self._open_rootfs(opened),
+            empty_mount_namespace=self._template(opened),
             cgroup=cgroup,
             in_unified_cgroup=bool(cgroup.unified),
             stdio=(0, 1, 2),
@@ -263,21 +280,20 @@ class _Maker:
             preserved=preserved,
             keyring=keyring,
             attach_point=record.rootfs if self._wants_host_mounts() else ATTACH_POINT,
-            lent=self._lend(),
-            links=self._open_links(undo),
+            lent=self._lend(opened),
+            links=self._open_links(opened),
         )
         created = self._clone(start, entry, record, undo)
         group.drop_holder()
         users.close()
-        descriptors = (start.rootfs, start.empty_mount_namespace, start.links, gate.program, gate.wait, gate.report)
-        for fd in (*descriptors, *start.lent.values()):
-            if fd >= 0:
-                os.close(fd)
+        opened.close()
         return created
 
     def _make_gate(self, entry: Entry, undo: contextlib.ExitStack) -> Gate:
         wait, report = (_fifo(entry.path(name), undo) for name in ("exec.fifo", "exec.report"))
-        return Gate(wait, report, waiting_program(wait, report, self._process, self._spec.linux.seccomp))
+        gate = Gate(wait, report, waiting_program(wait, report, self._process, self._spec.linux.seccomp))
+        undo.callback(_close, gate.program)
+        return gate
 
     def _open_rootfs(self, undo: contextlib.ExitStack) -> int:
         with failing("open rootfs", self._rootfs_path):
@@ -303,12 +319,14 @@ class _Maker:
         undo.callback(_close, namespace)
         return namespace
 
-    def _lend(self) -> dict[str, int]:
+    def _lend(self, undo: contextlib.ExitStack) -> dict[str, int]:
         if not self._in_user_namespace:
             return {}
         from runtime.command.rootless import host_trees
 
-        return host_trees(device.path for device in self._spec.linux.devices)
+        trees = host_trees(device.path for device in self._spec.linux.devices)
+        undo.callback(userns.close_all, trees.values())
+        return trees
 
     def _open_links(self, undo: contextlib.ExitStack) -> int:
         if not self._spec.linux.net_devices:
@@ -339,6 +357,7 @@ class _Maker:
                     once=self._in_user_namespace,
                 )
             undo.callback(removal.end_child, pid, pidfd)
+            self._context.log.debug(f"container {record.id}: init is process {pid}")
             record.pid, record.start_time = pid, start_time(pid)
             entry.save(record)
             created = Created(entry, record, self._spec, pidfd)

@@ -11,9 +11,11 @@ from runtime.cgroups import Cgroup
 from runtime.clone import clone_into
 from runtime.command.context import Context
 from runtime.command.creation import (
+    PIDFD_SOCKET,
     Conversation,
     preserved_descriptors,
     send_console,
+    send_descriptor,
     send_listener,
     write_pid_file,
 )
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 FLAGS: Final = (
     Flag("console-socket", argument="PATH", help="unix socket that gets the terminal's master"),
+    PIDFD_SOCKET,
     Flag("cwd", argument="DIR", help="working directory in the container"),
     Flag("env", short="e", argument="NAME=VALUE", repeated=True, help="environment variable"),
     Flag("tty", short="t", help="give the process a terminal"),
@@ -50,7 +53,8 @@ FLAGS: Final = (
     Flag("no-new-privs", help="it can gain no privileges"),
     Flag("cap", short="c", argument="CAPABILITY", repeated=True, help="a capability more"),
     Flag("preserve-fds", argument="N", help="pass N descriptors after the standard streams (and $LISTEN_FDS)"),
-    Flag("cgroup", argument="PATH", repeated=True, help="run it in this cgroup below the container's"),
+    Flag("cgroup", argument="[CONTROLLER,...:]PATH", repeated=True, help="run it in this cgroup below the container's"),
+    Flag("no-subreaper", help="accepted: crisp-oci is none"),
     Flag("ignore-paused", help="allow it in a paused container; it waits until that is resumed"),
 )
 ARGUMENTS: Final = "ID COMMAND [ARGUMENT...], or --process FILE ID"
@@ -78,15 +82,20 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
         raise UsageError("cannot use console socket if runc will not detach or allocate tty")
     preserved = preserved_descriptors(options)
     pid, pidfd, console = _start(context, entry, record, spec, process, options, preserved)
+    context.log.debug(f"exec in container {id}: process {pid} runs")
     if console >= 0 and console_socket:
         send_console(console, console_socket)
         os.close(console)
         console = -1
+    if path := options.text("pidfd-socket"):
+        send_descriptor("pidfd", pidfd, path, b"setns")
     if pid_file := options.text("pid-file"):
         write_pid_file(pid_file, pid)
     if detach:
         return 0
-    return attend(pid, pidfd, console)
+    status = attend(pid, pidfd, console)
+    context.log.debug(f"exec in container {id}: process {pid} ended with {status}")
+    return status
 
 
 def chosen_process(spec: Spec, options: Options, arguments: list[str]) -> Process:
@@ -113,7 +122,7 @@ def chosen_process(spec: Spec, options: Options, arguments: list[str]) -> Proces
         capabilities=_capabilities(base.capabilities, options.texts("cap")),
         apparmor_profile=options.text("apparmor", base.apparmor_profile),
         selinux_label=options.text("process-label", base.selinux_label),
-        no_new_privileges=base.no_new_privileges or options.switch("no-new-privs"),
+        no_new_privileges=options.switch("no-new-privs") if "no-new-privs" in options else base.no_new_privileges,
     )
 
 
@@ -163,6 +172,9 @@ def _start(
     require_readonly(needed=program < 0)
     cgroup = _cgroup(record, options.texts("cgroup"))
     init = _init_pidfd(record)
+    who = f"{process.user.uid}:{process.user.gid}"
+    where = f"{process.cwd}, cgroup {cgroup.path if record.cgroup else 'the caller has'}"
+    context.log.debug(f"exec in container {record.id}: `{process.args[0]}` as {who} in {where}")
     if os.geteuid() != 0:
         from runtime.command import rootless
 
@@ -181,7 +193,7 @@ def _start(
         stdio=(0, 1, 2),
         filter_program=filter_program,
         filter_flags=filter_flags,
-        mappings=userns.mappings_of(spec),
+        mappings=userns.mappings_of(spec, f"/proc/{record.pid}"),
         gate=Gate(opened, report, program),
         preserved=preserved,
     )
@@ -247,15 +259,26 @@ def _init_pidfd(record: Record) -> int:
     return pidfd
 
 
-def _cgroup(record: Record, paths: list[str]) -> Cgroup:
-    """The container's, or an existing one below it; [controller:]path of version 1 is for all controllers alike."""
+def _cgroup(record: Record, words: list[str]) -> Cgroup:
+    """The container's, or existing ones below it: one PATH, or CONTROLLER[,CONTROLLER]:PATH as often as need be.
+
+    Controllers are version 1's; those not named, and version 2's hierarchy beside them, are the container's own then.
+    """
     cgroup = record.group()
-    if not paths:
-        return cgroup
-    below = {path.rpartition(":")[2].strip("/") for path in paths}
-    if len(below) > 1:
-        raise UsageError("--cgroup: different cgroups for different controllers are not supported")
-    path = below.pop()
-    if ".." in path.split("/"):
-        raise UsageError(f"--cgroup: {path!r} is not below the container's cgroup")
-    return cgroup.hierarchies.cgroup(f"{cgroup.path}/{path}") if path else cgroup
+    for word in words:
+        controllers, colon, below = word.rpartition(":")
+        if not colon and len(words) > 1:
+            raise UsageError(f"invalid --cgroup argument: {word} (missing <controller>: prefix)")
+        path = os.path.normpath(f"{cgroup.path}/{below}")
+        if not f"{path}/".startswith(f"{cgroup.path}/"):
+            raise UsageError(f"--cgroup: {below} is not a sub cgroup path: it is not below the container's cgroup")
+        if not colon:
+            return cgroup.hierarchies.cgroup(path)
+        for controller in controllers.split(","):
+            mountpoint = cgroup.hierarchies.v1.get(controller)
+            if mountpoint is None:
+                raise UsageError(f"invalid --cgroup argument: {word} (no version 1 controller {controller!r} here)")
+            if dict(cgroup.apart).get(mountpoint, path) != path:
+                raise UsageError(f"invalid --cgroup argument: {word} (controller {controller} is elsewhere already)")
+            cgroup = replace(cgroup, apart=(*cgroup.apart, (mountpoint, path)))
+    return cgroup

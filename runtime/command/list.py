@@ -10,6 +10,7 @@ from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.record import state_document
 from runtime.command.removal import current_status
 from runtime.command.store import Entry, NoContainer
+from runtime.spec_parse import spelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
 def _state(entry: Entry) -> dict[str, Any] | None:
     try:
         record = entry.load()
-        annotations = entry.config().get("annotations") or {}
+        annotations = spelled(entry.config()).get("annotations") or {}
     except (NoContainer, ValueError):
         return None  # being made, or being removed
     return state_document(record, current_status(entry, record), annotations)

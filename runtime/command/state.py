@@ -9,6 +9,7 @@ from runtime.command.flags import Options
 from runtime.command.operands import only
 from runtime.command.record import state_document
 from runtime.command.removal import current_status
+from runtime.spec_parse import spelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,6 @@ ARGUMENTS: Final = "ID"
 def run(context: Context, options: Options, operands: list[str]) -> int:
     entry = context.store.existing(only(operands, "ID"))
     record = entry.load()
-    annotations = entry.config().get("annotations") or {}
+    annotations = spelled(entry.config()).get("annotations") or {}
     print(json.dumps(state_document(record, current_status(entry, record), annotations), indent=2))
     return 0

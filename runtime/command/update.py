@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
@@ -11,8 +12,9 @@ from runtime.command.operands import only
 from runtime.command.record import Record
 from runtime.command.removal import current_status
 from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
+from runtime.light import replace
 from runtime.spec import Resources
-from runtime.spec_parse import parse_resources
+from runtime.spec_parse import parse_resources, spelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +38,14 @@ _NUMBERS: Final = {
     "pids-limit": ("pids", "limit"),
 }
 _TEXTS: Final = {"cpuset-cpus": ("cpu", "cpus"), "cpuset-mems": ("cpu", "mems")}
-_UNITS: Final = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_PARTNERS: Final = (
+    ("memory", ("limit", "checkBeforeUpdate")),
+    ("memory", ("limit", "swap")),
+    ("memory", ("swap", "limit")),
+    ("cpu", ("idle", "shares")),
+    ("cpu", ("shares", "idle")),
+)
+_UNITS: Final = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 FLAGS: Final = (
     Flag("resources", short="r", argument="FILE", help="linux.resources as JSON, - for standard input; no other flags"),
     *(Flag(name, argument="N", help=f"linux.resources.{'.'.join(member)}") for name, member in _NUMBERS.items()),
@@ -48,19 +57,33 @@ ARGUMENTS: Final = "ID"
 def run(context: Context, options: Options, operands: list[str]) -> int:
     entry = context.store.existing(only(operands, "ID"))
     document = _from_file(options.text("resources")) if "resources" in options else _from_flags(options)
-    document.pop("devices", None)  # as runc: an update changes limits, not what devices are allowed
-    resources = parse_resources(document)
+    _ = parse_resources(document)
     with entry.locked():
         record = entry.load()
         if current_status(entry, record) == "stopped":
             raise RuntimeCoreError(f"container not running: {record.id}")
         if not record.cgroup:
             raise NotSupported("update", record.id, "it has no cgroup of its own")
-        _apply(record, resources)
-        config = entry.config()
-        _merge(config.setdefault("linux", {}).setdefault("resources", {}), document)
+        config = dict(spelled(entry.config()))
+        linux = config["linux"] = dict(spelled(config.get("linux") or {}))
+        limits = linux["resources"] = dict(spelled(linux.get("resources") or {}))
+        # As runc: an update changes limits, not what devices are allowed.
+        _apply(record, replace(parse_resources(with_partners(document, limits)), devices=()))
+        _merge(limits, document)
         entry.write("config.json", json.dumps(config).encode())
     return 0
+
+
+def with_partners(document: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
+    """`document` with those of the present limits that have a say in what its values mean."""
+    whole = dict(document)
+    for group, (name, partner) in _PARTNERS:
+        given, present = whole.get(group) or {}, limits.get(group) or {}
+        if given.get(name) is None or given.get(partner) is not None or present.get(partner) is None:
+            continue
+        if (name, given[name]) != ("limit", -1):  # without a limit of memory there is none of memory and swap
+            whole[group] = {**given, partner: present[partner]}
+    return whole
 
 
 def _apply(record: Record, resources: Resources) -> None:
@@ -89,7 +112,8 @@ def _from_file(path: str) -> dict[str, Any]:
         raise SpecError("linux.resources", f"not JSON: {error}") from error
     if not isinstance(document, dict):
         raise SpecError("linux.resources", f"expected an object, got {document!r}")
-    return {key: value for key, value in document.items() if value is not None}
+    members = {key: value for key, value in spelled(document).items() if value is not None}
+    return {key: dict(spelled(value)) if isinstance(value, dict) else value for key, value in members.items()}
 
 
 def _read(path: str) -> str:
@@ -109,12 +133,14 @@ def _from_flags(options: Options) -> dict[str, Any]:
 
 
 def _amount(name: str, text: str) -> int:
-    """A number, for bytes also with a unit: 64m."""
-    digits, unit = text.lower().removesuffix("b"), 1
-    if "memory" in name and digits and digits[-1] in _UNITS:
-        digits, unit = digits[:-1], _UNITS[digits[-1]]
+    """A number, for bytes also with a fraction and a unit: 64m, 1.5GiB, 64 MB."""
+    digits, unit = text.lower().replace(" ", ""), 1
+    if "memory" in name:
+        digits = digits.removesuffix("b").removesuffix("i")
+        if digits and digits[-1] in _UNITS:
+            digits, unit = digits[:-1], _UNITS[digits[-1]]
     try:
-        return int(digits) * unit
+        return int(digits) * unit if unit == 1 or digits.isdecimal() else int(float(digits) * unit)
     except ValueError:
         raise UsageError(f"--{name}: expected a number, got {text!r}") from None
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import pty
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from cri.v1 import api_pb2 as cri
+from runtime import syscalls
+from runtime.cgroups import Hierarchies
 from tests.daemon import Daemon
-from tests.oci import REPOSITORY, Bundle
+from tests.oci import PARENT, REPOSITORY, Bundle, cgroup_file
 from tests.waiting import until
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\nmail:x:8:8:mail:/var/mail:/bin/sh\n"
@@ -158,3 +162,147 @@ def test_a_terminal_into_a_pipe(bundle: Bundle) -> None:
     done = subprocess.run(bundle.command("exec", "-t", "one", "nosuch"), cwd=REPOSITORY, stdin=subprocess.DEVNULL,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert "executable file not found" in done.stderr
+
+
+@pytest.mark.trial("pidfd-socket", "--pidfd-socket of create, run and exec gives a pidfd of the process")
+def test_a_pidfd_by_socket(bundle: Bundle) -> None:
+    path = str(bundle.directory / "pidfd")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def got() -> tuple[bytes, int]:
+            with listener.accept()[0] as connection:
+                said, ancillary, _flags, _address = connection.recvmsg(64, socket.CMSG_LEN(4))
+            (pidfd,) = array.array("i", ancillary[0][2])
+            lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+            os.close(pidfd)
+            return said, int(next(line for line in lines if line.startswith("Pid:")).split()[1])
+
+        bundle.configure("sleep", "100")
+        pid = bundle.create("--pidfd-socket", path)
+        assert got() == (b"standard", pid)
+        bundle.call("start", "one")
+        pid_file = bundle.directory / "pid"
+        command = bundle.command("exec", "-d", "--pidfd-socket", path, "--pid-file", str(pid_file), "one", "sleep", "9")
+        subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        assert got() == (b"setns", int(pid_file.read_text()))
+        bundle.delete()
+        subprocess.run(bundle.command("run", "-d", "--pidfd-socket", path, "one"), cwd=bundle.directory, check=True,
+                       env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+        assert got() == (b"standard", bundle.state()["pid"])
+        bundle.delete()
+    assert "send pidfd to" in bundle.call("run", "--pidfd-socket", path, "one", check=False).stderr
+    assert "does not exist" in bundle.call("state", "one", check=False).stderr
+
+
+@pytest.mark.trial("exec-cgroups", "exec --cgroup takes CONTROLLER[,CONTROLLER]:PATH several times, or one PATH")
+def test_an_exec_in_cgroups_below(bundle: Bundle) -> None:
+    start(bundle)
+    homes = Hierarchies.detect()
+    for name in ("sub", "sub2"):
+        for mountpoint in homes.mountpoints():
+            os.mkdir(f"{mountpoint}{PARENT}/one/{name}")
+        if cpuset := homes.v1.get("cpuset"):
+            for file in ("cpuset.cpus", "cpuset.mems"):
+                given = Path(f"{cpuset}{PARENT}/one/{file}").read_text()
+                Path(f"{cpuset}{PARENT}/one/{name}/{file}").write_text(given)
+
+    def places(*flags: str) -> dict[str, str]:
+        pid_file = bundle.directory / "pid"
+        command = bundle.command("exec", "-d", "--pid-file", str(pid_file), *flags, "one", "sleep", "100")
+        subprocess.run(command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        pid = int(pid_file.read_text())
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        os.kill(pid, 9)
+        until(lambda: not os.path.exists(f"/proc/{pid}/ns/mnt"))
+        return {names: path.partition("/one")[2] for _number, names, path in (line.split(":", 2) for line in lines)}
+
+    all_below = places("--cgroup", "sub")
+    assert {all_below[names] for names in all_below if names} == {"/sub"}
+    for wrong in (["../other"], ["sub", "sub2"], ["nosuch:sub"], [":sub"]):
+        flags = [word for path in wrong for word in ("--cgroup", path)]
+        assert bundle.call("exec", *flags, "one", "true", check=False).returncode == 255
+    if homes.pure_v2:
+        return
+    found = places("--cgroup", "memory,pids:sub", "--cgroup", "cpu:/sub2")
+    assert (found["memory"], found["pids"], found["freezer"], found[""]) == ("/sub", "/sub", "", "")
+    assert next(path for names, path in found.items() if "cpu" in names.split(",")) == "/sub2"
+    twice = ["--cgroup", "memory:sub", "--cgroup", "memory:sub2"]
+    assert "invalid --cgroup argument" in bundle.call("exec", *twice, "one", "true", check=False).stderr
+
+
+@pytest.mark.trial("update-one-limit", "update of one limit alone goes by the others that are there")
+def test_updates_of_one_limit(bundle: Bundle) -> None:
+    limits = {"memory": {"limit": 32 << 20}, "cpu": {"quota": 50000, "period": 100000}, "pids": {"limit": 0}}
+    bundle.configure("sleep", "100", linux={"resources": limits})
+    bundle.create()
+    bundle.call("start", "one")
+    assert cgroup_file("pids.max") == "1"
+    bundle.call("update", "--memory-swap", "64m", "one")
+    bundle.call("update", "--memory", "48MiB", "one")
+    bundle.call("update", "one", "--cpu-quota", "20000")
+    bundle.call("update", "one", "--cpu-period", "50000")
+    assert "less than the memory limit" in bundle.call("update", "--memory", "80m", "one", check=False).stderr
+    if not Hierarchies.detect().pure_v2:
+        swap = Path(f"/sys/fs/cgroup/memory{PARENT}/one/memory.memsw.limit_in_bytes")
+        assert not swap.exists() or swap.read_text() == f"{64 << 20}\n"
+        assert cgroup_file("memory.limit_in_bytes") == str(48 << 20)
+        assert (cgroup_file("cpu.cfs_quota_us"), cgroup_file("cpu.cfs_period_us")) == ("20000", "50000")
+    bundle.call("update", "--memory", "-1", "one")
+    bundle.call("update", "-r", "-", "one", stdin='{"PIDS": {"Limit": 9}, "Devices": [{"Allow": false}]}')
+    assert cgroup_file("pids.max") == "9"
+    bundle.call("update", "--pids-limit", "0", "one")
+    assert cgroup_file("pids.max") == "1"
+
+
+@pytest.mark.trial("user-namespace-by-file", "a user namespace is joined by any path; its mappings are read")
+def test_a_user_namespace_by_a_mounted_file(bundle: Bundle) -> None:
+    with subprocess.Popen(["unshare", "--user", "sleep", "100"]) as holder:
+        try:
+            ours = os.readlink("/proc/self/ns/user")
+            until(lambda: os.readlink(f"/proc/{holder.pid}/ns/user") != ours)
+            for name in ("uid_map", "gid_map"):
+                Path(f"/proc/{holder.pid}/{name}").write_text("0 70000 1000\n")
+            place = bundle.directory / "user"
+            place.touch()
+            syscalls.mount(f"/proc/{holder.pid}/ns/user", str(place), None, syscalls.MS_BIND)
+        finally:
+            holder.kill()
+    kinds = [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")]
+    bundle.configure("sleep", "100", linux={"namespaces": [*kinds, {"type": "user", "path": str(place)}]})
+    try:
+        pid = bundle.create()
+        bundle.call("start", "one")
+    finally:
+        syscalls.umount2(str(place), syscalls.MNT_DETACH)
+    assert Path(f"/proc/{pid}/uid_map").read_text().split() == ["0", "70000", "1000"]
+    assert os.stat(f"/proc/{pid}").st_uid == 70000
+    assert bundle.call("exec", "one", "id").stdout == "uid=0 gid=0\n"
+    bundle.delete()
+    bundle.configure("true", linux={"namespaces": [*kinds, {"type": "user", "path": "/proc/self/ns/net"}]})
+    assert "expected a user namespace" in bundle.call("run", "one", check=False).stderr
+
+
+@pytest.mark.trial("members-in-any-case", "members of config.json are taken in any case, as by Go's decoder")
+def test_a_configuration_in_another_case(bundle: Bundle) -> None:
+    bundle.configure("echo", "hi", annotations={"A": "b"})
+    path = bundle.directory / "config.json"
+    path.write_text(path.read_text().replace('"args"', '"Args"').replace('"annotations"', '"ANNOTATIONS"'))
+    assert bundle.call("run", "one").stdout == "hi\n"
+    bundle.create()
+    assert bundle.state()["annotations"] == {"A": "b"}
+
+
+@pytest.mark.trial("exec-debug", "--debug tells what exec does, and no value of the environment")
+def test_debug_of_an_exec(bundle: Bundle) -> None:
+    start(bundle)
+    log = bundle.directory.parent / "log"
+    flags = ("--debug", "--log", str(log), "--log-format", "json")
+    bundle.call(*flags, "exec", "-e", "TOKEN=secret", "one", "sh", "-c", "exit 3", check=False)
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    said = " ".join(record["msg"] for record in records)
+    assert {record["level"] for record in records} == {"debug"}
+    assert all(word in said for word in ("`sh`", "0:0", f"{PARENT}/one", "ended with 3"))
+    assert "secret" not in said

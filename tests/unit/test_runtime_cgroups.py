@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import spec
-from runtime.cgroups import Cgroup, Hierarchies, files, tree, v1, v2
+from runtime.cgroups import Cgroup, Hierarchies, files, systemd, tree, v1, v2
 from runtime.cgroups.limits import Group
 from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError
 
@@ -266,9 +266,18 @@ def test_io_weight_grows_with_weight(weight: int) -> None:
 
 
 def test_zero_and_unset_limits_write_nothing() -> None:
-    unset = spec.Resources((), spec.Memory(0, 0, 0), spec.CPU(0, 0, None, 0), 0, spec.BlockIO(0))
+    unset = spec.Resources((), spec.Memory(0, 0, 0), spec.CPU(0, 0, None, 0), None, spec.BlockIO(0))
     assert v1.plan(unset) == []
     assert v2.plan(unset, _fresh) == []
+
+
+@pytest.mark.trial("least-pids-limit", "a pids limit of 0 is the smallest limit, one process; -1 is none")
+@pytest.mark.parametrize(("limit", "value"), [(0, "1"), (1, "1"), (7, "7"), (-1, "max"), (-5, "max")])
+def test_the_least_limit_of_processes_is_one(limit: int, value: str) -> None:
+    for plan in (v1.plan(spec.Resources(pids_limit=limit)), v2.plan(spec.Resources(pids_limit=limit), _fresh)):
+        assert [(write.file, write.value) for (write,) in plan] == [("pids.max", value)]
+    told = systemd.limit_properties(spec.Resources(pids_limit=limit), pure_v2=True)
+    assert told == [("TasksMax", "t", systemd.INFINITY if limit < 0 else max(limit, 1))]
 
 
 def test_v2_create_enables_controllers_down_the_path_and_sets_limits(tmp_path: Path) -> None:

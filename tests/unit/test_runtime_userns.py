@@ -32,7 +32,7 @@ def test_mappings_and_namespace_come_together() -> None:
     for wrong in (
         _spec(uids=_LINES, gids=_LINES),
         _spec(user, uids=_LINES),
-        _spec(Namespace("user", "/run/some/where")),
+        _spec(user),
         _spec(user, uids=(IDMapping(1, 1, 1),), gids=_LINES),
     ):
         with pytest.raises(SpecError) as raised:
