@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from runtime import syscalls, userns, validation
 from runtime.capabilities import left_out
 from runtime.clone import clone_into
-from runtime.command import removal
+from runtime.command import notify, removal
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.group import ContainerGroup
@@ -79,6 +79,9 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
     if socket_path and not process.terminal:
         raise UsageError("cannot use console socket if runc will not detach or allocate tty")
     process = _with_listening(process, preserved)
+    notified = notify.host_socket()
+    if notified:
+        spec, process = notify.with_socket(spec, process, context.store.entry(id).path(notify.DIRECTORY))
     owner = owner_name()
     if os.geteuid() != 0:
         from runtime.command import rootless
@@ -95,6 +98,8 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
     with contextlib.ExitStack() as undo:
         undo.callback(entry.remove)
         entry.write("config.json", text)
+        if notified:
+            os.mkdir(entry.path(notify.DIRECTORY), 0o755)
         created = maker.make(entry, undo, preserved, keyring=not options.switch("no-new-keyring"))
         if created.console >= 0 and socket_path:
             send_console(created.console, socket_path)

@@ -9,6 +9,7 @@ from runtime.command.context import Context
 from runtime.command.creation import Created
 from runtime.command.flags import Flag, Options
 from runtime.command.foreground import DETACH_FLAGS, NOT_EXECUTED, attend, forward_signals
+from runtime.command.notify import Listener
 from runtime.command.opening import open_gate, run_poststart
 from runtime.command.operands import only
 from runtime.errors import ExecFailed
@@ -36,10 +37,13 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
             from runtime.command.relay import plain_lines
 
             plain_lines(created.console)
+        notified = Listener.wanted(created.entry)
         with created.entry.locked():
             open_gate(created.entry, created.record, created.spec, context.log)
         run_poststart(created.record, created.spec)
         done = detach
+        if notified:
+            (notified.wait_ready if detach else notified.begin)(created.record.pid, created.pidfd)
         if detach:
             return 0
         return attend(created.record.pid, created.pidfd, created.console)

@@ -5,6 +5,7 @@
     filter       its compiled seccomp filter, if it has one
     exec.fifo    where its init waits to be started; has a reader as long as it waits
     exec.report  where it says why its program could not be executed
+    notify/      the socket where its program says that it is ready, if a manager waits for that
     lock         held by commands that change the container
 """
 
@@ -117,7 +118,13 @@ class Entry:
         """Remove the directory; a part that is gone is fine."""
         with failing("remove", self.directory), contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.directory):
-                os.unlink(self.path(name))
+                path = self.path(name)
+                if stat.S_ISDIR(os.lstat(path).st_mode):
+                    for inner in os.listdir(path):
+                        os.unlink(os.path.join(path, inner))
+                    os.rmdir(path)
+                else:
+                    os.unlink(path)
             os.rmdir(self.directory)
 
 

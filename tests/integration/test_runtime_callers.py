@@ -306,3 +306,33 @@ def test_debug_of_an_exec(bundle: Bundle) -> None:
     assert {record["level"] for record in records} == {"debug"}
     assert all(word in said for word in ("`sh`", "0:0", f"{PARENT}/one", "ended with 3"))
     assert "secret" not in said
+
+
+@pytest.mark.trial("notify-socket", "a manager at $NOTIFY_SOCKET is told when the container's program says it is ready")
+@pytest.mark.parametrize("how", ["run", "run -d", "start"])
+def test_a_manager_is_told_that_a_container_is_ready(bundle: Bundle, how: str) -> None:
+    bundle.configure("sleep", "100")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        path = str(bundle.directory / "manager")
+        manager.bind(path)
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "NOTIFY_SOCKET": path}
+        if how == "start":
+            subprocess.run(bundle.command("create", "one"), cwd=bundle.directory, env=environment, check=True,
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+        with subprocess.Popen(bundle.command(*how.split(), "one"), cwd=bundle.directory, env=environment,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as waiting:  # fmt: skip
+            until(lambda: bundle.call("state", "one", check=False).stdout and bundle.status() == "running")
+            state = bundle.state()
+            assert waiting.poll() is None
+            there = f"/proc/{state['pid']}/root/run/notify/notify.sock"
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as program:
+                program.connect(there)
+                program.send(b"STATUS=soon")
+                program.send(b"STATUS=now\nREADY=1")
+            assert manager.recv(4096).decode() == f"READY=1\nMAINPID={state['pid']}"
+            if how == "run":
+                bundle.call("kill", "one", "KILL")
+            assert waiting.wait(20) == (128 + 9 if how == "run" else 0)
+    if how != "run":
+        environ = Path(f"/proc/{state['pid']}/environ").read_bytes().split(b"\0")
+        assert b"NOTIFY_SOCKET=/run/notify/notify.sock" in environ

@@ -1,0 +1,93 @@
+"""$NOTIFY_SOCKET (sd_notify(3)): who started us, a service manager, is told when the container's program is ready.
+
+The program gets a socket of its own. Of what it says only READY= is passed on, with the init's number outside, which
+the program does not know; nothing else that a container might say to a manager is the manager's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from runtime.command.store import Entry
+from runtime.errors import failing
+from runtime.light import replace, socket
+from runtime.spec import Mount, Process, Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+DIRECTORY: Final = "notify"  # in the container's state
+_PLACE: Final = "/run/notify"
+_NAME: Final = "notify.sock"
+_LARGEST: Final = 4096  # bytes of a datagram that are looked at
+
+
+def host_socket() -> str:
+    """Where the manager listens, "" if nobody does."""
+    return os.environ.get("NOTIFY_SOCKET", "")
+
+
+def with_socket(spec: Spec, process: Process, directory: str) -> tuple[Spec, Process]:
+    """The configuration with the state's `directory` at hand, and the process with the variable."""
+    mount = Mount(_PLACE, "bind", directory, ("bind", "nosuid", "noexec", "nodev", "ro"))
+    others = tuple(entry for entry in process.env if not entry.startswith("NOTIFY_SOCKET="))
+    process = replace(process, env=(*others, f"NOTIFY_SOCKET={_PLACE}/{_NAME}"))
+    return replace(spec, mounts=(*spec.mounts, mount)), process
+
+
+class Listener:
+    """The container's socket; it has to be there before the program runs."""
+
+    def __init__(self, entry: Entry) -> None:
+        path = entry.path(DIRECTORY)
+        with failing("listen in", path):
+            directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(_NAME, dir_fd=directory)
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                short = f"/proc/self/fd/{directory}/{_NAME}"  # a socket's path has no more than 107 bytes
+                self._socket.bind(short)
+                os.chmod(short, 0o777)
+            finally:
+                os.close(directory)
+
+    @classmethod
+    def wanted(cls, entry: Entry) -> Listener | None:
+        """One if there is a manager, and the container was made for one."""
+        return cls(entry) if host_socket() and os.path.isdir(entry.path(DIRECTORY)) else None
+
+    def wait_ready(self, pid: int, pidfd: int) -> None:
+        """Return when the program has said that it is ready, and the manager knows, or when it has ended."""
+        import select
+
+        poll = select.poll()
+        for fd in (self._socket.fileno(), pidfd):
+            poll.register(fd, select.POLLIN)
+        while True:
+            if self._socket.fileno() not in dict(poll.poll()):
+                return
+            said = self._socket.recv(_LARGEST)
+            if any(line.startswith(b"READY=") for line in said.split(b"\n")):
+                break
+        address = host_socket()
+        with failing("notify", address), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.connect("\0" + address[1:] if address.startswith("@") else address)
+            manager.send(b"READY=1\nMAINPID=%d" % pid)
+
+    def begin(self, pid: int, pidfd: int) -> None:
+        """The same, by a child that ends then; for those who stand in for the container in the foreground."""
+        if os.fork() == 0:
+            from runtime.command.foreground import FORWARDED
+            from runtime.light import signal
+
+            try:
+                for number in FORWARDED:
+                    signal.signal(number, signal.SIG_IGN)
+                for stream in (0, 1, 2):
+                    os.close(stream)
+                self.wait_ready(pid, pidfd)
+            finally:
+                os._exit(0)
