@@ -353,7 +353,8 @@ def _make_harmless(entry: Entry) -> None:
 
     Raises TarError for numbers that the kernel would take for others.
     """
-    entry.uid, entry.gid = _id(entry.uid), _id(entry.gid)
+    if not (0 <= entry.uid <= _ID_LIMIT and 0 <= entry.gid <= _ID_LIMIT):
+        entry.uid, entry.gid = _id(entry.uid), _id(entry.gid)
     if entry.major > _MAJOR_LIMIT or entry.minor > _MINOR_LIMIT:
         raise TarError(f"device {entry.major}:{entry.minor} is out of range")
     if entry.xattrs:

@@ -108,6 +108,7 @@ class TarReader:
         self._unread = 0  # bytes of content of the current entry
         self._padding = 0
         self._globals: dict[bytes, bytes] = {}
+        self._kept = 0  # bytes of them
         self._room = EXTENSION_LIMIT  # bytes that headers of the entry to come may still have
 
     def __iter__(self) -> Iterator[Entry]:
@@ -130,7 +131,7 @@ class TarReader:
             pass
         self._stream.read(self._padding)  # which some writers leave out after the last file
         self._padding = 0
-        self._room = EXTENSION_LIMIT - _size(self._globals)
+        self._room = EXTENSION_LIMIT - self._kept
         own: list[bytes] = []
         long_name = long_link = None
         while True:
@@ -170,7 +171,8 @@ class TarReader:
     def _globalise(self, header: bytes) -> None:
         """Keep a global header's records. What later ones replace takes no room, so there may be many."""
         _parse_pax(header, self._globals)
-        self._room = EXTENSION_LIMIT - _size(self._globals)
+        self._kept = sum(len(key) + len(value) for key, value in self._globals.items())
+        self._room = EXTENSION_LIMIT - self._kept
         if self._room < 0:
             raise TarError(f"global headers of more than {EXTENSION_LIMIT} bytes")
 
@@ -279,10 +281,6 @@ def _checksums(header: bytes, field: bytes) -> Iterator[int]:
     total = sum(header) - sum(field) + 8 * 0x20
     yield total
     yield total - 256 * sum(byte >> 7 for byte in header[:148] + header[156:])
-
-
-def _size(records: dict[bytes, bytes]) -> int:
-    return sum(len(key) + len(value) for key, value in records.items())
 
 
 def _number(field: bytes, signed: bool = False) -> int:

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import msgspec
 
+from image import worker_filter
 from image.errors import DigestMismatch, ImageError, InvalidImage, StorageFull
 from image.manifest import Blob
 
@@ -218,9 +219,11 @@ class _Forker:
 
     @classmethod
     async def start(cls, inherited: Sequence[int]) -> _Forker:
+        filter_ = await asyncio.to_thread(worker_filter.program)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
+                ours.send(b"filter" + filter_)
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), *_paths()),
                     stdin=asyncio.subprocess.DEVNULL,

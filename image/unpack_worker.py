@@ -1,8 +1,9 @@
 """The short-lived processes that do what would keep the daemon's interpreter busy: unpacking a layer, removing trees.
 
 `serve` is a fresh `python -I -S` with little more than the standard library, kept warm; it forks a worker for each
-request. A worker reads its request as JSON and a layer's blob from descriptors, and answers on another, after the
-line break that says that there is a worker, with {"ok": {...}} or {"error": kind, "message": text}.
+request, and has given up all rights that no worker needs (image.confinement). A worker reads its request as JSON and a
+layer's blob from descriptors, and answers on another, after the line break that says that there is a worker, with
+{"ok": {...}} or {"error": kind, "message": text}.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NoReturn, cast
 
 import zstandard  # not later: a worker's root is the layer
 from isal import isal_zlib
 
+from image.confinement import DATA_LIMIT, close_in, enter, give_up
 from image.directories import ONLY_ROOT, parse_unsettled
 from image.layer import LayerWriter, inodes_below, remove_tree, write_all
 from image.overlay import Lowers, open_either, settle
@@ -36,7 +38,8 @@ _AHEAD = 8  # chunks decompressed before they are unpacked
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_ZSTD = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
-_ZSTD_WINDOW = 128 << 20  # bytes: the most that the zstd command, too, takes without being told
+_ZSTD_WINDOW = 256 << 20  # bytes: `zstd --long=28`, half of what a worker may have
+_PROGRAM_LIMIT = 1 << 16  # bytes of a seccomp filter
 _PR_SET_PDEATHSIG = 1
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -181,13 +184,11 @@ def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise _Refused("invalid", "gzip stream ends early")
 
 
-def _unpack(request: dict[str, Any], descriptor: int, report: int) -> dict[str, Any]:
-    root = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _unpack(request: dict[str, Any], descriptor: int, report: int, begin: Callable[[], None]) -> dict[str, Any]:
     keep = request["keep"]
     copy = os.open(keep, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) if keep else None
-    # All is done below descriptors anyway; should a way out be found, it ends in the same directory.
-    os.fchdir(root)
-    os.chroot(".")
+    root = enter(request["directory"])
+    begin()
     blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy)
     stream = ByteStream(blob.chunks())
     usage = LayerWriter(root, marked=request["marked"]).write(TarReader(stream))
@@ -254,39 +255,47 @@ _DEEDS = {"remove": _remove, "survey": _survey, "hash": _hash}
 
 def serve(control: int) -> None:
     """Fork a worker for each message, which carries its descriptors, until the other end is closed."""
+    requests = socket.socket(fileno=control)
+    program = requests.recv(_PROGRAM_LIMIT)[len(b"filter") :]
+    give_up()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the daemon, which ends us
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects workers
     os.umask(0)
     gc.freeze()
-    requests = socket.socket(fileno=control)
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, 16, 5)
         if not message:
             return
-        _fork(requests, *descriptors)
+        _fork(requests, program, *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _fork(requests: socket.socket, request: int, blob: int, answer: int, life: int, report: int = -1) -> None:
+def _fork(
+    requests: socket.socket, program: bytes, request: int, blob: int, answer: int, life: int, report: int = -1
+) -> None:
     try:
         os.write(answer, b"\n")
         if os.fork() == 0:
             requests.close()
-            _work(request, blob, answer, life, report)
+            _work(program, request, blob, answer, life, report)
     except BrokenPipeError:
         pass  # cancelled already
     except OSError as error:
         os.write(answer, f"fork: {error.strerror}".encode())
 
 
-def _work(request: int, blob: int, answer: int, life: int, report: int) -> NoReturn:
+def _work(program: bytes, request: int, blob: int, answer: int, life: int, report: int) -> NoReturn:
     """Do the one request and end the process, which ends as well when the other end of `life` is closed."""
-    try:
+
+    def begin() -> None:
+        close_in(program)  # before there are other threads, which it would not hold for
         threading.Thread(target=_end_with, args=(life,), daemon=True).start()
+
+    try:
         with open(request, "rb") as file:
-            reply = _reply(json.loads(file.read()), blob, report)
+            reply = _reply(json.loads(file.read()), blob, report, begin)
         text = json.dumps(reply).encode()
     except BaseException:
         text = traceback.format_exc().encode(errors="backslashreplace")
@@ -300,16 +309,19 @@ def _end_with(life: int) -> None:
     os._exit(1)
 
 
-def _reply(request: dict[str, Any], blob: int, report: int) -> dict[str, Any]:
+def _reply(request: dict[str, Any], blob: int, report: int, begin: Callable[[], None]) -> dict[str, Any]:
     try:
         deed = request["do"]
         if deed == "unpack":
-            return {"ok": _unpack(request, blob, report)}
+            return {"ok": _unpack(request, blob, report, begin)}
+        begin()
         return {"ok": _BLOB_DEEDS[deed](request, blob) if deed in _BLOB_DEEDS else _DEEDS[deed](request)}
     except _Refused as error:
         kind, message = error.kind, str(error)
     except TarError as error:
         kind, message = "invalid", str(error)
+    except MemoryError:
+        kind, message = "invalid", f"it takes more memory than the {DATA_LIMIT >> 20} MiB that a worker may have"
     except OSError as error:
         kind = "full" if error.errno in _FULL else "invalid" if error.errno in _INVALID else "failed"
         place = f"entry {str(error.filename)[:200]!r}: " if error.filename else ""

@@ -30,15 +30,13 @@ def _of_file(file: Path, kind: str) -> Iterator[Marker]:
     if f"mark.{kind}(" not in text:
         return
     module = ast.parse(text, str(file))
-    everywhere: list[ast.expr] = []
-    for statement in module.body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "pytestmark":
-            value = statement.value
-            everywhere += value.elts if isinstance(value, ast.List) else [value]
+    named = {ast.unparse(s.targets[0]): s.value for s in module.body if isinstance(s, ast.Assign)}
+    value = named.get("pytestmark", ast.List([]))
+    everywhere = value.elts if isinstance(value, ast.List) else [value]
     for statement in module.body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef) and statement.name.startswith("test_"):
             for expression in (*everywhere, *statement.decorator_list):
-                if (arguments := _arguments(expression, kind)) is not None:
+                if (arguments := _arguments(named.get(ast.unparse(expression), expression), kind)) is not None:
                     yield Marker(arguments, f"{file.relative_to(TESTS)}::{statement.name}")
 
 
