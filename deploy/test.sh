@@ -22,6 +22,7 @@ fi
 begun=$SECONDS
 deploy/install-deps.sh --tests
 export PATH="$PWD/.venv/bin:$PATH"
+unset PYTHONDONTWRITEBYTECODE  # or each of hundreds of processes would compile all that it imports
 work=$(mktemp -d /tmp/crisp-test.XXXXXX)
 beside=""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import itertools
 import json
 import os
@@ -37,6 +39,15 @@ CALL_SECONDS = 120.0
 LOG_LINES = 60
 
 _numbers = itertools.count(1)
+
+
+@functools.cache
+def busybox_layout() -> Path:
+    """An OCI layout made from the host's busybox, once a run of tests."""
+    layout = Path(tempfile.mkdtemp(prefix="b", dir="/tmp"))
+    atexit.register(shutil.rmtree, layout)
+    subprocess.run([sys.executable, REPOSITORY / "deploy/busybox-image.py", layout, BUSYBOX], check=True)
+    return layout
 
 
 class DaemonFailed(Exception):
@@ -176,9 +187,7 @@ class Daemon:
 
     def import_busybox(self) -> str:
         """Import an image made from the host's busybox, named localhost/busybox:latest; its id."""
-        layout = self.directory / "busybox"
-        subprocess.run([sys.executable, REPOSITORY / "deploy/busybox-image.py", layout, BUSYBOX], check=True)
-        return self.import_image(layout)
+        return self.import_image(busybox_layout())
 
     def import_image(self, archive: Path, name: str = "") -> str:
         """Import an OCI layout or docker archive; the id of the first image in it."""

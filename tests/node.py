@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +18,7 @@ from pods.model import (
 )
 from pods.node import Node
 from pods.settings import NodeSettings
-from tests.daemon import BUSYBOX, CNI_BIN_DIRS, REPOSITORY
+from tests.daemon import BUSYBOX, CNI_BIN_DIRS, busybox_layout
 
 
 async def open_node(directory: Path) -> Node:
@@ -40,10 +38,7 @@ async def open_node(directory: Path) -> Node:
         )
     )
     if node.images.find(BUSYBOX) is None:
-        layout = directory / "busybox"
-        command = [sys.executable, REPOSITORY / "deploy/busybox-image.py", layout, BUSYBOX]
-        await asyncio.to_thread(subprocess.run, command, check=True)
-        await node.images.import_archive(layout, BUSYBOX)
+        await node.images.import_archive(await asyncio.to_thread(busybox_layout), BUSYBOX)
     return node
 
 

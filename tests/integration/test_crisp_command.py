@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cri.client.runplan import LOG_ROOT
 from cri.v1 import api_pb2
-from tests.daemon import BUSYBOX, REPOSITORY, Daemon
+from tests.daemon import BUSYBOX, REPOSITORY, Daemon, busybox_layout
 
 SECONDS = 120.0
 
@@ -33,7 +33,7 @@ def start(daemon: Daemon, *arguments: str) -> subprocess.Popen[str]:
 
 def test_an_archive_is_imported_and_run_by_the_name_given(daemon: Daemon) -> None:
     name = "localhost/copy:1"
-    done = crisp(daemon, "image", "import", "--name", name, str(daemon.directory / "busybox"))
+    done = crisp(daemon, "image", "import", "--name", name, str(busybox_layout()))
     assert name in done.stdout
     listed = [line.split()[:2] for line in crisp(daemon, "images").stdout.splitlines()]
     assert ["localhost/copy", "1"] in listed
