@@ -40,7 +40,6 @@ _CODES: dict[type[BaseException], StatusCode] = {
     network.errors.PluginNotFound: StatusCode.UNAVAILABLE,  # Status says that the network is not ready, too
     network.errors.InvalidAttachment: StatusCode.INVALID_ARGUMENT,
     network.errors.NetworkError: StatusCode.INTERNAL,
-    runtime.errors.WrongMountPoint: StatusCode.INVALID_ARGUMENT,
     runtime.errors.RuntimeCoreError: StatusCode.INTERNAL,
 }
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import handlers, log_fields, log_place, mounted_images, oci, restores, user_namespaces
+from pods import handlers, log_fields, log_place, mount_points, mounted_images, oci, restores, user_namespaces
 from pods.directories import remove_trees
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
@@ -32,7 +32,7 @@ from pods.signals import signal_number
 from pods.store import ContainerRecord, SandboxRecord
 from runtime import validation
 from runtime.client import ShimGone
-from runtime.errors import OperationFailed, RuntimeCoreError, SpecError
+from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, WrongMountPoint
 from runtime.spec_parse import parse
 from runtime.users import Identity, UserNotFound
 
@@ -267,6 +267,9 @@ class Containers:
             upper=str(root / "upper"),
             work=str(root / "work"),
             user=asked_user.to_json(),
+            mount_points=mount_points.shim_argument(
+                config, found.mount_sources, found.directories, root / "volumes"
+            ),
             images=mounted_images.shim_argument(config, container.mounted_images, self._images, root / "volumes"),
             hold=scope is not None,
             label=label,
@@ -625,7 +628,7 @@ def _explained(failure: BaseException, config: ContainerConfig) -> BaseException
         return InvalidArgument(f"image {config.image.image!r}: {failure}")
     if isinstance(failure, OperationFailed) and failure.operation == "open in image":
         return InvalidArgument(f"config.mounts: image_sub_path: {failure}")
-    if isinstance(failure, SpecError):
+    if isinstance(failure, (SpecError, WrongMountPoint)):
         return InvalidArgument(str(failure))
     if isinstance(failure, (RuntimeCoreError, OSError)):
         return PodError(f"create container {config.metadata.name!r}: {failure}")

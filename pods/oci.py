@@ -21,6 +21,7 @@ from pods.hook_files import HookFile, oci_hooks, read_hooks
 from pods.host import HostFacts
 from pods.host_limits import check_host_limits
 from pods.model import ContainerConfig, NamespaceMode, Sandbox
+from pods.mount_points import are_directories
 from pods.mount_sources import resolve_sources
 from pods.oci_cgroups import cgroup_parent, cgroups_path, container_scope, linux_resources
 from pods.oci_labels import apparmor_profile, selinux_labels
@@ -72,6 +73,7 @@ class HostObjects:
 
     devices: tuple[DeviceNode, ...] = ()
     mount_sources: tuple[str, ...] = ()  # real paths, in the order of config.mounts
+    directories: tuple[bool, ...] = ()  # whether they are directories
     seccomp: ReadProfile | None = None
     seccomp_base: ReadProfile | None = None
     apparmor_profile: str = ""
@@ -123,6 +125,7 @@ def find_host_objects(
         seccomp_base=read_base(security),
         apparmor_profile=apparmor_profile(security, host),
         mount_sources=sources,
+        directories=are_directories(sources),
     )
 
 

@@ -29,6 +29,7 @@ from runtime.hooks import enter_the_container
 from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.join import Join
 from runtime.logs import Clock, LogFile, complain
+from runtime.mount_points import check_mount_points
 from runtime.mounts import plan_mounts
 from runtime.spec_parse import parse, parse_resources
 from runtime.stdio import ContainerStdio, Loop, OutputStream
@@ -120,6 +121,7 @@ class Container:
                     self._supervisor.user_namespace,
                     self._supervisor.empty_mount_namespace,
                 )
+            check_mount_points(self._rootfs, request.get("mount_points", []), self._trees)
             user = request["user"]
             identity = users.resolve(
                 self._rootfs, user["user"], user["group"], user["supplemental"], merge=user["merge"]

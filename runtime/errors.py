@@ -81,6 +81,14 @@ class WrongMountPoint(RuntimeCoreError):
         self.reason = reason
 
 
+    @classmethod
+    def of(cls, source: str, destination: str, *, is_directory: bool, field: str = "") -> WrongMountPoint:
+        """`source`, a directory or not as told, was to be mounted over what is the other at `destination`."""
+        kinds = ("directory", "file") if is_directory else ("file", "directory")
+        reason = f"the source is a {kinds[0]}, {destination!r} in the container is a {kinds[1]}"
+        return cls(f"{field}: mount `{source}` on" if field else f"mount `{source}` on", f"`{destination}`", reason)
+
+
 class NotRunning(RuntimeCoreError):
     """The operation needs a running container, and this one is not, or not any more."""
 

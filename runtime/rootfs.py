@@ -243,7 +243,7 @@ class Rootfs:
     def _check_kind(self, target: int, destination: str, *, is_directory: bool, what: str) -> None:
         """The kernel says EINVAL to a file over a directory, or the other way round."""
         if stat.S_ISDIR(os.fstat(target).st_mode) != is_directory:
-            raise wrong_mount_point(what, destination, is_directory=is_directory)
+            raise WrongMountPoint.of(what, destination, is_directory=is_directory)
 
     def open_target(self, path: str, *, is_directory: bool, follow: bool = True) -> int:
         """A path descriptor of a mount point inside the root, made with its parents (0755, files 0644) if missing.
@@ -406,13 +406,6 @@ def propagate_again(plans: Sequence[MountPlan], linux: oci.Linux) -> None:
                 sys.mount_setattr(mount, "", flags, propagation=propagation)
                 os.close(mount)
     os.close(root)
-
-
-def wrong_mount_point(source: str, destination: str, *, is_directory: bool) -> WrongMountPoint:
-    """`source`, a directory or not as told, was to be mounted over what is the other at `destination`."""
-    kinds = ("directory", "file") if is_directory else ("file", "directory")
-    reason = f"the source is a {kinds[0]}, {destination!r} in the container is a {kinds[1]}"
-    return WrongMountPoint(f"mount `{source}` on", f"`{destination}`", reason)
 
 
 def _make(parent: int, name: str, *, is_directory: bool) -> None:
