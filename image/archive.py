@@ -35,6 +35,7 @@ from image.manifest import (
     doubt,
     parse_configuration,
     parse_manifest,
+    require_mountable,
 )
 from image.openat2 import open_beneath
 from image.platforms import Platform
@@ -295,6 +296,7 @@ def _docker_images(archive: Archive, platforms: Sequence[Platform]) -> list[Arch
 
 def _docker_image(archive: Archive, image: _DockerImage, platforms: Sequence[Platform]) -> ArchivedImage:
     what = f"{image.config} in {archive.path}"
+    require_mountable(len(image.layers), what)
     configuration = parse_configuration(_read(archive, image.config, CONFIG_LIMIT), what)
     if len(image.layers) != len(configuration.diff_ids):
         raise InvalidImage(f"read {what}: {len(image.layers)} layers and {len(configuration.diff_ids)} diff ids")

@@ -225,8 +225,8 @@ class Layers:
             make_layer_directory(layer.path)
             unpacked = await make(position, layer.path)
         with unpacked.unsettled or nullcontext() as unsettled:
-            for below in lower:
-                if below.making is not None:
+            for below in reversed(lower):  # when one is there, so are those below it: the rest is a look
+                if below.making is not None and below.record is None:
                     await asyncio.shield(below.making)
             size = inodes = 0
             if unsettled is not None:

@@ -41,6 +41,7 @@ CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
 MANIFEST_LIMIT = 8 << 20  # bytes
 CONFIG_LIMIT = 8 << 20  # bytes
 NESTING = 4  # indexes in indexes
+_LAYERS_LIMIT = 500  # the kernel's OVL_MAX_STACK: overlayfs mounts no more
 
 # Docker 1.10 pushed configurations as the first; what a configuration is, is seen when it is parsed.
 _UNTYPED = ("application/octet-stream", "")
@@ -167,6 +168,7 @@ def parse_manifest(raw: bytes, content_type: str, what: str) -> Manifest | Index
         kind = document.artifact_type or document.config.media_type
         raise NotAnImage(f"pull {what}: it is an artifact of type {kind}, not an image")
     layers = document.layers or ()
+    require_mountable(len(layers), what)
     for layer in layers:
         _refuse_layer(layer, what)
     return Manifest(raw, checked(document.config, what), tuple(checked(d, what) for d in layers))
@@ -176,6 +178,13 @@ def _refuse_type(media_type: str, wanted: Sequence[str], what: str) -> None:
     # Docker's registry serves an OCI manifest without mediaType under this neutral name.
     if media_type not in (*wanted, "application/json", "application/octet-stream", ""):
         raise InvalidImage(f"parse manifest of {what}: media type {media_type} is not supported")
+
+
+def require_mountable(layers: int, what: str) -> None:
+    """Refuse an image of more layers than a container can be made of, before any is fetched. Raises InvalidImage."""
+    if layers > _LAYERS_LIMIT:
+        limit = f"the kernel's overlayfs mounts {_LAYERS_LIMIT} at most: build it with fewer, or squash it"
+        raise InvalidImage(f"pull {what}: it has {layers} layers, {limit}")
 
 
 def _refuse_layer(layer: Descriptor, what: str) -> None:

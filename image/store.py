@@ -403,10 +403,15 @@ class ImageStore:
 
     async def _verify(self, image: Image) -> Verdict:
         raw, configuration = await self.documents(image)
-        manifest = parse_manifest(raw, "", image.id)
-        described = manifest.layers if isinstance(manifest, Manifest) else ()
         layers = self._layers.get(self._catalogue[image.id].chain_ids)
-        problems = document_problems(image.id, configuration, len(described), len(layers))
+        problems = []
+        try:
+            manifest = parse_manifest(raw, "", image.id)
+        except InvalidImage as error:  # what an earlier crispd took
+            problems.append(str(error))
+            manifest = None
+        described = manifest.layers if isinstance(manifest, Manifest) else ()
+        problems += document_problems(image.id, configuration, len(described), len(layers))
         for position, layer in enumerate(layers):
             blob = described[position] if position < len(described) else None
             problems += await layer_problems(self._workers, layer, blob)

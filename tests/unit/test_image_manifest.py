@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from image.archive import archived_images, open_archive
 from image.documents import Malformed, decode
 from image.errors import InvalidImage, NotAnImage, OtherPlatform
 from image.manifest import (
@@ -342,3 +345,34 @@ def test_with_nulls_a_document_is_what_it_is_without(document: dict[str, Any]) -
 def test_any_bytes_are_a_document_or_malformed(raw: bytes) -> None:
     with contextlib.suppress(Malformed):
         decode(raw, Thing)
+
+
+@pytest.mark.trial("too-many-layers", "An image that no overlay can be made of is refused before any layer is fetched.")
+def test_more_layers_than_the_kernel_mounts(tmp_path: Path) -> None:
+    layer = json.loads(TREE.manifest)["layers"][0]
+    manifest = parse_manifest(changed(layers=[layer] * 500), OCI_MANIFEST, "x")
+    assert isinstance(manifest, Manifest)
+    assert len(manifest.layers) == 500
+    with pytest.raises(InvalidImage, match=r"x: it has 501 layers, .* 500 at most"):
+        parse_manifest(changed(layers=[layer] * 501), OCI_MANIFEST, "x")
+    (tmp_path / "config").write_bytes(TREE.blobs[TREE.id])
+    (tmp_path / "manifest.json").write_text(json.dumps([{"Config": "config", "Layers": ["l"] * 501}]))
+    here = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    with contextlib.closing(open_archive(tmp_path, here)) as archive, pytest.raises(InvalidImage, match="501 layers"):
+        archived_images(archive, node_platforms())
+
+
+@pytest.mark.trial("deep-json", "A document of an image that is nested without end is the image's fault, and said so.")
+@pytest.mark.parametrize("shape", ['{"a":', "["])
+def test_documents_without_end(shape: str) -> None:
+    deep = shape * 100_000
+    for text in (deep, f'{{"schemaVersion": 2, "x": {deep}', f'{{"rootfs": {{}}, "x": {deep}'):
+        with pytest.raises(InvalidImage):
+            parse_manifest(text.encode(), OCI_MANIFEST, "x")
+        with pytest.raises(InvalidImage):
+            parse_configuration(text.encode(), "x")
+    closing = deep + "1" + ("}" if shape == '{"a":' else "]") * 100_000
+    with pytest.raises(InvalidImage, match="deep"):
+        parse_manifest(b'{"schemaVersion": 2, "x": ' + closing.encode() + b"}", OCI_MANIFEST, "x")
+    with pytest.raises(InvalidImage, match="deep"):
+        parse_configuration(b'{"rootfs": {}, "config": {"Labels": ' + closing.encode() + b"}}", "x")
