@@ -58,6 +58,9 @@ esac
         ("https://index.docker.io/v1/", "docker.io/library/busybox", True),
         ("docker.io", "docker.io/library/busybox", True),
         ("https://a.io.evil/v1/", "a.io/x", False),
+        ("a.io/", "a.io/team/app", True),
+        ("A.io/team/", "a.io/team/app", True),
+        ("a.io/v2/", "a.io/team/app", False),
     ],
 )
 async def test_keys_of_an_auth_file(key: str, location: str, found: bool, tmp_path: Path) -> None:
@@ -94,6 +97,33 @@ async def test_helpers_are_asked_for_their_registries(tmp_path: Path, helper: Pa
         username="u", password="p"
     )
     assert helper.read_text().splitlines()[0] == "get a.io"
+
+
+@pytest.mark.trial("null-is-missing", "null is taken for a member that is missing, as Go's programs take it")
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"auths": {"a.io": {"auth": UP, "identitytoken": None, "registrytoken": None, "username": None}}},
+        {"auths": {"a.io": {"auth": UP}, "b.io": None, "c.io": {"auth": None}}, "credHelpers": None},
+        {"auths": {"a.io": {"auth": UP, "email": None}}, "credsStore": None},
+        {"auths": {"a.io": {"auth": UP}}, "credHelpers": {"a.io": None, "b.io": None}, "HttpHeaders": None},
+        {"auths": {"a.io": {"auth": None, "username": "u", "password": "p"}}, "proxies": None, "plugins": {"x": None}},
+        "\ufeff" + json.dumps({"auths": {"a.io": {"auth": UP}}}),
+    ],
+)
+async def test_auth_files_as_programs_write_them(document: object, tmp_path: Path) -> None:
+    path = auth_file(tmp_path, document)
+    assert await kept_credentials("a.io/x", [path]) == Credentials(username="u", password="p")
+    for location in ("b.io/x", "c.io/x", "d.io/x"):
+        assert await kept_credentials(location, [path]) is None
+
+
+@pytest.mark.parametrize("document", ["", " \n", "\ufeff", "{}", "null", '{"auths": null}'])
+async def test_files_without_logins(document: str, tmp_path: Path) -> None:
+    empty, path = auth_file(tmp_path, document), tmp_path / "other.json"
+    path.write_text(json.dumps({"auths": {"a.io": {"auth": UP}}}))
+    assert await kept_credentials("a.io/x", [empty]) is None
+    assert await kept_credentials("a.io/x", [empty, path]) == Credentials(username="u", password="p")
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from image.auth import parse_challenges, usable_at
-from image.errors import InvalidConfiguration, InvalidReference, RegistryBlocked
+from image.auth import basic, parse_challenges, usable_at
+from image.errors import AuthenticationRequired, InvalidConfiguration, InvalidReference, RegistryBlocked
 from image.model import Credentials
 from image.reference import NAME_LIMIT, Reference, parse_reference, short_references
 from image.registries_conf import is_loopback, load
@@ -230,9 +232,53 @@ def test_challenges_are_understood_as_servers_write_them() -> None:
     assert [c.scheme for c in parse_challenges("Negotiate, Basic realm=x")] == ["negotiate", "basic"]
 
 
-@given(st.text(max_size=200))
+_TOKENS = st.text("!#$%&'*+-.^_`|~0123456789abcXYZ", min_size=1, max_size=12)
+_SPACE = st.sampled_from(["", " ", "  ", "\t"])
+_VALUES = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=20)
+
+
+@st.composite
+def _header(draw: st.DrawFn) -> tuple[str, list[tuple[str, dict[str, str]]]]:
+    """A WWW-Authenticate value as RFC 9110 allows it (11.6.1, lists as in 5.6.1), and what it says."""
+    text, said = "", []
+    for _ in range(draw(st.integers(1, 4))):
+        scheme = draw(_TOKENS)
+        parameters = draw(st.dictionaries(_TOKENS.map(str.lower), _VALUES, max_size=4))
+        listed = [_parameter(draw, key, value) for key, value in parameters.items()]
+        credentials = "" if listed else draw(st.sampled_from(["", "", " YWJj", " a+/b==", " ~-._"]))
+        comma = draw(st.sampled_from([",", ", ", " ,\t", ",, "]))
+        text += (comma if text else draw(st.sampled_from(["", ", "]))) + scheme + credentials
+        text += (" " if listed else "") + comma.join(listed)
+        said.append((scheme.lower(), parameters))
+    return text, said
+
+
+def _parameter(draw: st.DrawFn, key: str, value: str) -> str:
+    cased = draw(st.sampled_from([key, key.upper()]))
+    plain = value and all(letter in "!#$%&'*+-.^_`|~0123456789abcXYZ" for letter in value)
+    if not plain or draw(st.booleans()):
+        escaped = draw(st.sampled_from(['"\\', '"\\abc 1']))
+        value = '"' + "".join(f"\\{letter}" if letter in escaped else letter for letter in value) + '"'
+    return f"{cased}{draw(_SPACE)}={draw(_SPACE)}{value}"
+
+
+@pytest.mark.trial("challenges", "what RFC 9110 and the token specification allow in a challenge is understood")
+@given(_header())
+def test_every_challenge_of_the_grammar_is_understood(header: tuple[str, list[tuple[str, dict[str, str]]]]) -> None:
+    text, said = header
+    assert [(one.scheme, dict(one.parameters)) for one in parse_challenges(text)] == said
+
+
+@given(st.text(max_size=200) | st.text('Bearer realm="x", \\=;\t', max_size=200))
 def test_no_challenge_header_hangs_or_raises(header: str) -> None:
-    parse_challenges(header)
+    for one in parse_challenges(header):
+        assert one.scheme == one.scheme.lower()
+
+
+@pytest.mark.parametrize("part", ['a="', "a", "a=", ",", '"', "=", " ", "\\", 'a="\\"', "a b", "Bearer "])
+def test_a_long_header_of_nonsense_takes_no_time(part: str) -> None:
+    """It is looked at once, not once for each of its letters: this test would not end otherwise."""
+    assert len(parse_challenges(part * (1 << 20))) <= 1 << 16
 
 
 def test_credentials_stay_with_their_server() -> None:
@@ -241,3 +287,21 @@ def test_credentials_stay_with_their_server() -> None:
     assert usable_at(login, "quay.io") is None
     assert "p" not in repr(login).replace("Credentials(...)", "")
     assert Credentials.from_auth("dTpwOnE=") == Credentials(username="u", password="p:q")
+
+
+@pytest.mark.trial("logins-in-lines", "base64 of a login is taken in lines and unpadded, and need not be of UTF-8")
+@pytest.mark.parametrize("name", [b"u", b"user" * 20, "caf\xe9".encode(), b"caf\xe9"])
+@pytest.mark.parametrize("password", [b"", b"p", b"p:q", b"p" * 100, b"\xff\xfe:", b"p\0\0"])
+def test_logins_as_tools_write_them(name: bytes, password: bytes) -> None:
+    text = base64.b64encode(name + b":" + password).decode()
+    lines = base64.encodebytes(name + b":" + password).decode()
+    login = Credentials.from_auth(text)
+    assert basic(login) == "Basic " + base64.b64encode(name + b":" + password.rstrip(b"\0")).decode()
+    for form in (lines, lines.replace("\n", "\r\n"), text.rstrip("="), f" {text}\n", lines.rstrip("=\n")):
+        assert Credentials.from_auth(form) == login
+
+
+@given(st.text(max_size=30) | st.binary(max_size=30).map(lambda raw: base64.b64encode(raw).decode()))
+def test_any_text_is_a_login_or_refused(text: str) -> None:
+    with suppress(AuthenticationRequired):
+        assert basic(Credentials.from_auth(text)).startswith("Basic ")
