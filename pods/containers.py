@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import handlers, log_fields, log_place, mount_points, mounted_images, oci, restores, user_namespaces
+from pods import (
+    handlers,
+    log_fields,
+    log_place,
+    mount_points,
+    mounted_images,
+    oci,
+    pod_files,
+    restores,
+    user_namespaces,
+)
 from pods.directories import remove_trees
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
@@ -295,6 +305,7 @@ class Containers:
             infra_pid=sandbox.sandbox.infra_pid,
             target_pid=target_pid,
             sandbox_dir=settings.sandbox_dir(container.sandbox_id),
+            files_dir=pod_files.place(settings.sandbox_dir(container.sandbox_id)),
             volumes_dir=root / "volumes",
             cgroups_path=path,
             host=self._host,

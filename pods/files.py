@@ -9,6 +9,7 @@ from pods.errors import InvalidArgument
 from pods.model import DNSConfig, NamespaceMode, SandboxConfig
 
 _MAX_HOSTNAME = 64  # __NEW_UTS_LEN, sethostname(2)
+_MAX_RESOLV_CONF = 64 << 10  # a resolver reads it whenever a program starts
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -39,7 +40,11 @@ def resolv_conf(dns: DNSConfig | None, host_resolv: str) -> str:
     lines = [f"search {' '.join(dns.searches)}"] if dns.searches else []
     lines += [f"nameserver {server}" for server in dns.servers]
     lines += [f"options {' '.join(dns.options)}"] if dns.options else []
-    return "".join(f"{line}\n" for line in lines)
+    text = "".join(f"{line}\n" for line in lines)
+    if len(text) > _MAX_RESOLV_CONF:
+        reason = f"resolv.conf would have {len(text)} bytes, more than {_MAX_RESOLV_CONF}"
+        raise InvalidArgument(f"config.dns_config: {reason}")
+    return text
 
 
 def hosts(name: str, addresses: Sequence[str]) -> str:

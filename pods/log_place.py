@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from pods.directories import make_directories
-from pods.errors import PodError
-from runtime.log_place import open_to_append
+from pods.errors import InvalidArgument, PodError
+from runtime.log_place import make_directory, open_to_append
 
 
 def trusted(log_directory: str) -> str:
@@ -16,6 +16,17 @@ def trusted(log_directory: str) -> str:
     The pod's own directory and what is in it is made by kubelet and crisp, who make no links.
     """
     return os.path.dirname(os.path.normpath("/" + log_directory.lstrip("/")))
+
+
+def make_log_directory(log_directory: str) -> None:
+    """Make a pod's directory of logs and missing ones above it. Raises InvalidArgument."""
+    above = trusted(log_directory)
+    try:
+        make_directories(above)
+        make_directory(log_directory, above)
+    except OSError as error:
+        reason = f"make directory {log_directory!r}: {error.strerror}"
+        raise InvalidArgument(f"config.log_directory: {reason}") from error
 
 
 def make_log(path: str, log_directory: str) -> None:

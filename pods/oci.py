@@ -92,7 +92,8 @@ class ContainerContext:
     user: Identity  # what user_request asked for, found inside the rootfs
     infra_pid: int  # holds the pod's namespaces
     target_pid: int  # init of the container whose PID namespace is asked for by TARGET; 0 if there is none
-    sandbox_dir: Path  # resolv.conf, hostname, hosts, shm/
+    sandbox_dir: Path  # shm/
+    files_dir: Path  # resolv.conf, hostname, hosts
     volumes_dir: Path  # one directory for each of image_volumes
     cgroups_path: str
     host: HostFacts
@@ -156,6 +157,7 @@ def build_config(context: ContainerContext) -> dict[str, Any]:
             context.image,
             sources=context.found.mount_sources,
             sandbox_dir=context.sandbox_dir,
+            files_dir=context.files_dir,
             volumes_dir=context.volumes_dir,
             more=context.found.cdi.mounts,
         ),

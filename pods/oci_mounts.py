@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from image.model import VOLUMES_LIMIT, ImageConfig
-from pods import mounted_images
+from pods import mounted_images, pod_files
 from pods.errors import InvalidArgument
 from pods.model import CgroupMountMode, ContainerConfig, ContainerSecurity, Mount, NamespaceMode, Propagation, Sandbox
 from pods.user_namespaces import oci_lines
@@ -19,7 +19,6 @@ _PROPAGATION = {
     Propagation.BIDIRECTIONAL: "rshared",
 }
 _PTS_OPTIONS = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
-_POD_FILES = ("resolv.conf", "hostname", "hosts")
 
 
 def plan_mounts(
@@ -29,6 +28,7 @@ def plan_mounts(
     *,
     sources: Sequence[str],
     sandbox_dir: Path,
+    files_dir: Path,
     volumes_dir: Path,
     more: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def plan_mounts(
         _bind(volume, str(volumes_dir / directory), "rprivate")
         for volume, directory in image_volumes(config, image).items()
     ]
-    defaults = [*_kernel_mounts(config.security), *_pod_mounts(config, sandbox, sandbox_dir)]
+    defaults = [*_kernel_mounts(config.security), *_pod_mounts(config, sandbox, sandbox_dir, files_dir)]
     kept = [mount for mount in defaults if not _is_replaced(mount["destination"], taken)]
     return sorted([*kept, *volumes, *requested, *more], key=_depth)
 
@@ -78,7 +78,7 @@ def _may_be_volume(path: str) -> bool:
     # An image must not cover the kernel's file systems: masks and security labels are set through them
     # (CVE-2019-16884).
     top = path.split("/")[1]
-    return top not in ("", "proc", "sys", "dev") and path not in {f"/etc/{name}" for name in _POD_FILES}
+    return top not in ("", "proc", "sys", "dev") and path not in {f"/etc/{name}" for name in pod_files.NAMES}
 
 
 def _kernel_mounts(security: ContainerSecurity) -> list[dict[str, Any]]:
@@ -94,10 +94,12 @@ def _kernel_mounts(security: ContainerSecurity) -> list[dict[str, Any]]:
     ]
 
 
-def _pod_mounts(config: ContainerConfig, sandbox: Sandbox, sandbox_dir: Path) -> list[dict[str, Any]]:
+def _pod_mounts(
+    config: ContainerConfig, sandbox: Sandbox, sandbox_dir: Path, files_dir: Path
+) -> list[dict[str, Any]]:
     host_ipc = sandbox.config.security.namespaces.ipc is NamespaceMode.NODE
     access = ("ro",) if config.security.readonly_rootfs else ()
-    files = [_bind(f"/etc/{name}", str(sandbox_dir / name), "rprivate", *access) for name in _POD_FILES]
+    files = [_bind(f"/etc/{name}", str(files_dir / name), "rprivate", *access) for name in pod_files.NAMES]
     shm = _bind("/dev/shm", "/dev/shm" if host_ipc else str(sandbox_dir / "shm"), "rprivate")
     return [shm, *files]
 

@@ -16,8 +16,7 @@ import msgspec
 from network.errors import NetworkError
 from network.model import DNS, Attachment
 from network.model import PortMapping as NetworkPort
-from pods import files, log_fields, user_namespaces
-from pods.directories import make_directories
+from pods import files, log_fields, log_place, pod_files, user_namespaces
 from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
 from pods.handlers import check_handler
 from pods.inflight import Background, Flights
@@ -105,8 +104,8 @@ class Sandboxes:
         on_host_network = sandbox.config.security.namespaces.network is NamespaceMode.NODE
         name = files.hostname(sandbox.id, sandbox.config, self._host.hostname)
         text = _read(_HOST_HOSTS) if on_host_network else files.hosts(name, addresses)
-        hosts = self._state.settings.sandbox_dir(sandbox.id) / "hosts"
-        hosts.write_text(text)
+        hosts = pod_files.place(self._state.settings.sandbox_dir(sandbox.id)) / "hosts"
+        hosts.write_text(text, errors="surrogateescape")
         user_namespaces.give(hosts, user_namespaces.mappings_of(sandbox.config))
 
     def _holder(self, config: SandboxConfig) -> SandboxRecord | None:
@@ -199,17 +198,14 @@ class Sandboxes:
         directory.mkdir(parents=True, mode=0o700)
         (directory / "exits").mkdir()
         hostname = files.hostname(sandbox.id, config, self._host.hostname)
-        (directory / "hostname").write_text(hostname + "\n")
-        (directory / "resolv.conf").write_text(files.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF)))
+        resolv_conf = files.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF))
+        place = pod_files.make(directory, len(resolv_conf) + _size(_HOST_HOSTS))
+        (place / "hostname").write_text(hostname + "\n")
+        (place / "resolv.conf").write_text(resolv_conf, errors="surrogateescape")
         for name in ("hostname", "resolv.conf"):
-            user_namespaces.give(directory / name, user_namespaces.mappings_of(config))
+            user_namespaces.give(place / name, user_namespaces.mappings_of(config))
         if config.log_directory:
-            try:
-                make_directories(config.log_directory)
-            except OSError as error:
-                raise InvalidArgument(
-                    f"config.log_directory: make directory {config.log_directory!r}: {error.strerror}"
-                ) from error
+            log_place.make_log_directory(config.log_directory)
 
     def _pod_arguments(self, sandbox: Sandbox) -> dict[str, Any]:
         config = sandbox.config
@@ -328,6 +324,14 @@ def attachment_of(sandbox: Sandbox) -> Attachment:
         cgroup_path=config.cgroup_parent,
         annotations=config.annotations,
     )
+
+
+def _size(path: Path) -> int:
+    """In bytes; many a machine has a long list of blocked hosts."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _read(path: Path) -> str:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from pods import pod_files
 from pods.errors import InvalidArgument
 
 _ATTRIBUTE: Final = "security.selinux"
@@ -55,9 +56,10 @@ def relabel(path: str, label: str, field: str) -> None:
 
 def relabel_pod_files(directory: Path, label: str) -> None:
     """What a pod's containers have of crisp's own: /etc/resolv.conf, /etc/hostname, /etc/hosts, /dev/shm."""
-    for name in ("resolv.conf", "hostname", "hosts", "shm"):
-        if (directory / name).exists():
-            relabel(str(directory / name), label, "config.linux.security_context.selinux_options")
+    files = pod_files.place(directory)
+    for path in (*(files / name for name in pod_files.NAMES), directory / "shm"):
+        if path.exists():
+            relabel(str(path), label, "config.linux.security_context.selinux_options")
 
 
 def _relabel_entry(directory: int, name: str, label: str) -> int:

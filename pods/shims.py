@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pods import pod_files
 from pods.oci_cgroups import SYSTEMD
 from pods.scopes import Scopes
 from pods.settings import NodeSettings
@@ -88,7 +89,9 @@ class Shims:
                 _log.warning("shim died while it shut down", extra={"sandbox": sandbox_id})
             client.close()
         self._clients.pop(sandbox_id, None)
-        unmount_if_mounted(str(self._settings.sandbox_dir(sandbox_id) / "shm"))
+        directory = self._settings.sandbox_dir(sandbox_id)
+        unmount_if_mounted(str(directory / "shm"))
+        pod_files.unmount(directory)
 
     def kill_cgroup(self, path: str) -> None:
         """End what a dead shim's container left running. Best effort."""

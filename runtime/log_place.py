@@ -65,6 +65,12 @@ def open_to_read(path: str, trusted: str = "") -> int:
         os.close(directory)
 
 
+def make_directory(path: str, trusted: str) -> None:
+    """Make a directory of logs below `trusted`; no error if it is there. Raises OSError as `open_to_append` does."""
+    if _plain(path) != _plain(trusted):
+        os.close(_directory_of(f"{path}/log", trusted, make=True)[0])
+
+
 def _directory_of(path: str, trusted: str, *, make: bool) -> tuple[int, str]:
     """The log's directory, open, and its name in there."""
     path = _plain(path)

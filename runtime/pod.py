@@ -100,21 +100,10 @@ class Pod:
         return os.path.join(self.directory, "shm")
 
     def _mount_shm(self) -> None:
-        with failing("mount `tmpfs` on", self._shm_path()):
-            os.mkdir(self._shm_path(), 0o700)
-            context = syscalls.fsopen("tmpfs")
-            options = [("source", "shm"), ("mode", "1777"), ("size", str(self._shm_size))]
-            if self._users is not None:
-                options += zip(("uid", "gid"), map(str, self._users.root), strict=True)
-            for key, value in options:
-                syscalls.fsconfig_string(context, key, value)
-            syscalls.fsconfig_create(context)
-            mount = syscalls.fsmount(context, _SHM_ATTRS)
-            os.close(context)
-            try:
-                syscalls.move_mount(mount, syscalls.AT_FDCWD, self._shm_path())
-            finally:
-                os.close(mount)
+        options = {"source": "shm", "mode": "1777", "size": str(self._shm_size)}
+        if self._users is not None:
+            options |= zip(("uid", "gid"), map(str, self._users.root), strict=True)
+        mount_tmpfs(self._shm_path(), options)
 
     def _start_infra(self) -> None:
         kinds = {
@@ -225,6 +214,24 @@ def pin_namespace(source: str, path: str) -> None:
     except OSError:
         os.unlink(path)
         raise
+
+
+def mount_tmpfs(path: str, options: Mapping[str, str]) -> None:
+    """Make the directory and mount a tmpfs there, without devices and programs. Raises RuntimeCoreError."""
+    with failing("mount `tmpfs` on", path):
+        os.mkdir(path, 0o700)
+        context = syscalls.fsopen("tmpfs")
+        try:
+            for key, value in options.items():
+                syscalls.fsconfig_string(context, key, value)
+            syscalls.fsconfig_create(context)
+            mount = syscalls.fsmount(context, _SHM_ATTRS)
+        finally:
+            os.close(context)
+        try:
+            syscalls.move_mount(mount, syscalls.AT_FDCWD, path)
+        finally:
+            os.close(mount)
 
 
 def unmount_if_mounted(path: str) -> None:

@@ -80,6 +80,7 @@ def _build(
         infra_pid=_INFRA,
         target_pid=target_pid,
         sandbox_dir=Path("/run/s"),
+        files_dir=Path("/run/s/etc"),
         volumes_dir=Path("/var/v"),
         cgroups_path=oci.cgroups_path(sandbox, "c" * 64),
         host=host,
