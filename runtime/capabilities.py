@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from runtime.errors import OperationFailed
 from runtime.spec import Capabilities
 from runtime.syscalls import libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # linux/capability.h; the position is the number.
 NAMES = (
@@ -94,12 +98,14 @@ def set_keepcaps() -> None:
         raise OperationFailed("set", "PR_SET_KEEPCAPS", ctypes.get_errno())
 
 
-def apply(capabilities: Capabilities) -> None:
+def apply(capabilities: Capabilities, *, more: Collection[str] = ()) -> None:
     """Sets the effective, permitted, inheritable and ambient sets, after the change of user; see `left_out`.
 
-    Raises `OperationFailed` naming a capability which the caller has not got and so cannot give.
+    Of `more` those that the caller has stay permitted and effective besides, until `only`. Raises `OperationFailed`
+    naming a capability which the caller has not got and so cannot give.
     """
     has = _current()[1]
+    kept = _mask(more) & has
     permitted = _mask(capabilities.permitted) & _known()
     for number in _bits(permitted & ~has):
         raise OperationFailed("add", f"`{_name(number)}` to the permitted set", errno.EPERM)
@@ -107,12 +113,22 @@ def apply(capabilities: Capabilities) -> None:
     inheritable = _mask(capabilities.inheritable) & _known()
     for number in _bits(effective & ~permitted):
         raise OperationFailed("add", f"`{_name(number)}` to the effective set", errno.EPERM)
-    _set(effective, permitted, inheritable)
+    _set(effective | kept, permitted | kept, inheritable)
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     for number in _bits(_mask(capabilities.ambient) & permitted & inheritable):
         if _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number) < 0:
             raise OperationFailed("add", f"`{_name(number)}` to the ambient set", ctypes.get_errno())
     _prctl(_PR_SET_KEEPCAPS, 0)
+
+
+def only(capabilities: Capabilities, *, more: Collection[str] = ()) -> tuple[Any, Any]:
+    """capset(2)'s arguments to take away what `apply` left besides, but for `more`. Asks the kernel what it has."""
+    kept = _mask(more) & _current()[1]
+    effective, permitted, inheritable = (
+        _mask(names) & _known()
+        for names in (capabilities.effective, capabilities.permitted, capabilities.inheritable)
+    )
+    return _Header(_VERSION_3, 0), _words(effective | kept, permitted | kept, inheritable)
 
 
 def _bounding() -> Iterator[int]:
@@ -161,10 +177,13 @@ def _current() -> tuple[int, int, int]:
 
 def _set(effective: int, permitted: int, inheritable: int) -> None:
     header = _Header(_VERSION_3, 0)
-    low = _Data(effective & 0xFFFFFFFF, permitted & 0xFFFFFFFF, inheritable & 0xFFFFFFFF)
-    words = _Words(low, _Data(effective >> 32, permitted >> 32, inheritable >> 32))
-    if libc.capset(ctypes.byref(header), words) < 0:
+    if libc.capset(ctypes.byref(header), _words(effective, permitted, inheritable)) < 0:
         raise OperationFailed("set", "capabilities", ctypes.get_errno())
+
+
+def _words(effective: int, permitted: int, inheritable: int) -> Any:
+    low = _Data(effective & 0xFFFFFFFF, permitted & 0xFFFFFFFF, inheritable & 0xFFFFFFFF)
+    return _Words(low, _Data(effective >> 32, permitted >> 32, inheritable >> 32))
 
 
 def _prctl(option: int, first: int, second: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""Cloning a process of a container: into its cgroup, PID namespace and time namespace at birth."""
+"""Cloning a process of a container: into its cgroup and a new time namespace at birth."""
 
 from __future__ import annotations
 
@@ -18,29 +18,21 @@ if TYPE_CHECKING:
 def clone_into(
     cgroup: Cgroup,
     flags: int,
-    pid_namespace: str,
     child: Callable[[], Any],
     *,
     clocks: Mapping[str, TimeOffset] | None = None,
     once: bool = False,
 ) -> tuple[int, int]:
-    """Clone `child` into the cgroup (at once where there is a v2 hierarchy) and into an existing PID namespace.
+    """Clone `child` into the cgroup (at once where there is a v2 hierarchy).
 
-    `clocks` asks for a new time namespace in which they are offset so. Only children enter a PID namespace or a new
-    time namespace, so the caller's `pid_for_children` and `time_for_children` are switched for the moment of the
-    clone; for good if this is the caller's `once` and only child: root of a user namespace has no way back.
+    `clocks` asks for a new time namespace in which they are offset so. Only children enter a new time namespace, so the
+    caller's `time_for_children` is switched for the moment of the clone; for good if this is the caller's `once` and
+    only child: root of a user namespace has no way back. Into a PID namespace that others are in goes the child's own
+    child (`runtime.process.bear`).
     """
     into = cgroup.clone_fd()
     restore = {}
     try:
-        if pid_namespace:
-            if not once:
-                restore[syscalls.CLONE_NEWPID] = _open("/proc/self/ns/pid")
-            target = _open(pid_namespace)
-            try:
-                syscalls.setns(target, syscalls.CLONE_NEWPID)
-            finally:
-                os.close(target)
         if clocks is not None:
             if not os.path.exists("/proc/self/ns/time"):
                 raise NotSupported("make namespace", "time", "Linux 5.6 with CONFIG_TIME_NS is needed")

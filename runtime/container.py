@@ -96,6 +96,7 @@ class Container:
         self._early_exit: int | None = None
         self._take_back_update: Callable[[], None] = lambda: None
         self._hooks: ContainerHooks | None = None
+        self._killed = False
         self.pid = 0
         self._pidfd = -1
         self.state = "created"
@@ -186,14 +187,9 @@ class Container:
             if start.trace:
                 start.steps += [("shim received", begun)]
                 start.step("cgroup made")
-            pid_namespace = spec.linux.namespace("pid")
             with theirs, failing("clone", "container init"):
                 self.pid, self._pidfd = clone_into(
-                    cgroup,
-                    flags,
-                    pid_namespace.path if pid_namespace else "",
-                    lambda: container_init(start, theirs),
-                    clocks=clock_offsets(spec),
+                    cgroup, flags, lambda: container_init(start, theirs), clocks=clock_offsets(spec)
                 )
             undo.pop_all()
         start.step("cloned")
@@ -203,9 +199,20 @@ class Container:
         self._stdin = stdio.stdin
         outputs = stdio.outputs
         # Nothing is read before the program runs: until then its pipes hold nothing.
-        self._supervisor.on_exit(self.pid, self._init_exited)
         attempt = _StartAttempt(self, ours, start, outputs, reply)
+        if start.bears:
+            self._supervisor.command_started(self.pid, lambda _status: attempt.take_what_is_there())
+        else:
+            self._supervisor.on_exit(self.pid, self._init_exited)
         self._supervisor.watch(ours.fileno(), selectors.EVENT_READ, attempt.ready)
+
+    def _born(self, pid: int, pidfd: int) -> None:
+        """From now on that process is the container's, which its init has borne in a PID namespace of others."""
+        os.close(self._pidfd)
+        self.pid, self._pidfd = pid, pidfd
+        self._supervisor.on_exit(pid, self._init_exited)
+        if self._killed:
+            self.kill()
 
     def _place_of_rootfs(self, spec: oci.Spec) -> dict[str, Any]:
         """In an almost empty mount namespace; in a copy of the host's, below the bundle, where hooks look for it."""
@@ -361,6 +368,7 @@ class Container:
 
     def kill(self) -> None:
         """End every process of the container."""
+        self._killed = True
         if self.pid and self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -456,8 +464,7 @@ class Container:
             filter_flags=self._filter_flags,
             mappings=self._mappings,
         )
-        pid_namespace = f"/proc/{self.pid}/ns/pid" if self._spec.linux.namespace("pid") else ""
-        self._execs.begin(request["exec"], join, pid_namespace, reply)
+        self._execs.begin(request["exec"], join, reply)
 
     def wait_exec_running(self, key: str, reply: Reply) -> None:
         """Reply once the exec'd program runs, or has ended, with the other end of its terminal if it has one."""
@@ -540,11 +547,28 @@ class _StartAttempt:
         self._warnings: list[str] = []
         self._executing = False
 
+    def take_what_is_there(self) -> None:
+        """Take the messages that have come, without waiting for more."""
+        while self._channel.fileno() >= 0 and self._take_one():
+            pass
+
     def ready(self, _events: int) -> None:
-        data, fds, _flags, _address = socket.recv_fds(self._channel, MAX_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
+        self._take_one()
+
+    def _take_one(self) -> bool:
+        """Take one message, if there is one, or the end of them, at which the program runs or never will."""
+        flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        try:
+            data, fds, _flags, _address = socket.recv_fds(self._channel, MAX_REPORT, 1, flags)
+        except BlockingIOError:
+            return False
         if data:
             self._take(json.loads(data), fds)
-            return
+        else:
+            self._ended()
+        return True
+
+    def _ended(self) -> None:
         supervisor = self._container._supervisor
         supervisor.unwatch(self._channel.fileno())
         self._channel.close()
@@ -583,6 +607,8 @@ class _StartAttempt:
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         if "failed" in message:
             self._failure = from_json(message["failed"])
+        elif "pid" in message:
+            self._container._born(message["pid"], fds[0])
         elif "console" in message:
             self._console = fds[0]
         elif "warning" in message:

@@ -24,6 +24,8 @@ class Supervisor(Loop, Protocol):
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
 
+    def command_started(self, pid: int, done: Callable[[int], None]) -> None: ...
+
 
 class Execs:
     """Those that run, and those that ended with a terminal which nobody has asked for yet."""
@@ -32,11 +34,11 @@ class Execs:
         self._supervisor = supervisor
         self._execs: dict[str, Exec] = {}
 
-    def begin(self, key: str, join: Join, pid_namespace: str, reply: Reply) -> None:
+    def begin(self, key: str, join: Join, reply: Reply) -> None:
         """Start one. Replies with its exit code when it ends."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, failing("clone", "exec"):
-            pid, pidfd = clone_into(join.cgroup, 0, pid_namespace, lambda: exec_process(join, theirs))
+            pid, pidfd = clone_into(join.cgroup, 0, lambda: exec_process(join, theirs))
         execution = self._execs[key] = Exec(pid, pidfd, ours, self._supervisor, reply)
 
         def exited(status: int) -> None:
@@ -44,7 +46,19 @@ class Execs:
             if not execution.unclaimed:
                 del self._execs[key]
 
-        self._supervisor.on_exit(pid, exited)
+        def joined(status: int) -> None:
+            execution.take_what_is_there()
+            if not execution.born:
+                exited(status)
+                return
+            self._supervisor.on_exit(execution.pid, exited)
+            if execution.killed:
+                kill_family(execution.pid, execution.pidfd, join.cgroup)
+
+        if join.bears:
+            self._supervisor.command_started(pid, joined)
+        else:
+            self._supervisor.on_exit(pid, exited)
 
     def wait_running(self, key: str, reply: Reply) -> None:
         """Reply once the program runs, or has ended, with the other end of its terminal if it has one."""
@@ -64,6 +78,7 @@ class Execs:
         if entry.unclaimed:
             self._execs.pop(key).close()
         elif cgroup is not None:
+            entry.killed = True  # and so is what it is about to bear
             kill_family(entry.pid, entry.pidfd, cgroup)
 
     def forget_unclaimed(self) -> None:

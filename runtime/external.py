@@ -65,7 +65,6 @@ class ExternalContainer(Container):
         self._cgroup_path = ""
         self._mounted: list[str] = []
         self._known = False  # the runtime has state of it
-        self._killed = False
         self._external_execs: dict[str, _Exec] = {}
 
     # -- created ------------------------------------------------------------------------------------------------------
@@ -130,10 +129,6 @@ class ExternalContainer(Container):
         """Have the runtime send it: its init may be another process than the one that we are the parent of."""
         if self.state == "running":
             self._run(["kill", self.id, str(number)], _NO_STREAMS, lambda _status: None)
-
-    def kill(self) -> None:
-        self._killed = True
-        super().kill()
 
     # -- exec ---------------------------------------------------------------------------------------------------------
 

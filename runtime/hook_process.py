@@ -109,7 +109,7 @@ def _fork() -> tuple[int, int, int]:
     with failing("make process for", "hooks"):
         told, telling = os.pipe()
         try:
-            return os.fork(), told, telling
+            return syscalls.fork(), told, telling
         except OSError:
             os.close(told)
             os.close(telling)

@@ -77,7 +77,7 @@ def _run(hook: Hook, text: bytes, environment: dict[str, str]) -> str:
     with failing("run hook", hook.path):
         in_read, in_write = os.pipe()
         out_read, out_write = os.pipe()
-        pid = os.fork()
+        pid = syscalls.fork()
         if pid == 0:
             _execute(hook, environment, in_read, out_write)
         os.close(in_read)

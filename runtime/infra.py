@@ -93,7 +93,7 @@ def empty_mount_namespace() -> int:
     Raises RuntimeCoreError.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
+    pid = syscalls.fork()
     if pid == 0:
         status = 1
         try:

@@ -21,9 +21,10 @@ from runtime.home import with_home
 from runtime.hooks import run_hooks
 from runtime.light import dataclass, field, json, replace, signal, socket
 from runtime.mounts import MountPlan
+from runtime.passage import Passage
 from runtime.rootfs import ATTACH_POINT, CgroupView, Rootfs, open_in_root, open_sources, propagate_again
 from runtime.sysctl import write_sysctls
-from runtime.terminal import open_peer, take_over
+from runtime.terminal import hand_over, open_peer, take_control
 from runtime.userns import OWNED_KINDS, UserNamespaces
 
 TYPE_CHECKING = False
@@ -69,6 +70,12 @@ class Start:
     links: int = -1  # from where linux.netDevices come (netdevices.open_links)
     trace: bool = False
     steps: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def bears(self) -> bool:
+        """Whether the program is a child of the init, in a PID namespace that others are in (`process.bear`)."""
+        namespace = self.spec.linux.namespace("pid")
+        return namespace is not None and bool(namespace.path)
 
     def step(self, name: str) -> None:
         """Note that a step is done, with the monotonic clock in nanoseconds."""
@@ -156,6 +163,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     if owner := _cgroup_owner(start):
         start.cgroup.delegate(owner)
     start.step("cgroup joined")
+    shared = _open_pid_namespace(spec)
     os.setsid()
     if start.keyring:
         process.new_keyring(start.container_id)
@@ -189,9 +197,13 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     rootfs.pivot()
     rootfs.restrict(linux, readonly=spec.root.readonly)
     start.step("rootfs finished")
-    scheduling.apply(start.process, linux)
+    scheduling.apply(start.process, linux, inherited=start.bears)
     for target, fd in enumerate(stdio):
         os.dup2(fd, target)
+    if shared >= 0:
+        with failing("enter namespace", "pid"):
+            syscalls.setns(shared, syscalls.CLONE_NEWPID)
+            os.close(shared)
     if start.users.held:
         _enter_user_namespace(start)
 
@@ -210,7 +222,8 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     gate = start.gate
     if gate is not None and spec.hooks.start_container:
         gate = replace(gate, program=-1, on_open=start_hooks)
-    process.become(
+    goes_on = process.bear if start.bears else process.become
+    goes_on(
         becoming,
         start.filter_program,
         start.filter_flags,
@@ -266,6 +279,15 @@ def _set_oom_score(start: Start, channel: socket.socket) -> None:
         channel.send(json.dumps({"warning": warning}).encode())
 
 
+def _open_pid_namespace(spec: oci.Spec) -> int:
+    """The one of others that the container is to be in, -1 for none. Its members are not to see the caller at work."""
+    namespace = spec.linux.namespace("pid")
+    if namespace is None or not namespace.path:
+        return -1
+    with failing("join pid namespace", namespace.path):
+        return os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _enter_user_namespace(start: Start) -> None:
     """The last step that the machine's root takes; from here on the process has rights in the container only."""
     process.raise_hard_limits(start.process.rlimits)
@@ -314,5 +336,7 @@ def _open_console(rootfs: Rootfs, start: Start, channel: socket.socket) -> tuple
         target = rootfs.open_target("/dev/console", is_directory=False, follow=False)
         tree = syscalls.open_tree(terminal, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)
         syscalls.move_mount(tree, target)
-    take_over(terminal, master, channel)
+    if not start.bears:
+        take_control(terminal, Passage())
+    hand_over(master, channel)
     return terminal, terminal, terminal

@@ -1,7 +1,7 @@
 """An additional process in a running container (exec). Runs in the child that the shim cloned.
 
-The shim cloned it straight into the container's PID namespace; the child joins the cgroup, then all other namespaces
-by one setns(2) on a pidfd of the container's init, and becomes the program.
+The child joins the cgroup, then all namespaces by one setns(2) on a pidfd of the container's init, and becomes the
+program. In a PID namespace are the children of who joins it: there it has the program born, when all else is done.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from runtime.gate import Gate
 from runtime.home import with_home
 from runtime.init import NAMESPACE_FLAGS, leave_the_loop, report
 from runtime.light import dataclass, socket
-from runtime.terminal import open_peer, take_over
+from runtime.passage import Passage
+from runtime.terminal import hand_over, open_peer, take_control
 from runtime.userns import IDMappings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-_JOINED: Final = ("user", "mount", "ipc", "uts", "network", "cgroup", "time")
+_JOINED: Final = ("user", "mount", "ipc", "uts", "network", "cgroup", "time", "pid")
 
 
 @dataclass(slots=True)
@@ -44,9 +45,14 @@ class Join:
     preserved: int = 0  # descriptors after the standard streams that the program gets
     mappings: IDMappings | None = None  # of the container's user namespace
 
+    @property
+    def bears(self) -> bool:
+        """Whether the program is a child of the joining process, which is then told of (`process.bear`)."""
+        return self.spec.linux.namespace("pid") is not None
+
 
 def namespace_flags(spec: oci.Spec) -> int:
-    """The namespaces of a container's init that differ from the shim's own, but for the PID one."""
+    """The namespaces of a container's init that differ from the shim's own."""
     kinds = {namespace.type for namespace in spec.linux.namespaces}
     flags = 0
     for kind in _JOINED:
@@ -68,7 +74,7 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
             scheduling.leave_the_makers_cpus()
         else:
             scheduling.run_on(affinity.final, "final")
-        scheduling.apply(join.process, join.spec.linux)
+        scheduling.apply(join.process, join.spec.linux, inherited=join.bears)
         os.setsid()
         process.new_keyring(join.container_id)
         if join.process.oom_score_adj is not None:
@@ -85,10 +91,11 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
             if join.mappings is not None:
                 userns.become_root()
                 process.new_keyring(join.container_id)
-        stdio = _open_terminal(join.process, channel) if join.process.terminal else join.stdio
+        stdio = _open_terminal(join, channel) if join.process.terminal else join.stdio
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
-        process.become(
+        goes_on = process.bear if join.bears else process.become
+        goes_on(
             with_home(join.process),
             join.filter_program,
             join.filter_flags,
@@ -101,10 +108,12 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
     os._exit(1)
 
 
-def _open_terminal(becoming: oci.Process, channel: socket.socket) -> tuple[int, int, int]:
+def _open_terminal(join: Join, channel: socket.socket) -> tuple[int, int, int]:
     """A terminal of the container that the caller is in, as the three standard streams; the shim gets its other end."""
     with failing("open", "/dev/pts/ptmx"):
         master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        terminal = open_peer(master, becoming, becoming.user.uid)
-    take_over(terminal, master, channel)
+        terminal = open_peer(master, join.process, join.process.user.uid)
+    if not join.bears:
+        take_control(terminal, Passage())
+    hand_over(master, channel)
     return terminal, terminal, terminal

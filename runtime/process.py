@@ -1,27 +1,35 @@
 """From root in a finished rootfs to the user's program: limits, labels, credentials, filter, execve.
 
-Shared by a container's init and by exec. Everything here runs in the single-threaded child that becomes the program.
+Shared by a container's init and by exec. Everything here runs in the single-threaded child that becomes the program,
+or, where that is to be in a PID namespace which others are in already, has it born there (`bear`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import resource
 import stat
+import struct
 from collections.abc import Callable, Sequence
 
-from runtime import capabilities, syscalls
+from runtime import capabilities, scheduling, syscalls
 from runtime import spec as oci
 from runtime.errors import ExecFailed, NotSupported, OperationFailed, failing
 from runtime.gate import Gate
+from runtime.labels import set_labels
 from runtime.light import signal, socket
+from runtime.passage import Passage
 from runtime.seccomp_load import load_filter
+from runtime.terminal import take_control
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, NoReturn
+    from typing import Any, Final, NoReturn
+
+    Arguments = tuple[Any, Any]
 
 _UNLIMITED: Final = 2**64 - 1
 
@@ -41,17 +49,13 @@ def become(
     Of its descriptors the standard streams, as many after them as are `preserved`, `channel` and those of the gate
     stay open. `before_exec` runs when only execve is left to do; it may use no more than the filter allows (a send).
     """
-    keep = [channel, *((gate.wait, gate.report, gate.program) if gate else ())]
-    # Not by close-on-exec: until execve has resolved them, working directory and program may be named by way of
-    # /proc/self/fd, and a descriptor of a host directory there is the host (CVE-2024-21626).
-    with failing("close", "inherited descriptors"):
-        syscalls.close_all_from(3 + preserved, keep=keep)
+    _let_go(channel, gate, preserved)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     _use_own_null_device()
     own_streams(process.user.uid)
     for limit in process.rlimits:
         _set_rlimit(limit)
-    _set_labels(process)
+    set_labels(process, Passage())
     if filter_program and not process.no_new_privileges:
         # Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which may be gone below.
         _load_filter(filter_program, filter_flags, channel)
@@ -60,12 +64,90 @@ def become(
     _set_identity(process)
     if not entered and not _enter_directory(process.cwd):
         raise OperationFailed("enter working directory", process.cwd, errno.EACCES)
+    _give_up_privileges(process, filter_program, filter_flags, channel)
+    _execute(process, channel, before_exec, gate)
+
+
+def bear(
+    process: oci.Process,
+    filter_program: bytes,
+    filter_flags: int,
+    channel: int,
+    before_exec: Callable[[], None] | None = None,
+    *,
+    gate: Gate | None = None,
+    preserved: int = 0,
+) -> NoReturn:
+    """As `become`, for the PID namespace that the caller's children are in: the program is one, and the parent's child.
+
+    Whoever is in that namespace sees the process from its birth on, and may look into it with CAP_SYS_PTRACE
+    (CVE-2016-9962): it is born with the container's namespaces, user and capabilities, and nothing else. The parent is
+    told {"pid": ...} with a pidfd on `channel`, and the caller ends. A terminal is open as standard input.
+    """
+    _let_go(channel, gate, preserved)
+    _use_own_null_device()
+    own_streams(process.user.uid)
+    raise_hard_limits(process.rlimits)
+    # One process more than the program counts for this user now.
+    later = [_attainable(limit) for limit in process.rlimits if limit.type == "RLIMIT_NPROC"]
+    for limit in process.rlimits:
+        if limit.type != "RLIMIT_NPROC":
+            _set_rlimit(limit)
+    entered = _enter_directory(process.cwd)
+    # Without no_new_privs only CAP_SYS_ADMIN loads a filter.
+    early = bool(filter_program) and not process.no_new_privileges
+    late = ("CAP_SYS_NICE",) if scheduling.ends_at_fork(process) else ()
+    kept, left = _set_identity(process, more=(*late, *(("CAP_SYS_ADMIN",) if early else ())), until=late)
+    if not entered and not _enter_directory(process.cwd):
+        raise OperationFailed("enter working directory", process.cwd, errno.EACCES)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # the change of identity may have set it
+    told, telling = os.pipe()
+    passage = Passage()
+    if early:
+        passage = Passage.make()
+        _load_filter(passage.before(filter_program), filter_flags, channel)
+    with failing("clone into", "PID namespace"):
+        if kept is not None:
+            passage.call("capset", *kept)
+        pid, pidfd = passage.clone()
+        if pid:
+            passage.send(channel, b'{"pid":%d}' % pid, pidfd)
+            passage.call("write", telling, b"0", 1)
+            passage.call("exit_group", 0)
+        # Whose parent has not heard of it, since the caller was killed, would run without anybody who knew.
+        passage.call("close", telling)
+        if passage.call("read", told, ctypes.create_string_buffer(1), 1) == 0:
+            passage.call("exit_group", 1)
+        passage.call("close", told)
+        passage.call("setsid")
+        if process.terminal:
+            take_control(0, passage)
+    for soft, hard in later:
+        with failing("set", "RLIMIT_NPROC"):
+            passage.call("prlimit64", 0, resource.RLIMIT_NPROC, struct.pack("=qq", soft, hard), 0)
+    if late:
+        scheduling.set_policy(process, passage)
+        if left is not None:
+            passage.call("capset", *left)
+    set_labels(process, passage)
+    _give_up_privileges(process, filter_program, filter_flags, channel)
+    _execute(process, channel, before_exec, gate)
+
+
+def _let_go(channel: int, gate: Gate | None, preserved: int) -> None:
+    keep = [channel, *((gate.wait, gate.report, gate.program) if gate else ())]
+    # Not by close-on-exec: until execve has resolved them, working directory and program may be named by way of
+    # /proc/self/fd, and a descriptor of a host directory there is the host (CVE-2024-21626).
+    with failing("close", "inherited descriptors"):
+        syscalls.close_all_from(3 + preserved, keep=keep)
+
+
+def _give_up_privileges(process: oci.Process, filter_program: bytes, filter_flags: int, channel: int) -> None:
     if process.no_new_privileges:
         with failing("set", "no_new_privs"):
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         if filter_program:
             _load_filter(filter_program, filter_flags, channel)
-    _execute(process, channel, before_exec, gate)
 
 
 def _load_filter(program: bytes, flags: int, channel: int) -> None:
@@ -101,13 +183,23 @@ def _set_rlimit(limit: oci.Rlimit) -> None:
     number = getattr(resource, limit.type, None)
     if number is None:
         raise NotSupported("set", limit.type, "unknown resource limit")
-    soft, hard = (resource.RLIM_INFINITY if value == _UNLIMITED else value for value in (limit.soft, limit.hard))
     with failing("set", limit.type):
         try:
-            resource.setrlimit(number, (soft, hard))
+            resource.setrlimit(number, _both(limit))
         except ValueError:  # Python's word for EPERM: above the hard limit, without CAP_SYS_RESOURCE
-            ceiling = resource.getrlimit(number)[1]
-            resource.setrlimit(number, (_at_most(soft, ceiling), _at_most(hard, ceiling)))
+            resource.setrlimit(number, _attainable(limit))
+
+
+def _both(limit: oci.Rlimit) -> tuple[int, int]:
+    soft, hard = (resource.RLIM_INFINITY if value == _UNLIMITED else value for value in (limit.soft, limit.hard))
+    return soft, hard
+
+
+def _attainable(limit: oci.Rlimit) -> tuple[int, int]:
+    """Soft and hard, not above the caller's hard one."""
+    ceiling = resource.getrlimit(getattr(resource, limit.type))[1]
+    soft, hard = _both(limit)
+    return _at_most(soft, ceiling), _at_most(hard, ceiling)
 
 
 def raise_hard_limits(limits: Sequence[oci.Rlimit]) -> None:
@@ -129,45 +221,19 @@ def _at_most(value: int, ceiling: int) -> int:
     return ceiling if value == resource.RLIM_INFINITY else min(value, ceiling)
 
 
-def _set_labels(process: oci.Process) -> None:
-    """Ask the LSM for a label at execve. The file is written through the container's own /proc, checked to be one."""
-    for label, paths in (
-        (process.apparmor_profile and f"exec {process.apparmor_profile}", ("attr/apparmor/exec", "attr/exec")),
-        (process.selinux_label, ("attr/exec",)),
-    ):
-        if label:
-            _write_attribute(paths, label)
+def _set_identity(
+    process: oci.Process, more: Sequence[str] = (), until: Sequence[str] = ()
+) -> tuple[Arguments | None, Arguments | None]:
+    """Take on the process's user and capabilities, with `more` of them for a while.
 
-
-def _write_attribute(paths: tuple[str, ...], label: str) -> None:
-    thread = os.open("/proc/thread-self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # A procfs in disguise would swallow the label (CVE-2019-16884, CVE-2025-52881). The number of its root's inode
-        # tells nothing: a tmpfs's is 1 as well.
-        if syscalls.filesystem_type(thread) != syscalls.PROC_SUPER_MAGIC:
-            raise NotSupported("apply label", label, "/proc is not a proc file system")
-        for path in paths:
-            try:
-                fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=thread)
-            except FileNotFoundError:
-                continue
-            try:
-                if syscalls.filesystem_type(fd) != syscalls.PROC_SUPER_MAGIC:
-                    raise NotSupported("apply label", label, f"/proc/thread-self/{path} is something else")
-                with failing("apply label", label):
-                    os.write(fd, label.encode())
-                return
-            finally:
-                os.close(fd)
-        raise NotSupported("apply label", label, "the security module is not enabled")
-    finally:
-        os.close(thread)
-
-
-def _set_identity(process: oci.Process) -> None:
+    Returns capset(2)'s arguments to give those up but for `until`, and those too; None where there is nothing to do.
+    """
     user, caps = process.user, process.capabilities
     if caps is not None:
         capabilities.drop_bounding(caps.bounding)
+    if caps is None and more and user.uid:
+        caps = oci.Capabilities()  # as the change of user leaves them
+    if caps is not None:
         capabilities.set_keepcaps()
     with failing("set groups", ",".join(map(str, user.additional_gids)) or "none"):
         try:
@@ -180,12 +246,14 @@ def _set_identity(process: oci.Process) -> None:
         os.setresgid(user.gid, user.gid, user.gid)
     with failing("set uid", str(user.uid)):
         os.setresuid(user.uid, user.uid, user.uid)
-    if caps is not None:
-        capabilities.apply(caps)
-    if user.umask is not None:
-        os.umask(user.umask)
-    else:
-        os.umask(0o022)
+    os.umask(0o022 if user.umask is None else user.umask)
+    if caps is None:
+        return None, None
+    capabilities.apply(caps, more=more)
+    return (
+        capabilities.only(caps, more=until) if more else None,
+        capabilities.only(caps) if until else None,
+    )
 
 
 def _use_own_null_device() -> None:

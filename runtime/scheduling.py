@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from runtime import spec as oci
 from runtime import syscalls
 from runtime.errors import SpecError, failing
+from runtime.passage import Passage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ def numbers(text: str, path: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def apply(process: oci.Process, linux: oci.Linux) -> None:
-    """Have the calling process scheduled as both say. Raises OperationFailed."""
+def apply(process: oci.Process, linux: oci.Linux, *, inherited: bool) -> None:
+    """Have the calling process scheduled as both say, or, if it is `inherited`, its child. Raises OperationFailed."""
     if process.io_priority is not None:
         priority = process.io_priority
         with failing("set ioPriority", f"{priority.io_class} {priority.priority}"):
@@ -125,18 +126,33 @@ def apply(process: oci.Process, linux: oci.Linux) -> None:
     if linux.personality is not None:
         with failing("set personality", linux.personality.domain):
             syscalls.personality(_PERSONALITIES[linux.personality.domain])
-    if process.scheduler is not None:
-        scheduler = process.scheduler
-        with failing("set scheduler", scheduler.policy):
-            syscalls.sched_setattr(
-                POLICIES[scheduler.policy],
-                flags=sum(FLAGS[flag] for flag in scheduler.flags),
-                nice=scheduler.nice,
-                priority=scheduler.priority,
-                runtime=scheduler.runtime,
-                deadline=scheduler.deadline,
-                period=scheduler.period,
-            )
+    if process.scheduler is not None and not (inherited and ends_at_fork(process)):
+        set_policy(process, Passage())
+
+
+def ends_at_fork(process: oci.Process) -> bool:
+    """Whether the process's policy is one that its children do not get, or that lets it have none (sched(7))."""
+    scheduler = process.scheduler
+    return scheduler is not None and (
+        scheduler.policy == "SCHED_DEADLINE" or "SCHED_FLAG_RESET_ON_FORK" in scheduler.flags
+    )
+
+
+def set_policy(process: oci.Process, passage: Passage) -> None:
+    """Have the calling process scheduled by `process.scheduler`. Raises OperationFailed."""
+    scheduler = process.scheduler
+    assert scheduler is not None
+    with failing("set scheduler", scheduler.policy):
+        attributes = syscalls.sched_attributes(
+            POLICIES[scheduler.policy],
+            flags=sum(FLAGS[flag] for flag in scheduler.flags),
+            nice=scheduler.nice,
+            priority=scheduler.priority,
+            runtime=scheduler.runtime,
+            deadline=scheduler.deadline,
+            period=scheduler.period,
+        )
+        passage.call("sched_setattr", 0, attributes, 0)
 
 
 def leave_the_makers_cpus() -> None:

@@ -29,10 +29,12 @@ from runtime import syscalls
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.container import Container
 from runtime.errors import NO_CALL, RuntimeCoreError
+from runtime.external import ExternalContainer, ExternalRuntime
 from runtime.holder import start_holder
 from runtime.logs import complain
 from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
 from runtime.pod import Pod
+from runtime.restored import RestoredContainer
 
 _RUNNABLE: Final = ("running", "starting")
 _ACCEPT_PAUSE: Final = 1.0  # seconds
@@ -392,13 +394,9 @@ class Shim:
     def _new_container(self, container_id: str, message: Message) -> Container:
         bundle, hierarchies = message["bundle"], self._inheritance.hierarchies
         if message.get("restored", False):
-            from runtime.restored import RestoredContainer  # few pods have use for these two
-
             return RestoredContainer(container_id, bundle, self, hierarchies)
         if not message.get("runtime"):
             return Container(container_id, bundle, self, hierarchies)
-        from runtime.external import ExternalContainer, ExternalRuntime
-
         return ExternalContainer(container_id, bundle, self, hierarchies, ExternalRuntime(**message["runtime"]))
 
     def _delete(self, message: Message) -> None:

@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from runtime.errors import MissingCall
 from runtime.light import signal
 from runtime.resolve import open_inside
+from runtime.sealed import seal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
 libc: Final = ctypes.CDLL(None, use_errno=True)
 # clone3 returns twice: the interpreter lock must not be dropped around it.
@@ -26,9 +27,9 @@ _syscall = libc.syscall
 _syscall.restype = ctypes.c_long
 
 _OLD_NUMBERS: Final[dict[str, dict[str, int]]] = {
-    "x86_64": {"pivot_root": 155, "keyctl": 250, "setdomainname": 171, "sched_setattr": 314, "ioprio_set": 251,
+    "x86_64": {"pivot_root": 155, "keyctl": 250, "setdomainname": 171, "ioprio_set": 251,
                "set_mempolicy": 238},
-    "aarch64": {"pivot_root": 41, "keyctl": 219, "setdomainname": 162, "sched_setattr": 274, "ioprio_set": 30,
+    "aarch64": {"pivot_root": 41, "keyctl": 219, "setdomainname": 162, "ioprio_set": 30,
                 "set_mempolicy": 237},
 }
 _old = _OLD_NUMBERS.get(os.uname().machine, {})
@@ -48,6 +49,7 @@ SYS_MOUNT_SETATTR: Final = 442
 # clone(2), unshare(2), setns(2)
 CLONE_NEWTIME: Final = 0x00000080
 CLONE_PIDFD: Final = 0x00001000
+CLONE_PARENT: Final = 0x00008000
 CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWCGROUP: Final = 0x02000000
 CLONE_NEWUTS: Final = 0x04000000
@@ -56,8 +58,9 @@ CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWPID: Final = 0x20000000
 CLONE_NEWNET: Final = 0x40000000
 CLONE_INTO_CGROUP: Final = 0x200000000
-# In /proc/PID/ns; the user namespace first, whose rights the others are joined with.
+# In /proc/PID/ns; the user namespace before those that its rights are needed for, after one that may be its parent's.
 _NAMESPACE_FILES: Final = {
+    CLONE_NEWPID: "pid",
     CLONE_NEWUSER: "user",
     CLONE_NEWNS: "mnt",
     CLONE_NEWIPC: "ipc",
@@ -104,6 +107,7 @@ MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
 FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
+RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_IN_ROOT: Final = 0x10
@@ -205,7 +209,8 @@ def _number(name: str) -> int:
 def clone(flags: int = 0, cgroup: int | None = None) -> tuple[int, int]:
     """Fork with clone3(2): new namespaces by `flags`, straight into the v2 cgroup open at `cgroup`.
 
-    Returns (pid, pidfd) in the parent and (0, -1) in the child. Only for single-threaded processes.
+    Returns (pid, pidfd) in the parent and (0, -1) in the child, which imports nothing any more. Only for
+    single-threaded processes.
     """
     pidfd = ctypes.c_int(-1)
     args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=17)
@@ -217,6 +222,7 @@ def clone(flags: int = 0, cgroup: int | None = None) -> tuple[int, int]:
     pid = _locked_libc.syscall(SYS_CLONE3, ctypes.byref(args), ctypes.sizeof(args))
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
+        seal()
         return 0, -1
     errno = ctypes.get_errno()
     ctypes.pythonapi.PyOS_AfterFork_Parent()
@@ -226,6 +232,19 @@ def clone(flags: int = 0, cgroup: int | None = None) -> tuple[int, int]:
 
 
 _locked_libc.syscall.restype = ctypes.c_long
+
+
+def fork() -> int:
+    """As os.fork, but that the child imports nothing any more."""
+    pid = os.fork()
+    if pid == 0:
+        seal()
+    return pid
+
+
+def locked_syscall(number: int, *arguments: Any, about: str) -> int:
+    """A system call by its number, which may return twice."""
+    return _check(_locked_libc.syscall(number, *arguments), about)
 
 
 def unshare(flags: int) -> None:
@@ -360,7 +379,17 @@ def filesystem_type(fd: int) -> int:
     """The magic number of the file system that an open file, or one open O_PATH, is on (fstatfs(2))."""
     result = ctypes.create_string_buffer(_STATFS_BYTES)
     _check(libc.fstatfs(fd, result), f"fd {fd}")
-    return int.from_bytes(result.raw[:8], sys.byteorder)  # f_type, a long
+    return filesystem_type_of(result.raw)
+
+
+def filesystem_type_of(statfs: bytes) -> int:
+    """The same of a struct statfs."""
+    return int.from_bytes(statfs[:8], sys.byteorder)  # f_type, a long
+
+
+def open_how(flags: int, resolve: int) -> ctypes.Structure:
+    """What openat2(2) is told."""
+    return _OpenHow(flags, 0, resolve)
 
 
 def set_name(name: str) -> None:
@@ -373,7 +402,7 @@ def set_domainname(name: str) -> None:
     _check(_syscall(_number("setdomainname"), raw, len(raw)), name)
 
 
-def sched_setattr(
+def sched_attributes(
     policy: int,
     *,
     flags: int = 0,
@@ -382,10 +411,9 @@ def sched_setattr(
     runtime: int = 0,
     deadline: int = 0,
     period: int = 0,
-) -> None:
-    """Set the caller's scheduling policy; times in nanoseconds (sched_setattr(2))."""
-    attr = _SchedAttr(ctypes.sizeof(_SchedAttr), policy, flags, nice, priority, runtime, deadline, period)
-    _check(_syscall(_number("sched_setattr"), 0, ctypes.byref(attr), 0), f"policy {policy}")
+) -> ctypes.Structure:
+    """What sched_setattr(2) is told; times in nanoseconds. To be kept until it is called."""
+    return _SchedAttr(ctypes.sizeof(_SchedAttr), policy, flags, nice, priority, runtime, deadline, period)
 
 
 def use_every_cpu() -> None:

@@ -11,6 +11,7 @@ import struct
 from runtime import spec as oci
 from runtime.errors import NotSupported, failing
 from runtime.light import json, socket
+from runtime.passage import Passage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,9 +53,13 @@ def resize(terminal: int, width: int, height: int) -> None:
             raise
 
 
-def take_over(terminal: int, master: int, channel: socket.socket) -> None:
-    """Make the terminal the calling session's, and pass its other end to the shim, which keeps it alone."""
-    with failing("take as controlling terminal", "/dev/pts"):
-        fcntl.ioctl(terminal, _TIOCSCTTY, 0)
+def hand_over(master: int, channel: socket.socket) -> None:
+    """Pass a terminal's other end to the shim, which keeps it alone."""
     socket.send_fds(channel, [json.dumps({"console": True}).encode()], [master])
     os.close(master)
+
+
+def take_control(terminal: int, passage: Passage) -> None:
+    """Make the terminal that of the calling session's leader."""
+    with failing("take as controlling terminal", "/dev/pts"):
+        passage.call("ioctl", terminal, _TIOCSCTTY, 0)

@@ -18,16 +18,17 @@ import socket
 import sys
 from typing import Final
 
-from runtime import devices_bpf, infra, syscalls, userns
+from runtime import devices_bpf, infra, netdevices, syscalls, userns
 from runtime.cgroups import Hierarchies, v1, v2
 from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.overlay import layers_can_be_appended
 from runtime.process import set_oom_score_adj
+from runtime.sealed import seal
 from runtime.shim import Inheritance, shim_main
 from runtime.spec import Resources
 
 _CONTROL: Final = 3
-_PRELOADED: Final = (devices_bpf, v1, v2)  # by others only when they are needed
+_PRELOADED: Final = (devices_bpf, netdevices, v1, v2)  # by others only when they are needed
 SHIM_CGROUP: Final = "/crisp-shims"
 _JOINS: Final = 64  # each that fails is another crispd's stop
 _USUAL_DESCRIPTORS: Final = 1024
@@ -53,6 +54,7 @@ def main(own_cgroup: bool) -> None:
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps shims; nobody asks how they ended
     layers_can_be_appended()
+    seal()  # all that is forked from here on, for as long as the pods live
     gc.collect()
     gc.freeze()
     control.send(b"ready")

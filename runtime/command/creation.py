@@ -11,6 +11,7 @@ from runtime import syscalls, userns, validation
 from runtime.capabilities import left_out
 from runtime.clone import clone_into
 from runtime.command import notify, removal
+from runtime.command.child import Child
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.group import ContainerGroup
@@ -350,30 +351,42 @@ class _Maker:
 
     def _clone(self, start: Start, entry: Entry, record: Record, undo: contextlib.ExitStack) -> Created:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid_namespace = self._spec.linux.namespace("pid")
         with ours:
             with theirs, failing("clone", "container init"):
-                pid, pidfd = clone_into(
-                    start.cgroup,
-                    self._flags,
-                    pid_namespace.path if pid_namespace else "",
-                    lambda: container_init(start, theirs),
-                    clocks=clock_offsets(self._spec),
-                    once=self._in_user_namespace,
+                child = Child(
+                    *clone_into(
+                        start.cgroup,
+                        self._flags,
+                        lambda: container_init(start, theirs),
+                        clocks=clock_offsets(self._spec),
+                        once=self._in_user_namespace,
+                    )
                 )
-            undo.callback(removal.end_child, pid, pidfd)
-            self._context.log.debug(f"container {record.id}: init is process {pid}")
-            record.pid, record.start_time = pid, start_time(pid)
-            entry.save(record)
-            created = Created(entry, record, self._spec, pidfd)
+            undo.callback(child.end)
+            self._context.log.debug(f"container {record.id}: init is process {child.pid}")
+            self._save(entry, record, child)
+            created = Created(entry, record, self._spec, child.pidfd)
             undo.callback(lambda: _close(created.console))
-            conversation = Conversation(ours, lambda: self._run_hooks(record, undo), self._hand_over_listener(record))
+            conversation = Conversation(
+                ours,
+                child,
+                bears=start.bears,
+                hooks=lambda: self._run_hooks(record, undo),
+                listener=lambda fd: self._hand_over_listener(fd, record, child),
+            )
             created.console = conversation.until_ready(self._context.log.warning)
+            if child.pid != record.pid:
+                self._save(entry, record, child)
+                created.pidfd = child.pidfd
         return created
 
-    def _hand_over_listener(self, record: Record) -> Callable[[int], None]:
-        state = state_document(record, "creating", self._spec.annotations) | {"pid": record.pid}
-        return lambda listener: send_listener(self._spec, listener, record.pid, state)
+    def _save(self, entry: Entry, record: Record, child: Child) -> None:
+        record.pid, record.start_time = child.pid, start_time(child.pid)
+        entry.save(record)
+
+    def _hand_over_listener(self, listener: int, record: Record, child: Child) -> None:
+        state = state_document(record, "creating", self._spec.annotations) | {"pid": child.pid}
+        send_listener(self._spec, listener, child.pid, state)
 
     def _run_hooks(self, record: Record, undo: contextlib.ExitStack) -> dict[str, Any]:
         state = state_document(record, "creating", self._spec.annotations) | {"pid": record.pid}
@@ -421,17 +434,31 @@ class Conversation:
     def __init__(
         self,
         channel: socket.socket,
+        child: Child,
+        *,
+        bears: bool,
         hooks: Callable[[], Mapping[str, Any]] | None = None,
         listener: Callable[[int], None] | None = None,
         terminal: Callable[[int], None] = lambda master: None,
     ) -> None:
+        """`bears`: the program will be another child of ours, which `child` becomes then."""
         self._channel = channel
         self._terminal = terminal
+        self._child = child
+        self._awaits_birth = bears
         self._hooks = hooks
         self._listener = listener
+        self._held = -1  # the filter's listener, until it is known whose it is
 
     def until_ready(self, warn: Callable[[str], None], program: str = "") -> int:
         """Returns the terminal's master, -1 without one. Raises what the child failed with."""
+        try:
+            return self._until_ready(warn, program)
+        finally:
+            _close(self._held)
+            self._held = -1
+
+    def _until_ready(self, warn: Callable[[str], None], program: str) -> int:
         from runtime.gate import failure
 
         console = -1
@@ -451,18 +478,28 @@ class Conversation:
                 elif "console" in message:
                     console = fds[0]
                     self._terminal(console)
-                elif "seccomp" in message and self._listener is not None:
-                    self._listener(fds[0])
+                elif "seccomp" in message:
+                    self._held = fds[0]
+                elif "pid" in message:
+                    self._child.replaced(message["pid"], fds[0])
+                    self._awaits_birth = False
                 elif "executing" in message:
                     ready = True
                 elif "hooks" in message and self._hooks is not None:
                     self._channel.send(json.dumps(self._hooks()).encode())
-            if not ready:
+                self._give_listener()
+            if not ready or self._awaits_birth:
                 raise RuntimeCoreError("the container's init died before its program ran")
+            self._child.reap_parents()
         except BaseException:
             _close(console)
             raise
         return console
+
+    def _give_listener(self) -> None:
+        if self._held >= 0 and not self._awaits_birth and self._listener is not None:
+            held, self._held = self._held, -1
+            self._listener(held)
 
 
 def _fifo(path: str, undo: contextlib.ExitStack) -> int:

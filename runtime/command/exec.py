@@ -9,6 +9,7 @@ from runtime import syscalls, userns, validation
 from runtime.capabilities import left_out
 from runtime.cgroups import Cgroup
 from runtime.clone import clone_into
+from runtime.command.child import Child
 from runtime.command.context import Context
 from runtime.command.creation import (
     PIDFD_SOCKET,
@@ -24,7 +25,7 @@ from runtime.command.foreground import attend, forward_signals
 from runtime.command.interpreter import require_readonly
 from runtime.command.operands import first
 from runtime.command.record import Record, state_document
-from runtime.command.removal import current_status, end_child
+from runtime.command.removal import current_status
 from runtime.command.store import Entry
 from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, failing
 from runtime.gate import Gate, waiting_program
@@ -197,12 +198,11 @@ def _start(
         gate=Gate(opened, report, program),
         preserved=preserved,
     )
-    pid_namespace = f"/proc/{record.pid}/ns/pid" if spec.linux.namespace("pid") else ""
     with ours:
         with theirs, failing("clone", "exec"):
-            pid, pidfd = clone_into(cgroup, 0, pid_namespace, lambda: _child(join, theirs), once=True)
+            child = Child(*clone_into(cgroup, 0, lambda: _child(join, theirs), once=True))
         if not options.switch("detach"):
-            forward_signals(pidfd)
+            forward_signals(lambda: child.pidfd)
         attended = process.terminal and not options.text("console-socket")
         if not attended:
             os.write(opener, b"0")
@@ -221,15 +221,19 @@ def _start(
         try:
             state = state_document(record, "running", spec.annotations)
             conversation = Conversation(
-                ours, None, lambda listener: send_listener(spec, listener, pid, state), terminal_is_here
+                ours,
+                child,
+                bears=join.bears,
+                listener=lambda fd: send_listener(spec, fd, child.pid, state),
+                terminal=terminal_is_here,
             )
             console = conversation.until_ready(context.log.warning, process.args[0])
         except BaseException:
-            end_child(pid, pidfd)
+            child.end()
             raise
         finally:
             os.close(opener)
-    return pid, pidfd, console
+    return child.pid, child.pidfd, console
 
 
 def _filter(entry: Entry, spec: Spec) -> tuple[bytes, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 
 from runtime.command.flags import Flag
 from runtime.light import signal
@@ -20,12 +21,12 @@ NOT_EXECUTED: Final = 255  # the status of an exec, and of a container, whose pr
 FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def forward_signals(pidfd: int) -> None:
-    """From now on signals to us are signals to that process; to be called before it runs its program."""
+def forward_signals(pidfd: Callable[[], int]) -> None:
+    """From now on signals to us are signals to the process of that pidfd; to be called before it runs its program."""
 
     def forward(number: int, _frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, number)
+            signal.pidfd_send_signal(pidfd(), number)
 
     for number in FORWARDED:
         signal.signal(number, forward)

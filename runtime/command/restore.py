@@ -59,7 +59,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     try:
         pidfd = syscalls.pidfd_open(restoration.record.pid)
         if not detach:
-            forward_signals(pidfd)
+            forward_signals(lambda: pidfd)
         run_poststart(restoration.record, spec)
         done = detach
         return 0 if detach else attend(restoration.record.pid, pidfd, restoration.console)

@@ -71,7 +71,7 @@ def _unshare_mapped(mappings: IDMappings) -> None:
     """Unshare, and have a child that stayed behind run the programs that map our ids."""
     told, teller = os.pipe()
     pid = os.getpid()
-    helper = os.fork()
+    helper = syscalls.fork()
     if helper == 0:
         os.close(teller)
         os._exit(_map(pid, mappings) if os.read(told, 1) else 1)

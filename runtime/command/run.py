@@ -32,7 +32,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     done = False
     try:
         if not detach:
-            forward_signals(created.pidfd)
+            forward_signals(lambda: created.pidfd)
         if created.console >= 0:
             from runtime.command.relay import plain_lines
 

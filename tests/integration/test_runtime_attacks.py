@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import threading
@@ -13,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from runtime import process as core
 from runtime import spec, syscalls
 from runtime.errors import RuntimeCoreError
+from runtime.labels import set_labels
+from runtime.passage import Passage
 from tests.oci import PARENT, Bundle
 
 
@@ -199,24 +201,66 @@ def _read_in(network: int, path: str) -> str:
     return Path(path).read_text()
 
 
-def test_labels_do_not_go_to_a_forged_proc() -> None:
+def _a_tmpfs(place: str) -> None:
+    syscalls.mount("tmpfs", place, "tmpfs", 0)
+    Path("/proc/thread-self/attr/apparmor").mkdir(parents=True)
+    for name in ("exec", "apparmor/exec"):
+        Path("/proc/thread-self/attr", name).touch()
+    assert os.stat("/proc").st_ino == 1  # a tmpfs's root, too
+
+
+def _bound(source: str, target: str) -> Callable[[str], None]:
+    def cover(place: str) -> None:
+        syscalls.mount(source, f"{place}/{target.replace('PID', str(os.getpid()))}", None, syscalls.MS_BIND)
+
+    return cover
+
+
+def _linked(place: str) -> None:
+    syscalls.mount("tmpfs", "/mnt", "tmpfs", 0)
+    os.symlink("/proc", "/mnt/proc")
+    syscalls.mount("/mnt", "/", None, syscalls.MS_BIND)
+    os.chroot("/mnt")
+
+
+_FORGERIES = {
+    "another file system": (_a_tmpfs, "/proc is not a proc file system"),
+    "a link": (_linked, "Not a directory"),
+    "a directory of another process": (_bound("/proc/1", "PID"), "Invalid cross-device link"),
+    "another file of it": (_bound("/proc/sys/kernel/core_pattern", "PID/task/PID/attr/exec"), "cross-device"),
+    "the very file, mounted": (_bound("/proc/self/attr/current", "PID/task/PID/attr/exec"), "cross-device"),
+    "a part of it": (_bound("/proc/sys", ""), "No such file"),
+    "none": (lambda place: None, "Invalid argument"),  # no security module takes it
+}
+
+
+@pytest.mark.trial("covered-proc", "a label is asked for by a file of a whole proc file system, or not at all")
+@pytest.mark.parametrize("openat2", [True, False])
+@pytest.mark.parametrize("forgery", _FORGERIES)
+def test_labels_do_not_go_to_a_forged_proc(forgery: str, openat2: bool) -> None:
     """CVE-2019-16884, CVE-2025-52881: the process would run without the label that it was to have."""
+    forge, reason = _FORGERIES[forgery]
+
+    class OfOldKernel(Passage):
+        def call(self, name: str, *arguments: Any, about: str = "") -> int:
+            if name == "openat2":
+                raise OSError(errno.ENOSYS, "as before Linux 5.6")
+            return super().call(name, *arguments, about=about)
 
     def attempt() -> str:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-        syscalls.mount("tmpfs", "/proc", "tmpfs", 0)
-        assert os.stat("/proc").st_ino == 1  # a tmpfs's root, too
-        Path("/proc/thread-self/attr/apparmor").mkdir(parents=True)
-        for name in ("exec", "apparmor/exec"):
-            Path("/proc/thread-self/attr", name).touch()
+        forge("/proc")
+        passage = Passage() if openat2 else OfOldKernel()
         try:
-            core._set_labels(spec.Process("/", ("true",), apparmor_profile="mine"))
+            set_labels(spec.Process("/", ("true",), selinux_label="mine"), passage)
         except RuntimeCoreError as error:
             return str(error)
         return "written"
 
-    assert _in_child(attempt) == "apply label `exec mine`: /proc is not a proc file system"
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    assert reason in _in_child(attempt)
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == before
 
 
 def _in_child(work: Callable[[], str]) -> str:

@@ -1,0 +1,210 @@
+"""What a container sees of a process that comes into its PID namespace: from its birth on it is the container's own.
+
+By ptrace each new process is stopped before its first instruction and looked at (`tests/births.py`), so that there is
+no race to win: what holds there holds until the execve, at which it is looked at again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from tests.births import Births, look
+from tests.daemon import Daemon, Pod
+from tests.oci import PARENT, REPOSITORY, Bundle
+from tests.waiting import until
+
+_CALL = {"timeout": 30}
+confined = pytest.mark.trial(
+    "seen-from-the-container",
+    "who comes into a PID namespace that others are in has the container's rights and namespaces only, from birth on",
+)
+_LINES = [cri.IDMapping(container_id=0, host_id=200_000, length=65536)]
+_USERNS = cri.UserNamespace(mode=cri.POD, uids=_LINES, gids=_LINES)
+_ALLOW_ALL = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
+_SECURITY: dict[str, dict[str, Any]] = {
+    "root who may trace": {"capabilities": cri.Capability(add_capabilities=["SYS_PTRACE"])},
+    "with a filter": {"capabilities": cri.Capability(add_capabilities=["SYS_PTRACE"]), "seccomp": _ALLOW_ALL},
+    "nobody": {
+        "run_as_user": cri.Int64Value(value=1000),
+        "capabilities": cri.Capability(drop_capabilities=["ALL"]),
+        "seccomp": _ALLOW_ALL,
+        "no_new_privs": True,
+    },
+    "nobody, who may gain": {
+        "run_as_user": cri.Int64Value(value=1000),
+        "capabilities": cri.Capability(drop_capabilities=["ALL"], add_ambient_capabilities=["NET_BIND_SERVICE"]),
+        "seccomp": _ALLOW_ALL,
+    },
+    "in a user namespace": {"capabilities": cri.Capability(add_capabilities=["ALL"])},
+}
+
+
+def _bits(seen: dict[str, Any], name: str) -> int:
+    return int(seen["status"][name][0], 16)
+
+
+def _check(seen: list[dict[str, Any]], container: int, *, programs: int) -> None:
+    """Of all births those in the container's PID namespace are as the container is; so many became programs."""
+    own = look(container, "container")
+    inside = [one for one in seen if one["namespaces"]["pid"] == own["namespaces"]["pid"]]
+    births = {one["pid"]: one for one in inside if one["event"] == "birth"}
+    executed = {one["pid"]: one for one in inside if one["event"] == "exec"}
+    assert len(executed) == programs, seen
+    assert births.keys() >= executed.keys()
+    for pid, program in executed.items():
+        birth = births[pid]
+        assert birth["namespaces"] == program["namespaces"]
+        for name in ("root", "cgroup"):
+            assert birth[name] == program[name]
+        for name in ("Uid", "Gid", "Groups", "CapBnd", "CapInh", "CapAmb"):
+            assert birth["status"][name] == program["status"][name], name
+        assert _bits(birth, "CapPrm") & ~_bits(birth, "CapBnd") == 0
+        assert _bits(birth, "CapEff") & ~_bits(birth, "CapPrm") == 0
+        assert birth["owner"] == 0  # not dumpable: its /proc/PID is root's
+        assert program["namespaces"]["mnt"] != os.readlink("/proc/self/ns/mnt")
+        harmless = ("pipe:", "socket:", "/dev/", "/memfd:")
+        assert [name for name in birth["files"].values() if not name.startswith(harmless)] == []
+
+
+def _pod(daemon: Daemon, name: str, options: cri.NamespaceOption) -> cri.PodSandboxConfig:
+    config = daemon.sandbox_config(name)
+    config.linux.security_context.namespace_options.CopyFrom(options)
+    return config
+
+
+def _linux(kind: str, options: cri.NamespaceOption) -> cri.LinuxContainerConfig:
+    security = cri.LinuxContainerSecurityContext(namespace_options=options, **_SECURITY[kind])
+    return cri.LinuxContainerConfig(security_context=security)
+
+
+def _shim(pod: Pod, container: str) -> tuple[int, int]:
+    """Process ids of the pod's shim and of the container."""
+    request = cri.ContainerStatusRequest(container_id=container, verbose=True)
+    pid = json.loads(pod.daemon.runtime.ContainerStatus(request, **_CALL).info["info"])["pid"]
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1]), pid
+
+
+@pytest.fixture(params=_SECURITY)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@confined
+def test_an_exec(daemon: Daemon, kind: str) -> None:
+    """CVE-2016-9962: a probe's process, in a container with a PID namespace of its own."""
+    options = cri.NamespaceOption(pid=cri.CONTAINER, userns_options=_USERNS if "user namespace" in kind else None)
+    with daemon.pod(config=_pod(daemon, "births", options)) as pod:
+        container = pod.run("sleep", "1000", linux=_linux(kind, options))
+        shim, pid = _shim(pod, container)
+        with Births.below(shim) as births:
+            assert pod.exec(container, "sh", "-c", "exit 3").exit_code == 3
+            assert pod.exec(container, "echo", "said").stdout == b"said\n"
+            with pytest.raises(Exception, match="not found"):
+                pod.exec(container, "no-such-program")
+            _check(births.seen(), pid, programs=2)
+
+
+@confined
+def test_a_container_of_a_shared_pid_namespace(daemon: Daemon, kind: str) -> None:
+    options = cri.NamespaceOption(pid=cri.POD, userns_options=_USERNS if "user namespace" in kind else None)
+    with daemon.pod(config=_pod(daemon, "sharing", options)) as pod:
+        first = pod.run("sleep", "1000", name="first", linux=_linux(kind, options))
+        shim, _pid = _shim(pod, first)
+        with Births.below(shim) as births:
+            second = pod.run("sleep", "1000", name="second", linux=_linux(kind, options))
+            pod.exec(second, "true")
+            seen = births.seen()
+        _check(seen, _shim(pod, second)[1], programs=2)
+        assert pod.daemon.status(second).state == cri.CONTAINER_RUNNING
+
+
+@confined
+def test_a_debug_container(daemon: Daemon) -> None:
+    own = cri.NamespaceOption(pid=cri.CONTAINER)
+    with daemon.pod(config=_pod(daemon, "debug", own)) as pod:
+        target = pod.run("sleep", "1000", name="target", linux=_linux("root who may trace", own))
+        shim, pid = _shim(pod, target)
+        joining = cri.NamespaceOption(pid=cri.TARGET, target_id=target)
+        with Births.below(shim) as births:
+            debug = pod.run("sh", "-c", "exit 7", name="debug", linux=_linux("with a filter", joining))
+            assert daemon.wait_exited(debug).exit_code == 7
+            seen = births.seen()
+        _check(seen, pid, programs=1)
+
+
+@pytest.fixture
+def running(bundle: Bundle) -> tuple[Bundle, int]:
+    """A container whose filter kills for what crisp-oci itself has to do under it, without no_new_privs."""
+    deadly = ["clone", "clone3", "fork", "vfork", "setsid", "sendmsg"]
+    filter = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": deadly, "action": "SCMP_ACT_KILL_PROCESS"}],
+    }
+    capabilities = {name: ["CAP_SYS_PTRACE", "CAP_KILL"] for name in ("bounding", "permitted", "effective")}
+    bundle.configure("sleep", "1000", process={"capabilities": capabilities}, linux={"seccomp": filter})
+    pid = bundle.create()
+    bundle.call("start", "one")
+    return bundle, pid
+
+
+def _traced(bundle: Bundle, *arguments: str) -> tuple[list[dict[str, Any]], subprocess.CompletedProcess[str]]:
+    """What was born below that command of crisp-oci, which is stopped until it is traced."""
+    command = ["/bin/sh", "-c", 'kill -STOP $$; exec "$@"', "sh", *bundle.command(*arguments)]
+    output, errors = (bundle.directory / name for name in ("output", "errors"))  # a container may hold them on
+    with output.open("w") as out, errors.open("w") as err:
+        process = subprocess.Popen(
+            command, cwd=bundle.directory, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        )  # fmt: skip
+    until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1][0] == "T")
+    with Births.below(process.pid) as births:
+        process.send_signal(18)
+        status = process.wait(timeout=60)
+        seen = births.seen()
+    return seen, subprocess.CompletedProcess(command, status, output.read_text(), errors.read_text())
+
+
+@confined
+@pytest.mark.parametrize("user", ["0", "1000:7"])
+def test_an_exec_of_the_command(running: tuple[Bundle, int], user: str) -> None:
+    """Under a filter that has no clone: it is loaded before the process is born, and stops that no more than before."""
+    bundle, pid = running
+    seen, done = _traced(bundle, "exec", "--user", user, "one", "echo", "said")
+    assert (done.returncode, done.stdout) == (0, "said\n"), done.stderr
+    _check(seen, pid, programs=1)
+    killed = bundle.call("exec", "one", "sh", "-c", "true & wait", check=False)
+    assert killed.returncode == 128 + 31  # by a clone without the number: the way in is closed behind
+
+
+@confined
+def test_a_container_of_the_command_that_joins(running: tuple[Bundle, int], tmp_path: Path) -> None:
+    """By `path`, with a process file that names the one that was born."""
+    bundle, pid = running
+    other = Bundle(tmp_path / "other/bundle")
+    other.rootfs.mkdir(parents=True)
+    (other.rootfs / "bin").mkdir()
+    for name in ("busybox", "sleep"):
+        (other.rootfs / "bin" / name).hardlink_to(bundle.rootfs / "bin/busybox")
+    namespaces = [{"type": kind} for kind in ("mount", "ipc", "uts", "network")]
+    namespaces.append({"type": "pid", "path": f"/proc/{pid}/ns/pid"})
+    other.configure("sleep", "1000", linux={"namespaces": namespaces, "cgroupsPath": f"{PARENT}/two"})
+    seen, done = _traced(other, "run", "--detach", "--pid-file", str(tmp_path / "pid"), "two")
+    try:
+        assert done.returncode == 0, done.stderr
+        state = json.loads(other.call("state", "two").stdout)
+        born = int((tmp_path / "pid").read_text())
+        assert (state["pid"], state["status"]) == (born, "running")
+        assert born in {one["pid"] for one in seen if one["event"] == "birth"}
+        inside = look(born, "now")["namespaces"]
+        assert inside["pid"] == os.readlink(f"/proc/{pid}/ns/pid")
+        births = [one for one in seen if one["namespaces"]["pid"] == inside["pid"] and one["event"] == "birth"]
+        assert [one["namespaces"] for one in births] == [inside]
+    finally:
+        other.call("delete", "--force", "two")
