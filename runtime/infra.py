@@ -99,7 +99,7 @@ def empty_mount_namespace() -> int:
         try:
             ours.close()
             with failing("make", "empty mount namespace"):
-                _enter_empty_root()
+                enter_empty_root()
             theirs.send(b"{}")
             theirs.recv(1)  # stay until the parent has opened /proc/PID/ns/mnt
             status = 0
@@ -120,7 +120,8 @@ def empty_mount_namespace() -> int:
         os.waitpid(pid, 0)
 
 
-def _enter_empty_root() -> None:
+def enter_empty_root() -> None:
+    """Into a mount namespace that holds one empty read-only tmpfs. Raises OSError."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     context = syscalls.fsopen("tmpfs")

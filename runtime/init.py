@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-from runtime import process, scheduling, syscalls, userns
+from runtime import process, procfs, scheduling, syscalls, userns
 from runtime import spec as oci
 from runtime.cgroups import Cgroup
 from runtime.errors import RuntimeCoreError, SpecError, failing
@@ -174,6 +174,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
 
         netdevices.move_here(start.links, linux.net_devices)
     start.step("namespaces entered")
+    proc_contexts = _proc_contexts(shared, start.mounts)
     view = cgroup_view(start.cgroup, namespaced=linux.namespace("cgroup") is not None)
     sources = open_sources(start.mounts, view, start.trees, start.users)
     with failing("make", "mount namespace"):
@@ -183,7 +184,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
         if start.empty_mount_namespace < 0:
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     rootfs = Rootfs(start.rootfs, start.users)
-    rootfs.lent = start.lent
+    rootfs.lent, rootfs.proc_contexts = start.lent, proc_contexts
     rootfs.attach(start.attach_point)
     start.step("rootfs attached")
     rootfs.populate(start.mounts, sources, view, linux.devices)
@@ -286,6 +287,12 @@ def _open_pid_namespace(spec: oci.Spec) -> int:
         return -1
     with failing("join pid namespace", namespace.path):
         return os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _proc_contexts(shared: int, mounts: Sequence[MountPlan]) -> list[int]:
+    """One for each proc file system to mount, where it has to show a PID namespace that the caller is not in."""
+    count = sum(plan.type == "proc" and not plan.bind for plan in mounts)
+    return procfs.contexts(shared, count) if shared >= 0 and count else []
 
 
 def _enter_user_namespace(start: Start) -> None:

@@ -92,9 +92,13 @@ def open_sources(
     return sources
 
 
-def new_filesystem(plan: MountPlan) -> int:
-    """A detached mount of a new instance of the plan's file system type, bound to the caller's namespaces."""
-    context = sys.fsopen(plan.type)
+def new_filesystem(plan: MountPlan, context: int = -1) -> int:
+    """A detached mount of a new instance of the plan's file system type, bound to the caller's namespaces.
+
+    Or of what was opened by others before: `context` is then closed.
+    """
+    if context < 0:
+        context = sys.fsopen(plan.type)
     try:
         if plan.source:
             sys.fsconfig_string(context, "source", plan.source)
@@ -121,6 +125,7 @@ class Rootfs:
         self._container = container = self._users.mappings
         self._owner = container.root if container else (0, 0)
         self._until_finished: list[tuple[int, int]] = []  # mounts, and what of their attributes forbids mount points
+        self.proc_contexts: list[int] = []  # of the container's PID namespace, where its maker is not in that
         # Clones of the host's own, by path: what root of a user namespace cannot make or mount.
         self.lent: Mapping[str, int] = {}
 
@@ -167,6 +172,8 @@ class Rootfs:
             mount, late = self._lent_sysfs(replace(plan, attr_set=attributes)), 0
         elif plan.type == "tmpfs":
             mount = new_filesystem(self._with_mode(plan))
+        elif plan.type == "proc" and self.proc_contexts:
+            mount = new_filesystem(plan, self.proc_contexts.pop())
         else:
             mount = new_filesystem(plan)
         # An image can make /proc or /sys a symbolic link, to have them somewhere else than masks are put.

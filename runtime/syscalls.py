@@ -106,6 +106,7 @@ MOVE_MOUNT_F_EMPTY_PATH: Final = 0x04
 MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
 FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
+FSCONFIG_SET_FD: Final = 5
 FSCONFIG_CMD_CREATE: Final = 6
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
@@ -335,6 +336,10 @@ def fsconfig_string(fd: int, key: str, value: str) -> None:
 
 def fsconfig_flag(fd: int, key: str) -> None:
     _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_FLAG, os.fsencode(key), None, 0), key, "fsconfig")
+
+
+def fsconfig_descriptor(fd: int, key: str, value: int) -> None:
+    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_FD, os.fsencode(key), None, value), key, "fsconfig")
 
 
 def fsconfig_create(fd: int) -> None:

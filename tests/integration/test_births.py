@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from tests.births import Births, look
 from tests.daemon import Daemon, Pod
+from tests.integration.test_runtime_old_kernels import LAUNCHER
 from tests.oci import PARENT, REPOSITORY, Bundle
 from tests.waiting import until
 
@@ -122,6 +124,10 @@ def test_a_container_of_a_shared_pid_namespace(daemon: Daemon, kind: str) -> Non
             pod.exec(second, "true")
             seen = births.seen()
         _check(seen, _shim(pod, second)[1], programs=2)
+        names = pod.exec(second, "sh", "-c", "echo /proc/[0-9]*").stdout.split()
+        assert len(names) == 4  # the infra process, both containers, and this
+        namespaces = {look(_shim(pod, one)[1], "now")["namespaces"]["pid"] for one in (first, second)}
+        assert len(namespaces | {os.readlink("/proc/self/ns/pid")}) == 2
         assert pod.daemon.status(second).state == cri.CONTAINER_RUNNING
 
 
@@ -154,9 +160,11 @@ def running(bundle: Bundle) -> tuple[Bundle, int]:
     return bundle, pid
 
 
-def _traced(bundle: Bundle, *arguments: str) -> tuple[list[dict[str, Any]], subprocess.CompletedProcess[str]]:
+def _traced(
+    bundle: Bundle, *arguments: str, prefix: tuple[str, ...] = ()
+) -> tuple[list[dict[str, Any]], subprocess.CompletedProcess[str]]:
     """What was born below that command of crisp-oci, which is stopped until it is traced."""
-    command = ["/bin/sh", "-c", 'kill -STOP $$; exec "$@"', "sh", *bundle.command(*arguments)]
+    command = ["/bin/sh", "-c", 'kill -STOP $$; exec "$@"', "sh", *prefix, *bundle.command(*arguments)]
     output, errors = (bundle.directory / name for name in ("output", "errors"))  # a container may hold them on
     with output.open("w") as out, errors.open("w") as err:
         process = subprocess.Popen(
@@ -184,18 +192,21 @@ def test_an_exec_of_the_command(running: tuple[Bundle, int], user: str) -> None:
 
 
 @confined
-def test_a_container_of_the_command_that_joins(running: tuple[Bundle, int], tmp_path: Path) -> None:
-    """By `path`, with a process file that names the one that was born."""
+@pytest.mark.parametrize("kernel", ["of today", "before 6.18"])
+def test_a_container_of_the_command_that_joins(running: tuple[Bundle, int], tmp_path: Path, kernel: str) -> None:
+    """By `path`, with a process file that names the one that was born, and a /proc that shows that namespace."""
     bundle, pid = running
+    prefix = () if kernel == "of today" else (sys.executable, "-c", LAUNCHER, "pidns")
     other = Bundle(tmp_path / "other/bundle")
     other.rootfs.mkdir(parents=True)
     (other.rootfs / "bin").mkdir()
-    for name in ("busybox", "sleep"):
+    for name in ("busybox", "sleep", "cat", "ls"):
         (other.rootfs / "bin" / name).hardlink_to(bundle.rootfs / "bin/busybox")
     namespaces = [{"type": kind} for kind in ("mount", "ipc", "uts", "network")]
     namespaces.append({"type": "pid", "path": f"/proc/{pid}/ns/pid"})
     other.configure("sleep", "1000", linux={"namespaces": namespaces, "cgroupsPath": f"{PARENT}/two"})
-    seen, done = _traced(other, "run", "--detach", "--pid-file", str(tmp_path / "pid"), "two")
+    arguments = ("run", "--detach", "--pid-file", str(tmp_path / "pid"), "two")
+    seen, done = _traced(other, *arguments, prefix=prefix)
     try:
         assert done.returncode == 0, done.stderr
         state = json.loads(other.call("state", "two").stdout)
@@ -205,6 +216,17 @@ def test_a_container_of_the_command_that_joins(running: tuple[Bundle, int], tmp_
         inside = look(born, "now")["namespaces"]
         assert inside["pid"] == os.readlink(f"/proc/{pid}/ns/pid")
         births = [one for one in seen if one["namespaces"]["pid"] == inside["pid"] and one["event"] == "birth"]
-        assert [one["namespaces"] for one in births] == [inside]
+        for helper in births[:-1]:  # where proc cannot be told a PID namespace, somebody goes there to open it
+            assert helper["namespaces"]["user"] != inside["user"]  # its rights are in its own
+            assert helper["namespaces"]["mnt"] not in (inside["mnt"], os.readlink("/proc/self/ns/mnt"))
+            assert [helper["namespaces"][kind] for kind in ("net", "ipc", "uts")] == [
+                inside[kind] for kind in ("net", "ipc", "uts")
+            ]
+            assert helper["status"]["Uid"] == ["65534"] * 4
+            assert [name for name in helper["files"].values() if not name.startswith("socket:")] == []
+        assert (len(births), births[-1]["namespaces"]) == (1 if kernel == "of today" else 2, inside)
+        found = other.call("exec", "two", "ls", "/proc").stdout.split()
+        assert len({name for name in found if name.isdigit()}) == 3
+        assert other.call("exec", "two", "cat", "/proc/1/cmdline").stdout == "sleep\x001000\x00"
     finally:
         other.call("delete", "--force", "two")

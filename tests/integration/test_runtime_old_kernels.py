@@ -13,13 +13,15 @@ from tests.oci import REPOSITORY, Bundle, Finished
 
 # Loads a filter by libseccomp and goes on as the rest of its arguments. Joining namespaces by a pidfd is EINVAL before
 # Linux 5.8: of several at once here, which no namespace's own descriptor is joined by.
-_LAUNCHER = """
+LAUNCHER = """
 import os, sys, pyseccomp
 filter = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
 for name in sys.argv[1].split(","):
     if name == "setns":
         both = 0x00020000 | 0x40000000
         filter.add_rule(pyseccomp.ERRNO(22), "setns", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, both, both))
+    elif name == "pidns":  # a word of proc's since Linux 6.18
+        filter.add_rule(pyseccomp.ERRNO(22), "fsconfig", pyseccomp.Arg(1, pyseccomp.EQ, 5))
     elif name:
         filter.add_rule(pyseccomp.ERRNO(38), name)
 filter.set_attr(pyseccomp.Attr.CTL_NNP, 0)
@@ -29,7 +31,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def _without(calls: str, bundle: Bundle, *arguments: str) -> Finished:
-    command = [sys.executable, "-c", _LAUNCHER, calls, *bundle.command(*arguments)]
+    command = [sys.executable, "-c", LAUNCHER, calls, *bundle.command(*arguments)]
     return subprocess.run(
         command, cwd=bundle.directory, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True,
         text=True, timeout=60, stdin=subprocess.DEVNULL,
