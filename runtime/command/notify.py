@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from runtime import syscalls
 from runtime.command.store import Entry
 from runtime.errors import failing
 from runtime.light import replace, socket
@@ -79,10 +80,12 @@ class Listener:
 
     def begin(self, pid: int, pidfd: int) -> None:
         """The same, by a child that ends then; for those who stand in for the container in the foreground."""
-        if os.fork() == 0:
-            from runtime.command.foreground import FORWARDED
-            from runtime.light import signal
+        import select  # noqa: F401  (the child, which waits by it, loads nothing any more)
 
+        from runtime.command.foreground import FORWARDED
+        from runtime.light import signal
+
+        if syscalls.fork() == 0:
             try:
                 for number in FORWARDED:
                     signal.signal(number, signal.SIG_IGN)
