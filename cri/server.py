@@ -19,7 +19,9 @@ from grpc import StatusCode
 
 from cri.admin.v1 import admin_pb2
 from cri.codes import code_of
+from cri.deadline import seconds_left, takes_deadline
 from cri.services.admin import Admin
+from cri.services.checkpoints import Checkpoints
 from cri.services.containers import Containers
 from cri.services.events import Events
 from cri.services.execution import Execution
@@ -63,6 +65,7 @@ def create_server(
         Sandboxes(node),
         Containers(node),
         Execution(node),
+        Checkpoints(node),
         Streaming(node, streaming),
         Stats(node),
         Events(node),
@@ -139,7 +142,15 @@ def _missing_stream(name: str) -> Stream:
     return missing
 
 
-def _answering(name: str, meter: CallMeter | None, call: Unary) -> Callable[[Any, Context[Any, Any]], Awaitable[Any]]:
+def _answering(name: str, meter: CallMeter | None, call: Any) -> Callable[[Any, Context[Any, Any]], Awaitable[Any]]:
+    if takes_deadline(call):
+
+        async def timely(request: Any, context: Context[Any, Any]) -> Any:
+            async with _Account(name, meter, request, context):
+                return await call(request, seconds_left(context))
+
+        return timely
+
     async def answer(request: Any, context: Context[Any, Any]) -> Any:
         async with _Account(name, meter, request, context):
             return await call(request)

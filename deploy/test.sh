@@ -40,6 +40,7 @@ checks() {
     step ruff check . || true
     step mypy || true
     step lint-imports || true
+    step tests/criu.sh || true
     step timeout --foreground 2400 pytest -q tests/unit tests/integration || true
 }
 

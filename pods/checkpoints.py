@@ -40,6 +40,8 @@ from runtime.spec_parse import parse
 
 if TYPE_CHECKING:
     from pods.inflight import Background
+    from pods.model import Sandbox
+    from pods.settings import NodeSettings
     from pods.state import State
 
 _log = logging.getLogger("crisp.pods")
@@ -72,13 +74,11 @@ class Checkpoints:
             container = self._state.find_container(container_id).container
             if container.state is not ContainerState.RUNNING:
                 raise FailedPrecondition(f"container {container_id} is {container.state.value}, not running")
-            root = self._state.settings.container_root(container_id)
-            bundle = self._state.settings.bundle_dir(container_id)
             sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
-            cgroup, logs = cgroups_path(sandbox, container_id), sandbox.config.log_directory
-            work = root / "checkpoint"
+            settings = self._state.settings
+            work = settings.container_root(container_id) / "checkpoint"
             try:
-                await asyncio.to_thread(_write, container, cgroup, logs, bundle, root, work, target, timeout)
+                await asyncio.to_thread(write_archive, settings, sandbox, container, work, target, timeout)
             except NotSupported as error:
                 raise FailedPrecondition(f"checkpoint container {container_id}: {error}") from error
             except (RuntimeCoreError, OSError, ValueError) as error:
@@ -88,17 +88,16 @@ class Checkpoints:
         _log.info("container checkpointed", extra=log_fields.of_container(container) | {"location": str(target)})
 
 
-def _write(
-    container: Container,
-    cgroup: str,
-    log_directory: str,
-    bundle: Path,
-    root: Path,
-    work: Path,
-    target: Path,
-    timeout: int,
+def write_archive(
+    settings: NodeSettings, sandbox: Sandbox, container: Container, work: Path, target: Path, timeout: int
 ) -> None:
+    """Checkpoint a running container into the file `target`, by way of the directory `work`, which stays.
+
+    criu gives up after `timeout` seconds, by default 10. Raises RuntimeCoreError, OSError.
+    """
     criu.find()
+    root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)
+    cgroup = cgroups_path(sandbox, container.id)
     shutil.rmtree(work, ignore_errors=True)  # of a daemon that was killed
     (work / _IMAGES).mkdir(parents=True, mode=0o700)
     text = (bundle / "config.json").read_bytes()
@@ -117,7 +116,7 @@ def _write(
                 for name in (_IMAGES, "rootfs-diff.tar", _LOG):
                     archive.add(work / name, name)
                 if container.log_path:
-                    _add_log(archive, container.log_path, log_directory)
+                    _add_log(archive, container.log_path, sandbox.config.log_directory)
             file.flush()
             os.fsync(file.fileno())
         os.rename(new, target)
@@ -127,7 +126,8 @@ def _write(
         raise
 
 
-def _dump(pid: int, spec: Spec, cgroup: str, work: Path, timeout: int) -> None:
+def _dump(pid: int, spec: Spec, cgroup_path: str, work: Path, timeout: int) -> None:
+    cgroup = Hierarchies.detect().cgroup(cgroup_path)
     with contextlib.ExitStack() as opened:
         fds = []
         for directory in (work / _IMAGES, work):
@@ -143,8 +143,8 @@ def _dump(pid: int, spec: Spec, cgroup: str, work: Path, timeout: int) -> None:
             "orphan_pts_master": True,
             "manage_cgroups": True,
             "manage_cgroups_mode": criu.CGROUP_MODES["soft"],
-            "freeze_cgroup": Hierarchies.detect().cgroup(cgroup).freezer_directory(),
-            "external": describe(pid, spec, str(work / _IMAGES)),
+            "freeze_cgroup": cgroup.freezer_directory(),
+            "external": describe(pid, spec, cgroup, str(work / _IMAGES)),
         }
         if timeout:
             asked["timeout"] = timeout

@@ -40,7 +40,7 @@ from pods.seccomp import FilterCache
 from pods.selinux import relabel_pod_files
 from pods.signals import signal_number
 from pods.store import ContainerRecord, SandboxRecord
-from runtime import validation
+from runtime import criu, validation
 from runtime.client import ShimGone
 from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, WrongMountPoint
 from runtime.spec_parse import parse
@@ -85,15 +85,18 @@ class Containers:
 
     # -- create -------------------------------------------------------------------------------------------------------
 
-    async def create(self, sandbox_id: str, config: ContainerConfig, trace: Trace) -> str:
-        """Make a container in a ready sandbox and return its id; repeated requests as for sandboxes."""
+    async def create(self, sandbox_id: str, config: ContainerConfig, trace: Trace, archive: str = "") -> str:
+        """Make a container in a ready sandbox and return its id; repeated requests as for sandboxes.
+
+        `archive` is the path of a checkpoint that it is to be restored from.
+        """
         sandbox = self._state.find_sandbox(sandbox_id).sandbox
         if sandbox.state is not SandboxState.READY:
             raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready: no container can be created in it")
         return await self._flights.run(
             (sandbox.id, config.metadata.name, config.metadata.attempt),
-            config,
-            lambda: self._make(sandbox.id, config, trace),
+            (config, archive),
+            lambda: self._make(sandbox.id, config, trace, archive),
             self._undo,
             made=lambda: self._made(sandbox.id, config),
         )
@@ -115,17 +118,22 @@ class Containers:
                 return record
         return None
 
-    async def _make(self, sandbox_id: str, config: ContainerConfig, trace: Trace) -> str:
+    async def _make(self, sandbox_id: str, config: ContainerConfig, trace: Trace, archive: str) -> str:
         async with contextlib.AsyncExitStack() as undo:
-            made = await self._make_in(self._state.find_sandbox(sandbox_id), config, trace, undo)
+            made = await self._make_in(self._state.find_sandbox(sandbox_id), config, archive, trace, undo)
             undo.pop_all()
         return made
 
     async def _make_in(
-        self, sandbox: SandboxRecord, config: ContainerConfig, trace: Trace, undo: contextlib.AsyncExitStack
+        self,
+        sandbox: SandboxRecord,
+        config: ContainerConfig,
+        archive: str,
+        trace: Trace,
+        undo: contextlib.AsyncExitStack,
     ) -> str:
         container_id = secrets.token_hex(32)
-        checkpoint = await self._find_checkpoint(sandbox.sandbox, container_id, config, undo)
+        checkpoint = await self._find_checkpoint(sandbox.sandbox, container_id, config, archive, undo)
         image = checkpoint.base if checkpoint is not None else self._images.find(config.image.image)
         if image is None:
             raise NotFound(f"image {config.image.image!r} is not on this node: pull it first")
@@ -160,10 +168,15 @@ class Containers:
         return container.id
 
     async def _find_checkpoint(
-        self, sandbox: Sandbox, container_id: str, config: ContainerConfig, undo: contextlib.AsyncExitStack
+        self,
+        sandbox: Sandbox,
+        container_id: str,
+        config: ContainerConfig,
+        archive: str,
+        undo: contextlib.AsyncExitStack,
     ) -> Checkpoint | None:
-        """What the container is to be restored from, if the request's image is a checkpoint."""
-        name = config.image.image
+        """What the container is to be restored from, if the request's image is a checkpoint, or there is an archive."""
+        name = archive or config.image.image
         if restores.is_archive(name):
             restores.check(sandbox)
             begun = Container(
@@ -402,7 +415,7 @@ class Containers:
         if container.checkpoint:
             work = self._state.settings.container_root(container.id) / "criu"
             work.mkdir(mode=0o700, exist_ok=True)
-            restored = {"restore": container.checkpoint, "work": str(work)}
+            restored = {"restore": container.checkpoint, "work": str(work), "criu": criu.find()}
         answer = await self._shims.of(container.sandbox_id).call(
             "start",
             container=container.id,

@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from image.store import ImageStore
@@ -21,6 +22,7 @@ from pods.inflight import Background
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
 from pods.oci_cgroups import SYSTEMD
 from pods.plugins import Plugins
+from pods.pod_checkpoints import PodCheckpoints
 from pods.ports import open_port
 from pods.recovery import Recovery
 from pods.resource_updates import ResourceUpdates
@@ -60,6 +62,9 @@ class Node:
             self._state, self._shims, network, self._containers, self.host, self._scopes, self._background
         )
         self._resources = ResourceUpdates(self._state, self._shims, self.host, self._scopes, self._background)
+        self._pod_checkpoints = PodCheckpoints(
+            self._state, self._shims, images, self._sandboxes, self._containers, self._background
+        )
         self.profiles = SecurityProfiles(images, self.host)
         self._checkpoints = Checkpoints(self._state, self._background)
         self._recovery = Recovery(self._state, self._shims, self._sandboxes, self._containers, self._background)
@@ -189,6 +194,26 @@ class Node:
 
     async def checkpoint_container(self, container_id: str, location: str, timeout: int) -> None:
         await self._checkpoints.checkpoint(container_id, location, timeout)
+
+    async def checkpoint_sandbox(
+        self, sandbox_id: str, output: Path, container_ids: Sequence[str], seconds: float
+    ) -> None:
+        """All those containers as of one moment, within `seconds`, into an empty directory."""
+        await self._pod_checkpoints.checkpoint(sandbox_id, output, container_ids, seconds)
+
+    async def restore_sandbox(
+        self,
+        directory: Path,
+        config: SandboxConfig,
+        handler: str,
+        containers: Sequence[ContainerConfig],
+        seconds: float,
+    ) -> tuple[str, dict[str, str]]:
+        """A pod with created containers that go on from a checkpoint; its id, and theirs by name."""
+        trace = self._trace("restore pod sandbox")
+        restored = await self._pod_checkpoints.restore(directory, config, handler, containers, seconds, trace)
+        trace.finish(restored[0])
+        return restored
 
     def container(self, container_id: str) -> Container:
         """By id or unique prefix. Raises NotFound."""

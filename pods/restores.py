@@ -121,7 +121,7 @@ async def unpack(path: str, directory: Path, images: ImageStore) -> None:
 
     Whoever writes an archive decides what processes with all their rights do: it must be root's alone.
     """
-    descriptor = await asyncio.to_thread(_open, path)
+    descriptor = await asyncio.to_thread(open_trusted, path, _FIELD)
     try:
         directory.mkdir(parents=True, mode=0o700)
         await images.unpack_archive(descriptor, os.fstat(descriptor).st_size, directory)
@@ -131,15 +131,16 @@ async def unpack(path: str, directory: Path, images: ImageStore) -> None:
         os.close(descriptor)
 
 
-def _open(path: str) -> int:
+def open_trusted(path: str, field: str) -> int:
+    """A descriptor of a checkpoint's file, which only root can have written. Raises NotFound, FailedPrecondition."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise NotFound(f"{_FIELD}: checkpoint {path!r}: {error.strerror}") from error
+        raise NotFound(f"{field}: checkpoint {path!r}: {error.strerror}") from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
         os.close(descriptor)
-        raise FailedPrecondition(f"{_FIELD}: checkpoint {path!r} must be a file that only root can write to")
+        raise FailedPrecondition(f"{field}: checkpoint {path!r} must be a file that only root can write to")
     return descriptor
 
 

@@ -9,6 +9,7 @@ import os
 import stat
 
 from runtime.errors import failing
+from runtime.init import cgroup_view
 from runtime.light import json
 from runtime.mounts import absolute, is_bind
 from runtime.rootfs import open_in_root
@@ -18,11 +19,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+    from runtime.cgroups import Cgroup
+
 DESCRIPTORS: Final = "descriptors.json"  # what a container's standard streams were, to be given new ones by name
 SHARED: Final = (("network", "net", "extRootNetNS"), ("pid", "pid", "extRootPidNS"))  # kind, criu's, its name in images
 
 
-def describe(pid: int, spec: Spec, images: str) -> list[str]:
+def describe(pid: int, spec: Spec, cgroup: Cgroup | None, images: str) -> list[str]:
     """What is not to be in the images of that process's container: mounts, files, namespaces (criu(8) "--external").
 
     Writes what its standard streams were into the directory `images`, for a restore. Raises OperationFailed.
@@ -31,7 +34,7 @@ def describe(pid: int, spec: Spec, images: str) -> list[str]:
     path = os.path.join(images, DESCRIPTORS)
     with failing("write", path), open(path, "w") as file:
         file.write(json.dumps(streams))
-    return _external_objects(pid, spec, streams)
+    return _external_objects(pid, spec, cgroup, streams)
 
 
 def _standard_streams(pid: int) -> list[str]:
@@ -54,8 +57,9 @@ def _stream(pid: int, fd: int, mounts: set[int]) -> str:
     return link
 
 
-def _external_objects(pid: int, spec: Spec, streams: list[str]) -> list[str]:
-    found = [f"mnt[{_mount_point(pid, destination)}]:{destination}" for destination, _source in host_binds(spec)]
+def _external_objects(pid: int, spec: Spec, cgroup: Cgroup | None, streams: list[str]) -> list[str]:
+    mounts = external_mounts(spec, cgroup)
+    found = [f"mnt[{_mount_point(pid, destination)}]:{destination}" for destination, _source in mounts]
     found += [stream for stream in streams if stream.startswith("file[")]
     for kind, theirs, name in SHARED:
         namespace = spec.linux.namespace(kind)
@@ -77,6 +81,20 @@ def _mount_point(pid: int, destination: str) -> str:
             return os.readlink(f"/proc/self/fd/{fd}")
         finally:
             os.close(fd)
+
+
+def external_mounts(spec: Spec, cgroup: Cgroup | None) -> list[tuple[str, str]]:
+    """(destination, source) of mounts that criu is not to make: the host's, and directories of cgroup v1's hierarchies.
+
+    Those are parts of file systems whose roots the container does not have, and are others where it is restored.
+    """
+    found = host_binds(spec)
+    for mount in spec.mounts if cgroup is not None else ():
+        if mount.type in ("cgroup", "cgroup2") and not is_bind(mount):
+            assert cgroup is not None
+            view = cgroup_view(cgroup)
+            found += [(f"{mount.destination}/{name}", path) for name, path in view.directories if name]
+    return found
 
 
 def host_binds(spec: Spec) -> list[tuple[str, str]]:

@@ -419,6 +419,17 @@ class Container:
             return {}
         return {"warnings": [f"oom_score_adj {score} needs CAP_SYS_RESOURCE, which crisp lacks: kept as it is"]}
 
+    def freeze(self) -> None:
+        """Stop every process. Raises RuntimeCoreError unless it runs."""
+        if self.state != "running" or self._cgroup is None:
+            raise NotRunning(f"freeze container {self.id}: it is {self.state}")
+        self._cgroup.freeze()
+
+    def thaw(self) -> None:
+        """Let them go on. Raises RuntimeCoreError."""
+        if self.state == "running" and self._cgroup is not None:
+            self._cgroup.thaw()
+
     def reopen_log(self) -> None:
         if self._log is not None:
             try:

@@ -10,10 +10,11 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from runtime import criu, process, scheduling, syscalls
-from runtime.checkpoint import host_binds
+from runtime.checkpoint import external_mounts
 from runtime.container import Container
 from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.exec import Reply
@@ -43,7 +44,7 @@ class RestoredContainer(Container):
             with theirs, failing("clone", "criu's parent"):
                 pid, pidfd = syscalls.clone()
                 if pid == 0:
-                    _Restoration(self, spec, stdio, theirs, request["restore"], request["work"]).run()
+                    _Restoration(self, spec, stdio, theirs, request).run()
             os.close(pidfd)
             undo.pop_all()
         self.state = "starting"
@@ -114,15 +115,15 @@ class _Restoration:
         spec: Spec,
         stdio: ContainerStdio,
         channel: socket.socket,
-        images: str,
-        work: str,
+        request: Mapping[str, Any],
     ) -> None:
         self._container = container
         self._spec = spec
         self._stdio = stdio
         self._channel = channel
-        self._images = images
-        self._work = work
+        self._images = request["restore"]
+        self._work = request["work"]
+        self._program = request.get("criu", "")  # as crispd finds it, whose PATH is the operator's
 
     def run(self) -> NoReturn:
         try:
@@ -141,7 +142,7 @@ class _Restoration:
             os._exit(1)
 
     def _restore(self, opened: contextlib.ExitStack) -> int:
-        criu.find()  # without it, that is what to say, whatever else may be wrong
+        program = self._program or criu.find()  # without it, that is what to say, whatever else may be wrong
         root = self._attach_mounts()
         make_mount_points(root, self._spec)
         directories = []
@@ -158,17 +159,18 @@ class _Restoration:
             "work_dir_fd": directories[1],
             "root": root,
             "rst_sibling": True,
-            "external": [f"mnt[{destination}]:{source}" for destination, source in host_binds(self._spec)],
+            "external": [f"mnt[{destination}]:{source}" for destination, source in external_mounts(self._spec, cgroup)],
             "inherit_fd": inherited,
             "manage_cgroups": True,
             "manage_cgroups_mode": criu.CGROUP_MODES["soft"],
-            "cg_root": [criu.cgroup_root(cgroup.path, name) for name in cgroup.hierarchies.v1 or ("",)],
+            "cg_root": [criu.cgroup_root(cgroup.path, name) for name in (*cgroup.hierarchies.v1, "")],
             "tcp_established": True,
             "file_locks": True,
             "orphan_pts_master": True,
             "notify_scripts": True,
         }
-        return criu.Worker(keep=fds).call(criu.RESTORE, asked, os.path.join(self._work, _LOG), self._notified)
+        worker = criu.Worker(keep=fds, program=program)
+        return worker.call(criu.RESTORE, asked, os.path.join(self._work, _LOG), self._notified)
 
     def _attach_mounts(self) -> str:
         """The rootfs and the images as mounts of a namespace of ours, which goes with us; where the rootfs is."""

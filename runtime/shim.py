@@ -33,6 +33,7 @@ from runtime.external import ExternalContainer, ExternalRuntime
 from runtime.holder import start_holder
 from runtime.logs import complain
 from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
+from runtime.pause import Pause
 from runtime.pod import Pod
 from runtime.restored import RestoredContainer
 
@@ -110,8 +111,10 @@ class Shim:
         self._strays: dict[int, int] = {}  # statuses of children nobody has asked about, while there is a command
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
+        self._idle_timers = 0
         self._connections: list[_Connection] = []
         self._containers: dict[str, Container] = {}
+        self._pauses: dict[_Connection, Pause] = {}
         self._pod: Pod | None = None
         self._listener: socket.socket | None = None
         self._leaving = False
@@ -153,6 +156,16 @@ class Shim:
         """Call back in `delay` seconds."""
         self._timer_count += 1
         heapq.heappush(self._timers, (time.monotonic() + delay, self._timer_count, callback))
+
+    def idly(self, delay: float, callback: Callable[[], None]) -> None:
+        """The same for what nobody waits for when the shim leaves."""
+
+        def run() -> None:
+            self._idle_timers -= 1
+            callback()
+
+        self._idle_timers += 1
+        self.later(delay, run)
 
     def _watch_children(self) -> None:
         reader, writer = os.pipe()
@@ -245,6 +258,8 @@ class Shim:
 
     def forget(self, connection: _Connection, fd: int) -> None:
         self.unwatch(fd)
+        if (pause := self._pauses.pop(connection, None)) is not None:
+            pause.abandon()
         with contextlib.suppress(ValueError):
             self._connections.remove(connection)
         if self._pod is None and not self._connections:
@@ -264,7 +279,10 @@ class Shim:
                 connection.send({"id": number, "ok": result}, sent)
 
         try:
-            self._dispatch(message, fds, reply)
+            if message["call"] in ("freeze", "thaw"):
+                reply(self._pause(message, connection))
+            else:
+                self._dispatch(message, fds, reply)
         except RuntimeCoreError as error:
             connection.send({"id": number, "error": error.to_json()})
         except Exception as error:  # whatever a call runs into, the pod's other containers go on
@@ -273,6 +291,17 @@ class Shim:
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _pause(self, message: Message, connection: _Connection) -> dict[str, Any]:
+        """Stop containers until `thaw`, for some seconds at most, and no longer than the caller is connected."""
+        pause = self._pauses.pop(connection, None)
+        if pause is not None:
+            pause.end()
+        if message["call"] == "freeze":
+            pause = Pause([self._container({"container": name}) for name in message["containers"]], self.idly)
+            pause.begin(message["seconds"])
+            self._pauses[connection] = pause
+        return {}
 
     def _dispatch(self, message: Message, fds: Sequence[int], reply: Callable[[dict[str, Any]], None]) -> None:
         call = message["call"]
@@ -467,7 +496,7 @@ class Shim:
 
     def _leave(self) -> None:
         # Containers' cgroups may still be waiting for the last process to be gone from them.
-        if self._timers or self._commands:
+        if len(self._timers) > self._idle_timers or self._commands:
             self.later(0.005, self._leave)
             return
         if self._listener is not None:

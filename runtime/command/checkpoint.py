@@ -57,14 +57,15 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
 
 
 def _dump(options: Options, directories: Directories, record: Record, spec: Spec) -> None:
+    cgroup = record.group() if record.cgroup else None
     asked = {
         **criu_options(options, directories),
         "pid": record.pid,
         "root": record.rootfs,
-        "external": describe(record.pid, spec, directories.path),
+        "external": describe(record.pid, spec, cgroup, directories.path),
     }
-    if record.cgroup:
-        asked["freeze_cgroup"] = record.group().freezer_directory()
+    if cgroup is not None:
+        asked["freeze_cgroup"] = cgroup.freezer_directory()
     for name in ("leave-running", "tcp-skip-in-flight", "link-remap"):
         if options.switch(name):
             asked[name.replace("-", "_")] = True

@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from runtime import criu, scheduling, syscalls, validation
-from runtime.checkpoint import host_binds
+from runtime.checkpoint import external_mounts
 from runtime.command import creation, image_files, removal
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
@@ -26,6 +26,8 @@ from runtime.spec import Spec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
+
+    from runtime.cgroups import Cgroup
 
 FLAGS: Final = (
     *creation.PLACE_FLAGS,
@@ -95,10 +97,10 @@ class _Restoration:
         entry.save(record)
         make_mount_points(self._rootfs, spec)
         with contextlib.ExitStack() as opened:
-            asked = self._criu_options()
+            asked = self._criu_options(cgroup)
             if record.cgroup:
                 asked["cg_root"] = [
-                    criu.cgroup_root(record.cgroup, controller) for controller in cgroup.hierarchies.v1 or ("",)
+                    criu.cgroup_root(record.cgroup, controller) for controller in (*cgroup.hierarchies.v1, "")
                 ]
             namespace, directories = self._own_mounts(opened)
             asked |= criu_options(self._options, directories)
@@ -117,11 +119,12 @@ class _Restoration:
         group.drop_holder()
         undo.callback(removal.end, record)
 
-    def _criu_options(self) -> dict[str, criu.Value]:
+    def _criu_options(self, cgroup: Cgroup) -> dict[str, criu.Value]:
+        mounts = external_mounts(self._spec, cgroup)
         asked: dict[str, criu.Value] = {
             "root": self.record.rootfs,
             "rst_sibling": True,  # our child, so that its exit status is ours to take
-            "external": [f"mnt[{destination}]:{source}" for destination, source in host_binds(self._spec)],
+            "external": [f"mnt[{destination}]:{source}" for destination, source in mounts],
         }
         for name in ("lsm-profile", "lsm-mount-context"):
             if text := self._options.text(name):

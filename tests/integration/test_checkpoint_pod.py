@@ -1,0 +1,234 @@
+"""CheckpointPod and RestorePod, and a single container's checkpoint, by a criu that knows this kernel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
+from tests.waiting import until
+
+CRIU = Path(__file__).parents[1] / "criu.sh"
+# Counts in memory, in its log, and in a file of its root; another variable shows whose memory it is.
+COUNT = "i=0; while :; do echo $i; echo $i >/count; i=$((i+1)); sleep 0.05; done"
+# No TCP: criu 4.1 asks sockets for an option that they have not since Linux 6.16.
+HOLD = "mkfifo /pipe; exec 3<>/pipe; while :; do sleep 1; done"
+
+
+@pytest.fixture(scope="module")
+def criu() -> Iterator[None]:
+    """On crispd's PATH."""
+    done = subprocess.run([CRIU], check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    before = os.environ["PATH"]
+    os.environ["PATH"] = f"{done.stdout.strip()}:{before}"
+    yield
+    os.environ["PATH"] = before
+
+
+@pytest.fixture(scope="module")
+def daemon(criu: None) -> Iterator[Daemon]:
+    with Daemon.running() as running:
+        running.import_busybox()
+        with running.pod("first"):
+            pass  # makes the bridge, which stays as long as the daemon
+        yield running
+
+
+def _linux(pids: str) -> dict[str, Any]:
+    options = cri.NamespaceOption(pid=cri.NamespaceMode.Value(pids))
+    return {"linux": cri.LinuxContainerConfig(
+        security_context=cri.LinuxContainerSecurityContext(namespace_options=options)
+    )}  # fmt: skip
+
+
+def _pod_config(daemon: Daemon, name: str, pids: str) -> cri.PodSandboxConfig:
+    options = cri.NamespaceOption(pid=cri.NamespaceMode.Value(pids))
+    security = cri.LinuxSandboxSecurityContext(namespace_options=options)
+    return daemon.sandbox_config(name, linux=cri.LinuxPodSandboxConfig(security_context=security))
+
+
+def _config(name: str, script: str, pids: str, **fields: Any) -> cri.ContainerConfig:
+    return cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name=name), image=cri.ImageSpec(image=BUSYBOX), command=["sh", "-c", script],
+        log_path=f"{name}.log", **_linux(pids), **fields,
+    )  # fmt: skip
+
+
+def _start(pod: Pod, *configs: cri.ContainerConfig) -> list[str]:
+    made = []
+    for config in configs:
+        request = cri.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
+        made.append(pod.daemon.runtime.CreateContainer(request, timeout=CALL_SECONDS).container_id)
+        start = cri.StartContainerRequest(container_id=made[-1])
+        pod.daemon.runtime.StartContainer(start, timeout=CALL_SECONDS)
+    return made
+
+
+def _checkpoint(
+    pod: Pod, output: Path, container_ids: list[str], timeout: float | None = CALL_SECONDS, **more: Any
+) -> None:
+    request = cri.CheckpointPodRequest(
+        pod_sandbox_id=pod.id, output_path=str(output), container_ids=container_ids, **more
+    )
+    pod.daemon.runtime.CheckpointPod(request, timeout=timeout)
+
+
+@contextmanager
+def _restored(
+    daemon: Daemon, source: Path, config: cri.PodSandboxConfig, *containers: cri.ContainerConfig, **more: Any
+) -> Iterator[tuple[Pod, dict[str, str]]]:
+    request = cri.RestorePodRequest(checkpoint_path=str(source), config=config, container_configs=containers, **more)
+    answer = daemon.runtime.RestorePod(request, timeout=CALL_SECONDS)
+    pod = Pod(daemon, answer.pod_sandbox_id, config)
+    try:
+        yield pod, {one.name: one.container_id for one in answer.restored_containers}
+    finally:
+        pod.remove()
+
+
+def _numbers(pod: Pod, name: str) -> list[int]:
+    return [int(line.split()[3]) for line in pod.log(name).splitlines()]
+
+
+@pytest.mark.cri("CheckpointPod", "pod_sandbox_id", "output_path", "container_ids")
+@pytest.mark.cri("RestorePod", "checkpoint_path", "config", "container_configs", "runtime_handler")
+@pytest.mark.parametrize("pids", ["CONTAINER", "POD"])
+def test_a_pod_goes_on_elsewhere(daemon: Daemon, tmp_path: Path, pids: str) -> None:
+    output, volume = tmp_path / "checkpoint", tmp_path / "volume"
+    for directory in (output, volume):
+        directory.mkdir()
+    mounts = [cri.Mount(container_path="/volume", host_path=str(volume))]
+    counts = _config("counts", COUNT, pids, mounts=mounts, envs=[cri.KeyValue(key="A", value=b"b")])
+    holds = _config("holds", HOLD, pids)
+    with daemon.pod(config=_pod_config(daemon, f"origin-{pids.lower()}", pids)) as pod:
+        made = _start(pod, counts, holds)
+        until(lambda: len(pod.log("counts").splitlines()) > 10)
+        _checkpoint(pod, output, made)
+        counted = _numbers(pod, "counts")[-1]
+        until(lambda: _numbers(pod, "counts")[-1] > counted + 5)  # it goes on
+        assert sorted(os.listdir(output)) == ["container-0.tar", "container-1.tar", "pod.json"]
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    target = _pod_config(daemon, f"copy-{pids.lower()}", pids)
+    with _restored(daemon, output, target, holds, counts, runtime_handler="crisp") as (pod, ids):
+        assert sorted(ids) == ["counts", "holds"]
+        assert [daemon.status(one).state for one in ids.values()] == [cri.CONTAINER_CREATED] * 2
+        assert not Path(target.log_directory, "counts.log").exists()
+        assert daemon.status(ids["counts"]).image.image == BUSYBOX
+        for container_id in ids.values():
+            start = cri.StartContainerRequest(container_id=container_id)
+            daemon.runtime.StartContainer(start, timeout=CALL_SECONDS)
+        until(lambda: len(pod.log("counts").splitlines()) > 10)
+        numbers = _numbers(pod, "counts")
+        assert 0 < numbers[0] <= counted + 1
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        assert b"while :" in pod.exec(ids["holds"], "cat", "/proc/1/cmdline").stdout or pids == "POD"
+        seen = pod.exec(ids["holds"], "ip", "-4", "-o", "address", "show", "eth0").stdout
+        assert pod.status().network.ip.encode() in seen  # the new pod's network
+        assert pod.exec(ids["counts"], "touch", "/volume/here").exit_code == 0
+        assert (volume / "here").exists()
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+@pytest.mark.cri("CheckpointPod", "options")
+@pytest.mark.cri("RestorePod", "options")
+def test_what_does_not_fit_is_refused_and_leaves_nothing(daemon: Daemon, tmp_path: Path) -> None:
+    output, used = tmp_path / "checkpoint", tmp_path / "used"
+    for directory in (output, used):
+        directory.mkdir()
+    (used / "file").touch()
+    runs = _config("runs", COUNT, "CONTAINER")
+
+    def refused(call: Any, code: str, said: str) -> None:
+        with pytest.raises(grpc.RpcError) as raised:
+            call()
+        assert (raised.value.code().name, said in raised.value.details()) == (code, True), raised.value.details()
+
+    with daemon.pod(config=_pod_config(daemon, "source", "CONTAINER")) as pod, daemon.pod("stranger") as stranger:
+        (container_id,) = _start(pod, runs)
+        other, created = stranger.run("sleep", "1000"), pod.create("true", name="created")
+        for ids, code, said in (
+            ([], "INVALID_ARGUMENT", "container_ids: is required"),
+            ([container_id, container_id], "INVALID_ARGUMENT", "twice"),
+            ([container_id, other], "INVALID_ARGUMENT", "is not of pod sandbox"),
+            ([container_id, created], "FAILED_PRECONDITION", "is created, not running"),
+            (["nothing"], "NOT_FOUND", "nothing"),
+        ):
+            refused(lambda ids=ids: _checkpoint(pod, output, ids), code, said)
+        refused(lambda: _checkpoint(pod, used, [container_id]), "INVALID_ARGUMENT", "is not empty")
+        refused(lambda: _checkpoint(pod, tmp_path / "none", [container_id]), "INVALID_ARGUMENT", "No such file")
+        refused(
+            lambda: _checkpoint(pod, output, [container_id], timeout=None), "INVALID_ARGUMENT", "deadline: is required"
+        )
+        refused(
+            lambda: _checkpoint(pod, output, [container_id], options={"x": "y"}),
+            "INVALID_ARGUMENT",
+            "'x' is not an option",
+        )
+        refused(lambda: _checkpoint(pod, output, [container_id], timeout=1.0), "DEADLINE_EXCEEDED", "")
+        assert os.listdir(output) == []
+        counted = len(_numbers(pod, "runs"))
+        until(lambda: len(_numbers(pod, "runs")) > counted)  # none of these left it stopped
+        _checkpoint(pod, output, [container_id])
+    target = _pod_config(daemon, "target", "CONTAINER")
+    for name, wrong, said in (
+        ("command", _config("runs", "other", "CONTAINER"), "container_configs['runs'].command: is not what"),
+        (
+            "env",
+            _config("runs", COUNT, "CONTAINER", envs=[cri.KeyValue(key="A", value=b"secret")]),
+            ".envs: is not what",
+        ),
+        ("name", _config("walks", COUNT, "CONTAINER"), "walks are given, and the checkpoint has runs"),
+    ):
+        with pytest.raises(grpc.RpcError) as raised, _restored(daemon, output, target, wrong):
+            pass
+        assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT, name
+        assert said in raised.value.details()
+        assert "secret" not in raised.value.details()
+    with (
+        pytest.raises(grpc.RpcError, match="is not an option"),
+        _restored(daemon, output, target, runs, options={"a": ""}),
+    ):
+        pass
+    shared = _pod_config(daemon, "shared", "POD")
+    pids_shared = _config("runs", COUNT, "POD")
+    with pytest.raises(grpc.RpcError, match="own pid namespace"), _restored(daemon, output, shared, pids_shared):
+        pass
+    (output / "pod.json").chmod(0o666)
+    with pytest.raises(grpc.RpcError, match="only root can write"), _restored(daemon, output, target, runs):
+        pass
+    filter = cri.PodSandboxFilter(label_selector={})
+    assert not daemon.runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=filter), timeout=CALL_SECONDS).items
+
+
+def test_no_pod_stays_stopped_when_crispd_dies(criu: None, fresh_daemon: Daemon, tmp_path: Path) -> None:
+    """Killed at several moments of a checkpoint: the containers count on each time."""
+    daemon = fresh_daemon
+    with daemon.pod(config=_pod_config(daemon, "victim", "CONTAINER")) as pod:
+        made = _start(pod, *(_config(f"counts-{number}", COUNT, "CONTAINER") for number in range(3)))
+        for number in range(3):
+            output = tmp_path / str(number)
+            output.mkdir()
+            call = threading.Thread(target=_ignored, args=(pod, output, made))
+            call.start()
+            # The first archive's work has begun: all three are stopped.
+            until(lambda output=output, number=number: len(os.listdir(output)) > number)
+            daemon.kill9()
+            call.join()
+            daemon.start()
+            for name in ("counts-0", "counts-1", "counts-2"):
+                counted = len(_numbers(pod, name))
+                until(lambda name=name, counted=counted: len(_numbers(pod, name)) > counted, 30)
+
+
+def _ignored(pod: Pod, output: Path, container_ids: list[str]) -> None:
+    with suppress(grpc.RpcError):
+        _checkpoint(pod, output, container_ids)
