@@ -21,6 +21,8 @@ _EXPANDED: Final[Mapping[str, str]] = {
     "Mount": "mounts.",
     "NamespaceOption": "namespace_options.",
 }
+# Calls whose configurations are those of others, and have their rows there.
+_NOT_EXPANDED: Final = frozenset({"RestorePod"})
 # What the name of its call says already, other systems' members, and the sandbox's own configuration once more.
 _SKIPPED: Final = frozenset({"container_id", "pod_sandbox_id", "windows", "sandbox_config"})
 _KEPT: Final = "kept, of no effect: the infra process has nothing that it could be about"
@@ -48,16 +50,17 @@ gRPC code that is given.
 def members(call: str) -> list[str]:
     """The names of a call's members that have rows."""
     (method,) = (found for service in _services() for found in service.methods if found.name == call)
-    return list(dict.fromkeys(_members(method.input_type, "")))
+    expanded = {} if call in _NOT_EXPANDED else _EXPANDED
+    return list(dict.fromkeys(_members(method.input_type, "", expanded)))
 
 
-def _members(message: Any, prefix: str) -> Iterator[str]:
+def _members(message: Any, prefix: str, expanded: Mapping[str, str]) -> Iterator[str]:
     for field in message.fields:
         if field.name in _SKIPPED:
             continue
         inner = field.message_type.name if field.message_type else ""
-        if inner in _EXPANDED:
-            yield from _members(field.message_type, _EXPANDED[inner])
+        if inner in expanded:
+            yield from _members(field.message_type, expanded[inner], expanded)
         else:
             yield prefix + field.name
 
