@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from image.errors import AuthenticationRequired
 from image.model import Credentials
 from image.reference import DEFAULT_DOMAIN, lower_host
 
+NO_LOGINS = Path(os.devnull)  # an auth file for those who are to have no more than anybody may
 IN_FILES = "containers-auth.json"  # what `credential-helpers` of registries.conf calls these files themselves
 _HELPER_SECONDS = 30.0
 _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -50,19 +50,19 @@ class _ListFields(msgspec.Struct):
     name: str
     plugins: list[dict[str, Any]]
     cniVersion: str = ""
-    cniVersions: list[str] = []
+    cniVersions: list[str | None] = []
     disableCheck: bool | str = False
     disableGC: bool | str = False
 
 
 class _PluginFields(msgspec.Struct):
     type: str
-    capabilities: dict[str, bool] = {}
+    capabilities: dict[str, bool | None] = {}
 
 
 def parse_conflist(raw: bytes, source: str) -> ConfList:
     """Validate a `.conflist`. `source` names it in errors. Raises InvalidConfiguration."""
-    fields = _decode(raw, _ListFields, source)
+    fields = _fields(_decode(raw, dict[str, Any], source), _ListFields, source)
     if not _NAME.match(fields.name):
         raise InvalidConfiguration(f'parse {source}: invalid network name "{fields.name}"')
     if not fields.plugins:
@@ -83,7 +83,7 @@ def parse_conf(raw: bytes, source: str) -> ConfList:
     config = _decode(raw, dict[str, Any], source)
     if "type" not in config and "plugins" in config:
         raise InvalidConfiguration(f"parse {source}: a list of plugins belongs in a .conflist file")
-    wrapped = {"name": config.get("name"), "cniVersion": config.get("cniVersion", ""), "plugins": [config]}
+    wrapped = {"name": config.get("name"), "cniVersion": config.get("cniVersion"), "plugins": [config]}
     return parse_conflist(msgspec.json.encode(wrapped), source)
 
 
@@ -137,11 +137,16 @@ def _decode(raw: bytes, type: type[_T], source: str) -> _T:
         raise InvalidConfiguration(f"parse {source}: nested too deep") from None
 
 
-def _plugin(config: dict[str, Any], source: str) -> Plugin:
+def _fields(document: dict[str, Any], type: type[_T], source: str) -> _T:
+    """What crisp reads of a document; null, in it and in its lists of capabilities, is what is missing."""
     try:
-        fields = msgspec.convert(config, _PluginFields)
+        return msgspec.convert({key: value for key, value in document.items() if value is not None}, type)
     except msgspec.ValidationError as error:
         raise InvalidConfiguration(f"parse {source}: {error}") from None
+
+
+def _plugin(config: dict[str, Any], source: str) -> Plugin:
+    fields = _fields(config, _PluginFields, source)
     # The name is looked up in the directories of plugins, never outside of them.
     if fields.type in ("", ".", "..") or "/" in fields.type or "\0" in fields.type:
         raise InvalidConfiguration(f'parse {source}: invalid plugin type "{fields.type}"')

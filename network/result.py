@@ -11,8 +11,8 @@ from network.model import NetworkResult
 
 
 class _Interface(msgspec.Struct):
-    name: str = ""
-    sandbox: str = ""
+    name: str | None = None
+    sandbox: str | None = None
 
 
 class _Address(msgspec.Struct):
@@ -25,7 +25,7 @@ class _LegacyAddress(msgspec.Struct):
 
 
 class _Result(msgspec.Struct):
-    """The fields crisp reads; plugins may print null for an empty list."""
+    """The fields crisp reads; plugins, being Go's programs, may print null for what is empty."""
 
     ips: list[_Address] | None = None
     interfaces: list[_Interface] | None = None
@@ -59,7 +59,8 @@ def parse_result(stdout: bytes, version: str, ifname: str) -> NetworkResult:
 def parse_error(stdout: bytes) -> PluginError | None:
     """The error result in `stdout`; None when there is none (the plugin crashed, or never knew the protocol)."""
     try:
-        error = msgspec.json.decode(stdout, type=PluginError)
+        printed = msgspec.json.decode(stdout, type=dict[str, Any])
+        error = msgspec.convert({key: value for key, value in printed.items() if value is not None}, PluginError)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return error if error.code or error.msg else None

@@ -112,7 +112,7 @@ def _read(path: Path) -> _Spec:
         text = path.read_text()
         document = json.loads(text) if path.suffix == ".json" else _yaml(text)
         kind, devices = document["kind"], document["devices"]
-        by_name = {f"{kind}={device['name']}": _mapping(device.get("containerEdits")) for device in devices}
+        by_name = {f"{kind}={device['name']}": _mapping(device.get("containerEdits")) for device in devices or ()}
         return _Spec(path, _mapping(document.get("containerEdits")), by_name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"CDI spec {str(path)!r} is not one: {error!r}") from error

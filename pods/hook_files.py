@@ -106,7 +106,7 @@ def _parse(document: object) -> HookFile:
         raise ValueError(f"when: expected an object with a condition, got {when!r}")
     if unknown := sorted(when.keys() - _CONDITIONS):
         raise ValueError(f"when: there are the conditions {', '.join(sorted(_CONDITIONS))}, got {unknown}")
-    annotations = when.get("annotations", {})
+    annotations = when.get("annotations") or {}
     if not isinstance(annotations, dict):
         raise ValueError(f"when.annotations: expected an object, got {annotations!r}")
     return HookFile(
@@ -117,7 +117,7 @@ def _parse(document: object) -> HookFile:
             (_pattern("when.annotations", key), _pattern("when.annotations", value))
             for key, value in annotations.items()
         ),
-        commands=tuple(_pattern("when.commands", one) for one in _texts("when.commands", when.get("commands", []))),
+        commands=tuple(_pattern("when.commands", one) for one in _texts("when.commands", when.get("commands") or [])),
         has_bind_mounts=_boolean("when.hasBindMounts", when.get("hasBindMounts")),
     )
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from image.authfile import NO_LOGINS
+from image.documents import decode
 from image.errors import InvalidImage
 from pods.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from pods.handlers import BUILT_IN
@@ -92,6 +94,10 @@ class Checkpoint:
         return ignored
 
 
+class _Annotated(msgspec.Struct, frozen=True):
+    annotations: dict[str, str] | None = None
+
+
 def is_archive(name: str) -> bool:
     """Whether an image is named by a path."""
     return name.startswith("/")
@@ -102,7 +108,7 @@ async def of_image(image: Image, images: ImageStore) -> bool:
     if not os.path.exists(images.layers(image)[0] / _SPEC):
         return False
     manifest, _configuration = await images.documents(image)
-    annotations = json.loads(manifest).get("annotations") or {}
+    annotations = decode(manifest, _Annotated).annotations or {}
     return any(name in annotations for name in ANNOTATIONS)
 
 
@@ -147,6 +153,9 @@ def open_trusted(path: str, field: str) -> int:
 async def read(directory: Path, images: ImageStore, image_id: str = "") -> Checkpoint:
     """What is in an unpacked archive. The image that its container was of is pulled when it is not here.
 
+    With the node's logins for an archive, which is root's alone; for one in an image as anybody might pull it: an
+    image's author is not to have what the node may read.
+
     Raises InvalidArgument for what is no checkpoint, and what a pull raises.
     """
     described, document = await asyncio.to_thread(_documents, directory)
@@ -156,13 +165,13 @@ async def read(directory: Path, images: ImageStore, image_id: str = "") -> Check
     if base is None:
         if not name:
             raise InvalidArgument(f"{_FIELD}: {_CONFIG} names no image that the container was of")
-        base = await images.pull(name)
+        base = await images.pull(name, auth_file=NO_LOGINS if image_id else None)
     return Checkpoint(directory, base, name or base.id, document, image_id)
 
 
 def _documents(directory: Path) -> tuple[dict[str, str], dict[str, Any]]:
     described = _read(directory, _CONFIG)
-    names = {key: described.get(key, "") for key in ("rootfsImage", "rootfsImageRef", "rootfsImageName")}
+    names = {key: described.get(key) or "" for key in ("rootfsImage", "rootfsImageRef", "rootfsImageName")}
     if not all(isinstance(value, str) for value in names.values()):
         raise InvalidArgument(f"{_FIELD}: {_CONFIG} does not name its image by text")
     document = _read(directory, _SPEC)

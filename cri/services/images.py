@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from cri.convert import fields
 from cri.convert.image import credentials, image_message
 from cri.convert.stats import filesystem, image_filesystem, layers_mountpoint
 from cri.services.pieces import pieces
 from cri.services.verbose import info
 from cri.v1 import api_pb2
+from image.documents import decode
 from image.errors import ProfileInvalid
 from image.model import Image
 
@@ -58,8 +57,8 @@ class Images:
         return {
             "imageSpec": {"created": image.created, "config": image.config},
             "labels": image.config.labels,
-            "manifest": msgspec.json.decode(manifest),
-            "history": msgspec.json.decode(configuration).get("history", []),
+            "manifest": decode(manifest, dict),
+            "history": decode(configuration, dict).get("history") or [],
             "layers": self._images.layer_sizes(image),
         }
 

@@ -38,6 +38,34 @@ def conflist(**fields: Any) -> bytes:
     return json.dumps({"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "bridge"}], **fields}).encode()
 
 
+@pytest.mark.trial("null-is-missing", "null is taken for a member that is missing, as Go's programs take it")
+def test_nulls_of_plugins_and_configurations_are_what_is_missing() -> None:
+    nothing = dict.fromkeys(("cniVersions", "disableCheck", "disableGC", "args", "loadOnlyInlinedPlugins"))
+    plugin = {"type": "bridge", "ipam": None, "dns": None, "capabilities": {"portMappings": True, "dns": None}}
+    read = parse_conflist(conflist(**nothing, plugins=[plugin, {"type": "x", "capabilities": None}]), "x")
+    assert (read.version, read.disable_check, read.disable_gc) == ("1.0.0", False, False)
+    assert [one.capabilities for one in read.plugins] == [{"portMappings"}, frozenset()]
+    assert read.plugins[0].config == plugin  # it is the plugin's to read
+    assert parse_conflist(read.raw, "x") == read
+    assert parse_conflist(conflist(cniVersion=None, cniVersions=[None, "1.0.0"]), "x").version == "1.0.0"
+    assert parse_conf(b'{"type": "x", "name": "n", "cniVersion": null, "capabilities": null}', "x").version == "0.1.0"
+    for missing in ({"name": None}, {"plugins": None}, {"plugins": [None]}, {"plugins": [{"type": None}]}):
+        with pytest.raises(InvalidConfiguration):
+            parse_conflist(conflist(**missing), "x")
+    printed = {
+        "cniVersion": None, "interfaces": [{"name": "eth0", "mac": None, "sandbox": None}, {"name": None}],
+        "ips": [{"address": "10.0.0.2/24", "gateway": None, "interface": None}], "routes": None, "dns": None,
+    }  # fmt: skip
+    result = parse_result(json.dumps(printed).encode(), "1.0.0", "eth0")
+    assert (result.ips, result.raw["cniVersion"]) == (("10.0.0.2",), "1.0.0")
+    for empty in ({"ips": None, "interfaces": None}, {"ip4": None, "ip6": None}, {}):
+        assert parse_result(json.dumps(empty).encode(), "1.0.0", "eth0").ips == ()
+    error = parse_error(b'{"cniVersion": null, "code": 11, "msg": "later", "details": null}')
+    assert error is not None
+    assert (error.code, error.msg, error.details) == (11, "later", "")
+    assert parse_error(b'{"code": null, "msg": null}') is None
+
+
 @given(
     name=NAMES,
     version=st.sampled_from(VERSIONS),

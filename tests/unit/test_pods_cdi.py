@@ -25,6 +25,22 @@ def test_edits_of_the_spec_come_once_and_first(tmp_path: Path) -> None:
     assert find_edits([], [tmp_path / "absent"]).env == ()
 
 
+@pytest.mark.trial("null-is-missing", "null is taken for a member that is missing, as Go's programs take it")
+def test_nulls_of_a_spec_are_what_is_missing(tmp_path: Path) -> None:
+    lists = ("env", "deviceNodes", "mounts", "hooks", "additionalGids", "intelRdt", "netDevices")
+    absent = ("hostPath", "type", "major", "minor", "fileMode", "permissions", "uid", "gid")
+    node = {"path": "/dev/null", **dict.fromkeys(absent)}
+    mount = {"hostPath": "/a", "containerPath": "/b", "options": None, "type": None}
+    hook = {"hookName": "poststop", "path": "/h", "args": None, "env": None, "timeout": None}
+    some = {**dict.fromkeys(lists), "deviceNodes": [node], "mounts": [mount], "hooks": [hook]}
+    _spec(tmp_path, "a.json", dict.fromkeys(lists), containerEdits=some, annotations=None)
+    (tmp_path / "b.json").write_text('{"cdiVersion": "0.6.0", "kind": "test.org/none", "devices": null}')
+    edits = find_edits(["test.org/gpu=0"], [tmp_path])
+    assert (edits.nodes[0].type, edits.nodes[0].access) == ("c", "rwm")
+    assert edits.mounts[0]["options"] == ["nosuid", "nodev", "bind"]
+    assert edits.hooks == (("poststop", {"path": "/h"}),)
+
+
 def test_a_node_takes_from_the_host_what_the_spec_leaves_out(tmp_path: Path) -> None:
     nodes = [{"path": "/dev/mine", "hostPath": "/dev/null", "permissions": "r"},
              {"path": "/dev/other", "type": "b", "major": 7, "minor": 9, "fileMode": 0o600, "gid": 3}]  # fmt: skip

@@ -57,6 +57,8 @@ def test_later_directories_hide_files_of_earlier_ones_and_names_give_the_order(t
         ({"annotations": {"team": "b", "^size": "7"}}, True),
         ({"annotations": {"team": "b", "colour": ""}}, False),
         ({"annotations": {"team": "b"}, "commands": ["^/nowhere"]}, False),
+        ({"annotations": None, "commands": None, "hasBindMounts": None, "always": True}, True),
+        ({"annotations": {"team": "b"}, "commands": None, "always": None}, True),
     ],
 )
 def test_every_condition_has_to_hold(tmp_path: Path, when: dict[str, Any], wanted: bool) -> None:

@@ -11,6 +11,8 @@ from typing import cast
 
 import pytest
 
+from image.authfile import kept_credentials
+from image.model import Image
 from image.store import ImageStore
 from pods import restores
 from pods.errors import InvalidArgument
@@ -57,6 +59,28 @@ def test_a_hostile_archive_is_refused(unpacked: Path, name: str, make: Callable[
     make(unpacked / name)
     with pytest.raises(InvalidArgument, match=said):
         asyncio.run(restores.read(unpacked, cast(ImageStore, None)))  # refused before an image is looked for
+
+
+@pytest.mark.trial("checkpoint-base", "an image's checkpoint has its base pulled without the node's logins")
+@pytest.mark.parametrize("image_id", ["", "sha256:0"])
+def test_the_base_of_an_images_checkpoint_is_pulled_without_logins(unpacked: Path, image_id: str) -> None:
+    """Whoever makes images may not read with the node's logins what is not theirs; a file is root's alone."""
+    asked: list[tuple[str, Path | None]] = []
+
+    class Images:
+        def find(self, name: str) -> None:
+            assert name in ("", "localhost/base:1")
+
+        async def pull(self, name: str, auth_file: Path | None = None) -> Image:
+            asked.append((name, auth_file))
+            return cast(Image, None)
+
+    asyncio.run(restores.read(unpacked, cast(ImageStore, Images()), image_id))
+    ((name, logins),) = asked
+    assert name == "localhost/base:1"
+    assert (logins is None) == (not image_id)
+    if logins is not None:
+        assert asyncio.run(kept_credentials("localhost/base", [logins])) is None
 
 
 def test_a_directory_of_images_that_is_a_link_is_refused(unpacked: Path) -> None:
