@@ -78,7 +78,7 @@ async def verified_claim(signature: Signature, keys: Sequence[bytes]) -> Claim |
         return None
     try:
         critical = msgspec.json.decode(content, type=_Payload).critical
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if critical.type != _TYPES[signature.kind]:
         return None

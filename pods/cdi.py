@@ -114,7 +114,7 @@ def _read(path: Path) -> _Spec:
         kind, devices = document["kind"], document["devices"]
         by_name = {f"{kind}={device['name']}": _mapping(device.get("containerEdits")) for device in devices or ()}
         return _Spec(path, _mapping(document.get("containerEdits")), by_name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"CDI spec {str(path)!r} is not one: {error!r}") from error
 
 

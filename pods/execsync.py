@@ -20,16 +20,39 @@ if TYPE_CHECKING:
 
 MAX_OUTPUT: Final = 16 << 20  # bytes of each stream; what comes after is read and dropped
 _CHUNK: Final = 64 << 10
+_OWN: Final = 256 << 10  # bytes that every stream may hold: probes say less
+_TOGETHER: Final = 128 << 20  # bytes that all streams may hold beyond those
+
+
+class _Budget:
+    """What all commands' output takes of the daemon's memory: pods' authors decide how many there are, and how loud."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def take(self, wanted: int) -> int:
+        """So many of the bytes that are wanted as there are left."""
+        granted = min(wanted, self._left)
+        self._left -= granted
+        return granted
+
+    def give_back(self, size: int) -> None:
+        self._left += size
+
+
+_budget: Final = _Budget(_TOGETHER)
 
 
 class _Collector:
-    """Reads one pipe on the loop into memory, up to MAX_OUTPUT."""
+    """Reads one pipe on the loop into memory, up to MAX_OUTPUT, and as far as the budget goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: _Budget = _budget) -> None:
+        self._budget = budget
+        self._taken = 0
         self._read, self.write = os.pipe()
         os.set_blocking(self._read, False)
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._output = bytearray()
+        self._cut = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._read, self._ready)
 
@@ -47,11 +70,16 @@ class _Collector:
         if not data:
             self.close()
             return False
-        room = MAX_OUTPUT - self._size
-        if room > 0:
-            self._parts.append(data[:room])
-            self._size += min(len(data), room)
+        if not self._cut:
+            self._keep(data[: MAX_OUTPUT - len(self._output)])
         return True
+
+    def _keep(self, data: bytes) -> None:
+        beyond = max(0, len(self._output) + len(data) - max(_OWN, len(self._output)))
+        granted = self._budget.take(beyond)
+        self._cut = granted < beyond  # for good: nobody wants the rest without the middle
+        self._taken += granted
+        self._output += data[: len(data) - beyond + granted]
 
     def finish(self) -> bytes:
         """All that the ended command wrote; a child of its that holds the pipe open is not waited for."""
@@ -59,7 +87,14 @@ class _Collector:
             if not self._take():
                 break
         self.close()
-        return b"".join(self._parts)
+        output = bytes(self._output)
+        self._forget()
+        return output
+
+    def _forget(self) -> None:
+        self._output = bytearray()
+        self._budget.give_back(self._taken)
+        self._taken = 0
 
     def close(self) -> None:
         if self._read >= 0:
@@ -67,6 +102,11 @@ class _Collector:
             os.close(self._read)
             self._read = -1
         self.close_write()
+
+    def end(self) -> None:
+        """Close, whoever gives up, and forget what was read."""
+        self.close()
+        self._forget()
 
     def close_write(self) -> None:
         if self.write >= 0:
@@ -87,9 +127,9 @@ async def exec_sync(
     with explained("exec in", container.id), contextlib.ExitStack() as undo:
         shim = shims.of(container.sandbox_id)
         stdout = _Collector()
-        undo.callback(stdout.close)
+        undo.callback(stdout.end)
         stderr = _Collector()
-        undo.callback(stderr.close)
+        undo.callback(stderr.end)
         code = await _run(shim, container.id, argv, timeout, stdout, stderr)
         return ExecResult(stdout=stdout.finish(), stderr=stderr.finish(), exit_code=code)
 

@@ -87,7 +87,7 @@ def checked_hook(hook: object) -> dict[str, Any]:
 def _read(path: Path) -> HookFile:
     try:
         return _parse(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise FailedPrecondition(f"read hook {path}: {reason}") from error
 

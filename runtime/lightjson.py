@@ -24,7 +24,7 @@ class _Scanning:
 
 
 def loads(text):
-    """As json.loads; errors come from there, with the place of the mistake."""
+    """As json.loads; errors come from there, with the place of the mistake. What is nested too deep is a ValueError."""
     if make_scanner is not None:
         try:
             stripped = (text.decode() if isinstance(text, bytes) else text).strip(" \t\n\r")
@@ -33,9 +33,14 @@ def loads(text):
                 return value
         except (StopIteration, ValueError):
             pass
+        except RecursionError:
+            raise ValueError("nested too deep") from None
     import json
 
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def load(file):

@@ -59,6 +59,7 @@ class Guests:
         if len(strangers) >= _MAX_STRANGERS:
             _log.info("streaming connection ended", extra={"error": "too many connections have shown no token"})
             strangers[0].abort()
+            self.leave(strangers[0])  # the next may come before asyncio has told this one of its end
         self._wires[wire] = None
 
     def leave(self, wire: Wire) -> None:

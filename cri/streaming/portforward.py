@@ -67,8 +67,8 @@ class PortForward:
     # -- the link's side ----------------------------------------------------------------------------------------------
 
     def opened(self, stream: int, headers: Mapping[str, str]) -> None:
-        kind, port = headers.get("streamtype"), headers.get("port", "")
-        if kind not in ("data", "error") or not (port.isascii() and port.isdigit() and 0 < int(port[:6]) <= _MAX_PORT):
+        kind, port = headers.get("streamtype"), _port(headers.get("port", ""))
+        if kind not in ("data", "error") or not port:
             self._link.reset(stream)
             return
         data = kind == "data"
@@ -76,7 +76,7 @@ class PortForward:
         request = headers.get("requestid") or f"stream {stream - 2 if data else stream}"
         pair = self._waiting.get(request)
         if pair is None:
-            pair = self._waiting[request] = Pair(int(port))
+            pair = self._waiting[request] = Pair(port)
             pair.timer = self._loop.call_later(self._patience, self._expire, request)
         elif (pair.data if data else pair.error) is not None:
             self._link.reset(stream)
@@ -211,3 +211,9 @@ class PortForward:
             if stream is not None:
                 self._link.end(stream)
                 self._pairs.pop(stream, None)
+
+
+def _port(text: str) -> int:
+    """The number of a port, 0 for what is none. int() refuses thousands of digits with an error."""
+    digits = text.lstrip("0")
+    return int(digits) if text.isascii() and digits.isdigit() and len(digits) < 6 and int(digits) <= _MAX_PORT else 0

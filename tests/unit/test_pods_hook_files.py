@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pods.errors import FailedPrecondition
+from pods.cdi import find_edits
+from pods.errors import FailedPrecondition, InvalidArgument
 from pods.hook_files import HookFile, oci_hooks, read_hooks
 from runtime.hooks import MOMENTS
 
@@ -105,3 +106,12 @@ def test_any_member_of_any_kind_is_a_hook_or_refused(
     _file(directory, "any.json", **{member: value})
     with contextlib.suppress(FailedPrecondition):
         assert set(_only(directory).stages) <= set(MOMENTS)
+
+
+@pytest.mark.trial("deep-json-is-refused", "JSON that is nested too deep is refused as what is none")
+def test_a_file_that_is_nested_too_deep_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(FailedPrecondition, match=r"read hook .*deep\.json"):
+        read_hooks([tmp_path])
+    with pytest.raises(InvalidArgument, match=r"deep\.json"):
+        find_edits(["v/c=d"], [tmp_path])

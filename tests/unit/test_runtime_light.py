@@ -73,6 +73,13 @@ def test_json_that_is_wrong(text: str) -> None:
         lightjson.loads(text)
 
 
+@pytest.mark.trial("deep-json-is-refused", "JSON that is nested too deep is refused as what is none")
+@pytest.mark.parametrize("text", ["[" * 200_000, "[" * 200_000 + "]" * 200_000, '{"a":' * 200_000])
+def test_json_that_is_nested_too_deep_is_wrong(text: str) -> None:
+    with pytest.raises(ValueError, match="nested too deep"):
+        lightjson.loads(text)
+
+
 def test_sockets_carry_descriptors() -> None:
     ours, theirs = lightsocket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:

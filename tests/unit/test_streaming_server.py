@@ -19,6 +19,7 @@ from websockets.protocol import Protocol, Side
 from cri.streaming import spdy
 from cri.streaming.connection import Timeouts
 from cri.streaming.errors import TooManyPending
+from cri.streaming.portforward import _port
 from cri.streaming.requests import Command, Request, kind
 from cri.streaming.resize import Sizes
 from cri.streaming.server import StreamingServer
@@ -402,6 +403,7 @@ async def test_clients_that_keep_one_waiting() -> None:
         single.transport.lose()
 
 
+@pytest.mark.trial("strangers-are-bounded", "of clients without a token 256 are connected, however fast they come")
 async def test_of_too_many_strangers_the_oldest_is_sent_away() -> None:
     async with in_memory() as memory:
         clients = [memory.client(EXEC) for _ in range(256)]
@@ -409,8 +411,20 @@ async def test_of_too_many_strangers_the_oldest_is_sent_away() -> None:
         assert not any(client.transport.closed for client in clients)
         clients += [memory.client(EXEC), memory.client(EXEC)]
         assert [client for client in clients if client.transport.closed] == [clients[1]]
+        clients += [memory.client(EXEC) for _ in range(700)]  # before asyncio tells anybody of an end
+        assert sum(not client.transport.closed for client in clients) == 257
+        assert not clients[0].transport.closed
         for client in clients:
             client.transport.lose()
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [("80", 80), ("65535", 65535), ("0080", 80), ("0" * 5000 + "80", 80), ("65536", 0), ("", 0), ("0", 0), ("-1", 0),
+     ("9" * 5000, 0), ("\uff18\uff10", 0), ("8 0", 0)],
+)  # fmt: skip
+def test_a_port_is_a_number_that_there_is(text: str, port: int) -> None:
+    assert _port(text) == port
 
 
 def test_tokens_end_after_a_minute_and_are_bounded() -> None:
