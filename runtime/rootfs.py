@@ -240,12 +240,28 @@ class Rootfs:
         self._set_late(base, attrs)
 
     def _place(self, mount: int, destination: str, *, is_directory: bool, what: str, follow: bool = True) -> None:
-        target = self.open_target(destination, is_directory=is_directory, follow=follow)
+        target = self._open_point(destination, is_directory=is_directory, follow=follow)
         try:
             self._check_kind(target, destination, is_directory=is_directory, what=what)
             sys.move_mount(mount, target)
         finally:
             os.close(target)
+
+    def _open_point(self, path: str, *, is_directory: bool, follow: bool) -> int:
+        """As `open_target`; a link of the image's leads anywhere inside, but not onto its /proc or /sys.
+
+        What covers those takes the masks' place, and they are found no more.
+        """
+        try:
+            return self.open_target(path, is_directory=is_directory, follow=False)
+        except OSError as error:
+            if error.errno != errno.ELOOP or not follow:
+                raise
+        target = self.open_target(path, is_directory=is_directory)
+        if sys.filesystem_type(target) in (sys.PROC_SUPER_MAGIC, sys.SYSFS_MAGIC):
+            os.close(target)
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        return target
 
     def _check_kind(self, target: int, destination: str, *, is_directory: bool, what: str) -> None:
         """The kernel says EINVAL to a file over a directory, or the other way round."""
@@ -305,15 +321,20 @@ class Rootfs:
         try:
             number = os.makedev(device.major, device.minor)
             mode = stat.S_IMODE(device.file_mode if device.file_mode is not None else 0o666)
+            kind, owner = _DEVICE_TYPES[device.type], self._owner_of(device)
             try:
-                os.mknod(name, _DEVICE_TYPES[device.type] | mode, number, dir_fd=parent)
+                _make_node(name, parent, kind | mode, number)
             except FileExistsError:
                 found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if stat.S_ISLNK(found.st_mode) or found.st_rdev != number:
+                if stat.S_IFMT(found.st_mode) != kind or found.st_rdev != number:
                     raise
-            if (owner := self._owner_of(device)) != (0, 0):
+                if (found.st_mode, found.st_uid, found.st_gid) == (kind | mode, *owner):
+                    return
+                # Made anew, not changed: by its name, chmod(2) would follow what somebody puts there meanwhile.
+                os.unlink(name, dir_fd=parent)
+                _make_node(name, parent, kind | mode, number)
+            if owner != (0, 0):
                 os.chown(name, *owner, dir_fd=parent, follow_symlinks=False)
-            os.chmod(name, mode, dir_fd=parent)  # mknod's mode went through the umask
         finally:
             os.close(parent)
 
@@ -420,6 +441,14 @@ def _make(parent: int, name: str, *, is_directory: bool) -> None:
         os.mkdir(name, 0o755, dir_fd=parent)
     else:
         os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent))
+
+
+def _make_node(name: str, directory: int, mode: int, number: int) -> None:
+    umask = os.umask(0)
+    try:
+        os.mknod(name, mode, number, dir_fd=directory)
+    finally:
+        os.umask(umask)
 
 
 def _symlink(target: str, name: str, directory: int) -> bool:

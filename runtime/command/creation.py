@@ -232,11 +232,11 @@ class _Maker:
         self._id = id
         self._owner = owner
         self._in_user_namespace = context.rootless and in_user_namespace()
-        self._rootfs_path = os.path.join(bundle, spec.root.path)
+        self._rootfs_path = rootfs_path(bundle, spec)
         self._mappings = userns.mappings_of(spec)
         exact = not self._in_user_namespace
-        root = os.path.realpath(self._rootfs_path)
-        self._mounts = [_from_inside(plan, root) for plan in plan_mounts(spec, self._mappings, exact=exact)]
+        plans = plan_mounts(spec, self._mappings, exact=exact)
+        self._mounts = [_from_inside(plan, self._rootfs_path) for plan in plans]
         self._flags = clone_flags(spec)
         self._compiled = (b"", 0)
 
@@ -246,8 +246,6 @@ class _Maker:
         if self._process.capabilities is not None:
             for sentence in left_out(self._process.capabilities):
                 self._context.log.warning(sentence)
-        if not os.path.isdir(self._rootfs_path):
-            raise SpecError("root.path", f"`{self._rootfs_path}` is no directory")
         self._compiled = compiled_filter(self._spec)
 
     def execs_from_interpreter(self) -> bool:
@@ -303,10 +301,8 @@ class _Maker:
 
     def _open_rootfs(self, undo: contextlib.ExitStack) -> int:
         with failing("open rootfs", self._rootfs_path):
-            rootfs = syscalls.open_tree(
-                syscalls.AT_FDCWD, self._rootfs_path, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
-            )
             flags = syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
+            rootfs = open_without_links(self._rootfs_path, flags | syscalls.OPEN_TREE_CLONE)
             slave = self._spec.linux.rootfs_propagation in _ROOTS_THAT_FOLLOW
             propagation = syscalls.MS_SLAVE if slave else syscalls.MS_PRIVATE
             syscalls.mount_setattr(rootfs, "", flags, propagation=propagation)
@@ -404,6 +400,30 @@ def compiled_filter(spec: Spec) -> tuple[bytes, int]:
 
     profile = spec.linux.seccomp
     return seccomp.compile_filter(profile, listener=True), seccomp.filter_flags(profile)
+
+
+def rootfs_path(bundle: str, spec: Spec) -> str:
+    """Where the root is: links may lead to the bundle, not on from there. Raises SpecError."""
+    path = os.path.normpath(os.path.join(os.path.realpath(bundle), spec.root.path))
+    if not os.path.isdir(path):
+        raise SpecError("root.path", f"`{path}` is no directory")
+    if os.path.realpath(path) != path:
+        raise SpecError("root.path", f"`{path}` is a symbolic link, or below one")
+    return path
+
+
+def open_without_links(path: str, flags: int) -> int:
+    """A clone of the mounts at an absolute path that may have become a link meanwhile. Raises OSError."""
+    slash = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
+        found = syscalls.openat2(slash, path.lstrip("/") or ".", os.O_PATH | os.O_DIRECTORY, resolve)
+    finally:
+        os.close(slash)
+    try:
+        return syscalls.open_tree(found, "", flags)
+    finally:
+        os.close(found)
 
 
 def with_sources(spec: Spec, bundle: str) -> Spec:

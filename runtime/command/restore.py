@@ -18,7 +18,7 @@ from runtime.command.operands import only
 from runtime.command.owner import name as owner_name
 from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import Entry
-from runtime.errors import NotSupported, SpecError, failing
+from runtime.errors import NotSupported, failing
 from runtime.hooks import run_hooks
 from runtime.restore import inherited_objects, make_mount_points
 from runtime.spec import Spec
@@ -81,10 +81,8 @@ class _Restoration:
         self._options = options
         self._bundle = bundle
         self._spec = creation.with_sources(spec, bundle)
-        self._rootfs = os.path.join(bundle, spec.root.path)
         validation.check_host(self._spec)
-        if not os.path.isdir(self._rootfs):
-            raise SpecError("root.path", f"`{self._rootfs}` is no directory")
+        self._rootfs = creation.rootfs_path(bundle, spec)
 
     def restore(self, entry: Entry, undo: contextlib.ExitStack) -> None:
         """Raises RuntimeCoreError; `undo` takes back what was done until then."""

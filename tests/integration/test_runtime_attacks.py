@@ -18,6 +18,7 @@ from runtime import spec, syscalls
 from runtime.errors import RuntimeCoreError
 from runtime.labels import set_labels
 from runtime.passage import Passage
+from runtime.rootfs import Rootfs
 from tests.oci import PARENT, Bundle
 
 
@@ -194,6 +195,91 @@ def test_sysctls_do_not_go_to_a_forged_proc(bundle: Bundle, tmp_path: Path) -> N
         assert _in_child(lambda: _read_in(network, f"/proc/{name}")) == "77\n"
     finally:
         os.close(network)
+
+
+rooted = pytest.mark.trial("links-of-images", "no link of an image or bundle leads a root, a mount or a mode elsewhere")
+
+
+@rooted
+@pytest.mark.parametrize("way", ["link", "below/rootfs", "below", "{}/link", "sub/../link"])
+def test_a_root_that_is_a_link(bundle: Bundle, way: str) -> None:
+    """The container would run in another directory of the host, or in the host's root."""
+    (bundle.directory / "link").symlink_to("/")
+    (bundle.directory / "below").symlink_to(".")
+    (bundle.directory / "sub").mkdir()
+    bundle.configure("true", root={"path": way.format(bundle.directory)})
+    _refused(bundle, "root.path: ", "is a symbolic link, or below one")
+
+
+@rooted
+@pytest.mark.parametrize("way", ["rootfs", "./sub/../rootfs/", "{}/rootfs"])
+def test_a_root_by_a_bundle_that_is_a_link(bundle: Bundle, tmp_path: Path, way: str) -> None:
+    """Which is as well with runc."""
+    (bundle.directory / "sub").mkdir()
+    (tmp_path / "way").symlink_to(bundle.directory)
+    bundle.configure("true", root={"path": way.format(bundle.directory)})
+    assert bundle.call("run", "--bundle", str(tmp_path / "way"), "one").returncode == 0
+
+
+@rooted
+@pytest.mark.parametrize(("mount", "target"), [
+    ("dev", "/proc"), ("dev", "proc/sys"), ("run/it", "/proc/sys"), ("run/it", "/sys"), ("run/file", "/proc/cmdline"),
+])  # fmt: skip
+def test_a_mount_that_a_link_leads_onto_proc(bundle: Bundle, tmp_path: Path, mount: str, target: str) -> None:
+    """What is masked below it would not be found any more, and could be uncovered later."""
+    place = bundle.rootfs / mount
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(target)
+    (tmp_path / "file").touch()
+    bundle.configure("true", linux={"maskedPaths": ["/proc/kcore"]})
+    sys = {"destination": "/sys", "type": "sysfs", "source": "sysfs"}
+    over = {"destination": f"/{mount}", "type": "tmpfs", "source": "tmpfs"}
+    if mount == "run/file":
+        over = {"destination": f"/{mount}", "type": "bind", "source": str(tmp_path / "file"), "options": ["bind"]}
+    _mounts(bundle, _PROC, sys, over)
+    _refused(bundle, f"/{mount}", "symbolic links")
+    place.unlink()
+    (bundle.rootfs / "elsewhere").mkdir()
+    place.symlink_to("../elsewhere" if "/" in mount else "elsewhere")
+    _mounts(bundle, _PROC, sys, over | {"type": "tmpfs", "source": "tmpfs", "options": []})
+    assert bundle.call("run", "one").returncode == 0  # other links lead mounts where they lead in the container
+
+
+@rooted
+def test_the_mode_of_a_device_does_not_go_to_what_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that shares the root exchanges the node after it was looked at."""
+    (tmp_path / "dev").mkdir()
+    victim, node = tmp_path / "victim", tmp_path / "dev/null"
+    victim.touch(0o600)
+    os.mknod(node, 0o020000 | 0o600, os.makedev(1, 3))
+    real_stat = os.stat
+
+    def exchanging(name: str, **where: Any) -> os.stat_result:
+        found = real_stat(name, **where)
+        if name == "null":
+            node.unlink()
+            node.symlink_to("/victim")
+        return found
+
+    rootfs = Rootfs(os.open(tmp_path, os.O_PATH))
+    monkeypatch.setattr(os, "stat", exchanging)
+    rootfs._make_device(spec.Device(path="/dev/null", type="c", major=1, minor=3, file_mode=0o666))
+    monkeypatch.undo()
+    os.close(rootfs.root)
+    assert victim.stat().st_mode & 0o777 == 0o600
+    assert (node.lstat().st_mode, node.lstat().st_rdev) == (0o020666, os.makedev(1, 3))
+
+
+@rooted
+def test_a_device_of_the_images_gets_its_mode(bundle: Bundle) -> None:
+    (bundle.rootfs / "dev").mkdir()
+    os.mknod(bundle.rootfs / "dev/null", 0o020000, os.makedev(1, 3))
+    bundle.configure("sh", "-c", "ls -l /dev/null /dev/zero; umask")
+    _mounts(bundle, _PROC)
+    lines = bundle.call("run", "one").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["crw-rw-rw-", "crw-rw-rw-", "0022"]
 
 
 def _read_in(network: int, path: str) -> str:
