@@ -20,6 +20,7 @@ from cri.v1 import api_pb2 as cri
 from image.errors import InvalidConfiguration, InvalidImage, RegistryBlocked, SignatureRefused
 from image.settings import ImageSettings
 from image.store import ImageStore
+from tests import faulty_registry
 from tests.daemon import Daemon
 from tests.faulty_registry import FaultyRegistry
 from tests.images import (
@@ -162,6 +163,37 @@ async def test_a_mirror_without_signatures_still_serves_the_image(tmp_path: Path
         blobs = {seen.path.rpartition("/")[2] for seen in registry.seen if "/blobs/" in seen.path}
         assert blobs.isdisjoint(image.blobs)
         assert blobs <= signature.blobs.keys()
+
+
+@pytest.mark.trial("bad-mirrors", "a mirror with a damaged copy is passed over, whatever is damaged, layer by layer")
+async def test_a_mirror_whose_copy_is_not_the_signed_one_is_passed_over(tmp_path: Path) -> None:
+    """Nothing of it is fetched but its manifest, and its word for signatures is not the last one."""
+    image, cosign = busybox_image(), Cosign(tmp_path / "key.pub")
+    forged = build_image([layer(entry("forged", b""))])
+    async with (
+        FaultyRegistry({"a:1": forged}).running() as mirror,
+        FaultyRegistry({"a:1": image}).running() as registry,
+    ):
+        conf = f'[[registry]]\nlocation = "{registry.host}"\n[[registry.mirror]]\nlocation = "{mirror.host}"\n'
+        (tmp_path / "registries.conf").write_text(conf)
+        signature = cosign.sign(image, f"{registry.host}/a:1")
+        registry.images[f"a:{tag(image)}"] = signature
+        page = faulty_registry.instead(b"<html>log in</html>")
+        mirror.images[f"a:{tag(image)}"] = signature
+        mirror.always = {f"/v2/a/manifests/{tag(image)}": page}
+        write_policy(tmp_path, {registry.host: cosign.requirement})
+        async with opened(tmp_path) as store:
+            assert (await store.pull(f"{registry.host}/a:1")).id == image.id
+            assert not any("/blobs/" in seen.path for seen in mirror.seen)
+            await store.remove(image.id)
+            mirror.images["a:1"] = image
+            assert (await store.pull(f"{registry.host}/a:1")).id == image.id
+            await store.remove(image.id)
+            mirror.images["a:1"] = forged
+            registry.images = {}
+            with pytest.raises(SignatureRefused, match="it has none"):
+                await store.pull(f"{registry.host}/a:1")
+            assert store.images() == []
 
 
 async def test_of_what_a_short_name_means_the_first_that_is_accepted_is_pulled(tmp_path: Path) -> None:

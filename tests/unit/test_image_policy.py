@@ -118,6 +118,9 @@ def test_where_signatures_lie(tmp_path: Path) -> None:
     found = [lookaside(tmp_path, parse_reference(name)) for name in names]
     assert found == ["https://one/", "https://sigs.a.io/s", "file:///var/lib/sigs"]
     assert lookaside(tmp_path / "none", parse_reference("x")) == ""
+    (tmp_path / "b2.yaml").write_text("default-docker:\n  lookaside-staging: x\n  lookaside:\ndocker:\n")
+    (tmp_path / "b3.yaml").write_text("docker:\n  a.io/team:\ndefault-docker:\n")
+    assert [lookaside(tmp_path, parse_reference(name)) for name in names] == ["https://one/", "", ""]
     (tmp_path / "c.yaml").write_text("docker: [")
     with pytest.raises(InvalidConfiguration, match=r"c\.yaml"):
         lookaside(tmp_path, parse_reference("x"))
