@@ -3,6 +3,8 @@
     2026-01-02T03:04:05.123456789Z stdout F hello
     2026-01-02T03:04:05.123456790Z stderr P the first 16 KiB of a line without an end
 
+Readers (kubelet, crictl) put a newline after F and none after P: what ends without a newline is a P, too.
+
 `LineFormatter` does no I/O; `LogFile` appends whole records with single writes, so that a reader or a crash never
 sees a torn line from a write that the kernel took whole.
 """
@@ -59,9 +61,9 @@ class LineFormatter:
         return line[start:]
 
     def finish(self, timestamp: bytes) -> bytes:
-        """The record for a last line that never got its newline."""
+        """The record for a last line that never got its newline, and gets none from readers."""
         pending, self._pending = self._pending, b""
-        return b"".join((timestamp, self._full, pending, b"\n")) if pending else b""
+        return b"".join((timestamp, self._partial, pending, b"\n")) if pending else b""
 
 
 class Clock:

@@ -60,12 +60,12 @@ class Decoder:
 
 def tail_offset(file: BinaryIO, count: int) -> int:
     """Where the last `count` lines of the container's output begin. Reads no more of the file's end than that takes."""
-    found, newest = 0, True
+    found, seen = 0, set[str]()
     for after, line in _backwards(file):
         entry = parse_entry(line)
-        # The newest line may still be in pieces; it counts all the same.
-        if entry is not None and (newest or not entry.partial):
-            newest = False
+        # A stream's newest line may be in pieces, for good if it has no newline; it counts all the same.
+        if entry is not None and (not entry.partial or entry.stream not in seen):
+            seen.add(entry.stream)
             found += 1
             if found > count:
                 return after
