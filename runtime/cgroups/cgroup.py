@@ -277,7 +277,7 @@ class Cgroup:
                 groups = [group for group in groups if group[0].controller not in gone]
                 from runtime.cgroups import v2
 
-                groups += [group for group in v2.plan(resources, current) if group[0].controller in moved]
+                groups += v2.plan(resources, current, moved)
         return [group for group in groups if self._possible(group)]
 
     def _possible(self, group: Group) -> bool:

@@ -6,7 +6,7 @@ The specification's numbers are version 1's; the conversions here are those whic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 
 from runtime.cgroups import v1
 from runtime.cgroups.limits import Group, Write, check_swap, number, tasks
@@ -16,13 +16,25 @@ from runtime.spec import CPU, BlockIO, HugepageLimit, Memory, Resources
 _CORE_FILES = frozenset({"cgroup"})  # the prefix of files that no controller owns
 
 
-def plan(resources: Resources, current: Callable[[str], str]) -> list[Group]:
+def plan(resources: Resources, current: Callable[[str], str], only: Set[str] | None = None) -> list[Group]:
     """The writes that put the limits into force, in order; device rules are not among them (`devices_bpf`).
 
-    `current` reads a file of the cgroup as it is, for limits which share a file with one that is left alone.
+    `current` reads a file of the cgroup as it is, for limits which share a file with one that is left alone. `only`
+    names the controllers that version 2 has where others are version 1's: nothing is planned, or read, of those.
     Raises `SpecError` for senseless values. net_cls and net_prio, which version 2 lacks, are planned as version 1's, so
     that the lack of their controllers is told like that of any other.
     """
+    if only is not None and "cpu" not in only:
+        current = _unread
+    return [group for group in _plan(resources, current) if only is None or group[0].controller in only]
+
+
+def _unread(file: str) -> str:
+    """For the limits of another hierarchy's controller, which are not in the plan in the end."""
+    return "max"
+
+
+def _plan(resources: Resources, current: Callable[[str], str]) -> list[Group]:
     groups: list[Group] = []
     if resources.memory:
         groups += _memory(resources.memory)

@@ -106,6 +106,20 @@ def test_an_update_that_is_refused_changes_nothing(daemon: Daemon) -> None:
         assert _refused(pod, "nothing")[0] is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.trial("hybrid-update", "An update on a machine with both cgroup versions asks each only for its own files")
+def test_limits_of_both_cgroup_versions_change_together(daemon: Daemon) -> None:
+    sizes = [size.name.removeprefix("hugepages-") for size in Path("/sys/kernel/mm/hugepages").iterdir()]
+    none = [cri.HugepageLimit(page_size="2MB", limit=0)] if "2048kB" in sizes else []
+    with daemon.pod("both") as pod:
+        container = pod.run("sleep", "60")
+        # As kubelet resizes a container without a CPU limit: a period whose quota is left alone.
+        _update(pod, container, cpu_period=50000, cpu_shares=25, hugepage_limits=none)
+        if Hierarchies.detect().pure_v2:
+            assert _kernel(daemon, container, "cpu", "cpu.max") == ["max 50000"]
+        else:
+            assert _kernel(daemon, container, "cpu", "cpu.cfs_period_us", "cpu.shares") == ["50000", "25"]
+
+
 @pytest.mark.cri("UpdateContainerResources", "created and exited containers")
 def test_what_does_not_run_is_updated_too(daemon: Daemon) -> None:
     """A created container starts with the new limits; of an exited one they are only told, as containerd does."""

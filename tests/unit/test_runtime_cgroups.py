@@ -481,3 +481,60 @@ def test_memory_in_use_is_reclaimed_or_keeps_the_limit_up(tmp_path: Path) -> Non
     _file(directory / "memory.current", "4096\n")
     cgroup.update(spec.Resources(memory=memory))
     assert (directory / "memory.max").read_text().strip() == "4096"
+
+
+_EVERY_LIMIT = spec.Resources(
+    memory=spec.Memory(limit=4096, swap=8192, reservation=1024),
+    cpu=spec.CPU(shares=1024, period=50000, cpus="0", mems="0"),  # a period whose quota is left alone
+    pids_limit=7,
+    hugepage_limits=(spec.HugepageLimit("2MB", 0),),
+    block_io=spec.BlockIO(weight=500),
+)
+_V1_FILES = {
+    "memory": ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.soft_limit_in_bytes"),
+    "cpu": ("cpu.shares", "cpu.cfs_period_us"),
+    "cpuset": ("cpuset.cpus", "cpuset.mems"),
+    "pids": ("pids.max",),
+    "hugetlb": ("hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.rsvd.limit_in_bytes"),
+    "blkio": ("blkio.weight",),
+}
+_V2_FILES = {
+    "memory": ("memory.max", "memory.swap.max", "memory.low"),
+    "cpu": ("cpu.weight", "cpu.max"),
+    "cpuset": ("cpuset.cpus", "cpuset.mems"),
+    "pids": ("pids.max",),
+    "hugetlb": ("hugetlb.2MB.max", "hugetlb.2MB.rsvd.max"),
+    "blkio": ("io.bfq.weight",),
+}
+_OLD = "max 100000"
+
+
+@pytest.mark.trial("hybrid-update", "An update on a machine with both cgroup versions asks each only for its own files")
+@pytest.mark.parametrize("moved", [{name} for name in _V1_FILES] + [{"cpuset", "hugetlb"}, set(_V1_FILES) - {"memory"}])
+def test_an_update_of_a_hybrid_touches_each_controllers_own_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: set[str]
+) -> None:
+    lines = [
+        f"{number} 31 0:{number} / /{name} rw - cgroup cgroup rw,{name}"
+        for number, name in enumerate(_V1_FILES, 32)
+        if name not in moved
+    ]
+    hierarchies = _tree(tmp_path, "\n".join([*lines, "90 31 0:90 / /unified rw - cgroup2 cgroup2 rw"]))
+    given = {"io" if name == "blkio" else name for name in moved}
+    hierarchies = replace(hierarchies, unified_controllers=frozenset(given | {"memory"}))
+    _file(tmp_path / "unified/cgroup.subtree_control", "")
+    _file(tmp_path / "unified/one/cgroup.controllers", " ".join(given))
+    for name, names in _V1_FILES.items():
+        for file in _V2_FILES[name] if name in moved else names:
+            _file(tmp_path / ("unified" if name in moved else name) / "one" / file, _OLD)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(files, "write", lambda path, value: Path(path).write_text(value))  # as a cgroup's file: whole
+    take_back = hierarchies.cgroup("/one").update(_EVERY_LIMIT)
+    assert sorted(tmp_path.rglob("*")) == before  # nothing is made in the wrong hierarchy
+    assert (tmp_path / ("unified/one/cpu.max" if "cpu" in moved else "cpu/one/cpu.cfs_period_us")).read_text() == (
+        "max 50000" if "cpu" in moved else "50000"
+    )
+    limits = [file for file in before if file.parent.name == "one" and file.name != "cgroup.controllers"]
+    assert not [file for file in limits if file.read_text() == _OLD]
+    take_back()
+    assert {file.read_text() for file in limits} == {_OLD}
