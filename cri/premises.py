@@ -7,7 +7,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc.aio
@@ -65,7 +65,7 @@ def bound(server: grpc.aio.Server, path: Path) -> Iterator[None]:
     umask = os.umask(_SOCKET_UMASK)
     try:
         server.add_insecure_port(f"unix:{path}")
-        inode = path.stat().st_ino
+        made = identity(path)
     except (OSError, RuntimeError) as error:
         raise StartupError(f"listen on {path}: {error}") from error
     finally:
@@ -73,7 +73,19 @@ def bound(server: grpc.aio.Server, path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if path.exists() and path.stat().st_ino == inode:
+        remove_socket(path, made)
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """What tells the socket that is at `path` now from any that others put there. Raises OSError."""
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
+def remove_socket(path: Path, made: tuple[int, int]) -> None:
+    """Remove the socket that was `made` at `path`; one that another process put in its place stays."""
+    with suppress(OSError):
+        if identity(path) == made:
             path.unlink()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from network.namespace import is_namespace
 from pods.host import HostFacts
-from pods.model import ContainerConfig, NamespaceMode, Sandbox
+from pods.model import ContainerConfig, NamespaceMode, Sandbox, SandboxState
 
 
 def plan_namespaces(
@@ -33,6 +34,27 @@ def _has_cgroup_namespace(config: ContainerConfig, host: HostFacts) -> bool:
     if mode is not None:
         return mode is NamespaceMode.CONTAINER
     return host.cgroup_v2 and not config.security.privileged
+
+
+def sandbox_namespaces(sandbox: Sandbox) -> list[dict[str, str]]:
+    """The namespaces that the pod has for itself now, as others look for them in its configuration.
+
+    The network's is where it is pinned, as long as it is; the rest are its infra process's, as long as that lives.
+    """
+    options, found = sandbox.config.security.namespaces, list[dict[str, str]]()
+    if sandbox.netns and is_namespace(sandbox.netns):
+        found.append({"type": "network", "path": sandbox.netns})
+    if not sandbox.infra_pid or sandbox.state is not SandboxState.READY:
+        return found
+    if options.network is not NamespaceMode.NODE:
+        found.append(_joined("uts", "uts", sandbox.infra_pid))
+    if options.ipc is not NamespaceMode.NODE:
+        found.append(_joined("ipc", "ipc", sandbox.infra_pid))
+    if options.pid is NamespaceMode.POD:
+        found.append(_joined("pid", "pid", sandbox.infra_pid))
+    if options.userns is not None and options.userns.mode is not NamespaceMode.NODE:
+        found.append(_joined("user", "user", sandbox.infra_pid))
+    return found
 
 
 def _pid(config: ContainerConfig, pod: NamespaceMode, infra_pid: int, target_pid: int) -> list[dict[str, str]]:

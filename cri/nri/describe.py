@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cri.nri.resources import resources_message
 from cri.nri.v1alpha1 import api_pb2 as nri
 from pods.model import Container, ContainerState, Sandbox
+from pods.oci_cgroups import pod_cgroup
+from pods.oci_namespaces import sandbox_namespaces
 
 _STATES = {
     ContainerState.CREATED: nri.CONTAINER_CREATED,
@@ -30,7 +33,17 @@ def pod(sandbox: Sandbox) -> nri.PodSandbox:
         pid=sandbox.infra_pid,
         ips=sandbox.ips,
     )
-    message.linux.cgroup_parent = config.cgroup_parent
+    linux = message.linux
+    linux.cgroup_parent = config.cgroup_parent
+    # No process is in a sandbox's own cgroup here: this is the one that all of the pod is below.
+    linux.cgroups_path = pod_cgroup(sandbox)
+    for namespace in sandbox_namespaces(sandbox):
+        linux.namespaces.add(**namespace)
+    if overhead := sandbox.overhead or config.overhead:
+        linux.pod_overhead.CopyFrom(resources_message(overhead))
+    if resources := sandbox.resources or config.resources:
+        linux.pod_resources.CopyFrom(resources_message(resources))
+        linux.resources.CopyFrom(linux.pod_resources)
     return message
 
 

@@ -21,7 +21,7 @@ from cri.nri.errors import CallRefused, NriError
 from cri.nri.plugin import PACKAGE, REQUEST_SECONDS, UNIMPLEMENTED, Plugin, asking
 from cri.nri.resources import Updates, resources_message
 from cri.nri.v1alpha1 import api_pb2 as nri
-from cri.premises import clear_socket
+from cri.premises import clear_socket, identity, remove_socket
 from cri.version import crisp_version
 from pods.cdi import add_edits, find_edits
 from pods.errors import PodError
@@ -63,6 +63,7 @@ class Hub:
         self._connected: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._made = (0, 0)  # the socket of ours at the path
 
     async def start(self) -> None:
         """Listen. Raises StartupError when something else is at the path, or it cannot be made."""
@@ -73,6 +74,7 @@ class Hub:
         umask = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(self._serve, self._path)
+            self._made = identity(self._path)
         except OSError as error:
             raise StartupError(f"nri_socket: listen on {self._path}: {error.strerror}") from error
         finally:
@@ -83,7 +85,7 @@ class Hub:
         self._node.plugins = None
         if self._server is not None:
             self._server.close()
-            self._path.unlink(missing_ok=True)
+            remove_socket(self._path, self._made)  # another runtime may have replaced it
         for task in self._connected:
             task.cancel()
         await asyncio.gather(*self._connected, *self._working, return_exceptions=True)
@@ -277,8 +279,11 @@ class Hub:
         plugin = Plugin(connection, registered)
         reading = asyncio.create_task(connection.run())
         try:
-            await self._admit(plugin)
+            if await _registers(plugin, reading):
+                await self._admit(plugin)
             await reading
+        except asyncio.CancelledError:
+            pass  # by `close`, which waits for it; asyncio would log a traceback of its own
         except (NriError, TimeoutError) as error:
             why = str(error) or "it did not register in time"
             _log.error("plugin dropped", extra={"plugin": plugin.name, "error": why})
@@ -293,7 +298,7 @@ class Hub:
             self._connected.discard(task)
 
     async def _admit(self, plugin: Plugin) -> None:
-        plugin.name = await asyncio.wait_for(plugin.registered, REGISTRATION_SECONDS)
+        plugin.name = plugin.registered.result()
         configure = nri.ConfigureRequest(
             runtime_name="crisp",
             runtime_version=crisp_version(),
@@ -322,6 +327,16 @@ class Hub:
             updates = Updates()
             updates.add(plugin.name, list(answer.update), [])
             await self._apply_later(plugin, updates)
+
+
+async def _registers(plugin: Plugin, reading: asyncio.Task[None]) -> bool:
+    """Whether it does; one that leaves without a word only looked who is there. Raises TimeoutError."""
+    await asyncio.wait((plugin.registered, reading), timeout=REGISTRATION_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    if not plugin.registered.done() and not reading.done():
+        raise TimeoutError
+    if not plugin.registered.done():
+        _log.debug("a client left without registering")
+    return plugin.registered.done()
 
 
 def _portions(pods: list[nri.PodSandbox], containers: list[nri.Container]) -> Iterator[nri.SynchronizeRequest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket as sockets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 from cri.config import NRI_SOCKET
 from cri.nri.v1alpha1 import api_pb2 as nri
 from cri.v1 import api_pb2 as cri
+from cri.v1.api_pb2_grpc import RuntimeServiceStub
 from tests.daemon import Daemon, DaemonFailed
 from tests.nri_plugin import HANG, Plugin, objection
+from tests.stream_clients import WebSocketClient
 from tests.waiting import until
 
 _CALL = {"timeout": 120}
@@ -293,3 +296,96 @@ def test_the_default_socket_may_be_anothers_any_other_must_be_free(
         f"--nri-socket={tmp_path}/file/nri.sock"
     ):
         pass
+
+
+_PODS = pytest.mark.trial(
+    "nri-pods", "NRI plugins find a pod's namespaces, cgroup and resources in what they are told of it"
+)
+
+
+def _network(pod: nri.PodSandbox) -> list[str]:
+    return [one.path for one in pod.linux.namespaces if one.type == "network"]
+
+
+@_PODS
+def test_a_pod_tells_its_namespaces_cgroup_and_resources(daemon: Daemon, socket: Path) -> None:
+    config = daemon.sandbox_config("full")
+    config.linux.cgroup_parent = "/crisp-nri-full"
+    config.linux.overhead.memory_limit_in_bytes = 1 << 20
+    config.linux.resources.cpu_shares = 512
+    with Plugin.connected(socket) as plugin:
+        with daemon.pod(config=config) as pod:
+            pinned = f"/run/netns/crisp-{pod.id}"
+            container = pod.run("sleep", "100")
+            with Plugin.connected(socket, name="late", index="20") as late:
+                (synchronized,) = late.request("Synchronize").pods
+            limits = cri.LinuxContainerResources(cpu_shares=256)
+            daemon.runtime.UpdatePodSandboxResources(
+                cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod.id, resources=limits), **_CALL
+            )
+            daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
+            pid = synchronized.pid
+            kinds = {one.type: one.path for one in synchronized.linux.namespaces}
+            assert kinds == {"network": pinned} | {kind: f"/proc/{pid}/ns/{kind}" for kind in ("uts", "ipc", "pid")}
+        told = {method: request.pod for method, request in plugin.calls if hasattr(request, "pod")}
+        for method, message in told.items():
+            assert _network(message) == ([] if method == "RemovePodSandbox" else [pinned]), method
+            linux = message.linux
+            assert (linux.cgroup_parent, linux.cgroups_path) == ("/crisp-nri-full", "/crisp-nri-full"), method
+            assert linux.pod_overhead.memory.limit.value == 1 << 20, method
+        assert told["RunPodSandbox"].linux.pod_resources.cpu.shares.value == 512
+        assert told["PostUpdatePodSandbox"].linux.pod_resources.cpu.shares.value == 256
+        assert told["StopPodSandbox"].linux.resources.cpu.shares.value == 256
+        assert {"CreateContainer", "StopContainer", "RemoveContainer"} <= told.keys()
+
+
+@_PODS
+def test_a_pod_on_the_hosts_network_and_one_whose_namespace_is_gone_have_none(daemon: Daemon, socket: Path) -> None:
+    config = daemon.sandbox_config("onhost")
+    config.linux.security_context.namespace_options.network = cri.NODE
+    with daemon.pod(config=config), daemon.pod("stopped") as stopped:
+        daemon.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=stopped.id), **_CALL)
+        with Plugin.connected(socket) as plugin:
+            pods = {pod.name: pod for pod in plugin.request("Synchronize").pods}
+        assert {one.type for one in pods["onhost"].linux.namespaces} == {"ipc", "pid"}
+        assert not pods["stopped"].linux.namespaces
+        assert pods["stopped"].linux.cgroups_path == f"/crisp/{stopped.id}"
+
+
+@pytest.mark.trial("nri-socket", "crispd's end leaves an NRI socket that another runtime has put in its place")
+def test_the_socket_of_another_runtime_stays(tmp_path: Path) -> None:
+    path = tmp_path / "nri.sock"
+    with Daemon.running(f"--nri-socket={path}") as daemon:
+        path.unlink()
+        with sockets.socket(sockets.AF_UNIX) as other:
+            other.bind(str(path))
+            daemon.stop()
+            assert path.is_socket()
+        path.unlink()
+        daemon.start()
+        daemon.stop()
+        assert not path.exists()  # its own is gone with it
+
+
+@pytest.mark.trial("quiet-stop", "An orderly stop, and a look at a socket, leave no error in crispd's log")
+def test_a_stop_with_clients_of_all_kinds_logs_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "nri.sock"
+    with Daemon.running(f"--nri-socket={path}", "--metrics-addr=127.0.0.1:0") as daemon:
+        daemon.import_busybox()
+        with sockets.socket(sockets.AF_UNIX) as looker:  # as a second daemon does
+            looker.connect(str(path))
+        until(lambda: "a client left without registering" in daemon.log())
+        with daemon.pod("clients") as pod, Plugin.connected(path), Plugin.connected(path, name="two", index="20"):
+            container = pod.run("sleep", "1000")
+            with grpc.insecure_channel(daemon.listen) as channel:
+                events = RuntimeServiceStub(channel).GetContainerEvents(cri.GetEventsRequest())
+                attach = cri.AttachRequest(container_id=container, stdout=True)
+                with WebSocketClient(daemon.runtime.Attach(attach, **_CALL).url, "v4.channel.k8s.io"):
+                    daemon.stop()
+                with pytest.raises(grpc.RpcError):
+                    list(events)
+            log = daemon.log()
+            daemon.start()
+        assert "stopping" in log
+        assert "level=error" not in log
+        assert "Traceback" not in log
