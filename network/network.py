@@ -19,6 +19,7 @@ from network.conflist import ConfList, parse_conflist, read_conf_dir
 from network.errors import InvalidAttachment, NetworkError, NetworkNotReady, PluginNotFound
 from network.invocation import require_valid
 from network.model import Attachment, NetworkResult, NetworkStatus
+from network.namespace import is_namespace
 from network.readiness import Readiness
 from network.watch import DirectoryWatch
 
@@ -224,5 +225,5 @@ def _cached_conflist(entry: Entry) -> ConfList:
 
 
 def _present(netns: str) -> str:
-    """`netns`, or "" by which plugins are told that it is gone (after a reboot)."""
-    return netns if os.path.exists(netns) else ""
+    """`netns`, or "" by which plugins are told that it is gone (after a reboot, or unmounted by somebody)."""
+    return netns if is_namespace(netns) else ""

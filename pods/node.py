@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from image.store import ImageStore
 from network.network import Network
+from pods import information
 from pods.apparmor import load_default_profile
 from pods.checkpoints import Checkpoints
 from pods.containers import Containers
@@ -155,16 +155,7 @@ class Node:
 
     def sandbox_info(self, sandbox_id: str) -> dict[str, Any]:
         """What `crictl inspectp` shows beside the status."""
-        record = self._state.find_sandbox(sandbox_id)
-        return {
-            "pid": record.sandbox.infra_pid,
-            "netns": record.sandbox.netns,
-            "stateDirectory": str(self.settings.sandbox_dir(record.sandbox.id)),
-            "networkAttached": record.network,
-            "stopped": record.stopped,
-            "overhead": record.sandbox.overhead or record.sandbox.config.overhead,
-            "resources": record.sandbox.resources or record.sandbox.config.resources,
-        }
+        return information.of_sandbox(self._state.find_sandbox(sandbox_id), self.settings)
 
     # -- containers ---------------------------------------------------------------------------------------------------
 
@@ -225,14 +216,8 @@ class Node:
     def container_info(self, container_id: str) -> dict[str, Any]:
         """What `crictl inspect` shows beside the status."""
         container = self._state.find_container(container_id).container
-        info: dict[str, Any] = {
-            "sandboxID": container.sandbox_id,
-            "pid": container.pid,
-            "writableLayer": str(self.settings.container_root(container.id) / "upper"),
-        }
-        with contextlib.suppress(OSError, ValueError):
-            info["runtimeSpec"] = json.loads((self.settings.bundle_dir(container.id) / "config.json").read_bytes())
-        return info
+        record = self._state.sandboxes.get(container.sandbox_id)
+        return information.of_container(container, record.sandbox if record else None, self.settings)
 
     async def exec_sync(self, container_id: str, argv: Sequence[str], timeout: float) -> ExecResult:
         """Run a command in a running container; `timeout` in seconds, 0 for none."""

@@ -72,12 +72,14 @@ def _check_ids(field: str, ids: Iterable[int]) -> None:
 def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:
     """The argument vector: `command` replaces the image's entrypoint and drops its cmd, `args` replaces its cmd.
 
+    An entrypoint of one empty string is how builders write none. A command or cmd of one is a program without a name.
     Raises InvalidArgument, naming the image, when nothing is left to run, and for more than execve(2) takes.
     """
     if config.command:
         argv = [*config.command, *config.args]
     else:
-        argv = [*image.entrypoint, *(config.args or image.cmd)]
+        entrypoint = () if image.entrypoint == ("",) else image.entrypoint
+        argv = [*entrypoint, *(config.args or image.cmd)]
     name = config.image.user_specified_image or config.image.image
     if not argv:
         raise InvalidArgument(f"config.command: none is given, and the image {name!r} has neither entrypoint nor cmd")

@@ -20,17 +20,18 @@ def image_spec(path: str, message: api_pb2.ImageSpec) -> ImageSpec:
     )
 
 
-def image_spec_message(spec: ImageSpec, image_ref: str = "") -> api_pb2.ImageSpec:
-    """The image of a container, or of a mount, as its status names it; `image_ref` is what it was found to be.
+def image_spec_message(spec: ImageSpec, image_id: str = "") -> api_pb2.ImageSpec:
+    """The image of a container, or of a mount, as its status names it; `image_id` is what a mount's was found to be.
 
-    kubelet asks for images by id and keeps the pod author's name beside it; that name is what people want to read.
+    kubelet asks for images by id and keeps the pod author's name beside it; that name is what people want to read of
+    a container. Of a mount kubelet's garbage collection takes it for the id of an image that is in use.
     """
     return api_pb2.ImageSpec(
-        image=spec.user_specified_image or spec.image,
+        image=image_id or spec.user_specified_image or spec.image,
         user_specified_image=spec.user_specified_image,
         runtime_handler=spec.runtime_handler,
         annotations=spec.annotations,
-        image_ref=image_ref,
+        image_ref=image_id,
     )
 
 

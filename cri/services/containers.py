@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cri.convert import fields
 from cri.convert.container import container_config
 from cri.convert.container_status import container_item, container_state, container_status
+from cri.convert.documents import container_document
 from cri.convert.resources import resources
 from cri.services.pieces import pieces
 from cri.services.selection import by_id, has_labels
@@ -55,8 +56,11 @@ class Containers:
         container = self._node.container(fields.required("container_id", request.container_id))
         return api_pb2.ContainerStatusResponse(
             status=container_status(container),
-            info=info(self._node.container_info(container.id)) if request.verbose else None,
+            info=info(self._details(container)) if request.verbose else None,
         )
+
+    def _details(self, container: Container) -> dict[str, Any]:
+        return self._node.container_info(container.id) | {"config": container_document(container.config)}
 
     async def ListContainers(self, request: api_pb2.ListContainersRequest) -> api_pb2.ListContainersResponse:
         """The containers that the filter selects."""

@@ -52,13 +52,13 @@ class Images:
         )
 
     async def _details(self, image: Image) -> dict[str, Any]:
-        """What crictl and `crisp inspect` show of an image beside CRI's own fields."""
-        manifest, configuration = await self._images.documents(image)
+        """What crictl and `crisp inspect` show of an image beside CRI's own fields: its own documents, as they are."""
+        manifest, configuration = [decode(text, dict) for text in await self._images.documents(image)]
         return {
-            "imageSpec": {"created": image.created, "config": image.config},
+            "imageSpec": configuration,
             "labels": image.config.labels,
-            "manifest": decode(manifest, dict),
-            "history": decode(configuration, dict).get("history") or [],
+            "manifest": manifest,
+            "history": configuration.get("history") or [],
             "layers": self._images.layer_sizes(image),
         }
 

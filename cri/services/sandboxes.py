@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cri.convert import fields
+from cri.convert.documents import sandbox_document
 from cri.convert.resources import resources
 from cri.convert.sandbox import sandbox_config, sandbox_item, sandbox_state, sandbox_status
 from cri.services.pieces import pieces
@@ -48,8 +49,11 @@ class Sandboxes:
         sandbox = self._node.sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
         return api_pb2.PodSandboxStatusResponse(
             status=sandbox_status(sandbox),
-            info=info(self._node.sandbox_info(sandbox.id)) if request.verbose else None,
+            info=info(self._details(sandbox)) if request.verbose else None,
         )
+
+    def _details(self, sandbox: Sandbox) -> dict[str, Any]:
+        return self._node.sandbox_info(sandbox.id) | {"config": sandbox_document(sandbox.config)}
 
     async def UpdatePodSandboxResources(
         self, request: api_pb2.UpdatePodSandboxResourcesRequest

@@ -113,7 +113,7 @@ def test_it_is_told_and_stays_as_long_as_the_container(fresh_daemon: Daemon, tmp
     with daemon.pod("held") as pod:
         container = pod.run("sleep", "100", mounts=[_mount(ONE)])
         (mount,) = daemon.status(container).mounts
-        assert (mount.container_path, mount.image.image, mount.image.image_ref) == ("/v", ONE, image_id)
+        assert (mount.container_path, mount.image.image, mount.image.image_ref) == ("/v", image_id, image_id)
         daemon.restart()
         with pytest.raises(grpc.RpcError) as raised:
             daemon.images.RemoveImage(remove, timeout=30)

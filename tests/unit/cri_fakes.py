@@ -65,7 +65,7 @@ class FakeImages:
         return self.stored.get(name)
 
     async def documents(self, image: Image) -> tuple[bytes, bytes]:
-        return b"{}", b'{"history": [{"created_by": "a test"}]}'
+        return b"{}", b'{"config": {"Cmd": ["sh"], "User": "33"}, "history": [{"created_by": "a test"}]}'
 
     def layer_sizes(self, image: Image) -> list[dict[str, str | int]]:
         return []

@@ -123,6 +123,22 @@ def test_the_kubernetes_rules_of_command_and_args(
     assert oci.process_args(_config(command=command, args=args), _IMAGE) == argv
 
 
+@pytest.mark.trial("entrypoint", "An entrypoint of one empty string means none")
+@pytest.mark.parametrize(
+    ("entrypoint", "cmd", "command", "argv"),
+    [
+        (("",), ("sh",), (), ["sh"]),
+        (("",), ("",), (), [""]),  # a cmd of one is none for no runtime
+        (("", "x"), ("y",), (), ["", "x", "y"]),
+        (("e",), (), ("",), [""]),
+    ],
+)
+def test_only_an_entrypoint_of_one_empty_string_is_none(
+    entrypoint: tuple[str, ...], cmd: tuple[str, ...], command: tuple[str, ...], argv: list[str]
+) -> None:
+    assert oci.process_args(_config(command=command), ImageConfig(entrypoint=entrypoint, cmd=cmd)) == argv
+
+
 def test_nothing_to_run_names_the_image_as_the_user_does() -> None:
     with pytest.raises(InvalidArgument, match=r"'registry\.test/nginx:1' has neither entrypoint nor cmd"):
         oci.process_args(_config(command=()), ImageConfig())

@@ -1,0 +1,213 @@
+"""What images, scripts, plugins and readers of logs are used to from containerd and CRI-O."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from tests.daemon import Daemon, Pod
+from tests.images import BUSYBOX, build_image, entry, layer, write_layout
+from tests.waiting import until
+
+_CALL = {"timeout": 30}
+_LAST_LINE = pytest.mark.trial(
+    "last-line", "A log's reader gets every byte that the program wrote, and no newline that it did not"
+)
+
+
+@pytest.fixture
+def pod(daemon: Daemon) -> Iterator[Pod]:
+    with daemon.pod("peers") as running:
+        yield running
+    shutil.rmtree(running.config.log_directory)
+
+
+def _records(pod: Pod, name: str) -> list[str]:
+    """The records of a log without their times."""
+    return [line.split(" ", 1)[1] for line in pod.log(name).splitlines()]
+
+
+# -- logs -------------------------------------------------------------------------------------------------------------
+
+
+@_LAST_LINE
+@pytest.mark.parametrize(
+    ("script", "records"),
+    [
+        ("printf abcd", ["stdout P abcd"]),
+        ("printf 'a\\nb'; printf 'c\\nd' >&2", ["stdout F a", "stdout P b", "stderr F c", "stderr P d"]),
+        ("echo whole; printf ''", ["stdout F whole"]),
+        ("printf x; kill -9 $$", ["stdout P x"]),
+    ],
+)
+def test_a_last_line_without_newline_is_a_piece(daemon: Daemon, pod: Pod, script: str, records: list[str]) -> None:
+    container = pod.run("sh", "-c", script, name="piece")
+    daemon.wait_exited(container)
+    assert sorted(_records(pod, "piece")) == sorted(records)
+    command = [sys.executable, "-m", "cri.cli", "-r", daemon.listen, "logs", container]
+    shown = subprocess.run(command, capture_output=True, check=True, timeout=30)
+    assert shown.stdout == b"".join(
+        text.encode() + (b"\n" if tag == "F" else b"")
+        for stream, tag, text in (record.split(" ", 2) for record in records)
+        if stream == "stdout"
+    )
+
+
+@_LAST_LINE
+def test_a_line_that_a_rotation_falls_into_stays_whole(daemon: Daemon, pod: Pod) -> None:
+    fifo = Path(pod.config.log_directory, "go")
+    os.mkfifo(fifo)
+    container = pod.run(
+        "sh", "-c", "echo one; printf two; cat /go >/dev/null; printf three", name="turned",
+        mounts=[cri.Mount(container_path="/go", host_path=str(fifo))],
+    )  # fmt: skip
+    path = Path(pod.config.log_directory, "turned.log")
+    until(lambda: path.exists() and path.stat().st_size)
+    path.rename(path.with_suffix(".old"))
+    daemon.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container), **_CALL)
+    fifo.write_text("")
+    daemon.wait_exited(container)
+    assert path.with_suffix(".old").read_text().endswith("stdout F one\n")
+    assert _records(pod, "turned") == ["stdout P twothree"]
+
+
+@_LAST_LINE
+def test_a_terminals_last_line_is_a_piece(daemon: Daemon, pod: Pod) -> None:
+    daemon.wait_exited(pod.run("sh", "-c", "echo one; printf two", name="terminal", tty=True))
+    assert [record.rstrip("\r") for record in _records(pod, "terminal")] == ["stdout F one", "stdout P two"]
+
+
+# -- verbose answers --------------------------------------------------------------------------------------------------
+
+_VERBOSE = pytest.mark.trial(
+    "verbose", "Verbose answers have what scripts around crictl read where containerd and CRI-O have it"
+)
+
+
+def _info(answer: Any) -> dict[str, Any]:
+    return dict(json.loads(answer.info["info"]))
+
+
+@_VERBOSE
+def test_the_verbose_status_of_a_pod(daemon: Daemon) -> None:
+    with daemon.pod("told") as pod:
+        request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod.id, verbose=True)
+        told = _info(daemon.runtime.PodSandboxStatus(request, **_CALL))
+        (path,) = [one["path"] for one in told["runtimeSpec"]["linux"]["namespaces"] if one["type"] == "network"]
+        assert os.stat(path).st_ino == os.stat(f"/proc/{told['pid']}/ns/net").st_ino
+        for one in told["runtimeSpec"]["linux"]["namespaces"]:
+            assert os.path.exists(one["path"])
+        assert told["config"]["metadata"] == {"name": "told", "uid": "told-uid", "namespace": "default"}
+        assert told["config"]["log_directory"] == pod.config.log_directory
+        assert (told["processStatus"], told["netNamespaceClosed"]) == ("running", False)
+        daemon.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), **_CALL)
+        told = _info(daemon.runtime.PodSandboxStatus(request, **_CALL))
+        assert told["runtimeSpec"]["linux"]["namespaces"] == []
+        assert (told["pid"], told["processStatus"], told["netNamespaceClosed"]) == (0, "deleted", True)
+
+
+@_VERBOSE
+def test_a_pod_on_the_hosts_network_has_no_network_namespace(daemon: Daemon) -> None:
+    config = daemon.sandbox_config("onhost")
+    config.linux.security_context.namespace_options.network = cri.NODE
+    with daemon.pod(config=config) as pod:
+        request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod.id, verbose=True)
+        told = _info(daemon.runtime.PodSandboxStatus(request, **_CALL))
+        assert {one["type"] for one in told["runtimeSpec"]["linux"]["namespaces"]} == {"ipc", "pid"}
+        assert told["netNamespaceClosed"] is False
+
+
+@_VERBOSE
+def test_the_verbose_status_of_a_container(daemon: Daemon, pod: Pod) -> None:
+    container = pod.run(
+        "sleep", "100", name="told", envs=[cri.KeyValue(key="A", value=b"b")], working_dir="/tmp",
+        mounts=[cri.Mount(container_path="/m", host_path=pod.config.log_directory, readonly=True)],
+        linux=cri.LinuxContainerConfig(
+            resources=cri.LinuxContainerResources(cpu_shares=7),
+            security_context=cri.LinuxContainerSecurityContext(
+                run_as_user=cri.Int64Value(value=0), capabilities=cri.Capability(drop_capabilities=["NET_RAW"])
+            ),
+        ),
+    )  # fmt: skip
+    request = cri.ContainerStatusRequest(container_id=container, verbose=True)
+    told = _info(daemon.runtime.ContainerStatus(request, **_CALL))
+    assert Path(f"/proc/{told['pid']}/comm").read_text() in ("sleep\n", "busybox\n")
+    assert (told["sandboxID"], told["snapshotKey"], told["runtimeType"]) == (pod.id, container, "crisp")
+    config = told["config"]
+    assert config["command"] == ["sleep", "100"]
+    assert config["envs"] == [{"key": "A", "value": "b"}]
+    assert config["mounts"] == [{"container_path": "/m", "host_path": pod.config.log_directory, "readonly": True}]
+    assert config["linux"]["resources"] == {"cpu_shares": 7}
+    security = config["linux"]["security_context"]
+    assert security["run_as_user"] == {"value": 0}
+    assert security["capabilities"] == {"drop_capabilities": ["NET_RAW"]}
+    assert told["runtimeSpec"]["process"]["cwd"] == "/tmp"
+
+
+# -- images -----------------------------------------------------------------------------------------------------------
+
+
+def _image(daemon: Daemon, directory: Path, name: str, *entries: Any, **config: Any) -> str:
+    """An image of busybox and more; its name."""
+    base = layer(entry("bin/"), entry("bin/busybox", BUSYBOX.read_bytes(), mode=0o755), *entries)
+    name = f"localhost/{name}:1"
+    layout = directory / name.replace("/", "-")
+    daemon.import_image(write_layout(layout, {name: build_image([base], {"Env": ["PATH=/bin"], **config})}))
+    return name
+
+
+@_VERBOSE
+def test_the_verbose_status_of_an_image(daemon: Daemon, tmp_path: Path) -> None:
+    own = {"Cmd": ["busybox", "true"], "Entrypoint": ["x"], "WorkingDir": "/w", "Volumes": {"/v": {}}, "User": "7"}
+    name = _image(daemon, tmp_path, "told", **own)
+    request = cri.ImageStatusRequest(image=cri.ImageSpec(image=name), verbose=True)
+    told = _info(daemon.images.ImageStatus(request, **_CALL))
+    assert told["imageSpec"]["config"] == {"Env": ["PATH=/bin"], **own}
+    assert told["imageSpec"]["os"] == "linux"
+    assert len(told["imageSpec"]["rootfs"]["diff_ids"]) == 1
+
+
+@pytest.mark.trial("entrypoint", "An entrypoint of one empty string means none")
+def test_an_entrypoint_of_one_empty_string_means_none(daemon: Daemon, pod: Pod, tmp_path: Path) -> None:
+    name = _image(daemon, tmp_path, "entry", Entrypoint=[""], Cmd=["busybox", "echo", "ran"])
+    daemon.wait_exited(pod.run(image=name, name="entry"))
+    assert _records(pod, "entry") == ["stdout F ran"]
+    daemon.wait_exited(pod.run(image=name, name="args", args=["busybox", "echo", "args"]))
+    assert _records(pod, "args") == ["stdout F args"]
+    nothing = _image(daemon, tmp_path, "nothing", Entrypoint=[""])
+    with pytest.raises(grpc.RpcError, match="has neither entrypoint nor cmd"):
+        pod.create(image=nothing, name="nothing")
+
+
+# -- a pod's network --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.trial("netns-unmounted", "A pod whose network namespace was unmounted behind its back can be removed")
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_pod_whose_namespace_was_unmounted_is_removed(fresh_daemon: Daemon, restart: bool) -> None:
+    daemon = fresh_daemon
+    network = daemon.cni_conf_dir / "10-test.conflist"
+    # The bridge plugin keeps the rules of masquerading when it is told that the namespace is gone.
+    network.write_text(network.read_text().replace('"ipMasq": true', '"ipMasq": false'))
+    with daemon.pod("unmounted") as pod:
+        namespace = Path(f"/run/netns/crisp-{pod.id}")
+        subprocess.run(["umount", "-l", namespace], check=True)
+        assert namespace.read_bytes() == b""  # what was under the mount
+        if restart:
+            daemon.restart()
+        daemon.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), **_CALL)
+        assert not namespace.exists()
+        assert not list(daemon.leases.rglob("10.*"))
+        daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id), **_CALL)
+        with daemon.pod("unmounted"):  # the name is free
+            pass
