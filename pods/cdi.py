@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from typing import Any
 from pods.devices import DeviceNode
 from pods.errors import InvalidArgument, Unimplemented
 from pods.hook_files import checked_hook
+from pods.model import ContainerConfig
 from runtime.hooks import MOMENTS
 
+ANNOTATION = "cdi.k8s.io/"
+DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*=[A-Za-z0-9][A-Za-z0-9._:-]*")
 _REFUSED = ("intelRdt", "netDevices")
 _FORMATS = frozenset({".json", ".yaml"})
 _TYPES = {stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
@@ -43,24 +47,43 @@ class _Spec:
     devices: Mapping[str, Mapping[str, Any]]  # by name
 
 
-def find_edits(names: Sequence[str], directories: Iterable[Path]) -> CDIEdits:
-    """What the devices add. Reads the specs of the directories, if any device is asked for.
+def requested(config: ContainerConfig) -> dict[str, str]:
+    """The devices that a container asks for, by name, with the field that does: CDI_devices, then annotations.
+
+    An annotation `cdi.k8s.io/<anything>` names devices with commas between them; device plugins that know no other way
+    use it. Raises InvalidArgument for what is not the name of a device.
+    """
+    asked: dict[str, str] = {}
+    for index, name in enumerate(config.cdi_devices):
+        asked.setdefault(name, f"config.CDI_devices[{index}]")
+    for key, names in config.annotations.items():
+        if key.startswith(ANNOTATION):
+            field = f"config.annotations[{key!r}]"
+            for name in names.split(","):
+                if not DEVICE.fullmatch(name):
+                    raise InvalidArgument(f"{field}: {name!r} is not of the form vendor/class=device")
+                asked.setdefault(name, field)
+    return asked
+
+
+def find_edits(asked: Mapping[str, str], directories: Iterable[Path]) -> CDIEdits:
+    """What the devices add, each by its name and the field that asks for it. Reads the directories if there is any.
 
     Raises InvalidArgument for a device that no spec has (telling which files are wrong), or more than one, and for
     edits that are wrong; Unimplemented for those that cannot be made.
     """
-    if not names:
+    if not asked:
         return CDIEdits()
     wrong: list[str] = []
     specs = _read_all(directories, wrong)
-    edits: list[tuple[_Spec, Mapping[str, Any]]] = []
+    edits: list[tuple[_Spec, Mapping[str, Any], str]] = []
     seen: set[Path] = set()
-    for index, name in enumerate(names):
-        spec = _spec_of(name, specs, wrong, f"config.CDI_devices[{index}]")
+    for name, field in asked.items():
+        spec = _spec_of(name, specs, wrong, field)
         if spec.path not in seen:
             seen.add(spec.path)
-            edits.append((spec, spec.edits))
-        edits.append((spec, spec.devices[name]))
+            edits.append((spec, spec.edits, field))
+        edits.append((spec, spec.devices[name], field))
     return _merged(edits)
 
 
@@ -133,16 +156,16 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value or {}
 
 
-def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any]]]) -> CDIEdits:
+def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any], str]]) -> CDIEdits:
     env: list[str] = []
     nodes: list[DeviceNode] = []
     mounts: list[dict[str, Any]] = []
     gids: list[int] = []
     hooks: list[tuple[str, dict[str, Any]]] = []
-    for spec, edit in edits:
+    for spec, edit, field in edits:
         for member in _REFUSED:
             if edit.get(member):
-                raise Unimplemented(f"config.CDI_devices: CDI spec {str(spec.path)!r}: {member} are not supported")
+                raise Unimplemented(f"{field}: CDI spec {str(spec.path)!r}: {member} are not supported")
         try:
             env += [_variable(index, entry) for index, entry in enumerate(edit.get("env") or ())]
             nodes += [_node(entry) for entry in edit.get("deviceNodes") or ()]
@@ -151,7 +174,7 @@ def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any]]]) -> CDIEdits:
             # 0 is what specs write that mean none.
             gids += [gid for gid in map(int, edit.get("additionalGids") or ()) if gid > 0]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidArgument(f"config.CDI_devices: CDI spec {str(spec.path)!r}: {error}") from error
+            raise InvalidArgument(f"{field}: CDI spec {str(spec.path)!r}: {error}") from error
     return CDIEdits(tuple(env), tuple(nodes), tuple(mounts), tuple(dict.fromkeys(gids)), tuple(hooks))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from image.model import ImageConfig
 from pods import files
 from pods.capability import granted
-from pods.cdi import CDIEdits, find_edits
+from pods.cdi import CDIEdits, find_edits, requested
 from pods.devices import DeviceNode, host_devices, requested_devices
 from pods.errors import InvalidArgument
 from pods.hook_files import HookFile, oci_hooks, read_hooks
@@ -114,7 +114,7 @@ def find_host_objects(
     """
     security = config.security
     check_host_limits(config.resources)
-    edits = find_edits(config.cdi_devices, cdi_spec_dirs)
+    edits = find_edits(requested(config), cdi_spec_dirs)
     sources = resolve_sources(config.mounts)
     _relabel(config, sources, host)
     devices = (*requested_devices(config.devices), *edits.nodes)

@@ -11,11 +11,11 @@ from cri.convert.resources import resources
 from cri.convert.security import container_security, id_mappings
 from cri.convert.signals import stop_signal
 from cri.v1 import api_pb2
+from pods.cdi import DEVICE
 from pods.errors import InvalidArgument
 from pods.execve_limits import name_of
 from pods.model import ContainerConfig, ContainerMetadata, Device, Mount, Propagation
 
-_CDI_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*=[A-Za-z0-9][A-Za-z0-9._:-]*")
 _PERMISSIONS = re.compile(r"[rwm]{1,3}")
 # Flags that take something from a mount. What has a member of its own is not here, nor what would give back a flag
 # that the host's mount has (exec, dev, suid, rw).
@@ -135,7 +135,7 @@ def _device(path: str, message: api_pb2.Device) -> Device:
 def _cdi_devices(path: str, messages: Iterable[api_pb2.CDIDevice]) -> tuple[str, ...]:
     return tuple(
         [
-            fields.matching(f"{path}[{index}].name", message.name, _CDI_DEVICE, "of the form vendor/class=device")
+            fields.matching(f"{path}[{index}].name", message.name, DEVICE, "of the form vendor/class=device")
             for index, message in enumerate(messages)
         ]
     )

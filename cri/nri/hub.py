@@ -132,7 +132,7 @@ class Hub:
                 answer = await plugin.call("CreateContainer", request, nri.CreateContainerResponse)
                 adjustments.apply(plugin.name, answer.adjust)
                 updates.add(plugin.name, list(answer.update), list(answer.evict))
-        if devices := [device.name for device in adjustments.asked.CDI_devices]:
+        if devices := {device.name: "NRI: adjust.CDI_devices" for device in adjustments.asked.CDI_devices}:
             edits = await asyncio.to_thread(find_edits, devices, self._node.settings.cdi_spec_dirs)
             add_edits(adjustments.document, edits)
         await self._judged(pod, container, document, adjustments, updates)

@@ -23,6 +23,9 @@ def _output(pod: Pod, command: str, **fields: Any) -> list[str]:
     return lines
 
 
+@pytest.mark.trial(
+    "cdi-annotations", "CDI devices that a container's annotations name are given, and those that are not there refused"
+)
 @pytest.mark.cri("CreateContainer", "CDI_devices")
 def test_a_cdi_device(tmp_path: Path) -> None:
     (tmp_path / "shared").write_text("library\n")
@@ -44,10 +47,17 @@ def test_a_cdi_device(tmp_path: Path) -> None:
             name, count, library, refused, groups = _output(pod, look, CDI_devices=device)
             assert (name, count, library, groups) == ("zero", "2", "library", "0 4321")
             assert "Read-only file system" in refused
-            with pytest.raises(grpc.RpcError) as raised:
-                pod.create("true", name="absent", CDI_devices=[cri.CDIDevice(name="test.org/gpu=1")])
-            assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert "test.org/gpu=1" in raised.value.details()
+            absent: list[dict[str, Any]] = [
+                {"CDI_devices": [cri.CDIDevice(name="test.org/gpu=1")]},
+                {"annotations": {"cdi.k8s.io/plugin": "test.org/gpu=1"}},
+            ]
+            for fields in absent:
+                with pytest.raises(grpc.RpcError) as raised:
+                    pod.create("true", name="absent", **fields)
+                assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert "test.org/gpu=1" in raised.value.details()
+            annotations = {"cdi.k8s.io/plugin": "test.org/gpu=0"}
+            assert _output(pod, "echo $GPU; id -G", annotations=annotations) == ["zero", "0 4321"]
 
 
 @pytest.mark.cri("CreateContainer", "security_context.seccomp_profile_path")

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from pods.cdi import find_edits
+from pods.cdi import find_edits, requested
 from pods.errors import InvalidArgument, PodError, Unimplemented
+from pods.model import ContainerConfig, ContainerMetadata, ImageSpec
+
+_ZERO = {"test.org/gpu=0": "config.CDI_devices[0]"}
 
 
 def _spec(directory: Path, name: str, edits: dict[str, Any], kind: str = "test.org/gpu", **device: Any) -> None:
@@ -20,9 +23,9 @@ def _spec(directory: Path, name: str, edits: dict[str, Any], kind: str = "test.o
 
 def test_edits_of_the_spec_come_once_and_first(tmp_path: Path) -> None:
     _spec(tmp_path, "a.json", {"env": ["ALL=1"], "additionalGids": [5, 0]}, containerEdits={"env": ["ONE=2"]})
-    assert find_edits(["test.org/gpu=0"] * 2, [tmp_path]).env == ("ALL=1", "ONE=2", "ONE=2")
-    assert find_edits(["test.org/gpu=0"], [tmp_path]).additional_gids == (5,)
-    assert find_edits([], [tmp_path / "absent"]).env == ()
+    assert find_edits(_ZERO, [tmp_path]).env == ("ALL=1", "ONE=2")
+    assert find_edits(_ZERO, [tmp_path]).additional_gids == (5,)
+    assert find_edits({}, [tmp_path / "absent"]).env == ()
 
 
 @pytest.mark.trial("null-is-missing", "null is taken for a member that is missing, as Go's programs take it")
@@ -45,7 +48,7 @@ def test_a_node_takes_from_the_host_what_the_spec_leaves_out(tmp_path: Path) -> 
     nodes = [{"path": "/dev/mine", "hostPath": "/dev/null", "permissions": "r"},
              {"path": "/dev/other", "type": "b", "major": 7, "minor": 9, "fileMode": 0o600, "gid": 3}]  # fmt: skip
     _spec(tmp_path, "a.yaml", {"deviceNodes": nodes})
-    mine, other = find_edits(["test.org/gpu=0"], [tmp_path]).nodes
+    mine, other = find_edits(_ZERO, [tmp_path]).nodes
     assert (mine.path, mine.type, mine.major, mine.minor, mine.access) == ("/dev/mine", "c", 1, 3, "r")
     assert (other.type, other.major, other.minor, other.mode, other.gid) == ("b", 7, 9, 0o600, 3)
 
@@ -56,10 +59,10 @@ def test_later_directories_win_and_equals_conflict(tmp_path: Path) -> None:
     _spec(high, "a.json", {"env": ["FROM=high"]})
     (high / "ignored.txt").write_text("nothing of CDI")
     (high / "another-vendors.json").write_text("{broken")
-    assert find_edits(["test.org/gpu=0"], [low, high]).env == ("FROM=high",)
+    assert find_edits(_ZERO, [low, high]).env == ("FROM=high",)
     _spec(high, "b.json", {})
     with pytest.raises(InvalidArgument, match=r"more than one spec: .*a\.json.*b\.json"):
-        find_edits(["test.org/gpu=0"], [low, high])
+        find_edits(_ZERO, [low, high])
 
 
 @pytest.mark.parametrize(
@@ -84,5 +87,35 @@ def test_later_directories_win_and_equals_conflict(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, kind: type[PodError], words: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(kind) as raised:
-        find_edits(["test.org/gpu=0"], [tmp_path])
+        find_edits(_ZERO, [tmp_path])
     assert words in str(raised.value)
+
+
+_ANNOTATIONS = pytest.mark.trial(
+    "cdi-annotations", "CDI devices that a container's annotations name are given, and those that are not there refused"
+)
+
+
+def _asking(annotations: dict[str, str], *devices: str) -> ContainerConfig:
+    return ContainerConfig(
+        metadata=ContainerMetadata(name="c"), image=ImageSpec(image="i"), annotations=annotations, cdi_devices=devices
+    )
+
+
+@_ANNOTATIONS
+def test_devices_are_asked_for_by_fields_and_annotations_once_each() -> None:
+    annotations = {"cdi.k8s.io/plugin_a": "v.com/d=1,v.com/d=2", "cdi.k8s.io/": "w.com/e=all", "other": "v.com/d=9"}
+    assert requested(_asking(annotations, "v.com/d=2", "v.com/d=3")) == {
+        "v.com/d=2": "config.CDI_devices[0]",
+        "v.com/d=3": "config.CDI_devices[1]",
+        "v.com/d=1": "config.annotations['cdi.k8s.io/plugin_a']",
+        "w.com/e=all": "config.annotations['cdi.k8s.io/']",
+    }
+    assert requested(_asking({})) == {}
+
+
+@_ANNOTATIONS
+@pytest.mark.parametrize("names", ["", "gpu", "v.com/d", "v.com/d=1,", "v.com/d=1, v.com/d=2", "v.com/d=1\n", "/d=1"])
+def test_an_annotation_that_names_no_device_is_refused(names: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^config\.annotations\['cdi\.k8s\.io/x'\]: "):
+        requested(_asking({"cdi.k8s.io/x": names}))
