@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
-from cri.client.arguments import FOREIGN_STATUS, OWN_FAILURE, parser
+from cri.client.arguments import FOREIGN_STATUS, parser
 from cri.client.config import listen_address
 from cri.client.errors import ClientError
+from cri.client.exits import exit_status
 
 if TYPE_CHECKING:
     from cri.client.connection import Connection
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except ClientError as error:
         print(f"crisp: {error}", file=sys.stderr)
-        return OWN_FAILURE if foreign else error.exit_status
+        return exit_status(error) if foreign else error.exit_status
     except BrokenPipeError:
         # The reader has left; the interpreter must not fail a second time when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from cri.client.exits import OWN_FAILURE
+
 FOREIGN_STATUS = ("run", "exec", "attach")  # commands whose exit status is otherwise that of a process in a container
-OWN_FAILURE = 125
 
 _Command = Callable[[str, str, str], argparse.ArgumentParser]
 

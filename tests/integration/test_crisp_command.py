@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cri.client.runplan import LOG_ROOT
 from cri.v1 import api_pb2
 from tests.daemon import BUSYBOX, REPOSITORY, Daemon, busybox_layout
@@ -69,12 +71,37 @@ def test_run_gives_the_output_and_the_status_and_leaves_nothing(daemon: Daemon) 
     assert set(LOG_ROOT.iterdir()) == logs
 
 
-def test_a_run_that_cannot_start_leaves_nothing(daemon: Daemon) -> None:
-    done = crisp(daemon, "run", "--name", "lost", BUSYBOX, "no-such-program")
-    assert done.returncode == 125
-    assert "no-such-program" in done.stderr
+_EXITS = pytest.mark.trial(
+    "run-status", "`crisp run` and `crisp exec` exit 127 for a program that is not there, 126 for one that cannot run"
+)
+_PROGRAMS = pytest.mark.parametrize(
+    ("program", "status"),
+    [("no-such-program", 127), ("/no/such", 127), ("/etc/passwd", 126), ("/bin", 126), ("", 127)],
+)
+
+
+@_EXITS
+@_PROGRAMS
+def test_a_run_that_cannot_start_leaves_nothing(daemon: Daemon, program: str, status: int) -> None:
+    done = crisp(daemon, "run", "--name", "lost", BUSYBOX, program)
+    assert done.returncode == status
+    assert program in done.stderr
     assert not daemon.runtime.ListPodSandbox(api_pb2.ListPodSandboxRequest()).items
     assert not list(LOG_ROOT.glob("*lost*"))
+
+
+@_EXITS
+def test_an_exec_of_what_cannot_run(daemon: Daemon) -> None:
+    crisp(daemon, "run", "-d", "--name", "target", BUSYBOX, "sleep", "60")
+    try:
+        for program, status in (("nope", 127), ("/no/such", 127), ("/etc/passwd", 126), ("/bin", 126)):
+            for flags in ([], ["-i"]):
+                assert (program, flags, crisp(daemon, "exec", *flags, "target", program).returncode) == (
+                    program, flags, status
+                )  # fmt: skip
+        assert crisp(daemon, "exec", "nobody", "true").returncode == 125
+    finally:
+        crisp(daemon, "rm", "-f", "target")
 
 
 def test_a_detached_pod_by_its_name(daemon: Daemon) -> None:
