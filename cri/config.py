@@ -46,6 +46,8 @@ class Configuration:
     hooks_dirs: tuple[Path, ...] = (Path("/usr/share/containers/oci/hooks.d"), Path("/etc/containers/oci/hooks.d"))
     nri_socket: str = NRI_SOCKET
     checkpoint_images: bool = False
+    enable_unprivileged_ports: bool = True
+    enable_unprivileged_icmp: bool = True
     registries_conf: Path = Path("/etc/containers/registries.conf")
     registries_d: Path = Path("/etc/containers/registries.d")
     registry_certs_dirs: tuple[Path, ...] = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
@@ -244,6 +246,8 @@ KEYS: dict[str, Callable[[object], object]] = {
     "pull_progress_timeout": _whole(0, 86_400),
     "parallel_downloads": _whole(1, 64),
     "checkpoint_images": _boolean,
+    "enable_unprivileged_ports": _boolean,
+    "enable_unprivileged_icmp": _boolean,
     "keep_blobs": _boolean,
     "additional_image_stores": _optional_paths,
     "layer_limit": _whole(0, 1 << 60),

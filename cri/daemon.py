@@ -179,6 +179,8 @@ def settings(configuration: Configuration) -> NodeSettings:
         pause_image=configuration.pause_image,
         trace_start=configuration.trace_start,
         checkpoint_images=configuration.checkpoint_images,
+        enable_unprivileged_ports=configuration.enable_unprivileged_ports,
+        enable_unprivileged_icmp=configuration.enable_unprivileged_icmp,
         cdi_spec_dirs=configuration.cdi_spec_dirs,
         hooks_dirs=configuration.hooks_dirs,
         runtime_handlers=configuration.runtime_handlers,

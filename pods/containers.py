@@ -42,7 +42,7 @@ from pods.signals import signal_number
 from pods.store import ContainerRecord, SandboxRecord
 from runtime import criu, validation
 from runtime.client import ShimGone
-from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, WrongMountPoint
+from runtime.errors import NotRunning, OperationFailed, RuntimeCoreError, SpecError, WrongMountPoint
 from runtime.spec_parse import parse
 from runtime.users import Identity, UserNotFound
 
@@ -610,6 +610,8 @@ class Containers:
             raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
         try:
             await self._shims.of(container.sandbox_id).call("reopen-log", container=container.id)
+        except (ShimGone, NotRunning) as error:  # its end has not reached the state yet
+            raise FailedPrecondition(f"container {container.id} is gone: {error}") from error
         except RuntimeCoreError as error:
             raise PodError(f"reopen log {container.log_path!r} of container {container.id}: {error}") from error
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from pods.errors import FailedPrecondition, InvalidArgument, PodError
 from pods.model import SandboxState
-from runtime.errors import RuntimeCoreError
+from runtime.client import ShimGone
+from runtime.errors import NotRunning, RuntimeCoreError
 
 if TYPE_CHECKING:
     from pods.shims import Shims
@@ -28,6 +29,8 @@ async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> s
         raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
     try:
         fds = await shims.of(sandbox.id).call_for_descriptors("sockets")
+    except (ShimGone, NotRunning) as error:  # its end has not reached the state yet
+        raise FailedPrecondition(f"pod sandbox {sandbox.id} is gone: {error}") from error
     except RuntimeCoreError as error:
         raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {error}") from error
     with contextlib.ExitStack() as undo:

@@ -25,7 +25,7 @@ from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from pods.oci_cgroups import SYSTEMD, cgroup_parent, pod_cgroup, pod_slice
 from pods.plugins import Moment
 from pods.store import SandboxRecord
-from pods.sysctls import sandbox_sysctls
+from pods.sysctls import default_sysctls, sandbox_sysctls
 from runtime.errors import OperationFailed, RuntimeCoreError
 
 if TYPE_CHECKING:
@@ -222,6 +222,11 @@ class Sandboxes:
             "directory": str(self._state.settings.sandbox_dir(sandbox.id)),
             "hostname": files.hostname(sandbox.id, config, self._host.hostname),
             "sysctls": sandbox_sysctls(config),
+            "default_sysctls": default_sysctls(
+                config,
+                ports=self._state.settings.enable_unprivileged_ports,
+                icmp=self._state.settings.enable_unprivileged_icmp,
+            ),
             "new": new,
             "netns": sandbox.netns,
             "shm_size": 0 if options.ipc is NamespaceMode.NODE else _SHM_SIZE,

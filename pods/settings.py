@@ -22,6 +22,8 @@ class NodeSettings:
     pause_image: str = ""
     trace_start: bool = False
     checkpoint_images: bool = False  # whether containers are made from images that hold a checkpoint
+    enable_unprivileged_ports: bool = True  # in pods with a network namespace of their own
+    enable_unprivileged_icmp: bool = True
     cdi_spec_dirs: tuple[Path, ...] = ()  # later ones win
     hooks_dirs: tuple[Path, ...] = ()  # later ones win
     runtime_handlers: Mapping[str, Path] = field(default_factory=dict)  # other OCI runtimes' programs

@@ -9,6 +9,7 @@ from pods.model import NamespaceMode, SandboxConfig
 
 _FIELD = "config.linux.sysctls"
 _NAME = re.compile(r"[a-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_:.*-]*[A-Za-z0-9_*-])+")
+_LAST_GROUP = 2**31 - 1  # the kernel takes no larger one
 _IPC = frozenset(
     f"kernel.{name}" for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()
 )
@@ -21,6 +22,31 @@ def sandbox_sysctls(config: SandboxConfig) -> dict[str, str]:
     InvalidArgument for the others.
     """
     return {_path(name, config): value for name, value in config.sysctls.items()}
+
+
+def default_sysctls(config: SandboxConfig, *, ports: bool, icmp: bool) -> dict[str, str]:
+    """What a network namespace of the pod's own begins with, by name with slashes: the pod's own sysctls win.
+
+    `ports`: anybody may bind those below 1024. `icmp`: anybody may ping, which takes the groups that may do so, as the
+    host counts them: all, or those of the pod's user namespace.
+    """
+    if config.security.namespaces.network is NamespaceMode.NODE:
+        return {}
+    wanted = {}
+    if ports:
+        wanted["net/ipv4/ip_unprivileged_port_start"] = "0"
+    if icmp:
+        wanted["net/ipv4/ping_group_range"] = _groups(config)
+    asked = sandbox_sysctls(config)
+    return {name: value for name, value in wanted.items() if name not in asked}
+
+
+def _groups(config: SandboxConfig) -> str:
+    userns = config.security.namespaces.userns
+    if userns is None or userns.mode is NamespaceMode.NODE or not userns.gids:
+        return f"0 {_LAST_GROUP}"
+    last = max(line.host_id + line.length for line in userns.gids) - 1
+    return f"{min(line.host_id for line in userns.gids)} {last}"
 
 
 def _path(name: str, config: SandboxConfig) -> str:

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import re
+import select
 import selectors
 import signal
 import socket
@@ -36,6 +37,7 @@ from runtime.stdio import ContainerStdio, Loop, OutputStream
 from runtime.terminal import resize as resize_terminal
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
+_PF_EXITING: Final = 0x4  # proc_pid_stat(5), flags; the kernel's sched.h
 _NAMESPACE_OF: Final = re.compile(r"/proc/([0-9]+)/ns/[a-z_]+")
 
 
@@ -403,7 +405,12 @@ class Container:
         if request["resources"] is None:
             self._take_back_update()
             return {}
-        take_back = self._cgroup.update(parse_resources(request["resources"]))
+        try:
+            take_back = self._cgroup.update(parse_resources(request["resources"]))
+        except RuntimeCoreError:
+            if self._is_over():
+                return {}
+            raise
         if not request.get("again", False):
             self._take_back_update = take_back
         return self._set_oom_score(request["oom_score_adj"])
@@ -475,7 +482,31 @@ class Container:
             filter_flags=self._filter_flags,
             mappings=self._mappings,
         )
-        self._execs.begin(request["exec"], join, reply)
+        try:
+            self._execs.begin(request["exec"], join, self.unless_over(reply))
+        except (RuntimeCoreError, OSError) as error:
+            if self._is_over():
+                raise self._over() from error
+            raise
+
+    def unless_over(self, reply: Reply) -> Reply:
+        """`reply`, but for failures of an exec whose container ended meanwhile: that is the reason then."""
+
+        def answer(message: dict[str, Any]) -> None:
+            reply({"error": self._over().to_json()} if "error" in message and self._is_over() else message)
+
+        return answer
+
+    def _over(self) -> NotRunning:
+        return NotRunning(f"exec in container {self.id}: it has just ended")
+
+    def _is_over(self) -> bool:
+        """Whether init is dead or dying, though the loop may not have come to hear of it."""
+        if self.state != "running" or self._pidfd < 0:
+            return True
+        dead = select.poll()
+        dead.register(self._pidfd, select.POLLIN)
+        return bool(dead.poll(0)) or _is_exiting(self.pid)
 
     def wait_exec_running(self, key: str, reply: Reply) -> None:
         """Reply once the exec'd program runs, or has ended, with the other end of its terminal if it has one."""
@@ -641,3 +672,15 @@ class _StartAttempt:
             return
         with contextlib.suppress(OSError):
             self._channel.send(json.dumps(state).encode())
+
+
+def _is_exiting(pid: int) -> bool:
+    """Whether a process is on its way out. Its PID namespace takes nobody any more then (ENOMEM), and it has no others
+    left (ESRCH), but its end cannot be waited for before all in that namespace are gone.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            flags = int(file.read().rsplit(b") ", 1)[1].split()[6])
+    except OSError:
+        return True
+    return bool(flags & _PF_EXITING)

@@ -144,7 +144,7 @@ class ExternalContainer(Container):
         with open(f"{place}.json", "w") as file:
             json.dump(self._process(request["args"], terminal=terminal), file)
         console = _ConsoleSocket(self._bundle, os.path.basename(place)) if terminal else None
-        entry = self._external_execs[key] = _Exec(self, key, place, console, reply)
+        entry = self._external_execs[key] = _Exec(self, key, place, console, self.unless_over(reply))
         words = ["exec", "--process", f"{place}.json", "--pid-file", f"{place}.pid", "--detach"]
         streams = _NO_STREAMS if terminal else (fds[0], fds[1], fds[2])
         try:

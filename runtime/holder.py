@@ -35,6 +35,7 @@ def _hold(program: int, empty_mount_namespace: int) -> NoReturn:
         new_network=False,
         new_uts=False,
         sysctls={},
+        default_sysctls={},
         uid=_NOBODY,
         gid=_NOBODY,
     )

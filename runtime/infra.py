@@ -28,7 +28,7 @@ from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.light import json, signal, socket
 from runtime.rootfs import ATTACH_POINT
 from runtime.seccomp_load import load_filter
-from runtime.sysctl import write_sysctls
+from runtime.sysctl import write_defaults, write_sysctls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def infra_main(
     new_network: bool,
     new_uts: bool,
     sysctls: Mapping[str, str],
+    default_sysctls: Mapping[str, str],
     uid: int,
     gid: int,
 ) -> NoReturn:
@@ -173,6 +174,7 @@ def infra_main(
         with failing("set up", "lo"):
             bring_loopback_up()
     write_sysctls(sysctls)
+    write_defaults(default_sysctls)
     if mount_namespace >= 0:
         with failing("enter", "empty root"):
             syscalls.setns(mount_namespace, syscalls.CLONE_NEWNS)

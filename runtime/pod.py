@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from runtime import syscalls, userns
-from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
+from runtime.errors import NotRunning, OperationFailed, failing, from_json
 from runtime.infra import INFRA_ID, infra_main
 from runtime.init import MAX_REPORT, leave_the_loop, report
 from runtime.spec import IDMapping
-from runtime.sysctl import write_sysctls
+from runtime.sysctl import write_defaults, write_sysctls
 
 _SHM_ATTRS: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 
@@ -24,7 +24,8 @@ _SHM_ATTRS: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | sys
 class Pod:
     """Made from the message of the `pod` call:
 
-    sandbox, directory: the sandbox's id and state directory (exists); hostname; sysctls;
+    sandbox, directory: the sandbox's id and state directory (exists); hostname; sysctls, and default_sysctls, which are
+    no loss where the kernel has them not;
     new: which of "network", "ipc", "uts", "pid" the pod has of its own;
     netns: where to pin the network namespace, "" not to; shm_size: bytes of the pod's /dev/shm, 0 for none;
     users: the mappings of the pod's user namespace (IDMappings.to_json), which owns the other new ones; None for none.
@@ -35,6 +36,7 @@ class Pod:
         self.directory: str = message["directory"]
         self._hostname: str = message["hostname"]
         self._sysctls: dict[str, str] = message["sysctls"]
+        self._default_sysctls: dict[str, str] = message.get("default_sysctls", {})
         self._new: list[str] = message["new"]
         self._netns: str = message["netns"]
         self._shm_size: int = message["shm_size"]
@@ -91,7 +93,7 @@ class Pod:
         if "network" not in self._new:
             return _tcp_sockets()
         if not self.infra_alive:
-            raise RuntimeCoreError("make socket: the pod's network namespace is gone")
+            raise NotRunning("make socket: the pod's network namespace is gone")
         own = userns.inside(self._infra_pidfd, syscalls.CLONE_NEWNET)
         with failing("enter network namespace of", f"infra process {self.infra_pid}"), own:
             return _tcp_sockets()
@@ -140,9 +142,10 @@ class Pod:
             userns.write_mappings(self.infra_pid, users)
             with failing("open", "user namespace"):
                 self.user_namespace = os.open(f"/proc/{self.infra_pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-            if self._sysctls:
+            if self._sysctls or self._default_sysctls:
                 with userns.inside(self._infra_pidfd, flags & ~syscalls.CLONE_NEWPID):
                     _write_sysctls(self._sysctls, users.uid(0))
+                    write_defaults(self._default_sysctls)
             channel.send(b"mapped")
         except BaseException:
             self._end_infra()
@@ -161,6 +164,7 @@ class Pod:
                 new_network="network" in self._new,
                 new_uts="uts" in self._new,
                 sysctls=self._sysctls if self._users is None else {},
+                default_sysctls=self._default_sysctls if self._users is None else {},
                 uid=_last_id(self._users.uids) if self._users else INFRA_ID,
                 gid=_last_id(self._users.gids) if self._users else INFRA_ID,
             )

@@ -28,7 +28,7 @@ from typing import Any, Final, NoReturn
 from runtime import syscalls
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.container import Container
-from runtime.errors import NO_CALL, RuntimeCoreError
+from runtime.errors import NO_CALL, NotRunning, RuntimeCoreError
 from runtime.external import ExternalContainer, ExternalRuntime
 from runtime.holder import start_holder
 from runtime.logs import complain
@@ -363,7 +363,7 @@ class Shim:
         try:
             return self._containers[message["container"]]
         except KeyError:
-            raise RuntimeCoreError(f"the shim has no container {message.get('container')!r}") from None
+            raise NotRunning(f"the shim has no container {message.get('container')!r}") from None
 
     def _make_pod(self, message: Message) -> dict[str, Any]:
         if self._pod is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
-from runtime.errors import failing
+from runtime.errors import OperationFailed, failing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,3 +46,10 @@ def write_sysctls(sysctls: Mapping[str, str]) -> None:
     for name, value in sysctls.items():
         with failing("set sysctl", f"{name}={value}"), open(f"/proc/sys/{path_of(name)}", "w") as file:
             file.write(value)
+
+
+def write_defaults(sysctls: Mapping[str, str]) -> None:
+    """The same for what nobody asked for by name: a kernel that lacks one, or refuses it, does without."""
+    for name, value in sysctls.items():
+        with suppress(OperationFailed):
+            write_sysctls({name: value})

@@ -12,6 +12,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "cni_conf_dir": "CNI: the first configuration by name in the directory is the pods' network. The directory is "
         "watched.",
         "cni_bin_dirs": "Where CNI plugins are looked for, in this order.",
+        "enable_unprivileged_ports": "In a pod with a network of its own anybody may bind ports below 1024, unless its "
+        "sysctls say otherwise (net.ipv4.ip_unprivileged_port_start).",
+        "enable_unprivileged_icmp": "In a pod with a network of its own anybody may ping without NET_RAW, unless its "
+        "sysctls say otherwise (net.ipv4.ping_group_range).",
     },
     "Devices": {
         "cdi_spec_dirs": "Specs of CDI devices (JSON and YAML); those of later directories win.",

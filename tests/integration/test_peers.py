@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -211,3 +212,95 @@ def test_a_pod_whose_namespace_was_unmounted_is_removed(fresh_daemon: Daemon, re
         daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id), **_CALL)
         with daemon.pod("unmounted"):  # the name is free
             pass
+
+
+_UNPRIVILEGED = pytest.mark.trial(
+    "unprivileged-network", "In a pod's own network anybody binds low ports and pings, unless told otherwise"
+)
+_TRY = """
+import socket
+with socket.socket() as port:
+    port.bind(("127.0.0.1", 80))
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
+"""
+
+
+def _settings(pod: Pod, **namespaces: Any) -> list[str]:
+    """The pod's two sysctls, as a container sees them."""
+    security = cri.LinuxContainerSecurityContext(namespace_options=cri.NamespaceOption(**namespaces))
+    look = "cd /proc/sys/net/ipv4; cat ip_unprivileged_port_start; set -- $(cat ping_group_range); echo $1 $2"
+    container = pod.run("sh", "-c", look, name="look", linux=cri.LinuxContainerConfig(security_context=security))
+    pod.daemon.wait_exited(container)
+    return [record.removeprefix("stdout F ") for record in _records(pod, "look")]
+
+
+def _tries(pod: Pod, host_id: int) -> str:
+    """What somebody without any rights in the pod's network is told who binds a port and pings; "" for nothing."""
+    into = ["nsenter", f"--net=/run/netns/crisp-{pod.id}"]
+    become = ["setpriv", f"--reuid={host_id}", f"--regid={host_id}", "--clear-groups", "--bounding-set=-all"]
+    tried = subprocess.run([*into, *become, "/usr/bin/python3", "-I", "-c", _TRY], capture_output=True, timeout=30)
+    return tried.stderr.decode().rstrip().rpartition("\n")[2]
+
+
+@_UNPRIVILEGED
+def test_anybody_binds_low_ports_and_pings(daemon: Daemon) -> None:
+    with daemon.pod("free") as pod:
+        assert _settings(pod) == ["0", "0 2147483647"]
+        assert _tries(pod, 1000) == ""
+    lines = [cri.IDMapping(host_id=2_000_000, container_id=0, length=65536)]
+    users = {"userns_options": cri.UserNamespace(mode=cri.POD, uids=lines, gids=lines)}
+    config = daemon.sandbox_config("users")
+    config.linux.security_context.namespace_options.CopyFrom(cri.NamespaceOption(**users))
+    with daemon.pod(config=config) as pod:
+        assert _settings(pod, **users) == ["0", "0 65535"]
+        assert _tries(pod, 2_001_000) == ""
+
+
+@_UNPRIVILEGED
+def test_a_pods_own_sysctls_and_the_settings_win(daemon: Daemon, tmp_path: Path) -> None:
+    config = daemon.sandbox_config("own")
+    config.linux.sysctls.update({"net.ipv4.ping_group_range": "5 6", "net.ipv4.ip_unprivileged_port_start": "90"})
+    with daemon.pod(config=config) as pod:
+        assert _settings(pod) == ["90", "5 6"]
+        assert "Permission denied" in _tries(pod, 1000)
+    (tmp_path / "crisp.toml").write_text("enable_unprivileged_ports = false\nenable_unprivileged_icmp = false\n")
+    with Daemon.running(f"--config={tmp_path}/crisp.toml") as strict:
+        strict.import_busybox()
+        with strict.pod("strict") as pod:
+            assert _settings(pod) == ["1024", "1 0"]
+
+
+@pytest.mark.trial("dying", "What is asked of a container that is just ending is refused as of one that has ended")
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_exec_in_a_container_that_dies_is_a_failed_precondition(daemon: Daemon, shared: bool) -> None:
+    config = daemon.sandbox_config("dying")
+    pid = cri.POD if shared else cri.CONTAINER
+    config.linux.security_context.namespace_options.pid = pid
+    options = cri.NamespaceOption(pid=pid)
+    linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(namespace_options=options))
+    with daemon.pod(config=config) as pod:
+        codes = set[grpc.StatusCode]()
+        for number in range(20):
+            container = pod.run("sleep", "100", name=f"c{number}", linux=linux)
+            status = cri.ContainerStatusRequest(container_id=container, verbose=True)
+            told = _info(daemon.runtime.ContainerStatus(status, **_CALL))
+            shim = int(Path(f"/proc/{told['pid']}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+            os.kill(shim, signal.SIGSTOP)  # it hears of the end and of the execs at the same moment
+            try:
+                request = cri.ExecSyncRequest(container_id=container, cmd=["true"], timeout=10)
+                calls = [daemon.runtime.ExecSync.future(request, **_CALL) for _ in range(8)]
+                stats = cri.ContainerStatsRequest(container_id=container)
+                update = cri.UpdateContainerResourcesRequest(
+                    container_id=container, linux=cri.LinuxContainerResources(cpu_shares=100)
+                )
+                calls += [daemon.runtime.UpdateContainerResources.future(update, **_CALL)]
+                os.kill(told["pid"], signal.SIGKILL)
+                daemon.runtime.ContainerStats(stats, **_CALL)
+            finally:
+                os.kill(shim, signal.SIGCONT)
+            for call in calls:
+                if (error := call.exception()) is not None:
+                    codes.add(error.code())
+                    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION, error.details()
+            daemon.wait_exited(container)
+        assert codes == {grpc.StatusCode.FAILED_PRECONDITION}

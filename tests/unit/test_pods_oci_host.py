@@ -16,7 +16,7 @@ from pods.host import HostFacts
 from pods.model import NamespaceMode, ProfileType, Propagation
 from pods.mount_sources import check_propagation, resolve_sources
 from pods.oci_labels import apparmor_profile
-from pods.sysctls import sandbox_sysctls
+from pods.sysctls import default_sysctls, sandbox_sysctls
 
 # -- devices ----------------------------------------------------------------------------------------------------------
 
@@ -199,6 +199,33 @@ _HOST_IPC = model.NamespaceOptions(ipc=NamespaceMode.NODE)
 def test_sysctls_that_would_change_the_host(name: str, namespaces: model.NamespaceOptions | None, reason: str) -> None:
     with pytest.raises(InvalidArgument, match=rf"config\.linux\.sysctls: .*{reason}"):
         sandbox_sysctls(_pod(namespaces, sysctls={name: "1"}))
+
+
+_DEFAULTS = pytest.mark.trial(
+    "unprivileged-network", "In a pod's own network anybody binds low ports and pings, unless told otherwise"
+)
+_LINES = tuple(model.IDMapping(host_id=host, container_id=inside, length=9) for host, inside in ((2000, 0), (1000, 9)))
+_USERS = model.NamespaceOptions(userns=model.UserNamespace(mode=NamespaceMode.POD, uids=_LINES, gids=_LINES))
+_PORTS, _PING = "net/ipv4/ip_unprivileged_port_start", "net/ipv4/ping_group_range"
+
+
+@_DEFAULTS
+@pytest.mark.parametrize(
+    ("namespaces", "asked", "expected"),
+    [
+        (None, {}, {_PORTS: "0", _PING: "0 2147483647"}),
+        (None, {"net.ipv4.ping_group_range": "5 6"}, {_PORTS: "0"}),
+        (None, {"net/ipv4/ip_unprivileged_port_start": "80"}, {_PING: "0 2147483647"}),
+        (_HOST_NETWORK, {}, {}),
+        (_USERS, {}, {_PORTS: "0", _PING: "1000 2008"}),
+    ],
+)
+def test_what_a_pods_network_begins_with(
+    namespaces: model.NamespaceOptions | None, asked: dict[str, str], expected: dict[str, str]
+) -> None:
+    pod = _pod(namespaces, sysctls=asked)
+    assert default_sysctls(pod, ports=True, icmp=True) == expected
+    assert default_sysctls(pod, ports=False, icmp=False) == {}
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
