@@ -61,7 +61,7 @@ def requested(config: ContainerConfig) -> dict[str, str]:
             field = f"config.annotations[{key!r}]"
             for name in names.split(","):
                 if not DEVICE.fullmatch(name):
-                    raise InvalidArgument(f"{field}: {name!r} is not of the form vendor/class=device")
+                    raise InvalidArgument(f"{field}: names what is not of the form vendor/class=device")
                 asked.setdefault(name, field)
     return asked
 

@@ -12,7 +12,6 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import msgspec
 
 from pods import (
     handlers,
+    image_volumes,
     log_fields,
     log_place,
     mount_points,
@@ -37,11 +37,11 @@ from pods.oci_cgroups import limits_of
 from pods.oci_labels import selinux_labels
 from pods.plugins import Moment
 from pods.seccomp import FilterCache
-from pods.selinux import relabel_pod_files
+from pods.selinux import relabel, relabel_pod_files
 from pods.signals import signal_number
 from pods.store import ContainerRecord, SandboxRecord
 from runtime import criu, validation
-from runtime.client import ShimGone
+from runtime.client import ShimGone, ShimTooOld
 from runtime.errors import NotRunning, OperationFailed, RuntimeCoreError, SpecError, WrongMountPoint
 from runtime.spec_parse import parse
 from runtime.users import Identity, UserNotFound
@@ -272,7 +272,8 @@ class Containers:
         users = user_namespaces.mappings_of(sandbox.sandbox.config)
         _make_layer_directories(root, lower, users)
         bundle.mkdir(parents=True, mode=0o700)
-        if label := selinux_labels(config.security, self._host)[1]:
+        label = selinux_labels(config.security, self._host)[1]
+        if label:
             await asyncio.to_thread(relabel_pod_files, settings.sandbox_dir(container.sandbox_id), label)
         if checkpoint is not None:
             await restores.write_changes(checkpoint, root / "upper", self._images)
@@ -320,6 +321,7 @@ class Containers:
             sandbox_dir=settings.sandbox_dir(container.sandbox_id),
             files_dir=pod_files.place(settings.sandbox_dir(container.sandbox_id)),
             volumes_dir=root / "volumes",
+            volumes=await self._make_volumes(container, config, image, user, users, label),
             cgroups_path=path,
             host=self._host,
             found=found,
@@ -341,8 +343,6 @@ class Containers:
         if scope is not None:
             scoped = self._scopes.make(scope, container.id, identity["holder"], document["linux"]["resources"])
             making = self._background.start(scoped)
-        if volumes := oci.image_volumes(config, image.config):
-            await asyncio.to_thread(_make_volumes, context.volumes_dir, volumes.values(), users)
         (bundle / "config.json").write_text(json.dumps(document))
         trace.step("config.json written")
         if making is not None:
@@ -350,6 +350,38 @@ class Containers:
             trace.step("scope made")
         found_user = ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
         return msgspec.structs.replace(container, user=found_user)
+
+    async def _make_volumes(
+        self,
+        container: Container,
+        config: ContainerConfig,
+        image: Image,
+        user: Identity,
+        users: IDMappings | None,
+        label: str,
+    ) -> dict[str, str]:
+        """Those that the image declares and that are to be mounted: path in the container -> name in `volumes`."""
+        wanted = oci.image_volumes(config, image.config)
+        if not wanted:
+            return {}
+        place = self._state.settings.container_root(container.id) / "volumes"
+        owner = (user.uid, user.gid) if users is None else (users.uid(user.uid), users.gid(user.gid))
+        shim = self._shims.of(container.sandbox_id)
+        try:
+            (rootfs,) = await shim.call_for_descriptors("rootfs", container=container.id)
+        except ShimTooOld:  # the pod is an older crisp's: the container's layer is the volume, as it was there
+            return {}
+
+        def make() -> dict[str, str]:
+            try:
+                made = image_volumes.make(rootfs, wanted, place, owner, readonly=config.security.readonly_rootfs)
+            finally:
+                os.close(rootfs)
+            for name in made.values() if label else ():
+                relabel(str(place / name), label, f"image {config.image.image!r}: volumes")
+            return made
+
+        return await asyncio.to_thread(make)
 
     def _target_pid(self, container: Container) -> int:
         options = container.config.security.namespaces
@@ -627,13 +659,6 @@ def _make_layer_directories(root: Path, lower: list[Path], users: IDMappings | N
         owner = status.st_uid, status.st_gid
         os.chown(upper, *(owner if users is None else (users.uid(owner[0]), users.gid(owner[1]))))
         upper.chmod(stat.S_IMODE(status.st_mode))
-
-
-def _make_volumes(parent: Path, names: Iterable[str], users: IDMappings | None) -> None:
-    """A directory for each volume of the image; in a thread, since there may be hundreds."""
-    for name in names:
-        (parent / name).mkdir(parents=True)
-        user_namespaces.give(parent / name, users)
 
 
 def _check_adjusted(document: dict[str, Any]) -> None:

@@ -94,7 +94,8 @@ class ContainerContext:
     target_pid: int  # init of the container whose PID namespace is asked for by TARGET; 0 if there is none
     sandbox_dir: Path  # shm/
     files_dir: Path  # resolv.conf, hostname, hosts
-    volumes_dir: Path  # one directory for each of image_volumes
+    volumes_dir: Path
+    volumes: Mapping[str, str]  # of the image, in volumes_dir
     cgroups_path: str
     host: HostFacts
     found: HostObjects
@@ -154,11 +155,11 @@ def build_config(context: ContainerContext) -> dict[str, Any]:
         "mounts": plan_mounts(
             config,
             context.sandbox,
-            context.image,
             sources=context.found.mount_sources,
             sandbox_dir=context.sandbox_dir,
             files_dir=context.files_dir,
             volumes_dir=context.volumes_dir,
+            image_volumes=context.volumes,
             more=context.found.cdi.mounts,
         ),
         "annotations": annotations,

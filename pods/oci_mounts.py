@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,25 @@ _PROPAGATION = {
     Propagation.BIDIRECTIONAL: "rshared",
 }
 _PTS_OPTIONS = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
+_MAX_PATH = 4095  # no mount has a longer one
 
 
 def plan_mounts(
     config: ContainerConfig,
     sandbox: Sandbox,
-    image: ImageConfig,
     *,
     sources: Sequence[str],
     sandbox_dir: Path,
     files_dir: Path,
     volumes_dir: Path,
+    image_volumes: Mapping[str, str],
     more: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """All mounts, parents before what lies below them.
 
     A mount of the request replaces a default one and an image's volume at the same path; one at /dev replaces all that
-    would be below it too. `sources` are the real host paths of `config.mounts`, in their order. `more` come from
+    would be below it too. `sources` are the real host paths of `config.mounts`, in their order; `image_volumes` are the
+    directories in `volumes_dir` for volumes of the image, by their paths in the container. `more` come from
     devices; at a path that the request has too, the device's is on top.
     """
     requested = [
@@ -45,7 +47,7 @@ def plan_mounts(
     taken = {mount["destination"] for mount in requested}
     volumes = [
         _bind(volume, str(volumes_dir / directory), "rprivate")
-        for volume, directory in image_volumes(config, image).items()
+        for volume, directory in image_volumes.items()
     ]
     defaults = [*_kernel_mounts(config.security), *_pod_mounts(config, sandbox, sandbox_dir, files_dir)]
     kept = [mount for mount in defaults if not _is_replaced(mount["destination"], taken)]
@@ -53,20 +55,26 @@ def plan_mounts(
 
 
 def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]:
-    """The image's volumes that need a directory of their own: path in the container -> name of the directory.
+    """The image's volumes that are not the request's to give: path in the container -> name of a directory for it.
 
-    Only below a read-only root. Elsewhere the container's own layer is the volume: it lives as long, and it has the
-    content and the owner that the image gave the path, which an empty directory would hide. Raises InvalidArgument for
-    an image with too many: it may have been there before pulls refused those.
+    One at or below a mount of the request is a part of that: it must not hide what is kept there. Raises InvalidArgument
+    for an image with too many: it may have been there before pulls refused those.
     """
     if len(image.volumes) > VOLUMES_LIMIT:
         reason = f"it has {len(image.volumes)} volumes, more than {VOLUMES_LIMIT}"
         raise InvalidArgument(f"config.image: {config.image.image!r}: {reason}")
-    if not config.security.readonly_rootfs:
-        return {}
     taken = {normalized(mount.container_path) for mount in config.mounts}
-    volumes = sorted({normalized(volume) for volume in image.volumes} - taken)
-    return {volume: str(number) for number, volume in enumerate(v for v in volumes if _may_be_volume(v))}
+    volumes = sorted({normalized(volume) for volume in image.volumes})
+    free = (volume for volume in volumes if _may_be_volume(volume) and not _is_within(volume, taken))
+    return {volume: str(number) for number, volume in enumerate(free)}
+
+
+def _is_within(path: str, mounted: set[str]) -> bool:
+    while path != "/" and len(path) <= _MAX_PATH:
+        if path in mounted:
+            return True
+        path = posixpath.dirname(path)
+    return False
 
 
 def normalized(path: str) -> str:

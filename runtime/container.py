@@ -150,6 +150,12 @@ class Container:
             lower, upper, work, users_of_pod, self._supervisor.empty_mount_namespace, label
         )
 
+    def rootfs(self) -> int:
+        """The rootfs of one that was created and has not been started; it stays the container's."""
+        if self.state != "created" or self._rootfs < 0:
+            raise NotRunning(f"open rootfs of container {self.id}: it is {self.state}")
+        return self._rootfs
+
     # -- running ------------------------------------------------------------------------------------------------------
 
     def start(self, request: dict[str, Any], reply: Reply) -> None:

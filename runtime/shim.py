@@ -350,6 +350,8 @@ class Shim:
         elif call == "delete":
             self._delete(message)
             reply({})
+        elif call == "rootfs":
+            reply({"fds": [self._container(message).rootfs()]})
         elif call == "sockets":
             self._give_sockets(reply)
         elif call == "state":

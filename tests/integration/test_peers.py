@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +306,115 @@ def test_an_exec_in_a_container_that_dies_is_a_failed_precondition(daemon: Daemo
                     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION, error.details()
             daemon.wait_exited(container)
         assert codes == {grpc.StatusCode.FAILED_PRECONDITION}
+
+
+_VOLUMES = pytest.mark.trial(
+    "volume", "A volume of the image is there, with the image's content, owner and mode, and can be written to"
+)
+_USERS = [cri.IDMapping(host_id=3_000_000, container_id=0, length=65536)]
+
+
+@pytest.fixture(scope="module")
+def volumes(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image with volumes of all kinds."""
+    return _image(
+        daemon, tmp_path_factory.mktemp("volumes"), "volumes",
+        entry("empty/", uid=3, gid=4, mode=0o1777), entry("full/", uid=5, gid=6, mode=0o750),
+        entry("full/file", b"F", uid=7, mode=0o4711), entry("full/deep/"), entry("full/deep/f", b"D" * 70_000),
+        entry("full/same", type=tarfile.LNKTYPE, linkname="full/file"),
+        entry("full/link", type=tarfile.SYMTYPE, linkname="/etc/shadow"),
+        entry("full/fifo", type=tarfile.FIFOTYPE, mode=0o640),
+        entry("host", type=tarfile.SYMTYPE, linkname="../../../../etc"), entry("etc/"), entry("etc/own", b"own"),
+        entry("plain", b"a file"), entry("round", type=tarfile.SYMTYPE, linkname="round"),
+        Volumes={path: {} for path in ("/nodir/below", "/empty", "/full", "/host", "/plain", "/round", "/proc/x")},
+    )  # fmt: skip
+
+
+def _seen(pod: Pod, image: str, script: str, *, readonly: bool, user: int = 0, users: bool = False) -> list[str]:
+    options = cri.NamespaceOption(userns_options=cri.UserNamespace(mode=cri.POD, uids=_USERS, gids=_USERS))
+    security = cri.LinuxContainerSecurityContext(
+        readonly_rootfs=readonly, run_as_user=cri.Int64Value(value=user), run_as_group=cri.Int64Value(value=user),
+        namespace_options=options if users else None,
+    )  # fmt: skip
+    container = pod.run(
+        "busybox", "sh", "-c", f"exec 2>&1; {script}; true", name="seen", image=image,
+        linux=cri.LinuxContainerConfig(security_context=security),
+    )  # fmt: skip
+    pod.daemon.wait_exited(container)
+    return [record.removeprefix("stdout F ") for record in _records(pod, "seen")]
+
+
+@contextmanager
+def _pod(daemon: Daemon, users: bool) -> Iterator[Pod]:
+    config = daemon.sandbox_config("users" if users else "plain")
+    if users:
+        options = cri.NamespaceOption(userns_options=cri.UserNamespace(mode=cri.POD, uids=_USERS, gids=_USERS))
+        config.linux.security_context.namespace_options.CopyFrom(options)
+    try:
+        with daemon.pod(config=config) as pod:
+            yield pod
+    finally:
+        shutil.rmtree(config.log_directory)
+
+
+@_VOLUMES
+@pytest.mark.parametrize("users", [False, True])
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_volume_has_what_the_image_has_there(daemon: Daemon, volumes: str, readonly: bool, users: bool) -> None:
+    script = (
+        "cd /; busybox stat -c '%n %u:%g %a' empty full full/file full/fifo; busybox cat full/file; echo;"
+        "busybox wc -c <full/deep/f; busybox readlink full/link;"
+        "[ full/file -ef full/same ] && echo one; busybox cat host/own; echo;"
+        "for v in nodir/below empty full full/deep etc; do echo x >$v/new && busybox cat $v/new; done;"
+        "busybox cat plain; echo"
+    )
+    with _pod(daemon, users) as pod:
+        assert _seen(pod, volumes, script, readonly=readonly, users=users) == [
+            "empty 3:4 1777", "full 5:6 750", "full/file 7:0 4711", "full/fifo 0:0 640", "F", "70000", "/etc/shadow",
+            "one", "own", *["x"] * 5, "a file",
+        ]  # fmt: skip
+
+
+@_VOLUMES
+@pytest.mark.parametrize("users", [False, True])
+def test_a_volume_that_the_image_lacks_is_the_containers_users(daemon: Daemon, volumes: str, users: bool) -> None:
+    look = "busybox stat -c '%u:%g %a' /nodir/below; echo x >/nodir/below/f && busybox stat -c %u /nodir/below/f"
+    with _pod(daemon, users) as pod:
+        assert _seen(pod, volumes, look, readonly=False, user=77, users=users) == ["77:77 755", "77"]
+
+
+@_VOLUMES
+def test_a_volume_that_is_mounted_is_no_overlay_is_counted_and_goes_away(daemon: Daemon, volumes: str) -> None:
+    with _pod(daemon, users=False) as pod:
+        write = "busybox dd if=/dev/zero of=/empty/f bs=64k count=64; busybox sleep 100"
+        container = pod.run("busybox", "sh", "-c", write, image=volumes, name="counted")
+        mounts = pod.exec(container, "busybox", "cat", "/proc/mounts").stdout.decode().splitlines()
+        (own,) = [line for line in mounts if line.split()[1] == "/empty"]
+        assert own.split()[2] != "overlay"
+        directory = daemon.root / "containers" / container / "volumes"
+        (file,) = directory.glob("*/f")
+        until(lambda: file.stat().st_size == 4 << 20)
+        assert not (Path(_info_of(daemon, container)["writableLayer"]) / "empty/f").exists()
+        stats = cri.ContainerStatsRequest(container_id=container)
+        used = daemon.runtime.ContainerStats(stats, **_CALL).stats.writable_layer.used_bytes.value
+        assert used >= 4 << 20
+        daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
+        assert not directory.exists()
+
+
+@_VOLUMES
+def test_a_volume_below_a_mount_of_the_request_does_not_hide_what_is_there(
+    daemon: Daemon, volumes: str, tmp_path: Path
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/kept").write_text("kept")
+    with _pod(daemon, users=False) as pod:
+        mounts = [cri.Mount(container_path="/nodir", host_path=str(tmp_path))]
+        container = pod.run("busybox", "cat", "/nodir/below/kept", image=volumes, name="kept", mounts=mounts)
+        daemon.wait_exited(container)
+        assert _records(pod, "kept") == ["stdout P kept"]
+
+
+def _info_of(daemon: Daemon, container: str) -> dict[str, Any]:
+    request = cri.ContainerStatusRequest(container_id=container, verbose=True)
+    return _info(daemon.runtime.ContainerStatus(request, **_CALL))

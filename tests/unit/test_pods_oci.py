@@ -82,6 +82,7 @@ def _build(
         sandbox_dir=Path("/run/s"),
         files_dir=Path("/run/s/etc"),
         volumes_dir=Path("/var/v"),
+        volumes=oci.image_volumes(config, image or ImageConfig()),
         cgroups_path=oci.cgroups_path(sandbox, "c" * 64),
         host=host,
         found=oci.HostObjects(devices=devices, mount_sources=tuple(mount.host_path for mount in config.mounts)),
@@ -406,7 +407,7 @@ def test_options_of_a_mount_are_added_to_what_its_other_members_say() -> None:
 
 
 def test_the_requests_mounts_replace_defaults_and_volumes() -> None:
-    image = ImageConfig(volumes=("/data/", "/cache", "logs", "/", "/proc", "/sys/x", "/etc/hosts"))
+    image = ImageConfig(volumes=("/data/", "/data/below", "/cache", "logs", "/", "/proc", "/sys/x", "/etc/hosts"))
     mounts = (
         model.Mount(container_path="/etc/hosts", host_path="/pods/hosts", readonly=True),
         model.Mount(container_path="/data", host_path="/h/data", propagation=Propagation.HOST_TO_CONTAINER),
@@ -416,7 +417,6 @@ def test_the_requests_mounts_replace_defaults_and_volumes() -> None:
     document = _build(_config(mounts=mounts, security=Security(readonly_rootfs=True)), image=image)
     found = _mounts(document)
     assert document["root"]["readonly"] is True
-    assert not any("/var/v" in mount["source"] for mount in _build(_config(mounts=mounts), image=image)["mounts"])
     assert len(found) == len(document["mounts"])
     assert found["/etc/hosts"]["source"] == "/pods/hosts"
     assert found["/etc/hosts"]["options"] == ["rbind", "rprivate", "ro"]
@@ -424,6 +424,7 @@ def test_the_requests_mounts_replace_defaults_and_volumes() -> None:
     assert found["/b/c"]["options"] == ["rbind", "rshared"]
     assert found["/rro"]["options"] == ["rbind", "rprivate", "rro"]
     assert (found["/cache"]["source"], found["/logs"]["source"]) == ("/var/v/0", "/var/v/1")
+    assert "/data/below" not in found  # the request's, with what is kept there
 
 
 def test_a_mounted_dev_hides_what_would_be_below_it() -> None:
