@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from pods.errors import InvalidArgument
+from pods.octets import octets_of
 
 _ONE: Final = 32 * os.sysconf("SC_PAGE_SIZE") - 1  # bytes of one string without its NUL (MAX_ARG_STRLEN)
 _ALL: Final = 6 << 20  # bytes of all strings, however large the stack may grow
@@ -19,7 +20,7 @@ _NAME: Final = 64  # characters of a variable's name that a message shows
 
 def check_arguments(field: str, argv: Sequence[str]) -> None:
     """Refuse (InvalidArgument) an argument vector that no stack could hold. `field` names it in the message."""
-    sizes = [len(text.encode()) for text in argv]
+    sizes = [len(octets_of(text)) for text in argv]
     if sizes[0] > _PROGRAM:
         raise InvalidArgument(f"{field}: the program's name has {sizes[0]} bytes, more than {_PROGRAM}")
     _check(field, sizes, (f"word {number}" for number in range(len(argv))))
@@ -27,7 +28,7 @@ def check_arguments(field: str, argv: Sequence[str]) -> None:
 
 def check_environment(field: str, entries: Sequence[str]) -> None:
     """The same for an environment of NAME=value."""
-    _check(field, [len(entry.encode()) for entry in entries], (f"{name_of(entry)!r}" for entry in entries))
+    _check(field, [len(octets_of(entry)) for entry in entries], (f"{name_of(entry)!r}" for entry in entries))
 
 
 def name_of(entry: str) -> str:

@@ -57,8 +57,8 @@ def plan_mounts(
 def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]:
     """The image's volumes that are not the request's to give: path in the container -> name of a directory for it.
 
-    One at or below a mount of the request is a part of that: it must not hide what is kept there. Raises InvalidArgument
-    for an image with too many: it may have been there before pulls refused those.
+    One at or below a mount of the request is a part of that: it must not hide what is kept there. Raises
+    InvalidArgument for an image with too many: it may have been there before pulls refused those.
     """
     if len(image.volumes) > VOLUMES_LIMIT:
         reason = f"it has {len(image.volumes)} volumes, more than {VOLUMES_LIMIT}"

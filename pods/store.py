@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from pods import octets
 from pods.errors import PodError
 from pods.model import Container, Sandbox
 
@@ -71,7 +72,7 @@ class Store:
             table, key = "sandboxes", record.sandbox.id
         else:
             table, key = "containers", record.container.id
-        body = msgspec.json.encode(record).decode()
+        body = octets.encode(record)
         return self._submit((f"INSERT OR REPLACE INTO {table} (id, record) VALUES (?, ?)", (key, body)))
 
     async def delete_sandbox(self, sandbox_id: str) -> None:
@@ -129,8 +130,8 @@ class Store:
             return [body for (body,) in database.execute(f"SELECT record FROM {table}")]
 
         return (
-            [msgspec.json.decode(body, type=SandboxRecord) for body in rows("sandboxes")],
-            [msgspec.json.decode(body, type=ContainerRecord) for body in rows("containers")],
+            [octets.decode(body, SandboxRecord) for body in rows("sandboxes")],
+            [octets.decode(body, ContainerRecord) for body in rows("containers")],
         )
 
     def _next_batch(self) -> tuple[list[tuple[_Write, Future[None]]], bool]:

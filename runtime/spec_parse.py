@@ -170,7 +170,7 @@ class _Object:
             return ""
         if type(value) is not str:
             raise self.wrong(name, "a string")
-        if "\0" in value:
+        if not _for_kernel(value):
             raise self.wrong(name, "a string without NUL")
         return value
 
@@ -199,7 +199,7 @@ class _Object:
     def strings(self, name: str) -> tuple[str, ...]:
         values = tuple(self.array(name))
         for index, value in enumerate(values):
-            if type(value) is not str or "\0" in value:
+            if type(value) is not str or not _for_kernel(value):
                 raise SpecError(f"{self.at(name)}[{index}]", f"expected a string without NUL, got {_kind(value)}")
         return values
 
@@ -247,6 +247,21 @@ class _Object:
             raise self.wrong(name, "an object")
         path = self.at(name)
         return tuple(parse(key, _Object(each, f"{path}.{key}")) for key, each in value.items())
+
+
+def _for_kernel(text: str) -> bool:
+    """Whether the kernel can be given it: no NUL, and of the halves of surrogate pairs only those that stand for bytes
+    which are not UTF-8 (PEP 383).
+    """
+    if "\0" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse(config: Mapping[str, Any]) -> Spec:

@@ -82,7 +82,7 @@ def container_config(arguments: argparse.Namespace, name: str, image: str) -> ap
 def parse_variable(text: str) -> api_pb2.KeyValue:
     """An environment variable, NAME=VALUE."""
     name, separator, value = text.partition("=")
-    if not name or not separator:
+    if not name or not separator or not name.isprintable():
         raise UsageError(f"set variable {name!r}: want NAME=VALUE")
     return api_pb2.KeyValue(key=name, value=os.fsencode(value))
 

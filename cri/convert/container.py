@@ -15,6 +15,7 @@ from pods.cdi import DEVICE
 from pods.errors import InvalidArgument
 from pods.execve_limits import name_of
 from pods.model import ContainerConfig, ContainerMetadata, Device, Mount, Propagation
+from pods.octets import text_of
 
 _PERMISSIONS = re.compile(r"[rwm]{1,3}")
 # Flags that take something from a mount. What has a member of its own is not here, nor what would give back a flag
@@ -70,11 +71,7 @@ def _env(path: str, message: api_pb2.KeyValue) -> tuple[str, str]:
         raise fields.missing(f"{path}.key")
     if "=" in key:
         raise InvalidArgument(f"{path}.key: of {name_of(key)!r}: must not contain '='")
-    try:
-        value = message.value.decode()
-    except UnicodeDecodeError:
-        raise InvalidArgument(f"{path}.value: of {name_of(key)!r}: is not UTF-8") from None
-    return key, fields.unshown(f"{path}.value", value)
+    return key, fields.unshown(f"{path}.value", text_of(message.value))
 
 
 def _mounts(path: str, messages: Iterable[api_pb2.Mount]) -> tuple[Mount, ...]:

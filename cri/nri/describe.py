@@ -10,6 +10,7 @@ from cri.nri.v1alpha1 import api_pb2 as nri
 from pods.model import Container, ContainerState, Sandbox
 from pods.oci_cgroups import pod_cgroup
 from pods.oci_namespaces import sandbox_namespaces
+from pods.octets import shown
 
 _STATES = {
     ContainerState.CREATED: nri.CONTAINER_CREATED,
@@ -58,7 +59,7 @@ def container(it: Container, document: Mapping[str, Any]) -> nri.Container:
         labels=it.config.labels,
         annotations=document.get("annotations", it.config.annotations),
         args=process.get("args", ()),
-        env=process.get("env", ()),
+        env=[shown(entry) for entry in process.get("env", ())],  # protobuf's strings are text
         mounts=[
             nri.Mount(
                 destination=mount["destination"],

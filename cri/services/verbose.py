@@ -6,7 +6,13 @@ from typing import Any
 
 import msgspec
 
+from pods.octets import all_shown
+
 
 def info(document: Any) -> dict[str, str]:
     """The map for `document`, which may hold anything msgspec can encode; other objects are shown as text."""
-    return {"info": msgspec.json.encode(document, enc_hook=str).decode()}
+    try:
+        encoded = msgspec.json.encode(document, enc_hook=str)
+    except UnicodeEncodeError:  # a value of the environment that is no text
+        encoded = msgspec.json.encode(all_shown(msgspec.to_builtins(document, enc_hook=str)))
+    return {"info": encoded.decode()}

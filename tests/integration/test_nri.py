@@ -389,3 +389,13 @@ def test_a_stop_with_clients_of_all_kinds_logs_no_error(tmp_path: Path) -> None:
         assert "stopping" in log
         assert "level=error" not in log
         assert "Traceback" not in log
+
+
+@pytest.mark.trial("binary-values", "Values of the environment are bytes, and arrive as they are")
+def test_a_plugin_leaves_the_bytes_of_others_values_alone(daemon: Daemon, socket: Path) -> None:
+    adjust = nri.ContainerAdjustment(env=[nri.KeyValue(key="FROM", value="plugin")])
+    with Plugin.connected(socket, CreateContainer=nri.CreateContainerResponse(adjust=adjust)) as plugin:
+        with daemon.pod("bytes") as pod:
+            container = pod.run("sleep", "1000", envs=[cri.KeyValue(key="BIN", value=b"\xff\xfe")])
+            assert pod.exec(container, "sh", "-c", 'printf %s "$FROM$BIN"').stdout == b"plugin\xff\xfe"
+        assert "BIN=\\xff\\xfe" in plugin.request("CreateContainer").container.env

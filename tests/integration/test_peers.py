@@ -18,6 +18,7 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
+from tests.daemon import BUSYBOX as BUSYBOX_IMAGE
 from tests.daemon import Daemon, Pod
 from tests.images import BUSYBOX, build_image, entry, layer, write_layout
 from tests.waiting import until
@@ -418,3 +419,46 @@ def test_a_volume_below_a_mount_of_the_request_does_not_hide_what_is_there(
 def _info_of(daemon: Daemon, container: str) -> dict[str, Any]:
     request = cri.ContainerStatusRequest(container_id=container, verbose=True)
     return _info(daemon.runtime.ContainerStatus(request, **_CALL))
+
+
+_BYTES = bytes(range(1, 256))
+_BINARY = pytest.mark.trial("binary-values", "Values of the environment are bytes, and arrive as they are")
+
+
+def _environment(pid: int) -> dict[bytes, bytes]:
+    """Of a process, as the kernel has it."""
+    entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return dict(entry.partition(b"=")[::2] for entry in entries if entry)
+
+
+@_BINARY
+def test_values_of_the_environment_arrive_byte_for_byte(fresh_daemon: Daemon) -> None:
+    daemon = fresh_daemon
+    with daemon.pod("bytes") as pod:
+        envs = [cri.KeyValue(key="BIN", value=_BYTES), cri.KeyValue(key="TEXT", value="\u00e4".encode())]
+        container = pod.run("sleep", "1000", envs=envs)
+        created = pod.create("sleep", "1000", name="created", envs=envs)
+        daemon.restart()
+        daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=created), **_CALL)
+        for one in (container, created):
+            told = _info_of(daemon, one)
+            found = _environment(told["pid"])
+            assert (found[b"BIN"], found[b"TEXT"]) == (_BYTES, "\u00e4".encode())
+            shown = _BYTES.decode(errors="backslashreplace")
+            assert {"key": "BIN", "value": shown} in told["config"]["envs"]
+            assert f"BIN={shown}" in told["runtimeSpec"]["process"]["env"]
+            assert pod.exec(one, "sh", "-c", 'printf %s "$BIN"').stdout == _BYTES
+        # What is kept still tells one request from another.
+        with pytest.raises(grpc.RpcError) as refused:
+            pod.create("sleep", "1000", name="created", envs=[cri.KeyValue(key="BIN", value=_BYTES[:-1])])
+        assert refused.value.code() is grpc.StatusCode.ALREADY_EXISTS
+
+
+@_BINARY
+def test_crisp_run_takes_bytes(daemon: Daemon) -> None:
+    run = [sys.executable, "-m", "cri.cli", "-r", daemon.listen, "run", "--rm", "-e", b"BIN=\xff\xfe", BUSYBOX_IMAGE]
+    done = subprocess.run([*run, "sh", "-c", 'printf %s "$BIN"'], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b"\xff\xfe")
+    wrong = subprocess.run([*run[:-2], b"\xff=1", BUSYBOX_IMAGE, "true"], capture_output=True, timeout=60)
+    assert wrong.returncode == 125
+    assert b"want NAME=VALUE" in wrong.stderr
