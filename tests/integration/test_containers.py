@@ -83,7 +83,7 @@ def _security(**fields: object) -> cri.LinuxContainerConfig:
 @pytest.mark.cri("RunPodSandbox", "log_directory")
 def test_output_is_logged_by_stream(pod: Pod) -> None:
     _status, lines = _finished(pod, "sh", "-c", "echo one; echo two >&2; printf three")
-    assert sorted(lines) == ["stderr F two", "stdout F one", "stdout F three"]
+    assert sorted(lines) == ["stderr F two", "stdout F one", "stdout P three"]
 
 
 @pytest.mark.cri("CreateContainer", "command", "args", "envs", "working_dir")
