@@ -17,6 +17,8 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from runtime.cgroups import Hierarchies
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
+from tests.images import BUSYBOX as BUSYBOX_PROGRAM
+from tests.images import build_image, entry, layer, write_layout
 from tests.waiting import until
 
 RUNC = shutil.which("runc", path="/usr/sbin:/usr/bin") or "/usr/sbin/runc"
@@ -172,3 +174,38 @@ def test_a_shim_that_is_lost_leaves_nothing(daemon: Daemon) -> None:
     until(lambda: not Path(f"/proc/{pid}").exists())
     assert str(daemon.state) not in Path("/proc/self/mounts").read_text()
     until(lambda: _known_to_runc(daemon) == [])
+
+
+@pytest.mark.trial("binary-values", "Values of the environment are bytes, and arrive as they are")
+def test_what_another_runtime_cannot_read_does_not_keep_it_from_the_rest(pod: Pod) -> None:
+    envs = [cri.KeyValue(key="BIN", value=b"a\xffb"), cri.KeyValue(key="TEXT", value="ä".encode())]
+    container_id = pod.run("sleep", "100", envs=envs)
+    shown = pod.exec(container_id, "sh", "-c", 'printf "%s %s" "$BIN" "$TEXT"').stdout.decode()
+    assert shown == "a\ufffdb ä"
+
+
+@pytest.mark.trial(
+    "volume", "A volume of the image is there, with the image's content, owner and mode, and can be written to"
+)
+def test_an_images_volumes_with_another_runtime(daemon: Daemon, tmp_path: Path) -> None:
+    base = layer(
+        entry("bin/"), entry("bin/busybox", BUSYBOX_PROGRAM.read_bytes(), mode=0o755),
+        entry("full/", uid=5, mode=0o750), entry("full/f", b"F\n", uid=6),
+    )  # fmt: skip
+    config = {"Env": ["PATH=/bin"], "Volumes": {"/full": {}, "/missing": {}}}
+    daemon.import_image(write_layout(tmp_path / "l", {"localhost/volumes:1": build_image([base], config)}))
+    script = (
+        "busybox cat /full/f; busybox stat -c '%u %a' /full;"
+        "echo x >/full/new && echo x >/missing/new && echo written"
+    )
+    security = cri.LinuxContainerSecurityContext(readonly_rootfs=True)
+    pod = _pod(daemon, "volumes")
+    try:
+        container = pod.run(
+            "busybox", "sh", "-c", script, image="localhost/volumes:1",
+            linux=cri.LinuxContainerConfig(security_context=security),
+        )  # fmt: skip
+        daemon.wait_exited(container)
+        assert [line.split(" ", 3)[3] for line in pod.log().splitlines()] == ["F", "5 750", "written"]
+    finally:
+        pod.remove()

@@ -14,7 +14,7 @@ from pods import model, octets
 from runtime.errors import SpecError
 from runtime.spec_parse import parse
 
-_RIGHT = "Values of the environment are bytes, and arrive as they are"
+_BINARY = pytest.mark.trial("binary-values", "Values of the environment are bytes, and arrive as they are")
 
 
 def _config(value: str) -> model.ContainerConfig:
@@ -24,7 +24,7 @@ def _config(value: str) -> model.ContainerConfig:
     )
 
 
-@pytest.mark.trial("binary-values", _RIGHT)
+@_BINARY
 @given(st.binary(max_size=40))
 def test_bytes_are_kept_by_records_and_json(value: bytes) -> None:
     text = octets.text_of(value)
@@ -37,7 +37,7 @@ def test_bytes_are_kept_by_records_and_json(value: bytes) -> None:
     octets.shown(text).encode()  # it is text
 
 
-@pytest.mark.trial("binary-values", _RIGHT)
+@_BINARY
 def test_text_is_not_touched() -> None:
     text = "\u00e4\n\\x \U0001f600"
     assert octets.shown(text) == text
@@ -46,7 +46,7 @@ def test_text_is_not_touched() -> None:
         octets.decode('{"metadata": 3}', model.ContainerConfig)
 
 
-@pytest.mark.trial("binary-values", _RIGHT)
+@_BINARY
 def test_config_json_takes_bytes_and_no_other_halves_of_pairs() -> None:
     def read(escape: str) -> tuple[str, ...]:
         process = {"args": ["x"], "cwd": "/", "env": [json.loads(f'"A={escape}"')]}
