@@ -2,7 +2,7 @@
 
 Three phases, because a container's mount namespace starts as a copy of an almost empty one:
 
-1. `open_sources`, in the host's mount namespace: clones of what is bind-mounted, detached;
+1. `open_sources`, in the host's mount namespace: what is bind-mounted, and what is on the host's disks, detached;
 2. `Rootfs.attach` and `Rootfs.populate`, in the container's: the tree is put together under the root's descriptor;
 3. `Rootfs.pivot` and `Rootfs.restrict`: it becomes `/`, and masked and read-only paths are covered.
 
@@ -50,6 +50,8 @@ DEFAULT_DEVICES: Final = tuple(
         ("tty", 5, 0),
     )
 )
+# File systems that need no path of the host to be made.
+_OF_NO_PATH: Final = frozenset({"tmpfs", "ramfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2"})
 _LOST: Final = (sys.MS_SHARED, sys.MS_UNBINDABLE)
 ATTACH_POINT: Final = "/rootfs"  # the one directory of the empty mount namespace
 
@@ -73,7 +75,7 @@ def open_in_root(root: int, path: str, flags: int, resolve: int = _IN_ROOT) -> i
 def open_sources(
     plans: Sequence[MountPlan], cgroups: CgroupView, trees: Mapping[str, int], users: UserNamespaces
 ) -> dict[int, list[int]]:
-    """Detached clones of what the plans bind, by the plan's index; a cgroup mount has one for each directory.
+    """Detached mounts of what the plans take from the host, by the plan's index; of cgroups one for each directory.
 
     `trees` are detached mounts that stand for the paths which name them, ready as they are. What is `inside` the
     container's own root is not there yet.
@@ -89,7 +91,19 @@ def open_sources(
                 sources[index] = [
                     sys.open_tree(sys.AT_FDCWD, path, sys.OPEN_TREE_CLONE) for _name, path in cgroups.directories
                 ]
+        elif not plan.bind and plan.type not in _OF_NO_PATH:
+            with failing(f"mount `{plan.type or plan.source}` on", plan.destination):
+                sources[index] = [_of_a_path(plan)]
     return sources
+
+
+def _of_a_path(plan: MountPlan) -> int:
+    """A new file system whose source or options may be paths of the host, such as a disk's or an overlay's."""
+    read_only = (plan.attr_set | plan.tree_attr_set) & sys.MOUNT_ATTR_RDONLY
+    if read_only and os.path.exists(plan.source) and stat.S_ISBLK(os.stat(plan.source).st_mode):
+        # The device may be read-only itself, and is not to be written to by the mounting either.
+        plan = replace(plan, data=(("ro", None), *plan.data))
+    return new_filesystem(replace(plan, attr_set=0))
 
 
 def new_filesystem(plan: MountPlan, context: int = -1) -> int:
@@ -153,7 +167,7 @@ class Rootfs:
                     self._mount_bind(plan, tree)
                     dev_is_ours = dev_is_ours and plan.destination != "/dev"
                 else:
-                    self._mount_new(plan)
+                    self._mount_new(plan, sources[index][0] if index in sources else None)
         if dev_is_ours:
             self._make_devices(devices)
 
@@ -162,11 +176,15 @@ class Rootfs:
         is_directory = stat.S_ISDIR(os.fstat(tree).st_mode)
         self._place(tree, plan.destination, is_directory=is_directory, what=plan.source)
 
-    def _mount_new(self, plan: MountPlan) -> None:
+    def _mount_new(self, plan: MountPlan, made: int | None) -> None:
         attributes = plan.attr_set | plan.tree_attr_set
         late = attributes & (sys.MOUNT_ATTR_RDONLY | sys.MOUNT_ATTR_NOSYMFOLLOW)
         plan = replace(plan, attr_set=attributes & ~late)
-        if plan.copy_up:
+        if made is not None:
+            mount = made
+            if plan.attr_set:
+                sys.mount_setattr(mount, "", sys.AT_EMPTY_PATH, attr_set=plan.attr_set, attr_clr=cleared(plan))
+        elif plan.copy_up:
             mount = self._copied_up(plan)
         elif plan.type == "sysfs" and "/sys" in self.lent:
             mount, late = self._lent_sysfs(replace(plan, attr_set=attributes)), 0

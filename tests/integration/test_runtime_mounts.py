@@ -85,6 +85,36 @@ def test_what_is_read_only_is_so_last(bundle: Bundle, user_namespace: bool) -> N
     assert done.stdout.splitlines()[-1] == "written"
 
 
+@pytest.mark.trial("mounts-of-disks", "A file system of the host's disk or directories can be mounted.")
+@pytest.mark.parametrize("hooks", [{}, {"createContainer": [{"path": "/bin/true"}]}])
+def test_file_systems_of_the_hosts_paths(bundle: Bundle, tmp_path: Path, hooks: dict[str, Any]) -> None:
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, 4 << 20)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(bundle.rootfs), str(image)], check=True)
+    for name in ("lower", "other", "upper", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower/of-the-lower").touch()
+    options = [f"lowerdir={tmp_path}/lower:{tmp_path}/other", f"upperdir={tmp_path}/upper", f"workdir={tmp_path}/work"]
+    found = subprocess.run(["losetup", "-f", "-r", "--show", str(image)], check=True, capture_output=True, text=True)
+    device = found.stdout.strip()
+    try:
+        before = image.read_bytes()
+        done = _run(
+            bundle, "ls -d /disk/bin; touch /disk/x; touch /over/x; ls /over; cat /proc/self/mountinfo",
+            {"destination": "/disk", "type": "ext4", "source": device, "options": ["ro", "nosuid"]},
+            {"destination": "/over", "type": "overlay", "source": "overlay", "options": [*options, "noexec"]},
+            hooks=hooks,
+        )  # fmt: skip
+        assert done.stdout.splitlines()[:3] == ["/disk/bin", "of-the-lower", "x"]
+        assert _restrictions(done.stdout, "/disk") == {"ro", "nosuid"}
+        assert _restrictions(done.stdout, "/over") == {"noexec"}
+        assert (tmp_path / "upper/x").exists()
+        assert image.read_bytes() == before
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
 @pytest.mark.trial("mounts-at-links", "Where an image's link leads to nothing, a mount point is made there, inside.")
 @pytest.mark.parametrize("user_namespace", [False, True])
 def test_mount_points_that_links_lead_to(bundle: Bundle, tmp_path: Path, user_namespace: bool) -> None:
