@@ -24,6 +24,7 @@ from runtime.exec import Reply
 from runtime.execs import kill_family
 from runtime.logs import complain
 from runtime.pod import unmount_if_mounted
+from runtime.scheduling import on_every_cpu
 from runtime.spec import Resources
 from runtime.stdio import ContainerStdio
 
@@ -203,14 +204,15 @@ class ExternalContainer(Container):
             # Not onto 0 to 2 at once: a source may be one of them.
             high = [os.dup(fd) for fd in sources]
             try:
-                pid = os.posix_spawn(
-                    self._runtime.path,
-                    argv,
-                    _ENVIRONMENT,
-                    file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(high)],
-                    setsigdef=_DEFAULT_SIGNALS,
-                    setsigmask=(),
-                )
+                with on_every_cpu():  # only the newest runtimes do not hand down to containers what they were born with
+                    pid = os.posix_spawn(
+                        self._runtime.path,
+                        argv,
+                        _ENVIRONMENT,
+                        file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(high)],
+                        setsigdef=_DEFAULT_SIGNALS,
+                        setsigmask=(),
+                    )
             finally:
                 for fd in high:
                     os.close(fd)

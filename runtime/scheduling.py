@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from runtime import spec as oci
 from runtime import syscalls
@@ -163,6 +163,17 @@ def leave_the_makers_cpus() -> None:
     """
     with contextlib.suppress(OSError):
         syscalls.use_every_cpu()
+
+
+@contextlib.contextmanager
+def on_every_cpu() -> Iterator[None]:
+    """The caller on all CPUs that its cgroup has for a while: what it starts meanwhile is born so."""
+    own = os.sched_getaffinity(0)
+    leave_the_makers_cpus()
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def run_on(cpus: str, member: str) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from tests.daemon import Daemon
+from tests.daemon import CALL_SECONDS, Daemon, Pod
+from tests.integration.test_handlers import RUNC
 from tests.oci import Bundle
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU")
 _ALL = sorted(os.sched_getaffinity(0))
@@ -56,12 +59,19 @@ def test_a_pinned_crisp_oci_pins_no_container(bundle: Bundle, user_namespace: bo
 
 
 @pytest.mark.trial("affinity", "Containers and execs run on all CPUs of their cpuset, not on those crisp is pinned to.")
-def test_a_pinned_crispd_pins_no_container() -> None:
+def test_a_pinned_crispd_pins_no_container(tmp_path: Path) -> None:
+    """Not by its own runtime, nor by another: Debian's runc hands down what it was born with."""
     look = ("busybox", "grep", "Cpus_allowed_list", "/proc/self/status")
-    with _pinned(), Daemon.running() as daemon:
+    settings = tmp_path / "crisp.toml"
+    settings.write_text(f'[runtime_handlers.runc]\npath = "{RUNC}"\n')
+    with _pinned(), Daemon.running(f"--config={settings}") as daemon:
         daemon.import_busybox()
-        with daemon.pod("pinned") as pod:
+        for handler in ("", "runc"):
+            config = daemon.sandbox_config(f"pinned{handler}")
+            request = cri.RunPodSandboxRequest(config=config, runtime_handler=handler)
+            pod = Pod(daemon, daemon.runtime.RunPodSandbox(request, timeout=CALL_SECONDS).pod_sandbox_id, config)
             container = pod.run("sh", "-c", f"{' '.join(look)}; exec sleep 100", name="main")
-            done = daemon.runtime.ExecSync(cri.ExecSyncRequest(container_id=container, cmd=look), timeout=60)
-            assert _cpus(done.stdout.decode()) == _ALL
+            assert _cpus(pod.exec(container, *look).stdout.decode()) == _ALL
+            until(lambda pod=pod: "Cpus" in pod.log("main"))  # type: ignore[misc]
             assert _cpus(pod.log("main").split(" F ")[1]) == _ALL
+            pod.remove()
