@@ -38,7 +38,7 @@ def test_nulls_of_a_spec_are_what_is_missing(tmp_path: Path) -> None:
     some = {**dict.fromkeys(lists), "deviceNodes": [node], "mounts": [mount], "hooks": [hook]}
     _spec(tmp_path, "a.json", dict.fromkeys(lists), containerEdits=some, annotations=None)
     (tmp_path / "b.json").write_text('{"cdiVersion": "0.6.0", "kind": "test.org/none", "devices": null}')
-    edits = find_edits(["test.org/gpu=0"], [tmp_path])
+    edits = find_edits(_ZERO, [tmp_path])
     assert (edits.nodes[0].type, edits.nodes[0].access) == ("c", "rwm")
     assert edits.mounts[0]["options"] == ["nosuid", "nodev", "bind"]
     assert edits.hooks == (("poststop", {"path": "/h"}),)

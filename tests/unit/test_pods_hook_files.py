@@ -114,4 +114,4 @@ def test_a_file_that_is_nested_too_deep_is_refused_by_name(tmp_path: Path) -> No
     with pytest.raises(FailedPrecondition, match=r"read hook .*deep\.json"):
         read_hooks([tmp_path])
     with pytest.raises(InvalidArgument, match=r"deep\.json"):
-        find_edits(["v/c=d"], [tmp_path])
+        find_edits({"v/c=d": "config.CDI_devices[0]"}, [tmp_path])
