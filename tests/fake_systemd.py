@@ -125,8 +125,8 @@ class FakeSystemd:
         parts = path[1:].split("/")
         with self._lock:
             for depth in range(1, len(parts) + 1):
-                self.units[parts[depth - 1]] = "/" + "/".join(parts[:depth])
-            self._hierarchies.cgroup(path).create(Resources())
+                self.units[parts[depth - 1]] = below = "/" + "/".join(parts[:depth])
+                self._hierarchies.cgroup(below).create(Resources())  # one by one: none has crisp's mark of a parent
             for mountpoint in self._hierarchies.mountpoints():
                 for pid in properties["PIDs"]:
                     Path(mountpoint + path, "cgroup.procs").write_text(str(pid))

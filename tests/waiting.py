@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -15,3 +16,11 @@ def until(condition: Callable[[], object], seconds: float = SECONDS, pause: floa
     while not condition():
         assert time.monotonic() < deadline, f"did not come to be in {seconds} s"
         time.sleep(pause)
+
+
+async def eventually(condition: Callable[[], object], seconds: float = SECONDS, pause: float = 0.005) -> None:
+    """`until`, while other tasks of the event loop go on."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"did not come to be in {seconds} s"
+        await asyncio.sleep(pause)

@@ -111,7 +111,7 @@ def test_exec_and_updates(pod: Pod) -> None:
     memory = Path(Hierarchies.detect().cgroup(path).directory("memory"))
     read = next(memory / name for name in ("memory.limit_in_bytes", "memory.max") if (memory / name).exists())
     assert read.read_text().strip() == str(96 << 20)
-    stop = cri.StopContainerRequest(container_id=container_id, timeout=1)
+    stop = cri.StopContainerRequest(container_id=container_id, timeout=60)
     pod.daemon.runtime.StopContainer(stop, timeout=CALL_SECONDS)
     assert pod.daemon.status(container_id).exit_code == 143
 

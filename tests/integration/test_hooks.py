@@ -147,7 +147,7 @@ def test_a_hook_that_fails_fails_the_start(hooks: Hooks, pod: Pod, stage: str) -
 
 
 def test_a_hook_that_hangs_is_ended_and_keeps_nobody_waiting(hooks: Hooks, pod: Pod) -> None:
-    hooks.add("slow", "createRuntime", path="/bin/sleep", args=["sleep", "1000"], timeout=4)
+    hooks.add("slow", "createRuntime", path="/bin/sleep", args=["sleep", "1000"], timeout=8)
     container_id = pod.create("true", name="slow")
     start = pod.daemon.runtime.StartContainer.future(
         cri.StartContainerRequest(container_id=container_id), timeout=CALL_SECONDS
@@ -157,7 +157,7 @@ def test_a_hook_that_hangs_is_ended_and_keeps_nobody_waiting(hooks: Hooks, pod: 
     assert not start.done()
     with pytest.raises(grpc.RpcError) as raised:
         start.result()
-    assert "not done after 4 s" in str(raised.value.details())
+    assert "not done after 8 s" in str(raised.value.details())
 
 
 def test_a_container_that_is_ended_during_its_hooks(hooks: Hooks, pod: Pod, tmp_path: Path) -> None:

@@ -149,10 +149,10 @@ def test_killed_in_the_middle_of_making_pods(fresh_daemon: Daemon) -> None:
     """kill -9 at many instants of a RunPodSandbox; each time the repeated request succeeds and nothing is left over."""
     daemon = fresh_daemon
     cut = 0
-    for step in range(8):
+    for step in range(6):
         config = daemon.sandbox_config(f"cut{step}")
         future = daemon.runtime.RunPodSandbox.future(cri.RunPodSandboxRequest(config=config), timeout=30)
-        time.sleep(0.006 * step)
+        time.sleep(0.008 * step)
         daemon.kill9()
         cut += future.exception() is not None  # a quick machine answers before the last of the kills
         daemon.start()

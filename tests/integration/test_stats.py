@@ -179,6 +179,6 @@ def test_metrics_are_those_of_cadvisor_and_fit_their_descriptors(daemon: Daemon,
     assert values["container_ulimits_soft", ("max_open_files",)] > 0
     assert abs(values["container_last_seen", ()] - time.time()) < 60
     usage = _container(daemon, worker).cpu.usage_core_nano_seconds.value
-    assert 0 <= usage // 10**9 - values["container_cpu_usage_seconds_total", ("total",)] <= 2
+    assert 0 <= usage // 10**9 - values["container_cpu_usage_seconds_total", ("total",)] <= 20
     pieces = daemon.runtime.StreamPodSandboxMetrics(cri.StreamPodSandboxMetricsRequest(), **_CALL)
     assert pod.id in {one.pod_sandbox_id for piece in pieces for one in piece.pod_sandbox_metrics}

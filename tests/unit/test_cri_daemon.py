@@ -38,7 +38,7 @@ class Manager:
         self._socket.setblocking(False)
 
     async def receive(self) -> str:
-        return (await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self._socket, 256), 10)).decode()
+        return (await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self._socket, 256), 60)).decode()
 
     def close(self) -> None:
         self._socket.close()
@@ -101,7 +101,7 @@ async def test_a_daemons_life(tmp_path: Path, root_logger: logging.Logger, caplo
     assert root_logger.level == logging.DEBUG
 
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(serving, 10)
+    await asyncio.wait_for(serving, 60)
     assert await manager.receive() == "STOPPING=1"
     assert node.closed
     assert not configuration.socket.exists()
@@ -114,7 +114,7 @@ async def test_the_watchdog_is_patted_by_the_process_it_watches(tmp_path: Path) 
     patting = asyncio.create_task(Notifier({**period, "WATCHDOG_PID": str(os.getpid())}).keep_alive())
     assert [await manager.receive() for _ in range(3)] == ["WATCHDOG=1"] * 3
     patting.cancel()
-    await asyncio.wait_for(Notifier({**period, "WATCHDOG_PID": "1"}).keep_alive(), 1)
+    await asyncio.wait_for(Notifier({**period, "WATCHDOG_PID": "1"}).keep_alive(), 60)
     manager.close()
 
 

@@ -42,8 +42,9 @@ class Client:
         stub: Any = (api_pb2_grpc.ImageServiceStub if image_call else api_pb2_grpc.RuntimeServiceStub)(self.channel)
         method = getattr(stub, name)
         if name.startswith("Stream") or name == "GetContainerEvents":
-            return [message async for message in method(request, timeout=5)]
-        return await method(request, timeout=5)
+            endless = name == "GetContainerEvents"
+            return [message async for message in method(request, timeout=1 if endless else 60)]
+        return await method(request, timeout=60)
 
     async def refused(self, name: str, **members: Any) -> tuple[str, str]:
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
@@ -182,9 +183,10 @@ async def test_an_error_of_no_family_is_internal_and_logged_whole(
 
 
 async def test_a_client_that_goes_away_cancels_its_call(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    cancelled = asyncio.Event()
+    begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def start_container(_: str) -> None:
+        begun.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -193,9 +195,10 @@ async def test_a_client_that_goes_away_cancels_its_call(client: Client, monkeypa
 
     monkeypatch.setattr(client.node, "start_container", start_container)
     stub: Any = api_pb2_grpc.RuntimeServiceStub(client.channel)
-    with pytest.raises(grpc.aio.AioRpcError):
-        await stub.StartContainer(api_pb2.StartContainerRequest(container_id="x"), timeout=0.1)
-    await asyncio.wait_for(cancelled.wait(), 5)
+    call = stub.StartContainer(api_pb2.StartContainerRequest(container_id="x"))
+    await asyncio.wait_for(begun.wait(), 60)
+    call.cancel()
+    await asyncio.wait_for(cancelled.wait(), 60)
 
 
 @pytest.mark.cri("ListPodSandbox", "filter")

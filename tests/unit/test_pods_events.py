@@ -63,7 +63,7 @@ async def state(tmp_path: Path) -> AsyncIterator[State]:
 
 
 async def _next(listener: Listener) -> Event:
-    return await asyncio.wait_for(anext(listener), 1)
+    return await asyncio.wait_for(anext(listener), 60)
 
 
 async def _life(state: State) -> None:
@@ -148,16 +148,16 @@ async def test_a_client_that_does_not_read_is_told_so_and_the_others_miss_nothin
         stub = api_pb2_grpc.RuntimeServiceStub(channel)
         quick, slow = (stub.GetContainerEvents(api_pb2.GetEventsRequest()) for _ in range(2))
         for stream in (quick, slow):
-            await asyncio.wait_for(stream.initial_metadata(), 5)
+            await asyncio.wait_for(stream.initial_metadata(), 60)
         told = 0
         while len(node.events) == 2:  # what lies on the wire is read, whether the client looks at it or not
             assert told < 8 * QUEUE
             for _ in range(64):
                 node.events.tell("c", (EventKind.CREATED,), SANDBOX, ())
             for _ in range(64):
-                assert (await asyncio.wait_for(quick.read(), 5)).container_id == "c"
+                assert (await asyncio.wait_for(quick.read(), 60)).container_id == "c"
             told += 64
         with pytest.raises(grpc.aio.AioRpcError) as failure:
-            await asyncio.wait_for(_read_all(slow), 20)
+            await asyncio.wait_for(_read_all(slow), 60)
         assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         quick.cancel()

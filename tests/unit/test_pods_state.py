@@ -49,7 +49,7 @@ async def test_an_exit_is_known_though_the_disk_is_full(state: State, monkeypatc
     with pytest.raises(PodError):
         await state.record_fact("c", state=ContainerState.EXITED, exit_code=3)
     assert state.find_container("c").container.exit_code == 3
-    await asyncio.wait_for(state.exited("c").wait(), 1)
+    await asyncio.wait_for(state.exited("c").wait(), 60)
 
 
 async def test_a_waiter_that_gives_up_does_not_end_the_writer(state: State) -> None:
@@ -58,7 +58,7 @@ async def test_a_waiter_that_gives_up_does_not_end_the_writer(state: State) -> N
     for write in writes[::2]:
         write.cancel()
     await asyncio.gather(*writes, return_exceptions=True)
-    await asyncio.wait_for(state.save_container(_record("after")), 5)
+    await asyncio.wait_for(state.save_container(_record("after")), 60)
 
 
 async def test_locks_serialise_and_are_not_kept(state: State) -> None:

@@ -37,6 +37,7 @@ from tests.unit.streaming_fakes import (
     MemoryClient,
     memory_server,
 )
+from tests.waiting import eventually
 
 TTY = Command("c", None, tty=True, stdin=True, stdout=True, stderr=False)
 MUTATIONS = 10_000
@@ -382,7 +383,7 @@ async def test_a_request_in_pieces_with_frames_behind_it() -> None:
 
 async def test_clients_that_keep_one_waiting() -> None:
     """For the request, for the streams of a command, for the second stream of a pair, and for anything at all."""
-    async with in_memory(Timeouts(creation=0.02, idle=0.05)) as memory:
+    async with in_memory(Timeouts(creation=0.02, idle=3600)) as memory:
         silent = memory.client(EXEC)
         half = memory.client(EXEC)
         half.send(spdy_http(EXEC, "v4.channel.k8s.io"))
@@ -392,15 +393,16 @@ async def test_clients_that_keep_one_waiting() -> None:
         single.send(spdy_pieces(lambda end: end.open({"streamtype": "error", "port": "1"}) and None)[-1])
         idle = memory.client(EXEC)
         idle.send(websocket_http(EXEC, "v4.channel.k8s.io"))
-        await asyncio.sleep(0.04)
-        assert silent.transport.closed
-        assert not idle.transport.closed
         for client in (half, single):
-            assert b"timed out waiting for" in heard(client)
-        await asyncio.sleep(0.1)
-        assert idle.transport.closed
-        half.transport.lose()
-        single.transport.lose()
+            await eventually(lambda client=client: b"timed out waiting for" in heard(client))
+        await eventually(lambda: silent.transport.closed)
+        assert not idle.transport.closed
+        for client in (half, single, idle):
+            client.transport.lose()
+    async with in_memory(Timeouts(creation=3600, idle=0.05)) as memory:
+        idle = memory.client(EXEC)
+        idle.send(websocket_http(EXEC, "v4.channel.k8s.io"))
+        await eventually(lambda: idle.transport.closed)
 
 
 @pytest.mark.trial("strangers-are-bounded", "of clients without a token 256 are connected, however fast they come")
