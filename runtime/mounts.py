@@ -5,6 +5,7 @@ Nothing here touches the kernel: `rootfs` does what these values say.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from runtime import spec as oci
@@ -152,8 +153,8 @@ def plan_mount(
 
 
 def absolute(destination: str) -> str:
-    """A mount's destination, from `/` if it is relative: runc takes it so, and calls that deprecated."""
-    return destination if destination.startswith("/") else f"/{destination}"
+    """A mount's destination in its shortest form, from `/` if it is relative: runc takes it so, if deprecated."""
+    return "/" + os.path.normpath("/" + destination).lstrip("/")
 
 
 def cleared(plan: MountPlan) -> int:

@@ -159,17 +159,24 @@ class Rootfs:
         dev_is_ours = True
         for index, plan in enumerate(plans):
             with failing(f"mount `{plan.type or plan.source}` on", plan.destination):
-                if plan.type in ("cgroup", "cgroup2") and not plan.bind:
-                    self._mount_cgroups(plan, sources[index], cgroups)
-                elif plan.bind:
-                    inside = plan.inside is not None
-                    tree = bind_mounts.clone_inside(self.root, plan, self._users) if inside else sources[index][0]
-                    self._mount_bind(plan, tree)
-                    dev_is_ours = dev_is_ours and plan.destination != "/dev"
-                else:
-                    self._mount_new(plan, sources[index][0] if index in sources else None)
+                try:
+                    self._mount(plan, sources.get(index, ()), cgroups)
+                except NotADirectoryError as error:
+                    about = f"mount `{plan.source or plan.type}` on"
+                    reason = "a part of that path is a file in the container"
+                    raise WrongMountPoint(about, f"`{plan.destination}`", reason) from error
+            dev_is_ours = dev_is_ours and not (plan.bind and plan.destination == "/dev")
         if dev_is_ours:
             self._make_devices(devices)
+
+    def _mount(self, plan: MountPlan, sources: Sequence[int], cgroups: CgroupView) -> None:
+        if plan.type in ("cgroup", "cgroup2") and not plan.bind:
+            self._mount_cgroups(plan, sources, cgroups)
+        elif plan.bind:
+            inside = plan.inside is not None
+            self._mount_bind(plan, bind_mounts.clone_inside(self.root, plan, self._users) if inside else sources[0])
+        else:
+            self._mount_new(plan, sources[0] if sources else None)
 
     def _mount_bind(self, plan: MountPlan, tree: int) -> None:
         bind_mounts.finish(plan, tree)

@@ -141,7 +141,7 @@ def load(bundle: str, warn: Callable[[str], None]) -> tuple[bytes, Spec, Process
         raise SpecError("process", "is required")
     validation.check(spec)
     for index, mount in enumerate(spec.mounts):
-        if absolute(mount.destination) != mount.destination:
+        if not mount.destination.startswith("/"):
             warn(f"mounts[{index}].destination: {mount.destination!r} is relative, which is deprecated: taken from /")
     user = spec.linux.namespace("user")
     if user is not None and user.path and os.geteuid() == 0:

@@ -184,7 +184,17 @@ def test_files_and_directories_that_meet(bundle: Bundle, user_namespace: bool) -
         assert f"{source}` on `{mount['destination']}`: not a directory: the source is a {kinds[0]}" in done.stderr
         assert f"in the container is a {kinds[1]}: {words}" in done.stderr
     under = _run(bundle, "true", tmpfs | {"destination": "/etc/hosts/below"}, check=False)
-    assert "mount `tmpfs` on `/etc/hosts/below`: Not a directory" in under.stderr
+    assert "mount `tmpfs` on `/etc/hosts/below`: not a directory: a part of that path is a file in" in under.stderr
+    assert words in under.stderr
+
+
+@pytest.mark.parametrize("destination", ["/dev/", "//dev", "dev", "/x/../dev/."])
+def test_a_dev_that_is_bound_is_left_alone(bundle: Bundle, tmp_path: Path, destination: str) -> None:
+    """However it is written: no device nodes are made in the host's directory, nor their modes changed."""
+    (tmp_path / "dev").mkdir()
+    _run(bundle, "true", {"destination": destination, "type": "bind", "source": str(tmp_path / "dev"),
+                          "options": ["rbind"]})  # fmt: skip
+    assert not list((tmp_path / "dev").iterdir())
 
 
 @pytest.mark.trial("mounts-own-source", "A source below the container's rootfs shows what is mounted there so far.")
