@@ -76,3 +76,18 @@ def test_what_another_volume_has_there(pod: Pod, tmp_path: Path) -> None:
     pod.daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container), timeout=CALL_SECONDS)
     assert pod.daemon.wait_exited(container).exit_code == 0
     _remove(pod, container)
+
+
+@pytest.mark.trial("mounts-at-links", "Where an image's link leads to nothing, a mount point is made there, inside.")
+def test_links_that_lead_to_nothing(pod: Pod, tmp_path: Path) -> None:
+    """As images' /etc/resolv.conf often is one; here they are a volume's, for any image's are followed alike."""
+    (tmp_path / "links").mkdir()
+    (tmp_path / "file").write_text("mounted")
+    (tmp_path / "links/up").symlink_to(f"../../../../../../../../{tmp_path}/made")
+    (tmp_path / "links/run").symlink_to("/run/systemd/resolve/stub.conf")
+    tmp_path.chmod(0o755)
+    container = _create(pod, (tmp_path / "links", "/l"), (tmp_path / "file", "/l/run"), (tmp_path / "links", "/l/up/x"))
+    pod.daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container), timeout=CALL_SECONDS)
+    assert pod.daemon.wait_exited(container).exit_code == 0
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "links"]
+    _remove(pod, container)
