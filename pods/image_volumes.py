@@ -64,7 +64,7 @@ def _make(rootfs: int, path: str, parent: int, name: str, owner: tuple[int, int]
             return False
         raise
     try:
-        if not readonly and os.listdir(source):
+        if not readonly and _has_content(source):
             return False
         os.mkdir(name, 0o700, dir_fd=parent)
         target = os.open(name, _DIRECTORY, dir_fd=parent)
@@ -77,13 +77,18 @@ def _make(rootfs: int, path: str, parent: int, name: str, owner: tuple[int, int]
     return True
 
 
+def _has_content(directory: int) -> bool:
+    with os.scandir(directory) as entries:
+        return next(entries, None) is not None
+
+
 @dataclass(slots=True)
 class _Level:
     """A directory that is being copied."""
 
     source: int
     target: int
-    names: Iterator[os.DirEntry[str]]
+    names: Iterator[os.DirEntry[str]]  # read as they are needed: an image may have more of them than there is memory
     path: str  # below the top
 
     def close(self) -> None:
@@ -117,9 +122,7 @@ class _Copy:
                 level.close()
 
     def _enter(self, source: int, target: int, path: str) -> None:
-        with os.scandir(source) as entries:
-            names = iter(list(entries))
-        self.levels.append(_Level(source, target, names, path))
+        self.levels.append(_Level(source, target, os.scandir(source), path))
 
     def _copy(self, entry: os.DirEntry[str], level: _Level) -> None:
         status = os.stat(entry.name, dir_fd=level.source, follow_symlinks=False)
@@ -168,14 +171,30 @@ def _copy_file(name: str, source_directory: int, target_directory: int, status: 
 
 
 def _copy_content(source: int, target: int, size: int) -> None:
-    """By reference where the file system can."""
+    """By reference where the file system can, and holes as holes: a file of a few bytes may be a terabyte long."""
+    os.ftruncate(target, size)
+    end = 0
+    while end < size:
+        try:
+            begin = os.lseek(source, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = min(size, os.lseek(source, begin, os.SEEK_HOLE))
+        os.lseek(source, begin, os.SEEK_SET)
+        os.lseek(target, begin, os.SEEK_SET)
+        _copy_data(source, target, end - begin)
+
+
+def _copy_data(source: int, target: int, size: int) -> None:
     try:
-        while size and (copied := os.copy_file_range(source, target, _CHUNK)):
+        while size and (copied := os.copy_file_range(source, target, min(size, _CHUNK))):
             size -= copied
     except OSError as error:
         if error.errno not in _OTHER_WAYS:
             raise
-    while size > 0 and (copied := os.sendfile(target, source, None, _CHUNK)):  # both go on where they are
+    while size > 0 and (copied := os.sendfile(target, source, None, min(size, _CHUNK))):  # both go on where they are
         size -= copied
 
 

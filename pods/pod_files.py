@@ -22,6 +22,8 @@ def make(sandbox_dir: Path, more: int) -> Path:
     place = sandbox_dir / _NAME
     options = {"source": "crisp-etc", "mode": "0755", "size": str(_ROOM + more), "nr_inodes": str(_INODES)}
     mount_tmpfs(str(place), options)
+    for name in NAMES:  # for people, who look for them where they were
+        (sandbox_dir / name).symlink_to(f"{_NAME}/{name}")
     return place
 
 

@@ -57,6 +57,7 @@ def test_a_pod_of_an_earlier_crisp_keeps_its_files(daemon: Daemon) -> None:
         subprocess.run(["umount", str(place)], check=True)
         place.rmdir()
         for name, content in files.items():
+            (place.parent / name).unlink()
             (place.parent / name).write_bytes(content)
         container = pod.run("sleep", "1000")
         assert pod.exec(container, "cat", "/etc/hostname").stdout == b"earlier\n"
