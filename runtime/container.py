@@ -481,7 +481,7 @@ class Container:
             spec=self._spec,
             process=process,
             init_pidfd=self._pidfd,
-            cgroup=self._cgroup,
+            cgroup=self._cgroup.for_exec(self.pid),
             in_unified_cgroup=bool(self._cgroup.unified),
             stdio=(-1, -1, -1) if terminal else (fds[0], fds[1], fds[2]),
             filter_program=self._filter,

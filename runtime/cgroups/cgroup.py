@@ -30,7 +30,7 @@ class CgroupInUse(RuntimeCoreError):
 class Cgroup:
     """`path` is relative to the hierarchies' mount points and starts with a slash. Making the value does no I/O.
 
-    `apart` has mount points of version 1 where who joins goes to another path.
+    `apart` has mount points where who joins goes to another path.
 
     Every method raises `OperationFailed` naming the file and the value the kernel refused.
     """
@@ -109,11 +109,27 @@ class Cgroup:
         Version 1 gets the thread, not the process: moving a process takes a lock that all forks on the machine wait
         for (cgroup_threadgroup_rwsem), and a child with one thread is wholly moved with that.
         """
-        apart = dict(self.apart)
         for mountpoint in dict.fromkeys(self.hierarchies.v1.values()):
-            files.write(mountpoint + apart.get(mountpoint, self.path) + "/tasks", "0")
+            files.write(self._joined(mountpoint) + "/tasks", "0")
         if unified and self.unified:
-            files.write(self.unified + "/cgroup.procs", "0")
+            files.write(self._joined(self.hierarchies.unified) + "/cgroup.procs", "0")
+
+    def _joined(self, mountpoint: str) -> str:
+        return mountpoint + dict(self.apart).get(mountpoint, self.path)
+
+    def for_exec(self, init: int) -> Cgroup:
+        """The same for who joins a container that runs: in version 2 where its init is, if that is below the cgroup.
+
+        A cgroup that gives controllers to those below it takes no process itself (EBUSY): that is how a container with
+        a service manager, or with containers, of its own looks.
+        """
+        if not self.unified or not files.read(self.unified + "/cgroup.subtree_control"):
+            return self
+        lines = files.read(f"/proc/{init}/cgroup").splitlines()
+        path = next((line[3:] for line in lines if line.startswith("0::")), "")
+        if not path.startswith(f"{self.path}/"):
+            return self
+        return replace(self, apart=(*self.apart, (self.hierarchies.unified, path)))
 
     def clone_fd(self) -> int | None:
         """A descriptor for CLONE_INTO_CGROUP (clone3(2)); the caller closes it. None without version 2.
@@ -121,7 +137,13 @@ class Cgroup:
         Of no use after `kill`: since cgroup.kill catches forks in flight (seen on Linux 6.18), the kernel takes every
         later clone into that cgroup for one of them and kills it at birth. A new cgroup, or `join_self`, is needed.
         """
-        return self._open_unified("", os.O_PATH | os.O_DIRECTORY)
+        if not self.unified:
+            return None
+        path = self._joined(self.hierarchies.unified)
+        try:
+            return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise OperationFailed.of("open", path, error) from error
 
     def populated_fd(self) -> int | None:
         """cgroup.events, which is POLLPRI when "populated" or "frozen" changes; the caller closes it. None without."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from runtime import syscalls, userns, validation
 from runtime.capabilities import left_out
 from runtime.clone import clone_into
-from runtime.command import notify, removal
+from runtime.command import removal
 from runtime.command.child import Child
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
@@ -19,7 +19,7 @@ from runtime.command.interpreter import require_readonly
 from runtime.command.owner import in_user_namespace
 from runtime.command.owner import name as owner_name
 from runtime.command.record import Record, start_time, state_document
-from runtime.command.store import Entry
+from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import RuntimeCoreError, SpecError, failing, from_json
 from runtime.gate import Gate, waiting_program
 from runtime.hooks import enter_the_container, run_hooks
@@ -80,9 +80,11 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
     if socket_path and not process.terminal:
         raise UsageError("cannot use console socket if runc will not detach or allocate tty")
     process = _with_listening(process, preserved)
-    notified = notify.host_socket()
+    notified = bool(os.environ.get("NOTIFY_SOCKET"))
     if notified:
-        spec, process = notify.with_socket(spec, process, context.store.entry(id).path(notify.DIRECTORY))
+        from runtime.command import notify
+
+        spec, process = notify.with_socket(spec, process, context.store.entry(id).path(NOTIFY_DIRECTORY))
     owner = owner_name()
     if os.geteuid() != 0:
         from runtime.command import rootless
@@ -100,7 +102,7 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
         undo.callback(entry.remove)
         entry.write("config.json", text)
         if notified:
-            os.mkdir(entry.path(notify.DIRECTORY), 0o755)
+            os.mkdir(entry.path(NOTIFY_DIRECTORY), 0o755)
         created = maker.make(entry, undo, preserved, keyring=not options.switch("no-new-keyring"))
         if created.console >= 0 and socket_path:
             send_console(created.console, socket_path)

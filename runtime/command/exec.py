@@ -269,6 +269,8 @@ def _cgroup(record: Record, words: list[str]) -> Cgroup:
     Controllers are version 1's; those not named, and version 2's hierarchy beside them, are the container's own then.
     """
     cgroup = record.group()
+    if not words:
+        return cgroup.for_exec(record.pid)
     for word in words:
         controllers, colon, below = word.rpartition(":")
         if not colon and len(words) > 1:

@@ -50,7 +50,9 @@ class ContainerGroup:
     def _make_scope(self, undo: contextlib.ExitStack) -> Cgroup:
         """The same by way of systemd, which wants a process in a scope from the first."""
         from runtime.command import units
+        from runtime.command.unit_properties import unit_properties
 
+        more = unit_properties(self._spec.annotations)
         bus = units.SESSION if self._context.rootless else units.SYSTEM
         scope = units.container_scope(self._spec.linux.cgroups_path, self._record.id, bus)
         resources = with_default_devices(self._spec.linux.resources)
@@ -59,7 +61,7 @@ class ContainerGroup:
                 cgroup = self._vacant(systemd.root() + scope.path)
                 self._holder = units.start_holder()
                 unmade.callback(self.drop_holder)
-                systemd.start(scope, self._record.id, self._holder[0], resources)
+                systemd.start(scope, self._record.id, self._holder[0], resources, more)
                 self._record.cgroup, self._record.scope, self._record.bus = cgroup.path, scope.name, bus
                 unmade.callback(removal.remove_cgroup, self._record, self._context.log)
                 cgroup.create(resources)  # the limits as they are: systemd rounds

@@ -10,7 +10,7 @@ import contextlib
 import os
 
 from runtime import syscalls
-from runtime.command.store import Entry
+from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import failing
 from runtime.light import replace, socket
 from runtime.spec import Mount, Process, Spec
@@ -19,15 +19,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-DIRECTORY: Final = "notify"  # in the container's state
 _PLACE: Final = "/run/notify"
 _NAME: Final = "notify.sock"
 _LARGEST: Final = 4096  # bytes of a datagram that are looked at
-
-
-def host_socket() -> str:
-    """Where the manager listens, "" if nobody does."""
-    return os.environ.get("NOTIFY_SOCKET", "")
 
 
 def with_socket(spec: Spec, process: Process, directory: str) -> tuple[Spec, Process]:
@@ -42,7 +36,7 @@ class Listener:
     """The container's socket; it has to be there before the program runs."""
 
     def __init__(self, entry: Entry) -> None:
-        path = entry.path(DIRECTORY)
+        path = entry.path(NOTIFY_DIRECTORY)
         with failing("listen in", path):
             directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -54,11 +48,6 @@ class Listener:
                 os.chmod(short, 0o777)
             finally:
                 os.close(directory)
-
-    @classmethod
-    def wanted(cls, entry: Entry) -> Listener | None:
-        """One if there is a manager, and the container was made for one."""
-        return cls(entry) if host_socket() and os.path.isdir(entry.path(DIRECTORY)) else None
 
     def wait_ready(self, pid: int, pidfd: int) -> None:
         """Return when the program has said that it is ready, and the manager knows, or when it has ended."""
@@ -73,7 +62,7 @@ class Listener:
             said = self._socket.recv(_LARGEST)
             if any(line.startswith(b"READY=") for line in said.split(b"\n")):
                 break
-        address = host_socket()
+        address = os.environ["NOTIFY_SOCKET"]
         with failing("notify", address), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.connect("\0" + address[1:] if address.startswith("@") else address)
             manager.send(b"READY=1\nMAINPID=%d" % pid)

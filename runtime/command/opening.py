@@ -10,11 +10,15 @@ import select
 from runtime.command import removal
 from runtime.command.log import Log
 from runtime.command.record import Record, state_document
-from runtime.command.store import Entry
+from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import OperationFailed, RuntimeCoreError, failing
 from runtime.gate import failure
 from runtime.hooks import run_hooks
 from runtime.spec import Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.command.notify import Listener
 
 
 def open_gate(entry: Entry, record: Record, spec: Spec, log: Log) -> None:
@@ -36,6 +40,15 @@ def open_gate(entry: Entry, record: Record, spec: Spec, log: Log) -> None:
     if reason is not None:
         raise reason
     log.debug(f"container {record.id}: started")
+
+
+def listener(entry: Entry) -> Listener | None:
+    """What hears that the program is ready, if a manager waits for that and the container was made for one."""
+    if not os.environ.get("NOTIFY_SOCKET") or not os.path.isdir(entry.path(NOTIFY_DIRECTORY)):
+        return None
+    from runtime.command.notify import Listener
+
+    return Listener(entry)
 
 
 def run_poststart(record: Record, spec: Spec) -> None:

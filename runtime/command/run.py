@@ -9,8 +9,7 @@ from runtime.command.context import Context
 from runtime.command.creation import Created
 from runtime.command.flags import Flag, Options
 from runtime.command.foreground import DETACH_FLAGS, NOT_EXECUTED, attend, forward_signals
-from runtime.command.notify import Listener
-from runtime.command.opening import open_gate, run_poststart
+from runtime.command.opening import listener, open_gate, run_poststart
 from runtime.command.operands import only
 from runtime.errors import ExecFailed
 
@@ -37,7 +36,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
             from runtime.command.relay import plain_lines
 
             plain_lines(created.console)
-        notified = Listener.wanted(created.entry)
+        notified = listener(created.entry)
         with created.entry.locked():
             open_gate(created.entry, created.record, created.spec, context.log)
         run_poststart(created.record, created.spec)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from runtime import syscalls
 from runtime.command.context import Context
 from runtime.command.flags import Options
-from runtime.command.notify import Listener
-from runtime.command.opening import open_gate, run_poststart
+from runtime.command.opening import listener, open_gate, run_poststart
 from runtime.command.operands import only
 from runtime.command.removal import current_status
 from runtime.errors import RuntimeCoreError
@@ -31,7 +30,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
         if found != "created":
             raise RuntimeCoreError(f"cannot start an already running container: {record.id}")
         spec = entry.spec()
-        notified = Listener.wanted(entry)
+        notified = listener(entry)
         pidfd = syscalls.pidfd_open(record.pid) if notified else -1
         open_gate(entry, record, spec, context.log)
     run_poststart(record, spec)

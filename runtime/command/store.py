@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 _ID_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+NOTIFY_DIRECTORY: Final = "notify"
 _LONGEST_ID: Final = 1024
 
 

@@ -70,14 +70,18 @@ class Units:
             ((_, path),) = self._call(systemd_bus.get_control_group())
         return str(path).rstrip("/")
 
-    def start(self, scope: Scope, container_id: str, pid: int, resources: Resources) -> None:
-        """Make a scope around a process, and wait until it is there."""
+    def start(
+        self, scope: Scope, container_id: str, pid: int, resources: Resources, more: Sequence[Property] = ()
+    ) -> None:
+        """Make a scope around a process, and wait until it is there. `more` are properties that go before ours."""
         devices = ""
         with contextlib.suppress(OSError), open("/proc/devices") as file:
             devices = file.read()
         properties = scope_properties(
             scope, f"crisp-oci container {container_id}", [pid], resources, pure_v2=_pure_v2(), devices=devices
         )
+        own = {name for name, _signature, _value in more}
+        properties = [*(each for each in properties if each[0] not in own), *more]
         self._job(f"start unit {scope.name}", systemd_bus.start_transient_unit(scope.name, properties))
 
     def limit(self, name: str, resources: Resources) -> None:

@@ -46,9 +46,11 @@ _PARTNERS: Final = (
     ("cpu", ("shares", "idle")),
 )
 _UNITS: Final = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
+_OF_RESCTRL: Final = ("l3-cache-schema", "mem-bw-schema")
 FLAGS: Final = (
     Flag("resources", short="r", argument="FILE", help="linux.resources as JSON, - for standard input; no other flags"),
     *(Flag(name, argument="N", help=f"linux.resources.{'.'.join(member)}") for name, member in _NUMBERS.items()),
+    *(Flag(name, argument="SCHEMA", help="refused") for name in _OF_RESCTRL),
     *(Flag(name, argument="LIST", help=f"linux.resources.{'.'.join(member)}") for name, member in _TEXTS.items()),
 )
 ARGUMENTS: Final = "ID"
@@ -56,6 +58,9 @@ ARGUMENTS: Final = "ID"
 
 def run(context: Context, options: Options, operands: list[str]) -> int:
     entry = context.store.existing(only(operands, "ID"))
+    for name in _OF_RESCTRL:
+        if options.text(name):
+            raise NotSupported("use", f"--{name}", "crisp has no resctrl")
     document = _from_file(options.text("resources")) if "resources" in options else _from_flags(options)
     _ = parse_resources(document)
     with entry.locked():

@@ -336,3 +336,29 @@ def test_a_manager_is_told_that_a_container_is_ready(bundle: Bundle, how: str) -
     if how != "run":
         environ = Path(f"/proc/{state['pid']}/environ").read_bytes().split(b"\0")
         assert b"NOTIFY_SOCKET=/run/notify/notify.sock" in environ
+
+
+@pytest.mark.skipif("hugetlb" not in Hierarchies.detect().unified_controllers, reason="cgroup v2 has no hugetlb")
+@pytest.mark.trial("exec-beside-a-manager", "exec works in a container that has cgroups of its own, on cgroup v2")
+def test_an_exec_where_the_container_has_cgroups_of_its_own(bundle: Bundle, daemon: Daemon) -> None:
+    """As with systemd, or containers, in a container: its cgroup takes no process itself."""
+
+    def divide(pid: int) -> None:
+        own = Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].strip()
+        root = Path(Hierarchies.detect().unified)
+        inner = root / own[1:] / "init.scope"
+        inner.mkdir()
+        (inner / "cgroup.procs").write_text(str(pid))
+        for above in reversed(inner.parents):
+            if above.is_relative_to(root):
+                (above / "cgroup.subtree_control").write_text("+hugetlb")
+
+    start(bundle)
+    divide(bundle.state()["pid"])
+    assert "/init.scope\n" in bundle.call("exec", "one", "cat", "/proc/self/cgroup").stdout
+    with daemon.pod("divided") as pod:
+        container = pod.run("sleep", "100")
+        found = json.loads(daemon.runtime.ContainerStatus(
+            cri.ContainerStatusRequest(container_id=container, verbose=True)).info["info"])  # fmt: skip
+        divide(found["pid"])
+        assert b"/init.scope\n" in pod.exec(container, "cat", "/proc/self/cgroup").stdout
