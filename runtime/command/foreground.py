@@ -18,7 +18,13 @@ DETACH_FLAGS: Final = (
     Flag("no-subreaper", help="accepted: crisp-oci is none"),
 )
 NOT_EXECUTED: Final = 255  # the status of an exec, and of a container, whose program the kernel did not execute
-FORWARDED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_OURS: Final = frozenset(  # what nobody can catch, our own faults, and what our children and terminal have to tell us
+    (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT,
+     signal.SIGTRAP, signal.SIGSYS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH,
+     signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+)  # fmt: skip
+# All others, as runc does; 32 and 33 are the C library's.
+FORWARDED: Final = tuple(number for number in range(1, signal.NSIG) if number not in _OURS and number not in (32, 33))
 
 
 def forward_signals(pidfd: Callable[[], int]) -> None:

@@ -248,15 +248,17 @@ def test_a_terminal_relayed(bundle: Bundle) -> None:
     os.close(ours)
 
 
-def test_signals_reach_the_foreground(bundle: Bundle) -> None:
-    bundle.configure("sh", "-c", "trap 'exit 9' TERM; echo ready; while true; do sleep 0.02; done")
+@pytest.mark.trial("signals-forwarded", "any signal to crisp-oci in the foreground reaches the container's process")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGALRM, signal.SIGIO, signal.SIGPWR])
+def test_signals_reach_the_foreground(bundle: Bundle, number: int) -> None:
+    bundle.configure("sh", "-c", f"trap 'exit 9' {number:d}; echo ready; while true; do sleep 0.02; done")
     with subprocess.Popen(
         bundle.command("run", "one"), stdout=subprocess.PIPE, cwd=bundle.directory,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, text=True,
     ) as running:  # fmt: skip
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
-        running.send_signal(signal.SIGTERM)
+        running.send_signal(number)
         assert running.wait(20) == 9
 
 
