@@ -36,17 +36,21 @@ class Directories:
         self._root.implied = True
         self._implied = 1
         self._taken = 0
+        self._reported = 0  # bytes of the paths that are left for when the layers below are known
 
     def describe(self, path: bytes, mtime: int) -> None:
         """There was an entry for it. `mtime` is in nanoseconds."""
         node = self._node(path)
         node.mtime = mtime
-        self._implied -= node.implied
-        node.implied = False
+        if node.implied:
+            self._implied -= 1
+            node.implied = False
+            self._reported -= 0 if node.whited else len(path)
 
     def imply(self, path: bytes) -> None:
         """It had to be made without an entry."""
         node = self._node(path)
+        self._report(path, node)
         self._implied += not node.implied
         node.implied = True
         if self._implied > _IMPLIED_LIMIT:
@@ -54,19 +58,22 @@ class Directories:
 
     def white(self, path: bytes) -> None:
         """Something that the layers below may have was hidden in it."""
-        self._node(path).whited = True
+        node = self._node(path)
+        self._report(path, node)
+        node.whited = True
 
     def forget(self, path: bytes) -> None:
         """It has gone, with all in it."""
         parent_path, _, name = path.rpartition(b"/")
         parent = self._find(parent_path)
         if parent is not None and parent.children is not None and (gone := parent.children.pop(name, None)) is not None:
-            pending = [(name, gone)]
+            pending = [(len(path), name, gone)]
             while pending:
-                name, node = pending.pop()
+                length, name, node = pending.pop()
                 self._implied -= node.implied
+                self._reported -= length if node.implied or node.whited else 0
                 self._taken -= _NODE_COST + len(name) + (_CHILDREN_COST if node.children is not None else 0)
-                pending += (node.children or {}).items()
+                pending += ((length + 1 + len(below), below, child) for below, child in (node.children or {}).items())
 
     def __iter__(self) -> Iterator[tuple[bytes, int | None]]:
         """Each that has or lacks an entry, with its time if it has one."""
@@ -76,14 +83,10 @@ class Directories:
         """What cannot be settled before the layers below are known, for `parse_unsettled`: directories that are implied
         or have whiteouts. ONLY_ROOT when the root alone has no entry."""
         said: list[bytes] = []
-        size = 0
         for path, node in self._walk():
             if node.implied or node.whited:
                 kind = BOTH if node.implied and node.whited else WHITED if node.whited else IMPLIED
                 said.append(kind + path)
-                size += len(path) + 2
-                if size > _REPORT_LIMIT:
-                    raise TarError(f"directories without an entry take more than {_REPORT_LIMIT} bytes of paths")
         return b"\0".join(said)
 
     def _walk(self) -> Iterator[tuple[bytes, _Node]]:
@@ -98,6 +101,12 @@ class Directories:
             yield prefix + name, node
             if node.children:
                 pending.append((prefix + name + b"/", iter(node.children.items())))
+
+    def _report(self, path: bytes, node: _Node) -> None:
+        if not node.implied and not node.whited:
+            self._reported += len(path)
+            if self._reported > _REPORT_LIMIT:
+                raise TarError(f"directories without an entry take more than {_REPORT_LIMIT} bytes of paths")
 
     def _find(self, path: bytes) -> _Node | None:
         node: _Node | None = self._root
