@@ -104,13 +104,21 @@ def _words(path: str) -> frozenset[str]:
 
 
 def descendants(directory: str) -> list[str]:
-    """The directory and all below it, deepest first; empty where it is gone."""
-    try:
-        with os.scandir(directory) as entries:
-            children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
-    return [below for child in children for below in descendants(child)] + [directory]
+    """The directory and all below it, each after all that is in it; empty where it is gone.
+
+    Without recursion: a container that may write to its cgroups makes more in each other than Python's stack holds.
+    """
+    found = []
+    pending = [directory]
+    while pending:
+        parent = pending.pop()
+        try:
+            with os.scandir(parent) as entries:
+                pending += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            continue
+        found.append(parent)
+    return found[::-1]
 
 
 def remove(directory: str) -> None:

@@ -538,3 +538,19 @@ def test_an_update_of_a_hybrid_touches_each_controllers_own_files(
     assert not [file for file in limits if file.read_text() == _OLD]
     take_back()
     assert {file.read_text() for file in limits} == {_OLD}
+
+
+@pytest.mark.trial("deep-cgroups", "cgroups in each other, as deep as a path reaches, are found and removed")
+def test_cgroups_deeper_than_pythons_stack_are_removed(tmp_path: Path) -> None:
+    top = f"{tmp_path}/top"
+    deepest = top + "/d" * 1500
+    os.makedirs(f"{top}/beside")
+    for end in range(len(top) + 2, len(deepest) + 1, 2):
+        os.mkdir(deepest[:end])
+    found = tree.descendants(top)
+    assert len(found) == 1502
+    assert found[-1] == top
+    assert found.index(deepest) < found.index(deepest[:-2])
+    tree.remove(top)
+    assert os.listdir(tmp_path) == []
+    assert tree.descendants(top) == []
