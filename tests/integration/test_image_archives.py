@@ -67,20 +67,18 @@ PARTS = (SIGNATURE, ATTESTATION, ARTIFACT, REFERRERS, foreign("a"), foreign("b")
 
 
 @pytest.mark.trial("layouts-with-more", "a layout's images are imported, whatever else lies beside them")
-@pytest.mark.parametrize("beside", BESIDE)
-async def test_what_lies_beside_an_image_is_left(beside: str, tmp_path: Path) -> None:
+async def test_what_lies_beside_an_image_is_left(tmp_path: Path) -> None:
     image = build_image([layer(entry("here", b""))])
     named = {"annotations": {"io.containerd.image.name": "example.io/a:1"}}
-    for place in (0, len(BESIDE[beside])):
-        entries = [*BESIDE[beside]]
-        entries.insert(place, image.descriptor(**named))
-        layout = lay_out(tmp_path / f"layout{place}", entries, image, *PARTS)
-        async with opened(tmp_path) as store:
-            (imported,) = await store.import_archive(layout)
-            assert (imported.id, imported.repo_tags) == (image.id, ("example.io/a:1",))
-            (again,) = await store.import_archive(layout, "example.io/b:2")
-            assert again.id == image.id
-            await store.remove(image.id)
+    async with opened(tmp_path) as store:
+        for beside, others in BESIDE.items():
+            for entries in ([image.descriptor(**named), *others], [*others, image.descriptor(**named)]):
+                layout = lay_out(tmp_path / "layout", entries, image, *PARTS)
+                (imported,) = await store.import_archive(layout)
+                assert (imported.id, imported.repo_tags) == (image.id, ("example.io/a:1",)), beside
+                (again,) = await store.import_archive(layout, "example.io/b:2")
+                assert again.id == image.id
+                await store.remove(image.id)
 
 
 @pytest.mark.trial("layouts-with-more", "a layout's images are imported, whatever else lies beside them")
