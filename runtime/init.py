@@ -24,7 +24,7 @@ from runtime.mounts import MountPlan
 from runtime.passage import Passage
 from runtime.rootfs import ATTACH_POINT, CgroupView, Rootfs, open_in_root, open_sources, propagate_again
 from runtime.sysctl import write_sysctls
-from runtime.terminal import hand_over, open_peer, take_control
+from runtime.terminal import hand_over, open_multiplexer, open_peer, take_control
 from runtime.userns import OWNED_KINDS, UserNamespaces
 
 TYPE_CHECKING = False
@@ -335,8 +335,8 @@ def _enter_namespaces(spec: oci.Spec, held: Mapping[str, int]) -> None:
 def _open_console(rootfs: Rootfs, start: Start, channel: socket.socket) -> tuple[int, int, int]:
     """A pseudo-terminal of the container's own devpts as the three standard streams; the shim gets its other end."""
     user, mappings = start.process.user.uid, start.users.mappings
+    master = open_multiplexer(lambda flags: open_in_root(rootfs.root, "/dev/pts/ptmx", flags))
     with failing("open", "/dev/pts/ptmx"):
-        master = open_in_root(rootfs.root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
         terminal = open_peer(master, start.process, mappings.uid(user) if mappings else user)
     with failing("mount", "/dev/console"):
         # Not by a link of the image's: what it leads to would be covered before it is masked (CVE-2025-52565).

@@ -18,7 +18,7 @@ from runtime.home import with_home
 from runtime.init import NAMESPACE_FLAGS, leave_the_loop, report
 from runtime.light import dataclass, socket
 from runtime.passage import Passage
-from runtime.terminal import hand_over, open_peer, take_control
+from runtime.terminal import hand_over, open_multiplexer, open_peer, take_control
 from runtime.userns import IDMappings
 
 TYPE_CHECKING = False
@@ -110,8 +110,8 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
 
 def _open_terminal(join: Join, channel: socket.socket) -> tuple[int, int, int]:
     """A terminal of the container that the caller is in, as the three standard streams; the shim gets its other end."""
+    master = open_multiplexer(lambda flags: os.open("/dev/pts/ptmx", flags))
     with failing("open", "/dev/pts/ptmx"):
-        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
         terminal = open_peer(master, join.process, join.process.user.uid)
     if not join.bears:
         take_control(terminal, Passage())

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Arguments = tuple[Any, Any]
 
 _UNLIMITED: Final = 2**64 - 1
+_NULL: Final = os.makedev(1, 3)
 
 
 def become(
@@ -262,6 +263,9 @@ def _use_own_null_device() -> None:
         if not _is_null_device(stream):
             continue
         with failing("open", "/dev/null"):
+            seen = os.stat("/dev/null", follow_symlinks=False)  # some devices act when they are opened
+            if not stat.S_ISCHR(seen.st_mode) or seen.st_rdev != _NULL:
+                raise OperationFailed("use", "/dev/null", errno.EINVAL)
             own = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
         if not _is_null_device(own):
             raise OperationFailed("use", "/dev/null", errno.EINVAL)
@@ -279,7 +283,7 @@ def own_streams(uid: int) -> None:
 
 def _is_null_device(fd: int) -> bool:
     status = os.fstat(fd)
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL
 
 
 def die_with_parent() -> None:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Callable
 
 from runtime import spec as oci
 from runtime.errors import NotSupported, failing
@@ -25,15 +26,23 @@ _TIOCSPTLCK: Final = 0x40045431
 _PTMX: Final = os.makedev(5, 2)
 
 
+def open_multiplexer(opened: Callable[[int], int]) -> int:
+    """/dev/pts/ptmx of the container, which `opened` opens with flags; looked at first, since some devices act then."""
+    with failing("open", "/dev/pts/ptmx"):
+        seen = opened(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _require_multiplexer(seen)
+        finally:
+            os.close(seen)
+        return opened(os.O_RDWR | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
 def open_peer(master: int, process: oci.Process, owner: int) -> int:
     """Unlock the terminal whose other end is open at `master`, and open it as the process's own. Raises OSError.
 
     `owner` is the process's user as the caller's user namespace numbers it.
     """
-    # The container may have put anything in the place of its /dev/pts/ptmx.
-    status = os.fstat(master)
-    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _PTMX:
-        raise NotSupported("open", "/dev/pts/ptmx", "it is no pseudo-terminal multiplexer")
+    _require_multiplexer(master)
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
     # By ioctl, not by a path that could lead elsewhere by now.
     terminal = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -41,6 +50,13 @@ def open_peer(master: int, process: oci.Process, owner: int) -> int:
         resize(terminal, process.console_size.width, process.console_size.height)
     os.fchown(terminal, owner, -1)  # so that the user can open it by its name too
     return terminal
+
+
+def _require_multiplexer(fd: int) -> None:
+    """The container may have put anything in the place of its /dev/pts/ptmx."""
+    status = os.fstat(fd)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _PTMX:
+        raise NotSupported("open", "/dev/pts/ptmx", "it is no pseudo-terminal multiplexer")
 
 
 def resize(terminal: int, width: int, height: int) -> None:
