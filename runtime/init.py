@@ -20,9 +20,10 @@ from runtime.gate import Gate
 from runtime.home import with_home
 from runtime.hooks import run_hooks
 from runtime.light import dataclass, field, json, replace, signal, socket
+from runtime.mount_sources import CgroupView, open_sources
 from runtime.mounts import MountPlan
 from runtime.passage import Passage
-from runtime.rootfs import ATTACH_POINT, CgroupView, Rootfs, open_in_root, open_sources, propagate_again
+from runtime.rootfs import ATTACH_POINT, Rootfs, open_in_root, propagate_again
 from runtime.sysctl import write_sysctls
 from runtime.terminal import hand_over, open_multiplexer, open_peer, take_control
 from runtime.userns import OWNED_KINDS, UserNamespaces

@@ -14,8 +14,9 @@ from typing import Final
 
 from runtime import syscalls, userns
 from runtime.errors import failing
+from runtime.mount_sources import new_filesystem
 from runtime.mounts import MountPlan
-from runtime.rootfs import ATTACH_POINT, new_filesystem, open_in_root
+from runtime.rootfs import ATTACH_POINT, open_in_root
 
 _OLD_VALUE_LIMIT: Final = 255  # bytes in one fsconfig string
 _VOLUME_ATTRS: Final = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
