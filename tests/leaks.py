@@ -69,10 +69,13 @@ class Snapshot:
         return lines
 
 
-def settle(before: Snapshot, grace: float = GRACE_SECONDS) -> list[str]:
-    """What is left of everything made since `before`, once that is nothing or `grace` seconds have passed."""
+def settle(before: Snapshot, grace: float = GRACE_SECONDS, foreign: str = "") -> list[str]:
+    """What is left of everything made since `before`, once that is nothing or `grace` seconds have passed.
+
+    Lines that the regular expression `foreign` is found in are others'.
+    """
     deadline = time.monotonic() + grace
-    while left := Snapshot.take().since(before):
+    while left := [line for line in Snapshot.take().since(before) if not (foreign and re.search(foreign, line))]:
         if time.monotonic() > deadline:
             return left
         gc.collect()  # an unreferenced socket is not a leak

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -18,7 +17,10 @@ CGROUPS = Path("/sys/fs/cgroup")
 NETWORK = Path("/payload/deploy/10-crisp-bridge.conflist")
 LOG_LINES = 60
 # Of the machine's, not ours: they come and go as systemd, udev and the kernel please.
-FOREIGN = re.compile(r"child of 2:|systemd-udevd|\(udev-worker\)|systemd-journal|^cgroups: /system\.slice/(?!crispd)")
+FOREIGN = (
+    r"child of 2:|systemd-udevd|\(udev-worker\)|systemd-journal|^cgroups: /system\.slice/(?!crispd)|"
+    "^links: crisp0$"  # stays by design
+)
 
 
 class Service(Daemon):
@@ -117,6 +119,5 @@ def systemctl(*arguments: str) -> str:
 
 
 def left_since(before: leaks.Snapshot) -> list[str]:
-    """What crisp left behind of everything made since `before`; the network's bridge stays by design."""
-    left = [line for line in leaks.settle(before) if not FOREIGN.search(line)]
-    return [line for line in left if line != "links: crisp0"]
+    """What crisp left behind of everything made since `before`."""
+    return leaks.settle(before, foreign=FOREIGN)
