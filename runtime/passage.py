@@ -29,6 +29,7 @@ _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
     "x86_64": (56, 46, 231, 126, 112, 16, 302, 314, 257, 437, 267, 138, 332, 0, 1, 3),
     "aarch64": (220, 211, 94, 91, 157, 29, 261, 274, 56, 437, 78, 44, 291, 63, 64, 57),
 }
+_MACHINE: Final = os.uname().machine  # not asked for later: a personality of a container's can make it another one
 _AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CLONE_FLAGS: Final = syscalls.CLONE_PARENT | syscalls.CLONE_PIDFD
 _ARGUMENTS: Final = 5  # of the calls listed, at most
@@ -49,12 +50,11 @@ class Passage:
 
     def before(self, program: bytes) -> bytes:
         """The filter with what lets these calls through in front of it."""
-        machine = os.uname().machine
-        numbers = _NUMBERS[machine]
+        numbers = _NUMBERS[_MACHINE]
         length = 8 + len(numbers)
         rules: list[tuple[int, int, int, int]] = []
         for at, value in (
-            (_ARCH_AT, _AUDIT_ARCH[machine]),
+            (_ARCH_AT, _AUDIT_ARCH[_MACHINE]),
             (_SIXTH_AT, self.word & 0xFFFFFFFF),
             (_SIXTH_AT + 4, self.word >> 32),
         ):
@@ -66,7 +66,7 @@ class Passage:
         return b"".join(struct.pack("=HBBI", *rule) for rule in rules) + program
 
     def call(self, name: str, *arguments: Any, about: str = "") -> int:
-        number = _NUMBERS[os.uname().machine][_NAMES.index(name)]
+        number = _NUMBERS[_MACHINE][_NAMES.index(name)]
         wide = [_argument(value) for value in arguments]
         wide += [ctypes.c_long(0)] * (_ARGUMENTS - len(wide))
         return syscalls.locked_syscall(number, *wide, ctypes.c_ulong(self.word), about=about or name)
