@@ -16,6 +16,7 @@ _PR_SET_SECCOMP = 22
 _PR_MODE_FILTER = 2
 NEW_LISTENER = 8
 _INSTRUCTION = 8  # bytes of a struct sock_filter
+_MACHINE = os.uname().machine  # not asked for later: a personality of a container's can make it another one
 
 
 def load_filter(bpf: bytes, flags: int) -> int:
@@ -27,11 +28,11 @@ def load_filter(bpf: bytes, flags: int) -> int:
     code = ctypes.create_string_buffer(bpf, len(bpf))
     # struct sock_fprog: a count, and a pointer aligned to its size
     program = ctypes.create_string_buffer(struct.pack("@HP", len(bpf) // _INSTRUCTION, ctypes.addressof(code)))
-    number = _SYS_SECCOMP.get(os.uname().machine)
+    number = _SYS_SECCOMP.get(_MACHINE)
     if number is None and not flags:
         result = libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_PR_MODE_FILTER), ctypes.byref(program), 0, 0)
     elif number is None:
-        raise NotSupported("load", "seccomp filter", f"seccomp(2) is not known on {os.uname().machine}")
+        raise NotSupported("load", "seccomp filter", f"seccomp(2) is not known on {_MACHINE}")
     else:
         result = libc.syscall(
             ctypes.c_long(number), ctypes.c_long(_SET_MODE_FILTER), ctypes.c_long(flags), ctypes.byref(program)

@@ -117,7 +117,8 @@ def test_what_execve_keeps(bundle: Bundle) -> None:
     assert io == "best-effort: prio 6"
     assert machine in ("i686", "armv8l")
     assert {line.split()[1] for line in maps} == {"bind=static:0"}
-    bundle.configure("sleep", "100", linux=linux)
+    # With a filter too: system calls have other numbers there, and the maker's are the machine's.
+    bundle.configure("sleep", "100", linux=linux | {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}})
     bundle.create()
     assert bundle.call("exec", "one", "busybox", "uname", "-m").stdout.strip() == machine
 
