@@ -16,7 +16,7 @@ _LOCK_WAIT = 10.0  # seconds: the workers of a daemon that was killed hold the l
 _LOCK_STEP = 0.05  # seconds
 _EMPTY = "0"
 _OWN_FILES = ("images.db", "images.db-wal", "images.db-shm", "lock")
-_OWN_DIRECTORIES = 4  # the root, layers, layers/0, tmp
+_OWN_DIRECTORIES = 5  # the root, layers, layers/0, profiles, tmp
 
 
 class StoreRoot:
@@ -70,9 +70,9 @@ class StoreRoot:
     def own_usage(self) -> tuple[int, int]:
         """Bytes and inodes of all but the layers."""
         size = inodes = 0
-        for name in _OWN_FILES:
+        for path in (*(self.path / name for name in _OWN_FILES), *(self.path / "profiles").glob("*")):
             with suppress(FileNotFoundError):
-                size += (self.path / name).stat().st_blocks * 512
+                size += path.stat().st_blocks * 512
                 inodes += 1
         return size, inodes + _OWN_DIRECTORIES
 
