@@ -230,3 +230,35 @@ def test_a_container_of_the_command_that_joins(running: tuple[Bundle, int], tmp_
         assert other.call("exec", "two", "cat", "/proc/1/cmdline").stdout == "sleep\x001000\x00"
     finally:
         other.call("delete", "--force", "two")
+
+
+def test_what_a_child_would_not_inherit_or_could_not_be_made_under(bundle: Bundle) -> None:
+    """A policy that a fork resets, by a filter that kills for it, and a limit that would count the joining process."""
+    filter = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["sched_setattr", "setsid"], "action": "SCMP_ACT_KILL_PROCESS"}],
+    }
+    bundle.configure("sleep", "1000", linux={"seccomp": filter, "personality": {"domain": "LINUX32"}})
+    bundle.create()
+    bundle.call("start", "one")
+    document = bundle.directory / "process.json"
+    look = ["cat", "/proc/self/stat", "/proc/self/status", "/proc/self/limits"]
+    capabilities = {name: ["CAP_KILL"] for name in ("bounding", "permitted", "effective")}
+    document.write_text(
+        json.dumps(
+            {
+                "args": look,
+                "cwd": "/",
+                "env": ["PATH=/bin"],
+                "user": {"uid": 123_456_789, "gid": 5},
+                "capabilities": capabilities,
+                "rlimits": [{"type": "RLIMIT_NPROC", "soft": 1, "hard": 1}],
+                "scheduler": {"policy": "SCHED_OTHER", "nice": -7, "flags": ["SCHED_FLAG_RESET_ON_FORK"]},
+            }
+        )
+    )
+    stat, *lines = bundle.call("exec", "--process", str(document), "one").stdout.splitlines()
+    assert stat.rsplit(") ", 1)[1].split()[16] == "-7"
+    seen = {line.split(":")[0]: line.split(":")[1].strip() for line in lines if ":" in line}
+    assert (int(seen["CapBnd"], 16), int(seen["CapPrm"], 16)) == (1 << 5, 0)
+    assert next(line for line in lines if line.startswith("Max processes")).split()[2:4] == ["1", "1"]
