@@ -83,15 +83,17 @@ class ContainerHooks:
             done(None)
             return
         try:
-            pid, told, telling = _fork()
+            pid, told = _fork()
         except RuntimeCoreError as error:
+            if tell is not None:
+                tell(error)
             done(error)
             return
         if pid == 0:
-            _run(moments, state, telling, go_on=tell is not None)
-        os.close(telling)
+            _run(moments, state, told, go_on=tell is not None)
 
         def ended(status: int) -> None:
+            os.lseek(told, 0, os.SEEK_SET)
             with os.fdopen(told, "rb") as file:
                 failures = [from_json(json.loads(line)) for line in file]
             if status and not failures:
@@ -104,15 +106,17 @@ class ContainerHooks:
         self._children.on_exit(pid, ended)
 
 
-def _fork() -> tuple[int, int, int]:
-    """A child, and the ends of a pipe from it. Raises OperationFailed."""
+def _fork() -> tuple[int, int]:
+    """A child, and a nameless file for what it has to tell. Raises OperationFailed.
+
+    Nobody reads before it has ended, and a pipe may take less than all that the hooks have printed.
+    """
     with failing("make process for", "hooks"):
-        told, telling = os.pipe()
+        told = os.memfd_create("hooks", os.MFD_CLOEXEC)
         try:
-            return syscalls.fork(), told, telling
+            return syscalls.fork(), told
         except OSError:
             os.close(told)
-            os.close(telling)
             raise
 
 
