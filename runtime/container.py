@@ -99,6 +99,7 @@ class Container:
         self._take_back_update: Callable[[], None] = lambda: None
         self._hooks: ContainerHooks | None = None
         self._killed = False
+        self.pause: object = None  # the last `runtime.pause.Pause` that stopped it
         self.pid = 0
         self._pidfd = -1
         self.state = "created"

@@ -16,7 +16,10 @@ _AGAIN_SECONDS: Final = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Pause:
-    """`begin`, and `end` by the caller, or `abandon` when it is gone or the time is over."""
+    """`begin`, and `end` by the caller, or `abandon` when it is gone or the time is over.
+
+    A container that a later pause has stopped, too, is that one's to let go on.
+    """
 
     def __init__(self, containers: Sequence[Container], later: Callable[[float, Callable[[], None]], None]) -> None:
         self._containers = containers
@@ -27,6 +30,7 @@ class Pause:
         """Stop every process of all; not for more than `seconds`. Raises RuntimeCoreError, when all go on."""
         try:
             for container in self._containers:
+                container.pause = self
                 container.freeze()
         except RuntimeCoreError:
             self.end()
@@ -38,6 +42,8 @@ class Pause:
         self._ended = True
         failure: RuntimeCoreError | None = None
         for container in self._containers:
+            if container.pause is not self:
+                continue
             try:
                 container.thaw()
             except RuntimeCoreError as error:
