@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class HostFacts:
     hostname: str
     apparmor: bool = False
     selinux: bool = False
-    nsdelegate: bool = False  # cgroup v2 is mounted with it: a cgroup namespace bounds what its processes may write
+    # Whether cgroup v2 is mounted with it now: whoever mounts it anew without (criu does) takes the option away.
+    nsdelegate: Callable[[], bool] = lambda: False
     hugetlb: bool = True  # its controller is where every runtime looks: version 1's own, or all on version 2
 
     @property
@@ -49,7 +51,7 @@ class HostFacts:
         machine = os.uname()
         return cls(
             cgroup_v2=cgroup_v2,
-            nsdelegate=cgroup_v2 and _delegates((proc / "self/mountinfo").read_text(), str(cgroups)),
+            nsdelegate=lambda: _delegates((proc / "self/mountinfo").read_text(), str(cgroups)),
             swap_limit=_swap_limit(cgroups, proc, v2=cgroup_v2),
             capabilities=_capabilities((proc / "self/status").read_text()),
             kernel=_kernel_version(machine.release),

@@ -31,7 +31,7 @@ def validate(config: ContainerConfig, sandbox: Sandbox, host: HostFacts) -> None
         )
     _validate_texts(config)
     _validate_namespaces(config, sandbox)
-    if security.cgroup_mount_mode is CgroupMountMode.READ_WRITE and not host.nsdelegate:
+    if security.cgroup_mount_mode is CgroupMountMode.READ_WRITE and not host.nsdelegate():
         version = "version 2 without that option" if host.cgroup_v2 else "version 1"
         raise InvalidArgument(
             f"{_SECURITY}.cgroup_mount_mode: READ_WRITE needs cgroup v2 mounted with nsdelegate, not {version}"

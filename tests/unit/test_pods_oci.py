@@ -370,7 +370,7 @@ def test_a_cgroup_namespace_of_its_own(
 @pytest.mark.cri("CreateContainer", "security_context.cgroup_mount_mode")
 def test_a_writable_cgroup_filesystem_takes_delegation() -> None:
     config = _with(cgroup_mount_mode=model.CgroupMountMode.READ_WRITE)
-    mounts = _mounts(_build(config, host=_host(nsdelegate=True)))
+    mounts = _mounts(_build(config, host=_host(nsdelegate=lambda: True)))
     assert ("ro" in mounts["/sys"]["options"], "ro" in mounts["/sys/fs/cgroup"]["options"]) == (True, False)
     with pytest.raises(InvalidArgument, match=r"READ_WRITE needs .* not version 2 without that option"):
         _build(config)

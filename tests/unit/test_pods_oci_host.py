@@ -18,6 +18,26 @@ from pods.mount_sources import check_propagation, resolve_sources
 from pods.oci_labels import apparmor_profile
 from pods.sysctls import default_sysctls, sandbox_sysctls
 
+
+@pytest.mark.parametrize(
+    ("mounted", "delegated"),
+    [
+        ("cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot", True),
+        ("cgroup2 cgroup2 rw,memory_recursiveprot", False),
+        ("tmpfs tmpfs rw,mode=755", False),
+    ],
+)
+def test_delegation_is_an_option_of_the_mount(tmp_path: Path, mounted: str, delegated: bool) -> None:
+    cgroups, process = tmp_path / "sys/fs/cgroup", tmp_path / "proc/self"
+    for directory in (cgroups, process):
+        directory.mkdir(parents=True)
+    (cgroups / "cgroup.controllers").write_text("cpu memory\n")
+    (process / "cgroup").write_text("0::/\n")
+    (process / "status").write_text("CapPrm:\t0000000000000001\nCapBnd:\t0000000000000001\n")
+    (process / "mountinfo").write_text(f"29 23 0:25 / {cgroups} rw,nosuid shared:9 - {mounted}\n")
+    assert HostFacts.detect(tmp_path / "proc", tmp_path / "sys").nsdelegate() == delegated
+
+
 # -- devices ----------------------------------------------------------------------------------------------------------
 
 
