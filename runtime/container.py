@@ -477,19 +477,19 @@ class Container:
         process = replace(self._spec.process, args=tuple(request["args"]), terminal=terminal, console_size=None)
         if terminal and not any(entry.startswith("TERM=") for entry in process.env):
             process = replace(process, env=(*process.env, "TERM=xterm"))
-        join = Join(
-            container_id=self.id,
-            spec=self._spec,
-            process=process,
-            init_pidfd=self._pidfd,
-            cgroup=self._cgroup.for_exec(self.pid),
-            in_unified_cgroup=bool(self._cgroup.unified),
-            stdio=(-1, -1, -1) if terminal else (fds[0], fds[1], fds[2]),
-            filter_program=self._filter,
-            filter_flags=self._filter_flags,
-            mappings=self._mappings,
-        )
         try:
+            join = Join(
+                container_id=self.id,
+                spec=self._spec,
+                process=process,
+                init_pidfd=self._pidfd,
+                cgroup=self._cgroup.for_exec(self.pid),
+                in_unified_cgroup=bool(self._cgroup.unified),
+                stdio=(-1, -1, -1) if terminal else (fds[0], fds[1], fds[2]),
+                filter_program=self._filter,
+                filter_flags=self._filter_flags,
+                mappings=self._mappings,
+            )
             self._execs.begin(request["exec"], join, self.unless_over(reply))
         except (RuntimeCoreError, OSError) as error:
             if self._is_over():
@@ -595,10 +595,11 @@ class _StartAttempt:
         self._failure: RuntimeCoreError | None = None
         self._warnings: list[str] = []
         self._executing = False
+        self._born = False
 
     def take_what_is_there(self) -> None:
-        """Take the messages that have come, without waiting for more."""
-        while self._channel.fileno() >= 0 and self._take_one():
+        """Take what the init has said that is to bear the program, without waiting for more."""
+        while not self._born and self._channel.fileno() >= 0 and self._take_one():
             pass
 
     def ready(self, _events: int) -> None:
@@ -656,7 +657,14 @@ class _StartAttempt:
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         if "failed" in message:
             self._failure = from_json(message["failed"])
+        elif "executing" in message:
+            self._executing = True
+            self._start.steps.extend((name, at) for name, at in message["executing"])
+        elif self._born:  # who may look into it, with CAP_SYS_PTRACE, can speak in its place
+            for fd in fds:
+                os.close(fd)
         elif "pid" in message:
+            self._born = True
             self._container._born(message["pid"], fds[0])
         elif "console" in message:
             self._console = fds[0]
@@ -665,9 +673,6 @@ class _StartAttempt:
         elif "hooks" in message:
             assert self._container._hooks is not None
             self._container._hooks.begin_creation(self._container.pid, self._created)
-        elif "executing" in message:
-            self._executing = True
-            self._start.steps.extend((name, at) for name, at in message["executing"])
 
     def _created(self, state: dict[str, Any], failure: RuntimeCoreError | None) -> None:
         """The hooks of the creation have ended: let the init go on with this state, or end it."""

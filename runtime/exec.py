@@ -81,7 +81,10 @@ class Exec:
             return False
         message = json.loads(data)
         self._failure = message.get("failed", self._failure)
-        if "pid" in message:
+        if self.born:  # who may look into it, with CAP_SYS_PTRACE, can speak in its place: of a failure, and no more
+            for fd in fds:
+                os.close(fd)
+        elif "pid" in message:
             os.close(self.pidfd)
             self.pid, self.pidfd = message["pid"], fds[0]
         elif fds:

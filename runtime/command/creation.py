@@ -502,9 +502,10 @@ class Conversation:
                     self._terminal(console)
                 elif "seccomp" in message:
                     self._held = fds[0]
-                elif "pid" in message:
+                elif "pid" in message and self._awaits_birth:
                     self._child.replaced(message["pid"], fds[0])
-                    self._awaits_birth = False
+                    # Who may look into it, with CAP_SYS_PTRACE, can speak in its place from now on.
+                    self._awaits_birth, self._hooks = False, None
                 elif "executing" in message:
                     ready = True
                 elif "hooks" in message and self._hooks is not None:

@@ -1,0 +1,81 @@
+"""What a shim takes from a process that is born among a container's own, which these may make say anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+from runtime.container import Container, _StartAttempt
+from runtime.exec import Exec
+from runtime.init import Start
+
+
+class _Loop:
+    def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None: ...
+
+    def unwatch(self, fd: int) -> None: ...
+
+
+def _some_file() -> int:
+    return os.open("/dev/null", os.O_RDONLY)
+
+
+def _say(channel: socket.socket, message: dict[str, Any], *fds: int) -> None:
+    socket.send_fds(channel, [json.dumps(message).encode()], fds)
+    for fd in fds:
+        os.close(fd)
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_an_exec_is_who_was_told_of_first() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    replies: list[dict[str, Any]] = []
+    execution = Exec(10, _some_file(), ours, _Loop(), replies.append)
+    _say(theirs, {"pid": 11}, _some_file())
+    execution.take_what_is_there()
+    before = _descriptors()
+    for message in ({"pid": 12}, {"console": True}, {"hooks": True}):
+        _say(theirs, message, _some_file())
+    _say(theirs, {"pid": 12})
+    theirs.close()
+    execution.exited(3)
+    assert (execution.pid, execution.born, replies) == (11, True, [{"code": 3}])
+    assert _descriptors() == before - 3  # the channel's ends and the process's
+
+
+def test_a_container_is_who_was_told_of_first_and_its_hooks_run_before() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    born: list[int] = []
+    ran: list[int] = []
+
+    def take_over(pid: int, pidfd: int) -> None:
+        born.append(pid)
+        os.close(pidfd)
+
+    container = SimpleNamespace(
+        pid=10,
+        _born=take_over,
+        _hooks=SimpleNamespace(begin_creation=lambda pid, done: ran.append(pid)),
+    )
+    start = SimpleNamespace(steps=[])
+    attempt = _StartAttempt(cast(Container, container), ours, cast(Start, start), [], lambda _answer: None)
+    with ours, theirs:
+        _say(theirs, {"hooks": True})
+        _say(theirs, {"pid": 11}, _some_file())
+        _say(theirs, {"executing": [["ready to exec", 1]]})
+        attempt.take_what_is_there()
+        assert start.steps == []  # what the born says is read as it comes, however much it is
+        before = _descriptors()
+        for message in ({"pid": 12}, {"console": True}, {"hooks": True}):
+            _say(theirs, message, _some_file())
+        for _ in range(4):
+            attempt.ready(0)
+        assert (born, ran, start.steps) == ([11], [10], [("ready to exec", 1)])
+        assert _descriptors() == before
