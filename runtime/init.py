@@ -266,7 +266,7 @@ def _cgroup_owner(start: Start) -> int:
     if namespace is None or namespace.path or not start.cgroup.hierarchies.pure_v2:
         return 0
     mounted = [plan for plan in start.mounts if plan.type in ("cgroup", "cgroup2") and not plan.bind]
-    if not mounted or mounted[-1].attr_set & syscalls.MOUNT_ATTR_RDONLY:
+    if not mounted or (mounted[-1].attr_set | mounted[-1].tree_attr_set) & syscalls.MOUNT_ATTR_RDONLY:
         return 0
     user = start.process.user.uid
     return mappings.uid(user) if mappings else user
