@@ -127,7 +127,7 @@ def test_a_pipe_through_exec(daemon: Daemon, pod: Pod, main: str) -> None:
         command(daemon, "exec", "-i", "streams/main", "nonsense"), cwd=REPOSITORY, capture_output=True,
         stdin=subprocess.DEVNULL, timeout=SECONDS,
     )  # fmt: skip
-    assert failed.returncode == 125
+    assert failed.returncode == 127
     assert b"executable file not found" in failed.stderr
 
 
