@@ -20,6 +20,7 @@ from image.manifest import (
     DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_MANIFEST,
+    DOCUMENTS_LIMIT,
     INDEX_TYPES,
     MANIFEST_LIMIT,
     MANIFEST_TYPES,
@@ -253,8 +254,9 @@ def _layout_image(
     chosen = choose(parse_manifest(_verified(archive, descriptor), descriptor.media_type, what), platforms, what)
     try:
         wanted = next(chosen)
-        while True:
+        for _ in range(DOCUMENTS_LIMIT):
             wanted = chosen.send(_verified(archive, wanted))
+        raise InvalidImage(f"read {what}: more than {DOCUMENTS_LIMIT} manifests and configurations to choose from")
     except StopIteration as end:
         manifest: Manifest = end.value
     configuration = parse_configuration(_verified(archive, manifest.config), what)

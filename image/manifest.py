@@ -206,6 +206,9 @@ def checked(descriptor: Descriptor, what: str) -> Descriptor:
 # --- platforms
 
 
+DOCUMENTS_LIMIT = 32  # manifests and configurations that a choice may read
+
+
 def choose(
     document: Manifest | Index, platforms: Sequence[Platform], what: str, depth: int = NESTING
 ) -> Generator[Descriptor, bytes, Manifest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
@@ -50,7 +51,7 @@ class Origin:
         failures: list[ImageError] = []
         for repository in self._repositories:
             try:
-                found = read(*await repository.manifest(reference))
+                found = await asyncio.to_thread(read, *await repository.manifest(reference))
             except NEXT_PLACE as error:
                 failures.append(error)
             else:

@@ -102,7 +102,12 @@ def _adopt(layer: int, lowers: Lowers, path: bytes) -> None:
     if model is None:
         return
     try:
-        target = _open_plain(layer, path)
+        try:
+            target = _open_plain(layer, path)
+        except OSError as error:
+            if error.errno in _NOT_THERE:  # an entry replaced it, under another of its names
+                return
+            raise
         try:
             _copy_attributes(model, target)
         finally:

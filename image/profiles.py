@@ -109,7 +109,6 @@ class Profiles:
         async with self._locks[digest]:
             if self._known.pop(digest, None) is not None:
                 await asyncio.to_thread(self._unlink, digest)
-        self._locks.pop(digest, None)
 
     async def _is_accepted(self, reference: Reference, known: ProfileInfo, requirements: Requirements) -> bool:
         try:
@@ -131,7 +130,7 @@ class Profiles:
         if layer.size > PROFILE_LIMIT:
             raise InvalidImage(f"pull profile {reference}: {layer.size} bytes, over the limit of {PROFILE_LIMIT}")
         content = await origin.document(layer, PROFILE_LIMIT)
-        check(content)
+        await asyncio.to_thread(check, content)
         if len(self._known) >= _PROFILES and reference.digest not in self._known:
             raise ImageError(f"keep profile {reference}: {_PROFILES} are kept already: remove some")
         await asyncio.to_thread(self._write, self._file(reference.digest), content)

@@ -9,10 +9,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from image.errors import DigestMismatch, ImageNotFound
+from image.errors import DigestMismatch, ImageNotFound, InvalidImage
 from image.layers import Make, blob_of, make_layer_directory
 from image.manifest import (
     CONFIG_LIMIT,
+    DOCUMENTS_LIMIT,
     MANIFEST_TYPES,
     Blob,
     Configuration,
@@ -72,8 +73,9 @@ async def choose_manifest(origin: Origin, resolved: Resolved, platforms: Sequenc
     chosen = choose(resolved.document, platforms, what)
     try:
         wanted = next(chosen)
-        while True:
+        for _ in range(DOCUMENTS_LIMIT):
             wanted = chosen.send(await _document(origin, wanted, what))
+        raise InvalidImage(f"pull {what}: more than {DOCUMENTS_LIMIT} manifests and configurations to choose from")
     except StopIteration as end:
         manifest: Manifest = end.value
         return manifest
@@ -94,7 +96,7 @@ async def get_configuration(
 ) -> tuple[Configuration, tuple[Blob, ...]]:
     """The configuration of an image, and its layers. Raises what `Origin.document` does, and InvalidImage."""
     raw = await origin.document(manifest.config, CONFIG_LIMIT)
-    configuration = parse_configuration(raw, what)
+    configuration = await asyncio.to_thread(parse_configuration, raw, what)
     blobs = described_blobs(manifest, configuration, what)
     if claim := doubt(configuration, platforms, what):
         _log.warning("an image is pulled that may not run here", extra={"image": what, "reason": claim})

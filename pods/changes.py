@@ -118,8 +118,8 @@ def _below(top: Path) -> Iterator[tuple[str, int]]:
 
     Directories come before what is in them. Nothing is listed: there may be more names than there is memory.
     """
-    with contextlib.ExitStack() as opened:
-        levels = [_Level("", os.open(top, _DIRECTORY), opened)]
+    levels = [_Level("", os.open(top, _DIRECTORY))]
+    try:
         while levels:
             level = levels[-1]
             entry = next(level.entries, None)
@@ -136,20 +136,22 @@ def _below(top: Path) -> Iterator[tuple[str, int]]:
                 if stat.S_ISDIR(os.fstat(seen).st_mode):
                     if len(levels) > _DEEPEST:
                         raise ValueError(f"{name[:64]!r}... is deeper than {_DEEPEST} directories")
-                    levels.append(_Level(f"{name}/", os.open(".", _DIRECTORY, dir_fd=seen), opened))
+                    levels.append(_Level(f"{name}/", os.open(".", _DIRECTORY, dir_fd=seen)))
             finally:
                 os.close(seen)
+    finally:
+        for level in levels:
+            level.close()
 
 
 class _Level:
     """A directory that is being read."""
 
-    def __init__(self, path: str, directory: int, opened: contextlib.ExitStack) -> None:
+    def __init__(self, path: str, directory: int) -> None:
         self.path = path
         self.directory = directory
         self._closing = contextlib.ExitStack()
         self._closing.callback(os.close, directory)
-        opened.enter_context(self._closing)
         self.entries: Iterator[os.DirEntry[str]] = self._closing.enter_context(os.scandir(directory))
 
     def close(self) -> None:

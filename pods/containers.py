@@ -98,15 +98,16 @@ class Containers:
             (config, archive),
             lambda: self._make(sandbox.id, config, trace, archive),
             self._undo,
-            made=lambda: self._made(sandbox.id, config),
+            made=lambda: self._made(sandbox.id, config, archive),
         )
 
-    def _made(self, sandbox_id: str, config: ContainerConfig) -> str | None:
+    def _made(self, sandbox_id: str, config: ContainerConfig, archive: str) -> str | None:
         """The id of the container that the same request made before. Raises AlreadyExists when another has the name."""
         held = self._holder(sandbox_id, config)
         if held is None:
             return None
-        if held.container.config == config and held.container.state is ContainerState.CREATED:
+        same = held.container.config == config and (not archive or bool(held.container.checkpoint))
+        if same and held.container.state is ContainerState.CREATED:
             return held.container.id
         name = f"{config.metadata.name}/{config.metadata.attempt}"
         raise AlreadyExists(f"name {name!r} is held by container {held.container.id} until it is removed")
@@ -369,8 +370,13 @@ class Containers:
         shim = self._shims.of(container.sandbox_id)
         try:
             (rootfs,) = await shim.call_for_descriptors("rootfs", container=container.id)
-        except ShimTooOld:  # the pod is an older crisp's: the container's layer is the volume, as it was there
-            return {}
+        except ShimTooOld:  # the pod is an older crisp's: volumes are empty below a read-only root, as they were there
+            if not config.security.readonly_rootfs:
+                return {}
+            for name in wanted.values():
+                (place / name).mkdir(parents=True)
+                user_namespaces.give(place / name, users)
+            return wanted
 
         def make() -> dict[str, str]:
             try:

@@ -74,6 +74,11 @@ class Flights:
                 else:
                     flight.task.add_done_callback(lambda _task: self._land(name, flight, undo))
 
+    def is_under_way(self, name: object) -> bool:
+        """Whether there is a request for the name whose result will be somebody's."""
+        flight = self._flights.get(name)
+        return flight is not None and flight.undoing is None
+
     def _land(self, name: object, flight: _Flight, undo: Callable[[str], Awaitable[None]]) -> None:
         """The work is done; forget it, after undoing it if nobody took the result."""
         if flight.waiters or flight.undoing is not None or self._flights.get(name) is not flight:

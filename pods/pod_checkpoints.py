@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from image.model import Image
-from pods import log_fields, restores, user_namespaces
+from pods import log_fields, octets, restores, user_namespaces
 from pods.checkpoints import write_archive
 from pods.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, PodError, Unimplemented
 from pods.handlers import BUILT_IN
@@ -100,6 +100,7 @@ class PodCheckpoints:
         self, sandbox: Sandbox, output: Path, container_ids: Sequence[str], deadline: float
     ) -> None:
         async with contextlib.AsyncExitStack() as held:
+            await held.enter_async_context(self._state.lock(sandbox.id))  # the shim has one pause for us
             found = sorted({self._state.find_container(one).container.id for one in container_ids})
             for container_id in found:
                 await held.enter_async_context(self._state.lock(container_id))
@@ -194,6 +195,7 @@ class PodCheckpoints:
         containers: Mapping[str, ContainerConfig],
         trace: Trace,
     ) -> tuple[str, dict[str, str]]:
+        others = self._sandboxes.is_known(config)  # of an earlier request like this one, say, whose answer was lost
         sandbox_id = await self._sandboxes.run(config, handler, trace)
         try:
             made = {
@@ -203,7 +205,8 @@ class PodCheckpoints:
                 for number, name in enumerate(saved.containers)
             }
         except BaseException:
-            await self._background.shielded(self._sandboxes.remove(sandbox_id))
+            if not others:
+                await self._background.shielded(self._sandboxes.remove(sandbox_id))
             raise
         return sandbox_id, made
 
@@ -267,7 +270,7 @@ def _write_description(sandbox: Sandbox, containers: Sequence[Container], target
         images={one.config.metadata.name: one.image_id for one in containers},
     )
     with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
-        file.write(msgspec.json.encode(description))
+        file.write(octets.encode(description).encode())
         file.flush()
         os.fsync(file.fileno())
     directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -283,8 +286,8 @@ def _read_description(directory: Path) -> PodCheckpoint:
     with os.fdopen(descriptor, "rb") as file:
         text = file.read(_LARGEST + 1)
     try:
-        found = msgspec.json.decode(text, type=PodCheckpoint)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = octets.decode(text.decode(), PodCheckpoint)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidArgument(f"checkpoint_path: {str(path)!r} is no checkpoint of a pod: {error}") from error
     if found.format != _FORMAT or len(text) > _LARGEST:
         raise InvalidArgument(f"checkpoint_path: {str(path)!r} is of format {found.format}; this crisp knows {_FORMAT}")

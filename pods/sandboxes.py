@@ -79,6 +79,10 @@ class Sandboxes:
             made=lambda: self._made(config),
         )
 
+    def is_known(self, config: SandboxConfig) -> bool:
+        """Whether there is such a pod, or one in the making, which is another request's to undo."""
+        return self._holder(config) is not None or self._flights.is_under_way(pod_name(config))
+
     def _made(self, config: SandboxConfig) -> str | None:
         """The id of the sandbox that the same request made before. Raises AlreadyExists when another has the name."""
         held = self._holder(config)
@@ -272,6 +276,8 @@ class Sandboxes:
         await self._containers.clear_cgroups(sandbox)
         if sandbox.cgroup_driver == SYSTEMD and not sandbox.config.cgroup_parent:
             await self._scopes.remove_slice(pod_slice(sandbox.id, sandbox.config))
+        elif not sandbox.config.cgroup_parent:
+            self._shims.remove_cgroup(pod_cgroup(sandbox))  # an older crisp's has no mark
         self._shims.leave_cgroup(pod_cgroup(sandbox))
 
     async def lost(self, sandbox_id: str) -> None:

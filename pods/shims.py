@@ -109,6 +109,11 @@ class Shims:
         """Whether there is something left of a cgroup."""
         return self._cgroups().cgroup(path).exists()
 
+    def remove_cgroup(self, path: str) -> None:
+        """Remove a cgroup that nothing is in any more, whoever made it. Best effort."""
+        with contextlib.suppress(RuntimeCoreError):
+            self._cgroups().cgroup(path).remove_if_unused()
+
     def leave_cgroup(self, path: str) -> None:
         """Remove a cgroup and those above it, as far as crisp has made them and nothing is in them any more."""
         with contextlib.suppress(RuntimeCoreError):

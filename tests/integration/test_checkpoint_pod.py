@@ -107,7 +107,7 @@ def test_a_pod_goes_on_elsewhere(daemon: Daemon, tmp_path: Path, pids: str) -> N
     for directory in (output, volume):
         directory.mkdir()
     mounts = [cri.Mount(container_path="/volume", host_path=str(volume))]
-    counts = _config("counts", COUNT, pids, mounts=mounts, envs=[cri.KeyValue(key="A", value=b"b")])
+    counts = _config("counts", COUNT, pids, mounts=mounts, envs=[cri.KeyValue(key="A", value=b"b\xff")])
     holds = _config("holds", HOLD, pids)
     with daemon.pod(config=_pod_config(daemon, f"origin-{pids.lower()}", pids)) as pod:
         made = _start(pod, counts, holds)
@@ -135,6 +135,13 @@ def test_a_pod_goes_on_elsewhere(daemon: Daemon, tmp_path: Path, pids: str) -> N
         assert pod.status().network.ip.encode() in seen  # the new pod's network
         assert pod.exec(ids["counts"], "touch", "/volume/here").exit_code == 0
         assert (volume / "here").exists()
+        # The same again, as after a lost answer, takes nothing away.
+        again = cri.RestorePodRequest(checkpoint_path=str(output), config=target, container_configs=[holds, counts],
+                                      runtime_handler="crisp")  # fmt: skip
+        with pytest.raises(grpc.RpcError) as raised:
+            daemon.runtime.RestorePod(again, timeout=CALL_SECONDS)
+        assert raised.value.code() is grpc.StatusCode.ALREADY_EXISTS
+        assert daemon.status(ids["counts"]).state == cri.CONTAINER_RUNNING
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 

@@ -22,6 +22,7 @@ from image.manifest import (
     DOCKER_LAYER,
     DOCKER_LIST,
     DOCKER_MANIFEST,
+    OCI_CONFIG,
     OCI_INDEX,
     OCI_MANIFEST,
     Configuration,
@@ -29,11 +30,14 @@ from image.manifest import (
     Index,
     Manifest,
     choose,
+    digest_of,
     doubt,
     parse_configuration,
     parse_manifest,
 )
 from image.platforms import Platform, node_platforms
+from image.pull import Resolved, choose_manifest
+from image.reference import parse_reference
 from tests.images import build_image, digest
 
 Reading = Callable[[Descriptor], bytes]
@@ -376,3 +380,35 @@ def test_documents_without_end(shape: str) -> None:
         parse_manifest(b'{"schemaVersion": 2, "x": ' + closing.encode() + b"}", OCI_MANIFEST, "x")
     with pytest.raises(InvalidImage, match="deep"):
         parse_configuration(b'{"rootfs": {}, "config": {"Labels": ' + closing.encode() + b"}}", "x")
+
+
+async def test_a_choice_among_indexes_without_end_has_one() -> None:
+    """Indexes of indexes that name no platform: each of their manifests would have to be looked into."""
+    configuration = json.dumps({"architecture": "s390x", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}})
+    documents: dict[str, bytes] = {}
+
+    def kept(document: bytes, media_type: str) -> dict[str, Any]:
+        documents[digest_of(document)] = document
+        return {"mediaType": media_type, "digest": digest_of(document), "size": len(document)}
+
+    config = kept(configuration.encode(), OCI_CONFIG)
+    manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": []}
+    entry = kept(json.dumps(manifest).encode(), OCI_MANIFEST)
+    for _ in range(3):
+        entry = kept(json.dumps({"schemaVersion": 2, "manifests": [entry] * 8}).encode(), OCI_INDEX)
+    top = parse_manifest(documents[entry["digest"]], OCI_INDEX, "x")
+    asked = []
+
+    class Places:
+        async def manifest(self, digest: str, read: Any) -> Any:
+            asked.append(digest)
+            return read(documents[digest], "")
+
+        async def document(self, descriptor: Descriptor, limit: int) -> bytes:
+            asked.append(descriptor.digest)
+            return documents[descriptor.digest]
+
+    resolved = Resolved(parse_reference("r.test/x"), entry["digest"], top)
+    with pytest.raises(InvalidImage, match="more than 32 manifests and configurations"):
+        await choose_manifest(Places(), resolved, node_platforms("x86_64"))  # type: ignore[arg-type]
+    assert len(asked) == 32
