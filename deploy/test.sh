@@ -41,14 +41,14 @@ checks() {
     step mypy || true
     step lint-imports || true
     step tests/criu.sh || true
-    step timeout --foreground 2400 pytest -q tests/unit tests/integration || true
+    step timeout --foreground 3600 pytest -q tests/unit tests/integration || true
 }
 
 # The rest, which needs programs of Kubernetes: one thing after the other, since the guest's emulation takes two cores.
 nodes() {
     step tests/e2e/build-kubernetes.sh etcd kubelet kube-apiserver kube-controller-manager kube-scheduler || return 0
     step tests/e2e/build-critest.sh && step timeout --foreground 1800 pytest -q tests/e2e || true
-    [ $guest = no ] || step timeout --foreground 1800 pytest -q tests/vm || true
+    [ $guest = no ] || step timeout --foreground 3600 pytest -q tests/vm || true
 }
 
 on_exit() {

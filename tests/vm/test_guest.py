@@ -27,7 +27,7 @@ PAYLOAD_FILES = ("tests/vm", "tests/e2e/__init__.py", "tests/e2e/manifests.py", 
 TOOLS = ("installer>=0.7", "pytest>=8")  # what the payload needs inside besides the project's own dependencies
 BOOTS = 3
 MODULES = ("crisp_oci.py", "first_boot.py", "second_boot.py", "kubelet_boot.py", "third_boot.py")
-TIMEOUT_SECONDS = 1500.0  # more than twice what a machine of two cores took that had other things to do
+TIMEOUT_SECONDS = 3300.0  # more than twice what a machine of two cores took that had other things to do
 
 
 def _names() -> list[str]:
