@@ -422,6 +422,12 @@ def test_a_container_manages_cgroups_below_its_own(service: Service, mapped: boo
         assert answer.stdout.decode().split() == ["16777216", "kept"], answer.stderr
         cgroup = Process.of(service, container_id).cgroup().parent
         assert (cgroup / "memory.max").read_text().strip() == str(64 * MEBIBYTE)
+
+
+@pytest.mark.cri("CreateContainer", "namespace_options.cgroupns_options")
+def test_the_nodes_cgroups_are_seen_without_a_namespace(service: Service) -> None:
+    """What /proc names is there in the mount."""
+    with service.pod("node") as pod:
         node = cri.LinuxContainerConfig(
             security_context=cri.LinuxContainerSecurityContext(
                 namespace_options=cri.NamespaceOption(
@@ -431,7 +437,7 @@ def test_a_container_manages_cgroups_below_its_own(service: Service, mapped: boo
         )
         seen = pod.run("sleep", "1000", name="node", linux=node)
         shown = pod.exec(seen, "sh", "-c", "d=$(cut -d: -f3 /proc/1/cgroup); cat /sys/fs/cgroup$d/cgroup.procs")
-        assert len(shown.stdout.split()) >= 1, shown.stderr  # what /proc names is there in the mount
+        assert len(shown.stdout.split()) >= 1, shown.stderr
 
 
 def test_a_privileged_container_opens_the_hosts_devices(service: Service, workload: Workload) -> None:
