@@ -17,6 +17,7 @@ import msgspec
 
 from image.documents import Malformed, decode
 from image.errors import ImageError, InvalidImage, SignatureRefused
+from image.layers import sync_directory
 from image.manifest import Descriptor, checked, digest_of
 from image.model import Credentials
 from image.origin import Origin
@@ -170,7 +171,7 @@ class Profiles:
                 file.flush()
                 os.fsync(file.fileno())
             draft.rename(path)
-            self._sync()
+            sync_directory(self._directory)
         except OSError as error:
             raise ImageError(f"write {path}: {error.strerror}") from error
 
@@ -178,14 +179,7 @@ class Profiles:
         # The record first: without one the file is garbage.
         for path in (self._record(digest), self._file(digest)):
             path.unlink(missing_ok=True)
-        self._sync()
-
-    def _sync(self) -> None:
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._directory)
 
 
 def _only_layer(raw: bytes, media_type: str, what: str) -> Descriptor:

@@ -223,13 +223,13 @@ class PodCheckpoints:
         for name, container in containers.items():
             _require_same(f"container_configs[{name!r}]", saved.containers[name], container)
             image = self._image(container)
-            if image is not None and image.id != saved.images[name]:
+            if image.id != saved.images[name]:
                 raise InvalidArgument(
                     f"container_configs[{name!r}].image: {container.image.image!r} is {image.id}, and the checkpoint "
                     f"is of {saved.images[name]}"
                 )
 
-    def _image(self, container: ContainerConfig) -> Image | None:
+    def _image(self, container: ContainerConfig) -> Image:
         image = self._images.find(container.image.image)
         if image is None:
             raise NotFound(f"image {container.image.image!r} is not on this node: pull it first")

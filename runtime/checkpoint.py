@@ -89,11 +89,10 @@ def external_mounts(spec: Spec, cgroup: Cgroup | None) -> list[tuple[str, str]]:
     Those are parts of file systems whose roots the container does not have, and are others where it is restored.
     """
     found = host_binds(spec)
-    for mount in spec.mounts if cgroup is not None else ():
+    directories = cgroup_view(cgroup).directories if cgroup is not None else ()
+    for mount in spec.mounts:
         if mount.type in ("cgroup", "cgroup2") and not is_bind(mount):
-            assert cgroup is not None
-            view = cgroup_view(cgroup)
-            found += [(f"{mount.destination}/{name}", path) for name, path in view.directories if name]
+            found += [(f"{absolute(mount.destination)}/{name}", path) for name, path in directories if name]
     return found
 
 
