@@ -36,10 +36,10 @@ from cri.v1 import api_pb2
 from pods.errors import InvalidArgument, Unimplemented
 
 if TYPE_CHECKING:
-    from cri.config import Configuration
-    from cri.monitoring import CallMeter, Monitor
+    from cri.daemon.config import Configuration
+    from cri.daemon.monitoring import CallMeter, Monitor
+    from cri.daemon.tracing import Tracing
     from cri.streaming.server import StreamingServer
-    from cri.tracing import Tracing
     from pods.node import Node
 
 MAX_REQUEST_BYTES = 16 << 20  # kubelet's limit for what it sends and receives

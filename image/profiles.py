@@ -17,15 +17,15 @@ import msgspec
 
 from image.documents import Malformed, decode
 from image.errors import ImageError, InvalidImage, SignatureRefused
-from image.layers import sync_directory
 from image.manifest import Descriptor, checked, digest_of
 from image.model import Credentials
-from image.origin import Origin
-from image.policy import Accept, Requirements
-from image.pulls import Pulls
+from image.pull.flights import Pulls
 from image.reference import Reference, parse_reference
-from image.signatures import Signature
-from image.trust import Trust
+from image.registry.origin import Origin
+from image.shelf.layers import sync_directory
+from image.trust.enforce import Trust
+from image.trust.policy import Accept, Requirements
+from image.trust.signatures import Signature
 
 PROFILE_LIMIT: Final = 1 << 20  # bytes of a profile
 _PROFILES: Final = 4096  # that are kept at most: kubelet removes those that no pod names

@@ -21,10 +21,8 @@ from itertools import count
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from image.additional import read_stores
-from image.archive import Archive, ArchivedImage, archived_images, is_compressed, open_archive, open_file
-from image.catalogue import Catalogue, Known
-from image.database import Database, ImageRecord
+from image.archive.read import Archive, ArchivedImage, archived_images, is_compressed, open_archive, open_file
+from image.archive.write import KeptImage, export
 from image.errors import (
     ImageError,
     ImageInUse,
@@ -35,24 +33,26 @@ from image.errors import (
     SignatureRefused,
     StorageFull,
 )
-from image.export import KeptImage, export
-from image.layers import Layer, Layers, Make, base36, blob_of
 from image.manifest import Blob, Configuration, Manifest, digest_of, parse_configuration, parse_manifest
 from image.model import Credentials, FilesystemUsage, Image, PullProgress
 from image.platforms import node_platforms
-from image.policy import Accept
 from image.profiles import Profiles
-from image.pulls import Pulls
+from image.pull.flights import Pulls
 from image.reference import parse_reference
-from image.registries_conf import load
-from image.root import StoreRoot
+from image.registry.registries_conf import load
+from image.registry.transport import Transport
 from image.settings import ImageSettings
-from image.signatures import KEPT_LIMIT, Signature
+from image.shelf.additional import read_stores
+from image.shelf.catalogue import Catalogue, Known
+from image.shelf.database import Database, ImageRecord
+from image.shelf.layers import Layer, Layers, Make, base36, blob_of
+from image.shelf.root import StoreRoot
+from image.shelf.verify import Verdict, document_problems, layer_problems
 from image.tasks import Tasks
-from image.transport import Transport
-from image.trust import Trust, transport_of
-from image.unpack import Unpacked, Workers
-from image.verify import Verdict, document_problems, layer_problems
+from image.trust.enforce import Trust, transport_of
+from image.trust.policy import Accept
+from image.trust.signatures import KEPT_LIMIT, Signature
+from image.unpack.workers import Unpacked, Workers
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from network import inotify
+from linux import inotify
 
 _INSIDE = (
     inotify.CLOSE_WRITE

@@ -1,7 +1,7 @@
 """Runtime handlers: crisp's own runtime core, and other OCI runtimes that the configuration names.
 
 A handler is a pod's. Its sandbox is crisp's in any case (namespaces, network, infra process); containers of a pod with
-another runtime are made by that, and supervised by the pod's shim as all others (`runtime/external.py`).
+another runtime are made by that, and supervised by the pod's shim as all others (`runtime/shim/external.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Final
 from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import NamespaceMode, Sandbox, SandboxConfig
-from pods.oci_cgroups import SYSTEMD, container_scope
-from pods.seccomp_profile import BASE
-from runtime.pod import unmount_if_mounted
+from pods.oci.cgroups import SYSTEMD, container_scope
+from pods.security.seccomp_profile import BASE
+from runtime.shim.pod import unmount_if_mounted
 
 BUILT_IN: Final = ("", "crisp")
 _VERSION: Final = "1.0.2"  # of the specification: all that crisp writes down is in it, and crun 1.8 knows no later

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pods.capability import names_of
+from linux.tables import capability_names
 
 _GO_ARCHITECTURES = {
     "x86_64": "amd64",
@@ -82,7 +82,7 @@ def _delegates(mountinfo: str, mountpoint: str) -> bool:
 
 def _capabilities(status: str) -> frozenset[str]:
     masks = {name: int(mask, 16) for name, mask in re.findall(r"^(Cap\w+):\s+([0-9a-f]+)$", status, re.MULTILINE)}
-    return names_of(masks["CapPrm"] & masks["CapBnd"])
+    return capability_names(masks["CapPrm"] & masks["CapBnd"])
 
 
 def _kernel_version(release: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import os
 
 from pods.directories import make_directories
 from pods.errors import InvalidArgument, PodError
-from runtime.log_place import make_directory, open_to_append
+from runtime.logs.place import make_directory, open_to_append
 
 
 def trusted(log_directory: str) -> str:

@@ -12,28 +12,28 @@ from typing import Any
 
 from image.store import ImageStore
 from network.network import Network
-from pods import information
-from pods.apparmor import load_default_profile
-from pods.checkpoints import Checkpoints
-from pods.containers import Containers
-from pods.execsync import exec_sync
+from pods.checkpoint.write import Checkpoints
 from pods.host import HostFacts
 from pods.inflight import Background
+from pods.life import information
+from pods.life.containers import Containers
+from pods.life.pod_checkpoints import PodCheckpoints
+from pods.life.recovery import Recovery
+from pods.life.resource_updates import ResourceUpdates
+from pods.life.sandboxes import Sandboxes
+from pods.life.shims import Shims
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
-from pods.oci_cgroups import SYSTEMD
-from pods.plugins import Plugins
-from pods.pod_checkpoints import PodCheckpoints
-from pods.ports import open_port
-from pods.recovery import Recovery
-from pods.resource_updates import ResourceUpdates
-from pods.sandboxes import Sandboxes
-from pods.scopes import Scopes
-from pods.security_profiles import SecurityProfiles
+from pods.oci.cgroups import SYSTEMD
+from pods.security.apparmor import load_default_profile
+from pods.security.pulled_profiles import SecurityProfiles
 from pods.settings import NodeSettings
-from pods.shims import Shims
-from pods.state import State
-from pods.stats import Stats
-from pods.streams import StreamSession, open_attach, open_exec
+from pods.state.memory import State
+from pods.state.plugins import Plugins
+from pods.stats.stats import Stats
+from pods.streams.exec_sync import exec_sync
+from pods.streams.ports import open_port
+from pods.streams.sessions import StreamSession, open_attach, open_exec
+from pods.systemd.scopes import Scopes
 from pods.trace import StepReport, Trace
 
 _log = logging.getLogger("crisp.pods")

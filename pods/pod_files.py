@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from runtime.pod import mount_tmpfs, unmount_if_mounted
+from runtime.shim.pod import mount_tmpfs, unmount_if_mounted
 
 NAMES: Final = ("resolv.conf", "hostname", "hosts")
 _NAME: Final = "etc"

@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from runtime import syscalls
+from linux import syscalls
 from runtime.errors import NO_CALL, OperationFailed, RuntimeCoreError, failing, from_json
-from runtime.message import Decoder, Message, Outbox, ProtocolError, receive
+from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
 
-_BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.zygote import main; main("
+_BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.shim.zygote import main; main("
 _ZYGOTE_SECONDS: Final = 30.0
 _PROBE_ANSWER: Final = 4096
 # Forked shims show their name in the room that these arguments take in the process's memory.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from linux.errors import MissingCall
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, ClassVar, Final
 
 _FAMILY: dict[str, type[RuntimeCoreError]] = {}
-_ENOSYS: Final = 38
 NO_CALL: Final = "the shim has no call"  # how shims answer what they do not know; those that run keep these words
 
 
@@ -127,13 +128,6 @@ def from_json(record: Mapping[str, Any]) -> RuntimeCoreError:
     if any(name not in record for name in kind.members):
         return RuntimeCoreError(str(record.get("message") or record.get("reason") or dict(record)))
     return kind(*(record[name] for name in kind.members))
-
-
-class MissingCall(OSError):
-    """The kernel has not got a system call, or somebody's filter says so (ENOSYS)."""
-
-    def __init__(self, call: str, since: str) -> None:
-        super().__init__(_ENOSYS, f"this kernel lacks {call}(2), which is in Linux {since} and later")
 
 
 class failing:

@@ -11,9 +11,11 @@ import os
 import stat
 from collections.abc import Iterable
 
-from runtime import scheduling, sysctl, userns
 from runtime.errors import SpecError
-from runtime.spec import Linux, Process, Spec
+from runtime.namespaces import sysctl
+from runtime.namespaces import user as userns
+from runtime.process import scheduling
+from runtime.spec.values import Linux, Process, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from runtime import syscalls
+from linux import syscalls
 from tests import cgroups
 
 MARK = "CRISP_TEST_BOX"

@@ -19,8 +19,8 @@ from jeepney.low_level import HeaderFields
 
 from runtime.cgroups import Hierarchies
 from runtime.cgroups.systemd import slice_path
-from runtime.spec import Resources
-from runtime.systemd_bus import SYSTEMD
+from runtime.cgroups.systemd_bus import SYSTEMD
+from runtime.spec.values import Resources
 
 SWEEP_SECONDS = 0.02
 BUS = DBusAddress(SYSTEMD.object_path, interface=SYSTEMD.interface)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from pods.streams import StreamSession
+from pods.streams.sessions import StreamSession
 
 SECONDS = 60.0
 

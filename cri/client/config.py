@@ -11,7 +11,7 @@ from cri.client.errors import UsageError
 
 if TYPE_CHECKING:
     from cri.client.connection import Connection
-    from cri.config import Configuration
+    from cri.daemon.config import Configuration
 
 ENVIRONMENT = "CRISP_LISTEN"
 
@@ -35,7 +35,7 @@ def listen_address() -> str:
 
 def effective(path: Path | None = None) -> Configuration:
     """The configuration of `path` (the default file when None) and its drop-ins. Raises UsageError."""
-    from cri.config import load
+    from cri.daemon.config import load
     from cri.errors import ConfigurationError
 
     try:

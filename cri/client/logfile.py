@@ -16,7 +16,7 @@ from typing import BinaryIO, Self
 
 from cri.client.errors import LogUnreadable
 from cri.client.inotify import DirectoryWatch
-from runtime.log_place import open_to_read
+from runtime.logs.place import open_to_read
 
 _LINE = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::\S*)?|[A-Z]\S*) (.*)", re.DOTALL)
 _BLOCK = 1 << 16

@@ -11,10 +11,10 @@ from cri.convert.resources import resources
 from cri.convert.security import container_security, id_mappings
 from cri.convert.signals import stop_signal
 from cri.v1 import api_pb2
-from pods.cdi import DEVICE
 from pods.errors import InvalidArgument
-from pods.execve_limits import name_of
 from pods.model import ContainerConfig, ContainerMetadata, Device, Mount, Propagation
+from pods.oci.cdi import DEVICE
+from pods.oci.execve_limits import name_of
 from pods.octets import text_of
 
 _PERMISSIONS = re.compile(r"[rwm]{1,3}")

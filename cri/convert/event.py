@@ -5,7 +5,7 @@ from __future__ import annotations
 from cri.convert.container_status import container_status
 from cri.convert.sandbox import sandbox_status
 from cri.v1 import api_pb2
-from pods.events import Event
+from pods.state.events import Event
 
 
 def event_message(event: Event) -> api_pb2.ContainerEventResponse:

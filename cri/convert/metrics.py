@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from cri.v1 import api_pb2
-from pods.stats import ContainerStats, SandboxStats
+from pods.stats.stats import ContainerStats, SandboxStats
 from runtime.cgroups.usage import CpuUse, DeviceUse, MemoryUse, Pressure
 
 _LABELS: Final = ("container", "id", "image", "name", "namespace", "pod")

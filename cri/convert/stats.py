@@ -7,9 +7,9 @@ import time
 
 from cri.v1 import api_pb2
 from image.model import FilesystemUsage
-from pods.interfaces import Interface
-from pods.stats import ContainerStats, SandboxStats
-from pods.writable_layers import DiskUse
+from pods.stats.interfaces import Interface
+from pods.stats.stats import ContainerStats, SandboxStats
+from pods.stats.writable_layers import DiskUse
 from runtime.cgroups.usage import MemoryUse, Pressure, Stall, Usage
 
 

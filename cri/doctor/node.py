@@ -9,7 +9,7 @@ from pathlib import Path
 from cri.doctor.machine import Finding, Level, Machine
 from image.errors import ImageError
 from image.reference import DEFAULT_DOMAIN
-from image.registries_conf import load
+from image.registry.registries_conf import load
 from network.conflist import read_conf_dir
 
 _LITTLE, _TOO_LITTLE = 0.15, 0.05  # kubelet evicts pods under 15% of imagefs, and 5% of inodes

@@ -21,7 +21,7 @@ from cri.nri.errors import NriError
 from cri.nri.owners import Owners
 from cri.nri.resources import refuse_others
 from cri.nri.v1alpha1 import api_pb2 as nri
-from pods.execve_limits import name_of
+from pods.oci.execve_limits import name_of
 
 _REMOVE: Final = "-"  # before a name: take away what has it
 _ADJUSTED: Final = {"annotations", "mounts", "env", "args", "hooks", "rlimits", "CDI_devices", "linux"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import Message
 
+from cri.daemon.places import clear_socket, identity, remove_socket
 from cri.errors import StartupError
 from cri.nri import describe
 from cri.nri.adjust import Adjustments
@@ -21,11 +22,10 @@ from cri.nri.errors import CallRefused, NriError
 from cri.nri.plugin import PACKAGE, REQUEST_SECONDS, UNIMPLEMENTED, Plugin, asking
 from cri.nri.resources import Updates, resources_message
 from cri.nri.v1alpha1 import api_pb2 as nri
-from cri.premises import clear_socket, identity, remove_socket
 from cri.version import crisp_version
-from pods.cdi import add_edits, find_edits
 from pods.errors import PodError
-from pods.plugins import Moment
+from pods.oci.cdi import add_edits, find_edits
+from pods.state.plugins import Moment
 
 if TYPE_CHECKING:
     from pods.model import Container, Resources, Sandbox

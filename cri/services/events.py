@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cri.convert.event import event_message
 from cri.v1 import api_pb2
-from pods.events import Listener
+from pods.state.events import Listener
 
 if TYPE_CHECKING:
     from pods.node import Node

@@ -11,7 +11,7 @@ from cri.version import crisp_version
 from pods.handlers import BUILT_IN
 
 if TYPE_CHECKING:
-    from cri.config import Configuration
+    from cri.daemon.config import Configuration
     from pods.node import Node
 
 _KUBELET_API = "0.1.0"  # kubelet's own version of the call, the same since 2016

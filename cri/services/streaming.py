@@ -8,8 +8,8 @@ from cri.convert import fields
 from cri.streaming.requests import Command, Ports
 from cri.v1 import api_pb2
 from pods.errors import FailedPrecondition
-from pods.execve_limits import check_arguments
 from pods.model import ContainerState, SandboxState
+from pods.oci.execve_limits import check_arguments
 
 if TYPE_CHECKING:
     from cri.streaming.server import StreamingServer

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cri.client.arguments import parser as crisp_parser
-from cri.daemon import command_line as crispd_parser
+from cri.daemon.main import command_line as crispd_parser
 from runtime.command.flags import Flag
 from runtime.command.main import COMMANDS, GLOBAL_FLAGS
 
@@ -94,7 +94,7 @@ def crisp_oci() -> Command:
 
 
 def _oci_command(name: str, summary: str) -> Command:
-    module = importlib.import_module(f"runtime.command.{name}")
+    module = importlib.import_module(f"runtime.command.verbs.{name}")
     options = tuple(_oci_options(module.FLAGS))
     return Command(f"crisp-oci {name}", summary[0].upper() + summary[1:], module.ARGUMENTS, options)
 

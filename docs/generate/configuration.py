@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cri.config import KEYS, RELOADED, Configuration
-from cri.daemon import command_line
+from cri.daemon.config import KEYS, RELOADED, Configuration
+from cri.daemon.main import command_line
 from docs.generate import keys
 
 _HEAD = """\
@@ -21,7 +21,7 @@ _HEAD = """\
 _INTRODUCTION = """\
 # crisp.toml
 
-<!-- Made by python -m docs.generate from cri/config.py and docs/generate/keys.py. -->
+<!-- Made by python -m docs.generate from cri/daemon/config.py and docs/generate/keys.py. -->
 
 Every key is optional. How files, drop-ins and flags go together: [Configure](../configure.md). A reload (SIGHUP) puts
 {reloaded} in force; every other change waits for a restart of crispd, which pods do not notice.

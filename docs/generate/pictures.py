@@ -6,21 +6,21 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-_ROOMS = ("cri", "pods", "runtime", "network", "image")
+_ROOMS = ("cri", "pods", "runtime", "network", "image", "linux")
 # Who makes whom, how, and the module that does so, whose first line says what the process is.
 _PROCESSES = (
-    ("kubelet", "crispd", "gRPC", "cri/daemon.py"),
-    ("crispd", "zygote", "fresh exec", "runtime/zygote.py"),
-    ("crispd", "layer worker", "fork of a warm process", "image/unpack_worker.py"),
-    ("zygote", "shim", "fork", "runtime/shim.py"),
-    ("shim", "infra", "clone3", "runtime/infra.py"),
-    ("shim", "container", "clone3", "runtime/init.py"),
-    ("shim", "exec", "clone3", "runtime/join.py"),
+    ("kubelet", "crispd", "gRPC", "cri/daemon/main.py"),
+    ("crispd", "zygote", "fresh exec", "runtime/shim/zygote.py"),
+    ("crispd", "layer worker", "fork of a warm process", "image/unpack/worker.py"),
+    ("zygote", "shim", "fork", "runtime/shim/shim.py"),
+    ("shim", "infra", "clone3", "runtime/process/infra.py"),
+    ("shim", "container", "clone3", "runtime/process/init.py"),
+    ("shim", "exec", "clone3", "runtime/process/join.py"),
 )
 _START = {
-    "RunPodSandbox": ("pods/sandboxes.py", ("_make",)),
-    "CreateContainer": ("pods/containers.py", ("_prepare", "_make")),
-    "StartContainer": ("pods/containers.py", ("_start_in_shim", "_start")),
+    "RunPodSandbox": ("pods/life/sandboxes.py", ("_make",)),
+    "CreateContainer": ("pods/life/containers.py", ("_prepare", "_make")),
+    "StartContainer": ("pods/life/containers.py", ("_start_in_shim", "_start")),
 }
 _INTRODUCTION = """\
 # Pictures
@@ -107,7 +107,8 @@ def _steps(root: Path) -> str:
         lines.append(f"  kubelet->>crispd: {call}")
         for step in _steps_of(root / module, functions):
             if step == "shim answered":
-                inits = (*_steps_of(root / "runtime/container.py", ()), *_steps_of(root / "runtime/init.py", ()))
+                files = ("runtime/shim/container.py", "runtime/process/init.py")
+                inits = tuple(step for file in files for step in _steps_of(root / file, ()))
                 # The shim learns last that the program runs. Of a step that two ways lead to, the later is shown.
                 inits = tuple(dict.fromkeys(sorted(inits, key="program runs".__eq__)[::-1]))[::-1]
                 lines.append("  crispd->>init: start")

@@ -11,7 +11,7 @@ from runtime.cgroups import files, processes, tree
 from runtime.cgroups.limits import Group, Write
 from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, failing
 from runtime.light import dataclass, replace
-from runtime.spec import Resources
+from runtime.spec.values import Resources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -377,7 +377,7 @@ class Cgroup:
         fd = self._open_unified("", os.O_RDONLY | os.O_DIRECTORY)
         assert fd is not None, "the plan refuses device rules where neither version can filter"
         try:
-            from runtime import devices_bpf
+            from runtime.cgroups import device_filter as devices_bpf
 
             devices_bpf.replace(fd, resources.devices)
         finally:

@@ -4,8 +4,8 @@ systemd keeps the cgroup tree of its machine to itself, but for what it delegate
 (systemd.scope(5)) with Delegate=yes, whose files the runtime then writes as it does without systemd. systemd has to
 know the limits nevertheless, since it writes what it knows again when it reconsiders the tree (`daemon-reload`).
 
-All of this is pure. The calls are made by the daemon (`pods.systemd_units`) and `crisp-oci --systemd-cgroup`, with the
-messages of `runtime.systemd_bus`.
+All of this is pure. The calls are made by the daemon (`pods.systemd.units`) and `crisp-oci --systemd-cgroup`, with the
+messages of `runtime.cgroups.systemd_bus`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 
 from runtime.cgroups.v2 import cpu_weight, io_weight, swap_max
 from runtime.errors import SpecError
-from runtime.spec import CPU, DeviceRule, Memory, Resources
+from runtime.spec.values import CPU, DeviceRule, Memory, Resources
 
 Property: TypeAlias = tuple[str, str, Any]  # name, D-Bus signature, value
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from runtime.cgroups.limits import Group, Write, check_swap, tasks
 from runtime.errors import SpecError
-from runtime.spec import CPU, BlockIO, DeviceRule, HugepageLimit, Memory, NetworkClass, RdmaLimit, Resources
+from runtime.spec.values import CPU, BlockIO, DeviceRule, HugepageLimit, Memory, NetworkClass, RdmaLimit, Resources
 
 
 def plan(resources: Resources) -> list[Group]:

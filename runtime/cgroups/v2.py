@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from runtime.cgroups import v1
 from runtime.cgroups.limits import Group, Write, check_swap, number, tasks
 from runtime.errors import SpecError
-from runtime.spec import CPU, BlockIO, HugepageLimit, Memory, Resources
+from runtime.spec.values import CPU, BlockIO, HugepageLimit, Memory, Resources
 
 _CORE_FILES = frozenset({"cgroup"})  # the prefix of files that no controller owns
 

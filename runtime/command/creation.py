@@ -7,9 +7,8 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from runtime import syscalls, userns, validation
-from runtime.capabilities import left_out
-from runtime.clone import clone_into
+from linux import syscalls
+from runtime import validation
 from runtime.command import removal
 from runtime.command.child import Child
 from runtime.command.context import Context
@@ -21,15 +20,18 @@ from runtime.command.owner import name as owner_name
 from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import RuntimeCoreError, SpecError, failing, from_json
-from runtime.gate import Gate, waiting_program
-from runtime.hooks import enter_the_container, run_hooks
-from runtime.infra import empty_mount_namespace
-from runtime.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.light import dataclass, json, replace, socket
-from runtime.mounts import MountPlan, absolute, is_bind, plan_mounts
-from runtime.rootfs import ATTACH_POINT
-from runtime.spec import Mount, Process, Spec
-from runtime.spec_parse import parse
+from runtime.namespaces import user as userns
+from runtime.process.capabilities import left_out
+from runtime.process.clone import clone_into
+from runtime.process.gate import Gate, waiting_program
+from runtime.process.hooks import enter_the_container, run_hooks
+from runtime.process.infra import empty_mount_namespace
+from runtime.process.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
+from runtime.rootfs.plan import MountPlan, absolute, is_bind, plan_mounts
+from runtime.rootfs.tree import ATTACH_POINT
+from runtime.spec.parse import parse
+from runtime.spec.values import Mount, Process, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -335,7 +337,7 @@ class _Maker:
     def _open_links(self, undo: contextlib.ExitStack) -> int:
         if not self._spec.linux.net_devices:
             return -1
-        from runtime import netdevices
+        from runtime.namespaces import netdevices
 
         links = netdevices.open_links()
         undo.callback(_close, links)
@@ -398,7 +400,7 @@ def compiled_filter(spec: Spec) -> tuple[bytes, int]:
     """The container's seccomp filter, nothing without one, and its flags. Raises RuntimeCoreError."""
     if spec.linux.seccomp is None:
         return b"", 0
-    from runtime import seccomp
+    from runtime.seccomp import compile as seccomp
 
     profile = spec.linux.seccomp
     return seccomp.compile_filter(profile, listener=True), seccomp.filter_flags(profile)
@@ -481,7 +483,7 @@ class Conversation:
             self._held = -1
 
     def _until_ready(self, warn: Callable[[str], None], program: str) -> int:
-        from runtime.gate import failure
+        from runtime.process.gate import failure
 
         console = -1
         ready = not self._hooks  # an exec announces nothing

@@ -10,8 +10,8 @@ from runtime.command.context import Context
 from runtime.command.record import Record, no_cgroup
 from runtime.errors import RuntimeCoreError
 from runtime.light import replace
-from runtime.rootfs import DEFAULT_DEVICES
-from runtime.spec import DeviceRule, Resources, Spec
+from runtime.rootfs.tree import DEFAULT_DEVICES
+from runtime.spec.values import DeviceRule, Resources, Spec
 
 
 class ContainerGroup:

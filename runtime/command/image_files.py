@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 
-from runtime import criu
 from runtime.command.flags import Flag, Options, UsageError
+from runtime.criu import worker as criu
 from runtime.errors import NotSupported, failing
 from runtime.light import dataclass
 

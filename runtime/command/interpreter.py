@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime import syscalls
+from linux import syscalls
 from runtime.errors import failing
 
 

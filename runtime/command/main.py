@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log = Log(options.text("log"), format, debug=options.switch("debug"))
         if name not in COMMANDS:
             raise UsageError(f"no command {name!r} (crisp-oci --help lists them)")
-        module = f"runtime.command.{name}"
+        module = f"runtime.command.verbs.{name}"
         __import__(module)  # importlib itself would take a millisecond to load
         command = sys.modules[module]
         mixed = name not in _WITH_WORDS_OF_OTHERS

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 
-from runtime import syscalls
+from linux import syscalls
 from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import failing
 from runtime.light import replace, socket
-from runtime.spec import Mount, Process, Spec
+from runtime.spec.values import Mount, Process, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

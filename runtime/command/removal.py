@@ -6,14 +6,14 @@ import contextlib
 import os
 import time
 
-from runtime import syscalls
+from linux import syscalls
 from runtime.command.log import Log
 from runtime.command.record import Record, state_document, status
 from runtime.command.store import Entry, NoContainer
 from runtime.errors import OperationFailed, RuntimeCoreError
-from runtime.hooks import run_hooks
 from runtime.light import signal
-from runtime.spec import Hooks, Spec
+from runtime.process.hooks import run_hooks
+from runtime.spec.values import Hooks, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

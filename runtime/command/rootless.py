@@ -10,12 +10,12 @@ import contextlib
 import os
 from collections.abc import Iterable
 
-from runtime import syscalls
+from linux import syscalls
 from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError, failing
 from runtime.light import replace
-from runtime.rootfs import DEFAULT_DEVICES
-from runtime.spec import IDMapping, Spec
-from runtime.userns import IDMappings
+from runtime.namespaces.user import IDMappings
+from runtime.rootfs.tree import DEFAULT_DEVICES
+from runtime.spec.values import IDMapping, Spec
 
 
 def enter_new(spec: Spec) -> Spec:

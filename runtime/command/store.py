@@ -22,8 +22,8 @@ from runtime.command.owner import in_user_namespace
 from runtime.command.record import Record
 from runtime.errors import OperationFailed, RuntimeCoreError, failing
 from runtime.light import json
-from runtime.spec import Spec
-from runtime.spec_parse import parse
+from runtime.spec.parse import parse
+from runtime.spec.values import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

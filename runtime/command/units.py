@@ -17,14 +17,14 @@ from jeepney.bus import get_bus
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
-from runtime import syscalls, systemd_bus
-from runtime.cgroups import Hierarchies
+from linux import syscalls
+from runtime.cgroups import Hierarchies, systemd_bus
 from runtime.cgroups.systemd import Property, Scope, limit_properties, scope_properties, slice_path
 from runtime.errors import RuntimeCoreError, SpecError, failing
-from runtime.init import leave_the_loop
 from runtime.light import signal
-from runtime.process import die_with_parent
-from runtime.spec import Resources
+from runtime.process.become import die_with_parent
+from runtime.process.init import leave_the_loop
+from runtime.spec.values import Resources
 
 SYSTEM: Final = "SYSTEM"
 SESSION: Final = "SESSION"

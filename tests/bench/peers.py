@@ -126,7 +126,7 @@ class Crisp(Peer):
         return [sys.executable, "-m", "cri.daemon", *options]
 
     def load(self, busybox: Path, pause: Path) -> None:
-        _run(self, sys.executable, "-m", "cri.cli", "-r", self.address, "image", "import", str(busybox))
+        _run(self, sys.executable, "-m", "cri.client", "-r", self.address, "image", "import", str(busybox))
 
 
 class TracedCrisp(Crisp):

@@ -19,7 +19,7 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from pods.changes import add_file, write_changes
+from pods.checkpoint.changes import add_file, write_changes
 from pods.directories import remove_tree
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
 from tests.images import build_image, entry, layer, write_layout

@@ -20,7 +20,7 @@ SECONDS = 120.0
 
 
 def command(daemon: Daemon, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cri.cli", "--listen", daemon.listen, *arguments]
+    return [sys.executable, "-m", "cri.client", "--listen", daemon.listen, *arguments]
 
 
 def crisp(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:

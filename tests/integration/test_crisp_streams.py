@@ -25,7 +25,7 @@ from tests.waiting import SECONDS, until
 
 
 def command(daemon: Daemon, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cri.cli", "--listen", daemon.listen, *arguments]
+    return [sys.executable, "-m", "cri.client", "--listen", daemon.listen, *arguments]
 
 
 class Terminal:

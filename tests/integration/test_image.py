@@ -639,7 +639,7 @@ async def test_a_killed_worker_is_an_error_and_leaves_nothing(store: ImageStore,
     async with FaultyRegistry({"a:1": built}).running() as registry:
         registry.faults[registry.blob_path("a", blob)] = [faulty_registry.half]
         pull = asyncio.create_task(store.pull(f"{registry.host}/a:1"))
-        (worker,) = await until(lambda: _grandchildren("unpack_worker"))
+        (worker,) = await until(lambda: _grandchildren("unpack.worker"))
         os.kill(int(worker), signal.SIGKILL)
         with pytest.raises(ImageError, match="its worker was killed"):
             await pull
@@ -701,7 +701,7 @@ async def test_a_killed_daemon_leaves_nothing_half_visible(tmp_path: Path) -> No
 
 
 async def test_one_daemon_a_store_and_a_lost_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("image.root._LOCK_WAIT", 0.1)
+    monkeypatch.setattr("image.shelf.root._LOCK_WAIT", 0.1)
     store = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf")
     with pytest.raises(ImageError, match="another daemon has it"):
         await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pods import image_volumes
+from pods.oci import image_volumes
 
 
 @pytest.mark.trial("volumes-cost-what-they-hold", "a volume is filled without a list of names and without holes")

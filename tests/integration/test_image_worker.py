@@ -95,7 +95,7 @@ def _working(directory: Path) -> Path | None:
     """The process, with both of its threads, whose root is a layer that is being made below `directory`."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if os.readlink(process / "cwd").startswith("/") and b"unpack_worker" in (process / "cmdline").read_bytes():
+            if os.readlink(process / "cwd").startswith("/") and b"unpack.worker" in (process / "cmdline").read_bytes():
                 inside = os.stat(process / "root").st_ino in {path.stat().st_ino for path in directory.iterdir()}
                 if inside and len(os.listdir(process / "task")) == 3:
                     return process

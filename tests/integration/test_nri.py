@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cri.config import NRI_SOCKET
+from cri.daemon.config import NRI_SOCKET
 from cri.nri.v1alpha1 import api_pb2 as nri
 from cri.v1 import api_pb2 as cri
 from cri.v1.api_pb2_grpc import RuntimeServiceStub

@@ -58,7 +58,7 @@ def test_a_last_line_without_newline_is_a_piece(daemon: Daemon, pod: Pod, script
     container = pod.run("sh", "-c", script, name="piece")
     daemon.wait_exited(container)
     assert sorted(_records(pod, "piece")) == sorted(records)
-    command = [sys.executable, "-m", "cri.cli", "-r", daemon.listen, "logs", container]
+    command = [sys.executable, "-m", "cri.client", "-r", daemon.listen, "logs", container]
     shown = subprocess.run(command, capture_output=True, check=True, timeout=30)
     assert shown.stdout == b"".join(
         text.encode() + (b"\n" if tag == "F" else b"")
@@ -456,7 +456,7 @@ def test_values_of_the_environment_arrive_byte_for_byte(fresh_daemon: Daemon) ->
 
 @_BINARY
 def test_crisp_run_takes_bytes(daemon: Daemon) -> None:
-    run = [sys.executable, "-m", "cri.cli", "-r", daemon.listen, "run", "--rm", "-e", b"BIN=\xff\xfe", BUSYBOX_IMAGE]
+    run = [sys.executable, "-m", "cri.client", "-r", daemon.listen, "run", "--rm", "-e", b"BIN=\xff\xfe", BUSYBOX_IMAGE]
     done = subprocess.run([*run, "sh", "-c", 'printf %s "$BIN"'], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, b"\xff\xfe")
     wrong = subprocess.run([*run[:-2], b"\xff=1", BUSYBOX_IMAGE, "true"], capture_output=True, timeout=60)

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from runtime import spec, syscalls
+from linux import syscalls
 from runtime.errors import RuntimeCoreError
-from runtime.labels import set_labels
-from runtime.passage import Passage
-from runtime.rootfs import Rootfs
+from runtime.process.labels import set_labels
+from runtime.rootfs.tree import Rootfs
+from runtime.seccomp.passage import Passage
+from runtime.spec import values as spec
 from tests.oci import PARENT, Bundle
 
 

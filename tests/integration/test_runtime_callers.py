@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from runtime import syscalls
+from linux import syscalls
 from runtime.cgroups import Hierarchies
 from tests.daemon import Daemon
 from tests.oci import PARENT, REPOSITORY, Bundle, cgroup_file

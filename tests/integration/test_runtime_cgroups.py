@@ -16,9 +16,11 @@ from typing import NoReturn
 
 import pytest
 
-from runtime import devices_bpf, spec, syscalls
+from linux import syscalls
 from runtime.cgroups import Cgroup, Hierarchies
+from runtime.cgroups import device_filter as devices_bpf
 from runtime.errors import OperationFailed
+from runtime.spec import values as spec
 from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

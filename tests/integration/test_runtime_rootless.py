@@ -66,7 +66,8 @@ def user() -> Iterator[User]:
             Path("/etc", name).touch()
             subprocess.run(["mount", "--bind", home / name, f"/etc/{name}"], check=True)
             mounted.append(f"/etc/{name}")
-        shutil.copytree(REPOSITORY / "runtime", home / "runtime", ignore=shutil.ignore_patterns("__pycache__"))
+        for room in ("runtime", "linux"):
+            shutil.copytree(REPOSITORY / room, home / room, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(pyseccomp.__file__, home)
         (home / "bin").mkdir()
         shutil.copy(REPOSITORY / "bin" / "crisp-oci", home / "bin")

@@ -16,7 +16,7 @@ import pytest
 from runtime.cgroups import Hierarchies
 from runtime.client import ShimClient, ShimGone, Zygote
 from runtime.errors import RuntimeCoreError
-from runtime.zygote import SHIM_CGROUP
+from runtime.shim.zygote import SHIM_CGROUP
 
 _BUSYBOX = "/bin/busybox"
 

@@ -13,8 +13,8 @@ from pods import model
 from pods.directories import remove_tree
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
-from pods.oci import find_host_objects
-from pods.selinux import relabel
+from pods.oci.document import find_host_objects
+from pods.security.selinux import relabel
 from tests.daemon import Daemon
 
 LABEL = "system_u:object_r:container_file_t:s0:c1,c2"

@@ -12,8 +12,8 @@ import pytest_asyncio
 
 from pods.errors import FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.node import Node
-from pods.streams import StreamSession
-from runtime.attach import MAX_UNREAD
+from pods.streams.sessions import StreamSession
+from runtime.shim.attach import MAX_UNREAD
 from tests.node import open_node, run_container, run_pod, running_node
 from tests.streams import finish, read_all, read_until, write
 

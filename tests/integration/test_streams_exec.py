@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from pods.command import Command
 from pods.errors import FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.model import ContainerSecurity, NamespaceMode, NamespaceOptions, SandboxSecurity
 from pods.node import Node
-from pods.streams import StreamSession
+from pods.streams.command import Command
+from pods.streams.sessions import StreamSession
 from tests.node import run_container, run_pod, running_node
 from tests.streams import finish, read_all, read_until, write
 from tests.waiting import SECONDS

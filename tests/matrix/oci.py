@@ -8,7 +8,10 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from runtime import mounts, seccomp, spec, spec_parse
+from runtime.rootfs import plan as mounts
+from runtime.seccomp import compile as seccomp
+from runtime.spec import parse as spec_parse
+from runtime.spec import values as spec
 from tests.matrix.markers import markers
 from tests.matrix.table import Row, Section, by_name, page
 
@@ -71,7 +74,7 @@ _NOTES: Final[Mapping[str, str]] = {
     "linux.rootfsPropagation": "for what is mounted later inside: the rootfs itself is no peer of the host's",
 }
 _INTRODUCTION: Final = """
-The members of the OCI runtime specification's `config.json` that Linux has, as `runtime/spec.py` reads them:
+The members of the OCI runtime specification's `config.json` that Linux has, as `runtime/spec/values.py` reads them:
 whether crisp's shims and `crisp-oci` do what it says, and the tests that fail when they do not. Members that are not
 here are ignored, as the specification wants it of unknown ones.
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc.aio
 
-from cri.config import Configuration
+from cri.daemon.config import Configuration
 from cri.server import create_server
 from cri.streaming.address import StreamAddress
 from cri.streaming.server import StreamingServer
@@ -19,7 +19,6 @@ from image.model import Credentials, FilesystemUsage, Image, PullPhase, PullProg
 from image.profiles import ProfileInfo
 from network.model import NetworkStatus
 from pods.errors import NotFound
-from pods.events import Events
 from pods.model import (
     Container,
     ContainerConfig,
@@ -30,8 +29,9 @@ from pods.model import (
     SandboxConfig,
     SandboxState,
 )
-from pods.stats import ContainerStats, SandboxStats
-from pods.writable_layers import DiskUse
+from pods.state.events import Events
+from pods.stats.stats import ContainerStats, SandboxStats
+from pods.stats.writable_layers import DiskUse
 
 
 @dataclass

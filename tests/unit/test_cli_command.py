@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from cri.admin.v1 import admin_pb2, admin_pb2_grpc
-from cri.cli import main
+from cri.client.main import main
 from cri.v1 import api_pb2, api_pb2_grpc
 
 POD, CONTAINER, IMAGE = "a" * 64, "b" * 64, "sha256:" + "c" * 64

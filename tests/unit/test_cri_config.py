@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cri.config import Configuration, load
+from cri.daemon.config import Configuration, load
 from cri.errors import ConfigurationError
 
 

@@ -34,7 +34,7 @@ from pods.model import (
     SecurityProfile,
     UserNamespace,
 )
-from pods.stats import ContainerStats, SandboxStats
+from pods.stats.stats import ContainerStats, SandboxStats
 from runtime.cgroups.usage import CpuUse, HugePageUse, Usage
 
 PINNED = f"registry.test/profile@sha256:{'0' * 64}"

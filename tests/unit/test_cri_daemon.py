@@ -18,11 +18,12 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from cri import daemon, logfmt
-from cri.config import Configuration, load
+from cri.daemon import logfmt
+from cri.daemon import main as daemon
+from cri.daemon.config import Configuration, load
+from cri.daemon.notify import Notifier
+from cri.daemon.places import bound, occupied, raise_descriptor_limit
 from cri.errors import ConfigurationError, StartupError
-from cri.notify import Notifier
-from cri.premises import bound, occupied, raise_descriptor_limit
 from cri.v1 import api_pb2, api_pb2_grpc
 from pods.settings import NodeSettings
 from tests.unit.cri_fakes import FakeNode

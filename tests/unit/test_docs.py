@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cri.config import KEYS, Configuration, load
+from cri.daemon.config import KEYS, Configuration, load
 from docs.generate import keys
 from docs.generate.__main__ import stale
 
 ROOT = Path(__file__).parents[2]
-_ROOMS = ("cri", "pods", "runtime", "network", "image")
+_ROOMS = ("cri", "pods", "runtime", "network", "image", "linux")
 
 
 def test_generated_files_are_fresh() -> None:

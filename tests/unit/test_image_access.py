@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from yarl import URL
 
-from image.authfile import kept_credentials
 from image.errors import AuthenticationRequired, InvalidConfiguration
 from image.model import Credentials
-from image.proxy import from_environment
-from image.tls import HostCertificates
+from image.registry.authfile import kept_credentials
+from image.registry.proxy import from_environment
+from image.registry.tls import HostCertificates
 
 UP = "dTpw"  # u:p
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from image.database import Database, ImageRecord, LayerRecord
 from image.errors import ImageError
-from image.signatures import SIMPLE, Signature
+from image.shelf.database import Database, ImageRecord, LayerRecord
+from image.trust.signatures import SIMPLE, Signature
 
 VERSION_1 = """
 CREATE TABLE images (id TEXT PRIMARY KEY, manifest BLOB NOT NULL, config BLOB NOT NULL) WITHOUT ROWID;

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from image.archive import archived_images, open_archive
+from image.archive.read import archived_images, open_archive
 from image.documents import Malformed, decode
 from image.errors import InvalidImage, NotAnImage, OtherPlatform
 from image.manifest import (
@@ -36,7 +36,7 @@ from image.manifest import (
     parse_manifest,
 )
 from image.platforms import Platform, node_platforms
-from image.pull import Resolved, choose_manifest
+from image.pull.one import Resolved, choose_manifest
 from image.reference import parse_reference
 from tests.images import build_image, digest
 

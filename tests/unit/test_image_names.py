@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from image.auth import basic, parse_challenges, usable_at
 from image.errors import AuthenticationRequired, InvalidConfiguration, InvalidReference, RegistryBlocked
 from image.model import Credentials
 from image.reference import NAME_LIMIT, Reference, parse_reference, short_references
-from image.registries_conf import is_loopback, load
+from image.registry.auth import basic, parse_challenges, usable_at
+from image.registry.registries_conf import is_loopback, load
 
 HEX = "0123456789abcdef" * 4
 DIGEST = f"sha256:{HEX}"

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from image.errors import InvalidConfiguration
-from image.policy import (
+from image.reference import parse_reference
+from image.registry.transport import Transport
+from image.settings import ImageSettings
+from image.trust.enforce import Trust
+from image.trust.policy import (
     Accept,
     ExactReference,
     ExactRepository,
@@ -22,11 +26,7 @@ from image.policy import (
     load_policy,
     names_it,
 )
-from image.reference import parse_reference
-from image.registries_d import lookaside
-from image.settings import ImageSettings
-from image.transport import Transport
-from image.trust import Trust
+from image.trust.registries_d import lookaside
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -127,7 +127,7 @@ def test_where_signatures_lie(tmp_path: Path) -> None:
 
 
 async def test_a_default_policy_that_vanishes_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("image.trust.DEFAULT_POLICY", tmp_path / "policy.json")
+    monkeypatch.setattr("image.trust.enforce.DEFAULT_POLICY", tmp_path / "policy.json")
     transport = Transport(ImageSettings())
     trust = Trust(ImageSettings(), transport)
     assert trust.policy().default == (Accept(),)  # there never was one

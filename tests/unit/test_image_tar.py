@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from image.directories import Directories, parse_unsettled
-from image.layer import normalised
-from image.tar import BLOCK, EXTENSION_LIMIT, ByteStream, Entry, TarError, TarReader
+from image.unpack.directories import Directories, parse_unsettled
+from image.unpack.layer_writer import normalised
+from image.unpack.tar import BLOCK, EXTENSION_LIMIT, ByteStream, Entry, TarError, TarReader
 from tests.images import entry, layer
 
 

@@ -6,7 +6,7 @@ import ast
 import inspect
 from pathlib import Path
 
-from runtime import spec_parse
+from runtime.spec import parse as spec_parse
 from tests.matrix import cri, oci
 from tests.matrix.__main__ import stale
 from tests.matrix.markers import markers

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from network import inotify, readiness
+from linux import inotify
+from network import readiness
 from network.errors import NetworkError, PluginFailed, PluginNotFound
 from network.model import DNS, Attachment, PortMapping
 from network.network import Network

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pods.cdi import find_edits, requested
 from pods.errors import InvalidArgument, PodError, Unimplemented
 from pods.model import ContainerConfig, ContainerMetadata, ImageSpec
+from pods.oci.cdi import find_edits, requested
 
 _ZERO = {"test.org/gpu=0": "config.CDI_devices[0]"}
 

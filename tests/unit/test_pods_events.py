@@ -13,7 +13,6 @@ import pytest
 
 from cri.v1 import api_pb2, api_pb2_grpc
 from pods.errors import ResourceExhausted, Unavailable
-from pods.events import QUEUE, Event, EventKind, Events, Listener
 from pods.model import (
     Container,
     ContainerConfig,
@@ -26,8 +25,9 @@ from pods.model import (
     SandboxState,
 )
 from pods.settings import NodeSettings
-from pods.state import State
-from pods.store import ContainerRecord, SandboxRecord
+from pods.state.events import QUEUE, Event, EventKind, Events, Listener
+from pods.state.memory import State
+from pods.state.store import ContainerRecord, SandboxRecord
 from tests.unit.cri_fakes import FakeNode, serving
 
 SANDBOX = Sandbox(

@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from pods import execsync
-from pods.execsync import MAX_OUTPUT, _Budget, _Collector
+from pods.streams import exec_sync as execsync
+from pods.streams.exec_sync import MAX_OUTPUT, _Budget, _Collector
 
 _OWN = 256 << 10
 

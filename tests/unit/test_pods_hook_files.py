@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pods.cdi import find_edits
 from pods.errors import FailedPrecondition, InvalidArgument
-from pods.hook_files import HookFile, oci_hooks, read_hooks
-from runtime.hooks import MOMENTS
+from pods.oci.cdi import find_edits
+from pods.oci.hook_files import HookFile, oci_hooks, read_hooks
+from runtime.process.hooks import MOMENTS
 
 HOOK = {"path": "/usr/bin/hook", "args": ["hook", "now"], "env": ["A=b"], "timeout": 5}
 

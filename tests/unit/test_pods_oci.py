@@ -13,16 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from image.model import ImageConfig
-from pods import model, oci
-from pods.capability import DEFAULT
-from pods.devices import DeviceNode
+from pods import model
 from pods.errors import InvalidArgument, PodError
 from pods.host import HostFacts
 from pods.model import ContainerSecurity as Security
 from pods.model import NamespaceMode, Propagation
-from pods.oci_cgroups import update_plan, updated
-from runtime.spec_parse import parse
-from runtime.users import Identity
+from pods.oci import document as oci
+from pods.oci.cgroups import update_plan, updated
+from pods.oci.devices import DeviceNode
+from pods.security.capabilities import DEFAULT
+from runtime.process.users import Identity
+from runtime.spec.parse import parse
 
 HOST = HostFacts(
     cgroup_v2=True,

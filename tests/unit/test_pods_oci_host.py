@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from pods import files, model
-from pods.devices import host_devices, requested_devices
+from pods import model
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
 from pods.model import NamespaceMode, ProfileType, Propagation
-from pods.mount_sources import check_propagation, resolve_sources
-from pods.oci_labels import apparmor_profile
-from pods.sysctls import default_sysctls, sandbox_sysctls
+from pods.oci import pod_contents as files
+from pods.oci.devices import host_devices, requested_devices
+from pods.oci.mount_sources import check_propagation, resolve_sources
+from pods.security.labels import apparmor_profile
+from pods.security.sysctls import default_sysctls, sandbox_sysctls
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pods.capability import DEFAULT
+from linux import syscalls
 from pods.errors import InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import ContainerSecurity, ProfileType, SecurityProfile
-from pods.seccomp_default import default_profile
-from pods.seccomp_profile import ReadProfile, read_profile, seccomp_filter
-from runtime import seccomp, seccomp_load, syscalls
-from runtime.spec_parse import parse
+from pods.security.capabilities import DEFAULT
+from pods.security.seccomp_default import default_profile
+from pods.security.seccomp_profile import ReadProfile, read_profile, seccomp_filter
+from runtime.seccomp import compile as seccomp
+from runtime.seccomp import load as seccomp_load
+from runtime.spec.parse import parse
 
 _HOST = HostFacts(
     cgroup_v2=True, swap_limit=True, capabilities=DEFAULT, kernel=(6, 1), architecture="amd64", hostname="node"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cri.services.verbose import info
 from pods import model, octets
 from runtime.errors import SpecError
-from runtime.spec_parse import parse
+from runtime.spec.parse import parse
 
 _BINARY = pytest.mark.trial("binary-values", "Values of the environment are bytes, and arrive as they are")
 

@@ -12,8 +12,8 @@ import pytest
 from pods.errors import PodError
 from pods.model import Container, ContainerConfig, ContainerMetadata, ContainerState, ImageSpec
 from pods.settings import NodeSettings
-from pods.state import State
-from pods.store import ContainerRecord
+from pods.state.memory import State
+from pods.state.store import ContainerRecord
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pods import writable_layers
-from pods.cpu_rates import CpuRates
-from pods.interfaces import Interface, interfaces, parse
-from pods.processes import look_at
-from pods.writable_layers import WritableLayers
+from pods.stats import writable_layers
+from pods.stats.cpu_rates import CpuRates
+from pods.stats.interfaces import Interface, interfaces, parse
+from pods.stats.processes import look_at
+from pods.stats.writable_layers import WritableLayers
 
 SECOND = 1_000_000_000
 NET_DEV = """\

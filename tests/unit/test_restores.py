@@ -11,10 +11,10 @@ from typing import cast
 
 import pytest
 
-from image.authfile import kept_credentials
 from image.model import Image
+from image.registry.authfile import kept_credentials
 from image.store import ImageStore
-from pods import restores
+from pods.checkpoint import restore as restores
 from pods.errors import InvalidArgument
 
 _SPEC = {"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"args": ["sh"], "cwd": "/"}}

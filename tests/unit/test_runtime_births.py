@@ -9,9 +9,9 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-from runtime.container import Container, _StartAttempt
-from runtime.exec import Exec
-from runtime.init import Start
+from runtime.process.init import Start
+from runtime.shim.container import Container, _StartAttempt
+from runtime.shim.exec import Exec
 
 
 class _Loop:

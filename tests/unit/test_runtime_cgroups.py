@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import spec
 from runtime.cgroups import Cgroup, Hierarchies, files, systemd, tree, v1, v2
 from runtime.cgroups.limits import Group
 from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError
+from runtime.spec import values as spec
 
 V1 = """\
 22 27 0:21 / /proc rw,relatime - proc proc rw

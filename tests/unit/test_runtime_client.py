@@ -11,7 +11,7 @@ import pytest
 
 from runtime.client import ShimClient, ShimTooOld
 from runtime.errors import RuntimeCoreError
-from runtime.message import Decoder, encode
+from runtime.wire.frames import Decoder, encode
 
 
 async def _answer(shim: socket.socket, error: RuntimeCoreError) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runtime.command.flags import Flag, UsageError, parse
-from runtime.command.update import _amount, with_partners
+from runtime.command.verbs.update import _amount, with_partners
 
 _FLAGS = (Flag("force", short="f"), Flag("memory", argument="N"), Flag("env", short="e", argument="E", repeated=True))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import criu
+from runtime.criu import worker as criu
 from runtime.errors import NotSupported, RuntimeCoreError
 
 VALUES = st.booleans() | st.integers(0, 2**63 - 1) | st.text(max_size=20) | st.binary(max_size=200)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import devices_bpf as bpf
-from runtime.spec import DeviceRule
+from runtime.cgroups import device_filter as bpf
+from runtime.spec.values import DeviceRule
 
 _BITS = {1: "m", 2: "r", 4: "w"}
 _TYPES = {1: "b", 2: "c"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.home import home_of, with_home
-from runtime.spec import Process, User
+from runtime.process.home import home_of, with_home
+from runtime.spec.values import Process, User
 
 PASSWD = b"""
 root:x:0:0:root:/root:/bin/sh

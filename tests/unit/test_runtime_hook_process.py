@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from runtime import syscalls
-from runtime.hook_process import ContainerHooks
-from runtime.spec_parse import parse
+from linux import syscalls
+from runtime.shim.hook_process import ContainerHooks
+from runtime.spec.parse import parse
 
 PATIENCE = 60.0  # seconds
 

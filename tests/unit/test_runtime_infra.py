@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import infra
+from runtime.process import infra
 from tests.waiting import until
 
 

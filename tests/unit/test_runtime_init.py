@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
-from runtime.init import Start, _cgroup_owner
-from runtime.mounts import plan_mount
-from runtime.spec import Mount, Namespace
-from runtime.userns import UserNamespaces
+from runtime.namespaces.user import UserNamespaces
+from runtime.process.init import Start, _cgroup_owner
+from runtime.rootfs.plan import plan_mount
+from runtime.spec.values import Mount, Namespace
 
 
 @pytest.mark.parametrize(

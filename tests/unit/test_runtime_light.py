@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import lightjson, lightsocket
-from runtime.lightclass import dataclass, field, replace
-from runtime.spec import Process, User
+from runtime.light import jsons as lightjson
+from runtime.light import sockets as lightsocket
+from runtime.light.classes import dataclass, field, replace
+from runtime.spec.values import Process, User
 
 HEAVY = "argparse ast dataclasses enum inspect json re selectors signal socket subprocess typing".split()
 
 
 @pytest.mark.parametrize("command", ["create", "delete", "exec", "kill", "run", "start", "state"])
 def test_a_start_imports_nothing_heavy(command: str) -> None:
-    modules = ", ".join(f"runtime.command.{name}" for name in ("main", "context", "store", command))
+    modules = ", ".join(f"runtime.command.{name}" for name in ("main", "context", "store", f"verbs.{command}"))
     program = f"import sys; sys.path.append({os.getcwd()!r}); import {modules}; print([*sys.modules])"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
     allowed = {"kill": ["enum", "signal"], "state": ["re", "enum", "json"]}.get(command, [])

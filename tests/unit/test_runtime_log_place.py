@@ -12,8 +12,8 @@ import pytest
 
 from pods.errors import PodError
 from pods.log_place import make_log, trusted
-from runtime.log_place import open_to_append, open_to_read
-from runtime.logs import LogFile
+from runtime.logs.place import open_to_append, open_to_read
+from runtime.logs.writer import LogFile
 
 
 def _mkfifo(path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.logs import MAX_LINE, Clock, LineFormatter, LogFile, complain
+from runtime.logs.writer import MAX_LINE, Clock, LineFormatter, LogFile, complain
 
 _STAMP = b"2026-01-02T03:04:05.000000006Z"
 _RECORD = re.compile(rb"(?P<time>\S+) (?P<stream>stdout|stderr) (?P<tag>[PF]) (?P<content>[^\n]*)\n")

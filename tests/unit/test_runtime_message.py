@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.message import MAX_FRAME, Decoder, Outbox, ProtocolError, encode, receive
+from runtime.wire.frames import MAX_FRAME, Decoder, Outbox, ProtocolError, encode, receive
 
 _MESSAGES = st.lists(st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=20)), max_size=4))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from runtime import syscalls as sys
+from linux import syscalls as sys
 from runtime.errors import SpecError
-from runtime.mounts import plan_mount, plan_mounts
-from runtime.spec import IDMapping, Linux, Mount, Root, Spec
-from runtime.userns import IDMappings
+from runtime.namespaces.user import IDMappings
+from runtime.rootfs.plan import plan_mount, plan_mounts
+from runtime.spec.values import IDMapping, Linux, Mount, Root, Spec
 
 
 def _plan(*options: str, type: str = "bind", source: str = "/src"):  # type: ignore[no-untyped-def]

@@ -7,9 +7,9 @@ import struct
 
 import pytest
 
-from runtime.passage import _NUMBERS, Passage
-from runtime.seccomp import compile_filter
-from runtime.spec import Seccomp, SeccompRule
+from runtime.seccomp.compile import compile_filter
+from runtime.seccomp.passage import _NUMBERS, Passage
+from runtime.spec.values import Seccomp, SeccompRule
 from tests.bpf import answer, call
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="tests/bpf.py knows this machine's calls")

@@ -7,9 +7,9 @@ from typing import cast
 
 import pytest
 
-from runtime.container import Container
 from runtime.errors import NotRunning
-from runtime.pause import Pause
+from runtime.shim.container import Container
+from runtime.shim.pause import Pause
 
 
 class _Container:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import syscalls
-from runtime.resolve import open_inside
+from linux import syscalls
+from linux.resolve import open_inside
 
 _PARTS = ("a", "b", "up", "out", "root", "loop", "file", "..", ".", "", "none", "far", "magic")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import syscalls
-from runtime.sealed import seal
+from linux import syscalls
+from linux.sealed import seal
 
 _ROOT = Path(__file__).parents[2]
 sealed = pytest.mark.trial("no-late-import", "no process that goes among a container's files imports anything there")
@@ -46,11 +46,11 @@ def _is_module(name: str) -> bool:
 
 @sealed
 def test_the_zygote_has_loaded_all_that_its_shims_may_import() -> None:
-    loaded = _loaded("runtime.zygote")
+    loaded = _loaded("runtime.shim.zygote")
     missing = {}
     for name in loaded:
         source = (_ROOT / name.replace(".", "/")).with_suffix(".py")
-        if name.startswith("runtime.") and source.exists():
+        if name.startswith(("runtime.", "linux.")) and source.exists():
             late = [module for module in _late_imports(source) if module not in loaded]
             missing |= {source.name: late} if late else {}
     assert missing == {}
@@ -59,9 +59,10 @@ def test_the_zygote_has_loaded_all_that_its_shims_may_import() -> None:
 @sealed
 def test_no_fork_goes_around_the_seal() -> None:
     """os.fork is used where the seal is set, and by the zygote, which is under it."""
-    users = [path.name for path in (_ROOT / "runtime").rglob("*.py") if "os.fork()" in path.read_text()]
+    sources = [path for room in ("linux", "runtime") for path in (_ROOT / room).rglob("*.py")]
+    users = [path.name for path in sources if "os.fork()" in path.read_text()]
     assert sorted(users) == ["syscalls.py", "zygote.py"]
-    zygote = (_ROOT / "runtime/zygote.py").read_text()
+    zygote = (_ROOT / "runtime/shim/zygote.py").read_text()
     assert zygote.index("    seal()") < zygote.index("    while True:")
 
 
@@ -100,7 +101,7 @@ def _try_to_import(telling: int) -> None:
 
 
 def test_the_seal_is_for_good() -> None:
-    script = "from runtime.sealed import seal; seal(); seal(); import sys; import colorsys"
+    script = "from linux.sealed import seal; seal(); seal(); import sys; import colorsys"
     done = subprocess.run([sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True)
     assert "import colorsys: it was to be loaded" in done.stderr
     assert seal.__doc__

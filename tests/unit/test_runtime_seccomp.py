@@ -13,10 +13,12 @@ from functools import partial
 
 import pytest
 
-from runtime import seccomp, seccomp_load, syscalls
+from linux import syscalls
 from runtime.errors import NotSupported, OperationFailed, SpecError
 from runtime.light import replace
-from runtime.spec import Seccomp, SeccompArg, SeccompRule
+from runtime.seccomp import compile as seccomp
+from runtime.seccomp import load as seccomp_load
+from runtime.spec.values import Seccomp, SeccompArg, SeccompRule
 
 pytest.importorskip("pyseccomp")
 

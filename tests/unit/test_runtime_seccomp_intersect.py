@@ -10,10 +10,10 @@ from itertools import pairwise
 import pytest
 
 from runtime.errors import SpecError
-from runtime.seccomp import ACTIONS, compile_filter
-from runtime.seccomp_intersect import intersect
-from runtime.seccomp_load import load_filter
-from runtime.spec import Seccomp, SeccompArg, SeccompRule
+from runtime.seccomp.compile import ACTIONS, compile_filter
+from runtime.seccomp.intersect import intersect
+from runtime.seccomp.load import load_filter
+from runtime.spec.values import Seccomp, SeccompArg, SeccompRule
 from tests.bpf import answer, call
 
 # Strictest first (seccomp(2), "SECCOMP_RET"); only one of the two kills of a thread is a name of its own.

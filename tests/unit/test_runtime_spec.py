@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import errors, spec, validation
-from runtime.spec_parse import parse, parse_process, parse_resources
+from runtime import errors, validation
+from runtime.spec import values as spec
+from runtime.spec.parse import parse, parse_process, parse_resources
 
 CONFIG: dict[str, Any] = {
     "ociVersion": "1.2.0",

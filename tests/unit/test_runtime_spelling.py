@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from runtime import spec_parse
-from runtime.spec_parse import parse, parse_resources, spelled
+from runtime.spec import parse as spec_parse
+from runtime.spec.parse import parse, parse_resources, spelled
 
 CONFIG: dict[str, Any] = {
     "ociVersion": "1.2.0",

@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.spool import Spool
+from runtime.logs.spool import Spool
 
 _LIMIT = 10
 

@@ -8,7 +8,7 @@ import pytest
 
 from runtime.cgroups.systemd import INFINITY, Scope, limit_properties, scope_properties, slice_path
 from runtime.errors import SpecError
-from runtime.spec import CPU, DeviceRule, Memory, Resources
+from runtime.spec.values import CPU, DeviceRule, Memory, Resources
 
 DEVICES = "Character devices:\n  1 mem\n136 pts\n\nBlock devices:\n  8 sd\n"
 

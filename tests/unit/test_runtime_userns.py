@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from runtime.errors import SpecError
-from runtime.spec import IDMapping, Linux, Namespace, Root, Spec
-from runtime.userns import IDMappings, mappings_of
+from runtime.namespaces.user import IDMappings, mappings_of
+from runtime.spec.values import IDMapping, Linux, Namespace, Root, Spec
 
 _LINES = (IDMapping(0, 5000, 1), IDMapping(1, 100, 9))
 

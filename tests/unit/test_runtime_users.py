@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.users import Identity, UserNotFound, resolve
+from runtime.process.users import Identity, UserNotFound, resolve
 
 _PASSWD = """\
 root:x:0:0:root:/root:/bin/sh

@@ -1,0 +1,1 @@
+"""crispd: configuration, places, logging, metrics, traces, and the process itself."""

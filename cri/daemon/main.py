@@ -1,0 +1,275 @@
+"""crispd: reads its configuration, keeps its directories to itself, opens the node, serves CRI until told to stop.
+
+Containers belong to their shims; whether and how the daemon ends does not touch them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cri.daemon import logfmt
+from cri.daemon.config import CGROUP_DRIVERS, LOG_LEVELS, NRI_SOCKET, RELOADED, Configuration, load
+from cri.daemon.notify import Notifier
+from cri.errors import ConfigurationError, DaemonError, StartupError
+from cri.streaming.address import StreamAddress
+from image.settings import ImageSettings
+from pods.settings import NodeSettings
+
+if TYPE_CHECKING:
+    from cri.daemon.monitoring import Monitor
+    from cri.daemon.tracing import Tracing
+    from cri.streaming.server import StreamingServer
+    from pods.node import Node
+
+_ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them by path (CVE-2021-41103)
+_STATE_MODE = 0o711
+_GRACE_SECONDS = 5.0  # for calls in flight when the daemon stops
+
+_log = logging.getLogger("cri.daemon")  # also when this module is __main__
+
+Reload = Callable[[], Configuration]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: returns its exit status, 0 after a stop by SIGTERM or SIGINT, 1 with a line on stderr otherwise."""
+    options = vars(command_line().parse_args(arguments))
+    path: Path | None = options.pop("config")
+
+    def reload() -> Configuration:
+        return load(options, path)
+
+    try:
+        run(reload(), reload)
+    except DaemonError as error:
+        print(f"crispd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(configuration: Configuration, reload: Reload) -> None:
+    """Serve until a signal stops it. Raises StartupError."""
+    if os.geteuid() != 0:
+        raise StartupError("start: crispd must run as root (try sudo crispd)")
+    logfmt.start(LOG_LEVELS[configuration.log_level])
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core would write lines of its own form to stderr
+    # Not earlier: gRPC, images' HTTP client and the node take ten times as long to import as the above.
+    from cri.codes import code_of
+    from cri.daemon.places import occupied, raise_descriptor_limit
+    from pods.node import Node
+
+    raise_descriptor_limit()
+    with occupied(configuration.state, _STATE_MODE), occupied(configuration.root, _ROOT_MODE):
+        try:
+            asyncio.run(serve(configuration, Node.open, reload))
+        except Exception as error:
+            if code_of(error) is None:
+                raise
+            raise StartupError(f"open the node: {error}") from error
+
+
+async def serve(
+    configuration: Configuration,
+    open_node: Callable[[NodeSettings], Awaitable[Node]],
+    reload: Reload,
+    notifier: Notifier | None = None,
+) -> None:
+    """Open the node, serve it on the configured socket, stop on SIGTERM or SIGINT, reload on SIGHUP."""
+    from cri.daemon.places import bound
+    from cri.server import create_server
+    from cri.streaming.server import StreamingServer
+
+    notifier = notifier or Notifier()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as undo:
+        node = await open_node(settings(configuration))
+        undo.push_async_callback(node.close)
+        streaming = StreamingServer(node, stream_address(configuration))
+        undo.push_async_callback(streaming.close)
+        await streaming.start()
+        monitor = await _monitor(node, streaming, configuration.metrics_addr, undo)
+        tracing = _tracing(node, configuration, undo)
+        await _plugins(node, configuration.nri_socket, undo)
+        server = create_server(node, configuration, streaming, monitor, tracing)
+        undo.enter_context(bound(server, configuration.socket))
+        await server.start()
+        undo.push_async_callback(server.stop, _GRACE_SECONDS)
+        undo.callback(node.events.close)  # or their listeners would take all of that grace
+        loop.add_signal_handler(signal.SIGHUP, _reload, node, streaming, configuration, reload, notifier)
+        keeping_alive = loop.create_task(notifier.keep_alive())
+        undo.callback(keeping_alive.cancel)
+        # What is alive now (descriptors of messages, modules) stays: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        notifier.ready()
+        _log.info("serving", extra={"listen": configuration.listen, "root": configuration.root})
+        await stop.wait()
+        notifier.stopping()
+        _log.info("stopping; containers keep running")
+
+
+async def _plugins(node: Node, path: str, undo: contextlib.AsyncExitStack) -> None:
+    """Serve NRI plugins at `path`, if any. Raises StartupError, but for the default: another runtime may have it."""
+    if path:
+        from cri.nri.hub import Hub
+
+        hub = Hub(node, Path(path))
+        undo.push_async_callback(hub.close)
+        try:
+            await hub.start()
+        except StartupError as error:
+            if path != NRI_SOCKET:
+                raise
+            _log.warning("NRI plugins are not served", extra={"error": error})
+
+
+async def _monitor(
+    node: Node, streaming: StreamingServer, address: str, undo: contextlib.AsyncExitStack
+) -> Monitor | None:
+    """The metrics, served at `address`; None when they are not wanted."""
+    if not address:
+        return None
+    from cri.daemon.monitoring import Monitor
+
+    monitor = Monitor(node, streaming.guests)
+    undo.push_async_callback(monitor.close)
+    await monitor.start(address)
+    node.step_reports.append(monitor.step)
+    return monitor
+
+
+def _tracing(node: Node, configuration: Configuration, undo: contextlib.AsyncExitStack) -> Tracing | None:
+    """What makes spans; None when they are not wanted. Raises StartupError."""
+    if not configuration.tracing_endpoint:
+        return None
+    try:
+        from cri.daemon.tracing import Tracing
+    except ImportError as error:
+        wanted = "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-grpc"
+        raise StartupError(f"tracing_endpoint: {error}; {Path(sys.executable).parent}/{wanted}") from error
+    tracing = Tracing(configuration.tracing_endpoint, configuration.tracing_sampling_rate_per_million)
+    undo.push_async_callback(tracing.close)
+    node.step_reports.append(tracing.step)
+    node.network.around_plugin = lambda command, plugin: tracing.around(f"CNI {command} {plugin}", {})
+    node.images.pulls.around = tracing.around
+    return tracing
+
+
+def settings(configuration: Configuration) -> NodeSettings:
+    """The part of the configuration that the node acts on."""
+    return NodeSettings(
+        root=configuration.root,
+        state=configuration.state,
+        cni_conf_dir=configuration.cni_conf_dir,
+        cni_bin_dirs=configuration.cni_bin_dirs,
+        registries_conf=configuration.registries_conf,
+        cgroup_driver=configuration.cgroup_driver,
+        pause_image=configuration.pause_image,
+        trace_start=configuration.trace_start,
+        checkpoint_images=configuration.checkpoint_images,
+        enable_unprivileged_ports=configuration.enable_unprivileged_ports,
+        enable_unprivileged_icmp=configuration.enable_unprivileged_icmp,
+        cdi_spec_dirs=configuration.cdi_spec_dirs,
+        hooks_dirs=configuration.hooks_dirs,
+        runtime_handlers=configuration.runtime_handlers,
+        images=ImageSettings(
+            auth_file=Path(configuration.auth_file) if configuration.auth_file else None,
+            certs_dirs=configuration.registry_certs_dirs,
+            signature_policy=Path(configuration.signature_policy) if configuration.signature_policy else None,
+            registries_d=configuration.registries_d,
+            progress_timeout=float(configuration.pull_progress_timeout),
+            parallel_downloads=configuration.parallel_downloads,
+            keep_blobs=configuration.keep_blobs,
+            layer_limit=configuration.layer_limit,
+            additional_stores=configuration.additional_image_stores,
+        ),
+    )
+
+
+def stream_address(configuration: Configuration) -> StreamAddress:
+    """Where the streaming server listens, and its certificates."""
+    host, _, port = configuration.stream_addr.rpartition(":")
+    files = (configuration.stream_tls_cert, configuration.stream_tls_key, configuration.stream_tls_ca)
+    cert, key, ca = [Path(file) if file else None for file in files]
+    return StreamAddress(host, int(port), cert, key, ca)
+
+
+def _reload(
+    node: Node, streaming: StreamingServer, configuration: Configuration, reload: Reload, notifier: Notifier
+) -> None:
+    """Put in force what can change while serving: the keys of `RELOADED`, and renewed certificates."""
+    notifier.reloading()
+    try:
+        wanted = reload()
+        streaming.reload_certificates()
+    except (ConfigurationError, StartupError) as error:
+        _log.error("configuration not reloaded", extra={"error": error})
+    else:
+        logfmt.set_level(LOG_LEVELS[wanted.log_level])
+        node.trace_start = wanted.trace_start
+        pending = [key for key in changed(configuration.values(), wanted.values()) if key not in RELOADED]
+        if pending:
+            _log.warning("configuration changes wait for a restart", extra={"keys": ",".join(pending)})
+        _log.info("configuration reloaded", extra={key: getattr(wanted, key) for key in RELOADED})
+    notifier.ready()
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The keys whose values differ."""
+    return [key for key in old if old[key] != new[key]]
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The flags of crispd; each but --config and --version is named as a key of the configuration."""
+    parser = argparse.ArgumentParser(
+        prog="crispd", description="Kubernetes container runtime: serves CRI v1 on a unix socket."
+    )
+    flag = parser.add_argument
+    flag("--config", type=Path, metavar="FILE", help="configuration, with FILE.d/*.toml (/etc/crisp/crisp.toml)")
+    flag("--listen", metavar="ADDRESS", help="socket of CRI (unix:///run/crisp/crisp.sock)")
+    flag("--root", metavar="DIR", help="data that outlives a reboot (/var/lib/crisp)")
+    flag("--state", metavar="DIR", help="state that does not (/run/crisp)")
+    flag("--cni-conf-dir", metavar="DIR", help="CNI configurations (/etc/cni/net.d)")
+    flag("--cni-bin-dir", dest="cni_bin_dirs", action="append", metavar="DIR", help="CNI plugins; may be repeated")
+    flag("--nri-socket", metavar="FILE", help="serve NRI plugins at this socket; off when empty")
+    flag("--registries-conf", metavar="FILE", help="containers-registries.conf(5)")
+    flag("--signature-policy", metavar="FILE", help="containers-policy.json(5) (/etc/containers/policy.json, if any)")
+    flag("--auth-file", metavar="FILE", help="logins to registries, containers-auth.json(5)")
+    flag("--cgroup-driver", choices=CGROUP_DRIVERS)
+    flag("--log-level", choices=tuple(LOG_LEVELS))
+    flag("--metrics-addr", metavar="HOST:PORT", help="address of Prometheus metrics; off when not given")
+    flag("--stream-addr", metavar="HOST:PORT", help="address of the streaming server")
+    flag("--stream-tls-cert", metavar="FILE", help="serve streaming over TLS with this certificate (PEM)")
+    flag("--stream-tls-key", metavar="FILE", help="and its key")
+    flag("--stream-tls-ca", metavar="FILE", help="let clients in that have a certificate of this authority, only")
+    flag("--pause-image", metavar="NAME", help="image reported as pinned; pods need none")
+    flag("--trace-start", action="store_const", const=True, help="log each step of a start and its duration")
+    flag("--tracing-endpoint", metavar="HOST:PORT", help="OpenTelemetry collector (OTLP over gRPC); off when not given")
+    flag("--tracing-sampling-rate-per-million", type=int, metavar="N", help="how many calls begin a trace (0)")
+    flag("--version", action=_PrintVersion)
+    return parser
+
+
+class _PrintVersion(argparse.Action):
+    """Prints the version and exits; the metadata is read only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from cri.version import crisp_version
+
+        print(f"crispd {crisp_version()}")  # parser.exit(message=) would write to stderr
+        parser.exit()

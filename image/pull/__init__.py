@@ -1,0 +1,1 @@
+"""Pulls: one of them, and all that are in flight."""

@@ -1,0 +1,253 @@
+"""Pulls in flight: where an image may come from, who waits for it, and what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from image.errors import AuthenticationRequired, ImageError, ImageNotFound, RegistryUnavailable, SignatureRefused
+from image.manifest import Configuration
+from image.model import Credentials, Image, PullCounts, PullProgress
+from image.platforms import Platform
+from image.pull.one import LayerDownloads, Report, Resolved, choose_manifest, get_configuration, names, resolve
+from image.reference import Reference
+from image.registry.auth import usable_at
+from image.registry.authfile import default_files, kept_credentials
+from image.registry.origin import NEXT_PLACE, Origin
+from image.registry.registries_conf import RegistriesConf, load
+from image.registry.repository import Repository
+from image.registry.transport import Transport
+from image.settings import ImageSettings
+from image.shelf.catalogue import Catalogue
+from image.shelf.layers import Make
+from image.tasks import Tasks
+from image.trust.enforce import Trust
+from image.trust.policy import Accept, Reject, Requirements
+from image.trust.signatures import Signature
+from image.unpack.workers import Workers
+
+_log = logging.getLogger(__name__)
+
+# What one search registry may answer while the next still has the short name.
+_NEXT_REGISTRY = (ImageNotFound, AuthenticationRequired, RegistryUnavailable, SignatureRefused)
+
+Around = Callable[[str, Mapping[str, str]], AbstractContextManager[object]]  # what is done, attributes
+_Key = tuple[tuple[Reference, ...], Credentials | None, Path | None]
+_Keeper = Callable[[str], Awaitable[Credentials | None]]
+
+
+def _unseen(_name: str, _attributes: Mapping[str, str]) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+class Shelf(Protocol):
+    """Where pulled images are put: the store."""
+
+    async def name(
+        self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...] = ()
+    ) -> Image | None: ...
+
+    async def install(
+        self,
+        manifest: bytes,
+        configuration: Configuration,
+        names: tuple[str, ...],
+        make: Make,
+        signatures: tuple[Signature, ...] = (),
+    ) -> Image: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A pull in flight and everybody who waits for it."""
+
+    task: asyncio.Task[Image]
+    waiters: int = 0
+    listeners: list[Report] = field(default_factory=list)
+
+
+class Pulls:
+    """All pulls of one store."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        catalogue: Catalogue,
+        trust: Trust,
+        transport: Transport,
+        workers: Workers,
+        platforms: Sequence[Platform],
+        settings: ImageSettings,
+        registries_conf: Path,
+    ) -> None:
+        self._shelf = shelf
+        self._catalogue = catalogue
+        self._trust = trust
+        self._transport = transport
+        self._workers = workers
+        self._platforms = platforms
+        self._settings = settings
+        self._registries_conf = registries_conf
+        self._jobs: dict[_Key, _Job] = {}
+        self._tasks = Tasks()
+        self.counts = PullCounts()
+        self.around: Around = _unseen  # entered for a pull, and for its parts
+
+    @property
+    def in_flight(self) -> int:
+        """How many pulls there are just now."""
+        return len(self._jobs)
+
+    async def close(self) -> None:
+        """End the pulls in flight, undone."""
+        for job in self._jobs.values():
+            job.task.cancel()
+        await self._tasks.ended()
+
+    async def pull(
+        self,
+        reference: str,
+        credentials: Credentials | None,
+        progress: Callable[[PullProgress], None] | None,
+        auth_file: Path | None,
+    ) -> Image:
+        """See `ImageStore.pull`."""
+        self._catalogue.registries = registries = await asyncio.to_thread(load, self._registries_conf)
+        candidates = registries.to_pull(reference)
+        key = (candidates, credentials, auth_file)
+        job = self._jobs.get(key)
+        if job is None:
+            listeners: list[Report] = []
+            find = self._keeper(registries, auth_file)
+            origins = [(c, self._origin(registries, c, credentials, find)) for c in candidates]
+            job = _Job(self._tasks.start(self._counted(origins, listeners)), 0, listeners)
+            self._jobs[key] = job
+            job.task.add_done_callback(lambda _: self._forget(key, job))
+        if progress is not None:
+            job.listeners.append(progress)
+        job.waiters += 1
+        try:
+            return await asyncio.shield(job.task)
+        finally:
+            job.waiters -= 1
+            if progress is not None:
+                job.listeners.remove(progress)
+            if not job.waiters and not job.task.done():
+                self._forget(key, job)
+                job.task.cancel()
+
+    async def origin(self, reference: Reference, credentials: Credentials | None) -> Origin:
+        """Where `reference` may come from, with `credentials` or those that the node keeps.
+
+        Raises InvalidConfiguration, RegistryBlocked.
+        """
+        registries = await asyncio.to_thread(load, self._registries_conf)
+        return self._origin(registries, reference, credentials, self._keeper(registries, None))
+
+    def _forget(self, key: _Key, job: _Job) -> None:
+        if self._jobs.get(key) is job:
+            del self._jobs[key]
+
+    def _keeper(self, registries: RegistriesConf, auth_file: Path | None) -> _Keeper:
+        """What finds the credentials that the node keeps for a location."""
+        named = auth_file or self._settings.auth_file
+        files = default_files() if named is None else (named,)
+        return partial(kept_credentials, files=files, helpers=() if auth_file else registries.credential_helpers)
+
+    def _origin(
+        self, registries: RegistriesConf, reference: Reference, credentials: Credentials | None, find: _Keeper
+    ) -> Origin:
+        own = usable_at(credentials, reference.domain)
+        repositories = []
+        for endpoint in registries.endpoints(reference):
+            sent = None if endpoint.mirror else own
+            repositories.append(Repository(self._transport, endpoint, sent, partial(find, endpoint.location)))
+        return Origin(repositories)
+
+    async def _counted(self, origins: Sequence[tuple[Reference, Origin]], listeners: Sequence[Report]) -> Image:
+        try:
+            image = await self._from_any(origins, listeners)
+        except asyncio.CancelledError:
+            self.counts.cancelled += 1
+            raise
+        except BaseException:
+            self.counts.failed += 1
+            raise
+        self.counts.succeeded += 1
+        return image
+
+    async def _from_any(self, origins: Sequence[tuple[Reference, Origin]], listeners: Sequence[Report]) -> Image:
+        for position, (reference, origin) in enumerate(origins, start=1):
+            try:
+                with self.around("pull", {"crisp.image": reference.name}):
+                    return await self._from_one(reference, origin, listeners)
+            except _NEXT_REGISTRY:
+                if position == len(origins):
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _from_one(self, reference: Reference, origin: Origin, listeners: Sequence[Report]) -> Image:
+        requirements = self._trust.policy().for_reference(reference)
+        if any(isinstance(requirement, Reject) for requirement in requirements):
+            await self._trust.require(reference, (), (), requirements)
+        signed = any(not isinstance(requirement, Accept) for requirement in requirements)
+        if not signed and (image := await self._as_known(reference, origin)):
+            return image
+        failures: dict[str, ImageError] = {}  # by the digest of what could not be pulled
+        while True:
+            digest = ""
+            try:
+                with self.around("resolve the name", {}):
+                    resolved = await resolve(origin, reference)
+                if resolved.digest in failures:  # the next place has the very same: it is not a mirror's damage
+                    raise failures[resolved.digest]
+                digest = resolved.digest
+                return await self._resolved(resolved, origin, requirements if signed else (), listeners)
+            except (*NEXT_PLACE, SignatureRefused) as error:
+                failures[digest] = error
+                origin.pass_over(error)
+
+    async def _as_known(self, reference: Reference, origin: Origin) -> Image | None:
+        """The image that the store has, if the registry says that it is what the name stands for. Its manifest is not
+        fetched: that is what registries count."""
+        if not self._catalogue.has_some_of(reference.repository):
+            return None
+        with self.around("resolve the name", {}):
+            digest = await origin.digest(reference.digest or reference.tag)
+        known = self._catalogue.named(reference.with_digest(digest).name) if digest else None
+        return None if known is None else await self._shelf.name(known, names(reference, digest))
+
+    async def _resolved(
+        self, resolved: Resolved, origin: Origin, requirements: Requirements, listeners: Sequence[Report]
+    ) -> Image:
+        reference = resolved.reference
+        known = self._catalogue.named(reference.with_digest(resolved.digest).name)
+        if known is not None and not requirements and (image := await self._shelf.name(known, resolved.names)):
+            return image
+        manifest = await choose_manifest(origin, resolved, self._platforms)
+        signatures: tuple[Signature, ...] = ()
+        if requirements:
+            digests = tuple(dict.fromkeys((manifest.digest, resolved.digest)))
+            signatures = await self._trust.signatures(origin, reference, digests, requirements)
+            await self._trust.require(reference, digests, signatures, requirements)
+        if image := await self._shelf.name(manifest.config.digest, resolved.names, signatures):
+            return image
+        configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
+        downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step), self.counts)
+        make = downloads.make(self._workers, self._settings.keep_blobs)
+        with self.around("fetch and unpack layers", {"crisp.layers": str(len(blobs))}):
+            image = await self._shelf.install(manifest.raw, configuration, resolved.names, make, signatures)
+        downloads.finish()
+        _log.info("image pulled", extra={"image": image.id, "names": reference})
+        return image
+
+
+def _tell(listeners: Sequence[Report], step: PullProgress) -> None:
+    for listener in tuple(listeners):
+        listener(step)

@@ -1,0 +1,165 @@
+"""One pull: from a reference to the manifest and configuration for this node, and to the layers' unpacking."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from image.errors import DigestMismatch, ImageNotFound, InvalidImage
+from image.manifest import (
+    CONFIG_LIMIT,
+    DOCUMENTS_LIMIT,
+    MANIFEST_TYPES,
+    Blob,
+    Configuration,
+    Descriptor,
+    Index,
+    Manifest,
+    choose,
+    described_blobs,
+    digest_of,
+    doubt,
+    parse_configuration,
+    parse_manifest,
+)
+from image.model import PullCounts, PullPhase, PullProgress
+from image.platforms import Platform
+from image.reference import Reference
+from image.registry.origin import NEXT_PLACE, Delivery, Origin
+from image.shelf.layers import Make, blob_of, make_layer_directory
+from image.unpack.workers import Unpacked, Workers
+
+_log = logging.getLogger(__name__)
+
+Report = Callable[[PullProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a tag or digest stands for at its registry, just now."""
+
+    reference: Reference
+    digest: str  # of the manifest or index that the registry gave for it
+    document: Manifest | Index
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the image is filed under."""
+        return names(self.reference, self.digest)
+
+
+def names(reference: Reference, digest: str) -> tuple[str, ...]:
+    """What an image is filed under: the tag that was asked for, and the digest it had."""
+    by_digest = reference.with_digest(digest).name
+    return (by_digest,) if reference.digest else (reference.name, by_digest)
+
+
+async def resolve(origin: Origin, reference: Reference) -> Resolved:
+    """Ask what `reference` is. Raises what `Origin.manifest` does, and InvalidImage."""
+
+    def read(raw: bytes, content_type: str) -> Resolved:
+        return Resolved(reference, digest_of(raw), parse_manifest(raw, content_type, str(reference)))
+
+    return await origin.manifest(reference.digest or reference.tag, read)
+
+
+async def choose_manifest(origin: Origin, resolved: Resolved, platforms: Sequence[Platform]) -> Manifest:
+    """The manifest of the image for one of `platforms`, through as many indexes as there are."""
+    what = str(resolved.reference)
+    chosen = choose(resolved.document, platforms, what)
+    try:
+        wanted = next(chosen)
+        for _ in range(DOCUMENTS_LIMIT):
+            wanted = chosen.send(await _document(origin, wanted, what))
+        raise InvalidImage(f"pull {what}: more than {DOCUMENTS_LIMIT} manifests and configurations to choose from")
+    except StopIteration as end:
+        manifest: Manifest = end.value
+        return manifest
+
+
+async def _document(origin: Origin, wanted: Descriptor, what: str) -> bytes:
+    """A manifest or a configuration."""
+    if wanted.media_type not in MANIFEST_TYPES:
+        return await origin.document(wanted, CONFIG_LIMIT)
+    raw = await origin.manifest(wanted.digest, lambda raw, _: raw)
+    if len(raw) != wanted.size:
+        raise DigestMismatch(f"pull {what}: manifest {wanted.digest} has {len(raw)} bytes, not {wanted.size}")
+    return raw
+
+
+async def get_configuration(
+    origin: Origin, manifest: Manifest, platforms: Sequence[Platform], what: str
+) -> tuple[Configuration, tuple[Blob, ...]]:
+    """The configuration of an image, and its layers. Raises what `Origin.document` does, and InvalidImage."""
+    raw = await origin.document(manifest.config, CONFIG_LIMIT)
+    configuration = await asyncio.to_thread(parse_configuration, raw, what)
+    blobs = described_blobs(manifest, configuration, what)
+    if claim := doubt(configuration, platforms, what):
+        _log.warning("an image is pulled that may not run here", extra={"image": what, "reason": claim})
+    return configuration, blobs
+
+
+class LayerDownloads:
+    """Unpacks the layers of one image while they arrive, and tells how far each is."""
+
+    def __init__(
+        self, origin: Origin, manifest: Manifest, blobs: Sequence[Blob], report: Report, counts: PullCounts
+    ) -> None:
+        self._origin = origin
+        self._counts = counts
+        self._layers = manifest.layers
+        self._blobs = blobs
+        self._report = report
+        self._begun: set[int] = set()
+        for layer in self._layers:
+            self._tell(layer, 0, PullPhase.WAITING)
+
+    def make(self, workers: Workers, keep: bool) -> Make:
+        """What `Layers.acquired` calls for a layer that is not there yet."""
+
+        async def make(position: int, directory: Path) -> Unpacked:
+            self._begun.add(position)
+            kept = blob_of(directory) if keep else None
+            delivery = self._origin.blob(self._layers[position])
+            while True:
+                try:
+                    async with aclosing(self._observed(self._layers[position], delivery)) as pieces:
+                        unpacked = await workers.unpack(pieces, self._blobs[position], directory, kept)
+                    break
+                except NEXT_PLACE as damage:
+                    delivery.refuse(damage)
+                    await workers.remove_trees([directory, blob_of(directory)])
+                    await asyncio.to_thread(make_layer_directory, directory)
+            self._counts.layers_fetched += 1
+            self._tell(self._layers[position], self._layers[position].size, PullPhase.COMPLETE)
+            return unpacked
+
+        return make
+
+    def finish(self) -> None:
+        """Tell of the layers that were there already."""
+        for position, layer in enumerate(self._layers):
+            if position not in self._begun:
+                self._counts.layers_shared += 1
+                self._tell(layer, layer.size, PullPhase.EXISTS)
+
+    async def _observed(self, layer: Descriptor, delivery: Delivery) -> AsyncGenerator[bytes, None]:
+        offset = 0
+        try:
+            async with aclosing(delivery.pieces()) as pieces:
+                async for piece in pieces:
+                    offset += len(piece)
+                    self._counts.bytes += len(piece)
+                    self._tell(layer, offset, PullPhase.PULLING)
+                    yield piece
+        except ImageNotFound as error:
+            if layer.foreign:
+                raise ImageNotFound(f"{error} (non-distributable: a layer's urls are not followed)") from error
+            raise
+
+    def _tell(self, layer: Descriptor, offset: int, phase: PullPhase) -> None:
+        self._report(PullProgress(layer=layer.digest, offset=offset, total=layer.size, phase=phase))

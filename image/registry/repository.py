@@ -1,0 +1,334 @@
+"""A client of one repository of a registry (OCI distribution-spec 1.1, pull only): manifests and blobs, authentication,
+redirects, retries."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from image.documents import Malformed, decode
+from image.errors import AuthenticationRequired, DigestMismatch, ImageError, ImageNotFound, RegistryUnavailable
+from image.manifest import MANIFEST_LIMIT, MANIFEST_TYPES, Descriptor, digest_of
+from image.model import Credentials
+from image.reference import is_digest
+from image.registry.auth import Challenge, basic, parse_challenges
+from image.registry.registries_conf import Endpoint
+from image.registry.tokens import TokenRequest, get_token
+from image.registry.transport import (
+    REDIRECTS,
+    TRIES,
+    Answer,
+    Transport,
+    back_off,
+    bounded,
+    is_transient,
+    reason,
+    redirected,
+    retry_after,
+)
+
+_LEAST_PROGRESS = 64 << 10  # bytes within a progress timeout that tell a slow registry from one that drips
+_ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
+_FOUND = (200, 206)
+_RANGE_REFUSED = (400, 403, 405, 416, 501)
+_CHALLENGES = 3  # answered for one request: the registry's own, and of those that it redirects to
+
+
+class _Pace:
+    """How fast a registry sends, by the time that we wait for it and not for the disk."""
+
+    def __init__(self, limit: float, what: str) -> None:
+        self._limit = limit
+        self._what = what
+        self._waited = 0.0
+        self._received = 0
+        self._since = time.monotonic()
+
+    def wait(self) -> None:
+        self._since = time.monotonic()
+
+    def received(self, size: int) -> None:
+        """Raises RegistryUnavailable when too little came in too long a time."""
+        now = time.monotonic()
+        self._waited += now - self._since
+        self._since = now
+        self._received += size
+        if self._limit and self._waited >= self._limit:
+            if self._received < _LEAST_PROGRESS:
+                raise RegistryUnavailable(f"get {self._what}: no progress within {self._limit:g} s")
+            self._waited, self._received = 0.0, 0
+
+
+class Repository:
+    """One repository at one endpoint, for the time of one pull.
+
+    `kept` finds the node's own credentials; it is asked when the registry wants some and none were given.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        endpoint: Endpoint,
+        credentials: Credentials | None,
+        kept: Callable[[], Awaitable[Credentials | None]] | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self._transport = transport
+        self._credentials = credentials
+        self._kept = kept
+        self._authorization = ""
+        if credentials is not None and credentials.registry_token:
+            self._authorization = f"Bearer {credentials.registry_token}"
+        self._as_guest: dict[URL, str] = {}  # the same at hosts that the registry redirects to, by origin
+        self._authorizing = asyncio.Lock()
+
+    async def digest(self, reference: str) -> str:
+        """The digest that a tag or digest stands for, as far as the registry tells it without the manifest; else "".
+
+        Registries that count downloads do not count this.
+        """
+        what = f"manifest {reference} of {self.endpoint}"
+        try:
+            response, _ = await self._authorized("HEAD", f"manifests/{reference}", _ACCEPT, what)
+        except (aiohttp.ClientError, TimeoutError, OSError, ImageError):
+            return ""  # it is asked for the manifest next, and what that fails with will be told
+        async with Answer(response):
+            told = response.headers.get("Docker-Content-Digest", "")
+            if response.status != 200 or response.content_type not in MANIFEST_TYPES or not is_digest(told):
+                return ""
+            return told if ":" not in reference or told == reference else ""
+
+    async def manifest(self, reference: str) -> tuple[bytes, str]:
+        """The manifest of a tag or digest, and its Content-Type. What a digest names is verified.
+
+        Raises ImageNotFound, AuthenticationRequired, RegistryUnavailable, DigestMismatch.
+        """
+        what = f"manifest {reference} of {self.endpoint}"
+        raw, content_type = await self._read(f"manifests/{reference}", _ACCEPT, MANIFEST_LIMIT, what)
+        if ":" in reference and digest_of(raw) != reference:
+            raise DigestMismatch(f"get {what}: content has digest {digest_of(raw)}")
+        return raw, content_type
+
+    async def blob(self, descriptor: Descriptor, offset: int = 0) -> AsyncGenerator[bytes, None]:
+        """The bytes of a blob from `offset` on, taken up again where a connection broke. Digests are not verified here.
+
+        Raises as `manifest` does; DigestMismatch when there is more or less than the descriptor says.
+        """
+        what = f"blob {descriptor.digest} of {self.endpoint}"
+        failures = 0
+        ranges = True  # whether the registry knows them
+        pace = _Pace(self._transport.progress_timeout, what)
+        while offset < descriptor.size:
+            headers = {"Range": f"bytes={offset}-"} if offset and ranges else {}
+            try:
+                async with await self._open(f"blobs/{descriptor.digest}", headers, what) as response:
+                    if response.status not in _FOUND:
+                        ranges = False
+                        continue
+                    skip = offset - _first_byte(response, offset)
+                    async for piece in response.content.iter_any():
+                        pace.received(len(piece))
+                        piece, skip = piece[skip:], max(0, skip - len(piece))
+                        if offset + len(piece) > descriptor.size:
+                            raise DigestMismatch(f"get {what}: more than the {descriptor.size} bytes it should have")
+                        if piece:
+                            failures = 0
+                            offset += len(piece)
+                            yield piece
+                            pace.wait()
+                if offset < descriptor.size:
+                    ends = f"ends after {offset} of {descriptor.size} bytes"
+                    if response.content_length is not None:  # and no broken connection, which looks like an end without
+                        raise DigestMismatch(f"get {what}: {ends}")
+                    raise aiohttp.ClientPayloadError(ends)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failures += 1
+                pace.received(0)
+                if failures == TRIES:
+                    raise RegistryUnavailable(f"get {what}: {reason(error)}") from error
+                await asyncio.sleep(back_off(failures))
+
+    # --- one request
+
+    async def _read(self, path: str, headers: Mapping[str, str], limit: int, what: str) -> tuple[bytes, str]:
+        for attempt in range(1, TRIES + 1):
+            try:
+                async with await self._open(path, headers, what) as response:
+                    return await bounded(response, limit, what), response.headers.get("Content-Type", "")
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if attempt == TRIES:
+                    raise RegistryUnavailable(f"get {what}: {reason(error)}") from error
+                await asyncio.sleep(back_off(attempt))
+        raise AssertionError("unreachable")
+
+    async def _open(self, path: str, headers: Mapping[str, str], what: str) -> Answer:
+        """Send one GET until it succeeds or cannot; the answer's status is 200 or 206, or says that a range is not to
+        be had."""
+        wanted = (*_FOUND, *_RANGE_REFUSED) if "Range" in headers else _FOUND
+        for attempt in range(1, TRIES + 1):
+            delay = back_off(attempt)
+            try:
+                response, own = await self._authorized("GET", path, headers, what)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure: ImageError = RegistryUnavailable(f"get {what}: {reason(error)}")
+            else:
+                if response.status in wanted:
+                    return Answer(response)
+                async with Answer(response):
+                    failure = await _refusal(response, own, what)
+                if not is_transient(response.status):
+                    raise failure
+                delay = retry_after(response, delay)
+            if attempt < TRIES:
+                await asyncio.sleep(delay)
+        raise failure
+
+    async def _authorized(
+        self, method: str, path: str, headers: Mapping[str, str], what: str
+    ) -> tuple[aiohttp.ClientResponse, bool]:
+        """Send the request; when we are asked who we are, answer and send it again.
+
+        What was answered, and whether the registry itself did, or a host that it redirected to.
+        """
+        answered: set[URL] = set()
+        while True:
+            used = self._authorization, dict(self._as_guest)
+            response, own = await self._send(method, path, headers)
+            asker = response.url.origin()
+            if response.status != 401 or asker in answered or len(answered) == _CHALLENGES:
+                return response, own
+            asked = response.headers.getall("WWW-Authenticate", ())
+            offered = [challenge for header in asked for challenge in parse_challenges(header)]
+            if not own and _bearer(offered) is None:
+                return response, own
+            async with Answer(response), self._authorizing:
+                if own and self._authorization == used[0]:
+                    self._authorization = await self._answer_challenge(offered, response.url, what)
+                elif not own and self._as_guest.get(asker) == used[1].get(asker):
+                    # Without the registry's credentials, whatever the token service is called (CVE-2020-15157).
+                    self._as_guest[asker] = await self._token(offered, None, response.url, what)
+            answered.add(asker)
+
+    async def _send(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, bool]:
+        schemes = self._transport.schemes(self.endpoint)
+        for scheme in schemes:
+            url = URL(f"{scheme}://{self.endpoint.host}/v2/{self.endpoint.repository}/{path}")
+            try:
+                response = await self._follow(method, url, headers)
+            except aiohttp.ClientConnectorCertificateError:
+                raise  # it does speak TLS: falling back would hide whom we are talking to
+            except (aiohttp.ClientConnectionError, ssl.SSLError) as error:
+                if scheme == schemes[-1]:
+                    raise
+                first = error
+                continue
+            if len(schemes) > 1 and scheme == "http":
+                if response.status == 400:  # a TLS server's word for plain http: the first error says more
+                    response.close()
+                    raise first
+                self._transport.speaks_plain(self.endpoint)
+            return response, response.url.origin() == url.origin()
+        raise AssertionError("unreachable")
+
+    async def _follow(self, method: str, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Send with redirects. The registry's Authorization goes to itself, never to where it sends us."""
+        origin = url.origin()
+        for _ in range(REDIRECTS):
+            own = url.origin() == origin
+            authorization = self._authorization if own else self._as_guest.get(url.origin(), "")
+            if authorization:  # a URL's own user and one of ours cannot go into one header
+                url = url.with_user(None)
+            sent = {**headers, "Authorization": authorization} if authorization else headers
+            response = await self._transport.request(method, url, sent, insecure=self.endpoint.insecure_at(url))
+            try:
+                target = redirected(response, url)
+            except aiohttp.ClientPayloadError:
+                response.close()
+                raise
+            if target is None:
+                return response
+            response.close()
+            url = target
+        raise aiohttp.ClientPayloadError(f"more than {REDIRECTS} redirects")
+
+    # --- authentication
+
+    async def _answer_challenge(self, offered: list[Challenge], asked_at: URL, what: str) -> str:
+        """The Authorization value that one of the registry's challenges asks for. Raises AuthenticationRequired."""
+        if self._credentials is None and self._kept is not None:
+            self._credentials, self._kept = await self._kept(), None
+            if self._credentials is not None and self._credentials.registry_token:
+                return f"Bearer {self._credentials.registry_token}"
+        if _bearer(offered) is not None:
+            return await self._token(offered, self._credentials, asked_at, what)
+        named = self._credentials is not None and self._credentials.username
+        for challenge in offered:
+            if challenge.scheme == "basic" and self._credentials is not None and named:
+                value = basic(self._credentials)
+                if value != self._authorization:
+                    return value
+                raise AuthenticationRequired(f"get {what}: the registry refused the credentials")
+        kinds = ", ".join(challenge.scheme for challenge in offered) or "nothing it names"
+        raise AuthenticationRequired(f"get {what}: the registry wants authentication ({kinds}); no credentials for it")
+
+    async def _token(self, offered: list[Challenge], credentials: Credentials | None, asked_at: URL, what: str) -> str:
+        bearer = _bearer(offered)
+        assert bearer is not None
+        scope = f"repository:{self.endpoint.repository}:pull"
+        insecure = self.endpoint.insecure_at
+        request = TokenRequest(bearer.parameters, scope, credentials, asked_at, insecure, what)
+        return f"Bearer {await get_token(self._transport, request)}"
+
+
+def _bearer(offered: list[Challenge]) -> Challenge | None:
+    return next((one for one in offered if one.scheme == "bearer" and one.parameters.get("realm")), None)
+
+
+class _ErrorItem(msgspec.Struct, frozen=True):
+    code: str = ""
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    errors: tuple[_ErrorItem, ...] = ()
+
+
+async def _refusal(response: aiohttp.ClientResponse, own: bool, what: str) -> ImageError:
+    """The error that an answer of another status means.
+
+    The words of a host that the registry redirected to are not repeated: it may be one that only this node reaches, and
+    errors are read by whoever may see a pod's events.
+    """
+    text = f"get {what}: " + ("the registry" if own else f"{response.url.host}, where the registry sends us,")
+    text += f" answered {response.status}"
+    if own and (said := await _said(response)):
+        text += f": {said}"
+    if response.status == 404:
+        return ImageNotFound(text)
+    if response.status in (401, 403):
+        return AuthenticationRequired(text)
+    return RegistryUnavailable(text)
+
+
+async def _said(response: aiohttp.ClientResponse) -> str:
+    try:
+        body = decode(await response.content.read(64 << 10), _ErrorBody)
+    except (Malformed, aiohttp.ClientError, TimeoutError):
+        return ""
+    return "; ".join(f"{item.code}: {item.message}" for item in body.errors)[:300]
+
+
+def _first_byte(response: aiohttp.ClientResponse, wanted: int) -> int:
+    """Where in the blob the body begins, at most at `wanted`: a server may ignore the range."""
+    if response.status != 206:
+        return 0
+    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    if not start.isdigit() or int(start) > wanted:
+        raise aiohttp.ClientPayloadError(f"partial content does not begin at {wanted}")
+    return int(start)

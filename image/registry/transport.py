@@ -1,0 +1,245 @@
+"""HTTP as registries speak it: the connections of all pulls, what bounds an answer, and what a failure is called."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError, RawResponseMessage
+from aiohttp.streams import StreamReader
+from yarl import URL
+
+from image.errors import DigestMismatch, RegistryUnavailable
+from image.registry.proxy import from_environment
+from image.registry.registries_conf import Endpoint
+from image.registry.tls import HostCertificates
+from image.settings import ImageSettings
+
+TRIES = 3
+REDIRECTS = 10
+REDIRECT = (301, 302, 303, 307, 308)
+CLIENT_ID = "crisp"
+
+_BACK_OFF = 0.2  # seconds before the second try; four times that before the third
+_RETRY_AFTER_LIMIT = 10.0  # seconds a registry may make us wait
+_READ_BUFFER = 1 << 20  # bytes
+_HEADERS = 10 << 20  # bytes of an answer's headers, which is what Go's programs take
+_HEADER_COUNT = 10_000
+_CONNECT_SECONDS = 15.0
+_SILENCE_SECONDS = 60.0  # without a byte, before a request is tried again
+_TRANSIENT = (408, 425, 429)  # and 5xx, but for those that will say the same for ever
+_FOR_EVER = (501, 505, 506, 510, 511)
+
+
+class _Handler(ResponseHandler):
+    """A connection whose answers' headers are bounded all together, and not one by one."""
+
+    _received = 0
+    _in_headers = True
+
+    def set_response_params(self, **parameters: object) -> None:
+        """Called for each request."""
+        self._received, self._in_headers = 0, True
+        super().set_response_params(**parameters)  # type: ignore[arg-type]  # they are only passed on
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Called with the headers when they are complete."""
+        self._in_headers = False
+        super().feed_data(data, size)
+
+    def data_received(self, data: bytes) -> None:
+        """Called with what came."""
+        self._received += len(data) if self._in_headers else 0
+        if self._received > _HEADERS + _READ_BUFFER:
+            self.set_exception(HttpProcessingError(message=f"headers of more than {_HEADERS} bytes"))
+            if self.transport is not None:
+                self.transport.close()
+            return
+        super().data_received(data)
+
+
+class _Connector(aiohttp.TCPConnector):
+    def __init__(self) -> None:
+        super().__init__(limit=0, ttl_dns_cache=10)
+        self._factory = functools.partial(_Handler, loop=self._loop)  # type: ignore[assignment]  # it is invariant
+
+
+class Transport:
+    """The connections of all pulls, and which hosts turned out to speak plain http. Opened on the running loop."""
+
+    def __init__(self, settings: ImageSettings) -> None:
+        """Raises InvalidConfiguration when the environment names a proxy that cannot be used."""
+        self._proxies = from_environment(os.environ)
+        self._certificates = HostCertificates(settings.certs_dirs)
+        self.progress_timeout = settings.progress_timeout
+        silence = min(_SILENCE_SECONDS, settings.progress_timeout or _SILENCE_SECONDS)
+        self._session = aiohttp.ClientSession(
+            auto_decompress=False,
+            connector=_Connector(),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": CLIENT_ID, "Accept-Encoding": "identity"},
+            max_line_size=_HEADERS,
+            max_field_size=_HEADERS,
+            max_headers=_HEADER_COUNT,
+            read_bufsize=_READ_BUFFER,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence),
+        )
+        self._plain: set[str] = set()
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def request(
+        self,
+        method: str,
+        url: URL,
+        headers: Mapping[str, str],
+        *,
+        insecure: bool = False,
+        form: Mapping[str, str] | None = None,
+    ) -> aiohttp.ClientResponse:
+        """Send one request; redirects are not followed. Raises aiohttp.ClientError, TimeoutError, OSError.
+
+        `insecure` is not to verify who answers.
+        """
+        tls, proxy = await self._tls(url, insecure), self._proxies.for_url(url)
+        try:
+            return await self._session.request(
+                method, url, headers=headers, data=form, allow_redirects=False, ssl=tls, proxy=proxy
+            )
+        except (aiohttp.ClientError, OSError):  # some of them are ValueErrors as well
+            raise
+        except ValueError as error:  # what a server called a URL and no request can be made of
+            raise aiohttp.InvalidURL(url.host or "") from error
+
+    async def small(self, url: URL, limit: int) -> bytes | None:
+        """A document of at most `limit` bytes that anybody may read; None if there is none. Raises RegistryUnavailable,
+        DigestMismatch when it is larger."""
+        what = f"{url.with_query(None)}"
+        for attempt in range(1, TRIES + 1):
+            try:
+                async with Answer(await self.request("GET", url, {})) as response:
+                    if response.status == 200:
+                        return await bounded(response, limit, what)
+                    if response.status in (403, 404, 410):
+                        return None
+                    failure = f"the server answered {response.status}"
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failure = reason(error)
+            await asyncio.sleep(back_off(attempt))
+        raise RegistryUnavailable(f"get {what}: {failure}")
+
+    async def _tls(self, url: URL, insecure: bool) -> ssl.SSLContext | bool:
+        if url.scheme != "https" or url.host is None or url.port is None:
+            return True
+        return await asyncio.to_thread(self._certificates.context, url.host, url.port, insecure)
+
+    def schemes(self, endpoint: Endpoint) -> tuple[str, ...]:
+        """The schemes to try at `endpoint`, in order."""
+        if not endpoint.plain_http_allowed:
+            return ("https",)
+        return ("http",) if endpoint.host in self._plain else ("https", "http")
+
+    def speaks_plain(self, endpoint: Endpoint) -> None:
+        self._plain.add(endpoint.host)
+
+
+class Answer:
+    """A response whose body is still to be read, closed on the way out."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+
+    async def __aenter__(self) -> aiohttp.ClientResponse:
+        return self.response
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.response.close()
+
+
+async def bounded(response: aiohttp.ClientResponse, limit: int, what: str) -> bytes:
+    """The whole body. Raises DigestMismatch when it is longer than `limit` bytes."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > limit:
+            raise DigestMismatch(f"get {what}: longer than {limit} bytes")
+    return bytes(body)
+
+
+def http_url(text: str, base: URL | None = None) -> URL | None:
+    """The URL that a server named, maybe relative to `base`; None for what is no http or https URL."""
+    try:
+        url = URL(text) if base is None else base.join(URL(text, encoded=True))
+        return url if url.scheme in ("http", "https") and url.host and url.port else None
+    except ValueError:  # some parts are looked at only when they are asked for
+        return None
+
+
+def redirected(response: aiohttp.ClientResponse, url: URL) -> URL | None:
+    """Where the answer to a request for `url` sends us; None when it does not. Raises aiohttp.ClientPayloadError."""
+    location = response.headers.get("Location")
+    if response.status not in REDIRECT or location is None:
+        return None
+    target = http_url(location, url)
+    if target is None:
+        raise aiohttp.ClientPayloadError("redirect to what is no http or https URL")
+    return target
+
+
+def is_transient(status: int) -> bool:
+    """Whether a request that was answered so may fare better in a moment."""
+    return status in _TRANSIENT or (status >= 500 and status not in _FOR_EVER)
+
+
+def back_off(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return _BACK_OFF * 4.0 ** (failures - 1)
+
+
+def retry_after(response: aiohttp.ClientResponse, default: float) -> float:
+    """Seconds to wait before the next try (RFC 9110, 10.2.3: a number of them or a date)."""
+    value = response.headers.get("Retry-After", "")
+    if value.isdigit():
+        return min(float(value), _RETRY_AFTER_LIMIT)
+    try:
+        until = parsedate_to_datetime(value)
+        seconds = (until - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return default
+    return min(max(seconds, default), _RETRY_AFTER_LIMIT)
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong on the wire, without URLs: they may be signed, and a proxy's may have its password in it."""
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return f"connect to proxy {error.host}:{error.port}: {_words(error.os_error)}"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"connect to {error.host}:{error.port}: {error.certificate_error}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"connect to {error.host}:{error.port}: {_words(error.os_error)}"
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answered {error.status} {error.message}"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"malformed answer: {error.message}"
+    if isinstance(error, aiohttp.InvalidURL):
+        return "malformed URL"
+    return str(error) or type(error).__name__
+
+
+def _words(error: OSError) -> str:
+    """The system's words for an error; asyncio puts words of its own around an address that refused."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)

@@ -1,0 +1,1 @@
+"""What the store has: records, names, layers on disk."""

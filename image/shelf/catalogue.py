@@ -1,0 +1,122 @@
+"""The images of a store as they are known in memory: by id, by name, by what a user may type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from image.errors import InvalidReference
+from image.model import Image
+from image.reference import Reference, is_digest, parse_reference
+from image.registry.registries_conf import RegistriesConf
+from image.shelf.database import ImageRecord
+from image.trust.signatures import Signature
+
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{3,63})")
+
+
+@dataclass(slots=True)
+class Known:
+    """An image of the store with the layers it is made of, lowest first."""
+
+    image: Image
+    chain_ids: tuple[str, ...]
+    manifest_digest: str
+    signatures: tuple[Signature, ...]
+    lent: ImageRecord | None = None  # another store's, which has no record of ours
+
+
+class Catalogue:
+    """Which images there are, and which of them has which name: a name has one image at a time."""
+
+    def __init__(self, registries: RegistriesConf, pinned: set[str]) -> None:
+        self.registries = registries  # what short names mean; the owner sets it anew when it was read anew
+        self._pinned = pinned  # names, in full
+        self._images: dict[str, Known] = {}
+        self._names: dict[str, str] = {}
+
+    def __contains__(self, image_id: str) -> bool:
+        return image_id in self._images
+
+    def __iter__(self) -> Iterator[Known]:
+        return iter(self._images.values())
+
+    def __getitem__(self, image_id: str) -> Known:
+        return self._images[image_id]
+
+    def get(self, image_id: str) -> Known | None:
+        """The image with that very id."""
+        return self._images.get(image_id)
+
+    def named(self, name: str) -> str | None:
+        """The id of the image that has this name, which is one in full."""
+        return self._names.get(name)
+
+    def has_some_of(self, repository: str) -> bool:
+        """Whether there is an image of the repository ("host/path"), under whatever tag or digest."""
+        beginnings = (f"{repository}:", f"{repository}@")
+        return any(name.startswith(beginnings) for name in self._names)
+
+    def find(self, name: str) -> Known | None:
+        """The image of an id ("sha256:<hex>", the bare hex, a unique prefix of three digits or more) or a reference."""
+        return self._images.get(self._names.get(name) or self._by_reference(name) or self._by_id(name))
+
+    def _by_reference(self, name: str) -> str:
+        try:
+            references = self.registries.meanings(name)
+        except InvalidReference:
+            return ""
+        return next((self._names[r.name] for r in references if r.name in self._names), "")
+
+    def _by_id(self, name: str) -> str:
+        if is_digest(name):
+            return name
+        if _HEX64.fullmatch(name):
+            return f"sha256:{name}"
+        prefix = _ID_PREFIX.fullmatch(name)
+        if prefix is None:
+            return ""
+        found = [image_id for image_id in self._images if image_id.startswith(f"sha256:{prefix[1]}")]
+        return found[0] if len(found) == 1 else ""
+
+    def references(self, image: Image, name: str) -> list[Reference]:
+        """As what the image was asked for by `name`: that reference, or all that it has if `name` is its id."""
+        own = (*image.repo_tags, *image.repo_digests)
+        if self._by_id(name) != image.id:
+            with suppress(InvalidReference):
+                meant = self.registries.meanings(name)
+                return [reference for reference in meant if reference.name in own] or list(meant[:1])
+        return [parse_reference(one) for one in own]
+
+    def add(self, known: Known, names: tuple[str, ...]) -> Image:
+        """Have an image, or have one that was there as `known` says whose it is, under these names too."""
+        kept = self._images.setdefault(known.image.id, known)
+        kept.lent = known.lent
+        return self.rename(kept, names)
+
+    def rename(self, known: Known, names: tuple[str, ...]) -> Image:
+        """Give an image names, taken from whichever images had them."""
+        losers = {self._names[name] for name in names if name in self._names} - {known.image.id}
+        self._names.update(dict.fromkeys(names, known.image.id))
+        for loser in losers:
+            self._show_names(self._images[loser])
+        self._show_names(known)
+        return known.image
+
+    def remove(self, image_id: str) -> None:
+        del self._images[image_id]
+        self._names = {name: owner for name, owner in self._names.items() if owner != image_id}
+
+    def _show_names(self, known: Known) -> None:
+        names = sorted(name for name, owner in self._names.items() if owner == known.image.id)
+        known.image = msgspec.structs.replace(
+            known.image,
+            repo_tags=tuple(name for name in names if "@" not in name),
+            repo_digests=tuple(name for name in names if "@" in name),
+            pinned=known.lent is not None or not self._pinned.isdisjoint(names),
+        )

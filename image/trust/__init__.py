@@ -1,0 +1,1 @@
+"""Signatures and the policy that asks for them."""

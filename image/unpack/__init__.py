@@ -1,0 +1,1 @@
+"""Layers from tars: in workers without rights."""

@@ -1,0 +1,145 @@
+"""What an archive says of a layer's directories, kept to its end: making something in a directory changes its time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from image.unpack.tar import TarError
+
+IMPLIED = b"i"  # no entry described it
+WHITED = b"w"  # whiteouts were made in it
+BOTH = b"b"
+ONLY_ROOT = IMPLIED  # and the root's path
+
+_IMPLIED_LIMIT = 1 << 16
+_MEMORY_LIMIT = 128 << 20  # bytes, about, that all names and their nodes may take
+_REPORT_LIMIT = 16 << 20  # bytes of paths that are left for when the layers below are known
+_NODE_COST = 230  # bytes a name takes beside its own, and its first child
+_CHILDREN_COST = 230
+
+
+class _Node:
+    __slots__ = ("children", "implied", "mtime", "whited")
+
+    def __init__(self) -> None:
+        self.children: dict[bytes, _Node] | None = None
+        self.mtime: int | None = None
+        self.implied = False
+        self.whited = False
+
+
+class Directories:
+    """Directories by their paths below the layer's root, which is b"". Raises TarError for too many of them."""
+
+    def __init__(self) -> None:
+        self._root = _Node()
+        self._root.implied = True
+        self._implied = 1
+        self._taken = 0
+        self._reported = 0  # bytes of the paths that are left for when the layers below are known
+
+    def describe(self, path: bytes, mtime: int) -> None:
+        """There was an entry for it. `mtime` is in nanoseconds."""
+        node = self._node(path)
+        node.mtime = mtime
+        if node.implied:
+            self._implied -= 1
+            node.implied = False
+            self._reported -= 0 if node.whited else len(path)
+
+    def imply(self, path: bytes) -> None:
+        """It had to be made without an entry."""
+        node = self._node(path)
+        self._report(path, node)
+        self._implied += not node.implied
+        node.implied = True
+        if self._implied > _IMPLIED_LIMIT:
+            raise TarError(f"more than {_IMPLIED_LIMIT} directories have no entry of their own")
+
+    def white(self, path: bytes) -> None:
+        """Something that the layers below may have was hidden in it."""
+        node = self._node(path)
+        self._report(path, node)
+        node.whited = True
+
+    def forget(self, path: bytes) -> None:
+        """It has gone, with all in it."""
+        parent_path, _, name = path.rpartition(b"/")
+        parent = self._find(parent_path)
+        if parent is not None and parent.children is not None and (gone := parent.children.pop(name, None)) is not None:
+            pending = [(len(path), name, gone)]
+            while pending:
+                length, name, node = pending.pop()
+                self._implied -= node.implied
+                self._reported -= length if node.implied or node.whited else 0
+                self._taken -= _NODE_COST + len(name) + (_CHILDREN_COST if node.children is not None else 0)
+                pending += ((length + 1 + len(below), below, child) for below, child in (node.children or {}).items())
+
+    def __iter__(self) -> Iterator[tuple[bytes, int | None]]:
+        """Each that has or lacks an entry, with its time if it has one."""
+        return ((path, node.mtime) for path, node in self._walk() if node.implied or node.mtime is not None)
+
+    def unsettled(self) -> bytes:
+        """What cannot be settled before the layers below are known, for `parse_unsettled`: directories that are implied
+        or have whiteouts. ONLY_ROOT when the root alone has no entry."""
+        said: list[bytes] = []
+        for path, node in self._walk():
+            if node.implied or node.whited:
+                kind = BOTH if node.implied and node.whited else WHITED if node.whited else IMPLIED
+                said.append(kind + path)
+        return b"\0".join(said)
+
+    def _walk(self) -> Iterator[tuple[bytes, _Node]]:
+        yield b"", self._root
+        pending = [(b"", iter((self._root.children or {}).items()))]
+        while pending:
+            prefix, children = pending[-1]
+            name, node = next(children, (b"", None))
+            if node is None:
+                pending.pop()
+                continue
+            yield prefix + name, node
+            if node.children:
+                pending.append((prefix + name + b"/", iter(node.children.items())))
+
+    def _report(self, path: bytes, node: _Node) -> None:
+        if not node.implied and not node.whited:
+            self._reported += len(path)
+            if self._reported > _REPORT_LIMIT:
+                raise TarError(f"directories without an entry take more than {_REPORT_LIMIT} bytes of paths")
+
+    def _find(self, path: bytes) -> _Node | None:
+        node: _Node | None = self._root
+        for name in path.split(b"/") if path else ():
+            if node is None:
+                break
+            node = (node.children or {}).get(name)
+        return node
+
+    def _node(self, path: bytes) -> _Node:
+        node = self._root
+        for name in path.split(b"/") if path else ():
+            if node.children is None:
+                node.children = {}
+                self._taken += _CHILDREN_COST
+            child = node.children.get(name)
+            if child is None:
+                child = node.children[name] = _Node()
+                self._taken += _NODE_COST + len(name)
+            node = child
+        if self._taken > _MEMORY_LIMIT:
+            raise TarError(f"the names of its directories take more than {_MEMORY_LIMIT} bytes of memory")
+        return node
+
+
+def parse_unsettled(said: bytes) -> tuple[list[bytes], list[bytes]]:
+    """The implied directories and those with whiteouts that `Directories.unsettled` told of."""
+    implied: list[bytes] = []
+    whited: list[bytes] = []
+    for item in said.split(b"\0") if said else ():
+        kind, path = item[:1], item[1:]
+        if kind != WHITED:
+            implied.append(path)
+        if kind != IMPLIED:
+            whited.append(path)
+    return implied, whited

@@ -1,0 +1,141 @@
+"""Opening directories below a root that nothing can lead out of: openat2(2) where there is something to open, and a
+walk of one component at a time, symlinks expanded by hand, where directories on the way are missing. Linux 5.6."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+
+from image.unpack.overlay import PLAIN_DIRECTORY, is_whiteout, mark_opaque
+
+_SYS_OPENAT2 = 437  # the same on every architecture
+_RESOLVE_NO_XDEV = 0x01
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_BENEATH = 0x08
+_RESOLVE_IN_ROOT = 0x10
+_SYMLINK_LIMIT = 40  # the kernel's own
+_DEPTH_LIMIT = 512  # directories below each other, through symlinks: it bounds descriptors and memory
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_HOW = _OpenHow(
+    flags=os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
+    resolve=_RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV,
+)
+_BENEATH = _OpenHow(
+    flags=os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC,
+    resolve=_RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS,
+)
+
+
+def open_directory(root: int, path: bytes) -> int:
+    """Open the directory `path` as if `root` were "/". Raises OSError."""
+    return _openat2(root, path, _HOW)
+
+
+def open_beneath(root: int, path: bytes) -> int:
+    """Open `path` for reading, unless it, or a link on the way, leads out of `root`. Raises OSError, ValueError."""
+    if b"\0" in path:
+        raise ValueError("a NUL in it")
+    return _openat2(root, path, _BENEATH)
+
+
+def _openat2(root: int, path: bytes, how: _OpenHow) -> int:
+    descriptor: int = _libc.syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(root),
+        ctypes.c_char_p(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(path))
+    return descriptor
+
+
+class Walk:
+    """A walk below `root` that makes the directories it misses (mode 0755), each found by its parent's descriptor.
+
+    `made` collects the paths of the directories made, as walked; `replaced` tells whether one took a whiteout's place.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._stack = [os.dup(root)]
+        self._names: list[bytes] = []
+        self._symlinks = 0
+        self.made: list[bytes] = []
+        self.replaced = False
+
+    @property
+    def path(self) -> bytes:
+        """Of the directory reached, with no symlink in it."""
+        return b"/".join(self._names)
+
+    def __enter__(self) -> Walk:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for descriptor in self._stack:
+            os.close(descriptor)
+
+    def descend(self, path: bytes) -> int:
+        """Walk `path` and return a new descriptor of the directory reached. Raises OSError."""
+        pending = path.split(b"/")[::-1]
+        while pending:
+            name = pending.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                self._up()
+            elif (target := self._enter(name)) is not None:
+                if target.startswith(b"/"):
+                    while self._names:
+                        self._up()
+                pending += target.split(b"/")[::-1]
+        return os.dup(self._stack[-1])
+
+    def _up(self) -> None:
+        if self._names:
+            os.close(self._stack.pop())
+            self._names.pop()
+
+    def _enter(self, name: bytes) -> bytes | None:
+        """Enter the directory `name`, made if missing; or the text of the symlink it is."""
+        here = self._stack[-1]
+        try:
+            there = os.lstat(name, dir_fd=here)
+        except FileNotFoundError:
+            self._make(name)
+            return None
+        if stat.S_ISLNK(there.st_mode):
+            self._symlinks += 1
+            if self._symlinks > _SYMLINK_LIMIT:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            return os.readlink(name, dir_fd=here)
+        if is_whiteout(there):
+            os.unlink(name, dir_fd=here)
+            self.replaced = True
+            self._make(name)
+            mark_opaque(self._stack[-1])
+        else:
+            self._push(name)
+        return None
+
+    def _make(self, name: bytes) -> None:
+        if len(self._names) >= _DEPTH_LIMIT:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        os.mkdir(name, 0o755, dir_fd=self._stack[-1])
+        self.made.append(b"/".join((*self._names, name)))
+        self._push(name)
+
+    def _push(self, name: bytes) -> None:
+        self._stack.append(os.open(name, PLAIN_DIRECTORY, dir_fd=self._stack[-1]))
+        self._names.append(name)

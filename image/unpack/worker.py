@@ -1,0 +1,329 @@
+"""The short-lived processes that do what would keep the daemon's interpreter busy: unpacking a layer, removing trees.
+
+`serve` is a fresh `python -I -S` with little more than the standard library, kept warm; it forks a worker for each
+request, and has given up all rights that no worker needs (image.confinement). A worker reads its request as JSON and a
+layer's blob from descriptors, and answers on another, after the line break that says that there is a worker, with
+{"ok": {...}} or {"error": kind, "message": text}.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import hashlib
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NoReturn, cast
+
+import zstandard  # not later: a worker's root is the layer
+from isal import isal_zlib
+
+from image.unpack.confinement import DATA_LIMIT, close_in, enter, give_up
+from image.unpack.directories import ONLY_ROOT, parse_unsettled
+from image.unpack.layer_writer import LayerWriter, inodes_below, remove_tree, write_all
+from image.unpack.overlay import Lowers, open_either, settle
+from image.unpack.tar import ByteStream, TarError, TarReader
+
+_READ = 256 << 10  # bytes read of the blob at a time
+_CHUNK = 256 << 10  # bytes decompressed at a time
+_AHEAD = 8  # chunks decompressed before they are unpacked
+_GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_SKIPPABLE_ZSTD = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+_ZSTD_WINDOW = 256 << 20  # bytes: `zstd --long=28`, half of what a worker may have
+_PROGRAM_LIMIT = 1 << 16  # bytes of a seccomp filter
+_PR_SET_PDEATHSIG = 1
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What the kernel says of an entry that no correct archive has.
+_INVALID = (
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EMLINK,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.E2BIG,
+    errno.ERANGE,
+    errno.EXDEV,
+)
+
+
+class _Refused(Exception):
+    """The request cannot be done: `kind` is one the parent knows."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class _Blob:
+    """Reads, checks and decompresses a blob in a thread of its own, so that a second core helps."""
+
+    def __init__(self, descriptor: int, size: int, digest: str, diff_id: str, limit: int, copy: int | None) -> None:
+        self._descriptor = descriptor
+        self._limit = limit
+        self._copy = copy
+        self._left = size
+        self._digest = digest
+        self._diff_id = diff_id
+        self._chunks: queue.Queue[bytes | BaseException] = queue.Queue(_AHEAD)
+        self._compressed = hashlib.sha256()
+        self._content = hashlib.sha256()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def chunks(self) -> Iterator[bytes]:
+        """The content; ends only when both digests were right."""
+        while chunk := self._chunks.get():
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+
+    def _run(self) -> None:
+        try:
+            size = 0
+            for chunk in _decompress(self._pieces()):
+                size += len(chunk)
+                if self._limit and size > self._limit:
+                    raise _Refused("invalid", f"it unpacks to more than {self._limit} bytes (layer_limit)")
+                self._content.update(chunk)
+                self._chunks.put(chunk)
+            self._check()
+            self._chunks.put(b"")
+        except BaseException as error:
+            self._chunks.put(error)
+
+    def _pieces(self) -> Iterator[bytes]:
+        while self._left:
+            piece = os.read(self._descriptor, min(_READ, self._left))
+            if not piece:
+                raise _Refused("digest", f"blob ends {self._left} bytes early")
+            self._left -= len(piece)
+            self._compressed.update(piece)
+            if self._copy is not None:
+                write_all(self._copy, memoryview(piece))
+            yield piece
+
+    def _check(self) -> None:
+        for _ in self._pieces():  # what follows the compressed stream counts for the digest too
+            pass
+        digest = f"sha256:{self._compressed.hexdigest()}"
+        if self._digest and digest != self._digest:
+            raise _Refused("digest", f"blob has digest {digest}")
+        diff_id = f"sha256:{self._content.hexdigest()}"
+        if self._diff_id and diff_id != self._diff_id:
+            raise _Refused("digest", f"content has digest {diff_id}, the image's configuration says {self._diff_id}")
+
+
+def _decompress(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    first = next(pieces, b"")
+    while len(first) < len(_ZSTD) and (more := next(pieces, b"")):
+        first += more
+    if first.startswith(_ZSTD) or _SKIPPABLE_ZSTD.match(first):
+        yield from _unzstd(first, pieces)
+    elif first.startswith(_GZIP):
+        try:
+            yield from _gunzip(first, pieces)
+        except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls the class an instance
+            raise _Refused("invalid", f"damaged gzip stream: {error}") from None
+    else:
+        yield from filter(None, (first,))
+        yield from pieces
+
+
+class _Source:
+    """Pieces as a file, each read giving what there is."""
+
+    def __init__(self, first: bytes, pieces: Iterator[bytes]) -> None:
+        self._left = first
+        self._pieces = pieces
+
+    def read(self, size: int) -> bytes:
+        piece = self._left or next(self._pieces, b"")
+        self._left = piece[size:]
+        return piece[:size]
+
+
+def _unzstd(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """All frames of a zstd stream (RFC 8878)."""
+    source = cast(IO[bytes], _Source(first, pieces))  # of a file, only `read` is asked for
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+    try:
+        with decompressor.stream_reader(source, _READ, read_across_frames=True) as reader:
+            while chunk := reader.read(_CHUNK):
+                yield chunk
+    except zstandard.ZstdError as error:
+        raise _Refused("invalid", f"damaged zstd stream: {error}") from None
+
+
+def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """All members of a gzip stream; zeros may follow the last."""
+    stream = isal_zlib.decompressobj(wbits=31)
+    while piece:
+        if chunk := stream.decompress(piece, _CHUNK):
+            yield chunk
+        if stream.eof:
+            piece = stream.unused_data.lstrip(b"\0")
+            while not piece and (more := next(pieces, b"")):
+                piece = more.lstrip(b"\0")
+            stream = isal_zlib.decompressobj(wbits=31) if piece else stream
+        else:
+            piece = stream.unconsumed_tail or next(pieces, b"")
+    if not stream.eof:
+        raise _Refused("invalid", "gzip stream ends early")
+
+
+def _unpack(request: dict[str, Any], descriptor: int, report: int, begin: Callable[[], None]) -> dict[str, Any]:
+    keep = request["keep"]
+    copy = os.open(keep, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) if keep else None
+    root = enter(request["directory"])
+    begin()
+    blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy)
+    stream = ByteStream(blob.chunks())
+    usage = LayerWriter(root, marked=request["marked"]).write(TarReader(stream))
+    stream.drain()
+    if copy is not None:
+        usage.size += os.fstat(copy).st_blocks * 512
+        usage.inodes += 1
+    if usage.unsettled != ONLY_ROOT:
+        write_all(report, memoryview(usage.unsettled))
+    return {"size": usage.size, "inodes": usage.inodes, "adopts_root": usage.unsettled == ONLY_ROOT}
+
+
+def _settle(request: dict[str, Any], report: int) -> dict[str, Any]:
+    """Make of a layer what could not be told before those below it were there."""
+    with open(report, "rb", closefd=False) as file:
+        file.seek(0)
+        implied, whited = parse_unsettled(file.read())
+    with Lowers(request["lowers"]) as lowers:
+        size, inodes = settle(open_either([request["directory"]]), lowers, implied, whited)
+    return {"size": size, "inodes": inodes}
+
+
+def _inflate(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
+    """Decompress what `descriptor` has into a new file."""
+    copy = os.open(request["to"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    for chunk in _decompress(iter(lambda: os.read(descriptor, _READ), b"")):
+        write_all(copy, memoryview(chunk))
+    return {}
+
+
+def _remove(request: dict[str, Any]) -> dict[str, Any]:
+    for path in request["paths"]:
+        parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            remove_tree(parent, os.fsencode(os.path.basename(path)))
+        except FileNotFoundError:
+            pass
+        except NotADirectoryError:
+            os.unlink(os.path.basename(path), dir_fd=parent)
+        finally:
+            os.close(parent)
+    return {}
+
+
+def _survey(request: dict[str, Any]) -> dict[str, Any]:
+    """Count a layer's inodes, and tell when one was last changed."""
+    root = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    inodes = changed = 0
+    for there in inodes_below(root):
+        inodes += 1
+        changed = max(changed, there.st_ctime_ns)
+    return {"inodes": inodes, "changed": changed}
+
+
+def _hash(request: dict[str, Any]) -> dict[str, Any]:
+    """The digest of a file."""
+    with open(request["path"], "rb") as file:
+        return {"digest": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
+
+
+_BLOB_DEEDS = {"settle": _settle, "inflate": _inflate}
+_DEEDS = {"remove": _remove, "survey": _survey, "hash": _hash}
+
+
+def serve(control: int) -> None:
+    """Fork a worker for each message, which carries its descriptors, until the other end is closed."""
+    requests = socket.socket(fileno=control)
+    program = requests.recv(_PROGRAM_LIMIT)[len(b"filter") :]
+    give_up()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the daemon, which ends us
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects workers
+    os.umask(0)
+    gc.freeze()
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(requests, 16, 5)
+        if not message:
+            return
+        _fork(requests, program, *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _fork(
+    requests: socket.socket, program: bytes, request: int, blob: int, answer: int, life: int, report: int = -1
+) -> None:
+    try:
+        os.write(answer, b"\n")
+        if os.fork() == 0:
+            requests.close()
+            _work(program, request, blob, answer, life, report)
+    except BrokenPipeError:
+        pass  # cancelled already
+    except OSError as error:
+        os.write(answer, f"fork: {error.strerror}".encode())
+
+
+def _work(program: bytes, request: int, blob: int, answer: int, life: int, report: int) -> NoReturn:
+    """Do the one request and end the process, which ends as well when the other end of `life` is closed."""
+
+    def begin() -> None:
+        close_in(program)  # before there are other threads, which it would not hold for
+        threading.Thread(target=_end_with, args=(life,), daemon=True).start()
+
+    try:
+        with open(request, "rb") as file:
+            reply = _reply(json.loads(file.read()), blob, report, begin)
+        text = json.dumps(reply).encode()
+    except BaseException:
+        text = traceback.format_exc().encode(errors="backslashreplace")
+    while text:
+        text = text[os.write(answer, text) :]
+    os._exit(0)  # the blob's thread may still be at work
+
+
+def _end_with(life: int) -> None:
+    os.read(life, 1)
+    os._exit(1)
+
+
+def _reply(request: dict[str, Any], blob: int, report: int, begin: Callable[[], None]) -> dict[str, Any]:
+    try:
+        deed = request["do"]
+        if deed == "unpack":
+            return {"ok": _unpack(request, blob, report, begin)}
+        begin()
+        return {"ok": _BLOB_DEEDS[deed](request, blob) if deed in _BLOB_DEEDS else _DEEDS[deed](request)}
+    except _Refused as error:
+        kind, message = error.kind, str(error)
+    except TarError as error:
+        kind, message = "invalid", str(error)
+    except MemoryError:
+        kind, message = "invalid", f"it takes more memory than the {DATA_LIMIT >> 20} MiB that a worker may have"
+    except OSError as error:
+        kind = "full" if error.errno in _FULL else "invalid" if error.errno in _INVALID else "failed"
+        place = f"entry {str(error.filename)[:200]!r}: " if error.filename else ""
+        message = f"{place}{error.strerror}"
+    return {"error": kind, "message": message}

@@ -1,0 +1,12 @@
+"""What a kernel may lack."""
+
+from __future__ import annotations
+
+_ENOSYS = 38
+
+
+class MissingCall(OSError):
+    """The kernel has not got a system call, or somebody's filter says so (ENOSYS)."""
+
+    def __init__(self, call: str, since: str) -> None:
+        super().__init__(_ENOSYS, f"this kernel lacks {call}(2), which is in Linux {since} and later")

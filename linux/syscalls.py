@@ -1,0 +1,496 @@
+"""The kernel calls that the standard library lacks, by ctypes; the one seam between crisp and the kernel.
+
+Every function raises OSError with the kernel's errno and the path or file system it was about. Numbers are those of
+the generic table (asm-generic/unistd.h) for calls added since Linux 5.1, which all architectures share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterable
+
+from linux.errors import MissingCall
+from linux.resolve import open_inside
+from linux.sealed import seal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from typing import Any, Final
+else:
+    import _signal as signal  # `signal` loads enum, which a start may do without
+
+libc: Final = ctypes.CDLL(None, use_errno=True)
+# clone3 returns twice: the interpreter lock must not be dropped around it.
+_locked_libc: Final = ctypes.PyDLL(None, use_errno=True)
+_syscall = libc.syscall
+_syscall.restype = ctypes.c_long
+
+_OLD_NUMBERS: Final[dict[str, dict[str, int]]] = {
+    "x86_64": {"pivot_root": 155, "keyctl": 250, "setdomainname": 171, "ioprio_set": 251,
+               "set_mempolicy": 238},
+    "aarch64": {"pivot_root": 41, "keyctl": 219, "setdomainname": 162, "ioprio_set": 30,
+                "set_mempolicy": 237},
+}
+_old = _OLD_NUMBERS.get(os.uname().machine, {})
+
+_CPU_MASK_BYTES: Final = 1024  # 8192 CPUs, the most that Linux can be built for
+
+SYS_OPEN_TREE: Final = 428
+SYS_MOVE_MOUNT: Final = 429
+SYS_FSOPEN: Final = 430
+SYS_FSCONFIG: Final = 431
+SYS_FSMOUNT: Final = 432
+SYS_CLONE3: Final = 435
+SYS_CLOSE_RANGE: Final = 436
+SYS_OPENAT2: Final = 437
+SYS_MOUNT_SETATTR: Final = 442
+
+# clone(2), unshare(2), setns(2)
+CLONE_NEWTIME: Final = 0x00000080
+CLONE_PIDFD: Final = 0x00001000
+CLONE_PARENT: Final = 0x00008000
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWCGROUP: Final = 0x02000000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+CLONE_INTO_CGROUP: Final = 0x200000000
+# In /proc/PID/ns; the user namespace before those that its rights are needed for, after one that may be its parent's.
+_NAMESPACE_FILES: Final = {
+    CLONE_NEWPID: "pid",
+    CLONE_NEWUSER: "user",
+    CLONE_NEWNS: "mnt",
+    CLONE_NEWIPC: "ipc",
+    CLONE_NEWUTS: "uts",
+    CLONE_NEWNET: "net",
+    CLONE_NEWCGROUP: "cgroup",
+    CLONE_NEWTIME: "time",
+}
+
+# mount(2), umount2(2)
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
+MS_BIND: Final = 4096
+MS_REC: Final = 16384
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MS_SHARED: Final = 1 << 20
+MS_UNBINDABLE: Final = 1 << 17
+MNT_DETACH: Final = 2
+
+# mount_setattr(2), fsmount(2)
+MOUNT_ATTR_RDONLY: Final = 0x01
+MOUNT_ATTR_NOSUID: Final = 0x02
+MOUNT_ATTR_NODEV: Final = 0x04
+MOUNT_ATTR_NOEXEC: Final = 0x08
+MOUNT_ATTR_ATIME: Final = 0x70  # the mask; relatime is 0
+MOUNT_ATTR_NOATIME: Final = 0x10
+MOUNT_ATTR_STRICTATIME: Final = 0x20
+MOUNT_ATTR_NODIRATIME: Final = 0x80
+MOUNT_ATTR_IDMAP: Final = 0x100000
+MOUNT_ATTR_NOSYMFOLLOW: Final = 0x200000
+
+AT_FDCWD: Final = -100
+AT_EMPTY_PATH: Final = 0x1000
+AT_RECURSIVE: Final = 0x8000
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+OPEN_TREE_CLONE: Final = 1
+OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH: Final = 0x04
+MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
+FSCONFIG_SET_FLAG: Final = 0
+FSCONFIG_SET_STRING: Final = 1
+FSCONFIG_SET_FD: Final = 5
+FSCONFIG_CMD_CREATE: Final = 6
+RESOLVE_NO_XDEV: Final = 0x01
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_IN_ROOT: Final = 0x10
+CLOSE_RANGE_CLOEXEC: Final = 4
+
+# prctl(2)
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
+PR_SET_NAME: Final = 15
+PR_SET_CHILD_SUBREAPER: Final = 36
+PR_SET_NO_NEW_PRIVS: Final = 38
+
+PROC_SUPER_MAGIC: Final = 0x9FA0
+SYSFS_MAGIC: Final = 0x62656572
+_STATFS_BYTES: Final = 256  # struct statfs is 120 on 64-bit machines
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+_IOPRIO_WHO_PROCESS: Final = 1
+_EINVAL: Final = 22
+_ENOSYS: Final = 38
+
+
+class _CloneArgs(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            "flags",
+            "pidfd",
+            "child_tid",
+            "parent_tid",
+            "exit_signal",
+            "stack",
+            "stack_size",
+            "tls",
+            "set_tid",
+            "set_tid_size",
+            "cgroup",
+        )
+    ]
+
+
+class _SchedAttr(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("period", ctypes.c_uint64),
+    ]
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    ]
+
+
+# Which Linux brought a system call.
+_SINCE: Final = {
+    "pidfd_send_signal": "5.1",
+    "open_tree": "5.2",
+    "move_mount": "5.2",
+    "fsopen": "5.2",
+    "fsconfig": "5.2",
+    "fsmount": "5.2",
+    "clone3": "5.3",
+    "pidfd_open": "5.3",
+    "mount_setattr": "5.12",
+}
+
+
+def _check(result: int, about: str, call: str = "") -> int:
+    if result < 0:
+        raise _failure(ctypes.get_errno(), about, call)
+    return result
+
+
+def _failure(errno: int, about: str, call: str) -> OSError:
+    if errno == _ENOSYS and call in _SINCE:
+        return MissingCall(call, _SINCE[call])
+    return OSError(errno, os.strerror(errno), about)
+
+
+def _number(name: str) -> int:
+    try:
+        return _old[name]
+    except KeyError:
+        raise OSError(38, f"{name} has no number for {os.uname().machine} in {__name__}") from None
+
+
+def clone(flags: int = 0, cgroup: int | None = None) -> tuple[int, int]:
+    """Fork with clone3(2): new namespaces by `flags`, straight into the v2 cgroup open at `cgroup`.
+
+    Returns (pid, pidfd) in the parent and (0, -1) in the child, which imports nothing any more. Only for
+    single-threaded processes.
+    """
+    pidfd = ctypes.c_int(-1)
+    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=17)
+    if cgroup is not None:
+        args.flags |= CLONE_INTO_CGROUP
+        args.cgroup = cgroup
+    # Bracketed as os.fork() does: import lock, interpreter state and at-fork handlers.
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = _locked_libc.syscall(SYS_CLONE3, ctypes.byref(args), ctypes.sizeof(args))
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        seal()
+        return 0, -1
+    errno = ctypes.get_errno()
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise _failure(errno, "clone3", "clone3")
+    return pid, pidfd.value
+
+
+_locked_libc.syscall.restype = ctypes.c_long
+
+
+def fork() -> int:
+    """As os.fork, but that the child imports nothing any more."""
+    pid = os.fork()
+    if pid == 0:
+        seal()
+    return pid
+
+
+def locked_syscall(number: int, *arguments: Any, about: str) -> int:
+    """A system call by its number, which may return twice."""
+    return _check(_locked_libc.syscall(number, *arguments), about)
+
+
+def unshare(flags: int) -> None:
+    _check(libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def setns(fd: int, flags: int) -> None:
+    """Join the namespace open at `fd`, or with a pidfd all of that process's that `flags` names.
+
+    The latter needs the host's /proc before Linux 5.8.
+    """
+    if libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)) == 0:
+        return
+    errno = ctypes.get_errno()
+    process = _process_of(fd) if errno == _EINVAL else 0
+    if not process:
+        raise OSError(errno, os.strerror(errno), "setns")
+    wanted = [(flag, f"/proc/{process}/ns/{name}") for flag, name in _NAMESPACE_FILES.items() if flags & flag]
+    opened = [(flag, os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for flag, path in wanted]
+    try:
+        for flag, namespace in opened:
+            _check(libc.setns(ctypes.c_int(namespace), ctypes.c_int(flag)), "setns")
+    finally:
+        for _flag, namespace in opened:
+            os.close(namespace)
+
+
+def _process_of(pidfd: int) -> int:
+    """The number of the process that a pidfd names, 0 for another descriptor."""
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("Pid:")), 0)
+    except OSError:
+        return 0
+
+
+def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+    def encoded(text: str | None) -> bytes | None:
+        return None if text is None else os.fsencode(text)
+
+    _check(
+        libc.mount(encoded(source), os.fsencode(target), encoded(fstype), ctypes.c_ulong(flags), encoded(data)), target
+    )
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    _check(libc.umount2(os.fsencode(target), flags), target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    _check(_syscall(_number("pivot_root"), os.fsencode(new_root), os.fsencode(put_old)), new_root)
+
+
+def open_tree(dirfd: int, path: str, flags: int) -> int:
+    return _check(_syscall(SYS_OPEN_TREE, dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC), path, "open_tree")
+
+
+def move_mount(from_fd: int, to_fd: int, to_path: str = "") -> None:
+    """Attach the detached mount `from_fd` on `to_path` below `to_fd` ("" means on `to_fd` itself)."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if to_path else MOVE_MOUNT_T_EMPTY_PATH)
+    result = _syscall(SYS_MOVE_MOUNT, from_fd, b"", to_fd, os.fsencode(to_path), flags)
+    _check(result, to_path or f"fd {to_fd}", "move_mount")
+
+
+def mount_setattr(
+    fd: int, path: str, flags: int, *, attr_set: int = 0, attr_clr: int = 0, propagation: int = 0, userns: int = 0
+) -> None:
+    """Set and clear attributes and the propagation of a mount, or of its tree with AT_RECURSIVE (Linux 5.12).
+
+    `userns` is a descriptor of the user namespace that MOUNT_ATTR_IDMAP maps by.
+    """
+    attr = _MountAttr(attr_set, attr_clr, propagation, userns)
+    _check(
+        _syscall(SYS_MOUNT_SETATTR, fd, os.fsencode(path), flags, ctypes.byref(attr), ctypes.sizeof(attr)),
+        path or f"fd {fd}",
+        "mount_setattr",
+    )
+
+
+def fsopen(fstype: str) -> int:
+    return _check(_syscall(SYS_FSOPEN, os.fsencode(fstype), 1), fstype, "fsopen")
+
+
+def fsconfig_string(fd: int, key: str, value: str) -> None:
+    result = _syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_STRING, os.fsencode(key), os.fsencode(value), 0)
+    _check(result, f"{key}={value}", "fsconfig")
+
+
+def fsconfig_flag(fd: int, key: str) -> None:
+    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_FLAG, os.fsencode(key), None, 0), key, "fsconfig")
+
+
+def fsconfig_descriptor(fd: int, key: str, value: int) -> None:
+    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_FD, os.fsencode(key), None, value), key, "fsconfig")
+
+
+def fsconfig_create(fd: int) -> None:
+    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig create", "fsconfig")
+
+
+def fsmount(fd: int, attrs: int = 0) -> int:
+    """A detached mount of the file system configured at `fd`."""
+    return _check(_syscall(SYS_FSMOUNT, fd, 1, attrs), "fsmount", "fsmount")
+
+
+def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
+    """Open with RESOLVE_IN_ROOT, and what else `resolve` says; in userspace where the kernel cannot (before 5.6)."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    result = _syscall(SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    if result < 0 and ctypes.get_errno() == _ENOSYS and resolve & RESOLVE_IN_ROOT:
+        return open_inside(dirfd, path, flags, follow=not resolve & RESOLVE_NO_SYMLINKS)
+    return _check(result, path)
+
+
+def pidfd_open(pid: int) -> int:
+    """As os.pidfd_open, with a word for its absence."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise _failure(error.errno or 0, f"process {pid}", "pidfd_open") from None
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    """As signal.pidfd_send_signal, with a word for its absence."""
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except OSError as error:
+        raise _failure(error.errno or 0, f"signal {number}", "pidfd_send_signal") from None
+
+
+def prctl(option: int, arg: int = 0) -> None:
+    _check(libc.prctl(option, ctypes.c_ulong(arg), 0, 0, 0), f"prctl {option}")
+
+
+def filesystem_type(fd: int) -> int:
+    """The magic number of the file system that an open file, or one open O_PATH, is on (fstatfs(2))."""
+    result = ctypes.create_string_buffer(_STATFS_BYTES)
+    _check(libc.fstatfs(fd, result), f"fd {fd}")
+    return filesystem_type_of(result.raw)
+
+
+def filesystem_type_of(statfs: bytes) -> int:
+    """The same of a struct statfs."""
+    return int.from_bytes(statfs[:8], sys.byteorder)  # f_type, a long
+
+
+def open_how(flags: int, resolve: int) -> ctypes.Structure:
+    """What openat2(2) is told."""
+    return _OpenHow(flags, 0, resolve)
+
+
+def set_name(name: str) -> None:
+    """The name that ps and top show (PR_SET_NAME, 15 bytes)."""
+    libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+def set_domainname(name: str) -> None:
+    raw = os.fsencode(name)
+    _check(_syscall(_number("setdomainname"), raw, len(raw)), name)
+
+
+def sched_attributes(
+    policy: int,
+    *,
+    flags: int = 0,
+    nice: int = 0,
+    priority: int = 0,
+    runtime: int = 0,
+    deadline: int = 0,
+    period: int = 0,
+) -> ctypes.Structure:
+    """What sched_setattr(2) is told; times in nanoseconds. To be kept until it is called."""
+    return _SchedAttr(ctypes.sizeof(_SchedAttr), policy, flags, nice, priority, runtime, deadline, period)
+
+
+def use_every_cpu() -> None:
+    """Have the calling process run on all CPUs that its cgroup has: the kernel takes those from a mask of all ones."""
+    every = b"\xff" * _CPU_MASK_BYTES
+    _check(libc.sched_setaffinity(0, ctypes.c_size_t(_CPU_MASK_BYTES), every), "", "sched_setaffinity")
+
+
+def ioprio_set(priority: int) -> None:
+    """Set the caller's class (from bit 13 on) and priority of input and output (ioprio_set(2))."""
+    _check(_syscall(_number("ioprio_set"), _IOPRIO_WHO_PROCESS, 0, priority), f"I/O priority {priority:#x}")
+
+
+def set_mempolicy(mode: int, nodes: Iterable[int]) -> None:
+    """Set on which nodes the caller's memory is taken (set_mempolicy(2))."""
+    bits = sum(1 << node for node in nodes)
+    words = max(1, -(-bits.bit_length() // 64))
+    mask = (ctypes.c_uint64 * words)(*(bits >> 64 * word & (1 << 64) - 1 for word in range(words)))
+    # The kernel takes one bit less than it is told.
+    arguments = (ctypes.byref(mask), ctypes.c_ulong(64 * words + 1)) if bits else (None, ctypes.c_ulong(0))
+    _check(_syscall(_number("set_mempolicy"), mode, *arguments), f"mode {mode:#x}")
+
+
+def personality(persona: int) -> None:
+    """Set the caller's execution domain (personality(2))."""
+    _check(libc.personality(ctypes.c_ulong(persona)), f"personality {persona:#x}")
+
+
+def join_new_session_keyring(name: str) -> None:
+    """Leave the session keyring for an empty one of that name (keyctl_join_session_keyring(3))."""
+    _check(_syscall(_number("keyctl"), _KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name)), "session keyring")
+
+
+def close_all_from(first: int, *, keep: Iterable[int]) -> None:
+    """Close every descriptor from `first` up but those of `keep` (close_range(2); one by one before Linux 5.9)."""
+    low = first
+    for fd in (*sorted(fd for fd in set(keep) if fd >= first), 1 << 32):
+        if low < fd:
+            high = fd - 1
+            result = _syscall(SYS_CLOSE_RANGE, ctypes.c_uint(low), ctypes.c_uint(high), 0)
+            if result < 0 and ctypes.get_errno() == _ENOSYS:
+                # Not by what /proc lists, which may be the container's forgery.
+                os.closerange(low, min(fd, os.sysconf("SC_OPEN_MAX")))
+            else:
+                _check(result, f"close_range {low} {high}")
+        low = fd + 1
+
+
+def close_on_exec_from(first: int) -> None:
+    """Mark every descriptor from `first` up close-on-exec (close_range(2), Linux 5.11; else by /proc)."""
+    if _syscall(SYS_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), CLOSE_RANGE_CLOEXEC) == 0:
+        return
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) >= first:
+            try:
+                os.set_inheritable(int(name), False)
+            except OSError:
+                continue  # the listing's own descriptor
+
+
+def set_process_title(title: str) -> None:
+    """Overwrite the argument area that /proc/PID/cmdline shows. No longer than the arguments given at exec."""
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rsplit(b") ", 1)[1].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end: fields 48 and 49 of proc_pid_stat(5)
+    room = end - start
+    if start and room > 0:
+        raw = os.fsencode(title)[: room - 1]
+        ctypes.memmove(start, raw.ljust(room, b"\0"), room)
+
+
+assert sys.maxsize > 2**32, "crisp needs a 64-bit Python"

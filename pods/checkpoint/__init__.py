@@ -1,0 +1,1 @@
+"""Checkpoints of containers and pods, and their restores."""

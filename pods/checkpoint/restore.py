@@ -1,0 +1,267 @@
+"""Containers made from a checkpoint, as CRI-O makes them: the request's image is an archive of CheckpointContainer's.
+
+It is a file on the node, or an image that has the archive's content as its layer (and says so by an annotation, which
+buildah(1) sets). The archive tells the image that the container was of, its config.json and what it had changed in its
+root. The new request tells the rest: names, labels, volumes, limits, the pod and thereby the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import stat
+import tarfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from image.documents import decode
+from image.errors import InvalidImage
+from image.registry.authfile import NO_LOGINS
+from pods.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from pods.handlers import BUILT_IN
+from pods.security.user_namespaces import mappings_of
+from runtime.criu.describe import DESCRIPTORS
+from runtime.errors import RuntimeCoreError
+from runtime.spec.parse import parse
+
+if TYPE_CHECKING:
+    from image.model import Image
+    from image.store import ImageStore
+    from pods.model import ContainerConfig, Sandbox
+
+ANNOTATIONS: Final = ("org.criu.checkpoint.container.name", "io.kubernetes.cri-o.annotations.checkpoint.name")
+IMAGES: Final = "checkpoint"  # the archive's directory of criu's images
+_FIELD: Final = "config.image.image"
+_CONFIG, _SPEC, _CHANGES, _DELETED = "config.dump", "spec.dump", "rootfs-diff.tar", "deleted.files"
+_LARGEST_DOCUMENT: Final = 16 << 20
+_PIECE: Final = 1 << 20
+# Of `process`, what the processes have from the checkpoint, whatever the request or the image says.
+_PROCESS: Final = ("terminal", "user", "args", "env", "cwd", "capabilities", "noNewPrivileges", "rlimits")
+_LINUX: Final = ("seccomp", "maskedPaths", "readonlyPaths")
+_NAMESPACES: Final = ("network", "pid")  # those that criu restores into, or makes: it cannot do one for the other
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An archive that is unpacked in `directory`, and the image that its container was of."""
+
+    directory: Path
+    base: Image
+    base_name: str
+    document: dict[str, Any]  # the container's config.json
+    image_id: str = ""  # of the image that holds the archive, if one does
+
+    def wanted(self, config: ContainerConfig) -> ContainerConfig:
+        """The request with what the checkpoint decides."""
+        process = self.document["process"]
+        return msgspec.structs.replace(
+            config, command=tuple(process["args"]), args=(), working_dir=process.get("cwd", "/"),
+            tty=process.get("terminal", False),
+        )  # fmt: skip
+
+    def adapt(self, document: dict[str, Any]) -> list[str]:
+        """Put what the processes are into the new container's config.json; its mounts that they will not see.
+
+        Raises InvalidArgument for what the new container has not, or has otherwise, and criu cannot change.
+        """
+        old = self.document
+        for name in _NAMESPACES:
+            was, now = (_has_path(each, name) for each in (old, document))
+            if was != now:
+                kinds = {True: "the pod's", False: "its own", None: "the host's"}
+                raise InvalidArgument(
+                    f"config.linux.security_context.namespace_options: the checkpointed container had {kinds[was]} "
+                    f"{name} namespace, and is to have {kinds[now]}"
+                )
+        theirs = {mount["destination"] for mount in old["mounts"] if _is_bind(mount)}
+        binds = [mount["destination"] for mount in document["mounts"] if _is_bind(mount)]
+        if missing := sorted(theirs.difference(binds)):
+            raise InvalidArgument(f"config.mounts: the checkpointed container had {', '.join(missing)}, and needs them")
+        ignored = [destination for destination in binds if destination not in theirs]
+        document["mounts"] = [one for one in document["mounts"] if one["destination"] not in ignored]
+        document["process"].update({name: old["process"][name] for name in _PROCESS if name in old["process"]})
+        for name in _LINUX:
+            document["linux"].pop(name, None)
+            if name in old["linux"]:
+                document["linux"][name] = old["linux"][name]
+        document["root"]["readonly"] = old["root"].get("readonly", False)
+        return ignored
+
+
+class _Annotated(msgspec.Struct, frozen=True):
+    annotations: dict[str, str] | None = None
+
+
+def is_archive(name: str) -> bool:
+    """Whether an image is named by a path."""
+    return name.startswith("/")
+
+
+async def of_image(image: Image, images: ImageStore) -> bool:
+    """Whether the image is a checkpoint's. Reads its manifest only if its layer may be one."""
+    if not os.path.exists(images.layers(image)[0] / _SPEC):
+        return False
+    manifest, _configuration = await images.documents(image)
+    annotations = decode(manifest, _Annotated).annotations or {}
+    return any(name in annotations for name in ANNOTATIONS)
+
+
+def check(sandbox: Sandbox) -> None:
+    """Raise Unimplemented for a pod that no container can be restored in."""
+    if sandbox.runtime_handler not in BUILT_IN:
+        raise Unimplemented(f"{_FIELD}: only crisp's own runtime handler restores checkpoints")
+    if mappings_of(sandbox.config) is not None:
+        raise Unimplemented(f"{_FIELD}: a checkpoint cannot be restored in a pod with user namespaces")
+
+
+async def unpack(path: str, directory: Path, images: ImageStore) -> None:
+    """Unpack the archive at `path` into the new `directory`.
+
+    Raises NotFound, InvalidArgument, FailedPrecondition, and ImageError when there is no room.
+
+    Whoever writes an archive decides what processes with all their rights do: it must be root's alone.
+    """
+    descriptor = await asyncio.to_thread(open_trusted, path, _FIELD)
+    try:
+        directory.mkdir(parents=True, mode=0o700)
+        await images.unpack_archive(descriptor, os.fstat(descriptor).st_size, directory)
+    except InvalidImage as error:
+        raise InvalidArgument(f"{_FIELD}: checkpoint {path!r}: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
+def open_trusted(path: str, field: str) -> int:
+    """A descriptor of a checkpoint's file, which only root can have written. Raises NotFound, FailedPrecondition."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFound(f"{field}: checkpoint {path!r}: {error.strerror}") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
+        os.close(descriptor)
+        raise FailedPrecondition(f"{field}: checkpoint {path!r} must be a file that only root can write to")
+    return descriptor
+
+
+async def read(directory: Path, images: ImageStore, image_id: str = "") -> Checkpoint:
+    """What is in an unpacked archive. The image that its container was of is pulled when it is not here.
+
+    With the node's logins for an archive, which is root's alone; for one in an image as anybody might pull it: an
+    image's author is not to have what the node may read.
+
+    Raises InvalidArgument for what is no checkpoint, and what a pull raises.
+    """
+    described, document = await asyncio.to_thread(_documents, directory)
+    base = next((found for key in ("rootfsImage", "rootfsImageRef", "rootfsImageName")
+                 if (found := images.find(described[key]))), None)  # fmt: skip
+    name = described["rootfsImageName"] or described["rootfsImageRef"]
+    if base is None:
+        if not name:
+            raise InvalidArgument(f"{_FIELD}: {_CONFIG} names no image that the container was of")
+        base = await images.pull(name, auth_file=NO_LOGINS if image_id else None)
+    return Checkpoint(directory, base, name or base.id, document, image_id)
+
+
+def _documents(directory: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    described = _read(directory, _CONFIG)
+    names = {key: described.get(key) or "" for key in ("rootfsImage", "rootfsImageRef", "rootfsImageName")}
+    if not all(isinstance(value, str) for value in names.values()):
+        raise InvalidArgument(f"{_FIELD}: {_CONFIG} does not name its image by text")
+    document = _read(directory, _SPEC)
+    try:
+        if parse(document).process is None:
+            raise InvalidArgument(f"{_FIELD}: {_SPEC} has no process")
+    except RuntimeCoreError as error:
+        raise InvalidArgument(f"{_FIELD}: {_SPEC}: {error}") from error
+    _check_images(directory / IMAGES)
+    return names, document
+
+
+def _check_images(directory: Path) -> None:
+    """Refuse what a reader of criu's images would follow out of the archive, or wait for: all are plain files."""
+    if not _is_plain(directory, stat.S_ISDIR):
+        raise InvalidArgument(f"{_FIELD}: it is no checkpoint: no {IMAGES}/ in it")
+    with os.scandir(directory) as found:
+        for one in found:
+            if not one.is_file(follow_symlinks=False):
+                raise InvalidArgument(f"{_FIELD}: {IMAGES}/{one.name!r} is no plain file")
+            if one.name == DESCRIPTORS and one.stat(follow_symlinks=False).st_size > _LARGEST_DOCUMENT:
+                raise InvalidArgument(f"{_FIELD}: {IMAGES}/{DESCRIPTORS} is larger than {_LARGEST_DOCUMENT} bytes")
+
+
+def _read(directory: Path, name: str) -> dict[str, Any]:
+    """A JSON object in the archive, where links may lead anywhere: none is followed."""
+    if not _is_plain(directory / name, stat.S_ISREG):
+        raise InvalidArgument(f"{_FIELD}: it is no checkpoint: no {name} in it")
+    with open(directory / name, "rb") as file:
+        text = file.read(_LARGEST_DOCUMENT + 1)
+    try:
+        found = json.loads(text) if len(text) <= _LARGEST_DOCUMENT else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidArgument(f"{_FIELD}: {name} is no JSON object")
+    return found
+
+
+async def write_changes(checkpoint: Checkpoint, upper: Path, images: ImageStore) -> None:
+    """Give a new writable layer what the container had changed. Raises InvalidArgument, ImageError."""
+    changes = checkpoint.directory / _CHANGES
+    if not _is_plain(changes, stat.S_ISREG):
+        return
+    deleted = await asyncio.to_thread(_whiteouts, checkpoint.directory)
+    size = len(deleted) + changes.stat().st_size
+    await images.unpack_archive(_joined(deleted, changes), size, upper)
+
+
+async def _joined(first: bytes, rest: Path) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+    with rest.open("rb") as file:
+        while piece := await asyncio.to_thread(file.read, _PIECE):
+            yield piece
+
+
+def _whiteouts(directory: Path) -> bytes:
+    """What is deleted as the beginning of a layer's tar (image-spec layer.md "Whiteouts")."""
+    if not _is_plain(directory / _DELETED, stat.S_ISREG):
+        return b""
+    with open(directory / _DELETED, "rb") as file:
+        text = file.read(_LARGEST_DOCUMENT)
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list | None) or not all(isinstance(name, str) and name for name in names or ()):
+        raise InvalidArgument(f"{_FIELD}: {_DELETED} is no list of names")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in names or ():
+            place, _, last = name.rstrip("/").rpartition("/")
+            archive.addfile(tarfile.TarInfo(f"{place}/.wh.{last}" if place else f".wh.{last}"))
+        end = archive.offset
+    return buffer.getvalue()[:end]
+
+
+def _is_plain(path: Path, kind: Any) -> bool:
+    try:
+        return bool(kind(os.lstat(path).st_mode))
+    except OSError:
+        return False
+
+
+def _has_path(document: Mapping[str, Any], kind: str) -> bool | None:
+    """Whether that namespace is another's; None without one."""
+    found = next((one for one in document["linux"].get("namespaces", ()) if one["type"] == kind), None)
+    return None if found is None else bool(found.get("path"))
+
+
+def _is_bind(mount: Mapping[str, Any]) -> bool:
+    return mount.get("type") == "bind" or not {"bind", "rbind"}.isdisjoint(mount.get("options") or ())

@@ -1,0 +1,187 @@
+"""CheckpointContainer: a running container, which goes on, as an archive (Kubernetes' forensic checkpointing).
+
+criu(8) writes the processes. The archive is a tar of the parts that CRI-O and podman have in theirs:
+
+    checkpoint/       criu's images, and descriptors.json
+    rootfs-diff.tar   what the container has changed in its root, and deleted.files what of the image it has deleted
+    spec.dump         its config.json
+    config.dump       which container it was, of which image, and when
+    ctr.log           its log
+    dump.log          criu's
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import io
+import json
+import logging
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pods import log_fields, log_place
+from pods.checkpoint.changes import add_file
+from pods.checkpoint.changes import write_changes as _write_changes
+from pods.errors import FailedPrecondition, InvalidArgument, PodError
+from pods.model import Container, ContainerState
+from pods.oci.cgroups import cgroups_path
+from runtime.cgroups import Hierarchies
+from runtime.criu import worker as criu
+from runtime.criu.describe import describe
+from runtime.errors import NotSupported, RuntimeCoreError
+from runtime.logs.place import open_to_read
+from runtime.spec.parse import parse
+from runtime.spec.values import Spec
+
+if TYPE_CHECKING:
+    from pods.inflight import Background
+    from pods.model import Sandbox
+    from pods.settings import NodeSettings
+    from pods.state.memory import State
+
+_log = logging.getLogger("crisp.pods")
+_IMAGES: Final = "checkpoint"
+_LOG: Final = "dump.log"
+
+
+class Checkpoints:
+    """Makes the archives, one of a container at a time."""
+
+    def __init__(self, state: State, background: Background) -> None:
+        self._state = state
+        self._background = background
+
+    async def checkpoint(self, container_id: str, location: str, timeout: int) -> None:
+        """Write the archive to the file `location`; criu gives up after `timeout` seconds, by default 10.
+
+        Raises NotFound, InvalidArgument, FailedPrecondition unless it runs and criu is installed, and PodError.
+        """
+        found = self._state.find_container(container_id).container.id
+        target = Path(location)
+        if not target.is_absolute() or not target.name or "\0" in location:
+            raise InvalidArgument(f"location: expected the absolute path of a file, got {location!r}")
+        if not target.parent.is_dir():
+            raise InvalidArgument(f"location: {str(target.parent)!r} is no directory")
+        await self._background.shielded(self._checkpoint(found, target, timeout))
+
+    async def _checkpoint(self, container_id: str, target: Path, timeout: int) -> None:
+        async with self._state.lock(container_id):
+            container = self._state.find_container(container_id).container
+            if container.state is not ContainerState.RUNNING:
+                raise FailedPrecondition(f"container {container_id} is {container.state.value}, not running")
+            sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
+            settings = self._state.settings
+            work = settings.container_root(container_id) / "checkpoint"
+            try:
+                await asyncio.to_thread(write_archive, settings, sandbox, container, work, target, timeout)
+            except NotSupported as error:
+                raise FailedPrecondition(f"checkpoint container {container_id}: {error}") from error
+            except (RuntimeCoreError, OSError, ValueError) as error:
+                raise PodError(f"checkpoint container {container_id}: {error}") from error
+            finally:
+                await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+        _log.info("container checkpointed", extra=log_fields.of_container(container) | {"location": str(target)})
+
+
+def write_archive(
+    settings: NodeSettings, sandbox: Sandbox, container: Container, work: Path, target: Path, timeout: int
+) -> None:
+    """Checkpoint a running container into the file `target`, by way of the directory `work`, which stays.
+
+    criu gives up after `timeout` seconds, by default 10. Raises RuntimeCoreError, OSError.
+    """
+    criu.find()
+    root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)
+    cgroup = cgroups_path(sandbox, container.id)
+    shutil.rmtree(work, ignore_errors=True)  # of a daemon that was killed
+    (work / _IMAGES).mkdir(parents=True, mode=0o700)
+    text = (bundle / "config.json").read_bytes()
+    _dump(container.pid, parse(json.loads(text)), cgroup, work, timeout)
+    parts = {
+        "spec.dump": text,
+        "config.dump": json.dumps(_description(container)).encode(),
+        "deleted.files": json.dumps(_write_changes(root / "upper", work / "rootfs-diff.tar")).encode(),
+    }
+    new = target.with_name(f".{target.name}.new")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+                for name, content in parts.items():
+                    _add(archive, name, content)
+                for name in (_IMAGES, "rootfs-diff.tar", _LOG):
+                    archive.add(work / name, name)
+                if container.log_path:
+                    _add_log(archive, container.log_path, sandbox.config.log_directory)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(new, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        raise
+
+
+def _dump(pid: int, spec: Spec, cgroup_path: str, work: Path, timeout: int) -> None:
+    cgroup = Hierarchies.detect().cgroup(cgroup_path)
+    with contextlib.ExitStack() as opened:
+        fds = []
+        for directory in (work / _IMAGES, work):
+            fds.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            opened.callback(os.close, fds[-1])
+        asked: dict[str, criu.Value] = {
+            "pid": pid,
+            "images_dir_fd": fds[0],
+            "work_dir_fd": fds[1],
+            "leave_running": True,
+            "tcp_established": True,
+            "file_locks": True,
+            "orphan_pts_master": True,
+            "manage_cgroups": True,
+            "manage_cgroups_mode": criu.CGROUP_MODES["soft"],
+            "freeze_cgroup": cgroup.freezer_directory(),
+            "external": describe(pid, spec, cgroup, str(work / _IMAGES)),
+        }
+        if timeout:
+            asked["timeout"] = timeout
+        criu.Worker().call(criu.DUMP, asked, str(work / _LOG))
+
+
+def _description(container: Container) -> dict[str, Any]:
+    image = container.config.image
+    return {
+        "id": container.id,
+        "name": container.config.metadata.name,
+        "rootfsImage": container.image_id,
+        "rootfsImageRef": container.image_ref,
+        "rootfsImageName": image.user_specified_image or image.image,
+        "runtime": "crisp",
+        "createdTime": _time(container.created_at),
+        "checkpointedTime": datetime.datetime.now(datetime.UTC).isoformat(),
+        "restored": False,
+    }
+
+
+def _time(nanoseconds: int) -> str:
+    return datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC).isoformat()
+
+
+def _add_log(archive: tarfile.TarFile, path: str, log_directory: str) -> None:
+    """The log as far as it goes now. One that is no file any more, or gone, is left out: others may reach its place."""
+    try:
+        file = os.fdopen(open_to_read(path, log_place.trusted(log_directory)), "rb")
+    except OSError as error:
+        _log.warning("log is not in the checkpoint", extra={"log": path, "error": error.strerror})
+        return
+    with file:
+        add_file(archive, "ctr.log", file)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), 0o600
+    archive.addfile(member, io.BytesIO(content))

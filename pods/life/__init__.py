@@ -1,0 +1,1 @@
+"""From creation to removal: sandboxes, containers, their shims, and recovery."""

@@ -1,0 +1,176 @@
+"""What an earlier daemon left, told from the database, the shims that live, and the files in the state directory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from pods import log_fields
+from pods.directories import remove_trees
+from pods.errors import PodError
+from pods.model import ContainerState, SandboxState
+from pods.state.store import ContainerRecord, SandboxRecord
+from runtime.client import ShimClient, ShimGone
+from runtime.errors import RuntimeCoreError
+
+if TYPE_CHECKING:
+    from image.store import ImageStore
+    from pods.inflight import Background
+    from pods.life.containers import Containers
+    from pods.life.sandboxes import Sandboxes
+    from pods.life.shims import Shims
+    from pods.state.memory import State
+
+_log = logging.getLogger("crisp.pods")
+_ANSWER_SECONDS: Final = 10.0
+
+
+class Recovery:
+    """Brings what is known of sandboxes and containers to the truth, at the daemon's start and when a shim is lost."""
+
+    def __init__(
+        self, state: State, shims: Shims, sandboxes: Sandboxes, containers: Containers, background: Background
+    ) -> None:
+        self._state = state
+        self._shims = shims
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._background = background
+
+    async def recover(self, images: ImageStore, records: tuple[list[SandboxRecord], list[ContainerRecord]]) -> None:
+        """Take over an earlier daemon's `records`: adopt living shims, learn of exits, undo what was not finished."""
+        finished = [record for record in records[0] if record.finished]
+        self._state.sandboxes.update((record.sandbox.id, record) for record in finished)
+        for container_record in records[1]:
+            container = container_record.container
+            for image_id in container.images:
+                images.hold(image_id)
+            if container_record.finished:
+                self._state.containers[container.id] = container_record
+                if container.state is ContainerState.EXITED:
+                    self._state.exited(container.id).set()
+        for record in records[0]:
+            await self._adopt(record)
+        for container_record in records[1]:
+            if not container_record.finished:
+                with _survived("undo unfinished container", container_record.container.id):
+                    await self._containers.discard(container_record.container)
+        await self._clean_state_directory()
+
+    async def sandbox_lost(self, sandbox_id: str) -> None:
+        """The connection to the shim, or the infra process, ended. A shim that lives is found again."""
+        with contextlib.suppress(ShimGone):
+            self._shims.of(sandbox_id)
+            await self._sandboxes.lost(sandbox_id)
+            await self._containers.orphaned(sandbox_id)
+            return
+        record = self._state.sandboxes.get(sandbox_id)
+        if record is not None and record.sandbox.state is SandboxState.READY:
+            await self._adopt(record)
+        else:
+            await self._without_shim(sandbox_id)
+
+    async def _adopt(self, record: SandboxRecord) -> None:
+        sandbox_id = record.sandbox.id
+        shim = await self._find(sandbox_id)
+        if not record.finished:
+            with _survived("undo unfinished pod sandbox", sandbox_id):
+                await self._sandboxes.discard(record)
+            return
+        if shim is not None:
+            try:
+                await self._catch_up(record, shim)
+                return
+            except ShimGone:
+                pass
+            except TimeoutError:
+                fields = log_fields.of_sandbox(record.sandbox)
+                _log.error("the shim does not answer; the pod sandbox is left as it was", extra=fields)
+                return
+        await self._without_shim(sandbox_id)
+
+    async def _find(self, sandbox_id: str) -> ShimClient | None:
+        try:
+            return await self._shims.find(sandbox_id)
+        except ShimGone:
+            return None
+
+    async def _without_shim(self, sandbox_id: str) -> None:
+        """The shim died, or the machine started anew: nothing of the pod runs."""
+        await self._sandboxes.lost(sandbox_id)
+        await self._containers.lost(sandbox_id)
+
+    async def _catch_up(self, record: SandboxRecord, shim: ShimClient) -> None:
+        """Learn what happened while no daemon listened. Raises ShimGone, TimeoutError."""
+        told = await asyncio.wait_for(shim.call("state"), _ANSWER_SECONDS)
+        if not told["infra_alive"] and record.sandbox.state is SandboxState.READY:
+            await self._sandboxes.lost(record.sandbox.id)
+        for container in list(self._state.containers_of(record.sandbox.id)):
+            known = told["containers"].get(container.id)
+            if known is None:
+                continue
+            if known["state"] == "starting":
+                following = self._follow_start(container.id, shim)
+                self._background.detach(following, f"follow the start of container {container.id}")
+            elif known["state"] == "running" and container.state is ContainerState.EXITED:
+                await shim.call("kill", container=container.id)  # its start was told to have failed
+            else:
+                await self._learn(container.id, known)
+
+    async def _follow_start(self, container_id: str, shim: ShimClient) -> None:
+        """The daemon that asked for the start is gone; the start goes on."""
+        async with self._state.lock(container_id):
+            known = await shim.call("wait-start", container=container_id)
+            await self._learn_start(container_id, known)
+        await self._learn(container_id, known)
+
+    async def _learn_start(self, container_id: str, known: dict[str, Any]) -> None:
+        record = self._state.containers.get(container_id)
+        if record is None:
+            return
+        if known["exit"] is not None and known["exit"].get("start_failed"):
+            if record.container.state is not ContainerState.EXITED:
+                await self._state.record_fact(
+                    container_id,
+                    state=ContainerState.EXITED,
+                    exit_code=known["exit"]["code"],
+                    reason="StartError",
+                    finished_at=known["exit"]["finished_at"],
+                )
+        elif known["started_at"] and not record.container.started_at:
+            running = {"state": ContainerState.RUNNING} if record.container.state is ContainerState.CREATED else {}
+            await self._state.record_fact(container_id, pid=known["pid"], started_at=known["started_at"], **running)
+
+    async def _learn(self, container_id: str, known: dict[str, Any]) -> None:
+        await self._learn_start(container_id, known)
+        if known["exit"] is not None:
+            await self._containers.record_exit(container_id, known["exit"])
+
+    async def _clean_state_directory(self) -> None:
+        """End shims and remove directories that no record speaks of: the daemon died before the intent was on disk."""
+        sandboxes = self._state.settings.state / "sandboxes"
+        for directory in sandboxes.iterdir() if sandboxes.is_dir() else ():
+            if directory.name in self._state.sandboxes:
+                continue
+            _log.info("removing what is left of an unfinished pod sandbox", extra={"sandbox": directory.name})
+            await self._find(directory.name)
+            with contextlib.suppress(RuntimeCoreError):
+                await self._shims.end(directory.name)
+                self._shims.unpin(self._state.settings.netns_path(directory.name))
+            shutil.rmtree(directory, ignore_errors=True)
+        for parent in (self._state.settings.state / "containers", self._state.settings.root / "containers"):
+            there = list(parent.iterdir()) if parent.is_dir() else ()
+            await remove_trees(place for place in there if place.name not in self._state.containers)
+
+
+@contextlib.contextmanager
+def _survived(operation: str, object_id: str) -> Iterator[None]:
+    """One object that cannot be undone (a full disk) must not keep the daemon from serving the others."""
+    try:
+        yield
+    except (PodError, RuntimeCoreError, OSError) as error:
+        _log.error("%s failed", operation, extra={"id": object_id, "error": error})

@@ -1,0 +1,151 @@
+"""The node's shims: forking, finding again after a restart, hearing of exits, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pods import pod_files
+from pods.oci.cgroups import SYSTEMD
+from pods.settings import NodeSettings
+from pods.systemd.scopes import Scopes
+from runtime.cgroups import Hierarchies
+from runtime.client import ShimClient, ShimGone, Zygote
+from runtime.errors import RuntimeCoreError
+from runtime.shim.pod import unmount_if_mounted, unpin_namespace
+from runtime.shim.zygote import SHIM_CGROUP
+from runtime.wire.frames import Message
+
+_log = logging.getLogger("crisp.pods")
+
+_KILLED_SECONDS = 2.0
+
+ExitHandler = Callable[[str, dict[str, Any]], None]  # container id, exit record
+LossHandler = Callable[[str], None]  # sandbox id
+
+
+class Shims:
+    """Connections by sandbox id. `on_exit` and `on_loss` are called on the loop."""
+
+    def __init__(
+        self, settings: NodeSettings, scopes: Scopes, on_exit: ExitHandler, on_loss: LossHandler
+    ) -> None:
+        self._settings = settings
+        self._zygote = Zygote(scopes.place_shims if settings.cgroup_driver == SYSTEMD else None)
+        self._clients: dict[str, ShimClient] = {}
+        self._hierarchies: Hierarchies | None = None
+        self.idmap_refusal = "not asked yet"  # why no pod can have a user namespace; "" if one can
+        self._on_exit = on_exit
+        self._on_loss = on_loss
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    async def start(self) -> None:
+        """Start the zygote, and try whether the images' layers can be id-mapped. Raises RuntimeCoreError, PodError."""
+        await self._zygote.start()
+        directory = self._settings.root / "image"
+        self.idmap_refusal = await asyncio.to_thread(self._zygote.probe_idmap, directory)
+
+    async def make_pod(self, sandbox_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError, with all of them undone."""
+        generation = self._zygote.generation
+        try:
+            return await (await self._fork(sandbox_id)).call("pod", **arguments)
+        except ShimGone:
+            # A zygote that dies loses the requests it has taken, and takes some more until it is quite dead.
+            await self._zygote.replace(generation)
+            return await (await self._fork(sandbox_id)).call("pod", **arguments)
+
+    async def _fork(self, sandbox_id: str) -> ShimClient:
+        client = await self._zygote.spawn(*self._handlers(sandbox_id))
+        self._clients[sandbox_id] = client
+        return client
+
+    async def find(self, sandbox_id: str) -> ShimClient:
+        """The living shim of a sandbox of an earlier daemon. Raises ShimGone."""
+        client = await ShimClient.connect(self._settings.sandbox_dir(sandbox_id), *self._handlers(sandbox_id))
+        self._clients[sandbox_id] = client
+        return client
+
+    def of(self, sandbox_id: str) -> ShimClient:
+        """The connected shim. Raises ShimGone."""
+        client = self._clients.get(sandbox_id)
+        if client is None or not client.alive:
+            raise ShimGone(f"the shim of pod sandbox {sandbox_id} is gone")
+        return client
+
+    async def end(self, sandbox_id: str) -> None:
+        """Shut the shim down, and take away what it or its ghost left on the host. Raises RuntimeCoreError."""
+        client = self._clients.get(sandbox_id)
+        if client is not None and client.alive:
+            try:
+                await client.call("shutdown")
+            except ShimGone:
+                _log.warning("shim died while it shut down", extra={"sandbox": sandbox_id})
+            client.close()
+        self._clients.pop(sandbox_id, None)
+        directory = self._settings.sandbox_dir(sandbox_id)
+        unmount_if_mounted(str(directory / "shm"))
+        pod_files.unmount(directory)
+
+    def kill_cgroup(self, path: str) -> None:
+        """End what a dead shim's container left running. Best effort."""
+        cgroup = self._cgroups().cgroup(path)
+        if not cgroup.exists():
+            return
+        try:
+            cgroup.kill_in_pod()
+            cgroup.wait_empty(_KILLED_SECONDS)
+            cgroup.remove()
+        except RuntimeCoreError as error:
+            _log.warning("cgroup is left", extra={"cgroup": path, "error": error})
+
+    def has_cgroup(self, path: str) -> bool:
+        """Whether there is something left of a cgroup."""
+        return self._cgroups().cgroup(path).exists()
+
+    def remove_cgroup(self, path: str) -> None:
+        """Remove a cgroup that nothing is in any more, whoever made it. Best effort."""
+        with contextlib.suppress(RuntimeCoreError):
+            self._cgroups().cgroup(path).remove_if_unused()
+
+    def leave_cgroup(self, path: str) -> None:
+        """Remove a cgroup and those above it, as far as crisp has made them and nothing is in them any more."""
+        with contextlib.suppress(RuntimeCoreError):
+            self._cgroups().cgroup(f"{path}/below").remove_made_parents()
+
+    def unpin(self, path: str | Path) -> None:
+        """Let go of a pod's network namespace. Raises RuntimeCoreError."""
+        unpin_namespace(str(path))
+
+    def close(self) -> None:
+        """Leave the shims to themselves."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+        self._zygote.close()
+        with contextlib.suppress(RuntimeCoreError):  # not while another daemon's, or our own living, pods have shims
+            self._cgroups().cgroup(SHIM_CGROUP).remove_if_unused()
+
+    def _cgroups(self) -> Hierarchies:
+        if self._hierarchies is None:
+            self._hierarchies = Hierarchies.detect()
+        return self._hierarchies
+
+    def _handlers(self, sandbox_id: str) -> tuple[Callable[[Message], None], Callable[[], None]]:
+        def on_event(message: Message) -> None:
+            if message.get("event") == "exit":
+                self._on_exit(message["container"], message["exit"])
+            elif message.get("event") == "infra-exit" and sandbox_id in self._clients:
+                self._on_loss(sandbox_id)
+
+        def on_lost() -> None:
+            if self._clients.pop(sandbox_id, None) is not None:
+                self._on_loss(sandbox_id)
+
+        return on_event, on_lost

@@ -1,0 +1,1 @@
+"""From a CRI request and an image to config.json."""

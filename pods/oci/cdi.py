@@ -1,0 +1,226 @@
+"""CDI devices (Container Device Interface 1.0): specs of vendors, and what they change in a container.
+
+A device is named "vendor/class=name". Its spec's edits are applied once, then its own. Of the directories the later
+ones win; two specs of one directory that both have a device leave it without a meaning. A file that is no spec has no
+devices: one vendor's mistake is not another's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pods.errors import InvalidArgument, Unimplemented
+from pods.model import ContainerConfig
+from pods.oci.devices import DeviceNode
+from pods.oci.hook_files import checked_hook
+from runtime.process.hooks import MOMENTS
+
+ANNOTATION = "cdi.k8s.io/"
+DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*=[A-Za-z0-9][A-Za-z0-9._:-]*")
+_REFUSED = ("intelRdt", "netDevices")
+_FORMATS = frozenset({".json", ".yaml"})
+_TYPES = {stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
+
+
+@dataclass(frozen=True, slots=True)
+class CDIEdits:
+    """What devices add to a container; `mounts` as config.json has them."""
+
+    env: tuple[str, ...] = ()
+    nodes: tuple[DeviceNode, ...] = ()
+    mounts: tuple[dict[str, Any], ...] = ()
+    additional_gids: tuple[int, ...] = ()
+    hooks: tuple[tuple[str, dict[str, Any]], ...] = ()  # with the moment of a container's life that each is for
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    path: Path
+    edits: Mapping[str, Any]
+    devices: Mapping[str, Mapping[str, Any]]  # by name
+
+
+def requested(config: ContainerConfig) -> dict[str, str]:
+    """The devices that a container asks for, by name, with the field that does: CDI_devices, then annotations.
+
+    An annotation `cdi.k8s.io/<anything>` names devices with commas between them; device plugins that know no other way
+    use it. Raises InvalidArgument for what is not the name of a device.
+    """
+    asked: dict[str, str] = {}
+    for index, name in enumerate(config.cdi_devices):
+        asked.setdefault(name, f"config.CDI_devices[{index}]")
+    for key, names in config.annotations.items():
+        if key.startswith(ANNOTATION):
+            field = f"config.annotations[{key!r}]"
+            for name in names.split(","):
+                if not DEVICE.fullmatch(name):
+                    raise InvalidArgument(f"{field}: names what is not of the form vendor/class=device")
+                asked.setdefault(name, field)
+    return asked
+
+
+def find_edits(asked: Mapping[str, str], directories: Iterable[Path]) -> CDIEdits:
+    """What the devices add, each by its name and the field that asks for it. Reads the directories if there is any.
+
+    Raises InvalidArgument for a device that no spec has (telling which files are wrong), or more than one, and for
+    edits that are wrong; Unimplemented for those that cannot be made.
+    """
+    if not asked:
+        return CDIEdits()
+    wrong: list[str] = []
+    specs = _read_all(directories, wrong)
+    edits: list[tuple[_Spec, Mapping[str, Any], str]] = []
+    seen: set[Path] = set()
+    for name, field in asked.items():
+        spec = _spec_of(name, specs, wrong, field)
+        if spec.path not in seen:
+            seen.add(spec.path)
+            edits.append((spec, spec.edits, field))
+        edits.append((spec, spec.devices[name], field))
+    return _merged(edits)
+
+
+def add_edits(document: dict[str, Any], edits: CDIEdits) -> None:
+    """Put them into a config.json that is made already."""
+    process, linux = document["process"], document["linux"]
+    names = {entry.partition("=")[0] for entry in edits.env}
+    process["env"] = [*(entry for entry in process["env"] if entry.partition("=")[0] not in names), *edits.env]
+    user = process["user"]
+    user["additionalGids"] = list(dict.fromkeys((*user.get("additionalGids", ()), *edits.additional_gids)))
+    nodes = {node["path"]: node for node in linux.get("devices", ())} | {one.path: one.node() for one in edits.nodes}
+    linux["devices"] = list(nodes.values())
+    linux.setdefault("resources", {}).setdefault("devices", []).extend(one.rule() for one in edits.nodes)
+    document["mounts"] = [*document.get("mounts", ()), *edits.mounts]
+    for stage, hook in edits.hooks:
+        document.setdefault("hooks", {}).setdefault(stage, []).append(dict(hook))
+
+
+def _spec_of(name: str, directories: Sequence[Sequence[_Spec]], wrong: Sequence[str], field: str) -> _Spec:
+    for specs in reversed(directories):
+        found = [spec for spec in specs if name in spec.devices]
+        if len(found) > 1:
+            files = ", ".join(str(spec.path) for spec in found)
+            raise InvalidArgument(f"{field}: {name!r} is in more than one spec: {files}")
+        if found:
+            return found[0]
+    but = "".join(f"; {reason}" for reason in wrong)
+    raise InvalidArgument(f"{field}: no spec of this node has a device {name!r}{but}")
+
+
+def _read_all(directories: Iterable[Path], wrong: list[str]) -> list[list[_Spec]]:
+    """The specs of each directory; `wrong` gets what is to be said of the files that are none."""
+    found: list[list[_Spec]] = []
+    for directory in filter(Path.is_dir, directories):
+        specs = []
+        for path in sorted(directory.iterdir()):
+            if path.suffix in _FORMATS:
+                try:
+                    specs.append(_read(path))
+                except ValueError as error:
+                    wrong.append(str(error))
+        found.append(specs)
+    return found
+
+
+def _read(path: Path) -> _Spec:
+    """Raises ValueError."""
+    try:
+        text = path.read_text()
+        document = json.loads(text) if path.suffix == ".json" else _yaml(text)
+        kind, devices = document["kind"], document["devices"]
+        by_name = {f"{kind}={device['name']}": _mapping(device.get("containerEdits")) for device in devices or ()}
+        return _Spec(path, _mapping(document.get("containerEdits")), by_name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"CDI spec {str(path)!r} is not one: {error!r}") from error
+
+
+def _yaml(text: str) -> Any:
+    import yaml  # only machines with such specs pay for it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"containerEdits: expected an object, got {type(value).__name__}")
+    return value or {}
+
+
+def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any], str]]) -> CDIEdits:
+    env: list[str] = []
+    nodes: list[DeviceNode] = []
+    mounts: list[dict[str, Any]] = []
+    gids: list[int] = []
+    hooks: list[tuple[str, dict[str, Any]]] = []
+    for spec, edit, field in edits:
+        for member in _REFUSED:
+            if edit.get(member):
+                raise Unimplemented(f"{field}: CDI spec {str(spec.path)!r}: {member} are not supported")
+        try:
+            env += [_variable(index, entry) for index, entry in enumerate(edit.get("env") or ())]
+            nodes += [_node(entry) for entry in edit.get("deviceNodes") or ()]
+            mounts += [_mount(entry) for entry in edit.get("mounts") or ()]
+            hooks += [_hook(entry) for entry in edit.get("hooks") or ()]
+            # 0 is what specs write that mean none.
+            gids += [gid for gid in map(int, edit.get("additionalGids") or ()) if gid > 0]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidArgument(f"{field}: CDI spec {str(spec.path)!r}: {error}") from error
+    return CDIEdits(tuple(env), tuple(nodes), tuple(mounts), tuple(dict.fromkeys(gids)), tuple(hooks))
+
+
+def _hook(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    name = entry.get("hookName")
+    if name not in MOMENTS:
+        raise ValueError(f"hooks: hookName: expected one of {', '.join(MOMENTS)}, got {name!r}")
+    return name, checked_hook(entry)
+
+
+def _variable(index: int, entry: str) -> str:
+    if not entry.partition("=")[0] or "=" not in entry or "\0" in entry:
+        raise ValueError(f"env[{index}]: is not NAME=value")
+    return entry
+
+
+def _node(entry: Mapping[str, Any]) -> DeviceNode:
+    """What the spec leaves out is taken from the host's node."""
+    path = _absolute(entry["path"])
+    access = entry.get("permissions") or "rwm"
+    if not set(access) <= set("rwm"):
+        raise ValueError(f"deviceNodes: {path}: permissions {access!r}")
+    kind, major, minor, mode = entry.get("type"), entry.get("major"), entry.get("minor"), entry.get("fileMode")
+    if not kind or (major is None and kind != "p"):
+        status = os.stat(entry.get("hostPath") or path)
+        found = _TYPES.get(stat.S_IFMT(status.st_mode), "")
+        if not found or (kind and kind != found):
+            raise ValueError(f"deviceNodes: {path}: the host's is no device of type {kind or 'b, c or p'}")
+        kind, major, minor = found, os.major(status.st_rdev), os.minor(status.st_rdev)
+        mode = stat.S_IMODE(status.st_mode) if mode is None else mode
+    return DeviceNode(
+        path, str(kind), int(major or 0), int(minor or 0), 0o666 if mode is None else int(mode),
+        int(entry.get("uid") or 0), int(entry.get("gid") or 0), access,
+    )  # fmt: skip
+
+
+def _mount(entry: Mapping[str, Any]) -> dict[str, Any]:
+    source = _absolute(entry["hostPath"])
+    options = [str(option) for option in entry.get("options") or ("nosuid", "nodev", "bind")]
+    if not {"bind", "rbind"} & set(options):
+        options.append("rbind")
+    return {"destination": _absolute(entry["containerPath"]), "type": "bind", "source": source, "options": options}
+
+
+def _absolute(path: str) -> str:
+    normal = os.path.normpath(path)
+    if not path.startswith("/") or normal == "/" or ".." in path.split("/"):
+        raise ValueError(f"{path!r} is not an absolute path below '/' without '..'")
+    return normal

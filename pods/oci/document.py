@@ -1,0 +1,261 @@
+"""The OCI configuration of a container: what CRI and the image say, put into runtime-spec 1.2 terms.
+
+The order of a CreateContainer: `validate`, then `find_host_objects` (the only step that looks at the host), then
+`user_request` and its lookup inside the rootfs, then `build_config`, which is pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from image.model import ImageConfig
+from pods.errors import InvalidArgument
+from pods.host import HostFacts
+from pods.model import ContainerConfig, NamespaceMode, Sandbox
+from pods.oci import pod_contents as files
+from pods.oci.cdi import CDIEdits, find_edits, requested
+from pods.oci.cgroups import cgroup_parent, cgroups_path, container_scope, linux_resources
+from pods.oci.check import validate
+from pods.oci.devices import DeviceNode, host_devices, requested_devices
+from pods.oci.hook_files import HookFile, oci_hooks, read_hooks
+from pods.oci.host_limits import check_host_limits
+from pods.oci.mount_points import are_directories
+from pods.oci.mount_sources import resolve_sources
+from pods.oci.mounts import image_volumes, plan_mounts
+from pods.oci.namespaces import plan_namespaces
+from pods.oci.process import UserRequest, environment, process_args, stop_signal, user_request, working_directory
+from pods.security.capabilities import granted
+from pods.security.labels import apparmor_profile, selinux_labels
+from pods.security.seccomp_profile import BASE, ReadProfile, read_base, read_profile, seccomp_base, seccomp_filter
+from pods.security.selinux import relabel
+from pods.security.user_namespaces import oci_lines
+from runtime.process.users import Identity
+
+__all__ = [
+    "ContainerContext",
+    "HostObjects",
+    "UserRequest",
+    "build_config",
+    "cgroup_parent",
+    "cgroups_path",
+    "container_scope",
+    "find_host_objects",
+    "image_volumes",
+    "linux_resources",
+    "process_args",
+    "stop_signal",
+    "user_request",
+    "validate",
+]
+
+# What every container may do with device files: make any node, use those that every /dev has, and terminals.
+_DEVICE_RULES = (
+    ("c", None, None, "m"),
+    ("b", None, None, "m"),
+    ("c", 1, 3, "rwm"),  # null
+    ("c", 1, 5, "rwm"),  # zero
+    ("c", 1, 7, "rwm"),  # full
+    ("c", 1, 8, "rwm"),  # random
+    ("c", 1, 9, "rwm"),  # urandom
+    ("c", 5, 0, "rwm"),  # tty
+    ("c", 5, 1, "rwm"),  # console
+    ("c", 5, 2, "rwm"),  # ptmx
+    ("c", 136, None, "rwm"),  # pts
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HostObjects:
+    """What a container's request names on the host, as it was found there."""
+
+    devices: tuple[DeviceNode, ...] = ()
+    mount_sources: tuple[str, ...] = ()  # real paths, in the order of config.mounts
+    directories: tuple[bool, ...] = ()  # whether they are directories
+    seccomp: ReadProfile | None = None
+    seccomp_base: ReadProfile | None = None
+    apparmor_profile: str = ""
+    cdi: CDIEdits = field(default_factory=CDIEdits)
+    hooks: tuple[HookFile, ...] = ()  # whosoever they are for
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerContext:
+    """Everything `build_config` needs, all of it looked up before."""
+
+    container_id: str
+    sandbox: Sandbox
+    config: ContainerConfig
+    image: ImageConfig
+    user: Identity  # what user_request asked for, found inside the rootfs
+    infra_pid: int  # holds the pod's namespaces
+    target_pid: int  # init of the container whose PID namespace is asked for by TARGET; 0 if there is none
+    sandbox_dir: Path  # shm/
+    files_dir: Path  # resolv.conf, hostname, hosts
+    volumes_dir: Path
+    volumes: Mapping[str, str]  # of the image, in volumes_dir
+    cgroups_path: str
+    host: HostFacts
+    found: HostObjects
+
+
+def find_host_objects(
+    config: ContainerConfig,
+    host: HostFacts,
+    cdi_spec_dirs: Sequence[Path] = (),
+    hooks_dirs: Sequence[Path] = (),
+    pulled_profile: Callable[[str], bytes | None] = lambda _reference: None,
+) -> HostObjects:
+    """Look up devices, mount sources, profiles and hooks; makes missing mount sources, last.
+
+    `pulled_profile` finds the content of an OCI profile. Raises InvalidArgument, naming field and path, for what is
+    missing or not what it should be; FailedPrecondition for a hook's file that is wrong, or an absent OCI profile.
+    """
+    security = config.security
+    check_host_limits(config.resources)
+    edits = find_edits(requested(config), cdi_spec_dirs)
+    sources = resolve_sources(config.mounts)
+    _relabel(config, sources, host)
+    devices = (*requested_devices(config.devices), *edits.nodes)
+    return HostObjects(
+        devices=(*host_devices(), *devices) if security.privileged else devices,
+        cdi=edits,
+        hooks=read_hooks(hooks_dirs),
+        seccomp=read_profile(security, pulled_profile),
+        seccomp_base=read_base(security),
+        apparmor_profile=apparmor_profile(security, host),
+        mount_sources=sources,
+        directories=are_directories(sources),
+    )
+
+
+def _relabel(config: ContainerConfig, sources: Sequence[str], host: HostFacts) -> None:
+    label = selinux_labels(config.security, host)[1]
+    for index, (mount, source) in enumerate(zip(config.mounts, sources, strict=True)):
+        if label and mount.selinux_relabel and source:
+            relabel(source, label, f"config.mounts[{index}].selinux_relabel")
+
+
+def build_config(context: ContainerContext) -> dict[str, Any]:
+    """The container's config.json (OCI runtime-spec 1.2). Raises what `validate` does."""
+    config = context.config
+    validate(config, context.sandbox, context.host)
+    if config.security.namespaces.pid is NamespaceMode.TARGET and not context.target_pid:
+        raise InvalidArgument(
+            "config.linux.security_context.namespace_options.target_id: "
+            f"container {config.security.namespaces.target_id!r} is not running"
+        )
+    process, annotations = _process(context), _annotations(context)
+    document: dict[str, Any] = {
+        "ociVersion": "1.2.0",
+        "process": process,
+        "root": {"path": "rootfs", "readonly": config.security.readonly_rootfs},
+        "mounts": plan_mounts(
+            config,
+            context.sandbox,
+            sources=context.found.mount_sources,
+            sandbox_dir=context.sandbox_dir,
+            files_dir=context.files_dir,
+            volumes_dir=context.volumes_dir,
+            image_volumes=context.volumes,
+            more=context.found.cdi.mounts,
+        ),
+        "annotations": annotations,
+        "linux": _linux(context),
+    }
+    if hooks := _hooks(context, process["args"][0], annotations):
+        document["hooks"] = hooks
+    return document
+
+
+def _hooks(context: ContainerContext, command: str, own: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """Those of CDI devices, and then those of files, which the pod's annotations and the container's may be about."""
+    config = context.config
+    annotations = {**context.sandbox.config.annotations, **config.annotations, **own}
+    hooks = oci_hooks(context.found.hooks, annotations, command, bind_mounts=bool(config.mounts))
+    for stage, hook in reversed(context.found.cdi.hooks):
+        hooks.setdefault(stage, []).insert(0, dict(hook))
+    return hooks
+
+
+def _process(context: ContainerContext) -> dict[str, Any]:
+    config, image, user = context.config, context.image, context.user
+    hostname = files.hostname(context.sandbox.id, context.sandbox.config, context.host.hostname)
+    gids = list(dict.fromkeys((*user.additional_gids, *context.found.cdi.additional_gids)))
+    process: dict[str, Any] = {
+        "terminal": config.tty,
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": gids},
+        "args": process_args(config, image),
+        "env": environment(config, image, hostname=hostname, home=user.home, more=context.found.cdi.env),
+        "cwd": working_directory(config, image),
+        "capabilities": _capabilities(context),
+        "noNewPrivileges": config.security.no_new_privs,
+        "oomScoreAdj": config.resources.oom_score_adj,
+    }
+    if context.found.apparmor_profile:
+        process["apparmorProfile"] = context.found.apparmor_profile
+    if label := selinux_labels(config.security, context.host)[0]:
+        process["selinuxLabel"] = label
+    return process
+
+
+def _capabilities(context: ContainerContext) -> dict[str, list[str]]:
+    bounding, ambient = granted(context.config.security, context.host.capabilities)
+    held, raised = sorted(bounding), sorted(ambient)
+    # Inheritable only as far as the ambient set needs it: more would survive execve of files with inheritable
+    # capabilities (CVE-2022-24769).
+    return {"bounding": held, "effective": held, "permitted": held, "inheritable": raised, "ambient": raised}
+
+
+def _linux(context: ContainerContext) -> dict[str, Any]:
+    config, security, host = context.config, context.config.security, context.host
+    bounding, _ = granted(security, host.capabilities)
+    linux: dict[str, Any] = {
+        "namespaces": plan_namespaces(
+            config, context.sandbox, host, infra_pid=context.infra_pid, target_pid=context.target_pid
+        ),
+        "cgroupsPath": context.cgroups_path,
+        "resources": {"devices": _device_rules(context), **linux_resources(config.resources, host)},
+        "devices": list({node.path: node.node() for node in context.found.devices}.values()),
+        "maskedPaths": [] if security.privileged else list(security.masked_paths),
+        "readonlyPaths": [] if security.privileged else list(security.readonly_paths),
+    }
+    userns = context.sandbox.config.security.namespaces.userns
+    if userns is not None and userns.mode is not NamespaceMode.NODE:
+        linux |= {"uidMappings": oci_lines(userns.uids), "gidMappings": oci_lines(userns.gids)}
+    if seccomp := seccomp_filter(security, context.found.seccomp, bounding, host):
+        linux["seccomp"] = seccomp
+    if base := seccomp_base(security, context.found.seccomp_base, bounding, host):
+        linux[BASE] = base
+    if label := selinux_labels(security, host)[1]:
+        linux["mountLabel"] = label
+    return linux
+
+
+def _device_rules(context: ContainerContext) -> list[dict[str, Any]]:
+    if context.config.security.privileged:
+        return [{"allow": True, "access": "rwm"}]
+    defaults = [
+        {"allow": True, "type": kind, "major": major, "minor": minor, "access": access}
+        for kind, major, minor, access in _DEVICE_RULES
+    ]
+    present = [{key: value for key, value in rule.items() if value is not None} for rule in defaults]
+    granted_rules = [node.rule() for node in context.found.devices]
+    return [{"allow": False, "access": "rwm"}, *present, *granted_rules]
+
+
+def _annotations(context: ContainerContext) -> dict[str, str]:
+    metadata = context.sandbox.config.metadata
+    image = context.config.image
+    prefix = "io.kubernetes.cri"
+    return {
+        f"{prefix}.container-type": "container",
+        f"{prefix}.container-name": context.config.metadata.name,
+        f"{prefix}.image-name": image.user_specified_image or image.image,
+        f"{prefix}.sandbox-id": context.sandbox.id,
+        f"{prefix}.sandbox-name": metadata.name,
+        f"{prefix}.sandbox-namespace": metadata.namespace,
+        f"{prefix}.sandbox-uid": metadata.uid,
+    }

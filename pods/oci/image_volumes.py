@@ -1,0 +1,209 @@
+"""Volumes that an image declares (VOLUME): directories of a container's own, with what the image has at their paths.
+
+Of a path that the image lacks, or has as an empty directory, the directory is mounted there: programs that mount an
+overlay of their own in it need another file system below. What has content in the image stays in the container's
+writable layer, which lives as long; below a read-only root it is copied.
+
+Everything is opened below a directory that is open already, and no link is followed but those on the way to a volume,
+which stay inside the image's root (CVE-2022-23648).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pods.errors import InvalidArgument
+from runtime.rootfs.tree import open_in_root
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_SOURCE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_TARGET: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CHUNK: Final = 1 << 30
+_DEEPEST: Final = 512  # directories in directories: two descriptors each
+_MOST_LINKED: Final = 1 << 16  # files of several names that are remembered; of more, names become files of their own
+_OTHER_WAYS: Final = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+# Those of the overlay tell about its layers, and a label is the new place's.
+_NOT_COPIED: Final = ("trusted.overlay.", "user.overlay.", "security.selinux")
+
+
+def make(
+    rootfs: int, wanted: Mapping[str, str], place: Path, owner: tuple[int, int], *, readonly: bool
+) -> dict[str, str]:
+    """Make the directories in `place` that are to be mounted: their names, by the volumes' paths in the container.
+
+    `wanted` has those of all volumes; `owner` gets what the image does not have. Raises InvalidArgument for a tree that
+    is too deep to be copied, OSError.
+    """
+    with contextlib.ExitStack() as opened:
+        place.mkdir(exist_ok=True)
+        parent = os.open(place, _DIRECTORY)
+        opened.callback(os.close, parent)
+        return {
+            path: name
+            for path, name in wanted.items()
+            if _make(rootfs, path, parent, name, owner, readonly=readonly)
+        }
+
+
+def _make(rootfs: int, path: str, parent: int, name: str, owner: tuple[int, int], *, readonly: bool) -> bool:
+    try:
+        source = open_in_root(rootfs, path, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        os.mkdir(name, 0o755, dir_fd=parent)
+        os.chown(name, *owner, dir_fd=parent)
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):  # nothing can be mounted there
+            return False
+        raise
+    try:
+        if not readonly and _has_content(source):
+            return False
+        os.mkdir(name, 0o700, dir_fd=parent)
+        target = os.open(name, _DIRECTORY, dir_fd=parent)
+        try:
+            _Copy(target, path).run(source)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+    return True
+
+
+def _has_content(directory: int) -> bool:
+    with os.scandir(directory) as entries:
+        return next(entries, None) is not None
+
+
+@dataclass(slots=True)
+class _Level:
+    """A directory that is being copied."""
+
+    source: int
+    target: int
+    names: Iterator[os.DirEntry[str]]  # read as they are needed: an image may have more of them than there is memory
+    path: str  # below the top
+
+    def close(self) -> None:
+        os.close(self.source)
+        os.close(self.target)
+
+
+@dataclass(slots=True)
+class _Copy:
+    """One tree with its owners, modes, times, attributes and links."""
+
+    top: int
+    volume: str
+    linked: dict[tuple[int, int], str] = field(default_factory=dict)
+    levels: list[_Level] = field(default_factory=list)
+
+    def run(self, source: int) -> None:
+        """Copy what the directory `source` is, and what is in it, to the top. Raises OSError, InvalidArgument."""
+        try:
+            self._enter(os.dup(source), os.dup(self.top), "")
+            while self.levels:
+                level = self.levels[-1]
+                if (entry := next(level.names, None)) is not None:
+                    self._copy(entry, level)
+                    continue
+                # Last: what is made in a directory changes its time.
+                _copy_attributes(level.source, level.target, os.fstat(level.source))
+                self.levels.pop().close()
+        finally:
+            for level in self.levels:
+                level.close()
+
+    def _enter(self, source: int, target: int, path: str) -> None:
+        self.levels.append(_Level(source, target, os.scandir(source), path))
+
+    def _copy(self, entry: os.DirEntry[str], level: _Level) -> None:
+        status = os.stat(entry.name, dir_fd=level.source, follow_symlinks=False)
+        path = f"{level.path}{entry.name}"
+        if stat.S_ISDIR(status.st_mode):
+            if len(self.levels) >= _DEEPEST:
+                raise InvalidArgument(f"image: volume {self.volume!r} is deeper than {_DEEPEST} directories")
+            os.mkdir(entry.name, 0o700, dir_fd=level.target)
+            source = os.open(entry.name, _DIRECTORY, dir_fd=level.source)
+            try:
+                target = os.open(entry.name, _DIRECTORY, dir_fd=level.target)
+            except OSError:
+                os.close(source)
+                raise
+            self._enter(source, target, f"{path}/")
+            return
+        if status.st_nlink > 1:
+            key = (status.st_dev, status.st_ino)
+            if (first := self.linked.get(key)) is not None:
+                os.link(first, entry.name, src_dir_fd=self.top, dst_dir_fd=level.target, follow_symlinks=False)
+                return
+            if len(self.linked) < _MOST_LINKED and len(os.fsencode(path)) < 4096:
+                self.linked[key] = path
+        if stat.S_ISREG(status.st_mode):
+            _copy_file(entry.name, level.source, level.target, status)
+        elif stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(entry.name, dir_fd=level.source), entry.name, dir_fd=level.target)
+            os.chown(entry.name, status.st_uid, status.st_gid, dir_fd=level.target, follow_symlinks=False)
+        else:
+            os.mknod(entry.name, stat.S_IFMT(status.st_mode), status.st_rdev, dir_fd=level.target)
+            os.chown(entry.name, status.st_uid, status.st_gid, dir_fd=level.target, follow_symlinks=False)
+            os.chmod(entry.name, stat.S_IMODE(status.st_mode), dir_fd=level.target)
+
+
+def _copy_file(name: str, source_directory: int, target_directory: int, status: os.stat_result) -> None:
+    source = os.open(name, _SOURCE, dir_fd=source_directory)
+    try:
+        target = os.open(name, _TARGET, 0o600, dir_fd=target_directory)
+        try:
+            _copy_content(source, target, status.st_size)
+            _copy_attributes(source, target, status)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def _copy_content(source: int, target: int, size: int) -> None:
+    """By reference where the file system can, and holes as holes: a file of a few bytes may be a terabyte long."""
+    os.ftruncate(target, size)
+    end = 0
+    while end < size:
+        try:
+            begin = os.lseek(source, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = min(size, os.lseek(source, begin, os.SEEK_HOLE))
+        os.lseek(source, begin, os.SEEK_SET)
+        os.lseek(target, begin, os.SEEK_SET)
+        _copy_data(source, target, end - begin)
+
+
+def _copy_data(source: int, target: int, size: int) -> None:
+    try:
+        while size and (copied := os.copy_file_range(source, target, min(size, _CHUNK))):
+            size -= copied
+    except OSError as error:
+        if error.errno not in _OTHER_WAYS:
+            raise
+    while size > 0 and (copied := os.sendfile(target, source, None, min(size, _CHUNK))):  # both go on where they are
+        size -= copied
+
+
+def _copy_attributes(source: int, target: int, status: os.stat_result) -> None:
+    """Owner first: a change of it takes modes and capabilities away."""
+    os.fchown(target, status.st_uid, status.st_gid)
+    os.fchmod(target, stat.S_IMODE(status.st_mode))
+    for name in os.listxattr(source):
+        if not name.startswith(_NOT_COPIED):
+            with contextlib.suppress(OSError):  # a file system without such attributes
+                os.setxattr(target, name, os.getxattr(source, name))
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

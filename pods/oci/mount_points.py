@@ -1,0 +1,33 @@
+"""Where a request's mounts go, for the shim to compare with the image when a container is created."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pods.model import ContainerConfig
+from pods.oci import mounted_images
+from pods.oci.mounts import normalized
+
+
+def are_directories(sources: Sequence[str]) -> tuple[bool, ...]:
+    """Whether each real path of the host is a directory; "" stands for an image's files."""
+    return tuple(not source or os.path.isdir(source) for source in sources)
+
+
+def shim_argument(
+    config: ContainerConfig, sources: Sequence[str], directories: Sequence[bool], volumes_dir: Path
+) -> list[dict[str, Any]]:
+    """What the shim's `create` takes: each mount's source, its kind or the image that tells it, its destination."""
+    return [
+        {
+            "field": f"config.mounts[{index}]",
+            "source": source if mount.image is None else f"{mount.image.image}:{mount.image_sub_path}",
+            "directory": is_directory,
+            "tree": mounted_images.source(volumes_dir, index) if mount.image is not None else "",
+            "destination": normalized(mount.container_path),
+        }
+        for index, (mount, source, is_directory) in enumerate(zip(config.mounts, sources, directories, strict=True))
+    ]

@@ -1,0 +1,129 @@
+"""The process of a container's configuration: what runs, as whom, with which environment (runtime-spec "Process")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from image.model import ImageConfig
+from pods.errors import InvalidArgument, PodError
+from pods.model import ContainerConfig, GroupsPolicy
+from pods.oci.execve_limits import check_arguments, check_environment
+from pods.oci.signals import canonical_name
+
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MAX_ID = 2**32 - 2
+_MAX_PATH = 4095
+
+@dataclass(frozen=True, slots=True)
+class UserRequest:
+    """Whom to look up inside the rootfs: the arguments of `runtime.process.users.resolve`."""
+
+    user: str  # "", "1000", "www-data:1004"
+    group: int | None = None
+    supplemental: tuple[int, ...] = ()
+    merge: bool = True  # add the groups that the image's /etc/group gives the user
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as the keyword arguments of `runtime.process.users.resolve`, JSON-serialisable."""
+        return {"user": self.user, "group": self.group, "supplemental": list(self.supplemental), "merge": self.merge}
+
+    def check(self, uid: int, gid: int) -> None:
+        """Hold what was found against the numbers that were asked for, by which Kubernetes judges `runAsNonRoot`.
+
+        The image was asked meanwhile, which is not to decide about them. Raises PodError.
+        """
+        user, _, group = self.user.partition(":")
+        for what, asked, found in (
+            ("user", user, uid),
+            ("group", group if self.group is None else str(self.group), gid),
+        ):
+            if asked.isascii() and asked.isdigit() and found != int(asked):
+                raise PodError(f"look up {what} {asked}: found {found} in the image")
+
+
+def user_request(config: ContainerConfig, image: ImageConfig) -> UserRequest:
+    """Choose between run_as_user, run_as_username and the image's user, in this order.
+
+    The image's group counts only with the image's user. Raises InvalidArgument for a run_as_group without a user
+    (CRI LinuxContainerSecurityContext.run_as_group) and for ids out of range.
+    """
+    security = config.security
+    field = "config.linux.security_context"
+    if security.run_as_group is not None and security.run_as_user is None and not security.run_as_username:
+        raise InvalidArgument(f"{field}.run_as_group: {security.run_as_group} is given without a user")
+    _check_ids(f"{field}.run_as_user", [] if security.run_as_user is None else [security.run_as_user])
+    _check_ids(f"{field}.run_as_group", [] if security.run_as_group is None else [security.run_as_group])
+    _check_ids(f"{field}.supplemental_groups", security.supplemental_groups)
+    user = security.run_as_username or image.user
+    if security.run_as_user is not None:
+        user = str(security.run_as_user)
+    merge = security.groups_policy is GroupsPolicy.MERGE
+    return UserRequest(user, security.run_as_group, security.supplemental_groups, merge)
+
+
+def _check_ids(field: str, ids: Iterable[int]) -> None:
+    for number in ids:
+        if not 0 <= number <= _MAX_ID:
+            raise InvalidArgument(f"{field}: {number} is not an id between 0 and {_MAX_ID}")
+
+
+def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:
+    """The argument vector: `command` replaces the image's entrypoint and drops its cmd, `args` replaces its cmd.
+
+    An entrypoint of one empty string is how builders write none. A command or cmd of one is a program without a name.
+    Raises InvalidArgument, naming the image, when nothing is left to run, and for more than execve(2) takes.
+    """
+    if config.command:
+        argv = [*config.command, *config.args]
+    else:
+        entrypoint = () if image.entrypoint == ("",) else image.entrypoint
+        argv = [*entrypoint, *(config.args or image.cmd)]
+    name = config.image.user_specified_image or config.image.image
+    if not argv:
+        raise InvalidArgument(f"config.command: none is given, and the image {name!r} has neither entrypoint nor cmd")
+    check_arguments("config.command, args" if config.command else f"image {name!r}: entrypoint, cmd", argv)
+    return argv
+
+
+def stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
+    """The canonical name ("SIGTERM", "SIGRTMIN+3") of the request's stop signal, else the image's, else SIGTERM.
+
+    Raises InvalidArgument for what is not a signal.
+    """
+    if config.stop_signal:
+        return canonical_name(config.stop_signal, "config.stop_signal")
+    if image.stop_signal:
+        return canonical_name(image.stop_signal, f"image {config.image.image!r}: StopSignal")
+    return "SIGTERM"
+
+
+def environment(
+    config: ContainerConfig, image: ImageConfig, *, hostname: str, home: str, more: Iterable[str] = ()
+) -> list[str]:
+    """The environment as "NAME=value": defaults, the image's, the request's, `more`, each overriding the former.
+
+    Raises InvalidArgument for more than execve(2) takes.
+    """
+    variables = {"PATH": _DEFAULT_PATH, "HOSTNAME": hostname}
+    if config.tty:
+        variables["TERM"] = "xterm"
+    for entry in image.env:
+        name, _, value = entry.partition("=")
+        variables[name] = value
+    variables.update(config.envs)
+    variables.update((name, value) for name, _, value in (entry.partition("=") for entry in more))
+    variables.setdefault("HOME", home)
+    entries = [f"{name}={value}" for name, value in variables.items()]
+    check_environment("config.envs", entries)
+    return entries
+
+
+def working_directory(config: ContainerConfig, image: ImageConfig) -> str:
+    """The request's directory, else the image's, else "/". Raises InvalidArgument when that is too long to be one."""
+    # Builders let a relative WORKDIR through; it means "from the root".
+    directory = config.working_dir or "/" + image.working_dir.lstrip("/")
+    if len(directory) > _MAX_PATH:
+        raise InvalidArgument(f"image {config.image.image!r}: its working directory is longer than {_MAX_PATH} bytes")
+    return directory

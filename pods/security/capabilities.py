@@ -1,0 +1,56 @@
+"""Which Linux capabilities a container gets (CRI `Capability`, capabilities(7))."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from linux.tables import CAPABILITIES
+from pods.errors import InvalidArgument
+from pods.model import ContainerSecurity
+
+DEFAULT = frozenset(
+    f"CAP_{name}"
+    for name in """
+AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP SETUID
+SYS_CHROOT
+""".split()
+)
+"""What a container has that asks for nothing: the set that images have come to rely on."""
+
+_FIELD = "config.linux.security_context.capabilities"
+
+
+def granted(security: ContainerSecurity, available: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The (bounding, ambient) sets a container gets; effective and permitted are as the bounding one.
+
+    "ALL" and privileged mean all that is `available`; dropping wins over adding one by one, adding one by one over
+    dropping ALL. Raises InvalidArgument for an unknown capability, or for one asked for by name that is not available.
+    """
+    add = _named(security.add_capabilities, "add_capabilities")
+    drop = _named(security.drop_capabilities, "drop_capabilities")
+    ambient = _named(security.add_ambient_capabilities, "add_ambient_capabilities")
+    if security.privileged:
+        return available, available & ambient
+    bounding = available if "ALL" in add else DEFAULT & available
+    if "ALL" in drop:
+        bounding = frozenset()
+    by_name = (add | ambient) - {"ALL"}
+    _refuse_unavailable(by_name - drop, available)
+    bounding = (bounding | by_name) - drop
+    return bounding, bounding if "ALL" in ambient else ambient & bounding
+
+
+def _named(names: Iterable[str], member: str) -> frozenset[str]:
+    found = set()
+    for name in names:
+        upper = name.upper()
+        canonical = upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
+        if canonical != "ALL" and canonical not in CAPABILITIES:
+            raise InvalidArgument(f"{_FIELD}.{member}: unknown capability {name!r}")
+        found.add(canonical)
+    return frozenset(found)
+
+
+def _refuse_unavailable(wanted: frozenset[str], available: frozenset[str]) -> None:
+    if missing := wanted - available:
+        raise InvalidArgument(f"{_FIELD}: the node itself does not have {', '.join(sorted(missing))}")

@@ -1,0 +1,62 @@
+"""Compiled seccomp filters, by profile: compiling one takes as long as starting the container it is for."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Final
+
+from pods.security.seccomp_profile import BASE
+from runtime.seccomp.compile import FLAGS, compile_filter, filter_flags
+from runtime.seccomp.intersect import intersect
+from runtime.spec.parse import parse
+
+_KEPT: Final = 64
+_LOOSENING: Final = FLAGS["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]
+Filter = tuple[bytes, int]  # BPF program, flags of seccomp(2)
+
+
+class FilterCache:
+    """The filters of the profiles seen last."""
+
+    def __init__(self) -> None:
+        self._filters: OrderedDict[bytes, Filter] = OrderedDict()
+
+    async def of(self, config_path: Path) -> Filter:
+        """The filter that a config.json asks for; no bytes for none. Raises RuntimeCoreError, OSError."""
+        document = json.loads(config_path.read_bytes())
+        linux = document.get("linux", {})
+        if not linux.get("seccomp"):
+            return b"", 0
+        profiles = [linux["seccomp"], linux.get(BASE)]
+        key = hashlib.sha256(json.dumps(profiles, sort_keys=True).encode()).digest()
+        found = self._filters.get(key)
+        if found is None:
+            found = await asyncio.to_thread(_compile, document, *profiles)
+            self._filters[key] = found
+            if len(self._filters) > _KEPT:
+                self._filters.popitem(last=False)
+        self._filters.move_to_end(key)
+        return found
+
+
+def compile_profile(profile: dict[str, Any]) -> Filter:
+    """The filter of a `linux.seccomp`. Raises RuntimeCoreError."""
+    return _compile({"ociVersion": "1.2.0", "root": {"path": "rootfs"}}, profile, None)
+
+
+def _compile(document: dict[str, Any], profile: dict[str, Any], base: dict[str, Any] | None) -> Filter:
+    def compiled(chosen: dict[str, Any]) -> Filter:
+        seccomp = parse(document | {"linux": document.get("linux", {}) | {"seccomp": chosen}}).linux.seccomp
+        assert seccomp is not None
+        return compile_filter(seccomp), filter_flags(seccomp)
+
+    program, flags = compiled(profile)
+    if base is None:
+        return program, flags
+    other, others = compiled(base)
+    # What loosens is in force if both say so, what tightens or only tells if one does.
+    return intersect(program, other), (flags | others) & ~_LOOSENING | flags & others & _LOOSENING

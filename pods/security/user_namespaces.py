@@ -1,0 +1,105 @@
+"""User namespaces of pods (CRI `UserNamespace`): what may be asked for, and the mappings as the runtime takes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pods.errors import FailedPrecondition, InvalidArgument
+from pods.model import IDMapping, NamespaceMode, NamespaceOptions, SandboxConfig, UserNamespace
+from runtime.errors import SpecError
+from runtime.namespaces.user import IDMappings
+from runtime.process.users import Identity
+from runtime.spec.values import IDMapping as Line
+
+_MOST_LINES = 340  # user_namespaces(7)
+_ID_SPACE = 2**32 - 1
+
+
+def mappings_of(config: SandboxConfig) -> IDMappings | None:
+    """The mappings of the pod's user namespace, None when it is in the host's."""
+    userns = config.security.namespaces.userns
+    if userns is None or userns.mode is NamespaceMode.NODE:
+        return None
+    return id_mappings(userns.uids, userns.gids)
+
+
+def id_mappings(uids: Iterable[IDMapping], gids: Iterable[IDMapping]) -> IDMappings:
+    """CRI's mappings as the runtime's."""
+    return IDMappings(*(tuple(Line(m.container_id, m.host_id, m.length) for m in lines) for lines in (uids, gids)))
+
+
+def oci_lines(mappings: Iterable[IDMapping]) -> list[dict[str, int]]:
+    """CRI's mappings as config.json has them."""
+    return [{"containerID": m.container_id, "hostID": m.host_id, "size": m.length} for m in mappings]
+
+
+def check_pod(options: NamespaceOptions, field: str, refusal: str) -> None:
+    """Refuse a user namespace that cannot be: InvalidArgument, or FailedPrecondition on a machine without (`refusal`).
+
+    `field` is the CRI path of the NamespaceOption.
+    """
+    userns = options.userns
+    if userns is None:
+        return
+    field = f"{field}.userns_options"
+    if userns.mode is NamespaceMode.NODE:
+        if userns.uids or userns.gids:
+            raise InvalidArgument(f"{field}: mode NODE has no mappings")
+        return
+    # Both are the host's own: nothing in a user namespace has rights in them.
+    for name in ("pid", "ipc"):
+        if getattr(options, name) is NamespaceMode.NODE:
+            raise InvalidArgument(f"{field}: the host's {name.upper()} namespace cannot be used with a user namespace")
+    for name, mappings in (("uids", userns.uids), ("gids", userns.gids)):
+        check_mappings(mappings, f"{field}.{name}")
+        if not any(mapping.container_id == 0 for mapping in mappings):
+            raise InvalidArgument(f"{field}.{name}: id 0 is not mapped")
+    if refusal:
+        raise FailedPrecondition(f"{field}: this node has no user namespaces for pods: {refusal}")
+
+
+def check_mappings(mappings: Sequence[IDMapping], field: str) -> None:
+    """Refuse mappings that the kernel would: none, too many, out of range, overlapping. Raises InvalidArgument."""
+    if not 0 < len(mappings) <= _MOST_LINES:
+        raise InvalidArgument(f"{field}: {len(mappings)} mappings, not between 1 and {_MOST_LINES}")
+    for side in ("container_id", "host_id"):
+        ranges = sorted((getattr(m, side), getattr(m, side) + m.length) for m in mappings)
+        if ranges[-1][1] > _ID_SPACE:
+            raise InvalidArgument(f"{field}: {side} {ranges[-1][0]} and its range go beyond {_ID_SPACE - 1}")
+        for (_, end), (start, _) in pairwise(ranges):
+            if start < end:
+                raise InvalidArgument(f"{field}: {side} {start} is mapped twice")
+
+
+def check_container(options: NamespaceOptions, pod: NamespaceOptions, field: str) -> None:
+    """Refuse a container that is not in its pod's user namespace. Raises InvalidArgument."""
+    if _asked(options.userns) != _asked(pod.userns):
+        raise InvalidArgument(f"{field}.userns_options: they differ from the pod sandbox's")
+
+
+def _asked(userns: UserNamespace | None) -> UserNamespace | None:
+    return None if userns is None or userns.mode is NamespaceMode.NODE else userns
+
+
+def check_user(user: Identity, mappings: IDMappings) -> None:
+    """Refuse a user or group that does not exist in the pod's user namespace. Raises InvalidArgument."""
+    try:
+        mappings.uid(user.uid)
+        for gid in (user.gid, *user.additional_gids):
+            mappings.gid(gid)
+    except SpecError as error:
+        raise InvalidArgument(f"config.linux.security_context: run_as_user, groups: {error.reason}") from error
+
+
+def give(path: Path, mappings: IDMappings | None) -> None:
+    """Make a file the pod's root's."""
+    if mappings is not None:
+        os.chown(path, *mappings.root)
+
+
+def shim_argument(mappings: IDMappings | None) -> dict[str, Any] | None:
+    return mappings.to_json() if mappings is not None else None

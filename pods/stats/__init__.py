@@ -1,0 +1,1 @@
+"""What sandboxes and containers use."""

@@ -1,0 +1,197 @@
+"""What sandboxes and containers use: cgroups, writable layers, network interfaces, processes.
+
+Everything is read when somebody asks, in threads of its own: a cgroup's files may wait for the kernel to sum up what
+every processor counted, and a directory for a slow disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from pods.errors import PodError
+from pods.model import Container, ContainerState, Sandbox
+from pods.oci.cgroups import cgroups_path, pod_cgroup
+from pods.stats.cpu_rates import CpuRates
+from pods.stats.interfaces import Interface, interfaces
+from pods.stats.processes import Processes, look_at
+from pods.stats.writable_layers import DiskUse, WritableLayers
+from runtime.cgroups import Cgroup, Hierarchies
+from runtime.cgroups.usage import Usage, read_usage
+from runtime.errors import RuntimeCoreError
+
+if TYPE_CHECKING:
+    from pods.state.memory import State
+
+_T = TypeVar("_T")
+_YOUNG: Final = 60_000_000_000  # nanoseconds for which the mean since the start tells the present
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerStats:
+    """`usage` is None of a container that does not run, or that ended while it was read. Times as in `Container`."""
+
+    container: Container
+    taken_at: int
+    cgroup: str
+    usage: Usage | None
+    cpu_rate: int | None  # nanoseconds of processor time a second
+    layer: DiskUse | None
+    processes: Processes | None = None  # only when asked for
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxStats:
+    """`usage` is that of the pod's own cgroup, None when nothing was ever in it. The host's interfaces are nobody's."""
+
+    sandbox: Sandbox
+    taken_at: int
+    cgroup: str
+    usage: Usage | None
+    cpu_rate: int | None
+    interfaces: tuple[Interface, ...]
+    containers: tuple[ContainerStats, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    taken_at: int
+    cgroup: str
+    usage: Usage | None = None
+    cpu_rate: int | None = None
+
+
+class Stats:
+    """Readers and the samples that rates are made of. `close` ends the threads."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._rates = CpuRates()
+        self._layers = WritableLayers()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="stats")
+        self._hierarchies: Hierarchies | None = None
+
+    def close(self) -> None:
+        self._layers.close()
+        self._thread.shutdown(cancel_futures=True)
+
+    async def containers(
+        self, containers: Sequence[Container], *, with_processes: bool = False
+    ) -> list[ContainerStats]:
+        """The containers' use; one whose sandbox is gone meanwhile is left out."""
+        layers = await self._writable_layers(containers)
+        known = self._with_sandboxes(containers)
+        return await self._in_thread(
+            lambda: [self._container(sandbox, container, layers, with_processes) for sandbox, container in known]
+        )
+
+    async def sandboxes(self, sandboxes: Sequence[Sandbox], *, with_processes: bool = False) -> list[SandboxStats]:
+        """The sandboxes' use and that of the containers in them."""
+        inside = {sandbox.id: list(self._state.containers_of(sandbox.id)) for sandbox in sandboxes}
+        layers = await self._writable_layers([container for some in inside.values() for container in some])
+
+        def read() -> list[SandboxStats]:
+            return [
+                self._sandbox(
+                    sandbox,
+                    tuple(
+                        self._container(sandbox, container, layers, with_processes)
+                        for container in inside[sandbox.id]
+                    ),
+                )
+                for sandbox in sandboxes
+            ]
+
+        return await self._in_thread(read)
+
+    async def disk(self) -> DiskUse:
+        """The sum of all writable layers."""
+        counts = (await self._writable_layers([r.container for r in self._state.containers.values()])).values()
+        return DiskUse(
+            bytes=sum(count.bytes for count in counts),
+            inodes=sum(count.inodes for count in counts),
+            counted_at=min((count.counted_at for count in counts), default=time.time_ns()),
+        )
+
+    async def _in_thread(self, read: Callable[[], _T]) -> _T:
+        names = {*self._state.containers, *self._state.sandboxes}
+
+        def forget_and_read() -> _T:
+            self._rates.keep(names)
+            return read()
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, forget_and_read)
+
+    def _with_sandboxes(self, containers: Sequence[Container]) -> list[tuple[Sandbox, Container]]:
+        records = self._state.sandboxes
+        return [(records[one.sandbox_id].sandbox, one) for one in containers if one.sandbox_id in records]
+
+    async def _writable_layers(self, containers: Sequence[Container]) -> dict[str, DiskUse]:
+        """Volumes that the image declares count too: they lie beside the layer, and go with the container."""
+        self._layers.keep(self._state.containers)
+        roots = {container.id: self._state.settings.container_root(container.id) for container in containers}
+        return await self._layers.usage({name: (root / "upper", root / "volumes") for name, root in roots.items()})
+
+    # -- in the thread ------------------------------------------------------------------------------------------------
+
+    def _sandbox(self, sandbox: Sandbox, containers: tuple[ContainerStats, ...]) -> SandboxStats:
+        reading = self._read(sandbox.id, pod_cgroup(sandbox), sandbox.created_at)
+        return SandboxStats(
+            sandbox=sandbox,
+            taken_at=reading.taken_at,
+            cgroup=reading.cgroup,
+            usage=reading.usage,
+            cpu_rate=reading.cpu_rate,
+            interfaces=interfaces(sandbox.infra_pid, sandbox.netns) if sandbox.netns else (),
+            containers=containers,
+        )
+
+    def _container(
+        self, sandbox: Sandbox, container: Container, layers: dict[str, DiskUse], with_processes: bool
+    ) -> ContainerStats:
+        path = cgroups_path(sandbox, container.id)
+        reading = _Reading(time.time_ns(), path)
+        processes = None
+        if container.state is ContainerState.RUNNING:
+            reading = self._read(container.id, path, container.started_at)
+            if with_processes and reading.usage is not None:
+                processes = self._processes(path, container.pid)
+        return ContainerStats(
+            container=container,
+            taken_at=reading.taken_at,
+            cgroup=path,
+            usage=reading.usage,
+            cpu_rate=reading.cpu_rate,
+            layer=layers.get(container.id),
+            processes=processes,
+        )
+
+    def _read(self, name: str, path: str, begun: int) -> _Reading:
+        taken_at, now = time.time_ns(), time.monotonic_ns()
+        usage = None
+        with contextlib.suppress(RuntimeCoreError):  # the root of the hierarchies is nobody's own
+            usage = read_usage(self._cgroup(path))
+        if usage is None or usage.cpu is None:
+            return _Reading(taken_at, path, usage)
+        age = taken_at - begun
+        since_begun = now - age if 0 <= age <= _YOUNG else None
+        return _Reading(taken_at, path, usage, self._rates.rate(name, now, usage.cpu.total, since_begun))
+
+    def _processes(self, path: str, first: int) -> Processes | None:
+        try:
+            return look_at(self._cgroup(path).pids(), first)
+        except RuntimeCoreError:
+            return None
+
+    def _cgroup(self, path: str) -> Cgroup:
+        if self._hierarchies is None:
+            try:
+                self._hierarchies = Hierarchies.detect()
+            except RuntimeCoreError as error:
+                raise PodError(f"read cgroup {path}: {error}") from error
+        return self._hierarchies.cgroup(path)

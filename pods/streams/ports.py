@@ -1,0 +1,54 @@
+"""Connections to the ports of a pod, for PortForward."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from pods.errors import FailedPrecondition, InvalidArgument, PodError
+from pods.model import SandboxState
+from runtime.client import ShimGone
+from runtime.errors import NotRunning, RuntimeCoreError
+
+if TYPE_CHECKING:
+    from pods.life.shims import Shims
+    from pods.state.memory import State
+
+
+async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> socket.socket:
+    """A non-blocking connection to the port on the pod's loopback, IPv4 before IPv6. Raises NotFound, InvalidArgument,
+    FailedPrecondition, PodError.
+    """
+    sandbox = state.find_sandbox(sandbox_id).sandbox
+    if not 0 < port < 65536:
+        raise InvalidArgument(f"port: {port} is not between 1 and 65535")
+    if sandbox.state is not SandboxState.READY:
+        raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+    try:
+        fds = await shims.of(sandbox.id).call_for_descriptors("sockets")
+    except (ShimGone, NotRunning) as error:  # its end has not reached the state yet
+        raise FailedPrecondition(f"pod sandbox {sandbox.id} is gone: {error}") from error
+    except RuntimeCoreError as error:
+        raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {error}") from error
+    with contextlib.ExitStack() as undo:
+        sockets = [undo.enter_context(socket.socket(fileno=fd)) for fd in fds]
+        failure: OSError | None = None
+        for sock in sockets:
+            sock.setblocking(False)
+            try:
+                await _connect(sock, port)
+            except OSError as error:
+                failure = failure or error
+                continue
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock.dup()
+        reason = os.strerror(failure.errno or 0) if failure else "no network"
+        raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {reason}")
+
+
+async def _connect(sock: socket.socket, port: int) -> None:
+    address = "127.0.0.1" if sock.family == socket.AF_INET else "::1"
+    await asyncio.get_running_loop().sock_connect(sock, (address, port))

@@ -1,0 +1,72 @@
+"""The systemd cgroup driver: a scope for each container, one for the shims, and slices of pods that have none given."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from pods.errors import PodError
+from pods.systemd.units import SystemdUnits
+from runtime.cgroups import Hierarchies
+from runtime.cgroups.systemd import Scope, limit_properties, scope_properties
+from runtime.spec.parse import parse_resources
+from runtime.spec.values import Resources
+
+_log = logging.getLogger("crisp.pods")
+_SHIMS_SLICE: Final = "crisp-shims.slice"  # outside of every pod's: kubelet kills what it finds in a dead pod's
+_DEVICES: Final = Path("/proc/devices")
+
+
+class Scopes:
+    """Units are asked of systemd; all of it raises PodError. What is in them is written by the shims."""
+
+    def __init__(self) -> None:
+        self._units = SystemdUnits()
+        self._hierarchies: Hierarchies | None = None
+
+    async def open(self) -> None:
+        """Connect to systemd now instead of at the first need."""
+        await self._units.open()
+
+    async def close(self) -> None:
+        await self._units.close()
+
+    async def place_shims(self, zygote: int) -> None:
+        """Give a zygote, and so all shims that it forks, a scope of their own."""
+        scope = Scope(_SHIMS_SLICE, f"crisp-shims-{secrets.token_hex(4)}.scope")
+        await self._start(scope, "Shims of crisp's pods", zygote, Resources())
+
+    async def make(self, scope: Scope, container_id: str, holder: int, resources: Mapping[str, Any]) -> None:
+        """Make a container's scope around a process that holds it; `resources` as `linux.resources` has them."""
+        await self._start(scope, f"crisp container {container_id}", holder, parse_resources(resources))
+
+    async def update(self, scope: Scope, resources: Mapping[str, Any]) -> None:
+        """Tell systemd of new limits, or it would write the old ones again. It writes them, rounded, to the files."""
+        properties = limit_properties(parse_resources(resources), pure_v2=self._pure_v2())
+        if properties:
+            await self._units.set_properties(scope.name, properties)
+
+    async def remove_slice(self, name: str) -> None:
+        """Stop a pod's own slice. Best effort."""
+        try:
+            await self._units.stop(name)
+        except PodError as error:
+            _log.warning("slice is left", extra={"slice": name, "error": error})
+
+    async def _start(self, scope: Scope, description: str, pid: int, resources: Resources) -> None:
+        devices = ""
+        with suppress(OSError):
+            devices = _DEVICES.read_text()
+        properties = scope_properties(
+            scope, description, [pid], resources, pure_v2=self._pure_v2(), devices=devices
+        )
+        await self._units.start(scope.name, properties)
+
+    def _pure_v2(self) -> bool:
+        if self._hierarchies is None:
+            self._hierarchies = Hierarchies.detect()
+        return self._hierarchies.pure_v2

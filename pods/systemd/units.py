@@ -1,0 +1,162 @@
+"""systemd as the keeper of cgroups: scopes for containers and shims, over the system's message bus.
+
+The library is jeepney: pure Python in 50 KB, its protocol free of I/O. A container costs one call, so that a compiled
+one would gain nothing; and the messages are the same for crisp-oci, which has no event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jeepney import DBusErrorResponse, HeaderFields, Message, message_bus
+from jeepney.bus import get_bus
+from jeepney.io.asyncio import open_dbus_connection
+from jeepney.wrappers import unwrap_msg
+
+from pods.errors import PodError
+from runtime.cgroups import systemd_bus
+from runtime.cgroups.systemd import Property
+
+if TYPE_CHECKING:
+    from jeepney.io.asyncio import DBusConnection
+
+
+
+class SystemdUnits:
+    """Units of this machine's systemd. Every call raises PodError when systemd or the bus refuses, or does not answer.
+
+    The bus is connected to at the first call, and again when it has gone away.
+    """
+
+    def __init__(self) -> None:
+        self._connecting = asyncio.Lock()
+        self._bus: _Bus | None = None
+
+    async def open(self) -> None:
+        """Connect."""
+        with _told(f"connect to systemd by way of {get_bus('SYSTEM')}"):
+            async with asyncio.timeout(systemd_bus.SECONDS):
+                await self._connected()
+
+    async def start(self, name: str, properties: Sequence[Property]) -> None:
+        """Start a transient unit and wait until its processes are in its cgroup."""
+        await self._job(f"start unit {name}", name, systemd_bus.start_transient_unit(name, properties))
+
+    async def set_properties(self, name: str, properties: Sequence[Property]) -> None:
+        """Change a unit until it ends. One that is not there needs no change."""
+        with _told(f"set properties of unit {name}"):
+            async with asyncio.timeout(systemd_bus.SECONDS):
+                bus = await self._connected()
+                await bus.call(systemd_bus.set_unit_properties(name, properties))
+
+    async def stop(self, name: str) -> None:
+        """Stop a unit and wait for it. One that is not there is stopped."""
+        await self._job(f"stop unit {name}", name, systemd_bus.stop_unit(name))
+
+    async def close(self) -> None:
+        """Hang up."""
+        bus, self._bus = self._bus, None
+        if bus is not None:
+            await bus.close()
+
+    async def _job(self, what: str, unit: str, message: Message) -> None:
+        with _told(what):
+            async with asyncio.timeout(systemd_bus.SECONDS):
+                bus = await self._connected()
+                result = await bus.job(unit, message)
+            if result != "done":
+                raise PodError(f"{what}: its job ended with {result!r}")
+
+    async def _connected(self) -> _Bus:
+        async with self._connecting:
+            if self._bus is None or self._bus.gone:
+                await self.close()
+                connection = await open_dbus_connection("SYSTEM")
+                self._bus = _Bus(connection)
+                await self._bus.call(message_bus.AddMatch(systemd_bus.job_removed()))
+            return self._bus
+
+
+class _Bus:
+    """One connection: replies by serial number, ends of jobs by unit."""
+
+    def __init__(self, connection: DBusConnection) -> None:
+        self._connection = connection
+        self._replies: dict[int, asyncio.Future[Message]] = {}
+        self._ends: dict[str, asyncio.Queue[tuple[str, str] | None]] = {}  # by unit: job and result; None: no more
+        self._receiver = asyncio.create_task(self._receive())
+
+    @property
+    def gone(self) -> bool:
+        return self._receiver.done()
+
+    async def call(self, message: Message) -> tuple[Any, ...]:
+        """The body of the answer. Raises DBusErrorResponse, EOFError, OSError."""
+        if self.gone:
+            raise EOFError
+        serial = next(self._connection.outgoing_serial)
+        self._replies[serial] = asyncio.get_running_loop().create_future()
+        try:
+            await self._connection.send(message, serial=serial)
+            return tuple(unwrap_msg(await self._replies[serial]))
+        finally:
+            del self._replies[serial]
+
+    async def job(self, unit: str, message: Message) -> str:
+        """Make a call that starts a job, and wait for the job's result ("done"). One job a unit at a time."""
+        ends = self._ends[unit] = asyncio.Queue()  # before the call: the job may have ended with its answer
+        try:
+            (job,) = await self.call(message)
+            while (end := await ends.get()) is not None:
+                if end[0] == job:
+                    return end[1]
+            raise EOFError
+        finally:
+            del self._ends[unit]
+
+    async def close(self) -> None:
+        self._receiver.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._receiver
+        with contextlib.suppress(OSError):
+            await self._connection.close()
+
+    async def _receive(self) -> None:
+        ended = systemd_bus.job_removed()
+        try:
+            while True:
+                message = await self._connection.receive()
+                reply = self._replies.get(message.header.fields.get(HeaderFields.reply_serial, 0))
+                if reply is not None and not reply.done():
+                    reply.set_result(message)
+                elif ended.matches(message):
+                    _number, job, unit, result = message.body
+                    if unit in self._ends:
+                        self._ends[unit].put_nowait((job, result))
+        except (EOFError, OSError):
+            return
+        finally:
+            for reply in self._replies.values():
+                if not reply.done():
+                    reply.set_exception(EOFError())
+            for ends in self._ends.values():
+                ends.put_nowait(None)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """The bus's ways to fail as the room's error; a unit that is not there is none."""
+    try:
+        yield
+    except DBusErrorResponse as error:
+        if text := systemd_bus.refusal(error):
+            raise PodError(f"{what}: {text}") from error
+    except TimeoutError as error:
+        raise PodError(f"{what}: no answer in {systemd_bus.SECONDS:.0f} s") from error
+    except EOFError as error:
+        raise PodError(f"{what}: the message bus hung up") from error
+    except OSError as error:
+        raise PodError(f"{what}: {error.strerror or error}") from error

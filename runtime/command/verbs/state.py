@@ -1,0 +1,27 @@
+"""`crisp-oci state`: a container's state, as the runtime specification defines it."""
+
+from __future__ import annotations
+
+import json
+
+from runtime.command.context import Context
+from runtime.command.flags import Options
+from runtime.command.operands import only
+from runtime.command.record import state_document
+from runtime.command.removal import current_status
+from runtime.spec.parse import spelled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+FLAGS: Final = ()
+ARGUMENTS: Final = "ID"
+
+
+def run(context: Context, options: Options, operands: list[str]) -> int:
+    entry = context.store.existing(only(operands, "ID"))
+    record = entry.load()
+    annotations = spelled(entry.config()).get("annotations") or {}
+    print(json.dumps(state_document(record, current_status(entry, record), annotations), indent=2))
+    return 0

@@ -1,0 +1,1 @@
+"""Checkpoint and restore by criu(8)."""

@@ -1,0 +1,1 @@
+"""Container logs: where they lie, and the format kubelet reads."""

@@ -1,0 +1,124 @@
+"""Container logs in CRI's format (kubernetes design: CRI logging): one line of output, one line of log.
+
+    2026-01-02T03:04:05.123456789Z stdout F hello
+    2026-01-02T03:04:05.123456790Z stderr P the first 16 KiB of a line without an end
+
+Readers (kubelet, crictl) put a newline after F and none after P: what ends without a newline is a P, too.
+
+`LineFormatter` does no I/O; `LogFile` appends whole records with single writes, so that a reader or a crash never
+sees a torn line from a write that the kernel took whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+from runtime.logs.place import open_to_append
+
+_NEWLINE: Final = 10
+MAX_LINE: Final = 16 << 10  # bytes of content in one record; longer lines continue in records tagged P
+
+
+def complain(text: str) -> None:
+    """A line for the shim's own log. Never raises: what it tells of is often that log's full disk."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))
+
+
+class LineFormatter:
+    """Splits the byte stream of `stream` ("stdout" or "stderr") into log records."""
+
+    def __init__(self, stream: str) -> None:
+        self._full = f" {stream} F ".encode()
+        self._partial = f" {stream} P ".encode()
+        self._pending = b""
+
+    def feed(self, data: bytes, timestamp: bytes) -> bytes:
+        """Records for the whole lines in what was read so far; a line's beginning is kept until its end comes."""
+        lines = (self._pending + data).split(b"\n") if self._pending else data.split(b"\n")
+        rest = lines.pop()
+        full = timestamp + self._full
+        records: list[bytes] = []
+        for line in lines:
+            if len(line) > MAX_LINE:
+                line = self._split_long(line, timestamp, records)
+            records += (full, line, b"\n")
+        if len(rest) > MAX_LINE:
+            rest = self._split_long(rest, timestamp, records)
+        self._pending = rest
+        return b"".join(records)
+
+    def _split_long(self, line: bytes, timestamp: bytes, records: list[bytes]) -> bytes:
+        start = 0
+        partial = timestamp + self._partial
+        while len(line) - start > MAX_LINE:
+            records += (partial, line[start : start + MAX_LINE], b"\n")
+            start += MAX_LINE
+        return line[start:]
+
+    def finish(self, timestamp: bytes) -> bytes:
+        """The record for a last line that never got its newline, and gets none from readers."""
+        pending, self._pending = self._pending, b""
+        return b"".join((timestamp, self._partial, pending, b"\n")) if pending else b""
+
+
+class Clock:
+    """RFC 3339 timestamps with nanoseconds, UTC. Formats the date once a second."""
+
+    def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
+        self._now = now
+        self._second = -1
+        self._prefix = ""
+
+    def stamp(self) -> bytes:
+        second, nanos = divmod(self._now(), 1_000_000_000)
+        if second != self._second:
+            self._second = second
+            self._prefix = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._prefix}.{nanos:09d}Z".encode()
+
+
+class LogFile:
+    """An append-only log file that can be reopened after rotation. An empty path discards.
+
+    `trusted` is as for `log_place.open_to_append`.
+    """
+
+    def __init__(self, path: str, trusted: str = "") -> None:
+        self._path = path
+        self._trusted = trusted
+        self._fd = -1
+        self._torn = False
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the path anew (kubelet renamed the old file), then let go of the old descriptor. Raises OSError."""
+        if not self._path:
+            return
+        fresh = open_to_append(self._path, self._trusted)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fresh
+        self._torn = False
+
+    def write(self, records: bytes) -> None:
+        """Append; raises OSError (ENOSPC, EIO) with the rest unwritten. The next record starts a line all the same."""
+        if self._fd < 0 or not records:
+            return
+        if self._torn:
+            records = b"\n" + records
+        written = os.write(self._fd, records)
+        self._torn = False
+        while written < len(records):
+            self._torn = records[written - 1] != _NEWLINE
+            written += os.write(self._fd, memoryview(records)[written:])
+        self._torn = False
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -1,0 +1,1 @@
+"""Namespaces and what belongs to one: user mappings, interfaces, kernel parameters, proc file systems."""

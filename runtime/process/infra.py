@@ -1,0 +1,193 @@
+"""The infra process: holds a pod's namespaces, and reaps as PID 1 of a shared PID namespace.
+
+It must cost what a static pause program costs and must not lend a container the host: its root is an empty read-only
+tmpfs, its uid 65535, it holds no capability and no descriptor, is not dumpable and may make only the system calls
+that its loop needs. The program is some hundred bytes of machine code in an ELF file that lives in a memfd, so no
+image and no file on disk is needed.
+
+The loop, with SIGCHLD, SIGTERM and SIGINT blocked since before execve:
+
+    prctl(PR_SET_DUMPABLE, 0)
+    loop: signal = rt_sigtimedwait({SIGINT, SIGTERM, SIGCHLD})
+          SIGTERM, SIGINT: exit_group(0)
+          SIGCHLD: while wait4(-1, WNOHANG) > 0
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Mapping
+
+from linux import syscalls
+from linux.elf import executable, in_memory
+from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
+from runtime.light import json, signal, socket
+from runtime.namespaces.sysctl import write_defaults, write_sysctls
+from runtime.rootfs.tree import ATTACH_POINT
+from runtime.seccomp.load import load_filter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
+
+INFRA_ID: Final = 65535
+_ANSWER_BYTES: Final = 4096
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+# prctl, rt_sigtimedwait, wait4, exit_group, execveat
+_ALLOWED_CALLS = {"x86_64": (157, 128, 61, 231, 322), "aarch64": (167, 137, 260, 94, 281)}
+_CODE: Final[dict[str, bytes]] = {
+    "x86_64": bytes.fromhex(
+        "bf04000000 31f6 b89d000000 0f05"  # mov edi,4; xor esi,esi; mov eax,157; syscall
+        "488d3d4b000000 31f6 31d2 41ba08000000 b880000000 0f05"  # loop: lea rdi,[set]; rsi=rdx=0; r10d=8; eax=128
+        "83f80f 7426 83f802 7421 83f811 75d9"  # 15: quit; 2: quit; not 17: loop
+        "bfffffffff 31f6 ba01000000 4531d2 b83d000000 0f05"  # reap: edi=-1; esi=0; edx=WNOHANG; r10d=0; eax=61
+        "85c0 7fe6 ebbd"  # > 0: reap; loop
+        "31ff b8e7000000 0f05 660f1f440000"  # quit: edi=0; eax=231; padding
+        "0240010000000000"  # set: 1<<1 | 1<<14 | 1<<16
+    ),
+    "aarch64": bytes.fromhex(
+        "800080d2 010080d2 e81480d2 010000d4"  # x0=4; x1=0; x8=167; svc
+        "00030010 010080d2 020080d2 030180d2 281180d2 010000d4"  # loop: adr x0,set; x1=x2=0; x3=8; x8=137; svc
+        "1f3c00f1 c0010054 1f0800f1 80010054 1f4400f1 a1feff54"  # 15: quit; 2: quit; not 17: loop
+        "00008092 010080d2 220080d2 030080d2 882080d2 010000d4"  # reap: x0=-1; x1=0; x2=1; x3=0; x8=260; svc
+        "1f0000f1 2cffff54 ecffff17"  # > 0: reap; loop
+        "000080d2 c80b80d2 010000d4"  # quit: x0=0; x8=94; svc
+        "0240010000000000"  # set
+    ),
+}
+
+def program(machine: str | None = None) -> bytes:
+    """A static ELF executable of the infra loop for this (or the named) machine (elf(5))."""
+    machine = machine or os.uname().machine
+    return executable(_CODE[machine], machine)
+
+
+def filter_program(machine: str | None = None) -> bytes:
+    """The seccomp filter (classic BPF): the loop's five calls, anything else kills the process."""
+    machine = machine or os.uname().machine
+    allowed = _ALLOWED_CALLS[machine]
+    load, equal, ret = 0x20, 0x15, 0x06
+    rules = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT_ARCH[machine]), (ret, 0, 0, 0x80000000), (load, 0, 0, 0)]
+    rules += [(equal, len(allowed) - i, 0, number) for i, number in enumerate(allowed)]
+    rules += [(ret, 0, 0, 0x80000000), (ret, 0, 0, 0x7FFF0000)]
+    return b"".join(struct.pack("<HBBI", *rule) for rule in rules)
+
+
+def program_file() -> int:
+    """A read-only descriptor of the program in memory, executable but not readable by others.
+
+    Linux makes a process non-dumpable when it executes a file that it may not read.
+    """
+    return in_memory("crisp-infra", program(), 0o111)
+
+
+def empty_mount_namespace() -> int:
+    """A descriptor of a mount namespace that holds one empty read-only tmpfs and nothing else.
+
+    Every infra process lives in it, and a container's own mount namespace is a copy of it: copying one mount is much
+    cheaper than copying and unmounting all of the host's. Forks a short-lived child; single-threaded callers only.
+    Raises RuntimeCoreError.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = syscalls.fork()
+    if pid == 0:
+        status = 1
+        try:
+            ours.close()
+            with failing("make", "empty mount namespace"):
+                enter_empty_root()
+            theirs.send(b"{}")
+            theirs.recv(1)  # stay until the parent has opened /proc/PID/ns/mnt
+            status = 0
+        except RuntimeCoreError as error:
+            theirs.send(json.dumps(error.to_json()).encode())
+        finally:
+            os._exit(status)
+    theirs.close()
+    try:
+        answer = ours.recv(_ANSWER_BYTES)
+        if not answer:
+            raise OperationFailed("make", "empty mount namespace", errno.ECHILD)
+        if refusal := json.loads(answer):
+            raise from_json(refusal)
+        return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        ours.close()
+        os.waitpid(pid, 0)
+
+
+def enter_empty_root() -> None:
+    """Into a mount namespace that holds one empty read-only tmpfs. Raises OSError."""
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+    context = syscalls.fsopen("tmpfs")
+    for key, value in (("size", "16384"), ("nr_inodes", "4"), ("mode", "0555"), ("source", "crisp")):
+        syscalls.fsconfig_string(context, key, value)
+    syscalls.fsconfig_create(context)
+    attrs = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+    root = syscalls.fsmount(context, attrs)
+    os.close(context)
+    os.mkdir(ATTACH_POINT.lstrip("/"), 0o555, dir_fd=root)
+    syscalls.move_mount(root, syscalls.AT_FDCWD, "/tmp")
+    os.fchdir(root)
+    os.close(root)
+    syscalls.pivot_root(".", ".")
+    syscalls.umount2(".", syscalls.MNT_DETACH)
+    os.chdir("/")
+    syscalls.mount(None, "/", None, syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY)
+
+
+def bring_loopback_up() -> None:
+    """Set IFF_UP on `lo` of the caller's network namespace (netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        request = array.array("B", struct.pack("16sH14x", b"lo", 0))
+        fcntl.ioctl(probe, 0x8913, request)  # SIOCGIFFLAGS
+        (flags,) = struct.unpack_from("H", request, 16)
+        fcntl.ioctl(probe, 0x8914, struct.pack("16sH14x", b"lo", flags | 1))  # SIOCSIFFLAGS
+
+
+def infra_main(
+    *,
+    program_fd: int,
+    mount_namespace: int,
+    title: str,
+    hostname: str,
+    new_network: bool,
+    new_uts: bool,
+    sysctls: Mapping[str, str],
+    default_sysctls: Mapping[str, str],
+    uid: int,
+    gid: int,
+) -> NoReturn:
+    """Set up the namespaces that the caller was cloned into, then become the infra program. Raises on failure.
+
+    `mount_namespace` is -1 when the caller is in the empty one already.
+    """
+    if new_uts and hostname:
+        with failing("set hostname", hostname):
+            socket.sethostname(hostname)
+    if new_network:
+        with failing("set up", "lo"):
+            bring_loopback_up()
+    write_sysctls(sysctls)
+    write_defaults(default_sysctls)
+    if mount_namespace >= 0:
+        with failing("enter", "empty root"):
+            syscalls.setns(mount_namespace, syscalls.CLONE_NEWNS)
+    with failing("drop privileges of", "infra process"):
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        # After the change of identity, which clears it: without its shim nobody would ever end this process.
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
+        for fd in (0, 1, 2):
+            os.close(fd)
+        syscalls.close_on_exec_from(0)
+        load_filter(filter_program(), 0)
+    os.execve(program_fd, [title], {})

@@ -1,0 +1,353 @@
+"""A container's first process, from clone to the user's program. Runs in the child that the shim cloned.
+
+The order matters and is all here: what needs the host's view (cgroups, /proc, bind sources) comes before the child
+enters its own mount namespace, what needs root comes before `process.become`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+from linux import syscalls
+from runtime.cgroups import Cgroup
+from runtime.errors import RuntimeCoreError, SpecError, failing
+from runtime.light import dataclass, field, json, replace, signal, socket
+from runtime.namespaces import user as userns
+from runtime.namespaces.sysctl import write_sysctls
+from runtime.namespaces.user import OWNED_KINDS, UserNamespaces
+from runtime.process import become as process
+from runtime.process import procfs, scheduling
+from runtime.process.gate import Gate
+from runtime.process.home import with_home
+from runtime.process.hooks import run_hooks
+from runtime.process.terminal import hand_over, open_multiplexer, open_peer, take_control
+from runtime.rootfs.mount_sources import CgroupView, open_sources
+from runtime.rootfs.plan import MountPlan
+from runtime.rootfs.tree import ATTACH_POINT, Rootfs, open_in_root, propagate_again
+from runtime.seccomp.passage import Passage
+from runtime.spec import values as oci
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn
+
+NAMESPACE_FLAGS: Final = {
+    "network": syscalls.CLONE_NEWNET,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "uts": syscalls.CLONE_NEWUTS,
+    "pid": syscalls.CLONE_NEWPID,
+    "cgroup": syscalls.CLONE_NEWCGROUP,
+    "mount": syscalls.CLONE_NEWNS,
+    "user": syscalls.CLONE_NEWUSER,
+    "time": syscalls.CLONE_NEWTIME,
+}
+MAX_REPORT: Final = 65536  # bytes of a message that the parent takes whole
+_SHORT_REASON: Final = 4096
+
+
+@dataclass(slots=True)
+class Start:
+    """All that a container's init needs; descriptors are inherited by the clone."""
+
+    container_id: str
+    spec: oci.Spec
+    process: oci.Process
+    mounts: Sequence[MountPlan]
+    rootfs: int  # detached root mount
+    empty_mount_namespace: int  # -1: a copy of the caller's own, see hooks.enter_the_container
+    cgroup: Cgroup
+    in_unified_cgroup: bool  # cloned into the v2 cgroup already
+    stdio: tuple[int, int, int]  # ignored with a terminal
+    filter_program: bytes = b""
+    filter_flags: int = 0
+    gate: Gate | None = None  # what holds the program back until somebody starts it
+    preserved: int = 0  # descriptors after the standard streams that the program gets
+    keyring: bool = True  # a session keyring of its own
+    attach_point: str = ATTACH_POINT
+    users: UserNamespaces = field(default_factory=UserNamespaces)
+    trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts that stand for bind mounts' sources
+    lent: Mapping[str, int] = field(default_factory=dict)  # see Rootfs.lent
+    links: int = -1  # from where linux.netDevices come (netdevices.open_links)
+    trace: bool = False
+    steps: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def bears(self) -> bool:
+        """Whether the program is a child of the init, in a PID namespace that others are in (`process.bear`)."""
+        namespace = self.spec.linux.namespace("pid")
+        return namespace is not None and bool(namespace.path)
+
+    def step(self, name: str) -> None:
+        """Note that a step is done, with the monotonic clock in nanoseconds."""
+        if self.trace:
+            self.steps.append((name, time.monotonic_ns()))
+
+
+def clone_flags(spec: oci.Spec) -> int:
+    """The namespaces to make at clone: all new ones but the mount and cgroup ones, which init enters itself.
+
+    Neither the time one, which is there before (`clock_offsets`), nor those that belong to a user namespace, which are
+    made with it. A new PID namespace does not: only a child of a process in the user namespace could make it so, and
+    init is the shim's own child.
+    """
+    flags = 0
+    elsewhere = {"mount", "cgroup", "user", "time", *(OWNED_KINDS if spec.linux.namespace("user") else ())}
+    for namespace in spec.linux.namespaces:
+        if not namespace.path and namespace.type not in elsewhere:
+            flags |= NAMESPACE_FLAGS[namespace.type]
+    if spec.linux.namespace("mount") is None:
+        reason = "a mount namespace is needed: without one the container's mounts would be, and stay, on the host"
+        raise SpecError("linux.namespaces", reason)
+    return flags
+
+
+def clock_offsets(spec: oci.Spec) -> Mapping[str, oci.TimeOffset] | None:
+    """Those of the time namespace to make, None for none."""
+    namespace = spec.linux.namespace("time")
+    return None if namespace is None or namespace.path else spec.linux.time_offsets
+
+
+def cgroup_view(cgroup: Cgroup, *, namespaced: bool = True) -> CgroupView:
+    """What a `cgroup` mount of that container shows: its own directory in each hierarchy.
+
+    On version 2, without a cgroup namespace, it is the whole hierarchy: /proc/self/cgroup names places in that.
+    """
+    hierarchies = cgroup.hierarchies
+    if hierarchies.pure_v2:
+        return CgroupView((("", cgroup.unified if namespaced else hierarchies.unified),))
+    names = {mountpoint: os.path.basename(mountpoint) for mountpoint in dict.fromkeys(hierarchies.v1.values())}
+    directories = tuple((name, mountpoint + cgroup.path) for mountpoint, name in names.items())
+    links = tuple(
+        (controller, names[mountpoint])
+        for controller, mountpoint in hierarchies.v1.items()
+        if controller in names[mountpoint].split(",") and controller != names[mountpoint]
+    )
+    return CgroupView(directories, links)
+
+
+def container_init(start: Start, channel: socket.socket) -> NoReturn:
+    """Run `start` to its execve; a failure is reported on `channel` and ends the process with status 1."""
+    try:
+        _initialise(start, channel)
+    except BaseException as error:  # nothing of the shim may go on in the child
+        report(channel, error)
+    os._exit(1)
+
+
+def report(channel: socket.socket, error: BaseException) -> None:
+    """Tell the shim why the child ends. Best effort."""
+    if not isinstance(error, RuntimeCoreError):
+        error = RuntimeCoreError(f"{type(error).__name__}: {error}")
+    message = json.dumps({"failed": error.to_json()}).encode()
+    if len(message) > MAX_REPORT:
+        message = json.dumps({"failed": RuntimeCoreError(str(error)[:_SHORT_REASON] + "...").to_json()}).encode()
+    with contextlib.suppress(OSError):
+        channel.send(message)
+
+
+def leave_the_loop() -> None:
+    """Undo in a child what the shim's event loop set up."""
+    gc.disable()  # a child closes descriptors whose objects it leaves alone
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _initialise(start: Start, channel: socket.socket) -> NoReturn:
+    spec, linux = start.spec, start.spec.linux
+    start.steps.clear()  # the shim keeps those from before the clone
+    leave_the_loop()
+    process.die_with_parent()
+    start.cgroup.join_self(unified=not start.in_unified_cgroup)
+    scheduling.leave_the_makers_cpus()
+    if owner := _cgroup_owner(start):
+        start.cgroup.delegate(owner)
+    start.step("cgroup joined")
+    shared = _open_pid_namespace(spec)
+    os.setsid()
+    if start.keyring:
+        process.new_keyring(start.container_id)
+    _set_oom_score(start, channel)
+    _enter_namespaces(spec, start.users.held)
+    if start.links >= 0:
+        from runtime.namespaces import netdevices
+
+        netdevices.move_here(start.links, linux.net_devices)
+    start.step("namespaces entered")
+    proc_contexts = _proc_contexts(shared, start.mounts)
+    view = cgroup_view(start.cgroup, namespaced=linux.namespace("cgroup") is not None)
+    sources = open_sources(start.mounts, view, start.trees, start.users)
+    with failing("make", "mount namespace"):
+        if start.empty_mount_namespace >= 0:
+            syscalls.setns(start.empty_mount_namespace, syscalls.CLONE_NEWNS)
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        if start.empty_mount_namespace < 0:
+            syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    rootfs = Rootfs(start.rootfs, start.users)
+    rootfs.lent, rootfs.proc_contexts = start.lent, proc_contexts
+    rootfs.attach(start.attach_point)
+    start.step("rootfs attached")
+    rootfs.populate(start.mounts, sources, view, linux.devices)
+    start.step("mounts made")
+    stdio = start.stdio
+    if start.process.terminal:
+        stdio = _open_console(rootfs, start, channel)
+    with failing("make working directory", start.process.cwd):
+        os.close(rootfs.open_target(start.process.cwd, is_directory=True))
+    state = _creation_hooks(spec.hooks, start, channel)
+    rootfs.pivot()
+    rootfs.restrict(linux, readonly=spec.root.readonly)
+    start.step("rootfs finished")
+    scheduling.apply(start.process, linux, inherited=start.bears)
+    for target, fd in enumerate(stdio):
+        os.dup2(fd, target)
+    if shared >= 0:
+        with failing("enter namespace", "pid"):
+            syscalls.setns(shared, syscalls.CLONE_NEWPID)
+            os.close(shared)
+    if start.users.held:
+        _enter_user_namespace(start)
+
+    becoming = with_home(start.process)
+
+    def start_hooks() -> None:
+        started = {**state, "status": "created", "pid": os.getpid()}
+        run_hooks("startContainer", spec.hooks.start_container, started, environment=becoming.env)
+
+    def announce() -> None:
+        if start.gate is None:
+            start_hooks()
+        start.step("ready to exec")
+        channel.send(json.dumps({"executing": start.steps}).encode())
+
+    gate = start.gate
+    if gate is not None and spec.hooks.start_container:
+        gate = replace(gate, program=-1, on_open=start_hooks)
+    goes_on = process.bear if start.bears else process.become
+    goes_on(
+        becoming,
+        start.filter_program,
+        start.filter_flags,
+        channel.fileno(),
+        announce,
+        gate=gate,
+        preserved=start.preserved,
+    )
+
+
+def _creation_hooks(hooks: oci.Hooks, start: Start, channel: socket.socket) -> dict[str, Any]:
+    """Have the parent run prestart and createRuntime hooks, then run createContainer's. Returns the container's state.
+
+    The parent answers {"hooks": true} with the state that hooks get, or goes away. The container's own hooks see its
+    process id as it does (runtime-spec runtime.md "State"), and begin in its rootfs.
+    """
+    if not (hooks.prestart or hooks.create_runtime or hooks.create_container or hooks.start_container):
+        return {}
+    channel.send(json.dumps({"hooks": True}).encode())
+    answer = channel.recv(MAX_REPORT)
+    if not answer:
+        os._exit(1)  # the parent knows why
+    state: dict[str, Any] = json.loads(answer)
+    if hooks.create_container:
+        os.fchdir(start.rootfs)
+        created = {**state, "pid": os.getpid()}
+        run_hooks("createContainer", hooks.create_container, created, environment=start.process.env)
+    return state
+
+
+def _cgroup_owner(start: Start) -> int:
+    """The host's id of the user who gets the container's cgroup, 0 where it stays root's.
+
+    runtime-spec config-linux.md, "Cgroup ownership": only of version 2, with a cgroup namespace of the container's own
+    and the file system mounted read-write.
+    """
+    namespace, mappings = start.spec.linux.namespace("cgroup"), start.users.mappings
+    if namespace is None or namespace.path or not start.cgroup.hierarchies.pure_v2:
+        return 0
+    mounted = [plan for plan in start.mounts if plan.type in ("cgroup", "cgroup2") and not plan.bind]
+    if not mounted or (mounted[-1].attr_set | mounted[-1].tree_attr_set) & syscalls.MOUNT_ATTR_RDONLY:
+        return 0
+    user = start.process.user.uid
+    return mappings.uid(user) if mappings else user
+
+
+def _set_oom_score(start: Start, channel: socket.socket) -> None:
+    if start.process.oom_score_adj is None:
+        return
+    with failing("set oom_score_adj", str(start.process.oom_score_adj)):
+        warning = process.set_oom_score_adj(start.process.oom_score_adj)
+    if warning:
+        channel.send(json.dumps({"warning": warning}).encode())
+
+
+def _open_pid_namespace(spec: oci.Spec) -> int:
+    """The one of others that the container is to be in, -1 for none. Its members are not to see the caller at work."""
+    namespace = spec.linux.namespace("pid")
+    if namespace is None or not namespace.path:
+        return -1
+    with failing("join pid namespace", namespace.path):
+        return os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _proc_contexts(shared: int, mounts: Sequence[MountPlan]) -> list[int]:
+    """One for each proc file system to mount, where it has to show a PID namespace that the caller is not in."""
+    count = sum(plan.type == "proc" and not plan.bind for plan in mounts)
+    return procfs.contexts(shared, count) if shared >= 0 and count else []
+
+
+def _enter_user_namespace(start: Start) -> None:
+    """The last step that the machine's root takes; from here on the process has rights in the container only."""
+    process.raise_hard_limits(start.process.rlimits)
+    if start.users.mappings is not None:
+        process.own_streams(start.users.mappings.uid(start.process.user.uid))
+    userns.enter(start.users.held["user"])
+    propagate_again(start.mounts, start.spec.linux)
+    process.die_with_parent()  # the change of identity cleared it
+    if start.keyring:
+        process.new_keyring(start.container_id)  # the one of before is the host root's
+    start.step("user namespace entered")
+
+
+def _enter_namespaces(spec: oci.Spec, held: Mapping[str, int]) -> None:
+    for namespace in spec.linux.namespaces:
+        if namespace.type in held and namespace.type != "user":
+            with failing("enter namespace", namespace.type):
+                syscalls.setns(held[namespace.type], NAMESPACE_FLAGS[namespace.type])
+        elif namespace.path and namespace.type not in ("pid", "mount", "user"):
+            with failing(f"join {namespace.type} namespace", namespace.path):
+                fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+                syscalls.setns(fd, NAMESPACE_FLAGS[namespace.type])
+                os.close(fd)
+        elif namespace.type == "cgroup":
+            with failing("make", "cgroup namespace"):
+                syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    uts = spec.linux.namespace("uts")
+    if spec.hostname and uts is not None:
+        with failing("set hostname", spec.hostname):
+            socket.sethostname(spec.hostname)
+    if spec.domainname and uts is not None:
+        with failing("set domain name", spec.domainname):
+            syscalls.set_domainname(spec.domainname)
+    # Through the host's /proc, which shows the caller's namespaces: the container's own may be the image's forgery.
+    write_sysctls(spec.linux.sysctl)
+
+
+def _open_console(rootfs: Rootfs, start: Start, channel: socket.socket) -> tuple[int, int, int]:
+    """A pseudo-terminal of the container's own devpts as the three standard streams; the shim gets its other end."""
+    user, mappings = start.process.user.uid, start.users.mappings
+    master = open_multiplexer(lambda flags: open_in_root(rootfs.root, "/dev/pts/ptmx", flags))
+    with failing("open", "/dev/pts/ptmx"):
+        terminal = open_peer(master, start.process, mappings.uid(user) if mappings else user)
+    with failing("mount", "/dev/console"):
+        # Not by a link of the image's: what it leads to would be covered before it is masked (CVE-2025-52565).
+        target = rootfs.open_target("/dev/console", is_directory=False, follow=False)
+        tree = syscalls.open_tree(terminal, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)
+        syscalls.move_mount(tree, target)
+    if not start.bears:
+        take_control(terminal, Passage())
+    hand_over(master, channel)
+    return terminal, terminal, terminal

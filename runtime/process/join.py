@@ -1,0 +1,122 @@
+"""An additional process in a running container (exec). Runs in the child that the shim cloned.
+
+The child joins the cgroup, then all namespaces by one setns(2) on a pidfd of the container's init, and becomes the
+program. In a PID namespace are the children of who joins it: there it has the program born, when all else is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from linux import syscalls
+from runtime.cgroups import Cgroup
+from runtime.errors import failing
+from runtime.light import dataclass, socket
+from runtime.namespaces import user as userns
+from runtime.namespaces.user import IDMappings
+from runtime.process import become as process
+from runtime.process import scheduling
+from runtime.process.gate import Gate
+from runtime.process.home import with_home
+from runtime.process.init import NAMESPACE_FLAGS, leave_the_loop, report
+from runtime.process.terminal import hand_over, open_multiplexer, open_peer, take_control
+from runtime.seccomp.passage import Passage
+from runtime.spec import values as oci
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
+
+_JOINED: Final = ("user", "mount", "ipc", "uts", "network", "cgroup", "time", "pid")
+
+
+@dataclass(slots=True)
+class Join:
+    """All that an exec'd process needs; descriptors are inherited by the clone."""
+
+    container_id: str
+    spec: oci.Spec
+    process: oci.Process
+    init_pidfd: int
+    cgroup: Cgroup
+    in_unified_cgroup: bool
+    stdio: tuple[int, int, int]  # ignored with a terminal
+    filter_program: bytes = b""
+    filter_flags: int = 0
+    gate: Gate | None = None
+    preserved: int = 0  # descriptors after the standard streams that the program gets
+    mappings: IDMappings | None = None  # of the container's user namespace
+
+    @property
+    def bears(self) -> bool:
+        """Whether the program is a child of the joining process, which is then told of (`process.bear`)."""
+        return self.spec.linux.namespace("pid") is not None
+
+
+def namespace_flags(spec: oci.Spec) -> int:
+    """The namespaces of a container's init that differ from the shim's own."""
+    kinds = {namespace.type for namespace in spec.linux.namespaces}
+    flags = 0
+    for kind in _JOINED:
+        if kind in kinds:
+            flags |= NAMESPACE_FLAGS[kind]
+    return flags
+
+
+def exec_process(join: Join, channel: socket.socket) -> NoReturn:
+    """Join the container and become the program; a failure is reported on `channel` and ends with status 1."""
+    try:
+        leave_the_loop()
+        process.die_with_parent()
+        affinity = join.process.exec_cpu_affinity
+        if affinity is not None:
+            scheduling.run_on(affinity.initial, "initial")
+        join.cgroup.join_self(unified=not join.in_unified_cgroup)
+        if affinity is None or not (affinity.initial or affinity.final):
+            scheduling.leave_the_makers_cpus()
+        else:
+            scheduling.run_on(affinity.final, "final")
+        scheduling.apply(join.process, join.spec.linux, inherited=join.bears)
+        os.setsid()
+        process.new_keyring(join.container_id)
+        if join.process.oom_score_adj is not None:
+            with contextlib.suppress(OSError):
+                process.set_oom_score_adj(join.process.oom_score_adj)
+        if join.mappings is not None:
+            process.raise_hard_limits(join.process.rlimits)
+            if not join.process.terminal:
+                for target, fd in enumerate(join.stdio):
+                    os.dup2(fd, target)
+                process.own_streams(join.mappings.uid(join.process.user.uid))
+        with failing("join namespaces of", "container"):
+            syscalls.setns(join.init_pidfd, namespace_flags(join.spec))
+            if join.mappings is not None:
+                userns.become_root()
+                process.new_keyring(join.container_id)
+        stdio = _open_terminal(join, channel) if join.process.terminal else join.stdio
+        for target, fd in enumerate(stdio):
+            os.dup2(fd, target)
+        goes_on = process.bear if join.bears else process.become
+        goes_on(
+            with_home(join.process),
+            join.filter_program,
+            join.filter_flags,
+            channel.fileno(),
+            gate=join.gate,
+            preserved=join.preserved,
+        )
+    except BaseException as error:  # nothing of the shim may go on in the child
+        report(channel, error)
+    os._exit(1)
+
+
+def _open_terminal(join: Join, channel: socket.socket) -> tuple[int, int, int]:
+    """A terminal of the container that the caller is in, as the three standard streams; the shim gets its other end."""
+    master = open_multiplexer(lambda flags: os.open("/dev/pts/ptmx", flags))
+    with failing("open", "/dev/pts/ptmx"):
+        terminal = open_peer(master, join.process, join.process.user.uid)
+    if not join.bears:
+        take_control(terminal, Passage())
+    hand_over(master, channel)
+    return terminal, terminal, terminal

@@ -1,0 +1,128 @@
+"""Asking the security module for a label at execve, by the process's own attribute in the container's /proc.
+
+A /proc in disguise would swallow the label, and one that is covered in part would have it written elsewhere
+(CVE-2019-16884, CVE-2025-52881): what is opened is on one mount of a proc file system from its root on, without links.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+from linux import syscalls
+from runtime.errors import NotSupported, failing
+from runtime.seccomp.passage import Passage
+from runtime.spec import values as oci
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_ONE_MOUNT: Final = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+_STEP: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_MISSING: Final = (errno.ENOENT, errno.ENOTDIR)
+_AT_EMPTY_PATH: Final = 0x1000
+_STATX_MNT_ID: Final = 0x1000
+_STATX_BYTES: Final = 256
+_STATX_MASK_AT, _STATX_MNT_ID_AT = 0, 144
+_LINK_BYTES: Final = 64
+
+
+def set_labels(process: oci.Process, passage: Passage) -> None:
+    """Have the next execve put the process under what its configuration says. Raises RuntimeCoreError."""
+    for label, paths in (
+        (process.apparmor_profile and f"exec {process.apparmor_profile}", ("attr/apparmor/exec", "attr/exec")),
+        (process.selinux_label, ("attr/exec",)),
+    ):
+        if label:
+            _write_attribute(paths, label, passage)
+
+
+def _write_attribute(paths: tuple[str, ...], label: str, passage: Passage) -> None:
+    with failing("apply label", label):
+        proc = passage.call("openat", syscalls.AT_FDCWD, b"/proc", _STEP | os.O_DIRECTORY)
+        try:
+            _require_proc(proc, "/proc", label, passage)
+            own = _own_directory(proc, passage)
+            for path in paths:
+                attribute = _open_attribute(proc, f"{own}/{path}", passage)
+                if attribute < 0:
+                    continue
+                try:
+                    _require_proc(attribute, f"/proc/thread-self/{path}", label, passage)
+                    text = label.encode()
+                    passage.call("write", attribute, text, len(text))
+                    return
+                finally:
+                    passage.call("close", attribute)
+        finally:
+            passage.call("close", proc)
+    raise NotSupported("apply label", label, "the security module is not enabled")
+
+
+def _require_proc(fd: int, path: str, label: str, passage: Passage) -> None:
+    result = ctypes.create_string_buffer(_STATX_BYTES)
+    passage.call("fstatfs", fd, result)
+    # The number of its root's inode tells nothing: a tmpfs's is 1 as well.
+    if syscalls.filesystem_type_of(result.raw) != syscalls.PROC_SUPER_MAGIC:
+        reason = "/proc is not a proc file system" if path == "/proc" else f"{path} is something else"
+        raise NotSupported("apply label", label, reason)
+
+
+def _own_directory(proc: int, passage: Passage) -> str:
+    """What the kernel's link says, as words: only the root of a proc file system has it, and nothing can cover it."""
+    buffer = ctypes.create_string_buffer(_LINK_BYTES)
+    length = passage.call("readlinkat", proc, b"thread-self", buffer, _LINK_BYTES)
+    own = buffer.raw[:length].decode()
+    process, task, thread = own.split("/") if own.count("/") == 2 else ("", "", "")
+    if not (process.isdigit() and task == "task" and thread.isdigit()):
+        raise OSError(errno.ELOOP, "/proc/thread-self leads elsewhere")
+    return own
+
+
+def _open_attribute(proc: int, path: str, passage: Passage) -> int:
+    """For writing; -1 where the kernel has no such attribute."""
+    how = syscalls.open_how(os.O_WRONLY | os.O_CLOEXEC, _ONE_MOUNT)
+    try:
+        return passage.call("openat2", proc, path.encode(), how, ctypes.sizeof(how))
+    except OSError as error:
+        if error.errno in _MISSING:
+            return -1
+        if error.errno != errno.ENOSYS:
+            raise
+    try:
+        return _walk(proc, path.split("/"), passage)
+    except OSError as error:
+        if error.errno in _MISSING:
+            return -1
+        raise
+
+
+def _walk(proc: int, parts: list[str], passage: Passage) -> int:
+    """The same without openat2(2), which Linux 5.6 brought; statx(2) tells mounts since 5.8."""
+    mount = _mount_of(proc, passage)
+    directory = passage.call("openat", proc, b".", _STEP | os.O_DIRECTORY)
+    try:
+        for depth, part in enumerate(parts, 1):
+            last = depth == len(parts)
+            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC if last else _STEP | os.O_DIRECTORY
+            entry = passage.call("openat", directory, part.encode(), flags)
+            if _mount_of(entry, passage) != mount:
+                passage.call("close", entry)
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            if last:
+                return entry
+            passage.call("close", directory)
+            directory = entry
+    finally:
+        passage.call("close", directory)
+    raise AssertionError("no part")
+
+
+def _mount_of(fd: int, passage: Passage) -> int:
+    found = ctypes.create_string_buffer(_STATX_BYTES)
+    passage.call("statx", fd, b"", _AT_EMPTY_PATH, _STATX_MNT_ID, found)
+    if not int.from_bytes(found.raw[_STATX_MASK_AT : _STATX_MASK_AT + 4], "little") & _STATX_MNT_ID:
+        raise OSError(errno.EXDEV, "this kernel does not tell mounts apart")
+    return int.from_bytes(found.raw[_STATX_MNT_ID_AT : _STATX_MNT_ID_AT + 8], "little")

@@ -1,0 +1,98 @@
+"""Proc file systems of a PID namespace that the caller is not in, and is not to be seen in.
+
+A proc file system shows the PID namespace of who opened its context (fsopen(2)), unless it is told another one, as can
+be done since Linux 6.18. Before, a process has to go there for that. It has nothing to lend who may look into it: its
+rights are those in a user namespace of its own, its mounts an empty one, its only descriptor a socket to its maker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+from linux import syscalls
+from runtime.errors import OperationFailed, failing
+from runtime.light import socket
+from runtime.process import capabilities
+from runtime.process.infra import enter_empty_root
+from runtime.spec.values import Capabilities
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
+
+_NOBODY: Final = 65534
+_LONGEST: Final = 64
+_ADMIN: Final = frozenset({"CAP_SYS_ADMIN"})
+
+
+def contexts(namespace: int, count: int) -> list[int]:
+    """So many contexts of new proc file systems of the PID namespace open at `namespace`, for the caller to use.
+
+    The caller is in the host's mount namespace, and in the others that its container is to have. Forks where the kernel
+    needs it. Raises OperationFailed.
+    """
+    with failing("open", "proc file system of a PID namespace"):
+        made: list[int] = []
+        try:
+            for _number in range(count):
+                made.append(syscalls.fsopen("proc"))
+                syscalls.fsconfig_descriptor(made[-1], "pidns", namespace)
+        except OSError as error:
+            for context in made:
+                os.close(context)
+            if error.errno != errno.EINVAL:
+                raise
+            return _opened_inside(namespace, count)
+        return made
+
+
+def _opened_inside(namespace: int, count: int) -> list[int]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            pid, pidfd = syscalls.clone()
+            if pid == 0:
+                _go_inside(namespace, count, theirs)
+            os.close(pidfd)
+        said, found, _flags, _address = socket.recv_fds(ours, _LONGEST, count, socket.MSG_CMSG_CLOEXEC)
+        os.waitpid(pid, 0)
+    if len(found) != count:
+        reason = int(said) if said.isdigit() else errno.ECHILD
+        raise OSError(reason, os.strerror(reason))
+    return found
+
+
+def _go_inside(namespace: int, count: int, channel: socket.socket) -> NoReturn:
+    """In a child: give up all but what fsopen(2) needs, and have a child in the PID namespace open the contexts."""
+    try:
+        syscalls.setns(namespace, syscalls.CLONE_NEWPID)
+        enter_empty_root()
+        for stream in (0, 1, 2):
+            os.close(stream)
+        syscalls.close_all_from(0, keep=(channel.fileno(),))
+        _become_nobody()
+        pid, pidfd = syscalls.clone()
+        if pid == 0:
+            socket.send_fds(channel, [b"made"], [syscalls.fsopen("proc") for _number in range(count)])
+            os._exit(0)
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+    except (OSError, OperationFailed) as error:
+        channel.send(b"%d" % (error.errno or errno.ECHILD))
+    finally:
+        os._exit(0)
+
+
+def _become_nobody() -> None:
+    """A user without rights, but in a user namespace of his own, where he has them and there is nothing."""
+    with contextlib.suppress(OSError):  # an ordinary user's crisp-oci has no other ids
+        capabilities.set_keepcaps()
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    capabilities.apply(Capabilities(permitted=_ADMIN, effective=_ADMIN))
+    with contextlib.suppress(OSError):  # forbidden (user.max_user_namespaces): CAP_SYS_ADMIN stays for a moment
+        syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)

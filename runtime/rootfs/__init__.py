@@ -1,0 +1,1 @@
+"""A container's file system: layers, mounts and the tree they make."""

@@ -1,0 +1,197 @@
+"""The overlay file system of a container's rootfs, as a detached mount (overlayfs.rst, fsopen(2)).
+
+A detached mount is in no mount table: whoever holds its descriptor holds it up, and it is gone with the last one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+from linux import syscalls
+from runtime.errors import failing
+from runtime.namespaces import user as userns
+from runtime.rootfs.mount_sources import new_filesystem
+from runtime.rootfs.plan import MountPlan
+from runtime.rootfs.tree import ATTACH_POINT, open_in_root
+
+_OLD_VALUE_LIMIT: Final = 255  # bytes in one fsconfig string
+_VOLUME_ATTRS: Final = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+
+
+def mount_overlay(lower: Sequence[str], upper: str = "", work: str = "", label: str = "") -> int:
+    """A descriptor of a detached overlay mount: `lower` topmost first, `upper` and `work` on one file system.
+
+    Without `upper` it takes two lower layers or more and is read-only. `label` is SELinux's of all files in it.
+
+    Mounted `volatile` where the kernel can (5.10): a container's writable layer is never mounted again after a
+    crash of the machine, so nothing is lost by not syncing it at unmount. Single-threaded callers only: the working
+    directory changes for a moment.
+    """
+    ways: list[Callable[[], int]] = [
+        lambda: _mount_joined(lower, upper, work, label, volatile=bool(upper)),
+        lambda: _mount_joined(lower, upper, work, label, volatile=False),
+    ]
+    if layers_can_be_appended():
+        layers = [("lowerdir+", layer) for layer in lower]
+        ways.insert(0, lambda: _configure(layers, upper, work, label, volatile=bool(upper)))
+    with failing("mount overlay on", upper or lower[0]):
+        for way in ways[:-1]:
+            try:
+                return way()
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        return ways[-1]()
+
+
+def mount_mapped_overlay(
+    lower: Sequence[str], upper: str, work: str, namespace: int, template: int, label: str = ""
+) -> int:
+    """The same with the layers' owners as the user namespace open at `namespace` maps them (Linux 5.19).
+
+    An overlay itself cannot be id-mapped, the mounts of its layers can. The upper one is not: the overlay makes its
+    own files there as the host's root, and what the container owns is there by the ids that it has on the host.
+    `template` is the empty mount namespace, in a copy of which the layers get names.
+    """
+    with contextlib.ExitStack() as undo:
+        trees = _layer_trees(lower, namespace, undo)
+        trees["container"] = _clone(os.path.dirname(upper), undo)
+        own = f"{ATTACH_POINT}/container"
+        with _attached(trees, template):
+            return mount_overlay(
+                [f"{ATTACH_POINT}/{number}" for number in range(len(lower))],
+                f"{own}/{os.path.basename(upper)}",
+                f"{own}/{os.path.basename(work)}",
+                label,
+            )
+
+
+def mount_image(lower: Sequence[str], sub_path: str, namespace: int, template: int) -> int:
+    """A descriptor of a detached read-only mount of an image's files, or of what `sub_path` is in them.
+
+    `namespace` is a user namespace to map owners by, -1 for none. Symbolic links on the way to `sub_path` stay in the
+    image. Raises OperationFailed, ENOENT if there is no such path.
+    """
+    with contextlib.ExitStack() as undo:
+        trees = _layer_trees(lower, namespace, undo)
+        if len(lower) == 1:
+            image = os.dup(trees["0"])
+        else:
+            with _attached(trees, template):
+                image = mount_overlay([f"{ATTACH_POINT}/{number}" for number in range(len(lower))])
+        if sub_path:
+            undo.callback(os.close, image)
+            image = _sub_tree(image, sub_path, template)
+    try:
+        syscalls.mount_setattr(
+            image, "", syscalls.AT_EMPTY_PATH, attr_set=_VOLUME_ATTRS, propagation=syscalls.MS_PRIVATE
+        )
+    except OSError:
+        os.close(image)
+        raise
+    return image
+
+
+def _layer_trees(lower: Sequence[str], namespace: int, undo: contextlib.ExitStack) -> dict[str, int]:
+    trees = {str(number): _clone(layer, undo) for number, layer in enumerate(lower)}
+    if namespace >= 0:
+        for tree, layer in zip(trees.values(), lower, strict=True):
+            userns.idmap(tree, namespace, recursive=False, about=layer)
+    return trees
+
+
+def _clone(path: str, undo: contextlib.ExitStack) -> int:
+    with failing("clone mount of", path):
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
+    undo.callback(os.close, tree)
+    return tree
+
+
+@contextlib.contextmanager
+def _attached(trees: Mapping[str, int], template: int) -> Iterator[None]:
+    """The caller where the detached mounts have names below ATTACH_POINT, and nobody else sees them.
+
+    Overlayfs takes no detached mounts as layers, nor does the kernel clone parts of them, before Linux 6.14.
+    """
+    with failing("attach", "image layers"), userns.inside(template, syscalls.CLONE_NEWNS):
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        base = new_filesystem(MountPlan(ATTACH_POINT, "tmpfs", "tmpfs"))
+        try:
+            syscalls.move_mount(base, syscalls.AT_FDCWD, ATTACH_POINT)
+            for name, tree in trees.items():
+                os.mkdir(name, 0o700, dir_fd=base)
+                syscalls.move_mount(tree, base, name)
+        finally:
+            os.close(base)
+        yield
+
+
+def _sub_tree(image: int, sub_path: str, template: int) -> int:
+    with _attached({"image": image}, template), failing("open in image", sub_path):
+        place = open_in_root(image, sub_path, os.O_PATH)
+        try:
+            return syscalls.open_tree(place, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)
+        finally:
+            os.close(place)
+
+
+@functools.cache
+def layers_can_be_appended() -> bool:
+    """Whether the kernel has `lowerdir+` (6.5). Asked once, by the zygote: those without it log every attempt."""
+    context = syscalls.fsopen("overlay")
+    try:
+        for layer in ("/usr", "/etc"):
+            syscalls.fsconfig_string(context, "lowerdir+", layer)
+        syscalls.fsconfig_create(context)  # only here does an old kernel say what it does not know
+    except OSError:
+        return False
+    finally:
+        os.close(context)
+    return True
+
+
+def _configure(lower: Sequence[tuple[str, str]], upper: str, work: str, label: str, *, volatile: bool) -> int:
+    context = syscalls.fsopen("overlay")
+    try:
+        syscalls.fsconfig_string(context, "source", "overlay")
+        own = (("upperdir", upper), ("workdir", work)) if upper else ()
+        labels = (("context", label),) if label else ()
+        for key, value in (*lower, *own, *labels):
+            syscalls.fsconfig_string(context, key, value)
+        if volatile:
+            syscalls.fsconfig_flag(context, "volatile")
+        syscalls.fsconfig_create(context)
+        return syscalls.fsmount(context)
+    finally:
+        os.close(context)
+
+
+def _mount_joined(lower: Sequence[str], upper: str, work: str, label: str, *, volatile: bool) -> int:
+    """All lower layers in one string, named relative to their common parent to be short."""
+    base = os.path.commonpath([os.path.dirname(directory) for directory in lower])
+    joined = ":".join(os.path.relpath(directory, base) for directory in lower)
+    with contextlib.chdir(base):
+        if len(joined) <= _OLD_VALUE_LIMIT:
+            return _configure([("lowerdir", joined)], upper, work, label, volatile=volatile)
+        own = f",upperdir={upper},workdir={work}" if upper else ""
+        own += f',context="{label}"' if label else ""  # there are commas in labels
+        return _mount_and_detach(f"lowerdir={joined}{own}" + ",volatile" * volatile, upper or lower[0])
+
+
+def _mount_and_detach(options: str, upper: str) -> int:
+    """mount(2) takes a page of options; the mount is attached for a moment, then only its clone is left."""
+    point = upper + ".mount"
+    os.mkdir(point, 0o700)
+    try:
+        syscalls.mount("overlay", point, "overlay", 0, options)
+        try:
+            return syscalls.open_tree(syscalls.AT_FDCWD, point, syscalls.OPEN_TREE_CLONE)
+        finally:
+            syscalls.umount2(point, syscalls.MNT_DETACH)
+    finally:
+        os.rmdir(point)

@@ -1,0 +1,1 @@
+"""Seccomp filters: compiled, intersected, loaded, and passed by what has to follow."""

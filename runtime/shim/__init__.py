@@ -1,0 +1,1 @@
+"""The parent of a pod's processes: zygote, shim, and what the shim does for each container."""

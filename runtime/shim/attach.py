@@ -1,0 +1,239 @@
+"""Clients attached to a running container: copies of its output, and input for it.
+
+No client keeps the container or its log waiting: what one does not read is kept on disk up to a bound, and a client
+beyond it is dropped. What a client writes waits in its pipe while the container does not read.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from runtime.errors import OperationFailed, RuntimeCoreError
+from runtime.logs.spool import Spool
+from runtime.shim.stdio import Loop, OutputStream
+
+MAX_UNREAD: Final = 64 << 20  # bytes kept for a client's stream, beside what its pipe holds
+_CHUNK: Final = 64 << 10
+
+Reply = Callable[[dict[str, Any]], None]
+
+
+class Sink:
+    """A client's pipe for one stream; what the pipe has no room for waits in a file below `directory`.
+
+    `on_lost` is called when the client has left its pipe, or with the reason why it is dropped.
+    """
+
+    def __init__(self, fd: int, directory: str, loop: Loop, on_lost: Callable[[str], None]) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._directory = directory
+        self._loop = loop
+        self._on_lost = on_lost
+        self._spool: Spool | None = None
+        self._finishing = False
+
+    def put(self, data: bytes) -> None:
+        """Pass on, at once or as soon as the client reads."""
+        rest = memoryview(data)
+        if not self._spool:
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._lose("")
+                return
+        if rest:
+            self._keep(rest)
+
+    def _keep(self, data: memoryview) -> None:
+        try:
+            if self._spool is None:
+                self._spool = Spool(self._directory, MAX_UNREAD)
+            if not self._spool:
+                self._loop.watch(self._fd, selectors.EVENT_WRITE, self._write)
+            if not self._spool.put(data):
+                self._lose(f"the client was detached: it left more than {MAX_UNREAD >> 20} MiB of output unread")
+        except OSError as error:
+            self._lose(f"the client was detached: keep its unread output: {error.strerror}")
+
+    def _write(self, _events: int) -> None:
+        assert self._spool is not None
+        try:
+            while data := self._spool.peek(_CHUNK):
+                self._spool.drop(os.write(self._fd, data))
+        except BlockingIOError:
+            return
+        except OSError:
+            self._lose("")
+            return
+        self._loop.unwatch(self._fd)
+        if self._finishing:
+            self._close()
+
+    def finish(self) -> None:
+        """Nothing more will come: close once all is read."""
+        self._finishing = True
+        if not self._spool:
+            self._close()
+
+    def _lose(self, reason: str) -> None:
+        self._close()
+        self._on_lost(reason)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            self._loop.unwatch(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+
+class Inflow:
+    """What a client writes, moved into a container's standard input.
+
+    `on_end` is called when it writes no more, or with False when the container reads no more. Both descriptors are
+    duplicated.
+    """
+
+    def __init__(self, source: int, target: int, loop: Loop, on_end: Callable[[bool], None]) -> None:
+        self._source = os.dup(source)
+        try:
+            self._target = os.dup(target)
+        except OSError:
+            os.close(self._source)
+            raise
+        os.set_blocking(source, False)
+        os.set_blocking(target, False)
+        self._loop = loop
+        self._on_end = on_end
+        self._waiting = b""
+        loop.watch(self._source, selectors.EVENT_READ, self._read)
+
+    def _read(self, _events: int) -> None:
+        try:
+            data = os.read(self._source, _CHUNK)
+        except BlockingIOError:
+            return
+        if not data:
+            self.close()
+            self._on_end(True)
+            return
+        self._waiting = data
+        self._write()
+
+    def _write(self, _events: int = 0) -> None:
+        try:
+            self._waiting = self._waiting[os.write(self._target, self._waiting) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()  # by which the client is told: EPIPE
+            self._on_end(False)
+            return
+        # One of the two is watched: nothing is read that cannot be kept.
+        if self._waiting:
+            self._loop.unwatch(self._source)
+            self._loop.watch(self._target, selectors.EVENT_WRITE, self._write)
+        else:
+            self._loop.unwatch(self._target)
+            self._loop.watch(self._source, selectors.EVENT_READ, self._read)
+
+    def close(self) -> None:
+        """Let go of both ends."""
+        for fd in (self._source, self._target):
+            if fd >= 0:
+                self._loop.unwatch(fd)
+                os.close(fd)
+        self._source = self._target = -1
+
+
+@dataclass(slots=True)
+class _Client:
+    reply: Reply
+    sinks: list[tuple[OutputStream, Sink]] = field(default_factory=list)
+
+
+class Attachments:
+    """The clients of one container: of its outputs, and of its standard input's write end, -1 for none."""
+
+    def __init__(
+        self, outputs: Sequence[OutputStream], stdin: int, directory: str, loop: Loop, *, stdin_once: bool
+    ) -> None:
+        """Owns `stdin` from here on; with `stdin_once` closes it when the first client's input ends. What clients do
+        not read is kept in `directory`.
+        """
+        self._directory = directory
+        self._outputs = {output.name: output for output in outputs}
+        self._stdin = stdin
+        self._loop = loop
+        self._stdin_once = stdin_once
+        self._clients: dict[str, _Client] = {}
+        self._inflows: dict[str, Inflow] = {}  # they outlive their client until all that it wrote is passed on
+
+    def attach(self, name: str, fds: Mapping[str, int], reply: Reply) -> None:
+        """Attach a client by its pipes for "stdin", "stdout" and "stderr", which are duplicated.
+
+        Output goes to it from here on. `reply` is called once, at the end: with the container's exit code, with
+        nothing when the client was detached before, or with an error.
+        """
+        client = self._clients[name] = _Client(reply)
+
+        def lost(reason: str) -> None:
+            self._end(name, {"error": RuntimeCoreError(reason).to_json()} if reason else {})
+
+        try:
+            for stream, fd in fds.items():
+                if stream != "stdin":
+                    sink = Sink(os.dup(fd), self._directory, self._loop, lost)
+                    client.sinks.append((self._outputs[stream], sink))
+                    self._outputs[stream].add_sink(sink)
+                elif self._stdin >= 0:
+                    self._inflows[name] = Inflow(fd, self._stdin, self._loop, partial(self._input_ended, name))
+        except OSError as error:  # the shim has no descriptors left
+            self._end(name, {"error": OperationFailed.of("attach", name, error).to_json()})
+
+    def _input_ended(self, name: str, by_client: bool) -> None:
+        del self._inflows[name]
+        if not by_client:
+            return
+        if self._stdin_once:
+            self.close_stdin()
+        else:
+            self.detach(name)
+
+    def detach(self, name: str) -> None:
+        """End a client's attachment if there is one."""
+        self._end(name, {})
+
+    def _end(self, name: str, result: dict[str, Any]) -> None:
+        client = self._clients.pop(name, None)
+        if client is None:
+            return
+        for output, sink in client.sinks:
+            output.remove_sink(sink)
+            sink.finish()
+        client.reply(result)
+
+    def close_stdin(self) -> None:
+        """The container gets no more input than what its pipe holds."""
+        if self._stdin >= 0:
+            os.close(self._stdin)
+            self._stdin = -1
+        for inflow in self._inflows.values():
+            inflow.close()
+        self._inflows.clear()
+
+    def exited(self, code: int) -> None:
+        """The container has ended, and its outputs have."""
+        for name in list(self._clients):
+            self._end(name, {"code": code})
+        self.close_stdin()

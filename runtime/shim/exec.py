@@ -1,0 +1,118 @@
+"""An exec'd process as its shim sees it: from the clone over its execve to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from runtime.process.init import MAX_REPORT
+from runtime.shim.stdio import Loop
+
+Reply = Callable[[dict[str, Any]], None]
+
+
+class Exec:
+    """`reply` is called once, at the process's end: with its exit code, or with why the program could not run.
+
+    `pid` and `pidfd` are of the process that joins the container, and then of the program that it has borne.
+    """
+
+    def __init__(self, pid: int, pidfd: int, channel: socket.socket, loop: Loop, reply: Reply) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.killed = False
+        self._joining = pid
+        self._channel = channel
+        self._loop = loop
+        self._reply = reply
+        self._running_reply: Reply | None = None
+        self._failure: dict[str, Any] | None = None
+        self._master = -1
+        self._asked = False
+        self._ended = False
+
+    @property
+    def unclaimed(self) -> bool:
+        """Whether it ended before anybody asked for its terminal, which holds what it wrote."""
+        return self._ended and not self._asked and self._master >= 0
+
+    @property
+    def born(self) -> bool:
+        """Whether the process that joined has told of another one, which is the program."""
+        return self.pid != self._joining
+
+    def take_what_is_there(self) -> None:
+        """Take the messages that have come, without waiting for more."""
+        self._channel.setblocking(False)
+        try:
+            while self._receive():
+                pass
+        except BlockingIOError:
+            pass
+
+    def wait_running(self, reply: Reply) -> None:
+        """Reply when the program runs, with the other end of its terminal if it has one; or when it never will."""
+        self._asked = True
+        self._running_reply = reply
+        if self._ended:
+            self._tell_running()
+            self.close()
+        else:
+            self._loop.watch(self._channel.fileno(), selectors.EVENT_READ, self._ready)
+
+    def _ready(self, _events: int) -> None:
+        try:
+            goes_on = self._receive()
+        except BlockingIOError:  # it was taken meanwhile
+            return
+        if not goes_on:
+            self._loop.unwatch(self._channel.fileno())
+            if self._failure is None:
+                self._tell_running()
+
+    def _receive(self) -> bool:
+        """Take one message. False at the end of them, which execve makes."""
+        data, fds, _flags, _address = socket.recv_fds(self._channel, MAX_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            return False
+        message = json.loads(data)
+        self._failure = message.get("failed", self._failure)
+        if self.born:  # who may look into it, with CAP_SYS_PTRACE, can speak in its place: of a failure, and no more
+            for fd in fds:
+                os.close(fd)
+        elif "pid" in message:
+            os.close(self.pidfd)
+            self.pid, self.pidfd = message["pid"], fds[0]
+        elif fds:
+            self._master = fds[0]
+        return True
+
+    def _tell_running(self) -> None:
+        reply, self._running_reply = self._running_reply, None
+        if reply is not None:
+            runs_in_terminal = self._failure is None and self._master >= 0
+            reply({"fds": [self._master]} if runs_in_terminal else {})
+
+    def exited(self, status: int) -> None:
+        """The process was reaped: `status` is its exit code, or minus the signal. Closes, unless it is `unclaimed`."""
+        self._ended = True
+        self._loop.unwatch(self._channel.fileno())
+        self.take_what_is_there()
+        if self._failure is None:
+            self._tell_running()
+            self._reply({"code": 128 - status if status < 0 else status})
+        else:
+            self._reply({"error": self._failure})
+            self._tell_running()
+        if not self.unclaimed:
+            self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+        os.close(self.pidfd)
+        if self._master >= 0:
+            os.close(self._master)

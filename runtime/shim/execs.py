@@ -1,0 +1,137 @@
+"""The exec'd processes of a container: begun, found again by their keys, and ended with all that they started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Protocol
+
+from runtime.cgroups import Cgroup
+from runtime.errors import failing
+from runtime.process.clone import clone_into
+from runtime.process.join import Join, exec_process
+from runtime.shim.exec import Exec, Reply
+from runtime.shim.stdio import Loop
+
+_ROUNDS: Final = 16
+
+
+class Supervisor(Loop, Protocol):
+    """What execs need of the shim."""
+
+    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
+
+    def command_started(self, pid: int, done: Callable[[int], None]) -> None: ...
+
+
+class Execs:
+    """Those that run, and those that ended with a terminal which nobody has asked for yet."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._execs: dict[str, Exec] = {}
+
+    def begin(self, key: str, join: Join, reply: Reply) -> None:
+        """Start one. Replies with its exit code when it ends."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, failing("clone", "exec"):
+            pid, pidfd = clone_into(join.cgroup, 0, lambda: exec_process(join, theirs))
+        execution = self._execs[key] = Exec(pid, pidfd, ours, self._supervisor, reply)
+
+        def exited(status: int) -> None:
+            execution.exited(status)
+            if not execution.unclaimed:
+                del self._execs[key]
+
+        def joined(status: int) -> None:
+            execution.take_what_is_there()
+            if not execution.born:
+                exited(status)
+                return
+            self._supervisor.on_exit(execution.pid, exited)
+            if execution.killed:
+                kill_family(execution.pid, execution.pidfd, join.cgroup)
+
+        if join.bears:
+            self._supervisor.command_started(pid, joined)
+        else:
+            self._supervisor.on_exit(pid, exited)
+
+    def wait_running(self, key: str, reply: Reply) -> None:
+        """Reply once the program runs, or has ended, with the other end of its terminal if it has one."""
+        entry = self._execs.get(key)
+        if entry is None:
+            reply({})
+            return
+        if entry.unclaimed:
+            del self._execs[key]
+        entry.wait_running(reply)
+
+    def kill(self, key: str, cgroup: Cgroup | None) -> None:
+        """SIGKILL one and all it started, daemonised children of its session included."""
+        entry = self._execs.get(key)
+        if entry is None:
+            return
+        if entry.unclaimed:
+            self._execs.pop(key).close()
+        elif cgroup is not None:
+            entry.killed = True  # and so is what it is about to bear
+            kill_family(entry.pid, entry.pidfd, cgroup)
+
+    def forget_unclaimed(self) -> None:
+        for key in [key for key, execution in self._execs.items() if execution.unclaimed]:
+            self._execs.pop(key).close()
+
+
+def kill_family(first: int, pidfd: int, cgroup: Cgroup) -> None:
+    """SIGKILL a process of the cgroup, its descendants there, and what is in its session."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+    for _round in range(_ROUNDS):  # until a look finds nothing new: a stopped process starts no more
+        with contextlib.ExitStack() as opened:
+            held = _hold(_family(first, cgroup.pids()), opened)
+            # What is found again after its descriptor was opened is what the descriptor is of, or dead.
+            family = _family(first, held.keys() & set(cgroup.pids()))
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(held[pid], signal.SIGKILL)
+        if not family:
+            break
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _hold(pids: Iterable[int], opened: contextlib.ExitStack) -> Mapping[int, int]:
+    """A descriptor of each process that lives."""
+    held = {}
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            held[pid] = os.pidfd_open(pid)
+            opened.callback(os.close, held[pid])
+    return held
+
+
+def _family(root: int, candidates: Iterable[int]) -> list[int]:
+    """Those of the candidates that descend from `root` or are in its session, living ones only."""
+    parents: dict[int, int] = {}
+    members: set[int] = set()
+    for pid in candidates:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                state, parent, _group, session = file.read().rsplit(b") ", 1)[1].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state in (b"Z", b"X"):
+            continue
+        parents[pid] = int(parent)
+        if int(session) == root or pid == root:
+            members.add(pid)
+    grew = True
+    while grew:
+        more = {pid for pid, parent in parents.items() if parent in members and pid not in members}
+        members |= more
+        grew = bool(more)
+    return sorted(members)

@@ -1,0 +1,41 @@
+"""A process that holds a cgroup for systemd, which makes no scope without one (systemd.scope(5))."""
+
+from __future__ import annotations
+
+import os
+from typing import Final, NoReturn
+
+from linux import syscalls
+from runtime.errors import failing
+from runtime.process.infra import infra_main
+from runtime.process.init import leave_the_loop
+
+_NOBODY: Final = 65535
+
+
+def start_holder(program: int, empty_mount_namespace: int) -> tuple[int, int]:
+    """Clone one: its pid and a descriptor of it. It does nothing, costs a page or two, and dies with the caller."""
+    with failing("clone", "holder of a scope"):
+        pid, pidfd = syscalls.clone(0)
+    if pid == 0:
+        try:
+            _hold(program, empty_mount_namespace)
+        finally:
+            os._exit(1)
+    return pid, pidfd
+
+
+def _hold(program: int, empty_mount_namespace: int) -> NoReturn:
+    leave_the_loop()
+    infra_main(
+        program_fd=program,
+        mount_namespace=empty_mount_namespace,
+        title="crisp-scope",
+        hostname="",
+        new_network=False,
+        new_uts=False,
+        sysctls={},
+        default_sysctls={},
+        uid=_NOBODY,
+        gid=_NOBODY,
+    )

@@ -1,0 +1,258 @@
+"""What a shim makes once for its pod: the infra process, the pinned network namespace, the pod's /dev/shm."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from linux import syscalls
+from runtime.errors import NotRunning, OperationFailed, failing, from_json
+from runtime.namespaces import user as userns
+from runtime.namespaces.sysctl import write_defaults, write_sysctls
+from runtime.process.infra import INFRA_ID, infra_main
+from runtime.process.init import MAX_REPORT, leave_the_loop, report
+from runtime.spec.values import IDMapping
+
+_SHM_ATTRS: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+
+
+class Pod:
+    """Made from the message of the `pod` call:
+
+    sandbox, directory: the sandbox's id and state directory (exists); hostname; sysctls, and default_sysctls, which are
+    no loss where the kernel has them not;
+    new: which of "network", "ipc", "uts", "pid" the pod has of its own;
+    netns: where to pin the network namespace, "" not to; shm_size: bytes of the pod's /dev/shm, 0 for none;
+    users: the mappings of the pod's user namespace (IDMappings.to_json), which owns the other new ones; None for none.
+    """
+
+    def __init__(self, message: dict[str, Any], infra_program: int, empty_mount_namespace: int) -> None:
+        self._sandbox: str = message["sandbox"]
+        self.directory: str = message["directory"]
+        self._hostname: str = message["hostname"]
+        self._sysctls: dict[str, str] = message["sysctls"]
+        self._default_sysctls: dict[str, str] = message.get("default_sysctls", {})
+        self._new: list[str] = message["new"]
+        self._netns: str = message["netns"]
+        self._shm_size: int = message["shm_size"]
+        self._infra_program = infra_program
+        self._empty_mount_namespace = empty_mount_namespace
+        users = message.get("users")
+        self._users = userns.IDMappings.from_json(users) if users else None
+        self.user_namespace = -1
+        self.infra_pid = 0
+        self._infra_pidfd = -1
+
+    @property
+    def infra_alive(self) -> bool:
+        return self._infra_pidfd >= 0
+
+    def make(self) -> dict[str, Any]:
+        """Make all of it, or nothing. Raises RuntimeCoreError."""
+        syscalls.set_process_title(f"crisp-shim {self._sandbox}")
+        log = os.open(os.path.join(self.directory, "shim.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        with contextlib.ExitStack() as undo:
+            if self._shm_size:
+                self._mount_shm()
+                undo.callback(syscalls.umount2, self._shm_path(), syscalls.MNT_DETACH)
+            self._start_infra()
+            undo.callback(self._end_infra)
+            if self._netns:
+                with failing("pin network namespace", self._netns):
+                    pin_namespace(f"/proc/{self.infra_pid}/ns/net", self._netns)
+            undo.pop_all()
+        return {"pid": os.getpid(), "infra_pid": self.infra_pid}
+
+    def unmake(self) -> None:
+        """Undo `make`, but for the network namespace, which outlives the pod until its CNI DEL succeeded."""
+        if self._shm_size:
+            with failing("unmount", self._shm_path()):
+                unmount_if_mounted(self._shm_path())
+
+    def kill_infra(self) -> None:
+        if self.infra_alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._infra_pidfd, signal.SIGKILL)
+
+    def infra_exited(self) -> None:
+        for attribute in ("_infra_pidfd", "user_namespace"):
+            if getattr(self, attribute) >= 0:
+                os.close(getattr(self, attribute))
+                setattr(self, attribute, -1)
+
+    def sockets(self) -> list[int]:
+        """New TCP sockets, IPv4 and where there is any IPv6, in the pod's network namespace. The caller closes them."""
+        if "network" not in self._new:
+            return _tcp_sockets()
+        if not self.infra_alive:
+            raise NotRunning("make socket: the pod's network namespace is gone")
+        own = userns.inside(self._infra_pidfd, syscalls.CLONE_NEWNET)
+        with failing("enter network namespace of", f"infra process {self.infra_pid}"), own:
+            return _tcp_sockets()
+
+    def _shm_path(self) -> str:
+        return os.path.join(self.directory, "shm")
+
+    def _mount_shm(self) -> None:
+        options = {"source": "shm", "mode": "1777", "size": str(self._shm_size)}
+        if self._users is not None:
+            options |= zip(("uid", "gid"), map(str, self._users.root), strict=True)
+        mount_tmpfs(self._shm_path(), options)
+
+    def _start_infra(self) -> None:
+        kinds = {
+            "network": syscalls.CLONE_NEWNET,
+            "ipc": syscalls.CLONE_NEWIPC,
+            "uts": syscalls.CLONE_NEWUTS,
+            "pid": syscalls.CLONE_NEWPID,
+        }
+        flags = sum(kinds[kind] for kind in self._new)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs, failing("clone", "infra process"):
+                if self._users is None:
+                    self._clone_infra(flags, theirs)
+                else:
+                    # Born in the empty mount namespace: it could not go there from its user namespace.
+                    with userns.inside(self._empty_mount_namespace, syscalls.CLONE_NEWNS):
+                        self._clone_infra(flags | syscalls.CLONE_NEWUSER, theirs)
+            if self._users is not None:
+                self._map_users(flags, self._users, ours)
+            data = ours.recv(MAX_REPORT)  # ends with the child's execve, milliseconds from here
+        if data:
+            self._end_infra()
+            raise from_json(json.loads(data)["failed"])
+
+    def _clone_infra(self, flags: int, channel: socket.socket) -> None:
+        self.infra_pid, self._infra_pidfd = syscalls.clone(flags)
+        if self.infra_pid == 0:
+            self._infra_child(channel)
+
+    def _map_users(self, flags: int, users: userns.IDMappings, channel: socket.socket) -> None:
+        """Give the infra process its ids, do in its namespaces what the machine's root must, and let it go on."""
+        try:
+            userns.write_mappings(self.infra_pid, users)
+            with failing("open", "user namespace"):
+                self.user_namespace = os.open(f"/proc/{self.infra_pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+            if self._sysctls or self._default_sysctls:
+                with userns.inside(self._infra_pidfd, flags & ~syscalls.CLONE_NEWPID):
+                    _write_sysctls(self._sysctls, users.uid(0))
+                    write_defaults(self._default_sysctls)
+            channel.send(b"mapped")
+        except BaseException:
+            self._end_infra()
+            raise
+
+    def _infra_child(self, channel: socket.socket) -> None:
+        try:
+            leave_the_loop()
+            if self._users is not None and not channel.recv(16):
+                os._exit(1)  # what went wrong is known to the shim
+            infra_main(
+                program_fd=self._infra_program,
+                mount_namespace=self._empty_mount_namespace if self._users is None else -1,
+                title=f"crisp-infra {self._sandbox}",
+                hostname=self._hostname,
+                new_network="network" in self._new,
+                new_uts="uts" in self._new,
+                sysctls=self._sysctls if self._users is None else {},
+                default_sysctls=self._default_sysctls if self._users is None else {},
+                uid=_last_id(self._users.uids) if self._users else INFRA_ID,
+                gid=_last_id(self._users.gids) if self._users else INFRA_ID,
+            )
+        except BaseException as error:  # nothing of the shim may go on in the child
+            report(channel, error)
+        os._exit(1)
+
+    def _end_infra(self) -> None:
+        self.kill_infra()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.infra_pid, 0)
+        self.infra_exited()
+
+
+def _tcp_sockets() -> list[int]:
+    sockets: list[int] = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            sockets.append(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK).detach())
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                for fd in sockets:
+                    os.close(fd)
+                raise
+    return sockets
+
+
+def _write_sysctls(sysctls: Mapping[str, str], owner: int) -> None:
+    """Those of IPC belong to the root of its user namespace since Linux 6.9, and to nobody else; before, to ours."""
+    for name, value in sysctls.items():
+        try:
+            write_sysctls({name: value})
+        except OperationFailed as error:
+            if error.errno != errno.EACCES:
+                raise
+            with userns.effective(owner):
+                write_sysctls({name: value})
+
+
+def _last_id(mappings: Sequence[IDMapping]) -> int:
+    """Nobody's id, or the last one that a small user namespace has."""
+    return max(min(INFRA_ID, line.container_id + line.size - 1) for line in mappings if line.container_id <= INFRA_ID)
+
+
+def pin_namespace(source: str, path: str) -> None:
+    """Keep the namespace of /proc file `source` alive as a bind mount on `path`."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+    try:
+        syscalls.mount(source, path, None, syscalls.MS_BIND)
+    except OSError:
+        os.unlink(path)
+        raise
+
+
+def mount_tmpfs(path: str, options: Mapping[str, str]) -> None:
+    """Make the directory and mount a tmpfs there, without devices and programs. Raises RuntimeCoreError."""
+    with failing("mount `tmpfs` on", path):
+        os.mkdir(path, 0o700)
+        context = syscalls.fsopen("tmpfs")
+        try:
+            for key, value in options.items():
+                syscalls.fsconfig_string(context, key, value)
+            syscalls.fsconfig_create(context)
+            mount = syscalls.fsmount(context, _SHM_ATTRS)
+        finally:
+            os.close(context)
+        try:
+            syscalls.move_mount(mount, syscalls.AT_FDCWD, path)
+        finally:
+            os.close(mount)
+
+
+def unmount_if_mounted(path: str) -> None:
+    """Detach what is mounted on `path`; nothing there, or no such path, is fine."""
+    try:
+        syscalls.umount2(path, syscalls.MNT_DETACH)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+
+
+def unpin_namespace(path: str) -> None:
+    """Undo `pin_namespace`, however much of it is left. Raises RuntimeCoreError."""
+    with failing("unpin network namespace", path):
+        unmount_if_mounted(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+

@@ -1,0 +1,546 @@
+"""The shim: one small process a pod, parent of everything that runs in it, alive when crispd is not.
+
+Single-threaded, one epoll loop. It serves the messages of `runtime.message` on connections accepted from
+`<sandbox directory>/shim.sock` and on the one it was born with:
+
+    {"id": 7, "call": "start", "container": "...", ...}  ->  {"id": 7, "ok": {...}} or {"id": 7, "error": {...}}
+    unasked, to every connection: {"event": "exit", "container": "...", "exit": {...}}, {"event": "infra-exit"}
+
+An exit status is on disk (`exits/<container id>`) before anyone is told, so a daemon that was away finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import heapq
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from linux import syscalls
+from runtime.cgroups import Cgroup, Hierarchies
+from runtime.errors import NO_CALL, NotRunning, RuntimeCoreError
+from runtime.logs.writer import complain
+from runtime.shim.container import Container
+from runtime.shim.external import ExternalContainer, ExternalRuntime
+from runtime.shim.holder import start_holder
+from runtime.shim.pause import Pause
+from runtime.shim.pod import Pod
+from runtime.shim.restored import RestoredContainer
+from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
+
+_RUNNABLE: Final = ("running", "starting")
+_ACCEPT_PAUSE: Final = 1.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """What a shim gets from the zygote with its birth."""
+
+    hierarchies: Hierarchies
+    infra_program: int
+    empty_mount_namespace: int
+
+
+class _Connection:
+    """One daemon talking to the shim."""
+
+    def __init__(self, shim: Shim, sock: socket.socket) -> None:
+        self._shim = shim
+        self._sock = sock
+        self._decoder = Decoder()
+        self._outbox = Outbox(sock)
+        sock.setblocking(False)
+        shim.watch(sock.fileno(), selectors.EVENT_READ, self._ready)
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        if self._sock.fileno() < 0:
+            return
+        self._outbox.put(message, fds)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._outbox.flush()
+        except OSError:
+            self.close()
+            return
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
+        self._shim.watch(self._sock.fileno(), events, self._ready)
+
+    def _ready(self, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self._flush()
+        if events & selectors.EVENT_READ and self._sock.fileno() >= 0:
+            try:
+                alive = receive(self._sock, self._decoder)
+                for message, fds in self._decoder.messages():
+                    self._shim.handle(message, fds, self)
+            except BlockingIOError:
+                return
+            except (OSError, ProtocolError) as error:
+                complain(f"connection: {error}")
+                alive = False
+            if not alive:
+                self.close()
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._shim.forget(self, self._sock.fileno())
+            self._outbox.close()
+            self._decoder.close()
+            self._sock.close()
+
+
+class Shim:
+    """The loop and the calls. See the module's docstring for the wire."""
+
+    def __init__(self, birth: socket.socket, inheritance: Inheritance) -> None:
+        self._inheritance = inheritance
+        self._selector = selectors.EpollSelector()
+        self._children: dict[int, Callable[[int], None]] = {}
+        self._commands = 0  # of external runtimes, that run
+        self._strays: dict[int, int] = {}  # statuses of children nobody has asked about, while there is a command
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_count = 0
+        self._idle_timers = 0
+        self._connections: list[_Connection] = []
+        self._containers: dict[str, Container] = {}
+        self._pauses: dict[_Connection, Pause] = {}
+        self._pod: Pod | None = None
+        self._listener: socket.socket | None = None
+        self._leaving = False
+        self._cgroups: dict[str, Cgroup] = {}  # by the path of its parent
+        self._shutdown_replies: list[Callable[[dict[str, Any]], None]] = []
+        self._watch_children()
+        self._connections.append(_Connection(self, birth))
+
+    # -- loop ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        while not self._leaving:
+            timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+            for key, events in self._selector.select(timeout):
+                if self._is_current(key) and not _survived(key.data, events):
+                    self.unwatch(key.fd)  # or it would fail again at once
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                _survived(heapq.heappop(self._timers)[2])
+
+    def _is_current(self, key: selectors.SelectorKey) -> bool:
+        """Whether the descriptor is still watched for the same: an earlier event may have closed it, or reused it."""
+        try:
+            return bool(self._selector.get_key(key.fd).data == key.data)
+        except KeyError:
+            return False
+
+    def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
+        """Call `ready(events)` when the descriptor is; replaces an earlier watch."""
+        try:
+            self._selector.modify(fd, events, ready)
+        except KeyError:
+            self._selector.register(fd, events, ready)
+
+    def unwatch(self, fd: int) -> None:
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(fd)
+
+    def later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call back in `delay` seconds."""
+        self._timer_count += 1
+        heapq.heappush(self._timers, (time.monotonic() + delay, self._timer_count, callback))
+
+    def idly(self, delay: float, callback: Callable[[], None]) -> None:
+        """The same for what nobody waits for when the shim leaves."""
+
+        def run() -> None:
+            self._idle_timers -= 1
+            callback()
+
+        self._idle_timers += 1
+        self.later(delay, run)
+
+    def _watch_children(self) -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+
+        def reap(_events: int) -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(reader, 4096)
+            self._reap()
+
+        self.watch(reader, selectors.EVENT_READ, reap)
+
+    def _reap(self) -> None:
+        """Collect every dead child: ours, and orphans of pods that share no PID namespace of their own."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            callback = self._children.pop(pid, None)
+            if callback is not None:
+                _survived(callback, os.waitstatus_to_exitcode(status))
+            elif self._commands:
+                self._strays[pid] = os.waitstatus_to_exitcode(status)
+
+    # -- what containers and the pod need -----------------------------------------------------------------------------
+
+    @property
+    def empty_mount_namespace(self) -> int:
+        return self._inheritance.empty_mount_namespace
+
+    @property
+    def user_namespace(self) -> int:
+        """A descriptor of the pod's own, -1 if it has none."""
+        return self._pod.user_namespace if self._pod is not None else -1
+
+    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
+        """Call back with the exit code, or minus the signal, once the child is reaped."""
+        if (status := self._strays.pop(pid, None)) is not None:
+            self.later(0, lambda: callback(status))
+        else:
+            self._children[pid] = callback
+
+    def is_child(self, pid: int) -> bool:
+        """Whether the process is a child that was not reaped, so that its number means no other."""
+        return pid in self._children
+
+    def start_holder(self) -> tuple[int, int]:
+        """A process to hold a scope: its pid and a descriptor of it, which the caller closes."""
+        pid, pidfd = start_holder(self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
+        self.on_exit(pid, lambda _status: None)
+        return pid, pidfd
+
+    def command_started(self, pid: int, done: Callable[[int], None]) -> None:
+        """Call `done` with how a command ends. Until then children may end that nobody has asked about yet."""
+        self._commands += 1
+
+        def ended(status: int) -> None:
+            try:
+                done(status)
+            finally:
+                self._commands -= 1
+                if not self._commands:
+                    self._strays.clear()
+
+        self.on_exit(pid, ended)
+
+    def emit(self, event: Message) -> None:
+        for connection in list(self._connections):
+            connection.send(event)
+
+    def uses_cgroup(self, cgroup: Cgroup) -> None:
+        """Remember whose parents to remove with the pod: they may serve the container's siblings, too."""
+        self._cgroups.setdefault(os.path.dirname(cgroup.path), cgroup)
+
+    def record_exit(self, container_id: str, status: dict[str, Any]) -> None:
+        assert self._pod is not None
+        path = os.path.join(self._pod.directory, "exits", container_id)
+        try:
+            with open(path + ".new", "w") as file:
+                json.dump(status, file)
+            os.rename(path + ".new", path)
+        except OSError as error:
+            complain(f"record exit of {container_id}: {error}")
+
+    def forget(self, connection: _Connection, fd: int) -> None:
+        self.unwatch(fd)
+        if (pause := self._pauses.pop(connection, None)) is not None:
+            pause.abandon()
+        with contextlib.suppress(ValueError):
+            self._connections.remove(connection)
+        if self._pod is None and not self._connections:
+            self._leaving = True  # crispd died before it asked for a pod: nobody could find this shim again
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def handle(self, message: Message, fds: Sequence[int], connection: _Connection) -> None:
+        """Run one call. Its descriptors are closed after it: whoever cloned has them already."""
+        number = message.get("id")
+
+        def reply(result: dict[str, Any]) -> None:
+            if "error" in result:
+                connection.send({"id": number, "error": result["error"]})
+            else:
+                sent = result.pop("fds", ())
+                connection.send({"id": number, "ok": result}, sent)
+
+        try:
+            if message["call"] in ("freeze", "thaw"):
+                reply(self._pause(message, connection))
+            else:
+                self._dispatch(message, fds, reply)
+        except RuntimeCoreError as error:
+            connection.send({"id": number, "error": error.to_json()})
+        except Exception as error:  # whatever a call runs into, the pod's other containers go on
+            failure = RuntimeCoreError(f"{message.get('call')}: {type(error).__name__}: {error}")
+            connection.send({"id": number, "error": failure.to_json()})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _pause(self, message: Message, connection: _Connection) -> dict[str, Any]:
+        """Stop containers until `thaw`, for some seconds at most, and no longer than the caller is connected."""
+        pause = self._pauses.pop(connection, None)
+        if pause is not None:
+            pause.end()
+        if message["call"] == "freeze":
+            pause = Pause([self._container({"container": name}) for name in message["containers"]], self.idly)
+            pause.begin(message["seconds"])
+            self._pauses[connection] = pause
+        return {}
+
+    def _dispatch(self, message: Message, fds: Sequence[int], reply: Callable[[dict[str, Any]], None]) -> None:
+        call = message["call"]
+        if self._pod is None and call not in ("pod", "shutdown"):
+            raise RuntimeCoreError(f"{call}: the shim has no pod yet")
+        if self._shutdown_replies and call in ("create", "start", "exec"):
+            raise RuntimeCoreError(f"{call}: the pod is being shut down")
+        if call == "pod":
+            reply(self._make_pod(message))
+        elif call == "create":
+            reply(self._create(message))
+        elif call == "start":
+            self._container(message).start(message, reply)
+        elif call == "exec":
+            self._container(message).execute(message, fds, reply)
+        elif call == "wait-exec-running":
+            self._container(message).wait_exec_running(message["exec"], reply)
+        elif call == "attach":
+            self._container(message).attach(message, fds, reply)
+        elif call == "detach":
+            self._container(message).detach(message["attach"])
+            reply({})
+        elif call == "resize":
+            self._container(message).resize(message["width"], message["height"])
+            reply({})
+        elif call == "sync":
+            reply({})  # calls are taken in their order: those before it have begun
+        elif call == "kill-exec":
+            self._container(message).kill_exec(message["exec"])
+            reply({})
+        elif call == "signal":
+            self._container(message).signal(message["signal"])
+            reply({})
+        elif call == "kill":
+            self._container(message).kill()
+            reply({})
+        elif call == "wait":
+            self._container(message).wait(reply)
+        elif call == "wait-start":
+            self._container(message).wait_start(reply)
+        elif call == "update":
+            reply(self._container(message).update(message))
+        elif call == "reopen-log":
+            self._container(message).reopen_log()
+            reply({})
+        elif call == "delete":
+            self._delete(message)
+            reply({})
+        elif call == "rootfs":
+            reply({"fds": [self._container(message).rootfs()]})
+        elif call == "sockets":
+            self._give_sockets(reply)
+        elif call == "state":
+            reply(self._state())
+        elif call == "shutdown":
+            self._shutdown(reply)
+        else:
+            raise RuntimeCoreError(f"{NO_CALL} {call!r}")
+
+    def _container(self, message: Message) -> Container:
+        try:
+            return self._containers[message["container"]]
+        except KeyError:
+            raise NotRunning(f"the shim has no container {message.get('container')!r}") from None
+
+    def _make_pod(self, message: Message) -> dict[str, Any]:
+        if self._pod is not None:
+            raise RuntimeCoreError("the shim has a pod already")
+        pod = Pod(message, self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
+        answer = pod.make()
+        self._pod = pod
+        self._listener = listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # Bound by a relative name: a socket's path may have no more than 107 bytes, a state directory's any number.
+        with contextlib.chdir(pod.directory):
+            umask = os.umask(0o077)
+            try:
+                listener.bind("shim.sock")
+            finally:
+                os.umask(umask)
+        listener.listen(8)
+        self._listen()
+        self.on_exit(pod.infra_pid, self._infra_exited)
+        return answer
+
+    def _accept(self, _events: int) -> None:
+        assert self._listener is not None
+        try:
+            sock, _address = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            complain(f"accept: {error}")
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                # It stays ready until there is room.
+                self.unwatch(self._listener.fileno())
+                self.later(_ACCEPT_PAUSE, self._listen)
+            return
+        self._connections.append(_Connection(self, sock))
+
+    def _listen(self) -> None:
+        if self._listener is not None and self._listener.fileno() >= 0:
+            self.watch(self._listener.fileno(), selectors.EVENT_READ, self._accept)
+
+    def _infra_exited(self, _status: int) -> None:
+        assert self._pod is not None
+        self._pod.infra_exited()
+        for container in self._containers.values():
+            if container.state in _RUNNABLE:
+                container.kill()
+        self.emit({"event": "infra-exit"})
+
+    def _create(self, message: Message) -> dict[str, Any]:
+        container_id = message["container"]
+        if container_id in self._containers:
+            raise RuntimeCoreError(f"the shim has a container {container_id!r} already")
+        container = self._new_container(container_id, message)
+        answer = container.create(message)
+        self._containers[container_id] = container
+        return answer
+
+    def _new_container(self, container_id: str, message: Message) -> Container:
+        bundle, hierarchies = message["bundle"], self._inheritance.hierarchies
+        if message.get("restored", False):
+            return RestoredContainer(container_id, bundle, self, hierarchies)
+        if not message.get("runtime"):
+            return Container(container_id, bundle, self, hierarchies)
+        return ExternalContainer(container_id, bundle, self, hierarchies, ExternalRuntime(**message["runtime"]))
+
+    def _delete(self, message: Message) -> None:
+        container = self._containers.get(message["container"])
+        if container is None:
+            return
+        if container.state in _RUNNABLE:
+            raise RuntimeCoreError(f"delete container {container.id}: it is running")
+        container.delete()
+        del self._containers[container.id]
+        assert self._pod is not None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self._pod.directory, "exits", container.id))
+
+    def _give_sockets(self, reply: Callable[[dict[str, Any]], None]) -> None:
+        assert self._pod is not None
+        fds = self._pod.sockets()
+        try:
+            reply({"fds": fds})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _state(self) -> dict[str, Any]:
+        assert self._pod is not None
+        return {
+            "pid": os.getpid(),
+            "infra_pid": self._pod.infra_pid,
+            "infra_alive": self._pod.infra_alive,
+            "containers": {container.id: container.describe() for container in self._containers.values()},
+        }
+
+    def _shutdown(self, reply: Callable[[dict[str, Any]], None]) -> None:
+        """End everything, undo what `pod` made, answer, and leave once the last container's exit is recorded."""
+        self._shutdown_replies.append(reply)
+        if len(self._shutdown_replies) > 1:
+            return
+        try:
+            self._end_containers()
+        except BaseException:
+            self._shutdown_replies.clear()
+            raise
+
+    def _end_containers(self) -> None:
+        running = [container for container in self._containers.values() if container.state in _RUNNABLE]
+        if running:
+            for container in running:
+                container.kill()
+            running[0].wait(lambda _exit: self._end_containers())
+            return
+        for container in self._containers.values():
+            container.delete()
+        if self._pod is not None and self._pod.infra_alive:
+            self._children[self._pod.infra_pid] = lambda _status: self._end_pod(self._pod)
+            self._pod.kill_infra()
+        else:
+            self._end_pod(self._pod)
+
+    def _end_pod(self, pod: Pod | None) -> None:
+        if pod is not None:
+            pod.infra_exited()
+            try:
+                pod.unmake()
+            except RuntimeCoreError as error:
+                self._answer_shutdown({"error": error.to_json()})  # crispd may ask again
+                return
+        self._leave()
+
+    def _leave(self) -> None:
+        # Containers' cgroups may still be waiting for the last process to be gone from them.
+        if len(self._timers) > self._idle_timers or self._commands:
+            self.later(0.005, self._leave)
+            return
+        if self._listener is not None:
+            self._listener.close()
+        for cgroup in self._cgroups.values():
+            cgroup.remove_made_parents()
+        self._answer_shutdown({})
+        self._leaving = True
+
+    def _answer_shutdown(self, result: dict[str, Any]) -> None:
+        replies, self._shutdown_replies = self._shutdown_replies, []
+        for reply in replies:
+            reply(result)
+
+
+def _survived(callback: Callable[..., None], *arguments: int) -> bool:
+    """Call back. What goes wrong is told in the shim's log and ends neither the loop nor the pod: False then."""
+    try:
+        callback(*arguments)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        return False
+    return True
+
+
+def shim_main(birth: socket.socket, inheritance: Inheritance) -> NoReturn:
+    """Be a shim until told to shut down. Called in a child of the zygote, whose other descriptors are closed."""
+    status = 1
+    try:
+        os.setsid()
+        os.chdir("/")
+        syscalls.set_name("crisp-shim")
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        Shim(birth, inheritance).run()
+        status = 0
+    except BaseException as error:
+        print(f"shim: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
+    finally:
+        os._exit(status)
+
+

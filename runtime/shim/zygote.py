@@ -1,0 +1,118 @@
+"""The zygote: a fresh interpreter with this room loaded and its heap frozen, that forks shims and does nothing else.
+
+crispd starts it as `python -I -S` (no site-packages, no environment) with a SEQPACKET socket as descriptor 3. Each
+datagram carries one descriptor: with "fork" it is the shim's birth connection, on which the shim answers; with "probe"
+a directory, and the answer is "able" or why files in it cannot be id-mapped. The zygote ends when crispd does; its
+shims do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import Final
+
+from linux import syscalls
+from linux.sealed import seal
+from runtime.cgroups import Hierarchies, v1, v2
+from runtime.cgroups import device_filter as devices_bpf
+from runtime.errors import OperationFailed, RuntimeCoreError
+from runtime.namespaces import netdevices
+from runtime.namespaces import user as userns
+from runtime.process import infra
+from runtime.process.become import set_oom_score_adj
+from runtime.rootfs.overlay import layers_can_be_appended
+from runtime.shim.shim import Inheritance, shim_main
+from runtime.spec.values import Resources
+
+_CONTROL: Final = 3
+_PRELOADED: Final = (devices_bpf, netdevices, v1, v2)  # by others only when they are needed
+SHIM_CGROUP: Final = "/crisp-shims"
+_JOINS: Final = 64  # each that fails is another crispd's stop
+_USUAL_DESCRIPTORS: Final = 1024
+_SHIM_OOM_SCORE_ADJ: Final = -998  # shims go after the pods they serve
+
+
+def main(own_cgroup: bool) -> None:
+    """Serve until the control socket closes. `own_cgroup`: enter the shims' cgroup, else crispd has that done."""
+    control = socket.socket(fileno=_CONTROL)
+    control.set_inheritable(False)
+    os.umask(0o022)
+    _restore_descriptor_limit()
+    _restore_signals()
+    syscalls.close_all_from(_CONTROL, keep=(_CONTROL,))
+    syscalls.set_name("crisp-zygote")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    inheritance = Inheritance(Hierarchies.detect(), infra.program_file(), infra.empty_mount_namespace())
+    if own_cgroup:
+        _leave_the_daemons_cgroup(inheritance.hierarchies)
+    set_oom_score_adj(_SHIM_OOM_SCORE_ADJ)
+    # Shims, and with them what they clone into a container, are born so: until its execve an exec'd process has the
+    # shim's memory and descriptors, and root in the container could otherwise trace it (CVE-2016-9962).
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps shims; nobody asks how they ended
+    layers_can_be_appended()
+    seal()  # all that is forked from here on, for as long as the pods live
+    gc.collect()
+    gc.freeze()
+    control.send(b"ready")
+    while True:
+        data, fds, _flags, _address = socket.recv_fds(control, 16, 1)
+        if not data:
+            return
+        if data == b"probe":
+            control.send(userns.refusal(fds[0]).encode() or b"able")
+            os.close(fds[0])
+        else:
+            _fork_shim(control, fds[0], inheritance)
+
+
+def _restore_signals() -> None:
+    """What whoever started crispd ignored (a shell does that to background jobs) must not be so in containers."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _fork_shim(control: socket.socket, birth_fd: int, inheritance: Inheritance) -> None:
+    try:
+        pid = os.fork()
+    except OSError as error:
+        print(f"zygote: fork shim: {error}", file=sys.stderr, flush=True)
+        os.close(birth_fd)  # which tells crispd
+        return
+    if pid == 0:
+        control.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        shim_main(socket.socket(fileno=birth_fd), inheritance)
+    os.close(birth_fd)
+
+
+def _restore_descriptor_limit() -> None:
+    """crispd raised its own soft limit; a container starts with what every process of a Linux system does."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    usual = _USUAL_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_USUAL_DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (usual, hard))
+
+
+def _leave_the_daemons_cgroup(hierarchies: Hierarchies) -> None:
+    """Live in a cgroup outside of every pod: kubelet kills whatever it finds in a dead pod's."""
+    cgroup = hierarchies.cgroup(SHIM_CGROUP)
+    for attempt in range(_JOINS):
+        try:
+            cgroup.create(Resources())
+            cgroup.join_self()
+            return
+        except RuntimeCoreError as error:
+            # Another crispd that stops takes it away while it is empty.
+            if not isinstance(error, OperationFailed) or error.errno != errno.ENOENT or attempt == _JOINS - 1:
+                with contextlib.suppress(OSError):
+                    print(f"zygote: stays in crispd's cgroup: {error}", file=sys.stderr, flush=True)
+                return

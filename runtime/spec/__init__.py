@@ -1,0 +1,1 @@
+"""config.json: the values it is read into, and the reading."""

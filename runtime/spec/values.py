@@ -1,0 +1,383 @@
+"""The OCI runtime-spec configuration (1.3) as immutable values, named as the specification names its members.
+
+`parse.parse` makes them from a config.json. An absent string is "", an absent list or map is empty; None stands
+for an absent member only where absence differs from every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from runtime.light import dataclass, field
+
+_NO_STRINGS: Mapping[str, str] = MappingProxyType({})
+
+
+def _no_strings() -> Mapping[str, str]:
+    return _NO_STRINGS
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    uid: int = 0
+    gid: int = 0
+    umask: int | None = None
+    additional_gids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleSize:
+    """In characters."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Names such as "CAP_CHOWN", as the configuration has them."""
+
+    bounding: frozenset[str] = frozenset()
+    effective: frozenset[str] = frozenset()
+    inheritable: frozenset[str] = frozenset()
+    permitted: frozenset[str] = frozenset()
+    ambient: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Rlimit:
+    """`type` is "RLIMIT_NOFILE" and the like; 2**64 - 1 is infinity."""
+
+    type: str
+    hard: int
+    soft: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """Arguments of sched_setattr(2): `policy` "SCHED_OTHER", `flags` "SCHED_FLAG_...", times in nanoseconds."""
+
+    policy: str
+    nice: int = 0
+    priority: int = 0
+    flags: tuple[str, ...] = ()
+    runtime: int = 0
+    deadline: int = 0
+    period: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IOPriority:
+    """Arguments of ioprio_set(2): `io_class` is "IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE" or "IOPRIO_CLASS_IDLE"."""
+
+    io_class: str
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CPUAffinity:
+    """CPU lists ("0-3,7") an exec'd process runs on before (`initial`) and after (`final`) it joins its cgroup."""
+
+    initial: str = ""
+    final: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    cwd: str
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: User = User()
+    terminal: bool = False
+    console_size: ConsoleSize | None = None
+    capabilities: Capabilities | None = None
+    rlimits: tuple[Rlimit, ...] = ()
+    no_new_privileges: bool = False
+    oom_score_adj: int | None = None
+    apparmor_profile: str = ""
+    selinux_label: str = ""
+    scheduler: Scheduler | None = None
+    io_priority: IOPriority | None = None
+    exec_cpu_affinity: CPUAffinity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    path: str
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IDMapping:
+    container_id: int
+    host_id: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    destination: str
+    type: str = ""
+    source: str = ""
+    options: tuple[str, ...] = ()
+    uid_mappings: tuple[IDMapping, ...] = ()
+    gid_mappings: tuple[IDMapping, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """`timeout` is in seconds, None for no limit; without an `env` the hook has that of whoever runs it."""
+
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] | None = None
+    timeout: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    prestart: tuple[Hook, ...] = ()
+    create_runtime: tuple[Hook, ...] = ()
+    create_container: tuple[Hook, ...] = ()
+    start_container: tuple[Hook, ...] = ()
+    poststart: tuple[Hook, ...] = ()
+    poststop: tuple[Hook, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """`type` is "pid", "network", "mount", "ipc", "uts", "user", "cgroup" or "time"; `path` "" asks for a new one."""
+
+    type: str
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeOffset:
+    secs: int = 0
+    nanosecs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device node to make: `type` is "c", "b", "u" or "p"; the numbers mean nothing for "p"."""
+
+    path: str
+    type: str
+    major: int = 0
+    minor: int = 0
+    file_mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRule:
+    """One line of the device filter, later ones winning; None is any number, `type` "a" any type."""
+
+    allow: bool
+    type: str = "a"
+    major: int | None = None
+    minor: int | None = None
+    access: str = "rwm"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes; -1 is unlimited. `swap` is memory and swap together, as the specification has it."""
+
+    limit: int | None = None
+    reservation: int | None = None
+    swap: int | None = None
+    kernel: int | None = None
+    kernel_tcp: int | None = None
+    swappiness: int | None = None
+    disable_oom_killer: bool = False
+    use_hierarchy: bool | None = None
+    check_before_update: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CPU:
+    """Times in microseconds; `cpus` and `mems` are lists such as "0-3,7"."""
+
+    shares: int | None = None
+    quota: int | None = None
+    burst: int | None = None
+    period: int | None = None
+    realtime_runtime: int | None = None
+    realtime_period: int | None = None
+    cpus: str = ""
+    mems: str = ""
+    idle: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightDevice:
+    major: int
+    minor: int
+    weight: int | None = None
+    leaf_weight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ThrottleDevice:
+    """`rate` in bytes or operations a second."""
+
+    major: int
+    minor: int
+    rate: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockIO:
+    weight: int | None = None
+    leaf_weight: int | None = None
+    weight_device: tuple[WeightDevice, ...] = ()
+    throttle_read_bps_device: tuple[ThrottleDevice, ...] = ()
+    throttle_write_bps_device: tuple[ThrottleDevice, ...] = ()
+    throttle_read_iops_device: tuple[ThrottleDevice, ...] = ()
+    throttle_write_iops_device: tuple[ThrottleDevice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HugepageLimit:
+    """`page_size` as the kernel's file names have it ("2MB"); `limit` in bytes."""
+
+    page_size: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class InterfacePriority:
+    name: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkClass:
+    """The net_cls and net_prio controllers of cgroup v1."""
+
+    class_id: int | None = None
+    priorities: tuple[InterfacePriority, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RdmaLimit:
+    device: str
+    hca_handles: int | None = None
+    hca_objects: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    devices: tuple[DeviceRule, ...] = ()
+    memory: Memory | None = None
+    cpu: CPU | None = None
+    pids_limit: int | None = None
+    block_io: BlockIO | None = None
+    hugepage_limits: tuple[HugepageLimit, ...] = ()
+    network: NetworkClass | None = None
+    rdma: tuple[RdmaLimit, ...] = ()
+    unified: Mapping[str, str] = field(default_factory=_no_strings)
+
+
+@dataclass(frozen=True, slots=True)
+class SeccompArg:
+    """One comparison of an argument register: `op` is "SCMP_CMP_EQ" and the like."""
+
+    index: int
+    value: int
+    op: str
+    value_two: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SeccompRule:
+    names: tuple[str, ...]
+    action: str
+    errno_ret: int | None = None
+    args: tuple[SeccompArg, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Seccomp:
+    default_action: str
+    default_errno_ret: int | None = None
+    architectures: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    listener_path: str = ""
+    listener_metadata: str = ""
+    syscalls: tuple[SeccompRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IntelRdt:
+    clos_id: str = ""
+    l3_cache_schema: str = ""
+    mem_bw_schema: str = ""
+    enable_cmt: bool = False
+    enable_mbm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Personality:
+    """`domain` is "LINUX" or "LINUX32"."""
+
+    domain: str
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetDevice:
+    """An interface of the host that the container gets; `name` is the one it has there, "" its own."""
+
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPolicy:
+    """Arguments of set_mempolicy(2): `mode` "MPOL_BIND" and the like, `nodes` a list such as "0-3,7"."""
+
+    mode: str
+    nodes: str = ""
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Linux:
+    namespaces: tuple[Namespace, ...] = ()
+    uid_mappings: tuple[IDMapping, ...] = ()
+    gid_mappings: tuple[IDMapping, ...] = ()
+    time_offsets: Mapping[str, TimeOffset] = field(default_factory=lambda: MappingProxyType({}))
+    devices: tuple[Device, ...] = ()
+    cgroups_path: str = ""
+    resources: Resources = field(default_factory=Resources)
+    intel_rdt: IntelRdt | None = None
+    sysctl: Mapping[str, str] = field(default_factory=_no_strings)
+    seccomp: Seccomp | None = None
+    rootfs_propagation: str = ""
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+    mount_label: str = ""
+    personality: Personality | None = None
+    net_devices: Mapping[str, NetDevice] = field(default_factory=lambda: MappingProxyType({}))
+    memory_policy: MemoryPolicy | None = None
+
+    def namespace(self, type: str) -> Namespace | None:
+        """The namespace of that type the configuration lists; None means the caller's own is kept."""
+        return next((namespace for namespace in self.namespaces if namespace.type == type), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    oci_version: str
+    root: Root
+    process: Process | None = None
+    hostname: str = ""
+    domainname: str = ""
+    mounts: tuple[Mount, ...] = ()
+    hooks: Hooks = field(default_factory=Hooks)
+    annotations: Mapping[str, str] = field(default_factory=_no_strings)
+    linux: Linux = field(default_factory=Linux)

@@ -1,0 +1,1 @@
+"""What crosses a process boundary of the runtime: frames, calls and reports."""
