@@ -26,11 +26,12 @@ unset PYTHONDONTWRITEBYTECODE  # or each of hundreds of processes would compile 
 work=$(mktemp -d /tmp/crisp-test.XXXXXX)
 beside=""
 
-# Runs a command, and writes down how it went.
+# Runs a command, and writes down how it went; what pytest says of a test that failed is said again at the end.
 step() {
-    local from=$SECONDS verdict=passed
+    local from=$SECONDS verdict=passed said="$work/said.$BASHPID"
     printf '\n== %s\n' "$*"
-    "$@" </dev/null || verdict=FAILED
+    "$@" </dev/null 2>&1 | tee "$said" || verdict=FAILED
+    grep -E '^(FAILED|ERROR) ' "$said" >>"$work/failures" || true
     printf '%s %d %s\n' "$verdict" $((SECONDS - from)) "$*" >>"$work/steps"
     [ $verdict = passed ]
 }
@@ -71,6 +72,7 @@ printf '\n'
 while read -r verdict seconds command; do
     printf '%s  %2d:%02d  %s\n' "$verdict" $((seconds / 60)) $((seconds % 60)) "$command"
 done <"$work/steps"
+cat "$work/failures"
 total=$((SECONDS - begun))
 printf 'test.sh took %d:%02d.\n' $((total / 60)) $((total % 60))
 ! grep -q ^FAILED "$work/steps"

@@ -61,7 +61,8 @@ def test_the_test_command_runs_all_and_tells_how_each_went(broken: str, tmp_path
     program = f"""#!/bin/sh
 [ "$1" != -u ] || exec echo 0
 echo "ran $0 $*"
-case "{broken}" in "") ;; *) case "${{0##*/}} $*" in "{broken}"*) exit 1 ;; esac ;; esac
+[ -n "{broken}" ] || exit 0
+case "${{0##*/}} $*" in "{broken}"*) echo "FAILED tests/x.py::test_y - $0" && exit 1 ;; esac
 """
     for name in programs:
         path = tmp_path / name
@@ -78,6 +79,8 @@ case "{broken}" in "") ;; *) case "${{0##*/}} $*" in "{broken}"*) exit 1 ;; esac
     failed = [command for verdict, command in verdicts if verdict == "FAILED"]
     assert len(failed) == (1 if broken else 0)
     assert all(broken in command for command in failed)
+    ending = done.stdout.rpartition(verdicts[-1][1])[2]
+    assert ("FAILED tests/x.py::test_y - " in ending) == bool(broken)
     suites = [f"tests/{name}" for name in ("unit tests/integration", "e2e", "vm")]
     wanted = suites[:1] if broken == "build-kubernetes.sh" else suites
     assert [suite for suite in suites if f"pytest -q {suite}\n" in done.stdout.partition("passed ")[0]] == wanted
