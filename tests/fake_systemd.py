@@ -17,7 +17,7 @@ from typing import Any, Self
 from jeepney import DBusAddress, Message, MessageType, Parser, new_error, new_method_return, new_signal
 from jeepney.low_level import HeaderFields
 
-from runtime.cgroups import Hierarchies
+from runtime.cgroups import Cgroup, Hierarchies
 from runtime.cgroups.systemd import slice_path
 from runtime.cgroups.systemd_bus import SYSTEMD
 from runtime.spec.values import Resources
@@ -126,7 +126,7 @@ class FakeSystemd:
         with self._lock:
             for depth in range(1, len(parts) + 1):
                 self.units[parts[depth - 1]] = below = "/" + "/".join(parts[:depth])
-                self._hierarchies.cgroup(below).create(Resources())  # one by one: none has crisp's mark of a parent
+                Cgroup.at(self._hierarchies, below).create(Resources())  # one by one: none has crisp's mark of a parent
             for mountpoint in self._hierarchies.mountpoints():
                 for pid in properties["PIDs"]:
                     Path(mountpoint + path, "cgroup.procs").write_text(str(pid))

@@ -34,7 +34,7 @@ _FIRST_SIGN_SECONDS, _SIGN_SECONDS = 1.0, 20.0  # clients give a silent WebSocke
 
 _log = logging.getLogger("crisp.streaming")
 
-Accept = Callable[["Wire", "Upgrade"], "tuple[Link, str]"]
+Accept = Callable[["ClientConnection", "Upgrade"], "tuple[Link, str]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,11 @@ class Guests:
     """Who is connected. A connection that speaks TLS counts once it has shaken hands."""
 
     def __init__(self) -> None:
-        self._wires: dict[Wire, None] = {}  # in the order in which they came
+        self._wires: dict[ClientConnection, None] = {}  # in the order in which they came
         self.opened: Tally[tuple[str, str]] = Tally()  # kind and transport of all there were
         self.refused: Tally[int] = Tally()  # by HTTP status
 
-    def enter(self, wire: Wire) -> None:
+    def enter(self, wire: ClientConnection) -> None:
         """Of too many that have shown no token the oldest has to go: whoever only waits keeps nobody out."""
         strangers = [other for other in self._wires if not other.upgraded]
         if len(strangers) >= _MAX_STRANGERS:
@@ -62,7 +62,7 @@ class Guests:
             self.leave(strangers[0])  # the next may come before asyncio has told this one of its end
         self._wires[wire] = None
 
-    def leave(self, wire: Wire) -> None:
+    def leave(self, wire: ClientConnection) -> None:
         self._wires.pop(wire, None)
 
     def open(self) -> Tally[tuple[str, str]]:
@@ -78,7 +78,7 @@ class Guests:
         return bool(self._wires)
 
 
-class Wire(asyncio.BufferedProtocol):
+class ClientConnection(asyncio.BufferedProtocol):
     """One connection. `accept` turns its request into a link and the protocol chosen for it, or raises Refused.
 
     `buffer` is what everything is received into, `page` what is sent is read into; connections share them, since each

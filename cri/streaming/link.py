@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from cri.streaming.connection import Wire
     from cri.streaming.page import Page
+
+
+class Wire(Protocol):
+    """What a link needs of the client's connection that it goes over (`connection.ClientConnection`)."""
+
+    page: Page
+    full: bool  # the client takes no more for now
+    fields: dict[str, object]  # of lines of the log: whose streams they are
+
+    def write(self, data: Iterable[bytes | memoryview]) -> None:
+        """Send bytes. What does not fit at once is kept: ask `full` before anything large."""
+
+    def write_page(self, frame: memoryview) -> None:
+        """Send from the page."""
+
+    def hold(self, length: int) -> None:
+        """So many bytes wait for a descriptor. With too many of them the client is not read until they are fewer."""
+
+    def release(self, length: int) -> None:
+        """So many of them wait no more."""
+
+    def end(self) -> None:
+        """Send what is waiting, and close."""
 
 
 class Listener(Protocol):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from cri.errors import StartupError
 from cri.streaming import negotiation, remotecommand
 from cri.streaming.address import StreamAddress
-from cri.streaming.connection import RECEIVE_BYTES, STALLED_SECONDS, Guests, Timeouts, Wire
+from cri.streaming.connection import RECEIVE_BYTES, STALLED_SECONDS, ClientConnection, Guests, Timeouts
 from cri.streaming.errors import Refused
 from cri.streaming.handshake import SPDY, Upgrade
 from cri.streaming.link import Link
@@ -97,11 +97,11 @@ class StreamingServer:
         """Where a client finds what is requested, once and within a minute. Raises TooManyPending."""
         return f"{self._base}/{kind(request)}/{self._tokens.issue(request)}"
 
-    def connection(self) -> Wire:
+    def connection(self) -> ClientConnection:
         """What serves a connection: asyncio calls this for each."""
-        return Wire(self._accept, self._buffer, self._page, self._timeouts, self.guests)
+        return ClientConnection(self._accept, self._buffer, self._page, self._timeouts, self.guests)
 
-    def _accept(self, wire: Wire, upgrade: Upgrade) -> tuple[Link, str]:
+    def _accept(self, wire: ClientConnection, upgrade: Upgrade) -> tuple[Link, str]:
         _, _, rest = upgrade.path.partition("/")
         wanted, _, token = rest.partition("/")
         request = self._tokens.redeem(token)
@@ -114,7 +114,7 @@ class StreamingServer:
         wire.fields = {"stream": wanted, "container": request.container_id}
         return self._command(wire, upgrade, request)
 
-    def _command(self, wire: Wire, upgrade: Upgrade, command: Command) -> tuple[Link, str]:
+    def _command(self, wire: ClientConnection, upgrade: Upgrade, command: Command) -> tuple[Link, str]:
         protocol = negotiation.remotecommand(upgrade.transport, upgrade.protocols)
         streams: dict[Channel, int] = {}
         link: Link
@@ -135,7 +135,7 @@ class StreamingServer:
         session.task.add_done_callback(self._tasks.discard)
         return link, protocol.name
 
-    def _port_forward(self, wire: Wire, upgrade: Upgrade, request: Ports) -> tuple[Link, str]:
+    def _port_forward(self, wire: ClientConnection, upgrade: Upgrade, request: Ports) -> tuple[Link, str]:
         protocol = negotiation.portforward(upgrade.transport, upgrade.protocols)
         link: Link
         if upgrade.transport == SPDY:

@@ -8,9 +8,8 @@ from typing import Final
 from websockets.frames import CloseCode
 
 from cri.streaming import spdy
-from cri.streaming.connection import Wire
 from cri.streaming.errors import ProtocolViolation
-from cri.streaming.link import Link
+from cri.streaming.link import Link, Wire
 from cri.streaming.page import Page
 from cri.streaming.websocket import MESSAGE_BYTES, Frames
 

@@ -15,9 +15,8 @@ from typing import Final
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import OPEN, Protocol, Side
 
-from cri.streaming.connection import Wire
 from cri.streaming.errors import ProtocolViolation
-from cri.streaming.link import Link
+from cri.streaming.link import Link, Wire
 from cri.streaming.page import Page
 
 CLOSE_SIGNAL: Final = 255

@@ -30,7 +30,7 @@ from pods.checkpoint.changes import write_changes as _write_changes
 from pods.errors import FailedPrecondition, InvalidArgument, PodError
 from pods.model import Container, ContainerState
 from pods.oci.cgroups import cgroups_path
-from runtime.cgroups import Hierarchies
+from runtime.cgroups import Cgroup, Hierarchies
 from runtime.criu import worker as criu
 from runtime.criu.describe import describe
 from runtime.errors import NotSupported, RuntimeCoreError
@@ -127,7 +127,7 @@ def write_archive(
 
 
 def _dump(pid: int, spec: Spec, cgroup_path: str, work: Path, timeout: int) -> None:
-    cgroup = Hierarchies.detect().cgroup(cgroup_path)
+    cgroup = Cgroup.at(Hierarchies.detect(), cgroup_path)
     with contextlib.ExitStack() as opened:
         fds = []
         for directory in (work / _IMAGES, work):

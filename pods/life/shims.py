@@ -13,7 +13,7 @@ from pods import pod_files
 from pods.oci.cgroups import SYSTEMD
 from pods.settings import NodeSettings
 from pods.systemd.scopes import Scopes
-from runtime.cgroups import Hierarchies
+from runtime.cgroups import Cgroup, Hierarchies
 from runtime.client import ShimClient, ShimGone, Zygote
 from runtime.errors import RuntimeCoreError
 from runtime.shim.pod import unmount_if_mounted, unpin_namespace
@@ -95,7 +95,7 @@ class Shims:
 
     def kill_cgroup(self, path: str) -> None:
         """End what a dead shim's container left running. Best effort."""
-        cgroup = self._cgroups().cgroup(path)
+        cgroup = Cgroup.at(self._cgroups(), path)
         if not cgroup.exists():
             return
         try:
@@ -107,17 +107,17 @@ class Shims:
 
     def has_cgroup(self, path: str) -> bool:
         """Whether there is something left of a cgroup."""
-        return self._cgroups().cgroup(path).exists()
+        return Cgroup.at(self._cgroups(), path).exists()
 
     def remove_cgroup(self, path: str) -> None:
         """Remove a cgroup that nothing is in any more, whoever made it. Best effort."""
         with contextlib.suppress(RuntimeCoreError):
-            self._cgroups().cgroup(path).remove_if_unused()
+            Cgroup.at(self._cgroups(), path).remove_if_unused()
 
     def leave_cgroup(self, path: str) -> None:
         """Remove a cgroup and those above it, as far as crisp has made them and nothing is in them any more."""
         with contextlib.suppress(RuntimeCoreError):
-            self._cgroups().cgroup(f"{path}/below").remove_made_parents()
+            Cgroup.at(self._cgroups(), f"{path}/below").remove_made_parents()
 
     def unpin(self, path: str | Path) -> None:
         """Let go of a pod's network namespace. Raises RuntimeCoreError."""
@@ -130,7 +130,7 @@ class Shims:
         self._clients.clear()
         self._zygote.close()
         with contextlib.suppress(RuntimeCoreError):  # not while another daemon's, or our own living, pods have shims
-            self._cgroups().cgroup(SHIM_CGROUP).remove_if_unused()
+            Cgroup.at(self._cgroups(), SHIM_CGROUP).remove_if_unused()
 
     def _cgroups(self) -> Hierarchies:
         if self._hierarchies is None:

@@ -194,4 +194,4 @@ class Stats:
                 self._hierarchies = Hierarchies.detect()
             except RuntimeCoreError as error:
                 raise PodError(f"read cgroup {path}: {error}") from error
-        return self._hierarchies.cgroup(path)
+        return Cgroup.at(self._hierarchies, path)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 
 from runtime.cgroups import files, processes, tree
 from runtime.cgroups.limits import Group, Write
-from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, failing
+from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError, failing
 from runtime.light import dataclass, replace
 from runtime.spec.values import Resources
 
@@ -38,6 +38,14 @@ class Cgroup:
     hierarchies: Hierarchies
     path: str
     apart: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def at(cls, hierarchies: Hierarchies, path: str) -> Cgroup:
+        """The cgroup at that path of every hierarchy, relative to their mount points. Raises `SpecError`; no I/O."""
+        parts = [part for part in path.split("/") if part and part != "."]
+        if not parts or ".." in parts:
+            raise SpecError("linux.cgroupsPath", f"expected a path below the root, got {path!r}")
+        return cls(hierarchies, "/" + "/".join(parts))
 
     def directory(self, controller: str) -> str:
         """The directory the controller's files are in, whichever version has it. Raises `NotSupported`."""

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from runtime.cgroups import files
-from runtime.cgroups.cgroup import Cgroup
-from runtime.errors import NotSupported, OperationFailed, SpecError
+from runtime.errors import NotSupported, OperationFailed
 from runtime.light import dataclass
 
 _V1_CONTROLLERS = frozenset(
@@ -70,13 +69,6 @@ class Hierarchies:
         if controller in self.v1:
             return self.v1[controller]
         return self.unified if controller in self.unified_controllers else ""
-
-    def cgroup(self, path: str) -> Cgroup:
-        """The cgroup at that path of every hierarchy, relative to their mount points. Raises `SpecError`; no I/O."""
-        parts = [part for part in path.split("/") if part and part != "."]
-        if not parts or ".." in parts:
-            raise SpecError("linux.cgroupsPath", f"expected a path below the root, got {path!r}")
-        return Cgroup(self, "/" + "/".join(parts))
 
 
 def _controllers(unified: str) -> frozenset[str]:

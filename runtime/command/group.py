@@ -72,7 +72,7 @@ class ContainerGroup:
         return cgroup
 
     def _vacant(self, path: str) -> Cgroup:
-        cgroup = self._context.hierarchies().cgroup(path)
+        cgroup = Cgroup.at(self._context.hierarchies(), path)
         if cgroup.is_populated():
             # What is in the container's cgroup is killed with it.
             count = len(cgroup.pids())

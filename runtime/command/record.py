@@ -49,12 +49,12 @@ class Record:
         """Its cgroup; without one of its own, one of no hierarchies, whose operations do nothing."""
         if not self.cgroup:
             return no_cgroup()
-        return Hierarchies.detect().cgroup(self.cgroup)
+        return Cgroup.at(Hierarchies.detect(), self.cgroup)
 
 
 def no_cgroup() -> Cgroup:
     """A cgroup for those who cannot have one."""
-    return Hierarchies({}, "", frozenset()).cgroup("/none")
+    return Cgroup.at(Hierarchies({}, "", frozenset()), "/none")
 
 
 def start_time(pid: int) -> int:

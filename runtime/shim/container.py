@@ -255,7 +255,7 @@ class Container:
         undo.callback(self._close_log)
 
     def _make_cgroup(self, spec: oci.Spec, undo: contextlib.ExitStack) -> Cgroup:
-        cgroup = self._hierarchies.cgroup(spec.linux.cgroups_path)
+        cgroup = Cgroup.at(self._hierarchies, spec.linux.cgroups_path)
         self._supervisor.uses_cgroup(cgroup)
         cgroup.create(spec.linux.resources)
         self._cgroup = cgroup

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from linux import syscalls
-from runtime.cgroups import Hierarchies
+from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NotRunning, NotSupported, OperationFailed, RuntimeCoreError, failing
 from runtime.logs.writer import complain
 from runtime.process.scheduling import on_every_cpu
@@ -120,7 +120,7 @@ class ExternalContainer(Container):
 
     def _make_other_cgroup(self, undo: contextlib.ExitStack) -> None:
         """The container's cgroup, empty and without limits: parents that the runtime made it would not remove."""
-        self._cgroup = cgroup = self._hierarchies.cgroup(self._cgroup_path)
+        self._cgroup = cgroup = Cgroup.at(self._hierarchies, self._cgroup_path)
         if not self._runtime.systemd:
             self._supervisor.uses_cgroup(cgroup)
             cgroup.create(Resources())

@@ -20,7 +20,7 @@ from typing import Final
 
 from linux import syscalls
 from linux.sealed import seal
-from runtime.cgroups import Hierarchies, v1, v2
+from runtime.cgroups import Cgroup, Hierarchies, v1, v2
 from runtime.cgroups import device_filter as devices_bpf
 from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.namespaces import netdevices
@@ -104,7 +104,7 @@ def _restore_descriptor_limit() -> None:
 
 def _leave_the_daemons_cgroup(hierarchies: Hierarchies) -> None:
     """Live in a cgroup outside of every pod: kubelet kills whatever it finds in a dead pod's."""
-    cgroup = hierarchies.cgroup(SHIM_CGROUP)
+    cgroup = Cgroup.at(hierarchies, SHIM_CGROUP)
     for attempt in range(_JOINS):
         try:
             cgroup.create(Resources())

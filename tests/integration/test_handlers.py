@@ -15,7 +15,7 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from runtime.cgroups import Hierarchies
+from runtime.cgroups import Cgroup, Hierarchies
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
 from tests.images import BUSYBOX as BUSYBOX_PROGRAM
 from tests.images import build_image, entry, layer, write_layout
@@ -108,7 +108,7 @@ def test_exec_and_updates(pod: Pod) -> None:
         cri.UpdateContainerResourcesRequest(container_id=container_id, linux=more), timeout=CALL_SECONDS
     )
     path = _info(pod, container_id)["runtimeSpec"]["linux"]["cgroupsPath"]
-    memory = Path(Hierarchies.detect().cgroup(path).directory("memory"))
+    memory = Path(Cgroup.at(Hierarchies.detect(), path).directory("memory"))
     read = next(memory / name for name in ("memory.limit_in_bytes", "memory.max") if (memory / name).exists())
     assert read.read_text().strip() == str(96 << 20)
     stop = cri.StopContainerRequest(container_id=container_id, timeout=60)

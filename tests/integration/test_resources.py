@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from runtime.cgroups import Hierarchies
+from runtime.cgroups import Cgroup, Hierarchies
 from tests.daemon import Daemon, Pod
 from tests.waiting import until
 
@@ -44,7 +44,7 @@ def _info(daemon: Daemon, container: str) -> dict[str, Any]:
 
 def _kernel(daemon: Daemon, container: str, controller: str, *files: str) -> list[str]:
     path = _info(daemon, container)["runtimeSpec"]["linux"]["cgroupsPath"]
-    directory = Path(Hierarchies.detect().cgroup(path).directory(controller))
+    directory = Path(Cgroup.at(Hierarchies.detect(), path).directory(controller))
     return [(directory / file).read_text().strip() for file in files]
 
 

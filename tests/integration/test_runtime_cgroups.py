@@ -37,7 +37,7 @@ def pod() -> Iterator[str]:
     yield f"/{name}"
     left = [mountpoint for mountpoint in HIERARCHIES.mountpoints() if os.path.exists(f"{mountpoint}/{name}")]
     if left:
-        whole = HIERARCHIES.cgroup(name)
+        whole = Cgroup.at(HIERARCHIES, name)
         whole.kill()
         _wait(lambda: not whole.pids())
         whole.remove()
@@ -47,7 +47,7 @@ def pod() -> Iterator[str]:
 @pytest.fixture
 def cgroup(pod: str) -> Iterator[Cgroup]:
     """A cgroup without limits, with a parent it had to make."""
-    cgroup = HIERARCHIES.cgroup(f"{pod}/one")
+    cgroup = Cgroup.at(HIERARCHIES, f"{pod}/one")
     cgroup.create(spec.Resources())
     yield cgroup
     cgroup.kill()
@@ -122,7 +122,7 @@ def test_a_process_is_in_the_cgroup_everywhere_and_dies_with_it(cgroup: Cgroup) 
 
 @needs_v1
 def test_without_v2_a_kill_freezes_signals_and_thaws(pod: str) -> None:
-    old = replace(HIERARCHIES, unified="", unified_controllers=frozenset()).cgroup(f"{pod}/one")
+    old = Cgroup.at(replace(HIERARCHIES, unified="", unified_controllers=frozenset()), f"{pod}/one")
     old.create(spec.Resources())
     forking = Child(old, lambda: [os.fork() for _ in range(4)])
     nested = replace(old, path=f"{pod}/one/nested")
@@ -158,12 +158,12 @@ def test_frozen_processes_do_not_run(cgroup: Cgroup) -> None:
 
 @needs_unified
 def test_v2_freezes_without_the_freezer_controller(cgroup: Cgroup) -> None:
-    _frozen_stops(Hierarchies(MappingProxyType({}), HIERARCHIES.unified, frozenset()).cgroup(cgroup.path))
+    _frozen_stops(Cgroup.at(Hierarchies(MappingProxyType({}), HIERARCHIES.unified, frozenset()), cgroup.path))
 
 
 @needs_unified
 def test_v2_tells_when_it_is_empty(cgroup: Cgroup) -> None:
-    v2 = Hierarchies(MappingProxyType({}), HIERARCHIES.unified, frozenset()).cgroup(cgroup.path)
+    v2 = Cgroup.at(Hierarchies(MappingProxyType({}), HIERARCHIES.unified, frozenset()), cgroup.path)
     child = Child(v2)
     assert child.report() == "ok"
     assert not v2.wait_empty(0.01)
@@ -256,7 +256,7 @@ def test_devices_are_filtered(cgroup: Cgroup) -> None:
 
 @needs_unified
 def test_v2_devices_are_filtered_by_one_program_at_a_time(cgroup: Cgroup) -> None:
-    v2 = Hierarchies(MappingProxyType({}), HIERARCHIES.unified, frozenset()).cgroup(cgroup.path)
+    v2 = Cgroup.at(Hierarchies(MappingProxyType({}), HIERARCHIES.unified, frozenset()), cgroup.path)
     directory = os.open(v2.unified, os.O_RDONLY | os.O_DIRECTORY)
     for minor, outcome in ((3, NULL_ONLY), (5, ZERO_ONLY), (3, NULL_ONLY)):
         v2.update(spec.Resources(devices=_only(minor)))
@@ -269,7 +269,7 @@ def test_v2_devices_are_filtered_by_one_program_at_a_time(cgroup: Cgroup) -> Non
 
 def test_a_limit_the_kernel_refuses_is_named_and_the_cgroup_is_gone(pod: str) -> None:
     with pytest.raises(OperationFailed, match=r"^write `77` to `/.*/cpuset\.cpus`: "):
-        HIERARCHIES.cgroup(f"{pod}/one").create(spec.Resources(cpu=spec.CPU(cpus="77")))
+        Cgroup.at(HIERARCHIES, f"{pod}/one").create(spec.Resources(cpu=spec.CPU(cpus="77")))
 
 
 def test_a_cgroup_in_use_is_not_removed(cgroup: Cgroup) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cri.v1 import api_pb2 as cri
 from cri.v1 import api_pb2_grpc as services
-from runtime.cgroups import Hierarchies
+from runtime.cgroups import Cgroup, Hierarchies
 from tests.bench.layouts import BUSYBOX, PAUSE, busybox_tar, pause_tar
 from tests.images import busybox_layout, tar_of
 from tests.oci import CRISP_OCI, Finished
@@ -110,7 +110,7 @@ def test_life_of_a_task(containerd: Containerd) -> None:
 
 def _limit(path: str, controller: str, *names: str) -> str:
     """The first word of the first of these files that there is."""
-    directory = Path(Hierarchies.detect().cgroup(path).directory(controller))
+    directory = Path(Cgroup.at(Hierarchies.detect(), path).directory(controller))
     return next((directory / name).read_text().split()[0] for name in names if (directory / name).exists())
 
 

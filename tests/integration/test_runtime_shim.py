@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import Hierarchies
+from runtime.cgroups import Cgroup, Hierarchies
 from runtime.client import ShimClient, ShimGone, Zygote
 from runtime.errors import RuntimeCoreError
 from runtime.shim.zygote import SHIM_CGROUP
@@ -27,7 +27,7 @@ async def zygote() -> AsyncIterator[Zygote]:
     await running.start()
     yield running
     running.close()
-    Hierarchies.detect().cgroup(SHIM_CGROUP).remove_if_unused()  # as crispd does when it stops
+    Cgroup.at(Hierarchies.detect(), SHIM_CGROUP).remove_if_unused()  # as crispd does when it stops
 
 
 @pytest.fixture

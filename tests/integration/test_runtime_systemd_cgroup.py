@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cgroups import Hierarchies
+from runtime.cgroups import Cgroup, Hierarchies
 from runtime.cgroups.systemd import INFINITY
 from tests.fake_systemd import FakeSystemd
 from tests.oci import Bundle
@@ -36,7 +36,7 @@ def _exists(path: str) -> bool:
 
 
 def _file(path: str, controller: str, name: str) -> str:
-    return (Path(Hierarchies.detect().cgroup(path).directory(controller)) / name).read_text().strip()
+    return (Path(Cgroup.at(Hierarchies.detect(), path).directory(controller)) / name).read_text().strip()
 
 
 @pytest.mark.oci("linux.cgroupsPath")
@@ -44,7 +44,7 @@ def test_a_container_is_a_scope(bundle: Bundle, units: FakeSystemd) -> None:
     limits = {"cpu": {"period": 50000, "quota": 16666}, "memory": {"limit": 64 * MIB}}
     pid = _create(bundle, resources=limits)
     scope = f"{PATH}/crisp-one.scope"
-    assert Hierarchies.detect().cgroup(scope).pids() == [pid]  # what held the scope is gone
+    assert Cgroup.at(Hierarchies.detect(), scope).pids() == [pid]  # what held the scope is gone
     (call,) = units.called("StartTransientUnit", "crisp-one.scope")
     told = {name: call.properties[name] for name in ("Slice", "Delegate", "TasksMax", "CPUQuotaPerSecUSec")}
     assert told == {"Slice": SLICE, "Delegate": True, "TasksMax": INFINITY, "CPUQuotaPerSecUSec": 340_000}

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from runtime.cgroups import Hierarchies
+from runtime.cgroups import Cgroup, Hierarchies
 from runtime.cgroups.systemd import INFINITY
 from tests.daemon import Daemon, DaemonFailed
 from tests.fake_systemd import FakeSystemd
@@ -65,7 +65,7 @@ def _pid(daemon: Daemon, container: str) -> int:
 
 
 def _file(path: str, controller: str, name: str) -> str:
-    return (Path(Hierarchies.detect().cgroup(path).directory(controller)) / name).read_text().strip()
+    return (Path(Cgroup.at(Hierarchies.detect(), path).directory(controller)) / name).read_text().strip()
 
 
 @pytest.mark.cri("RuntimeConfig", "cgroup_driver")
@@ -84,7 +84,7 @@ def test_a_container_is_a_scope_in_its_pods_slice(units: FakeSystemd) -> None:
         path = f"{POD_SLICE}/crisp-{container}.scope"
         pid = _pid(daemon, container)
         assert _cgroups_of(pid) == {path}
-        assert Hierarchies.detect().cgroup(path).pids() == [pid]  # what held the scope is gone
+        assert Cgroup.at(Hierarchies.detect(), path).pids() == [pid]  # what held the scope is gone
         (call,) = units.called("StartTransientUnit", f"crisp-{container}.scope")
         told = {name: call.properties[name] for name in ("Slice", "Delegate", "TasksMax", "CPUQuotaPerSecUSec")}
         assert told == {
@@ -111,7 +111,7 @@ def test_a_container_is_a_scope_in_its_pods_slice(units: FakeSystemd) -> None:
 
 
 def _gone(path: str) -> None:
-    cgroup = Hierarchies.detect().cgroup(path)
+    cgroup = Cgroup.at(Hierarchies.detect(), path)
     until(lambda: not cgroup.exists())
 
 
@@ -119,7 +119,7 @@ def test_a_container_that_never_starts_leaves_no_scope(daemon: Daemon, units: Fa
     with _pod(daemon, "idle") as pod:
         container = pod.create("sleep", "100")
         path = f"{POD_SLICE}/crisp-{container}.scope"
-        assert len(Hierarchies.detect().cgroup(path).pids()) == 1
+        assert len(Cgroup.at(Hierarchies.detect(), path).pids()) == 1
         daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
         _gone(path)
 

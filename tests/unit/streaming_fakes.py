@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cri.streaming.address import StreamAddress
-from cri.streaming.connection import Timeouts, Wire
+from cri.streaming.connection import ClientConnection, Timeouts
 from cri.streaming.requests import Command, Ports, Request
 from cri.streaming.server import StreamingServer
 from pods.errors import PodError
@@ -122,7 +122,7 @@ class FakeRuntime:
 class MemoryTransport(asyncio.Transport):
     """Takes all that is written. `socket` stands in for the one that is watched and asked for options."""
 
-    def __init__(self, wire: Wire, watched: socket.socket) -> None:
+    def __init__(self, wire: ClientConnection, watched: socket.socket) -> None:
         super().__init__({"socket": watched})
         self._wire = wire
         self._loop = asyncio.get_running_loop()

@@ -77,7 +77,7 @@ def test_v2_and_hybrid_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["", "/", "/a/../../b", "../b"])
 def test_a_path_that_leads_out_is_refused(path: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"^linux\.cgroupsPath: "):
-        _tree(tmp_path, V1).cgroup(path)
+        Cgroup.at(_tree(tmp_path, V1), path)
 
 
 @pytest.mark.oci("linux.resources.devices", "linux.resources.memory.limit", "linux.resources.memory.swap")
@@ -288,7 +288,7 @@ def test_v2_create_enables_controllers_down_the_path_and_sets_limits(tmp_path: P
     _file(root / "pods/one/cgroup.controllers", "memory")
     for name in ("memory.max", "pids.max", "cpu.weight"):
         _file(root / "pods/one" / name, "")
-    hierarchies.cgroup("pods/one").create(
+    Cgroup.at(hierarchies, "pods/one").create(
         spec.Resources(memory=spec.Memory(limit=4096), pids_limit=7, cpu=spec.CPU(shares=1024))
     )
     assert (root / "cgroup.subtree_control").read_text() == "+cpu +hugetlb +memory +pids"
@@ -304,14 +304,14 @@ def test_a_controller_the_machine_lacks_is_named_before_anything_is_made(tmp_pat
     hierarchies = _tree(tmp_path, V1)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(NotSupported, match=r"set `hugetlb\.2MB\.limit_in_bytes` to `4096`: no hugetlb cgroup"):
-        hierarchies.cgroup("/one").create(spec.Resources(hugepage_limits=(spec.HugepageLimit("2MB", 4096),)))
+        Cgroup.at(hierarchies, "/one").create(spec.Resources(hugepage_limits=(spec.HugepageLimit("2MB", 4096),)))
     with pytest.raises(NotSupported, match=r"set `devices\.deny` to `a`: no devices cgroup controller"):
-        hierarchies.cgroup("/one").create(spec.Resources(devices=(spec.DeviceRule(False),)))
+        Cgroup.at(hierarchies, "/one").create(spec.Resources(devices=(spec.DeviceRule(False),)))
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_no_pages_of_a_size_nothing_accounts_for_is_no_error(tmp_path: Path) -> None:
-    cgroup = _tree(tmp_path, V1).cgroup("/one")
+    cgroup = Cgroup.at(_tree(tmp_path, V1), "/one")
     cgroup.create(spec.Resources(hugepage_limits=(spec.HugepageLimit("2MB", 0),)))
     assert len(list(tmp_path.rglob("one"))) == 4
     cgroup.remove()
@@ -321,7 +321,7 @@ def test_no_pages_of_a_size_nothing_accounts_for_is_no_error(tmp_path: Path) -> 
 def test_a_failed_create_leaves_nothing(tmp_path: Path) -> None:
     hierarchies = _tree(tmp_path, V1)
     with pytest.raises(RuntimeCoreError, match=r"`pids\.max` to `9`: no such file in"):  # a fake directory has no files
-        hierarchies.cgroup("/a/b/c").create(spec.Resources(pids_limit=9))
+        Cgroup.at(hierarchies, "/a/b/c").create(spec.Resources(pids_limit=9))
     assert not list(tmp_path.rglob("a"))
 
 
@@ -336,7 +336,7 @@ def _directories(root: Path) -> set[str]:
 
 def test_parents_still_used_are_kept(tmp_path: Path) -> None:
     hierarchies = _tree(tmp_path, V1)
-    first, second = hierarchies.cgroup("/pod/one"), hierarchies.cgroup("/pod/two")
+    first, second = Cgroup.at(hierarchies, "/pod/one"), Cgroup.at(hierarchies, "/pod/two")
     first.create(spec.Resources())
     second.create(spec.Resources())
     _leave(first)
@@ -356,9 +356,9 @@ def test_whoever_leaves_last_removes_what_was_made(mountinfo: str, tmp_path: Pat
     Path(f"{mountpoints[0]}/kubepods/burstable").mkdir(parents=True)
     paths = [f"/kubepods/burstable/{below}" for below in ("made/by/us/one", "made/by/us/two", "made/three")]
     for path in paths:
-        hierarchies.cgroup(path).create(spec.Resources())
+        Cgroup.at(hierarchies, path).create(spec.Resources())
     for path in paths:
-        _leave(Hierarchies.detect(mountinfo, root=str(tmp_path)).cgroup(path))
+        _leave(Cgroup.at(Hierarchies.detect(mountinfo, root=str(tmp_path)), path))
     others = {f"{os.path.relpath(mountpoints[0], tmp_path)}/{path}" for path in ("kubepods", "kubepods/burstable")}
     assert _directories(tmp_path) == before | others
 
@@ -366,9 +366,9 @@ def test_whoever_leaves_last_removes_what_was_made(mountinfo: str, tmp_path: Pat
 @pytest.mark.trial("made-parents", "Whoever leaves last removes the parent cgroups that crisp made, and no others.")
 def test_a_creation_that_fails_is_last_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hierarchies = _tree(tmp_path, V1)
-    first = hierarchies.cgroup("/a/b/one")
+    first = Cgroup.at(hierarchies, "/a/b/one")
     first.create(spec.Resources())
-    second = hierarchies.cgroup("/a/b/two")
+    second = Cgroup.at(hierarchies, "/a/b/two")
 
     def refuse(*_: object) -> None:
         _leave(first)
@@ -388,7 +388,7 @@ def test_many_that_come_and_go_at_once_leave_nothing(mountinfo: str, tmp_path: P
 
     def come_and_go(number: int) -> None:
         for turn in range(20):
-            cgroup = hierarchies.cgroup(f"/a/b/{number % 2}/c/{number}-{turn}")
+            cgroup = Cgroup.at(hierarchies, f"/a/b/{number % 2}/c/{number}-{turn}")
             cgroup.create(spec.Resources())
             _leave(cgroup)
 
@@ -418,11 +418,11 @@ def test_a_file_longer_than_a_page_is_read_to_its_end() -> None:
 def test_oom_kills_are_read_from_either_version(tmp_path: Path) -> None:
     old = _tree(tmp_path / "v1", V1)
     _file(Path(old.v1["memory"], "one/memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
-    assert old.cgroup("/one").oom_kills() == 2
+    assert Cgroup.at(old, "/one").oom_kills() == 2
     new = _tree(tmp_path / "v2", V2, "sys/fs/cgroup")
     _file(Path(new.unified, "one/memory.events"), "low 0\noom 5\noom_kill 3\noom_group_kill 1\n")
-    assert new.cgroup("/one").oom_kills() == 3
-    assert new.cgroup("/gone").oom_kills() == 0
+    assert Cgroup.at(new, "/one").oom_kills() == 3
+    assert Cgroup.at(new, "/gone").oom_kills() == 0
 
 
 def test_values_that_constrain_each_other_go_in_either_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +435,7 @@ def test_values_that_constrain_each_other_go_in_either_order(tmp_path: Path, mon
         state.update(wanted)
 
     monkeypatch.setattr(files, "write", kernel_write)
-    cgroup = _tree(tmp_path, V1).cgroup("/one")
+    cgroup = Cgroup.at(_tree(tmp_path, V1), "/one")
     for limit in (200, 50, 400):
         cgroup.update(spec.Resources(memory=spec.Memory(limit=limit, swap=limit)))
         assert list(state.values()) == [limit, limit]
@@ -443,7 +443,7 @@ def test_values_that_constrain_each_other_go_in_either_order(tmp_path: Path, mon
 
 def _limited(tmp_path: Path) -> tuple[Cgroup, Path]:
     """A version 2 cgroup with the files that limits are in, and its directory."""
-    cgroup = _tree(tmp_path, V2, "sys/fs/cgroup").cgroup("/one")
+    cgroup = Cgroup.at(_tree(tmp_path, V2, "sys/fs/cgroup"), "/one")
     directory = Path(cgroup.unified)
     _file(directory / "cgroup.controllers", "cpu memory pids hugetlb\n")
     values = {"cpu.max": "max 100000", "memory.max": "8192", "memory.swap.max": "1000", "pids.max": "9"}
@@ -529,7 +529,7 @@ def test_an_update_of_a_hybrid_touches_each_controllers_own_files(
             _file(tmp_path / ("unified" if name in moved else name) / "one" / file, _OLD)
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(files, "write", lambda path, value: Path(path).write_text(value))  # as a cgroup's file: whole
-    take_back = hierarchies.cgroup("/one").update(_EVERY_LIMIT)
+    take_back = Cgroup.at(hierarchies, "/one").update(_EVERY_LIMIT)
     assert sorted(tmp_path.rglob("*")) == before  # nothing is made in the wrong hierarchy
     assert (tmp_path / ("unified/one/cpu.max" if "cpu" in moved else "cpu/one/cpu.cfs_period_us")).read_text() == (
         "max 50000" if "cpu" in moved else "50000"

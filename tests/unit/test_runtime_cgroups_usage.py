@@ -71,14 +71,14 @@ def _hybrid(root: Path) -> Cgroup:
     for name, text in V1.items():
         controller, _, file = name.partition("/")
         _write(root, f"{controller}/pod/c/{file}", text)
-    return Hierarchies.detect("\n".join(mounts), root=str(root)).cgroup("/pod/c")
+    return Cgroup.at(Hierarchies.detect("\n".join(mounts), root=str(root)), "/pod/c")
 
 
 def _pure_v2(root: Path) -> Cgroup:
     _write(root, "cgroup/cgroup.controllers", "cpu memory pids io hugetlb\n")
     for name, text in V2.items():
         _write(root, f"cgroup/pod/c/{name}", text)
-    return Hierarchies.detect("1 1 0:1 / /cgroup rw - cgroup2 cgroup2 rw", root=str(root)).cgroup("/pod/c")
+    return Cgroup.at(Hierarchies.detect("1 1 0:1 / /cgroup rw - cgroup2 cgroup2 rw", root=str(root)), "/pod/c")
 
 
 def test_version_1_with_the_unified_hierarchy_beside_it(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_no_limit_reads_as_none_and_unused_cache_never_makes_the_working_set_neg
 
 def test_a_cgroup_that_is_gone_has_no_usage(tmp_path: Path) -> None:
     hierarchies = _hybrid(tmp_path).hierarchies
-    assert read_usage(hierarchies.cgroup("/pod/gone")) is None
+    assert read_usage(Cgroup.at(hierarchies, "/pod/gone")) is None
 
 
 def test_a_kernel_without_psi_has_no_pressure() -> None:

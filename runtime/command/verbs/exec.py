@@ -281,7 +281,7 @@ def _cgroup(record: Record, words: list[str]) -> Cgroup:
         if not f"{path}/".startswith(f"{cgroup.path}/"):
             raise UsageError(f"--cgroup: {below} is not a sub cgroup path: it is not below the container's cgroup")
         if not colon:
-            return cgroup.hierarchies.cgroup(path)
+            return Cgroup.at(cgroup.hierarchies, path)
         for controller in controllers.split(","):
             mountpoint = cgroup.hierarchies.v1.get(controller)
             if mountpoint is None:
