@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from cri.convert import fields
@@ -11,13 +10,12 @@ from cri.convert.resources import resources
 from cri.convert.security import container_security, id_mappings
 from cri.convert.signals import stop_signal
 from cri.v1 import api_pb2
+from pods import rules
 from pods.errors import InvalidArgument
 from pods.model import ContainerConfig, ContainerMetadata, Device, Mount, Propagation
-from pods.oci.cdi import DEVICE
 from pods.oci.execve_limits import name_of
 from pods.octets import text_of
 
-_PERMISSIONS = re.compile(r"[rwm]{1,3}")
 # Flags that take something from a mount. What has a member of its own is not here, nor what would give back a flag
 # that the host's mount has (exec, dev, suid, rw).
 _MOUNT_OPTIONS = (
@@ -69,7 +67,7 @@ def _env(path: str, message: api_pb2.KeyValue) -> tuple[str, str]:
     key = fields.unshown(f"{path}.key", message.key)
     if not key:
         raise fields.missing(f"{path}.key")
-    if "=" in key:
+    if not rules.is_variable(key):
         raise InvalidArgument(f"{path}.key: of {name_of(key)!r}: must not contain '='")
     return key, fields.unshown(f"{path}.value", text_of(message.value))
 
@@ -80,7 +78,7 @@ def _mounts(path: str, messages: Iterable[api_pb2.Mount]) -> tuple[Mount, ...]:
 
 def _mount(path: str, message: api_pb2.Mount) -> Mount:
     mount = Mount(
-        container_path=fields.absolute(f"{path}.container_path", message.container_path),
+        container_path=fields.below_root(f"{path}.container_path", message.container_path),
         host_path=_host_path(path, message),
         readonly=message.readonly,
         recursive_read_only=message.recursive_read_only,
@@ -123,16 +121,16 @@ def _devices(path: str, messages: Iterable[api_pb2.Device]) -> tuple[Device, ...
 def _device(path: str, message: api_pb2.Device) -> Device:
     permissions = message.permissions or "rwm"
     return Device(
-        container_path=fields.absolute(f"{path}.container_path", message.container_path),
+        container_path=fields.below_root(f"{path}.container_path", message.container_path),
         host_path=fields.absolute(f"{path}.host_path", message.host_path),
-        permissions=fields.matching(f"{path}.permissions", permissions, _PERMISSIONS, "made of r, w and m"),
+        permissions=fields.matching(f"{path}.permissions", permissions, rules.DEVICE_ACCESS),
     )
 
 
 def _cdi_devices(path: str, messages: Iterable[api_pb2.CDIDevice]) -> tuple[str, ...]:
     return tuple(
         [
-            fields.matching(f"{path}[{index}].name", message.name, DEVICE, "of the form vendor/class=device")
+            fields.matching(f"{path}[{index}].name", message.name, rules.CDI_DEVICE)
             for index, message in enumerate(messages)
         ]
     )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Container, Iterable, Mapping, Sized
 from enum import IntEnum
 from typing import TypeVar
 
+from pods import rules
 from pods.errors import InvalidArgument
 
 _MOST = 4096  # entries of a list, each of which costs a mount, a look at a file, or a line in one
 _SHOWN = 128  # characters of a refused value that its message repeats
 _LABEL_BYTES = 4096  # of a key and its value together; containerd's limit
 _NAME_CHARACTERS = 253  # of a Kubernetes object's name, the longest that there is
-_PATH_BYTES, _COMPONENT_BYTES = 4095, 255  # PATH_MAX without its NUL, NAME_MAX
-_WORD = re.compile(r"\S+")
 
 E = TypeVar("E", bound=IntEnum)
 S = TypeVar("S", bound=Sized)
@@ -42,7 +40,7 @@ def few(path: str, values: S, most: int = _MOST) -> S:
 
 def text(path: str, value: str) -> str:
     """Any string that the kernel can be given."""
-    if "\0" in value:
+    if not rules.is_text(value):
         raise invalid(path, value, "contains a NUL byte")
     return value
 
@@ -57,7 +55,7 @@ def unshown(path: str, value: str) -> str:
 
     Values of variables, arguments, annotations: Secrets get there, and kubelet puts messages into events.
     """
-    if "\0" in value:
+    if not rules.is_text(value):
         raise InvalidArgument(f"{path}: contains a NUL byte")
     return value
 
@@ -85,15 +83,14 @@ def words(path: str, values: Collection[str]) -> tuple[str, ...]:
     """A list of strings without white space, as a line of resolv.conf(5) takes them."""
     found = texts(path, few(path, values))
     for index, value in enumerate(found):
-        if not _WORD.fullmatch(value):
-            raise invalid(f"{path}[{index}]", value, "must be one word")
+        matching(f"{path}[{index}]", value, rules.WORD)
     return found
 
 
-def matching(path: str, value: str, pattern: re.Pattern[str], expected: str) -> str:
-    """A string of the given form; `expected` completes the sentence "must be ..."."""
-    if not pattern.fullmatch(value):
-        raise invalid(path, value, f"must be {expected}")
+def matching(path: str, value: str, form: rules.Form) -> str:
+    """A string of the given form."""
+    if not form.fits(value):
+        raise invalid(path, value, f"must be {form.expected}")
     return value
 
 
@@ -106,11 +103,15 @@ def absolute(path: str, value: str) -> str:
 
 def usable(path: str, value: str) -> str:
     """A path, or nothing, that the kernel does not find too long."""
-    encoded = text(path, value).encode()
-    if len(encoded) > _PATH_BYTES:
-        raise invalid(path, value, f"is longer than {_PATH_BYTES} bytes")
-    if any(len(component) > _COMPONENT_BYTES for component in encoded.split(b"/")):
-        raise invalid(path, value, f"has a component of more than {_COMPONENT_BYTES} bytes")
+    if fault := rules.fault_of_path(text(path, value)):
+        raise invalid(path, value, fault)
+    return value
+
+
+def below_root(path: str, value: str) -> str:
+    """Where something is put in a container."""
+    if not rules.is_below_root(absolute(path, value)):
+        raise invalid(path, value, f"must be {rules.BELOW_ROOT}")
     return value
 
 
@@ -121,7 +122,7 @@ def absolute_if_set(path: str, value: str) -> str:
 
 def inside(path: str, value: str) -> str:
     """A path without ".." in it, so that joining it to a directory stays there."""
-    if ".." in usable(path, value).split("/"):
+    if not rules.stays_inside(usable(path, value)):
         raise invalid(path, value, "must not contain '..'")
     return value
 

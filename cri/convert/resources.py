@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import re
-
 from cri.convert import fields
 from cri.v1 import api_pb2
+from pods import rules
 from pods.model import Resources
-
-_CPUS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")  # cpuset(7), "List format"
-_PAGE_SIZE = re.compile(r"\d+[KMG]B")
-_UNIFIED = re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)+")
-_UNLIMITED = -1
 
 
 def resources(path: str, message: api_pb2.LinuxContainerResources) -> Resources:
     """The limits asked for; -1 is accepted where the kernel takes it for "no limit"."""
     return Resources(
         cpu_period=fields.at_least(f"{path}.cpu_period", message.cpu_period, 0),
-        cpu_quota=fields.at_least(f"{path}.cpu_quota", message.cpu_quota, _UNLIMITED),
+        cpu_quota=fields.at_least(f"{path}.cpu_quota", message.cpu_quota, rules.UNLIMITED),
         cpu_shares=fields.at_least(f"{path}.cpu_shares", message.cpu_shares, 0),
         memory_limit_in_bytes=fields.at_least(
-            f"{path}.memory_limit_in_bytes", message.memory_limit_in_bytes, _UNLIMITED
+            f"{path}.memory_limit_in_bytes", message.memory_limit_in_bytes, rules.UNLIMITED
         ),
         memory_swap_limit_in_bytes=fields.at_least(
-            f"{path}.memory_swap_limit_in_bytes", message.memory_swap_limit_in_bytes, _UNLIMITED
+            f"{path}.memory_swap_limit_in_bytes", message.memory_swap_limit_in_bytes, rules.UNLIMITED
         ),
-        oom_score_adj=fields.between(f"{path}.oom_score_adj", message.oom_score_adj, -1000, 1000),
+        oom_score_adj=fields.between(f"{path}.oom_score_adj", message.oom_score_adj, *rules.OOM_SCORES),
         cpuset_cpus=_cpuset(f"{path}.cpuset_cpus", message.cpuset_cpus),
         cpuset_mems=_cpuset(f"{path}.cpuset_mems", message.cpuset_mems),
         hugepage_limits=_hugepages(f"{path}.hugepage_limits", message),
@@ -35,21 +29,20 @@ def resources(path: str, message: api_pb2.LinuxContainerResources) -> Resources:
 
 
 def _cpuset(path: str, value: str) -> str:
-    return fields.matching(path, value, _CPUS, "a list such as 0-3,6") if value else ""
+    return fields.matching(path, value, rules.CPU_LIST) if value else ""
 
 
 def _hugepages(path: str, message: api_pb2.LinuxContainerResources) -> dict[str, int]:
     limits: dict[str, int] = {}
     for index, limit in enumerate(fields.few(path, message.hugepage_limits)):
-        size = fields.matching(f"{path}[{index}].page_size", limit.page_size, _PAGE_SIZE, "a size such as 2MB")
+        size = fields.matching(f"{path}[{index}].page_size", limit.page_size, rules.PAGE_SIZE)
         limits[size] = limit.limit
     return limits
 
 
 def _unified(path: str, message: api_pb2.LinuxContainerResources) -> dict[str, str]:
-    # The keys become names of files in a cgroup.
     for key, value in fields.few(path, message.unified).items():
-        fields.matching(f"{path} key", key, _UNIFIED, "the name of a cgroup v2 file such as memory.high")
+        fields.matching(f"{path} key", key, rules.CGROUP_FILE)
         fields.text(f"{path}[{key!r}]", value)
     return dict(message.unified)
 

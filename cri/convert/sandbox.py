@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Collection
 from enum import IntEnum
 
@@ -11,12 +10,9 @@ from cri.convert import fields
 from cri.convert.resources import resources
 from cri.convert.security import namespaces_message, sandbox_security
 from cri.v1 import api_pb2
+from pods import rules
 from pods.model import DNSConfig, NamespaceMode, PortMapping, Sandbox, SandboxConfig, SandboxMetadata, SandboxState
 
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-_HOSTNAME_BYTES = 64  # sethostname(2)
-_SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)+")
-_SYSCTL_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]{0,4095}")  # /proc/sys takes a page at most
 _HIGHEST_PORT = 65535
 _STATES = {
     SandboxState.READY: api_pb2.PodSandboxState.SANDBOX_READY,
@@ -67,8 +63,8 @@ def _metadata(path: str, message: api_pb2.PodSandboxConfig) -> SandboxMetadata:
 
 def _hostname(path: str, value: str) -> str:
     if value:
-        fields.matching(path, value, _HOSTNAME, "a host name")
-        fields.between(f"length of {path}", len(value), 1, _HOSTNAME_BYTES)
+        fields.matching(path, value, rules.HOST_NAME)
+        fields.between(f"length of {path}", len(value), 1, rules.HOST_NAME_BYTES)
     return value
 
 
@@ -105,8 +101,8 @@ def _address(path: str, value: str) -> str:
 
 def _sysctls(path: str, message: api_pb2.LinuxPodSandboxConfig) -> dict[str, str]:
     for name, value in fields.few(path, message.sysctls).items():
-        fields.matching(f"{path} key", name, _SYSCTL, "the name of a sysctl such as net.ipv4.ip_forward")
-        fields.matching(f"{path}[{name!r}]", value, _SYSCTL_VALUE, "printable text of at most 4095 characters")
+        fields.matching(f"{path} key", name, rules.SYSCTL)
+        fields.matching(f"{path}[{name!r}]", value, rules.SYSCTL_VALUE)
     return dict(message.sysctls)
 
 

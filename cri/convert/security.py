@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable
 
 from cri.convert import fields
 from cri.v1 import api_pb2
+from pods import rules
 from pods.errors import InvalidArgument
 from pods.model import (
     CgroupMountMode,
@@ -22,11 +22,8 @@ from pods.model import (
     UserNamespace,
 )
 
-_CAPABILITY = re.compile(r"[A-Za-z][A-Za-z_]*")
 _HIGHEST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "none" to the kernel
 _MOST_GROUPS = 1 << 16  # NGROUPS_MAX
-_LOCALHOST = "localhost/"
-_PINNED = re.compile(r"[^\s@]+@[a-z0-9+._-]+:[0-9a-f]{32,}")
 _USERNAME_CHARACTERS = 256  # LOGIN_NAME_MAX
 _POD_OR_NODE = (NamespaceMode.POD, NamespaceMode.NODE)
 _CONTAINER_OR_NODE = (NamespaceMode.CONTAINER, NamespaceMode.NODE)
@@ -191,12 +188,10 @@ def _groups(path: str, values: Collection[int]) -> tuple[int, ...]:
 
 
 def _capabilities(path: str, names: Collection[str]) -> tuple[str, ...]:
-    return tuple(
-        [
-            fields.matching(f"{path}[{index}]", name, _CAPABILITY, "the name of a capability")
-            for index, name in enumerate(fields.few(path, names))
-        ]
-    )
+    for index, name in enumerate(fields.few(path, names)):
+        if not rules.capability(name):
+            raise fields.invalid(f"{path}[{index}]", name, "must be the name of a capability")
+    return tuple(names)
 
 
 def _paths(path: str, values: Collection[str]) -> tuple[str, ...]:
@@ -225,9 +220,7 @@ def _seccomp_profile(path: str, message: api_pb2.SecurityProfile) -> SecurityPro
         return _profile(path, message)
     if message.localhost_ref:
         raise fields.invalid(f"{path}.localhost_ref", message.localhost_ref, "belongs to profile_type Localhost")
-    reference = fields.matching(
-        f"{path}.oci_ref", message.oci_ref, _PINNED, "a reference with its digest: registry/name@sha256:..."
-    )
+    reference = fields.matching(f"{path}.oci_ref", message.oci_ref, rules.PINNED)
     return SecurityProfile(type=ProfileType.OCI, oci_ref=reference, base=_base(f"{path}.base_profile", message))
 
 
@@ -261,7 +254,7 @@ def _profile(path: str, message: api_pb2.SecurityProfile) -> SecurityProfile:
         return SecurityProfile(type=kind)
     return SecurityProfile(
         type=kind,
-        localhost_ref=fields.required(f"{path}.localhost_ref", message.localhost_ref.removeprefix(_LOCALHOST)),
+        localhost_ref=fields.required(f"{path}.localhost_ref", message.localhost_ref.removeprefix(rules.LOCALHOST)),
     )
 
 
@@ -274,8 +267,8 @@ def _legacy_profile(path: str, value: str) -> SecurityProfile | None:
             return SecurityProfile(type=ProfileType.RUNTIME_DEFAULT)
         case "unconfined":
             return SecurityProfile(type=ProfileType.UNCONFINED)
-    if not value.startswith(_LOCALHOST) or value == _LOCALHOST:
+    if not value.startswith(rules.LOCALHOST) or value == rules.LOCALHOST:
         raise fields.invalid(path, value, "must be runtime/default, unconfined or localhost/<profile>")
     return SecurityProfile(
-        type=ProfileType.LOCALHOST, localhost_ref=fields.text(path, value.removeprefix(_LOCALHOST))
+        type=ProfileType.LOCALHOST, localhost_ref=fields.text(path, value.removeprefix(rules.LOCALHOST))
     )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pods import rules
 from pods.errors import InvalidArgument, Unimplemented
 from pods.model import ContainerConfig
 from pods.oci.devices import DeviceNode
@@ -23,7 +23,6 @@ from pods.oci.hook_files import checked_hook
 from runtime.process.hooks import MOMENTS
 
 ANNOTATION = "cdi.k8s.io/"
-DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*=[A-Za-z0-9][A-Za-z0-9._:-]*")
 _REFUSED = ("intelRdt", "netDevices")
 _FORMATS = frozenset({".json", ".yaml"})
 _TYPES = {stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
@@ -60,8 +59,8 @@ def requested(config: ContainerConfig) -> dict[str, str]:
         if key.startswith(ANNOTATION):
             field = f"config.annotations[{key!r}]"
             for name in names.split(","):
-                if not DEVICE.fullmatch(name):
-                    raise InvalidArgument(f"{field}: names what is not of the form vendor/class=device")
+                if not rules.CDI_DEVICE.fits(name):
+                    raise InvalidArgument(f"{field}: names what is not {rules.CDI_DEVICE.expected}")
                 asked.setdefault(name, field)
     return asked
 

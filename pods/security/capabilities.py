@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from linux.tables import CAPABILITIES
+from pods import rules
 from pods.errors import InvalidArgument
 from pods.model import ContainerSecurity
 
@@ -24,11 +24,11 @@ def granted(security: ContainerSecurity, available: frozenset[str]) -> tuple[fro
     """The (bounding, ambient) sets a container gets; effective and permitted are as the bounding one.
 
     "ALL" and privileged mean all that is `available`; dropping wins over adding one by one, adding one by one over
-    dropping ALL. Raises InvalidArgument for an unknown capability, or for one asked for by name that is not available.
+    dropping ALL. Raises InvalidArgument for one asked for by name that is not available.
     """
-    add = _named(security.add_capabilities, "add_capabilities")
-    drop = _named(security.drop_capabilities, "drop_capabilities")
-    ambient = _named(security.add_ambient_capabilities, "add_ambient_capabilities")
+    add = _named(security.add_capabilities)
+    drop = _named(security.drop_capabilities)
+    ambient = _named(security.add_ambient_capabilities)
     if security.privileged:
         return available, available & ambient
     bounding = available if "ALL" in add else DEFAULT & available
@@ -40,15 +40,8 @@ def granted(security: ContainerSecurity, available: frozenset[str]) -> tuple[fro
     return bounding, bounding if "ALL" in ambient else ambient & bounding
 
 
-def _named(names: Iterable[str], member: str) -> frozenset[str]:
-    found = set()
-    for name in names:
-        upper = name.upper()
-        canonical = upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
-        if canonical != "ALL" and canonical not in CAPABILITIES:
-            raise InvalidArgument(f"{_FIELD}.{member}: unknown capability {name!r}")
-        found.add(canonical)
-    return frozenset(found)
+def _named(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(map(rules.capability, names))
 
 
 def _refuse_unavailable(wanted: frozenset[str], available: frozenset[str]) -> None:
