@@ -114,6 +114,7 @@ RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_IN_ROOT: Final = 0x10
+IN_ROOT: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 CLOSE_RANGE_CLOEXEC: Final = 4
 
 # prctl(2)
@@ -361,6 +362,11 @@ def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
     if result < 0 and ctypes.get_errno() == _ENOSYS and resolve & RESOLVE_IN_ROOT:
         return open_inside(dirfd, path, flags, follow=not resolve & RESOLVE_NO_SYMLINKS)
     return _check(result, path)
+
+
+def open_in_root(root: int, path: str, flags: int, resolve: int = IN_ROOT) -> int:
+    """Open `path` as if the directory `root` were `/`, never leaving it."""
+    return openat2(root, path.lstrip("/") or ".", flags, resolve)
 
 
 def pidfd_open(pid: int) -> int:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from linux.mounts import unmount_if_mounted
 from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import NamespaceMode, Sandbox, SandboxConfig
 from pods.oci.cgroups import SYSTEMD, container_scope
 from pods.security.seccomp_profile import BASE
-from runtime.shim.pod import unmount_if_mounted
 
 BUILT_IN: Final = ("", "crisp")
 _VERSION: Final = "1.0.2"  # of the specification: all that crisp writes down is in it, and crun 1.8 knows no later

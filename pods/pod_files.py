@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from runtime.shim.pod import mount_tmpfs, unmount_if_mounted
+from linux.mounts import mount_tmpfs, unmount_if_mounted
+from runtime.errors import failing
 
 NAMES: Final = ("resolv.conf", "hostname", "hosts")
 _NAME: Final = "etc"
@@ -21,7 +22,8 @@ def make(sandbox_dir: Path, more: int) -> Path:
     """Make a pod's place for its files, with room for `more` bytes than usual. Raises RuntimeCoreError."""
     place = sandbox_dir / _NAME
     options = {"source": "crisp-etc", "mode": "0755", "size": str(_ROOM + more), "nr_inodes": str(_INODES)}
-    mount_tmpfs(str(place), options)
+    with failing("mount `tmpfs` on", str(place)):
+        mount_tmpfs(str(place), options)
     for name in NAMES:  # for people, who look for them where they were
         (sandbox_dir / name).symlink_to(f"{_NAME}/{name}")
     return place

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from linux.mounts import unmount_if_mounted, unpin_namespace
 from pods import pod_files
 from pods.oci.cgroups import SYSTEMD
 from pods.settings import NodeSettings
 from pods.systemd.scopes import Scopes
-from runtime.cgroups import Cgroup, Hierarchies
+from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from runtime.client import ShimClient, ShimGone, Zygote
-from runtime.errors import RuntimeCoreError
-from runtime.shim.pod import unmount_if_mounted, unpin_namespace
-from runtime.shim.zygote import SHIM_CGROUP
+from runtime.errors import RuntimeCoreError, failing
 from runtime.wire.frames import Message
 
 _log = logging.getLogger("crisp.pods")
@@ -121,7 +120,8 @@ class Shims:
 
     def unpin(self, path: str | Path) -> None:
         """Let go of a pod's network namespace. Raises RuntimeCoreError."""
-        unpin_namespace(str(path))
+        with failing("unpin network namespace", str(path)):
+            unpin_namespace(str(path))
 
     def close(self) -> None:
         """Leave the shims to themselves."""

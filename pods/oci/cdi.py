@@ -20,7 +20,7 @@ from pods.errors import InvalidArgument, Unimplemented
 from pods.model import ContainerConfig
 from pods.oci.devices import DeviceNode
 from pods.oci.hook_files import checked_hook
-from runtime.process.hooks import MOMENTS
+from runtime.spec.values import HOOK_KINDS
 
 ANNOTATION = "cdi.k8s.io/"
 _REFUSED = ("intelRdt", "netDevices")
@@ -179,8 +179,8 @@ def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any], str]]) -> CDIEdits:
 
 def _hook(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     name = entry.get("hookName")
-    if name not in MOMENTS:
-        raise ValueError(f"hooks: hookName: expected one of {', '.join(MOMENTS)}, got {name!r}")
+    if name not in HOOK_KINDS:
+        raise ValueError(f"hooks: hookName: expected one of {', '.join(HOOK_KINDS)}, got {name!r}")
     return name, checked_hook(entry)
 
 

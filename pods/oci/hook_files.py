@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pods.errors import FailedPrecondition
-from runtime.process.hooks import MOMENTS
+from runtime.spec.values import HOOK_KINDS
 
 _VERSION: Final = "1.0.0"
 _CONDITIONS: Final = frozenset({"always", "annotations", "commands", "hasBindMounts"})
@@ -98,9 +98,9 @@ def _parse(document: object) -> HookFile:
     if document.get("version") != _VERSION:
         raise ValueError(f"version: expected {_VERSION!r}, got {document.get('version')!r}")
     stages = _texts("stages", document.get("stages"))
-    wrong = [stage for stage in stages if stage not in MOMENTS]
+    wrong = [stage for stage in stages if stage not in HOOK_KINDS]
     if wrong or not stages:
-        raise ValueError(f"stages: expected some of {', '.join(MOMENTS)}, got {wrong or stages!r}")
+        raise ValueError(f"stages: expected some of {', '.join(HOOK_KINDS)}, got {wrong or stages!r}")
     when = document.get("when")
     if not isinstance(when, dict) or not when:
         raise ValueError(f"when: expected an object with a condition, got {when!r}")

@@ -10,12 +10,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from linux.terminal import resize
 from pods.errors import InvalidArgument
 from pods.oci.execve_limits import check_arguments
 from pods.streams.command import Command, explained, fresh_key, running_container
 from runtime.client import ShimClient, ShimGone, close_all
 from runtime.errors import RuntimeCoreError
-from runtime.process import terminal
 
 if TYPE_CHECKING:
     from pods.life.shims import Shims
@@ -114,7 +114,7 @@ class ExecSession(StreamSession):
 
     async def resize(self, width: int, height: int) -> None:
         if self._tty and self.stdout >= 0:
-            terminal.resize(self.stdout, width, height)
+            resize(self.stdout, width, height)
 
     async def close(self) -> None:
         self._command.kill()

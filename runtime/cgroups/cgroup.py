@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.cgroups.hierarchies import Hierarchies
 
+SHIM_CGROUP = "/crisp-shims"  # of zygotes and shims, where the file system is the cgroup driver: outside of every pod's
 _DELEGATED = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma"})
 _OWNERS_FILES_LIST = "/sys/kernel/cgroup/delegate"  # since Linux 4.15
 _OWNERS_FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")

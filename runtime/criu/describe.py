@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import stat
 
+from linux.syscalls import open_in_root
 from runtime.errors import failing
 from runtime.light import json
 from runtime.process.init import cgroup_view
 from runtime.rootfs.plan import absolute, is_bind
-from runtime.rootfs.tree import open_in_root
 from runtime.spec.values import Spec
 
 TYPE_CHECKING = False

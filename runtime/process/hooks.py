@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
 _USUAL_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # a shim has none of its own
-MOMENTS: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _MAX_OUTPUT: Final = 4096  # bytes of a failed hook's output that its error quotes
 _CHUNK: Final = 65536
 

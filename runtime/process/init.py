@@ -27,7 +27,7 @@ from runtime.process.hooks import run_hooks
 from runtime.process.terminal import hand_over, open_multiplexer, open_peer, take_control
 from runtime.rootfs.mount_sources import CgroupView, open_sources
 from runtime.rootfs.plan import MountPlan
-from runtime.rootfs.tree import ATTACH_POINT, Rootfs, open_in_root, propagate_again
+from runtime.rootfs.tree import ATTACH_POINT, Rootfs, propagate_again
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
 
@@ -339,7 +339,7 @@ def _enter_namespaces(spec: oci.Spec, held: Mapping[str, int]) -> None:
 def _open_console(rootfs: Rootfs, start: Start, channel: socket.socket) -> tuple[int, int, int]:
     """A pseudo-terminal of the container's own devpts as the three standard streams; the shim gets its other end."""
     user, mappings = start.process.user.uid, start.users.mappings
-    master = open_multiplexer(lambda flags: open_in_root(rootfs.root, "/dev/pts/ptmx", flags))
+    master = open_multiplexer(lambda flags: syscalls.open_in_root(rootfs.root, "/dev/pts/ptmx", flags))
     with failing("open", "/dev/pts/ptmx"):
         terminal = open_peer(master, start.process, mappings.uid(user) if mappings else user)
     with failing("mount", "/dev/console"):

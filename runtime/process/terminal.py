@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import stat
 import struct
 from collections.abc import Callable
 
+from linux.terminal import resize
 from runtime.errors import NotSupported, failing
 from runtime.light import json, socket
 from runtime.seccomp.passage import Passage
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 # By number: to load `termios` takes longer than to use it.
 _TIOCSCTTY: Final = 0x540E
-_TIOCSWINSZ: Final = 0x5414
 _TIOCGPTPEER: Final = 0x5441
 _TIOCSPTLCK: Final = 0x40045431
 _PTMX: Final = os.makedev(5, 2)
@@ -57,16 +56,6 @@ def _require_multiplexer(fd: int) -> None:
     status = os.fstat(fd)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _PTMX:
         raise NotSupported("open", "/dev/pts/ptmx", "it is no pseudo-terminal multiplexer")
-
-
-def resize(terminal: int, width: int, height: int) -> None:
-    """Set the size in characters, by either end; who has the terminal in the foreground gets SIGWINCH."""
-    size = struct.pack("HHHH", min(max(height, 0), 0xFFFF), min(max(width, 0), 0xFFFF), 0, 0)
-    try:
-        fcntl.ioctl(terminal, _TIOCSWINSZ, size)
-    except OSError as error:
-        if error.errno != errno.EIO:  # everybody at the other end has left
-            raise
 
 
 def hand_over(master: int, channel: socket.socket) -> None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from typing import Final
 
 _WHOLE_TREE: Final = sys.AT_EMPTY_PATH | sys.AT_RECURSIVE
-_IN_ROOT: Final = sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS
 # statfs(2)'s flags for those of a mount, which differ.
 _STATFS_FLAGS: Final = {"ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "nosymfollow": 0x2000}
 
@@ -30,7 +29,7 @@ def clone_source(plan: MountPlan, users: UserNamespaces) -> int:
 def clone_inside(root: int, plan: MountPlan, users: UserNamespaces) -> int:
     """The same of the plan's path in the container's root, with what is mounted in there. Raises OperationFailed."""
     with failing("open bind mount source", plan.source):
-        place = sys.openat2(root, (plan.inside or "").lstrip("/") or ".", os.O_PATH, _IN_ROOT)
+        place = sys.open_in_root(root, plan.inside or "", os.O_PATH)
         try:
             flags = sys.AT_EMPTY_PATH | sys.OPEN_TREE_CLONE | (sys.AT_RECURSIVE if plan.recursive else 0)
             tree = sys.open_tree(place, "", flags)

@@ -10,8 +10,8 @@ import errno
 import os
 import stat
 
+from linux.syscalls import open_in_root
 from runtime.errors import RuntimeCoreError, failing
-from runtime.rootfs.tree import open_in_root
 
 
 class TooLarge(RuntimeCoreError):

@@ -6,8 +6,8 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 
+from linux.syscalls import open_in_root
 from runtime.errors import WrongMountPoint
-from runtime.rootfs.tree import open_in_root
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

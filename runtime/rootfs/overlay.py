@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from linux import syscalls
+from linux.syscalls import open_in_root
 from runtime.errors import failing
 from runtime.namespaces import user as userns
 from runtime.rootfs.mount_sources import new_filesystem
 from runtime.rootfs.plan import MountPlan
-from runtime.rootfs.tree import ATTACH_POINT, open_in_root
+from runtime.rootfs.tree import ATTACH_POINT
 
 _OLD_VALUE_LIMIT: Final = 255  # bytes in one fsconfig string
 _VOLUME_ATTRS: Final = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV

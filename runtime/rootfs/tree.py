@@ -31,7 +31,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_IN_ROOT: Final = sys.RESOLVE_IN_ROOT | sys.RESOLVE_NO_MAGICLINKS
 _DEVICE_TYPES: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 _LINKS: Final = (
     ("fd", "/proc/self/fd"),
@@ -53,11 +52,6 @@ DEFAULT_DEVICES: Final = tuple(
 )
 _LOST: Final = (sys.MS_SHARED, sys.MS_UNBINDABLE)
 ATTACH_POINT: Final = "/rootfs"  # the one directory of the empty mount namespace
-
-
-def open_in_root(root: int, path: str, flags: int, resolve: int = _IN_ROOT) -> int:
-    """Open `path` as if the directory `root` were `/`, never leaving it (openat2(2))."""
-    return sys.openat2(root, path.lstrip("/") or ".", flags, resolve)
 
 
 class Rootfs:
@@ -231,7 +225,7 @@ class Rootfs:
 
         Where links of the image lead to what is missing, it is made where they lead to, inside.
         """
-        resolve = _IN_ROOT | (0 if follow else sys.RESOLVE_NO_SYMLINKS)
+        resolve = sys.IN_ROOT | (0 if follow else sys.RESOLVE_NO_SYMLINKS)
         path = os.path.normpath("/" + path).lstrip("/") or "."
         try:
             return sys.openat2(self.root, path, os.O_PATH, resolve)
@@ -349,7 +343,7 @@ class Rootfs:
         os.close(target)
 
     def _null_device(self) -> int:
-        null = open_in_root(self.root, "/dev/null", os.O_PATH)
+        null = sys.open_in_root(self.root, "/dev/null", os.O_PATH)
         try:
             status = os.fstat(null)
             # The image or a racing container may have put something else there (CVE-2025-31133).
@@ -361,7 +355,7 @@ class Rootfs:
 
     def _existing(self, path: str) -> int | None:
         try:
-            return open_in_root(self.root, path, os.O_PATH)
+            return sys.open_in_root(self.root, path, os.O_PATH)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 return None
@@ -387,7 +381,7 @@ def propagate_again(plans: Sequence[MountPlan], linux: oci.Linux) -> None:
         above.append(path)
         if propagation in _LOST and not covered:
             with failing("set propagation of", destination):
-                mount = open_in_root(root, path, os.O_PATH)
+                mount = sys.open_in_root(root, path, os.O_PATH)
                 flags = sys.AT_EMPTY_PATH | (sys.AT_RECURSIVE if recursive else 0)
                 sys.mount_setattr(mount, "", flags, propagation=propagation)
                 os.close(mount)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
+from linux.terminal import resize as resize_terminal
 from runtime import validation
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NotRunning, OperationFailed, RuntimeCoreError, failing, from_json
@@ -27,7 +28,6 @@ from runtime.process.clone import clone_into
 from runtime.process.hooks import enter_the_container
 from runtime.process.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
 from runtime.process.join import Join
-from runtime.process.terminal import resize as resize_terminal
 from runtime.rootfs import overlay
 from runtime.rootfs.mount_points import check_mount_points
 from runtime.rootfs.plan import plan_mounts

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from linux import syscalls
+from linux.mounts import unmount_if_mounted
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NotRunning, NotSupported, OperationFailed, RuntimeCoreError, failing
 from runtime.logs.writer import complain
@@ -24,7 +25,6 @@ from runtime.process.scheduling import on_every_cpu
 from runtime.shim.container import Container, Supervisor
 from runtime.shim.exec import Reply
 from runtime.shim.execs import kill_family
-from runtime.shim.pod import unmount_if_mounted
 from runtime.shim.stdio import ContainerStdio
 from runtime.spec.values import Resources
 

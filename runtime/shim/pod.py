@@ -9,17 +9,16 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from linux import syscalls
+from linux.mounts import mount_tmpfs, pin_namespace, unmount_if_mounted
 from runtime.errors import NotRunning, OperationFailed, failing, from_json
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
 from runtime.process.infra import INFRA_ID, infra_main
 from runtime.process.init import MAX_REPORT, leave_the_loop, report
 from runtime.spec.values import IDMapping
-
-_SHM_ATTRS: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 
 
 class Pod:
@@ -106,7 +105,8 @@ class Pod:
         options = {"source": "shm", "mode": "1777", "size": str(self._shm_size)}
         if self._users is not None:
             options |= zip(("uid", "gid"), map(str, self._users.root), strict=True)
-        mount_tmpfs(self._shm_path(), options)
+        with failing("mount `tmpfs` on", self._shm_path()):
+            mount_tmpfs(self._shm_path(), options)
 
     def _start_infra(self) -> None:
         kinds = {
@@ -208,51 +208,3 @@ def _write_sysctls(sysctls: Mapping[str, str], owner: int) -> None:
 def _last_id(mappings: Sequence[IDMapping]) -> int:
     """Nobody's id, or the last one that a small user namespace has."""
     return max(min(INFRA_ID, line.container_id + line.size - 1) for line in mappings if line.container_id <= INFRA_ID)
-
-
-def pin_namespace(source: str, path: str) -> None:
-    """Keep the namespace of /proc file `source` alive as a bind mount on `path`."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
-    try:
-        syscalls.mount(source, path, None, syscalls.MS_BIND)
-    except OSError:
-        os.unlink(path)
-        raise
-
-
-def mount_tmpfs(path: str, options: Mapping[str, str]) -> None:
-    """Make the directory and mount a tmpfs there, without devices and programs. Raises RuntimeCoreError."""
-    with failing("mount `tmpfs` on", path):
-        os.mkdir(path, 0o700)
-        context = syscalls.fsopen("tmpfs")
-        try:
-            for key, value in options.items():
-                syscalls.fsconfig_string(context, key, value)
-            syscalls.fsconfig_create(context)
-            mount = syscalls.fsmount(context, _SHM_ATTRS)
-        finally:
-            os.close(context)
-        try:
-            syscalls.move_mount(mount, syscalls.AT_FDCWD, path)
-        finally:
-            os.close(mount)
-
-
-def unmount_if_mounted(path: str) -> None:
-    """Detach what is mounted on `path`; nothing there, or no such path, is fine."""
-    try:
-        syscalls.umount2(path, syscalls.MNT_DETACH)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):
-            raise
-
-
-def unpin_namespace(path: str) -> None:
-    """Undo `pin_namespace`, however much of it is left. Raises RuntimeCoreError."""
-    with failing("unpin network namespace", path):
-        unmount_if_mounted(path)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-

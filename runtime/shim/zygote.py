@@ -20,7 +20,7 @@ from typing import Final
 
 from linux import syscalls
 from linux.sealed import seal
-from runtime.cgroups import Cgroup, Hierarchies, v1, v2
+from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies, v1, v2
 from runtime.cgroups import device_filter as devices_bpf
 from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.namespaces import netdevices
@@ -33,7 +33,6 @@ from runtime.spec.values import Resources
 
 _CONTROL: Final = 3
 _PRELOADED: Final = (devices_bpf, netdevices, v1, v2)  # by others only when they are needed
-SHIM_CGROUP: Final = "/crisp-shims"
 _JOINS: Final = 64  # each that fails is another crispd's stop
 _USUAL_DESCRIPTORS: Final = 1024
 _SHIM_OOM_SCORE_ADJ: Final = -998  # shims go after the pods they serve

@@ -145,6 +145,10 @@ class Hooks:
     poststop: tuple[Hook, ...] = ()
 
 
+# As config.json names them, in the order in which they run.
+HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
+
+
 @dataclass(frozen=True, slots=True)
 class Namespace:
     """`type` is "pid", "network", "mount", "ipc", "uts", "user", "cgroup" or "time"; `path` "" asks for a new one."""

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import Cgroup, Hierarchies
+from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from runtime.client import ShimClient, ShimGone, Zygote
 from runtime.errors import RuntimeCoreError
-from runtime.shim.zygote import SHIM_CGROUP
 
 _BUSYBOX = "/bin/busybox"
 

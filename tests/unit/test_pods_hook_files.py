@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pods.errors import FailedPrecondition, InvalidArgument
 from pods.oci.cdi import find_edits
 from pods.oci.hook_files import HookFile, oci_hooks, read_hooks
-from runtime.process.hooks import MOMENTS
+from runtime.spec.values import HOOK_KINDS
 
 HOOK = {"path": "/usr/bin/hook", "args": ["hook", "now"], "env": ["A=b"], "timeout": 5}
 
@@ -105,7 +105,7 @@ def test_any_member_of_any_kind_is_a_hook_or_refused(
     directory = tmp_path_factory.mktemp("hooks")
     _file(directory, "any.json", **{member: value})
     with contextlib.suppress(FailedPrecondition):
-        assert set(_only(directory).stages) <= set(MOMENTS)
+        assert set(_only(directory).stages) <= set(HOOK_KINDS)
 
 
 @pytest.mark.trial("deep-json-is-refused", "JSON that is nested too deep is refused as what is none")

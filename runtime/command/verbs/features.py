@@ -10,11 +10,11 @@ from linux.tables import CAPABILITIES
 from runtime.command.context import Context
 from runtime.command.flags import Options
 from runtime.errors import RuntimeCoreError
-from runtime.process.hooks import MOMENTS
 from runtime.process.init import NAMESPACE_FLAGS
 from runtime.process.scheduling import MEMORY_FLAGS, MEMORY_MODES
 from runtime.rootfs.plan import known_options
 from runtime.seccomp import compile as seccomp
+from runtime.spec.values import HOOK_KINDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def document(context: Context) -> dict[str, Any]:
     return {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.3.0",
-        "hooks": list(MOMENTS),
+        "hooks": list(HOOK_KINDS),
         "mountOptions": known_options(),
         "linux": {
             "namespaces": sorted(NAMESPACE_FLAGS),

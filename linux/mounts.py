@@ -1,0 +1,60 @@
+"""What is mounted at one place, and taken away again, whoever mounted it. All raise OSError."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping
+
+from linux import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_INERT: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+
+
+def mount_tmpfs(path: str, options: Mapping[str, str]) -> None:
+    """Make the directory and mount a tmpfs there, without devices and programs."""
+    os.mkdir(path, 0o700)
+    context = syscalls.fsopen("tmpfs")
+    try:
+        for key, value in options.items():
+            syscalls.fsconfig_string(context, key, value)
+        syscalls.fsconfig_create(context)
+        mount = syscalls.fsmount(context, _INERT)
+    finally:
+        os.close(context)
+    try:
+        syscalls.move_mount(mount, syscalls.AT_FDCWD, path)
+    finally:
+        os.close(mount)
+
+
+def unmount_if_mounted(path: str) -> None:
+    """Detach what is mounted on `path`; nothing there, or no such path, is fine."""
+    try:
+        syscalls.umount2(path, syscalls.MNT_DETACH)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+
+
+def pin_namespace(source: str, path: str) -> None:
+    """Keep the namespace of /proc file `source` alive as a bind mount on `path`."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o444))
+    try:
+        syscalls.mount(source, path, None, syscalls.MS_BIND)
+    except OSError:
+        os.unlink(path)
+        raise
+
+
+def unpin_namespace(path: str) -> None:
+    """Undo `pin_namespace`, however much of it is left."""
+    unmount_if_mounted(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
