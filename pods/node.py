@@ -16,12 +16,16 @@ from pods.checkpoint.write import Checkpoints
 from pods.host import HostFacts
 from pods.inflight import Background
 from pods.life import information
-from pods.life.containers import Containers
+from pods.life.creation import Creations, Means
+from pods.life.exit import Exits
 from pods.life.pod_checkpoints import PodCheckpoints
 from pods.life.recovery import Recovery
+from pods.life.removal import Removals
 from pods.life.resource_updates import ResourceUpdates
 from pods.life.sandboxes import Sandboxes
 from pods.life.shims import Shims
+from pods.life.start import Starts
+from pods.life.stop import Stops
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
 from pods.oci.cgroups import SYSTEMD
 from pods.security.apparmor import load_default_profile
@@ -31,6 +35,7 @@ from pods.state.memory import State
 from pods.state.plugins import Plugins
 from pods.stats.stats import Stats
 from pods.streams.exec_sync import exec_sync
+from pods.streams.logs import reopen_log
 from pods.streams.ports import open_port
 from pods.streams.sessions import StreamSession, open_attach, open_exec
 from pods.systemd.scopes import Scopes
@@ -57,17 +62,32 @@ class Node:
         self._scopes = Scopes()
         self._shims = Shims(settings, self._scopes, self._exited, self._lost)
         self.host = HostFacts.detect()
-        self._containers = Containers(self._state, self._shims, images, self.host, self._scopes, self._background)
+        means = Means(self._state, self._shims, images, self.host, self._scopes, self._background)
+        self._exits = Exits(self._state, self._shims, self._background)
+        self._stops = Stops(self._state, self._shims, self._exits, self._background)
+        self._removals = Removals(self._state, self._shims, images, self._stops, self._background)
+        self._creations = Creations(means, self._removals)
+        self._starts = Starts(self._state, self._shims, self._background)
         self._sandboxes = Sandboxes(
-            self._state, self._shims, network, self._containers, self.host, self._scopes, self._background
+            self._state,
+            self._shims,
+            network,
+            self._exits,
+            self._stops,
+            self._removals,
+            self.host,
+            self._scopes,
+            self._background,
         )
         self._resources = ResourceUpdates(self._state, self._shims, self.host, self._scopes, self._background)
         self._pod_checkpoints = PodCheckpoints(
-            self._state, self._shims, images, self._sandboxes, self._containers, self._background
+            self._state, self._shims, images, self._sandboxes, self._creations, self._background
         )
         self.profiles = SecurityProfiles(images, self.host)
         self._checkpoints = Checkpoints(self._state, self._background)
-        self._recovery = Recovery(self._state, self._shims, self._sandboxes, self._containers, self._background)
+        self._recovery = Recovery(
+            self._state, self._shims, self._sandboxes, self._exits, self._stops, self._removals, self._background
+        )
 
     @classmethod
     async def open(cls, settings: NodeSettings) -> Node:
@@ -114,7 +134,7 @@ class Node:
         self._state.plugins = plugins
 
     def _exited(self, container_id: str, status: dict[str, Any]) -> None:
-        self._containers.exited(container_id, status)
+        self._exits.exited(container_id, status)
 
     def _lost(self, sandbox_id: str) -> None:
         lost = self._recovery.sandbox_lost(sandbox_id)
@@ -161,20 +181,20 @@ class Node:
 
     async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
         trace = self._trace("create container")
-        container_id = await self._containers.create(sandbox_id, config, trace)
+        container_id = await self._creations.create(sandbox_id, config, trace)
         trace.finish(container_id)
         return container_id
 
     async def start_container(self, container_id: str) -> None:
         trace = self._trace("start container")
-        await self._containers.start(container_id, trace)
+        await self._starts.start(container_id, trace)
         trace.finish(container_id)
 
     async def stop_container(self, container_id: str, timeout: float) -> None:
-        await self._containers.stop(container_id, timeout)
+        await self._stops.stop(container_id, timeout)
 
     async def remove_container(self, container_id: str) -> None:
-        await self._containers.remove(container_id)
+        await self._removals.remove(container_id)
 
     async def update_container(self, container_id: str, wanted: Resources) -> None:
         await self._resources.update_container(container_id, wanted)
@@ -241,7 +261,7 @@ class Node:
         return await open_port(self._state, self._shims, sandbox_id, port)
 
     async def reopen_log(self, container_id: str) -> None:
-        await self._containers.reopen_log(container_id)
+        await reopen_log(self._state, self._shims, container_id)
 
     @property
     def user_namespaces(self) -> bool:

@@ -19,8 +19,8 @@ _PROCESSES = (
 )
 _START = {
     "RunPodSandbox": ("pods/life/sandboxes.py", ("_make",)),
-    "CreateContainer": ("pods/life/containers.py", ("_prepare", "_make")),
-    "StartContainer": ("pods/life/containers.py", ("_start_in_shim", "_start")),
+    "CreateContainer": ("pods/life/creation.py", ("_make_directories", "_make_rootfs", "_write", "_publish")),
+    "StartContainer": ("pods/life/start.py", ("_start_in_shim", "_start")),
 }
 _INTRODUCTION = """\
 # Pictures

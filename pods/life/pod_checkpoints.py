@@ -33,7 +33,7 @@ from runtime.errors import NotSupported, RuntimeCoreError
 if TYPE_CHECKING:
     from image.store import ImageStore
     from pods.inflight import Background
-    from pods.life.containers import Containers
+    from pods.life.creation import Creations
     from pods.life.sandboxes import Sandboxes
     from pods.life.shims import Shims
     from pods.state.memory import State
@@ -70,14 +70,14 @@ class PodCheckpoints:
         shims: Shims,
         images: ImageStore,
         sandboxes: Sandboxes,
-        containers: Containers,
+        creations: Creations,
         background: Background,
     ) -> None:
         self._state = state
         self._shims = shims
         self._images = images
         self._sandboxes = sandboxes
-        self._containers = containers
+        self._creations = creations
         self._background = background
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class PodCheckpoints:
         sandbox_id = await self._sandboxes.run(config, handler, trace)
         try:
             made = {
-                name: await self._containers.create(
+                name: await self._creations.create(
                     sandbox_id, containers[name], trace, str(directory / _archive(number))
                 )
                 for number, name in enumerate(saved.containers)

@@ -20,9 +20,11 @@ from runtime.errors import RuntimeCoreError
 if TYPE_CHECKING:
     from image.store import ImageStore
     from pods.inflight import Background
-    from pods.life.containers import Containers
+    from pods.life.exit import Exits
+    from pods.life.removal import Removals
     from pods.life.sandboxes import Sandboxes
     from pods.life.shims import Shims
+    from pods.life.stop import Stops
     from pods.state.memory import State
 
 _log = logging.getLogger("crisp.pods")
@@ -33,12 +35,21 @@ class Recovery:
     """Brings what is known of sandboxes and containers to the truth, at the daemon's start and when a shim is lost."""
 
     def __init__(
-        self, state: State, shims: Shims, sandboxes: Sandboxes, containers: Containers, background: Background
+        self,
+        state: State,
+        shims: Shims,
+        sandboxes: Sandboxes,
+        exits: Exits,
+        stops: Stops,
+        removals: Removals,
+        background: Background,
     ) -> None:
         self._state = state
         self._shims = shims
         self._sandboxes = sandboxes
-        self._containers = containers
+        self._exits = exits
+        self._stops = stops
+        self._removals = removals
         self._background = background
 
     async def recover(self, images: ImageStore, records: tuple[list[SandboxRecord], list[ContainerRecord]]) -> None:
@@ -58,7 +69,7 @@ class Recovery:
         for container_record in records[1]:
             if not container_record.finished:
                 with _survived("undo unfinished container", container_record.container.id):
-                    await self._containers.discard(container_record.container)
+                    await self._removals.discard(container_record.container)
         await self._clean_state_directory()
 
     async def sandbox_lost(self, sandbox_id: str) -> None:
@@ -66,7 +77,7 @@ class Recovery:
         with contextlib.suppress(ShimGone):
             self._shims.of(sandbox_id)
             await self._sandboxes.lost(sandbox_id)
-            await self._containers.orphaned(sandbox_id)
+            await self._stops.orphaned(sandbox_id)
             return
         record = self._state.sandboxes.get(sandbox_id)
         if record is not None and record.sandbox.state is SandboxState.READY:
@@ -102,7 +113,7 @@ class Recovery:
     async def _without_shim(self, sandbox_id: str) -> None:
         """The shim died, or the machine started anew: nothing of the pod runs."""
         await self._sandboxes.lost(sandbox_id)
-        await self._containers.lost(sandbox_id)
+        await self._exits.lost(sandbox_id)
 
     async def _catch_up(self, record: SandboxRecord, shim: ShimClient) -> None:
         """Learn what happened while no daemon listened. Raises ShimGone, TimeoutError."""
@@ -148,7 +159,7 @@ class Recovery:
     async def _learn(self, container_id: str, known: dict[str, Any]) -> None:
         await self._learn_start(container_id, known)
         if known["exit"] is not None:
-            await self._containers.record_exit(container_id, known["exit"])
+            await self._exits.record(container_id, known["exit"])
 
     async def _clean_state_directory(self) -> None:
         """End shims and remove directories that no record speaks of: the daemon died before the intent was on disk."""

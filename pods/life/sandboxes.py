@@ -33,8 +33,10 @@ from runtime.errors import OperationFailed, RuntimeCoreError
 if TYPE_CHECKING:
     from network.network import Network
     from pods.host import HostFacts
-    from pods.life.containers import Containers
+    from pods.life.exit import Exits
+    from pods.life.removal import Removals
     from pods.life.shims import Shims
+    from pods.life.stop import Stops
     from pods.state.memory import State
     from pods.systemd.scopes import Scopes
     from pods.trace import Trace
@@ -53,7 +55,9 @@ class Sandboxes:
         state: State,
         shims: Shims,
         network: Network,
-        containers: Containers,
+        exits: Exits,
+        stops: Stops,
+        removals: Removals,
         host: HostFacts,
         scopes: Scopes,
         background: Background,
@@ -63,7 +67,9 @@ class Sandboxes:
         self._state = state
         self._shims = shims
         self._network = network
-        self._containers = containers
+        self._exits = exits
+        self._stops = stops
+        self._removals = removals
         self._background = background
         self._flights = Flights(background)
 
@@ -258,7 +264,7 @@ class Sandboxes:
                 sandbox = msgspec.structs.replace(record.sandbox, state=SandboxState.NOT_READY)
                 record = msgspec.structs.replace(record, sandbox=sandbox)
                 await self._state.save_sandbox(record)
-            await self._containers.kill_all(sandbox_id)
+            await self._stops.stop_all(sandbox_id)
             await self._state.happened(Moment.STOP_SANDBOX, record.sandbox)
             await self._tear_down(record)
             sandbox = msgspec.structs.replace(record.sandbox, infra_pid=0, netns="")
@@ -275,7 +281,7 @@ class Sandboxes:
         await self._shims.end(sandbox.id)
         if sandbox.netns:
             self._shims.unpin(sandbox.netns)
-        await self._containers.clear_cgroups(sandbox)
+        await self._exits.clear_cgroups(sandbox)
         if sandbox.cgroup_driver == SYSTEMD and not sandbox.config.cgroup_parent:
             await self._scopes.remove_slice(pod_slice(sandbox.id, sandbox.config))
         elif not sandbox.config.cgroup_parent:
@@ -303,7 +309,7 @@ class Sandboxes:
     async def _remove(self, sandbox_id: str) -> None:
         await self._stop(sandbox_id)
         for container in list(self._state.containers_of(sandbox_id)):
-            await self._containers.remove(container.id)
+            await self._removals.remove(container.id)
         async with self._state.lock(sandbox_id):
             if (record := self._state.sandboxes.get(sandbox_id)) is not None:
                 await self._erase(sandbox_id)

@@ -1,0 +1,69 @@
+"""The image that a container is of, and the checkpoint that it goes on from, if there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pods.checkpoint import restore
+from pods.errors import FailedPrecondition, NotFound
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from image.model import Image
+    from image.store import ImageStore
+    from pods.checkpoint.restore import Checkpoint
+    from pods.model import Container, ContainerConfig, Sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenImage:
+    """An image of the store; with a checkpoint it is the one that the checkpointed container was of."""
+
+    image: Image
+    checkpoint: Checkpoint | None = None
+
+    def wanted(self, config: ContainerConfig) -> ContainerConfig:
+        """The request with what the checkpoint decides."""
+        return config if self.checkpoint is None else self.checkpoint.wanted(config)
+
+
+async def choose(
+    config: ContainerConfig, sandbox: Sandbox, images: ImageStore, *, checkpoint_images: bool
+) -> ChosenImage:
+    """What a request's image is. Raises NotFound, FailedPrecondition, and what reading a checkpoint does."""
+    name = config.image.image
+    image = images.find(name)
+    if image is None:
+        raise NotFound(f"image {name!r} is not on this node: pull it first")
+    if not await restore.of_image(image, images):
+        return ChosenImage(image)
+    if not checkpoint_images:
+        raise FailedPrecondition(
+            f"image {name!r} holds a checkpoint, whose processes have the rights that it gives them, whatever the "
+            "pod asks for: crispd starts such images when crisp.toml has checkpoint_images = true"
+        )
+    restore.check(sandbox)
+    checkpoint = await restore.read(images.layers(image)[0], images, image.id)
+    return ChosenImage(checkpoint.base, checkpoint)
+
+
+async def unpacked(archive: str, directory: Path, images: ImageStore) -> ChosenImage:
+    """What a checkpoint's archive, a path, holds, unpacked into the new `directory`. Raises what that does."""
+    await restore.unpack(archive, directory, images)
+    checkpoint = await restore.read(directory, images)
+    return ChosenImage(checkpoint.base, checkpoint)
+
+
+async def require_trusted(container: Container, chosen: ChosenImage, images: ImageStore) -> None:
+    """Hold the container's images against the node's policy. Raises what `ImageStore.require_trusted` does."""
+    config, checkpoint = container.config, chosen.checkpoint
+    specs = [config.image, *(config.mounts[mounted.mount].image for mounted in container.mounted_images)]
+    names = [spec.user_specified_image or spec.image for spec in specs if spec is not None]
+    if checkpoint is not None:
+        names = [checkpoint.base_name, *(names if checkpoint.image_id else names[1:])]
+    for image_id, name in zip(container.images, names, strict=True):
+        image = images.find(image_id)
+        if image is not None:
+            await images.require_trusted(image, name)

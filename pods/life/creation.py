@@ -1,0 +1,461 @@
+"""CreateContainer: the steps of a creation, in `Creation.run`; each registers by name how it is undone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pods import handlers, log_fields, pod_files
+from pods.checkpoint import restore
+from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
+from pods.inflight import Background, Flights
+from pods.life import chosen_image
+from pods.life.chosen_image import ChosenImage
+from pods.life.removal import delete_in_shim, remove_files
+from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, NamespaceMode, SandboxState
+from pods.oci import document as oci
+from pods.oci import image_volumes, mount_points, mounted_images
+from pods.oci.cgroups import limits_of
+from pods.security import user_namespaces
+from pods.security.labels import selinux_labels
+from pods.security.selinux import relabel, relabel_pod_files
+from pods.state.plugins import Moment
+from pods.state.store import ContainerRecord
+from pods.undo import Undo
+from runtime import validation
+from runtime.client import ShimTooOld
+from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, WrongMountPoint
+from runtime.process.users import Identity, UserNotFound
+from runtime.spec.parse import parse
+
+if TYPE_CHECKING:
+    from image.store import ImageStore
+    from pods.host import HostFacts
+    from pods.life.removal import Removals
+    from pods.life.shims import Shims
+    from pods.model import Sandbox
+    from pods.oci.document import HostObjects
+    from pods.state.memory import State
+    from pods.systemd.scopes import Scopes
+    from pods.trace import Trace
+    from runtime.namespaces.user import IDMappings
+
+_log = logging.getLogger("crisp.pods")
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """The parts of the node that containers are made with."""
+
+    state: State
+    shims: Shims
+    images: ImageStore
+    host: HostFacts
+    scopes: Scopes
+    background: Background
+
+
+class Creations:
+    """Makes containers, each once for a request that is repeated; one that nobody waits for any more is undone."""
+
+    def __init__(self, means: Means, removals: Removals) -> None:
+        self._means = means
+        self._state = means.state
+        self._removals = removals
+        self._flights = Flights(means.background)
+
+    async def create(self, sandbox_id: str, config: ContainerConfig, trace: Trace, archive: str = "") -> str:
+        """Make a container in a ready sandbox and return its id; repeated requests as for sandboxes.
+
+        `archive` is the path of a checkpoint that it is to be restored from.
+        """
+        sandbox = self._state.find_sandbox(sandbox_id).sandbox
+        if sandbox.state is not SandboxState.READY:
+            raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready: no container can be created in it")
+        return await self._flights.run(
+            (sandbox.id, config.metadata.name, config.metadata.attempt),
+            (config, archive),
+            lambda: self._make(sandbox.id, config, trace, archive),
+            self._removals.remove,
+            made=lambda: self._made(sandbox.id, config, archive),
+        )
+
+    async def _make(self, sandbox_id: str, config: ContainerConfig, trace: Trace, archive: str) -> str:
+        sandbox = self._state.find_sandbox(sandbox_id).sandbox
+        container_id = secrets.token_hex(32)
+        fields = {"container": container_id, "container_name": config.metadata.name, "sandbox": sandbox.id}
+        with _explained(config):
+            async with Undo(fields) as undo:
+                container = await Creation(self._means, sandbox, container_id, config, trace, undo).run(archive)
+                undo.discard()
+        await self._state.happened(Moment.POST_CREATE, sandbox, container)
+        _log.info("container created", extra=log_fields.of_container(container) | {"image": config.image.image})
+        return container_id
+
+    def _made(self, sandbox_id: str, config: ContainerConfig, archive: str) -> str | None:
+        """The id of the container that the same request made before. Raises AlreadyExists when another has the name."""
+        held = self._holder(sandbox_id, config)
+        if held is None:
+            return None
+        same = held.config == config and (not archive or bool(held.checkpoint))
+        if same and held.state is ContainerState.CREATED:
+            return held.id
+        name = f"{config.metadata.name}/{config.metadata.attempt}"
+        raise AlreadyExists(f"name {name!r} is held by container {held.id} until it is removed")
+
+    def _holder(self, sandbox_id: str, config: ContainerConfig) -> Container | None:
+        held = (one for one in self._state.containers_of(sandbox_id) if one.config.metadata == config.metadata)
+        return next(held, None)
+
+
+class Creation:
+    """One container in the making."""
+
+    def __init__(
+        self,
+        means: Means,
+        sandbox: Sandbox,
+        container_id: str,
+        config: ContainerConfig,
+        trace: Trace,
+        undo: Undo,
+    ) -> None:
+        self._means = means
+        self._state, self._images, self._host = means.state, means.images, means.host
+        self._settings = means.state.settings
+        self._sandbox = sandbox
+        self._id = container_id
+        self._config = config
+        self._trace = trace
+        self._undo = undo
+        self._root, self._bundle = self._settings.container_root(container_id), self._settings.bundle_dir(container_id)
+        self._users = user_namespaces.mappings_of(sandbox.config)
+        self._intent: Future[None] | None = None
+        self._target = 0  # init of the container whose PID namespace is asked for
+
+    async def run(self, archive: str) -> Container:
+        """Take every step. Raises what CreateContainer answers with, and then the caller's `Undo` has all to undo."""
+        chosen = await self._choose_image(archive)
+        container = self._plan(chosen)
+        await self._reserve(container, chosen)
+        config = chosen.wanted(self._config)
+        found = await self._look_up(config)
+        await self._make_directories(chosen, config)
+        identity, holder = await self._make_rootfs(container, chosen, config, found)
+        volumes = await self._make_volumes(chosen, config, identity)
+        document = self._configure(chosen, config, found, identity, volumes)
+        # From the plugins' hearing of it until it is seen in the lists.
+        async with self._state.gate.passing():
+            container, document = await self._ask_plugins(container, document)
+            await self._write(document, holder)
+            return await self._publish(container, identity)
+
+    # -- what is wanted -----------------------------------------------------------------------------------------------
+
+    async def _choose_image(self, archive: str) -> ChosenImage:
+        name = archive or self._config.image.image
+        if not restore.is_archive(name):
+            return await chosen_image.choose(
+                self._config, self._sandbox, self._images, checkpoint_images=self._settings.checkpoint_images
+            )
+        restore.check(self._sandbox)
+        begun = Container(
+            id=self._id, sandbox_id=self._sandbox.id, config=self._config, image_id="", image_ref="",
+            state=ContainerState.CREATED, created_at=time.time_ns(),
+        )  # fmt: skip
+        # Known before there is anything on disk: a daemon that is killed has its successor take it away.
+        await asyncio.wrap_future(self._intend(begun))
+        return await chosen_image.unpacked(name, self._root / "restore", self._images)
+
+    def _plan(self, chosen: ChosenImage) -> Container:
+        config, image, checkpoint = self._config, chosen.image, chosen.checkpoint
+        log_path = ""
+        if config.log_path and self._sandbox.config.log_directory:
+            log_path = os.path.join(self._sandbox.config.log_directory, config.log_path)
+        if checkpoint is None:
+            oci.process_args(config, image.config)  # a container without a command is refused before anything is made
+        oci.image_volumes(config, image.config)  # and one of an image with too many volumes
+        return Container(
+            id=self._id,
+            sandbox_id=self._sandbox.id,
+            config=config,
+            image_id=image.id,
+            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+            state=ContainerState.CREATED,
+            created_at=time.time_ns(),
+            log_path=log_path,
+            stop_signal=oci.stop_signal(config, image.config),
+            mounted_images=mounted_images.find(config, self._images),
+            checkpoint=str(checkpoint.directory / restore.IMAGES) if checkpoint is not None else "",
+            checkpoint_image_id=checkpoint.image_id if checkpoint is not None else "",
+        )
+
+    async def _reserve(self, container: Container, chosen: ChosenImage) -> None:
+        """Keep the images, and have a record of the container on its way to the disk."""
+        for image_id in container.images:
+            self._images.hold(image_id)
+        self._undo.register("release the images", self._release, container)
+        await chosen_image.require_trusted(container, chosen, self._images)
+        self._intend(container)
+
+    def _release(self, container: Container) -> None:
+        for image_id in container.images:
+            self._images.release(image_id)
+
+    def _intend(self, container: Container) -> Future[None]:
+        """Record a container that the daemon's successor takes away, should this one be killed."""
+        if self._intent is None:
+            self._undo.register("forget the container", self._forget)
+            self._undo.register("remove the container's files", remove_files, self._state, container)
+        self._intent = self._state.store.begin_put(ContainerRecord(container=container))
+        return self._intent
+
+    async def _forget(self) -> None:
+        if self._intent is not None:
+            with contextlib.suppress(PodError):
+                await asyncio.wrap_future(self._intent)
+        await self._state.forget_container(self._id)
+
+    async def _look_up(self, config: ContainerConfig) -> HostObjects:
+        """Refuse what cannot be, and find on the host what the request names."""
+        oci.validate(config, self._sandbox, self._host)
+        self._target = self._target_pid()
+        # In a thread: a volume's path may lie on a network file system whose server does not answer.
+        return await asyncio.to_thread(
+            oci.find_host_objects,
+            config,
+            self._host,
+            self._settings.cdi_spec_dirs,
+            self._settings.hooks_dirs,
+            self._images.profiles.content,
+        )
+
+    def _target_pid(self) -> int:
+        options = self._config.security.namespaces
+        if options.pid is not NamespaceMode.TARGET:
+            return 0
+        field = "config.linux.security_context.namespace_options.target_id"
+        try:
+            target = self._state.find_container(options.target_id).container
+        except NotFound as error:
+            raise InvalidArgument(f"{field}: {error}") from error
+        if target.sandbox_id != self._sandbox.id:
+            raise InvalidArgument(f"{field}: container {target.id} is in another pod sandbox")
+        if target.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"{field}: container {target.id} is not running")
+        return target.pid
+
+    # -- what is made -------------------------------------------------------------------------------------------------
+
+    async def _make_directories(self, chosen: ChosenImage, config: ContainerConfig) -> None:
+        """The writable layer, with what a checkpoint has in it, and the bundle."""
+        _make_layer_directories(self._root, self._images.layers(chosen.image), self._users)
+        self._bundle.mkdir(parents=True, mode=0o700)
+        label = selinux_labels(config.security, self._host)[1]
+        if label:
+            await asyncio.to_thread(relabel_pod_files, self._settings.sandbox_dir(self._sandbox.id), label)
+        if chosen.checkpoint is not None:
+            await restore.write_changes(chosen.checkpoint, self._root / "upper", self._images)
+        self._trace.step("directories made")
+
+    async def _make_rootfs(
+        self, container: Container, chosen: ChosenImage, config: ContainerConfig, found: HostObjects
+    ) -> tuple[Identity, int]:
+        """Have the shim mount the rootfs and find the user in it; that, and the process that holds the scope or 0."""
+        volumes_dir = self._root / "volumes"
+        other = handlers.runtime_of(self._sandbox, self._settings.runtime_handlers, self._settings.state)
+        told: dict[str, Any] = {"runtime": other, "cgroup": self._cgroups_path()} if other else {}
+        asked_user = oci.user_request(config, chosen.image.config)
+        shim = self._means.shims.of(self._sandbox.id)
+        self._undo.register("let the shim delete the container", delete_in_shim, self._means.shims, container)
+        answer = await shim.call(
+            "create",
+            container=self._id,
+            bundle=str(self._bundle),
+            lower=[str(layer) for layer in self._images.layers(chosen.image)],
+            upper=str(self._root / "upper"),
+            work=str(self._root / "work"),
+            user=asked_user.to_json(),
+            mount_points=mount_points.shim_argument(config, found.mount_sources, found.directories, volumes_dir),
+            images=mounted_images.shim_argument(config, container.mounted_images, self._images, volumes_dir),
+            hold=not other and oci.container_scope(self._sandbox, self._id) is not None,
+            label=selinux_labels(config.security, self._host)[1],
+            restored=chosen.checkpoint is not None,
+            **told,
+        )
+        self._trace.step("rootfs mounted, user found")
+        identity = Identity(
+            uid=answer["uid"],
+            gid=answer["gid"],
+            additional_gids=tuple(answer["additional_gids"]),
+            home=answer["home"],
+        )
+        asked_user.check(identity.uid, identity.gid)
+        if self._users is not None:
+            user_namespaces.check_user(identity, self._users)
+        return identity, answer.get("holder", 0)
+
+    async def _make_volumes(
+        self, chosen: ChosenImage, config: ContainerConfig, user: Identity
+    ) -> dict[str, str]:
+        """Those that the image declares and that are to be mounted: path in the container -> name in `volumes`."""
+        wanted = oci.image_volumes(config, chosen.image.config)
+        if not wanted:
+            return {}
+        readonly, label = config.security.readonly_rootfs, selinux_labels(config.security, self._host)[1]
+        place, users = self._root / "volumes", self._users
+        owner = (user.uid, user.gid) if users is None else (users.uid(user.uid), users.gid(user.gid))
+        shim = self._means.shims.of(self._sandbox.id)
+        try:
+            (rootfs,) = await shim.call_for_descriptors("rootfs", container=self._id)
+        except ShimTooOld:
+            return _make_empty_volumes(place, wanted, users) if readonly else {}
+
+        def make() -> dict[str, str]:
+            try:
+                made = image_volumes.make(rootfs, wanted, place, owner, readonly=readonly)
+            finally:
+                os.close(rootfs)
+            for name in made.values() if label else ():
+                relabel(str(place / name), label, f"image {config.image.image!r}: volumes")
+            return made
+
+        return await asyncio.to_thread(make)
+
+    # -- config.json --------------------------------------------------------------------------------------------------
+
+    def _configure(
+        self,
+        chosen: ChosenImage,
+        config: ContainerConfig,
+        found: HostObjects,
+        user: Identity,
+        volumes: dict[str, str],
+    ) -> dict[str, Any]:
+        sandbox_dir = self._settings.sandbox_dir(self._sandbox.id)
+        document = oci.build_config(
+            oci.ContainerContext(
+                container_id=self._id,
+                sandbox=self._sandbox,
+                config=config,
+                image=chosen.image.config,
+                user=user,
+                infra_pid=self._sandbox.infra_pid,
+                target_pid=self._target,
+                sandbox_dir=sandbox_dir,
+                files_dir=pod_files.place(sandbox_dir),
+                volumes_dir=self._root / "volumes",
+                volumes=volumes,
+                cgroups_path=self._cgroups_path(),
+                host=self._host,
+                found=found,
+            )
+        )
+        if chosen.checkpoint is not None and (ignored := chosen.checkpoint.adapt(document)):
+            fields = {"container": self._id, "sandbox": self._sandbox.id, "mounts": ignored}
+            _log.warning("mounts that the checkpointed container had not are left out", extra=fields)
+        if self._sandbox.runtime_handler not in handlers.BUILT_IN:
+            handlers.adapt(document, self._sandbox, self._id, self._host)
+        return document
+
+    async def _ask_plugins(
+        self, container: Container, document: dict[str, Any]
+    ) -> tuple[Container, dict[str, Any]]:
+        if self._state.plugins is None:
+            return container, document
+        self._undo.register(
+            "tell plugins of its removal", self._state.happened, Moment.REMOVE, self._sandbox, container
+        )
+        adjusted = await self._state.plugins.adjusted(self._sandbox, container, document)
+        _check_adjusted(adjusted)
+        if (limits := limits_of(adjusted)) != limits_of(document):
+            oci.linux_resources(limits, self._host, "NRI: adjust.linux.resources")
+            container = msgspec.structs.replace(container, updated=limits)
+        return container, adjusted
+
+    async def _write(self, document: dict[str, Any], holder: int) -> None:
+        """Write config.json, and have systemd make the scope meanwhile."""
+        scope = oci.container_scope(self._sandbox, self._id)
+        making = None
+        if scope is not None and self._sandbox.runtime_handler in handlers.BUILT_IN:
+            scoped = self._means.scopes.make(scope, self._id, holder, document["linux"]["resources"])
+            making = self._means.background.start(scoped)
+        (self._bundle / "config.json").write_text(json.dumps(document))
+        self._trace.step("config.json written")
+        if making is not None:
+            await making
+            self._trace.step("scope made")
+
+    async def _publish(self, container: Container, user: Identity) -> Container:
+        """Make the container durable, and thereby visible. Raises FailedPrecondition if its pod was stopped."""
+        assert self._intent is not None
+        await asyncio.wrap_future(self._intent)
+        found = ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
+        container = msgspec.structs.replace(container, user=found)
+        await self._state.save_container(ContainerRecord(container=container, finished=True))
+        self._trace.step("container durable")
+        # No sooner: a stop ends the containers that it sees.
+        now = self._state.sandboxes.get(self._sandbox.id)
+        if now is None or now.sandbox.state is not SandboxState.READY:
+            raise FailedPrecondition(f"pod sandbox {self._sandbox.id} was stopped meanwhile")
+        return container
+
+    def _cgroups_path(self) -> str:
+        return oci.cgroups_path(self._sandbox, self._id)
+
+
+def _make_layer_directories(root: Path, lower: list[Path], users: IDMappings | None) -> None:
+    """The writable layer's root looks like the image's own root directory."""
+    upper = root / "upper"
+    root.mkdir(parents=True, mode=0o700, exist_ok=True)  # a checkpoint may be in it already
+    upper.mkdir()
+    (root / "work").mkdir(mode=0o700)
+    if lower:
+        status = lower[0].stat()
+        owner = status.st_uid, status.st_gid
+        os.chown(upper, *(owner if users is None else (users.uid(owner[0]), users.gid(owner[1]))))
+        upper.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _make_empty_volumes(place: Path, wanted: dict[str, str], users: IDMappings | None) -> dict[str, str]:
+    """As an older crisp had them, whose shim the pod has."""
+    for name in wanted.values():
+        (place / name).mkdir(parents=True)
+        user_namespaces.give(place / name, users)
+    return wanted
+
+
+def _check_adjusted(document: dict[str, Any]) -> None:
+    """Raise PodError for what plugins made of a config.json and no start would take."""
+    try:
+        validation.check(parse(document))
+    except RuntimeCoreError as error:
+        raise PodError(f"NRI: the container as plugins adjusted it: {error}") from error
+
+
+@contextlib.contextmanager
+def _explained(config: ContainerConfig) -> Iterator[None]:
+    """Say in this room's errors what was wrong."""
+    try:
+        yield
+    except UserNotFound as error:
+        raise InvalidArgument(f"image {config.image.image!r}: {error}") from error
+    except (SpecError, WrongMountPoint) as error:
+        raise InvalidArgument(str(error)) from error
+    except (RuntimeCoreError, OSError) as error:
+        if isinstance(error, OperationFailed) and error.operation == "open in image":
+            raise InvalidArgument(f"config.mounts: image_sub_path: {error}") from error
+        raise PodError(f"create container {config.metadata.name!r}: {error}") from error

@@ -1,0 +1,101 @@
+"""The exits of containers: what shims report, and what is known of those whose shim is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from pods import log_fields
+from pods.errors import PodError
+from pods.model import Container, ContainerState
+from pods.oci.cgroups import cgroups_path
+from pods.state.plugins import Moment
+
+if TYPE_CHECKING:
+    from pods.inflight import Background
+    from pods.life.shims import Shims
+    from pods.model import Sandbox
+    from pods.state.memory import State
+
+_log = logging.getLogger("crisp.pods")
+
+
+class Exits:
+    """Makes exits durable and known, each once."""
+
+    def __init__(self, state: State, shims: Shims, background: Background) -> None:
+        self._state = state
+        self._shims = shims
+        self._background = background
+
+    def exited(self, container_id: str, status: dict[str, Any]) -> None:
+        """A shim reports an exit."""
+        self._background.detach(self.record(container_id, status), f"record exit of container {container_id}")
+
+    async def record(self, container_id: str, status: dict[str, Any]) -> None:
+        """Make an exit durable and known."""
+        if status.get("start_failed"):
+            return  # the start's own answer tells it
+        async with self._state.lock(container_id):
+            record = self._state.containers.get(container_id)
+            if record is None or record.container.state is ContainerState.EXITED:
+                return
+            code = status["code"]
+            reason = "OOMKilled" if status["oom"] else "Completed" if code == 0 else "Error"
+            try:
+                await self._state.record_fact(
+                    container_id,
+                    state=ContainerState.EXITED,
+                    pid=0,
+                    exit_code=code,
+                    reason=reason,
+                    finished_at=status["finished_at"],
+                )
+            except PodError as error:
+                _log.error("exit is not on disk", extra=log_fields.of_container(record.container) | {"error": error})
+            await self._tell_of_stop(container_id)
+        fields = log_fields.of_container(record.container) | {"code": code, "reason": reason}
+        _log.info("container exited", extra=fields)
+
+    async def record_unknown(self, container_id: str) -> None:
+        """Record the exit of a container that nobody saw end."""
+        await self.record(container_id, _unknown_status())
+
+    async def _tell_of_stop(self, container_id: str) -> None:
+        record = self._state.containers.get(container_id)
+        sandbox = self._state.sandboxes.get(record.container.sandbox_id) if record is not None else None
+        if record is not None and sandbox is not None:
+            await self._state.happened(Moment.STOP, sandbox.sandbox, record.container)
+
+    async def lost(self, sandbox_id: str) -> None:
+        """The shim is gone: kill what still runs, and record every container as exited."""
+        record = self._state.sandboxes.get(sandbox_id)
+        for container in list(self._state.containers_of(sandbox_id)):
+            # A start that the shim did not live to answer may have come to pass.
+            started = container.state is not ContainerState.EXITED or container.reason == "StartError"
+            if record is not None and started:
+                path = cgroups_path(record.sandbox, container.id)
+                await asyncio.to_thread(self._shims.kill_cgroup, path)
+            await self.record(container.id, self._status_on_disk(container) or _unknown_status())
+
+    async def clear_cgroups(self, sandbox: Sandbox) -> None:
+        """End and take away what a shim that is gone could not: on all other days there is nothing."""
+        for container in list(self._state.containers_of(sandbox.id)):
+            path = cgroups_path(sandbox, container.id)
+            if self._shims.has_cgroup(path):
+                await asyncio.to_thread(self._shims.kill_cgroup, path)
+
+    def _status_on_disk(self, container: Container) -> dict[str, Any] | None:
+        path = self._state.settings.sandbox_dir(container.sandbox_id) / "exits" / container.id
+        try:
+            status = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return status if isinstance(status, dict) else None
+
+
+def _unknown_status() -> dict[str, Any]:
+    return {"code": 255, "signal": 0, "oom": False, "finished_at": time.time_ns()}

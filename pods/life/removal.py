@@ -1,0 +1,80 @@
+"""RemoveContainer, and the removal of what an earlier daemon did not finish."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from typing import TYPE_CHECKING
+
+from pods import handlers, log_fields
+from pods.directories import remove_trees
+from pods.errors import NotFound
+from pods.model import Container
+from pods.state.plugins import Moment
+from runtime.client import ShimGone
+
+if TYPE_CHECKING:
+    from image.store import ImageStore
+    from pods.inflight import Background
+    from pods.life.shims import Shims
+    from pods.life.stop import Stops
+    from pods.state.memory import State
+
+_log = logging.getLogger("crisp.pods")
+
+
+class Removals:
+    """Takes containers away with all that there is of them."""
+
+    def __init__(
+        self, state: State, shims: Shims, images: ImageStore, stops: Stops, background: Background
+    ) -> None:
+        self._state = state
+        self._shims = shims
+        self._images = images
+        self._stops = stops
+        self._background = background
+
+    async def remove(self, container_id: str) -> None:
+        """Kill the container if it runs, and take away all that is left of it. Unknown ids succeed."""
+        try:
+            found = self._state.find_container(container_id).container.id
+        except NotFound:
+            return
+        await self._background.shielded(self._remove(found))
+
+    async def _remove(self, container_id: str) -> None:
+        await self._stops.stop_now(container_id, 0)
+        async with self._state.lock(container_id):
+            record = self._state.containers.get(container_id)
+            if record is not None:
+                await self.discard(record.container)
+                if (sandbox := self._state.sandboxes.get(record.container.sandbox_id)) is not None:
+                    await self._state.happened(Moment.REMOVE, sandbox.sandbox, record.container)
+                _log.info("container removed", extra=log_fields.of_container(record.container))
+
+    async def discard(self, container: Container) -> None:
+        """Take away all of a container that does not run, whatever of it there is."""
+        await delete_in_shim(self._shims, container)
+        await remove_files(self._state, container)
+        await self._state.forget_container(container.id)
+        for image_id in container.images:
+            self._images.release(image_id)
+
+
+async def delete_in_shim(shims: Shims, container: Container) -> None:
+    """Have the shim, if it lives, let go of the container. Raises RuntimeCoreError."""
+    with contextlib.suppress(ShimGone):
+        await shims.of(container.sandbox_id).call("delete", container=container.id)
+
+
+async def remove_files(state: State, container: Container) -> None:
+    """Remove bundle and writable layer, after the shim has let go of them."""
+    settings = state.settings
+    bundle, root = settings.bundle_dir(container.id), settings.container_root(container.id)
+    sandbox = state.sandboxes.get(container.sandbox_id)
+    if sandbox is None or sandbox.sandbox.runtime_handler not in handlers.BUILT_IN:
+        handlers.clean_up(container.id, bundle, root / "volumes", settings.state)
+    shutil.rmtree(bundle, ignore_errors=True)
+    await remove_trees([root])

@@ -1,0 +1,129 @@
+"""StartContainer."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from pods import log_fields, log_place
+from pods.errors import FailedPrecondition, PodError
+from pods.model import Container, ContainerState, SandboxState
+from pods.security.filter_cache import FilterCache
+from pods.state.plugins import Moment
+from runtime.criu import worker as criu
+from runtime.errors import RuntimeCoreError
+
+if TYPE_CHECKING:
+    from pods.inflight import Background
+    from pods.life.shims import Shims
+    from pods.model import Sandbox
+    from pods.state.memory import State
+    from pods.trace import Trace
+
+_log = logging.getLogger("crisp.pods")
+_START_FAILED = 128
+
+
+class Starts:
+    """Runs containers' programs; a start goes on although its caller leaves."""
+
+    def __init__(self, state: State, shims: Shims, background: Background) -> None:
+        self._state = state
+        self._shims = shims
+        self._background = background
+        self._filters = FilterCache()
+
+    async def start(self, container_id: str, trace: Trace) -> None:
+        """Run the container's program. Raises FailedPrecondition unless it is created and was never started."""
+        found = self._state.find_container(container_id).container.id
+        await self._background.shielded(self._start(found, trace))
+
+    async def _start(self, container_id: str, trace: Trace) -> None:
+        async with self._state.lock(container_id):
+            container, sandbox = self._startable(container_id)
+            await self._state.happens(Moment.START, sandbox, container)
+            try:
+                if container.log_path:
+                    log_place.make_log(container.log_path, sandbox.config.log_directory)
+                answer = await self._start_in_shim(container, sandbox, trace)
+            except (PodError, RuntimeCoreError, OSError) as error:
+                await self._record_failure(container, str(error))
+                raise PodError(f"start container {container_id}: {error}") from error
+            for warning in answer.get("warnings", ()):
+                _warn_once(warning)
+            await self._record(container, answer)
+            trace.step("start durable")
+            if (now := self._state.containers.get(container_id)) is not None:
+                await self._state.happened(Moment.POST_START, sandbox, now.container)
+            _log.info("container started", extra=log_fields.of_container(container) | {"pid": answer["pid"]})
+
+    def _startable(self, container_id: str) -> tuple[Container, Sandbox]:
+        container = self._state.find_container(container_id).container
+        if container.state is not ContainerState.CREATED:
+            raise FailedPrecondition(f"container {container_id} is {container.state.value}, not created")
+        sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
+        if sandbox.state is not SandboxState.READY:
+            raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+        return container, sandbox
+
+    async def _start_in_shim(self, container: Container, sandbox: Sandbox, trace: Trace) -> dict[str, Any]:
+        bundle = self._state.settings.bundle_dir(container.id)
+        program, flags = await self._filters.of(bundle / "config.json")
+        trace.step("seccomp filter ready")
+        restored: dict[str, Any] = {}
+        if container.checkpoint:
+            work = self._state.settings.container_root(container.id) / "criu"
+            work.mkdir(mode=0o700, exist_ok=True)
+            restored = {"restore": container.checkpoint, "work": str(work), "criu": criu.find()}
+        answer = await self._shims.of(container.sandbox_id).call(
+            "start",
+            container=container.id,
+            log=container.log_path,
+            log_trusted=log_place.trusted(sandbox.config.log_directory) if container.log_path else "",
+            stdin=container.config.stdin,
+            stdin_once=container.config.stdin_once,
+            filter=base64.b64encode(program).decode(),
+            filter_flags=flags,
+            trace=trace.on,
+            **restored,
+        )
+        trace.add((name, at) for name, at in answer.get("steps", ()))
+        trace.step("shim answered")
+        return answer
+
+    async def _record(self, container: Container, answer: dict[str, Any]) -> None:
+        try:
+            await self._state.record_fact(
+                container.id, state=ContainerState.RUNNING, pid=answer["pid"], started_at=answer["started_at"]
+            )
+        except PodError:
+            # The caller takes it for not started: it must not run. Its exit is recorded as any other's.
+            await self._shims.of(container.sandbox_id).call("kill", container=container.id)
+            raise
+
+    async def _record_failure(self, container: Container, message: str) -> None:
+        _log.info("container not started", extra=log_fields.of_container(container) | {"error": message})
+        try:
+            await self._state.record_fact(
+                container.id,
+                state=ContainerState.EXITED,
+                exit_code=_START_FAILED,
+                reason="StartError",
+                message=message,
+                started_at=0,
+                finished_at=time.time_ns(),
+            )
+        except PodError as error:
+            _log.error("failed start is not on disk", extra=log_fields.of_container(container) | {"error": error})
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(warning: str) -> None:
+    kind = warning.partition(" ")[0]
+    if kind not in _warned:
+        _warned.add(kind)
+        _log.warning("%s (said once)", warning)

@@ -1,0 +1,25 @@
+"""ReopenContainerLog."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pods.errors import FailedPrecondition, PodError
+from pods.streams.command import running_container
+from runtime.client import ShimGone
+from runtime.errors import NotRunning, RuntimeCoreError
+
+if TYPE_CHECKING:
+    from pods.life.shims import Shims
+    from pods.state.memory import State
+
+
+async def reopen_log(state: State, shims: Shims, container_id: str) -> None:
+    """Go on in a new file at the log path. Raises FailedPrecondition unless the container runs, PodError."""
+    container = running_container(state, container_id)
+    try:
+        await shims.of(container.sandbox_id).call("reopen-log", container=container.id)
+    except (ShimGone, NotRunning) as error:  # its end has not reached the state yet
+        raise FailedPrecondition(f"container {container.id} is gone: {error}") from error
+    except RuntimeCoreError as error:
+        raise PodError(f"reopen log {container.log_path!r} of container {container.id}: {error}") from error
