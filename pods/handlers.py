@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from linux.mounts import unmount_if_mounted
+from pods.cgroups.places import places_of
 from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import NamespaceMode, Sandbox, SandboxConfig
-from pods.oci.cgroups import SYSTEMD, container_scope
 from pods.security.seccomp_profile import BASE
 
 BUILT_IN: Final = ("", "crisp")
@@ -46,7 +46,7 @@ def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> d
         raise FailedPrecondition(f"runtime_handlers: {handler!r} of pod sandbox {sandbox.id} is configured no more")
     root = state / "handlers" / handler
     root.mkdir(parents=True, mode=0o711, exist_ok=True)
-    return {"path": str(external[handler]), "root": str(root), "systemd": sandbox.cgroup_driver == SYSTEMD}
+    return {"path": str(external[handler]), "root": str(root), "systemd": places_of(sandbox.cgroup_driver).by_systemd}
 
 
 def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str, host: HostFacts) -> None:
@@ -59,10 +59,7 @@ def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str, host: H
     document["ociVersion"] = _VERSION
     if not host.hugetlb:  # kubelet limits every size of page; runc fails where version 2 has the controller but not all
         document["linux"]["resources"].pop("hugepageLimits", None)
-    scope = container_scope(sandbox, container_id)
-    if scope is not None:  # that runtime asks systemd for it
-        prefix, _, name = scope.name.removesuffix(".scope").partition("-")
-        document["linux"]["cgroupsPath"] = f"{scope.slice}:{prefix}:{name}"
+    document["linux"]["cgroupsPath"] = places_of(sandbox.cgroup_driver).oci_path(sandbox, container_id)
 
 
 def clean_up(container_id: str, bundle: Path, volumes: Path, state: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from image.store import ImageStore
 from network.network import Network
+from pods.cgroups.driver import Cgroups
 from pods.checkpoint.write import Checkpoints
 from pods.host import HostFacts
 from pods.inflight import Background
@@ -27,7 +28,6 @@ from pods.life.shims import Shims
 from pods.life.start import Starts
 from pods.life.stop import Stops
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
-from pods.oci.cgroups import SYSTEMD
 from pods.security.apparmor import load_default_profile
 from pods.security.pulled_profiles import SecurityProfiles
 from pods.settings import NodeSettings
@@ -38,7 +38,6 @@ from pods.streams.exec_sync import exec_sync
 from pods.streams.logs import reopen_log
 from pods.streams.ports import open_port
 from pods.streams.sessions import StreamSession, open_attach, open_exec
-from pods.systemd.scopes import Scopes
 from pods.trace import StepReport, Trace
 
 _log = logging.getLogger("crisp.pods")
@@ -59,11 +58,11 @@ class Node:
         self.trace_start = settings.trace_start
         self.step_reports: list[StepReport] = []  # told of each step of a start
         self.stats = Stats(self._state)
-        self._scopes = Scopes()
-        self._shims = Shims(settings, self._scopes, self._exited, self._lost)
+        self._cgroups = Cgroups(settings.cgroup_driver)
+        self._shims = Shims(settings, self._cgroups, self._exited, self._lost)
         self.host = HostFacts.detect()
-        means = Means(self._state, self._shims, images, self.host, self._scopes, self._background)
-        self._exits = Exits(self._state, self._shims, self._background)
+        means = Means(self._state, self._shims, images, self.host, self._cgroups, self._background)
+        self._exits = Exits(self._state, self._cgroups, self._background)
         self._stops = Stops(self._state, self._shims, self._exits, self._background)
         self._removals = Removals(self._state, self._shims, images, self._stops, self._background)
         self._creations = Creations(means, self._removals)
@@ -76,10 +75,10 @@ class Node:
             self._stops,
             self._removals,
             self.host,
-            self._scopes,
+            self._cgroups,
             self._background,
         )
-        self._resources = ResourceUpdates(self._state, self._shims, self.host, self._scopes, self._background)
+        self._resources = ResourceUpdates(self._state, self._shims, self.host, self._cgroups, self._background)
         self._pod_checkpoints = PodCheckpoints(
             self._state, self._shims, images, self._sandboxes, self._creations, self._background
         )
@@ -104,9 +103,8 @@ class Node:
             node = cls(settings, images, network)
             records = await node._state.store.open()
             undo.callback(node._state.store.close)
-            undo.push_async_callback(node._scopes.close)
-            if settings.cgroup_driver == SYSTEMD:
-                await node._scopes.open()
+            undo.push_async_callback(node._cgroups.close)
+            await node._cgroups.driver.open()
             await node._shims.start()
             undo.callback(node._shims.close)
             undo.callback(node.stats.close)
@@ -118,7 +116,7 @@ class Node:
         """Let go; containers and shims live on."""
         await self._background.drain(_CLOSE_SECONDS)
         self._shims.close()
-        await self._scopes.close()
+        await self._cgroups.close()
         self.stats.close()
         await self.network.close()
         await self.images.close()

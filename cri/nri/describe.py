@@ -7,8 +7,8 @@ from typing import Any
 
 from cri.nri.resources import resources_message
 from cri.nri.v1alpha1 import api_pb2 as nri
+from pods.cgroups.places import pod_cgroup
 from pods.model import Container, ContainerState, Sandbox
-from pods.oci.cgroups import pod_cgroup
 from pods.oci.namespaces import sandbox_namespaces
 from pods.octets import shown
 

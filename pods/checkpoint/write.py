@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pods import log_fields, log_place
+from pods.cgroups.places import container_cgroup
 from pods.checkpoint.changes import add_file
 from pods.checkpoint.changes import write_changes as _write_changes
 from pods.errors import FailedPrecondition, InvalidArgument, PodError
 from pods.model import Container, ContainerState
-from pods.oci.cgroups import cgroups_path
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.criu import worker as criu
 from runtime.criu.describe import describe
@@ -97,7 +97,7 @@ def write_archive(
     """
     criu.find()
     root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)
-    cgroup = cgroups_path(sandbox, container.id)
+    cgroup = container_cgroup(sandbox, container.id)
     shutil.rmtree(work, ignore_errors=True)  # of a daemon that was killed
     (work / _IMAGES).mkdir(parents=True, mode=0o700)
     text = (bundle / "config.json").read_bytes()

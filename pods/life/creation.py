@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pods import handlers, log_fields, pod_files
+from pods.cgroups.places import container_cgroup
 from pods.checkpoint import restore
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
@@ -43,13 +44,13 @@ from runtime.spec.parse import parse
 
 if TYPE_CHECKING:
     from image.store import ImageStore
+    from pods.cgroups.driver import Cgroups
     from pods.host import HostFacts
     from pods.life.removal import Removals
     from pods.life.shims import Shims
     from pods.model import Sandbox
     from pods.oci.document import HostObjects
     from pods.state.memory import State
-    from pods.systemd.scopes import Scopes
     from pods.trace import Trace
     from runtime.namespaces.user import IDMappings
 
@@ -64,7 +65,7 @@ class Means:
     shims: Shims
     images: ImageStore
     host: HostFacts
-    scopes: Scopes
+    cgroups: Cgroups
     background: Background
 
 
@@ -274,10 +275,10 @@ class Creation:
     async def _make_rootfs(
         self, container: Container, chosen: ChosenImage, config: ContainerConfig, found: HostObjects
     ) -> tuple[Identity, int]:
-        """Have the shim mount the rootfs and find the user in it; that, and the process that holds the scope or 0."""
+        """Have the shim mount the rootfs and find the user in it; that, and the process that holds the cgroup or 0."""
         volumes_dir = self._root / "volumes"
         other = handlers.runtime_of(self._sandbox, self._settings.runtime_handlers, self._settings.state)
-        told: dict[str, Any] = {"runtime": other, "cgroup": self._cgroups_path()} if other else {}
+        told: dict[str, Any] = {"runtime": other, "cgroup": container_cgroup(self._sandbox, self._id)} if other else {}
         asked_user = oci.user_request(config, chosen.image.config)
         shim = self._means.shims.of(self._sandbox.id)
         self._undo.register("let the shim delete the container", delete_in_shim, self._means.shims, container)
@@ -291,7 +292,7 @@ class Creation:
             user=asked_user.to_json(),
             mount_points=mount_points.shim_argument(config, found.mount_sources, found.directories, volumes_dir),
             images=mounted_images.shim_argument(config, container.mounted_images, self._images, volumes_dir),
-            hold=not other and oci.container_scope(self._sandbox, self._id) is not None,
+            hold=not other and self._means.cgroups.of(self._sandbox).hold,
             label=selinux_labels(config.security, self._host)[1],
             restored=chosen.checkpoint is not None,
             **told,
@@ -359,7 +360,7 @@ class Creation:
                 files_dir=pod_files.place(sandbox_dir),
                 volumes_dir=self._root / "volumes",
                 volumes=volumes,
-                cgroups_path=self._cgroups_path(),
+                cgroups_path=container_cgroup(self._sandbox, self._id),
                 host=self._host,
                 found=found,
             )
@@ -387,12 +388,12 @@ class Creation:
         return container, adjusted
 
     async def _write(self, document: dict[str, Any], holder: int) -> None:
-        """Write config.json, and have systemd make the scope meanwhile."""
-        scope = oci.container_scope(self._sandbox, self._id)
+        """Write config.json, and have the cgroup made meanwhile if a process is there to hold it."""
         making = None
-        if scope is not None and self._sandbox.runtime_handler in handlers.BUILT_IN:
-            scoped = self._means.scopes.make(scope, self._id, holder, document["linux"]["resources"])
-            making = self._means.background.start(scoped)
+        if holder:
+            driver = self._means.cgroups.of(self._sandbox)
+            made = driver.make(self._sandbox, self._id, holder, document["linux"]["resources"])
+            making = self._means.background.start(made)
         (self._bundle / "config.json").write_text(json.dumps(document))
         self._trace.step("config.json written")
         if making is not None:
@@ -412,9 +413,6 @@ class Creation:
         if now is None or now.sandbox.state is not SandboxState.READY:
             raise FailedPrecondition(f"pod sandbox {self._sandbox.id} was stopped meanwhile")
         return container
-
-    def _cgroups_path(self) -> str:
-        return oci.cgroups_path(self._sandbox, self._id)
 
 
 def _make_layer_directories(root: Path, lower: list[Path], users: IDMappings | None) -> None:

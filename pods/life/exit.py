@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pods import log_fields
 from pods.errors import PodError
 from pods.model import Container, ContainerState
-from pods.oci.cgroups import cgroups_path
 from pods.state.plugins import Moment
 
 if TYPE_CHECKING:
+    from pods.cgroups.driver import Cgroups
     from pods.inflight import Background
-    from pods.life.shims import Shims
     from pods.model import Sandbox
     from pods.state.memory import State
 
@@ -26,9 +25,9 @@ _log = logging.getLogger("crisp.pods")
 class Exits:
     """Makes exits durable and known, each once."""
 
-    def __init__(self, state: State, shims: Shims, background: Background) -> None:
+    def __init__(self, state: State, cgroups: Cgroups, background: Background) -> None:
         self._state = state
-        self._shims = shims
+        self._cgroups = cgroups
         self._background = background
 
     def exited(self, container_id: str, status: dict[str, Any]) -> None:
@@ -77,16 +76,14 @@ class Exits:
             # A start that the shim did not live to answer may have come to pass.
             started = container.state is not ContainerState.EXITED or container.reason == "StartError"
             if record is not None and started:
-                path = cgroups_path(record.sandbox, container.id)
-                await asyncio.to_thread(self._shims.kill_cgroup, path)
+                await asyncio.to_thread(self._cgroups.kill_container, record.sandbox, container.id)
             await self.record(container.id, self._status_on_disk(container) or _unknown_status())
 
     async def clear_cgroups(self, sandbox: Sandbox) -> None:
         """End and take away what a shim that is gone could not: on all other days there is nothing."""
         for container in list(self._state.containers_of(sandbox.id)):
-            path = cgroups_path(sandbox, container.id)
-            if self._shims.has_cgroup(path):
-                await asyncio.to_thread(self._shims.kill_cgroup, path)
+            if self._cgroups.has_container(sandbox, container.id):
+                await asyncio.to_thread(self._cgroups.kill_container, sandbox, container.id)
 
     def _status_on_disk(self, container: Container) -> dict[str, Any] | None:
         path = self._state.settings.sandbox_dir(container.sandbox_id) / "exits" / container.id

@@ -13,8 +13,8 @@ from typing import Any
 
 from network.namespace import is_namespace
 from pods import handlers
+from pods.cgroups.places import pod_cgroup
 from pods.model import Container, ContainerState, NamespaceMode, Sandbox, SandboxState
-from pods.oci.cgroups import pod_cgroup
 from pods.oci.namespaces import sandbox_namespaces
 from pods.settings import NodeSettings
 from pods.state.store import SandboxRecord

@@ -15,17 +15,17 @@ import msgspec
 from pods import log_fields
 from pods.errors import FailedPrecondition, PodError
 from pods.model import Container, ContainerState, Resources, SandboxState
-from pods.oci.cgroups import container_scope, linux_resources, update_plan, updated
+from pods.oci.cgroups import linux_resources, update_plan, updated
 from pods.oci.host_limits import check_host_limits
 from pods.state.plugins import Moment
 from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
+    from pods.cgroups.driver import Cgroups
     from pods.host import HostFacts
     from pods.inflight import Background
     from pods.life.shims import Shims
     from pods.state.memory import State
-    from pods.systemd.scopes import Scopes
 
 _log = logging.getLogger("crisp.pods")
 _FIELD: Final = "linux"  # of UpdateContainerResourcesRequest
@@ -36,10 +36,10 @@ class ResourceUpdates:
     """Changes of limits; one that fails leaves the old ones in the kernel, in config.json and in the status."""
 
     def __init__(
-        self, state: State, shims: Shims, host: HostFacts, scopes: Scopes, background: Background
+        self, state: State, shims: Shims, host: HostFacts, cgroups: Cgroups, background: Background
     ) -> None:
         self._state = state
-        self._scopes = scopes
+        self._cgroups = cgroups
         self._shims = shims
         self._host = host
         self._background = background
@@ -79,11 +79,11 @@ class ResourceUpdates:
             try:
                 await self._apply(container, plan, wanted.oom_score_adj)
                 try:
-                    await self._tell_systemd(container, plan, after)
+                    await self._tell_driver(container, plan, after)
                     await self._keep(container, after)
                 except BaseException:
                     with contextlib.suppress(RuntimeCoreError, PodError):
-                        await self._tell_systemd(container, {}, container.resources)
+                        await self._tell_driver(container, {}, container.resources)
                         await self._apply(container, None, 0)
                     raise
             except (RuntimeCoreError, OSError) as error:
@@ -98,16 +98,17 @@ class ResourceUpdates:
         for warning in answer.get("warnings", ()):
             _log.warning("%s", warning, extra=log_fields.of_container(container))
 
-    async def _tell_systemd(self, container: Container, plan: dict[str, Any], after: Resources) -> None:
-        """Have systemd know all the limits, and the exact ones of the plan written after it wrote its own.
+    async def _tell_driver(self, container: Container, plan: dict[str, Any], after: Resources) -> None:
+        """Have the cgroup driver know all the limits, and the plan's written again where it wrote its own.
 
-        It comes second: it would not refuse memory that is in use.
+        It comes second: systemd would not refuse memory that is in use.
         """
-        scope = container_scope(self._state.find_sandbox(container.sandbox_id).sandbox, container.id)
-        if scope is None or container.state is ContainerState.EXITED:
+        if container.state is ContainerState.EXITED:
             return
-        await self._scopes.update(scope, linux_resources(after, self._host, _FIELD))
-        if plan and container.state is ContainerState.RUNNING:
+        sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
+        limits = linux_resources(after, self._host, _FIELD)
+        written = await self._cgroups.of(sandbox).update(sandbox, container.id, limits)
+        if written and plan and container.state is ContainerState.RUNNING:
             await self._shims.of(container.sandbox_id).call(
                 "update", container=container.id, resources=plan, oom_score_adj=0, again=True
             )

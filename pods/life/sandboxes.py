@@ -17,13 +17,13 @@ from network.errors import NetworkError
 from network.model import DNS, Attachment
 from network.model import PortMapping as NetworkPort
 from pods import log_fields, log_place, pod_files
+from pods.cgroups.places import places_of
 from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
 from pods.handlers import check_handler
 from pods.inflight import Background, Flights
 from pods.log_fields import pod_name
 from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from pods.oci import pod_contents as files
-from pods.oci.cgroups import SYSTEMD, cgroup_parent, pod_cgroup, pod_slice
 from pods.security import user_namespaces
 from pods.security.sysctls import default_sysctls, sandbox_sysctls
 from pods.state.plugins import Moment
@@ -32,13 +32,13 @@ from runtime.errors import OperationFailed, RuntimeCoreError
 
 if TYPE_CHECKING:
     from network.network import Network
+    from pods.cgroups.driver import Cgroups
     from pods.host import HostFacts
     from pods.life.exit import Exits
     from pods.life.removal import Removals
     from pods.life.shims import Shims
     from pods.life.stop import Stops
     from pods.state.memory import State
-    from pods.systemd.scopes import Scopes
     from pods.trace import Trace
 
 _log = logging.getLogger("crisp.pods")
@@ -59,11 +59,11 @@ class Sandboxes:
         stops: Stops,
         removals: Removals,
         host: HostFacts,
-        scopes: Scopes,
+        cgroups: Cgroups,
         background: Background,
     ) -> None:
         self._host = host
-        self._scopes = scopes
+        self._cgroups = cgroups
         self._state = state
         self._shims = shims
         self._network = network
@@ -106,7 +106,7 @@ class Sandboxes:
         user_namespaces.check_pod(
             options, "config.linux.security_context.namespace_options", self._shims.idmap_refusal
         )
-        cgroup_parent("new", config, self._state.settings.cgroup_driver)
+        places_of(self._state.settings.cgroup_driver).pod("new", config)
         sandbox_sysctls(config)
         files.hostname("", config, self._host.hostname)
         files.resolv_conf(config.dns, "")
@@ -282,11 +282,7 @@ class Sandboxes:
         if sandbox.netns:
             self._shims.unpin(sandbox.netns)
         await self._exits.clear_cgroups(sandbox)
-        if sandbox.cgroup_driver == SYSTEMD and not sandbox.config.cgroup_parent:
-            await self._scopes.remove_slice(pod_slice(sandbox.id, sandbox.config))
-        elif not sandbox.config.cgroup_parent:
-            self._shims.remove_cgroup(pod_cgroup(sandbox))  # an older crisp's has no mark
-        self._shims.leave_cgroup(pod_cgroup(sandbox))
+        await self._cgroups.remove_pod(sandbox)
 
     async def lost(self, sandbox_id: str) -> None:
         """The shim or the infra process is gone: the sandbox is not ready, and nothing in it runs any more."""

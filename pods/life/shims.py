@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +10,14 @@ from typing import Any
 
 from linux.mounts import unmount_if_mounted, unpin_namespace
 from pods import pod_files
-from pods.oci.cgroups import SYSTEMD
+from pods.cgroups.driver import Cgroups
 from pods.settings import NodeSettings
-from pods.systemd.scopes import Scopes
-from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
+from runtime.cgroups import SHIM_CGROUP
 from runtime.client import ShimClient, ShimGone, Zygote
-from runtime.errors import RuntimeCoreError, failing
+from runtime.errors import failing
 from runtime.wire.frames import Message
 
 _log = logging.getLogger("crisp.pods")
-
-_KILLED_SECONDS = 2.0
 
 ExitHandler = Callable[[str, dict[str, Any]], None]  # container id, exit record
 LossHandler = Callable[[str], None]  # sandbox id
@@ -31,12 +27,12 @@ class Shims:
     """Connections by sandbox id. `on_exit` and `on_loss` are called on the loop."""
 
     def __init__(
-        self, settings: NodeSettings, scopes: Scopes, on_exit: ExitHandler, on_loss: LossHandler
+        self, settings: NodeSettings, cgroups: Cgroups, on_exit: ExitHandler, on_loss: LossHandler
     ) -> None:
         self._settings = settings
-        self._zygote = Zygote(scopes.place_shims if settings.cgroup_driver == SYSTEMD else None)
+        self._cgroups = cgroups
+        self._zygote = Zygote(cgroups.driver.place_shims)
         self._clients: dict[str, ShimClient] = {}
-        self._hierarchies: Hierarchies | None = None
         self.idmap_refusal = "not asked yet"  # why no pod can have a user namespace; "" if one can
         self._on_exit = on_exit
         self._on_loss = on_loss
@@ -92,32 +88,6 @@ class Shims:
         unmount_if_mounted(str(directory / "shm"))
         pod_files.unmount(directory)
 
-    def kill_cgroup(self, path: str) -> None:
-        """End what a dead shim's container left running. Best effort."""
-        cgroup = Cgroup.at(self._cgroups(), path)
-        if not cgroup.exists():
-            return
-        try:
-            cgroup.kill_in_pod()
-            cgroup.wait_empty(_KILLED_SECONDS)
-            cgroup.remove()
-        except RuntimeCoreError as error:
-            _log.warning("cgroup is left", extra={"cgroup": path, "error": error})
-
-    def has_cgroup(self, path: str) -> bool:
-        """Whether there is something left of a cgroup."""
-        return Cgroup.at(self._cgroups(), path).exists()
-
-    def remove_cgroup(self, path: str) -> None:
-        """Remove a cgroup that nothing is in any more, whoever made it. Best effort."""
-        with contextlib.suppress(RuntimeCoreError):
-            Cgroup.at(self._cgroups(), path).remove_if_unused()
-
-    def leave_cgroup(self, path: str) -> None:
-        """Remove a cgroup and those above it, as far as crisp has made them and nothing is in them any more."""
-        with contextlib.suppress(RuntimeCoreError):
-            Cgroup.at(self._cgroups(), f"{path}/below").remove_made_parents()
-
     def unpin(self, path: str | Path) -> None:
         """Let go of a pod's network namespace. Raises RuntimeCoreError."""
         with failing("unpin network namespace", str(path)):
@@ -129,13 +99,7 @@ class Shims:
             client.close()
         self._clients.clear()
         self._zygote.close()
-        with contextlib.suppress(RuntimeCoreError):  # not while another daemon's, or our own living, pods have shims
-            Cgroup.at(self._cgroups(), SHIM_CGROUP).remove_if_unused()
-
-    def _cgroups(self) -> Hierarchies:
-        if self._hierarchies is None:
-            self._hierarchies = Hierarchies.detect()
-        return self._hierarchies
+        self._cgroups.remove_unused(SHIM_CGROUP)  # not while another daemon's, or our own living, pods have shims
 
     def _handlers(self, sandbox_id: str) -> tuple[Callable[[Message], None], Callable[[], None]]:
         def on_event(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""A container's place in the cgroup tree and its limits (runtime-spec config-linux.md, "Control groups")."""
+"""A container's limits (runtime-spec config-linux.md, "Control groups")."""
 
 from __future__ import annotations
 
@@ -9,69 +9,14 @@ import msgspec
 
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
-from pods.model import Resources, Sandbox, SandboxConfig
-from runtime.cgroups.systemd import Scope, slice_path
-from runtime.errors import SpecError
+from pods.model import Resources
 
-NO_PARENT = "/crisp"
-SYSTEMD = "systemd"  # as cgroup driver
-_PARENT_FIELD = "config.linux.cgroup_parent"
 _FIELD = "config.linux.resources"
 _LEAST_MEMORY = 2 << 20  # bytes: what a container's init touches before its program replaces it
 _LEAST_PERIOD, _LONGEST_PERIOD = 1000, 1_000_000  # microseconds, the kernel's for both period and quota
 _PAGE_SIZE = re.compile(r"[1-9][0-9]*[KMG]B")
 _CPU_LIST = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
 _UNIFIED_FILE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
-
-
-def cgroup_parent(sandbox_id: str, config: SandboxConfig, driver: str) -> str:
-    """The cgroup that a pod's containers go into, as an absolute path: the given one, else one of the pod's own.
-
-    Raises InvalidArgument for a path that is not absolute and plain, and for what is not of the cgroup driver's kind:
-    a slice with "systemd", anything else with "cgroupfs".
-    """
-    parent = config.cgroup_parent
-    if driver == SYSTEMD:
-        try:
-            return slice_path(pod_slice(sandbox_id, config), _PARENT_FIELD)
-        except SpecError as error:
-            raise InvalidArgument(
-                f"{error}, and this runtime's cgroup driver is systemd: set `cgroupDriver: systemd` in the kubelet's "
-                "configuration"
-            ) from error
-    if not parent:
-        return f"{NO_PARENT}/{sandbox_id}"
-    if parent.rstrip("/").endswith(".slice"):
-        raise InvalidArgument(
-            f"{_PARENT_FIELD}: {parent!r} is a systemd slice, but this runtime drives cgroups by the file system: "
-            "set `cgroupDriver: cgroupfs` in the kubelet's configuration"
-        )
-    if not parent.startswith("/") or ".." in parent.split("/") or "\0" in parent:
-        raise InvalidArgument(f"{_PARENT_FIELD}: {parent!r} is not an absolute path without '..'")
-    return "/" + "/".join(part for part in parent.split("/") if part not in ("", "."))
-
-
-def pod_slice(sandbox_id: str, config: SandboxConfig) -> str:
-    """The slice that a pod's containers go into: kubelet's, which gives its whole path, else one of the pod's own."""
-    return config.cgroup_parent.rstrip("/").rpartition("/")[2] if config.cgroup_parent else f"crisp-{sandbox_id}.slice"
-
-
-def pod_cgroup(sandbox: Sandbox) -> str:
-    """The sandbox's `cgroup_parent`."""
-    return cgroup_parent(sandbox.id, sandbox.config, sandbox.cgroup_driver)
-
-
-def container_scope(sandbox: Sandbox, container_id: str) -> Scope | None:
-    """The unit that a container is for systemd; None where cgroups are none of its business."""
-    if sandbox.cgroup_driver != SYSTEMD:
-        return None
-    return Scope(pod_slice(sandbox.id, sandbox.config), f"crisp-{container_id}.scope")
-
-
-def cgroups_path(sandbox: Sandbox, container_id: str) -> str:
-    """The container's own cgroup, under the pod's. Raises what `cgroup_parent` does."""
-    scope = container_scope(sandbox, container_id)
-    return f"{pod_cgroup(sandbox).rstrip('/')}/{scope.name if scope else container_id}"
 
 
 def linux_resources(resources: Resources, host: HostFacts, field: str = _FIELD) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pods.host import HostFacts
 from pods.model import ContainerConfig, NamespaceMode, Sandbox
 from pods.oci import pod_contents as files
 from pods.oci.cdi import CDIEdits, find_edits, requested
-from pods.oci.cgroups import cgroup_parent, cgroups_path, container_scope, linux_resources
+from pods.oci.cgroups import linux_resources
 from pods.oci.check import validate
 from pods.oci.devices import DeviceNode, host_devices, requested_devices
 from pods.oci.hook_files import HookFile, oci_hooks, read_hooks
@@ -39,9 +39,6 @@ __all__ = [
     "HostObjects",
     "UserRequest",
     "build_config",
-    "cgroup_parent",
-    "cgroups_path",
-    "container_scope",
     "find_host_objects",
     "image_volumes",
     "linux_resources",

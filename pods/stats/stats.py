@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from pods.cgroups.places import container_cgroup, pod_cgroup
 from pods.errors import PodError
 from pods.model import Container, ContainerState, Sandbox
-from pods.oci.cgroups import cgroups_path, pod_cgroup
 from pods.stats.cpu_rates import CpuRates
 from pods.stats.interfaces import Interface, interfaces
 from pods.stats.processes import Processes, look_at
@@ -154,7 +154,7 @@ class Stats:
     def _container(
         self, sandbox: Sandbox, container: Container, layers: dict[str, DiskUse], with_processes: bool
     ) -> ContainerStats:
-        path = cgroups_path(sandbox, container.id)
+        path = container_cgroup(sandbox, container.id)
         reading = _Reading(time.time_ns(), path)
         processes = None
         if container.state is ContainerState.RUNNING:

@@ -4,7 +4,7 @@ systemd keeps the cgroup tree of its machine to itself, but for what it delegate
 (systemd.scope(5)) with Delegate=yes, whose files the runtime then writes as it does without systemd. systemd has to
 know the limits nevertheless, since it writes what it knows again when it reconsiders the tree (`daemon-reload`).
 
-All of this is pure. The calls are made by the daemon (`pods.systemd.units`) and `crisp-oci --systemd-cgroup`, with the
+All of this is pure. The calls are made by the daemon (`pods.cgroups.units`) and `crisp-oci --systemd-cgroup`, with the
 messages of `runtime.cgroups.systemd_bus`.
 """
 

@@ -5,7 +5,8 @@ Not imported by what the zygote preloads: the daemon makes these calls, and `cri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from jeepney import DBusAddress, DBusErrorResponse, MatchRule, Message, Properties, new_method_call
@@ -49,10 +50,23 @@ def job_removed() -> MatchRule:
     return MatchRule(type="signal", interface=SYSTEMD.interface, member="JobRemoved", path=SYSTEMD.object_path)
 
 
-def refusal(error: DBusErrorResponse) -> str:
-    """Why a call was refused; "" for a unit that is not there, which nothing has to be done about."""
-    if error.name == _NO_SUCH_UNIT:
-        return ""
+@contextlib.contextmanager
+def failing_as(failure: Callable[[str], Exception], what: str) -> Iterator[None]:
+    """Raise `failure("what: why")` for each way in which a call can fail. A unit that is not there is no failure."""
+    try:
+        yield
+    except DBusErrorResponse as error:
+        if error.name != _NO_SUCH_UNIT:
+            raise failure(f"{what}: {_refusal(error)}") from error
+    except TimeoutError as error:
+        raise failure(f"{what}: no answer in {SECONDS:.0f} s") from error
+    except EOFError as error:
+        raise failure(f"{what}: the message bus hung up") from error
+    except OSError as error:
+        raise failure(f"{what}: {error.strerror or error}") from error
+
+
+def _refusal(error: DBusErrorResponse) -> str:
     return error.data[0] if error.data and isinstance(error.data[0], str) else str(error.name)
 
 

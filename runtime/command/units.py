@@ -9,10 +9,10 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn, Self
 
-from jeepney import DBusErrorResponse, Message, message_bus
+from jeepney import Message, message_bus
 from jeepney.bus import get_bus
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.wrappers import unwrap_msg
@@ -20,6 +20,7 @@ from jeepney.wrappers import unwrap_msg
 from linux import syscalls
 from runtime.cgroups import Hierarchies, systemd_bus
 from runtime.cgroups.systemd import Property, Scope, limit_properties, scope_properties, slice_path
+from runtime.cgroups.systemd_bus import failing_as
 from runtime.errors import RuntimeCoreError, SpecError, failing
 from runtime.light import signal
 from runtime.process.become import die_with_parent
@@ -52,7 +53,12 @@ class Units:
     """Units of the machine's systemd, or of the user's. Every call raises RuntimeCoreError for what went wrong."""
 
     def __init__(self, bus: str) -> None:
-        with _told(f"connect to systemd by way of {_address(bus)}"):
+        try:
+            address = get_bus(bus)
+        except (KeyError, RuntimeError) as error:
+            why = f"{error.args[0]} is not set" if isinstance(error, KeyError) else error
+            raise RuntimeCoreError(f"connect to systemd by way of the {bus.lower()} bus: {why}") from error
+        with failing_as(RuntimeCoreError, f"connect to systemd by way of {address}"):
             self._connection: DBusConnection = open_dbus_connection(bus)
         self._bus = bus
 
@@ -66,7 +72,7 @@ class Units:
         """The cgroup that the manager's slices are in, "" for the machine's own."""
         if self._bus == SYSTEM:
             return ""
-        with _told("ask systemd for its cgroup"):
+        with failing_as(RuntimeCoreError, "ask systemd for its cgroup"):
             ((_, path),) = self._call(systemd_bus.get_control_group())
         return str(path).rstrip("/")
 
@@ -88,7 +94,7 @@ class Units:
         """Tell of new limits, or the old ones would come again. They are written to the files, rounded."""
         properties: Sequence[Property] = limit_properties(resources, pure_v2=_pure_v2())
         if properties:
-            with _told(f"set properties of unit {name}"):
+            with failing_as(RuntimeCoreError, f"set properties of unit {name}"):
                 self._call(systemd_bus.set_unit_properties(name, properties))
 
     def stop(self, name: str) -> None:
@@ -98,7 +104,7 @@ class Units:
     def _job(self, what: str, message: Message) -> None:
         rule = systemd_bus.job_removed()
         ends: deque[Message] = deque()
-        with _told(what), self._connection.filter(rule, queue=ends):
+        with failing_as(RuntimeCoreError, what), self._connection.filter(rule, queue=ends):
             self._call(message_bus.AddMatch(rule))  # before the call: the job may end before it is answered
             (job,) = self._call(message)
             deadline = time.monotonic() + systemd_bus.SECONDS
@@ -135,26 +141,3 @@ def _hold() -> NoReturn:
 
 def _pure_v2() -> bool:
     return Hierarchies.detect().pure_v2
-
-
-def _address(bus: str) -> str:
-    try:
-        return str(get_bus(bus))
-    except (KeyError, RuntimeError):
-        return f"the {bus.lower()} bus"
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """The bus's ways to fail as the room's error; a unit that is not there is none."""
-    try:
-        yield
-    except DBusErrorResponse as error:
-        if text := systemd_bus.refusal(error):
-            raise RuntimeCoreError(f"{what}: {text}") from error
-    except TimeoutError as error:
-        raise RuntimeCoreError(f"{what}: no answer in {systemd_bus.SECONDS:.0f} s") from error
-    except KeyError as error:  # of the environment
-        raise RuntimeCoreError(f"{what}: {error.args[0]} is not set") from error
-    except OSError as error:
-        raise RuntimeCoreError(f"{what}: {error.strerror or error}") from error

@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from image.model import ImageConfig
 from pods import model
+from pods.cgroups.places import container_cgroup
 from pods.errors import InvalidArgument, PodError
 from pods.host import HostFacts
 from pods.model import ContainerSecurity as Security
@@ -84,7 +84,7 @@ def _build(
         files_dir=Path("/run/s/etc"),
         volumes_dir=Path("/var/v"),
         volumes=oci.image_volumes(config, image or ImageConfig()),
-        cgroups_path=oci.cgroups_path(sandbox, "c" * 64),
+        cgroups_path=container_cgroup(sandbox, "c" * 64),
         host=host,
         found=oci.HostObjects(devices=devices, mount_sources=tuple(mount.host_path for mount in config.mounts)),
     )
@@ -518,23 +518,6 @@ def test_an_update_keeps_what_it_does_not_set() -> None:
     too_low = model.Resources(memory_swap_limit_in_bytes=7 << 20)
     with pytest.raises(InvalidArgument, match=r"^linux\.memory_swap_limit_in_bytes: "):
         update_plan(too_low, updated(now, too_low), HOST, "linux")
-
-
-@pytest.mark.parametrize(
-    ("parent", "path"),
-    [("", "/crisp/S/C"), ("/", "/C"), ("/kubepods/pod1/", "/kubepods/pod1/C"), ("//a/./b", "/a/b/C")],
-)
-def test_cgroup_path(parent: str, path: str) -> None:
-    sandbox = msgspec.structs.replace(_sandbox(), id="S")
-    config = msgspec.structs.replace(sandbox.config, cgroup_parent=parent)
-    assert oci.cgroups_path(msgspec.structs.replace(sandbox, config=config), "C") == path
-
-
-@pytest.mark.parametrize("parent", ["kubepods", "/a/../b", "..", "kubepods-pod1.slice", "/system.slice"])
-def test_cgroup_parents_that_cannot_be(parent: str) -> None:
-    config = msgspec.structs.replace(_sandbox().config, cgroup_parent=parent)
-    with pytest.raises(InvalidArgument, match="cgroupDriver: cgroupfs" if "slice" in parent else "absolute path"):
-        oci.cgroup_parent("S", config, "cgroupfs")
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from pods.cgroups.places import container_scope, pod_slice
+from pods.cgroups.units import SystemdUnits
 from pods.errors import PodError
-from pods.systemd.units import SystemdUnits
+from pods.model import Sandbox
 from runtime.cgroups import Hierarchies
 from runtime.cgroups.systemd import Scope, limit_properties, scope_properties
 from runtime.spec.parse import parse_resources
@@ -21,12 +23,14 @@ _SHIMS_SLICE: Final = "crisp-shims.slice"  # outside of every pod's: kubelet kil
 _DEVICES: Final = Path("/proc/devices")
 
 
-class Scopes:
-    """Units are asked of systemd; all of it raises PodError. What is in them is written by the shims."""
+class Systemd:
+    """A `CgroupDriver`. Units are asked of systemd; what is in their files is written by the shims."""
+
+    hold = True  # systemd makes no scope without a process
 
     def __init__(self) -> None:
         self._units = SystemdUnits()
-        self._hierarchies: Hierarchies | None = None
+        self._pure_v2: bool | None = None
 
     async def open(self) -> None:
         """Connect to systemd now instead of at the first need."""
@@ -40,18 +44,20 @@ class Scopes:
         scope = Scope(_SHIMS_SLICE, f"crisp-shims-{secrets.token_hex(4)}.scope")
         await self._start(scope, "Shims of crisp's pods", zygote, Resources())
 
-    async def make(self, scope: Scope, container_id: str, holder: int, resources: Mapping[str, Any]) -> None:
-        """Make a container's scope around a process that holds it; `resources` as `linux.resources` has them."""
+    async def make(self, sandbox: Sandbox, container_id: str, holder: int, resources: Mapping[str, Any]) -> None:
+        scope = container_scope(sandbox, container_id)
         await self._start(scope, f"crisp container {container_id}", holder, parse_resources(resources))
 
-    async def update(self, scope: Scope, resources: Mapping[str, Any]) -> None:
+    async def update(self, sandbox: Sandbox, container_id: str, resources: Mapping[str, Any]) -> bool:
         """Tell systemd of new limits, or it would write the old ones again. It writes them, rounded, to the files."""
-        properties = limit_properties(parse_resources(resources), pure_v2=self._pure_v2())
+        properties = limit_properties(parse_resources(resources), pure_v2=self._is_pure_v2())
         if properties:
-            await self._units.set_properties(scope.name, properties)
+            await self._units.set_properties(container_scope(sandbox, container_id).name, properties)
+        return True
 
-    async def remove_slice(self, name: str) -> None:
-        """Stop a pod's own slice. Best effort."""
+    async def remove_pod(self, sandbox: Sandbox) -> None:
+        """Stop a pod's own slice."""
+        name = pod_slice(sandbox.id, sandbox.config)
         try:
             await self._units.stop(name)
         except PodError as error:
@@ -62,11 +68,11 @@ class Scopes:
         with suppress(OSError):
             devices = _DEVICES.read_text()
         properties = scope_properties(
-            scope, description, [pid], resources, pure_v2=self._pure_v2(), devices=devices
+            scope, description, [pid], resources, pure_v2=self._is_pure_v2(), devices=devices
         )
         await self._units.start(scope.name, properties)
 
-    def _pure_v2(self) -> bool:
-        if self._hierarchies is None:
-            self._hierarchies = Hierarchies.detect()
-        return self._hierarchies.pure_v2
+    def _is_pure_v2(self) -> bool:
+        if self._pure_v2 is None:
+            self._pure_v2 = Hierarchies.detect().pure_v2
+        return self._pure_v2

@@ -1,4 +1,4 @@
-"""systemd as the keeper of cgroups: scopes for containers and shims, over the system's message bus.
+"""systemd's units, asked for over the system's message bus.
 
 The library is jeepney: pure Python in 50 KB, its protocol free of I/O. A container costs one call, so that a compiled
 one would gain nothing; and the messages are the same for crisp-oci, which has no event loop.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jeepney import DBusErrorResponse, HeaderFields, Message, message_bus
+from jeepney import HeaderFields, Message, message_bus
 from jeepney.bus import get_bus
 from jeepney.io.asyncio import open_dbus_connection
 from jeepney.wrappers import unwrap_msg
@@ -19,10 +19,10 @@ from jeepney.wrappers import unwrap_msg
 from pods.errors import PodError
 from runtime.cgroups import systemd_bus
 from runtime.cgroups.systemd import Property
+from runtime.cgroups.systemd_bus import failing_as
 
 if TYPE_CHECKING:
     from jeepney.io.asyncio import DBusConnection
-
 
 
 class SystemdUnits:
@@ -37,7 +37,7 @@ class SystemdUnits:
 
     async def open(self) -> None:
         """Connect."""
-        with _told(f"connect to systemd by way of {get_bus('SYSTEM')}"):
+        with failing_as(PodError, f"connect to systemd by way of {get_bus('SYSTEM')}"):
             async with asyncio.timeout(systemd_bus.SECONDS):
                 await self._connected()
 
@@ -47,7 +47,7 @@ class SystemdUnits:
 
     async def set_properties(self, name: str, properties: Sequence[Property]) -> None:
         """Change a unit until it ends. One that is not there needs no change."""
-        with _told(f"set properties of unit {name}"):
+        with failing_as(PodError, f"set properties of unit {name}"):
             async with asyncio.timeout(systemd_bus.SECONDS):
                 bus = await self._connected()
                 await bus.call(systemd_bus.set_unit_properties(name, properties))
@@ -63,7 +63,7 @@ class SystemdUnits:
             await bus.close()
 
     async def _job(self, what: str, unit: str, message: Message) -> None:
-        with _told(what):
+        with failing_as(PodError, what):
             async with asyncio.timeout(systemd_bus.SECONDS):
                 bus = await self._connected()
                 result = await bus.job(unit, message)
@@ -144,19 +144,3 @@ class _Bus:
                     reply.set_exception(EOFError())
             for ends in self._ends.values():
                 ends.put_nowait(None)
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """The bus's ways to fail as the room's error; a unit that is not there is none."""
-    try:
-        yield
-    except DBusErrorResponse as error:
-        if text := systemd_bus.refusal(error):
-            raise PodError(f"{what}: {text}") from error
-    except TimeoutError as error:
-        raise PodError(f"{what}: no answer in {systemd_bus.SECONDS:.0f} s") from error
-    except EOFError as error:
-        raise PodError(f"{what}: the message bus hung up") from error
-    except OSError as error:
-        raise PodError(f"{what}: {error.strerror or error}") from error

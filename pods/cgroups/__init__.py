@@ -1,0 +1,1 @@
+"""The cgroups of pods: where they are, and who makes them."""

@@ -1,1 +1,0 @@
-"""systemd as the keeper of cgroups."""
