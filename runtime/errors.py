@@ -123,11 +123,14 @@ def _verb_object(operation: str, object: str) -> str:
 
 
 def from_json(record: Mapping[str, Any]) -> RuntimeCoreError:
-    """The error a peer's `to_json` described; a kind this version does not know becomes the base of the family."""
-    kind = _FAMILY.get(record.get("error", ""), RuntimeCoreError)
-    if any(name not in record for name in kind.members):
+    """The error a peer's `to_json` described; what this version does not know becomes the base of the family."""
+    try:
+        kind = _FAMILY.get(record.get("error", ""), RuntimeCoreError)
+        error = kind(*(record[name] for name in kind.members))
+        str(error)  # raises where a member is no text that ought to be
+    except (KeyError, TypeError, ValueError, OverflowError):
         return RuntimeCoreError(str(record.get("message") or record.get("reason") or dict(record)))
-    return kind(*(record[name] for name in kind.members))
+    return error
 
 
 class failing:

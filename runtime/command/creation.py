@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from linux import syscalls
 from runtime import validation
 from runtime.command import removal
-from runtime.command.child import Child
+from runtime.command.child import Child, Launch
 from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.group import ContainerGroup
@@ -19,7 +19,7 @@ from runtime.command.owner import in_user_namespace
 from runtime.command.owner import name as owner_name
 from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import NOTIFY_DIRECTORY, Entry
-from runtime.errors import RuntimeCoreError, SpecError, failing, from_json
+from runtime.errors import SpecError, failing
 from runtime.light import dataclass, json, replace, socket
 from runtime.namespaces import user as userns
 from runtime.process.capabilities import left_out
@@ -27,11 +27,12 @@ from runtime.process.clone import clone_into
 from runtime.process.gate import Gate, waiting_program
 from runtime.process.hooks import enter_the_container, run_hooks
 from runtime.process.infra import empty_mount_namespace
-from runtime.process.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
+from runtime.process.init import Start, clock_offsets, clone_flags, container_init
 from runtime.rootfs.plan import MountPlan, absolute, is_bind, plan_mounts
 from runtime.rootfs.tree import ATTACH_POINT
 from runtime.spec.parse import parse
 from runtime.spec.values import Mount, Process, Spec
+from runtime.wire.reports import INIT, Conversation, Reporter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -357,7 +358,7 @@ class _Maker:
                     *clone_into(
                         start.cgroup,
                         self._flags,
-                        lambda: container_init(start, theirs),
+                        lambda: container_init(start, Reporter(theirs)),
                         clocks=clock_offsets(self._spec),
                         once=self._in_user_namespace,
                     )
@@ -367,14 +368,15 @@ class _Maker:
             self._save(entry, record, child)
             created = Created(entry, record, self._spec, child.pidfd)
             undo.callback(lambda: _close(created.console))
-            conversation = Conversation(
+            launch = Launch(
                 ours,
                 child,
-                bears=start.bears,
+                Conversation(INIT, bears=start.bears, listens=True),
+                warn=self._context.log.warning,
                 hooks=lambda: self._run_hooks(record, undo),
                 listener=lambda fd: self._hand_over_listener(fd, record, child),
             )
-            created.console = conversation.until_ready(self._context.log.warning)
+            created.console = launch.until_ready()
             if child.pid != record.pid:
                 self._save(entry, record, child)
                 created.pidfd = child.pidfd
@@ -450,81 +452,6 @@ def _from_bundle(mount: Mount, bundle: str) -> Mount:
     relative = is_bind(mount) and mount.source and not mount.source.startswith("/")
     source = os.path.join(bundle, mount.source) if relative else mount.source
     return replace(mount, source=source, destination=absolute(mount.destination))
-
-
-class Conversation:
-    """With a child on its way to its program or its gate, until it closes the channel."""
-
-    def __init__(
-        self,
-        channel: socket.socket,
-        child: Child,
-        *,
-        bears: bool,
-        hooks: Callable[[], Mapping[str, Any]] | None = None,
-        listener: Callable[[int], None] | None = None,
-        terminal: Callable[[int], None] = lambda master: None,
-    ) -> None:
-        """`bears`: the program will be another child of ours, which `child` becomes then."""
-        self._channel = channel
-        self._terminal = terminal
-        self._child = child
-        self._awaits_birth = bears
-        self._hooks = hooks
-        self._listener = listener
-        self._held = -1  # the filter's listener, until it is known whose it is
-
-    def until_ready(self, warn: Callable[[str], None], program: str = "") -> int:
-        """Returns the terminal's master, -1 without one. Raises what the child failed with."""
-        try:
-            return self._until_ready(warn, program)
-        finally:
-            _close(self._held)
-            self._held = -1
-
-    def _until_ready(self, warn: Callable[[str], None], program: str) -> int:
-        from runtime.process.gate import failure
-
-        console = -1
-        ready = not self._hooks  # an exec announces nothing
-        try:
-            while True:
-                data, fds, _flags, _address = socket.recv_fds(self._channel, MAX_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
-                if not data:
-                    break
-                if data[:1] != b"{":
-                    raise failure(data, program) or RuntimeCoreError("the process failed")
-                message: dict[str, Any] = json.loads(data)
-                if "failed" in message:
-                    raise from_json(message["failed"])
-                if "warning" in message:
-                    warn(message["warning"])
-                elif "console" in message:
-                    console = fds[0]
-                    self._terminal(console)
-                elif "seccomp" in message:
-                    self._held = fds[0]
-                elif "pid" in message and self._awaits_birth:
-                    self._child.replaced(message["pid"], fds[0])
-                    # Who may look into it, with CAP_SYS_PTRACE, can speak in its place from now on.
-                    self._awaits_birth, self._hooks = False, None
-                elif "executing" in message:
-                    ready = True
-                elif "hooks" in message and self._hooks is not None:
-                    self._channel.send(json.dumps(self._hooks()).encode())
-                self._give_listener()
-            if not ready or self._awaits_birth:
-                raise RuntimeCoreError("the container's init died before its program ran")
-            self._child.reap_parents()
-        except BaseException:
-            _close(console)
-            raise
-        return console
-
-    def _give_listener(self) -> None:
-        if self._held >= 0 and not self._awaits_birth and self._listener is not None:
-            held, self._held = self._held, -1
-            self._listener(held)
 
 
 def _fifo(path: str, undo: contextlib.ExitStack) -> int:

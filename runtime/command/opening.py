@@ -12,9 +12,9 @@ from runtime.command.log import Log
 from runtime.command.record import Record, state_document
 from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import OperationFailed, RuntimeCoreError, failing
-from runtime.process.gate import failure
 from runtime.process.hooks import run_hooks
 from runtime.spec.values import Spec
+from runtime.wire.reports import failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

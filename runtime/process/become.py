@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from linux import syscalls
 from runtime.errors import ExecFailed, NotSupported, OperationFailed, failing
-from runtime.light import signal, socket
+from runtime.light import signal
 from runtime.process import capabilities, scheduling
 from runtime.process.gate import Gate
 from runtime.process.labels import set_labels
@@ -25,6 +25,7 @@ from runtime.process.terminal import take_control
 from runtime.seccomp.load import load_filter
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
+from runtime.wire.reports import Born, Reporter, SeccompListener, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def become(
     process: oci.Process,
     filter_program: bytes,
     filter_flags: int,
-    channel: int,
+    reporter: Reporter,
     before_exec: Callable[[], None] | None = None,
     *,
     gate: Gate | None = None,
@@ -48,10 +49,10 @@ def become(
 ) -> NoReturn:
     """Turn the calling process into the container's program. Raises RuntimeCoreError; never returns.
 
-    Of its descriptors the standard streams, as many after them as are `preserved`, `channel` and those of the gate
+    Of its descriptors the standard streams, as many after them as are `preserved`, the reporter's and those of the gate
     stay open. `before_exec` runs when only execve is left to do; it may use no more than the filter allows (a send).
     """
-    _let_go(channel, gate, preserved)
+    _let_go(reporter, gate, preserved)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     _use_own_null_device()
     own_streams(process.user.uid)
@@ -60,21 +61,21 @@ def become(
     set_labels(process, Passage())
     if filter_program and not process.no_new_privileges:
         # Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which may be gone below.
-        _load_filter(filter_program, filter_flags, channel)
+        _load_filter(filter_program, filter_flags, reporter)
     # As root first: a user's working directory may lie where only root gets to.
     entered = _enter_directory(process.cwd)
     _set_identity(process)
     if not entered and not _enter_directory(process.cwd):
         raise OperationFailed("enter working directory", process.cwd, errno.EACCES)
-    _give_up_privileges(process, filter_program, filter_flags, channel)
-    _execute(process, channel, before_exec, gate)
+    _give_up_privileges(process, filter_program, filter_flags, reporter)
+    _execute(process, reporter, before_exec, gate)
 
 
 def bear(
     process: oci.Process,
     filter_program: bytes,
     filter_flags: int,
-    channel: int,
+    reporter: Reporter,
     before_exec: Callable[[], None] | None = None,
     *,
     gate: Gate | None = None,
@@ -84,9 +85,9 @@ def bear(
 
     Whoever is in that namespace sees the process from its birth on, and may look into it with CAP_SYS_PTRACE
     (CVE-2016-9962): it is born with the container's namespaces, user and capabilities, and nothing else. The parent is
-    told {"pid": ...} with a pidfd on `channel`, and the caller ends. A terminal is open as standard input.
+    told of it (`reports.Born`), and the caller ends. A terminal is open as standard input.
     """
-    _let_go(channel, gate, preserved)
+    _let_go(reporter, gate, preserved)
     _use_own_null_device()
     own_streams(process.user.uid)
     raise_hard_limits(process.rlimits)
@@ -107,13 +108,13 @@ def bear(
     passage = Passage()
     if early:
         passage = Passage.make()
-        _load_filter(passage.before(filter_program), filter_flags, channel)
+        _load_filter(passage.before(filter_program), filter_flags, reporter)
     with failing("clone into", "PID namespace"):
         if kept is not None:
             passage.call("capset", *kept)
         pid, pidfd = passage.clone()
         if pid:
-            passage.send(channel, b'{"pid":%d}' % pid, pidfd)
+            passage.send(reporter.fileno(), encode(Born(pid, pidfd)), pidfd)
             passage.call("write", telling, b"0", 1)
             passage.call("exit_group", 0)
         # Whose parent has not heard of it, since the caller was killed, would run without anybody who knew.
@@ -132,35 +133,33 @@ def bear(
         if left is not None:
             passage.call("capset", *left)
     set_labels(process, passage)
-    _give_up_privileges(process, filter_program, filter_flags, channel)
-    _execute(process, channel, before_exec, gate)
+    _give_up_privileges(process, filter_program, filter_flags, reporter)
+    _execute(process, reporter, before_exec, gate)
 
 
-def _let_go(channel: int, gate: Gate | None, preserved: int) -> None:
-    keep = [channel, *((gate.wait, gate.report, gate.program) if gate else ())]
+def _let_go(reporter: Reporter, gate: Gate | None, preserved: int) -> None:
+    keep = [reporter.fileno(), *((gate.wait, gate.report, gate.program) if gate else ())]
     # Not by close-on-exec: until execve has resolved them, working directory and program may be named by way of
     # /proc/self/fd, and a descriptor of a host directory there is the host (CVE-2024-21626).
     with failing("close", "inherited descriptors"):
         syscalls.close_all_from(3 + preserved, keep=keep)
 
 
-def _give_up_privileges(process: oci.Process, filter_program: bytes, filter_flags: int, channel: int) -> None:
+def _give_up_privileges(process: oci.Process, filter_program: bytes, filter_flags: int, reporter: Reporter) -> None:
     if process.no_new_privileges:
         with failing("set", "no_new_privs"):
             syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         if filter_program:
-            _load_filter(filter_program, filter_flags, channel)
+            _load_filter(filter_program, filter_flags, reporter)
 
 
-def _load_filter(program: bytes, flags: int, channel: int) -> None:
+def _load_filter(program: bytes, flags: int, reporter: Reporter) -> None:
     """Load it, and give its listener to the parent if it has one: from here on calls may wait for who listens."""
     with failing("load", "seccomp filter"):
         listener = load_filter(program, flags)
     if listener >= 0:
         with failing("hand over", "seccomp listener"):
-            parent = socket.socket(fileno=channel)
-            socket.send_fds(parent, [b'{"seccomp":true}'], [listener])
-            parent.detach()
+            reporter.say(SeccompListener(listener))
             os.close(listener)
 
 
@@ -318,7 +317,7 @@ def _enter_directory(cwd: str) -> bool:
 
 
 def _execute(
-    process: oci.Process, channel: int, before_exec: Callable[[], None] | None, gate: Gate | None
+    process: oci.Process, reporter: Reporter, before_exec: Callable[[], None] | None, gate: Gate | None
 ) -> NoReturn:
     program = _find_program(process)
     environment = dict(entry.partition("=")[::2] for entry in process.env)
@@ -329,7 +328,7 @@ def _execute(
     if before_exec is not None:
         before_exec()
     if gate is not None:
-        gate.pass_through(program, process.args, environment, channel)
+        gate.pass_through(program, process.args, environment, reporter.fileno())
     try:
         os.execve(program, process.args, environment)
     except OSError as error:

@@ -7,7 +7,7 @@ which leads back to its caller ("#!/proc/self/exe", CVE-2019-5736) finds that me
     fcntl(wait, F_SETFD, FD_CLOEXEC); fcntl(report, F_SETFD, FD_CLOEXEC)
     read(wait, 1 byte)
     execve(argv[0], argv + 1, envp)
-    write(report, the error's number as a C int); exit_group(1)
+    write(report, the error's number as a C int); exit_group(1)     # reports.NotExecuted
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import struct
 from collections.abc import Callable, Mapping
 
 from linux.elf import executable, in_memory
-from runtime.errors import ExecFailed, RuntimeCoreError, from_json
-from runtime.light import dataclass, json
+from runtime.errors import RuntimeCoreError
+from runtime.light import dataclass
 from runtime.spec.values import Process, Seccomp
+from runtime.wire.reports import Failed, NotExecuted, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,12 +47,11 @@ _CODE: Final[dict[str, bytes]] = {
     ),
 }
 _NEEDED_CALLS: Final = ("execve", "execveat", "exit_group", "fcntl", "read", "write")
-_ERROR: Final = struct.Struct("=i")
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Descriptors: `wait` gives the byte that opens the gate; `report` gets what `error_number` reads if execve fails.
+    """Descriptors: `wait` gives the byte that opens the gate; `report` gets a `reports.NotExecuted` if execve fails.
 
     Both close when the program runs. `program` is that of `waiting_program`, -1 to have the caller itself wait.
     """
@@ -79,9 +79,9 @@ class Gate:
                 self.on_open()
             os.execve(path, args, environment)
         except OSError as error:
-            os.write(self.report, _ERROR.pack(error.errno or 0))
+            os.write(self.report, encode(NotExecuted(error.errno or 0)))
         except RuntimeCoreError as error:
-            os.write(self.report, json.dumps({"failed": error.to_json()}).encode())
+            os.write(self.report, encode(Failed(error)))
         os._exit(1)
 
 
@@ -97,16 +97,6 @@ def waiting_program(wait: int, report: int, process: Process, filter: Seccomp | 
     if filter is not None and not all(_permits(filter, call) for call in _NEEDED_CALLS):
         return -1
     return in_memory("crisp-gate", executable(code + struct.pack("=ii", wait, report), os.uname().machine), 0o555)
-
-
-def failure(report: bytes, program: str) -> RuntimeCoreError | None:
-    """Why `program` was not executed, of what came by `Gate.report`; None when nothing came."""
-    if not report:
-        return None
-    if len(report) == _ERROR.size:
-        (number,) = _ERROR.unpack(report)
-        return ExecFailed(f'exec: "{program}": {os.strerror(number).lower()}', number)
-    return from_json(json.loads(report)["failed"])
 
 
 def _permits(filter: Seccomp, call: str) -> bool:

@@ -16,7 +16,6 @@ The loop, with SIGCHLD, SIGTERM and SIGINT blocked since before execve:
 from __future__ import annotations
 
 import array
-import errno
 import fcntl
 import os
 import struct
@@ -24,18 +23,18 @@ from collections.abc import Mapping
 
 from linux import syscalls
 from linux.elf import executable, in_memory
-from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
-from runtime.light import json, signal, socket
+from runtime.errors import failing
+from runtime.light import signal, socket
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
 from runtime.rootfs.tree import ATTACH_POINT
 from runtime.seccomp.load import load_filter
+from runtime.wire.reports import MAKER, Conversation, Ended, Ready, Reporter, receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
 INFRA_ID: Final = 65535
-_ANSWER_BYTES: Final = 4096
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # prctl, rt_sigtimedwait, wait4, exit_group, execveat
 _ALLOWED_CALLS = {"x86_64": (157, 128, 61, 231, 322), "aarch64": (167, 137, 260, 94, 281)}
@@ -95,25 +94,24 @@ def empty_mount_namespace() -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = syscalls.fork()
     if pid == 0:
-        status = 1
+        reporter = Reporter(theirs)
         try:
             ours.close()
             with failing("make", "empty mount namespace"):
                 enter_empty_root()
-            theirs.send(b"{}")
-            theirs.recv(1)  # stay until the parent has opened /proc/PID/ns/mnt
-            status = 0
-        except RuntimeCoreError as error:
-            theirs.send(json.dumps(error.to_json()).encode())
+            reporter.say(Ready())
+            reporter.await_answer()  # none: it stays until the parent has opened /proc/PID/ns/mnt
+        except BaseException as error:
+            reporter.fail(error)
         finally:
-            os._exit(status)
+            os._exit(0)
     theirs.close()
     try:
-        answer = ours.recv(_ANSWER_BYTES)
-        if not answer:
-            raise OperationFailed("make", "empty mount namespace", errno.ECHILD)
-        if refusal := json.loads(answer):
-            raise from_json(refusal)
+        conversation = Conversation(MAKER)
+        while not isinstance(receive(ours, conversation), Ready | Ended):
+            pass
+        if conversation.outcome is not None:
+            raise conversation.outcome
         return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         ours.close()

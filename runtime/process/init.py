@@ -6,7 +6,6 @@ enters its own mount namespace, what needs root comes before `process.become`.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import time
@@ -14,8 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from linux import syscalls
 from runtime.cgroups import Cgroup
-from runtime.errors import RuntimeCoreError, SpecError, failing
-from runtime.light import dataclass, field, json, replace, signal, socket
+from runtime.errors import SpecError, failing
+from runtime.light import dataclass, field, replace, signal, socket
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_sysctls
 from runtime.namespaces.user import OWNED_KINDS, UserNamespaces
@@ -30,6 +29,7 @@ from runtime.rootfs.plan import MountPlan
 from runtime.rootfs.tree import ATTACH_POINT, Rootfs, propagate_again
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
+from runtime.wire.reports import Executing, HooksDue, Reporter, Warned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ NAMESPACE_FLAGS: Final = {
     "user": syscalls.CLONE_NEWUSER,
     "time": syscalls.CLONE_NEWTIME,
 }
-MAX_REPORT: Final = 65536  # bytes of a message that the parent takes whole
-_SHORT_REASON: Final = 4096
 
 
 @dataclass(slots=True)
@@ -129,24 +127,13 @@ def cgroup_view(cgroup: Cgroup, *, namespaced: bool = True) -> CgroupView:
     return CgroupView(directories, links)
 
 
-def container_init(start: Start, channel: socket.socket) -> NoReturn:
-    """Run `start` to its execve; a failure is reported on `channel` and ends the process with status 1."""
+def container_init(start: Start, reporter: Reporter) -> NoReturn:
+    """Run `start` to its execve; a failure is reported and ends the process with status 1."""
     try:
-        _initialise(start, channel)
+        _initialise(start, reporter)
     except BaseException as error:  # nothing of the shim may go on in the child
-        report(channel, error)
+        reporter.fail(error)
     os._exit(1)
-
-
-def report(channel: socket.socket, error: BaseException) -> None:
-    """Tell the shim why the child ends. Best effort."""
-    if not isinstance(error, RuntimeCoreError):
-        error = RuntimeCoreError(f"{type(error).__name__}: {error}")
-    message = json.dumps({"failed": error.to_json()}).encode()
-    if len(message) > MAX_REPORT:
-        message = json.dumps({"failed": RuntimeCoreError(str(error)[:_SHORT_REASON] + "...").to_json()}).encode()
-    with contextlib.suppress(OSError):
-        channel.send(message)
 
 
 def leave_the_loop() -> None:
@@ -157,7 +144,7 @@ def leave_the_loop() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _initialise(start: Start, channel: socket.socket) -> NoReturn:
+def _initialise(start: Start, reporter: Reporter) -> NoReturn:
     spec, linux = start.spec, start.spec.linux
     start.steps.clear()  # the shim keeps those from before the clone
     leave_the_loop()
@@ -171,7 +158,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     os.setsid()
     if start.keyring:
         process.new_keyring(start.container_id)
-    _set_oom_score(start, channel)
+    _set_oom_score(start, reporter)
     _enter_namespaces(spec, start.users.held)
     if start.links >= 0:
         from runtime.namespaces import netdevices
@@ -195,10 +182,10 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
     start.step("mounts made")
     stdio = start.stdio
     if start.process.terminal:
-        stdio = _open_console(rootfs, start, channel)
+        stdio = _open_console(rootfs, start, reporter)
     with failing("make working directory", start.process.cwd):
         os.close(rootfs.open_target(start.process.cwd, is_directory=True))
-    state = _creation_hooks(spec.hooks, start, channel)
+    state = _creation_hooks(spec.hooks, start, reporter)
     rootfs.pivot()
     rootfs.restrict(linux, readonly=spec.root.readonly)
     start.step("rootfs finished")
@@ -222,7 +209,7 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
         if start.gate is None:
             start_hooks()
         start.step("ready to exec")
-        channel.send(json.dumps({"executing": start.steps}).encode())
+        reporter.say(Executing(start.steps))
 
     gate = start.gate
     if gate is not None and spec.hooks.start_container:
@@ -232,26 +219,24 @@ def _initialise(start: Start, channel: socket.socket) -> NoReturn:
         becoming,
         start.filter_program,
         start.filter_flags,
-        channel.fileno(),
+        reporter,
         announce,
         gate=gate,
         preserved=start.preserved,
     )
 
 
-def _creation_hooks(hooks: oci.Hooks, start: Start, channel: socket.socket) -> dict[str, Any]:
+def _creation_hooks(hooks: oci.Hooks, start: Start, reporter: Reporter) -> dict[str, Any]:
     """Have the parent run prestart and createRuntime hooks, then run createContainer's. Returns the container's state.
 
-    The parent answers {"hooks": true} with the state that hooks get, or goes away. The container's own hooks see its
-    process id as it does (runtime-spec runtime.md "State"), and begin in its rootfs.
+    The container's own hooks see its process id as it does (runtime-spec runtime.md "State"), and begin in its rootfs.
     """
     if not (hooks.prestart or hooks.create_runtime or hooks.create_container or hooks.start_container):
         return {}
-    channel.send(json.dumps({"hooks": True}).encode())
-    answer = channel.recv(MAX_REPORT)
-    if not answer:
+    reporter.say(HooksDue())
+    state = reporter.await_answer()
+    if state is None:
         os._exit(1)  # the parent knows why
-    state: dict[str, Any] = json.loads(answer)
     if hooks.create_container:
         os.fchdir(start.rootfs)
         created = {**state, "pid": os.getpid()}
@@ -275,13 +260,13 @@ def _cgroup_owner(start: Start) -> int:
     return mappings.uid(user) if mappings else user
 
 
-def _set_oom_score(start: Start, channel: socket.socket) -> None:
+def _set_oom_score(start: Start, reporter: Reporter) -> None:
     if start.process.oom_score_adj is None:
         return
     with failing("set oom_score_adj", str(start.process.oom_score_adj)):
         warning = process.set_oom_score_adj(start.process.oom_score_adj)
     if warning:
-        channel.send(json.dumps({"warning": warning}).encode())
+        reporter.say(Warned(warning))
 
 
 def _open_pid_namespace(spec: oci.Spec) -> int:
@@ -336,7 +321,7 @@ def _enter_namespaces(spec: oci.Spec, held: Mapping[str, int]) -> None:
     write_sysctls(spec.linux.sysctl)
 
 
-def _open_console(rootfs: Rootfs, start: Start, channel: socket.socket) -> tuple[int, int, int]:
+def _open_console(rootfs: Rootfs, start: Start, reporter: Reporter) -> tuple[int, int, int]:
     """A pseudo-terminal of the container's own devpts as the three standard streams; the shim gets its other end."""
     user, mappings = start.process.user.uid, start.users.mappings
     master = open_multiplexer(lambda flags: syscalls.open_in_root(rootfs.root, "/dev/pts/ptmx", flags))
@@ -349,5 +334,5 @@ def _open_console(rootfs: Rootfs, start: Start, channel: socket.socket) -> tuple
         syscalls.move_mount(tree, target)
     if not start.bears:
         take_control(terminal, Passage())
-    hand_over(master, channel)
+    hand_over(master, reporter)
     return terminal, terminal, terminal

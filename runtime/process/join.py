@@ -12,17 +12,18 @@ import os
 from linux import syscalls
 from runtime.cgroups import Cgroup
 from runtime.errors import failing
-from runtime.light import dataclass, socket
+from runtime.light import dataclass
 from runtime.namespaces import user as userns
 from runtime.namespaces.user import IDMappings
 from runtime.process import become as process
 from runtime.process import scheduling
 from runtime.process.gate import Gate
 from runtime.process.home import with_home
-from runtime.process.init import NAMESPACE_FLAGS, leave_the_loop, report
+from runtime.process.init import NAMESPACE_FLAGS, leave_the_loop
 from runtime.process.terminal import hand_over, open_multiplexer, open_peer, take_control
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
+from runtime.wire.reports import Reporter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def namespace_flags(spec: oci.Spec) -> int:
     return flags
 
 
-def exec_process(join: Join, channel: socket.socket) -> NoReturn:
-    """Join the container and become the program; a failure is reported on `channel` and ends with status 1."""
+def exec_process(join: Join, reporter: Reporter) -> NoReturn:
+    """Join the container and become the program; a failure is reported and ends the process with status 1."""
     try:
         leave_the_loop()
         process.die_with_parent()
@@ -94,7 +95,7 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
             if join.mappings is not None:
                 userns.become_root()
                 process.new_keyring(join.container_id)
-        stdio = _open_terminal(join, channel) if join.process.terminal else join.stdio
+        stdio = _open_terminal(join, reporter) if join.process.terminal else join.stdio
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
         goes_on = process.bear if join.bears else process.become
@@ -102,21 +103,21 @@ def exec_process(join: Join, channel: socket.socket) -> NoReturn:
             with_home(join.process),
             join.filter_program,
             join.filter_flags,
-            channel.fileno(),
+            reporter,
             gate=join.gate,
             preserved=join.preserved,
         )
     except BaseException as error:  # nothing of the shim may go on in the child
-        report(channel, error)
+        reporter.fail(error)
     os._exit(1)
 
 
-def _open_terminal(join: Join, channel: socket.socket) -> tuple[int, int, int]:
+def _open_terminal(join: Join, reporter: Reporter) -> tuple[int, int, int]:
     """A terminal of the container that the caller is in, as the three standard streams; the shim gets its other end."""
     master = open_multiplexer(lambda flags: os.open("/dev/pts/ptmx", flags))
     with failing("open", "/dev/pts/ptmx"):
         terminal = open_peer(master, join.process, join.process.user.uid)
     if not join.bears:
         take_control(terminal, Passage())
-    hand_over(master, channel)
+    hand_over(master, reporter)
     return terminal, terminal, terminal

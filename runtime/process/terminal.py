@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from linux.terminal import resize
 from runtime.errors import NotSupported, failing
-from runtime.light import json, socket
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
+from runtime.wire.reports import Console, Reporter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def _require_multiplexer(fd: int) -> None:
         raise NotSupported("open", "/dev/pts/ptmx", "it is no pseudo-terminal multiplexer")
 
 
-def hand_over(master: int, channel: socket.socket) -> None:
-    """Pass a terminal's other end to the shim, which keeps it alone."""
-    socket.send_fds(channel, [json.dumps({"console": True}).encode()], [master])
+def hand_over(master: int, reporter: Reporter) -> None:
+    """Pass a terminal's other end to the parent, which keeps it alone."""
+    reporter.say(Console(master))
     os.close(master)
 
 

@@ -20,13 +20,13 @@ from typing import Any, Final, Protocol
 from linux.terminal import resize as resize_terminal
 from runtime import validation
 from runtime.cgroups import Cgroup, Hierarchies
-from runtime.errors import NotRunning, OperationFailed, RuntimeCoreError, failing, from_json
+from runtime.errors import NotRunning, OperationFailed, RuntimeCoreError, failing
 from runtime.logs.writer import Clock, LogFile, complain
 from runtime.namespaces import user as userns
 from runtime.process import users
 from runtime.process.clone import clone_into
 from runtime.process.hooks import enter_the_container
-from runtime.process.init import MAX_REPORT, Start, clock_offsets, clone_flags, container_init
+from runtime.process.init import Start, clock_offsets, clone_flags, container_init
 from runtime.process.join import Join
 from runtime.rootfs import overlay
 from runtime.rootfs.mount_points import check_mount_points
@@ -38,6 +38,7 @@ from runtime.shim.hook_process import ContainerHooks
 from runtime.shim.stdio import ContainerStdio, Loop, OutputStream
 from runtime.spec import values as oci
 from runtime.spec.parse import parse, parse_resources
+from runtime.wire import reports
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
 _PF_EXITING: Final = 0x4  # proc_pid_stat(5), flags; the kernel's sched.h
@@ -201,7 +202,7 @@ class Container:
                 start.step("cgroup made")
             with theirs, failing("clone", "container init"):
                 self.pid, self._pidfd = clone_into(
-                    cgroup, flags, lambda: container_init(start, theirs), clocks=clock_offsets(spec)
+                    cgroup, flags, lambda: container_init(start, reports.Reporter(theirs)), clocks=clock_offsets(spec)
                 )
             undo.pop_all()
         start.step("cloned")
@@ -594,15 +595,14 @@ class _StartAttempt:
         self._start = start
         self._outputs = outputs
         self._reply = reply
+        self._conversation = reports.Conversation(reports.INIT, bears=start.bears)
         self._console = -1
-        self._failure: RuntimeCoreError | None = None
+        self._hook_failure: RuntimeCoreError | None = None
         self._warnings: list[str] = []
-        self._executing = False
-        self._born = False
 
     def take_what_is_there(self) -> None:
         """Take what the init has said that is to bear the program, without waiting for more."""
-        while not self._born and self._channel.fileno() >= 0 and self._take_one():
+        while self._conversation.awaits_birth and self._channel.fileno() >= 0 and self._take_one():
             pass
 
     def ready(self, _events: int) -> None:
@@ -610,34 +610,29 @@ class _StartAttempt:
 
     def _take_one(self) -> bool:
         """Take one message, if there is one, or the end of them, at which the program runs or never will."""
-        flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
         try:
-            data, fds, _flags, _address = socket.recv_fds(self._channel, MAX_REPORT, 1, flags)
+            report = reports.receive(self._channel, self._conversation, wait=False)
         except BlockingIOError:
             return False
-        if data:
-            self._take(json.loads(data), fds)
-        else:
-            self._ended()
+        self._take(report)
         return True
 
     def _ended(self) -> None:
         supervisor = self._container._supervisor
         supervisor.unwatch(self._channel.fileno())
         self._channel.close()
-        if self._failure is None and not self._executing:
-            self._failure = RuntimeCoreError("the container's init died before its program ran")
-        if self._failure is None:
+        failure = self._hook_failure or self._conversation.outcome
+        if failure is None:
             try:
                 self._container._started(self._outputs, self._console)
             except OSError as error:
                 self._container.kill()
-                self._failure = OperationFailed.of("watch output of", self._container.id, error)
-        if self._failure is not None:
+                failure = OperationFailed.of("watch output of", self._container.id, error)
+        if failure is not None:
             if self._console >= 0:
                 os.close(self._console)
             self._container._start_failed(self._outputs)
-            self._reply({"error": self._failure.to_json()})
+            self._reply({"error": failure.to_json()})
             return
         assert self._container._hooks is not None
         self._container._hooks.begin_poststart(self._container.pid, self._finish)
@@ -657,36 +652,32 @@ class _StartAttempt:
             answer["steps"] = self._start.steps
         self._reply(answer)
 
-    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
-        if "failed" in message:
-            self._failure = from_json(message["failed"])
-        elif "executing" in message:
-            self._executing = True
-            self._start.steps.extend((name, at) for name, at in message["executing"])
-        elif self._born:  # who may look into it, with CAP_SYS_PTRACE, can speak in its place
-            for fd in fds:
-                os.close(fd)
-        elif "pid" in message:
-            self._born = True
-            self._container._born(message["pid"], fds[0])
-        elif "console" in message:
-            self._console = fds[0]
-        elif "warning" in message:
-            self._warnings.append(message["warning"])
-        elif "hooks" in message:
-            assert self._container._hooks is not None
-            self._container._hooks.begin_creation(self._container.pid, self._created)
+    def _take(self, report: reports.Report | reports.Ended | None) -> None:
+        match report:
+            case reports.Ended():
+                self._ended()
+            case reports.Executing(steps):
+                self._start.steps.extend(steps)
+            case reports.Born(pid, pidfd):
+                self._container._born(pid, pidfd)
+            case reports.Console(master):
+                self._console = master
+            case reports.Warned(text):
+                self._warnings.append(text)
+            case reports.HooksDue():
+                assert self._container._hooks is not None
+                self._container._hooks.begin_creation(self._container.pid, self._created)
 
     def _created(self, state: dict[str, Any], failure: RuntimeCoreError | None) -> None:
         """The hooks of the creation have ended: let the init go on with this state, or end it."""
         if self._channel.fileno() < 0:  # it has died meanwhile
             return
         if failure is not None:
-            self._failure = failure
+            self._hook_failure = failure
             self._container.kill()
             return
         with contextlib.suppress(OSError):
-            self._channel.send(json.dumps(state).encode())
+            reports.answer(self._channel, state)
 
 
 def _is_exiting(pid: int) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import selectors
 import socket
 from collections.abc import Callable
 from typing import Any
 
-from runtime.process.init import MAX_REPORT
 from runtime.shim.stdio import Loop
+from runtime.wire import reports
 
 Reply = Callable[[dict[str, Any]], None]
 
@@ -18,10 +18,12 @@ Reply = Callable[[dict[str, Any]], None]
 class Exec:
     """`reply` is called once, at the process's end: with its exit code, or with why the program could not run.
 
-    `pid` and `pidfd` are of the process that joins the container, and then of the program that it has borne.
+    `pid` and `pidfd` are of the process that joins the container, and then of the program where it `bears` that.
     """
 
-    def __init__(self, pid: int, pidfd: int, channel: socket.socket, loop: Loop, reply: Reply) -> None:
+    def __init__(
+        self, pid: int, pidfd: int, channel: socket.socket, loop: Loop, reply: Reply, *, bears: bool = True
+    ) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.killed = False
@@ -30,7 +32,7 @@ class Exec:
         self._loop = loop
         self._reply = reply
         self._running_reply: Reply | None = None
-        self._failure: dict[str, Any] | None = None
+        self._conversation = reports.Conversation(reports.EXEC, bears=bears)
         self._master = -1
         self._asked = False
         self._ended = False
@@ -47,12 +49,9 @@ class Exec:
 
     def take_what_is_there(self) -> None:
         """Take the messages that have come, without waiting for more."""
-        self._channel.setblocking(False)
-        try:
+        with contextlib.suppress(BlockingIOError):
             while self._receive():
                 pass
-        except BlockingIOError:
-            pass
 
     def wait_running(self, reply: Reply) -> None:
         """Reply when the program runs, with the other end of its terminal if it has one; or when it never will."""
@@ -71,30 +70,25 @@ class Exec:
             return
         if not goes_on:
             self._loop.unwatch(self._channel.fileno())
-            if self._failure is None:
+            if self._conversation.failure is None:
                 self._tell_running()
 
     def _receive(self) -> bool:
         """Take one message. False at the end of them, which execve makes."""
-        data, fds, _flags, _address = socket.recv_fds(self._channel, MAX_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
-        if not data:
-            return False
-        message = json.loads(data)
-        self._failure = message.get("failed", self._failure)
-        if self.born:  # who may look into it, with CAP_SYS_PTRACE, can speak in its place: of a failure, and no more
-            for fd in fds:
-                os.close(fd)
-        elif "pid" in message:
-            os.close(self.pidfd)
-            self.pid, self.pidfd = message["pid"], fds[0]
-        elif fds:
-            self._master = fds[0]
+        match reports.receive(self._channel, self._conversation, wait=False):
+            case reports.Ended():
+                return False
+            case reports.Born(pid, pidfd):
+                os.close(self.pidfd)
+                self.pid, self.pidfd = pid, pidfd
+            case reports.Console(master):
+                self._master = master
         return True
 
     def _tell_running(self) -> None:
         reply, self._running_reply = self._running_reply, None
         if reply is not None:
-            runs_in_terminal = self._failure is None and self._master >= 0
+            runs_in_terminal = self._conversation.failure is None and self._master >= 0
             reply({"fds": [self._master]} if runs_in_terminal else {})
 
     def exited(self, status: int) -> None:
@@ -102,11 +96,12 @@ class Exec:
         self._ended = True
         self._loop.unwatch(self._channel.fileno())
         self.take_what_is_there()
-        if self._failure is None:
+        failure = self._conversation.failure
+        if failure is None:
             self._tell_running()
             self._reply({"code": 128 - status if status < 0 else status})
         else:
-            self._reply({"error": self._failure})
+            self._reply({"error": failure.to_json()})
             self._tell_running()
         if not self.unclaimed:
             self.close()

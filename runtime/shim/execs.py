@@ -15,6 +15,7 @@ from runtime.process.clone import clone_into
 from runtime.process.join import Join, exec_process
 from runtime.shim.exec import Exec, Reply
 from runtime.shim.stdio import Loop
+from runtime.wire.reports import Reporter
 
 _ROUNDS: Final = 16
 
@@ -38,8 +39,8 @@ class Execs:
         """Start one. Replies with its exit code when it ends."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, failing("clone", "exec"):
-            pid, pidfd = clone_into(join.cgroup, 0, lambda: exec_process(join, theirs))
-        execution = self._execs[key] = Exec(pid, pidfd, ours, self._supervisor, reply)
+            pid, pidfd = clone_into(join.cgroup, 0, lambda: exec_process(join, Reporter(theirs)))
+        execution = self._execs[key] = Exec(pid, pidfd, ours, self._supervisor, reply, bears=join.bears)
 
         def exited(status: int) -> None:
             execution.exited(status)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import socket
@@ -13,12 +12,13 @@ from typing import Any
 
 from linux import syscalls
 from linux.mounts import mount_tmpfs, pin_namespace, unmount_if_mounted
-from runtime.errors import NotRunning, OperationFailed, failing, from_json
+from runtime.errors import NotRunning, OperationFailed, failing
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
 from runtime.process.infra import INFRA_ID, infra_main
-from runtime.process.init import MAX_REPORT, leave_the_loop, report
+from runtime.process.init import leave_the_loop
 from runtime.spec.values import IDMapping
+from runtime.wire.reports import INFRA, Conversation, Ended, Reporter, answer, receive
 
 
 class Pod:
@@ -127,15 +127,17 @@ class Pod:
                         self._clone_infra(flags | syscalls.CLONE_NEWUSER, theirs)
             if self._users is not None:
                 self._map_users(flags, self._users, ours)
-            data = ours.recv(MAX_REPORT)  # ends with the child's execve, milliseconds from here
-        if data:
+            conversation = Conversation(INFRA)
+            while not isinstance(receive(ours, conversation), Ended):  # at the child's execve, milliseconds from here
+                pass
+        if conversation.outcome is not None:
             self._end_infra()
-            raise from_json(json.loads(data)["failed"])
+            raise conversation.outcome
 
     def _clone_infra(self, flags: int, channel: socket.socket) -> None:
         self.infra_pid, self._infra_pidfd = syscalls.clone(flags)
         if self.infra_pid == 0:
-            self._infra_child(channel)
+            self._infra_child(Reporter(channel))
 
     def _map_users(self, flags: int, users: userns.IDMappings, channel: socket.socket) -> None:
         """Give the infra process its ids, do in its namespaces what the machine's root must, and let it go on."""
@@ -147,15 +149,15 @@ class Pod:
                 with userns.inside(self._infra_pidfd, flags & ~syscalls.CLONE_NEWPID):
                     _write_sysctls(self._sysctls, users.uid(0))
                     write_defaults(self._default_sysctls)
-            channel.send(b"mapped")
+            answer(channel, {})
         except BaseException:
             self._end_infra()
             raise
 
-    def _infra_child(self, channel: socket.socket) -> None:
+    def _infra_child(self, reporter: Reporter) -> None:
         try:
             leave_the_loop()
-            if self._users is not None and not channel.recv(16):
+            if self._users is not None and reporter.await_answer() is None:
                 os._exit(1)  # what went wrong is known to the shim
             infra_main(
                 program_fd=self._infra_program,
@@ -170,7 +172,7 @@ class Pod:
                 gid=_last_id(self._users.gids) if self._users else INFRA_ID,
             )
         except BaseException as error:  # nothing of the shim may go on in the child
-            report(channel, error)
+            reporter.fail(error)
         os._exit(1)
 
     def _end_infra(self) -> None:

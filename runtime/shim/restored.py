@@ -7,7 +7,6 @@ and criu restores beside it. When it ends, what was restored is the shim's child
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Mapping
@@ -17,15 +16,16 @@ from linux import syscalls
 from runtime.criu import worker as criu
 from runtime.criu.describe import external_mounts
 from runtime.criu.inherit import inherited_objects, make_mount_points
-from runtime.errors import OperationFailed, RuntimeCoreError, failing, from_json
+from runtime.errors import OperationFailed, RuntimeCoreError, failing
 from runtime.process import become as process
 from runtime.process import scheduling
-from runtime.process.init import MAX_REPORT, leave_the_loop
+from runtime.process.init import leave_the_loop
 from runtime.shim.container import Container
 from runtime.shim.exec import Reply
 from runtime.shim.hook_process import ContainerHooks
 from runtime.shim.stdio import ContainerStdio
 from runtime.spec.values import Spec
+from runtime.wire import reports
 
 _LOG: Final = "restore.log"
 
@@ -47,7 +47,7 @@ class RestoredContainer(Container):
             with theirs, failing("clone", "criu's parent"):
                 pid, pidfd = syscalls.clone()
                 if pid == 0:
-                    _Restoration(self, spec, stdio, theirs, request).run()
+                    _Restoration(self, spec, stdio, reports.Reporter(theirs), request).run()
             os.close(pidfd)
             undo.pop_all()
         self.state = "starting"
@@ -92,20 +92,17 @@ class RestoredContainer(Container):
 def _outcome(channel: socket.socket) -> tuple[int, int]:
     """The pid, and the master of the terminal or -1, that the process which has ended told. Raises its failure."""
     pid, console = 0, -1
-    while True:
-        data, fds, _flags, _address = socket.recv_fds(channel, MAX_REPORT, 1, socket.MSG_CMSG_CLOEXEC)
-        if not data:
-            break
-        message = json.loads(data)
-        if fds:
-            console = fds[0]
-        if "failed" in message:
-            if console >= 0:
-                os.close(console)
-            raise from_json(message["failed"])
-        pid = message.get("restored", pid)
-    if not pid:
-        raise RuntimeCoreError("criu's parent died before it had restored the container")
+    conversation = reports.Conversation(reports.RESTORER)
+    while not isinstance(report := reports.receive(channel, conversation), reports.Ended):
+        match report:
+            case reports.Console(master):
+                console = master
+            case reports.Restored(number):
+                pid = number
+    if conversation.outcome is not None:
+        if console >= 0:
+            os.close(console)
+        raise conversation.outcome
     return pid, console
 
 
@@ -117,13 +114,13 @@ class _Restoration:
         container: Container,
         spec: Spec,
         stdio: ContainerStdio,
-        channel: socket.socket,
+        reporter: reports.Reporter,
         request: Mapping[str, Any],
     ) -> None:
         self._container = container
         self._spec = spec
         self._stdio = stdio
-        self._channel = channel
+        self._reporter = reporter
         self._images = request["restore"]
         self._work = request["work"]
         self._program = request.get("criu", "")  # as crispd finds it, whose PATH is the operator's
@@ -134,13 +131,12 @@ class _Restoration:
             process.die_with_parent()
             scheduling.leave_the_makers_cpus()  # criu's, and with them those of what it makes
             with contextlib.ExitStack() as opened:
-                self._channel.send(json.dumps({"restored": self._restore(opened)}).encode())
+                self._reporter.say(reports.Restored(self._restore(opened)))
             os._exit(0)
         except RuntimeCoreError as error:
-            self._channel.send(json.dumps({"failed": error.to_json()}).encode()[:MAX_REPORT])
+            self._reporter.fail(error)
         except BaseException as error:
-            failure = RuntimeCoreError(f"restore container: {type(error).__name__}: {error}")
-            self._channel.send(json.dumps({"failed": failure.to_json()}).encode()[:MAX_REPORT])
+            self._reporter.fail(RuntimeCoreError(f"restore container: {type(error).__name__}: {error}"))
         finally:
             os._exit(1)
 
@@ -198,7 +194,7 @@ class _Restoration:
             assert self._container._hooks is not None
             self._container._hooks.run_creation(note.pid)
         elif note.script == "orphan-pts-master" and note.fd >= 0:
-            socket.send_fds(self._channel, [b'{"console": true}'], [note.fd])
+            self._reporter.say(reports.Console(note.fd))
             os.close(note.fd)
         elif note.fd >= 0:
             os.close(note.fd)

@@ -64,7 +64,7 @@ def test_a_container_is_who_was_told_of_first_and_its_hooks_run_before() -> None
         _born=take_over,
         _hooks=SimpleNamespace(begin_creation=lambda pid, done: ran.append(pid)),
     )
-    start = SimpleNamespace(steps=[])
+    start = SimpleNamespace(steps=[], bears=True)
     attempt = _StartAttempt(cast(Container, container), ours, cast(Start, start), [], lambda _answer: None)
     with ours, theirs:
         _say(theirs, {"hooks": True})

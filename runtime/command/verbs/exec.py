@@ -8,11 +8,10 @@ import os
 from linux import syscalls
 from runtime import validation
 from runtime.cgroups import Cgroup
-from runtime.command.child import Child
+from runtime.command.child import Child, Launch
 from runtime.command.context import Context
 from runtime.command.creation import (
     PIDFD_SOCKET,
-    Conversation,
     preserved_descriptors,
     send_console,
     send_descriptor,
@@ -35,6 +34,7 @@ from runtime.process.gate import Gate, waiting_program
 from runtime.process.join import Join, exec_process
 from runtime.spec.parse import HIGHEST_ID, parse_process
 from runtime.spec.values import Capabilities, Process, Spec, User
+from runtime.wire.reports import EXEC, Conversation, Reporter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _start(
     )
     with ours:
         with theirs, failing("clone", "exec"):
-            child = Child(*clone_into(cgroup, 0, lambda: _child(join, theirs), once=True))
+            child = Child(*clone_into(cgroup, 0, lambda: _child(join, Reporter(theirs)), once=True))
         if not options.switch("detach"):
             forward_signals(lambda: child.pidfd)
         attended = process.terminal and not options.text("console-socket")
@@ -222,14 +222,15 @@ def _start(
 
         try:
             state = state_document(record, "running", spec.annotations)
-            conversation = Conversation(
+            launch = Launch(
                 ours,
                 child,
-                bears=join.bears,
+                Conversation(EXEC, bears=join.bears, listens=True, program=process.args[0]),
+                warn=context.log.warning,
                 listener=lambda fd: send_listener(spec, fd, child.pid, state),
                 terminal=terminal_is_here,
             )
-            console = conversation.until_ready(context.log.warning, process.args[0])
+            console = launch.until_ready()
         except BaseException:
             child.end()
             raise
@@ -250,10 +251,10 @@ def _filter(entry: Entry, spec: Spec) -> tuple[bytes, int]:
     return program, seccomp.filter_flags(spec.linux.seccomp)
 
 
-def _child(join: Join, channel: socket.socket) -> NoReturn:
+def _child(join: Join, reporter: Reporter) -> NoReturn:
     # It has our memory until its execve, and the container may look (CVE-2016-9962).
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    exec_process(join, channel)
+    exec_process(join, reporter)
 
 
 def _init_pidfd(record: Record) -> int:
