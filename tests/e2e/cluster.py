@@ -39,8 +39,9 @@ class ClusterFailed(Exception):
 class Cluster:
     """The running cluster and clients of its API. `Cluster.running()` makes one for a `with` block."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, gates: Mapping[str, bool]) -> None:
         self.daemon = daemon
+        self._gates = "--feature-gates=" + ",".join(f"{name}={str(open_).lower()}" for name, open_ in gates.items())
         self.kubelet: Kubelet
         self.directory = daemon.directory / "cluster"
         self.directory.mkdir()
@@ -51,10 +52,11 @@ class Cluster:
 
     @classmethod
     @contextmanager
-    def running(cls, daemon: Daemon, **settings: Any) -> Iterator[Cluster]:
-        """A cluster whose node is ready; afterwards nothing is left of it. `settings` are kubelet's."""
+    def running(cls, daemon: Daemon, gates: Mapping[str, bool], **settings: Any) -> Iterator[Cluster]:
+        """A cluster whose node is ready; afterwards nothing is left of it. `gates` are of all its programs, `settings`
+        are kubelet's."""
         with ExitStack() as undo:
-            cluster = cls(daemon)
+            cluster = cls(daemon, gates)
             undo.callback(cluster._stop)
             cluster._start_servers()
             cluster._connect()
@@ -70,6 +72,7 @@ class Cluster:
                     "x509": {"clientCAFile": str(cluster._authority.certificate)},
                 },
                 authorization={"mode": "Webhook"},
+                featureGates=dict(gates),
                 **settings,
             )
             cluster.kubelet = undo.enter_context(kubelet)
@@ -205,11 +208,12 @@ class Cluster:
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
+            self._gates,
         )
         self.until(self._answers, "have an API server", START_SECONDS)
 
     def _start_controllers(self) -> None:
-        common = ("--leader-elect=false", "--secure-port=0")
+        common = ("--leader-elect=false", "--secure-port=0", self._gates)
         self._start(
             "kube-controller-manager",
             f"--kubeconfig={self._kubeconfig('system:kube-controller-manager')}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,10 +13,10 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
+from tests.criu import on_path
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
 from tests.waiting import until
 
-CRIU = Path(__file__).parents[1] / "criu.sh"
 # Counts in memory, in its log, and in a file of its root; another variable shows whose memory it is.
 COUNT = "i=0; while :; do echo $i; echo $i >/count; i=$((i+1)); sleep 0.05; done"
 # No TCP: criu 4.1 asks sockets for an option that they have not since Linux 6.16.
@@ -27,11 +26,8 @@ HOLD = "mkfifo /pipe; exec 3<>/pipe; while :; do sleep 1; done"
 @pytest.fixture(scope="module")
 def criu() -> Iterator[None]:
     """On crispd's PATH."""
-    done = subprocess.run([CRIU], check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-    before = os.environ["PATH"]
-    os.environ["PATH"] = f"{done.stdout.strip()}:{before}"
-    yield
-    os.environ["PATH"] = before
+    with on_path():
+        yield
 
 
 @pytest.fixture(scope="module")
