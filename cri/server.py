@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc.aio
@@ -36,9 +36,7 @@ from cri.v1 import api_pb2
 from pods.errors import InvalidArgument, Unimplemented
 
 if TYPE_CHECKING:
-    from cri.daemon.config import Configuration
-    from cri.daemon.monitoring import CallMeter, Monitor
-    from cri.daemon.tracing import Tracing
+    from cri.observers import CallMeter, Meter, Tracer
     from cri.streaming.server import StreamingServer
     from pods.node import Node
 
@@ -55,12 +53,15 @@ Stream = Callable[[Any], AsyncIterator[Any]]
 
 def create_server(
     node: Node,
-    configuration: Configuration,
     streaming: StreamingServer,
-    monitor: Monitor | None = None,
-    tracing: Tracing | None = None,
+    configuration: Mapping[str, object],
+    meter: Meter | None = None,
+    tracer: Tracer | None = None,
 ) -> grpc.aio.Server:
-    """A server of CRI's two services and of the operator's own over `node`, not bound to an address yet."""
+    """A server of CRI's two services and of the operator's own over `node`, not bound to an address yet.
+
+    `configuration` is what a verbose Status shows; those who look on at calls see CRI's.
+    """
     runtime = (
         Sandboxes(node),
         Containers(node),
@@ -77,8 +78,8 @@ def create_server(
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers(
         [
-            _handlers(cri["RuntimeService"], runtime, monitor, tracing),
-            _handlers(cri["ImageService"], [Images(node)], monitor, tracing),
+            _handlers(cri["RuntimeService"], runtime, meter, tracer),
+            _handlers(cri["ImageService"], [Images(node)], meter, tracer),
             _handlers(admin["Admin"], [Admin(node)], None, None),
         ]
     )
@@ -86,28 +87,26 @@ def create_server(
 
 
 def _handlers(
-    service: Any, groups: Iterable[object], monitor: Monitor | None, tracing: Tracing | None
+    service: Any, groups: Iterable[object], meter: Meter | None, tracer: Tracer | None
 ) -> grpc.GenericRpcHandler[Any, Any]:
     """gRPC's handlers of one service: each method is bound to the group that has it."""
     bound = {}
     for method in service.methods:
         call = next((getattr(group, method.name) for group in groups if hasattr(group, method.name)), None)
-        bound[method.name] = _handler(method, call, monitor, tracing)
+        bound[method.name] = _handler(method, call, meter, tracer)
     return grpc.method_handlers_generic_handler(service.full_name, bound)
 
 
-def _handler(
-    method: Any, call: Any, monitor: Monitor | None, tracing: Tracing | None
-) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(method: Any, call: Any, meter: Meter | None, tracer: Tracer | None) -> grpc.RpcMethodHandler[Any, Any]:
     request, response = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
     decode = _decoding(request.FromString)
-    meter = monitor.of_call(method.name, timed=not method.server_streaming) if monitor else None
+    counted = meter.of_call(method.name, timed=not method.server_streaming) if meter else None
     if method.server_streaming:
-        stream = _streaming(method.name, meter, call or _missing_stream(method.name))
+        stream = _streaming(method.name, counted, call or _missing_stream(method.name))
         return grpc.unary_stream_rpc_method_handler(stream, decode, response.SerializeToString)
-    answer = _answering(method.name, meter, call or _missing(method.name))
-    if tracing is not None:
-        answer = tracing.of_call(method.containing_service.full_name, method.name, answer)
+    answer = _answering(method.name, counted, call or _missing(method.name))
+    if tracer is not None:
+        answer = tracer.of_call(method.containing_service.full_name, method.name, answer)
     return grpc.unary_unary_rpc_method_handler(answer, decode, response.SerializeToString)
 
 

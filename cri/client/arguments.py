@@ -163,7 +163,8 @@ def _add_about(command: _Command) -> None:
     command("info", "about:info", "Print how the runtime is")
     config = command("config", "config:run", "Print the configuration that crispd starts with")
     config.add_argument("--config", metavar="FILE", help="in place of /etc/crisp/crisp.toml")
-    doctor = command("doctor", "doctor:run", "Find what keeps this machine from being a node, and what mends it")
+    summary = "Find what keeps this machine from being a node, and what mends it"
+    doctor = command("doctor", "doctor.command:run", summary)
     doctor.add_argument("--offline", action="store_true", help="do not try whether registries answer")
     command("version", "about:version", "Print versions")
 

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from cri.daemon import logfmt
 from cri.daemon.config import CGROUP_DRIVERS, LOG_LEVELS, NRI_SOCKET, RELOADED, Configuration, load
+from cri.daemon.directories import occupied
 from cri.daemon.notify import Notifier
 from cri.errors import ConfigurationError, DaemonError, StartupError
 from cri.streaming.address import StreamAddress
@@ -64,7 +66,6 @@ def run(configuration: Configuration, reload: Reload) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core would write lines of its own form to stderr
     # Not earlier: gRPC, images' HTTP client and the node take ten times as long to import as the above.
     from cri.codes import code_of
-    from cri.daemon.places import occupied, raise_descriptor_limit
     from pods.node import Node
 
     raise_descriptor_limit()
@@ -77,6 +78,13 @@ def run(configuration: Configuration, reload: Reload) -> None:
             raise StartupError(f"open the node: {error}") from error
 
 
+def raise_descriptor_limit() -> int:
+    """Raise the soft limit of open files to the hard one, which it returns."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
 async def serve(
     configuration: Configuration,
     open_node: Callable[[NodeSettings], Awaitable[Node]],
@@ -84,8 +92,8 @@ async def serve(
     notifier: Notifier | None = None,
 ) -> None:
     """Open the node, serve it on the configured socket, stop on SIGTERM or SIGINT, reload on SIGHUP."""
-    from cri.daemon.places import bound
     from cri.server import create_server
+    from cri.sockets import bound
     from cri.streaming.server import StreamingServer
 
     notifier = notifier or Notifier()
@@ -102,7 +110,7 @@ async def serve(
         monitor = await _monitor(node, streaming, configuration.metrics_addr, undo)
         tracing = _tracing(node, configuration, undo)
         await _plugins(node, configuration.nri_socket, undo)
-        server = create_server(node, configuration, streaming, monitor, tracing)
+        server = create_server(node, streaming, configuration.values(), monitor, tracing)
         undo.enter_context(bound(server, configuration.socket))
         await server.start()
         undo.push_async_callback(server.stop, _GRACE_SECONDS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,13 +21,12 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, use_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from cri.observers import Answer
 from cri.subject import subject
 from cri.version import crisp_version
 
 _EXPORT_SECONDS = 2  # a collector that does not answer must not hold up a stop
 _PER_MILLION = 1e6
-
-Answer = Callable[[Any, Any], Awaitable[Any]]
 
 
 class Tracing:

@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.message import Message
 
-from cri.daemon.places import clear_socket, identity, remove_socket
 from cri.errors import StartupError
 from cri.nri import describe
 from cri.nri.adjust import Adjustments
@@ -22,6 +20,7 @@ from cri.nri.errors import CallRefused, NriError
 from cri.nri.plugin import PACKAGE, REQUEST_SECONDS, UNIMPLEMENTED, Plugin, asking
 from cri.nri.resources import Updates, resources_message
 from cri.nri.v1alpha1 import api_pb2 as nri
+from cri.sockets import SocketPath
 from cri.version import crisp_version
 from pods.errors import PodError
 from pods.oci.cdi import add_edits, find_edits
@@ -58,34 +57,31 @@ class Hub:
 
     def __init__(self, node: Node, path: Path) -> None:
         self._node = node
-        self._path = path
+        self._socket = SocketPath(path)
         self._plugins: list[Plugin] = []
         self._connected: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
-        self._made = (0, 0)  # the socket of ours at the path
 
     async def start(self) -> None:
         """Listen. Raises StartupError when something else is at the path, or it cannot be made."""
+        path = self._socket.path
         try:
-            clear_socket(self._path)
+            self._socket.clear()
         except OSError as error:
-            raise StartupError(f"nri_socket: make way for {self._path}: {error.strerror}") from error
-        umask = os.umask(0o177)
+            raise StartupError(f"nri_socket: make way for {path}: {error.strerror}") from error
         try:
-            self._server = await asyncio.start_unix_server(self._serve, self._path)
-            self._made = identity(self._path)
+            with self._socket.making():
+                self._server = await asyncio.start_unix_server(self._serve, path)
         except OSError as error:
-            raise StartupError(f"nri_socket: listen on {self._path}: {error.strerror}") from error
-        finally:
-            os.umask(umask)
+            raise StartupError(f"nri_socket: listen on {path}: {error.strerror}") from error
 
     async def close(self) -> None:
         """Let all plugins go, and the socket."""
         self._node.plugins = None
         if self._server is not None:
             self._server.close()
-            remove_socket(self._path, self._made)  # another runtime may have replaced it
+            self._socket.remove()
         for task in self._connected:
             task.cancel()
         await asyncio.gather(*self._connected, *self._working, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cri.services.verbose import info
@@ -11,7 +12,6 @@ from cri.version import crisp_version
 from pods.handlers import BUILT_IN
 
 if TYPE_CHECKING:
-    from cri.daemon.config import Configuration
     from pods.node import Node
 
 _KUBELET_API = "0.1.0"  # kubelet's own version of the call, the same since 2016
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 class Status:
     """The calls about the runtime itself."""
 
-    def __init__(self, node: Node, configuration: Configuration) -> None:
+    def __init__(self, node: Node, configuration: Mapping[str, object]) -> None:
         self._node = node
         self._configuration = configuration
         self._version = api_pb2.VersionResponse(
@@ -61,12 +61,12 @@ class Status:
                 cgroup_mount_mode=True,
                 seccomp_profile_oci=True,
             ),
-            info=info({"config": self._configuration.values()}) if request.verbose else None,
+            info=info({"config": self._configuration}) if request.verbose else None,
         )
 
     async def RuntimeConfig(self, request: api_pb2.RuntimeConfigRequest) -> api_pb2.RuntimeConfigResponse:
         """The cgroup driver, which kubelet follows."""
-        driver = api_pb2.CgroupDriver.Value(self._configuration.cgroup_driver.upper())
+        driver = api_pb2.CgroupDriver.Value(self._node.settings.cgroup_driver.upper())
         return api_pb2.RuntimeConfigResponse(linux=api_pb2.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
     async def UpdateRuntimeConfig(

@@ -235,7 +235,9 @@ async def serving(node: FakeNode, directory: Path, **configuration: Any) -> Asyn
     """A channel to a server of `node`. The channel takes messages of any size; kubelet takes 16 MiB."""
     fake: Any = node
     streaming = StreamingServer(fake, StreamAddress("127.0.0.1", 0))
-    server = create_server(fake, Configuration(**configuration), streaming)
+    configured = Configuration(**configuration)
+    node.settings.cgroup_driver = configured.cgroup_driver
+    server = create_server(fake, streaming, configured.values())
     address = f"unix:{directory}/crisp.sock"
     server.add_insecure_port(address)
     await server.start()

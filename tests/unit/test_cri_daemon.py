@@ -21,9 +21,11 @@ import pytest
 from cri.daemon import logfmt
 from cri.daemon import main as daemon
 from cri.daemon.config import Configuration, load
+from cri.daemon.directories import occupied
+from cri.daemon.main import raise_descriptor_limit
 from cri.daemon.notify import Notifier
-from cri.daemon.places import bound, occupied, raise_descriptor_limit
 from cri.errors import ConfigurationError, StartupError
+from cri.sockets import bound
 from cri.v1 import api_pb2, api_pb2_grpc
 from pods.settings import NodeSettings
 from tests.unit.cri_fakes import FakeNode

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cri.doctor import kernel, node
-from cri.doctor.machine import Disk, Finding, Level, Machine
+from cri.client.doctor import kernel, node
+from cri.client.doctor.machine import Disk, Finding, Level, Machine
 
 CONF_DIR, BIN_DIR, DATA = Path("/etc/cni/net.d"), Path("/opt/cni/bin"), Path("/var/lib/crisp")
 NETWORK = '{"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}]}'

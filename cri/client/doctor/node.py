@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cri.doctor.machine import Finding, Level, Machine
+from cri.client.doctor.machine import Finding, Level, Machine
 from image.errors import ImageError
 from image.reference import DEFAULT_DOMAIN
 from image.registry.registries_conf import load

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cri.doctor.machine import Finding, Level, Machine
+from cri.client.doctor.machine import Finding, Level, Machine
 
 _OLDEST = (5, 12)  # mount_setattr; clone3 into a cgroup and openat2 are older
 _OWN_CORE_NEEDS = "install a newer kernel: Debian 12 (6.1), Ubuntu 22.04 (5.15) and later have one"

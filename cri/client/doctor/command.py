@@ -9,10 +9,10 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from cri.client.config import effective
+from cri.client.doctor import kernel, node
+from cri.client.doctor.machine import Finding, Level, Machine
 from cri.client.errors import ClientError
 from cri.client.render import document, table
-from cri.doctor import kernel, node
-from cri.doctor.machine import Finding, Level, Machine
 from cri.v1 import api_pb2
 from cri.version import crisp_version
 
