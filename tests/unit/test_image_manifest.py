@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from image.manifest import (
     DOCKER_MANIFEST,
     OCI_CONFIG,
     OCI_INDEX,
+    OCI_LAYER,
     OCI_MANIFEST,
     Configuration,
     Descriptor,
@@ -310,6 +312,35 @@ def test_text_that_is_no_text() -> None:
     config = parse_configuration(raw, "x").config
     assert config.env == ("A=caf\ufffd",)
     assert config.labels == {"l": "half \ufffd", "m": "\U0001f600"}
+
+
+@pytest.mark.parametrize("filler", ["[[[]]]", '{"a":1}', '"caf\\u00e9"', "null"])
+def test_members_that_nobody_asked_for_are_not_made_values_of(filler: str) -> None:
+    """Nor when a null has the document looked into: they can be most of its 8 MiB, and took seconds."""
+    many = ",".join([filler] * 100_000)
+    manifest = changed()[:-1] + f', "artifactType": null, "unknown": [{many}]}}'.encode()
+    configuration = f'{{"rootfs": {{}}, "os": null, "config": {{"Unknown": [{many}]}}, "x": [{many}]}}'.encode()
+    readings: list[tuple[bytes, Callable[[bytes], object]]] = [
+        (manifest, lambda raw: parse_manifest(raw, OCI_MANIFEST, "x")),
+        (configuration, lambda raw: parse_configuration(raw, "x")),
+    ]
+    for raw, parse in readings:
+        tracemalloc.start()
+        parse(raw)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8 * len(raw)
+
+
+def test_more_nulls_than_a_document_has_are_not_looked_for() -> None:
+    layer = json.dumps(pointer(OCI_LAYER, artifactType=None))
+    for count, says in ((400, ""), (501, "501 layers"), (20_001, "null")):
+        raw = changed(layers="x").replace(b'"x"', f"[{','.join([layer] * count)}]".encode())
+        if not says:
+            assert isinstance(parse_manifest(raw, OCI_MANIFEST, "x"), Manifest)
+            continue
+        with pytest.raises(InvalidImage, match=says):
+            parse_manifest(raw, OCI_MANIFEST, "x")
 
 
 class Thing(msgspec.Struct, frozen=True):
