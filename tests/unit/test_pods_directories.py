@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import resource
 import stat
+import threading
+import time
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from pods.directories import make_directories, remove_tree
+from pods import directories
+from pods.directories import make_directories, remove_tree, remove_trees
+from tests.waiting import eventually
 
 
 def _deep(top: Path, levels: int) -> None:
@@ -86,3 +91,59 @@ def test_any_number_of_names_is_removed_in_little_memory(tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
     assert peak < 256 << 10
+
+
+@pytest.mark.trial("large-removals", "What a container left is removed without waiting for those that left very much.")
+async def test_a_small_tree_waits_for_no_large_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The large ones have no end here, as if each file of theirs took a while, until the small ones are gone."""
+    small_ones_gone = threading.Event()
+    unlink = os.unlink
+
+    def slow_unlink(name: str, *, dir_fd: int) -> None:
+        if name.startswith("many"):
+            time.sleep(0.01)
+            if small_ones_gone.is_set():
+                unlink(name, dir_fd=dir_fd)
+        else:
+            unlink(name, dir_fd=dir_fd)
+
+    large = [tmp_path / f"large{number}" for number in range(5)]
+    for number, top in enumerate(large):
+        place = top / "below" if number % 2 else top
+        place.mkdir(parents=True)
+        for file in range(30):
+            (place / f"many{file}").touch()
+    monkeypatch.setattr(os, "unlink", slow_unlink)
+    removal = asyncio.create_task(remove_trees(large))
+    for number in range(20):
+        small = tmp_path / f"small{number}"
+        (small / "directory").mkdir(parents=True)
+        (small / "directory/file").touch()
+        await remove_trees([small])
+        assert not small.exists()
+    assert not removal.done()
+    small_ones_gone.set()
+    await removal
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_removal_goes_on_when_nobody_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "_TURN", 0.0)
+    top = tmp_path / "top"
+    for number in range(300):
+        (top / f"{number}/directory").mkdir(parents=True)
+        (top / f"{number}/file").touch()
+    removal = asyncio.create_task(remove_trees([top]))
+    await asyncio.sleep(0)
+    removal.cancel()
+    await eventually(lambda: not top.exists())
+
+
+def test_a_removal_may_stop_anywhere(tmp_path: Path) -> None:
+    _deep(tmp_path / "top", 200)
+    (tmp_path / "top/link").symlink_to(tmp_path)
+    turns = 1
+    while not remove_tree(tmp_path / "top", 0):
+        turns += 1
+    assert turns > 200
+    assert list(tmp_path.iterdir()) == []
