@@ -29,6 +29,7 @@ from pods.security.user_namespaces import mappings_of
 from runtime.criu.describe import DESCRIPTORS
 from runtime.errors import RuntimeCoreError
 from runtime.spec.parse import parse
+from runtime.spec.values import is_bind
 
 if TYPE_CHECKING:
     from image.model import Image
@@ -264,4 +265,4 @@ def _has_path(document: Mapping[str, Any], kind: str) -> bool | None:
 
 
 def _is_bind(mount: Mapping[str, Any]) -> bool:
-    return mount.get("type") == "bind" or not {"bind", "rbind"}.isdisjoint(mount.get("options") or ())
+    return is_bind(mount.get("type", ""), mount.get("options") or ())

@@ -28,10 +28,10 @@ from runtime.process.gate import Gate, waiting_program
 from runtime.process.hooks import enter_the_container, run_hooks
 from runtime.process.infra import empty_mount_namespace
 from runtime.process.init import Start, clock_offsets, clone_flags, container_init
-from runtime.rootfs.plan import MountPlan, absolute, is_bind, plan_mounts
+from runtime.rootfs.plan import MountPlan, absolute, plan_mounts
 from runtime.rootfs.tree import ATTACH_POINT
 from runtime.spec.parse import parse
-from runtime.spec.values import Mount, Process, Spec
+from runtime.spec.values import Mount, Process, Spec, is_bind
 from runtime.wire.reports import INIT, Conversation, Reporter
 
 TYPE_CHECKING = False
@@ -449,7 +449,7 @@ def _from_inside(plan: MountPlan, root: str) -> MountPlan:
 
 
 def _from_bundle(mount: Mount, bundle: str) -> Mount:
-    relative = is_bind(mount) and mount.source and not mount.source.startswith("/")
+    relative = is_bind(mount.type, mount.options) and mount.source and not mount.source.startswith("/")
     source = os.path.join(bundle, mount.source) if relative else mount.source
     return replace(mount, source=source, destination=absolute(mount.destination))
 

@@ -12,8 +12,8 @@ from linux.syscalls import open_in_root
 from runtime.errors import failing
 from runtime.light import json
 from runtime.process.init import cgroup_view
-from runtime.rootfs.plan import absolute, is_bind
-from runtime.spec.values import Spec
+from runtime.rootfs.plan import absolute
+from runtime.spec.values import Spec, is_bind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,11 +91,11 @@ def external_mounts(spec: Spec, cgroup: Cgroup | None) -> list[tuple[str, str]]:
     found = host_binds(spec)
     directories = cgroup_view(cgroup).directories if cgroup is not None else ()
     for mount in spec.mounts:
-        if mount.type in ("cgroup", "cgroup2") and not is_bind(mount):
+        if mount.type in ("cgroup", "cgroup2") and not is_bind(mount.type, mount.options):
             found += [(f"{absolute(mount.destination)}/{name}", path) for name, path in directories if name]
     return found
 
 
 def host_binds(spec: Spec) -> list[tuple[str, str]]:
     """(destination, source) of mounts whose content is the host's."""
-    return [(absolute(mount.destination), mount.source) for mount in spec.mounts if is_bind(mount)]
+    return [(absolute(mount.destination), mount.source) for mount in spec.mounts if is_bind(mount.type, mount.options)]

@@ -10,9 +10,8 @@ from runtime.criu import worker as criu
 from runtime.criu.describe import DESCRIPTORS, SHARED, host_binds
 from runtime.errors import failing
 from runtime.light import json
-from runtime.rootfs.plan import is_bind
 from runtime.rootfs.tree import Rootfs
-from runtime.spec.values import Spec
+from runtime.spec.values import Spec, is_bind
 
 
 def inherited_objects(
@@ -45,7 +44,7 @@ def inherited_objects(
 
 def make_mount_points(root: str, spec: Spec) -> None:
     """criu mounts, and does not make what it mounts on. Below other file systems it finds what it has saved."""
-    others = [mount.destination for mount in spec.mounts if not is_bind(mount)]
+    others = [mount.destination for mount in spec.mounts if not is_bind(mount.type, mount.options)]
     with failing("open rootfs", root):
         rootfs = Rootfs(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
     try:

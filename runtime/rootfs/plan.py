@@ -85,11 +85,6 @@ class MountPlan:
     inside: str | None = None  # a bind mount's source is this path in the container's own root
 
 
-def is_bind(mount: oci.Mount) -> bool:
-    """Whether it shows a tree of the host, by its type or by an option."""
-    return mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options
-
-
 def plan_mount(
     mount: oci.Mount, path: str, container: IDMappings | None = None, *, exact: bool = False
 ) -> MountPlan:

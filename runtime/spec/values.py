@@ -6,7 +6,7 @@ for an absent member only where absence differs from every value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 
 from runtime.light import dataclass, field
@@ -123,6 +123,11 @@ class Mount:
     options: tuple[str, ...] = ()
     uid_mappings: tuple[IDMapping, ...] = ()
     gid_mappings: tuple[IDMapping, ...] = ()
+
+
+def is_bind(type: str, options: Container[str]) -> bool:
+    """Whether a mount of that type with those options shows a tree of the host (config.md "Mounts")."""
+    return type == "bind" or "bind" in options or "rbind" in options
 
 
 @dataclass(frozen=True, slots=True)
