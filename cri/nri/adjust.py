@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any, Final
 
+from cri.nri import checks
 from cri.nri.adjust_linux import (
     add_hooks,
     io_priority,
@@ -21,9 +22,12 @@ from cri.nri.errors import NriError
 from cri.nri.owners import Owners
 from cri.nri.resources import refuse_others
 from cri.nri.v1alpha1 import api_pb2 as nri
-from pods.oci.execve_limits import name_of
+from pods import rules
+from pods.oci.mounts import depth
+from runtime.spec.values import is_bind
 
 _REMOVE: Final = "-"  # before a name: take away what has it
+_BIND: Final = "bind"  # what a mount is that does not say its type
 _ADJUSTED: Final = {"annotations", "mounts", "env", "args", "hooks", "rlimits", "CDI_devices", "linux"}
 _LINUX: Final = {
     "devices", "resources", "oom_score_adj", "io_priority", "seccomp_policy", "namespaces", "sysctl", "net_devices",
@@ -43,7 +47,7 @@ class Adjustments:
         self.owners = Owners()
 
     def apply(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
-        """Change `document`. Raises NriError for what crisp cannot adjust, and for two plugins in conflict.
+        """Change `document`. Raises NriError for what crisp cannot adjust or CRI would not take, and for a conflict.
 
         CDI devices are noted in `asked` only: their specs are files.
         """
@@ -57,6 +61,7 @@ class Adjustments:
         self._linux(plugin, wanted.linux)
         add_hooks(self.document, plugin, wanted.hooks, self.owners)
         for device in wanted.CDI_devices:
+            checks.matching("CDI_devices", device.name, rules.CDI_DEVICE)
             self.owners.own(plugin, "CDI_devices", device.name)
         self.asked.MergeFrom(wanted)
 
@@ -95,7 +100,10 @@ class Adjustments:
         annotations = self.document.setdefault("annotations", {})
         for name in self._named(plugin, "annotations", list(wanted.annotations)):
             annotations.pop(name, None)
-        annotations.update({k: v for k, v in wanted.annotations.items() if not k.startswith(_REMOVE)})
+        for name, value in wanted.annotations.items():
+            if not name.startswith(_REMOVE):
+                checks.annotation(name, value)
+                annotations[name] = value
 
     def _environment(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
         process = self.document["process"]
@@ -105,8 +113,7 @@ class Adjustments:
             variables.pop(name, None)
         for entry in wanted.env:
             if not entry.key.startswith(_REMOVE):
-                if not entry.key or "=" in entry.key or "\0" in entry.key + entry.value:
-                    raise NriError(f"env {name_of(entry.key)!r}: is no name and value of a variable")
+                checks.variable(entry.key, entry.value)
                 variables[entry.key] = entry.value
         process["env"] = [f"{name}={value}" for name, value in variables.items()]
 
@@ -117,16 +124,15 @@ class Adjustments:
         for mount in wanted.mounts:
             if mount.destination.startswith(_REMOVE):
                 continue
-            if not mount.destination.startswith("/") or "\0" in mount.destination + mount.source:
-                raise NriError(f"mounts {mount.destination!r}: the destination must be an absolute path")
+            _check_mount(mount)
             mounts.pop(mount.destination, None)
             mounts[mount.destination] = {
                 "destination": mount.destination,
-                "type": mount.type or "bind",
+                "type": mount.type or _BIND,
                 "source": mount.source,
                 "options": list(mount.options),
             }
-        self.document["mounts"] = sorted(mounts.values(), key=_depth)
+        self.document["mounts"] = sorted(mounts.values(), key=depth)
 
     def _process(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
         process = self.document["process"]
@@ -137,6 +143,7 @@ class Adjustments:
                 args = args[1:]
             if not args:
                 raise NriError("args: there must be a program")
+            checks.unshown("args", args)
             self.owners.own(plugin, "args")
             process["args"] = args
         for limit in wanted.rlimits:
@@ -145,12 +152,15 @@ class Adjustments:
             process["rlimits"] = [*kept, {"type": limit.type, "hard": limit.hard, "soft": limit.soft}]
         if wanted.linux.HasField("oom_score_adj"):
             self.owners.own(plugin, "linux.oom_score_adj")
+            checks.between("linux.oom_score_adj", wanted.linux.oom_score_adj.value, *rules.OOM_SCORES)
             process["oomScoreAdj"] = wanted.linux.oom_score_adj.value
 
     def _resources(self, plugin: str, wanted: nri.LinuxResources) -> None:
-        refuse_others(wanted, _RESOURCES, "adjust.linux.resources")
-        refuse_others(wanted.memory, _MEMORY, "adjust.linux.resources.memory")
-        refuse_others(wanted.cpu, _CPU, "adjust.linux.resources.cpu")
+        where = "adjust.linux.resources"
+        refuse_others(wanted, _RESOURCES, where)
+        refuse_others(wanted.memory, _MEMORY, f"{where}.memory")
+        refuse_others(wanted.cpu, _CPU, f"{where}.cpu")
+        checks.resources(where, wanted)
         resources = self.document["linux"].setdefault("resources", {})
         for group, message in (("memory", wanted.memory), ("cpu", wanted.cpu)):
             for field, value in message.ListFields():
@@ -171,5 +181,11 @@ class Adjustments:
             resources["pids"] = {"limit": wanted.pids.limit}
 
 
-def _depth(mount: dict[str, Any]) -> int:
-    return len([part for part in mount["destination"].split("/") if part])
+def _check_mount(mount: nri.Mount) -> None:
+    checks.below_root("mounts: destination", mount.destination)
+    where = f"mounts {mount.destination!r}"
+    checks.unshown(f"{where}: options", mount.options)
+    if not rules.is_text(mount.source) or not rules.is_text(mount.type):
+        raise NriError(f"{where}: source and type must not contain a NUL byte")
+    if is_bind(mount.type or _BIND, mount.options) and not mount.source.startswith("/"):
+        raise checks.refuse(f"{where}: source", mount.source, "must be an absolute path")

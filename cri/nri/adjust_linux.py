@@ -7,9 +7,12 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+from cri.nri import checks
 from cri.nri.errors import NriError
 from cri.nri.owners import Owners
 from cri.nri.v1alpha1 import api_pb2 as nri
+from pods.oci.hook_files import checked_hook
+from runtime.seccomp.compile import ACTIONS, FLAGS, OPERATORS
 
 Named = Callable[[str, str, list[str]], Iterator[str]]  # plugin, field, names: those to take away first
 _TYPES: Final = {stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
@@ -29,8 +32,6 @@ def add_hooks(document: dict[str, Any], plugin: str, hooks: nri.Hooks, owners: O
     for ours, theirs in _MOMENTS.items():
         for hook in getattr(hooks, ours):
             owners.own(plugin, "hooks")
-            if not hook.path.startswith("/"):
-                raise NriError(f"hooks.{ours}: path {hook.path!r} is not absolute")
             entry: dict[str, Any] = {"path": hook.path}
             if hook.args:
                 entry["args"] = list(hook.args)
@@ -38,6 +39,10 @@ def add_hooks(document: dict[str, Any], plugin: str, hooks: nri.Hooks, owners: O
                 entry["env"] = list(hook.env)
             if hook.HasField("timeout"):
                 entry["timeout"] = hook.timeout.value
+            try:
+                entry = checked_hook(entry)
+            except ValueError as error:
+                raise NriError(f"hooks.{ours}: {error}") from error
             document.setdefault("hooks", {}).setdefault(theirs, []).append(entry)
 
 
@@ -60,8 +65,7 @@ def set_devices(linux: dict[str, Any], plugin: str, devices: Iterable[nri.LinuxD
 
 def _node(device: nri.LinuxDevice) -> dict[str, Any]:
     """What the plugin leaves out is taken from the host's node."""
-    if not device.path.startswith("/") or "\0" in device.path:
-        raise NriError(f"linux.devices {device.path!r}: the path must be absolute")
+    checks.below_root("linux.devices: path", device.path)
     kind, major, minor, mode = device.type, device.major, device.minor, device.file_mode.value
     if not kind:
         try:
@@ -98,7 +102,9 @@ def set_sysctls(linux: dict[str, Any], plugin: str, wanted: dict[str, str], name
     there = linux.setdefault("sysctl", {})
     for name in named(plugin, "linux.sysctl", list(wanted)):
         there.pop(name, None)
-    there.update({name: value for name, value in wanted.items() if not name.startswith(_REMOVE)})
+    kept = {name: value for name, value in wanted.items() if not name.startswith(_REMOVE)}
+    checks.sysctls(kept)
+    there.update(kept)
 
 
 def set_net_devices(linux: dict[str, Any], plugin: str, wanted: dict[str, nri.LinuxNetDevice], named: Named) -> None:
@@ -112,6 +118,10 @@ def set_net_devices(linux: dict[str, Any], plugin: str, wanted: dict[str, nri.Li
 
 def seccomp(policy: nri.LinuxSeccomp) -> dict[str, Any]:
     """`linux.seccomp`."""
+    where = "linux.seccomp_policy"
+    checks.one_of(f"{where}.default_action", policy.default_action, ACTIONS)
+    for flag in policy.flags:
+        checks.one_of(f"{where}.flags", flag, FLAGS)
     profile: dict[str, Any] = {"defaultAction": policy.default_action}
     if policy.HasField("default_errno"):
         profile["defaultErrnoRet"] = policy.default_errno.value
@@ -123,11 +133,14 @@ def seccomp(policy: nri.LinuxSeccomp) -> dict[str, Any]:
     ):
         if value := getattr(policy, ours):
             profile[name] = value if isinstance(value, str) else list(value)
-    profile["syscalls"] = [_syscall(call) for call in policy.syscalls]
+    profile["syscalls"] = [_syscall(call, f"{where}.syscalls[{index}]") for index, call in enumerate(policy.syscalls)]
     return profile
 
 
-def _syscall(call: nri.LinuxSyscall) -> dict[str, Any]:
+def _syscall(call: nri.LinuxSyscall, where: str) -> dict[str, Any]:
+    checks.one_of(f"{where}.action", call.action, ACTIONS)
+    for one in call.args:
+        checks.one_of(f"{where}.args.op", one.op, OPERATORS)
     rule: dict[str, Any] = {"names": list(call.names), "action": call.action}
     if call.HasField("errno_ret"):
         rule["errnoRet"] = call.errno_ret.value
@@ -140,20 +153,21 @@ def _syscall(call: nri.LinuxSyscall) -> dict[str, Any]:
 
 def io_priority(wanted: nri.LinuxIOPriority) -> dict[str, Any]:
     """`process.ioPriority`."""
-    return {"class": nri.IOPrioClass.Name(getattr(wanted, "class")), "priority": wanted.priority}
+    kind = checks.enum("linux.io_priority.class", nri.IOPrioClass, getattr(wanted, "class"))
+    return {"class": kind, "priority": wanted.priority}
 
 
 def scheduler(wanted: nri.LinuxScheduler) -> dict[str, Any]:
     """`process.scheduler`; what is 0 is not set."""
     numbers = {name: value for name in ("nice", "priority", "runtime", "deadline", "period")
                if (value := getattr(wanted, name))}  # fmt: skip
-    flags = [nri.LinuxSchedulerFlag.Name(flag) for flag in wanted.flags]
-    policy = nri.LinuxSchedulerPolicy.Name(wanted.policy)
+    flags = [checks.enum("linux.scheduler.flags", nri.LinuxSchedulerFlag, flag) for flag in wanted.flags]
+    policy = checks.enum("linux.scheduler.policy", nri.LinuxSchedulerPolicy, wanted.policy)
     return {"policy": policy, **numbers, **({"flags": flags} if flags else {})}
 
 
 def memory_policy(wanted: nri.LinuxMemoryPolicy) -> dict[str, Any]:
     """`linux.memoryPolicy`."""
-    flags = [nri.MpolFlag.Name(flag) for flag in wanted.flags]
-    policy: dict[str, Any] = {"mode": nri.MpolMode.Name(wanted.mode)}
+    flags = [checks.enum("linux.memory_policy.flags", nri.MpolFlag, flag) for flag in wanted.flags]
+    policy: dict[str, Any] = {"mode": checks.enum("linux.memory_policy.mode", nri.MpolMode, wanted.mode)}
     return policy | ({"nodes": wanted.nodes} if wanted.nodes else {}) | ({"flags": flags} if flags else {})

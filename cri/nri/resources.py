@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 from google.protobuf.message import Message
 
+from cri.nri import checks
 from cri.nri.errors import NriError
 from cri.nri.owners import Owners
 from cri.nri.v1alpha1 import api_pb2 as nri
@@ -23,6 +24,7 @@ _NAMES: Final = {
         "mems": "cpuset_mems",
     },
 }
+_WHERE: Final = "update.linux.resources"
 _OTHERS: Final = {"hugepage_limits", "unified"}
 
 
@@ -65,7 +67,7 @@ class Updates:
         self._evicted: dict[str, str] = {}
 
     def add(self, plugin: str, updates: list[nri.ContainerUpdate], evictions: list[nri.ContainerEviction]) -> None:
-        """Raises NriError for limits that CRI has not, and for plugins in conflict."""
+        """Raises NriError for limits that CRI has not or would not take, and for plugins in conflict."""
         for update in updates:
             wanted = self._wanted.setdefault(update.container_id, _Wanted(Resources()))
             wanted.limits = _changed(plugin, wanted, update.linux.resources)
@@ -103,11 +105,12 @@ class Updates:
 
 
 def _changed(plugin: str, wanted: _Wanted, message: nri.LinuxResources) -> Resources:
-    refuse_others(message, {*_NAMES, *_OTHERS}, "update.linux.resources")
+    refuse_others(message, {*_NAMES, *_OTHERS}, _WHERE)
+    checks.resources(_WHERE, message)
     changes: dict[str, object] = {}
     for group, names in _NAMES.items():
         part = getattr(message, group)
-        refuse_others(part, set(names), f"update.linux.resources.{group}")
+        refuse_others(part, set(names), f"{_WHERE}.{group}")
         for descriptor, value in part.ListFields():
             wanted.owners.own(plugin, f"linux.resources.{group}.{descriptor.name}")
             changes[names[descriptor.name]] = getattr(value, "value", value)

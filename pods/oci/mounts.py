@@ -52,7 +52,7 @@ def plan_mounts(
     ]
     defaults = [*_kernel_mounts(config.security), *_pod_mounts(config, sandbox, sandbox_dir, files_dir)]
     kept = [mount for mount in defaults if not _is_replaced(mount["destination"], taken)]
-    return sorted([*kept, *volumes, *requested, *more], key=_depth)
+    return sorted([*kept, *volumes, *requested, *more], key=depth)
 
 
 def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]:
@@ -136,5 +136,6 @@ def _is_replaced(destination: str, taken: set[str]) -> bool:
     return destination in taken or ("/dev" in taken and destination.startswith("/dev/"))
 
 
-def _depth(mount: dict[str, Any]) -> int:
+def depth(mount: Mapping[str, Any]) -> int:
+    """How deep a mount of config.json lies: sorted by it, parents come before what lies below them."""
     return len([part for part in mount["destination"].split("/") if part])

@@ -1,0 +1,104 @@
+"""What plugins want, held against the rules that CRI's own requests are held against (`pods.rules`).
+
+Each check takes the field's name and value, and raises NriError naming the field. What config.json's reader refuses by
+name anyway (namespaces, rlimits, interfaces) is left to it: it sees what all plugins made of the document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from cri.nri.errors import NriError
+from cri.nri.v1alpha1 import api_pb2 as nri
+from pods import rules
+from pods.oci.execve_limits import name_of
+from pods.rules import Form
+
+_SHOWN = 128  # characters of a refused value that its message repeats
+
+
+class _Enum(Protocol):
+    def Name(self, number: Any) -> str: ...  # protobuf's
+
+
+def refuse(where: str, value: object, reason: str) -> NriError:
+    """The error that refuses `value`."""
+    return NriError(f"{where}: {repr(value)[:_SHOWN]} {reason}")
+
+
+def unshown(where: str, values: Iterable[str]) -> None:
+    """Texts that no message repeats: Secrets get into them."""
+    for index, value in enumerate(values):
+        if not rules.is_text(value):
+            raise NriError(f"{where}[{index}]: contains a NUL byte")
+
+
+def annotation(name: str, value: str) -> None:
+    if not name or not rules.is_text(name + value):
+        raise NriError(f"annotations {name[:_SHOWN]!r}: is no name and value without NUL bytes")
+
+
+def variable(name: str, value: str) -> None:
+    if not rules.is_variable(name) or not rules.is_text(value):
+        raise NriError(f"env {name_of(name)!r}: is no name and value of a variable")
+
+
+def matching(where: str, value: str, form: Form) -> None:
+    """A text of the given form."""
+    if not form.fits(value):
+        raise refuse(where, value, f"must be {form.expected}")
+
+
+def below_root(where: str, path: str) -> None:
+    """Where something is put in a container."""
+    if not rules.is_text(path) or not rules.is_below_root(path):
+        raise refuse(where, path, f"must be {rules.BELOW_ROOT}")
+    if fault := rules.fault_of_path(path):
+        raise refuse(where, path, fault)
+
+
+def between(where: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise refuse(where, value, f"must be between {low} and {high}")
+
+
+def one_of(where: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise refuse(where, value, f"must be one of {', '.join(known)}")
+
+
+def enum(where: str, kind: _Enum, number: int) -> str:
+    """The name of a number that must be a member of an enumeration: proto3 lets any through."""
+    try:
+        return kind.Name(number)
+    except ValueError:
+        raise refuse(where, number, "is not one that NRI v1alpha1 has") from None
+
+
+def sysctls(wanted: Mapping[str, str]) -> None:
+    """Names and values; whether each belongs to a namespace of the container is for config.json's check to say."""
+    for name, value in wanted.items():
+        matching("linux.sysctl", name, rules.SYSCTL)
+        matching(f"linux.sysctl.{name}", value, rules.SYSCTL_VALUE)
+
+
+def resources(where: str, message: nri.LinuxResources) -> None:
+    """Limits: lists of CPUs, sizes of pages and names of cgroup files, and what is less than "no limit"."""
+    for name in ("limit", "reservation", "swap"):
+        _limit(f"{where}.memory.{name}", getattr(message.memory, name).value)
+    _limit(f"{where}.cpu.quota", message.cpu.quota.value)
+    for name in ("cpus", "mems"):
+        if value := getattr(message.cpu, name):
+            matching(f"{where}.cpu.{name}", value, rules.CPU_LIST)
+    for limit in message.hugepage_limits:
+        matching(f"{where}.hugepage_limits", limit.page_size, rules.PAGE_SIZE)
+    for name, value in message.unified.items():
+        matching(f"{where}.unified", name, rules.CGROUP_FILE)
+        if not rules.is_text(value):
+            raise refuse(f"{where}.unified.{name}", value, "contains a NUL byte")
+
+
+def _limit(where: str, value: int) -> None:
+    if value < rules.UNLIMITED:
+        raise refuse(where, value, f"must be {rules.UNLIMITED} or more")
