@@ -108,7 +108,6 @@ class Sandboxes:
         )
         places_of(self._state.settings.cgroup_driver).pod("new", config)
         sandbox_sysctls(config)
-        files.hostname("", config, self._host.hostname)
         files.resolv_conf(config.dns, "")
 
     def _write_hosts(self, sandbox: Sandbox, addresses: tuple[str, ...]) -> None:

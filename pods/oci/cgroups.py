@@ -14,8 +14,6 @@ from pods.model import Resources
 _FIELD = "config.linux.resources"
 _LEAST_MEMORY = 2 << 20  # bytes: what a container's init touches before its program replaces it
 _LEAST_PERIOD, _LONGEST_PERIOD = 1000, 1_000_000  # microseconds, the kernel's for both period and quota
-_PAGE_SIZE = re.compile(r"[1-9][0-9]*[KMG]B")
-_CPU_LIST = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
 _UNIFIED_FILE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
 
 
@@ -32,7 +30,7 @@ def linux_resources(resources: Resources, host: HostFacts, field: str = _FIELD) 
         plan["cpu"] = cpu
     if resources.hugepage_limits:
         plan["hugepageLimits"] = [
-            _hugepage_limit(size, limit, field) for size, limit in resources.hugepage_limits.items()
+            {"pageSize": size, "limit": limit} for size, limit in resources.hugepage_limits.items()
         ]
     if resources.unified:
         plan["unified"] = _unified(resources.unified, host, field)
@@ -110,10 +108,6 @@ def _cpu(resources: Resources, field: str) -> dict[str, Any]:
         )
     if 0 < resources.cpu_quota < _LEAST_PERIOD:
         raise InvalidArgument(f"{field}.cpu_quota: {resources.cpu_quota} is less than {_LEAST_PERIOD} us")
-    for member in ("cpuset_cpus", "cpuset_mems"):
-        value = getattr(resources, member)
-        if value and not _CPU_LIST.fullmatch(value):
-            raise InvalidArgument(f"{field}.{member}: {value!r} is not a list such as '0-3,7'")
     wanted = {
         "shares": resources.cpu_shares,
         "quota": resources.cpu_quota,
@@ -122,12 +116,6 @@ def _cpu(resources: Resources, field: str) -> dict[str, Any]:
         "mems": resources.cpuset_mems,
     }
     return {name: value for name, value in wanted.items() if value}
-
-
-def _hugepage_limit(size: str, limit: int, field: str) -> dict[str, int | str]:
-    if not _PAGE_SIZE.fullmatch(size):
-        raise InvalidArgument(f"{field}.hugepage_limits: page size {size!r} is not one such as '2MB'")
-    return {"pageSize": size, "limit": limit}
 
 
 def _unified(unified: dict[str, str], host: HostFacts, field: str) -> dict[str, str]:

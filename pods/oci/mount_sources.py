@@ -38,8 +38,8 @@ def _resolve(host_path: str, index: int) -> str:
         source = os.path.realpath(host_path)
         if not os.path.lexists(source):
             make_directories(source)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except OSError as error:
+        reason = error.strerror
         raise InvalidArgument(f"config.mounts[{index}].host_path: make directory {host_path!r}: {reason}") from error
     return source
 

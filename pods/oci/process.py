@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from image.model import ImageConfig
+from pods import rules
 from pods.errors import InvalidArgument, PodError
 from pods.model import ContainerConfig, GroupsPolicy
 from pods.oci.execve_limits import check_arguments, check_environment
 from pods.oci.signals import canonical_name
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_MAX_ID = 2**32 - 2
-_MAX_PATH = 4095
 
 @dataclass(frozen=True, slots=True)
 class UserRequest:
@@ -46,27 +45,14 @@ class UserRequest:
 def user_request(config: ContainerConfig, image: ImageConfig) -> UserRequest:
     """Choose between run_as_user, run_as_username and the image's user, in this order.
 
-    The image's group counts only with the image's user. Raises InvalidArgument for a run_as_group without a user
-    (CRI LinuxContainerSecurityContext.run_as_group) and for ids out of range.
+    The image's group counts only with the image's user.
     """
     security = config.security
-    field = "config.linux.security_context"
-    if security.run_as_group is not None and security.run_as_user is None and not security.run_as_username:
-        raise InvalidArgument(f"{field}.run_as_group: {security.run_as_group} is given without a user")
-    _check_ids(f"{field}.run_as_user", [] if security.run_as_user is None else [security.run_as_user])
-    _check_ids(f"{field}.run_as_group", [] if security.run_as_group is None else [security.run_as_group])
-    _check_ids(f"{field}.supplemental_groups", security.supplemental_groups)
     user = security.run_as_username or image.user
     if security.run_as_user is not None:
         user = str(security.run_as_user)
     merge = security.groups_policy is GroupsPolicy.MERGE
     return UserRequest(user, security.run_as_group, security.supplemental_groups, merge)
-
-
-def _check_ids(field: str, ids: Iterable[int]) -> None:
-    for number in ids:
-        if not 0 <= number <= _MAX_ID:
-            raise InvalidArgument(f"{field}: {number} is not an id between 0 and {_MAX_ID}")
 
 
 def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:
@@ -121,9 +107,11 @@ def environment(
 
 
 def working_directory(config: ContainerConfig, image: ImageConfig) -> str:
-    """The request's directory, else the image's, else "/". Raises InvalidArgument when that is too long to be one."""
+    """The request's directory, else the image's, else "/". Raises InvalidArgument when the image's is too long."""
+    if config.working_dir:
+        return config.working_dir
     # Builders let a relative WORKDIR through; it means "from the root".
-    directory = config.working_dir or "/" + image.working_dir.lstrip("/")
-    if len(directory) > _MAX_PATH:
-        raise InvalidArgument(f"image {config.image.image!r}: its working directory is longer than {_MAX_PATH} bytes")
+    directory = "/" + image.working_dir.lstrip("/")
+    if fault := rules.fault_of_path(directory):
+        raise InvalidArgument(f"image {config.image.image!r}: its working directory {fault}")
     return directory

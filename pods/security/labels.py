@@ -27,9 +27,7 @@ def apparmor_profile(security: ContainerSecurity, host: HostFacts, loaded: Path 
         return DEFAULT_PROFILE if host.apparmor and DEFAULT_PROFILE in _names(loaded) else ""
     if wanted.type is ProfileType.RUNTIME_DEFAULT:
         return _loaded(DEFAULT_PROFILE, loaded) if host.apparmor else ""
-    name = wanted.localhost_ref.removeprefix("localhost/")
-    if not name:
-        raise InvalidArgument(f"{_FIELD}.localhost_ref: a Localhost profile needs a name")
+    name = wanted.localhost_ref
     if not host.apparmor:
         raise InvalidArgument(f"{_FIELD}: profile {name!r} is asked for, but AppArmor is not enabled on this node")
     return _loaded(name, loaded)

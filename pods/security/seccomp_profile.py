@@ -19,6 +19,7 @@ from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import ContainerSecurity, ProfileType
 from pods.security.seccomp_default import ARCHITECTURES, default_profile
+from runtime.seccomp.compile import ACTIONS, FLAGS, OPERATORS
 
 _MAX_BYTES: Final = 1 << 20
 _MAX_RULES: Final = 4096
@@ -26,11 +27,6 @@ _MAX_NAMES: Final = 16384
 _SECCOMP: Final = "config.linux.security_context.seccomp"
 _FIELD: Final = f"{_SECCOMP}.localhost_ref"
 BASE: Final = "crispSeccompBase"  # beside config.json's linux.seccomp: what that is intersected with
-_ACTIONS: Final = frozenset(
-    f"SCMP_ACT_{name}" for name in "KILL KILL_PROCESS KILL_THREAD TRAP ERRNO TRACE ALLOW LOG".split()
-)
-_OPERATORS: Final = frozenset(f"SCMP_CMP_{name}" for name in "NE LT LE EQ GE GT MASKED_EQ".split())
-_FLAGS: Final = frozenset(f"SECCOMP_FILTER_FLAG_{name}" for name in "TSYNC LOG SPEC_ALLOW WAIT_KILLABLE_RECV".split())
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]*")
 _ARCHITECTURE: Final = re.compile(r"SCMP_ARCH_[A-Z0-9_]+")
 _NEVER: Final = (100_000, 0)  # newer than any kernel that a profile can name
@@ -101,16 +97,11 @@ def parse_profile(name: str, content: bytes, field: str) -> ReadProfile:
     return ReadProfile(name, document, field)
 
 
-def _read_file(reference: str, field: str) -> ReadProfile:
-    path = reference.removeprefix("localhost/")
-    if not path.startswith("/"):
-        raise InvalidArgument(f"{field}: {reference!r} is not an absolute path")
+def _read_file(path: str, field: str) -> ReadProfile:
     try:
         content = _read_regular(path)
     except OSError as error:
         raise InvalidArgument(f"{field}: read {path!r}: {error.strerror}") from error
-    except ValueError as error:  # a NUL
-        raise InvalidArgument(f"{field}: read {path!r}: {error}") from error
     return parse_profile(path, content, field)
 
 
@@ -166,7 +157,7 @@ def reduce_profile(profile: ReadProfile, capabilities: frozenset[str], facts: Ho
         reduced["defaultErrnoRet"] = number
     if flags := document.strings("flags"):
         for flag in flags:
-            if flag not in _FLAGS:
+            if flag not in FLAGS:
                 document.refuse("flags", f"unknown flag {flag!r}")
         reduced["flags"] = flags
     if document.strings("listenerPath", one=True):
@@ -224,7 +215,7 @@ def _action(member: _Member, name: str) -> str:
     action = "".join(member.strings(name, one=True))
     if action == "SCMP_ACT_NOTIFY":
         raise Unimplemented(f"{member.field}: {member.file!r}: {member.at(name)}: SCMP_ACT_NOTIFY is not supported yet")
-    if action not in _ACTIONS:
+    if action not in ACTIONS:
         member.refuse(name, f"unknown action {action!r}")
     return action
 
@@ -288,7 +279,7 @@ def _rule(member: _Member) -> dict[str, Any]:
 def _argument(member: _Member) -> dict[str, Any]:
     index, value = member.number("index", 5), member.number("value", _MAX_ARGUMENT)
     operator = "".join(member.strings("op", one=True))
-    if operator not in _OPERATORS:
+    if operator not in OPERATORS:
         member.refuse("op", f"unknown operator {operator!r}")
     value_two = member.number("valueTwo", _MAX_ARGUMENT)
     return {"index": index or 0, "value": value or 0, "valueTwo": value_two or 0, "op": operator}

@@ -219,6 +219,9 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
         (pod(metadata={"name": "n", "uid": "u"}), "config.metadata.namespace: is required"),
         (pod(metadata={**METADATA, "name": "a\0b"}), "config.metadata.name: 'a\\x00b' contains a NUL byte"),
         (pod(hostname="../x"), "config.hostname: '../x' must be a host name"),
+        (pod(hostname="a b"), "config.hostname: 'a b' must be a host name"),
+        (pod(hostname="a\nb"), "config.hostname: 'a\\nb' must be a host name"),
+        (pod(hostname="-a"), "config.hostname: '-a' must be a host name"),
         (pod(hostname="h" * 65), "length of config.hostname: 65 must be between 1 and 64"),
         (pod(log_directory="logs"), "config.log_directory: 'logs' must be an absolute path"),
         (pod(log_directory="/logs/../etc"), "config.log_directory: '/logs/../etc' must not contain '..'"),
@@ -239,8 +242,14 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
         (pod(labels={"": "x"}), "config.labels key: is required"),
         (pod(labels={"k": "v" * 4096}), "config.labels['k']: is too long"),
         (pod(annotations={"k": "\0"}), "config.annotations['k']: contains a NUL byte"),
+        (pod(dns_config={"searches": ["a", ""]}), "config.dns_config.searches[1]: '' must be one word"),
+        (pod(linux={"cgroup_parent": "/a\0"}), "config.linux.cgroup_parent: '/a\\x00' contains a NUL byte"),
         (pod(linux={"cgroup_parent": "/a/../.."}), "config.linux.cgroup_parent: '/a/../..' must not contain '..'"),
         (pod(linux={"sysctls": {"net..x": "1"}}), "config.linux.sysctls key: 'net..x' must be the name of a sysctl"),
+        *(
+            (pod(linux={"sysctls": {name: "1"}}), f"config.linux.sysctls key: {name!r} must be the name of a sysctl")
+            for name in ("net/../kernel/core_pattern", "net.ipv4/../..", "net", "net.a b")
+        ),
         (pod(linux={"overhead": {"cpu_shares": -1}}), "config.linux.overhead.cpu_shares: -1 must be 0 or more"),
         (
             in_pod(namespace_options={"network": 7}),
@@ -261,6 +270,10 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
         (
             in_pod(namespace_options={"cgroupns_options": {"mode": "CONTAINER"}}),
             "security_context.namespace_options.cgroupns_options: belongs to containers",
+        ),
+        (
+            in_pod(seccomp={"profile_type": "Localhost", "localhost_ref": "/a\0b"}),
+            "security_context.seccomp.localhost_ref: '/a\\x00b' contains a NUL byte",
         ),
         (in_pod(seccomp={"profile_type": "OCI"}), "seccomp.oci_ref: '' must be a reference with its digest"),
         (
@@ -289,6 +302,7 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
         (container(metadata={"attempt": 1}), "config.metadata.name: is required"),
         (container(image={}), "config.image.image: is required"),
         (container(command=["a", "b\0"]), "config.command[1]: contains a NUL byte"),
+        (container(args=["a\0b"]), "config.args[0]: contains a NUL byte"),
         (container(working_dir="w"), "config.working_dir: 'w' must be an absolute path"),
         (container(envs=[{"value": b"v"}]), "config.envs[0].key: is required"),
         (container(envs=[{"key": "A=B"}]), "config.envs[0].key: of 'A': must not contain '='"),
@@ -304,6 +318,10 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
         (
             container(devices=[{"container_path": "/dev/..", "host_path": "/dev/null"}]),
             "config.devices[0].container_path: '/dev/..' must be an absolute path below '/'",
+        ),
+        (
+            container(devices=[{"container_path": "/d", "host_path": "/a\0b"}]),
+            "config.devices[0].host_path: '/a\\x00b' contains a NUL byte",
         ),
         (container(CDI_devices=[{"name": "gpu"}]), "config.CDI_devices[0].name: 'gpu' must be of the form"),
         (mounted(container_path="data"), "config.mounts[0].container_path: 'data' must be an absolute path"),
@@ -358,6 +376,10 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
             "add_ambient_capabilities[1]: 'CAP_NOPE' must be the name of",
         ),
         (in_container(masked_paths=["proc"]), "security_context.masked_paths[0]: 'proc' must be an absolute path"),
+        (
+            in_container(apparmor={"profile_type": "Localhost", "localhost_ref": "localhost/"}),
+            "apparmor.localhost_ref: is required",
+        ),
         (in_container(apparmor_profile="localhost/"), "apparmor_profile: 'localhost/' must be runtime/default"),
     ],
 )
@@ -365,6 +387,11 @@ def test_a_container_that_cannot_work_is_refused(message: api_pb2.ContainerConfi
     with pytest.raises(InvalidArgument) as refusal:
         container_config("config", message)
     assert said in str(refusal.value)
+
+
+def test_a_device_without_permissions_has_all() -> None:
+    (device,) = container_config("c", container(devices=[{"container_path": "/d", "host_path": "/d"}])).devices
+    assert device.permissions == "rwm"
 
 
 def _entries(count: int) -> dict[str, api_pb2.ContainerConfig | api_pb2.PodSandboxConfig]:

@@ -31,7 +31,7 @@ def test_cgroup_path(parent: str, path: str) -> None:
     assert places_of(CGROUPFS).oci_path(sandbox, "C") == path
 
 
-@pytest.mark.parametrize("parent", ["kubepods", "/a/../b", "..", "kubepods-pod1.slice", "/system.slice"])
+@pytest.mark.parametrize("parent", ["kubepods", "..", "kubepods-pod1.slice", "/system.slice"])
 def test_cgroup_parents_that_cannot_be(parent: str) -> None:
     with pytest.raises(InvalidArgument, match="cgroupDriver: cgroupfs" if "slice" in parent else "absolute path"):
         pod_cgroup(_sandbox(CGROUPFS, parent))

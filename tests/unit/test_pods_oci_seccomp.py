@@ -267,9 +267,9 @@ def _read(path: str, *, privileged: bool = False) -> ReadProfile | None:
 def test_reading_a_profile(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps(_with_rule()))
-    assert _read(f"localhost/{path}") == ReadProfile(str(path), _with_rule())
+    assert _read(str(path)) == ReadProfile(str(path), _with_rule())
     os.mkfifo(tmp_path / "pipe")
-    for bad in (str(tmp_path / "pipe"), str(tmp_path), str(tmp_path / "none"), "p.json", "/a\0b"):
+    for bad in (str(tmp_path / "pipe"), str(tmp_path), str(tmp_path / "none")):
         with pytest.raises(InvalidArgument, match="localhost_ref"):
             _read(bad)
     assert _read("p.json", privileged=True) is None
