@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from image.settings import ImageSettings
@@ -19,15 +19,15 @@ class NodeSettings:
     cni_bin_dirs: tuple[Path, ...]
     registries_conf: Path
     cgroup_driver: str
-    pause_image: str = ""
-    trace_start: bool = False
-    checkpoint_images: bool = False  # whether containers are made from images that hold a checkpoint
-    enable_unprivileged_ports: bool = True  # in pods with a network namespace of their own
-    enable_unprivileged_icmp: bool = True
-    cdi_spec_dirs: tuple[Path, ...] = ()  # later ones win
-    hooks_dirs: tuple[Path, ...] = ()  # later ones win
-    runtime_handlers: Mapping[str, Path] = field(default_factory=dict)  # other OCI runtimes' programs
-    images: ImageSettings = field(default_factory=ImageSettings)
+    pause_image: str
+    trace_start: bool
+    checkpoint_images: bool  # whether containers are made from images that hold a checkpoint
+    enable_unprivileged_ports: bool  # in pods with a network namespace of their own
+    enable_unprivileged_icmp: bool
+    cdi_spec_dirs: tuple[Path, ...]  # later ones win
+    hooks_dirs: tuple[Path, ...]  # later ones win
+    runtime_handlers: Mapping[str, Path]  # other OCI runtimes' programs
+    images: ImageSettings
 
     def sandbox_dir(self, sandbox_id: str) -> Path:
         return self.state / "sandboxes" / sandbox_id

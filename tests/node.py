@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from cri.daemon.config import Configuration
+from cri.daemon.main import settings
 from pods.model import (
     ContainerConfig,
     ContainerMetadata,
@@ -17,7 +19,6 @@ from pods.model import (
     SandboxMetadata,
 )
 from pods.node import Node
-from pods.settings import NodeSettings
 from tests.daemon import BUSYBOX, CNI_BIN_DIRS, busybox_layout
 
 
@@ -28,13 +29,16 @@ async def open_node(directory: Path) -> Node:
     (directory / "cni/10-loopback.conflist").write_text(json.dumps(network))
     (directory / "registries.conf").touch()
     node = await Node.open(
-        NodeSettings(
-            root=directory / "root",
-            state=directory / "state",
-            cni_conf_dir=directory / "cni",
-            cni_bin_dirs=CNI_BIN_DIRS,
-            registries_conf=directory / "registries.conf",
-            cgroup_driver="cgroupfs",
+        settings(
+            Configuration(
+                root=directory / "root",
+                state=directory / "state",
+                cni_conf_dir=directory / "cni",
+                cni_bin_dirs=CNI_BIN_DIRS,
+                registries_conf=directory / "registries.conf",
+                cdi_spec_dirs=(),
+                hooks_dirs=(),
+            )
         )
     )
     if node.images.find(BUSYBOX) is None:

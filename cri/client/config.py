@@ -35,7 +35,7 @@ def listen_address() -> str:
 
 def effective(path: Path | None = None) -> Configuration:
     """The configuration of `path` (the default file when None) and its drop-ins. Raises UsageError."""
-    from cri.daemon.config import load
+    from cri.daemon.loading import load
     from cri.errors import ConfigurationError
 
     try:

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Mapping
 
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _PLAIN = re.compile(r"[^\s\"=\\]+")
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

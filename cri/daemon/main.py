@@ -5,7 +5,6 @@ Containers belong to their shims; whether and how the daemon ends does not touch
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import gc
@@ -19,8 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cri.daemon import logfmt
-from cri.daemon.config import CGROUP_DRIVERS, LOG_LEVELS, NRI_SOCKET, RELOADED, Configuration, load
+from cri.daemon.command_line import command_line
+from cri.daemon.config import KEYS, Configuration
 from cri.daemon.directories import occupied
+from cri.daemon.keys import Component
+from cri.daemon.loading import load
 from cri.daemon.notify import Notifier
 from cri.errors import ConfigurationError, DaemonError, StartupError
 from cri.streaming.address import StreamAddress
@@ -62,7 +64,7 @@ def run(configuration: Configuration, reload: Reload) -> None:
     """Serve until a signal stops it. Raises StartupError."""
     if os.geteuid() != 0:
         raise StartupError("start: crispd must run as root (try sudo crispd)")
-    logfmt.start(LOG_LEVELS[configuration.log_level])
+    logfmt.start(logfmt.LEVELS[configuration.log_level])
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core would write lines of its own form to stderr
     # Not earlier: gRPC, images' HTTP client and the node take ten times as long to import as the above.
     from cri.codes import code_of
@@ -104,7 +106,7 @@ async def serve(
     async with contextlib.AsyncExitStack() as undo:
         node = await open_node(settings(configuration))
         undo.push_async_callback(node.close)
-        streaming = StreamingServer(node, stream_address(configuration))
+        streaming = StreamingServer(node, StreamAddress(**configuration.of(Component.STREAMING)))
         undo.push_async_callback(streaming.close)
         await streaming.start()
         monitor = await _monitor(node, streaming, configuration.metrics_addr, undo)
@@ -128,17 +130,17 @@ async def serve(
         _log.info("stopping; containers keep running")
 
 
-async def _plugins(node: Node, path: str, undo: contextlib.AsyncExitStack) -> None:
+async def _plugins(node: Node, path: Path | None, undo: contextlib.AsyncExitStack) -> None:
     """Serve NRI plugins at `path`, if any. Raises StartupError, but for the default: another runtime may have it."""
-    if path:
+    if path is not None:
         from cri.nri.hub import Hub
 
-        hub = Hub(node, Path(path))
+        hub = Hub(node, path)
         undo.push_async_callback(hub.close)
         try:
             await hub.start()
         except StartupError as error:
-            if path != NRI_SOCKET:
+            if path != KEYS["nri_socket"].default:
                 raise
             _log.warning("NRI plugins are not served", extra={"error": error})
 
@@ -167,7 +169,7 @@ def _tracing(node: Node, configuration: Configuration, undo: contextlib.AsyncExi
     except ImportError as error:
         wanted = "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-grpc"
         raise StartupError(f"tracing_endpoint: {error}; {Path(sys.executable).parent}/{wanted}") from error
-    tracing = Tracing(configuration.tracing_endpoint, configuration.tracing_sampling_rate_per_million)
+    tracing = Tracing(**configuration.of(Component.TRACING))
     undo.push_async_callback(tracing.close)
     node.step_reports.append(tracing.step)
     node.network.around_plugin = lambda command, plugin: tracing.around(f"CNI {command} {plugin}", {})
@@ -177,47 +179,14 @@ def _tracing(node: Node, configuration: Configuration, undo: contextlib.AsyncExi
 
 def settings(configuration: Configuration) -> NodeSettings:
     """The part of the configuration that the node acts on."""
-    return NodeSettings(
-        root=configuration.root,
-        state=configuration.state,
-        cni_conf_dir=configuration.cni_conf_dir,
-        cni_bin_dirs=configuration.cni_bin_dirs,
-        registries_conf=configuration.registries_conf,
-        cgroup_driver=configuration.cgroup_driver,
-        pause_image=configuration.pause_image,
-        trace_start=configuration.trace_start,
-        checkpoint_images=configuration.checkpoint_images,
-        enable_unprivileged_ports=configuration.enable_unprivileged_ports,
-        enable_unprivileged_icmp=configuration.enable_unprivileged_icmp,
-        cdi_spec_dirs=configuration.cdi_spec_dirs,
-        hooks_dirs=configuration.hooks_dirs,
-        runtime_handlers=configuration.runtime_handlers,
-        images=ImageSettings(
-            auth_file=Path(configuration.auth_file) if configuration.auth_file else None,
-            certs_dirs=configuration.registry_certs_dirs,
-            signature_policy=Path(configuration.signature_policy) if configuration.signature_policy else None,
-            registries_d=configuration.registries_d,
-            progress_timeout=float(configuration.pull_progress_timeout),
-            parallel_downloads=configuration.parallel_downloads,
-            keep_blobs=configuration.keep_blobs,
-            layer_limit=configuration.layer_limit,
-            additional_stores=configuration.additional_image_stores,
-        ),
-    )
-
-
-def stream_address(configuration: Configuration) -> StreamAddress:
-    """Where the streaming server listens, and its certificates."""
-    host, _, port = configuration.stream_addr.rpartition(":")
-    files = (configuration.stream_tls_cert, configuration.stream_tls_key, configuration.stream_tls_ca)
-    cert, key, ca = [Path(file) if file else None for file in files]
-    return StreamAddress(host, int(port), cert, key, ca)
+    images = ImageSettings(**configuration.of(Component.IMAGES))
+    return NodeSettings(**configuration.of(Component.NODE), images=images)
 
 
 def _reload(
     node: Node, streaming: StreamingServer, configuration: Configuration, reload: Reload, notifier: Notifier
 ) -> None:
-    """Put in force what can change while serving: the keys of `RELOADED`, and renewed certificates."""
+    """Put in force what can change while serving: the keys that say so, and renewed certificates."""
     notifier.reloading()
     try:
         wanted = reload()
@@ -225,59 +194,16 @@ def _reload(
     except (ConfigurationError, StartupError) as error:
         _log.error("configuration not reloaded", extra={"error": error})
     else:
-        logfmt.set_level(LOG_LEVELS[wanted.log_level])
+        logfmt.set_level(logfmt.LEVELS[wanted.log_level])
         node.trace_start = wanted.trace_start
-        pending = [key for key in changed(configuration.values(), wanted.values()) if key not in RELOADED]
+        pending = [key for key in changed(configuration.values(), wanted.values()) if not KEYS[key].reloaded]
         if pending:
             _log.warning("configuration changes wait for a restart", extra={"keys": ",".join(pending)})
-        _log.info("configuration reloaded", extra={key: getattr(wanted, key) for key in RELOADED})
+        reloaded = {name: getattr(wanted, name) for name, key in KEYS.items() if key.reloaded}
+        _log.info("configuration reloaded", extra=reloaded)
     notifier.ready()
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys whose values differ."""
     return [key for key in old if old[key] != new[key]]
-
-
-def command_line() -> argparse.ArgumentParser:
-    """The flags of crispd; each but --config and --version is named as a key of the configuration."""
-    parser = argparse.ArgumentParser(
-        prog="crispd", description="Kubernetes container runtime: serves CRI v1 on a unix socket."
-    )
-    flag = parser.add_argument
-    flag("--config", type=Path, metavar="FILE", help="configuration, with FILE.d/*.toml (/etc/crisp/crisp.toml)")
-    flag("--listen", metavar="ADDRESS", help="socket of CRI (unix:///run/crisp/crisp.sock)")
-    flag("--root", metavar="DIR", help="data that outlives a reboot (/var/lib/crisp)")
-    flag("--state", metavar="DIR", help="state that does not (/run/crisp)")
-    flag("--cni-conf-dir", metavar="DIR", help="CNI configurations (/etc/cni/net.d)")
-    flag("--cni-bin-dir", dest="cni_bin_dirs", action="append", metavar="DIR", help="CNI plugins; may be repeated")
-    flag("--nri-socket", metavar="FILE", help="serve NRI plugins at this socket; off when empty")
-    flag("--registries-conf", metavar="FILE", help="containers-registries.conf(5)")
-    flag("--signature-policy", metavar="FILE", help="containers-policy.json(5) (/etc/containers/policy.json, if any)")
-    flag("--auth-file", metavar="FILE", help="logins to registries, containers-auth.json(5)")
-    flag("--cgroup-driver", choices=CGROUP_DRIVERS)
-    flag("--log-level", choices=tuple(LOG_LEVELS))
-    flag("--metrics-addr", metavar="HOST:PORT", help="address of Prometheus metrics; off when not given")
-    flag("--stream-addr", metavar="HOST:PORT", help="address of the streaming server")
-    flag("--stream-tls-cert", metavar="FILE", help="serve streaming over TLS with this certificate (PEM)")
-    flag("--stream-tls-key", metavar="FILE", help="and its key")
-    flag("--stream-tls-ca", metavar="FILE", help="let clients in that have a certificate of this authority, only")
-    flag("--pause-image", metavar="NAME", help="image reported as pinned; pods need none")
-    flag("--trace-start", action="store_const", const=True, help="log each step of a start and its duration")
-    flag("--tracing-endpoint", metavar="HOST:PORT", help="OpenTelemetry collector (OTLP over gRPC); off when not given")
-    flag("--tracing-sampling-rate-per-million", type=int, metavar="N", help="how many calls begin a trace (0)")
-    flag("--version", action=_PrintVersion)
-    return parser
-
-
-class _PrintVersion(argparse.Action):
-    """Prints the version and exits; the metadata is read only then."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the version and exit")
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from cri.version import crisp_version
-
-        print(f"crispd {crisp_version()}")  # parser.exit(message=) would write to stderr
-        parser.exit()

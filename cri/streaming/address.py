@@ -8,10 +8,19 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class StreamAddress:
-    """With `cert` and `key` TLS is spoken; with `ca`, clients must have a certificate that it signed."""
+    """`address` is "host:port". With `cert` and `key` TLS is spoken; with `ca`, clients need one that it signed."""
 
-    host: str
-    port: int
+    address: str
     cert: Path | None = None
     key: Path | None = None
     ca: Path | None = None
+
+    @property
+    def host(self) -> str:
+        """An IPv6 address is in brackets."""
+        return self.address.rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        """0 for a free one."""
+        return int(self.address.rpartition(":")[2])

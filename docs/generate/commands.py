@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cri.client.arguments import parser as crisp_parser
-from cri.daemon.main import command_line as crispd_parser
+from cri.daemon.command_line import command_line as crispd_parser
 from runtime.command.flags import Flag
 from runtime.command.main import COMMANDS, GLOBAL_FLAGS
 

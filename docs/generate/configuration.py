@@ -1,16 +1,14 @@
-"""crisp.toml from cri.config: the sample file and the reference page."""
+"""crisp.toml from the keys of cri.daemon.config: the sample file and the reference page."""
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from cri.daemon.config import KEYS, RELOADED, Configuration
-from cri.daemon.main import command_line
-from docs.generate import keys
+from cri.daemon.config import KEYS, plain
+from cri.daemon.keys import Key
 
 _HEAD = """\
 # crispd's configuration: /etc/crisp/crisp.toml. Every key is optional; what is commented out here is the default.
@@ -21,58 +19,32 @@ _HEAD = """\
 _INTRODUCTION = """\
 # crisp.toml
 
-<!-- Made by python -m docs.generate from cri/daemon/config.py and docs/generate/keys.py. -->
+<!-- Made by python -m docs.generate from cri/daemon/config.py. -->
 
 Every key is optional. How files, drop-ins and flags go together: [Configure](../configure.md). A reload (SIGHUP) puts
 {reloaded} in force; every other change waits for a restart of crispd, which pods do not notice.
 """
-_PROBE = "?"  # what only a plain string takes
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """All that there is to say of a key; `flag` is crispd's flag for it, or empty."""
-
-    name: str
-    kind: str
-    default: str
-    meaning: str
-    flag: str
-    reloaded: bool
 
 
 def groups() -> Iterator[tuple[str, list[Key]]]:
-    """The keys by subject. Raises KeyError for one that has no text."""
-    for name in KEYS:
-        keys.text(name)
-    for title, texts in keys.GROUPS.items():
-        yield title, [_key(name, text) for name, text in texts.items()]
+    """The keys by subject."""
+    for title, found in itertools.groupby(KEYS.values(), lambda key: key.section):
+        yield title, list(found)
 
 
-def _key(name: str, text: str) -> Key:
-    default = Configuration().values()[name]
-    return Key(name, _kind(name), json.dumps(default), text, _flags().get(name, ""), name in RELOADED)
+def meaning(key: Key) -> str:
+    """What a key is for, and whether a reload is enough."""
+    return f"{key.text} A reload is enough." if key.reloaded else key.text
 
 
-def _kind(name: str) -> str:
-    """What the key takes, in the words of the error that anything else is refused with."""
-    try:
-        KEYS[name](_PROBE)
-    except ValueError as error:
-        kind = str(error).removeprefix("must be ")
-    else:
-        kind = "a string"
-    return f"{kind}, or empty" if Configuration().values()[name] == "" else kind
-
-
-def _flags() -> dict[str, str]:
-    actions: list[argparse.Action] = command_line()._actions
-    return {action.dest: action.option_strings[-1] for action in actions}
+def default(key: Key) -> str:
+    """A key's default, as crisp.toml would have it."""
+    return json.dumps(plain(key.default))
 
 
 def reloaded() -> str:
     """The keys that SIGHUP puts in force, in words."""
-    *most, last = RELOADED
+    *most, last = (key.name for key in KEYS.values() if key.reloaded)
     return f"{', '.join(most)} and {last}" if most else last
 
 
@@ -82,11 +54,11 @@ def sample() -> str:
     for title, found in groups():
         parts.append(f"\n## {title}\n")
         for key in found:
-            told = f"{key.meaning} {key.kind[0].upper()}{key.kind[1:]}."
+            told = f"{meaning(key)} {key.takes[0].upper()}{key.takes[1:]}."
             comment = textwrap.fill(
                 told, 120, initial_indent="# ", subsequent_indent="# ", break_long_words=False, break_on_hyphens=False
             )
-            parts.append(f"\n{comment}\n#{key.name} = {key.default}\n")
+            parts.append(f"\n{comment}\n#{key.name} = {default(key)}\n")
     return "".join(parts)
 
 
@@ -96,8 +68,8 @@ def page() -> str:
     for title, found in groups():
         parts.append(f"\n## {title}\n")
         for key in found:
-            facts = [f"Takes {key.kind}.", f"Default: `{key.default}`."]
-            facts += [f"Flag: `{key.flag}`."] if key.flag else []
-            meaning = key.meaning.replace("<", "&lt;")
-            parts.append(f"\n### `{key.name}`\n\n{meaning}\n\n{' '.join(facts)}\n")
+            facts = [f"Takes {key.takes}.", f"Default: `{default(key)}`."]
+            facts += [f"Flag: `{key.option}`."] if key.flag else []
+            text = meaning(key).replace("<", "&lt;")
+            parts.append(f"\n### `{key.name}`\n\n{text}\n\n{' '.join(facts)}\n")
     return "".join(parts)

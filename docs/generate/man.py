@@ -69,8 +69,9 @@ def configuration_page() -> str:
     for title, found in configuration.groups():
         lines.append(f".SH {_text(title.upper())}")
         for key in found:
-            lines += [".TP", f"\\fB{_text(key.name)}\\fR = {_text(key.default)}", _text(key.meaning), ".br"]
-            lines.append(_text(f"Takes {key.kind}." + (f" Flag: {key.flag}." if key.flag else "")))
+            lines += [".TP", f"\\fB{_text(key.name)}\\fR = {_text(configuration.default(key))}"]
+            lines += [_text(configuration.meaning(key)), ".br"]
+            lines.append(_text(f"Takes {key.takes}." + (f" Flag: {key.option}." if key.flag else "")))
     return "\n".join([*lines, *_see_also("crisp.toml(5)")]) + "\n"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cri.daemon.config import NRI_SOCKET
+from cri.daemon.config import KEYS
 from cri.nri.v1alpha1 import api_pb2 as nri
 from cri.v1 import api_pb2 as cri
 from cri.v1.api_pb2_grpc import RuntimeServiceStub
@@ -283,7 +283,7 @@ def test_a_plugin_that_hangs_is_dropped_and_the_pod_runs(daemon: Daemon, socket:
 def test_the_default_socket_may_be_anothers_any_other_must_be_free(
     socket: Path, daemon: Daemon, tmp_path: Path
 ) -> None:
-    default = Path(NRI_SOCKET)
+    default = Path(KEYS["nri_socket"].default)
     with Daemon.running(f"--nri-socket={default}"), Daemon.running(f"--nri-socket={default}") as second:
         assert f"listen on {default}: another process answers" in second.log()
     assert not default.exists()

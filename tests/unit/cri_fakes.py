@@ -234,7 +234,7 @@ class FakeNode:
 async def serving(node: FakeNode, directory: Path, **configuration: Any) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server of `node`. The channel takes messages of any size; kubelet takes 16 MiB."""
     fake: Any = node
-    streaming = StreamingServer(fake, StreamAddress("127.0.0.1", 0))
+    streaming = StreamingServer(fake, StreamAddress("127.0.0.1:0"))
     configured = Configuration(**configuration)
     node.settings.cgroup_driver = configured.cgroup_driver
     server = create_server(fake, streaming, configured.values())

@@ -187,4 +187,4 @@ class MemoryClient:
 
 
 def memory_server(runtime: Any, timeouts: Timeouts | None = None) -> StreamingServer:
-    return StreamingServer(runtime, StreamAddress("memory", 0), timeouts)
+    return StreamingServer(runtime, StreamAddress("memory:0"), timeouts)

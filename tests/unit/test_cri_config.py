@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
-from cri.daemon.config import Configuration, load
+from cri.daemon.command_line import command_line
+from cri.daemon.config import KEYS, Configuration
+from cri.daemon.keys import Component
+from cri.daemon.loading import load
 from cri.errors import ConfigurationError
+from cri.streaming.address import StreamAddress
+from image.settings import ImageSettings
+from pods.settings import NodeSettings
 
 
 def write(path: Path, text: str) -> Path:
@@ -91,3 +97,22 @@ def test_a_bad_flag_is_named(flags: dict[str, Any], said: str) -> None:
 def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"read configuration .*/none.toml: No such file or directory"):
         load(path=tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("component", "made"),
+    [(Component.NODE, NodeSettings), (Component.IMAGES, ImageSettings), (Component.STREAMING, StreamAddress)],
+)
+def test_a_component_is_told_all_that_it_takes_as_it_takes_it(component: Component, made: type) -> None:
+    takes = {name: kind for name, kind in get_type_hints(made).items() if name != "images"}
+    hints = get_type_hints(Configuration)
+    gives = {key.attribute: hints[key.name] for key in KEYS.values() if key.component is component}
+    gives |= dict.fromkeys(gives.keys() & {"progress_timeout"}, float)  # of whole seconds, in the file
+    assert gives == takes
+
+
+def test_each_flag_sets_a_key_and_nothing_when_it_is_not_given() -> None:
+    given = vars(command_line().parse_args([]))
+    assert given == {"config": None} | {name: None for name, key in KEYS.items() if key.flag}
+    repeated = vars(command_line().parse_args(["--cni-bin-dir", "/a", "--cni-bin-dir", "/b"]))
+    assert repeated["cni_bin_dirs"] == ["/a", "/b"]

@@ -20,8 +20,9 @@ import pytest
 
 from cri.daemon import logfmt
 from cri.daemon import main as daemon
-from cri.daemon.config import Configuration, load
+from cri.daemon.config import Configuration
 from cri.daemon.directories import occupied
+from cri.daemon.loading import load
 from cri.daemon.main import raise_descriptor_limit
 from cri.daemon.notify import Notifier
 from cri.errors import ConfigurationError, StartupError

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cri.daemon.config import load
+from cri.daemon.loading import load
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SOCKET = "unix:///run/crisp/crisp.sock"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cri.daemon.config import KEYS, Configuration, load
-from docs.generate import keys
+from cri.daemon.config import KEYS, Configuration
+from cri.daemon.loading import load
+from docs.generate import configuration
 from docs.generate.__main__ import stale
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +25,10 @@ def test_generated_files_are_fresh() -> None:
 
 
 def test_every_key_has_a_text_and_every_text_a_key() -> None:
-    texts = [key for group in keys.GROUPS.values() for key in group]
-    assert sorted(texts) == sorted(KEYS), "meanings of keys are in docs/generate/keys.py"
+    texts = [key.name for _section, group in configuration.groups() for key in group if key.text]
+    assert sorted(texts) == sorted(KEYS), "a key's text is said with it, in cri/daemon/config.py"
+    sections = [section for section, _group in configuration.groups()]
+    assert len(sections) == len(set(sections)), "keys of one section stand together"
 
 
 def test_the_sample_shows_the_defaults(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import grpc
 import msgspec
 import pytest
 
+from cri.daemon.config import Configuration
+from cri.daemon.main import settings
 from cri.v1 import api_pb2, api_pb2_grpc
 from pods.errors import ResourceExhausted, Unavailable
 from pods.model import (
@@ -24,7 +26,6 @@ from pods.model import (
     SandboxMetadata,
     SandboxState,
 )
-from pods.settings import NodeSettings
 from pods.state.events import QUEUE, Event, EventKind, Events, Listener
 from pods.state.memory import State
 from pods.state.store import ContainerRecord, SandboxRecord
@@ -51,12 +52,7 @@ GONE = msgspec.structs.replace(SANDBOX, state=SandboxState.NOT_READY)
 
 @pytest.fixture
 async def state(tmp_path: Path) -> AsyncIterator[State]:
-    opened = State(
-        NodeSettings(
-            root=tmp_path, state=tmp_path / "state", cni_conf_dir=tmp_path, cni_bin_dirs=(), registries_conf=tmp_path,
-            cgroup_driver="cgroupfs",
-        )
-    )  # fmt: skip
+    opened = State(settings(Configuration(root=tmp_path, state=tmp_path / "state")))
     await opened.store.open()
     yield opened
     opened.store.close()

@@ -9,21 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from cri.daemon.config import Configuration
+from cri.daemon.main import settings
 from pods.errors import PodError
 from pods.model import Container, ContainerConfig, ContainerMetadata, ContainerState, ImageSpec
-from pods.settings import NodeSettings
 from pods.state.memory import State
 from pods.state.store import ContainerRecord
 
 
 @pytest.fixture
 async def state(tmp_path: Path) -> AsyncIterator[State]:
-    opened = State(
-        NodeSettings(
-            root=tmp_path, state=tmp_path / "state", cni_conf_dir=tmp_path, cni_bin_dirs=(), registries_conf=tmp_path,
-            cgroup_driver="cgroupfs",
-        )
-    )  # fmt: skip
+    opened = State(settings(Configuration(root=tmp_path, state=tmp_path / "state")))
     await opened.store.open()
     yield opened
     opened.store.close()

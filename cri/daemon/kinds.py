@@ -1,0 +1,120 @@
+"""What keys of crisp.toml take: each kind checks what TOML or a flag gives, and says in words what that must be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+UNIX: Final = "unix://"
+_SOCKET_PATH_BYTES: Final = 107  # sun_path of unix(7), less its NUL
+_HANDLER: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")  # a RuntimeClass has no others
+_A_STRING: Final = "a string"
+_A_PATH: Final = "an absolute path"
+_PATHS: Final = "a list of paths"
+_TRUE_OR_FALSE: Final = "true or false"
+_AN_ADDRESS: Final = "an address and a port such as 127.0.0.1:0"
+_A_TABLE: Final = "a table of names and what they stand for"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
+    """`check` makes the value, or raises ValueError; `argument` is how argparse takes a flag of it."""
+
+    words: str
+    check: Callable[[object], T]
+    argument: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"must be {_A_STRING}")
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be {_TRUE_OR_FALSE}")
+    return value
+
+
+def _path(value: object) -> Path:
+    path = Path(_string(value))
+    if not path.is_absolute():
+        raise ValueError(f"must be {_A_PATH}")
+    return path
+
+
+def _paths(value: object) -> tuple[Path, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"must be {_PATHS}")
+    return tuple([_path(item) for item in value])
+
+
+def _listen(value: object) -> str:
+    path = _path(_string(value).removeprefix(UNIX))
+    if len(bytes(path)) > _SOCKET_PATH_BYTES:
+        raise ValueError(f"is too long: {_SOCKET_PATH_BYTES} bytes of path at most")
+    return f"{UNIX}{path}"
+
+
+def _address(value: object) -> str:
+    host, colon, port = _string(value).rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 0xFFFF:
+        raise ValueError(f"must be {_AN_ADDRESS}")
+    return f"{host}:{port}"
+
+
+def _runtimes(value: object) -> Mapping[str, Path]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be {_A_TABLE}")
+    found = {}
+    for name, about in value.items():
+        if name in ("", "crisp") or not _HANDLER.fullmatch(name):
+            raise ValueError(f"has {name!r}: must be another name than crisp, of letters, digits, '-' and '.'")
+        if not isinstance(about, Mapping) or set(about) != {"path"}:
+            raise ValueError(f"has {name!r}: must be a table with the key path")
+        found[name] = _path(about["path"])
+    return found
+
+
+def whole(least: int, most: int) -> Kind[int]:
+    """A whole number within bounds."""
+    words = f"a whole number from {least} to {most}"
+
+    def check(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"must be {words}")
+        return value
+
+    return Kind(words, check, {"type": int})
+
+
+def one_of(*allowed: str) -> Kind[str]:
+    """One of some words."""
+    words = f"one of {', '.join(allowed)}"
+
+    def check(value: object) -> str:
+        if value not in allowed:
+            raise ValueError(f"must be {words}")
+        return str(value)
+
+    return Kind(words, check, {"choices": allowed})
+
+
+STRING: Final = Kind(_A_STRING, _string)
+BOOLEAN: Final = Kind(_TRUE_OR_FALSE, _boolean, {"action": "store_const", "const": True})
+PATH: Final = Kind(_A_PATH, _path)
+PATH_IF_ANY: Final[Kind[Path | None]] = Kind(
+    f"{_A_PATH}, or empty", lambda value: None if value == "" else _path(value)
+)
+PATHS: Final = Kind(_PATHS, _paths, {"action": "append"})
+PATHS_IF_ANY: Final[Kind[tuple[Path, ...]]] = Kind(_PATHS, lambda value: () if value == [] else _paths(value))
+LISTEN: Final = Kind(_A_PATH, _listen)
+ADDRESS: Final = Kind(_AN_ADDRESS, _address)
+ADDRESS_IF_ANY: Final = Kind(f"{_AN_ADDRESS}, or empty", lambda value: _address(value) if value else "")
+RUNTIMES: Final = Kind(_A_TABLE, _runtimes)

@@ -1,0 +1,73 @@
+"""Where the configuration comes from: flags over drop-ins over the file over defaults.
+
+The file is TOML with the keys of `Configuration`; drop-ins are the `*.toml` of the directory named as the file with
+`.d` added (/etc/crisp/crisp.toml.d), in the order of their names, later ones winning key by key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cri.daemon.config import KEYS, Configuration
+from cri.errors import ConfigurationError
+
+DEFAULT_FILE = Path("/etc/crisp/crisp.toml")
+
+
+def load(flags: Mapping[str, object] | None = None, path: Path | None = None) -> Configuration:
+    """The configuration of `path` (the default file when None, which may be missing), its drop-ins, and `flags`.
+
+    `flags` maps keys of `Configuration` to values as TOML would give them; a None is a flag not given. Raises
+    ConfigurationError.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for file in _files(path):
+        for key, value in _table(file).items():
+            values[key] = _checked(f"{file}: {key}", key, value)
+            sources[key] = str(file)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            option = KEYS[key].option
+            values[key] = _checked(option, key, value)
+            sources[key] = option
+    configuration = dataclasses.replace(Configuration(), **values, sources=sources)
+    _check_together(configuration)
+    return configuration
+
+
+def _check_together(configuration: Configuration) -> None:
+    """Refuse values that do not go with each other."""
+    cert, key, ca = configuration.stream_tls_cert, configuration.stream_tls_key, configuration.stream_tls_ca
+    if bool(cert) != bool(key) or (ca and not cert):
+        missing = "stream_tls_key" if cert else "stream_tls_cert"
+        raise ConfigurationError(f"{missing}: must be set, as TLS takes a certificate and its key")
+
+
+def _files(path: Path | None) -> Iterator[Path]:
+    main = path or DEFAULT_FILE
+    if path is not None or main.exists():
+        yield main
+    yield from sorted(main.with_name(f"{main.name}.d").glob("*.toml"))
+
+
+def _table(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"read configuration {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"parse configuration {file}: {error}") from error
+
+
+def _checked(where: str, key: str, value: object) -> object:
+    if key not in KEYS:
+        raise ConfigurationError(f"{where}: is no key of crisp; there are {', '.join(KEYS)}")
+    try:
+        return KEYS[key].kind.check(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {value!r} {error}") from None
