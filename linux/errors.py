@@ -10,3 +10,10 @@ class MissingCall(OSError):
 
     def __init__(self, call: str, since: str) -> None:
         super().__init__(_ENOSYS, f"this kernel lacks {call}(2), which is in Linux {since} and later")
+
+
+class UnknownCall(MissingCall):
+    """crisp does not know the number of a system call on this architecture."""
+
+    def __init__(self, call: str, machine: str) -> None:
+        OSError.__init__(self, _ENOSYS, f"{call}(2) is not known on {machine}")

@@ -1,10 +1,18 @@
-"""inotify(7) by ctypes, as much of it as watching a directory takes."""
+"""inotify(7), as much of it as watching a directory takes."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import select
 
+from linux.syscalls import check, libc
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+MODIFY = 0x2
 CLOSE_WRITE = 0x8
 MOVED_FROM = 0x40
 MOVED_TO = 0x80
@@ -14,25 +22,36 @@ DELETE_SELF = 0x400
 MOVE_SELF = 0x800
 ONLYDIR = 0x01000000
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 class Inotify:
     """One inotify instance, non-blocking. Its descriptor is readable when something happened. Raises OSError."""
 
     def __init__(self) -> None:
-        self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+        self._fd = check(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.close()
 
     def fileno(self) -> int:
         return self._fd
 
     def add(self, path: str, mask: int) -> int:
         """Watch `path`, and return the watch; the same one for the same inode."""
-        return _checked(_libc.inotify_add_watch(self._fd, os.fsencode(path), ctypes.c_uint32(mask)), path)
+        return check(libc.inotify_add_watch(self._fd, os.fsencode(path), ctypes.c_uint32(mask)), path)
 
     def remove(self, watch: int) -> None:
         """End a watch. One that the kernel ended itself (its inode is gone) is no error."""
-        _libc.inotify_rm_watch(self._fd, watch)
+        libc.inotify_rm_watch(self._fd, watch)
+
+    def wait(self, timeout: float) -> None:
+        """Return when there is an event, or after `timeout` seconds; those that came before count. Takes them."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if poll.poll(timeout * 1000):
+            self.drain()
 
     def drain(self) -> bool:
         """Take every pending event, whatever it says; whether there was one."""
@@ -46,10 +65,3 @@ class Inotify:
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def _checked(answer: int, what: str) -> int:
-    if answer < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)
-    return answer

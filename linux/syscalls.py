@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import sys
 from collections.abc import Iterable
 
-from linux.errors import MissingCall
+from linux.errors import MissingCall, UnknownCall
 from linux.resolve import open_inside
 from linux.sealed import seal
 
@@ -30,10 +31,11 @@ _syscall.restype = ctypes.c_long
 
 _OLD_NUMBERS: Final[dict[str, dict[str, int]]] = {
     "x86_64": {"pivot_root": 155, "keyctl": 250, "setdomainname": 171, "ioprio_set": 251,
-               "set_mempolicy": 238},
+               "set_mempolicy": 238, "seccomp": 317, "bpf": 321},
     "aarch64": {"pivot_root": 41, "keyctl": 219, "setdomainname": 162, "ioprio_set": 30,
-                "set_mempolicy": 237},
-}
+                "set_mempolicy": 237, "seccomp": 277, "bpf": 280},
+}  # fmt: skip
+# Asked for once: a personality of a container's can make the machine another one later.
 _old = _OLD_NUMBERS.get(os.uname().machine, {})
 
 _CPU_MASK_BYTES: Final = 1024  # 8192 CPUs, the most that Linux can be built for
@@ -113,6 +115,7 @@ FSCONFIG_CMD_CREATE: Final = 6
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 IN_ROOT: Final = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 CLOSE_RANGE_CLOEXEC: Final = 4
@@ -121,6 +124,7 @@ CLOSE_RANGE_CLOEXEC: Final = 4
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15
+PR_SET_SECCOMP: Final = 22
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
 
@@ -129,6 +133,12 @@ SYSFS_MAGIC: Final = 0x62656572
 _STATFS_BYTES: Final = 256  # struct statfs is 120 on 64-bit machines
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1
 _IOPRIO_WHO_PROCESS: Final = 1
+_SECCOMP_MODE_FILTER: Final = 2
+_SECCOMP_SET_MODE_FILTER: Final = 1
+SECCOMP_SPEC_ALLOW: Final = 4
+SECCOMP_NEW_LISTENER: Final = 8
+_SOCK_FILTER_BYTES: Final = 8
+_ESRCH: Final = 3
 _EINVAL: Final = 22
 _ENOSYS: Final = 38
 
@@ -192,13 +202,14 @@ _SINCE: Final = {
 }
 
 
-def _check(result: int, about: str, call: str = "") -> int:
+def check(result: int, about: str, call: str = "") -> int:
+    """What libc returned, when that is no failure. Raises OSError about that; `call` is said where it is missing."""
     if result < 0:
-        raise _failure(ctypes.get_errno(), about, call)
+        raise failure(ctypes.get_errno(), about, call)
     return result
 
 
-def _failure(errno: int, about: str, call: str) -> OSError:
+def failure(errno: int, about: str, call: str) -> OSError:
     if errno == _ENOSYS and call in _SINCE:
         return MissingCall(call, _SINCE[call])
     return OSError(errno, os.strerror(errno), about)
@@ -208,7 +219,7 @@ def _number(name: str) -> int:
     try:
         return _old[name]
     except KeyError:
-        raise OSError(38, f"{name} has no number for {os.uname().machine} in {__name__}") from None
+        raise UnknownCall(name, os.uname().machine) from None
 
 
 def clone(flags: int = 0, cgroup: int | None = None) -> tuple[int, int]:
@@ -232,7 +243,7 @@ def clone(flags: int = 0, cgroup: int | None = None) -> tuple[int, int]:
     errno = ctypes.get_errno()
     ctypes.pythonapi.PyOS_AfterFork_Parent()
     if pid < 0:
-        raise _failure(errno, "clone3", "clone3")
+        raise failure(errno, "clone3", "clone3")
     return pid, pidfd.value
 
 
@@ -249,11 +260,11 @@ def fork() -> int:
 
 def locked_syscall(number: int, *arguments: Any, about: str) -> int:
     """A system call by its number, which may return twice."""
-    return _check(_locked_libc.syscall(number, *arguments), about)
+    return check(_locked_libc.syscall(number, *arguments), about)
 
 
 def unshare(flags: int) -> None:
-    _check(libc.unshare(ctypes.c_int(flags)), "unshare")
+    check(libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
 def setns(fd: int, flags: int) -> None:
@@ -271,7 +282,7 @@ def setns(fd: int, flags: int) -> None:
     opened = [(flag, os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for flag, path in wanted]
     try:
         for flag, namespace in opened:
-            _check(libc.setns(ctypes.c_int(namespace), ctypes.c_int(flag)), "setns")
+            check(libc.setns(ctypes.c_int(namespace), ctypes.c_int(flag)), "setns")
     finally:
         for _flag, namespace in opened:
             os.close(namespace)
@@ -290,28 +301,28 @@ def mount(source: str | None, target: str, fstype: str | None, flags: int, data:
     def encoded(text: str | None) -> bytes | None:
         return None if text is None else os.fsencode(text)
 
-    _check(
+    check(
         libc.mount(encoded(source), os.fsencode(target), encoded(fstype), ctypes.c_ulong(flags), encoded(data)), target
     )
 
 
 def umount2(target: str, flags: int = 0) -> None:
-    _check(libc.umount2(os.fsencode(target), flags), target)
+    check(libc.umount2(os.fsencode(target), flags), target)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
-    _check(_syscall(_number("pivot_root"), os.fsencode(new_root), os.fsencode(put_old)), new_root)
+    check(_syscall(_number("pivot_root"), os.fsencode(new_root), os.fsencode(put_old)), new_root)
 
 
 def open_tree(dirfd: int, path: str, flags: int) -> int:
-    return _check(_syscall(SYS_OPEN_TREE, dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC), path, "open_tree")
+    return check(_syscall(SYS_OPEN_TREE, dirfd, os.fsencode(path), flags | OPEN_TREE_CLOEXEC), path, "open_tree")
 
 
 def move_mount(from_fd: int, to_fd: int, to_path: str = "") -> None:
     """Attach the detached mount `from_fd` on `to_path` below `to_fd` ("" means on `to_fd` itself)."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if to_path else MOVE_MOUNT_T_EMPTY_PATH)
     result = _syscall(SYS_MOVE_MOUNT, from_fd, b"", to_fd, os.fsencode(to_path), flags)
-    _check(result, to_path or f"fd {to_fd}", "move_mount")
+    check(result, to_path or f"fd {to_fd}", "move_mount")
 
 
 def mount_setattr(
@@ -322,7 +333,7 @@ def mount_setattr(
     `userns` is a descriptor of the user namespace that MOUNT_ATTR_IDMAP maps by.
     """
     attr = _MountAttr(attr_set, attr_clr, propagation, userns)
-    _check(
+    check(
         _syscall(SYS_MOUNT_SETATTR, fd, os.fsencode(path), flags, ctypes.byref(attr), ctypes.sizeof(attr)),
         path or f"fd {fd}",
         "mount_setattr",
@@ -330,38 +341,41 @@ def mount_setattr(
 
 
 def fsopen(fstype: str) -> int:
-    return _check(_syscall(SYS_FSOPEN, os.fsencode(fstype), 1), fstype, "fsopen")
+    return check(_syscall(SYS_FSOPEN, os.fsencode(fstype), 1), fstype, "fsopen")
 
 
 def fsconfig_string(fd: int, key: str, value: str) -> None:
     result = _syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_STRING, os.fsencode(key), os.fsencode(value), 0)
-    _check(result, f"{key}={value}", "fsconfig")
+    check(result, f"{key}={value}", "fsconfig")
 
 
 def fsconfig_flag(fd: int, key: str) -> None:
-    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_FLAG, os.fsencode(key), None, 0), key, "fsconfig")
+    check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_FLAG, os.fsencode(key), None, 0), key, "fsconfig")
 
 
 def fsconfig_descriptor(fd: int, key: str, value: int) -> None:
-    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_FD, os.fsencode(key), None, value), key, "fsconfig")
+    check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_SET_FD, os.fsencode(key), None, value), key, "fsconfig")
 
 
 def fsconfig_create(fd: int) -> None:
-    _check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig create", "fsconfig")
+    check(_syscall(SYS_FSCONFIG, fd, FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig create", "fsconfig")
 
 
 def fsmount(fd: int, attrs: int = 0) -> int:
     """A detached mount of the file system configured at `fd`."""
-    return _check(_syscall(SYS_FSMOUNT, fd, 1, attrs), "fsmount", "fsmount")
+    return check(_syscall(SYS_FSMOUNT, fd, 1, attrs), "fsmount", "fsmount")
 
 
-def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
-    """Open with RESOLVE_IN_ROOT, and what else `resolve` says; in userspace where the kernel cannot (before 5.6)."""
+def openat2(dirfd: int, path: str | bytes, flags: int, resolve: int) -> int:
+    """Open as `resolve` says. Before Linux 5.6 in userspace, with RESOLVE_IN_ROOT and without RESOLVE_NO_XDEV."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
-    result = _syscall(SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-    if result < 0 and ctypes.get_errno() == _ENOSYS and resolve & RESOLVE_IN_ROOT:
-        return open_inside(dirfd, path, flags, follow=not resolve & RESOLVE_NO_SYMLINKS)
-    return _check(result, path)
+    result: int = _syscall(SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    if result >= 0:
+        return result
+    errno, about = ctypes.get_errno(), os.fsdecode(path)
+    if errno == _ENOSYS and resolve & RESOLVE_IN_ROOT and not resolve & RESOLVE_NO_XDEV:
+        return open_inside(dirfd, about, flags, follow=not resolve & RESOLVE_NO_SYMLINKS)
+    raise failure(errno, about, "")
 
 
 def open_in_root(root: int, path: str, flags: int, resolve: int = IN_ROOT) -> int:
@@ -374,7 +388,7 @@ def pidfd_open(pid: int) -> int:
     try:
         return os.pidfd_open(pid)
     except OSError as error:
-        raise _failure(error.errno or 0, f"process {pid}", "pidfd_open") from None
+        raise failure(error.errno or 0, f"process {pid}", "pidfd_open") from None
 
 
 def pidfd_send_signal(pidfd: int, number: int) -> None:
@@ -382,17 +396,48 @@ def pidfd_send_signal(pidfd: int, number: int) -> None:
     try:
         signal.pidfd_send_signal(pidfd, number)
     except OSError as error:
-        raise _failure(error.errno or 0, f"signal {number}", "pidfd_send_signal") from None
+        raise failure(error.errno or 0, f"signal {number}", "pidfd_send_signal") from None
 
 
-def prctl(option: int, arg: int = 0) -> None:
-    _check(libc.prctl(option, ctypes.c_ulong(arg), 0, 0, 0), f"prctl {option}")
+def prctl(option: int, first: int = 0, second: int = 0) -> int:
+    arguments = (ctypes.c_ulong(first), ctypes.c_ulong(second), ctypes.c_ulong(0), ctypes.c_ulong(0))
+    return check(libc.prctl(option, *arguments), f"prctl {option}")
+
+
+def load_filter(program: bytes, flags: int) -> int:
+    """Put the calling thread under a seccomp filter, an array of struct sock_filter, for good (seccomp(2)).
+
+    Returns the descriptor of its listener if `flags` ask for one, else 0. Raises OSError: ESRCH if a thread could not
+    be synchronised (SECCOMP_FILTER_FLAG_TSYNC).
+    """
+    code = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog: a count, and a pointer aligned to its size
+    described = struct.pack("@HP", len(program) // _SOCK_FILTER_BYTES, ctypes.addressof(code))
+    filter_ = ctypes.create_string_buffer(described)
+    if "seccomp" not in _old and not flags:
+        return check(libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(filter_), 0, 0), "")
+    mode, wide = ctypes.c_long(_SECCOMP_SET_MODE_FILTER), ctypes.c_long(flags)
+    result = check(_syscall(ctypes.c_long(_number("seccomp")), mode, wide, ctypes.byref(filter_)), "seccomp filter")
+    if result and not flags & SECCOMP_NEW_LISTENER:
+        raise OSError(_ESRCH, os.strerror(_ESRCH), f"thread {result}")
+    return result
+
+
+def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
+    """bpf(2). The kernel may write to `attributes`."""
+    size = ctypes.c_long(len(attributes))
+    return check(_syscall(ctypes.c_long(_number("bpf")), ctypes.c_long(command), ctypes.byref(attributes), size), "bpf")
+
+
+def syncfs(fd: int) -> None:
+    """Have all that was written to the file system of an open file on the disk."""
+    check(libc.syncfs(fd), f"fd {fd}")
 
 
 def filesystem_type(fd: int) -> int:
     """The magic number of the file system that an open file, or one open O_PATH, is on (fstatfs(2))."""
     result = ctypes.create_string_buffer(_STATFS_BYTES)
-    _check(libc.fstatfs(fd, result), f"fd {fd}")
+    check(libc.fstatfs(fd, result), f"fd {fd}")
     return filesystem_type_of(result.raw)
 
 
@@ -413,7 +458,7 @@ def set_name(name: str) -> None:
 
 def set_domainname(name: str) -> None:
     raw = os.fsencode(name)
-    _check(_syscall(_number("setdomainname"), raw, len(raw)), name)
+    check(_syscall(_number("setdomainname"), raw, len(raw)), name)
 
 
 def sched_attributes(
@@ -433,12 +478,12 @@ def sched_attributes(
 def use_every_cpu() -> None:
     """Have the calling process run on all CPUs that its cgroup has: the kernel takes those from a mask of all ones."""
     every = b"\xff" * _CPU_MASK_BYTES
-    _check(libc.sched_setaffinity(0, ctypes.c_size_t(_CPU_MASK_BYTES), every), "", "sched_setaffinity")
+    check(libc.sched_setaffinity(0, ctypes.c_size_t(_CPU_MASK_BYTES), every), "", "sched_setaffinity")
 
 
 def ioprio_set(priority: int) -> None:
     """Set the caller's class (from bit 13 on) and priority of input and output (ioprio_set(2))."""
-    _check(_syscall(_number("ioprio_set"), _IOPRIO_WHO_PROCESS, 0, priority), f"I/O priority {priority:#x}")
+    check(_syscall(_number("ioprio_set"), _IOPRIO_WHO_PROCESS, 0, priority), f"I/O priority {priority:#x}")
 
 
 def set_mempolicy(mode: int, nodes: Iterable[int]) -> None:
@@ -448,17 +493,17 @@ def set_mempolicy(mode: int, nodes: Iterable[int]) -> None:
     mask = (ctypes.c_uint64 * words)(*(bits >> 64 * word & (1 << 64) - 1 for word in range(words)))
     # The kernel takes one bit less than it is told.
     arguments = (ctypes.byref(mask), ctypes.c_ulong(64 * words + 1)) if bits else (None, ctypes.c_ulong(0))
-    _check(_syscall(_number("set_mempolicy"), mode, *arguments), f"mode {mode:#x}")
+    check(_syscall(_number("set_mempolicy"), mode, *arguments), f"mode {mode:#x}")
 
 
 def personality(persona: int) -> None:
     """Set the caller's execution domain (personality(2))."""
-    _check(libc.personality(ctypes.c_ulong(persona)), f"personality {persona:#x}")
+    check(libc.personality(ctypes.c_ulong(persona)), f"personality {persona:#x}")
 
 
 def join_new_session_keyring(name: str) -> None:
     """Leave the session keyring for an empty one of that name (keyctl_join_session_keyring(3))."""
-    _check(_syscall(_number("keyctl"), _KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name)), "session keyring")
+    check(_syscall(_number("keyctl"), _KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name)), "session keyring")
 
 
 def close_all_from(first: int, *, keep: Iterable[int]) -> None:
@@ -472,7 +517,7 @@ def close_all_from(first: int, *, keep: Iterable[int]) -> None:
                 # Not by what /proc lists, which may be the container's forgery.
                 os.closerange(low, min(fd, os.sysconf("SC_OPEN_MAX")))
             else:
-                _check(result, f"close_range {low} {high}")
+                check(result, f"close_range {low} {high}")
         low = fd + 1
 
 

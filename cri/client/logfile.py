@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from cri.client.errors import LogUnreadable
-from cri.client.inotify import DirectoryWatch
+from linux import inotify
 from runtime.logs.place import open_to_read
 
 _LINE = re.compile(rb"(\S+) (stdout|stderr) ([A-Z](?::\S*)?|[A-Z]\S*) (.*)", re.DOTALL)
 _BLOCK = 1 << 16
+_STIRS = inotify.MODIFY | inotify.MOVED_TO | inotify.CREATE | inotify.ONLYDIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ class LogFile:
         with ExitStack() as undo:
             try:
                 # Watched before the first read, so that no growth falls between the two.
-                self._watch = undo.enter_context(DirectoryWatch(path.parent))
+                self._watch = undo.enter_context(inotify.Inotify())
+                self._watch.add(str(path.parent), _STIRS)
                 self._file: BinaryIO = undo.enter_context(_open(path))
             except OSError as error:
                 raise LogUnreadable(f"read log {path}: {error.strerror}") from None

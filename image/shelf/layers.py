@@ -7,7 +7,6 @@ image's layers in one page of memory. Users of a layer are recorded images, and 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import os
 import time
@@ -20,6 +19,7 @@ from image.errors import ImageError, StorageFull
 from image.shelf.database import LayerRecord
 from image.unpack.overlay import adopt_root, is_opaque, open_either
 from image.unpack.workers import Unpacked, Workers
+from linux import syscalls
 
 _UNPACKERS = 16  # layers unpacked at a time, of all pulls: each is a process of some 15 MB
 _PARALLEL = 4  # of one pull: a registry that drips holds up itself, not the others' pulls
@@ -27,7 +27,6 @@ BLOB_SUFFIX = ".blob"
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _TRIES = 3
 
-_libc = ctypes.CDLL(None, use_errno=True)
 
 Make = Callable[[int, Path], Awaitable[Unpacked]]
 
@@ -298,9 +297,10 @@ def sync_directory(path: Path) -> None:
 def sync_filesystem(path: Path) -> None:
     """syncfs(2): everything written to the filesystem of `path` is on the disk, or OSError says that it is not."""
     with _opened(path) as descriptor:
-        if _libc.syncfs(descriptor):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), os.fspath(path))
+        try:
+            syscalls.syncfs(descriptor)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 @contextmanager

@@ -3,62 +3,30 @@ walk of one component at a time, symlinks expanded by hand, where directories on
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
 
 from image.unpack.overlay import PLAIN_DIRECTORY, is_whiteout, mark_opaque
+from linux import syscalls
 
-_SYS_OPENAT2 = 437  # the same on every architecture
-_RESOLVE_NO_XDEV = 0x01
-_RESOLVE_NO_MAGICLINKS = 0x02
-_RESOLVE_BENEATH = 0x08
-_RESOLVE_IN_ROOT = 0x10
 _SYMLINK_LIMIT = 40  # the kernel's own
 _DEPTH_LIMIT = 512  # directories below each other, through symlinks: it bounds descriptors and memory
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-_HOW = _OpenHow(
-    flags=os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
-    resolve=_RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV,
-)
-_BENEATH = _OpenHow(
-    flags=os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC,
-    resolve=_RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS,
-)
+_IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
+_BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
 
 
 def open_directory(root: int, path: bytes) -> int:
     """Open the directory `path` as if `root` were "/". Raises OSError."""
-    return _openat2(root, path, _HOW)
+    return syscalls.openat2(root, path, os.O_RDONLY | os.O_DIRECTORY, _IN_ROOT)
 
 
 def open_beneath(root: int, path: bytes) -> int:
     """Open `path` for reading, unless it, or a link on the way, leads out of `root`. Raises OSError, ValueError."""
     if b"\0" in path:
         raise ValueError("a NUL in it")
-    return _openat2(root, path, _BENEATH)
-
-
-def _openat2(root: int, path: bytes, how: _OpenHow) -> int:
-    descriptor: int = _libc.syscall(
-        ctypes.c_long(_SYS_OPENAT2),
-        ctypes.c_int(root),
-        ctypes.c_char_p(path),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
-    )
-    if descriptor < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), os.fsdecode(path))
-    return descriptor
+    return syscalls.openat2(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, _BENEATH)
 
 
 class Walk:

@@ -8,7 +8,6 @@ layer's blob from descriptors, and answers on another, after the line break that
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import gc
 import hashlib
@@ -31,6 +30,7 @@ from image.unpack.directories import ONLY_ROOT, parse_unsettled
 from image.unpack.layer_writer import LayerWriter, inodes_below, remove_tree, write_all
 from image.unpack.overlay import Lowers, open_either, settle
 from image.unpack.tar import ByteStream, TarError, TarReader
+from linux import syscalls
 
 _READ = 256 << 10  # bytes read of the blob at a time
 _CHUNK = 256 << 10  # bytes decompressed at a time
@@ -40,7 +40,6 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_ZSTD = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _ZSTD_WINDOW = 256 << 20  # bytes: `zstd --long=28`, half of what a worker may have
 _PROGRAM_LIMIT = 1 << 16  # bytes of a seccomp filter
-_PR_SET_PDEATHSIG = 1
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What the kernel says of an entry that no correct archive has.
@@ -258,7 +257,7 @@ def serve(control: int) -> None:
     requests = socket.socket(fileno=control)
     program = requests.recv(_PROGRAM_LIMIT)[len(b"filter") :]
     give_up()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the daemon, which ends us
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects workers
     os.umask(0)

@@ -11,8 +11,8 @@ import os
 import struct
 from collections.abc import Sequence
 
-from linux.syscalls import libc
-from runtime.errors import NotSupported, OperationFailed
+from linux import syscalls
+from runtime.errors import failing
 from runtime.spec.values import DeviceRule
 
 # linux/bpf.h: BPF_DEVCG_ACC_*, BPF_DEVCG_DEV_*
@@ -33,7 +33,6 @@ EXIT = 0x95
 
 _VERDICT, _CONTEXT, _TYPE, _ACCESS, _MAJOR, _MINOR = range(6)  # registers r0 to r5
 
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _PROG_GET_FD_BY_ID, _PROG_QUERY = 5, 8, 9, 13, 16
 _PROG_TYPE_CGROUP_DEVICE = 15
 _CGROUP_DEVICE = 6  # enum bpf_attach_type
@@ -149,14 +148,7 @@ def _attach(command: int, cgroup: int, program: int, flags: int) -> None:
 
 
 def _bpf(command: int, attributes: bytes | ctypes.Array[ctypes.c_char], verb: str, object: str) -> int:
-    machine = os.uname().machine
-    if machine not in _SYS_BPF:
-        raise NotSupported(verb, object, f"bpf(2) is not known on {machine}")
-    size = len(attributes)
-    buffer = ctypes.create_string_buffer(attributes, size) if isinstance(attributes, bytes) else attributes
-    result = libc.syscall(
-        ctypes.c_long(_SYS_BPF[machine]), ctypes.c_long(command), ctypes.byref(buffer), ctypes.c_long(size)
-    )
-    if result < 0:
-        raise OperationFailed(verb, object, ctypes.get_errno())
-    return int(result)
+    if isinstance(attributes, bytes):
+        attributes = ctypes.create_string_buffer(attributes, len(attributes))
+    with failing(verb, object):
+        return syscalls.bpf(command, attributes)

@@ -11,8 +11,8 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 
+from linux.syscalls import SECCOMP_NEW_LISTENER
 from runtime.errors import NotSupported, OperationFailed, SpecError
-from runtime.seccomp.load import NEW_LISTENER
 from runtime.spec.values import Seccomp, SeccompArg, SeccompRule
 
 TYPE_CHECKING = False
@@ -95,7 +95,7 @@ def filter_flags(seccomp: Seccomp) -> int:
     if not notifies(seccomp):
         return flags
     # The kernel cannot give both answers in one number, and there is one thread.
-    return flags & ~FLAGS["SECCOMP_FILTER_FLAG_TSYNC"] | NEW_LISTENER
+    return flags & ~FLAGS["SECCOMP_FILTER_FLAG_TSYNC"] | SECCOMP_NEW_LISTENER
 
 
 def notifies(seccomp: Seccomp) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
@@ -13,9 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-_STA_UNSYNC = 0x0040  # adjtimex(2)
-_TIMEX_STATUS = 40  # offset of `status` in struct timex on 64-bit machines
-_TIMEX_BYTES = 208
+from linux import clock
+
 _CONNECT_SECONDS = 3.0
 
 
@@ -99,10 +97,10 @@ class Machine:
 
     def clock_is_kept(self) -> bool | None:
         """Does the kernel say that something keeps its clock right? None where it does not tell."""
-        answer = ctypes.create_string_buffer(_TIMEX_BYTES)
-        if ctypes.CDLL(None, use_errno=True).adjtimex(answer) < 0:
-            return None if ctypes.get_errno() in (errno.EPERM, errno.ENOSYS) else False
-        return not int.from_bytes(answer.raw[_TIMEX_STATUS : _TIMEX_STATUS + 4], "little") & _STA_UNSYNC
+        try:
+            return clock.is_synchronised()
+        except OSError as error:
+            return None if error.errno in (errno.EPERM, errno.ENOSYS) else False
 
     def now(self) -> float:
         """Seconds since the epoch."""

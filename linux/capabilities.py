@@ -1,0 +1,87 @@
+"""The capability sets of the calling process (capabilities(7)), as masks. All raise OSError; names: linux.tables."""
+
+from __future__ import annotations
+
+import ctypes
+
+from linux.syscalls import check, libc, prctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+MOST: Final = 64  # capabilities that the kernel's two 32-bit words could hold
+_VERSION_3: Final = 0x20080522
+_PR_SET_KEEPCAPS: Final = 8
+_PR_CAPBSET_READ: Final = 23
+_PR_CAPBSET_DROP: Final = 24
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_RAISE: Final = 2
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+class _Data(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
+
+
+_Words = _Data * 2
+
+
+def current() -> tuple[int, int, int]:
+    """Effective, permitted, inheritable."""
+    header, words = _Header(_VERSION_3, 0), _Words()
+    check(libc.capget(ctypes.byref(header), words), "", "capget")
+    low, high = words
+    return (
+        low.effective | high.effective << 32,
+        low.permitted | high.permitted << 32,
+        low.inheritable | high.inheritable << 32,
+    )
+
+
+def become(effective: int, permitted: int, inheritable: int) -> None:
+    header, words = arguments(effective, permitted, inheritable)
+    check(libc.capset(ctypes.byref(header), words), "", "capset")
+
+
+def arguments(effective: int, permitted: int, inheritable: int) -> tuple[Any, Any]:
+    """What capset(2) is told, for who calls it otherwise."""
+    low = _Data(effective & 0xFFFFFFFF, permitted & 0xFFFFFFFF, inheritable & 0xFFFFFFFF)
+    return _Header(_VERSION_3, 0), _Words(low, _Data(effective >> 32, permitted >> 32, inheritable >> 32))
+
+
+def is_known(number: int) -> bool:
+    """Whether this kernel has it. It is asked by prctl, since a container may have no /proc."""
+    try:
+        in_bounding(number)
+    except OSError:
+        return False
+    return True
+
+
+def in_bounding(number: int) -> bool:
+    """Whether it is in the bounding set. EINVAL for one that the kernel has not."""
+    return bool(prctl(_PR_CAPBSET_READ, number))
+
+
+def drop_bounding(number: int) -> None:
+    """Take it from the bounding set, for good. EINVAL for one that the kernel has not."""
+    prctl(_PR_CAPBSET_DROP, number)
+
+
+def raise_ambient(number: int) -> None:
+    prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
+
+
+def clear_ambient() -> None:
+    """EINVAL before Linux 4.3, which brought the set."""
+    prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+
+
+def keep_at_setuid(keep: bool) -> None:
+    """Whether the permitted set survives a change from root to another user (PR_SET_KEEPCAPS)."""
+    prctl(_PR_SET_KEEPCAPS, int(keep))
