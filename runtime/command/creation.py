@@ -11,12 +11,9 @@ from linux import syscalls
 from runtime import validation
 from runtime.command import removal
 from runtime.command.child import Child, Launch
-from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.group import ContainerGroup
-from runtime.command.interpreter import require_readonly
-from runtime.command.owner import in_user_namespace
-from runtime.command.owner import name as owner_name
+from runtime.command.invocation import Context, in_user_namespace, owner_name, require_readonly_interpreter
 from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import SpecError, failing
@@ -98,7 +95,7 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
     else:
         maker = _Maker(context, spec, process, bundle, id, owner)
         maker.check()
-        require_readonly(needed=maker.execs_from_interpreter())
+        require_readonly_interpreter(needed=maker.execs_from_interpreter())
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # init has our memory until its execve, and the container may look
     entry = context.store.reserve(id)
     with contextlib.ExitStack() as undo:

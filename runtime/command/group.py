@@ -6,7 +6,7 @@ import contextlib
 
 from runtime.cgroups import Cgroup, CgroupInUse
 from runtime.command import removal
-from runtime.command.context import Context
+from runtime.command.invocation import Context
 from runtime.command.record import Record, no_cgroup
 from runtime.errors import RuntimeCoreError
 from runtime.light import replace

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from runtime.command.flags import Flag, UsageError, parse, usage
 from runtime.command.log import Log
-from runtime.command.owner import in_user_namespace
 from runtime.errors import RuntimeCoreError, SpecError
 
 TYPE_CHECKING = False
@@ -80,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command_options.switch("help"):
             print(f"crisp-oci {name} [flags] {command.ARGUMENTS}: {COMMANDS[name]}\n\n{usage(command.FLAGS)}")
             return 0
-        from runtime.command.context import Context
-        from runtime.command.store import Store, default_root
+        from runtime.command.invocation import Context, default_root
+        from runtime.command.store import Store
 
         rootless = _rootless(options.text("rootless", "auto"))
         context = Context(
@@ -105,6 +104,8 @@ def _rootless(when: str) -> bool:
         raise UsageError(f"--rootless: expected auto, true or false, got {when!r}")
     if when != "auto":
         return when == "true"
+    from runtime.command.invocation import in_user_namespace
+
     return os.geteuid() != 0 or in_user_namespace()
 
 

@@ -18,7 +18,6 @@ import os
 import stat
 from collections.abc import Iterator
 
-from runtime.command.owner import in_user_namespace
 from runtime.command.record import Record
 from runtime.errors import OperationFailed, RuntimeCoreError, failing
 from runtime.light import json
@@ -36,16 +35,6 @@ _LONGEST_ID: Final = 1024
 
 class NoContainer(RuntimeCoreError):
     """There is no container of that id. The wording is what callers of runc look for."""
-
-
-def default_root() -> str:
-    """/run/crisp-oci, or the same below $XDG_RUNTIME_DIR for an ordinary user."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # Root of a user namespace is who the user made it for, or (with USER=root) a nested container's root.
-    inside = os.environ.get("USER") != "root" and in_user_namespace()
-    if runtime and (os.geteuid() != 0 or inside):
-        return os.path.join(runtime, "crisp-oci")
-    return "/run/crisp-oci"
 
 
 class Entry:

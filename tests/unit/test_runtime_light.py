@@ -25,7 +25,7 @@ HEAVY = "argparse ast dataclasses enum inspect json re selectors signal socket s
 
 @pytest.mark.parametrize("command", ["create", "delete", "exec", "kill", "run", "start", "state"])
 def test_a_start_imports_nothing_heavy(command: str) -> None:
-    modules = ", ".join(f"runtime.command.{name}" for name in ("main", "context", "store", f"verbs.{command}"))
+    modules = ", ".join(f"runtime.command.{name}" for name in ("main", "invocation", "store", f"verbs.{command}"))
     program = f"import sys; sys.path.append({os.getcwd()!r}); import {modules}; print([*sys.modules])"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
     allowed = {"kill": ["enum", "signal"], "state": ["re", "enum", "json"]}.get(command, [])

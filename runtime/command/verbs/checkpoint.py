@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 
 from runtime.command import image_files, removal
-from runtime.command.context import Context
 from runtime.command.flags import Flag, Options
 from runtime.command.image_files import Directories, criu_options
-from runtime.command.operands import only
+from runtime.command.invocation import Context, only
 from runtime.command.record import Record
 from runtime.command.removal import current_status
 from runtime.criu import worker as criu

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 
 from runtime.command import creation
-from runtime.command.context import Context
 from runtime.command.flags import Options
-from runtime.command.operands import only
+from runtime.command.invocation import Context, only
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from runtime.command.context import Context
 from runtime.command.flags import Flag, Options
-from runtime.command.operands import only
+from runtime.command.invocation import Context, only
 from runtime.command.removal import current_status, destroy, end
 from runtime.command.store import NoContainer
 from runtime.errors import RuntimeCoreError

@@ -7,9 +7,8 @@ import select
 
 from linux import syscalls
 from runtime.cgroups.usage import MemoryUse, Usage, read_usage
-from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
-from runtime.command.operands import only
+from runtime.command.invocation import Context, only
 from runtime.command.removal import current_status
 from runtime.errors import NotSupported, RuntimeCoreError
 

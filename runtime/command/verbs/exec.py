@@ -9,7 +9,6 @@ from linux import syscalls
 from runtime import validation
 from runtime.cgroups import Cgroup
 from runtime.command.child import Child, Launch
-from runtime.command.context import Context
 from runtime.command.creation import (
     PIDFD_SOCKET,
     preserved_descriptors,
@@ -20,8 +19,7 @@ from runtime.command.creation import (
 )
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.foreground import attend, forward_signals
-from runtime.command.interpreter import require_readonly
-from runtime.command.operands import first
+from runtime.command.invocation import Context, first, require_readonly_interpreter
 from runtime.command.record import Record, state_document
 from runtime.command.removal import current_status
 from runtime.command.store import Entry
@@ -172,7 +170,7 @@ def _start(
     opened, opener = os.pipe()
     report = theirs.fileno()
     program = waiting_program(opened, report, process, spec.linux.seccomp)
-    require_readonly(needed=program < 0)
+    require_readonly_interpreter(needed=program < 0)
     cgroup = _cgroup(record, options.texts("cgroup"))
     init = _init_pidfd(record)
     who = f"{process.user.uid}:{process.user.gid}"

@@ -7,8 +7,8 @@ import json
 import os
 
 from linux.tables import CAPABILITIES
-from runtime.command.context import Context
 from runtime.command.flags import Options
+from runtime.command.invocation import Context
 from runtime.errors import RuntimeCoreError
 from runtime.process.init import NAMESPACE_FLAGS
 from runtime.process.scheduling import MEMORY_FLAGS, MEMORY_MODES

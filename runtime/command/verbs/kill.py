@@ -7,9 +7,8 @@ import os
 import signal
 
 from linux import syscalls
-from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
-from runtime.command.operands import first
+from runtime.command.invocation import Context, first
 from runtime.command.record import Record
 from runtime.command.removal import current_status, kill_group
 from runtime.command.store import Entry

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
+from runtime.command.invocation import Context
 from runtime.command.record import state_document
 from runtime.command.removal import current_status
 from runtime.command.store import Entry, NoContainer

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 
-from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
-from runtime.command.operands import first
+from runtime.command.invocation import Context, first
 from runtime.errors import NotSupported, RuntimeCoreError, failing
 
 TYPE_CHECKING = False

@@ -8,14 +8,12 @@ import os
 from linux import syscalls
 from runtime import validation
 from runtime.command import creation, image_files, removal
-from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.foreground import DETACH_FLAGS, attend, forward_signals
 from runtime.command.group import ContainerGroup
 from runtime.command.image_files import Directories, criu_options
+from runtime.command.invocation import Context, only, owner_name
 from runtime.command.opening import run_poststart
-from runtime.command.operands import only
-from runtime.command.owner import name as owner_name
 from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import Entry
 from runtime.criu import worker as criu

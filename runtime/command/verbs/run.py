@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 
 from runtime.command import creation, removal
-from runtime.command.context import Context
 from runtime.command.creation import Created
 from runtime.command.flags import Flag, Options
 from runtime.command.foreground import DETACH_FLAGS, NOT_EXECUTED, attend, forward_signals
+from runtime.command.invocation import Context, only
 from runtime.command.opening import listener, open_gate, run_poststart
-from runtime.command.operands import only
 from runtime.errors import ExecFailed
 
 TYPE_CHECKING = False

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 
-from runtime.command.context import Context
 from runtime.command.flags import Flag, Options
+from runtime.command.invocation import Context
 from runtime.errors import RuntimeCoreError, failing
 
 TYPE_CHECKING = False

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from linux import syscalls
-from runtime.command.context import Context
 from runtime.command.flags import Options
+from runtime.command.invocation import Context, only
 from runtime.command.opening import listener, open_gate, run_poststart
-from runtime.command.operands import only
 from runtime.command.removal import current_status
 from runtime.errors import RuntimeCoreError
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-from runtime.command.context import Context
 from runtime.command.flags import Options
-from runtime.command.operands import only
+from runtime.command.invocation import Context, only
 from runtime.command.record import state_document
 from runtime.command.removal import current_status
 from runtime.spec.parse import spelled

@@ -6,9 +6,8 @@ import json
 import sys
 from collections.abc import Mapping
 
-from runtime.command.context import Context
 from runtime.command.flags import Flag, Options, UsageError
-from runtime.command.operands import only
+from runtime.command.invocation import Context, only
 from runtime.command.record import Record
 from runtime.command.removal import current_status
 from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
