@@ -17,6 +17,7 @@ from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import NamespaceMode, Sandbox, SandboxConfig
 from pods.security.seccomp_profile import BASE
+from runtime.wire.calls import ExternalRuntime
 
 BUILT_IN: Final = ("", "crisp")
 _VERSION: Final = "1.0.2"  # of the specification: all that crisp writes down is in it, and crun 1.8 knows no later
@@ -37,7 +38,7 @@ def check_handler(handler: str, config: SandboxConfig, external: Mapping[str, Pa
         )
 
 
-def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> dict[str, Any] | None:
+def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> ExternalRuntime | None:
     """What the shim's `create` is told of another runtime; None for crisp's own. Raises FailedPrecondition."""
     handler = sandbox.runtime_handler
     if handler in BUILT_IN:
@@ -46,7 +47,8 @@ def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> d
         raise FailedPrecondition(f"runtime_handlers: {handler!r} of pod sandbox {sandbox.id} is configured no more")
     root = state / "handlers" / handler
     root.mkdir(parents=True, mode=0o711, exist_ok=True)
-    return {"path": str(external[handler]), "root": str(root), "systemd": places_of(sandbox.cgroup_driver).by_systemd}
+    by_systemd = places_of(sandbox.cgroup_driver).by_systemd
+    return ExternalRuntime(str(external[handler]), str(root), by_systemd)
 
 
 def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str, host: HostFacts) -> None:

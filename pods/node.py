@@ -39,6 +39,7 @@ from pods.streams.logs import reopen_log
 from pods.streams.ports import open_port
 from pods.streams.sessions import StreamSession, open_attach, open_exec
 from pods.trace import StepReport, Trace
+from runtime.wire.calls import ExitStatus
 
 _log = logging.getLogger("crisp.pods")
 _CLOSE_SECONDS = 10.0
@@ -131,7 +132,7 @@ class Node:
     def plugins(self, plugins: Plugins | None) -> None:
         self._state.plugins = plugins
 
-    def _exited(self, container_id: str, status: dict[str, Any]) -> None:
+    def _exited(self, container_id: str, status: ExitStatus) -> None:
         self._exits.exited(container_id, status)
 
     def _lost(self, sandbox_id: str) -> None:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from linux import syscalls
 from runtime.errors import NO_CALL, OperationFailed, RuntimeCoreError, failing, from_json
+from runtime.wire.calls import Answer, Descriptors, Event, read_event
 from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
 
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.shim.zygote import main; main("
@@ -21,6 +22,20 @@ _ZYGOTE_SECONDS: Final = 30.0
 _PROBE_ANSWER: Final = 4096
 # Forked shims show their name in the room that these arguments take in the process's memory.
 _TITLE_ROOM: Final = "crisp zygote".ljust(96)
+
+
+AnswerOf = TypeVar("AnswerOf", bound=Answer, covariant=True)
+
+
+class Call(Protocol[AnswerOf]):
+    """One of `runtime.wire.calls`, by what it is answered with."""
+
+    call: ClassVar[str]
+
+    @property
+    def answer(self) -> type[AnswerOf]: ...
+
+    def to_json(self) -> Message: ...
 
 
 class ShimGone(RuntimeCoreError):
@@ -84,7 +99,7 @@ class Zygote:
             os.close(fd)
         return "" if answer == "able" else answer or "the zygote ended"
 
-    async def spawn(self, on_event: Callable[[Message], None], on_lost: Callable[[], None]) -> ShimClient:
+    async def spawn(self, on_event: Callable[[Event], None], on_lost: Callable[[], None]) -> ShimClient:
         """Fork a shim. The answer of its first call shows that it lives. Raises RuntimeCoreError."""
         with failing("fork", "shim"):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -165,14 +180,14 @@ class ShimClient:
     """One connection to one shim: calls with answers, and the shim's events."""
 
     def __init__(
-        self, sock: socket.socket, on_event: Callable[[Message], None], on_lost: Callable[[], None]
+        self, sock: socket.socket, on_event: Callable[[Event], None], on_lost: Callable[[], None]
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
         self._outbox = Outbox(sock)
-        self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._pending: dict[int, tuple[asyncio.Future[Any], type[Answer]]] = {}
         self._count = 0
         self._on_event = on_event
         self._on_lost = on_lost
@@ -180,7 +195,7 @@ class ShimClient:
 
     @classmethod
     async def connect(
-        cls, directory: Path, on_event: Callable[[Message], None], on_lost: Callable[[], None]
+        cls, directory: Path, on_event: Callable[[Event], None], on_lost: Callable[[], None]
     ) -> ShimClient:
         """Connect to the living shim of a sandbox directory. Raises ShimGone when there is none."""
         try:
@@ -197,32 +212,28 @@ class ShimClient:
             os.close(fd)
         return cls(sock, on_event, on_lost)
 
-    async def call(self, name: str, fds: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
+    async def call(self, call: Call[AnswerOf], fds: Sequence[int] = ()) -> AnswerOf:
         """Make a call and wait for its answer. Raises the error the shim reports, or ShimGone."""
-        return await self.begin(name, fds, **arguments)
+        return await self.begin(call, fds)
 
-    async def call_for_descriptors(self, name: str, **arguments: Any) -> list[int]:
+    async def call_for_descriptors(self, call: Call[Descriptors]) -> tuple[int, ...]:
         """Make a call that answers with descriptors, which become the caller's. Raises as `call` does."""
-        answer = self.begin(name, **arguments)
+        answer = self.begin(call)
         try:
             await asyncio.wait({answer})  # not the future itself, which the caller's cancellation would cancel too
         except asyncio.CancelledError:
             answer.add_done_callback(_close_unwanted)
             raise
-        fds: list[int] = answer.result().get("fds", [])
-        return fds
+        return answer.result().fds
 
-    def begin(self, name: str, fds: Sequence[int] = (), **arguments: Any) -> asyncio.Future[dict[str, Any]]:
-        """Send a call now; the descriptors may be closed on return. The future is the answer.
-
-        Its member "fds" holds descriptors that came with it; they are the caller's.
-        """
+    def begin(self, call: Call[AnswerOf], fds: Sequence[int] = ()) -> asyncio.Future[AnswerOf]:
+        """Send a call now; the descriptors may be closed on return. The future is the answer."""
         if self._sock.fileno() < 0:
-            raise ShimGone(f"{name}: the shim is gone")
+            raise ShimGone(f"{call.call}: the shim is gone")
         self._count += 1
-        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._pending[self._count] = future
-        self._outbox.put({"id": self._count, "call": name, **arguments}, fds)
+        future: asyncio.Future[AnswerOf] = self._loop.create_future()
+        self._pending[self._count] = future, call.answer
+        self._outbox.put({"id": self._count, "call": call.call, **call.to_json()}, fds)
         self._flush()
         return future
 
@@ -256,21 +267,23 @@ class ShimClient:
             self._lose()
 
     def _take(self, message: Message, fds: list[int]) -> None:
-        number = message.get("id")
-        future = None if number is None else self._pending.pop(number, None)
-        if fds:
-            if future is None or future.done() or "ok" not in message:
-                close_all(fds)
-            else:
-                message["ok"]["fds"] = fds
-        if number is None:
-            self._on_event(message)
+        if "event" in message:
+            close_all(fds)
+            if (event := read_event(message)) is not None:
+                self._on_event(event)
+            return
+        future, kind = self._pending.pop(message.get("id", 0), (None, Answer))
+        if future is None or future.done() or "error" in message or kind is not Descriptors:
+            close_all(fds)
         if future is None or future.done():
             return
         if "error" in message:
             _fail(future, _error_of(message["error"]))
-        else:
-            future.set_result(message["ok"])
+            return
+        try:
+            future.set_result(Descriptors(tuple(fds)) if kind is Descriptors else kind.from_json(message["ok"]))
+        except (KeyError, TypeError, ValueError) as error:
+            _fail(future, RuntimeCoreError(f"the shim's answer is no {kind.__name__}: {error}"))
 
     def _lose(self) -> None:
         if self.alive:
@@ -287,12 +300,12 @@ class ShimClient:
         self._decoder.close()
         self._sock.close()
         pending, self._pending = self._pending, {}
-        for future in pending.values():
+        for future, _kind in pending.values():
             if not future.done():
                 _fail(future, ShimGone("the shim's connection ended"))
 
 
-def _fail(answer: asyncio.Future[dict[str, Any]], error: RuntimeCoreError) -> None:
+def _fail(answer: asyncio.Future[Any], error: RuntimeCoreError) -> None:
     """Of a call that nobody waits for (a detach, a command whose caller left) its failure is no news to the log."""
     answer.set_exception(error)
     answer.exception()
@@ -310,6 +323,6 @@ def close_all(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-def _close_unwanted(answer: asyncio.Future[dict[str, Any]]) -> None:
+def _close_unwanted(answer: asyncio.Future[Descriptors]) -> None:
     if not answer.cancelled() and answer.exception() is None:
-        close_all(answer.result().get("fds", ()))
+        close_all(answer.result().fds)

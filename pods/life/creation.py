@@ -39,8 +39,9 @@ from pods.undo import Undo
 from runtime import validation
 from runtime.client import ShimTooOld
 from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, WrongMountPoint
-from runtime.process.users import Identity, UserNotFound
+from runtime.process.users import UserNotFound
 from runtime.spec.parse import parse
+from runtime.wire.calls import Create, Identity, OpenRootfs
 
 if TYPE_CHECKING:
     from image.store import ImageStore
@@ -278,36 +279,32 @@ class Creation:
         """Have the shim mount the rootfs and find the user in it; that, and the process that holds the cgroup or 0."""
         volumes_dir = self._root / "volumes"
         other = handlers.runtime_of(self._sandbox, self._settings.runtime_handlers, self._settings.state)
-        told: dict[str, Any] = {"runtime": other, "cgroup": container_cgroup(self._sandbox, self._id)} if other else {}
         asked_user = oci.user_request(config, chosen.image.config)
         shim = self._means.shims.of(self._sandbox.id)
         self._undo.register("let the shim delete the container", delete_in_shim, self._means.shims, container)
-        answer = await shim.call(
-            "create",
-            container=self._id,
-            bundle=str(self._bundle),
-            lower=[str(layer) for layer in self._images.layers(chosen.image)],
-            upper=str(self._root / "upper"),
-            work=str(self._root / "work"),
-            user=asked_user.to_json(),
-            mount_points=mount_points.shim_argument(config, found.mount_sources, found.directories, volumes_dir),
-            images=mounted_images.shim_argument(config, container.mounted_images, self._images, volumes_dir),
-            hold=not other and self._means.cgroups.of(self._sandbox).hold,
-            label=selinux_labels(config.security, self._host)[1],
-            restored=chosen.checkpoint is not None,
-            **told,
+        created = await shim.call(
+            Create(
+                container=self._id,
+                bundle=str(self._bundle),
+                lower=tuple(str(layer) for layer in self._images.layers(chosen.image)),
+                upper=str(self._root / "upper"),
+                work=str(self._root / "work"),
+                user=asked_user,
+                mount_points=mount_points.shim_argument(config, found.mount_sources, found.directories, volumes_dir),
+                images=mounted_images.shim_argument(config, container.mounted_images, self._images, volumes_dir),
+                hold=not other and self._means.cgroups.of(self._sandbox).hold,
+                label=selinux_labels(config.security, self._host)[1],
+                restored=chosen.checkpoint is not None,
+                runtime=other,
+                cgroup=container_cgroup(self._sandbox, self._id) if other else "",
+            )
         )
         self._trace.step("rootfs mounted, user found")
-        identity = Identity(
-            uid=answer["uid"],
-            gid=answer["gid"],
-            additional_gids=tuple(answer["additional_gids"]),
-            home=answer["home"],
-        )
-        asked_user.check(identity.uid, identity.gid)
+        identity = created.identity
+        oci.check_found(asked_user, identity.uid, identity.gid)
         if self._users is not None:
             user_namespaces.check_user(identity, self._users)
-        return identity, answer.get("holder", 0)
+        return identity, created.holder
 
     async def _make_volumes(
         self, chosen: ChosenImage, config: ContainerConfig, user: Identity
@@ -321,7 +318,7 @@ class Creation:
         owner = (user.uid, user.gid) if users is None else (users.uid(user.uid), users.gid(user.gid))
         shim = self._means.shims.of(self._sandbox.id)
         try:
-            (rootfs,) = await shim.call_for_descriptors("rootfs", container=self._id)
+            (rootfs,) = await shim.call_for_descriptors(OpenRootfs(self._id))
         except ShimTooOld:
             return _make_empty_volumes(place, wanted, users) if readonly else {}
 

@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pods import log_fields
 from pods.errors import PodError
 from pods.model import Container, ContainerState
 from pods.state.plugins import Moment
+from runtime.wire.calls import ExitStatus, exit_file
 
 if TYPE_CHECKING:
     from pods.cgroups.driver import Cgroups
@@ -30,20 +31,20 @@ class Exits:
         self._cgroups = cgroups
         self._background = background
 
-    def exited(self, container_id: str, status: dict[str, Any]) -> None:
+    def exited(self, container_id: str, status: ExitStatus) -> None:
         """A shim reports an exit."""
         self._background.detach(self.record(container_id, status), f"record exit of container {container_id}")
 
-    async def record(self, container_id: str, status: dict[str, Any]) -> None:
+    async def record(self, container_id: str, status: ExitStatus) -> None:
         """Make an exit durable and known."""
-        if status.get("start_failed"):
+        if status.start_failed:
             return  # the start's own answer tells it
         async with self._state.lock(container_id):
             record = self._state.containers.get(container_id)
             if record is None or record.container.state is ContainerState.EXITED:
                 return
-            code = status["code"]
-            reason = "OOMKilled" if status["oom"] else "Completed" if code == 0 else "Error"
+            code = status.code
+            reason = "OOMKilled" if status.oom else "Completed" if code == 0 else "Error"
             try:
                 await self._state.record_fact(
                     container_id,
@@ -51,7 +52,7 @@ class Exits:
                     pid=0,
                     exit_code=code,
                     reason=reason,
-                    finished_at=status["finished_at"],
+                    finished_at=status.finished_at,
                 )
             except PodError as error:
                 _log.error("exit is not on disk", extra=log_fields.of_container(record.container) | {"error": error})
@@ -85,14 +86,14 @@ class Exits:
             if self._cgroups.has_container(sandbox, container.id):
                 await asyncio.to_thread(self._cgroups.kill_container, sandbox, container.id)
 
-    def _status_on_disk(self, container: Container) -> dict[str, Any] | None:
-        path = self._state.settings.sandbox_dir(container.sandbox_id) / "exits" / container.id
+    def _status_on_disk(self, container: Container) -> ExitStatus | None:
+        directory = self._state.settings.sandbox_dir(container.sandbox_id)
         try:
-            status = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+            with open(exit_file(str(directory), container.id), "rb") as file:
+                return ExitStatus.from_json(json.load(file))
+        except (OSError, ValueError, TypeError):
             return None
-        return status if isinstance(status, dict) else None
 
 
-def _unknown_status() -> dict[str, Any]:
-    return {"code": 255, "signal": 0, "oom": False, "finished_at": time.time_ns()}
+def _unknown_status() -> ExitStatus:
+    return ExitStatus(255, finished_at=time.time_ns())

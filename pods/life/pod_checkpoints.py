@@ -29,6 +29,7 @@ from pods.model import Container, ContainerConfig, ContainerState, Sandbox, Sand
 from pods.security import user_namespaces
 from runtime.criu import worker as criu
 from runtime.errors import NotSupported, RuntimeCoreError
+from runtime.wire.calls import Freeze, Thaw
 
 if TYPE_CHECKING:
     from image.store import ImageStore
@@ -149,12 +150,12 @@ class PodCheckpoints:
     ) -> AsyncIterator[None]:
         """Have all stopped meanwhile. The shim lets them go on by itself when we are gone, or very late."""
         shim = self._shims.of(sandbox.id)
-        names = [container.id for container in containers]
-        await shim.call("freeze", containers=names, seconds=_left(deadline) + _UNDO_SECONDS)
+        names = tuple(container.id for container in containers)
+        await shim.call(Freeze(names, seconds=_left(deadline) + _UNDO_SECONDS))
         try:
             yield
         finally:
-            await shim.call("thaw")
+            await shim.call(Thaw())
 
     def _write(self, sandbox: Sandbox, container: Container, target: Path, seconds: float) -> None:
         work = target.with_name(f".{target.name}.work")

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pods import log_fields
 from pods.directories import remove_trees
@@ -16,6 +16,7 @@ from pods.model import ContainerState, SandboxState
 from pods.state.store import ContainerRecord, SandboxRecord
 from runtime.client import ShimClient, ShimGone
 from runtime.errors import RuntimeCoreError
+from runtime.wire import calls
 
 if TYPE_CHECKING:
     from image.store import ImageStore
@@ -117,49 +118,49 @@ class Recovery:
 
     async def _catch_up(self, record: SandboxRecord, shim: ShimClient) -> None:
         """Learn what happened while no daemon listened. Raises ShimGone, TimeoutError."""
-        told = await asyncio.wait_for(shim.call("state"), _ANSWER_SECONDS)
-        if not told["infra_alive"] and record.sandbox.state is SandboxState.READY:
+        told = await asyncio.wait_for(shim.call(calls.GetState()), _ANSWER_SECONDS)
+        if not told.infra_alive and record.sandbox.state is SandboxState.READY:
             await self._sandboxes.lost(record.sandbox.id)
         for container in list(self._state.containers_of(record.sandbox.id)):
-            known = told["containers"].get(container.id)
+            known = told.containers.get(container.id)
             if known is None:
                 continue
-            if known["state"] == "starting":
+            if known.state == "starting":
                 following = self._follow_start(container.id, shim)
                 self._background.detach(following, f"follow the start of container {container.id}")
-            elif known["state"] == "running" and container.state is ContainerState.EXITED:
-                await shim.call("kill", container=container.id)  # its start was told to have failed
+            elif known.state == "running" and container.state is ContainerState.EXITED:
+                await shim.call(calls.Kill(container.id))  # its start was told to have failed
             else:
                 await self._learn(container.id, known)
 
     async def _follow_start(self, container_id: str, shim: ShimClient) -> None:
         """The daemon that asked for the start is gone; the start goes on."""
         async with self._state.lock(container_id):
-            known = await shim.call("wait-start", container=container_id)
+            known = await shim.call(calls.WaitStart(container_id))
             await self._learn_start(container_id, known)
         await self._learn(container_id, known)
 
-    async def _learn_start(self, container_id: str, known: dict[str, Any]) -> None:
+    async def _learn_start(self, container_id: str, known: calls.ContainerStatus) -> None:
         record = self._state.containers.get(container_id)
         if record is None:
             return
-        if known["exit"] is not None and known["exit"].get("start_failed"):
+        if known.exit is not None and known.exit.start_failed:
             if record.container.state is not ContainerState.EXITED:
                 await self._state.record_fact(
                     container_id,
                     state=ContainerState.EXITED,
-                    exit_code=known["exit"]["code"],
+                    exit_code=known.exit.code,
                     reason="StartError",
-                    finished_at=known["exit"]["finished_at"],
+                    finished_at=known.exit.finished_at,
                 )
-        elif known["started_at"] and not record.container.started_at:
+        elif known.started_at and not record.container.started_at:
             running = {"state": ContainerState.RUNNING} if record.container.state is ContainerState.CREATED else {}
-            await self._state.record_fact(container_id, pid=known["pid"], started_at=known["started_at"], **running)
+            await self._state.record_fact(container_id, pid=known.pid, started_at=known.started_at, **running)
 
-    async def _learn(self, container_id: str, known: dict[str, Any]) -> None:
+    async def _learn(self, container_id: str, known: calls.ContainerStatus) -> None:
         await self._learn_start(container_id, known)
-        if known["exit"] is not None:
-            await self._exits.record(container_id, known["exit"])
+        if known.exit is not None:
+            await self._exits.record(container_id, known.exit)
 
     async def _clean_state_directory(self) -> None:
         """End shims and remove directories that no record speaks of: the daemon died before the intent was on disk."""

@@ -13,6 +13,7 @@ from pods.errors import NotFound
 from pods.model import Container
 from pods.state.plugins import Moment
 from runtime.client import ShimGone
+from runtime.wire.calls import Delete
 
 if TYPE_CHECKING:
     from image.store import ImageStore
@@ -66,7 +67,7 @@ class Removals:
 async def delete_in_shim(shims: Shims, container: Container) -> None:
     """Have the shim, if it lives, let go of the container. Raises RuntimeCoreError."""
     with contextlib.suppress(ShimGone):
-        await shims.of(container.sandbox_id).call("delete", container=container.id)
+        await shims.of(container.sandbox_id).call(Delete(container.id))
 
 
 async def remove_files(state: State, container: Container) -> None:

@@ -19,6 +19,7 @@ from pods.oci.cgroups import linux_resources, update_plan, updated
 from pods.oci.host_limits import check_host_limits
 from pods.state.plugins import Moment
 from runtime.errors import RuntimeCoreError
+from runtime.wire.calls import Update
 
 if TYPE_CHECKING:
     from pods.cgroups.driver import Cgroups
@@ -94,8 +95,8 @@ class ResourceUpdates:
         if container.state is not ContainerState.RUNNING:
             return
         shim = self._shims.of(container.sandbox_id)
-        answer = await shim.call("update", container=container.id, resources=plan, oom_score_adj=oom_score_adj)
-        for warning in answer.get("warnings", ()):
+        answer = await shim.call(Update(container.id, plan, oom_score_adj))
+        for warning in answer.warnings:
             _log.warning("%s", warning, extra=log_fields.of_container(container))
 
     async def _tell_driver(self, container: Container, plan: dict[str, Any], after: Resources) -> None:
@@ -109,9 +110,7 @@ class ResourceUpdates:
         limits = linux_resources(after, self._host, _FIELD)
         written = await self._cgroups.of(sandbox).update(sandbox, container.id, limits)
         if written and plan and container.state is ContainerState.RUNNING:
-            await self._shims.of(container.sandbox_id).call(
-                "update", container=container.id, resources=plan, oom_score_adj=0, again=True
-            )
+            await self._shims.of(container.sandbox_id).call(Update(container.id, plan, again=True))
 
     async def _keep(self, container: Container, after: Resources) -> None:
         """Make the limits durable: in config.json, which a start reads, and in the record."""

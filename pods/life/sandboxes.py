@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -29,6 +29,7 @@ from pods.security.sysctls import default_sysctls, sandbox_sysctls
 from pods.state.plugins import Moment
 from pods.state.store import SandboxRecord
 from runtime.errors import OperationFailed, RuntimeCoreError
+from runtime.wire.calls import EXITS, Made, MakePod
 
 if TYPE_CHECKING:
     from network.network import Network
@@ -141,7 +142,7 @@ class Sandboxes:
         try:
             self._write_files(sandbox)
             trace.step("files written")
-            answer = await self._make_pod(sandbox)
+            made = await self._make_pod(sandbox)
             trace.step("shim and infra process made")
             await asyncio.wrap_future(intent)
             trace.step("intent durable")
@@ -151,7 +152,7 @@ class Sandboxes:
                 trace.step("network added")
             self._write_hosts(sandbox, ips)
             sandbox = msgspec.structs.replace(
-                sandbox, state=SandboxState.READY, ips=ips, infra_pid=answer["infra_pid"], created_at=time.time_ns()
+                sandbox, state=SandboxState.READY, ips=ips, infra_pid=made.infra_pid, created_at=time.time_ns()
             )
             finished = SandboxRecord(sandbox=sandbox, finished=True, network=not on_host_network)
             async with self._state.gate.passing():
@@ -170,9 +171,9 @@ class Sandboxes:
         _log.info("pod sandbox made", extra=log_fields.of_sandbox(sandbox) | {"ips": ",".join(ips)})
         return sandbox_id
 
-    async def _make_pod(self, sandbox: Sandbox) -> dict[str, Any]:
+    async def _make_pod(self, sandbox: Sandbox) -> Made:
         try:
-            return await self._shims.make_pod(sandbox.id, self._pod_arguments(sandbox))
+            return await self._shims.make_pod(self._pod_call(sandbox))
         except OperationFailed as error:
             if error.operation == "set sysctl":  # the kernel knows which exist, and what they may be
                 raise InvalidArgument(f"config.linux.sysctls: {error}") from error
@@ -207,7 +208,7 @@ class Sandboxes:
         settings, config = self._state.settings, sandbox.config
         directory = settings.sandbox_dir(sandbox.id)
         directory.mkdir(parents=True, mode=0o700)
-        (directory / "exits").mkdir()
+        (directory / EXITS).mkdir()
         hostname = files.hostname(sandbox.id, config, self._host.hostname)
         resolv_conf = files.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF))
         place = pod_files.make(directory, len(resolv_conf) + _size(_HOST_HOSTS))
@@ -218,7 +219,7 @@ class Sandboxes:
         if config.log_directory:
             log_place.make_log_directory(config.log_directory)
 
-    def _pod_arguments(self, sandbox: Sandbox) -> dict[str, Any]:
+    def _pod_call(self, sandbox: Sandbox) -> MakePod:
         config = sandbox.config
         options = config.security.namespaces
         new = [
@@ -228,21 +229,21 @@ class Sandboxes:
         ]
         if options.pid is NamespaceMode.POD:
             new.append("pid")
-        return {
-            "sandbox": sandbox.id,
-            "directory": str(self._state.settings.sandbox_dir(sandbox.id)),
-            "hostname": files.hostname(sandbox.id, config, self._host.hostname),
-            "sysctls": sandbox_sysctls(config),
-            "default_sysctls": default_sysctls(
+        return MakePod(
+            sandbox=sandbox.id,
+            directory=str(self._state.settings.sandbox_dir(sandbox.id)),
+            hostname=files.hostname(sandbox.id, config, self._host.hostname),
+            sysctls=sandbox_sysctls(config),
+            default_sysctls=default_sysctls(
                 config,
                 ports=self._state.settings.enable_unprivileged_ports,
                 icmp=self._state.settings.enable_unprivileged_icmp,
             ),
-            "new": new,
-            "netns": sandbox.netns,
-            "shm_size": 0 if options.ipc is NamespaceMode.NODE else _SHM_SIZE,
-            "users": user_namespaces.shim_argument(user_namespaces.mappings_of(config)),
-        }
+            new=tuple(new),
+            netns=sandbox.netns,
+            shm_size=0 if options.ipc is NamespaceMode.NODE else _SHM_SIZE,
+            users=user_namespaces.shim_argument(user_namespaces.mappings_of(config)),
+        )
 
     # -- stop ---------------------------------------------------------------------------------------------------------
 

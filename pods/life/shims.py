@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from linux.mounts import unmount_if_mounted, unpin_namespace
 from pods import pod_files
@@ -15,11 +14,11 @@ from pods.settings import NodeSettings
 from runtime.cgroups import SHIM_CGROUP
 from runtime.client import ShimClient, ShimGone, Zygote
 from runtime.errors import failing
-from runtime.wire.frames import Message
+from runtime.wire.calls import Event, Exited, ExitStatus, InfraExited, Made, MakePod, Shutdown
 
 _log = logging.getLogger("crisp.pods")
 
-ExitHandler = Callable[[str, dict[str, Any]], None]  # container id, exit record
+ExitHandler = Callable[[str, ExitStatus], None]  # container id
 LossHandler = Callable[[str], None]  # sandbox id
 
 
@@ -46,15 +45,15 @@ class Shims:
         directory = self._settings.root / "image"
         self.idmap_refusal = await asyncio.to_thread(self._zygote.probe_idmap, directory)
 
-    async def make_pod(self, sandbox_id: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def make_pod(self, call: MakePod) -> Made:
         """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError, with all of them undone."""
         generation = self._zygote.generation
         try:
-            return await (await self._fork(sandbox_id)).call("pod", **arguments)
+            return await (await self._fork(call.sandbox)).call(call)
         except ShimGone:
             # A zygote that dies loses the requests it has taken, and takes some more until it is quite dead.
             await self._zygote.replace(generation)
-            return await (await self._fork(sandbox_id)).call("pod", **arguments)
+            return await (await self._fork(call.sandbox)).call(call)
 
     async def _fork(self, sandbox_id: str) -> ShimClient:
         client = await self._zygote.spawn(*self._handlers(sandbox_id))
@@ -79,7 +78,7 @@ class Shims:
         client = self._clients.get(sandbox_id)
         if client is not None and client.alive:
             try:
-                await client.call("shutdown")
+                await client.call(Shutdown())
             except ShimGone:
                 _log.warning("shim died while it shut down", extra={"sandbox": sandbox_id})
             client.close()
@@ -101,11 +100,11 @@ class Shims:
         self._zygote.close()
         self._cgroups.remove_unused(SHIM_CGROUP)  # not while another daemon's, or our own living, pods have shims
 
-    def _handlers(self, sandbox_id: str) -> tuple[Callable[[Message], None], Callable[[], None]]:
-        def on_event(message: Message) -> None:
-            if message.get("event") == "exit":
-                self._on_exit(message["container"], message["exit"])
-            elif message.get("event") == "infra-exit" and sandbox_id in self._clients:
+    def _handlers(self, sandbox_id: str) -> tuple[Callable[[Event], None], Callable[[], None]]:
+        def on_event(event: Event) -> None:
+            if isinstance(event, Exited):
+                self._on_exit(event.container, event.exit)
+            elif isinstance(event, InfraExited) and sandbox_id in self._clients:
                 self._on_loss(sandbox_id)
 
         def on_lost() -> None:

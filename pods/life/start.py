@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pods import log_fields, log_place
 from pods.errors import FailedPrecondition, PodError
@@ -14,6 +15,7 @@ from pods.security.filter_cache import FilterCache
 from pods.state.plugins import Moment
 from runtime.criu import worker as criu
 from runtime.errors import RuntimeCoreError
+from runtime.wire import calls
 
 if TYPE_CHECKING:
     from pods.inflight import Background
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from pods.trace import Trace
 
 _log = logging.getLogger("crisp.pods")
-_START_FAILED = 128
 
 
 class Starts:
@@ -51,13 +52,13 @@ class Starts:
             except (PodError, RuntimeCoreError, OSError) as error:
                 await self._record_failure(container, str(error))
                 raise PodError(f"start container {container_id}: {error}") from error
-            for warning in answer.get("warnings", ()):
+            for warning in answer.warnings:
                 _warn_once(warning)
             await self._record(container, answer)
             trace.step("start durable")
             if (now := self._state.containers.get(container_id)) is not None:
                 await self._state.happened(Moment.POST_START, sandbox, now.container)
-            _log.info("container started", extra=log_fields.of_container(container) | {"pid": answer["pid"]})
+            _log.info("container started", extra=log_fields.of_container(container) | {"pid": answer.pid})
 
     def _startable(self, container_id: str) -> tuple[Container, Sandbox]:
         container = self._state.find_container(container_id).container
@@ -68,17 +69,11 @@ class Starts:
             raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
         return container, sandbox
 
-    async def _start_in_shim(self, container: Container, sandbox: Sandbox, trace: Trace) -> dict[str, Any]:
+    async def _start_in_shim(self, container: Container, sandbox: Sandbox, trace: Trace) -> calls.Started:
         bundle = self._state.settings.bundle_dir(container.id)
         program, flags = await self._filters.of(bundle / "config.json")
         trace.step("seccomp filter ready")
-        restored: dict[str, Any] = {}
-        if container.checkpoint:
-            work = self._state.settings.container_root(container.id) / "criu"
-            work.mkdir(mode=0o700, exist_ok=True)
-            restored = {"restore": container.checkpoint, "work": str(work), "criu": criu.find()}
-        answer = await self._shims.of(container.sandbox_id).call(
-            "start",
+        call = calls.Start(
             container=container.id,
             log=container.log_path,
             log_trusted=log_place.trusted(sandbox.config.log_directory) if container.log_path else "",
@@ -87,20 +82,24 @@ class Starts:
             filter=base64.b64encode(program).decode(),
             filter_flags=flags,
             trace=trace.on,
-            **restored,
         )
-        trace.add((name, at) for name, at in answer.get("steps", ()))
+        if container.checkpoint:
+            work = self._state.settings.container_root(container.id) / "criu"
+            work.mkdir(mode=0o700, exist_ok=True)
+            call = dataclasses.replace(call, restore=container.checkpoint, work=str(work), criu=criu.find())
+        answer = await self._shims.of(container.sandbox_id).call(call)
+        trace.add(answer.steps)
         trace.step("shim answered")
         return answer
 
-    async def _record(self, container: Container, answer: dict[str, Any]) -> None:
+    async def _record(self, container: Container, answer: calls.Started) -> None:
         try:
             await self._state.record_fact(
-                container.id, state=ContainerState.RUNNING, pid=answer["pid"], started_at=answer["started_at"]
+                container.id, state=ContainerState.RUNNING, pid=answer.pid, started_at=answer.started_at
             )
         except PodError:
             # The caller takes it for not started: it must not run. Its exit is recorded as any other's.
-            await self._shims.of(container.sandbox_id).call("kill", container=container.id)
+            await self._shims.of(container.sandbox_id).call(calls.Kill(container.id))
             raise
 
     async def _record_failure(self, container: Container, message: str) -> None:
@@ -109,7 +108,7 @@ class Starts:
             await self._state.record_fact(
                 container.id,
                 state=ContainerState.EXITED,
-                exit_code=_START_FAILED,
+                exit_code=calls.START_FAILED,
                 reason="StartError",
                 message=message,
                 started_at=0,

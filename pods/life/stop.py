@@ -11,6 +11,7 @@ from pods.model import ContainerState
 from pods.oci.signals import signal_number
 from runtime.client import ShimGone
 from runtime.errors import RuntimeCoreError
+from runtime.wire.calls import Kill, Signal
 
 if TYPE_CHECKING:
     from pods.inflight import Background
@@ -47,11 +48,11 @@ class Stops:
             shim = self._shims.of(container.sandbox_id)
             exited = self._state.exited(container_id)
             if timeout > 0:
-                await shim.call("signal", container=container_id, signal=signal_number(container.stop_signal))
+                await shim.call(Signal(container_id, signal_number(container.stop_signal)))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(exited.wait(), timeout)
             if not exited.is_set():
-                await shim.call("kill", container=container_id)
+                await shim.call(Kill(container_id))
             await exited.wait()
         async with self._state.lock(container_id):
             pass  # plugins have heard of the exit, too
@@ -72,7 +73,7 @@ class Stops:
         if record is not None and record.container.state is ContainerState.CREATED:
             # A start may be under way, and hang while it holds the lock.
             with contextlib.suppress(RuntimeCoreError):
-                await self._shims.of(record.container.sandbox_id).call("kill", container=container_id)
+                await self._shims.of(record.container.sandbox_id).call(Kill(container_id))
         async with self._state.lock(container_id):
             record = self._state.containers.get(container_id)
         if record is not None and record.container.state is ContainerState.CREATED:

@@ -26,19 +26,20 @@ from pods.oci.mount_points import are_directories
 from pods.oci.mount_sources import resolve_sources
 from pods.oci.mounts import image_volumes, plan_mounts
 from pods.oci.namespaces import plan_namespaces
-from pods.oci.process import UserRequest, environment, process_args, stop_signal, user_request, working_directory
+from pods.oci.process import check_found, environment, process_args, stop_signal, user_request, working_directory
 from pods.security.capabilities import granted
 from pods.security.labels import apparmor_profile, selinux_labels
 from pods.security.seccomp_profile import BASE, ReadProfile, read_base, read_profile, seccomp_base, seccomp_filter
 from pods.security.selinux import relabel
 from pods.security.user_namespaces import oci_lines
-from runtime.process.users import Identity
+from runtime.wire.calls import Identity, UserRequest
 
 __all__ = [
     "ContainerContext",
     "HostObjects",
     "UserRequest",
     "build_config",
+    "check_found",
     "find_host_objects",
     "image_volumes",
     "linux_resources",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pods.model import ContainerConfig
 from pods.oci import mounted_images
 from pods.oci.mounts import normalized
+from runtime.wire.calls import MountPoint
 
 
 def are_directories(sources: Sequence[str]) -> tuple[bool, ...]:
@@ -19,15 +19,15 @@ def are_directories(sources: Sequence[str]) -> tuple[bool, ...]:
 
 def shim_argument(
     config: ContainerConfig, sources: Sequence[str], directories: Sequence[bool], volumes_dir: Path
-) -> list[dict[str, Any]]:
+) -> tuple[MountPoint, ...]:
     """What the shim's `create` takes: each mount's source, its kind or the image that tells it, its destination."""
-    return [
-        {
-            "field": f"config.mounts[{index}]",
-            "source": source if mount.image is None else f"{mount.image.image}:{mount.image_sub_path}",
-            "directory": is_directory,
-            "tree": mounted_images.source(volumes_dir, index) if mount.image is not None else "",
-            "destination": normalized(mount.container_path),
-        }
+    return tuple(
+        MountPoint(
+            source=source if mount.image is None else f"{mount.image.image}:{mount.image_sub_path}",
+            destination=normalized(mount.container_path),
+            directory=is_directory,
+            tree=mounted_images.source(volumes_dir, index) if mount.image is not None else "",
+            field=f"config.mounts[{index}]",
+        )
         for index, (mount, source, is_directory) in enumerate(zip(config.mounts, sources, directories, strict=True))
-    ]
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pods.errors import InvalidArgument, NotFound
 from pods.model import ContainerConfig, Mount, MountedImage, Propagation
+from runtime.wire.calls import ImageMount
 
 if TYPE_CHECKING:
     from image.store import ImageStore
@@ -27,13 +28,13 @@ def find(config: ContainerConfig, images: ImageStore) -> tuple[MountedImage, ...
 
 def shim_argument(
     config: ContainerConfig, mounted: tuple[MountedImage, ...], images: ImageStore, volumes_dir: Path
-) -> dict[str, Any]:
+) -> dict[str, ImageMount]:
     """What the shim's `create` takes: for each source of a mount, its layers and the path in them."""
     return {
-        source(volumes_dir, entry.mount): {
-            "lower": [str(layer) for layer in images.layers_of(entry.image_id)],
-            "sub_path": config.mounts[entry.mount].image_sub_path,
-        }
+        source(volumes_dir, entry.mount): ImageMount(
+            lower=tuple(str(layer) for layer in images.layers_of(entry.image_id)),
+            sub_path=config.mounts[entry.mount].image_sub_path,
+        )
         for entry in mounted
     }
 

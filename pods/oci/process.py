@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
 from image.model import ImageConfig
 from pods import rules
@@ -12,34 +10,9 @@ from pods.errors import InvalidArgument, PodError
 from pods.model import ContainerConfig, GroupsPolicy
 from pods.oci.execve_limits import check_arguments, check_environment
 from pods.oci.signals import canonical_name
+from runtime.wire.calls import UserRequest
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-@dataclass(frozen=True, slots=True)
-class UserRequest:
-    """Whom to look up inside the rootfs: the arguments of `runtime.process.users.resolve`."""
-
-    user: str  # "", "1000", "www-data:1004"
-    group: int | None = None
-    supplemental: tuple[int, ...] = ()
-    merge: bool = True  # add the groups that the image's /etc/group gives the user
-
-    def to_json(self) -> dict[str, Any]:
-        """The request as the keyword arguments of `runtime.process.users.resolve`, JSON-serialisable."""
-        return {"user": self.user, "group": self.group, "supplemental": list(self.supplemental), "merge": self.merge}
-
-    def check(self, uid: int, gid: int) -> None:
-        """Hold what was found against the numbers that were asked for, by which Kubernetes judges `runAsNonRoot`.
-
-        The image was asked meanwhile, which is not to decide about them. Raises PodError.
-        """
-        user, _, group = self.user.partition(":")
-        for what, asked, found in (
-            ("user", user, uid),
-            ("group", group if self.group is None else str(self.group), gid),
-        ):
-            if asked.isascii() and asked.isdigit() and found != int(asked):
-                raise PodError(f"look up {what} {asked}: found {found} in the image")
 
 
 def user_request(config: ContainerConfig, image: ImageConfig) -> UserRequest:
@@ -53,6 +26,20 @@ def user_request(config: ContainerConfig, image: ImageConfig) -> UserRequest:
         user = str(security.run_as_user)
     merge = security.groups_policy is GroupsPolicy.MERGE
     return UserRequest(user, security.run_as_group, security.supplemental_groups, merge)
+
+
+def check_found(request: UserRequest, uid: int, gid: int) -> None:
+    """Hold what was found against the numbers that were asked for, by which Kubernetes judges `runAsNonRoot`.
+
+    The image was asked meanwhile, which is not to decide about them. Raises PodError.
+    """
+    user, _, group = request.user.partition(":")
+    for what, asked, found in (
+        ("user", user, uid),
+        ("group", group if request.group is None else str(request.group), gid),
+    ):
+        if asked.isascii() and asked.isdigit() and found != int(asked):
+            raise PodError(f"look up {what} {asked}: found {found} in the image")
 
 
 def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:

@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from pods.errors import FailedPrecondition, InvalidArgument
 from pods.model import IDMapping, NamespaceMode, NamespaceOptions, SandboxConfig, UserNamespace
 from runtime.errors import SpecError
 from runtime.namespaces.user import IDMappings
-from runtime.process.users import Identity
 from runtime.spec.values import IDMapping as Line
+from runtime.wire.calls import Identity, UserMappings
 
 _MOST_LINES = 340  # user_namespaces(7)
 _ID_SPACE = 2**32 - 1
@@ -101,5 +100,5 @@ def give(path: Path, mappings: IDMappings | None) -> None:
         os.chown(path, *mappings.root)
 
 
-def shim_argument(mappings: IDMappings | None) -> dict[str, Any] | None:
-    return mappings.to_json() if mappings is not None else None
+def shim_argument(mappings: IDMappings | None) -> UserMappings | None:
+    return UserMappings(*mappings.lines()) if mappings is not None else None

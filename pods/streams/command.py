@@ -7,12 +7,13 @@ import contextlib
 import itertools
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pods.errors import FailedPrecondition, PodError
 from pods.model import Container, ContainerState
 from runtime.client import ShimClient, ShimGone
 from runtime.errors import NotRunning, RuntimeCoreError
+from runtime.wire import calls
 
 if TYPE_CHECKING:
     from pods.state.memory import State
@@ -35,13 +36,13 @@ class Command:
         self, shim: ShimClient, container_id: str, argv: Sequence[str], fds: Sequence[int], *, terminal: bool = False
     ) -> None:
         self._shim = shim
-        self._about: dict[str, Any] = {"container": container_id, "exec": fresh_key()}
-        extra: dict[str, Any] = {"terminal": True} if terminal else {}
-        self.answer = shim.begin("exec", fds, args=list(argv), **self._about, **extra)
+        self._container_id = container_id
+        self._key = fresh_key()
+        self.answer = shim.begin(calls.Exec(container_id, self._key, tuple(argv), terminal), fds)
 
     async def running(self) -> int:
         """Wait until the program runs: the other end of its terminal, -1 without one. Raises RuntimeCoreError."""
-        fds = await self._shim.call_for_descriptors("wait-exec-running", **self._about)
+        fds = await self._shim.call_for_descriptors(calls.WaitExecRunning(self._container_id, self._key))
         if self.answer.done() and self.answer.exception() is not None:
             self.answer.result()
         return fds[0] if fds else -1
@@ -54,13 +55,13 @@ class Command:
 
     def exit_code(self) -> int:
         """Of an ended command. Raises RuntimeCoreError when it never ran."""
-        return int(self.answer.result()["code"])
+        return self.answer.result().code
 
     def kill(self) -> None:
         """End it and all that it started, if it has not ended by itself."""
         if not self.answer.done():
             with contextlib.suppress(ShimGone):
-                self._shim.begin("kill-exec", **self._about)
+                self._shim.begin(calls.KillExec(self._container_id, self._key))
 
 
 def running_container(state: State, container_id: str) -> Container:

@@ -8,6 +8,7 @@ from pods.errors import FailedPrecondition, PodError
 from pods.streams.command import running_container
 from runtime.client import ShimGone
 from runtime.errors import NotRunning, RuntimeCoreError
+from runtime.wire.calls import ReopenLog
 
 if TYPE_CHECKING:
     from pods.life.shims import Shims
@@ -18,7 +19,7 @@ async def reopen_log(state: State, shims: Shims, container_id: str) -> None:
     """Go on in a new file at the log path. Raises FailedPrecondition unless the container runs, PodError."""
     container = running_container(state, container_id)
     try:
-        await shims.of(container.sandbox_id).call("reopen-log", container=container.id)
+        await shims.of(container.sandbox_id).call(ReopenLog(container.id))
     except (ShimGone, NotRunning) as error:  # its end has not reached the state yet
         raise FailedPrecondition(f"container {container.id} is gone: {error}") from error
     except RuntimeCoreError as error:

@@ -12,6 +12,7 @@ from pods.errors import FailedPrecondition, InvalidArgument, PodError
 from pods.model import SandboxState
 from runtime.client import ShimGone
 from runtime.errors import NotRunning, RuntimeCoreError
+from runtime.wire.calls import Sockets
 
 if TYPE_CHECKING:
     from pods.life.shims import Shims
@@ -28,7 +29,7 @@ async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> s
     if sandbox.state is not SandboxState.READY:
         raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
     try:
-        fds = await shims.of(sandbox.id).call_for_descriptors("sockets")
+        fds = await shims.of(sandbox.id).call_for_descriptors(Sockets())
     except (ShimGone, NotRunning) as error:  # its end has not reached the state yet
         raise FailedPrecondition(f"pod sandbox {sandbox.id} is gone: {error}") from error
     except RuntimeCoreError as error:

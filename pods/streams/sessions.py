@@ -7,7 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from linux.terminal import resize
@@ -16,6 +16,7 @@ from pods.oci.execve_limits import check_arguments
 from pods.streams.command import Command, explained, fresh_key, running_container
 from runtime.client import ShimClient, ShimGone, close_all
 from runtime.errors import RuntimeCoreError
+from runtime.wire import calls
 
 if TYPE_CHECKING:
     from pods.life.shims import Shims
@@ -28,6 +29,7 @@ _ENDED_SECONDS: Final = 2.0
 
 
 Outputs = tuple[int, int]  # stdout, stderr
+Ending = asyncio.Future[calls.ExecEnded] | asyncio.Future[calls.AttachEnded]
 
 
 class StreamSession:
@@ -41,7 +43,7 @@ class StreamSession:
     so. An attachment's streams reach their end by themselves.
     """
 
-    def __init__(self, container_id: str, answer: asyncio.Future[dict[str, Any]], stdin: int, outputs: Outputs) -> None:
+    def __init__(self, container_id: str, answer: Ending, stdin: int, outputs: Outputs) -> None:
         self.stdin = stdin
         self.stdout, self.stderr = outputs
         self._container_id = container_id
@@ -54,8 +56,7 @@ class StreamSession:
         """
         await asyncio.wait({self._answer})
         with explained("streams of", self._container_id):
-            code: int | None = self._answer.result().get("code")
-            return code
+            return self._answer.result().code
 
     async def read(self, fd: int) -> bytes:
         """The next bytes of `stdout` or `stderr`, b"" at the end. One reader a stream. Raises OSError."""
@@ -127,27 +128,27 @@ class AttachSession(StreamSession):
     def __init__(
         self,
         shim: ShimClient,
-        about: Mapping[str, str],
-        answer: asyncio.Future[dict[str, Any]],
+        end: calls.Detach,
+        answer: asyncio.Future[calls.AttachEnded],
         stdin: int,
         outputs: Outputs,
     ) -> None:
-        super().__init__(about["container"], answer, stdin, outputs)
+        super().__init__(end.container, answer, stdin, outputs)
         self._shim = shim
-        self._about = about
+        self._end = end
 
     async def resize(self, width: int, height: int) -> None:
         with contextlib.suppress(RuntimeCoreError):  # the container has ended
-            await self._shim.call("resize", container=self._container_id, width=width, height=height)
+            await self._shim.call(calls.Resize(self._container_id, width, height))
 
     async def close(self) -> None:
-        detach(self._shim, self._about)
+        _detach(self._shim, self._end)
         await super().close()
 
 
-def detach(shim: ShimClient, about: Mapping[str, str]) -> None:
+def _detach(shim: ShimClient, end: calls.Detach) -> None:
     with contextlib.suppress(ShimGone):
-        shim.begin("detach", (), **about)
+        shim.begin(end)
 
 
 async def readable(fd: int, or_done: asyncio.Future[Any] | None = None, timeout: float | None = None) -> bool:
@@ -282,20 +283,20 @@ async def open_attach(
     if not any(streams):
         raise InvalidArgument("stdin, stdout, stderr: none of them is asked for")
     config = container.config
-    about = {"container": container.id, "attach": fresh_key()}
+    end = calls.Detach(container.id, fresh_key())
     with explained("attach to", container.id), contextlib.ExitStack() as undo:
         shim = shims.of(container.sandbox_id)
         pipes = _Pipes(stdin=stdin and config.stdin, stdout=stdout, stderr=stderr and not config.tty)
         undo.callback(pipes.close)
         wanted = pipes.wanted()
-        answer = shim.begin("attach", list(wanted.values()), streams=list(wanted), **about)
-        undo.callback(detach, shim, about)
+        answer = shim.begin(calls.Attach(container.id, end.attach, tuple(wanted)), tuple(wanted.values()))
+        undo.callback(_detach, shim, end)
         pipes.close_theirs()
-        begun = shim.begin("sync")
+        begun = shim.begin(calls.Sync())
         await asyncio.wait({begun})
         if answer.done():
             answer.result()
         begun.result()
         stdin_end, *outputs = pipes.take()
         undo.pop_all()
-        return AttachSession(shim, about, answer, stdin_end, (outputs[0], outputs[1]))
+        return AttachSession(shim, end, answer, stdin_end, (outputs[0], outputs[1]))

@@ -20,7 +20,7 @@ from runtime.spec.values import IDMapping, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
 
 _FLAGS: Final = {
     "user": syscalls.CLONE_NEWUSER,
@@ -31,6 +31,9 @@ _FLAGS: Final = {
 _FILES: Final = {"user": "user", "network": "net", "ipc": "ipc", "uts": "uts"}
 OWNED_KINDS: Final = frozenset(_FLAGS) - {"user"}
 _PROBED: Final = (IDMapping(0, 100_000, 65536),)
+
+
+Line = tuple[int, int, int]  # id inside, id outside, how many
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,15 @@ class IDMappings:
         """The parent's ids of user and group 0."""
         return self.uid(0), self.gid(0)
 
-    def to_json(self) -> dict[str, list[list[int]]]:
-        return {name: [[m.container_id, m.host_id, m.size] for m in getattr(self, name)] for name in ("uids", "gids")}
-
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> IDMappings:
-        return cls(*(tuple(IDMapping(*line) for line in record[name]) for name in ("uids", "gids")))
+    def of_lines(cls, uids: Iterable[Line], gids: Iterable[Line]) -> IDMappings:
+        """By lines as those of uid_map (user_namespaces(7))."""
+        return cls(tuple(IDMapping(*line) for line in uids), tuple(IDMapping(*line) for line in gids))
+
+    def lines(self) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
+        """Of the users and the groups; `of_lines` is its inverse."""
+        uids, gids = (tuple((m.container_id, m.host_id, m.size) for m in lines) for lines in (self.uids, self.gids))
+        return uids, gids
 
 
 def _outside(mappings: Sequence[IDMapping], container_id: int, what: str) -> int:

@@ -14,6 +14,7 @@ from typing import Final
 
 from runtime.errors import RuntimeCoreError
 from runtime.rootfs.foreign import TooLarge, read_foreign
+from runtime.wire.calls import Identity
 
 _MAX_FILE: Final = 8 << 20  # an image can hold a passwd file of any size
 _MAX_ID: Final = 2**32 - 2
@@ -23,16 +24,6 @@ _NUMBER: Final = re.compile(r"[+-]?[0-9]+")
 
 class UserNotFound(RuntimeCoreError):
     """The image has no such user or group."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Numeric identity; `additional_gids` starts with the primary group, as CRI reports it."""
-
-    uid: int
-    gid: int
-    additional_gids: tuple[int, ...]
-    home: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,32 +11,32 @@ from runtime.errors import WrongMountPoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
+
+    from runtime.wire.calls import MountPoint
 
 _ALWAYS_COVERED: Final = ("/dev", "/proc", "/sys")
 
 
-def check_mount_points(root: int, wanted: Sequence[Mapping[str, Any]], trees: Mapping[str, int]) -> None:
+def check_mount_points(root: int, wanted: Sequence[MountPoint], trees: Mapping[str, int]) -> None:
     """Refuse a file over a directory of the image open at `root`, and a directory over what is none.
 
-    Each of `wanted` has a `source` and its `destination`, and tells by `directory`, or by the one of `trees` that
-    `tree` names, what it is. What another mount covers is not the image's to tell. Raises WrongMountPoint.
+    Each of `wanted` tells by `directory`, or by the one of `trees` that `tree` names, what it is. What another mount
+    covers is not the image's to tell. Raises WrongMountPoint.
     """
-    destinations = [mount["destination"] for mount in wanted]
+    destinations = [mount.destination for mount in wanted]
     for index, mount in enumerate(wanted):
-        found = _found(root, mount["destination"])
+        found = _found(root, mount.destination)
         if found is None:
             continue
         place, place_is_directory = found
         others = (*_ALWAYS_COVERED, *destinations[:index], *destinations[index + 1 :])
         if place in destinations[:index] or any(place.startswith(other.rstrip("/") + "/") for other in others):
             continue
-        tree = trees.get(mount["tree"])
-        is_directory = mount["directory"] if tree is None else stat.S_ISDIR(os.fstat(tree).st_mode)
+        tree = trees.get(mount.tree)
+        is_directory = mount.directory if tree is None else stat.S_ISDIR(os.fstat(tree).st_mode)
         if is_directory != place_is_directory:
-            raise WrongMountPoint.of(
-                mount["source"], mount["destination"], is_directory=is_directory, field=mount["field"]
-            )
+            raise WrongMountPoint.of(mount.source, mount.destination, is_directory=is_directory, field=mount.field)
 
 
 def _found(root: int, destination: str) -> tuple[str, bool] | None:

@@ -11,16 +11,16 @@ import selectors
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.logs.spool import Spool
+from runtime.shim.reply import Reply
 from runtime.shim.stdio import Loop, OutputStream
+from runtime.wire.calls import AttachEnded
 
 MAX_UNREAD: Final = 64 << 20  # bytes kept for a client's stream, beside what its pipe holds
 _CHUNK: Final = 64 << 10
-
-Reply = Callable[[dict[str, Any]], None]
 
 
 class Sink:
@@ -188,7 +188,7 @@ class Attachments:
         client = self._clients[name] = _Client(reply)
 
         def lost(reason: str) -> None:
-            self._end(name, {"error": RuntimeCoreError(reason).to_json()} if reason else {})
+            self._end(name, RuntimeCoreError(reason) if reason else AttachEnded())
 
         try:
             for stream, fd in fds.items():
@@ -199,7 +199,7 @@ class Attachments:
                 elif self._stdin >= 0:
                     self._inflows[name] = Inflow(fd, self._stdin, self._loop, partial(self._input_ended, name))
         except OSError as error:  # the shim has no descriptors left
-            self._end(name, {"error": OperationFailed.of("attach", name, error).to_json()})
+            self._end(name, OperationFailed.of("attach", name, error))
 
     def _input_ended(self, name: str, by_client: bool) -> None:
         del self._inflows[name]
@@ -212,9 +212,9 @@ class Attachments:
 
     def detach(self, name: str) -> None:
         """End a client's attachment if there is one."""
-        self._end(name, {})
+        self._end(name, AttachEnded())
 
-    def _end(self, name: str, result: dict[str, Any]) -> None:
+    def _end(self, name: str, result: AttachEnded | RuntimeCoreError) -> None:
         client = self._clients.pop(name, None)
         if client is None:
             return
@@ -235,5 +235,5 @@ class Attachments:
     def exited(self, code: int) -> None:
         """The container has ended, and its outputs have."""
         for name in list(self._clients):
-            self._end(name, {"code": code})
+            self._end(name, AttachEnded(code))
         self.close_stdin()

@@ -32,13 +32,14 @@ from runtime.rootfs import overlay
 from runtime.rootfs.mount_points import check_mount_points
 from runtime.rootfs.plan import plan_mounts
 from runtime.shim.attach import Attachments
-from runtime.shim.exec import Reply
 from runtime.shim.execs import Execs
 from runtime.shim.hook_process import ContainerHooks
+from runtime.shim.reply import Reply
 from runtime.shim.stdio import ContainerStdio, Loop, OutputStream
 from runtime.spec import values as oci
 from runtime.spec.parse import parse, parse_resources
-from runtime.wire import reports
+from runtime.wire import calls, reports
+from runtime.wire.calls import ContainerStatus, Created, ExitStatus, Updated
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
 _PF_EXITING: Final = 0x4  # proc_pid_stat(5), flags; the kernel's sched.h
@@ -50,13 +51,13 @@ class Supervisor(Loop, Protocol):
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
 
-    def emit(self, event: dict[str, Any]) -> None: ...
+    def emit(self, event: calls.Event) -> None: ...
 
     def later(self, delay: float, callback: Callable[[], None]) -> None: ...
 
     def uses_cgroup(self, cgroup: Cgroup) -> None: ...
 
-    def record_exit(self, container_id: str, status: dict[str, Any]) -> None: ...
+    def record_exit(self, container_id: str, status: ExitStatus) -> None: ...
 
     def is_child(self, pid: int) -> bool: ...
 
@@ -97,7 +98,7 @@ class Container:
         self._filter = b""
         self._filter_flags = 0
         self._execs = Execs(supervisor)
-        self._exit_waiters: list[Reply] = []
+        self._exit_waiters: list[Callable[[], None]] = []
         self._start_waiters: list[Reply] = []
         self._early_exit: int | None = None
         self._take_back_update: Callable[[], None] = lambda: None
@@ -108,44 +109,35 @@ class Container:
         self._pidfd = -1
         self.state = "created"
         self.started_at = 0
-        self.exit: dict[str, Any] | None = None
+        self.exit: ExitStatus | None = None
 
     # -- created ------------------------------------------------------------------------------------------------------
 
-    def create(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Mount the rootfs and the image volumes, and look up the user. Returns the identity.
+    def create(self, call: calls.Create) -> Created:
+        """Mount the rootfs and the image volumes, and look up the user.
 
         With `hold` the answer has the pid of a process, too, which waits for a scope to be made around it.
         """
         holder = 0
-        self._storage = os.path.dirname(request["upper"])
-        layers = request["lower"], request["upper"], request["work"]
-        self._rootfs = self._mount_rootfs(*layers, request.get("label", ""))
+        self._storage = os.path.dirname(call.upper)
+        self._rootfs = self._mount_rootfs(call.lower, call.upper, call.work, call.label)
         try:
-            for name, image in request.get("images", {}).items():
+            for name, image in call.images.items():
                 self._trees[name] = overlay.mount_image(
-                    image["lower"],
-                    image["sub_path"],
+                    image.lower,
+                    image.sub_path,
                     self._supervisor.user_namespace,
                     self._supervisor.empty_mount_namespace,
                 )
-            check_mount_points(self._rootfs, request.get("mount_points", []), self._trees)
-            user = request["user"]
-            identity = users.resolve(
-                self._rootfs, user["user"], user["group"], user["supplemental"], merge=user["merge"]
-            )
-            if request.get("hold", False):
+            check_mount_points(self._rootfs, call.mount_points, self._trees)
+            user = call.user
+            identity = users.resolve(self._rootfs, user.user, user.group, user.supplemental, merge=user.merge)
+            if call.hold:
                 holder, self._holder = self._supervisor.start_holder()
         except BaseException:
             self._release()
             raise
-        return {
-            "uid": identity.uid,
-            "gid": identity.gid,
-            "additional_gids": list(identity.additional_gids),
-            "home": identity.home,
-            "holder": holder,
-        }
+        return Created(identity, holder)
 
     def _mount_rootfs(self, lower: Sequence[str], upper: str, work: str, label: str) -> int:
         users_of_pod = self._supervisor.user_namespace
@@ -163,7 +155,7 @@ class Container:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def start(self, request: dict[str, Any], reply: Reply) -> None:
+    def start(self, call: calls.Start, reply: Reply) -> None:
         """Clone the init. Replies once the user's program runs, or with why it does not."""
         begun = time.monotonic_ns()
         spec, process = self._startable()
@@ -172,11 +164,11 @@ class Container:
         self._hooks = ContainerHooks(spec, self.id, self._bundle, self._supervisor)
         mounts = plan_mounts(spec, self._mappings)
         flags = clone_flags(spec)
-        self._take_filter(request)
+        self._take_filter(call)
         with contextlib.ExitStack() as undo:
-            self._open_log(request, undo)
+            self._open_log(call, undo)
             cgroup = self._make_cgroup(spec, undo)
-            stdio = self._make_streams(request, process, undo)
+            stdio = self._make_streams(call, process, undo)
             namespaces = userns.open_namespaces(spec, self._mappings, [plan.idmap for plan in mounts if plan.idmap])
             undo.callback(namespaces.close)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -194,7 +186,7 @@ class Container:
                 filter_flags=self._filter_flags,
                 users=namespaces,
                 trees=self._trees,
-                trace=request.get("trace", False),
+                trace=call.trace,
                 **self._place_of_rootfs(spec),
             )
             if start.trace:
@@ -248,9 +240,9 @@ class Container:
         self._spec = spec
         return spec, spec.process
 
-    def _open_log(self, request: dict[str, Any], undo: contextlib.ExitStack) -> None:
+    def _open_log(self, call: calls.Start, undo: contextlib.ExitStack) -> None:
         try:
-            self._log = LogFile(request["log"], request.get("log_trusted", ""))
+            self._log = LogFile(call.log, call.log_trusted)
         except OSError as error:
             raise RuntimeCoreError(f"open log: {error.strerror}") from error
         undo.callback(self._close_log)
@@ -265,18 +257,18 @@ class Container:
         return cgroup
 
     def _make_streams(
-        self, request: dict[str, Any], process: oci.Process, undo: contextlib.ExitStack
+        self, call: calls.Start, process: oci.Process, undo: contextlib.ExitStack
     ) -> ContainerStdio:
-        self._takes_stdin = request.get("stdin", False)
+        self._takes_stdin = call.stdin
         # A terminal's input has no end: kubectl attaches again to one it said stdin_once of.
-        self._stdin_once = request.get("stdin_once", False) and not process.terminal
+        self._stdin_once = call.stdin_once and not process.terminal
         stdio = ContainerStdio.make(terminal=process.terminal, stdin=self._takes_stdin)
         undo.callback(stdio.close)
         return stdio
 
-    def _take_filter(self, request: dict[str, Any]) -> None:
-        self._filter = base64.b64decode(request.get("filter", ""))
-        self._filter_flags = request.get("filter_flags", 0)
+    def _take_filter(self, call: calls.Start) -> None:
+        self._filter = base64.b64decode(call.filter)
+        self._filter_flags = call.filter_flags
 
     def _require_living_namespaces(self, spec: oci.Spec) -> None:
         """Refuse namespaces of processes that are gone: since config.json was written their numbers may be others'."""
@@ -315,7 +307,7 @@ class Container:
         for fd, _name in outputs:
             os.close(fd)
         self.state = "exited"
-        self.exit = {"code": 128, "signal": 0, "oom": False, "finished_at": time.time_ns(), "start_failed": True}
+        self.exit = ExitStatus(calls.START_FAILED, finished_at=time.time_ns(), start_failed=True)
         self._supervisor.record_exit(self.id, self.exit)
         self._remove_cgroup()
         self._close_log()
@@ -340,26 +332,26 @@ class Container:
             output.drain()
         self._outputs = []
         signal_number = -status if status < 0 else 0
-        self.exit = {
-            "code": 128 + signal_number if signal_number else status,
-            "signal": signal_number,
-            "oom": self._was_oom_killed(signal_number),
-            "finished_at": time.time_ns(),
-        }
+        self.exit = ExitStatus(
+            code=128 + signal_number if signal_number else status,
+            signal=signal_number,
+            oom=self._was_oom_killed(signal_number),
+            finished_at=time.time_ns(),
+        )
         self.state = "exited"
         self._supervisor.record_exit(self.id, self.exit)
         self._close_log()
         self._remove_cgroup()
         self._release()
         assert self._attachments is not None
-        self._attachments.exited(self.exit["code"])
+        self._attachments.exited(self.exit.code)
         self._tell_exit()
-        self._supervisor.emit({"event": "exit", "container": self.id, "exit": self.exit})
+        self._supervisor.emit(calls.Exited(self.id, self.exit))
 
     def _tell_exit(self) -> None:
         waiters, self._exit_waiters = self._exit_waiters, []
-        for reply in waiters:
-            reply({"exit": self.exit})
+        for exited in waiters:
+            exited()
 
     def _was_oom_killed(self, signal_number: int) -> bool:
         assert self._cgroup is not None
@@ -389,12 +381,12 @@ class Container:
             with contextlib.suppress(RuntimeCoreError):
                 self._cgroup.kill_in_pod()
 
-    def wait(self, reply: Reply) -> None:
-        """Reply when the container has exited."""
+    def wait(self, exited: Callable[[], None]) -> None:
+        """Call back when the container has exited."""
         if self.exit is not None:
-            reply({"exit": self.exit})
+            exited()
         else:
-            self._exit_waiters.append(reply)
+            self._exit_waiters.append(exited)
 
     def wait_start(self, reply: Reply) -> None:
         """Reply with what `describe` tells when no start is under way."""
@@ -403,39 +395,35 @@ class Container:
         else:
             reply(self.describe())
 
-    def update(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Change the limits of a running container, all or none; one that has exited needs none.
-
-        `resources` is what to change, as `linux.resources` has it, null to take the last change back. `oom_score_adj`
-        of 0 leaves the processes' alone. `again`: the same as just before, after somebody else wrote to the files.
-        """
+    def update(self, call: calls.Update) -> Updated:
+        """Change the limits of a running container, all or none; one that has exited needs none."""
         if self.state == "exited":
-            return {}
+            return Updated()
         if self.state != "running" or self._cgroup is None:
             raise RuntimeCoreError(f"update container {self.id}: it is {self.state}")
-        if request["resources"] is None:
+        if call.resources is None:
             self._take_back_update()
-            return {}
+            return Updated()
         try:
-            take_back = self._cgroup.update(parse_resources(request["resources"]))
+            take_back = self._cgroup.update(parse_resources(call.resources))
         except RuntimeCoreError:
             if self._is_over():
-                return {}
+                return Updated()
             raise
-        if not request.get("again", False):
+        if not call.again:
             self._take_back_update = take_back
-        return self._set_oom_score(request["oom_score_adj"])
+        return self._set_oom_score(call.oom_score_adj)
 
-    def _set_oom_score(self, score: int) -> dict[str, Any]:
+    def _set_oom_score(self, score: int) -> Updated:
         assert self._spec is not None
         assert self._spec.process is not None
         assert self._cgroup is not None
         if not score or score == self._spec.process.oom_score_adj:
-            return {}
+            return Updated()
         self._spec = replace(self._spec, process=replace(self._spec.process, oom_score_adj=score))  # for later execs
         if self._cgroup.set_oom_score_adj(score):
-            return {}
-        return {"warnings": [f"oom_score_adj {score} needs CAP_SYS_RESOURCE, which crisp lacks: kept as it is"]}
+            return Updated()
+        return Updated((f"oom_score_adj {score} needs CAP_SYS_RESOURCE, which crisp lacks: kept as it is",))
 
     def freeze(self) -> None:
         """Stop every process. Raises RuntimeCoreError unless it runs."""
@@ -465,20 +453,20 @@ class Container:
         self._close_log()
         self._release()
 
-    def describe(self) -> dict[str, Any]:
-        return {"state": self.state, "pid": self.pid, "started_at": self.started_at, "exit": self.exit}
+    def describe(self) -> ContainerStatus:
+        return ContainerStatus(self.state, self.pid, self.started_at, self.exit)
 
     # -- exec ---------------------------------------------------------------------------------------------------------
 
-    def execute(self, request: dict[str, Any], fds: Sequence[int], reply: Reply) -> None:
+    def execute(self, call: calls.Exec, fds: Sequence[int], reply: Reply) -> None:
         """Run another process with `fds` as its streams. Replies with its exit code when it ends."""
         if self.state != "running" or self._spec is None or self._cgroup is None:
             raise NotRunning(f"exec in container {self.id}: it is not running")
         if self._cgroup.is_frozen():
             raise NotRunning(f"exec in container {self.id}: it is paused")
         assert self._spec.process is not None
-        terminal = request.get("terminal", False)
-        process = replace(self._spec.process, args=tuple(request["args"]), terminal=terminal, console_size=None)
+        terminal = call.terminal
+        process = replace(self._spec.process, args=call.args, terminal=terminal, console_size=None)
         if terminal and not any(entry.startswith("TERM=") for entry in process.env):
             process = replace(process, env=(*process.env, "TERM=xterm"))
         try:
@@ -494,7 +482,7 @@ class Container:
                 filter_flags=self._filter_flags,
                 mappings=self._mappings,
             )
-            self._execs.begin(request["exec"], join, self.unless_over(reply))
+            self._execs.begin(call.exec, join, self.unless_over(reply))
         except (RuntimeCoreError, OSError) as error:
             if self._is_over():
                 raise self._over() from error
@@ -503,8 +491,8 @@ class Container:
     def unless_over(self, reply: Reply) -> Reply:
         """`reply`, but for failures of an exec whose container ended meanwhile: that is the reason then."""
 
-        def answer(message: dict[str, Any]) -> None:
-            reply({"error": self._over().to_json()} if "error" in message and self._is_over() else message)
+        def answer(result: calls.Answer | RuntimeCoreError) -> None:
+            reply(self._over() if isinstance(result, RuntimeCoreError) and self._is_over() else result)
 
         return answer
 
@@ -529,11 +517,11 @@ class Container:
 
     # -- attach -------------------------------------------------------------------------------------------------------
 
-    def attach(self, request: dict[str, Any], fds: Sequence[int], reply: Reply) -> None:
-        """Attach a client; `fds` are for what "streams" names. Replies when it is detached, or the container ends."""
+    def attach(self, call: calls.Attach, fds: Sequence[int], reply: Reply) -> None:
+        """Attach a client; `fds` are for what `streams` names. Replies when it is detached, or the container ends."""
         if self.state != "running" or self._attachments is None:
             raise NotRunning(f"attach to container {self.id}: it is not running")
-        self._attachments.attach(request["attach"], dict(zip(request["streams"], fds, strict=True)), reply)
+        self._attachments.attach(call.attach, dict(zip(call.streams, fds, strict=True)), reply)
 
     def detach(self, name: str) -> None:
         if self._attachments is not None:
@@ -632,7 +620,7 @@ class _StartAttempt:
             if self._console >= 0:
                 os.close(self._console)
             self._container._start_failed(self._outputs)
-            self._reply({"error": failure.to_json()})
+            self._reply(failure)
             return
         assert self._container._hooks is not None
         self._container._hooks.begin_poststart(self._container.pid, self._finish)
@@ -642,15 +630,13 @@ class _StartAttempt:
         """Answer. A container whose poststart hooks failed is ended, and was not started."""
         if failure is not None:
             self._container.kill()
-            self._container.wait(lambda _exit: self._reply({"error": failure.to_json()}))
+            self._container.wait(lambda: self._reply(failure))
             return
-        answer: dict[str, Any] = {"pid": self._container.pid, "started_at": self._container.started_at}
-        if self._warnings:
-            answer["warnings"] = self._warnings
         if self._start.trace:
             self._start.step("program runs")
-            answer["steps"] = self._start.steps
-        self._reply(answer)
+        steps = tuple(self._start.steps) if self._start.trace else ()
+        container = self._container
+        self._reply(calls.Started(container.pid, container.started_at, tuple(self._warnings), steps))
 
     def _take(self, report: reports.Report | reports.Ended | None) -> None:
         match report:

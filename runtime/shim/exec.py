@@ -6,13 +6,11 @@ import contextlib
 import os
 import selectors
 import socket
-from collections.abc import Callable
-from typing import Any
 
+from runtime.shim.reply import Reply
 from runtime.shim.stdio import Loop
 from runtime.wire import reports
-
-Reply = Callable[[dict[str, Any]], None]
+from runtime.wire.calls import Descriptors, ExecEnded
 
 
 class Exec:
@@ -89,7 +87,7 @@ class Exec:
         reply, self._running_reply = self._running_reply, None
         if reply is not None:
             runs_in_terminal = self._conversation.failure is None and self._master >= 0
-            reply({"fds": [self._master]} if runs_in_terminal else {})
+            reply(Descriptors((self._master,) if runs_in_terminal else ()))
 
     def exited(self, status: int) -> None:
         """The process was reaped: `status` is its exit code, or minus the signal. Closes, unless it is `unclaimed`."""
@@ -99,9 +97,9 @@ class Exec:
         failure = self._conversation.failure
         if failure is None:
             self._tell_running()
-            self._reply({"code": 128 - status if status < 0 else status})
+            self._reply(ExecEnded(128 - status if status < 0 else status))
         else:
-            self._reply({"error": failure.to_json()})
+            self._reply(failure)
             self._tell_running()
         if not self.unclaimed:
             self.close()

@@ -13,8 +13,10 @@ from runtime.cgroups import Cgroup
 from runtime.errors import failing
 from runtime.process.clone import clone_into
 from runtime.process.join import Join, exec_process
-from runtime.shim.exec import Exec, Reply
+from runtime.shim.exec import Exec
+from runtime.shim.reply import Reply
 from runtime.shim.stdio import Loop
+from runtime.wire.calls import Descriptors
 from runtime.wire.reports import Reporter
 
 _ROUNDS: Final = 16
@@ -65,7 +67,7 @@ class Execs:
         """Reply once the program runs, or has ended, with the other end of its terminal if it has one."""
         entry = self._execs.get(key)
         if entry is None:
-            reply({})
+            reply(Descriptors())
             return
         if entry.unclaimed:
             del self._execs[key]

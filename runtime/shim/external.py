@@ -13,7 +13,6 @@ import signal
 import socket
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from linux import syscalls
@@ -23,10 +22,11 @@ from runtime.errors import NotRunning, NotSupported, OperationFailed, RuntimeCor
 from runtime.logs.writer import complain
 from runtime.process.scheduling import on_every_cpu
 from runtime.shim.container import Container, Supervisor
-from runtime.shim.exec import Reply
 from runtime.shim.execs import kill_family
+from runtime.shim.reply import Reply
 from runtime.shim.stdio import ContainerStdio
 from runtime.spec.values import Resources
+from runtime.wire import calls
 
 _ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _DEFAULT_SIGNALS: Final = (
@@ -35,15 +35,6 @@ _DEFAULT_SIGNALS: Final = (
 _LOG_TAIL: Final = 1 << 16
 
 Done = Callable[[int], None]  # exit code, or minus the signal
-
-
-@dataclass(frozen=True, slots=True)
-class ExternalRuntime:
-    """Its program, the directory of its state, and whether it has systemd make cgroups."""
-
-    path: str
-    root: str
-    systemd: bool
 
 
 class CommandFailed(RuntimeCoreError):
@@ -59,7 +50,7 @@ class ExternalContainer(Container):
         bundle: str,
         supervisor: Supervisor,
         hierarchies: Hierarchies,
-        runtime: ExternalRuntime,
+        runtime: calls.ExternalRuntime,
     ) -> None:
         super().__init__(container_id, bundle, supervisor, hierarchies)
         self._runtime = runtime
@@ -70,13 +61,13 @@ class ExternalContainer(Container):
 
     # -- created ------------------------------------------------------------------------------------------------------
 
-    def create(self, request: dict[str, Any]) -> dict[str, Any]:
+    def create(self, call: calls.Create) -> calls.Created:
         """Mount rootfs and image volumes as the built-in runtime does, but where the other one finds them."""
         if self._supervisor.user_namespace >= 0:
             reason = "only crisp's own runtime puts containers in a pod's user namespace"
             raise NotSupported("create container with", self._runtime.path, reason)
-        self._cgroup_path = request["cgroup"]
-        answer = super().create(request)
+        self._cgroup_path = call.cgroup
+        answer = super().create(call)
         try:
             self._attach(self._rootfs, os.path.join(self._bundle, "rootfs"))
             for path, tree in self._trees.items():
@@ -98,13 +89,13 @@ class ExternalContainer(Container):
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def start(self, request: dict[str, Any], reply: Reply) -> None:
+    def start(self, call: calls.Start, reply: Reply) -> None:
         """Run `create` and `start`. Replies once the user's program runs, or with what the runtime says why not."""
         _spec, process = self._startable()
         with contextlib.ExitStack() as undo:
-            self._open_log(request, undo)
+            self._open_log(call, undo)
             self._make_other_cgroup(undo)
-            stdio = self._make_streams(request, process, undo)
+            stdio = self._make_streams(call, process, undo)
             console = _ConsoleSocket(self._bundle) if process.terminal else None
             if console is not None:
                 undo.callback(console.close)
@@ -133,17 +124,17 @@ class ExternalContainer(Container):
 
     # -- exec ---------------------------------------------------------------------------------------------------------
 
-    def execute(self, request: dict[str, Any], fds: Sequence[int], reply: Reply) -> None:
+    def execute(self, call: calls.Exec, fds: Sequence[int], reply: Reply) -> None:
         """Run another process with `fds` as its streams, by `exec --detach`. Replies with its exit code at its end."""
         if self.state != "running":
             raise NotRunning(f"exec in container {self.id}: it is not running")
         if self._cgroup is not None and self._cgroup.is_frozen():
             raise NotRunning(f"exec in container {self.id}: it is paused")
-        terminal = request.get("terminal", False)
-        key = request["exec"]
+        terminal = call.terminal
+        key = call.exec
         place = os.path.join(self._bundle, f"exec-{key}")
         with open(f"{place}.json", "w") as file:
-            json.dump(self._process(request["args"], terminal=terminal), file)
+            json.dump(self._process(call.args, terminal=terminal), file)
         console = _ConsoleSocket(self._bundle, os.path.basename(place)) if terminal else None
         entry = self._external_execs[key] = _Exec(self, key, place, console, self.unless_over(reply))
         words = ["exec", "--process", f"{place}.json", "--pid-file", f"{place}.pid", "--detach"]
@@ -166,7 +157,7 @@ class ExternalContainer(Container):
     def wait_exec_running(self, key: str, reply: Reply) -> None:
         entry = self._external_execs.get(key)
         if entry is None:
-            reply({})
+            reply(calls.Descriptors())
         else:
             entry.wait_running(reply)
 
@@ -334,13 +325,13 @@ class _Start:
             container.kill()
             self._fail(error)
             return
-        self._reply({"pid": container.pid, "started_at": container.started_at})
+        self._reply(calls.Started(container.pid, container.started_at))
         container._exited_meanwhile()
 
     def _fail(self, error: RuntimeCoreError) -> None:
         self._close_console()
         self._container._start_failed(self._stdio.outputs)
-        self._reply({"error": error.to_json()})
+        self._reply(error)
 
     def _close_console(self) -> None:
         if self._console is not None:
@@ -381,7 +372,7 @@ class _Exec:
                 self._master = self._console.master()
         except RuntimeCoreError as error:
             if self.pid == 0:
-                self._reply({"error": error.to_json()})
+                self._reply(error)
                 self._tell_running()
                 self.close()
                 return
@@ -393,10 +384,10 @@ class _Exec:
     def _tell_running(self) -> None:
         reply, self._running_reply = self._running_reply, None
         if reply is not None:
-            reply({"fds": [self._master]} if self._master >= 0 else {})
+            reply(calls.Descriptors((self._master,) if self._master >= 0 else ()))
 
     def _exited(self, status: int) -> None:
-        self._reply({"code": 128 - status if status < 0 else status})
+        self._reply(calls.ExecEnded(128 - status if status < 0 else status))
         self._tell_running()
         self.close()
 

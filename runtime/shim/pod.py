@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from linux import syscalls
 from linux.mounts import mount_tmpfs, pin_namespace, unmount_if_mounted
@@ -18,32 +17,26 @@ from runtime.namespaces.sysctl import write_defaults, write_sysctls
 from runtime.process.infra import INFRA_ID, infra_main
 from runtime.process.init import leave_the_loop
 from runtime.spec.values import IDMapping
+from runtime.wire.calls import Made, MakePod
 from runtime.wire.reports import INFRA, Conversation, Ended, Reporter, answer, receive
 
 
 class Pod:
-    """Made from the message of the `pod` call:
+    """Made as the call says, with the infra's program and the mount namespace that the zygote has."""
 
-    sandbox, directory: the sandbox's id and state directory (exists); hostname; sysctls, and default_sysctls, which are
-    no loss where the kernel has them not;
-    new: which of "network", "ipc", "uts", "pid" the pod has of its own;
-    netns: where to pin the network namespace, "" not to; shm_size: bytes of the pod's /dev/shm, 0 for none;
-    users: the mappings of the pod's user namespace (IDMappings.to_json), which owns the other new ones; None for none.
-    """
-
-    def __init__(self, message: dict[str, Any], infra_program: int, empty_mount_namespace: int) -> None:
-        self._sandbox: str = message["sandbox"]
-        self.directory: str = message["directory"]
-        self._hostname: str = message["hostname"]
-        self._sysctls: dict[str, str] = message["sysctls"]
-        self._default_sysctls: dict[str, str] = message.get("default_sysctls", {})
-        self._new: list[str] = message["new"]
-        self._netns: str = message["netns"]
-        self._shm_size: int = message["shm_size"]
+    def __init__(self, call: MakePod, infra_program: int, empty_mount_namespace: int) -> None:
+        self._sandbox = call.sandbox
+        self.directory = call.directory
+        self._hostname = call.hostname
+        self._sysctls = call.sysctls
+        self._default_sysctls = call.default_sysctls
+        self._new = call.new
+        self._netns = call.netns
+        self._shm_size = call.shm_size
         self._infra_program = infra_program
         self._empty_mount_namespace = empty_mount_namespace
-        users = message.get("users")
-        self._users = userns.IDMappings.from_json(users) if users else None
+        users = call.users
+        self._users = userns.IDMappings.of_lines(users.uids, users.gids) if users is not None else None
         self.user_namespace = -1
         self.infra_pid = 0
         self._infra_pidfd = -1
@@ -52,7 +45,7 @@ class Pod:
     def infra_alive(self) -> bool:
         return self._infra_pidfd >= 0
 
-    def make(self) -> dict[str, Any]:
+    def make(self) -> Made:
         """Make all of it, or nothing. Raises RuntimeCoreError."""
         syscalls.set_process_title(f"crisp-shim {self._sandbox}")
         log = os.open(os.path.join(self.directory, "shim.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -69,7 +62,7 @@ class Pod:
                 with failing("pin network namespace", self._netns):
                     pin_namespace(f"/proc/{self.infra_pid}/ns/net", self._netns)
             undo.pop_all()
-        return {"pid": os.getpid(), "infra_pid": self.infra_pid}
+        return Made(pid=os.getpid(), infra_pid=self.infra_pid)
 
     def unmake(self) -> None:
         """Undo `make`, but for the network namespace, which outlives the pod until its CNI DEL succeeded."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from linux import syscalls
 from runtime.criu import worker as criu
@@ -21,11 +20,11 @@ from runtime.process import become as process
 from runtime.process import scheduling
 from runtime.process.init import leave_the_loop
 from runtime.shim.container import Container
-from runtime.shim.exec import Reply
 from runtime.shim.hook_process import ContainerHooks
+from runtime.shim.reply import Reply
 from runtime.shim.stdio import ContainerStdio
 from runtime.spec.values import Spec
-from runtime.wire import reports
+from runtime.wire import calls, reports
 
 _LOG: Final = "restore.log"
 
@@ -33,21 +32,21 @@ _LOG: Final = "restore.log"
 class RestoredContainer(Container):
     """A container that goes on where another one was."""
 
-    def start(self, request: dict[str, Any], reply: Reply) -> None:
+    def start(self, call: calls.Start, reply: Reply) -> None:
         """Have it restored. Replies once it runs, or with criu's reason why not."""
         spec, restored = self._startable()
         self._hooks = ContainerHooks(spec, self.id, self._bundle, self._supervisor)
-        self._take_filter(request)
+        self._take_filter(call)
         with contextlib.ExitStack() as undo:
-            self._open_log(request, undo)
+            self._open_log(call, undo)
             self._make_cgroup(spec, undo)
-            stdio = self._make_streams(request, restored, undo)
+            stdio = self._make_streams(call, restored, undo)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
             with theirs, failing("clone", "criu's parent"):
                 pid, pidfd = syscalls.clone()
                 if pid == 0:
-                    _Restoration(self, spec, stdio, reports.Reporter(theirs), request).run()
+                    _Restoration(self, spec, stdio, reports.Reporter(theirs), call).run()
             os.close(pidfd)
             undo.pop_all()
         self.state = "starting"
@@ -73,7 +72,7 @@ class RestoredContainer(Container):
             if console >= 0:
                 os.close(console)
             self._start_failed(stdio.outputs)
-            reply({"error": error.to_json()})
+            reply(error)
             return
         if console >= 0:
             os.close(console)
@@ -83,10 +82,10 @@ class RestoredContainer(Container):
 
     def _finish(self, failure: RuntimeCoreError | None, reply: Reply) -> None:
         if failure is None:
-            reply({"pid": self.pid, "started_at": self.started_at})
+            reply(calls.Started(self.pid, self.started_at))
         else:
             self.kill()
-            self.wait(lambda _exit: reply({"error": failure.to_json()}))
+            self.wait(lambda: reply(failure))
 
 
 def _outcome(channel: socket.socket) -> tuple[int, int]:
@@ -115,15 +114,15 @@ class _Restoration:
         spec: Spec,
         stdio: ContainerStdio,
         reporter: reports.Reporter,
-        request: Mapping[str, Any],
+        call: calls.Start,
     ) -> None:
         self._container = container
         self._spec = spec
         self._stdio = stdio
         self._reporter = reporter
-        self._images = request["restore"]
-        self._work = request["work"]
-        self._program = request.get("criu", "")  # as crispd finds it, whose PATH is the operator's
+        self._images = call.restore
+        self._work = call.work
+        self._program = call.criu  # as crispd finds it, whose PATH is the operator's
 
     def run(self) -> NoReturn:
         try:

@@ -1,10 +1,7 @@
 """The shim: one small process a pod, parent of everything that runs in it, alive when crispd is not.
 
-Single-threaded, one epoll loop. It serves the messages of `runtime.message` on connections accepted from
-`<sandbox directory>/shim.sock` and on the one it was born with:
-
-    {"id": 7, "call": "start", "container": "...", ...}  ->  {"id": 7, "ok": {...}} or {"id": 7, "error": {...}}
-    unasked, to every connection: {"event": "exit", "container": "...", "exit": {...}}, {"event": "infra-exit"}
+Single-threaded, one epoll loop. It serves the calls of `runtime.wire.calls` on connections accepted from
+`<sandbox directory>/shim.sock` and on the one it was born with.
 
 An exit status is on disk (`exits/<container id>`) before anyone is told, so a daemon that was away finds it.
 """
@@ -21,20 +18,22 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 from linux import syscalls
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NO_CALL, NotRunning, RuntimeCoreError
 from runtime.logs.writer import complain
 from runtime.shim.container import Container
-from runtime.shim.external import ExternalContainer, ExternalRuntime
+from runtime.shim.external import ExternalContainer
 from runtime.shim.holder import start_holder
 from runtime.shim.pause import Pause
 from runtime.shim.pod import Pod
+from runtime.shim.reply import Reply
 from runtime.shim.restored import RestoredContainer
+from runtime.wire import calls
 from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
 
 _RUNNABLE: Final = ("running", "starting")
@@ -48,6 +47,15 @@ class Inheritance:
     hierarchies: Hierarchies
     infra_program: int
     empty_mount_namespace: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What comes with a call: its descriptors, which are closed once the handler has returned, and who made it."""
+
+    fds: Sequence[int]
+    reply: Reply
+    connection: _Connection
 
 
 class _Connection:
@@ -119,7 +127,7 @@ class Shim:
         self._listener: socket.socket | None = None
         self._leaving = False
         self._cgroups: dict[str, Cgroup] = {}  # by the path of its parent
-        self._shutdown_replies: list[Callable[[dict[str, Any]], None]] = []
+        self._shutdown_replies: list[Reply] = []
         self._watch_children()
         self._connections.append(_Connection(self, birth))
 
@@ -238,20 +246,20 @@ class Shim:
 
         self.on_exit(pid, ended)
 
-    def emit(self, event: Message) -> None:
+    def emit(self, event: calls.Event) -> None:
         for connection in list(self._connections):
-            connection.send(event)
+            connection.send({"event": event.event, **event.to_json()})
 
     def uses_cgroup(self, cgroup: Cgroup) -> None:
         """Remember whose parents to remove with the pod: they may serve the container's siblings, too."""
         self._cgroups.setdefault(os.path.dirname(cgroup.path), cgroup)
 
-    def record_exit(self, container_id: str, status: dict[str, Any]) -> None:
+    def record_exit(self, container_id: str, status: calls.ExitStatus) -> None:
         assert self._pod is not None
-        path = os.path.join(self._pod.directory, "exits", container_id)
+        path = calls.exit_file(self._pod.directory, container_id)
         try:
             with open(path + ".new", "w") as file:
-                json.dump(status, file)
+                json.dump(status.to_json(), file)
             os.rename(path + ".new", path)
         except OSError as error:
             complain(f"record exit of {container_id}: {error}")
@@ -271,106 +279,109 @@ class Shim:
         """Run one call. Its descriptors are closed after it: whoever cloned has them already."""
         number = message.get("id")
 
-        def reply(result: dict[str, Any]) -> None:
-            if "error" in result:
-                connection.send({"id": number, "error": result["error"]})
+        def reply(result: calls.Answer | RuntimeCoreError) -> None:
+            if isinstance(result, RuntimeCoreError):
+                connection.send({"id": number, "error": result.to_json()})
             else:
-                sent = result.pop("fds", ())
-                connection.send({"id": number, "ok": result}, sent)
+                sent = result.fds if isinstance(result, calls.Descriptors) else ()
+                connection.send({"id": number, "ok": result.to_json()}, sent)
 
         try:
-            if message["call"] in ("freeze", "thaw"):
-                reply(self._pause(message, connection))
-            else:
-                self._dispatch(message, fds, reply)
+            answer = self._run(message, _Request(fds, reply, connection))
+            if answer is not None:
+                reply(answer)
         except RuntimeCoreError as error:
-            connection.send({"id": number, "error": error.to_json()})
+            reply(error)
         except Exception as error:  # whatever a call runs into, the pod's other containers go on
-            failure = RuntimeCoreError(f"{message.get('call')}: {type(error).__name__}: {error}")
-            connection.send({"id": number, "error": failure.to_json()})
+            reply(RuntimeCoreError(f"{message.get('call')}: {type(error).__name__}: {error}"))
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def _pause(self, message: Message, connection: _Connection) -> dict[str, Any]:
-        """Stop containers until `thaw`, for some seconds at most, and no longer than the caller is connected."""
-        pause = self._pauses.pop(connection, None)
-        if pause is not None:
-            pause.end()
-        if message["call"] == "freeze":
-            pause = Pause([self._container({"container": name}) for name in message["containers"]], self.idly)
-            pause.begin(message["seconds"])
-            self._pauses[connection] = pause
-        return {}
+    def _run(self, message: Message, request: _Request) -> calls.Answer | None:
+        name = message["call"]
+        if self._pod is None and name not in (calls.MakePod.call, calls.Shutdown.call):
+            raise RuntimeCoreError(f"{name}: the shim has no pod yet")
+        if self._shutdown_replies and name in (calls.Create.call, calls.Start.call, calls.Exec.call):
+            raise RuntimeCoreError(f"{name}: the pod is being shut down")
+        if name not in _HANDLERS:
+            raise RuntimeCoreError(f"{NO_CALL} {name!r}")
+        kind, handler = _HANDLERS[name]
+        return handler(self, kind.from_json(message), request)
 
-    def _dispatch(self, message: Message, fds: Sequence[int], reply: Callable[[dict[str, Any]], None]) -> None:
-        call = message["call"]
-        if self._pod is None and call not in ("pod", "shutdown"):
-            raise RuntimeCoreError(f"{call}: the shim has no pod yet")
-        if self._shutdown_replies and call in ("create", "start", "exec"):
-            raise RuntimeCoreError(f"{call}: the pod is being shut down")
-        if call == "pod":
-            reply(self._make_pod(message))
-        elif call == "create":
-            reply(self._create(message))
-        elif call == "start":
-            self._container(message).start(message, reply)
-        elif call == "exec":
-            self._container(message).execute(message, fds, reply)
-        elif call == "wait-exec-running":
-            self._container(message).wait_exec_running(message["exec"], reply)
-        elif call == "attach":
-            self._container(message).attach(message, fds, reply)
-        elif call == "detach":
-            self._container(message).detach(message["attach"])
-            reply({})
-        elif call == "resize":
-            self._container(message).resize(message["width"], message["height"])
-            reply({})
-        elif call == "sync":
-            reply({})  # calls are taken in their order: those before it have begun
-        elif call == "kill-exec":
-            self._container(message).kill_exec(message["exec"])
-            reply({})
-        elif call == "signal":
-            self._container(message).signal(message["signal"])
-            reply({})
-        elif call == "kill":
-            self._container(message).kill()
-            reply({})
-        elif call == "wait":
-            self._container(message).wait(reply)
-        elif call == "wait-start":
-            self._container(message).wait_start(reply)
-        elif call == "update":
-            reply(self._container(message).update(message))
-        elif call == "reopen-log":
-            self._container(message).reopen_log()
-            reply({})
-        elif call == "delete":
-            self._delete(message)
-            reply({})
-        elif call == "rootfs":
-            reply({"fds": [self._container(message).rootfs()]})
-        elif call == "sockets":
-            self._give_sockets(reply)
-        elif call == "state":
-            reply(self._state())
-        elif call == "shutdown":
-            self._shutdown(reply)
-        else:
-            raise RuntimeCoreError(f"{NO_CALL} {call!r}")
-
-    def _container(self, message: Message) -> Container:
+    def _container(self, container_id: str) -> Container:
         try:
-            return self._containers[message["container"]]
+            return self._containers[container_id]
         except KeyError:
-            raise NotRunning(f"the shim has no container {message.get('container')!r}") from None
+            raise NotRunning(f"the shim has no container {container_id!r}") from None
 
-    def _make_pod(self, message: Message) -> dict[str, Any]:
+    def _freeze(self, call: calls.Freeze, request: _Request) -> calls.Done:
+        self._end_pause(request.connection)
+        pause = Pause([self._container(container_id) for container_id in call.containers], self.idly)
+        pause.begin(call.seconds)
+        self._pauses[request.connection] = pause
+        return calls.Done()
+
+    def _thaw(self, _call: calls.Thaw, request: _Request) -> calls.Done:
+        self._end_pause(request.connection)
+        return calls.Done()
+
+    def _end_pause(self, connection: _Connection) -> None:
+        if (pause := self._pauses.pop(connection, None)) is not None:
+            pause.end()
+
+    def _start(self, call: calls.Start, request: _Request) -> None:
+        self._container(call.container).start(call, request.reply)
+
+    def _wait_start(self, call: calls.WaitStart, request: _Request) -> None:
+        self._container(call.container).wait_start(request.reply)
+
+    def _update(self, call: calls.Update, _request: _Request) -> calls.Updated:
+        return self._container(call.container).update(call)
+
+    def _signal(self, call: calls.Signal, _request: _Request) -> calls.Done:
+        self._container(call.container).signal(call.signal)
+        return calls.Done()
+
+    def _kill(self, call: calls.Kill, _request: _Request) -> calls.Done:
+        self._container(call.container).kill()
+        return calls.Done()
+
+    def _reopen_log(self, call: calls.ReopenLog, _request: _Request) -> calls.Done:
+        self._container(call.container).reopen_log()
+        return calls.Done()
+
+    def _open_rootfs(self, call: calls.OpenRootfs, _request: _Request) -> calls.Descriptors:
+        return calls.Descriptors((self._container(call.container).rootfs(),))
+
+    def _execute(self, call: calls.Exec, request: _Request) -> None:
+        self._container(call.container).execute(call, request.fds, request.reply)
+
+    def _wait_exec_running(self, call: calls.WaitExecRunning, request: _Request) -> None:
+        self._container(call.container).wait_exec_running(call.exec, request.reply)
+
+    def _kill_exec(self, call: calls.KillExec, _request: _Request) -> calls.Done:
+        self._container(call.container).kill_exec(call.exec)
+        return calls.Done()
+
+    def _attach(self, call: calls.Attach, request: _Request) -> None:
+        self._container(call.container).attach(call, request.fds, request.reply)
+
+    def _detach(self, call: calls.Detach, _request: _Request) -> calls.Done:
+        self._container(call.container).detach(call.attach)
+        return calls.Done()
+
+    def _resize(self, call: calls.Resize, _request: _Request) -> calls.Done:
+        self._container(call.container).resize(call.width, call.height)
+        return calls.Done()
+
+    def _sync(self, _call: calls.Sync, _request: _Request) -> calls.Done:
+        return calls.Done()  # calls are taken in their order: those before it have begun
+
+    def _make_pod(self, call: calls.MakePod, _request: _Request) -> calls.Made:
         if self._pod is not None:
             raise RuntimeCoreError("the shim has a pod already")
-        pod = Pod(message, self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
+        pod = Pod(call, self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
         answer = pod.make()
         self._pod = pod
         self._listener = listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -411,58 +422,58 @@ class Shim:
         for container in self._containers.values():
             if container.state in _RUNNABLE:
                 container.kill()
-        self.emit({"event": "infra-exit"})
+        self.emit(calls.InfraExited())
 
-    def _create(self, message: Message) -> dict[str, Any]:
-        container_id = message["container"]
-        if container_id in self._containers:
-            raise RuntimeCoreError(f"the shim has a container {container_id!r} already")
-        container = self._new_container(container_id, message)
-        answer = container.create(message)
-        self._containers[container_id] = container
+    def _create(self, call: calls.Create, _request: _Request) -> calls.Created:
+        if call.container in self._containers:
+            raise RuntimeCoreError(f"the shim has a container {call.container!r} already")
+        container = self._new_container(call)
+        answer = container.create(call)
+        self._containers[call.container] = container
         return answer
 
-    def _new_container(self, container_id: str, message: Message) -> Container:
-        bundle, hierarchies = message["bundle"], self._inheritance.hierarchies
-        if message.get("restored", False):
-            return RestoredContainer(container_id, bundle, self, hierarchies)
-        if not message.get("runtime"):
-            return Container(container_id, bundle, self, hierarchies)
-        return ExternalContainer(container_id, bundle, self, hierarchies, ExternalRuntime(**message["runtime"]))
+    def _new_container(self, call: calls.Create) -> Container:
+        hierarchies = self._inheritance.hierarchies
+        if call.restored:
+            return RestoredContainer(call.container, call.bundle, self, hierarchies)
+        if call.runtime is None:
+            return Container(call.container, call.bundle, self, hierarchies)
+        return ExternalContainer(call.container, call.bundle, self, hierarchies, call.runtime)
 
-    def _delete(self, message: Message) -> None:
-        container = self._containers.get(message["container"])
+    def _delete(self, call: calls.Delete, _request: _Request) -> calls.Done:
+        container = self._containers.get(call.container)
         if container is None:
-            return
+            return calls.Done()
         if container.state in _RUNNABLE:
             raise RuntimeCoreError(f"delete container {container.id}: it is running")
         container.delete()
         del self._containers[container.id]
         assert self._pod is not None
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(self._pod.directory, "exits", container.id))
+            os.unlink(calls.exit_file(self._pod.directory, container.id))
+        return calls.Done()
 
-    def _give_sockets(self, reply: Callable[[dict[str, Any]], None]) -> None:
+    def _give_sockets(self, _call: calls.Sockets, request: _Request) -> None:
         assert self._pod is not None
         fds = self._pod.sockets()
         try:
-            reply({"fds": fds})
+            request.reply(calls.Descriptors(tuple(fds)))
         finally:
             for fd in fds:
                 os.close(fd)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, _call: calls.GetState, _request: _Request) -> calls.ShimState:
         assert self._pod is not None
-        return {
-            "pid": os.getpid(),
-            "infra_pid": self._pod.infra_pid,
-            "infra_alive": self._pod.infra_alive,
-            "containers": {container.id: container.describe() for container in self._containers.values()},
-        }
+        return calls.ShimState(
+            pid=os.getpid(),
+            infra_pid=self._pod.infra_pid,
+            infra_alive=self._pod.infra_alive,
+            containers={container.id: container.describe() for container in self._containers.values()},
+        )
 
-    def _shutdown(self, reply: Callable[[dict[str, Any]], None]) -> None:
+    def _shutdown(self, _call: calls.Shutdown, request: _Request) -> None:
         """End everything, undo what `pod` made, answer, and leave once the last container's exit is recorded."""
-        self._shutdown_replies.append(reply)
+        self._shutdown_replies.append(request.reply)
         if len(self._shutdown_replies) > 1:
             return
         try:
@@ -476,7 +487,7 @@ class Shim:
         if running:
             for container in running:
                 container.kill()
-            running[0].wait(lambda _exit: self._end_containers())
+            running[0].wait(self._end_containers)
             return
         for container in self._containers.values():
             container.delete()
@@ -492,7 +503,7 @@ class Shim:
             try:
                 pod.unmake()
             except RuntimeCoreError as error:
-                self._answer_shutdown({"error": error.to_json()})  # crispd may ask again
+                self._answer_shutdown(error)  # crispd may ask again
                 return
         self._leave()
 
@@ -505,13 +516,51 @@ class Shim:
             self._listener.close()
         for cgroup in self._cgroups.values():
             cgroup.remove_made_parents()
-        self._answer_shutdown({})
+        self._answer_shutdown(calls.Done())
         self._leaving = True
 
-    def _answer_shutdown(self, result: dict[str, Any]) -> None:
+    def _answer_shutdown(self, result: calls.Done | RuntimeCoreError) -> None:
         replies, self._shutdown_replies = self._shutdown_replies, []
         for reply in replies:
             reply(result)
+
+
+_Asked = TypeVar("_Asked", bound=calls.Call)
+_Handler = Callable[[Shim, Any, _Request], calls.Answer | None]  # None: it answers by the request's `reply`
+
+
+def _handled(
+    kind: type[_Asked], handler: Callable[[Shim, _Asked, _Request], calls.Answer | None]
+) -> tuple[str, tuple[type[calls.Call], _Handler]]:
+    return kind.call, (kind, handler)
+
+
+_HANDLERS: Final[Mapping[str, tuple[type[calls.Call], _Handler]]] = dict(
+    (
+        _handled(calls.MakePod, Shim._make_pod),
+        _handled(calls.GetState, Shim._state),
+        _handled(calls.Sockets, Shim._give_sockets),
+        _handled(calls.Sync, Shim._sync),
+        _handled(calls.Freeze, Shim._freeze),
+        _handled(calls.Thaw, Shim._thaw),
+        _handled(calls.Shutdown, Shim._shutdown),
+        _handled(calls.Create, Shim._create),
+        _handled(calls.OpenRootfs, Shim._open_rootfs),
+        _handled(calls.Start, Shim._start),
+        _handled(calls.WaitStart, Shim._wait_start),
+        _handled(calls.Update, Shim._update),
+        _handled(calls.ReopenLog, Shim._reopen_log),
+        _handled(calls.Signal, Shim._signal),
+        _handled(calls.Kill, Shim._kill),
+        _handled(calls.Delete, Shim._delete),
+        _handled(calls.Exec, Shim._execute),
+        _handled(calls.WaitExecRunning, Shim._wait_exec_running),
+        _handled(calls.KillExec, Shim._kill_exec),
+        _handled(calls.Attach, Shim._attach),
+        _handled(calls.Detach, Shim._detach),
+        _handled(calls.Resize, Shim._resize),
+    )
+)
 
 
 def _survived(callback: Callable[..., None], *arguments: int) -> bool:

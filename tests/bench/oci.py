@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
 
 from runtime.client import ShimClient, Zygote
+from runtime.wire import calls
 from tests.oci import CRISP_OCI, Bundle
 
 _WARM_UPS = 3
@@ -112,19 +113,21 @@ class ThroughZygote:
         shim = await self._zygote.spawn(self._told, lambda: None)
         (self._directory / "exits").mkdir()
         await shim.call(
-            "pod", sandbox="s" * 64, directory=str(self._directory), hostname="bench", sysctls={},
-            new=["ipc", "pid", "uts"], netns="", shm_size=0,
+            calls.MakePod(
+                sandbox="s" * 64, directory=str(self._directory), hostname="bench", sysctls={},
+                new=("ipc", "pid", "uts"), netns="", shm_size=0,
+            )
         )  # fmt: skip
         self._shim = shim
         await self._create("long", "sleep", "600")
-        await shim.call("start", container="long", log="")
+        await shim.call(calls.Start("long", log=""))
         for _ in range(_WARM_UPS):
             await self._run()
         return shim
 
-    def _told(self, message: Any) -> None:
-        if message.get("event") == "exit":
-            self._ended.put_nowait(message["container"])
+    def _told(self, event: calls.Event) -> None:
+        if isinstance(event, calls.Exited):
+            self._ended.put_nowait(event.container)
 
     async def _create(self, name: str, *args: str) -> None:
         place = self._directory / name
@@ -132,30 +135,32 @@ class ThroughZygote:
             (place / part).mkdir(parents=True)
         Bundle(place).configure(*args, linux={"cgroupsPath": f"/crisp-bench-{os.getpid()}/zygote-{name}"})
         await self._shim.call(
-            "create", container=name, bundle=str(place), lower=[str(self._rootfs)], upper=str(place / "upper"),
-            work=str(place / "work"), user={"user": "", "group": None, "supplemental": [], "merge": True},
+            calls.Create(
+                container=name, bundle=str(place), lower=(str(self._rootfs),), upper=str(place / "upper"),
+                work=str(place / "work"), user=calls.UserRequest(""),
+            )
         )  # fmt: skip
 
     async def _run(self) -> None:
         self._number += 1
         name = f"short{self._number}"
         await self._create(name, "true")
-        await self._shim.call("start", container=name, log="")
+        await self._shim.call(calls.Start(name, log=""))
         while await self._ended.get() != name:
             pass
-        await self._shim.call("delete", container=name)
+        await self._shim.call(calls.Delete(name))
 
     async def _exec(self) -> None:
         null = os.open("/dev/null", os.O_RDWR)
         try:
             self._number += 1
             answer = await self._shim.call(
-                "exec", (null, null, null), container="long", exec=str(self._number), args=["true"]
+                calls.Exec("long", exec=str(self._number), args=("true",)), (null, null, null)
             )
         finally:
             os.close(null)
-        if answer["code"] != 0:
-            raise RuntimeError(f"exec true ended with {answer['code']}")
+        if answer.code != 0:
+            raise RuntimeError(f"exec true ended with {answer.code}")
 
     def measure(self, what: str) -> None:
         started = time.perf_counter()
@@ -163,7 +168,7 @@ class ThroughZygote:
         self.samples[what].elapsed.append((time.perf_counter() - started) * 1000)
 
     def stop(self) -> None:
-        self._loop.run(self._shim.call("shutdown"))
+        self._loop.run(self._shim.call(calls.Shutdown()))
         self._shim.close()
         self._zygote.close()
         self._loop.close()

@@ -9,13 +9,13 @@ import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from runtime.client import ShimClient, ShimGone, Zygote
 from runtime.errors import RuntimeCoreError
+from runtime.wire import calls
 
 _BUSYBOX = "/bin/busybox"
 
@@ -32,10 +32,10 @@ async def zygote() -> AsyncIterator[Zygote]:
 @pytest.fixture
 async def shim(zygote: Zygote, tmp_path: Path) -> AsyncIterator[ShimClient]:
     client = await _spawn(zygote)
-    await client.call("pod", **_pod(tmp_path))
+    await client.call(_pod(tmp_path))
     yield client
     if client.alive:
-        await asyncio.wait_for(client.call("shutdown"), 60)
+        await asyncio.wait_for(client.call(calls.Shutdown()), 60)
         client.close()
 
 
@@ -43,12 +43,12 @@ async def _spawn(zygote: Zygote) -> ShimClient:
     return await zygote.spawn(lambda _event: None, lambda: None)
 
 
-def _pod(directory: Path) -> dict[str, Any]:
-    (directory / "exits").mkdir()
-    return {
-        "sandbox": "s" * 64, "directory": str(directory), "hostname": "shim", "sysctls": {}, "new": ["ipc", "pid"],
-        "netns": "", "shm_size": 0,
-    }  # fmt: skip
+def _pod(directory: Path) -> calls.MakePod:
+    (directory / "exits").mkdir(exist_ok=True)
+    return calls.MakePod(
+        sandbox="s" * 64, directory=str(directory), hostname="shim", sysctls={}, new=("ipc", "pid"), netns="",
+        shm_size=0,
+    )
 
 
 async def _created(shim: ShimClient, directory: Path, name: str = "c", **namespaces: str) -> str:
@@ -68,37 +68,44 @@ async def _created(shim: ShimClient, directory: Path, name: str = "c", **namespa
         "linux": {"namespaces": [{"type": "mount"}, *joined], "cgroupsPath": f"/crisp-shim-test-{os.getpid()}/{name}"},
     }
     (place / "config.json").write_text(json.dumps(document))
-    user = {"user": "", "group": None, "supplemental": [], "merge": True}
     await shim.call(
-        "create", container=name, bundle=str(place), lower=[str(lower)], upper=str(place / "upper"),
-        work=str(place / "work"), user=user,
+        calls.Create(
+            container=name, bundle=str(place), lower=(str(lower),), upper=str(place / "upper"),
+            work=str(place / "work"), user=calls.UserRequest(""),
+        )
     )  # fmt: skip
     return name
 
 
-def _start(shim: ShimClient, container: str) -> asyncio.Future[dict[str, Any]]:
-    return shim.begin("start", container=container, log="")
+def _start(shim: ShimClient, container: str) -> asyncio.Future[calls.Started]:
+    return shim.begin(calls.Start(container, log=""))
+
+
+class _Nonsense(calls.Call):
+    call = "nonsense"
+    answer = calls.Done
+    __slots__ = ()
 
 
 async def test_senseless_calls_are_refused(zygote: Zygote, tmp_path: Path) -> None:
     shim = await _spawn(zygote)
     with pytest.raises(RuntimeCoreError, match="no pod yet"):
-        await shim.call("state")
-    await shim.call("pod", **_pod(tmp_path))
+        await shim.call(calls.GetState())
+    await shim.call(_pod(tmp_path))
     with pytest.raises(RuntimeCoreError, match="a pod already"):
-        await shim.call("pod")
+        await shim.call(_pod(tmp_path))
     await _start(shim, await _created(shim, tmp_path))
-    for call, arguments in (
-        ("exec", {"exec": "1", "args": ["/bin/busybox", "true"]}),  # without its descriptors
-        ("signal", {"signal": "TERM"}),
-        ("start", {"log": ""}),  # runs already
-        ("nonsense", {}),
+    for call in (
+        calls.Exec("c", exec="1", args=("/bin/busybox", "true")),  # without its descriptors
+        calls.Signal("c", signal="TERM"),  # type: ignore[arg-type]
+        calls.Start("c", log=""),  # runs already
+        _Nonsense(),
     ):
         with pytest.raises(RuntimeCoreError) as raised:
-            await shim.call(call, container="c", **arguments)
+            await shim.call(call)
         assert not isinstance(raised.value, ShimGone)
-    assert (await shim.call("state"))["containers"]["c"]["state"] == "running"
-    await asyncio.wait_for(shim.call("shutdown"), 60)
+    assert (await shim.call(calls.GetState())).containers["c"].state == "running"
+    await asyncio.wait_for(shim.call(calls.Shutdown()), 60)
 
 
 async def test_only_namespaces_of_the_pods_processes_are_joined(shim: ShimClient, tmp_path: Path) -> None:
@@ -110,21 +117,23 @@ async def test_only_namespaces_of_the_pods_processes_are_joined(shim: ShimClient
 
 async def test_a_start_that_hangs_keeps_nobody_waiting(zygote: Zygote, tmp_path: Path) -> None:
     shim = await _spawn(zygote)
-    await shim.call("pod", **_pod(tmp_path))
+    await shim.call(_pod(tmp_path))
     os.mkfifo(tmp_path / "fifo")
     container = await _created(shim, tmp_path, network=str(tmp_path / "fifo"))
-    starting, settled = _start(shim, container), shim.begin("wait-start", container=container)
-    ended = [shim.begin("shutdown"), shim.begin("shutdown")]
+    starting, settled = _start(shim, container), shim.begin(calls.WaitStart(container))
+    ended = [shim.begin(calls.Shutdown()), shim.begin(calls.Shutdown())]
     with pytest.raises(RuntimeCoreError, match="died before its program ran"):
         await asyncio.wait_for(starting, 60)
-    assert (await settled)["exit"]["start_failed"]
-    assert await asyncio.wait_for(asyncio.gather(*ended), 60) == [{}, {}]
+    exit_status = (await settled).exit
+    assert exit_status is not None
+    assert exit_status.start_failed
+    assert await asyncio.wait_for(asyncio.gather(*ended), 60) == [calls.Done()] * 2
 
 
 async def test_a_shim_that_nobody_can_find_again_leaves(zygote: Zygote) -> None:
     shim = await _spawn(zygote)
     with pytest.raises(RuntimeCoreError):
-        await shim.call("state")
+        await shim.call(calls.GetState())
     (pid,) = (int(child) for child in Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children").read_text().split())
     gone = os.pidfd_open(pid)
     try:

@@ -17,6 +17,7 @@ from pods.model import ContainerSecurity, NamespaceMode, NamespaceOptions, Sandb
 from pods.node import Node
 from pods.streams.command import Command
 from pods.streams.sessions import StreamSession
+from runtime.wire.calls import KillExec
 from tests.node import run_container, run_pod, running_node
 from tests.streams import finish, read_all, read_until, write
 from tests.waiting import SECONDS
@@ -153,7 +154,7 @@ async def test_a_terminals_output_is_not_lost_however_soon_the_command_ends(node
             assert os.read(master, 100) == b"quick\r\n"
             os.close(master)
         else:  # who asked went away
-            await shim.call("kill-exec", **command._about)
+            await shim.call(KillExec(container, command._key))
         assert command.exit_code() == 3
         assert await command.running() == -1  # not twice, and nothing is left of it
 

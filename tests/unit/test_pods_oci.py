@@ -22,8 +22,8 @@ from pods.oci import document as oci
 from pods.oci.cgroups import update_plan, updated
 from pods.oci.devices import DeviceNode
 from pods.security.capabilities import DEFAULT
-from runtime.process.users import Identity
 from runtime.spec.parse import parse
+from runtime.wire.calls import Identity
 
 HOST = HostFacts(
     cgroup_v2=True,
@@ -181,11 +181,11 @@ def test_what_was_found_is_the_number_that_was_asked_for() -> None:
     """CVE-2016-3697: should the image decide about it after all, nothing is made."""
     for request, uid, gid in (("1000", 0, 0), ("1000:7", 1000, 0), ("0", 1000, 0), ("web:50", 33, 0)):
         with pytest.raises(PodError, match="found"):
-            oci.UserRequest(request).check(uid, gid)
+            oci.check_found(oci.UserRequest(request), uid, gid)
     with pytest.raises(PodError, match="group 8: found 7"):
-        oci.UserRequest("web", group=8).check(33, 7)
+        oci.check_found(oci.UserRequest("web", group=8), 33, 7)
     for request, group in (("1000", None), ("web:staff", None), ("", None), ("1000:3", 50)):
-        oci.UserRequest(request, group).check(1000, 50)
+        oci.check_found(oci.UserRequest(request, group), 1000, 50)
 
 
 def test_strict_groups_do_not_merge_the_images() -> None:

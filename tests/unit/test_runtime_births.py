@@ -9,9 +9,11 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+from runtime.errors import RuntimeCoreError
 from runtime.process.init import Start
 from runtime.shim.container import Container, _StartAttempt
 from runtime.shim.exec import Exec
+from runtime.wire.calls import Answer, ExecEnded
 
 
 class _Loop:
@@ -36,7 +38,7 @@ def _descriptors() -> int:
 
 def test_an_exec_is_who_was_told_of_first() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    replies: list[dict[str, Any]] = []
+    replies: list[Answer | RuntimeCoreError] = []
     execution = Exec(10, _some_file(), ours, _Loop(), replies.append)
     _say(theirs, {"pid": 11}, _some_file())
     execution.take_what_is_there()
@@ -46,7 +48,7 @@ def test_an_exec_is_who_was_told_of_first() -> None:
     _say(theirs, {"pid": 12})
     theirs.close()
     execution.exited(3)
-    assert (execution.pid, execution.born, replies) == (11, True, [{"code": 3}])
+    assert (execution.pid, execution.born, replies) == (11, True, [ExecEnded(3)])
     assert _descriptors() == before - 3  # the channel's ends and the process's
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from runtime.client import ShimClient, ShimTooOld
 from runtime.errors import RuntimeCoreError
+from runtime.wire.calls import Attach, Detach
 from runtime.wire.frames import Decoder, encode
 
 
@@ -29,12 +30,12 @@ async def test_a_failed_call_that_nobody_waits_for_is_no_news() -> None:
     shim.setblocking(False)
     client = ShimClient(ours, lambda _event: None, lambda: None)
     with shim:
-        client.begin("detach", container="c", attach="a")
+        client.begin(Detach("c", "a"))
         await _answer(shim, RuntimeCoreError("the shim has no container 'c'"))
         await asyncio.sleep(0.05)
         assert not client._pending
         gc.collect()
-        client.begin("detach", container="c", attach="a")
+        client.begin(Detach("c", "a"))
         client.close()
         gc.collect()
     assert told == []
@@ -45,7 +46,7 @@ async def test_the_shim_of_an_older_crisp_is_called_that() -> None:
     shim.setblocking(False)
     client = ShimClient(ours, lambda _event: None, lambda: None)
     with shim:
-        calling = asyncio.ensure_future(client.call("attach", container="c"))
+        calling = asyncio.ensure_future(client.call(Attach("c", "a", ())))
         await asyncio.sleep(0)
         await _answer(shim, RuntimeCoreError("the shim has no call 'attach'"))
         with pytest.raises(ShimTooOld, match="older crisp"):

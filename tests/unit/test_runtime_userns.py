@@ -21,7 +21,7 @@ def test_ids_outside() -> None:
     assert [mappings.uid(number) for number in (1, 9)] == [100, 108]
     with pytest.raises(SpecError, match="group 2 is not mapped"):
         mappings.gid(2)
-    assert IDMappings.from_json(mappings.to_json()) == mappings
+    assert IDMappings.of_lines(*mappings.lines()) == mappings
 
 
 @pytest.mark.oci("linux.uidMappings", "linux.gidMappings")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.process.users import Identity, UserNotFound, resolve
+from runtime.process.users import UserNotFound, resolve
+from runtime.wire.calls import Identity
 
 _PASSWD = """\
 root:x:0:0:root:/root:/bin/sh

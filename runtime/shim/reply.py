@@ -1,0 +1,10 @@
+"""How what a call came to finds its way back to whoever made it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from runtime.errors import RuntimeCoreError
+from runtime.wire.calls import Answer
+
+Reply = Callable[[Answer | RuntimeCoreError], None]  # called once; descriptors in it are duplicated
