@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import logging
 import time
@@ -79,7 +78,6 @@ class Starts:
             log_trusted=log_place.trusted(sandbox.config.log_directory) if container.log_path else "",
             stdin=container.config.stdin,
             stdin_once=container.config.stdin_once,
-            filter=base64.b64encode(program).decode(),
             filter_flags=flags,
             trace=trace.on,
         )
@@ -87,7 +85,7 @@ class Starts:
             work = self._state.settings.container_root(container.id) / "criu"
             work.mkdir(mode=0o700, exist_ok=True)
             call = dataclasses.replace(call, restore=container.checkpoint, work=str(work), criu=criu.find())
-        answer = await self._shims.of(container.sandbox_id).call(call)
+        answer = await self._shims.of(container.sandbox_id).start(call, program)
         trace.add(answer.steps)
         trace.step("shim answered")
         return answer

@@ -155,8 +155,8 @@ class Container:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def start(self, call: calls.Start, reply: Reply) -> None:
-        """Clone the init. Replies once the user's program runs, or with why it does not."""
+    def start(self, call: calls.Start, fds: Sequence[int], reply: Reply) -> None:
+        """Clone the init, for which `fds` may have a seccomp filter. Replies once the program runs, or with why not."""
         begun = time.monotonic_ns()
         spec, process = self._startable()
         validation.check(spec)
@@ -164,7 +164,7 @@ class Container:
         self._hooks = ContainerHooks(spec, self.id, self._bundle, self._supervisor)
         mounts = plan_mounts(spec, self._mappings)
         flags = clone_flags(spec)
-        self._take_filter(call)
+        self._take_filter(call, fds)
         with contextlib.ExitStack() as undo:
             self._open_log(call, undo)
             cgroup = self._make_cgroup(spec, undo)
@@ -266,8 +266,13 @@ class Container:
         undo.callback(stdio.close)
         return stdio
 
-    def _take_filter(self, call: calls.Start) -> None:
-        self._filter = base64.b64decode(call.filter)
+    def _take_filter(self, call: calls.Start, fds: Sequence[int]) -> None:
+        if call.filter_bytes:
+            self._filter = os.pread(fds[0], call.filter_bytes, 0)
+        else:
+            self._filter = base64.b64decode(call.filter)
+        if len(self._filter) < call.filter_bytes:
+            raise RuntimeCoreError("read seccomp filter: it is cut short")
         self._filter_flags = call.filter_flags
 
     def _require_living_namespaces(self, spec: oci.Spec) -> None:

@@ -89,7 +89,7 @@ class ExternalContainer(Container):
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def start(self, call: calls.Start, reply: Reply) -> None:
+    def start(self, call: calls.Start, _fds: Sequence[int], reply: Reply) -> None:
         """Run `create` and `start`. Replies once the user's program runs, or with what the runtime says why not."""
         _spec, process = self._startable()
         with contextlib.ExitStack() as undo:

@@ -17,7 +17,7 @@ from runtime.namespaces.sysctl import write_defaults, write_sysctls
 from runtime.process.infra import INFRA_ID, infra_main
 from runtime.process.init import leave_the_loop
 from runtime.spec.values import IDMapping
-from runtime.wire.calls import Made, MakePod
+from runtime.wire.calls import ABILITIES, Made, MakePod
 from runtime.wire.reports import INFRA, Conversation, Ended, Reporter, answer, receive
 
 
@@ -62,7 +62,7 @@ class Pod:
                 with failing("pin network namespace", self._netns):
                     pin_namespace(f"/proc/{self.infra_pid}/ns/net", self._netns)
             undo.pop_all()
-        return Made(pid=os.getpid(), infra_pid=self.infra_pid)
+        return Made(pid=os.getpid(), infra_pid=self.infra_pid, abilities=ABILITIES)
 
     def unmake(self) -> None:
         """Undo `make`, but for the network namespace, which outlives the pod until its CNI DEL succeeded."""

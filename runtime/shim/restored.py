@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from linux import syscalls
@@ -32,11 +33,11 @@ _LOG: Final = "restore.log"
 class RestoredContainer(Container):
     """A container that goes on where another one was."""
 
-    def start(self, call: calls.Start, reply: Reply) -> None:
+    def start(self, call: calls.Start, fds: Sequence[int], reply: Reply) -> None:
         """Have it restored. Replies once it runs, or with criu's reason why not."""
         spec, restored = self._startable()
         self._hooks = ContainerHooks(spec, self.id, self._bundle, self._supervisor)
-        self._take_filter(call)
+        self._take_filter(call, fds)
         with contextlib.ExitStack() as undo:
             self._open_log(call, undo)
             self._make_cgroup(spec, undo)

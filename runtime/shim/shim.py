@@ -331,7 +331,7 @@ class Shim:
             pause.end()
 
     def _start(self, call: calls.Start, request: _Request) -> None:
-        self._container(call.container).start(call, request.reply)
+        self._container(call.container).start(call, request.fds, request.reply)
 
     def _wait_start(self, call: calls.WaitStart, request: _Request) -> None:
         self._container(call.container).wait_start(request.reply)
@@ -469,6 +469,7 @@ class Shim:
             infra_pid=self._pod.infra_pid,
             infra_alive=self._pod.infra_alive,
             containers={container.id: container.describe() for container in self._containers.values()},
+            abilities=calls.ABILITIES,
         )
 
     def _shutdown(self, _call: calls.Shutdown, request: _Request) -> None:

@@ -42,7 +42,8 @@ Calls are taken in their order; each is answered when there is something to say,
                                     <------  ContainerStatus
 
 A shim lives as long as its pod and meets later crispds, and after a downgrade earlier ones: calls and members are only
-ever added, and keep their names (see `Value`). A shim answers a call that it does not know with `errors.NO_CALL`.
+ever added, and keep their names (see `Value`). A shim answers a call that it does not know with `errors.NO_CALL`, and
+its answers to MakePod and GetState name as `abilities` what it can be given in another way than its forebears.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
     from runtime.wire.values import Readers
 
 START_FAILED: Final = 128  # the exit code of a container whose program never ran
+FILTER_BY_DESCRIPTOR: Final = "filter-by-descriptor"  # `Start.filter_bytes`
+ABILITIES: Final = (FILTER_BY_DESCRIPTOR,)  # of this version's shims
 EXITS: Final = "exits"  # the directory of exit statuses, in a sandbox's
 
 
@@ -143,8 +146,11 @@ class Descriptors(Answer):
 class Made(Answer):
     """The shim's pid and that of the pod's infra process."""
 
+    READ: ClassVar[Readers] = {"abilities": tuple}
+
     pid: int
     infra_pid: int
+    abilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +231,13 @@ class ContainerStatus(Answer):
 class ShimState(Answer):
     """All that a shim has, by the containers' ids."""
 
-    READ: ClassVar[Readers] = {"containers": mapping_to(ContainerStatus)}
+    READ: ClassVar[Readers] = {"containers": mapping_to(ContainerStatus), "abilities": tuple}
 
     pid: int
     infra_pid: int
     infra_alive: bool
     containers: Mapping[str, ContainerStatus]
+    abilities: tuple[str, ...] = ()
 
 
 # -- calls for the pod -------------------------------------------------------------------------------------------------
@@ -410,7 +417,12 @@ class OpenRootfs(Call):
 
 @dataclass(frozen=True, slots=True)
 class Start(Call):
-    """Run what config.json says."""
+    """Run what config.json says, under a seccomp filter.
+
+    The filter's program comes in a file by descriptor. To a shim whose answers name no FILTER_BY_DESCRIPTOR it goes in
+    base64: the shim would pass over a member that it does not know, and the container would run without a filter.
+    Shims take both, for after a downgrade it is an earlier crispd that starts containers.
+    """
 
     call: ClassVar[str] = "start"
     answer: ClassVar[type[Started]] = Started
@@ -420,7 +432,8 @@ class Start(Call):
     log_trusted: str = ""  # the directory that the log's path is followed from without links
     stdin: bool = False
     stdin_once: bool = False
-    filter: str = ""  # the seccomp filter's program, in base64
+    filter_bytes: int = 0  # how long the program is that the descriptor has; 0 for none
+    filter: str = ""  # the program in base64
     filter_flags: int = 0  # of seccomp(2)
     trace: bool = False
     restore: str = ""  # of a container that is restored: the directory of criu's images

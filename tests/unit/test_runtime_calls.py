@@ -56,10 +56,11 @@ _WIRE: list[tuple[Value, str]] = [
         '"runtime": {"path": "/runc", "root": "/root", "systemd": false}, "cgroup": "/g"}',
     ),
     (
-        calls.Start("c", "/l", "/var/log", stdin=True, stdin_once=True, filter="AA==", filter_flags=2, trace=True,
-                    restore="/r", work="/w", criu="/criu"),
+        calls.Start("c", "/l", "/var/log", stdin=True, stdin_once=True, filter_bytes=8, filter="AA==", filter_flags=2,
+                    trace=True, restore="/r", work="/w", criu="/criu"),
         '{"container": "c", "log": "/l", "log_trusted": "/var/log", "stdin": true, "stdin_once": true, '
-        '"filter": "AA==", "filter_flags": 2, "trace": true, "restore": "/r", "work": "/w", "criu": "/criu"}',
+        '"filter_bytes": 8, "filter": "AA==", "filter_flags": 2, "trace": true, '
+        '"restore": "/r", "work": "/w", "criu": "/criu"}',
     ),
     (calls.Exec("c", "1", ("sh", "-c"), terminal=True),
      '{"container": "c", "exec": "1", "args": ["sh", "-c"], "terminal": true}'),
@@ -70,15 +71,15 @@ _WIRE: list[tuple[Value, str]] = [
     (calls.Update("c", {"memory": {"limit": 5}}, 7, again=True),
      '{"container": "c", "resources": {"memory": {"limit": 5}}, "oom_score_adj": 7, "again": true}'),
     (calls.Signal("c", 15), '{"container": "c", "signal": 15}'),
-    (Made(1, 2), '{"pid": 1, "infra_pid": 2}'),
+    (Made(1, 2, ("a",)), '{"pid": 1, "infra_pid": 2, "abilities": ["a"]}'),
     (Created(Identity(1, 2, (2, 3), "/home"), 9),
      '{"uid": 1, "gid": 2, "additional_gids": [2, 3], "home": "/home", "holder": 9}'),
     (Started(7, 5, ("w",), (("cloned", 3),)),
      '{"pid": 7, "started_at": 5, "warnings": ["w"], "steps": [["cloned", 3]]}'),
-    (ShimState(1, 2, True, {"c": _STATUS}),
+    (ShimState(1, 2, True, {"c": _STATUS}, ("a",)),
      '{"pid": 1, "infra_pid": 2, "infra_alive": true, "containers": {"c": {"state": "exited", "pid": 7, '
      '"started_at": 5, "exit": {"code": 137, "signal": 9, "oom": true, "finished_at": 1700000000000000000, '
-     '"start_failed": false}}}}'),
+     '"start_failed": false}}}, "abilities": ["a"]}'),
     (ExecEnded(3), '{"code": 3}'),
     (AttachEnded(), '{"code": null}'),
     (Updated(("w",)), '{"warnings": ["w"]}'),
@@ -98,6 +99,7 @@ def test_what_earlier_versions_leave_out() -> None:
     assert Started.from_json({"pid": 7, "started_at": 5}) == Started(7, 5)
     assert Created.from_json({"uid": 1, "gid": 2, "additional_gids": [2], "home": "/"}).holder == 0
     assert AttachEnded.from_json({}) == AttachEnded()
+    assert Made.from_json({"pid": 1, "infra_pid": 2}).abilities == ()
     assert ExitStatus.from_json({"code": 1, "signal": 0, "oom": False, "finished_at": 5}).start_failed is False
     create = {"container": "c", "bundle": "/b", "lower": [], "upper": "", "work": "", "user": {"user": ""}}
     assert calls.Create.from_json(create).runtime is None
