@@ -11,8 +11,8 @@ import os
 import stat
 from collections.abc import Iterable
 
+from linux.sysctls import namespace_of, path_of
 from runtime.errors import SpecError
-from runtime.namespaces import sysctl
 from runtime.namespaces import user as userns
 from runtime.process import scheduling
 from runtime.spec.values import Linux, Process, Spec
@@ -144,10 +144,10 @@ def _is_interface_name(name: str) -> bool:
 
 def _check_sysctl(name: str, linux: Linux) -> None:
     where = f"linux.sysctl.{name}"
-    path = sysctl.path_of(name)
+    path = path_of(name)
     if any(part in ("", ".", "..") for part in path.split("/")):
         raise SpecError(where, "expected the name of a sysctl")
-    kind = sysctl.namespace_of(path)
+    kind = namespace_of(path)
     if not kind:
         raise SpecError(where, "would change the host: it belongs to no namespace")
     if linux.namespace(kind) is None:
@@ -178,7 +178,7 @@ def _check_namespace(kind: str, path: str, where: str) -> None:
 def _refuse_the_hosts_network(path: str, sysctls: Iterable[str]) -> None:
     if os.path.samefile(path, "/proc/self/ns/net"):
         for name in sysctls:
-            if sysctl.path_of(name).startswith("net/"):
+            if path_of(name).startswith("net/"):
                 raise SpecError(f"linux.sysctl.{name}", f"would change the host, whose network {path} is")
 
 

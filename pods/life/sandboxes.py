@@ -25,7 +25,7 @@ from pods.log_fields import pod_name
 from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
 from pods.oci import pod_contents as files
 from pods.security import user_namespaces
-from pods.security.sysctls import default_sysctls, sandbox_sysctls
+from pods.security.sysctls import check_sysctls, default_sysctls, sandbox_sysctls
 from pods.state.plugins import Moment
 from pods.state.store import SandboxRecord
 from runtime.errors import OperationFailed, RuntimeCoreError
@@ -108,7 +108,7 @@ class Sandboxes:
             options, "config.linux.security_context.namespace_options", self._shims.idmap_refusal
         )
         places_of(self._state.settings.cgroup_driver).pod("new", config)
-        sandbox_sysctls(config)
+        check_sysctls(config)
         files.resolv_conf(config.dns, "")
 
     def _write_hosts(self, sandbox: Sandbox, addresses: tuple[str, ...]) -> None:

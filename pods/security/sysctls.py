@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import re
-
+from linux.sysctls import namespace_of, path_of
 from pods.errors import InvalidArgument
 from pods.model import NamespaceMode, SandboxConfig
 
 _FIELD = "config.linux.sysctls"
-_NAME = re.compile(r"[a-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9_:.*-]*[A-Za-z0-9_*-])+")
 _LAST_GROUP = 2**31 - 1  # the kernel takes no larger one
-_IPC = frozenset(
-    f"kernel.{name}" for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()
-)
+_HOST_NAME = "kernel/hostname"
+
+
+def check_sysctls(config: SandboxConfig) -> None:
+    """Refuse (InvalidArgument) all but those of a namespace which the pod has for itself: others would change the host.
+
+    The host name is no business of theirs: containers' /etc/hostname, /etc/hosts and HOSTNAME would have another one.
+    """
+    namespaces = config.security.namespaces
+    # A pod on the host's network has the host's names, too.
+    modes = {"network": namespaces.network, "ipc": namespaces.ipc, "uts": namespaces.network}
+    for name in config.sysctls:
+        path = path_of(name)
+        kind = namespace_of(path)
+        if not kind or path == _HOST_NAME:
+            where = "here: config.hostname is the pod's name" if kind else "to a namespace of the pod"
+            raise InvalidArgument(f"{_FIELD}: {name!r} does not belong {where}")
+        if modes[kind] is NamespaceMode.NODE:
+            raise InvalidArgument(f"{_FIELD}: {name!r} would change the host, whose {kind} namespace the pod shares")
 
 
 def sandbox_sysctls(config: SandboxConfig) -> dict[str, str]:
-    """The parameters to write in the pod's namespaces, by name with slashes for separators.
-
-    Only those that belong to a namespace which the pod has for itself: anything else would change the host. Raises
-    InvalidArgument for the others.
-    """
-    return {_path(name, config): value for name, value in config.sysctls.items()}
+    """The parameters to write in the pod's namespaces, by name with slashes for separators."""
+    return {path_of(name): value for name, value in config.sysctls.items()}
 
 
 def default_sysctls(config: SandboxConfig, *, ports: bool, icmp: bool) -> dict[str, str]:
@@ -47,27 +57,3 @@ def _groups(config: SandboxConfig) -> str:
         return f"0 {_LAST_GROUP}"
     last = max(line.host_id + line.length for line in userns.gids) - 1
     return f"{min(line.host_id for line in userns.gids)} {last}"
-
-
-def _path(name: str, config: SandboxConfig) -> str:
-    if not _NAME.fullmatch(name) or ".." in name:
-        raise InvalidArgument(f"{_FIELD}: {name!r} is not the name of a kernel parameter")
-    # sysctl(8): whichever of '.' and '/' comes first is the separator, and the other one stands for itself swapped.
-    slashed = name if name.find("/") >= 0 and (name.find(".") < 0 or name.find("/") < name.find(".")) else _swap(name)
-    dotted = slashed.replace("/", ".")
-    namespaces = config.security.namespaces
-    if dotted in _IPC or slashed.startswith("fs/mqueue/"):
-        needs, mode = "ipc", namespaces.ipc
-    elif slashed.startswith("net/"):
-        needs, mode = "network", namespaces.network
-    elif dotted == "kernel.domainname":
-        needs, mode = "uts", namespaces.network  # a pod on the host's network has the host's names
-    else:
-        raise InvalidArgument(f"{_FIELD}: {name!r} does not belong to a namespace of the pod")
-    if mode is NamespaceMode.NODE:
-        raise InvalidArgument(f"{_FIELD}: {name!r} would change the host, whose {needs} namespace the pod shares")
-    return slashed
-
-
-def _swap(name: str) -> str:
-    return name.translate(str.maketrans("./", "/."))
