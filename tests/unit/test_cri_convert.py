@@ -344,6 +344,7 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
         (limited(cpuset_mems="0,"), "config.linux.resources.cpuset_mems: '0,' must be a list"),
         (limited(cpuset_cpus="\u0663"), "config.linux.resources.cpuset_cpus: '\u0663' must be a list"),
         (limited(hugepage_limits=[{"page_size": "0MB"}]), "hugepage_limits[0].page_size: '0MB' must be a size"),
+        (limited(unified={"Cgroup.procs": "1"}), "linux.resources.unified key: 'Cgroup.procs' must be the name of"),
         (limited(hugepage_limits=[{"page_size": "huge"}]), "hugepage_limits[0].page_size: 'huge' must be a size"),
         (limited(unified={"../x": "1"}), "config.linux.resources.unified key: '../x' must be the name of a cgroup v2"),
         (in_container(run_as_group={"value": 1}), "security_context.run_as_group: 1 needs run_as_user or"),
@@ -387,6 +388,11 @@ def test_a_container_that_cannot_work_is_refused(message: api_pb2.ContainerConfi
     with pytest.raises(InvalidArgument) as refusal:
         container_config("config", message)
     assert said in str(refusal.value)
+
+
+def test_a_file_of_a_cgroup_may_have_a_hyphen_in_its_name() -> None:
+    unified = {"io.bfq-weight": "100", "hugetlb.2MB.max": "0"}
+    assert container_config("c", limited(unified=unified)).resources.unified == unified
 
 
 def test_a_device_without_permissions_has_all() -> None:
