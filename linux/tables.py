@@ -13,6 +13,11 @@ CAPABILITIES = (
     "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 )  # fmt: skip
 
+# overlayfs.rst: what it keeps in extended attributes, its own and those of ordinary users' overlays.
+OVERLAY_ATTRIBUTES = "trusted.overlay."
+USERS_OVERLAY_ATTRIBUTES = "user.overlay."
+OVERLAY_OPAQUE = f"{OVERLAY_ATTRIBUTES}opaque"  # on a directory: "y" hides what the layers below have in it
+
 
 def capability_names(mask: int) -> frozenset[str]:
     """The capabilities of a kernel bit mask; bits without a name here are left out."""

@@ -10,8 +10,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-OPAQUE_XATTR = b"trusted.overlay.opaque"
-RESERVED_XATTRS = (b"trusted.overlay.", b"user.overlay.")
+from linux.tables import OVERLAY_ATTRIBUTES, OVERLAY_OPAQUE, USERS_OVERLAY_ATTRIBUTES
+
+OPAQUE_XATTR = OVERLAY_OPAQUE.encode()
+RESERVED_XATTRS = (OVERLAY_ATTRIBUTES.encode(), USERS_OVERLAY_ATTRIBUTES.encode())
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 PLAIN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
-_OPAQUE: Final = "trusted.overlay.opaque"
+from linux.tables import OVERLAY_ATTRIBUTES, OVERLAY_OPAQUE
+
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SEEN: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -105,7 +106,7 @@ class _AsLongAs:
 def _attributes(seen: int) -> dict[str, str]:
     """Extended attributes as GNU tar and others write them; of overlay's own only what other archives have, too."""
     path = f"/proc/self/fd/{seen}"  # leads to the very file, also if that is a link
-    keys = [key for key in os.listxattr(path) if key == _OPAQUE or not key.startswith("trusted.overlay.")]
+    keys = [key for key in os.listxattr(path) if key == OVERLAY_OPAQUE or not key.startswith(OVERLAY_ATTRIBUTES)]
     found = {}
     for key in keys:
         with contextlib.suppress(OSError):  # removed meanwhile

@@ -32,6 +32,8 @@ from pods.security.labels import apparmor_profile, selinux_labels
 from pods.security.seccomp_profile import BASE, ReadProfile, read_base, read_profile, seccomp_base, seccomp_filter
 from pods.security.selinux import relabel
 from pods.security.user_namespaces import oci_lines
+from runtime.spec.devices import DEFAULT_RULES
+from runtime.spec.values import DeviceRule
 from runtime.wire.calls import Identity, UserRequest
 
 __all__ = [
@@ -48,22 +50,6 @@ __all__ = [
     "user_request",
     "validate",
 ]
-
-# What every container may do with device files: make any node, use those that every /dev has, and terminals.
-_DEVICE_RULES = (
-    ("c", None, None, "m"),
-    ("b", None, None, "m"),
-    ("c", 1, 3, "rwm"),  # null
-    ("c", 1, 5, "rwm"),  # zero
-    ("c", 1, 7, "rwm"),  # full
-    ("c", 1, 8, "rwm"),  # random
-    ("c", 1, 9, "rwm"),  # urandom
-    ("c", 5, 0, "rwm"),  # tty
-    ("c", 5, 1, "rwm"),  # console
-    ("c", 5, 2, "rwm"),  # ptmx
-    ("c", 136, None, "rwm"),  # pts
-)
-
 
 @dataclass(frozen=True, slots=True)
 class HostObjects:
@@ -235,13 +221,14 @@ def _linux(context: ContainerContext) -> dict[str, Any]:
 def _device_rules(context: ContainerContext) -> list[dict[str, Any]]:
     if context.config.security.privileged:
         return [{"allow": True, "access": "rwm"}]
-    defaults = [
-        {"allow": True, "type": kind, "major": major, "minor": minor, "access": access}
-        for kind, major, minor, access in _DEVICE_RULES
-    ]
-    present = [{key: value for key, value in rule.items() if value is not None} for rule in defaults]
+    present = [_device_rule(rule) for rule in DEFAULT_RULES]
     granted_rules = [node.rule() for node in context.found.devices]
     return [{"allow": False, "access": "rwm"}, *present, *granted_rules]
+
+
+def _device_rule(rule: DeviceRule) -> dict[str, Any]:
+    members = {"type": rule.type, "major": rule.major, "minor": rule.minor, "access": rule.access}
+    return {"allow": rule.allow} | {name: value for name, value in members.items() if value is not None}
 
 
 def _annotations(context: ContainerContext) -> dict[str, str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from linux.syscalls import open_in_root
+from linux.tables import OVERLAY_ATTRIBUTES, USERS_OVERLAY_ATTRIBUTES
 from pods.errors import InvalidArgument
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -30,7 +31,7 @@ _DEEPEST: Final = 512  # directories in directories: two descriptors each
 _MOST_LINKED: Final = 1 << 16  # files of several names that are remembered; of more, names become files of their own
 _OTHER_WAYS: Final = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 # Those of the overlay tell about its layers, and a label is the new place's.
-_NOT_COPIED: Final = ("trusted.overlay.", "user.overlay.", "security.selinux")
+_NOT_COPIED: Final = (OVERLAY_ATTRIBUTES, USERS_OVERLAY_ATTRIBUTES, "security.selinux")
 
 
 def make(

@@ -10,6 +10,7 @@ from pods.errors import InvalidArgument, PodError
 from pods.model import ContainerConfig, GroupsPolicy
 from pods.oci.execve_limits import check_arguments, check_environment
 from pods.oci.signals import canonical_name
+from runtime.spec.values import TERM
 from runtime.wire.calls import UserRequest
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -81,7 +82,7 @@ def environment(
     """
     variables = {"PATH": _DEFAULT_PATH, "HOSTNAME": hostname}
     if config.tty:
-        variables["TERM"] = "xterm"
+        variables["TERM"] = TERM
     for entry in image.env:
         name, _, value = entry.partition("=")
         variables[name] = value

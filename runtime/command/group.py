@@ -10,8 +10,8 @@ from runtime.command.invocation import Context
 from runtime.command.record import Record, no_cgroup
 from runtime.errors import RuntimeCoreError
 from runtime.light import replace
-from runtime.rootfs.tree import DEFAULT_DEVICES
-from runtime.spec.values import DeviceRule, Resources, Spec
+from runtime.spec.devices import DEFAULT_RULES
+from runtime.spec.values import Resources, Spec
 
 
 class ContainerGroup:
@@ -93,8 +93,4 @@ def with_default_devices(resources: Resources) -> Resources:
     """
     if not resources.devices:
         return resources
-    nodes: list[tuple[str, int, int | None]] = [(node.type, node.major, node.minor) for node in DEFAULT_DEVICES]
-    nodes += [("c", 5, 1), ("c", 5, 2), ("c", 136, None)]  # console, ptmx, every pseudo-terminal
-    default = [DeviceRule(allow=True, type=type, major=major, minor=minor) for type, major, minor in nodes]
-    making = [DeviceRule(allow=True, type=type, access="m") for type in "cb"]
-    return replace(resources, devices=(*resources.devices, *making, *default))
+    return replace(resources, devices=(*resources.devices, *DEFAULT_RULES))

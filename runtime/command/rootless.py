@@ -14,7 +14,7 @@ from linux import syscalls
 from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError, failing
 from runtime.light import replace
 from runtime.namespaces.user import IDMappings
-from runtime.rootfs.tree import DEFAULT_DEVICES
+from runtime.spec.devices import DEFAULT_DEVICES
 from runtime.spec.values import IDMapping, Spec
 
 

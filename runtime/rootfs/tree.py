@@ -26,6 +26,7 @@ from runtime.rootfs import bind_mounts, copyup
 from runtime.rootfs.mount_sources import CgroupView, new_filesystem
 from runtime.rootfs.plan import ROOTFS_PROPAGATION, MountPlan, cleared
 from runtime.spec import values as oci
+from runtime.spec.devices import DEFAULT_DEVICES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,17 +39,6 @@ _LINKS: Final = (
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
-)
-DEFAULT_DEVICES: Final = tuple(
-    oci.Device(path=f"/dev/{name}", type="c", major=major, minor=minor, file_mode=0o666)
-    for name, major, minor in (
-        ("null", 1, 3),
-        ("zero", 1, 5),
-        ("full", 1, 7),
-        ("random", 1, 8),
-        ("urandom", 1, 9),
-        ("tty", 5, 0),
-    )
 )
 _LOST: Final = (sys.MS_SHARED, sys.MS_UNBINDABLE)
 ATTACH_POINT: Final = "/rootfs"  # the one directory of the empty mount namespace

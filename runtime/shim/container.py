@@ -472,8 +472,8 @@ class Container:
         assert self._spec.process is not None
         terminal = call.terminal
         process = replace(self._spec.process, args=call.args, terminal=terminal, console_size=None)
-        if terminal and not any(entry.startswith("TERM=") for entry in process.env):
-            process = replace(process, env=(*process.env, "TERM=xterm"))
+        if terminal:
+            process = replace(process, env=oci.with_term(process.env))
         try:
             join = Join(
                 container_id=self.id,

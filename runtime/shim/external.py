@@ -25,7 +25,7 @@ from runtime.shim.container import Container, Supervisor
 from runtime.shim.execs import kill_family
 from runtime.shim.reply import Reply
 from runtime.shim.stdio import ContainerStdio
-from runtime.spec.values import Resources
+from runtime.spec.values import Resources, with_term
 from runtime.wire import calls
 
 _ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -150,8 +150,8 @@ class ExternalContainer(Container):
             process: dict[str, Any] = json.load(file)["process"]
         process |= {"args": list(args), "terminal": terminal}
         process.pop("consoleSize", None)
-        if terminal and not any(entry.startswith("TERM=") for entry in process.get("env", ())):
-            process["env"] = [*process.get("env", ()), "TERM=xterm"]
+        if terminal:
+            process["env"] = list(with_term(process.get("env", ())))
         return process
 
     def wait_exec_running(self, key: str, reply: Reply) -> None:

@@ -6,7 +6,7 @@ for an absent member only where absence differs from every value.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
 
 from runtime.light import dataclass, field
@@ -81,6 +81,15 @@ class CPUAffinity:
 
     initial: str = ""
     final: str = ""
+
+
+TERM = "xterm"  # the kind of terminal that a process has whose environment says none
+
+
+def with_term(env: Iterable[str]) -> tuple[str, ...]:
+    """The environment of a process that has a terminal: it names the terminal's kind."""
+    entries = tuple(env)
+    return entries if any(entry.startswith("TERM=") for entry in entries) else (*entries, f"TERM={TERM}")
 
 
 @dataclass(frozen=True, slots=True)

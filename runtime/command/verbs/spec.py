@@ -8,6 +8,7 @@ import os
 from runtime.command.flags import Flag, Options
 from runtime.command.invocation import Context
 from runtime.errors import RuntimeCoreError, failing
+from runtime.spec.values import TERM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def document(*, rootless: bool, pure_v2: bool) -> dict[str, Any]:
             "terminal": True,
             "user": {"uid": 0, "gid": 0},
             "args": ["sh"],
-            "env": [f"PATH={path}", "TERM=xterm"],
+            "env": [f"PATH={path}", f"TERM={TERM}"],
             "cwd": "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
