@@ -20,17 +20,17 @@ from grpc import StatusCode
 from cri.admin.v1 import admin_pb2
 from cri.codes import code_of
 from cri.deadline import seconds_left, takes_deadline
-from cri.services.admin import Admin
-from cri.services.checkpoints import Checkpoints
-from cri.services.containers import Containers
-from cri.services.events import Events
-from cri.services.execution import Execution
-from cri.services.images import Images
-from cri.services.metrics import Metrics
-from cri.services.sandboxes import Sandboxes
-from cri.services.stats import Stats
-from cri.services.status import Status
-from cri.services.streaming import Streaming
+from cri.services.admin import AdminCalls
+from cri.services.checkpoints import CheckpointCalls
+from cri.services.containers import ContainerCalls
+from cri.services.events import EventCalls
+from cri.services.execution import ExecutionCalls
+from cri.services.images import ImageCalls
+from cri.services.metrics import MetricsCalls
+from cri.services.sandboxes import SandboxCalls
+from cri.services.stats import StatsCalls
+from cri.services.status import StatusCalls
+from cri.services.streaming import StreamingCalls
 from cri.subject import subject
 from cri.v1 import api_pb2
 from pods.errors import InvalidArgument, Unimplemented
@@ -63,15 +63,15 @@ def create_server(
     `configuration` is what a verbose Status shows; those who look on at calls see CRI's.
     """
     runtime = (
-        Sandboxes(node),
-        Containers(node),
-        Execution(node),
-        Checkpoints(node),
-        Streaming(node, streaming),
-        Stats(node),
-        Events(node),
-        Metrics(node),
-        Status(node, configuration),
+        SandboxCalls(node),
+        ContainerCalls(node),
+        ExecutionCalls(node),
+        CheckpointCalls(node),
+        StreamingCalls(node, streaming),
+        StatsCalls(node),
+        EventCalls(node),
+        MetricsCalls(node),
+        StatusCalls(node, configuration),
     )
     cri = api_pb2.DESCRIPTOR.services_by_name
     admin = admin_pb2.DESCRIPTOR.services_by_name
@@ -79,8 +79,8 @@ def create_server(
     server.add_generic_rpc_handlers(
         [
             _handlers(cri["RuntimeService"], runtime, meter, tracer),
-            _handlers(cri["ImageService"], [Images(node)], meter, tracer),
-            _handlers(admin["Admin"], [Admin(node)], None, None),
+            _handlers(cri["ImageService"], [ImageCalls(node)], meter, tracer),
+            _handlers(admin["Admin"], [AdminCalls(node)], None, None),
         ]
     )
     return server

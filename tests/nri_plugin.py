@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from google.protobuf.message import Message
 
-from cri.nri.connection import PLUGIN_CHANNEL, RUNTIME_CHANNEL, Connection
+from cri.nri.connection import PLUGIN_CHANNEL, RUNTIME_CHANNEL, TtrpcConnection
 from cri.nri.errors import CallRefused
 from cri.nri.v1alpha1 import api_pb2 as nri
 
@@ -28,7 +28,7 @@ class Plugin:
         self.calls: list[tuple[str, Any]] = []
         self.answers: dict[str, Message | Exception | str] = {}
         self.closed = threading.Event()
-        self._connection: Connection | None = None
+        self._connection: TtrpcConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
@@ -54,7 +54,7 @@ class Plugin:
 
     async def _run(self, path: Path) -> None:
         reader, writer = await asyncio.open_unix_connection(path)
-        self._connection = connection = Connection(
+        self._connection = connection = TtrpcConnection(
             reader, writer, self._serve, calls_on=RUNTIME_CHANNEL, serves_on=PLUGIN_CHANNEL
         )
         reading = asyncio.create_task(connection.run())

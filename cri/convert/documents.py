@@ -1,4 +1,7 @@
-"""The configurations of pods and containers as verbose answers show them: with the names that CRI's fields have."""
+"""What verbose answers show: one member of `info`, whose value is a JSON document, as crictl shows it.
+
+The configurations of pods and containers have the names that CRI's fields have.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 import msgspec
 
 from pods.model import ContainerConfig, ContainerSecurity, NamespaceOptions, SandboxConfig, SandboxSecurity
+from pods.octets import all_shown
 
 _LINUX = ("cgroup_parent", "sysctls", "overhead", "resources")  # of a pod, those in a message of their own
 _RENAMED = {
@@ -15,6 +19,15 @@ _RENAMED = {
     "gid_mappings": "gidMappings",
     "groups_policy": "supplemental_groups_policy",
 }
+
+
+def info(document: Any) -> dict[str, str]:
+    """The map for `document`, which may hold anything msgspec can encode; other objects are shown as text."""
+    try:
+        encoded = msgspec.json.encode(document, enc_hook=str)
+    except UnicodeEncodeError:  # a value of the environment that is no text
+        encoded = msgspec.json.encode(all_shown(msgspec.to_builtins(document, enc_hook=str)))
+    return {"info": encoded.decode()}
 
 
 def sandbox_document(config: SandboxConfig) -> dict[str, Any]:

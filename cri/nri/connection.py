@@ -23,7 +23,7 @@ Serve = Callable[[str, str, bytes], Awaitable[Message]]  # service, method, payl
 _Answer = TypeVar("_Answer", bound=Message)
 
 
-class Connection:
+class TtrpcConnection:
     """Either end: calls go out on one channel, and those that come on the other are answered by `serve`."""
 
     def __init__(

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from cri.errors import StartupError
 from cri.nri import describe
 from cri.nri.adjust import Adjustments
-from cri.nri.connection import PLUGIN_CHANNEL, RUNTIME_CHANNEL, Connection
+from cri.nri.connection import PLUGIN_CHANNEL, RUNTIME_CHANNEL, TtrpcConnection
 from cri.nri.errors import CallRefused, NriError
 from cri.nri.plugin import PACKAGE, REQUEST_SECONDS, UNIMPLEMENTED, Plugin, asking
 from cri.nri.resources import Updates, resources_message
@@ -271,7 +271,7 @@ class Hub:
                 return await self._update_unasked(plugin, nri.UpdateContainersRequest.FromString(payload))
             return _answered(registered, service, method, payload)
 
-        connection = Connection(reader, writer, serve, calls_on=PLUGIN_CHANNEL, serves_on=RUNTIME_CHANNEL)
+        connection = TtrpcConnection(reader, writer, serve, calls_on=PLUGIN_CHANNEL, serves_on=RUNTIME_CHANNEL)
         plugin = Plugin(connection, registered)
         reading = asyncio.create_task(connection.run())
         try:

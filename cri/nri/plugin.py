@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 
-from cri.nri.connection import Connection
+from cri.nri.connection import TtrpcConnection
 from cri.nri.errors import NriError, PluginGone, WireError
 from pods.errors import PodError
 
@@ -28,7 +28,7 @@ _log = logging.getLogger("crisp.nri")
 class Plugin:
     """A plugin, from its connection on."""
 
-    connection: Connection
+    connection: TtrpcConnection
     registered: asyncio.Future[str]  # index-name
     name: str = ""
     events: int = 0
@@ -39,7 +39,7 @@ class Plugin:
     async def call(
         self, method: str, request: Message, answer: type[_Answer], seconds: float = REQUEST_SECONDS
     ) -> _Answer:
-        """Raises what `Connection.call` does; a plugin that does not answer is cut off."""
+        """Raises what `TtrpcConnection.call` does; a plugin that does not answer is cut off."""
         try:
             return await self.connection.call(f"{PACKAGE}.Plugin", method, request, answer, seconds)
         except PluginGone:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pods.node import Node
 
 
-class Admin:
+class AdminCalls:
     """The calls of the service Admin."""
 
     def __init__(self, node: Node) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pods.node import Node
 
 
-class Checkpoints:
+class CheckpointCalls:
     """The calls about checkpoints of whole pods."""
 
     def __init__(self, node: Node) -> None:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from cri.convert import fields
 from cri.convert.container import container_config
 from cri.convert.container_status import container_item, container_state, container_status
-from cri.convert.documents import container_document
+from cri.convert.documents import container_document, info
 from cri.convert.resources import resources
 from cri.services.pieces import pieces
 from cri.services.selection import by_id, has_labels
-from cri.services.verbose import info
 from cri.v1 import api_pb2
 from pods.model import Container
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from pods.node import Node
 
 
-class Containers:
+class ContainerCalls:
     """The calls on containers, without those that run commands in them."""
 
     def __init__(self, node: Node) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from cri.convert.event import event_message
+from cri.convert.container_status import container_status
+from cri.convert.sandbox import sandbox_status
 from cri.v1 import api_pb2
-from pods.state.events import Listener
+from pods.state.events import Event, Listener
 
 if TYPE_CHECKING:
     from pods.node import Node
 
 
-class Events:
+class EventCalls:
     """The call that tells what happens."""
 
     def __init__(self, node: Node) -> None:
@@ -29,4 +30,15 @@ class Events:
 
 async def _messages(listener: Listener) -> AsyncIterator[api_pb2.ContainerEventResponse]:
     async for event in listener:
-        yield event_message(event)
+        yield _message(event)
+
+
+def _message(event: Event) -> api_pb2.ContainerEventResponse:
+    """The event, with what PodSandboxStatus and ContainerStatus would have answered at its time."""
+    return api_pb2.ContainerEventResponse(
+        container_id=event.object_id,
+        container_event_type=api_pb2.ContainerEventType.ValueType(event.kind),
+        created_at=event.at,
+        pod_sandbox_status=sandbox_status(event.sandbox),
+        containers_statuses=[container_status(container) for container in event.containers],
+    )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MAX_OUTPUT_BYTES = (16 << 20) - 64
 
 
-class Execution:
+class ExecutionCalls:
     """The calls that run commands in containers."""
 
     def __init__(self, node: Node) -> None:

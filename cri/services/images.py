@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from cri.convert import fields
+from cri.convert.documents import info
 from cri.convert.image import credentials, image_message
 from cri.convert.stats import filesystem, image_filesystem, layers_mountpoint
 from cri.services.pieces import pieces
-from cri.services.verbose import info
 from cri.v1 import api_pb2
 from image.documents import decode
 from image.errors import ProfileInvalid
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pods.node import Node
 
 
-class Images:
+class ImageCalls:
     """The calls of CRI's ImageService."""
 
     def __init__(self, node: Node) -> None:

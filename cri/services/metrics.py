@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pods.node import Node
 
 
-class Metrics:
+class MetricsCalls:
     """The calls about metrics of pods, for kubelet to hand on."""
 
     def __init__(self, node: Node) -> None:

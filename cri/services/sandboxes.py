@@ -6,12 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cri.convert import fields
-from cri.convert.documents import sandbox_document
+from cri.convert.documents import info, sandbox_document
 from cri.convert.resources import resources
 from cri.convert.sandbox import sandbox_config, sandbox_item, sandbox_state, sandbox_status
 from cri.services.pieces import pieces
 from cri.services.selection import by_id, has_labels
-from cri.services.verbose import info
 from cri.v1 import api_pb2
 from pods.model import Sandbox
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from pods.node import Node
 
 
-class Sandboxes:
+class SandboxCalls:
     """The calls on pod sandboxes."""
 
     def __init__(self, node: Node) -> None:

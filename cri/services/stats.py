@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pods.node import Node
 
 
-class Stats:
+class StatsCalls:
     """The calls about what pods and containers use."""
 
     def __init__(self, node: Node) -> None:

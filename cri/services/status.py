@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from cri.services.verbose import info
+from cri.convert.documents import info
 from cri.v1 import api_pb2
 from cri.version import crisp_version
 from pods.handlers import BUILT_IN
@@ -19,7 +19,7 @@ _KUBELET_API = "0.1.0"  # kubelet's own version of the call, the same since 2016
 _log = logging.getLogger(__name__)
 
 
-class Status:
+class StatusCalls:
     """The calls about the runtime itself."""
 
     def __init__(self, node: Node, configuration: Mapping[str, object]) -> None:

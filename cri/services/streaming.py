@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MAX_PORT = 0xFFFF
 
 
-class Streaming:
+class StreamingCalls:
     """The calls that are answered with a URL of the streaming server."""
 
     def __init__(self, node: Node, server: StreamingServer) -> None:

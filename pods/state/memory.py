@@ -15,7 +15,7 @@ from pods.errors import InvalidArgument, NotFound, PodError
 from pods.model import Container, ContainerState, Sandbox
 from pods.settings import NodeSettings
 from pods.state.events import Events, container_changes, sandbox_changes
-from pods.state.plugins import Gate, Moment, Plugins
+from pods.state.plugins import Moment, PluginGate, Plugins
 from pods.state.store import ContainerRecord, SandboxRecord, Store
 
 _log = logging.getLogger("crisp.pods")
@@ -32,7 +32,7 @@ class State:
         self.containers: dict[str, ContainerRecord] = {}
         self.events = Events()
         self.plugins: Plugins | None = None  # None as long as none is connected
-        self.gate = Gate()
+        self.gate = PluginGate()
         self._exited: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # while anybody holds or awaits one
 

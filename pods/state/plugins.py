@@ -43,7 +43,7 @@ class Plugins(Protocol):
         """Tell the plugins of a pod's new sums. Raises PodError when one of them objects."""
 
 
-class Gate:
+class PluginGate:
     """Lets what plugins hear of pass freely, except while one that is new is told what there is already.
 
     What passes stays inside from the plugins' hearing of it until it is seen in the lists: a new plugin misses nothing.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cri.services.verbose import info
+from cri.convert.documents import info
 from pods import model, octets
 from runtime.errors import SpecError
 from runtime.spec.parse import parse
