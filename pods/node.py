@@ -168,6 +168,10 @@ class Node:
         """By id or unique prefix. Raises NotFound."""
         return self._state.find_sandbox(sandbox_id).sandbox
 
+    def ready_sandbox(self, sandbox_id: str) -> Sandbox:
+        """The same. Raises FailedPrecondition unless it is ready."""
+        return self._state.ready_sandbox(sandbox_id)
+
     def sandboxes(self) -> list[Sandbox]:
         """All but those that are being undone."""
         return [record.sandbox for record in self._state.sandboxes.values() if record.finished]
@@ -228,6 +232,10 @@ class Node:
     def container(self, container_id: str) -> Container:
         """By id or unique prefix. Raises NotFound."""
         return self._state.find_container(container_id).container
+
+    def running_container(self, container_id: str) -> Container:
+        """The same. Raises FailedPrecondition unless it runs."""
+        return self._state.running_container(container_id)
 
     def containers(self) -> list[Container]:
         return [record.container for record in self._state.containers.values()]

@@ -81,6 +81,11 @@ def stays_inside(path: str) -> bool:
     return ".." not in path.split("/")
 
 
+def names_file(path: str) -> bool:
+    """Whether its end is the name of something, which a file can have."""
+    return path.rpartition("/")[2] not in ("", ".")
+
+
 def is_below_root(path: str) -> bool:
     """Whether it is absolute, has no "..", and is not the root itself: where something can be put in a container."""
     return path.startswith("/") and stays_inside(path) and any(part not in ("", ".") for part in path.split("/"))

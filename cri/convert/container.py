@@ -54,7 +54,7 @@ def container_config(path: str, message: api_pb2.ContainerConfig) -> ContainerCo
 
 
 def _log_path(path: str, value: str) -> str:
-    if value and value.rpartition("/")[2] in ("", "."):
+    if value and not rules.names_file(value):
         raise fields.invalid(path, value, "does not end in the name of a file")
     return fields.relative_if_set(path, value)
 

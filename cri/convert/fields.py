@@ -108,6 +108,13 @@ def usable(path: str, value: str) -> str:
     return value
 
 
+def file(path: str, value: str) -> str:
+    """The absolute path of a file, which has a name."""
+    if not rules.names_file(absolute(path, value)):
+        raise invalid(path, value, "does not end in the name of a file")
+    return value
+
+
 def below_root(path: str, value: str) -> str:
     """Where something is put in a container."""
     if not rules.is_below_root(absolute(path, value)):

@@ -83,7 +83,7 @@ class ContainerCalls:
     ) -> api_pb2.CheckpointContainerResponse:
         """Write a running container, which goes on, to an archive; takes criu."""
         container_id = fields.required("container_id", request.container_id)
-        location = fields.required("location", request.location)
+        location = fields.file("location", request.location)
         timeout = fields.at_least("timeout", request.timeout, 0)
         await self._node.checkpoint_container(container_id, location, timeout)
         return api_pb2.CheckpointContainerResponse()

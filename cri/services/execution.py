@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cri.convert import fields
 from cri.v1 import api_pb2
+from pods.oci.execve_limits import check_arguments
 
 if TYPE_CHECKING:
     from pods.node import Node
@@ -25,9 +26,11 @@ class ExecutionCalls:
         """Run a command and answer its output and exit code; DEADLINE_EXCEEDED after `timeout` seconds (0: never)."""
         if not request.cmd:
             raise fields.missing("cmd")
+        argv = fields.texts("cmd", request.cmd)
+        check_arguments("cmd", argv)
         result = await self._node.exec_sync(
             fields.required("container_id", request.container_id),
-            fields.texts("cmd", request.cmd),
+            argv,
             fields.at_least("timeout", request.timeout, 0),
         )
         stdout, stderr = fitting(result.stdout, result.stderr)

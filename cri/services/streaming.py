@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 from cri.convert import fields
 from cri.streaming.requests import Command, Ports
 from cri.v1 import api_pb2
-from pods.errors import FailedPrecondition
-from pods.model import ContainerState, SandboxState
 from pods.oci.execve_limits import check_arguments
 
 if TYPE_CHECKING:
@@ -40,9 +38,7 @@ class StreamingCalls:
     async def PortForward(self, request: api_pb2.PortForwardRequest) -> api_pb2.PortForwardResponse:
         """Prepare to connect to ports of a ready sandbox."""
         ports = [fields.between(f"port[{index}]", port, 1, _MAX_PORT) for index, port in enumerate(request.port)]
-        sandbox = self._node.sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
-        if sandbox.state is not SandboxState.READY:
-            raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+        sandbox = self._node.ready_sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
         return api_pb2.PortForwardResponse(url=self._server.url(Ports(sandbox.id, tuple(ports))))
 
     def _command(self, request: api_pb2.ExecRequest | api_pb2.AttachRequest, argv: tuple[str, ...] | None) -> Command:
@@ -51,7 +47,5 @@ class StreamingCalls:
             raise fields.invalid("stderr", True, "must not be set with tty: a terminal has one output")
         if not (request.stdin or request.stdout or request.stderr):
             raise fields.missing("one of stdin, stdout and stderr")
-        container = self._node.container(container_id)
-        if container.state is not ContainerState.RUNNING:
-            raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
+        container = self._node.running_container(container_id)
         return Command(container.id, argv, request.tty, request.stdin, request.stdout, request.stderr)

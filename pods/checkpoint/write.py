@@ -29,7 +29,7 @@ from pods.cgroups.places import container_cgroup
 from pods.checkpoint.changes import add_file
 from pods.checkpoint.changes import write_changes as _write_changes
 from pods.errors import FailedPrecondition, InvalidArgument, PodError
-from pods.model import Container, ContainerState
+from pods.model import Container
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.criu import worker as criu
 from runtime.criu.describe import describe
@@ -63,17 +63,13 @@ class Checkpoints:
         """
         found = self._state.find_container(container_id).container.id
         target = Path(location)
-        if not target.is_absolute() or not target.name or "\0" in location:
-            raise InvalidArgument(f"location: expected the absolute path of a file, got {location!r}")
         if not target.parent.is_dir():
             raise InvalidArgument(f"location: {str(target.parent)!r} is no directory")
         await self._background.shielded(self._checkpoint(found, target, timeout))
 
     async def _checkpoint(self, container_id: str, target: Path, timeout: int) -> None:
         async with self._state.lock(container_id):
-            container = self._state.find_container(container_id).container
-            if container.state is not ContainerState.RUNNING:
-                raise FailedPrecondition(f"container {container_id} is {container.state.value}, not running")
+            container = self._state.running_container(container_id)
             sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
             settings = self._state.settings
             work = settings.container_root(container_id) / "checkpoint"

@@ -84,9 +84,7 @@ class Creations:
 
         `archive` is the path of a checkpoint that it is to be restored from.
         """
-        sandbox = self._state.find_sandbox(sandbox_id).sandbox
-        if sandbox.state is not SandboxState.READY:
-            raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready: no container can be created in it")
+        sandbox = self._state.ready_sandbox(sandbox_id)
         return await self._flights.run(
             (sandbox.id, config.metadata.name, config.metadata.attempt),
             (config, archive),

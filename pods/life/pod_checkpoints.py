@@ -25,7 +25,7 @@ from pods.checkpoint import restore as restores
 from pods.checkpoint.write import write_archive
 from pods.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, PodError, Unimplemented
 from pods.handlers import BUILT_IN
-from pods.model import Container, ContainerConfig, ContainerState, Sandbox, SandboxConfig, SandboxState
+from pods.model import Container, ContainerConfig, Sandbox, SandboxConfig
 from pods.security import user_namespaces
 from runtime.criu import worker as criu
 from runtime.errors import NotSupported, RuntimeCoreError
@@ -121,11 +121,8 @@ class PodCheckpoints:
         container = self._state.find_container(container_id).container
         if container.sandbox_id != sandbox.id:
             raise InvalidArgument(f"container_ids: container {container_id} is not of pod sandbox {sandbox.id}")
-        if self._state.find_sandbox(sandbox.id).sandbox.state is not SandboxState.READY:
-            raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
-        if container.state is not ContainerState.RUNNING:
-            raise FailedPrecondition(f"container {container_id} is {container.state.value}, not running")
-        return container
+        self._state.ready_sandbox(sandbox.id)
+        return self._state.running_container(container_id)
 
     async def _capture(
         self, sandbox: Sandbox, output: Path, containers: Sequence[Container], deadline: float

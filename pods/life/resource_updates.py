@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from pods import log_fields
-from pods.errors import FailedPrecondition, PodError
-from pods.model import Container, ContainerState, Resources, SandboxState
+from pods.errors import PodError
+from pods.model import Container, ContainerState, Resources
 from pods.oci.cgroups import linux_resources, update_plan, updated
 from pods.oci.host_limits import check_host_limits
 from pods.state.plugins import Moment
@@ -149,9 +149,8 @@ class ResourceUpdates:
 
     async def _update_sandbox(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
         async with self._state.lock(sandbox_id):
+            self._state.ready_sandbox(sandbox_id)
             record = self._state.find_sandbox(sandbox_id)
-            if record.sandbox.state is not SandboxState.READY:
-                raise FailedPrecondition(f"pod sandbox {sandbox_id} is not ready: its resources cannot be updated")
             changes = {name: value for name, value in (("overhead", overhead), ("resources", resources)) if value}
             sandbox = msgspec.structs.replace(record.sandbox, **changes)
             await self._state.save_sandbox(msgspec.structs.replace(record, sandbox=sandbox))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pods import log_fields, log_place
 from pods.errors import FailedPrecondition, PodError
-from pods.model import Container, ContainerState, SandboxState
+from pods.model import Container, ContainerState
 from pods.security.filter_cache import FilterCache
 from pods.state.plugins import Moment
 from runtime.criu import worker as criu
@@ -63,10 +63,7 @@ class Starts:
         container = self._state.find_container(container_id).container
         if container.state is not ContainerState.CREATED:
             raise FailedPrecondition(f"container {container_id} is {container.state.value}, not created")
-        sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
-        if sandbox.state is not SandboxState.READY:
-            raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
-        return container, sandbox
+        return container, self._state.ready_sandbox(container.sandbox_id)
 
     async def _start_in_shim(self, container: Container, sandbox: Sandbox, trace: Trace) -> calls.Started:
         bundle = self._state.settings.bundle_dir(container.id)

@@ -11,8 +11,8 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from pods import log_fields
-from pods.errors import InvalidArgument, NotFound, PodError
-from pods.model import Container, ContainerState, Sandbox
+from pods.errors import FailedPrecondition, InvalidArgument, NotFound, PodError
+from pods.model import Container, ContainerState, Sandbox, SandboxState
 from pods.settings import NodeSettings
 from pods.state.events import Events, container_changes, sandbox_changes
 from pods.state.plugins import Moment, PluginGate, Plugins
@@ -57,6 +57,20 @@ class State:
     def find_container(self, container_id: str) -> ContainerRecord:
         """By id or unique prefix. Raises NotFound, InvalidArgument."""
         return _find(self.containers, container_id, "container")
+
+    def ready_sandbox(self, sandbox_id: str) -> Sandbox:
+        """By id or unique prefix. Raises NotFound, InvalidArgument, and FailedPrecondition unless it is ready."""
+        sandbox = self.find_sandbox(sandbox_id).sandbox
+        if sandbox.state is not SandboxState.READY:
+            raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+        return sandbox
+
+    def running_container(self, container_id: str) -> Container:
+        """By id or unique prefix. Raises NotFound, InvalidArgument, and FailedPrecondition unless it runs."""
+        container = self.find_container(container_id).container
+        if container.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
+        return container
 
     def containers_of(self, sandbox_id: str) -> Iterator[Container]:
         return (

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from pods.errors import FailedPrecondition, PodError
-from pods.model import Container, ContainerState
 from runtime.client import ShimClient, ShimGone
 from runtime.errors import NotRunning, RuntimeCoreError
 from runtime.wire import calls
 
 if TYPE_CHECKING:
-    from pods.state.memory import State
+    pass
 
 # Not the process's id: a daemon with a PID namespace of its own has the same after a restart, while commands of the
 # one before it still run.
@@ -62,14 +61,6 @@ class Command:
         if not self.answer.done():
             with contextlib.suppress(ShimGone):
                 self._shim.begin(calls.KillExec(self._container_id, self._key))
-
-
-def running_container(state: State, container_id: str) -> Container:
-    """By id or unique prefix. Raises NotFound, InvalidArgument, FailedPrecondition."""
-    container = state.find_container(container_id).container
-    if container.state is not ContainerState.RUNNING:
-        raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
-    return container
 
 
 @contextlib.contextmanager

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pods.errors import DeadlineExceeded
 from pods.model import ExecResult
-from pods.oci.execve_limits import check_arguments
-from pods.streams.command import Command, explained, running_container
+from pods.streams.command import Command, explained
 from runtime.client import ShimClient
 
 if TYPE_CHECKING:
@@ -117,13 +116,12 @@ class _Collector:
 async def exec_sync(
     state: State, shims: Shims, container_id: str, argv: Sequence[str], timeout: float
 ) -> ExecResult:
-    """Run `argv`; `timeout` in seconds, 0 for none. Raises InvalidArgument, FailedPrecondition, DeadlineExceeded,
+    """Run `argv`; `timeout` in seconds, 0 for none. Raises NotFound, FailedPrecondition, DeadlineExceeded,
     PodError.
 
     When the time is over, or the caller gives up, the command and all that it started are killed.
     """
-    container = running_container(state, container_id)
-    check_arguments("cmd", argv)
+    container = state.running_container(container_id)
     with explained("exec in", container.id), contextlib.ExitStack() as undo:
         shim = shims.of(container.sandbox_id)
         stdout = _Collector()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pods.errors import FailedPrecondition, PodError
-from pods.streams.command import running_container
 from runtime.client import ShimGone
 from runtime.errors import NotRunning, RuntimeCoreError
 from runtime.wire.calls import ReopenLog
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 async def reopen_log(state: State, shims: Shims, container_id: str) -> None:
     """Go on in a new file at the log path. Raises FailedPrecondition unless the container runs, PodError."""
-    container = running_container(state, container_id)
+    container = state.running_container(container_id)
     try:
         await shims.of(container.sandbox_id).call(ReopenLog(container.id))
     except (ShimGone, NotRunning) as error:  # its end has not reached the state yet

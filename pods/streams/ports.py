@@ -8,8 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from pods.errors import FailedPrecondition, InvalidArgument, PodError
-from pods.model import SandboxState
+from pods.errors import FailedPrecondition, PodError
 from runtime.client import ShimGone
 from runtime.errors import NotRunning, RuntimeCoreError
 from runtime.wire.calls import Sockets
@@ -23,11 +22,7 @@ async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> s
     """A non-blocking connection to the port on the pod's loopback, IPv4 before IPv6. Raises NotFound, InvalidArgument,
     FailedPrecondition, PodError.
     """
-    sandbox = state.find_sandbox(sandbox_id).sandbox
-    if not 0 < port < 65536:
-        raise InvalidArgument(f"port: {port} is not between 1 and 65535")
-    if sandbox.state is not SandboxState.READY:
-        raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+    sandbox = state.ready_sandbox(sandbox_id)
     try:
         fds = await shims.of(sandbox.id).call_for_descriptors(Sockets())
     except (ShimGone, NotRunning) as error:  # its end has not reached the state yet

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from linux.terminal import resize
-from pods.errors import InvalidArgument
-from pods.oci.execve_limits import check_arguments
-from pods.streams.command import Command, explained, fresh_key, running_container
+from pods.streams.command import Command, explained, fresh_key
 from runtime.client import ShimClient, ShimGone, close_all
 from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
@@ -239,15 +237,8 @@ async def open_exec(
     """Run `argv` with the wanted ones of stdin, stdout, stderr. Raises NotFound, InvalidArgument, FailedPrecondition,
     PodError (also for a program that cannot be executed).
     """
-    container = running_container(state, container_id)
-    if not argv:
-        raise InvalidArgument("cmd: must not be empty")
-    check_arguments("cmd", argv)
+    container = state.running_container(container_id)
     stdin, stdout, stderr = streams
-    if not any(streams):
-        raise InvalidArgument("stdin, stdout, stderr: none of them is asked for")
-    if tty and stderr:
-        raise InvalidArgument("stderr: a terminal has no stream of its own for it")
     with explained("exec in", container.id), contextlib.ExitStack() as undo:
         shim = shims.of(container.sandbox_id)
         pipes = _Pipes(stdin=stdin and not tty, stdout=stdout and not tty, stderr=stderr)
@@ -278,10 +269,8 @@ async def open_attach(
     """Attach to the wanted ones of stdin, stdout, stderr that the container has. Raises NotFound, InvalidArgument,
     FailedPrecondition, PodError.
     """
-    container = running_container(state, container_id)
+    container = state.running_container(container_id)
     stdin, stdout, stderr = streams
-    if not any(streams):
-        raise InvalidArgument("stdin, stdout, stderr: none of them is asked for")
     config = container.config
     end = calls.Detach(container.id, fresh_key())
     with explained("attach to", container.id), contextlib.ExitStack() as undo:

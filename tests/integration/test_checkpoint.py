@@ -40,7 +40,8 @@ def test_a_checkpoint_that_cannot_be(daemon: Daemon, tmp_path: Path) -> None:
         code, said = _refused(pod, created, target)
         assert code == "FAILED_PRECONDITION"
         assert said.endswith("is created, not running")
-        assert _refused(pod, created, "archive.tar")[0] == "INVALID_ARGUMENT"
+        for no_file in ("archive.tar", f"{tmp_path}/.", f"{tmp_path}/"):
+            assert _refused(pod, created, no_file)[0] == "INVALID_ARGUMENT"
         assert _refused(pod, created, str(tmp_path / "nowhere/archive.tar"))[0] == "INVALID_ARGUMENT"
         assert _refused(pod, created, target, timeout=-1)[0] == "INVALID_ARGUMENT"
         assert _refused(pod, "none-of-that-id", target)[0] == "NOT_FOUND"

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from pods.errors import FailedPrecondition, InvalidArgument, NotFound, PodError
+from pods.errors import FailedPrecondition, NotFound, PodError
 from pods.model import ContainerSecurity, NamespaceMode, NamespaceOptions, SandboxSecurity
 from pods.node import Node
 from pods.streams.command import Command
@@ -165,10 +165,6 @@ async def test_what_cannot_run_is_said_before_there_are_streams(node: Node, sand
             await _open(node, container, "nonsense", tty=tty)
     with pytest.raises(NotFound):
         await _open(node, "0" * 64, "true")
-    with pytest.raises(InvalidArgument, match="cmd"):
-        await _open(node, container)
-    with pytest.raises(InvalidArgument, match="none of them"):
-        await _open(node, container, "true", stdout=False)
     ended = await run_container(node, sandbox, "ended", "true")
     await node.stop_container(ended, 5)
     with pytest.raises(FailedPrecondition, match="exited"):
@@ -217,8 +213,6 @@ async def test_a_port_is_reached_inside_the_pods_network(node: Node, sandbox: st
     with connection:
         await loop.sock_sendall(connection, b"ab\n")
         assert await loop.sock_recv(connection, 100) == b"abab\n"
-    with pytest.raises(InvalidArgument, match="70707"):
-        await node.open_port(sandbox, 70707)
     with pytest.raises(NotFound):
         await node.open_port("0" * 64, 80)
     await node.stop_container(server, 0)
