@@ -14,7 +14,7 @@ import os
 import stat
 import tarfile
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,13 +23,15 @@ import msgspec
 from image.documents import decode
 from image.errors import InvalidImage
 from image.registry.authfile import NO_LOGINS
+from pods.checkpoint import members
 from pods.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from pods.handlers import BUILT_IN
 from pods.security.user_namespaces import mappings_of
+from runtime import validation
 from runtime.criu.describe import DESCRIPTORS
-from runtime.errors import RuntimeCoreError
-from runtime.spec.parse import parse
-from runtime.spec.values import is_bind
+from runtime.errors import RuntimeCoreError, SpecError
+from runtime.spec.parse import parse, spelled
+from runtime.spec.values import Linux, Spec, is_bind
 
 if TYPE_CHECKING:
     from image.model import Image
@@ -37,9 +39,8 @@ if TYPE_CHECKING:
     from pods.model import ContainerConfig, Sandbox
 
 ANNOTATIONS: Final = ("org.criu.checkpoint.container.name", "io.kubernetes.cri-o.annotations.checkpoint.name")
-IMAGES: Final = "checkpoint"  # the archive's directory of criu's images
 _FIELD: Final = "config.image.image"
-_CONFIG, _SPEC, _CHANGES, _DELETED = "config.dump", "spec.dump", "rootfs-diff.tar", "deleted.files"
+_NAMES: Final = (members.IMAGE_ID, members.IMAGE_REF, members.IMAGE_NAME)
 _LARGEST_DOCUMENT: Final = 16 << 20
 _PIECE: Final = 1 << 20
 # Of `process`, what the processes have from the checkpoint, whatever the request or the image says.
@@ -106,7 +107,7 @@ def is_archive(name: str) -> bool:
 
 async def of_image(image: Image, images: ImageStore) -> bool:
     """Whether the image is a checkpoint's. Reads its manifest only if its layer may be one."""
-    if not os.path.exists(images.layers(image)[0] / _SPEC):
+    if not os.path.exists(images.layers(image)[0] / members.SPEC):
         return False
     manifest, _configuration = await images.documents(image)
     annotations = decode(manifest, _Annotated).annotations or {}
@@ -160,41 +161,60 @@ async def read(directory: Path, images: ImageStore, image_id: str = "") -> Check
     Raises InvalidArgument for what is no checkpoint, and what a pull raises.
     """
     described, document = await asyncio.to_thread(_documents, directory)
-    base = next((found for key in ("rootfsImage", "rootfsImageRef", "rootfsImageName")
+    base = next((found for key in _NAMES
                  if (found := images.find(described[key]))), None)  # fmt: skip
-    name = described["rootfsImageName"] or described["rootfsImageRef"]
+    name = described[members.IMAGE_NAME] or described[members.IMAGE_REF]
     if base is None:
         if not name:
-            raise InvalidArgument(f"{_FIELD}: {_CONFIG} names no image that the container was of")
+            raise InvalidArgument(f"{_FIELD}: {members.CONFIG} names no image that the container was of")
         base = await images.pull(name, auth_file=NO_LOGINS if image_id else None)
     return Checkpoint(directory, base, name or base.id, document, image_id)
 
 
 def _documents(directory: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    described = _read(directory, _CONFIG)
-    names = {key: described.get(key) or "" for key in ("rootfsImage", "rootfsImageRef", "rootfsImageName")}
+    described = _read(directory, members.CONFIG)
+    names = {key: described.get(key) or "" for key in _NAMES}
     if not all(isinstance(value, str) for value in names.values()):
-        raise InvalidArgument(f"{_FIELD}: {_CONFIG} does not name its image by text")
-    document = _read(directory, _SPEC)
+        raise InvalidArgument(f"{_FIELD}: {members.CONFIG} does not name its image by text")
+    document = _read(directory, members.SPEC)
     try:
-        if parse(document).process is None:
-            raise InvalidArgument(f"{_FIELD}: {_SPEC} has no process")
+        _check_taken(parse(document))
     except RuntimeCoreError as error:
-        raise InvalidArgument(f"{_FIELD}: {_SPEC}: {error}") from error
-    _check_images(directory / IMAGES)
-    return names, document
+        raise InvalidArgument(f"{_FIELD}: {members.SPEC}: {error}") from error
+    _check_images(directory / members.IMAGES)
+    return names, _spelled(document)
+
+
+def _check_taken(spec: Spec) -> None:
+    """Refuse (SpecError) what `Checkpoint` takes of the old container and no start could be made of."""
+    if spec.process is None:
+        raise SpecError("process", "is required")
+    linux = Linux(masked_paths=spec.linux.masked_paths, readonly_paths=spec.linux.readonly_paths)
+    process = replace(spec.process, scheduler=None, exec_cpu_affinity=None)
+    validation.check(Spec(oci_version=spec.oci_version, root=spec.root, process=process, linux=linux))
+
+
+def _spelled(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json that was parsed, its members named as the specification does, and what is looked at there."""
+    top = dict(spelled(document))
+    for name in ("process", "root", "linux"):
+        top[name] = dict(spelled(top.get(name) or {}))
+    top["mounts"] = [spelled(mount) for mount in top.get("mounts") or ()]
+    top["linux"]["namespaces"] = [spelled(one) for one in top["linux"].get("namespaces") or ()]
+    return top
 
 
 def _check_images(directory: Path) -> None:
     """Refuse what a reader of criu's images would follow out of the archive, or wait for: all are plain files."""
     if not _is_plain(directory, stat.S_ISDIR):
-        raise InvalidArgument(f"{_FIELD}: it is no checkpoint: no {IMAGES}/ in it")
+        raise InvalidArgument(f"{_FIELD}: it is no checkpoint: no {members.IMAGES}/ in it")
     with os.scandir(directory) as found:
         for one in found:
             if not one.is_file(follow_symlinks=False):
-                raise InvalidArgument(f"{_FIELD}: {IMAGES}/{one.name!r} is no plain file")
+                raise InvalidArgument(f"{_FIELD}: {members.IMAGES}/{one.name!r} is no plain file")
             if one.name == DESCRIPTORS and one.stat(follow_symlinks=False).st_size > _LARGEST_DOCUMENT:
-                raise InvalidArgument(f"{_FIELD}: {IMAGES}/{DESCRIPTORS} is larger than {_LARGEST_DOCUMENT} bytes")
+                name = f"{members.IMAGES}/{DESCRIPTORS}"
+                raise InvalidArgument(f"{_FIELD}: {name} is larger than {_LARGEST_DOCUMENT} bytes")
 
 
 def _read(directory: Path, name: str) -> dict[str, Any]:
@@ -214,7 +234,7 @@ def _read(directory: Path, name: str) -> dict[str, Any]:
 
 async def write_changes(checkpoint: Checkpoint, upper: Path, images: ImageStore) -> None:
     """Give a new writable layer what the container had changed. Raises InvalidArgument, ImageError."""
-    changes = checkpoint.directory / _CHANGES
+    changes = checkpoint.directory / members.CHANGES
     if not _is_plain(changes, stat.S_ISREG):
         return
     deleted = await asyncio.to_thread(_whiteouts, checkpoint.directory)
@@ -232,16 +252,16 @@ async def _joined(first: bytes, rest: Path) -> AsyncIterator[bytes]:
 
 def _whiteouts(directory: Path) -> bytes:
     """What is deleted as the beginning of a layer's tar (image-spec layer.md "Whiteouts")."""
-    if not _is_plain(directory / _DELETED, stat.S_ISREG):
+    if not _is_plain(directory / members.DELETED, stat.S_ISREG):
         return b""
-    with open(directory / _DELETED, "rb") as file:
+    with open(directory / members.DELETED, "rb") as file:
         text = file.read(_LARGEST_DOCUMENT)
     try:
         names = json.loads(text)
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list | None) or not all(isinstance(name, str) and name for name in names or ()):
-        raise InvalidArgument(f"{_FIELD}: {_DELETED} is no list of names")
+        raise InvalidArgument(f"{_FIELD}: {members.DELETED} is no list of names")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in names or ():
@@ -265,4 +285,4 @@ def _has_path(document: Mapping[str, Any], kind: str) -> bool | None:
 
 
 def _is_bind(mount: Mapping[str, Any]) -> bool:
-    return is_bind(mount.get("type", ""), mount.get("options") or ())
+    return is_bind(mount.get("type") or "", mount.get("options") or ())

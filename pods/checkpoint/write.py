@@ -1,13 +1,6 @@
 """CheckpointContainer: a running container, which goes on, as an archive (Kubernetes' forensic checkpointing).
 
-criu(8) writes the processes. The archive is a tar of the parts that CRI-O and podman have in theirs:
-
-    checkpoint/       criu's images, and descriptors.json
-    rootfs-diff.tar   what the container has changed in its root, and deleted.files what of the image it has deleted
-    spec.dump         its config.json
-    config.dump       which container it was, of which image, and when
-    ctr.log           its log
-    dump.log          criu's
+criu(8) writes the processes; `members.py` has the names of the parts.
 """
 
 from __future__ import annotations
@@ -22,10 +15,11 @@ import os
 import shutil
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pods import log_fields, log_place
 from pods.cgroups.places import container_cgroup
+from pods.checkpoint import members
 from pods.checkpoint.changes import add_file
 from pods.checkpoint.changes import write_changes as _write_changes
 from pods.errors import FailedPrecondition, InvalidArgument, PodError
@@ -45,8 +39,6 @@ if TYPE_CHECKING:
     from pods.state.memory import State
 
 _log = logging.getLogger("crisp.pods")
-_IMAGES: Final = "checkpoint"
-_LOG: Final = "dump.log"
 
 
 class Checkpoints:
@@ -95,13 +87,13 @@ def write_archive(
     root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)
     cgroup = container_cgroup(sandbox, container.id)
     shutil.rmtree(work, ignore_errors=True)  # of a daemon that was killed
-    (work / _IMAGES).mkdir(parents=True, mode=0o700)
+    (work / members.IMAGES).mkdir(parents=True, mode=0o700)
     text = (bundle / "config.json").read_bytes()
     _dump(container.pid, parse(json.loads(text)), cgroup, work, timeout)
     parts = {
-        "spec.dump": text,
-        "config.dump": json.dumps(_description(container)).encode(),
-        "deleted.files": json.dumps(_write_changes(root / "upper", work / "rootfs-diff.tar")).encode(),
+        members.SPEC: text,
+        members.CONFIG: json.dumps(_description(container)).encode(),
+        members.DELETED: json.dumps(_write_changes(root / "upper", work / members.CHANGES)).encode(),
     }
     new = target.with_name(f".{target.name}.new")
     try:
@@ -109,7 +101,7 @@ def write_archive(
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 for name, content in parts.items():
                     _add(archive, name, content)
-                for name in (_IMAGES, "rootfs-diff.tar", _LOG):
+                for name in (members.IMAGES, members.CHANGES, members.CRIU_LOG):
                     archive.add(work / name, name)
                 if container.log_path:
                     _add_log(archive, container.log_path, sandbox.config.log_directory)
@@ -126,7 +118,7 @@ def _dump(pid: int, spec: Spec, cgroup_path: str, work: Path, timeout: int) -> N
     cgroup = Cgroup.at(Hierarchies.detect(), cgroup_path)
     with contextlib.ExitStack() as opened:
         fds = []
-        for directory in (work / _IMAGES, work):
+        for directory in (work / members.IMAGES, work):
             fds.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             opened.callback(os.close, fds[-1])
         asked: dict[str, criu.Value] = {
@@ -140,11 +132,11 @@ def _dump(pid: int, spec: Spec, cgroup_path: str, work: Path, timeout: int) -> N
             "manage_cgroups": True,
             "manage_cgroups_mode": criu.CGROUP_MODES["soft"],
             "freeze_cgroup": cgroup.freezer_directory(),
-            "external": describe(pid, spec, cgroup, str(work / _IMAGES)),
+            "external": describe(pid, spec, cgroup, str(work / members.IMAGES)),
         }
         if timeout:
             asked["timeout"] = timeout
-        criu.Worker().call(criu.DUMP, asked, str(work / _LOG))
+        criu.Worker().call(criu.DUMP, asked, str(work / members.CRIU_LOG))
 
 
 def _description(container: Container) -> dict[str, Any]:
@@ -152,9 +144,9 @@ def _description(container: Container) -> dict[str, Any]:
     return {
         "id": container.id,
         "name": container.config.metadata.name,
-        "rootfsImage": container.image_id,
-        "rootfsImageRef": container.image_ref,
-        "rootfsImageName": image.user_specified_image or image.image,
+        members.IMAGE_ID: container.image_id,
+        members.IMAGE_REF: container.image_ref,
+        members.IMAGE_NAME: image.user_specified_image or image.image,
         "runtime": "crisp",
         "createdTime": _time(container.created_at),
         "checkpointedTime": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -174,7 +166,7 @@ def _add_log(archive: tarfile.TarFile, path: str, log_directory: str) -> None:
         _log.warning("log is not in the checkpoint", extra={"log": path, "error": error.strerror})
         return
     with file:
-        add_file(archive, "ctr.log", file)
+        add_file(archive, members.LOG, file)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -20,7 +20,7 @@ import msgspec
 
 from pods import handlers, log_fields, pod_files
 from pods.cgroups.places import container_cgroup
-from pods.checkpoint import restore
+from pods.checkpoint import members, restore
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
 from pods.inflight import Background, Flights
 from pods.life import chosen_image
@@ -199,7 +199,7 @@ class Creation:
             log_path=log_path,
             stop_signal=oci.stop_signal(config, image.config),
             mounted_images=mounted_images.find(config, self._images),
-            checkpoint=str(checkpoint.directory / restore.IMAGES) if checkpoint is not None else "",
+            checkpoint=str(checkpoint.directory / members.IMAGES) if checkpoint is not None else "",
             checkpoint_image_id=checkpoint.image_id if checkpoint is not None else "",
         )
 

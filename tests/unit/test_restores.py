@@ -11,13 +11,14 @@ from typing import cast
 
 import pytest
 
-from image.model import Image
+from image.model import Image, ImageConfig
 from image.registry.authfile import kept_credentials
 from image.store import ImageStore
 from pods.checkpoint import restore as restores
 from pods.errors import InvalidArgument
 
-_SPEC = {"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"args": ["sh"], "cwd": "/"}}
+_PROCESS: dict[str, object] = {"args": ["sh"], "cwd": "/"}
+_SPEC: dict[str, object] = {"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": _PROCESS}
 _TOO_LARGE = (16 << 20) + 1
 
 
@@ -59,6 +60,44 @@ def test_a_hostile_archive_is_refused(unpacked: Path, name: str, make: Callable[
     make(unpacked / name)
     with pytest.raises(InvalidArgument, match=said):
         asyncio.run(restores.read(unpacked, cast(ImageStore, None)))  # refused before an image is looked for
+
+
+@pytest.mark.parametrize(
+    ("process", "linux", "said"),
+    [
+        (None, {}, "spec.dump: process: is required"),
+        ({"args": [""]}, {}, r"spec.dump: process.args\[0\]: expected the name of a program"),
+        ({"env": ["A"]}, {}, r"spec.dump: process.env\[0\]: expected NAME=VALUE"),
+        ({"env": ["A=\0"]}, {}, r"spec.dump: process.env\[0\]: expected a string without NUL"),
+        ({"cwd": "here"}, {}, "spec.dump: process.cwd: expected an absolute path"),
+        ({}, {"maskedPaths": ["proc"]}, r"spec.dump: linux.maskedPaths\[0\]: expected an absolute path"),
+        ({}, {"readonlyPaths": ["proc"]}, r"spec.dump: linux.readonlyPaths\[0\]: expected an absolute path"),
+    ],
+)
+def test_what_a_start_could_not_be_made_of_is_refused(
+    unpacked: Path, process: dict[str, object] | None, linux: dict[str, object], said: str
+) -> None:
+    spec = {**_SPEC, "process": None if process is None else {**_PROCESS, **process}, "linux": linux}
+    (unpacked / "spec.dump").write_text(json.dumps(spec))
+    with pytest.raises(InvalidArgument, match=said):
+        asyncio.run(restores.read(unpacked, cast(ImageStore, None)))
+
+
+def test_only_what_is_taken_of_it_has_to_be_right(unpacked: Path) -> None:
+    """The rest is the new container's; and members may be spelled in any case, or be absent."""
+    linux = {"sysctl": {"vm.swappiness": "1"}, "intelRdt": {}, "Namespaces": [{"Type": "network"}]}
+    spec = {**_SPEC, "hostname": "theirs", "Linux": linux, "Process": {**_PROCESS, "scheduler": {"policy": "SCHED_X"}}}
+    del spec["process"]
+    (unpacked / "spec.dump").write_text(json.dumps(spec))
+    base = Image(id="sha256:1", repo_tags=(), repo_digests=(), size=0, config=ImageConfig(), created=0)
+
+    class Images:
+        def find(self, name: str) -> Image:
+            return base
+
+    found = asyncio.run(restores.read(unpacked, cast(ImageStore, Images())))
+    assert (found.document["process"]["args"], found.document["mounts"]) == (["sh"], [])
+    assert found.document["linux"]["namespaces"] == [{"type": "network"}]
 
 
 @pytest.mark.trial("checkpoint-base", "an image's checkpoint has its base pulled without the node's logins")
