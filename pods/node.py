@@ -20,6 +20,7 @@ from pods.life import information
 from pods.life.creation import Creations, Means
 from pods.life.exit import Exits
 from pods.life.pod_checkpoints import PodCheckpoints
+from pods.life.pod_end import PodEnd
 from pods.life.recovery import Recovery
 from pods.life.removal import Removals
 from pods.life.resource_updates import ResourceUpdates
@@ -68,17 +69,8 @@ class Node:
         self._removals = Removals(self._state, self._shims, images, self._stops, self._background)
         self._creations = Creations(means, self._removals)
         self._starts = Starts(self._state, self._shims, self._background)
-        self._sandboxes = Sandboxes(
-            self._state,
-            self._shims,
-            network,
-            self._exits,
-            self._stops,
-            self._removals,
-            self.host,
-            self._cgroups,
-            self._background,
-        )
+        end = PodEnd(self._state, self._shims, network, self._exits, self._cgroups)
+        self._sandboxes = Sandboxes(end, self._stops, self._removals, self.host, self._background)
         self._resources = ResourceUpdates(self._state, self._shims, self.host, self._cgroups, self._background)
         self._pod_checkpoints = PodCheckpoints(
             self._state, self._shims, images, self._sandboxes, self._creations, self._background

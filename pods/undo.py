@@ -23,6 +23,7 @@ class Undo:
     def __init__(self, fields: Mapping[str, object]) -> None:
         """`fields` tell in the log what is undone."""
         self._fields = fields
+        self.failed = False  # whether one of those that ran did not succeed
         self._stack = contextlib.AsyncExitStack()
 
     def register(
@@ -36,7 +37,10 @@ class Undo:
                 done = undoing(*args, **kwargs)
                 if inspect.isawaitable(done):
                     await done
-            except Exception as error:
+            except BaseException as error:
+                self.failed = True
+                if not isinstance(error, Exception):
+                    raise
                 _log.error("undo failed: %s", name, extra={**self._fields, "error": error}, exc_info=error)
 
         self._stack.push_async_callback(run)

@@ -21,12 +21,15 @@ HANG = "hang"  # an answer that never comes
 
 
 class Plugin:
-    """Keeps the calls that it gets; answers those in `answers` (a message, an exception, or HANG), others emptily."""
+    """Keeps the calls that it gets; answers those in `answers`, others emptily.
+
+    An answer is a message, an exception, HANG, or an event: then the answer, an empty one, comes when it is set.
+    """
 
     def __init__(self, name: str, index: str = "10") -> None:
         self.name, self.index = name, index
         self.calls: list[tuple[str, Any]] = []
-        self.answers: dict[str, Message | Exception | str] = {}
+        self.answers: dict[str, Message | Exception | threading.Event | str] = {}
         self.closed = threading.Event()
         self._connection: TtrpcConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -73,6 +76,8 @@ class Plugin:
         answer = self.answers.get(method)
         if answer == HANG:
             await asyncio.Event().wait()
+        if isinstance(answer, threading.Event):
+            await asyncio.to_thread(answer.wait)
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, Message):

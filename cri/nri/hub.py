@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +20,7 @@ from cri.nri.resources import Updates, resources_message
 from cri.nri.v1alpha1 import api_pb2 as nri
 from cri.sockets import SocketPath
 from cri.version import crisp_version
+from pods import bundle, log_fields
 from pods.errors import PodError
 from pods.oci.cdi import add_edits, find_edits
 from pods.state.plugins import Moment
@@ -47,6 +46,7 @@ _EVENTS: Final = {
     Moment.STOP: nri.STOP_CONTAINER,
     Moment.REMOVE: nri.REMOVE_CONTAINER,
 }
+_REMOVALS: Final = (Moment.REMOVE_SANDBOX, Moment.REMOVE)
 _EVERYTHING: Final = (1 << nri.LAST - 1) - 1  # for a plugin that does not say what it wants to hear of
 
 _log = logging.getLogger("crisp.nri")
@@ -90,18 +90,65 @@ class Hub:
 
     async def happens(self, moment: Moment, sandbox: Sandbox, container: Container | None = None) -> None:
         """Tell the plugins that asked for it, one after the other. Raises PodError when one of them objects."""
-        event = _EVENTS[moment]
-        for plugin in self._wanting(event):
-            pod = describe.pod(sandbox)
-            told = describe.container(container, self._document(container)) if container else None
-            with asking(plugin, moment.value):
-                answer = await self._tell(plugin, moment.value, event, pod, told)
-                if isinstance(answer, nri.StopContainerResponse) and answer.update:
-                    updates = Updates()
-                    updates.add(plugin.name, list(answer.update), [])
-                    self._start(self._apply_later(plugin, updates))  # its container's lock is held just now
+        for plugin in self._hearing(moment, container or sandbox):
+            await self._tell(plugin, moment, sandbox, container)
+
+    async def happened(
+        self,
+        moment: Moment,
+        sandbox: Sandbox,
+        container: Container | None = None,
+        document: dict[str, Any] | None = None,
+    ) -> None:
+        """Tell all plugins that asked for it. An objection is logged and ignored."""
+        for plugin in self._hearing(moment, container or sandbox):
+            await self._tell_past(plugin, moment, sandbox, container, document)
+
+    async def _tell_past(
+        self,
+        plugin: Plugin,
+        moment: Moment,
+        sandbox: Sandbox,
+        container: Container | None,
+        document: dict[str, Any] | None = None,
+    ) -> None:
+        try:
+            await self._tell(plugin, moment, sandbox, container, document)
+        except PodError as error:
+            fields = log_fields.of_container(container) if container else log_fields.of_sandbox(sandbox)
+            _log.error("plugin objected to an event that cannot be undone", extra=fields | {"error": error})
+
+    def _hearing(self, moment: Moment, of: Sandbox | Container) -> Iterator[Plugin]:
+        """Those to tell, each when it is its turn: it knows a pod from then on, and nothing of what is removed."""
+        for plugin in list(self._plugins):
+            if moment is Moment.RUN_SANDBOX:
+                plugin.known.add(of.id)
+            elif of.id not in plugin.known:
+                continue
+            if moment in _REMOVALS:
+                plugin.known.discard(of.id)
+            if plugin.wants(_EVENTS[moment]):
+                yield plugin
 
     async def _tell(
+        self,
+        plugin: Plugin,
+        moment: Moment,
+        sandbox: Sandbox,
+        container: Container | None,
+        document: dict[str, Any] | None = None,
+    ) -> None:
+        told = None
+        if container is not None:
+            told = describe.container(container, self._document(container) if document is None else document)
+        with asking(plugin, moment.value):
+            answer = await self._call(plugin, moment.value, _EVENTS[moment], describe.pod(sandbox), told)
+            if isinstance(answer, nri.StopContainerResponse) and answer.update:
+                updates = Updates()
+                updates.add(plugin.name, list(answer.update), [])
+                self._start(self._apply_later(plugin, updates))  # its container's lock is held just now
+
+    async def _call(
         self, plugin: Plugin, method: str, event: int, pod: nri.PodSandbox, container: nri.Container | None
     ) -> Message:
         request: Message = getattr(nri, f"{method}Request")(pod=pod)
@@ -120,7 +167,10 @@ class Hub:
         """`document` with what the plugins want changed; each sees what those before it did. Raises PodError."""
         adjustments, updates = Adjustments(document), Updates()
         pod = describe.pod(sandbox)
-        for plugin in self._wanting(nri.CREATE_CONTAINER):
+        for plugin in list(self._plugins):
+            plugin.known.add(container.id)
+            if not plugin.wants(nri.CREATE_CONTAINER):
+                continue
             request = nri.CreateContainerRequest(
                 pod=pod, container=describe.container(container, adjustments.document)
             )
@@ -252,11 +302,7 @@ class Hub:
         return [plugin for plugin in self._plugins if plugin.wants(event)]
 
     def _document(self, container: Container) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads((self._node.settings.bundle_dir(container.id) / "config.json").read_bytes())
-            if isinstance(found, dict):
-                return found
-        return {}
+        return bundle.read_config(self._node.settings.bundle_dir(container.id)) or {}
 
     # -- a plugin's life ----------------------------------------------------------------------------------------------
 
@@ -305,15 +351,34 @@ class Hub:
         answer = await plugin.call("Configure", configure, nri.ConfigureResponse, REGISTRATION_SECONDS)
         plugin.events = answer.events or _EVERYTHING
         async with self._node.gate.closed():
-            await self._synchronize(plugin)
+            sandboxes, containers = self._node.sandboxes(), self._node.containers()
+            plugin.known |= _ids(sandboxes, containers)
+            await self._synchronize(plugin, sandboxes, containers)
             self._plugins.append(plugin)
             self._plugins.sort(key=lambda one: one.name)
             self._node.plugins = self
+            await self._tell_of_removed(plugin, sandboxes, containers)
         _log.info("plugin connected", extra={"plugin": plugin.name})
 
-    async def _synchronize(self, plugin: Plugin) -> None:
-        pods = [describe.pod(sandbox) for sandbox in self._node.sandboxes()]
-        containers = [describe.container(one, self._document(one)) for one in self._node.containers()]
+    async def _tell_of_removed(
+        self, plugin: Plugin, sandboxes: Sequence[Sandbox], containers: Sequence[Container]
+    ) -> None:
+        """What is gone since it was told what there is: removals do not wait for a plugin that is new."""
+        gone = plugin.known - _ids(self._node.sandboxes(), self._node.containers())
+        plugin.known -= gone
+        pods = {sandbox.id: sandbox for sandbox in sandboxes}
+        for container in containers:
+            if container.id in gone and container.sandbox_id in pods and plugin.wants(nri.REMOVE_CONTAINER):
+                await self._tell_past(plugin, Moment.REMOVE, pods[container.sandbox_id], container)
+        for sandbox in sandboxes:
+            if sandbox.id in gone and plugin.wants(nri.REMOVE_POD_SANDBOX):
+                await self._tell_past(plugin, Moment.REMOVE_SANDBOX, sandbox, None)
+
+    async def _synchronize(
+        self, plugin: Plugin, sandboxes: Sequence[Sandbox], found: Sequence[Container]
+    ) -> None:
+        pods = [describe.pod(sandbox) for sandbox in sandboxes]
+        containers = [describe.container(one, self._document(one)) for one in found]
         requests = list(_portions(pods, containers))
         for number, request in enumerate(requests, 1):
             request.more = number < len(requests)
@@ -333,6 +398,10 @@ async def _registers(plugin: Plugin, reading: asyncio.Task[None]) -> bool:
     if not plugin.registered.done():
         _log.debug("a client left without registering")
     return plugin.registered.done()
+
+
+def _ids(sandboxes: Sequence[Sandbox], containers: Sequence[Container]) -> set[str]:
+    return {sandbox.id for sandbox in sandboxes} | {container.id for container in containers}
 
 
 def _portions(pods: list[nri.PodSandbox], containers: list[nri.Container]) -> Iterator[nri.SynchronizeRequest]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from google.protobuf.message import Message
@@ -32,6 +32,8 @@ class Plugin:
     registered: asyncio.Future[str]  # index-name
     name: str = ""
     events: int = 0
+    # Ids of the pods and containers that it was told of, and not yet of their removal: it hears of no others.
+    known: set[str] = field(default_factory=set)
 
     def wants(self, event: int) -> bool:
         return bool(self.events & 1 << (event - 1))

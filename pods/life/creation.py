@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import handlers, log_fields, pod_files
+from pods import bundle, handlers, log_fields, pod_files
 from pods.cgroups.places import container_cgroup
 from pods.checkpoint import members, restore
 from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
@@ -144,6 +143,7 @@ class Creation:
         self._root, self._bundle = self._settings.container_root(container_id), self._settings.bundle_dir(container_id)
         self._users = user_namespaces.mappings_of(sandbox.config)
         self._intent: Future[None] | None = None
+        self._document: dict[str, Any] | None = None  # as plugins know it
         self._target = 0  # init of the container whose PID namespace is asked for
 
     async def run(self, archive: str) -> Container:
@@ -372,15 +372,18 @@ class Creation:
     ) -> tuple[Container, dict[str, Any]]:
         if self._state.plugins is None:
             return container, document
-        self._undo.register(
-            "tell plugins of its removal", self._state.happened, Moment.REMOVE, self._sandbox, container
-        )
+        self._document = document
+        self._undo.register("tell plugins of the container's removal", self._tell_of_removal, container)
         adjusted = await self._state.plugins.adjusted(self._sandbox, container, document)
+        self._document = adjusted
         _check_adjusted(adjusted)
         if (limits := limits_of(adjusted)) != limits_of(document):
             oci.linux_resources(limits, self._host, "NRI: adjust.linux.resources")
             container = msgspec.structs.replace(container, updated=limits)
         return container, adjusted
+
+    async def _tell_of_removal(self, container: Container) -> None:
+        await self._state.happened(Moment.REMOVE, self._sandbox, container, self._document)
 
     async def _write(self, document: dict[str, Any], holder: int) -> None:
         """Write config.json, and have the cgroup made meanwhile if a process is there to hold it."""
@@ -389,7 +392,7 @@ class Creation:
             driver = self._means.cgroups.of(self._sandbox)
             made = driver.make(self._sandbox, self._id, holder, document["linux"]["resources"])
             making = self._means.background.start(made)
-        (self._bundle / "config.json").write_text(json.dumps(document))
+        bundle.write_config(self._bundle, document)
         self._trace.step("config.json written")
         if making is not None:
             await making

@@ -7,12 +7,10 @@ here too, beside what is crisp's own.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from typing import Any
 
 from network.namespace import is_namespace
-from pods import handlers
+from pods import bundle, handlers
 from pods.cgroups.places import pod_cgroup
 from pods.model import Container, ContainerState, NamespaceMode, Sandbox, SandboxState
 from pods.oci.namespaces import sandbox_namespaces
@@ -71,8 +69,8 @@ def of_container(container: Container, sandbox: Sandbox | None, settings: NodeSe
     }
     if sandbox is not None:
         told["runtimeType"] = _runtime_type(sandbox, settings)
-    with contextlib.suppress(OSError, ValueError):
-        told["runtimeSpec"] = json.loads((settings.bundle_dir(container.id) / "config.json").read_bytes())
+    if (document := bundle.read_config(settings.bundle_dir(container.id))) is not None:
+        told["runtimeSpec"] = document
     return told
 
 

@@ -7,7 +7,7 @@ import logging
 import shutil
 from typing import TYPE_CHECKING
 
-from pods import handlers, log_fields
+from pods import bundle, handlers, log_fields
 from pods.directories import remove_trees
 from pods.errors import NotFound
 from pods.model import Container
@@ -49,11 +49,15 @@ class Removals:
         await self._stops.stop_now(container_id, 0)
         async with self._state.lock(container_id):
             record = self._state.containers.get(container_id)
-            if record is not None:
-                await self.discard(record.container)
-                if (sandbox := self._state.sandboxes.get(record.container.sandbox_id)) is not None:
-                    await self._state.happened(Moment.REMOVE, sandbox.sandbox, record.container)
-                _log.info("container removed", extra=log_fields.of_container(record.container))
+            if record is None:
+                return
+            container, document = record.container, None
+            if self._state.plugins is not None:
+                document = bundle.read_config(self._state.settings.bundle_dir(container_id))
+            await self.discard(container)
+            if (sandbox := self._state.sandboxes.get(container.sandbox_id)) is not None:
+                await self._state.happened(Moment.REMOVE, sandbox.sandbox, container, document)
+            _log.info("container removed", extra=log_fields.of_container(container))
 
     async def discard(self, container: Container) -> None:
         """Take away all of a container that does not run, whatever of it there is."""
@@ -73,9 +77,9 @@ async def delete_in_shim(shims: Shims, container: Container) -> None:
 async def remove_files(state: State, container: Container) -> None:
     """Remove bundle and writable layer, after the shim has let go of them."""
     settings = state.settings
-    bundle, root = settings.bundle_dir(container.id), settings.container_root(container.id)
+    directory, root = settings.bundle_dir(container.id), settings.container_root(container.id)
     sandbox = state.sandboxes.get(container.sandbox_id)
     if sandbox is None or sandbox.sandbox.runtime_handler not in handlers.BUILT_IN:
-        handlers.clean_up(container.id, bundle, root / "volumes", settings.state)
-    shutil.rmtree(bundle, ignore_errors=True)
+        handlers.clean_up(container.id, directory, root / "volumes", settings.state)
+    shutil.rmtree(directory, ignore_errors=True)
     await remove_trees([root])

@@ -2,75 +2,50 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import secrets
-import shutil
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from network.errors import NetworkError
-from network.model import DNS, Attachment
-from network.model import PortMapping as NetworkPort
-from pods import log_fields, log_place, pod_files
+from pods import log_fields
 from pods.cgroups.places import places_of
-from pods.errors import AlreadyExists, InvalidArgument, NotFound, PodError
+from pods.errors import AlreadyExists, NotFound, PodError
 from pods.handlers import check_handler
 from pods.inflight import Background, Flights
+from pods.life.pod_creation import PodCreation
 from pods.log_fields import pod_name
-from pods.model import NamespaceMode, Sandbox, SandboxConfig, SandboxState
-from pods.oci import pod_contents as files
+from pods.model import SandboxConfig, SandboxState
+from pods.oci import pod_contents
 from pods.security import user_namespaces
-from pods.security.sysctls import check_sysctls, default_sysctls, sandbox_sysctls
+from pods.security.sysctls import check_sysctls
 from pods.state.plugins import Moment
 from pods.state.store import SandboxRecord
-from runtime.errors import OperationFailed, RuntimeCoreError
-from runtime.wire.calls import EXITS, Made, MakePod
+from pods.undo import Undo
+from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
-    from network.network import Network
-    from pods.cgroups.driver import Cgroups
     from pods.host import HostFacts
-    from pods.life.exit import Exits
+    from pods.life.pod_end import PodEnd
     from pods.life.removal import Removals
-    from pods.life.shims import Shims
     from pods.life.stop import Stops
-    from pods.state.memory import State
     from pods.trace import Trace
 
 _log = logging.getLogger("crisp.pods")
-_SHM_SIZE: Final = 64 << 20
-_HOST_RESOLV_CONF: Final = Path("/etc/resolv.conf")
-_HOST_HOSTS: Final = Path("/etc/hosts")
 
 
 class Sandboxes:
     """All changes to sandboxes go through here; each is idempotent and finishes although its caller leaves."""
 
     def __init__(
-        self,
-        state: State,
-        shims: Shims,
-        network: Network,
-        exits: Exits,
-        stops: Stops,
-        removals: Removals,
-        host: HostFacts,
-        cgroups: Cgroups,
-        background: Background,
+        self, end: PodEnd, stops: Stops, removals: Removals, host: HostFacts, background: Background
     ) -> None:
-        self._host = host
-        self._cgroups = cgroups
-        self._state = state
-        self._shims = shims
-        self._network = network
-        self._exits = exits
+        self._end = end
+        self._state, self._shims = end.state, end.shims
         self._stops = stops
         self._removals = removals
+        self._host = host
         self._background = background
         self._flights = Flights(background)
 
@@ -109,16 +84,7 @@ class Sandboxes:
         )
         places_of(self._state.settings.cgroup_driver).pod("new", config)
         check_sysctls(config)
-        files.resolv_conf(config.dns, "")
-
-    def _write_hosts(self, sandbox: Sandbox, addresses: tuple[str, ...]) -> None:
-        """/etc/hosts of containers for which kubelet brings none: the host's own, or the pod's name and addresses."""
-        on_host_network = sandbox.config.security.namespaces.network is NamespaceMode.NODE
-        name = files.hostname(sandbox.id, sandbox.config, self._host.hostname)
-        text = _read(_HOST_HOSTS) if on_host_network else files.hosts(name, addresses)
-        hosts = pod_files.place(self._state.settings.sandbox_dir(sandbox.id)) / "hosts"
-        hosts.write_text(text, errors="surrogateescape")
-        user_namespaces.give(hosts, user_namespaces.mappings_of(sandbox.config))
+        pod_contents.resolv_conf(config.dns, "")
 
     def _holder(self, config: SandboxConfig) -> SandboxRecord | None:
         metadata = config.metadata
@@ -126,71 +92,12 @@ class Sandboxes:
 
     async def _make(self, config: SandboxConfig, handler: str, trace: Trace) -> str:
         sandbox_id = secrets.token_hex(32)
-        on_host_network = config.security.namespaces.network is NamespaceMode.NODE
-        sandbox = Sandbox(
-            id=sandbox_id,
-            config=config,
-            runtime_handler=handler,
-            state=SandboxState.NOT_READY,
-            created_at=time.time_ns(),
-            netns="" if on_host_network else str(self._state.settings.netns_path(sandbox_id)),
-            cgroup_driver=self._state.settings.cgroup_driver,
-        )
-        record = SandboxRecord(sandbox=sandbox, network=not on_host_network)
-        # The intent must be on disk before a plugin runs; it gets there while the shim is made.
-        intent = self._state.store.begin_put(record)
-        try:
-            self._write_files(sandbox)
-            trace.step("files written")
-            made = await self._make_pod(sandbox)
-            trace.step("shim and infra process made")
-            await asyncio.wrap_future(intent)
-            trace.step("intent durable")
-            ips: tuple[str, ...] = ()
-            if not on_host_network:
-                ips = (await self._network.add(attachment_of(sandbox))).ips
-                trace.step("network added")
-            self._write_hosts(sandbox, ips)
-            sandbox = msgspec.structs.replace(
-                sandbox, state=SandboxState.READY, ips=ips, infra_pid=made.infra_pid, created_at=time.time_ns()
-            )
-            finished = SandboxRecord(sandbox=sandbox, finished=True, network=not on_host_network)
-            async with self._state.gate.passing():
-                await self._state.happens(Moment.RUN_SANDBOX, sandbox)
-                try:
-                    await self._state.save_sandbox(finished)
-                except BaseException:
-                    await self._state.happened(Moment.REMOVE_SANDBOX, sandbox)
-                    raise
-            trace.step("sandbox durable")
-        except BaseException as failure:
-            with contextlib.suppress(PodError):
-                await asyncio.wrap_future(intent)
-            await self._undo_make(record, failure)
-            raise
-        _log.info("pod sandbox made", extra=log_fields.of_sandbox(sandbox) | {"ips": ",".join(ips)})
+        async with Undo({"sandbox": sandbox_id, "pod": pod_name(config)}) as undo:
+            making = PodCreation(self._end, self._host, sandbox_id, config, handler, trace, undo)
+            sandbox = await making.run()
+            undo.discard()
+        _log.info("pod sandbox made", extra=log_fields.of_sandbox(sandbox) | {"ips": ",".join(sandbox.ips)})
         return sandbox_id
-
-    async def _make_pod(self, sandbox: Sandbox) -> Made:
-        try:
-            return await self._shims.make_pod(self._pod_call(sandbox))
-        except OperationFailed as error:
-            if error.operation == "set sysctl":  # the kernel knows which exist, and what they may be
-                raise InvalidArgument(f"config.linux.sysctls: {error}") from error
-            raise
-
-    async def _undo_make(self, record: SandboxRecord, failure: BaseException) -> None:
-        """Undo; if a plugin fails even at DEL, keep the sandbox as NOT_READY so that Stop is tried again."""
-        sandbox_id = record.sandbox.id
-        # Where no plugin was run none is needed: a missing one must not keep the sandbox.
-        network = record.network and self._network.was_begun(attachment_of(record.sandbox))
-        try:
-            await self._tear_down(msgspec.structs.replace(record, network=network))
-            await self._erase(sandbox_id)
-        except (NetworkError, RuntimeCoreError, OSError) as error:
-            fields = log_fields.of_sandbox(record.sandbox) | {"undo": error, "after": failure}
-            _log.error("pod sandbox stays, not ready: its undoing failed", extra=fields)
-            await self._state.save_sandbox(msgspec.structs.replace(record, finished=True))
 
     async def _undo(self, sandbox_id: str) -> None:
         """Undo a sandbox whose id nobody has learnt. It is unfinished from here on: its name is not held by a crash."""
@@ -203,47 +110,6 @@ class Sandboxes:
             fields = log_fields.of_sandbox(record.sandbox) | {"undo": error}
             _log.error("pod sandbox stays, not ready: its undoing failed", extra=fields)
             await self._state.save_sandbox(msgspec.structs.replace(record, finished=True))
-
-    def _write_files(self, sandbox: Sandbox) -> None:
-        settings, config = self._state.settings, sandbox.config
-        directory = settings.sandbox_dir(sandbox.id)
-        directory.mkdir(parents=True, mode=0o700)
-        (directory / EXITS).mkdir()
-        hostname = files.hostname(sandbox.id, config, self._host.hostname)
-        resolv_conf = files.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF))
-        place = pod_files.make(directory, len(resolv_conf) + _size(_HOST_HOSTS))
-        (place / "hostname").write_text(hostname + "\n")
-        (place / "resolv.conf").write_text(resolv_conf, errors="surrogateescape")
-        for name in ("hostname", "resolv.conf"):
-            user_namespaces.give(place / name, user_namespaces.mappings_of(config))
-        if config.log_directory:
-            log_place.make_log_directory(config.log_directory)
-
-    def _pod_call(self, sandbox: Sandbox) -> MakePod:
-        config = sandbox.config
-        options = config.security.namespaces
-        new = [
-            kind
-            for kind, mode in (("network", options.network), ("uts", options.network), ("ipc", options.ipc))
-            if mode is not NamespaceMode.NODE
-        ]
-        if options.pid is NamespaceMode.POD:
-            new.append("pid")
-        return MakePod(
-            sandbox=sandbox.id,
-            directory=str(self._state.settings.sandbox_dir(sandbox.id)),
-            hostname=files.hostname(sandbox.id, config, self._host.hostname),
-            sysctls=sandbox_sysctls(config),
-            default_sysctls=default_sysctls(
-                config,
-                ports=self._state.settings.enable_unprivileged_ports,
-                icmp=self._state.settings.enable_unprivileged_icmp,
-            ),
-            new=tuple(new),
-            netns=sandbox.netns,
-            shm_size=0 if options.ipc is NamespaceMode.NODE else _SHM_SIZE,
-            users=user_namespaces.shim_argument(user_namespaces.mappings_of(config)),
-        )
 
     # -- stop ---------------------------------------------------------------------------------------------------------
 
@@ -266,23 +132,12 @@ class Sandboxes:
                 await self._state.save_sandbox(record)
             await self._stops.stop_all(sandbox_id)
             await self._state.happened(Moment.STOP_SANDBOX, record.sandbox)
-            await self._tear_down(record)
+            await self._end.tear_down(record)
             sandbox = msgspec.structs.replace(record.sandbox, infra_pid=0, netns="")
             await self._state.save_sandbox(
                 msgspec.structs.replace(record, sandbox=sandbox, network=False, stopped=True)
             )
             _log.info("pod sandbox stopped", extra=log_fields.of_sandbox(sandbox))
-
-    async def _tear_down(self, record: SandboxRecord) -> None:
-        """Network, shim, infra process, pinned namespace: whatever of these there is. Can be repeated."""
-        sandbox = record.sandbox
-        if record.network:
-            await self._network.remove(attachment_of(sandbox))
-        await self._shims.end(sandbox.id)
-        if sandbox.netns:
-            self._shims.unpin(sandbox.netns)
-        await self._exits.clear_cgroups(sandbox)
-        await self._cgroups.remove_pod(sandbox)
 
     async def lost(self, sandbox_id: str) -> None:
         """The shim or the infra process is gone: the sandbox is not ready, and nothing in it runs any more."""
@@ -308,49 +163,11 @@ class Sandboxes:
             await self._removals.remove(container.id)
         async with self._state.lock(sandbox_id):
             if (record := self._state.sandboxes.get(sandbox_id)) is not None:
-                await self._erase(sandbox_id)
+                await self._end.erase(sandbox_id)
                 await self._state.happened(Moment.REMOVE_SANDBOX, record.sandbox)
                 _log.info("pod sandbox removed", extra=log_fields.of_sandbox(record.sandbox))
 
-    async def _erase(self, sandbox_id: str) -> None:
-        shutil.rmtree(self._state.settings.sandbox_dir(sandbox_id), ignore_errors=True)
-        await self._state.forget_sandbox(sandbox_id)
-
     async def discard(self, record: SandboxRecord) -> None:
         """Undo a sandbox that an earlier daemon did not finish."""
-        await self._undo_make(record, PodError("crispd ended before the sandbox was finished"))
-
-
-def attachment_of(sandbox: Sandbox) -> Attachment:
-    """How the network room knows the sandbox."""
-    config = sandbox.config
-    dns = config.dns
-    return Attachment(
-        sandbox_id=sandbox.id,
-        netns=sandbox.netns,
-        pod_name=config.metadata.name,
-        pod_namespace=config.metadata.namespace,
-        pod_uid=config.metadata.uid,
-        port_mappings=tuple(
-            NetworkPort(port.host_port, port.container_port, port.protocol, port.host_ip)
-            for port in config.port_mappings
-        ),
-        dns=DNS(dns.servers, dns.searches, dns.options) if dns else None,
-        cgroup_path=config.cgroup_parent,
-        annotations=config.annotations,
-    )
-
-
-def _size(path: Path) -> int:
-    """In bytes; many a machine has a long list of blocked hosts."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="surrogateescape")
-    except FileNotFoundError:
-        return ""
+        async with Undo(log_fields.of_sandbox(record.sandbox)) as undo:
+            self._end.register(record, undo)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from pods import log_fields
-from pods.errors import FailedPrecondition, InvalidArgument, NotFound, PodError
+from pods.errors import FailedPrecondition, InvalidArgument, NotFound
 from pods.model import Container, ContainerState, Sandbox, SandboxState
 from pods.settings import NodeSettings
 from pods.state.events import Events, container_changes, sandbox_changes
 from pods.state.plugins import Moment, PluginGate, Plugins
 from pods.state.store import ContainerRecord, SandboxRecord, Store
 
-_log = logging.getLogger("crisp.pods")
 _Record = TypeVar("_Record")
 
 
@@ -41,12 +38,16 @@ class State:
         if self.plugins is not None:
             await self.plugins.happens(moment, sandbox, container)
 
-    async def happened(self, moment: Moment, sandbox: Sandbox, container: Container | None = None) -> None:
-        """Tell plugins of what is not to be stopped: an objection is only logged."""
-        try:
-            await self.happens(moment, sandbox, container)
-        except PodError as error:
-            _log.error("plugin objects, in vain", extra=log_fields.of_sandbox(sandbox) | {"error": error})
+    async def happened(
+        self,
+        moment: Moment,
+        sandbox: Sandbox,
+        container: Container | None = None,
+        document: dict[str, Any] | None = None,
+    ) -> None:
+        """Tell plugins of what cannot be undone. `document` is the config.json of a container without bundle."""
+        if self.plugins is not None:
+            await self.plugins.happened(moment, sandbox, container, document)
 
     # -- finding ------------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,15 @@ class Plugins(Protocol):
     async def happens(self, moment: Moment, sandbox: Sandbox, container: Container | None = None) -> None:
         """Tell the plugins. Raises PodError when one of them objects."""
 
+    async def happened(
+        self,
+        moment: Moment,
+        sandbox: Sandbox,
+        container: Container | None = None,
+        document: dict[str, Any] | None = None,
+    ) -> None:
+        """Tell plugins of what cannot be undone. `document` is the config.json of a container without bundle."""
+
     async def adjusted(self, sandbox: Sandbox, container: Container, document: dict[str, Any]) -> dict[str, Any]:
         """The container's config.json as plugins want it. Raises PodError when one objects, or asks what cannot be."""
 

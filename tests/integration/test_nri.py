@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket as sockets
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 
 from cri.daemon.config import KEYS
 from cri.nri.v1alpha1 import api_pb2 as nri
@@ -110,6 +113,102 @@ def test_an_objection_fails_the_call_which_can_be_repeated(daemon: Daemon, socke
         del plugin.answers[method]
         with daemon.pod("again") as pod:
             assert daemon.wait_exited(pod.run("true")).exit_code == 0
+
+
+def _told(plugin: Plugin, object_id: str) -> list[str]:
+    """The methods that told of a pod (and of nothing in it) or a container."""
+    return [
+        method
+        for method, request in plugin.calls
+        if method not in ("Configure", "Synchronize")
+        and (request.container.id if _has_container(request) else request.pod.id) == object_id
+    ]
+
+
+def _has_container(request: Message) -> bool:
+    return "container" in request.DESCRIPTOR.fields_by_name
+
+
+def test_a_removal_is_told_of_as_the_container_was(daemon: Daemon, socket: Path) -> None:
+    with Plugin.connected(socket) as plugin, daemon.pod("spec") as pod:
+        container = pod.run("sleep", "1000")
+        daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
+        told = plugin.request("RemoveContainer").container
+        assert told.args == ["sleep", "1000"]
+        assert told.linux.cgroups_path == plugin.request("StartContainer").container.linux.cgroups_path
+        plugin.answers["CreateContainer"] = nri.CreateContainerResponse(adjust=_oom_score(-2000))
+        with pytest.raises(grpc.RpcError, match="as plugins adjusted it"):
+            pod.create("true", "never")
+        assert plugin.request("RemoveContainer").container.args == ["true", "never"]
+
+
+def _oom_score(score: int) -> nri.ContainerAdjustment:
+    adjust = nri.ContainerAdjustment()
+    adjust.linux.oom_score_adj.value = score
+    return adjust
+
+
+def test_plugins_hear_of_removals_of_what_they_heard_of_and_of_nothing_else(daemon: Daemon, socket: Path) -> None:
+    with (
+        daemon.pod("partly") as pod,
+        Plugin.connected(socket, "asked", "01") as asked,
+        Plugin.connected(socket, "strict", "02", CreateContainer=objection("no")) as strict,
+        Plugin.connected(socket, "late", "03") as late,
+    ):
+        nobody = cri.LinuxContainerSecurityContext(run_as_username="nobody-of-this-name")
+        with pytest.raises(grpc.RpcError, match="nobody-of-this-name"):
+            pod.create("true", linux=cri.LinuxContainerConfig(security_context=nobody))
+        assert [one.methods() for one in (asked, strict, late)] == [[], [], []]
+        with pytest.raises(grpc.RpcError, match="02-strict: CreateContainer: no"):
+            pod.create("true")
+        assert asked.methods() == strict.methods() == ["CreateContainer", "RemoveContainer"]
+        assert late.methods() == []
+
+
+def test_a_pod_that_a_plugin_refuses_ends_for_those_that_heard_of_it(daemon: Daemon, socket: Path) -> None:
+    with (
+        Plugin.connected(socket, "asked", "01", StopPodSandbox=objection("too late to object")) as asked,
+        Plugin.connected(socket, "strict", "02", RunPodSandbox=objection("no")) as strict,
+        Plugin.connected(socket, "late", "03") as late,
+    ):
+        with pytest.raises(grpc.RpcError, match="02-strict: RunPodSandbox: no"), daemon.pod("refused"):
+            pass
+        assert asked.methods() == strict.methods() == ["RunPodSandbox", "StopPodSandbox", "RemovePodSandbox"]
+        assert late.methods() == []
+
+
+def test_a_plugin_hears_of_the_removal_of_a_container_whose_pod_was_stopped_meanwhile(
+    daemon: Daemon, socket: Path
+) -> None:
+    with Plugin.connected(socket) as plugin, ThreadPoolExecutor(2) as threads:
+        stopped = plugin.answers["CreateContainer"] = threading.Event()
+        with daemon.pod("stopped") as pod:
+            creating = threads.submit(pod.create, "true")
+            plugin.wait(lambda: "CreateContainer" in plugin.methods())
+            request = cri.StopPodSandboxRequest(pod_sandbox_id=pod.id)
+            stopping = threads.submit(daemon.runtime.StopPodSandbox, request, **_CALL)
+            plugin.wait(lambda: "StopPodSandbox" in plugin.methods())
+            stopped.set()
+            stopping.result()
+            with pytest.raises(grpc.RpcError, match="was stopped meanwhile"):
+                creating.result()
+            container = plugin.request("CreateContainer").container.id
+            assert [one for one in _told(plugin, container) if one != "ValidateContainerAdjustment"] == [
+                "CreateContainer", "RemoveContainer",
+            ]  # fmt: skip
+
+
+def test_an_end_is_told_to_all_though_one_objects(daemon: Daemon, socket: Path) -> None:
+    ends = ("StopContainer", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox")
+    with (
+        Plugin.connected(socket, "strict", "01", **{method: objection("never") for method in ends}),
+        Plugin.connected(socket, "other", "02") as other,
+    ):
+        with daemon.pod("objected") as pod:
+            pod.run("sleep", "1000")
+        assert [method for method in other.methods() if method in ends] == [
+            "StopContainer", "StopPodSandbox", "RemoveContainer", "RemovePodSandbox",
+        ]  # fmt: skip
 
 
 def test_what_cannot_be_adjusted_and_what_two_plugins_want_is_refused(daemon: Daemon, socket: Path) -> None:

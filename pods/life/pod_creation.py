@@ -1,0 +1,186 @@
+"""RunPodSandbox: the steps of a pod's creation, in `PodCreation.run`; each registers by name how it is undone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from pods import log_place, pod_files
+from pods.errors import InvalidArgument
+from pods.life.pod_end import attachment_of
+from pods.model import NamespaceMode, Sandbox, SandboxState
+from pods.oci import pod_contents
+from pods.security import user_namespaces
+from pods.security.sysctls import default_sysctls, sandbox_sysctls
+from pods.state.plugins import Moment
+from pods.state.store import SandboxRecord
+from runtime.errors import OperationFailed
+from runtime.wire.calls import EXITS, MakePod
+
+if TYPE_CHECKING:
+    from pods.host import HostFacts
+    from pods.life.pod_end import PodEnd
+    from pods.model import SandboxConfig
+    from pods.trace import Trace
+    from pods.undo import Undo
+
+_SHM_SIZE: Final = 64 << 20
+_HOST_RESOLV_CONF: Final = Path("/etc/resolv.conf")
+_HOST_HOSTS: Final = Path("/etc/hosts")
+
+
+class PodCreation:
+    """One pod sandbox in the making."""
+
+    def __init__(
+        self,
+        end: PodEnd,
+        host: HostFacts,
+        sandbox_id: str,
+        config: SandboxConfig,
+        handler: str,
+        trace: Trace,
+        undo: Undo,
+    ) -> None:
+        self._end = end
+        self._state, self._shims, self._network = end.state, end.shims, end.network
+        self._settings = end.state.settings
+        self._config = config
+        self._trace = trace
+        self._undo = undo
+        self._hostname = pod_contents.hostname(sandbox_id, config, host.hostname)
+        self._users = user_namespaces.mappings_of(config)
+        self._has_network = config.security.namespaces.network is not NamespaceMode.NODE
+        self._sandbox = Sandbox(
+            id=sandbox_id,
+            config=config,
+            runtime_handler=handler,
+            state=SandboxState.NOT_READY,
+            created_at=time.time_ns(),
+            netns=str(self._settings.netns_path(sandbox_id)) if self._has_network else "",
+            cgroup_driver=self._settings.cgroup_driver,
+        )
+
+    async def run(self) -> Sandbox:
+        """Take every step. Raises what RunPodSandbox answers with, and then the caller's `Undo` has all to undo."""
+        # The intent must be on disk before a plugin runs; it gets there while the shim is made.
+        intent = self._intend()
+        self._write_files()
+        infra_pid = await self._make_pod()
+        await self._wait_for(intent)
+        ips = await self._add_network()
+        self._write_hosts(ips)
+        made = msgspec.structs.replace(
+            self._sandbox, state=SandboxState.READY, ips=ips, infra_pid=infra_pid, created_at=time.time_ns()
+        )
+        # From the plugins' hearing of it until it is seen in the lists.
+        async with self._state.gate.passing():
+            await self._tell_plugins(made)
+            await self._publish(made)
+        return made
+
+    def _intend(self) -> Future[None]:
+        record = SandboxRecord(sandbox=self._sandbox, network=self._has_network)
+        self._end.register(record, self._undo)
+        return self._state.store.begin_put(record)
+
+    async def _wait_for(self, intent: Future[None]) -> None:
+        await asyncio.wrap_future(intent)
+        self._trace.step("intent durable")
+
+    def _write_files(self) -> None:
+        directory, config = self._settings.sandbox_dir(self._sandbox.id), self._config
+        directory.mkdir(parents=True, mode=0o700)
+        (directory / EXITS).mkdir()
+        resolv_conf = pod_contents.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF))
+        place = pod_files.make(directory, len(resolv_conf) + _size(_HOST_HOSTS))
+        (place / "hostname").write_text(self._hostname + "\n")
+        (place / "resolv.conf").write_text(resolv_conf, errors="surrogateescape")
+        for name in ("hostname", "resolv.conf"):
+            user_namespaces.give(place / name, self._users)
+        if config.log_directory:
+            log_place.make_log_directory(config.log_directory)
+        self._trace.step("files written")
+
+    async def _make_pod(self) -> int:
+        """Have a shim make namespaces and infra process; the latter's pid."""
+        try:
+            made = await self._shims.make_pod(self._pod_call())
+        except OperationFailed as error:
+            if error.operation == "set sysctl":  # the kernel knows which exist, and what they may be
+                raise InvalidArgument(f"config.linux.sysctls: {error}") from error
+            raise
+        self._trace.step("shim and infra process made")
+        return made.infra_pid
+
+    def _pod_call(self) -> MakePod:
+        config, options = self._config, self._config.security.namespaces
+        new = [
+            kind
+            for kind, mode in (("network", options.network), ("uts", options.network), ("ipc", options.ipc))
+            if mode is not NamespaceMode.NODE
+        ]
+        if options.pid is NamespaceMode.POD:
+            new.append("pid")
+        return MakePod(
+            sandbox=self._sandbox.id,
+            directory=str(self._settings.sandbox_dir(self._sandbox.id)),
+            hostname=self._hostname,
+            sysctls=sandbox_sysctls(config),
+            default_sysctls=default_sysctls(
+                config,
+                ports=self._settings.enable_unprivileged_ports,
+                icmp=self._settings.enable_unprivileged_icmp,
+            ),
+            new=tuple(new),
+            netns=self._sandbox.netns,
+            shm_size=0 if options.ipc is NamespaceMode.NODE else _SHM_SIZE,
+            users=user_namespaces.shim_argument(self._users),
+        )
+
+    async def _add_network(self) -> tuple[str, ...]:
+        if not self._has_network:
+            return ()
+        ips = (await self._network.add(attachment_of(self._sandbox))).ips
+        self._trace.step("network added")
+        return ips
+
+    def _write_hosts(self, addresses: tuple[str, ...]) -> None:
+        """/etc/hosts of containers for which kubelet brings none: the host's own, or the pod's name and addresses."""
+        text = pod_contents.hosts(self._hostname, addresses) if self._has_network else _read(_HOST_HOSTS)
+        hosts = pod_files.place(self._settings.sandbox_dir(self._sandbox.id)) / "hosts"
+        hosts.write_text(text, errors="surrogateescape")
+        user_namespaces.give(hosts, self._users)
+
+    async def _tell_plugins(self, sandbox: Sandbox) -> None:
+        if self._state.plugins is None:
+            return
+        self._undo.register(
+            "tell plugins of the pod's removal", self._state.happened, Moment.REMOVE_SANDBOX, sandbox
+        )
+        self._undo.register("tell plugins of the pod's stop", self._state.happened, Moment.STOP_SANDBOX, sandbox)
+        await self._state.happens(Moment.RUN_SANDBOX, sandbox)
+
+    async def _publish(self, sandbox: Sandbox) -> None:
+        await self._state.save_sandbox(SandboxRecord(sandbox=sandbox, finished=True, network=self._has_network))
+        self._trace.step("sandbox durable")
+
+
+def _size(path: Path) -> int:
+    """In bytes; many a machine has a long list of blocked hosts."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="surrogateescape")
+    except FileNotFoundError:
+        return ""
