@@ -9,7 +9,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Final, ParamSpec
 
+from network.errors import NetworkError
+from pods.errors import PodError
+from runtime.errors import RuntimeCoreError
+
 _log: Final = logging.getLogger("crisp.pods")
+_EXPECTED: Final = (PodError, RuntimeCoreError, NetworkError, OSError)  # any other is a fault of ours
 _P = ParamSpec("_P")
 
 
@@ -41,7 +46,8 @@ class Undo:
                 self.failed = True
                 if not isinstance(error, Exception):
                     raise
-                _log.error("undo failed: %s", name, extra={**self._fields, "error": error}, exc_info=error)
+                trace = None if isinstance(error, _EXPECTED) else error
+                _log.error("undo failed: %s", name, extra={**self._fields, "error": error}, exc_info=trace)
 
         self._stack.push_async_callback(run)
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from pods import log_fields
+from pods import bundle, log_fields
 from pods.errors import PodError
 from pods.model import Container, ContainerState, Resources
 from pods.oci.cgroups import linux_resources, update_plan, updated
 from pods.oci.host_limits import check_host_limits
 from pods.state.plugins import Moment
+from pods.undo import Undo
 from runtime.errors import RuntimeCoreError
 from runtime.wire.calls import Update
 
@@ -78,15 +75,13 @@ class ResourceUpdates:
             plan = update_plan(wanted, after, self._host, _FIELD)
             await asyncio.to_thread(check_host_limits, wanted, field=_FIELD)
             try:
-                await self._apply(container, plan, wanted.oom_score_adj)
-                try:
+                async with Undo(log_fields.of_container(container)) as undo:
+                    await self._apply(container, plan, wanted.oom_score_adj)
+                    undo.register("put the old limits back", self._apply, container, None, 0)
+                    undo.register("tell the cgroup driver", self._tell_driver, container, {}, container.resources)
                     await self._tell_driver(container, plan, after)
-                    await self._keep(container, after)
-                except BaseException:
-                    with contextlib.suppress(RuntimeCoreError, PodError):
-                        await self._tell_driver(container, {}, container.resources)
-                        await self._apply(container, None, 0)
-                    raise
+                    await self._keep(container, after, undo)
+                    undo.discard()
             except (RuntimeCoreError, OSError) as error:
                 raise PodError(f"update container {container_id}: {error}") from error
         _log.info("container resources updated", extra=log_fields.of_container(container))
@@ -112,20 +107,16 @@ class ResourceUpdates:
         if written and plan and container.state is ContainerState.RUNNING:
             await self._shims.of(container.sandbox_id).call(Update(container.id, plan, again=True))
 
-    async def _keep(self, container: Container, after: Resources) -> None:
+    async def _keep(self, container: Container, after: Resources, undo: Undo) -> None:
         """Make the limits durable: in config.json, which a start reads, and in the record."""
-        config = self._state.settings.bundle_dir(container.id) / "config.json"
-        before = config.read_bytes() if config.exists() else None  # a reboot takes it, and with it all that could start
-        if before is not None:
-            _replace(config, _with_limits(before, after, self._host))
+        directory = self._state.settings.bundle_dir(container.id)
+        before = bundle.read_config(directory)
+        if before is not None:  # a reboot takes it, and with it all that could start
+            undo.register("write the old config.json", bundle.write_config, directory, before)
+            bundle.write_config(directory, _with_limits(before, after, self._host))
         record = self._state.containers[container.id]
         container = msgspec.structs.replace(record.container, updated=after)
-        try:
-            await self._state.save_container(msgspec.structs.replace(record, container=container))
-        except BaseException:
-            if before is not None:
-                _replace(config, before)
-            raise
+        await self._state.save_container(msgspec.structs.replace(record, container=container))
 
     async def update_sandbox(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
         """Keep what kubelet tells of the pod's sums. The pod's cgroup is kubelet's own, and set by it before.
@@ -156,17 +147,8 @@ class ResourceUpdates:
             await self._state.save_sandbox(msgspec.structs.replace(record, sandbox=sandbox))
 
 
-def _with_limits(config: bytes, limits: Resources, host: HostFacts) -> bytes:
-    document = json.loads(config)
-    resources = document["linux"]["resources"]
-    for name in _LIMITS:
-        resources.pop(name, None)
-    resources.update(linux_resources(limits, host, _FIELD))
-    document["process"]["oomScoreAdj"] = limits.oom_score_adj
-    return json.dumps(document).encode()
-
-
-def _replace(file: Path, content: bytes) -> None:
-    new = file.with_suffix(".new")
-    new.write_bytes(content)
-    os.rename(new, file)
+def _with_limits(document: dict[str, Any], limits: Resources, host: HostFacts) -> dict[str, Any]:
+    kept = {name: value for name, value in document["linux"]["resources"].items() if name not in _LIMITS}
+    resources = kept | linux_resources(limits, host, _FIELD)
+    process = document["process"] | {"oomScoreAdj": limits.oom_score_adj}
+    return document | {"process": process, "linux": document["linux"] | {"resources": resources}}
