@@ -21,7 +21,7 @@ _START = {
     "RunPodSandbox": (
         "pods/life/pod_creation.py", ("_write_files", "_make_pod", "_wait_for", "_add_network", "_publish"),
     ),
-    "CreateContainer": ("pods/life/creation.py", ("_make_directories", "_make_rootfs", "_write", "_publish")),
+    "CreateContainer": ("pods/life/creation.py", ("_make_layer", "_make_rootfs", "_write", "_publish")),
     "StartContainer": ("pods/life/start.py", ("_start_in_shim", "_start")),
 }
 _INTRODUCTION = """\

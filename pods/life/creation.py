@@ -5,54 +5,50 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
-import stat
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pods import bundle, handlers, log_fields, pod_files
 from pods.cgroups.places import container_cgroup
-from pods.checkpoint import members, restore
-from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PodError
+from pods.checkpoint import restore
+from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, PodError
 from pods.inflight import Background, Flights
-from pods.life import chosen_image
-from pods.life.chosen_image import ChosenImage
+from pods.life import chosen_image, container_plan
+from pods.life.container_files import make_layer_directories, make_volumes
 from pods.life.removal import delete_in_shim, remove_files
-from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, NamespaceMode, SandboxState
+from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, SandboxState
 from pods.oci import document as oci
-from pods.oci import image_volumes, mount_points, mounted_images
+from pods.oci import mount_points, mount_sources, mounted_images, pod_contents
 from pods.oci.cgroups import limits_of
 from pods.security import user_namespaces
-from pods.security.labels import selinux_labels
-from pods.security.selinux import relabel, relabel_pod_files
+from pods.security.filter_cache import FilterCache
+from pods.security.selinux import relabel_pod_files
 from pods.state.plugins import Moment
 from pods.state.store import ContainerRecord
 from pods.undo import Undo
 from runtime import validation
-from runtime.client import ShimTooOld
 from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, WrongMountPoint
 from runtime.process.users import UserNotFound
 from runtime.spec.parse import parse
-from runtime.wire.calls import Create, Identity, OpenRootfs
+from runtime.wire.calls import Create, Identity
 
 if TYPE_CHECKING:
     from image.store import ImageStore
     from pods.cgroups.driver import Cgroups
     from pods.host import HostFacts
+    from pods.life.chosen_image import ChosenImage
+    from pods.life.container_plan import Plan
     from pods.life.removal import Removals
     from pods.life.shims import Shims
     from pods.model import Sandbox
     from pods.oci.document import HostObjects
     from pods.state.memory import State
     from pods.trace import Trace
-    from runtime.namespaces.user import IDMappings
 
 _log = logging.getLogger("crisp.pods")
 
@@ -67,6 +63,7 @@ class Means:
     host: HostFacts
     cgroups: Cgroups
     background: Background
+    filters: FilterCache = field(default_factory=FilterCache)
 
 
 class Creations:
@@ -144,22 +141,22 @@ class Creation:
         self._users = user_namespaces.mappings_of(sandbox.config)
         self._intent: Future[None] | None = None
         self._document: dict[str, Any] | None = None  # as plugins know it
-        self._target = 0  # init of the container whose PID namespace is asked for
+        self._target_pid = 0  # init of the container whose PID namespace is asked for
 
     async def run(self, archive: str) -> Container:
         """Take every step. Raises what CreateContainer answers with, and then the caller's `Undo` has all to undo."""
         chosen = await self._choose_image(archive)
-        container = self._plan(chosen)
-        await self._reserve(container, chosen)
-        config = chosen.wanted(self._config)
-        found = await self._look_up(config)
-        await self._make_directories(chosen, config)
-        identity, holder = await self._make_rootfs(container, chosen, config, found)
-        volumes = await self._make_volumes(chosen, config, identity)
-        document = self._configure(chosen, config, found, identity, volumes)
+        plan = container_plan.plan(self._id, self._sandbox, self._config, chosen, self._images)
+        await self._reserve(plan, chosen)
+        found = await self._look_up(plan)
+        await self._make_layer(plan)
+        identity, holder = await self._make_rootfs(plan, found)
+        volumes = await self._make_volumes(plan, found, identity)
+        document = self._configure(plan, found, identity, volumes)
+        await self._prepare_sources(plan, found)
         # From the plugins' hearing of it until it is seen in the lists.
         async with self._state.gate.passing():
-            container, document = await self._ask_plugins(container, document)
+            container, document = await self._ask_plugins(plan.container, document)
             await self._write(document, holder)
             return await self._publish(container, identity)
 
@@ -172,127 +169,75 @@ class Creation:
                 self._config, self._sandbox, self._images, checkpoint_images=self._settings.checkpoint_images
             )
         restore.check(self._sandbox)
-        begun = Container(
-            id=self._id, sandbox_id=self._sandbox.id, config=self._config, image_id="", image_ref="",
-            state=ContainerState.CREATED, created_at=time.time_ns(),
-        )  # fmt: skip
         # Known before there is anything on disk: a daemon that is killed has its successor take it away.
-        await asyncio.wrap_future(self._intend(begun))
+        await asyncio.wrap_future(self._intend(container_plan.begun(self._id, self._sandbox, self._config)))
         return await chosen_image.unpacked(name, self._root / "restore", self._images)
 
-    def _plan(self, chosen: ChosenImage) -> Container:
-        config, image, checkpoint = self._config, chosen.image, chosen.checkpoint
-        log_path = ""
-        if config.log_path and self._sandbox.config.log_directory:
-            log_path = os.path.join(self._sandbox.config.log_directory, config.log_path)
-        if checkpoint is None:
-            oci.process_args(config, image.config)  # a container without a command is refused before anything is made
-        oci.image_volumes(config, image.config)  # and one of an image with too many volumes
-        return Container(
-            id=self._id,
-            sandbox_id=self._sandbox.id,
-            config=config,
-            image_id=image.id,
-            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
-            state=ContainerState.CREATED,
-            created_at=time.time_ns(),
-            log_path=log_path,
-            stop_signal=oci.stop_signal(config, image.config),
-            mounted_images=mounted_images.find(config, self._images),
-            checkpoint=str(checkpoint.directory / members.IMAGES) if checkpoint is not None else "",
-            checkpoint_image_id=checkpoint.image_id if checkpoint is not None else "",
-        )
-
-    async def _reserve(self, container: Container, chosen: ChosenImage) -> None:
+    async def _reserve(self, plan: Plan, chosen: ChosenImage) -> None:
         """Keep the images, and have a record of the container on its way to the disk."""
-        for image_id in container.images:
+        for image_id in plan.container.images:
             self._images.hold(image_id)
-        self._undo.register("release the images", self._release, container)
-        await chosen_image.require_trusted(container, chosen, self._images)
-        self._intend(container)
+        self._undo.register("release the images", self._release, plan.container.images)
+        await chosen_image.require_trusted(plan.container, chosen, self._images)
+        self._intend(plan.container)
 
-    def _release(self, container: Container) -> None:
-        for image_id in container.images:
+    def _release(self, image_ids: Iterable[str]) -> None:
+        for image_id in image_ids:
             self._images.release(image_id)
 
     def _intend(self, container: Container) -> Future[None]:
         """Record a container that the daemon's successor takes away, should this one be killed."""
         if self._intent is None:
-            self._undo.register("forget the container", self._forget)
+            self._undo.register("forget the container", self._state.forget_container, self._id)
             self._undo.register("remove the container's files", remove_files, self._state, container)
         self._intent = self._state.store.begin_put(ContainerRecord(container=container))
         return self._intent
 
-    async def _forget(self) -> None:
-        if self._intent is not None:
-            with contextlib.suppress(PodError):
-                await asyncio.wrap_future(self._intent)
-        await self._state.forget_container(self._id)
-
-    async def _look_up(self, config: ContainerConfig) -> HostObjects:
+    async def _look_up(self, plan: Plan) -> HostObjects:
         """Refuse what cannot be, and find on the host what the request names."""
-        oci.validate(config, self._sandbox, self._host)
-        self._target = self._target_pid()
+        oci.validate(plan.config, self._sandbox, self._host)
+        self._target_pid = container_plan.target_pid(plan.container, self._state)
         # In a thread: a volume's path may lie on a network file system whose server does not answer.
         return await asyncio.to_thread(
             oci.find_host_objects,
-            config,
+            plan.config,
             self._host,
             self._settings.cdi_spec_dirs,
             self._settings.hooks_dirs,
             self._images.profiles.content,
         )
 
-    def _target_pid(self) -> int:
-        options = self._config.security.namespaces
-        if options.pid is not NamespaceMode.TARGET:
-            return 0
-        field = "config.linux.security_context.namespace_options.target_id"
-        try:
-            target = self._state.find_container(options.target_id).container
-        except NotFound as error:
-            raise InvalidArgument(f"{field}: {error}") from error
-        if target.sandbox_id != self._sandbox.id:
-            raise InvalidArgument(f"{field}: container {target.id} is in another pod sandbox")
-        if target.state is not ContainerState.RUNNING:
-            raise FailedPrecondition(f"{field}: container {target.id} is not running")
-        return target.pid
-
     # -- what is made -------------------------------------------------------------------------------------------------
 
-    async def _make_directories(self, chosen: ChosenImage, config: ContainerConfig) -> None:
+    async def _make_layer(self, plan: Plan) -> None:
         """The writable layer, with what a checkpoint has in it, and the bundle."""
-        _make_layer_directories(self._root, self._images.layers(chosen.image), self._users)
+        make_layer_directories(self._root, self._images.layers(plan.image), self._users)
         self._bundle.mkdir(parents=True, mode=0o700)
-        label = selinux_labels(config.security, self._host)[1]
-        if label:
-            await asyncio.to_thread(relabel_pod_files, self._settings.sandbox_dir(self._sandbox.id), label)
-        if chosen.checkpoint is not None:
-            await restore.write_changes(chosen.checkpoint, self._root / "upper", self._images)
+        if plan.checkpoint is not None:
+            await restore.write_changes(plan.checkpoint, self._root / "upper", self._images)
         self._trace.step("directories made")
 
-    async def _make_rootfs(
-        self, container: Container, chosen: ChosenImage, config: ContainerConfig, found: HostObjects
-    ) -> tuple[Identity, int]:
+    async def _make_rootfs(self, plan: Plan, found: HostObjects) -> tuple[Identity, int]:
         """Have the shim mount the rootfs and find the user in it; that, and the process that holds the cgroup or 0."""
-        volumes_dir = self._root / "volumes"
+        volumes_dir, config = self._root / "volumes", plan.config
         other = handlers.runtime_of(self._sandbox, self._settings.runtime_handlers, self._settings.state)
-        asked_user = oci.user_request(config, chosen.image.config)
-        shim = self._means.shims.of(self._sandbox.id)
-        self._undo.register("let the shim delete the container", delete_in_shim, self._means.shims, container)
+        asked_user = oci.user_request(config, plan.image.config)
+        shims = self._means.shims
+        shim = shims.of(self._sandbox.id)
+        self._undo.register("have the shim delete the container", delete_in_shim, shims, plan.container)
         created = await shim.call(
             Create(
                 container=self._id,
                 bundle=str(self._bundle),
-                lower=tuple(str(layer) for layer in self._images.layers(chosen.image)),
+                lower=tuple(str(layer) for layer in self._images.layers(plan.image)),
                 upper=str(self._root / "upper"),
                 work=str(self._root / "work"),
                 user=asked_user,
                 mount_points=mount_points.shim_argument(config, found.mount_sources, found.directories, volumes_dir),
-                images=mounted_images.shim_argument(config, container.mounted_images, self._images, volumes_dir),
+                images=mounted_images.shim_argument(config, plan.container.mounted_images, self._images, volumes_dir),
                 hold=not other and self._means.cgroups.of(self._sandbox).hold,
-                label=selinux_labels(config.security, self._host)[1],
-                restored=chosen.checkpoint is not None,
+                label=found.labels.files,
+                restored=plan.checkpoint is not None,
                 runtime=other,
                 cgroup=container_cgroup(self._sandbox, self._id) if other else "",
             )
@@ -304,67 +249,52 @@ class Creation:
             user_namespaces.check_user(identity, self._users)
         return identity, created.holder
 
-    async def _make_volumes(
-        self, chosen: ChosenImage, config: ContainerConfig, user: Identity
-    ) -> dict[str, str]:
-        """Those that the image declares and that are to be mounted: path in the container -> name in `volumes`."""
-        wanted = oci.image_volumes(config, chosen.image.config)
-        if not wanted:
-            return {}
-        readonly, label = config.security.readonly_rootfs, selinux_labels(config.security, self._host)[1]
-        place, users = self._root / "volumes", self._users
-        owner = (user.uid, user.gid) if users is None else (users.uid(user.uid), users.gid(user.gid))
+    async def _make_volumes(self, plan: Plan, found: HostObjects, user: Identity) -> Mapping[str, str]:
         shim = self._means.shims.of(self._sandbox.id)
-        try:
-            (rootfs,) = await shim.call_for_descriptors(OpenRootfs(self._id))
-        except ShimTooOld:
-            return _make_empty_volumes(place, wanted, users) if readonly else {}
+        return await make_volumes(plan, user, self._users, self._root / "volumes", found.labels.files, shim)
 
-        def make() -> dict[str, str]:
-            try:
-                made = image_volumes.make(rootfs, wanted, place, owner, readonly=readonly)
-            finally:
-                os.close(rootfs)
-            for name in made.values() if label else ():
-                relabel(str(place / name), label, f"image {config.image.image!r}: volumes")
-            return made
+    async def _prepare_sources(self, plan: Plan, found: HostObjects) -> None:
+        """Change the host as the request wants it. Last: what is refused before leaves it as it was."""
+        label, directory = found.labels.files, self._settings.sandbox_dir(self._sandbox.id)
 
-        return await asyncio.to_thread(make)
+        def prepare() -> None:
+            mount_sources.prepare(plan.config.mounts, found.mount_sources, label)
+            if label:
+                relabel_pod_files(directory, label)
+
+        await asyncio.to_thread(prepare)
 
     # -- config.json --------------------------------------------------------------------------------------------------
 
     def _configure(
-        self,
-        chosen: ChosenImage,
-        config: ContainerConfig,
-        found: HostObjects,
-        user: Identity,
-        volumes: dict[str, str],
+        self, plan: Plan, found: HostObjects, user: Identity, volumes: Mapping[str, str]
     ) -> dict[str, Any]:
-        sandbox_dir = self._settings.sandbox_dir(self._sandbox.id)
+        sandbox, sandbox_dir = self._sandbox, self._settings.sandbox_dir(self._sandbox.id)
         document = oci.build_config(
             oci.ContainerContext(
                 container_id=self._id,
-                sandbox=self._sandbox,
-                config=config,
-                image=chosen.image.config,
+                sandbox=sandbox,
+                config=plan.config,
+                image=plan.image.config,
+                args=plan.args,
+                hostname=pod_contents.hostname(sandbox.id, sandbox.config, self._host.hostname),
                 user=user,
-                infra_pid=self._sandbox.infra_pid,
-                target_pid=self._target,
+                infra_pid=sandbox.infra_pid,
+                target_pid=self._target_pid,
                 sandbox_dir=sandbox_dir,
                 files_dir=pod_files.place(sandbox_dir),
                 volumes_dir=self._root / "volumes",
                 volumes=volumes,
-                cgroups_path=container_cgroup(self._sandbox, self._id),
+                cgroups_path=container_cgroup(sandbox, self._id),
                 host=self._host,
                 found=found,
             )
         )
-        if chosen.checkpoint is not None and (ignored := chosen.checkpoint.adapt(document)):
-            fields = {"container": self._id, "sandbox": self._sandbox.id, "mounts": ignored}
+        if plan.checkpoint is not None and (ignored := plan.checkpoint.adapt(document)):
+            fields = log_fields.of_container(plan.container) | {"mounts": ignored}
             _log.warning("mounts that the checkpointed container had not are left out", extra=fields)
-        if self._sandbox.runtime_handler not in handlers.BUILT_IN:
-            handlers.adapt(document, self._sandbox, self._id, self._host)
+        if sandbox.runtime_handler not in handlers.BUILT_IN:
+            handlers.adapt(document, sandbox, self._id, self._host)
         return document
 
     async def _ask_plugins(
@@ -386,7 +316,7 @@ class Creation:
         await self._state.happened(Moment.REMOVE, self._sandbox, container, self._document)
 
     async def _write(self, document: dict[str, Any], holder: int) -> None:
-        """Write config.json, and have the cgroup made meanwhile if a process is there to hold it."""
+        """Write config.json and its seccomp filter, and have the cgroup made meanwhile if a process holds it."""
         making = None
         if holder:
             driver = self._means.cgroups.of(self._sandbox)
@@ -394,6 +324,8 @@ class Creation:
             making = self._means.background.start(made)
         bundle.write_config(self._bundle, document)
         self._trace.step("config.json written")
+        bundle.write_filter(self._bundle, *await self._means.filters.of(document))
+        self._trace.step("seccomp filter ready")
         if making is not None:
             await making
             self._trace.step("scope made")
@@ -411,27 +343,6 @@ class Creation:
         if now is None or now.sandbox.state is not SandboxState.READY:
             raise FailedPrecondition(f"pod sandbox {self._sandbox.id} was stopped meanwhile")
         return container
-
-
-def _make_layer_directories(root: Path, lower: list[Path], users: IDMappings | None) -> None:
-    """The writable layer's root looks like the image's own root directory."""
-    upper = root / "upper"
-    root.mkdir(parents=True, mode=0o700, exist_ok=True)  # a checkpoint may be in it already
-    upper.mkdir()
-    (root / "work").mkdir(mode=0o700)
-    if lower:
-        status = lower[0].stat()
-        owner = status.st_uid, status.st_gid
-        os.chown(upper, *(owner if users is None else (users.uid(owner[0]), users.gid(owner[1]))))
-        upper.chmod(stat.S_IMODE(status.st_mode))
-
-
-def _make_empty_volumes(place: Path, wanted: dict[str, str], users: IDMappings | None) -> dict[str, str]:
-    """As an older crisp had them, whose shim the pod has."""
-    for name in wanted.values():
-        (place / name).mkdir(parents=True)
-        user_namespaces.give(place / name, users)
-    return wanted
 
 
 def _check_adjusted(document: dict[str, Any]) -> None:

@@ -7,10 +7,9 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from pods import log_fields, log_place
+from pods import bundle, log_fields, log_place
 from pods.errors import FailedPrecondition, PodError
 from pods.model import Container, ContainerState
-from pods.security.filter_cache import FilterCache
 from pods.state.plugins import Moment
 from runtime.criu import worker as criu
 from runtime.errors import RuntimeCoreError
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from pods.inflight import Background
     from pods.life.shims import Shims
     from pods.model import Sandbox
+    from pods.security.filter_cache import FilterCache
     from pods.state.memory import State
     from pods.trace import Trace
 
@@ -29,11 +29,11 @@ _log = logging.getLogger("crisp.pods")
 class Starts:
     """Runs containers' programs; a start goes on although its caller leaves."""
 
-    def __init__(self, state: State, shims: Shims, background: Background) -> None:
+    def __init__(self, state: State, shims: Shims, filters: FilterCache, background: Background) -> None:
         self._state = state
         self._shims = shims
         self._background = background
-        self._filters = FilterCache()
+        self._filters = filters
 
     async def start(self, container_id: str, trace: Trace) -> None:
         """Run the container's program. Raises FailedPrecondition unless it is created and was never started."""
@@ -66,9 +66,7 @@ class Starts:
         return container, self._state.ready_sandbox(container.sandbox_id)
 
     async def _start_in_shim(self, container: Container, sandbox: Sandbox, trace: Trace) -> calls.Started:
-        bundle = self._state.settings.bundle_dir(container.id)
-        program, flags = await self._filters.of(bundle / "config.json")
-        trace.step("seccomp filter ready")
+        program, flags = await self._filter(container)
         call = calls.Start(
             container=container.id,
             log=container.log_path,
@@ -86,6 +84,15 @@ class Starts:
         trace.add(answer.steps)
         trace.step("shim answered")
         return answer
+
+    async def _filter(self, container: Container) -> tuple[bytes, int]:
+        directory = self._state.settings.bundle_dir(container.id)
+        if (found := bundle.read_filter(directory)) is not None:
+            return found
+        document = bundle.read_config(directory)
+        if document is None:
+            raise PodError(f"read {directory / 'config.json'}: it is gone, or not what crisp wrote")
+        return await self._filters.of(document)
 
     async def _record(self, container: Container, answer: calls.Started) -> None:
         try:

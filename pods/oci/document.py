@@ -1,7 +1,7 @@
 """The OCI configuration of a container: what CRI and the image say, put into runtime-spec 1.2 terms.
 
-The order of a CreateContainer: `validate`, then `find_host_objects` (the only step that looks at the host), then
-`user_request` and its lookup inside the rootfs, then `build_config`, which is pure.
+The order of a CreateContainer: `validate`, then `find_host_objects` (which looks at the host, and leaves it as it is),
+then `user_request` and its lookup inside the rootfs, then `build_config`, which is pure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from image.model import ImageConfig
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
 from pods.model import ContainerConfig, NamespaceMode, Sandbox
-from pods.oci import pod_contents as files
 from pods.oci.cdi import CDIEdits, find_edits, requested
 from pods.oci.cgroups import linux_resources
 from pods.oci.check import validate
@@ -23,14 +22,13 @@ from pods.oci.devices import DeviceNode, host_devices, requested_devices
 from pods.oci.hook_files import HookFile, oci_hooks, read_hooks
 from pods.oci.host_limits import check_host_limits
 from pods.oci.mount_points import are_directories
-from pods.oci.mount_sources import resolve_sources
+from pods.oci.mount_sources import check_relabelling, resolve_sources
 from pods.oci.mounts import image_volumes, plan_mounts
 from pods.oci.namespaces import plan_namespaces
 from pods.oci.process import check_found, environment, process_args, stop_signal, user_request, working_directory
 from pods.security.capabilities import granted
-from pods.security.labels import apparmor_profile, selinux_labels
+from pods.security.labels import SELinuxLabels, apparmor_profile, selinux_labels
 from pods.security.seccomp_profile import BASE, ReadProfile, read_base, read_profile, seccomp_base, seccomp_filter
-from pods.security.selinux import relabel
 from pods.security.user_namespaces import oci_lines
 from runtime.spec.devices import DEFAULT_RULES
 from runtime.spec.values import DeviceRule
@@ -61,6 +59,7 @@ class HostObjects:
     seccomp: ReadProfile | None = None
     seccomp_base: ReadProfile | None = None
     apparmor_profile: str = ""
+    labels: SELinuxLabels = field(default_factory=SELinuxLabels)
     cdi: CDIEdits = field(default_factory=CDIEdits)
     hooks: tuple[HookFile, ...] = ()  # whosoever they are for
 
@@ -73,6 +72,8 @@ class ContainerContext:
     sandbox: Sandbox
     config: ContainerConfig
     image: ImageConfig
+    args: Sequence[str]
+    hostname: str
     user: Identity  # what user_request asked for, found inside the rootfs
     infra_pid: int  # holds the pod's namespaces
     target_pid: int  # init of the container whose PID namespace is asked for by TARGET; 0 if there is none
@@ -92,7 +93,7 @@ def find_host_objects(
     hooks_dirs: Sequence[Path] = (),
     pulled_profile: Callable[[str], bytes | None] = lambda _reference: None,
 ) -> HostObjects:
-    """Look up devices, mount sources, profiles and hooks; makes missing mount sources, last.
+    """Look up devices, mount sources, profiles, labels and hooks. Changes nothing.
 
     `pulled_profile` finds the content of an OCI profile. Raises InvalidArgument, naming field and path, for what is
     missing or not what it should be; FailedPrecondition for a hook's file that is wrong, or an absent OCI profile.
@@ -101,7 +102,8 @@ def find_host_objects(
     check_host_limits(config.resources)
     edits = find_edits(requested(config), cdi_spec_dirs)
     sources = resolve_sources(config.mounts)
-    _relabel(config, sources, host)
+    labels = selinux_labels(security, host)
+    check_relabelling(config.mounts, sources, labels.files)
     devices = (*requested_devices(config.devices), *edits.nodes)
     return HostObjects(
         devices=(*host_devices(), *devices) if security.privileged else devices,
@@ -110,28 +112,25 @@ def find_host_objects(
         seccomp=read_profile(security, pulled_profile),
         seccomp_base=read_base(security),
         apparmor_profile=apparmor_profile(security, host),
+        labels=labels,
         mount_sources=sources,
         directories=are_directories(sources),
     )
 
 
-def _relabel(config: ContainerConfig, sources: Sequence[str], host: HostFacts) -> None:
-    label = selinux_labels(config.security, host)[1]
-    for index, (mount, source) in enumerate(zip(config.mounts, sources, strict=True)):
-        if label and mount.selinux_relabel and source:
-            relabel(source, label, f"config.mounts[{index}].selinux_relabel")
-
-
 def build_config(context: ContainerContext) -> dict[str, Any]:
-    """The container's config.json (OCI runtime-spec 1.2). Raises what `validate` does."""
+    """The config.json (OCI runtime-spec 1.2) of a container that `validate` has nothing against.
+
+    Raises InvalidArgument for what goes beyond the kernel's limits, or cannot be in this pod.
+    """
     config = context.config
-    validate(config, context.sandbox, context.host)
+    bounding, ambient = granted(config.security, context.host.capabilities)
     if config.security.namespaces.pid is NamespaceMode.TARGET and not context.target_pid:
         raise InvalidArgument(
             "config.linux.security_context.namespace_options.target_id: "
             f"container {config.security.namespaces.target_id!r} is not running"
         )
-    process, annotations = _process(context), _annotations(context)
+    process, annotations = _process(context, bounding, ambient), _annotations(context)
     document: dict[str, Any] = {
         "ociVersion": "1.2.0",
         "process": process,
@@ -147,7 +146,7 @@ def build_config(context: ContainerContext) -> dict[str, Any]:
             more=context.found.cdi.mounts,
         ),
         "annotations": annotations,
-        "linux": _linux(context),
+        "linux": _linux(context, bounding),
     }
     if hooks := _hooks(context, process["args"][0], annotations):
         document["hooks"] = hooks
@@ -164,38 +163,35 @@ def _hooks(context: ContainerContext, command: str, own: Mapping[str, str]) -> d
     return hooks
 
 
-def _process(context: ContainerContext) -> dict[str, Any]:
+def _process(context: ContainerContext, bounding: frozenset[str], ambient: frozenset[str]) -> dict[str, Any]:
     config, image, user = context.config, context.image, context.user
-    hostname = files.hostname(context.sandbox.id, context.sandbox.config, context.host.hostname)
     gids = list(dict.fromkeys((*user.additional_gids, *context.found.cdi.additional_gids)))
     process: dict[str, Any] = {
         "terminal": config.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": gids},
-        "args": process_args(config, image),
-        "env": environment(config, image, hostname=hostname, home=user.home, more=context.found.cdi.env),
+        "args": list(context.args),
+        "env": environment(config, image, hostname=context.hostname, home=user.home, more=context.found.cdi.env),
         "cwd": working_directory(config, image),
-        "capabilities": _capabilities(context),
+        "capabilities": _capabilities(bounding, ambient),
         "noNewPrivileges": config.security.no_new_privs,
         "oomScoreAdj": config.resources.oom_score_adj,
     }
     if context.found.apparmor_profile:
         process["apparmorProfile"] = context.found.apparmor_profile
-    if label := selinux_labels(config.security, context.host)[0]:
+    if label := context.found.labels.process:
         process["selinuxLabel"] = label
     return process
 
 
-def _capabilities(context: ContainerContext) -> dict[str, list[str]]:
-    bounding, ambient = granted(context.config.security, context.host.capabilities)
+def _capabilities(bounding: frozenset[str], ambient: frozenset[str]) -> dict[str, list[str]]:
     held, raised = sorted(bounding), sorted(ambient)
     # Inheritable only as far as the ambient set needs it: more would survive execve of files with inheritable
     # capabilities (CVE-2022-24769).
     return {"bounding": held, "effective": held, "permitted": held, "inheritable": raised, "ambient": raised}
 
 
-def _linux(context: ContainerContext) -> dict[str, Any]:
+def _linux(context: ContainerContext, bounding: frozenset[str]) -> dict[str, Any]:
     config, security, host = context.config, context.config.security, context.host
-    bounding, _ = granted(security, host.capabilities)
     linux: dict[str, Any] = {
         "namespaces": plan_namespaces(
             config, context.sandbox, host, infra_pid=context.infra_pid, target_pid=context.target_pid
@@ -213,7 +209,7 @@ def _linux(context: ContainerContext) -> dict[str, Any]:
         linux["seccomp"] = seccomp
     if base := seccomp_base(security, context.found.seccomp_base, bounding, host):
         linux[BASE] = base
-    if label := selinux_labels(security, host)[1]:
+    if label := context.found.labels.files:
         linux["mountLabel"] = label
     return linux
 

@@ -13,8 +13,8 @@ from runtime.wire.calls import MountPoint
 
 
 def are_directories(sources: Sequence[str]) -> tuple[bool, ...]:
-    """Whether each real path of the host is a directory; "" stands for an image's files."""
-    return tuple(not source or os.path.isdir(source) for source in sources)
+    """Whether each real path of the host is a directory, or will be made one; "" stands for an image's files."""
+    return tuple(not source or os.path.isdir(source) or not os.path.lexists(source) for source in sources)
 
 
 def shim_argument(

@@ -1,16 +1,17 @@
-"""The host's side of a container's mounts: what a volume's path is, whether it can propagate mounts."""
+"""The host's side of a container's mounts: what a volume's path is, whether it can propagate mounts, what is made."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pods.directories import make_directories
 from pods.errors import InvalidArgument
 from pods.model import Mount, Propagation
+from pods.security import selinux
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,27 +22,45 @@ class _HostMount:
 
 
 def resolve_sources(mounts: tuple[Mount, ...], mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[str, ...]:
-    """The real host path of each mount, symbolic links followed; what is missing is made, a directory of mode 0755.
+    """The real host path of each mount, symbolic links followed, whether there is something at it or not.
 
     A mount of an image has none: "" is in its place.
 
-    Raises InvalidArgument when a path cannot be made, or lies on a mount that cannot propagate as asked for.
+    Raises InvalidArgument for what lies on a mount that cannot propagate as asked for.
     """
-    sources = tuple("" if m.image is not None else _resolve(m.host_path, index) for index, m in enumerate(mounts))
+    sources = tuple("" if m.image is not None else os.path.realpath(m.host_path) for m in mounts)
     if any(mount.propagation is not Propagation.PRIVATE for mount in mounts):
         check_propagation(mounts, sources, mountinfo.read_text(errors="surrogateescape"))
     return sources
 
 
-def _resolve(host_path: str, index: int) -> str:
-    try:
-        source = os.path.realpath(host_path)
-        if not os.path.lexists(source):
-            make_directories(source)
-    except OSError as error:
-        reason = error.strerror
-        raise InvalidArgument(f"config.mounts[{index}].host_path: make directory {host_path!r}: {reason}") from error
-    return source
+def check_relabelling(mounts: Iterable[Mount], sources: Iterable[str], label: str) -> None:
+    """Refuse to give `label`, unless it is "", to what must not have it. Raises InvalidArgument."""
+    for source, field in _relabelled(mounts, sources, label):
+        selinux.check(source, field)
+
+
+def prepare(mounts: Iterable[Mount], sources: Sequence[str], label: str) -> None:
+    """Make what is missing, directories of mode 0755, and give `label`, unless it is "", to mounts that ask for it.
+
+    `sources` are the mounts' real paths. Raises InvalidArgument for what cannot be made or relabelled.
+    """
+    for index, source in enumerate(sources):
+        try:
+            if source and not os.path.lexists(source):
+                make_directories(source)
+        except OSError as error:
+            reason = f"make directory {source!r}: {error.strerror}"
+            raise InvalidArgument(f"config.mounts[{index}].host_path: {reason}") from error
+    for source, field in _relabelled(mounts, sources, label):
+        selinux.relabel(source, label, field)
+
+
+def _relabelled(mounts: Iterable[Mount], sources: Iterable[str], label: str) -> Iterator[tuple[str, str]]:
+    """The paths, and the fields that ask for it."""
+    for index, (mount, source) in enumerate(zip(mounts, sources, strict=True)):
+        if label and mount.selinux_relabel and source:
+            yield source, f"config.mounts[{index}].selinux_relabel"
 
 
 def check_propagation(mounts: Iterable[Mount], sources: Iterable[str], mountinfo: str) -> None:

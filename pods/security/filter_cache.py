@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, Final
 
 from pods.security.seccomp_profile import BASE
@@ -25,9 +24,8 @@ class FilterCache:
     def __init__(self) -> None:
         self._filters: OrderedDict[bytes, Filter] = OrderedDict()
 
-    async def of(self, config_path: Path) -> Filter:
-        """The filter that a config.json asks for; no bytes for none. Raises RuntimeCoreError, OSError."""
-        document = json.loads(config_path.read_bytes())
+    async def of(self, document: dict[str, Any]) -> Filter:
+        """The filter that a config.json asks for; no bytes for none. Raises RuntimeCoreError."""
         linux = document.get("linux", {})
         if not linux.get("seccomp"):
             return b"", 0

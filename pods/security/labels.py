@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pods.errors import InvalidArgument
@@ -47,12 +48,22 @@ def _loaded(name: str, profiles: Path) -> str:
     return name
 
 
-def selinux_labels(security: ContainerSecurity, host: HostFacts) -> tuple[str, str]:
-    """The labels of (process, files of its mounts), "" for none: without SELinux, options, or confinement."""
+@dataclass(frozen=True, slots=True)
+class SELinuxLabels:
+    """What SELinux knows a container's process by, and what is the container's alone; "" for none."""
+
+    process: str = ""
+    files: str = ""
+
+
+def selinux_labels(security: ContainerSecurity, host: HostFacts) -> SELinuxLabels:
+    """The labels that a container gets; none without SELinux, options, or confinement."""
     options = security.selinux
     if options is None or not host.selinux or security.privileged:
-        return "", ""
+        return SELinuxLabels()
     user, role = options.user or "system_u", options.role or "system_r"
     level = options.level or "s0"
-    process = f"{user}:{role}:{options.type or 'container_t'}:{level}"
-    return process, f"{user}:object_r:container_file_t:{level}"
+    return SELinuxLabels(
+        process=f"{user}:{role}:{options.type or 'container_t'}:{level}",
+        files=f"{user}:object_r:container_file_t:{level}",
+    )

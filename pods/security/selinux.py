@@ -23,14 +23,19 @@ _SYSTEM: Final = frozenset(
 )  # fmt: skip
 
 
+def check(path: str, field: str) -> None:
+    """Refuse (InvalidArgument) a directory of the system."""
+    if os.path.normpath(path) in _SYSTEM:
+        raise InvalidArgument(f"{field}: {path!r} is the system's own: it is not relabelled")
+
+
 def relabel(path: str, label: str, field: str) -> None:
     """Give a host path, a real one, and all below it that label; links are labelled, not followed.
 
     File systems that have no labels of files are left as they are. Raises InvalidArgument naming `field` for a
     directory of the system, one that is too deep, and for what cannot be labelled.
     """
-    if os.path.normpath(path) in _SYSTEM:
-        raise InvalidArgument(f"{field}: {path!r} is the system's own: it is not relabelled")
+    check(path, field)
     levels: list[tuple[int, Any]] = []  # and an iterator: a volume may have too many names to list
     try:
         _set(path, label)

@@ -584,3 +584,22 @@ def test_exec_in_a_container_that_does_not_run(pod: Pod) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         pod.exec(container, "true")
     assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"run_as_username": "nobody-of-this-name"},
+        {"capabilities": cri.Capability(add_capabilities=["CAP_OF_NO_KERNEL"])},
+        {"seccomp": cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref="/nowhere")},
+    ],
+)
+def test_a_refused_container_leaves_no_directory_for_its_mounts(
+    pod: Pod, tmp_path: Path, refused: dict[str, object]
+) -> None:
+    mounts = [cri.Mount(container_path="/made", host_path=str(tmp_path / "made/below"))]
+    with pytest.raises(grpc.RpcError):
+        pod.create("true", mounts=mounts, linux=_security(**refused))
+    assert not (tmp_path / "made").exists()
+    pod.create("true", mounts=mounts)
+    assert (tmp_path / "made/below").is_dir()

@@ -7,16 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from cri.v1 import api_pb2 as cri
 from pods import model
 from pods.directories import remove_tree
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
+from pods.oci import mount_sources
 from pods.oci.document import find_host_objects
 from pods.security.selinux import relabel
 from tests.daemon import Daemon
 
+_NOT_LOADED = model.SecurityProfile(model.ProfileType.LOCALHOST, localhost_ref="not-loaded")
 LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
 
 
@@ -84,5 +87,12 @@ def test_mounts_that_ask_for_it_are_relabelled_where_selinux_is(daemon: Daemon, 
             model.Mount(container_path="/other", host_path=str(other)),
         ),
     )
-    find_host_objects(config, replace(HostFacts.detect(), selinux=True))
+    found = find_host_objects(config, replace(HostFacts.detect(), selinux=True))
+    refused = structs.replace(
+        config, security=structs.replace(config.security, apparmor=_NOT_LOADED)
+    )
+    with pytest.raises(InvalidArgument, match="apparmor"):
+        find_host_objects(refused, replace(HostFacts.detect(), selinux=True))
+    assert _label(wanted) == ""
+    mount_sources.prepare(config.mounts, found.mount_sources, found.labels.files)
     assert (_label(wanted), _label(other)) == (LABEL, "")

@@ -66,4 +66,4 @@ def test_a_pod_keeps_the_driver_that_it_was_made_with(tmp_path: Any) -> None:
     for driver, systemd in ((CGROUPFS, False), (SYSTEMD, True)):
         other = runtime_of(_sandbox(driver, runtime_handler="runc"), {"runc": tmp_path / "runc"}, tmp_path)
         assert other is not None
-        assert other["systemd"] is systemd
+        assert other.systemd is systemd

@@ -19,9 +19,11 @@ from pods.host import HostFacts
 from pods.model import ContainerSecurity as Security
 from pods.model import NamespaceMode, Propagation
 from pods.oci import document as oci
+from pods.oci import pod_contents
 from pods.oci.cgroups import update_plan, updated
 from pods.oci.devices import DeviceNode
 from pods.security.capabilities import DEFAULT
+from pods.security.labels import selinux_labels
 from runtime.spec.parse import parse
 from runtime.wire.calls import Identity
 
@@ -72,11 +74,14 @@ def _build(
     target_pid: int = _TARGET,
 ) -> dict[str, Any]:
     sandbox = sandbox or _sandbox()
+    oci.validate(config, sandbox, host)
     context = oci.ContainerContext(
         container_id="c" * 64,
         sandbox=sandbox,
         config=config,
         image=image or ImageConfig(),
+        args=oci.process_args(config, image or ImageConfig()),
+        hostname=pod_contents.hostname(sandbox.id, sandbox.config, host.hostname),
         user=Identity(uid=1000, gid=50, additional_gids=(50, 7), home="/home/www"),
         infra_pid=_INFRA,
         target_pid=target_pid,
@@ -86,7 +91,11 @@ def _build(
         volumes=oci.image_volumes(config, image or ImageConfig()),
         cgroups_path=container_cgroup(sandbox, "c" * 64),
         host=host,
-        found=oci.HostObjects(devices=devices, mount_sources=tuple(mount.host_path for mount in config.mounts)),
+        found=oci.HostObjects(
+            devices=devices,
+            mount_sources=tuple(mount.host_path for mount in config.mounts),
+            labels=selinux_labels(config.security, host),
+        ),
     )
     document = oci.build_config(context)
     parse(json.loads(json.dumps(document)))  # whatever is planned, the runtime takes it

@@ -15,7 +15,7 @@ from pods.host import HostFacts
 from pods.model import NamespaceMode, ProfileType, Propagation
 from pods.oci import pod_contents as files
 from pods.oci.devices import host_devices, requested_devices
-from pods.oci.mount_sources import check_propagation, resolve_sources
+from pods.oci.mount_sources import check_propagation, prepare, resolve_sources
 from pods.security.labels import apparmor_profile
 from pods.security.sysctls import check_sysctls, default_sysctls, sandbox_sysctls
 
@@ -104,9 +104,11 @@ def test_sources_are_followed_and_made(tmp_path: Path) -> None:
     mounts = (_mount(tmp_path / "link"), _mount(tmp_path / "new/dir"), _mount(tmp_path / "dangling"))
     expected = (str(tmp_path / "file"), str(tmp_path / "new/dir"), str(tmp_path / "later/made"))
     assert resolve_sources(mounts) == expected
+    assert not (tmp_path / "new").exists()
+    prepare(mounts, expected, "")
     assert stat.S_IMODE((tmp_path / "later/made").stat().st_mode) == 0o755
     with pytest.raises(InvalidArgument, match=r"config\.mounts\[1\]\.host_path: make directory .*file/x': Not a dir"):
-        resolve_sources((_mount(tmp_path), _mount(tmp_path / "file/x")))
+        prepare(mounts[:2], (str(tmp_path), str(tmp_path / "file/x")), "")
 
 
 _MOUNTINFO = """\

@@ -1,0 +1,70 @@
+"""A container's own files: its writable layer and the volumes that its image declares."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pods.oci import image_volumes
+from pods.security import user_namespaces
+from pods.security.selinux import relabel
+from runtime.client import ShimClient, ShimTooOld
+from runtime.wire.calls import OpenRootfs
+
+if TYPE_CHECKING:
+    from pods.life.container_plan import Plan
+    from runtime.namespaces.user import IDMappings
+    from runtime.wire.calls import Identity
+
+
+def make_layer_directories(root: Path, lower: list[Path], users: IDMappings | None) -> None:
+    """The writable layer's root looks like the image's own root directory."""
+    upper = root / "upper"
+    root.mkdir(parents=True, mode=0o700, exist_ok=True)  # a checkpoint may be in it already
+    upper.mkdir()
+    (root / "work").mkdir(mode=0o700)
+    if lower:
+        status = lower[0].stat()
+        owner = status.st_uid, status.st_gid
+        os.chown(upper, *(owner if users is None else (users.uid(owner[0]), users.gid(owner[1]))))
+        upper.chmod(stat.S_IMODE(status.st_mode))
+
+
+async def make_volumes(
+    plan: Plan, user: Identity, users: IDMappings | None, place: Path, label: str, shim: ShimClient
+) -> Mapping[str, str]:
+    """The image's volumes that are to be mounted: path in the container -> name in `place`.
+
+    `user` owns what the image does not have; `label` is for SELinux. Raises InvalidArgument, RuntimeCoreError, OSError.
+    """
+    if not plan.volumes:
+        return {}
+    readonly = plan.config.security.readonly_rootfs
+    owner = (user.uid, user.gid) if users is None else (users.uid(user.uid), users.gid(user.gid))
+    try:
+        (rootfs,) = await shim.call_for_descriptors(OpenRootfs(plan.container.id))
+    except ShimTooOld:
+        return _make_empty_volumes(plan.volumes, place, users) if readonly else {}
+
+    def make() -> dict[str, str]:
+        try:
+            made = image_volumes.make(rootfs, plan.volumes, place, owner, readonly=readonly)
+        finally:
+            os.close(rootfs)
+        for name in made.values() if label else ():
+            relabel(str(place / name), label, f"image {plan.config.image.image!r}: volumes")
+        return made
+
+    return await asyncio.to_thread(make)
+
+
+def _make_empty_volumes(wanted: Mapping[str, str], place: Path, users: IDMappings | None) -> Mapping[str, str]:
+    """As an older crisp had them, whose shim the pod has."""
+    for name in wanted.values():
+        (place / name).mkdir(parents=True)
+        user_namespaces.give(place / name, users)
+    return wanted
