@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING
 from cri.convert import fields
 from cri.v1 import api_pb2
 from pods.oci.execve_limits import check_arguments
+from pods.streams.exec_sync import MAX_OUTPUT
 
 if TYPE_CHECKING:
     from pods.node import Node
-
-# What kubelet and crictl take in one message, less room for what is around the output: more would turn the whole
-# answer into an error at their end.
-MAX_OUTPUT_BYTES = (16 << 20) - 64
-
 
 class ExecutionCalls:
     """The calls that run commands in containers."""
@@ -39,7 +35,7 @@ class ExecutionCalls:
 
 def fitting(stdout: bytes, stderr: bytes) -> tuple[bytes, bytes]:
     """The beginnings of both streams that fit one message; neither is cut below half of it."""
-    if len(stdout) + len(stderr) <= MAX_OUTPUT_BYTES:
+    if len(stdout) + len(stderr) <= MAX_OUTPUT:
         return stdout, stderr
-    stdout = stdout[: MAX_OUTPUT_BYTES - min(len(stderr), MAX_OUTPUT_BYTES // 2)]
-    return stdout, stderr[: MAX_OUTPUT_BYTES - len(stdout)]
+    stdout = stdout[: MAX_OUTPUT - min(len(stderr), MAX_OUTPUT // 2)]
+    return stdout, stderr[: MAX_OUTPUT - len(stdout)]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from pods.errors import DeadlineExceeded
 from pods.model import ExecResult
-from pods.streams.command import Command, explained
-from runtime.client import ShimClient
+from pods.streams.command import explained
+from pods.streams.sessions import ExecSession, start_exec
 
 if TYPE_CHECKING:
     from pods.life.shims import Shims
     from pods.state.memory import State
 
-MAX_OUTPUT: Final = 16 << 20  # bytes of each stream; what comes after is read and dropped
-_CHUNK: Final = 64 << 10
+# Bytes of each stream; what comes after is read and dropped. kubelet and crictl take as many in one message, less room
+# for what is around them: more would turn the whole answer into an error at their end.
+MAX_OUTPUT: Final = (16 << 20) - 64
 _OWN: Final = 256 << 10  # bytes that every stream may hold: probes say less
 _TOGETHER: Final = 128 << 20  # bytes that all streams may hold beyond those
 
@@ -42,75 +42,37 @@ class _Budget:
 _budget: Final = _Budget(_TOGETHER)
 
 
-class _Collector:
-    """Reads one pipe on the loop into memory, up to MAX_OUTPUT, and as far as the budget goes."""
+class Output:
+    """What a stream said, up to MAX_OUTPUT, and as far as the budget goes."""
 
     def __init__(self, budget: _Budget = _budget) -> None:
         self._budget = budget
         self._taken = 0
-        self._read, self.write = os.pipe()
-        os.set_blocking(self._read, False)
-        self._output = bytearray()
+        self._bytes = bytearray()
         self._cut = False
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._read, self._ready)
 
-    def _ready(self) -> None:
-        self._take()
-
-    def _take(self) -> bool:
-        """Read a chunk. False when there is none now, or none any more."""
-        if self._read < 0:
-            return False
-        try:
-            data = os.read(self._read, _CHUNK)
-        except BlockingIOError:
-            return False
-        if not data:
-            self.close()
-            return False
-        if not self._cut:
-            self._keep(data[: MAX_OUTPUT - len(self._output)])
-        return True
-
-    def _keep(self, data: bytes) -> None:
-        beyond = max(0, len(self._output) + len(data) - max(_OWN, len(self._output)))
+    def add(self, data: bytes) -> None:
+        """Keep the next piece, or drop what there is no room for, and all that follows."""
+        if self._cut:
+            return
+        data = data[: MAX_OUTPUT - len(self._bytes)]
+        beyond = max(0, len(self._bytes) + len(data) - max(_OWN, len(self._bytes)))
         granted = self._budget.take(beyond)
         self._cut = granted < beyond  # for good: nobody wants the rest without the middle
         self._taken += granted
-        self._output += data[: len(data) - beyond + granted]
+        self._bytes += data[: len(data) - beyond + granted]
 
-    def finish(self) -> bytes:
-        """All that the ended command wrote; a child of its that holds the pipe open is not waited for."""
-        for _chunk in range(MAX_OUTPUT // _CHUNK):
-            if not self._take():
-                break
-        self.close()
-        output = bytes(self._output)
-        self._forget()
+    def take(self) -> bytes:
+        """All that was kept, which the caller holds from now on."""
+        output = bytes(self._bytes)
+        self.forget()
         return output
 
-    def _forget(self) -> None:
-        self._output = bytearray()
+    def forget(self) -> None:
+        """Give the room back, whoever gives up."""
+        self._bytes = bytearray()
         self._budget.give_back(self._taken)
         self._taken = 0
-
-    def close(self) -> None:
-        if self._read >= 0:
-            self._loop.remove_reader(self._read)
-            os.close(self._read)
-            self._read = -1
-        self.close_write()
-
-    def end(self) -> None:
-        """Close, whoever gives up, and forget what was read."""
-        self.close()
-        self._forget()
-
-    def close_write(self) -> None:
-        if self.write >= 0:
-            os.close(self.write)
-            self.write = -1
 
 
 async def exec_sync(
@@ -122,30 +84,32 @@ async def exec_sync(
     When the time is over, or the caller gives up, the command and all that it started are killed.
     """
     container = state.running_container(container_id)
-    with explained("exec in", container.id), contextlib.ExitStack() as undo:
-        shim = shims.of(container.sandbox_id)
-        stdout = _Collector()
-        undo.callback(stdout.end)
-        stderr = _Collector()
-        undo.callback(stderr.end)
-        code = await _run(shim, container.id, argv, timeout, stdout, stderr)
-        return ExecResult(stdout=stdout.finish(), stderr=stderr.finish(), exit_code=code)
+    with contextlib.ExitStack() as undo:
+        session = start_exec(shims, container, argv, (False, True, True))
+        undo.callback(session.abandon)
+        stdout, stderr = Output(), Output()
+        undo.callback(stdout.forget)
+        undo.callback(stderr.forget)
+        try:
+            async with asyncio.timeout(timeout if timeout > 0 else None):
+                await _read(session, stdout, stderr)
+        except TimeoutError as error:
+            reason = f"{argv[0]!r} did not end in {timeout:g} s"
+            raise DeadlineExceeded(f"exec in container {container.id}: {reason}") from error
+        with explained("exec in", container.id):
+            code = session.command.exit_code()
+        return ExecResult(stdout=stdout.take(), stderr=stderr.take(), exit_code=code)
 
 
-async def _run(
-    shim: ShimClient, container_id: str, argv: Sequence[str], timeout: float, stdout: _Collector, stderr: _Collector
-) -> int:
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        command = Command(shim, container_id, argv, (null, stdout.write, stderr.write))
-    finally:
-        os.close(null)
-    stdout.close_write()
-    stderr.close_write()
-    try:
-        if not await command.ended(timeout if timeout > 0 else None):
-            raise DeadlineExceeded(f"exec in container {container_id}: {argv[0]!r} did not end in {timeout:g} s")
-    except (asyncio.CancelledError, DeadlineExceeded):
-        command.kill()
-        raise
-    return command.exit_code()
+async def _read(session: ExecSession, stdout: Output, stderr: Output) -> None:
+    """Take in both streams to the end of the command."""
+    async with asyncio.TaskGroup() as reading:
+        reading.create_task(_collect(session, session.stderr, stderr))
+        await _collect(session, session.stdout, stdout)
+    await session.command.ended()
+
+
+async def _collect(session: ExecSession, fd: int, output: Output) -> None:
+    while data := await session.read(fd):
+        output.add(data)
+        await asyncio.sleep(0)  # there may always be more

@@ -5,22 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from linux.terminal import resize
 from pods.streams.command import Command, explained, fresh_key
-from runtime.client import ShimClient, ShimGone, close_all
+from pods.streams.pipes import PIPE_BYTES, Pipes, closed, readable
+from runtime.client import ShimClient, ShimGone
 from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
 
 if TYPE_CHECKING:
     from pods.life.shims import Shims
+    from pods.model import Container
     from pods.state.memory import State
 
-PIPE_BYTES: Final = 256 << 10
 _TAIL: Final = 1 << 20  # bytes of a stream that are read after its command has ended
 _TERMINAL_GRACE: Final = 0.05  # seconds in which a terminal's last output finds its way through the kernel
 _ENDED_SECONDS: Final = 2.0
@@ -73,25 +73,28 @@ class StreamSession:
 
     def close_stdin(self) -> None:
         """There is no more input. A terminal's process notices nothing."""
-        self.stdin = _closed(self.stdin)
+        self.stdin = closed(self.stdin)
 
     async def close(self) -> None:
         """End the session if it has not ended, and let go of its streams. May be called again."""
-        self.close_stdin()
-        self.stdout, self.stderr = _closed(self.stdout), _closed(self.stderr)
+        self._let_go()
         await asyncio.wait({self._answer}, timeout=_ENDED_SECONDS)
         if self._answer.done():
             self._answer.exception()  # whoever does not wait does not want to know
+
+    def _let_go(self) -> None:
+        self.close_stdin()
+        self.stdout, self.stderr = closed(self.stdout), closed(self.stderr)
 
 
 class ExecSession(StreamSession):
     """Its command, and what that started, is killed when it is closed before its end."""
 
-    def __init__(self, container_id: str, command: Command, stdin: int, outputs: Outputs, *, tty: bool) -> None:
-        super().__init__(container_id, command.answer, stdin, outputs)
-        self._command = command
+    def __init__(self, container_id: str, command: Command, ends: tuple[int, int, int], *, tty: bool) -> None:
+        super().__init__(container_id, command.answer, ends[0], ends[1:])
+        self.command = command
         self._tty = tty
-        self._tail = dict.fromkeys(outputs, _TAIL)
+        self._tail = dict.fromkeys(ends[1:], _TAIL)
 
     async def read(self, fd: int) -> bytes:
         data = b""
@@ -116,8 +119,13 @@ class ExecSession(StreamSession):
             resize(self.stdout, width, height)
 
     async def close(self) -> None:
-        self._command.kill()
+        self.abandon()
         await super().close()
+
+    def abandon(self) -> None:
+        """Like `close`, without waiting for the end."""
+        self.command.kill()
+        self._let_go()
 
 
 class AttachSession(StreamSession):
@@ -149,86 +157,28 @@ def _detach(shim: ShimClient, end: calls.Detach) -> None:
         shim.begin(end)
 
 
-async def readable(fd: int, or_done: asyncio.Future[Any] | None = None, timeout: float | None = None) -> bool:
-    """Wait until there is something to read, for the future or for so many seconds; whether there is."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def told() -> None:
-        loop.remove_reader(fd)
-        ready.set_result(None)
-
-    loop.add_reader(fd, told)
-    try:
-        awaited = {ready} if or_done is None or or_done.done() else {ready, or_done}
-        await asyncio.wait(awaited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        return ready.done()
-    finally:
-        if not ready.done():
-            loop.remove_reader(fd)
-
-
-class _Pipes:
-    """The pipes of a session: ours are non-blocking, theirs are for the process, or the host's null device."""
-
-    def __init__(self, *, stdin: bool, stdout: bool, stderr: bool) -> None:
-        self._ours: list[int] = []
-        self._theirs: list[int] = []
-        with contextlib.ExitStack() as undo:
-            undo.callback(self.close)
-            for index, wanted in enumerate((stdin, stdout, stderr)):
-                self._add(wanted, ours_writes=index == 0)
-            undo.pop_all()
-
-    def _add(self, wanted: bool, *, ours_writes: bool) -> None:
-        if not wanted:
-            self._ours.append(-1)
-            self._theirs.append(os.open(os.devnull, (os.O_RDONLY if ours_writes else os.O_WRONLY) | os.O_CLOEXEC))
-            return
-        reader, writer = os.pipe()
-        ours, theirs = (writer, reader) if ours_writes else (reader, writer)
-        self._ours.append(ours)
-        self._theirs.append(theirs)
-        os.set_blocking(ours, False)
-        with contextlib.suppress(OSError):  # more than the user's pipes may have: slower, no worse
-            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-    @property
-    def theirs(self) -> tuple[int, int, int]:
-        stdin, stdout, stderr = self._theirs
-        return stdin, stdout, stderr
-
-    def wanted(self) -> dict[str, int]:
-        """Their ends of what was asked for, by name."""
-        names = ("stdin", "stdout", "stderr")
-        return {name: fd for name, fd, ours in zip(names, self._theirs, self._ours, strict=True) if ours >= 0}
-
-    def take(self) -> tuple[int, int, int]:
-        """Our ends, from now on the caller's."""
-        stdin, stdout, stderr = self._ours
-        self._ours = []
-        return stdin, stdout, stderr
-
-    def close_theirs(self) -> None:
-        close_all(self._theirs)
-        self._theirs = []
-
-    def close(self) -> None:
-        self.close_theirs()
-        close_all(fd for fd in self._ours if fd >= 0)
-        self._ours = []
-
-
-def _closed(fd: int) -> int:
-    if fd >= 0:
-        os.close(fd)
-    return -1
-
-
 def _grace(ended: bool, tty: bool) -> float | None:
     if not ended:
         return None
     return _TERMINAL_GRACE if tty else 0
+
+
+def start_exec(
+    shims: Shims, container: Container, argv: Sequence[str], streams: tuple[bool, bool, bool]
+) -> ExecSession:
+    """Run `argv` with pipes for the wanted ones of stdin, stdout, stderr. That it cannot be executed shows at its end.
+
+    Raises FailedPrecondition, PodError.
+    """
+    stdin, stdout, stderr = streams
+    with explained("exec in", container.id), contextlib.ExitStack() as undo:
+        shim = shims.of(container.sandbox_id)
+        pipes = Pipes(stdin=stdin, stdout=stdout, stderr=stderr)
+        undo.callback(pipes.close)
+        command = Command(shim, container.id, argv, pipes.theirs)
+        pipes.close_theirs()
+        undo.pop_all()
+        return ExecSession(container.id, command, pipes.take(), tty=False)
 
 
 async def open_exec(
@@ -238,18 +188,23 @@ async def open_exec(
     PodError (also for a program that cannot be executed).
     """
     container = state.running_container(container_id)
-    stdin, stdout, stderr = streams
+    if tty:
+        return await _open_terminal(shims, container, argv, stdin=streams[0])
+    session = start_exec(shims, container, argv, streams)
     with explained("exec in", container.id), contextlib.ExitStack() as undo:
-        shim = shims.of(container.sandbox_id)
-        pipes = _Pipes(stdin=stdin and not tty, stdout=stdout and not tty, stderr=stderr)
-        undo.callback(pipes.close)
-        command = Command(shim, container.id, argv, () if tty else pipes.theirs, terminal=tty)
-        undo.callback(command.kill)
-        pipes.close_theirs()
-        master = await command.running()
-        ends = _terminal_ends(master, stdin) if tty else pipes.take()
+        undo.callback(session.abandon)
+        await session.command.running()
         undo.pop_all()
-        return ExecSession(container.id, command, ends[0], ends[1:], tty=tty)
+        return session
+
+
+async def _open_terminal(shims: Shims, container: Container, argv: Sequence[str], *, stdin: bool) -> StreamSession:
+    with explained("exec in", container.id), contextlib.ExitStack() as undo:
+        command = Command(shims.of(container.sandbox_id), container.id, argv, (), terminal=True)
+        undo.callback(command.kill)
+        ends = _terminal_ends(await command.running(), stdin)
+        undo.pop_all()
+        return ExecSession(container.id, command, ends, tty=True)
 
 
 def _terminal_ends(master: int, stdin: bool) -> tuple[int, int, int]:
@@ -275,7 +230,7 @@ async def open_attach(
     end = calls.Detach(container.id, fresh_key())
     with explained("attach to", container.id), contextlib.ExitStack() as undo:
         shim = shims.of(container.sandbox_id)
-        pipes = _Pipes(stdin=stdin and config.stdin, stdout=stdout, stderr=stderr and not config.tty)
+        pipes = Pipes(stdin=stdin and config.stdin, stdout=stdout, stderr=stderr and not config.tty)
         undo.callback(pipes.close)
         wanted = pipes.wanted()
         answer = shim.begin(calls.Attach(container.id, end.attach, tuple(wanted)), tuple(wanted.values()))

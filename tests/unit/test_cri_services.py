@@ -18,7 +18,7 @@ import network.errors
 import pods.errors
 import runtime.errors
 from cri.admin.v1 import admin_pb2
-from cri.services.execution import MAX_OUTPUT_BYTES, fitting
+from cri.services.execution import MAX_OUTPUT, fitting
 from cri.services.pieces import PIECE_BYTES
 from cri.v1 import api_pb2, api_pb2_grpc
 from image.model import Image, ImageConfig
@@ -363,7 +363,7 @@ async def test_output_of_a_command_fits_kubelets_message(client: Client) -> None
     assert (16 << 20) - 128 < response.ByteSize() <= 16 << 20
     assert len(response.stdout) == len(response.stderr)
     whole, small = fitting(b"o" * (16 << 20), b"e")
-    assert (len(whole), small) == (MAX_OUTPUT_BYTES - 1, b"e")
+    assert (len(whole), small) == (MAX_OUTPUT - 1, b"e")
 
 
 async def test_a_request_above_kubelets_limit_is_refused(client: Client) -> None:
