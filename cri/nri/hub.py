@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -52,6 +53,17 @@ _EVERYTHING: Final = (1 << nri.LAST - 1) - 1  # for a plugin that does not say w
 _log = logging.getLogger("crisp.nri")
 
 
+@dataclass(slots=True)
+class _Event:
+    """What plugins are told of, and how, once that is known."""
+
+    moment: Moment
+    sandbox: Sandbox
+    container: Container | None = None
+    document: dict[str, Any] | None = None  # the container's config.json, if it has no bundle any more
+    described: tuple[nri.PodSandbox, nri.Container | None] | None = None
+
+
 class Hub:
     """All plugins of a node, in the order of their indices."""
 
@@ -90,8 +102,9 @@ class Hub:
 
     async def happens(self, moment: Moment, sandbox: Sandbox, container: Container | None = None) -> None:
         """Tell the plugins that asked for it, one after the other. Raises PodError when one of them objects."""
-        for plugin in self._hearing(moment, container or sandbox):
-            await self._tell(plugin, moment, sandbox, container)
+        event = _Event(moment, sandbox, container)
+        for plugin in self._hearing(event):
+            await self._tell(plugin, event)
 
     async def happened(
         self,
@@ -101,52 +114,48 @@ class Hub:
         document: dict[str, Any] | None = None,
     ) -> None:
         """Tell all plugins that asked for it. An objection is logged and ignored."""
-        for plugin in self._hearing(moment, container or sandbox):
-            await self._tell_past(plugin, moment, sandbox, container, document)
+        event = _Event(moment, sandbox, container, document)
+        for plugin in self._hearing(event):
+            await self._tell_past(plugin, event)
 
-    async def _tell_past(
-        self,
-        plugin: Plugin,
-        moment: Moment,
-        sandbox: Sandbox,
-        container: Container | None,
-        document: dict[str, Any] | None = None,
-    ) -> None:
+    async def _tell_past(self, plugin: Plugin, event: _Event) -> None:
         try:
-            await self._tell(plugin, moment, sandbox, container, document)
+            await self._tell(plugin, event)
         except PodError as error:
-            fields = log_fields.of_container(container) if container else log_fields.of_sandbox(sandbox)
+            of = event.container
+            fields = log_fields.of_container(of) if of is not None else log_fields.of_sandbox(event.sandbox)
             _log.error("plugin objected to an event that cannot be undone", extra=fields | {"error": error})
 
-    def _hearing(self, moment: Moment, of: Sandbox | Container) -> Iterator[Plugin]:
+    def _hearing(self, event: _Event) -> Iterator[Plugin]:
         """Those to tell, each when it is its turn: it knows a pod from then on, and nothing of what is removed."""
+        of = (event.container or event.sandbox).id
         for plugin in list(self._plugins):
-            if moment is Moment.RUN_SANDBOX:
-                plugin.known.add(of.id)
-            elif of.id not in plugin.known:
+            if event.moment is Moment.RUN_SANDBOX:
+                plugin.known.add(of)
+            elif of not in plugin.known:
                 continue
-            if moment in _REMOVALS:
-                plugin.known.discard(of.id)
-            if plugin.wants(_EVENTS[moment]):
+            if event.moment in _REMOVALS:
+                plugin.known.discard(of)
+            if plugin.wants(_EVENTS[event.moment]):
                 yield plugin
 
-    async def _tell(
-        self,
-        plugin: Plugin,
-        moment: Moment,
-        sandbox: Sandbox,
-        container: Container | None,
-        document: dict[str, Any] | None = None,
-    ) -> None:
-        told = None
-        if container is not None:
-            told = describe.container(container, self._document(container) if document is None else document)
-        with asking(plugin, moment.value):
-            answer = await self._call(plugin, moment.value, _EVENTS[moment], describe.pod(sandbox), told)
+    async def _tell(self, plugin: Plugin, event: _Event) -> None:
+        method = event.moment.value
+        if event.described is None:
+            event.described = self._described(event)
+        with asking(plugin, method):
+            answer = await self._call(plugin, method, _EVENTS[event.moment], *event.described)
             if isinstance(answer, nri.StopContainerResponse) and answer.update:
                 updates = Updates()
                 updates.add(plugin.name, list(answer.update), [])
                 self._start(self._apply_later(plugin, updates))  # its container's lock is held just now
+
+    def _described(self, event: _Event) -> tuple[nri.PodSandbox, nri.Container | None]:
+        pod, container = describe.pod(event.sandbox), event.container
+        if container is None:
+            return pod, None
+        document = self._document(container) if event.document is None else event.document
+        return pod, describe.container(container, document)
 
     async def _call(
         self, plugin: Plugin, method: str, event: int, pod: nri.PodSandbox, container: nri.Container | None
@@ -369,10 +378,10 @@ class Hub:
         pods = {sandbox.id: sandbox for sandbox in sandboxes}
         for container in containers:
             if container.id in gone and container.sandbox_id in pods and plugin.wants(nri.REMOVE_CONTAINER):
-                await self._tell_past(plugin, Moment.REMOVE, pods[container.sandbox_id], container)
+                await self._tell_past(plugin, _Event(Moment.REMOVE, pods[container.sandbox_id], container))
         for sandbox in sandboxes:
             if sandbox.id in gone and plugin.wants(nri.REMOVE_POD_SANDBOX):
-                await self._tell_past(plugin, Moment.REMOVE_SANDBOX, sandbox, None)
+                await self._tell_past(plugin, _Event(Moment.REMOVE_SANDBOX, sandbox))
 
     async def _synchronize(
         self, plugin: Plugin, sandboxes: Sequence[Sandbox], found: Sequence[Container]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runtime.wire.calls import Identity
 
 
-def make_layer_directories(root: Path, lower: list[Path], users: IDMappings | None) -> None:
+def make_layer_directories(root: Path, lower: Sequence[Path], users: IDMappings | None) -> None:
     """The writable layer's root looks like the image's own root directory."""
     upper = root / "upper"
     root.mkdir(parents=True, mode=0o700, exist_ok=True)  # a checkpoint may be in it already

@@ -16,6 +16,8 @@ from pods.oci.mounts import image_volumes
 from pods.oci.process import process_args, stop_signal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from image.model import Image
     from image.store import ImageStore
     from pods.checkpoint.restore import Checkpoint
@@ -31,6 +33,7 @@ class Plan:
     container: Container
     config: ContainerConfig  # the request with what a checkpoint decides
     image: Image
+    layers: Sequence[Path]
     checkpoint: Checkpoint | None
     args: Sequence[str]
     volumes: Mapping[str, str]  # of the image: path in the container -> name of a directory for it
@@ -60,7 +63,7 @@ def plan(
         checkpoint=str(checkpoint.directory / members.IMAGES) if checkpoint is not None else "",
         checkpoint_image_id=checkpoint.image_id if checkpoint is not None else "",
     )
-    return Plan(container, wanted, image, checkpoint, args, volumes)
+    return Plan(container, wanted, image, images.layers(image), checkpoint, args, volumes)
 
 
 def begun(container_id: str, sandbox: Sandbox, config: ContainerConfig) -> Container:

@@ -211,7 +211,7 @@ class Creation:
 
     async def _make_layer(self, plan: Plan) -> None:
         """The writable layer, with what a checkpoint has in it, and the bundle."""
-        make_layer_directories(self._root, self._images.layers(plan.image), self._users)
+        make_layer_directories(self._root, plan.layers, self._users)
         self._bundle.mkdir(parents=True, mode=0o700)
         if plan.checkpoint is not None:
             await restore.write_changes(plan.checkpoint, self._root / "upper", self._images)
@@ -229,7 +229,7 @@ class Creation:
             Create(
                 container=self._id,
                 bundle=str(self._bundle),
-                lower=tuple(str(layer) for layer in self._images.layers(plan.image)),
+                lower=tuple(str(layer) for layer in plan.layers),
                 upper=str(self._root / "upper"),
                 work=str(self._root / "work"),
                 user=asked_user,

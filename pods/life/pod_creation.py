@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from pods import log_place, pod_files
+from pods.cgroups.places import places_of
 from pods.errors import InvalidArgument
 from pods.life.pod_end import attachment_of
 from pods.model import NamespaceMode, Sandbox, SandboxState
 from pods.oci import pod_contents
 from pods.security import user_namespaces
-from pods.security.sysctls import default_sysctls, sandbox_sysctls
+from pods.security.sysctls import check_sysctls, default_sysctls, sandbox_sysctls
 from pods.state.plugins import Moment
 from pods.state.store import SandboxRecord
 from runtime.errors import OperationFailed
@@ -32,6 +35,15 @@ if TYPE_CHECKING:
 _SHM_SIZE: Final = 64 << 20
 _HOST_RESOLV_CONF: Final = Path("/etc/resolv.conf")
 _HOST_HOSTS: Final = Path("/etc/hosts")
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What the pod has of its request, as text."""
+
+    hostname: str
+    resolv_conf: str
+    sysctls: Mapping[str, str]
 
 
 class PodCreation:
@@ -53,7 +65,7 @@ class PodCreation:
         self._config = config
         self._trace = trace
         self._undo = undo
-        self._hostname = pod_contents.hostname(sandbox_id, config, host.hostname)
+        self._host = host
         self._users = user_namespaces.mappings_of(config)
         self._has_network = config.security.namespaces.network is not NamespaceMode.NODE
         self._sandbox = Sandbox(
@@ -68,13 +80,14 @@ class PodCreation:
 
     async def run(self) -> Sandbox:
         """Take every step. Raises what RunPodSandbox answers with, and then the caller's `Undo` has all to undo."""
+        texts = self._plan()
         # The intent must be on disk before a plugin runs; it gets there while the shim is made.
         intent = self._intend()
-        self._write_files()
-        infra_pid = await self._make_pod()
+        self._write_files(texts)
+        infra_pid = await self._make_pod(texts)
         await self._wait_for(intent)
         ips = await self._add_network()
-        self._write_hosts(ips)
+        self._write_hosts(texts.hostname, ips)
         made = msgspec.structs.replace(
             self._sandbox, state=SandboxState.READY, ips=ips, infra_pid=infra_pid, created_at=time.time_ns()
         )
@@ -83,6 +96,22 @@ class PodCreation:
             await self._tell_plugins(made)
             await self._publish(made)
         return made
+
+    def _plan(self) -> _Texts:
+        """Refuse what can never work, before anything is made."""
+        config = self._config
+        user_namespaces.check_pod(
+            config.security.namespaces,
+            "config.linux.security_context.namespace_options",
+            self._shims.idmap_refusal,
+        )
+        places_of(self._settings.cgroup_driver).pod(self._sandbox.id, config)
+        check_sysctls(config)
+        return _Texts(
+            hostname=pod_contents.hostname(self._sandbox.id, config, self._host.hostname),
+            resolv_conf=pod_contents.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF)),
+            sysctls=sandbox_sysctls(config),
+        )
 
     def _intend(self) -> Future[None]:
         record = SandboxRecord(sandbox=self._sandbox, network=self._has_network)
@@ -93,24 +122,23 @@ class PodCreation:
         await asyncio.wrap_future(intent)
         self._trace.step("intent durable")
 
-    def _write_files(self) -> None:
+    def _write_files(self, texts: _Texts) -> None:
         directory, config = self._settings.sandbox_dir(self._sandbox.id), self._config
         directory.mkdir(parents=True, mode=0o700)
         (directory / EXITS).mkdir()
-        resolv_conf = pod_contents.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF))
-        place = pod_files.make(directory, len(resolv_conf) + _size(_HOST_HOSTS))
-        (place / "hostname").write_text(self._hostname + "\n")
-        (place / "resolv.conf").write_text(resolv_conf, errors="surrogateescape")
+        place = pod_files.make(directory, len(texts.resolv_conf) + _size(_HOST_HOSTS))
+        (place / "hostname").write_text(texts.hostname + "\n")
+        (place / "resolv.conf").write_text(texts.resolv_conf, errors="surrogateescape")
         for name in ("hostname", "resolv.conf"):
             user_namespaces.give(place / name, self._users)
         if config.log_directory:
             log_place.make_log_directory(config.log_directory)
         self._trace.step("files written")
 
-    async def _make_pod(self) -> int:
+    async def _make_pod(self, texts: _Texts) -> int:
         """Have a shim make namespaces and infra process; the latter's pid."""
         try:
-            made = await self._shims.make_pod(self._pod_call())
+            made = await self._shims.make_pod(self._pod_call(texts))
         except OperationFailed as error:
             if error.operation == "set sysctl":  # the kernel knows which exist, and what they may be
                 raise InvalidArgument(f"config.linux.sysctls: {error}") from error
@@ -118,7 +146,7 @@ class PodCreation:
         self._trace.step("shim and infra process made")
         return made.infra_pid
 
-    def _pod_call(self) -> MakePod:
+    def _pod_call(self, texts: _Texts) -> MakePod:
         config, options = self._config, self._config.security.namespaces
         new = [
             kind
@@ -130,8 +158,8 @@ class PodCreation:
         return MakePod(
             sandbox=self._sandbox.id,
             directory=str(self._settings.sandbox_dir(self._sandbox.id)),
-            hostname=self._hostname,
-            sysctls=sandbox_sysctls(config),
+            hostname=texts.hostname,
+            sysctls=texts.sysctls,
             default_sysctls=default_sysctls(
                 config,
                 ports=self._settings.enable_unprivileged_ports,
@@ -150,9 +178,9 @@ class PodCreation:
         self._trace.step("network added")
         return ips
 
-    def _write_hosts(self, addresses: tuple[str, ...]) -> None:
+    def _write_hosts(self, hostname: str, addresses: tuple[str, ...]) -> None:
         """/etc/hosts of containers for which kubelet brings none: the host's own, or the pod's name and addresses."""
-        text = pod_contents.hosts(self._hostname, addresses) if self._has_network else _read(_HOST_HOSTS)
+        text = pod_contents.hosts(hostname, addresses) if self._has_network else _read(_HOST_HOSTS)
         hosts = pod_files.place(self._settings.sandbox_dir(self._sandbox.id)) / "hosts"
         hosts.write_text(text, errors="surrogateescape")
         user_namespaces.give(hosts, self._users)

@@ -10,16 +10,12 @@ import msgspec
 
 from network.errors import NetworkError
 from pods import log_fields
-from pods.cgroups.places import places_of
 from pods.errors import AlreadyExists, NotFound, PodError
 from pods.handlers import check_handler
 from pods.inflight import Background, Flights
 from pods.life.pod_creation import PodCreation
 from pods.log_fields import pod_name
 from pods.model import SandboxConfig, SandboxState
-from pods.oci import pod_contents
-from pods.security import user_namespaces
-from pods.security.sysctls import check_sysctls
 from pods.state.plugins import Moment
 from pods.state.store import SandboxRecord
 from pods.undo import Undo
@@ -54,7 +50,6 @@ class Sandboxes:
     async def run(self, config: SandboxConfig, handler: str, trace: Trace) -> str:
         """Make a sandbox and return its id; see `Flights` for repeated and abandoned requests."""
         check_handler(handler, config, self._state.settings.runtime_handlers)
-        self._validate(config)
         return await self._flights.run(
             pod_name(config),
             (config, handler),
@@ -75,16 +70,6 @@ class Sandboxes:
         if held.sandbox.config == config and held.sandbox.state is SandboxState.READY:
             return held.sandbox.id
         raise AlreadyExists(f"name {pod_name(config)!r} is held by pod sandbox {held.sandbox.id} until it is removed")
-
-    def _validate(self, config: SandboxConfig) -> None:
-        """Refuse what can never work, before anything is made."""
-        options = config.security.namespaces
-        user_namespaces.check_pod(
-            options, "config.linux.security_context.namespace_options", self._shims.idmap_refusal
-        )
-        places_of(self._state.settings.cgroup_driver).pod("new", config)
-        check_sysctls(config)
-        pod_contents.resolv_conf(config.dns, "")
 
     def _holder(self, config: SandboxConfig) -> SandboxRecord | None:
         metadata = config.metadata

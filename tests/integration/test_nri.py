@@ -136,16 +136,13 @@ def test_a_removal_is_told_of_as_the_container_was(daemon: Daemon, socket: Path)
         told = plugin.request("RemoveContainer").container
         assert told.args == ["sleep", "1000"]
         assert told.linux.cgroups_path == plugin.request("StartContainer").container.linux.cgroups_path
-        plugin.answers["CreateContainer"] = nri.CreateContainerResponse(adjust=_oom_score(-2000))
+        wrong = nri.ContainerAdjustment(annotations={"plugin.example/a": "b"})
+        wrong.linux.namespaces.add(type="moon")
+        plugin.answers["CreateContainer"] = nri.CreateContainerResponse(adjust=wrong)
         with pytest.raises(grpc.RpcError, match="as plugins adjusted it"):
             pod.create("true", "never")
-        assert plugin.request("RemoveContainer").container.args == ["true", "never"]
-
-
-def _oom_score(score: int) -> nri.ContainerAdjustment:
-    adjust = nri.ContainerAdjustment()
-    adjust.linux.oom_score_adj.value = score
-    return adjust
+        told = plugin.request("RemoveContainer").container
+        assert (told.args, told.annotations["plugin.example/a"]) == (["true", "never"], "b")
 
 
 def test_plugins_hear_of_removals_of_what_they_heard_of_and_of_nothing_else(daemon: Daemon, socket: Path) -> None:
