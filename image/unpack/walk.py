@@ -17,9 +17,10 @@ _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
 
 
-def open_directory(root: int, path: bytes) -> int:
-    """Open the directory `path` as if `root` were "/". Raises OSError."""
-    return syscalls.openat2(root, path, os.O_RDONLY | os.O_DIRECTORY, _IN_ROOT)
+def open_directory(root: int, path: bytes, *, links: bool = True) -> int:
+    """Open the directory `path` as if `root` were "/". Raises OSError, of ELOOP for any symlink unless `links`."""
+    resolve = _IN_ROOT if links else _IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
+    return syscalls.openat2(root, path, os.O_RDONLY | os.O_DIRECTORY, resolve)
 
 
 def open_beneath(root: int, path: bytes) -> int:

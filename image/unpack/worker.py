@@ -27,9 +27,10 @@ from isal import isal_zlib
 
 from image.unpack.confinement import DATA_LIMIT, close_in, enter, give_up
 from image.unpack.directories import ONLY_ROOT, parse_unsettled
-from image.unpack.layer_writer import LayerWriter, inodes_below, remove_tree, write_all
+from image.unpack.layer_writer import LayerWriter, write_all
 from image.unpack.overlay import Lowers, open_either, settle
 from image.unpack.tar import ByteStream, TarError, TarReader
+from image.unpack.trees import inodes_below, remove_tree
 from linux import syscalls
 
 _READ = 256 << 10  # bytes read of the blob at a time

@@ -274,3 +274,48 @@ async def test_owners_of_other_systems_and_entries_of_no_name(store: ImageStore,
     assert seen(root) == {"nobody", "last"}
     assert ((root / "nobody").stat().st_uid, (root / "nobody").stat().st_gid) == (2**32 - 2, 2**32 - 2)
     assert (root / "last").read_bytes() == b"no padding follows"
+
+
+BY_LINKS = pytest.mark.trial(
+    "described-by-another-name", "A directory has what its entry says, by whatever links the entry's name leads to it."
+)
+
+
+@BY_LINKS
+async def test_a_directory_is_described_through_a_link(store: ImageStore, tmp_path: Path) -> None:
+    """It was made for a file in it, which the archive has first; the layer below says something else of it."""
+    below = layer(entry("usr/lib/a/", mode=0o700, uid=7, mtime=1_000_000_000), link("lib", "usr/lib"))
+    for name in ("lib/a", "usr/lib/a", "./lib/../lib/a"):
+        (top, _) = await unpacked(
+            store, tmp_path, below,
+            layer(link("lib", "usr/lib"), entry("lib/a/file", name.encode()),
+                  entry(f"{name}/", mode=0o755, uid=3, mtime=1_500_000_000)),
+        )  # fmt: skip
+        there = (top / "usr/lib/a").stat()
+        assert (stat.S_IMODE(there.st_mode), there.st_uid, there.st_mtime) == (0o755, 3, 1_500_000_000), name
+
+
+@BY_LINKS
+async def test_what_is_replaced_through_a_link_is_forgotten(store: ImageStore, tmp_path: Path) -> None:
+    """And what comes in its place is as its own entries say, or as the layers below do."""
+    below = layer(entry("usr/lib/a/", mode=0o700), entry("usr/lib/a/b/", mode=0o711))
+    (top, _) = await unpacked(
+        store, tmp_path, below,
+        layer(link("lib", "usr/lib"), entry("usr/lib/a/b/", mode=0o755, mtime=1_400_000_000),
+              entry("usr/lib/a/.wh.x", b""), entry("lib/a", b"no directory"),
+              entry("lib/a", type=tarfile.DIRTYPE, mtime=1_500_000_000, mode=0o750), entry("usr/lib/a/b/file", b"")),
+    )  # fmt: skip
+    modes = [stat.S_IMODE((top / name).stat().st_mode) for name in ("usr/lib/a", "usr/lib/a/b")]
+    assert modes == [0o750, 0o711]
+    assert (top / "usr/lib/a").stat().st_mtime == 1_500_000_000
+
+
+@BY_LINKS
+async def test_the_last_entry_of_a_directory_has_the_last_word(store: ImageStore, tmp_path: Path) -> None:
+    for first, last in (("lib/a/", "usr/lib/a/"), ("usr/lib/a/", "lib/a/")):
+        (top,) = await unpacked(
+            store, tmp_path,
+            layer(entry("usr/lib/", mode=0o755), link("lib", "usr/lib"), entry(first, mtime=1_400_000_000),
+                  entry(last, mtime=1_500_000_000)),
+        )  # fmt: skip
+        assert (top / "usr/lib/a").stat().st_mtime == 1_500_000_000

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from image.unpack.directories import Directories, parse_unsettled
-from image.unpack.layer_writer import normalised
+from image.unpack.harmless import normalised
 from image.unpack.tar import BLOCK, EXTENSION_LIMIT, ByteStream, Entry, TarError, TarReader
 from tests.images import entry, layer
 
