@@ -10,8 +10,7 @@ from cri.convert.container import container_config
 from cri.convert.container_status import container_item, container_state, container_status
 from cri.convert.documents import container_document, info
 from cri.convert.resources import resources
-from cri.services.pieces import pieces
-from cri.services.selection import by_id, has_labels
+from cri.services.lists import by_id, has_labels, pages
 from cri.v1 import api_pb2
 from pods.model import Container
 
@@ -91,9 +90,9 @@ class ContainerCalls:
     async def StreamContainers(
         self, request: api_pb2.StreamContainersRequest
     ) -> AsyncIterator[api_pb2.StreamContainersResponse]:
-        """ListContainers in pieces."""
-        for piece in pieces(container_item(container) for container in self._select(request.filter)):
-            yield api_pb2.StreamContainersResponse(containers=piece)
+        """ListContainers in pages."""
+        for page in pages(container_item(container) for container in self._select(request.filter)):
+            yield api_pb2.StreamContainersResponse(containers=page)
 
     async def ReopenContainerLog(
         self, request: api_pb2.ReopenContainerLogRequest

@@ -9,7 +9,7 @@ from cri.convert import fields
 from cri.convert.documents import info
 from cri.convert.image import credentials, image_message
 from cri.convert.stats import filesystem, image_filesystem, layers_mountpoint
-from cri.services.pieces import pieces
+from cri.services.lists import pages
 from cri.v1 import api_pb2
 from image.documents import decode
 from image.errors import ProfileInvalid
@@ -31,9 +31,9 @@ class ImageCalls:
         return api_pb2.ListImagesResponse(images=[image_message(image) for image in self._select(request.filter)])
 
     async def StreamImages(self, request: api_pb2.StreamImagesRequest) -> AsyncIterator[api_pb2.StreamImagesResponse]:
-        """ListImages in pieces."""
-        for piece in pieces(image_message(image) for image in self._select(request.filter)):
-            yield api_pb2.StreamImagesResponse(images=piece)
+        """ListImages in pages."""
+        for page in pages(image_message(image) for image in self._select(request.filter)):
+            yield api_pb2.StreamImagesResponse(images=page)
 
     def _select(self, wanted: api_pb2.ImageFilter) -> list[Image]:
         if not wanted.image.image:

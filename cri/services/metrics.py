@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from cri.convert.metrics import metric_descriptors, sandbox_metrics
-from cri.services.pieces import pieces
+from cri.services.lists import pages
 from cri.v1 import api_pb2
 from pods.model import SandboxState
 
@@ -36,9 +36,9 @@ class MetricsCalls:
     async def StreamPodSandboxMetrics(
         self, request: api_pb2.StreamPodSandboxMetricsRequest
     ) -> AsyncIterator[api_pb2.StreamPodSandboxMetricsResponse]:
-        """ListPodSandboxMetrics in pieces."""
-        for piece in pieces(await self._read()):
-            yield api_pb2.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=piece)
+        """ListPodSandboxMetrics in pages."""
+        for page in pages(await self._read()):
+            yield api_pb2.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=page)
 
     async def _read(self) -> list[api_pb2.PodSandboxMetrics]:
         ready = [sandbox for sandbox in self._node.sandboxes() if sandbox.state is SandboxState.READY]

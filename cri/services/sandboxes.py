@@ -9,8 +9,7 @@ from cri.convert import fields
 from cri.convert.documents import info, sandbox_document
 from cri.convert.resources import resources
 from cri.convert.sandbox import sandbox_config, sandbox_item, sandbox_state, sandbox_status
-from cri.services.pieces import pieces
-from cri.services.selection import by_id, has_labels
+from cri.services.lists import by_id, has_labels, pages
 from cri.v1 import api_pb2
 from pods.model import Sandbox
 
@@ -71,9 +70,9 @@ class SandboxCalls:
     async def StreamPodSandboxes(
         self, request: api_pb2.StreamPodSandboxesRequest
     ) -> AsyncIterator[api_pb2.StreamPodSandboxesResponse]:
-        """ListPodSandbox in pieces."""
-        for piece in pieces(sandbox_item(found) for found in self._select(request.filter)):
-            yield api_pb2.StreamPodSandboxesResponse(pod_sandboxes=piece)
+        """ListPodSandbox in pages."""
+        for page in pages(sandbox_item(found) for found in self._select(request.filter)):
+            yield api_pb2.StreamPodSandboxesResponse(pod_sandboxes=page)
 
     def _select(self, wanted: api_pb2.PodSandboxFilter) -> Iterator[Sandbox]:
         state = sandbox_state("filter.state.state", wanted.state.state) if wanted.HasField("state") else None

@@ -1,4 +1,4 @@
-"""ContainerStats, PodSandboxStats, their lists, and the lists in pieces."""
+"""ContainerStats, PodSandboxStats, their lists, and the lists in pages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from cri.convert import fields
 from cri.convert.stats import container_stats, layers_mountpoint, sandbox_stats
-from cri.services.pieces import pieces
-from cri.services.selection import by_id, has_labels
+from cri.services.lists import by_id, has_labels, pages
 from cri.v1 import api_pb2
 from pods.errors import NotFound, Unavailable
 from pods.model import Container, Sandbox, SandboxState
@@ -42,9 +41,9 @@ class StatsCalls:
     async def StreamContainerStats(
         self, request: api_pb2.StreamContainerStatsRequest
     ) -> AsyncIterator[api_pb2.StreamContainerStatsResponse]:
-        """ListContainerStats in pieces."""
-        for piece in pieces(await self._of_containers(self._select_containers(request.filter))):
-            yield api_pb2.StreamContainerStatsResponse(container_stats=piece)
+        """ListContainerStats in pages."""
+        for page in pages(await self._of_containers(self._select_containers(request.filter))):
+            yield api_pb2.StreamContainerStatsResponse(container_stats=page)
 
     async def PodSandboxStats(self, request: api_pb2.PodSandboxStatsRequest) -> api_pb2.PodSandboxStatsResponse:
         """One sandbox's stats; NOT_FOUND when there is none, UNAVAILABLE when it is not ready."""
@@ -64,9 +63,9 @@ class StatsCalls:
     async def StreamPodSandboxStats(
         self, request: api_pb2.StreamPodSandboxStatsRequest
     ) -> AsyncIterator[api_pb2.StreamPodSandboxStatsResponse]:
-        """ListPodSandboxStats in pieces."""
-        for piece in pieces(await self._of_sandboxes(self._select_sandboxes(request.filter))):
-            yield api_pb2.StreamPodSandboxStatsResponse(pod_sandbox_stats=piece)
+        """ListPodSandboxStats in pages."""
+        for page in pages(await self._of_sandboxes(self._select_sandboxes(request.filter))):
+            yield api_pb2.StreamPodSandboxStatsResponse(pod_sandbox_stats=page)
 
     async def _of_containers(self, containers: list[Container]) -> list[api_pb2.ContainerStats]:
         found, mountpoint = await self._node.stats.containers(containers), self._mountpoint()

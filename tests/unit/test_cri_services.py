@@ -19,7 +19,7 @@ import pods.errors
 import runtime.errors
 from cri.admin.v1 import admin_pb2
 from cri.services.execution import MAX_OUTPUT, fitting
-from cri.services.pieces import PIECE_BYTES
+from cri.services.lists import PAGE_BYTES
 from cri.v1 import api_pb2, api_pb2_grpc
 from image.model import Image, ImageConfig
 from pods.model import ContainerState, ExecResult, SandboxState
@@ -284,7 +284,7 @@ async def test_lists_in_pieces_are_whole_and_no_piece_is_large(client: Client) -
         await client.call("CreateContainer", pod_sandbox_id=sandbox, config=large)
     sent = await client.call("StreamContainers")
     assert len(sent) == 5
-    assert max(message.ByteSize() for message in sent) <= PIECE_BYTES + 100
+    assert max(message.ByteSize() for message in sent) <= PAGE_BYTES + 100
     listed = (await client.call("ListContainers")).containers
     assert [container for message in sent for container in message.containers] == list(listed)
     stats = await client.call("StreamContainerStats", filter={"pod_sandbox_id": sandbox})
