@@ -140,7 +140,9 @@ SECCOMP_NEW_LISTENER: Final = 8
 _SOCK_FILTER_BYTES: Final = 8
 _ESRCH: Final = 3
 _EINVAL: Final = 22
+_EAGAIN: Final = 11
 _ENOSYS: Final = 38
+_OPENINGS: Final = 128  # a rename or mount anywhere on the machine, just while `..` is resolved, makes one fail
 
 
 class _CloneArgs(ctypes.Structure):
@@ -369,10 +371,14 @@ def fsmount(fd: int, attrs: int = 0) -> int:
 def openat2(dirfd: int, path: str | bytes, flags: int, resolve: int) -> int:
     """Open as `resolve` says. Before Linux 5.6 in userspace, with RESOLVE_IN_ROOT and without RESOLVE_NO_XDEV."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
-    result: int = _syscall(SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-    if result >= 0:
-        return result
-    errno, about = ctypes.get_errno(), os.fsdecode(path)
+    errno, raw, about = _EAGAIN, os.fsencode(path), os.fsdecode(path)
+    for _ in range(_OPENINGS):
+        result: int = _syscall(SYS_OPENAT2, dirfd, raw, ctypes.byref(how), ctypes.sizeof(how))
+        if result >= 0:
+            return result
+        errno = ctypes.get_errno()
+        if errno != _EAGAIN:
+            break
     if errno == _ENOSYS and resolve & RESOLVE_IN_ROOT and not resolve & RESOLVE_NO_XDEV:
         return open_inside(dirfd, about, flags, follow=not resolve & RESOLVE_NO_SYMLINKS)
     raise failure(errno, about, "")

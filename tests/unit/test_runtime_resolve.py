@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -36,10 +37,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> int:
 
 def _by_kernel(root: int, path: str, resolve: int) -> tuple[int, int] | int:
     how = syscalls._OpenHow(os.O_PATH | os.O_CLOEXEC, 0, syscalls.RESOLVE_IN_ROOT | resolve)
-    fd = syscalls.libc.syscall(
-        ctypes.c_long(syscalls.SYS_OPENAT2), root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
-    )
-    return _identity(fd) if fd >= 0 else ctypes.get_errno()
+    while True:
+        fd = syscalls.libc.syscall(
+            ctypes.c_long(syscalls.SYS_OPENAT2), root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
+        )
+        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:  # of a rename somewhere
+            return _identity(fd) if fd >= 0 else ctypes.get_errno()
 
 
 def _identity(fd: int) -> tuple[int, int]:
@@ -58,6 +61,29 @@ def test_it_ends_where_the_kernel_does(root: int, parts: list[str], follow: bool
     except OSError as error:
         found = error.errno or 0
     assert found == expected
+
+
+def test_renames_elsewhere_on_the_machine_do_not_make_it_fail(root: int, tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    renaming = os.fork()
+    if renaming == 0:
+        os.close(theirs)
+        os.set_blocking(ours, False)
+        here, there = tmp_path / "here", tmp_path / "there"
+        here.touch()
+        while True:
+            here.rename(there)
+            there.rename(here)
+            with contextlib.suppress(BlockingIOError):
+                if not os.read(ours, 1):
+                    os._exit(0)  # with whoever has the other end
+    try:
+        for _ in range(50_000):
+            os.close(syscalls.open_in_root(root, "a/b/../b/../b/../file", os.O_PATH))
+    finally:
+        os.close(ours)
+        os.close(theirs)
+        os.waitpid(renaming, 0)
 
 
 def test_files_are_opened_for_what_is_asked(root: int) -> None:
