@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from linux.errors import MissingCall, UnknownCall
 from linux.resolve import open_inside
 from linux.sealed import seal
+from linux.tables import NAMESPACE_FLAGS, namespace_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,28 +52,17 @@ SYS_OPENAT2: Final = 437
 SYS_MOUNT_SETATTR: Final = 442
 
 # clone(2), unshare(2), setns(2)
-CLONE_NEWTIME: Final = 0x00000080
+CLONE_NEWTIME: Final = NAMESPACE_FLAGS["time"]
+CLONE_NEWNS: Final = NAMESPACE_FLAGS["mount"]
+CLONE_NEWCGROUP: Final = NAMESPACE_FLAGS["cgroup"]
+CLONE_NEWUTS: Final = NAMESPACE_FLAGS["uts"]
+CLONE_NEWIPC: Final = NAMESPACE_FLAGS["ipc"]
+CLONE_NEWUSER: Final = NAMESPACE_FLAGS["user"]
+CLONE_NEWPID: Final = NAMESPACE_FLAGS["pid"]
+CLONE_NEWNET: Final = NAMESPACE_FLAGS["network"]
 CLONE_PIDFD: Final = 0x00001000
 CLONE_PARENT: Final = 0x00008000
-CLONE_NEWNS: Final = 0x00020000
-CLONE_NEWCGROUP: Final = 0x02000000
-CLONE_NEWUTS: Final = 0x04000000
-CLONE_NEWIPC: Final = 0x08000000
-CLONE_NEWUSER: Final = 0x10000000
-CLONE_NEWPID: Final = 0x20000000
-CLONE_NEWNET: Final = 0x40000000
 CLONE_INTO_CGROUP: Final = 0x200000000
-# In /proc/PID/ns; the user namespace before those that its rights are needed for, after one that may be its parent's.
-_NAMESPACE_FILES: Final = {
-    CLONE_NEWPID: "pid",
-    CLONE_NEWUSER: "user",
-    CLONE_NEWNS: "mnt",
-    CLONE_NEWIPC: "ipc",
-    CLONE_NEWUTS: "uts",
-    CLONE_NEWNET: "net",
-    CLONE_NEWCGROUP: "cgroup",
-    CLONE_NEWTIME: "time",
-}
 
 # mount(2), umount2(2)
 MS_RDONLY: Final = 1
@@ -280,7 +270,7 @@ def setns(fd: int, flags: int) -> None:
     process = _process_of(fd) if errno == _EINVAL else 0
     if not process:
         raise OSError(errno, os.strerror(errno), "setns")
-    wanted = [(flag, f"/proc/{process}/ns/{name}") for flag, name in _NAMESPACE_FILES.items() if flags & flag]
+    wanted = [(flag, namespace_file(process, kind)) for kind, flag in NAMESPACE_FLAGS.items() if flags & flag]
     opened = [(flag, os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for flag, path in wanted]
     try:
         for flag, namespace in opened:

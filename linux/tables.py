@@ -1,6 +1,28 @@
-"""Names that the kernel's headers have, in the order of their numbers."""
+"""What Linux calls things, and the numbers that it has for them."""
 
 from __future__ import annotations
+
+# Kinds of namespaces: config.json's name (runtime-spec config-linux.md "Namespaces"), the file in /proc/PID/ns, and the
+# flag of clone(2). They are joined in this order: the user namespace before those that its rights are needed for, and
+# after a PID namespace, which may be its parent's.
+_NAMESPACES = (
+    ("pid", "pid", 0x20000000),
+    ("user", "user", 0x10000000),
+    ("mount", "mnt", 0x00020000),
+    ("ipc", "ipc", 0x08000000),
+    ("uts", "uts", 0x04000000),
+    ("network", "net", 0x40000000),
+    ("cgroup", "cgroup", 0x02000000),
+    ("time", "time", 0x00000080),
+)
+NAMESPACE_FLAGS = {kind: flag for kind, _file, flag in _NAMESPACES}
+NAMESPACE_FILES = {kind: file for kind, file, _flag in _NAMESPACES}
+
+HIGHEST_ID = 2**32 - 2  # of users and groups. The next one, (uid_t)-1, means "leave it": a process stays root
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # $PATH where nobody has said any
+
+AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h, by uname's word
 
 # linux/capability.h; the position is the number.
 CAPABILITIES = (
@@ -22,3 +44,8 @@ OVERLAY_OPAQUE = f"{OVERLAY_ATTRIBUTES}opaque"  # on a directory: "y" hides what
 def capability_names(mask: int) -> frozenset[str]:
     """The capabilities of a kernel bit mask; bits without a name here are left out."""
     return frozenset(name for number, name in enumerate(CAPABILITIES) if mask >> number & 1)
+
+
+def namespace_file(process: int | str, kind: str) -> str:
+    """Where the namespace of a process is opened; "self" is the caller."""
+    return f"/proc/{process}/ns/{NAMESPACE_FILES[kind]}"

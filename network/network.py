@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from linux.tables import DEFAULT_PATH
 from network.cache import Entry, ResultCache
 from network.chain import AroundPlugin, Chain, unseen
 from network.conflist import ConfList, parse_conflist, read_conf_dir
@@ -40,7 +41,7 @@ class Network:
     def __init__(
         self, conf_dir: Path, bin_dirs: Sequence[Path], cache_dir: Path, *, plugin_seconds: float = PLUGIN_SECONDS
     ) -> None:
-        path = os.environ.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        path = os.environ.get("PATH") or DEFAULT_PATH
         self._conf_dir = conf_dir
         self.around_plugin: AroundPlugin = unseen
         self._chain = Chain(tuple(bin_dirs), path, plugin_seconds, lambda *run: self.around_plugin(*run))

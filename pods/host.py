@@ -8,18 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from image.platforms import node_platforms
+from linux import lsm
 from linux.tables import capability_names
-
-_GO_ARCHITECTURES = {
-    "x86_64": "amd64",
-    "i686": "386",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "ppc64le": "ppc64le",
-    "s390x": "s390x",
-    "riscv64": "riscv64",
-    "loongarch64": "loong64",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +46,11 @@ class HostFacts:
             swap_limit=_swap_limit(cgroups, proc, v2=cgroup_v2),
             capabilities=_capabilities((proc / "self/status").read_text()),
             kernel=_kernel_version(machine.release),
-            architecture=_GO_ARCHITECTURES.get(machine.machine, machine.machine),
+            architecture=node_platforms(machine.machine)[0].architecture,
             hostname=machine.nodename,
-            apparmor=_reads(sys / "module/apparmor/parameters/enabled", "Y"),
+            apparmor=lsm.apparmor_is_on(sys),
             hugetlb=cgroup_v2 or (cgroups / "hugetlb").is_dir(),
-            selinux=(sys / "fs/selinux/enforce").exists(),
+            selinux=lsm.selinux_is_on(sys),
         )
 
 
@@ -88,7 +79,3 @@ def _capabilities(status: str) -> frozenset[str]:
 def _kernel_version(release: str) -> tuple[int, int]:
     major, minor = release.split(".")[:2]
     return int(major), int(re.match(r"\d+", minor).group())  # type: ignore[union-attr]
-
-
-def _reads(path: Path, value: str) -> bool:
-    return path.exists() and path.read_text().strip() == value

@@ -11,7 +11,9 @@ import os
 import stat
 from collections.abc import Iterable
 
+from linux import lsm
 from linux.sysctls import namespace_of, path_of
+from linux.tables import NAMESPACE_FLAGS
 from runtime.errors import SpecError
 from runtime.namespaces import user as userns
 from runtime.process import scheduling
@@ -22,19 +24,8 @@ if TYPE_CHECKING:
     from typing import Final
 
 _NS_GET_NSTYPE: Final = 0xB703
-_KINDS: Final = {  # the CLONE_NEW... numbers of linux/sched.h
-    0x00000080: "time",
-    0x00020000: "mount",
-    0x02000000: "cgroup",
-    0x04000000: "uts",
-    0x08000000: "ipc",
-    0x10000000: "user",
-    0x20000000: "pid",
-    0x40000000: "network",
-}
+_KINDS: Final = {flag: kind for kind, flag in NAMESPACE_FLAGS.items()}
 _LONGEST_INTERFACE_NAME: Final = 15  # IFNAMSIZ without the NUL
-_APPARMOR: Final = "/sys/module/apparmor/parameters/enabled"
-_SELINUX: Final = "/sys/fs/selinux/enforce"
 
 
 def check(spec: Spec) -> None:
@@ -77,7 +68,7 @@ def check_host(spec: Spec) -> None:
         mappings = userns.mappings_of(spec)
         if mappings is not None:
             _check_mapped(spec.process, mappings)
-    if spec.linux.mount_label and not _selinux():
+    if spec.linux.mount_label and not lsm.selinux_is_on():
         raise SpecError("linux.mountLabel", f"{spec.linux.mount_label!r} cannot be given: SELinux is not enabled")
     _check_listener(spec.linux)
 
@@ -97,10 +88,10 @@ def check_process(process: Process) -> None:
 
 def check_labels(process: Process) -> None:
     """Refuse labels of security modules that are off. Raises SpecError."""
-    if process.apparmor_profile and not _apparmor():
+    if process.apparmor_profile and not lsm.apparmor_is_on():
         reason = f"{process.apparmor_profile!r} cannot be applied: AppArmor is not enabled"
         raise SpecError("process.apparmorProfile", reason)
-    if process.selinux_label and not _selinux():
+    if process.selinux_label and not lsm.selinux_is_on():
         raise SpecError("process.selinuxLabel", f"{process.selinux_label!r} cannot be applied: SELinux is not enabled")
 
 
@@ -201,15 +192,3 @@ def _check_listener(linux: Linux) -> None:
         raise SpecError("linux.seccomp.listenerPath", f"{path}: {os.strerror(error.errno or 0)}") from None
     if not is_socket:
         raise SpecError("linux.seccomp.listenerPath", f"{path} is no socket")
-
-
-def _apparmor() -> bool:
-    try:
-        with open(_APPARMOR) as file:
-            return file.read().startswith("Y")
-    except OSError:
-        return False
-
-
-def _selinux() -> bool:
-    return os.path.exists(_SELINUX)

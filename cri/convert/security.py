@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 
 from cri.convert import fields
 from cri.v1 import api_pb2
+from linux.tables import HIGHEST_ID
 from pods import rules
 from pods.errors import InvalidArgument
 from pods.model import (
@@ -22,7 +23,6 @@ from pods.model import (
     UserNamespace,
 )
 
-_HIGHEST_ID = 2**32 - 2  # the last one, (uid_t)-1, means "none" to the kernel
 _MOST_GROUPS = 1 << 16  # NGROUPS_MAX
 _USERNAME_CHARACTERS = 256  # LOGIN_NAME_MAX
 _POD_OR_NODE = (NamespaceMode.POD, NamespaceMode.NODE)
@@ -179,12 +179,12 @@ def _selinux(
 
 
 def _id(path: str, message: api_pb2.Int64Value) -> int:
-    return fields.between(path, message.value, 0, _HIGHEST_ID)
+    return fields.between(path, message.value, 0, HIGHEST_ID)
 
 
 def _groups(path: str, values: Collection[int]) -> tuple[int, ...]:
     few = fields.few(path, values, _MOST_GROUPS)
-    return tuple([fields.between(f"{path}[{index}]", value, 0, _HIGHEST_ID) for index, value in enumerate(few)])
+    return tuple([fields.between(f"{path}[{index}]", value, 0, HIGHEST_ID) for index, value in enumerate(few)])
 
 
 def _capabilities(path: str, names: Collection[str]) -> tuple[str, ...]:

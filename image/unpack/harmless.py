@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from image.unpack.overlay import RESERVED_XATTRS
 from image.unpack.tar import CHAR_DEVICE, Entry, TarError
+from linux.tables import HIGHEST_ID
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
@@ -12,7 +13,6 @@ AUFS = b".wh..wh."  # aufs' own bookkeeping, of no meaning here
 AUFS_LINKS = b".wh..wh.plnk"  # but that hard links lead to files in it
 _DEPTH_LIMIT = 512  # components of one name
 _MAJOR_LIMIT, _MINOR_LIMIT = 0xFFF, 0xF_FFFF  # the kernel cuts larger numbers of devices: they would be others
-_ID_LIMIT = 0xFFFF_FFFE  # the id above it means "leave it" to chown(2)
 
 
 def make_harmless(entry: Entry) -> None:
@@ -20,7 +20,7 @@ def make_harmless(entry: Entry) -> None:
 
     Raises TarError for numbers that the kernel would take for others.
     """
-    if not (0 <= entry.uid <= _ID_LIMIT and 0 <= entry.gid <= _ID_LIMIT):
+    if not (0 <= entry.uid <= HIGHEST_ID and 0 <= entry.gid <= HIGHEST_ID):
         entry.uid, entry.gid = _id(entry.uid), _id(entry.gid)
     if entry.major > _MAJOR_LIMIT or entry.minor > _MINOR_LIMIT:
         raise TarError(f"device {entry.major}:{entry.minor} is out of range")
@@ -31,7 +31,7 @@ def make_harmless(entry: Entry) -> None:
 def _id(number: int) -> int:
     """A user or group. A negative one is what a signed 32 bit number was: macOS' nobody is -2."""
     unsigned = number + (1 << 32) if -(1 << 31) <= number < 0 else number
-    if not 0 <= unsigned <= _ID_LIMIT:
+    if not 0 <= unsigned <= HIGHEST_ID:
         raise TarError(f"owner {number} is out of range")
     return unsigned
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from linux.tables import namespace_file
 from network.namespace import is_namespace
 from pods.host import HostFacts
 from pods.model import ContainerConfig, NamespaceMode, Sandbox, SandboxState
@@ -18,12 +19,12 @@ def plan_namespaces(
     plan = [{"type": "mount"}]
     if pod.network is not NamespaceMode.NODE:
         # A pod on the host's network has the host's name too, as Kubernetes wants it.
-        plan += [_joined("network", "net", infra_pid), _joined("uts", "uts", infra_pid)]
+        plan += [_joined("network", infra_pid), _joined("uts", infra_pid)]
     if pod.ipc is not NamespaceMode.NODE:
-        plan.append(_joined("ipc", "ipc", infra_pid))
+        plan.append(_joined("ipc", infra_pid))
     plan += _pid(config, pod.pid, infra_pid, target_pid)
     if pod.userns is not None and pod.userns.mode is not NamespaceMode.NODE:
-        plan.append(_joined("user", "user", infra_pid))
+        plan.append(_joined("user", infra_pid))
     if _has_cgroup_namespace(config, host):
         plan.append({"type": "cgroup"})
     return plan
@@ -47,27 +48,27 @@ def sandbox_namespaces(sandbox: Sandbox) -> list[dict[str, str]]:
     if not sandbox.infra_pid or sandbox.state is not SandboxState.READY:
         return found
     if options.network is not NamespaceMode.NODE:
-        found.append(_joined("uts", "uts", sandbox.infra_pid))
+        found.append(_joined("uts", sandbox.infra_pid))
     if options.ipc is not NamespaceMode.NODE:
-        found.append(_joined("ipc", "ipc", sandbox.infra_pid))
+        found.append(_joined("ipc", sandbox.infra_pid))
     if options.pid is NamespaceMode.POD:
-        found.append(_joined("pid", "pid", sandbox.infra_pid))
+        found.append(_joined("pid", sandbox.infra_pid))
     if options.userns is not None and options.userns.mode is not NamespaceMode.NODE:
-        found.append(_joined("user", "user", sandbox.infra_pid))
+        found.append(_joined("user", sandbox.infra_pid))
     return found
 
 
 def _pid(config: ContainerConfig, pod: NamespaceMode, infra_pid: int, target_pid: int) -> list[dict[str, str]]:
     wanted = config.security.namespaces.pid
     if wanted is NamespaceMode.TARGET:
-        return [_joined("pid", "pid", target_pid)]
+        return [_joined("pid", target_pid)]
     if pod is NamespaceMode.NODE and wanted is not NamespaceMode.CONTAINER:
         return []
     if pod is NamespaceMode.POD and wanted is NamespaceMode.POD:
-        return [_joined("pid", "pid", infra_pid)]
+        return [_joined("pid", infra_pid)]
     # Without a PID namespace of the pod's own, its infra process is in the host's, which must not be joined.
     return [{"type": "pid"}]
 
 
-def _joined(type: str, name: str, pid: int) -> dict[str, str]:
-    return {"type": type, "path": f"/proc/{pid}/ns/{name}"}
+def _joined(kind: str, pid: int) -> dict[str, str]:
+    return {"type": kind, "path": namespace_file(pid, kind)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from image.model import ImageConfig
+from linux.tables import DEFAULT_PATH
 from pods import rules
 from pods.errors import InvalidArgument, PodError
 from pods.model import ContainerConfig, GroupsPolicy
@@ -12,8 +13,6 @@ from pods.oci.execve_limits import check_arguments, check_environment
 from pods.oci.signals import canonical_name
 from runtime.spec.values import TERM
 from runtime.wire.calls import UserRequest
-
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def user_request(config: ContainerConfig, image: ImageConfig) -> UserRequest:
@@ -80,7 +79,7 @@ def environment(
 
     Raises InvalidArgument for more than execve(2) takes.
     """
-    variables = {"PATH": _DEFAULT_PATH, "HOSTNAME": hostname}
+    variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if config.tty:
         variables["TERM"] = TERM
     for entry in image.env:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from linux.tables import NAMESPACE_FLAGS
+
 _ENOSYS: Final = 38
 _EPERM: Final = 1
 _AF_VSOCK: Final = 40
@@ -121,7 +123,7 @@ _BY_CAPABILITY: Final[Mapping[str, str]] = {
 _PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 # linux/sched.h: NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWNS.
-_NEW_NAMESPACES: Final = 0x7E020000
+_NEW_NAMESPACES: Final = sum(flag for kind, flag in NAMESPACE_FLAGS.items() if kind != "time")  # clone(2) makes none
 
 ARCHITECTURES: Final[Mapping[str, tuple[str, ...]]] = {
     "amd64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),

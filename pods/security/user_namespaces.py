@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from linux.tables import HIGHEST_ID
 from pods.errors import FailedPrecondition, InvalidArgument
 from pods.model import IDMapping, NamespaceMode, NamespaceOptions, SandboxConfig, UserNamespace
 from runtime.errors import SpecError
@@ -15,7 +16,6 @@ from runtime.spec.values import IDMapping as Line
 from runtime.wire.calls import Identity, UserMappings
 
 _MOST_LINES = 340  # user_namespaces(7)
-_ID_SPACE = 2**32 - 1
 
 
 def mappings_of(config: SandboxConfig) -> IDMappings | None:
@@ -67,8 +67,8 @@ def check_mappings(mappings: Sequence[IDMapping], field: str) -> None:
         raise InvalidArgument(f"{field}: {len(mappings)} mappings, not between 1 and {_MOST_LINES}")
     for side in ("container_id", "host_id"):
         ranges = sorted((getattr(m, side), getattr(m, side) + m.length) for m in mappings)
-        if ranges[-1][1] > _ID_SPACE:
-            raise InvalidArgument(f"{field}: {side} {ranges[-1][0]} and its range go beyond {_ID_SPACE - 1}")
+        if ranges[-1][1] > HIGHEST_ID + 1:
+            raise InvalidArgument(f"{field}: {side} {ranges[-1][0]} and its range go beyond {HIGHEST_ID}")
         for (_, end), (start, _) in pairwise(ranges):
             if start < end:
                 raise InvalidArgument(f"{field}: {side} {start} is mapped twice")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from linux.tables import NAMESPACE_FLAGS
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.criu import worker as criu
 from runtime.errors import NotSupported, failing
@@ -30,7 +31,6 @@ FLAGS: Final = (
     Flag("lazy-pages", help="refused"),
 )
 _SWITCHES: Final = ("tcp-established", "ext-unix-sk", "shell-job", "file-locks", "auto-dedup")
-_NEW_NETWORK: Final = 0x40000000  # CLONE_NEWNET
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,5 +76,5 @@ def criu_options(options: Options, directories: Directories) -> dict[str, criu.V
     }
     found.update({name.replace("-", "_"): True for name in _SWITCHES if options.switch(name)})
     if options.text("empty-ns"):
-        found["empty_ns"] = _NEW_NETWORK
+        found["empty_ns"] = NAMESPACE_FLAGS["network"]
     return found

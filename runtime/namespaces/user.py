@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from linux import syscalls
+from linux.tables import NAMESPACE_FLAGS, namespace_file
 from runtime.errors import OperationFailed, SpecError, failing
 from runtime.light import dataclass, field, replace, socket
 from runtime.spec.values import IDMapping, Spec
@@ -22,14 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_FLAGS: Final = {
-    "user": syscalls.CLONE_NEWUSER,
-    "network": syscalls.CLONE_NEWNET,
-    "ipc": syscalls.CLONE_NEWIPC,
-    "uts": syscalls.CLONE_NEWUTS,
-}
-_FILES: Final = {"user": "user", "network": "net", "ipc": "ipc", "uts": "uts"}
-OWNED_KINDS: Final = frozenset(_FLAGS) - {"user"}
+OWNED_KINDS: Final = frozenset(("network", "ipc", "uts"))
 _PROBED: Final = (IDMapping(0, 100_000, 65536),)
 
 
@@ -170,7 +164,7 @@ def make_owned(namespace: int, kinds: Sequence[str]) -> dict[str, int]:
 
 
 def _flags(kinds: Iterable[str]) -> int:
-    return sum(_FLAGS[kind] for kind in kinds)
+    return sum(NAMESPACE_FLAGS[kind] for kind in kinds)
 
 
 def _hold(
@@ -189,7 +183,7 @@ def _hold(
                 raise OSError(trouble, os.strerror(trouble))
             in_parent(pid)
             for kind in kinds:
-                opened[kind] = os.open(f"/proc/{pid}/ns/{_FILES[kind]}", os.O_RDONLY | os.O_CLOEXEC)
+                opened[kind] = os.open(namespace_file(pid, kind), os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             close_all(opened.values())
             raise
@@ -294,11 +288,9 @@ def effective(uid: int) -> Iterator[None]:
 @contextlib.contextmanager
 def inside(namespaces: int, flags: int) -> Iterator[None]:
     """The caller in other namespaces for a while: the one open at `namespaces`, or those of that pidfd by `flags`."""
-    names = {"mnt": syscalls.CLONE_NEWNS, "net": syscalls.CLONE_NEWNET, "ipc": syscalls.CLONE_NEWIPC,
-             "uts": syscalls.CLONE_NEWUTS}  # fmt: skip
     home = [
-        (os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), flag)
-        for name, flag in names.items()
+        (os.open(namespace_file("self", kind), os.O_RDONLY | os.O_CLOEXEC), flag)
+        for kind, flag in NAMESPACE_FLAGS.items()
         if flags & flag
     ]
     try:

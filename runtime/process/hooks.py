@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from linux import syscalls
+from linux.tables import DEFAULT_PATH
 from runtime.errors import RuntimeCoreError, failing
 from runtime.light import json, signal
 from runtime.spec.values import Hook, Hooks
@@ -21,7 +22,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
-_USUAL_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # a shim has none of its own
 _MAX_OUTPUT: Final = 4096  # bytes of a failed hook's output that its error quotes
 _CHUNK: Final = 65536
 
@@ -67,7 +67,7 @@ def run_hooks(
 def _environment(hook: Hook, given: Iterable[str] | None) -> dict[str, str]:
     entries = hook.env if hook.env is not None else given
     if entries is None:
-        return {"PATH": _USUAL_PATH, **os.environ}
+        return {"PATH": DEFAULT_PATH, **os.environ}  # a shim has none of its own
     return dict(entry.partition("=")[::2] for entry in entries)
 
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 
 from linux import syscalls
 from linux.elf import executable, in_memory
+from linux.tables import AUDIT_ARCHITECTURES
 from runtime.errors import failing
 from runtime.light import signal, socket
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from typing import Final, NoReturn
 
 INFRA_ID: Final = 65535
-_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # prctl, rt_sigtimedwait, wait4, exit_group, execveat
 _ALLOWED_CALLS = {"x86_64": (157, 128, 61, 231, 322), "aarch64": (167, 137, 260, 94, 281)}
 _CODE: Final[dict[str, bytes]] = {
@@ -70,7 +70,7 @@ def filter_program(machine: str | None = None) -> bytes:
     machine = machine or os.uname().machine
     allowed = _ALLOWED_CALLS[machine]
     load, equal, ret = 0x20, 0x15, 0x06
-    rules = [(load, 0, 0, 4), (equal, 1, 0, _AUDIT_ARCH[machine]), (ret, 0, 0, 0x80000000), (load, 0, 0, 0)]
+    rules = [(load, 0, 0, 4), (equal, 1, 0, AUDIT_ARCHITECTURES[machine]), (ret, 0, 0, 0x80000000), (load, 0, 0, 0)]
     rules += [(equal, len(allowed) - i, 0, number) for i, number in enumerate(allowed)]
     rules += [(ret, 0, 0, 0x80000000), (ret, 0, 0, 0x7FFF0000)]
     return b"".join(struct.pack("<HBBI", *rule) for rule in rules)

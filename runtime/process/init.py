@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from linux import syscalls
+from linux.tables import NAMESPACE_FLAGS
 from runtime.cgroups import Cgroup
 from runtime.errors import SpecError, failing
 from runtime.light import dataclass, field, replace, signal, socket
@@ -33,19 +34,7 @@ from runtime.wire.reports import Executing, HooksDue, Reporter, Warned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, NoReturn
-
-NAMESPACE_FLAGS: Final = {
-    "network": syscalls.CLONE_NEWNET,
-    "ipc": syscalls.CLONE_NEWIPC,
-    "uts": syscalls.CLONE_NEWUTS,
-    "pid": syscalls.CLONE_NEWPID,
-    "cgroup": syscalls.CLONE_NEWCGROUP,
-    "mount": syscalls.CLONE_NEWNS,
-    "user": syscalls.CLONE_NEWUSER,
-    "time": syscalls.CLONE_NEWTIME,
-}
-
+    from typing import Any, NoReturn
 
 @dataclass(slots=True)
 class Start:

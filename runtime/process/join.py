@@ -10,6 +10,7 @@ import contextlib
 import os
 
 from linux import syscalls
+from linux.tables import NAMESPACE_FLAGS
 from runtime.cgroups import Cgroup
 from runtime.errors import failing
 from runtime.light import dataclass
@@ -19,7 +20,7 @@ from runtime.process import become as process
 from runtime.process import scheduling
 from runtime.process.gate import Gate
 from runtime.process.home import with_home
-from runtime.process.init import NAMESPACE_FLAGS, leave_the_loop
+from runtime.process.init import leave_the_loop
 from runtime.process.terminal import hand_over, open_multiplexer, open_peer, take_control
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
@@ -27,9 +28,7 @@ from runtime.wire.reports import Reporter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, NoReturn
-
-_JOINED: Final = ("user", "mount", "ipc", "uts", "network", "cgroup", "time", "pid")
+    from typing import NoReturn
 
 
 @dataclass(slots=True)
@@ -58,11 +57,7 @@ class Join:
 def namespace_flags(spec: oci.Spec) -> int:
     """The namespaces of a container's init that differ from the shim's own."""
     kinds = {namespace.type for namespace in spec.linux.namespaces}
-    flags = 0
-    for kind in _JOINED:
-        if kind in kinds:
-            flags |= NAMESPACE_FLAGS[kind]
-    return flags
+    return sum(flag for kind, flag in NAMESPACE_FLAGS.items() if kind in kinds)
 
 
 def exec_process(join: Join, reporter: Reporter) -> NoReturn:

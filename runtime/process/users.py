@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from linux.tables import HIGHEST_ID
 from runtime.errors import RuntimeCoreError
 from runtime.rootfs.foreign import TooLarge, read_foreign
 from runtime.wire.calls import Identity
 
 _MAX_FILE: Final = 8 << 20  # an image can hold a passwd file of any size
-_MAX_ID: Final = 2**32 - 2
 _ID_DIGITS: Final = 10
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+")
 
@@ -87,7 +87,7 @@ def _numeric(text: str) -> int | None:
         return None
     found = _id(text.removeprefix("+"))
     if found is None:
-        raise UserNotFound(f"look up user or group `{text[:32]}`: not between 0 and {_MAX_ID}")
+        raise UserNotFound(f"look up user or group `{text[:32]}`: not between 0 and {HIGHEST_ID}")
     return found
 
 
@@ -96,7 +96,7 @@ def _id(text: str) -> int | None:
     if not (text.isascii() and text.isdigit()):
         return None
     digits = text.lstrip("0") or "0"
-    return int(digits) if len(digits) <= _ID_DIGITS and int(digits) <= _MAX_ID else None
+    return int(digits) if len(digits) <= _ID_DIGITS and int(digits) <= HIGHEST_ID else None
 
 
 def _entries(root: int, path: str, fields: int) -> Iterator[list[str]]:

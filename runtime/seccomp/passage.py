@@ -15,6 +15,7 @@ import struct
 import sys
 
 from linux import syscalls
+from linux.tables import AUDIT_ARCHITECTURES
 from runtime.light import dataclass
 
 TYPE_CHECKING = False
@@ -30,7 +31,6 @@ _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
     "aarch64": (220, 211, 94, 91, 157, 29, 261, 274, 56, 437, 78, 44, 291, 63, 64, 57),
 }
 _MACHINE: Final = os.uname().machine  # not asked for later: a personality of a container's can make it another one
-_AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CLONE_FLAGS: Final = syscalls.CLONE_PARENT | syscalls.CLONE_PIDFD
 _ARGUMENTS: Final = 5  # of the calls listed, at most
 _LOAD, _EQUAL, _RETURN, _ALLOW = 0x20, 0x15, 0x06, 0x7FFF0000  # classic BPF
@@ -56,7 +56,7 @@ class Passage:
         # be allowed by its number alone (SECCOMP_CACHE, Linux 5.11).
         rules = [
             (_LOAD, 0, 0, _ARCH_AT),
-            (_EQUAL, 0, len(numbers) + 6, _AUDIT_ARCH[_MACHINE]),
+            (_EQUAL, 0, len(numbers) + 6, AUDIT_ARCHITECTURES[_MACHINE]),
             (_LOAD, 0, 0, _NUMBER_AT),
             *((_EQUAL, last - index, 5 * (index == last), number) for index, number in enumerate(numbers)),
             (_LOAD, 0, 0, _SIXTH_AT),

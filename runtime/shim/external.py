@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from linux import syscalls
 from linux.mounts import unmount_if_mounted
+from linux.tables import DEFAULT_PATH
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NotRunning, NotSupported, OperationFailed, RuntimeCoreError, failing
 from runtime.logs.writer import complain
@@ -28,7 +29,7 @@ from runtime.shim.stdio import ContainerStdio
 from runtime.spec.values import Resources, with_term
 from runtime.wire import calls
 
-_ENVIRONMENT: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+_ENVIRONMENT: Final = {"PATH": DEFAULT_PATH}
 _DEFAULT_SIGNALS: Final = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ
 )  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from linux import syscalls
 from linux.mounts import mount_tmpfs, pin_namespace, unmount_if_mounted
+from linux.tables import NAMESPACE_FLAGS
 from runtime.errors import NotRunning, OperationFailed, failing
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
@@ -102,13 +103,7 @@ class Pod:
             mount_tmpfs(self._shm_path(), options)
 
     def _start_infra(self) -> None:
-        kinds = {
-            "network": syscalls.CLONE_NEWNET,
-            "ipc": syscalls.CLONE_NEWIPC,
-            "uts": syscalls.CLONE_NEWUTS,
-            "pid": syscalls.CLONE_NEWPID,
-        }
-        flags = sum(kinds[kind] for kind in self._new)
+        flags = sum(NAMESPACE_FLAGS[kind] for kind in self._new)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs, failing("clone", "infra process"):

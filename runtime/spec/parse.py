@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from linux.tables import HIGHEST_ID, NAMESPACE_FLAGS
 from runtime.errors import SpecError
 from runtime.spec.values import (
     CPU,
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     _Typed = TypeVar("_Typed", Rlimit, Namespace)
 
-NAMESPACE_TYPES = frozenset({"pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time"})
+NAMESPACE_TYPES = frozenset(NAMESPACE_FLAGS)
 RLIMIT_TYPES = frozenset(
     {
         "RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_LOCKS", "RLIMIT_MEMLOCK",
@@ -65,7 +66,6 @@ RLIMIT_TYPES = frozenset(
 _PROPAGATIONS = frozenset({"shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"})
 _SECCOMP_FLAGS = ("SECCOMP_FILTER_FLAG_SPEC_ALLOW",)  # of a profile that says nothing about any
 _U32 = 2**32 - 1
-HIGHEST_ID = 2**32 - 2  # the next one, (uid_t)-1, leaves a process whom it is: root
 _U64 = 2**64 - 1
 _I64 = 2**63 - 1
 _SHOWN = 128  # characters of a value that a message repeats

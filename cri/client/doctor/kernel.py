@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cri.client.doctor.machine import Finding, Level, Machine
+from linux import lsm
 
 _OLDEST = (5, 12)  # mount_setattr; clone3 into a cgroup and openat2 are older
 _OWN_CORE_NEEDS = "install a newer kernel: Debian 12 (6.1), Ubuntu 22.04 (5.15) and later have one"
@@ -93,7 +94,7 @@ def security(machine: Machine) -> Iterator[Finding]:
         yield Finding(Level.WRONG, "seccomp", "the kernel has none", _OWN_CORE_NEEDS)
     else:
         yield Finding(Level.OK, "seccomp", "there")
-    if machine.text("/sys/module/apparmor/parameters/enabled") == "Y" and not machine.program("apparmor_parser"):
+    if lsm.apparmor_is_on(machine.path("/sys")) and not machine.program("apparmor_parser"):
         message = "AppArmor is on, and nothing can load a profile for containers"
         yield Finding(Level.WARNING, "apparmor", message, "apt-get install apparmor")
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 
 from linux import syscalls
+from linux.tables import HIGHEST_ID
 from runtime import validation
 from runtime.cgroups import Cgroup
 from runtime.command.child import Child, Launch
@@ -30,7 +31,7 @@ from runtime.process.capabilities import left_out
 from runtime.process.clone import clone_into
 from runtime.process.gate import Gate, waiting_program
 from runtime.process.join import Join, exec_process
-from runtime.spec.parse import HIGHEST_ID, parse_process
+from runtime.spec.parse import parse_process
 from runtime.spec.values import Capabilities, Process, Spec, User
 from runtime.wire.reports import EXEC, Conversation, Reporter
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 
-from linux.tables import CAPABILITIES
+from linux import lsm
+from linux.tables import CAPABILITIES, NAMESPACE_FLAGS
 from runtime.command.flags import Options
 from runtime.command.invocation import Context
 from runtime.errors import RuntimeCoreError
-from runtime.process.init import NAMESPACE_FLAGS
 from runtime.process.scheduling import MEMORY_FLAGS, MEMORY_MODES
 from runtime.rootfs.plan import known_options
 from runtime.seccomp import compile as seccomp
@@ -40,8 +39,8 @@ def document(context: Context) -> dict[str, Any]:
             "capabilities": list(CAPABILITIES),
             "cgroup": _cgroup(context),
             "seccomp": _seccomp(),
-            "apparmor": {"enabled": os.path.isdir("/sys/kernel/security/apparmor")},
-            "selinux": {"enabled": os.path.exists("/sys/fs/selinux/enforce")},
+            "apparmor": {"enabled": lsm.apparmor_is_on()},
+            "selinux": {"enabled": lsm.selinux_is_on()},
             "intelRdt": {"enabled": False},
             "memoryPolicy": {"modes": sorted(MEMORY_MODES), "flags": sorted(MEMORY_FLAGS)},
             "mountExtensions": {"idmap": {"enabled": True}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+from linux.tables import DEFAULT_PATH
 from runtime.command.flags import Flag, Options
 from runtime.command.invocation import Context
 from runtime.errors import RuntimeCoreError, failing
@@ -63,14 +64,13 @@ def document(*, rootless: bool, pure_v2: bool) -> dict[str, Any]:
         linux["gidMappings"] = [{"containerID": 0, "hostID": os.getgid(), "size": 1}]
     else:
         linux["resources"] = {"devices": [{"allow": False, "access": "rwm"}]}
-    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     return {
         "ociVersion": "1.2.0",
         "process": {
             "terminal": True,
             "user": {"uid": 0, "gid": 0},
             "args": ["sh"],
-            "env": [f"PATH={path}", f"TERM={TERM}"],
+            "env": [f"PATH={DEFAULT_PATH}", f"TERM={TERM}"],
             "cwd": "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
