@@ -241,7 +241,7 @@ class ContainerState(Enum):
     CREATED = "created"
     RUNNING = "running"
     EXITED = "exited"
-    UNKNOWN = "unknown"
+    UNKNOWN = "unknown"  # of filters only: no container is in it
 
 
 class ContainerUser(_Value, frozen=True):

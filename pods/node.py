@@ -266,10 +266,3 @@ class Node:
     def user_namespaces(self) -> bool:
         """Whether pods can have user namespaces: it was tried at the start."""
         return not self._shims.idmap_refusal
-
-    def runtime_ready(self) -> tuple[bool, str, str]:
-        """CRI's RuntimeReady condition: ready, reason, message."""
-        return True, "", ""
-
-
-__all__ = ["Node", "NodeSettings"]

@@ -10,9 +10,6 @@ from cri.client.connection import Connection
 from cri.client.errors import UnknownName
 from cri.v1 import api_pb2
 
-POD_NAME = "io.kubernetes.pod.name"  # kubelet's labels on containers
-POD_NAMESPACE = "io.kubernetes.pod.namespace"
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:

@@ -35,10 +35,9 @@ class StatusCalls:
 
     async def Status(self, request: api_pb2.StatusRequest) -> api_pb2.StatusResponse:
         """The conditions kubelet waits for, the handlers a RuntimeClass may name, and what they can do."""
-        ready, reason, message = self._node.runtime_ready()
         network = self._node.network.status()
         conditions = [
-            api_pb2.RuntimeCondition(type="RuntimeReady", status=ready, reason=reason, message=message),
+            api_pb2.RuntimeCondition(type="RuntimeReady", status=True),  # crispd listens only once it is
             api_pb2.RuntimeCondition(
                 type="NetworkReady", status=network.ready, reason=network.reason, message=network.message
             ),

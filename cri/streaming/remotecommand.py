@@ -68,7 +68,6 @@ class RemoteCommand:
         self._drained = asyncio.Event()
         self._writable = asyncio.Event()
         self._stdin: Sink | None = None
-        self._stdin_ended = False
         self._sizes = Sizes()
         self._size: tuple[int, int] | None = None
         self._session: Session | None = None

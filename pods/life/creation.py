@@ -22,9 +22,11 @@ from pods.life import chosen_image, container_plan
 from pods.life.container_files import make_layer_directories, make_volumes
 from pods.life.removal import delete_in_shim, remove_files
 from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, SandboxState
-from pods.oci import document as oci
 from pods.oci import mount_points, mount_sources, mounted_images, pod_contents
-from pods.oci.cgroups import limits_of
+from pods.oci.cgroups import limits_of, linux_resources
+from pods.oci.check import validate
+from pods.oci.document import ContainerContext, build_config, find_host_objects
+from pods.oci.process import check_found, user_request
 from pods.security import user_namespaces
 from pods.security.filter_cache import FilterCache
 from pods.security.selinux import relabel_pod_files
@@ -195,11 +197,11 @@ class Creation:
 
     async def _look_up(self, plan: Plan) -> HostObjects:
         """Refuse what cannot be, and find on the host what the request names."""
-        oci.validate(plan.config, self._sandbox, self._host)
+        validate(plan.config, self._sandbox, self._host)
         self._target_pid = container_plan.target_pid(plan.container, self._state)
         # In a thread: a volume's path may lie on a network file system whose server does not answer.
         return await asyncio.to_thread(
-            oci.find_host_objects,
+            find_host_objects,
             plan.config,
             self._host,
             self._settings.cdi_spec_dirs,
@@ -221,7 +223,7 @@ class Creation:
         """Have the shim mount the rootfs and find the user in it; that, and the process that holds the cgroup or 0."""
         volumes_dir, config = self._root / "volumes", plan.config
         other = handlers.runtime_of(self._sandbox, self._settings.runtime_handlers, self._settings.state)
-        asked_user = oci.user_request(config, plan.image.config)
+        asked_user = user_request(config, plan.image.config)
         shims = self._means.shims
         shim = shims.of(self._sandbox.id)
         self._undo.register("have the shim delete the container", delete_in_shim, shims, plan.container)
@@ -244,7 +246,7 @@ class Creation:
         )
         self._trace.step("rootfs mounted, user found")
         identity = created.identity
-        oci.check_found(asked_user, identity.uid, identity.gid)
+        check_found(asked_user, identity.uid, identity.gid)
         if self._users is not None:
             user_namespaces.check_user(identity, self._users)
         return identity, created.holder
@@ -270,8 +272,8 @@ class Creation:
         self, plan: Plan, found: HostObjects, user: Identity, volumes: Mapping[str, str]
     ) -> dict[str, Any]:
         sandbox, sandbox_dir = self._sandbox, self._settings.sandbox_dir(self._sandbox.id)
-        document = oci.build_config(
-            oci.ContainerContext(
+        document = build_config(
+            ContainerContext(
                 container_id=self._id,
                 sandbox=sandbox,
                 config=plan.config,
@@ -308,7 +310,7 @@ class Creation:
         self._document = adjusted
         _check_adjusted(adjusted)
         if (limits := limits_of(adjusted)) != limits_of(document):
-            oci.linux_resources(limits, self._host, "NRI: adjust.linux.resources")
+            linux_resources(limits, self._host, "NRI: adjust.linux.resources")
             container = msgspec.structs.replace(container, updated=limits)
         return container, adjusted
 

@@ -17,37 +17,22 @@ from pods.host import HostFacts
 from pods.model import ContainerConfig, NamespaceMode, Sandbox
 from pods.oci.cdi import CDIEdits, find_edits, requested
 from pods.oci.cgroups import linux_resources
-from pods.oci.check import validate
 from pods.oci.devices import DeviceNode, host_devices, requested_devices
 from pods.oci.hook_files import HookFile, oci_hooks, read_hooks
 from pods.oci.host_limits import check_host_limits
 from pods.oci.mount_points import are_directories
 from pods.oci.mount_sources import check_relabelling, resolve_sources
-from pods.oci.mounts import image_volumes, plan_mounts
+from pods.oci.mounts import plan_mounts
 from pods.oci.namespaces import plan_namespaces
-from pods.oci.process import check_found, environment, process_args, stop_signal, user_request, working_directory
+from pods.oci.process import environment, working_directory
 from pods.security.capabilities import granted
 from pods.security.labels import SELinuxLabels, apparmor_profile, selinux_labels
 from pods.security.seccomp_profile import BASE, ReadProfile, read_base, read_profile, seccomp_base, seccomp_filter
 from pods.security.user_namespaces import oci_lines
 from runtime.spec.devices import DEFAULT_RULES
 from runtime.spec.values import DeviceRule
-from runtime.wire.calls import Identity, UserRequest
+from runtime.wire.calls import Identity
 
-__all__ = [
-    "ContainerContext",
-    "HostObjects",
-    "UserRequest",
-    "build_config",
-    "check_found",
-    "find_host_objects",
-    "image_volumes",
-    "linux_resources",
-    "process_args",
-    "stop_signal",
-    "user_request",
-    "validate",
-]
 
 @dataclass(frozen=True, slots=True)
 class HostObjects:

@@ -154,10 +154,6 @@ class Cgroup:
         except OSError as error:
             raise OperationFailed.of("open", path, error) from error
 
-    def populated_fd(self) -> int | None:
-        """cgroup.events, which is POLLPRI when "populated" or "frozen" changes; the caller closes it. None without."""
-        return self._open_unified("/cgroup.events", os.O_RDONLY)
-
     def _open_unified(self, name: str, flags: int) -> int | None:
         if not self.unified:
             return None

@@ -226,9 +226,6 @@ class FakeNode:
     host = SimpleNamespace(recursive_read_only=True)
     user_namespaces = True
 
-    def runtime_ready(self) -> tuple[bool, str, str]:
-        return True, "", ""
-
 
 @asynccontextmanager
 async def serving(node: FakeNode, directory: Path, **configuration: Any) -> AsyncIterator[grpc.aio.Channel]:

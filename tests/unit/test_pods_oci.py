@@ -21,11 +21,14 @@ from pods.model import NamespaceMode, Propagation
 from pods.oci import document as oci
 from pods.oci import pod_contents
 from pods.oci.cgroups import update_plan, updated
+from pods.oci.check import validate
 from pods.oci.devices import DeviceNode
+from pods.oci.mounts import image_volumes
+from pods.oci.process import check_found, process_args, stop_signal, user_request
 from pods.security.capabilities import DEFAULT
 from pods.security.labels import selinux_labels
 from runtime.spec.parse import parse
-from runtime.wire.calls import Identity
+from runtime.wire.calls import Identity, UserRequest
 
 HOST = HostFacts(
     cgroup_v2=True,
@@ -74,13 +77,13 @@ def _build(
     target_pid: int = _TARGET,
 ) -> dict[str, Any]:
     sandbox = sandbox or _sandbox()
-    oci.validate(config, sandbox, host)
+    validate(config, sandbox, host)
     context = oci.ContainerContext(
         container_id="c" * 64,
         sandbox=sandbox,
         config=config,
         image=image or ImageConfig(),
-        args=oci.process_args(config, image or ImageConfig()),
+        args=process_args(config, image or ImageConfig()),
         hostname=pod_contents.hostname(sandbox.id, sandbox.config, host.hostname),
         user=Identity(uid=1000, gid=50, additional_gids=(50, 7), home="/home/www"),
         infra_pid=_INFRA,
@@ -88,7 +91,7 @@ def _build(
         sandbox_dir=Path("/run/s"),
         files_dir=Path("/run/s/etc"),
         volumes_dir=Path("/var/v"),
-        volumes=oci.image_volumes(config, image or ImageConfig()),
+        volumes=image_volumes(config, image or ImageConfig()),
         cgroups_path=container_cgroup(sandbox, "c" * 64),
         host=host,
         found=oci.HostObjects(
@@ -131,7 +134,7 @@ _IMAGE = ImageConfig(entrypoint=("entry",), cmd=("from", "image"))
 def test_the_kubernetes_rules_of_command_and_args(
     command: tuple[str, ...], args: tuple[str, ...], argv: list[str]
 ) -> None:
-    assert oci.process_args(_config(command=command, args=args), _IMAGE) == argv
+    assert process_args(_config(command=command, args=args), _IMAGE) == argv
 
 
 @pytest.mark.trial("entrypoint", "An entrypoint of one empty string means none")
@@ -147,12 +150,12 @@ def test_the_kubernetes_rules_of_command_and_args(
 def test_only_an_entrypoint_of_one_empty_string_is_none(
     entrypoint: tuple[str, ...], cmd: tuple[str, ...], command: tuple[str, ...], argv: list[str]
 ) -> None:
-    assert oci.process_args(_config(command=command), ImageConfig(entrypoint=entrypoint, cmd=cmd)) == argv
+    assert process_args(_config(command=command), ImageConfig(entrypoint=entrypoint, cmd=cmd)) == argv
 
 
 def test_nothing_to_run_names_the_image_as_the_user_does() -> None:
     with pytest.raises(InvalidArgument, match=r"'registry\.test/nginx:1' has neither entrypoint nor cmd"):
-        oci.process_args(_config(command=()), ImageConfig())
+        process_args(_config(command=()), ImageConfig())
 
 
 def test_environment_is_overridden_by_the_image_and_then_by_the_request() -> None:
@@ -181,7 +184,7 @@ def test_a_pod_on_the_host_network_has_the_hosts_name() -> None:
     ],
 )
 def test_who_runs(security: dict[str, Any], image_user: str, request_: tuple[str, int | None]) -> None:
-    found = oci.user_request(_with(**security), ImageConfig(user=image_user))
+    found = user_request(_with(**security), ImageConfig(user=image_user))
     assert (found.user, found.group) == request_
 
 
@@ -190,16 +193,16 @@ def test_what_was_found_is_the_number_that_was_asked_for() -> None:
     """CVE-2016-3697: should the image decide about it after all, nothing is made."""
     for request, uid, gid in (("1000", 0, 0), ("1000:7", 1000, 0), ("0", 1000, 0), ("web:50", 33, 0)):
         with pytest.raises(PodError, match="found"):
-            oci.check_found(oci.UserRequest(request), uid, gid)
+            check_found(UserRequest(request), uid, gid)
     with pytest.raises(PodError, match="group 8: found 7"):
-        oci.check_found(oci.UserRequest("web", group=8), 33, 7)
+        check_found(UserRequest("web", group=8), 33, 7)
     for request, group in (("1000", None), ("web:staff", None), ("", None), ("1000:3", 50)):
-        oci.check_found(oci.UserRequest(request, group), 1000, 50)
+        check_found(UserRequest(request, group), 1000, 50)
 
 
 def test_strict_groups_do_not_merge_the_images() -> None:
     config = _with(supplemental_groups=(5, 6), groups_policy=model.GroupsPolicy.STRICT)
-    assert oci.user_request(config, ImageConfig(user="www")).to_json() == {
+    assert user_request(config, ImageConfig(user="www")).to_json() == {
         "user": "www", "group": None, "supplemental": [5, 6], "merge": False,
     }  # fmt: skip
 
@@ -216,13 +219,13 @@ def test_strict_groups_do_not_merge_the_images() -> None:
     ],
 )
 def test_stop_signal(asked: str, image: str, name: str) -> None:
-    assert oci.stop_signal(_config(stop_signal=asked), ImageConfig(stop_signal=image)) == name
+    assert stop_signal(_config(stop_signal=asked), ImageConfig(stop_signal=image)) == name
 
 
 @pytest.mark.parametrize("signal", ["SIGNOPE", "0", "65", "-9", "RTMIN+31", "1e3", "SIG"])
 def test_what_is_no_signal(signal: str) -> None:
     with pytest.raises(InvalidArgument, match="is not a signal"):
-        oci.stop_signal(_config(), ImageConfig(stop_signal=signal))
+        stop_signal(_config(), ImageConfig(stop_signal=signal))
 
 
 # -- rights -----------------------------------------------------------------------------------------------------------
@@ -558,7 +561,7 @@ def test_an_image_of_before_with_too_many_volumes_is_refused() -> None:
     image = ImageConfig(cmd=("sh",), volumes=tuple(f"/v{number}" for number in range(1001)))
     for config in (_config(), _with(readonly_rootfs=True)):
         with pytest.raises(InvalidArgument, match=r"config.image: .* has 1001 volumes, more than 1000"):
-            oci.image_volumes(config, image)
+            image_volumes(config, image)
 
 
 def test_a_target_that_is_not_running() -> None:
