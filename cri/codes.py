@@ -1,4 +1,4 @@
-"""Which gRPC code each error of the rooms below is answered with: the one table of it."""
+"""Maps every error class to its gRPC status code. The only such table."""
 
 from __future__ import annotations
 

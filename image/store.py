@@ -458,7 +458,7 @@ class ImageStore:
         names = tuple(map(_tag_name, found.names)) if name is None else (name,)
         if found.doubt:
             extra = {"image": found.configuration.digest, "reason": found.doubt}
-            _log.warning("an image is imported that may not run here", extra=extra)
+            _log.warning("importing an image that may not run on this platform", extra=extra)
         image = await self.install(found.manifest, found.configuration, names, make)
         _log.info("image imported", extra={"image": image.id, "names": " ".join(names)})
         return image

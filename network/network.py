@@ -218,7 +218,7 @@ class Network:
             await self._take_off(entry, entry.attachment.netns)
         except NetworkError as error:
             fields = {"sandbox": entry.attachment.sandbox_id, "error": error}
-            _log.warning("a failed ADD is not undone", extra=fields)
+            _log.warning("could not undo a failed ADD", extra=fields)
 
 
 def _cached_conflist(entry: Entry) -> ConfList:

@@ -44,7 +44,10 @@ def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> E
     if handler in BUILT_IN:
         return None
     if handler not in external:
-        raise FailedPrecondition(f"runtime_handlers: {handler!r} of pod sandbox {sandbox.id} is configured no more")
+        raise FailedPrecondition(
+            f"runtime_handlers: {handler!r} of pod sandbox {sandbox.id} is no longer configured: "
+            "add it, or remove the pod"
+        )
     root = state / "handlers" / handler
     root.mkdir(parents=True, mode=0o711, exist_ok=True)
     by_systemd = places_of(sandbox.cgroup_driver).by_systemd

@@ -89,7 +89,7 @@ class Flights:
 
         async def undo_it() -> None:
             try:
-                _log.info("undoing what nobody waits for any more", extra={"id": flight.task.result()})
+                _log.info("every caller has left: undoing the result", extra={"id": flight.task.result()})
                 await undo(flight.task.result())
             finally:
                 del self._flights[name]

@@ -1,4 +1,4 @@
-"""By what an operator finds a line of the log: the ids of pod and container, and their names in Kubernetes."""
+"""Fields that identify a pod or container in log lines: ids, and names in Kubernetes."""
 
 from __future__ import annotations
 

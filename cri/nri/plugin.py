@@ -57,6 +57,6 @@ def asking(plugin: Plugin, method: str) -> Iterator[None]:
     except PluginGone as error:
         _log.error("plugin dropped", extra={"plugin": plugin.name, "error": error})
     except WireError as error:  # what it would be told is too long for NRI
-        _log.error("plugin not told", extra={"plugin": plugin.name, "call": method, "error": error})
+        _log.error("could not tell plugin of an event", extra={"plugin": plugin.name, "call": method, "error": error})
     except NriError as error:
         raise PodError(f"NRI plugin {plugin.name}: {method}: {error}") from error

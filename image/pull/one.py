@@ -99,7 +99,7 @@ async def get_configuration(
     configuration = await asyncio.to_thread(parse_configuration, raw, what)
     blobs = described_blobs(manifest, configuration, what)
     if claim := doubt(configuration, platforms, what):
-        _log.warning("an image is pulled that may not run here", extra={"image": what, "reason": claim})
+        _log.warning("pulling an image that may not run on this platform", extra={"image": what, "reason": claim})
     return configuration, blobs
 
 

@@ -39,7 +39,7 @@ def read_stores(paths: Sequence[Path]) -> list[AdditionalStore]:
         try:
             stores.append(_read(path))
         except ImageError as error:
-            _log.error("an additional image store is left out", extra={"store": path, "error": error})
+            _log.error("additional image store not used", extra={"store": path, "error": error})
     return stores
 
 

@@ -99,7 +99,7 @@ class Cgroups:
             cgroup.wait_empty(_KILLED_SECONDS)
             cgroup.remove()
         except RuntimeCoreError as error:
-            _log.warning("cgroup is left", extra={"cgroup": cgroup.path, "error": error})
+            _log.warning("could not remove cgroup", extra={"cgroup": cgroup.path, "error": error})
 
     def has_container(self, sandbox: Sandbox, container_id: str) -> bool:
         """Whether there is something left of a container's cgroup."""

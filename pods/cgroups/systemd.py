@@ -61,7 +61,7 @@ class Systemd:
         try:
             await self._units.stop(name)
         except PodError as error:
-            _log.warning("slice is left", extra={"slice": name, "error": error})
+            _log.warning("could not stop slice", extra={"slice": name, "error": error})
 
     async def _start(self, scope: Scope, description: str, pid: int, resources: Resources) -> None:
         devices = ""

@@ -55,7 +55,8 @@ class Exits:
                     finished_at=status.finished_at,
                 )
             except PodError as error:
-                _log.error("exit is not on disk", extra=log_fields.of_container(record.container) | {"error": error})
+                fields = log_fields.of_container(record.container) | {"error": error}
+                _log.error("could not record an exit", extra=fields)
             await self._tell_of_stop(container_id)
         fields = log_fields.of_container(record.container) | {"code": code, "reason": reason}
         _log.info("container exited", extra=fields)

@@ -101,7 +101,7 @@ class Recovery:
                 pass
             except TimeoutError:
                 fields = log_fields.of_sandbox(record.sandbox)
-                _log.error("the shim does not answer; the pod sandbox is left as it was", extra=fields)
+                _log.error("shim does not answer; pod sandbox left as it was", extra=fields)
                 return
         await self._without_shim(sandbox_id)
 

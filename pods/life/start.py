@@ -117,7 +117,7 @@ class Starts:
                 finished_at=time.time_ns(),
             )
         except PodError as error:
-            _log.error("failed start is not on disk", extra=log_fields.of_container(container) | {"error": error})
+            _log.error("could not record a failed start", extra=log_fields.of_container(container) | {"error": error})
 
 
 _warned: set[str] = set()

@@ -1,4 +1,4 @@
-"""What execve(2) takes of arguments and environment, so that more is refused before anything is made.
+"""execve(2)'s limits on arguments and environment, checked before anything is created.
 
 No message repeats a string: kubelet puts them into events, which more people may read than Secrets.
 """

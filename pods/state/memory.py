@@ -45,7 +45,7 @@ class State:
         container: Container | None = None,
         document: dict[str, Any] | None = None,
     ) -> None:
-        """Tell plugins of what cannot be undone. `document` is the config.json of a container without bundle."""
+        """Tell plugins what has already happened. `document` is the config.json of a container without bundle."""
         if self.plugins is not None:
             await self.plugins.happened(moment, sandbox, container, document)
 

@@ -1,4 +1,4 @@
-"""What the start of a container needs of `dataclasses`, `json`, `signal` and `socket`, without what those import.
+"""Fast stand-ins for dataclasses, json, signal and socket: the start-up time of crisp-oci is mostly imports.
 
 `crisp-oci` is a fresh interpreter each time, and most of what it costs is importing: `dataclasses` (by way of inspect,
 ast, dis) and the code it compiles for each class, `re` below `json`, `enum` below `signal` and `socket`. To a type

@@ -69,6 +69,14 @@ def test_the_errors_that_troubleshooting_quotes_exist() -> None:
     assert [piece for piece in pieces if piece not in source] == []
 
 
+def test_the_files_that_the_pages_name_exist() -> None:
+    pages = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    named = {(page, name) for page in pages for name in re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text())}
+    rooms = {(page, name) for page, name in named if name.partition("/")[0] in (*_ROOMS, "tests", "docs")}
+    assert len(rooms) > 40
+    assert {(page.name, name) for page, name in rooms if not (ROOT / name).exists()} == set()
+
+
 def test_the_tests_that_the_security_page_names_exist() -> None:
     tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", (ROOT / "docs/security.md").read_text())
