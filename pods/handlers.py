@@ -1,7 +1,7 @@
 """Runtime handlers: crisp's own runtime core, and other OCI runtimes that the configuration names.
 
 A handler is a pod's. Its sandbox is crisp's in any case (namespaces, network, infra process); containers of a pod with
-another runtime are made by that, and supervised by the pod's shim as all others (`runtime/shim/external.py`).
+another runtime are made by that, and supervised by the pod's shim as all others (`runtime/shim/launch/external.py`).
 """
 
 from __future__ import annotations

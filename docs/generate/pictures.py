@@ -109,7 +109,7 @@ def _steps(root: Path) -> str:
         lines.append(f"  kubelet->>crispd: {call}")
         for step in _steps_of(root / module, functions):
             if step == "shim answered":
-                files = ("runtime/shim/container.py", "runtime/process/init.py")
+                files = ("runtime/shim/launch/own.py", "runtime/process/init.py")
                 inits = tuple(step for file in files for step in _steps_of(root / file, ()))
                 # The shim learns last that the program runs. Of a step that two ways lead to, the later is shown.
                 inits = tuple(dict.fromkeys(sorted(inits, key="program runs".__eq__)[::-1]))[::-1]

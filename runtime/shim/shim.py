@@ -27,12 +27,15 @@ from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NO_CALL, NotRunning, RuntimeCoreError
 from runtime.logs.writer import complain
 from runtime.shim.container import Container
-from runtime.shim.external import ExternalContainer
 from runtime.shim.holder import start_holder
+from runtime.shim.holdings import Holdings
+from runtime.shim.launch.external import ExternalLauncher
+from runtime.shim.launch.launcher import Launcher
+from runtime.shim.launch.own import OwnLauncher
+from runtime.shim.launch.restored import RestoredLauncher
 from runtime.shim.pause import Pause
 from runtime.shim.pod import Pod
 from runtime.shim.reply import Reply
-from runtime.shim.restored import RestoredContainer
 from runtime.wire import calls
 from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
 
@@ -427,18 +430,11 @@ class Shim:
     def _create(self, call: calls.Create, _request: _Request) -> calls.Created:
         if call.container in self._containers:
             raise RuntimeCoreError(f"the shim has a container {call.container!r} already")
-        container = self._new_container(call)
+        held = Holdings(call.container, call.bundle, self, self._inheritance.hierarchies)
+        container = Container(held, _launcher(call, held))
         answer = container.create(call)
         self._containers[call.container] = container
         return answer
-
-    def _new_container(self, call: calls.Create) -> Container:
-        hierarchies = self._inheritance.hierarchies
-        if call.restored:
-            return RestoredContainer(call.container, call.bundle, self, hierarchies)
-        if call.runtime is None:
-            return Container(call.container, call.bundle, self, hierarchies)
-        return ExternalContainer(call.container, call.bundle, self, hierarchies, call.runtime)
 
     def _delete(self, call: calls.Delete, _request: _Request) -> calls.Done:
         container = self._containers.get(call.container)
@@ -562,6 +558,14 @@ _HANDLERS: Final[Mapping[str, tuple[type[calls.Call], _Handler]]] = dict(
         _handled(calls.Resize, Shim._resize),
     )
 )
+
+
+def _launcher(call: calls.Create, held: Holdings) -> Launcher:
+    if call.restored:
+        return RestoredLauncher(held)
+    if call.runtime is not None:
+        return ExternalLauncher(held, call.runtime, call.cgroup)
+    return OwnLauncher(held)
 
 
 def _survived(callback: Callable[..., None], *arguments: int) -> bool:

@@ -4,7 +4,7 @@ Each such child has one end of a pair of SOCK_SEQPACKET sockets, its parent the 
 object, with at most one descriptor alongside (unix(7), SCM_RIGHTS). Every descriptor of the child's end closes on exec,
 so the parent reads the end of file when the program runs, or when the child has died.
 
-A container's init (runtime/process/init.py; its parent is runtime/shim/container.py, or runtime/command/child.py):
+A container's init (runtime/process/init.py; its parent is runtime/shim/launch/own.py, or runtime/command/child.py):
 
     init                                          parent
       | --- Warned ------------------------------>  | a limit is not as asked for; the start goes on
@@ -26,7 +26,7 @@ An exec (runtime/process/join.py; its parent is runtime/shim/exec.py, or runtime
       | === end of file, by the execve =========>  | the program runs, or the exec has died: its exit status tells
       | --- Failed, end of file ----------------->  | instead
 
-The restorer of a checkpointed container (both ends are in runtime/shim/restored.py; the parent reads at its end):
+The restorer of a checkpointed container (both ends: runtime/shim/launch/restored.py; the parent reads at its end):
 
       | --- Console ----------------------------->  | if the container has a terminal
       | --- Restored, end of file --------------->  | the container's init runs, and is a child of the parent's
@@ -43,7 +43,7 @@ The maker of the empty mount namespace (both ends are in runtime/process/infra.p
       | --- Ready ------------------------------->  | it is in it; the parent opens /proc/PID/ns/mnt, and closes its end
       | --- Failed ------------------------------>  | instead
 
-Containers of other OCI runtimes (runtime/shim/external.py) have no such child: the runtime's exit status tells.
+Containers of other OCI runtimes (runtime/shim/launch/external.py) have no such child: the runtime's exit status tells.
 
 A process at its gate (runtime/process/gate.py) has no socket but one byte to wait for, and a descriptor for one report,
 which is the pipe `exec.report` of a created container, and the socket of an exec. There the gate's machine code writes

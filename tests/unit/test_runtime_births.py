@@ -11,8 +11,10 @@ from typing import Any, cast
 
 from runtime.errors import RuntimeCoreError
 from runtime.process.init import Start
-from runtime.shim.container import Container, _StartAttempt
 from runtime.shim.exec import Exec
+from runtime.shim.holdings import Holdings
+from runtime.shim.launch.attempt import Attempt
+from runtime.shim.launch.own import Listening
 from runtime.wire.calls import Answer, ExecEnded
 
 
@@ -61,23 +63,20 @@ def test_a_container_is_who_was_told_of_first_and_its_hooks_run_before() -> None
         born.append(pid)
         os.close(pidfd)
 
-    container = SimpleNamespace(
-        pid=10,
-        _born=take_over,
-        _hooks=SimpleNamespace(begin_creation=lambda pid, done: ran.append(pid)),
-    )
+    held = SimpleNamespace(pid=10, hooks=SimpleNamespace(begin_creation=lambda pid, done: ran.append(pid)))
+    attempt = SimpleNamespace(adopt=take_over)
     start = SimpleNamespace(steps=[], bears=True)
-    attempt = _StartAttempt(cast(Container, container), ours, cast(Start, start), [], lambda _answer: None)
+    listening = Listening(cast(Holdings, held), ours, cast(Start, start), cast(Attempt, attempt))
     with ours, theirs:
         _say(theirs, {"hooks": True})
         _say(theirs, {"pid": 11}, _some_file())
         _say(theirs, {"executing": [["ready to exec", 1]]})
-        attempt.take_what_is_there()
+        listening.take_what_is_there()
         assert start.steps == []  # what the born says is read as it comes, however much it is
         before = _descriptors()
         for message in ({"pid": 12}, {"console": True}, {"hooks": True}):
             _say(theirs, message, _some_file())
         for _ in range(4):
-            attempt.ready(0)
+            listening.ready(0)
         assert (born, ran, start.steps) == ([11], [10], [("ready to exec", 1)])
         assert _descriptors() == before

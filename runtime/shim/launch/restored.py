@@ -13,80 +13,73 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from linux import syscalls
+from runtime.cgroups import Cgroup
 from runtime.criu import worker as criu
 from runtime.criu.describe import external_mounts
 from runtime.criu.inherit import inherited_objects, make_mount_points
-from runtime.errors import OperationFailed, RuntimeCoreError, failing
+from runtime.errors import RuntimeCoreError, failing
 from runtime.process import become as process
 from runtime.process import scheduling
 from runtime.process.init import leave_the_loop
-from runtime.shim.container import Container
+from runtime.shim.holdings import Holdings
 from runtime.shim.hook_process import ContainerHooks
-from runtime.shim.reply import Reply
-from runtime.shim.stdio import ContainerStdio
-from runtime.spec.values import Spec
+from runtime.shim.launch.attempt import Attempt
+from runtime.shim.launch.commands import JoiningCommands
+from runtime.shim.launch.filters import filter_of
+from runtime.spec.values import Process, Spec
 from runtime.wire import calls, reports
 
 _LOG: Final = "restore.log"
 
 
-class RestoredContainer(Container):
-    """A container that goes on where another one was."""
+class RestoredLauncher:
+    """Has criu make the processes of a container that goes on where another one was."""
 
-    def start(self, call: calls.Start, fds: Sequence[int], reply: Reply) -> None:
-        """Have it restored. Replies once it runs, or with criu's reason why not."""
-        spec, restored = self._startable()
-        self._hooks = ContainerHooks(spec, self.id, self._bundle, self._supervisor)
-        self._take_filter(call, fds)
-        with contextlib.ExitStack() as undo:
-            self._open_log(call, undo)
-            self._make_cgroup(spec, undo)
-            stdio = self._make_streams(call, restored, undo)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(ours.close)
-            with theirs, failing("clone", "criu's parent"):
-                pid, pidfd = syscalls.clone()
-                if pid == 0:
-                    _Restoration(self, spec, stdio, reports.Reporter(theirs), call).run()
-            os.close(pidfd)
-            undo.pop_all()
-        self.state = "starting"
-        stdio.close_child_ends()
-        self._stdin = stdio.stdin
-        self._supervisor.command_started(pid, lambda _status: self._restored(ours, stdio, reply))
+    def __init__(self, held: Holdings) -> None:
+        self._held = held
+        self.commands = JoiningCommands(held)
 
-    def _restored(self, channel: socket.socket, stdio: ContainerStdio, reply: Reply) -> None:
-        console = -1
+    def place(self) -> None:
+        """The rootfs is attached in a mount namespace of the process that calls criu."""
+
+    def plan(self, call: calls.Start, _process: Process, fds: Sequence[int]) -> None:
+        held = self._held
+        assert held.spec is not None
+        held.hooks = ContainerHooks(held.spec, held.id, held.bundle, held.supervisor)
+        held.filter, held.filter_flags = filter_of(call, fds)
+
+    def launch(self, attempt: Attempt, undo: contextlib.ExitStack) -> None:
+        """Have it restored by a process of its own."""
+        held = self._held
+        assert held.spec is not None
+        cgroup = held.make_cgroup(held.spec.linux.cgroups_path, held.spec.linux.resources, undo)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.callback(ours.close)
+        with theirs, failing("clone", "criu's parent"):
+            pid, pidfd = syscalls.clone()
+            if pid == 0:
+                _Restoration(held, held.spec, cgroup, attempt, reports.Reporter(theirs)).run()
+        os.close(pidfd)
+        held.supervisor.command_started(pid, lambda _status: self._restored(ours, attempt))
+
+    def _restored(self, channel: socket.socket, attempt: Attempt) -> None:
         try:
             with channel:
                 pid, console = _outcome(channel)
-            self.pid = pid
-            with contextlib.suppress(ProcessLookupError):  # it has ended, and was reaped
-                self._pidfd = os.pidfd_open(pid)
-            self._supervisor.on_exit(pid, self._init_exited)
-            try:
-                self._started(stdio.outputs, console)
-            except OSError as error:
-                self.kill()
-                raise OperationFailed.of("watch output of", self.id, error) from error
         except RuntimeCoreError as error:
-            if console >= 0:
-                os.close(console)
-            self._start_failed(stdio.outputs)
-            reply(error)
+            attempt.fail(error)
             return
-        if console >= 0:
-            os.close(console)
-        assert self._hooks is not None
-        self._hooks.begin_poststart(self.pid, lambda failure: self._finish(failure, reply))
-        self._exited_meanwhile()
+        pidfd = -1
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and was reaped
+            pidfd = os.pidfd_open(pid)
+        attempt.adopt(pid, pidfd)
+        attempt.succeed(console)
 
-    def _finish(self, failure: RuntimeCoreError | None, reply: Reply) -> None:
-        if failure is None:
-            reply(calls.Started(self.pid, self.started_at))
-        else:
-            self.kill()
-            self.wait(lambda: reply(failure))
+    def signal(self, number: int) -> None:
+        self._held.signal_init(number)
+
+    def release(self) -> None:
+        """All that there is are descriptors."""
 
 
 def _outcome(channel: socket.socket) -> tuple[int, int]:
@@ -111,19 +104,20 @@ class _Restoration:
 
     def __init__(
         self,
-        container: Container,
+        held: Holdings,
         spec: Spec,
-        stdio: ContainerStdio,
+        cgroup: Cgroup,
+        attempt: Attempt,
         reporter: reports.Reporter,
-        call: calls.Start,
     ) -> None:
-        self._container = container
+        self._held = held
         self._spec = spec
-        self._stdio = stdio
+        self._cgroup = cgroup
+        self._streams = attempt.stdio.child
         self._reporter = reporter
-        self._images = call.restore
-        self._work = call.work
-        self._program = call.criu  # as crispd finds it, whose PATH is the operator's
+        self._images = attempt.call.restore
+        self._work = attempt.call.work
+        self._program = attempt.call.criu  # as crispd finds it, whose PATH is the operator's
 
     def run(self) -> NoReturn:
         try:
@@ -149,10 +143,9 @@ class _Restoration:
             with failing("open", path):
                 directories.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             opened.callback(os.close, directories[-1])
-        streams = [fd if fd >= 0 else os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) for fd in self._stdio.child]
+        streams = [fd if fd >= 0 else os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC) for fd in self._streams]
         fds, inherited = inherited_objects(self._spec, self._images, streams, opened)
-        cgroup = self._container._cgroup
-        assert cgroup is not None
+        cgroup = self._cgroup
         asked: dict[str, criu.Value] = {
             "images_dir_fd": directories[0],
             "work_dir_fd": directories[1],
@@ -173,17 +166,17 @@ class _Restoration:
 
     def _attach_mounts(self) -> str:
         """The rootfs and the images as mounts of a namespace of ours, which goes with us; where the rootfs is."""
-        container = self._container
-        root = os.path.join(container._bundle, "rootfs")
+        held = self._held
+        root = os.path.join(held.bundle, "rootfs")
         with failing("make mount namespace for", "criu"):
             syscalls.unshare(syscalls.CLONE_NEWNS)
             # Not private: of volumes that propagate, criu copies how they do from where they come.
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
         with failing("mount", root):
             os.makedirs(root, 0o700, exist_ok=True)
-            syscalls.move_mount(container._rootfs, syscalls.AT_FDCWD, root)
+            syscalls.move_mount(held.rootfs, syscalls.AT_FDCWD, root)
             syscalls.mount(None, root, None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-        for path, tree in container._trees.items():
+        for path, tree in held.trees.items():
             with failing("mount", path):
                 os.makedirs(path, 0o700, exist_ok=True)
                 syscalls.move_mount(tree, syscalls.AT_FDCWD, path)
@@ -191,8 +184,8 @@ class _Restoration:
 
     def _notified(self, note: criu.Notification) -> None:
         if note.script == "setup-namespaces":
-            assert self._container._hooks is not None
-            self._container._hooks.run_creation(note.pid)
+            assert self._held.hooks is not None
+            self._held.hooks.run_creation(note.pid)
         elif note.script == "orphan-pts-master" and note.fd >= 0:
             self._reporter.say(reports.Console(note.fd))
             os.close(note.fd)

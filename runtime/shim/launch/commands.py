@@ -1,0 +1,57 @@
+"""Commands in a container whose namespaces crisp itself joins: its own, and one that criu has restored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from runtime.errors import NotRunning
+from runtime.process.join import Join
+from runtime.shim.execs import Execs
+from runtime.shim.holdings import Holdings
+from runtime.shim.reply import Reply
+from runtime.spec.values import Process, with_term
+from runtime.wire.calls import Exec
+
+
+class JoiningCommands:
+    """Each is a process that the shim clones, which joins what the container's init is in."""
+
+    def __init__(self, held: Holdings) -> None:
+        self._held = held
+        self._execs = Execs(held.supervisor)
+
+    def begin(self, call: Exec, fds: Sequence[int], reply: Reply) -> None:
+        held = self._held
+        if held.spec is None or held.spec.process is None or held.cgroup is None:
+            raise NotRunning(f"exec in container {held.id}: it is not running")
+        join = Join(
+            container_id=held.id,
+            spec=held.spec,
+            process=_process(held.spec.process, call),
+            init_pidfd=held.pidfd,
+            cgroup=held.cgroup.for_exec(held.pid),
+            in_unified_cgroup=bool(held.cgroup.unified),
+            stdio=(-1, -1, -1) if call.terminal else (fds[0], fds[1], fds[2]),
+            filter_program=held.filter,
+            filter_flags=held.filter_flags,
+            mappings=held.mappings,
+        )
+        self._execs.begin(call.exec, join, reply)
+
+    def wait_running(self, key: str, reply: Reply) -> None:
+        self._execs.wait_running(key, reply)
+
+    def kill(self, key: str) -> None:
+        self._execs.kill(key, self._held.cgroup)
+
+    def forget(self) -> None:
+        self._execs.forget_unclaimed()
+
+
+def _process(process: Process, call: Exec) -> Process:
+    """What runs: as the container's own process, but for the program and its terminal."""
+    process = replace(process, args=call.args, terminal=call.terminal, console_size=None)
+    if call.terminal:
+        process = replace(process, env=with_term(process.env))
+    return process

@@ -1,0 +1,137 @@
+"""Containers that another OCI runtime makes (runc, crun): the shim runs its commands, and adopts what they leave.
+
+The shim is a subreaper: a container's init and a detached exec's process become its children when the command that made
+them ends. Streams, logs, exit statuses and limits are then the shim's business as for containers of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Sequence
+
+from linux import syscalls
+from linux.mounts import unmount_if_mounted
+from runtime.cgroups import Cgroup
+from runtime.errors import NotSupported, RuntimeCoreError, failing
+from runtime.logs.writer import complain
+from runtime.shim.holdings import Holdings
+from runtime.shim.launch.attempt import Attempt
+from runtime.shim.launch.external_commands import DetachedCommands
+from runtime.shim.launch.external_program import NO_STREAMS, ConsoleSocket, Program, adopted, console_flag
+from runtime.spec.values import Process, Resources
+from runtime.wire.calls import ExternalRuntime, Start
+
+
+class ExternalLauncher:
+    """Has another runtime carry out config.json, in the cgroup that it will make."""
+
+    def __init__(self, held: Holdings, runtime: ExternalRuntime, cgroup: str) -> None:
+        """Raises NotSupported where the pod has a user namespace."""
+        if held.supervisor.user_namespace >= 0:
+            reason = "only crisp's own runtime puts containers in a pod's user namespace"
+            raise NotSupported("create container with", runtime.path, reason)
+        self._held = held
+        self._program = Program(runtime, held)
+        self._cgroup = cgroup
+        self._mounted: list[str] = []
+        self._known = False  # the runtime has state of it
+        self.commands = DetachedCommands(held, self._program)
+
+    def place(self) -> None:
+        """Attach the rootfs and the images where the other runtime finds them."""
+        self._attach(self._held.rootfs, os.path.join(self._held.bundle, "rootfs"))
+        for path, tree in self._held.trees.items():
+            self._attach(tree, path)
+
+    def _attach(self, tree: int, path: str) -> None:
+        with failing("mount rootfs on", path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if stat.S_ISDIR(os.fstat(tree).st_mode):
+                os.mkdir(path)
+            else:
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+            syscalls.move_mount(tree, syscalls.AT_FDCWD, path)
+        self._mounted.append(path)
+
+    def plan(self, _call: Start, _process: Process, _fds: Sequence[int]) -> None:
+        """The other runtime reads config.json itself, and has its filter from there."""
+
+    def launch(self, attempt: Attempt, undo: contextlib.ExitStack) -> None:
+        """Run `create`, and then `start`."""
+        held = self._held
+        self._make_cgroup(undo)
+        console = ConsoleSocket(held.bundle) if attempt.process.terminal else None
+        if console is not None:
+            undo.callback(console.close)
+        pid_file = os.path.join(held.bundle, "init.pid")
+        words = ["create", "--bundle", held.bundle, "--pid-file", pid_file, *console_flag(console), held.id]
+        launch = _Launch(held.id, self._program, attempt, console, pid_file)
+        self._program.run(words, attempt.stdio.child, launch.created)
+        self._known = True
+
+    def _make_cgroup(self, undo: contextlib.ExitStack) -> None:
+        """The container's cgroup, empty and without limits: parents that the runtime made it would not remove."""
+        if self._program.by_systemd:
+            self._held.cgroup = Cgroup.at(self._held.hierarchies, self._cgroup)
+        else:
+            self._held.make_cgroup(self._cgroup, Resources(), undo)
+
+    def signal(self, number: int) -> None:
+        """Have the runtime send it: its init may be another process than the one that we are the parent of."""
+        self._program.run(["kill", self._held.id, str(number)], NO_STREAMS, lambda _status: None)
+
+    def release(self) -> None:
+        mounted, self._mounted = self._mounted, []
+        for path in mounted:
+            try:
+                unmount_if_mounted(path)
+            except OSError as error:
+                complain(f"unmount {path}: {error}")
+        if self._known:
+            self._known = False
+            self._program.run(["delete", "--force", self._held.id], NO_STREAMS, lambda _status: None)
+
+
+class _Launch:
+    """A start between the command `create` and the end of `start`."""
+
+    def __init__(
+        self, container_id: str, program: Program, attempt: Attempt, console: ConsoleSocket | None, pid_file: str
+    ) -> None:
+        self._id = container_id
+        self._program = program
+        self._attempt = attempt
+        self._console = console
+        self._pid_file = pid_file
+
+    def created(self, status: int) -> None:
+        try:
+            if status:
+                raise self._program.failure("create", status)
+            self._attempt.adopt(*adopted(self._pid_file))
+            if self._attempt.killed:
+                raise RuntimeCoreError("the container was killed before its program ran")
+            self._program.run(["start", self._id], NO_STREAMS, self._started)
+        except RuntimeCoreError as error:
+            self._close_console()
+            self._attempt.fail(error)
+
+    def _started(self, status: int) -> None:
+        try:
+            if status:
+                raise self._program.failure("start", status)
+            master = self._console.master() if self._console is not None else -1
+        except RuntimeCoreError as error:
+            self._close_console()
+            self._attempt.kill()
+            self._attempt.fail(error)
+            return
+        self._close_console()
+        self._attempt.succeed(master)
+
+    def _close_console(self) -> None:
+        if self._console is not None:
+            self._console.close()
+            self._console = None

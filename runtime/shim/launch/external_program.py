@@ -1,0 +1,127 @@
+"""The command line of another OCI runtime (runc, crun), as a shim runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from linux.tables import DEFAULT_PATH
+from runtime.errors import RuntimeCoreError, failing
+from runtime.process.scheduling import on_every_cpu
+from runtime.shim.holdings import Holdings
+from runtime.wire.calls import ExternalRuntime
+
+NO_STREAMS: Final = (-1, -1, -1)
+_ENVIRONMENT: Final = {"PATH": DEFAULT_PATH}
+_DEFAULT_SIGNALS: Final = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ
+)  # fmt: skip
+_LOG_TAIL: Final = 1 << 16
+
+Done = Callable[[int], None]  # exit code, or minus the signal
+
+
+class CommandFailed(RuntimeCoreError):
+    """A command of the runtime failed: "/usr/sbin/runc create: exec: \"x\": executable file not found in $PATH"."""
+
+
+class Program:
+    """Another runtime's program for one container."""
+
+    def __init__(self, runtime: ExternalRuntime, held: Holdings) -> None:
+        self.by_systemd = runtime.systemd
+        self._runtime = runtime
+        self._supervisor = held.supervisor
+        self._log = os.path.join(held.bundle, "runtime.log")
+
+    def run(self, words: Sequence[str], streams: tuple[int, int, int], done: Done) -> None:
+        """Start a command of the runtime; `done` is called with how it ended. Raises OperationFailed."""
+        flags = ["--root", self._runtime.root, "--log", self._log, "--log-format", "json"]
+        argv = [self._runtime.path, *flags, *(["--systemd-cgroup"] if self.by_systemd else []), *words]
+        with open(os.devnull, "r+b", buffering=0) as null, failing("run", self._runtime.path):
+            sources = [null.fileno() if fd < 0 else fd for fd in streams]
+            # Not onto 0 to 2 at once: a source may be one of them.
+            high = [os.dup(fd) for fd in sources]
+            try:
+                with on_every_cpu():  # only the newest runtimes do not hand down to containers what they were born with
+                    pid = os.posix_spawn(
+                        self._runtime.path,
+                        argv,
+                        _ENVIRONMENT,
+                        file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(high)],
+                        setsigdef=_DEFAULT_SIGNALS,
+                        setsigmask=(),
+                    )
+            finally:
+                for fd in high:
+                    os.close(fd)
+        self._supervisor.command_started(pid, done)
+
+    def failure(self, command: str, status: int) -> CommandFailed:
+        """What the runtime said of its last failure, as its log has it."""
+        said = f"exit status {status}" if status >= 0 else f"killed by signal {-status}"
+        with contextlib.suppress(OSError), open(self._log, "rb") as file:
+            for line in file.read()[-_LOG_TAIL:].splitlines():
+                with contextlib.suppress(ValueError, TypeError):
+                    record = json.loads(line)
+                    if record.get("level") in ("error", "fatal"):
+                        said = record["msg"]
+        return CommandFailed(f"{self._runtime.path} {command}: {said}")
+
+
+class ConsoleSocket:
+    """Where the runtime sends the other end of a terminal (SCM_RIGHTS)."""
+
+    def __init__(self, directory: str, name: str = "console") -> None:
+        self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._name = f"{name}.sock"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            with failing("listen on", self._name):
+                self._listener.bind(f"/proc/self/fd/{self._directory}/{self._name}")
+                self._listener.listen(1)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def path(self) -> str:
+        """A name short enough for a socket's, however long the directory's is."""
+        return f"/proc/{os.getpid()}/fd/{self._directory}/{self._name}"
+
+    def master(self) -> int:
+        """What was sent by the command that has ended. Raises OperationFailed."""
+        with failing("receive terminal from", "runtime"):
+            sender, _ = self._listener.accept()
+            with sender:
+                _data, fds, _flags, _address = socket.recv_fds(sender, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+        if not fds:
+            raise RuntimeCoreError("receive terminal from runtime: none was sent")
+        return fds[0]
+
+    def close(self) -> None:
+        self._listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._name, dir_fd=self._directory)
+        os.close(self._directory)
+
+
+def console_flag(console: ConsoleSocket | None) -> list[str]:
+    return [] if console is None else ["--console-socket", console.path]
+
+
+def adopted(pid_file: str) -> tuple[int, int]:
+    """The process that a command left, now a child of ours: its pid and a descriptor of it, -1 if it has ended."""
+    with failing("adopt process of", pid_file):
+        with open(pid_file) as file:
+            pid = int(file.read())
+        os.unlink(pid_file)
+        try:
+            return pid, os.pidfd_open(pid)
+        except ProcessLookupError:  # and was reaped, before the command that made it
+            return pid, -1

@@ -1,0 +1,190 @@
+"""Containers that crisp itself makes: their init is one clone away from the shim."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from runtime import validation
+from runtime.cgroups import Cgroup
+from runtime.errors import RuntimeCoreError, failing
+from runtime.namespaces import user as userns
+from runtime.process.clone import clone_into
+from runtime.process.hooks import enter_the_container
+from runtime.process.init import Start, clock_offsets, clone_flags, container_init
+from runtime.rootfs.plan import MountPlan, plan_mounts
+from runtime.shim.holdings import Holdings
+from runtime.shim.hook_process import ContainerHooks
+from runtime.shim.launch.attempt import Attempt, Steps
+from runtime.shim.launch.commands import JoiningCommands
+from runtime.shim.launch.filters import filter_of
+from runtime.spec import values as oci
+from runtime.wire import calls, reports
+
+
+class OwnLauncher:
+    """See `runtime.process.init` for what the init does."""
+
+    def __init__(self, held: Holdings) -> None:
+        self._held = held
+        self.commands = JoiningCommands(held)
+        self._mounts: list[MountPlan] = []
+        self._clone_flags = 0
+
+    def place(self) -> None:
+        """The rootfs is attached in the container's own mount namespace, by its init."""
+
+    def plan(self, call: calls.Start, _process: oci.Process, fds: Sequence[int]) -> None:
+        held = self._held
+        assert held.spec is not None
+        validation.check(held.spec)
+        held.mappings = userns.mappings_of(held.spec)
+        held.hooks = ContainerHooks(held.spec, held.id, held.bundle, held.supervisor)
+        self._mounts = plan_mounts(held.spec, held.mappings)
+        self._clone_flags = clone_flags(held.spec)
+        held.filter, held.filter_flags = filter_of(call, fds)
+
+    def launch(self, attempt: Attempt, undo: contextlib.ExitStack) -> None:
+        """Clone the init."""
+        held = self._held
+        assert held.spec is not None
+        cgroup = held.make_cgroup(held.spec.linux.cgroups_path, held.spec.linux.resources, undo)
+        mapped = [plan.idmap for plan in self._mounts if plan.idmap]
+        namespaces = userns.open_namespaces(held.spec, held.mappings, mapped)
+        undo.callback(namespaces.close)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.callback(ours.close)
+        start = self._start(held.spec, cgroup, namespaces, attempt)
+        if start.trace:
+            start.steps += [("shim received", attempt.received)]
+            start.step("cgroup made")
+        with theirs, failing("clone", "container init"):
+            pid, pidfd = clone_into(
+                cgroup,
+                self._clone_flags,
+                lambda: container_init(start, reports.Reporter(theirs)),
+                clocks=clock_offsets(held.spec),
+            )
+        start.step("cloned")
+        namespaces.close()
+        listening = Listening(held, ours, start, attempt)
+        if start.bears:
+            held.take_init(pid, pidfd)
+            held.supervisor.command_started(pid, lambda _status: listening.take_what_is_there())
+        else:
+            attempt.adopt(pid, pidfd)
+        held.supervisor.watch(ours.fileno(), selectors.EVENT_READ, listening.ready)
+
+    def _start(self, spec: oci.Spec, cgroup: Cgroup, namespaces: userns.UserNamespaces, attempt: Attempt) -> Start:
+        held = self._held
+        return Start(
+            container_id=held.id,
+            spec=spec,
+            process=attempt.process,
+            mounts=self._mounts,
+            rootfs=held.rootfs,
+            cgroup=cgroup,
+            in_unified_cgroup=bool(cgroup.unified),
+            stdio=attempt.stdio.child,
+            filter_program=held.filter,
+            filter_flags=held.filter_flags,
+            users=namespaces,
+            trees=held.trees,
+            trace=attempt.call.trace,
+            **self._place_of_rootfs(spec),
+        )
+
+    def _place_of_rootfs(self, spec: oci.Spec) -> dict[str, Any]:
+        """In an almost empty mount namespace; in a copy of the host's, below the bundle, where hooks look for it."""
+        if not enter_the_container(spec.hooks):
+            return {"empty_mount_namespace": self._held.supervisor.empty_mount_namespace}
+        rootfs = os.path.join(self._held.bundle, spec.root.path)
+        with failing("make", rootfs):
+            os.makedirs(rootfs, 0o700, exist_ok=True)
+        return {"empty_mount_namespace": -1, "attach_point": rootfs}
+
+    def signal(self, number: int) -> None:
+        self._held.signal_init(number)
+
+    def release(self) -> None:
+        """All that there is are descriptors."""
+
+
+class Listening:
+    """The shim's end of the conversation with one init between clone and execve, which closes the channel."""
+
+    def __init__(self, held: Holdings, channel: socket.socket, start: Start, attempt: Attempt) -> None:
+        self._held = held
+        self._channel = channel
+        self._start = start
+        self._attempt = attempt
+        self._conversation = reports.Conversation(reports.INIT, bears=start.bears)
+        self._console = -1
+        self._hook_failure: RuntimeCoreError | None = None
+        self._warnings: list[str] = []
+
+    def take_what_is_there(self) -> None:
+        """Take what the init has said that is to bear the program, without waiting for more."""
+        while self._conversation.awaits_birth and self._channel.fileno() >= 0 and self._take_one():
+            pass
+
+    def ready(self, _events: int) -> None:
+        self._take_one()
+
+    def _take_one(self) -> bool:
+        """Take one message, if there is one, or the end of them, at which the program runs or never will."""
+        try:
+            report = reports.receive(self._channel, self._conversation, wait=False)
+        except BlockingIOError:
+            return False
+        self._take(report)
+        return True
+
+    def _take(self, report: reports.Report | reports.Ended | None) -> None:
+        match report:
+            case reports.Ended():
+                self._ended()
+            case reports.Executing(steps):
+                self._start.steps.extend(steps)
+            case reports.Born(pid, pidfd):
+                self._attempt.adopt(pid, pidfd)
+            case reports.Console(master):
+                self._console = master
+            case reports.Warned(text):
+                self._warnings.append(text)
+            case reports.HooksDue():
+                assert self._held.hooks is not None
+                self._held.hooks.begin_creation(self._held.pid, self._created)
+
+    def _created(self, state: dict[str, Any], failure: RuntimeCoreError | None) -> None:
+        """The hooks of the creation have ended: let the init go on with this state, or end it."""
+        if self._channel.fileno() < 0:  # it has died meanwhile
+            return
+        if failure is not None:
+            self._hook_failure = failure
+            self._attempt.kill()
+            return
+        with contextlib.suppress(OSError):
+            reports.answer(self._channel, state)
+
+    def _ended(self) -> None:
+        self._held.supervisor.unwatch(self._channel.fileno())
+        self._channel.close()
+        failure = self._hook_failure or self._conversation.outcome
+        if failure is None:
+            # Nothing was read before: until the program runs its pipes hold nothing.
+            self._attempt.succeed(self._console, self._warnings, self._steps)
+            return
+        if self._console >= 0:
+            os.close(self._console)
+        self._attempt.fail(failure)
+
+    def _steps(self) -> Steps:
+        if not self._start.trace:
+            return ()
+        self._start.step("program runs")
+        return tuple(self._start.steps)
