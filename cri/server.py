@@ -37,8 +37,8 @@ from pods.errors import InvalidArgument, Unimplemented
 
 if TYPE_CHECKING:
     from cri.observers import CallMeter, Meter, Tracer
+    from cri.services.node import Node
     from cri.streaming.server import StreamingServer
-    from pods.node import Node
 
 MAX_REQUEST_BYTES = 16 << 20  # kubelet's limit for what it sends and receives
 _MAX_DETAILS = 2048  # bytes of an error's text: it travels in a header, three for one, and clients take 8 KiB of those

@@ -12,7 +12,7 @@ from cri.convert import fields
 from image.model import Credentials, Image, PullProgress
 
 if TYPE_CHECKING:
-    from pods.node import Node
+    from cri.services.node import Node
 
 
 class AdminCalls:

@@ -15,7 +15,7 @@ from pods.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pods.node import Node
+    from cri.services.node import Node
 
 
 class CheckpointCalls:

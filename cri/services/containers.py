@@ -15,7 +15,7 @@ from cri.v1 import api_pb2
 from pods.model import Container
 
 if TYPE_CHECKING:
-    from pods.node import Node
+    from cri.services.node import Node
 
 
 class ContainerCalls:

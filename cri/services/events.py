@@ -11,7 +11,7 @@ from cri.v1 import api_pb2
 from pods.state.events import Event, Listener
 
 if TYPE_CHECKING:
-    from pods.node import Node
+    from cri.services.node import Node
 
 
 class EventCalls:

@@ -10,7 +10,7 @@ from pods.oci.execve_limits import check_arguments
 from pods.streams.exec_sync import MAX_OUTPUT
 
 if TYPE_CHECKING:
-    from pods.node import Node
+    from cri.services.node import Node
 
 class ExecutionCalls:
     """The calls that run commands in containers."""

@@ -16,7 +16,7 @@ from image.errors import ProfileInvalid
 from image.model import Image
 
 if TYPE_CHECKING:
-    from pods.node import Node
+    from cri.services.node import Node
 
 
 class ImageCalls:

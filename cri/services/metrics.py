@@ -12,7 +12,7 @@ from cri.v1 import api_pb2
 from pods.model import SandboxState
 
 if TYPE_CHECKING:
-    from pods.node import Node
+    from cri.services.node import Node
 
 
 class MetricsCalls:

@@ -13,7 +13,7 @@ from pods.errors import NotFound, Unavailable
 from pods.model import Container, Sandbox, SandboxState
 
 if TYPE_CHECKING:
-    from pods.node import Node
+    from cri.services.node import Node
 
 
 class StatsCalls:

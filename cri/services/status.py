@@ -12,7 +12,7 @@ from cri.version import crisp_version
 from pods.handlers import BUILT_IN
 
 if TYPE_CHECKING:
-    from pods.node import Node
+    from cri.services.node import Node
 
 _KUBELET_API = "0.1.0"  # kubelet's own version of the call, the same since 2016
 

@@ -10,8 +10,8 @@ from cri.v1 import api_pb2
 from pods.oci.execve_limits import check_arguments
 
 if TYPE_CHECKING:
+    from cri.services.node import Node
     from cri.streaming.server import StreamingServer
-    from pods.node import Node
 
 _MAX_PORT = 0xFFFF
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc.aio
@@ -17,6 +16,7 @@ from cri.streaming.address import StreamAddress
 from cri.streaming.server import StreamingServer
 from image.model import Credentials, FilesystemUsage, Image, PullPhase, PullProgress
 from image.profiles import ProfileInfo
+from image.shelf.verify import Verdict
 from network.model import NetworkStatus
 from pods.errors import NotFound
 from pods.model import (
@@ -87,6 +87,18 @@ class FakeImages:
     async def import_archive(self, path: Path, name: str | None = None) -> list[Image]:
         return [self.stored[name or path.name]]
 
+    async def export(self, name: str, path: Path, form: str) -> str:
+        raise NotImplementedError
+
+    async def verify(self, name: str = "") -> list[Verdict]:
+        raise NotImplementedError
+
+    async def repair(self, name: str = "") -> list[Verdict]:
+        raise NotImplementedError
+
+    async def tag(self, name: str, new: str) -> Image:
+        raise NotImplementedError
+
     async def remove(self, name: str) -> None:
         if self.failure:
             raise self.failure
@@ -117,6 +129,22 @@ class FakeNetwork:
 
 
 @dataclass
+class FakeSettings:
+    """Of a node with one other runtime."""
+
+    root: Path = Path("/")
+    cgroup_driver: str = "cgroupfs"
+    runtime_handlers: Mapping[str, Path] = field(default_factory=lambda: {"runc": Path("/usr/sbin/runc")})
+
+
+@dataclass(frozen=True)
+class FakeHost:
+    """A new kernel's."""
+
+    recursive_read_only: bool = True
+
+
+@dataclass
 class FakeNode:
     """A node whose objects are in memory; `calls` is what was asked of it, `failure` what the next change raises."""
 
@@ -125,9 +153,7 @@ class FakeNode:
     network: FakeNetwork = field(default_factory=FakeNetwork)
     events: Events = field(default_factory=Events)
     stats: FakeStats = field(default_factory=FakeStats)
-    settings: Any = field(
-        default_factory=lambda: SimpleNamespace(root=Path("/"), runtime_handlers={"runc": Path("/usr/sbin/runc")})
-    )
+    settings: FakeSettings = field(default_factory=FakeSettings)
     pods: dict[str, Sandbox] = field(default_factory=dict)
     held: dict[str, Container] = field(default_factory=dict)
     calls: list[tuple[Any, ...]] = field(default_factory=list)
@@ -167,6 +193,9 @@ class FakeNode:
             raise NotFound(f"find sandbox {sandbox_id}: there is none")
         return self.pods[sandbox_id]
 
+    def ready_sandbox(self, sandbox_id: str) -> Sandbox:
+        return self.sandbox(sandbox_id)
+
     def sandboxes(self) -> list[Sandbox]:
         return list(self.pods.values())
 
@@ -196,6 +225,21 @@ class FakeNode:
     async def checkpoint_container(self, container_id: str, location: str, timeout: int) -> None:
         await self._change("checkpoint_container", container_id, location, timeout)
 
+    async def checkpoint_sandbox(
+        self, sandbox_id: str, output: Path, container_ids: Sequence[str], seconds: float
+    ) -> None:
+        raise NotImplementedError
+
+    async def restore_sandbox(
+        self,
+        directory: Path,
+        config: SandboxConfig,
+        handler: str,
+        containers: Sequence[ContainerConfig],
+        seconds: float,
+    ) -> tuple[str, dict[str, str]]:
+        raise NotImplementedError
+
     async def update_sandbox(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
         await self._change("update_sandbox", sandbox_id, overhead, resources)
 
@@ -206,6 +250,9 @@ class FakeNode:
         if container_id not in self.held:
             raise NotFound(f"find container {container_id}: there is none")
         return self.held[container_id]
+
+    def running_container(self, container_id: str) -> Container:
+        return self.container(container_id)
 
     def containers(self) -> list[Container]:
         return list(self.held.values())
@@ -223,18 +270,18 @@ class FakeNode:
     def container_info(self, container_id: str) -> dict[str, Any]:
         return {"pid": 8}
 
-    host = SimpleNamespace(recursive_read_only=True)
+    host = FakeHost()
     user_namespaces = True
 
 
 @asynccontextmanager
 async def serving(node: FakeNode, directory: Path, **configuration: Any) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server of `node`. The channel takes messages of any size; kubelet takes 16 MiB."""
-    fake: Any = node
-    streaming = StreamingServer(fake, StreamAddress("127.0.0.1:0"))
+    runtime: Any = None  # nothing is streamed
+    streaming = StreamingServer(runtime, StreamAddress("127.0.0.1:0"))
     configured = Configuration(**configuration)
     node.settings.cgroup_driver = configured.cgroup_driver
-    server = create_server(fake, streaming, configured.values())
+    server = create_server(node, streaming, configured.values())
     address = f"unix:{directory}/crisp.sock"
     server.add_insecure_port(address)
     await server.start()
