@@ -2,7 +2,8 @@
 
 Each such child has one end of a pair of SOCK_SEQPACKET sockets, its parent the other. A packet is one report: a JSON
 object, with at most one descriptor alongside (unix(7), SCM_RIGHTS). Every descriptor of the child's end closes on exec,
-so the parent reads the end of file when the program runs, or when the child has died.
+so the parent reads the end of file when the program runs, or when the child has died. An answer is a JSON object too;
+one that is larger than a packet, since annotations are in the state of hooks, comes as a nameless file alongside.
 
 A container's init (runtime/process/init.py; its parent is runtime/shim/launch/own.py, or runtime/command/child.py):
 
@@ -263,14 +264,25 @@ class Reporter:
 
     def await_answer(self) -> dict[str, Any] | None:
         """What the parent answers; None when it has gone away, and knows why."""
-        packet = self._channel.recv(MAX_PACKET)
+        packet, fds, _flags, _address = socket.recv_fds(self._channel, MAX_PACKET, 1, socket.MSG_CMSG_CLOEXEC)
+        for fd in fds:
+            with open(fd, "rb") as file:
+                file.seek(0)
+                packet = file.read()
         answer: dict[str, Any] | None = json.loads(packet) if packet else None
         return answer
 
 
 def answer(channel: socket.socket, state: Mapping[str, Any]) -> None:
     """What `Reporter.await_answer` returns. Raises OSError."""
-    channel.send(json.dumps(dict(state)).encode())
+    packet = json.dumps(dict(state)).encode()
+    if len(packet) <= MAX_PACKET:
+        channel.send(packet)
+        return
+    with open(os.memfd_create("answer", os.MFD_CLOEXEC), "wb") as file:
+        file.write(packet)
+        file.flush()
+        socket.send_fds(channel, [b"{}"], [file.fileno()])
 
 
 @dataclass(frozen=True, slots=True)

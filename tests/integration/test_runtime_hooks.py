@@ -99,3 +99,11 @@ def test_the_number_of_a_hook_that_fails(bundle: Bundle, kind: str) -> None:
     assert f"error running {kind} hook #1: `/bin/sh`: exit status 4: because" in done.stderr
     for number, fails in enumerate((False, True, False, True)):
         assert (f"error running poststop hook #{number}: `/bin/sh`" in done.stderr) == fails
+
+
+@pytest.mark.parametrize("size", [70_000, 250_000])
+def test_a_hook_gets_all_of_a_large_state(bundle: Bundle, tmp_path: Path, size: int) -> None:
+    keep = _shell(f"cat >{tmp_path}/given")
+    bundle.configure("true", hooks={"createContainer": [keep]}, annotations={"large": "a" * size})
+    bundle.call("run", "one")
+    assert len(json.loads((tmp_path / "given").read_text())["annotations"]["large"]) == size

@@ -186,3 +186,12 @@ def test_questions_are_answered() -> None:
             receive(ours, conversation)
             assert str(conversation.failure) == "ZeroDivisionError: oops"
         assert receive(ours, conversation) == Ended()
+
+
+def test_an_answer_may_be_larger_than_a_packet() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = _descriptors()
+    with ours, theirs:
+        reports.answer(ours, {"annotations": "a" * 1_000_000})
+        assert Reporter(theirs).await_answer() == {"annotations": "a" * 1_000_000}
+        assert _descriptors() == before
