@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 from linux import syscalls
-from runtime.errors import RuntimeCoreError, failing, from_json
-from runtime.light import json
+from runtime.errors import RuntimeCoreError, failing
 from runtime.logs.writer import complain
 from runtime.process.hooks import run_hooks
 from runtime.process.init import leave_the_loop
 from runtime.spec.values import Hook, Spec
+from runtime.wire.reports import Failed, decode, encode
 
 Failure = RuntimeCoreError | None
 
@@ -95,7 +95,7 @@ class ContainerHooks:
         def ended(status: int) -> None:
             os.lseek(told, 0, os.SEEK_SET)
             with os.fdopen(told, "rb") as file:
-                failures = [from_json(json.loads(line)) for line in file]
+                failures = [report.error for line in file if isinstance(report := decode(line), Failed)]
             if status and not failures:
                 failures = [RuntimeCoreError(f"run hooks: their process ended with {status}")]
             for failure in failures:
@@ -123,7 +123,7 @@ def _fork() -> tuple[int, int]:
 def _run(
     moments: Sequence[tuple[str, Sequence[Hook]]], state: Mapping[str, Any], telling: int, *, go_on: bool
 ) -> NoReturn:
-    """Each failure is a line of JSON on `telling`."""
+    """Each failure is a line on `telling`."""
     status = 1
     try:
         leave_the_loop()
@@ -133,7 +133,7 @@ def _run(
                 try:
                     run_hooks(kind, (hook,), state, first=index)
                 except RuntimeCoreError as error:
-                    os.write(telling, json.dumps(error.to_json()).encode() + b"\n")
+                    os.write(telling, encode(Failed(error)) + b"\n")
                     if not go_on:
                         os._exit(status)
         status = 0

@@ -44,6 +44,9 @@ The maker of the empty mount namespace (both ends are in runtime/process/infra.p
       | --- Ready ------------------------------->  | it is in it; the parent opens /proc/PID/ns/mnt, and closes its end
       | --- Failed ------------------------------>  | instead
 
+The runner of a shim's hooks (both ends are in runtime/shim/hook_process.py) leaves a line with a Failed for each that
+failed, in a nameless file which is read at its end.
+
 Containers of other OCI runtimes (runtime/shim/launch/external.py) have no such child: the runtime's exit status tells.
 
 A process at its gate (runtime/process/gate.py) has no socket but one byte to wait for, and a descriptor for one report,
