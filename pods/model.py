@@ -238,10 +238,11 @@ class SandboxState(Enum):
 
 
 class ContainerState(Enum):
+    """How they follow each other is drawn in `pods.state.transitions`."""
+
     CREATED = "created"
     RUNNING = "running"
     EXITED = "exited"
-    UNKNOWN = "unknown"  # of filters only: no container is in it
 
 
 class ContainerUser(_Value, frozen=True):

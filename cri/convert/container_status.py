@@ -14,16 +14,14 @@ _STATES = {
     ContainerState.CREATED: api_pb2.ContainerState.CONTAINER_CREATED,
     ContainerState.RUNNING: api_pb2.ContainerState.CONTAINER_RUNNING,
     ContainerState.EXITED: api_pb2.ContainerState.CONTAINER_EXITED,
-    ContainerState.UNKNOWN: api_pb2.ContainerState.CONTAINER_UNKNOWN,
 }
 
 
-def container_state(path: str, number: int) -> ContainerState:
-    """The state that a filter asks for."""
-    for state, known in _STATES.items():
-        if number == known:
-            return state
-    raise fields.invalid(path, number, "is no ContainerState of CRI v1")
+def container_states(path: str, number: int) -> tuple[ContainerState, ...]:
+    """The states that a filter asks for: no container's is CONTAINER_UNKNOWN."""
+    if number not in api_pb2.ContainerState.values():
+        raise fields.invalid(path, number, "is no ContainerState of CRI v1")
+    return tuple(state for state, known in _STATES.items() if number == known)
 
 
 def container_item(container: Container) -> api_pb2.Container:

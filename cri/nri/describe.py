@@ -16,7 +16,6 @@ _STATES = {
     ContainerState.CREATED: nri.CONTAINER_CREATED,
     ContainerState.RUNNING: nri.CONTAINER_RUNNING,
     ContainerState.EXITED: nri.CONTAINER_STOPPED,
-    ContainerState.UNKNOWN: nri.CONTAINER_UNKNOWN,
 }
 
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from cri.convert import fields
 from cri.convert.container import container_config
-from cri.convert.container_status import container_item, container_state, container_status
+from cri.convert.container_status import container_item, container_states, container_status
 from cri.convert.documents import container_document, info
 from cri.convert.resources import resources
 from cri.services.lists import by_id, has_labels, pages
 from cri.v1 import api_pb2
-from pods.model import Container
+from pods.model import Container, ContainerState
 
 if TYPE_CHECKING:
     from cri.services.node import Node
@@ -102,13 +102,15 @@ class ContainerCalls:
         return api_pb2.ReopenContainerLogResponse()
 
     def _select(self, wanted: api_pb2.ContainerFilter) -> Iterator[Container]:
-        state = container_state("filter.state.state", wanted.state.state) if wanted.HasField("state") else None
+        states = tuple(ContainerState)
+        if wanted.HasField("state"):
+            states = container_states("filter.state.state", wanted.state.state)
         sandboxes: set[str] | None = None
         if wanted.pod_sandbox_id:
             sandboxes = {sandbox.id for sandbox in by_id(self._node.sandboxes(), wanted.pod_sandbox_id)}
         for container in by_id(self._node.containers(), wanted.id):
             if (
-                state in (None, container.state)
+                container.state in states
                 and (sandboxes is None or container.sandbox_id in sandboxes)
                 and has_labels(container.config.labels, wanted.label_selector)
             ):

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pods.checkpoint import members
-from pods.errors import FailedPrecondition, InvalidArgument, NotFound
+from pods.errors import InvalidArgument, NotFound
 from pods.model import Container, ContainerState, NamespaceMode
 from pods.oci import mounted_images
 from pods.oci.mounts import image_volumes
 from pods.oci.process import process_args, stop_signal
+from pods.state.transitions import require_running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +89,5 @@ def target_pid(container: Container, state: State) -> int:
         raise InvalidArgument(f"{field}: {error}") from error
     if target.sandbox_id != container.sandbox_id:
         raise InvalidArgument(f"{field}: container {target.id} is in another pod sandbox")
-    if target.state is not ContainerState.RUNNING:
-        raise FailedPrecondition(f"{field}: container {target.id} is not running")
+    require_running(target, field)
     return target.pid

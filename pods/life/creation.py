@@ -21,7 +21,7 @@ from pods.inflight import Background, Flights
 from pods.life import chosen_image, container_plan
 from pods.life.container_files import make_layer_directories, make_volumes
 from pods.life.removal import delete_in_shim, remove_files
-from pods.model import Container, ContainerConfig, ContainerState, ContainerUser, SandboxState
+from pods.model import Container, ContainerConfig, ContainerUser, SandboxState
 from pods.oci import mount_points, mount_sources, mounted_images, pod_contents
 from pods.oci.cgroups import limits_of, linux_resources
 from pods.oci.check import validate
@@ -32,6 +32,7 @@ from pods.security.filter_cache import FilterCache
 from pods.security.selinux import relabel_pod_files
 from pods.state.plugins import Moment
 from pods.state.store import ContainerRecord
+from pods.state.transitions import can_start
 from pods.undo import Undo
 from runtime import validation
 from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, WrongMountPoint
@@ -109,7 +110,7 @@ class Creations:
         if held is None:
             return None
         same = held.config == config and (not archive or bool(held.checkpoint))
-        if same and held.state is ContainerState.CREATED:
+        if same and can_start(held):
             return held.id
         name = f"{config.metadata.name}/{config.metadata.attempt}"
         raise AlreadyExists(f"name {name!r} is held by container {held.id} until it is removed")

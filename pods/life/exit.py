@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from pods import log_fields
 from pods.errors import PodError
-from pods.model import Container, ContainerState
+from pods.model import Container
 from pods.state.plugins import Moment
+from pods.state.transitions import UNSEEN, Exited, StartFailed, is_over
 from runtime.wire.calls import ExitStatus, exit_file
 
 if TYPE_CHECKING:
@@ -38,32 +39,29 @@ class Exits:
     async def record(self, container_id: str, status: ExitStatus) -> None:
         """Make an exit durable and known."""
         if status.start_failed:
-            return  # the start's own answer tells it
+            # Told by the start's own answer, before the lock is free: this is of a start that nobody waits for.
+            await self._record(container_id, StartFailed("", at=status.finished_at, code=status.code))
+        else:
+            await self._record(container_id, Exited(status.code, at=status.finished_at, oom=status.oom))
+
+    async def record_unseen(self, container_id: str) -> None:
+        """Record the exit of a container that nobody saw end."""
+        await self._record(container_id, Exited(UNSEEN, at=time.time_ns()))
+
+    async def _record(self, container_id: str, event: Exited | StartFailed) -> None:
         async with self._state.lock(container_id):
             record = self._state.containers.get(container_id)
-            if record is None or record.container.state is ContainerState.EXITED:
+            if record is None or is_over(record.container):
                 return
-            code = status.code
-            reason = "OOMKilled" if status.oom else "Completed" if code == 0 else "Error"
             try:
-                await self._state.record_fact(
-                    container_id,
-                    state=ContainerState.EXITED,
-                    pid=0,
-                    exit_code=code,
-                    reason=reason,
-                    finished_at=status.finished_at,
-                )
+                await self._state.record(container_id, event)
             except PodError as error:
                 fields = log_fields.of_container(record.container) | {"error": error}
                 _log.error("could not record an exit", extra=fields)
-            await self._tell_of_stop(container_id)
-        fields = log_fields.of_container(record.container) | {"code": code, "reason": reason}
+            if isinstance(event, Exited):
+                await self._tell_of_stop(container_id)
+        fields = log_fields.of_container(record.container) | {"code": event.code, "reason": event.reason}
         _log.info("container exited", extra=fields)
-
-    async def record_unknown(self, container_id: str) -> None:
-        """Record the exit of a container that nobody saw end."""
-        await self.record(container_id, _unknown_status())
 
     async def _tell_of_stop(self, container_id: str) -> None:
         record = self._state.containers.get(container_id)
@@ -76,10 +74,13 @@ class Exits:
         record = self._state.sandboxes.get(sandbox_id)
         for container in list(self._state.containers_of(sandbox_id)):
             # A start that the shim did not live to answer may have come to pass.
-            started = container.state is not ContainerState.EXITED or container.reason == "StartError"
+            started = not is_over(container) or container.reason == "StartError"
             if record is not None and started:
                 await asyncio.to_thread(self._cgroups.kill_container, record.sandbox, container.id)
-            await self.record(container.id, self._status_on_disk(container) or _unknown_status())
+            if (status := self._status_on_disk(container)) is not None:
+                await self.record(container.id, status)
+            else:
+                await self.record_unseen(container.id)
 
     async def clear_cgroups(self, sandbox: Sandbox) -> None:
         """End and take away what a shim that is gone could not: on all other days there is nothing."""
@@ -94,7 +95,3 @@ class Exits:
                 return ExitStatus.from_json(json.load(file))
         except (OSError, ValueError, TypeError):
             return None
-
-
-def _unknown_status() -> ExitStatus:
-    return ExitStatus(255, finished_at=time.time_ns())

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 from pods import log_fields
 from pods.directories import remove_trees
 from pods.errors import PodError
-from pods.model import ContainerState, SandboxState
+from pods.model import SandboxState
 from pods.state.store import ContainerRecord, SandboxRecord
+from pods.state.transitions import Ran, Started, can_start, is_over
 from runtime.client import ShimClient, ShimGone
 from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
@@ -63,7 +64,7 @@ class Recovery:
                 images.hold(image_id)
             if container_record.finished:
                 self._state.containers[container.id] = container_record
-                if container.state is ContainerState.EXITED:
+                if is_over(container):
                     self._state.exited(container.id).set()
         for record in records[0]:
             await self._adopt(record)
@@ -128,7 +129,7 @@ class Recovery:
             if known.state == "starting":
                 following = self._follow_start(container.id, shim)
                 self._background.detach(following, f"follow the start of container {container.id}")
-            elif known.state == "running" and container.state is ContainerState.EXITED:
+            elif known.state == "running" and is_over(container):
                 await shim.call(calls.Kill(container.id))  # its start was told to have failed
             else:
                 await self._learn(container.id, known)
@@ -141,24 +142,18 @@ class Recovery:
         await self._learn(container_id, known)
 
     async def _learn_start(self, container_id: str, known: calls.ContainerStatus) -> None:
+        """With the container locked."""
         record = self._state.containers.get(container_id)
-        if record is None:
+        if record is None or not known.started_at:
             return
-        if known.exit is not None and known.exit.start_failed:
-            if record.container.state is not ContainerState.EXITED:
-                await self._state.record_fact(
-                    container_id,
-                    state=ContainerState.EXITED,
-                    exit_code=known.exit.code,
-                    reason="StartError",
-                    finished_at=known.exit.finished_at,
-                )
-        elif known.started_at and not record.container.started_at:
-            running = {"state": ContainerState.RUNNING} if record.container.state is ContainerState.CREATED else {}
-            await self._state.record_fact(container_id, pid=known.pid, started_at=known.started_at, **running)
+        if can_start(record.container):
+            await self._state.record(container_id, Started(pid=known.pid, at=known.started_at))
+        elif not record.container.started_at:
+            await self._state.record(container_id, Ran(known.started_at))
 
     async def _learn(self, container_id: str, known: calls.ContainerStatus) -> None:
-        await self._learn_start(container_id, known)
+        async with self._state.lock(container_id):
+            await self._learn_start(container_id, known)
         if known.exit is not None:
             await self._exits.record(container_id, known.exit)
 

@@ -10,10 +10,11 @@ import msgspec
 
 from pods import bundle, log_fields
 from pods.errors import PodError
-from pods.model import Container, ContainerState, Resources
+from pods.model import Container, Resources
 from pods.oci.cgroups import linux_resources, update_plan, updated
 from pods.oci.host_limits import check_host_limits
 from pods.state.plugins import Moment
+from pods.state.transitions import can_update, is_over
 from pods.undo import Undo
 from runtime.errors import RuntimeCoreError
 from runtime.wire.calls import Update
@@ -87,7 +88,7 @@ class ResourceUpdates:
         _log.info("container resources updated", extra=log_fields.of_container(container))
 
     async def _apply(self, container: Container, plan: dict[str, Any] | None, oom_score_adj: int) -> None:
-        if container.state is not ContainerState.RUNNING:
+        if not can_update(container):
             return
         shim = self._shims.of(container.sandbox_id)
         answer = await shim.call(Update(container.id, plan, oom_score_adj))
@@ -99,12 +100,12 @@ class ResourceUpdates:
 
         It comes second: systemd would not refuse memory that is in use.
         """
-        if container.state is ContainerState.EXITED:
+        if is_over(container):
             return
         sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
         limits = linux_resources(after, self._host, _FIELD)
         written = await self._cgroups.of(sandbox).update(sandbox, container.id, limits)
-        if written and plan and container.state is ContainerState.RUNNING:
+        if written and plan and can_update(container):
             await self._shims.of(container.sandbox_id).call(Update(container.id, plan, again=True))
 
     async def _keep(self, container: Container, after: Resources, undo: Undo) -> None:

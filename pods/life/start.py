@@ -8,9 +8,10 @@ import time
 from typing import TYPE_CHECKING
 
 from pods import bundle, log_fields, log_place
-from pods.errors import FailedPrecondition, PodError
-from pods.model import Container, ContainerState
+from pods.errors import PodError
+from pods.model import Container
 from pods.state.plugins import Moment
+from pods.state.transitions import Started, StartFailed, require_startable
 from runtime.criu import worker as criu
 from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
@@ -61,8 +62,7 @@ class Starts:
 
     def _startable(self, container_id: str) -> tuple[Container, Sandbox]:
         container = self._state.find_container(container_id).container
-        if container.state is not ContainerState.CREATED:
-            raise FailedPrecondition(f"container {container_id} is {container.state.value}, not created")
+        require_startable(container)
         return container, self._state.ready_sandbox(container.sandbox_id)
 
     async def _start_in_shim(self, container: Container, sandbox: Sandbox, trace: Trace) -> calls.Started:
@@ -96,9 +96,7 @@ class Starts:
 
     async def _record(self, container: Container, answer: calls.Started) -> None:
         try:
-            await self._state.record_fact(
-                container.id, state=ContainerState.RUNNING, pid=answer.pid, started_at=answer.started_at
-            )
+            await self._state.record(container.id, Started(pid=answer.pid, at=answer.started_at))
         except PodError:
             # The caller takes it for not started: it must not run. Its exit is recorded as any other's.
             await self._shims.of(container.sandbox_id).call(calls.Kill(container.id))
@@ -107,15 +105,7 @@ class Starts:
     async def _record_failure(self, container: Container, message: str) -> None:
         _log.info("container not started", extra=log_fields.of_container(container) | {"error": message})
         try:
-            await self._state.record_fact(
-                container.id,
-                state=ContainerState.EXITED,
-                exit_code=calls.START_FAILED,
-                reason="StartError",
-                message=message,
-                started_at=0,
-                finished_at=time.time_ns(),
-            )
+            await self._state.record(container.id, StartFailed(message, at=time.time_ns()))
         except PodError as error:
             _log.error("could not record a failed start", extra=log_fields.of_container(container) | {"error": error})
 

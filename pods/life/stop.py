@@ -7,8 +7,8 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from pods.errors import NotFound
-from pods.model import ContainerState
 from pods.oci.signals import signal_number
+from pods.state.transitions import can_start, can_stop
 from runtime.client import ShimGone
 from runtime.errors import RuntimeCoreError
 from runtime.wire.calls import Kill, Signal
@@ -41,7 +41,7 @@ class Stops:
         """The same for a whole id, within the caller's task."""
         async with self._state.lock(container_id):
             record = self._state.containers.get(container_id)
-        if record is None or record.container.state is not ContainerState.RUNNING:
+        if record is None or not can_stop(record.container):
             return
         container = record.container
         with contextlib.suppress(ShimGone):
@@ -64,19 +64,19 @@ class Stops:
     async def orphaned(self, sandbox_id: str) -> None:
         """The sandbox's infra process is gone: its shim kills what runs, and what does not run never will."""
         for container in list(self._state.containers_of(sandbox_id)):
-            if container.state is ContainerState.CREATED:
+            if can_start(container):
                 await self._end(container.id)
 
     async def _end(self, container_id: str) -> None:
         """Kill the container; one that does not run never will, for its sandbox, not ready any more, goes away."""
         record = self._state.containers.get(container_id)
-        if record is not None and record.container.state is ContainerState.CREATED:
+        if record is not None and can_start(record.container):
             # A start may be under way, and hang while it holds the lock.
             with contextlib.suppress(RuntimeCoreError):
                 await self._shims.of(record.container.sandbox_id).call(Kill(container_id))
         async with self._state.lock(container_id):
             record = self._state.containers.get(container_id)
-        if record is not None and record.container.state is ContainerState.CREATED:
-            await self._exits.record_unknown(container_id)
+        if record is not None and can_start(record.container):
+            await self._exits.record_unseen(container_id)
         else:
             await self.stop_now(container_id, 0)

@@ -10,11 +10,12 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from pods.errors import FailedPrecondition, InvalidArgument, NotFound
-from pods.model import Container, ContainerState, Sandbox, SandboxState
+from pods.model import Container, Sandbox, SandboxState
 from pods.settings import NodeSettings
 from pods.state.events import Events, container_changes, sandbox_changes
 from pods.state.plugins import Moment, PluginGate, Plugins
 from pods.state.store import ContainerRecord, SandboxRecord, Store
+from pods.state.transitions import Event, after, is_over, require_running
 
 _Record = TypeVar("_Record")
 
@@ -69,8 +70,7 @@ class State:
     def running_container(self, container_id: str) -> Container:
         """By id or unique prefix. Raises NotFound, InvalidArgument, and FailedPrecondition unless it runs."""
         container = self.find_container(container_id).container
-        if container.state is not ContainerState.RUNNING:
-            raise FailedPrecondition(f"container {container.id} is {container.state.value}, not running")
+        require_running(container)
         return container
 
     def containers_of(self, sandbox_id: str) -> Iterator[Container]:
@@ -92,21 +92,22 @@ class State:
         self.containers[record.container.id] = record
         self._tell_container(old.container if old else None, record.container)
 
-    async def record_fact(self, container_id: str, **changes: object) -> None:
-        """Change members of a container by what has happened to it. Visible even if the disk does not take it.
+    async def record(self, container_id: str, event: Event) -> None:
+        """Make known what has happened to a container, which the caller has locked. Raises PodError.
 
-        A shim keeps starts and exits too, so a daemon that starts anew learns of them again.
+        Visible even if the disk does not take it. A shim keeps starts and exits too, so a daemon that starts anew
+        learns of them again.
         """
         record = self.containers[container_id]
         before = record.container
-        container = msgspec.structs.replace(before, **changes)
+        container = after(before, event)
         record = msgspec.structs.replace(record, container=container)
         try:
             await self.store.put(record)
         finally:
             self.containers[container_id] = record
             self._tell_container(before, container)
-            if container.state is ContainerState.EXITED:
+            if is_over(container):
                 self.exited(container_id).set()
 
     async def forget_sandbox(self, sandbox_id: str) -> None:

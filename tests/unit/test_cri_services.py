@@ -232,6 +232,7 @@ async def test_lists_honour_every_member_of_their_filters(client: Client) -> Non
     assert await containers_of() == ["00-container", "01-container"]
     assert await containers_of(id="01") == ["01-container"]
     assert await containers_of(state={"state": 0}) == ["00-container"]
+    assert await containers_of(state={"state": 3}) == []  # CONTAINER_UNKNOWN
     assert await containers_of(pod_sandbox_id="01") == ["01-container"]
     assert await containers_of(pod_sandbox_id="none") == []
     assert await containers_of(label_selector={"name": "a"}) == ["00-container"]

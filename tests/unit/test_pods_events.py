@@ -21,6 +21,7 @@ from pods.model import (
     ContainerMetadata,
     ContainerState,
     ImageSpec,
+    Resources,
     Sandbox,
     SandboxConfig,
     SandboxMetadata,
@@ -29,6 +30,7 @@ from pods.model import (
 from pods.state.events import QUEUE, Event, EventKind, Events, Listener
 from pods.state.memory import State
 from pods.state.store import ContainerRecord, SandboxRecord
+from pods.state.transitions import Exited, Started, StartFailed
 from tests.unit.cri_fakes import FakeNode, serving
 
 SANDBOX = Sandbox(
@@ -65,9 +67,10 @@ async def _next(listener: Listener) -> Event:
 async def _life(state: State) -> None:
     await state.save_sandbox(SandboxRecord(sandbox=SANDBOX, finished=True))
     await state.save_container(ContainerRecord(container=CONTAINER, finished=True))
-    await state.record_fact("c", state=ContainerState.RUNNING, pid=7)
-    await state.record_fact("c", message="nothing that is told")
-    await state.record_fact("c", state=ContainerState.EXITED, exit_code=3)
+    await state.record("c", Started(pid=7, at=1))
+    limited = msgspec.structs.replace(state.find_container("c").container, updated=Resources(cpu_shares=2))
+    await state.save_container(ContainerRecord(container=limited, finished=True))  # nothing that is told
+    await state.record("c", Exited(3, at=2))
     await state.save_sandbox(SandboxRecord(sandbox=GONE, finished=True))
     await state.save_sandbox(SandboxRecord(sandbox=GONE, finished=True, stopped=True))
     await state.forget_container("c")
@@ -92,7 +95,7 @@ async def test_a_container_whose_start_failed_has_stopped(state: State) -> None:
     await state.save_sandbox(SandboxRecord(sandbox=SANDBOX, finished=True))
     await state.save_container(ContainerRecord(container=CONTAINER, finished=True))
     listener = state.events.listen()
-    await state.record_fact("c", state=ContainerState.EXITED, reason="StartError", exit_code=128)
+    await state.record("c", StartFailed("no such program", at=1))
     event = await _next(listener)
     assert (event.kind, event.containers[0].reason) == (EventKind.STOPPED, "StartError")
 

@@ -15,6 +15,7 @@ from pods.errors import PodError
 from pods.model import Container, ContainerConfig, ContainerMetadata, ContainerState, ImageSpec
 from pods.state.memory import State
 from pods.state.store import ContainerRecord
+from pods.state.transitions import Exited
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ async def test_an_exit_is_known_though_the_disk_is_full(state: State, monkeypatc
 
     monkeypatch.setattr(state.store, "put", full)
     with pytest.raises(PodError):
-        await state.record_fact("c", state=ContainerState.EXITED, exit_code=3)
+        await state.record("c", Exited(3, at=2))
     assert state.find_container("c").container.exit_code == 3
     await asyncio.wait_for(state.exited("c").wait(), 60)
 
