@@ -1,4 +1,4 @@
-"""The cgroup of a container in the making: directories of its own, or a scope that systemd is asked for."""
+"""The cgroup of a container in the making."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 
 from runtime.cgroups import Cgroup, CgroupInUse
 from runtime.command import removal
+from runtime.command.cgroup_driver import new_driver
 from runtime.command.invocation import Context
 from runtime.command.record import Record, no_cgroup
 from runtime.errors import RuntimeCoreError
@@ -21,55 +22,28 @@ class ContainerGroup:
         self._context = context
         self._spec = spec
         self._record = record
-        self._holder: tuple[int, int] | None = None  # pid and pidfd
+        self._driver = new_driver(record, spec, systemd=context.systemd_cgroup, rootless=context.rootless)
 
     def make(self, undo: contextlib.ExitStack) -> Cgroup:
         """With its limits set, and no process in it but systemd's holder, which is to be dropped when one is.
 
         Raises RuntimeCoreError; rootless callers get a cgroup of no hierarchies then.
         """
-        return self._make_scope(undo) if self._context.systemd_cgroup else self._make_directories(undo)
-
-    def drop_holder(self) -> None:
-        """Let a scope live by the container's processes alone."""
-        if self._holder is not None:
-            removal.end_child(*self._holder)
-            self._holder = None
-
-    def _make_directories(self, undo: contextlib.ExitStack) -> Cgroup:
-        path = self._spec.linux.cgroups_path or f"/crisp-oci/{self._record.id}"
-        try:
-            cgroup = self._vacant(path)
-            cgroup.create(with_default_devices(self._spec.linux.resources))
-        except RuntimeCoreError as error:
-            return self._without_cgroup(error)
-        self._record.cgroup = cgroup.path
-        undo.callback(removal.remove_cgroup, self._record, self._context.log)
-        return cgroup
-
-    def _make_scope(self, undo: contextlib.ExitStack) -> Cgroup:
-        """The same by way of systemd, which wants a process in a scope from the first."""
-        from runtime.command import units
-        from runtime.command.unit_properties import unit_properties
-
-        more = unit_properties(self._spec.annotations)
-        bus = units.SESSION if self._context.rootless else units.SYSTEM
-        scope = units.container_scope(self._spec.linux.cgroups_path, self._record.id, bus)
         resources = with_default_devices(self._spec.linux.resources)
         try:
-            with contextlib.ExitStack() as unmade, units.Units(bus) as systemd:
-                cgroup = self._vacant(systemd.root() + scope.path)
-                self._holder = units.start_holder()
-                unmade.callback(self.drop_holder)
-                systemd.start(scope, self._record.id, self._holder[0], resources, more)
-                self._record.cgroup, self._record.scope, self._record.bus = cgroup.path, scope.name, bus
+            with contextlib.ExitStack() as unmade:
+                unmade.callback(self._driver.drop_holder)
                 unmade.callback(removal.remove_cgroup, self._record, self._context.log)
-                cgroup.create(resources)  # the limits as they are: systemd rounds
+                cgroup = self._driver.make(self._vacant, resources)
                 undo.push(unmade.pop_all())
         except RuntimeCoreError as error:
             self._record.cgroup = self._record.scope = self._record.bus = ""
             return self._without_cgroup(error)
         return cgroup
+
+    def drop_holder(self) -> None:
+        """Let a scope live by the container's processes alone."""
+        self._driver.drop_holder()
 
     def _vacant(self, path: str) -> Cgroup:
         cgroup = Cgroup.at(self._context.hierarchies(), path)

@@ -7,6 +7,7 @@ import os
 import time
 
 from linux import syscalls
+from runtime.command.cgroup_driver import driver_of
 from runtime.command.log import Log
 from runtime.command.record import Record, state_document, status
 from runtime.command.store import Entry, NoContainer
@@ -85,15 +86,6 @@ def wait_ended(pidfd: int, pid: int) -> None:
         raise OperationFailed("kill", f"process {pid}", 110)
 
 
-def end_child(pid: int, pidfd: int) -> None:
-    """SIGKILL our own child and reap it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)  # nobody else has its number before it is reaped
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
-    os.close(pidfd)
-
-
 def remove_cgroup(record: Record, log: Log, *, strict: bool = False) -> None:
     """Kill what is in the container's cgroup, and remove it, with parents that were made for it or its like."""
     if not record.cgroup:
@@ -103,20 +95,11 @@ def remove_cgroup(record: Record, log: Log, *, strict: bool = False) -> None:
         kill_group(record)
         _remove_when_empty(record)
         cgroup.remove_made_parents()
-        if record.scope:
-            _stop_scope(record)
+        driver_of(record).removed()
     except RuntimeCoreError as error:
         if strict:
             raise
         log.warning(str(error))
-
-
-def _stop_scope(record: Record) -> None:
-    """systemd drops an empty scope by itself, but not before it hears of it; a new one may have its name then."""
-    from runtime.command.units import Units
-
-    with Units(record.bus) as units:
-        units.stop(record.scope)
 
 
 def _remove_when_empty(record: Record) -> None:

@@ -1,52 +1,26 @@
-"""`--systemd-cgroup`: a container's cgroup is a scope that systemd makes, asked for over D-Bus (systemd.scope(5)).
-
-Imported only with that flag, since the D-Bus library and what it needs cost as much as a container.
-"""
+"""The units of systemd, asked for over D-Bus."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Self
 
 from jeepney import Message, message_bus
 from jeepney.bus import get_bus
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
-from linux import syscalls
 from runtime.cgroups import Hierarchies, systemd_bus
-from runtime.cgroups.systemd import Property, Scope, limit_properties, scope_properties, slice_path
+from runtime.cgroups.systemd import Property, Scope, limit_properties, scope_properties
 from runtime.cgroups.systemd_bus import failing_as
-from runtime.errors import RuntimeCoreError, SpecError, failing
-from runtime.light import signal
-from runtime.process.become import die_with_parent
-from runtime.process.init import leave_the_loop
+from runtime.errors import RuntimeCoreError
 from runtime.spec.values import Resources
 
 SYSTEM: Final = "SYSTEM"
 SESSION: Final = "SESSION"
-_MEMBER: Final = "linux.cgroupsPath"
-
-
-def container_scope(cgroups_path: str, container_id: str, bus: str) -> Scope:
-    """The unit that "slice:prefix:name" stands for; without a path "crisp-oci-ID.scope". Raises SpecError."""
-    default = "user.slice" if bus == SESSION else "system.slice"
-    if not cgroups_path:
-        return Scope(default, f"crisp-oci-{container_id}.scope")
-    parts = cgroups_path.split(":")
-    if len(parts) != 3 or not parts[2]:
-        raise SpecError(_MEMBER, f"expected slice:prefix:name with --systemd-cgroup, got {cgroups_path!r}")
-    slice, prefix, name = parts
-    if "/" in prefix + name:
-        raise SpecError(_MEMBER, f"a unit's name has no slash, got {cgroups_path!r}")
-    if name.endswith(".slice"):
-        raise SpecError(_MEMBER, f"a container gets a scope, and {name!r} is a slice's name")
-    slice_path(slice or default, _MEMBER)  # refuses what is none
-    return Scope(slice or default, f"{prefix}-{name}.scope" if prefix else f"{name}.scope")
 
 
 class Units:
@@ -118,25 +92,6 @@ class Units:
 
     def _call(self, message: Message) -> tuple[Any, ...]:
         return tuple(unwrap_msg(self._connection.send_and_get_reply(message, timeout=systemd_bus.SECONDS)))
-
-
-def start_holder() -> tuple[int, int]:
-    """A child that does nothing in a scope until the container's init is there. It dies with its parent."""
-    with failing("clone", "holder of a scope"):
-        pid, pidfd = syscalls.clone(0)
-    if pid == 0:
-        try:
-            _hold()
-        finally:
-            os._exit(1)
-    return pid, pidfd
-
-
-def _hold() -> NoReturn:
-    leave_the_loop()
-    die_with_parent()
-    while True:
-        signal.pause()
 
 
 def _pure_v2() -> bool:

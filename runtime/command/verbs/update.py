@@ -6,14 +6,13 @@ import json
 import sys
 from collections.abc import Mapping
 
+from runtime.command.cgroup_driver import driver_of
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.invocation import Context, only
-from runtime.command.record import Record
 from runtime.command.removal import current_status
 from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
 from runtime.light import replace
 from runtime.spec.parse import parse_resources, spelled
-from runtime.spec.values import Resources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
         linux = config["linux"] = dict(spelled(config.get("linux") or {}))
         limits = linux["resources"] = dict(spelled(linux.get("resources") or {}))
         # As runc: an update changes limits, not what devices are allowed.
-        _apply(record, replace(parse_resources(with_partners(document, limits)), devices=()))
+        driver_of(record).update(replace(parse_resources(with_partners(document, limits)), devices=()))
         _merge(limits, document)
         entry.write("config.json", json.dumps(config).encode())
     return 0
@@ -88,23 +87,6 @@ def with_partners(document: Mapping[str, Any], limits: Mapping[str, Any]) -> dic
         if (name, given[name]) != ("limit", -1):  # without a limit of memory there is none of memory and swap
             whole[group] = {**given, partner: present[partner]}
     return whole
-
-
-def _apply(record: Record, resources: Resources) -> None:
-    """The files last: systemd writes limits to them too, but rounded. Where one refuses, both have the old ones."""
-    if not record.scope:
-        record.group().update(resources)
-        return
-    from runtime.command.units import Units
-
-    take_back = record.group().update(resources)
-    try:
-        with Units(record.bus) as units:
-            units.limit(record.scope, resources)
-    except BaseException:
-        take_back()
-        raise
-    record.group().update(resources)
 
 
 def _from_file(path: str) -> dict[str, Any]:
