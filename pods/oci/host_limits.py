@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from linux import cpu_lists
 from pods.errors import InvalidArgument
 from pods.model import Resources
 
@@ -29,16 +30,12 @@ def _check_list(member: str, wanted: str, online: Path, what: str) -> None:
     if not wanted or not online.exists():
         return
     there = online.read_text().strip()
-    ranges = _ranges(there)
-    for first, last in _ranges(wanted):
-        if not any(low <= first <= last <= high for low, high in ranges):
-            raise InvalidArgument(f"{member}: {wanted!r} is not within this node's {what}, {there}")
-
-
-def _ranges(text: str) -> list[tuple[int, int]]:
-    """The ranges of a list such as "0-3,7" (cpuset(7), "List format")."""
-    parts = (part.partition("-") for part in text.split(",") if part)
-    return [(int(first), int(last or first)) for first, _, last in parts]
+    try:
+        within = cpu_lists.numbers(wanted) <= cpu_lists.numbers(there)
+    except ValueError:  # more than any kernel has, or backwards
+        within = False
+    if not within:
+        raise InvalidArgument(f"{member}: {wanted!r} is not within this node's {what}, {there}")
 
 
 def _kibibytes(size: str) -> int:

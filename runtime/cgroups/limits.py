@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from runtime.errors import SpecError
 from runtime.light import dataclass
+from runtime.spec.values import CPU, HugepageLimit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,3 +49,19 @@ def check_swap(limit: int, swap: int) -> None:
         raise SpecError("linux.resources.memory.swap", f"{swap} is set without a memory limit")
     if 0 < swap < limit:
         raise SpecError("linux.resources.memory.swap", f"{swap} is less than the memory limit {limit}")
+
+
+def cpusets(cpu: CPU) -> Iterator[Group]:
+    """The processors and memory nodes, which both versions have in the same files."""
+    if cpu.cpus:
+        yield (Write("cpuset", "cpuset.cpus", cpu.cpus),)
+    if cpu.mems:
+        yield (Write("cpuset", "cpuset.mems", cpu.mems),)
+
+
+def hugepages(limit: HugepageLimit, file: str) -> Iterator[Group]:
+    """A limit of huge pages, in files of that name for each size."""
+    value, none = str(limit.limit), not limit.limit
+    yield (Write("hugetlb", f"hugetlb.{limit.page_size}.{file}", value, optional=none),)
+    # Without it a process may reserve pages beyond the limit and be killed by SIGBUS when it touches them (5.7).
+    yield (Write("hugetlb", f"hugetlb.{limit.page_size}.rsvd.{file}", value, optional=True),)

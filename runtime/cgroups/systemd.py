@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+from linux import cpu_lists
 from runtime.cgroups.v2 import cpu_weight, io_weight, swap_max
 from runtime.errors import SpecError
 from runtime.spec.values import CPU, DeviceRule, Memory, Resources
@@ -124,9 +125,9 @@ def _cpu(cpu: CPU, *, pure_v2: bool) -> Iterator[Property]:
         yield _quota(cpu.quota, cpu.period or _USUAL_PERIOD)
     if pure_v2:  # version 1's cpuset controller is none of systemd's
         if cpu.cpus:
-            yield ("AllowedCPUs", "ay", _mask(cpu.cpus))
+            yield ("AllowedCPUs", "ay", _mask(cpu.cpus, "linux.resources.cpu.cpus"))
         if cpu.mems:
-            yield ("AllowedMemoryNodes", "ay", _mask(cpu.mems))
+            yield ("AllowedMemoryNodes", "ay", _mask(cpu.mems, "linux.resources.cpu.mems"))
 
 
 def _quota(quota: int, period: int) -> Property:
@@ -137,13 +138,12 @@ def _quota(quota: int, period: int) -> Property:
     return ("CPUQuotaPerSecUSec", "t", percents * _PERCENT)
 
 
-def _mask(cpus: str) -> bytes:
+def _mask(cpus: str, member: str) -> bytes:
     """A list such as "0-3,7" as systemd's bit mask, lowest first."""
-    bits = 0
-    for part in cpus.split(","):
-        first, _, last = part.strip().partition("-")
-        for number in range(int(first), int(last or first) + 1):
-            bits |= 1 << number
+    try:
+        bits = sum(1 << number for number in cpu_lists.numbers(cpus))
+    except ValueError as error:
+        raise SpecError(member, str(error)) from error
     return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
 
 
@@ -155,7 +155,7 @@ def _limit_of(name: str) -> Callable[[str, str], list[Property]]:
 
 
 def _mask_of(name: str) -> Callable[[str, str], list[Property]]:
-    return lambda _file, value: [(name, "ay", _mask(value))] if value else []
+    return lambda file, value: [(name, "ay", _mask(value, f"linux.resources.unified.{file}"))] if value else []
 
 
 def _bandwidth(file: str, value: str) -> list[Property]:

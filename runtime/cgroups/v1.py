@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runtime.cgroups.limits import Group, Write, check_swap, tasks
+from runtime.cgroups.limits import Group, Write, check_swap, cpusets, hugepages, tasks
 from runtime.errors import SpecError
-from runtime.spec.values import CPU, BlockIO, DeviceRule, HugepageLimit, Memory, NetworkClass, RdmaLimit, Resources
+from runtime.spec.values import CPU, BlockIO, DeviceRule, Memory, NetworkClass, RdmaLimit, Resources
 
 
 def plan(resources: Resources) -> list[Group]:
@@ -22,8 +22,8 @@ def plan(resources: Resources) -> list[Group]:
         groups.append((Write("pids", "pids.max", tasks(resources.pids_limit)),))
     if resources.block_io:
         groups += _block_io(resources.block_io)
-    for hugepages in resources.hugepage_limits:
-        groups += _hugepages(hugepages)
+    for limit in resources.hugepage_limits:
+        groups += hugepages(limit, "limit_in_bytes")
     if resources.network:
         groups += network_class(resources.network)
     groups += [(rdma(limit),) for limit in resources.rdma]
@@ -93,10 +93,7 @@ def _cpu(cpu: CPU) -> Iterator[Group]:
         realtime.append(Write("cpu", "cpu.rt_runtime_us", str(cpu.realtime_runtime)))
     if realtime:
         yield tuple(realtime)
-    if cpu.cpus:
-        yield (Write("cpuset", "cpuset.cpus", cpu.cpus),)
-    if cpu.mems:
-        yield (Write("cpuset", "cpuset.mems", cpu.mems),)
+    yield from cpusets(cpu)
 
 
 def _block_io(block_io: BlockIO) -> Iterator[Group]:
@@ -120,13 +117,6 @@ def _block_io(block_io: BlockIO) -> Iterator[Group]:
     ):
         for limit in throttled:
             yield (Write("blkio", file, f"{limit.major}:{limit.minor} {limit.rate}"),)
-
-
-def _hugepages(limit: HugepageLimit) -> Iterator[Group]:
-    value, none = str(limit.limit), not limit.limit
-    yield (Write("hugetlb", f"hugetlb.{limit.page_size}.limit_in_bytes", value, optional=none),)
-    # Without it a process may reserve pages beyond the limit and be killed by SIGBUS when it touches them (5.7).
-    yield (Write("hugetlb", f"hugetlb.{limit.page_size}.rsvd.limit_in_bytes", value, optional=True),)
 
 
 def network_class(network: NetworkClass) -> Iterator[Group]:

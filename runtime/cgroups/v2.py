@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Set
 
 from runtime.cgroups import v1
-from runtime.cgroups.limits import Group, Write, check_swap, number, tasks
+from runtime.cgroups.limits import Group, Write, check_swap, cpusets, hugepages, number, tasks
 from runtime.errors import SpecError
-from runtime.spec.values import CPU, BlockIO, HugepageLimit, Memory, Resources
+from runtime.spec.values import CPU, BlockIO, Memory, Resources
 
 _CORE_FILES = frozenset({"cgroup"})  # the prefix of files that no controller owns
 
@@ -44,8 +44,8 @@ def _plan(resources: Resources, current: Callable[[str], str]) -> list[Group]:
         groups.append((Write("pids", "pids.max", tasks(resources.pids_limit)),))
     if resources.block_io:
         groups += _block_io(resources.block_io)
-    for hugepages in resources.hugepage_limits:
-        groups += _hugepages(hugepages)
+    for limit in resources.hugepage_limits:
+        groups += hugepages(limit, "max")
     if resources.network:
         groups += v1.network_class(resources.network)
     groups += [(v1.rdma(limit),) for limit in resources.rdma]
@@ -104,10 +104,7 @@ def _cpu(cpu: CPU, current: Callable[[str], str]) -> Iterator[Group]:
         bandwidth.append(Write("cpu", "cpu.max.burst", str(cpu.burst)))
     if bandwidth:
         yield tuple(bandwidth)
-    if cpu.cpus:
-        yield (Write("cpuset", "cpuset.cpus", cpu.cpus),)
-    if cpu.mems:
-        yield (Write("cpuset", "cpuset.mems", cpu.mems),)
+    yield from cpusets(cpu)
 
 
 def _block_io(block_io: BlockIO) -> Iterator[Group]:
@@ -126,12 +123,6 @@ def _block_io(block_io: BlockIO) -> Iterator[Group]:
         for limit in throttled:
             rate = limit.rate or "max"
             yield (Write("io", "io.max", f"{limit.major}:{limit.minor} {key}={rate}"),)
-
-
-def _hugepages(limit: HugepageLimit) -> Iterator[Group]:
-    value, none = str(limit.limit), not limit.limit
-    yield (Write("hugetlb", f"hugetlb.{limit.page_size}.max", value, optional=none),)
-    yield (Write("hugetlb", f"hugetlb.{limit.page_size}.rsvd.max", value, optional=True),)
 
 
 def _unified(unified: Mapping[str, str]) -> Iterator[Group]:

@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
-from linux import syscalls
+from linux import cpu_lists, syscalls
 from runtime.errors import SpecError, failing
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
@@ -56,7 +56,6 @@ MEMORY_FLAGS: Final[Mapping[str, int]] = {
 }
 _WITHOUT_NODES: Final = frozenset({"MPOL_DEFAULT", "MPOL_LOCAL"})
 _PERSONALITIES: Final[Mapping[str, int]] = {"LINUX": 0x0, "LINUX32": 0x8}
-_MOST: Final = 4096  # CPUs or nodes; no kernel is built for more nodes, few for more CPUs
 
 
 def check(process: oci.Process, path: str = "process") -> None:
@@ -100,16 +99,11 @@ def check_memory_policy(policy: oci.MemoryPolicy, path: str = "linux.memoryPolic
 
 
 def numbers(text: str, path: str) -> frozenset[int]:
-    """The members of a list such as "0-3,7", as the kernel writes lists of CPUs and nodes. Raises SpecError."""
-    found: set[int] = set()
-    for part in text.split(",") if text.strip() else ():
-        first, dash, last = part.strip().partition("-")
-        ends = (first, last) if dash else (first, first)
-        known = all(end.isascii() and end.isdecimal() and int(end) < _MOST for end in ends)
-        if not known or int(ends[0]) > int(ends[1]):
-            raise SpecError(path, f'expected a list such as "0-3,7", got {text!r}')
-        found.update(range(int(ends[0]), int(ends[1]) + 1))
-    return frozenset(found)
+    """The members of a list of CPUs or nodes. Raises SpecError."""
+    try:
+        return cpu_lists.numbers(text)
+    except ValueError as error:
+        raise SpecError(path, str(error)) from error
 
 
 def apply(process: oci.Process, linux: oci.Linux, *, inherited: bool) -> None:

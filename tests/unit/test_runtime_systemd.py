@@ -62,6 +62,10 @@ def test_limits_of_version_2() -> None:
     assert _limits(Resources(cpu=CPU(shares=2, idle=1)), pure_v2=True) == {"CPUWeight": 0}
     with pytest.raises(SpecError, match=r"linux\.resources\.unified\.pids\.max: 'many' is not a number"):
         _limits(Resources(unified={"pids.max": "many"}), pure_v2=True)
+    with pytest.raises(SpecError, match=r"linux\.resources\.unified\.cpuset\.cpus: expected a list such as"):
+        _limits(Resources(unified={"cpuset.cpus": "0-99999999999"}), pure_v2=True)
+    with pytest.raises(SpecError, match=r"linux\.resources\.cpu\.mems: expected a list such as"):
+        _limits(Resources(cpu=CPU(mems="all")), pure_v2=True)
 
 
 def test_limits_of_version_1() -> None:

@@ -1,0 +1,27 @@
+"""Lists of processors, and of memory nodes, as the kernel writes them: "0-3,7" (cpuset(7), "List format")."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_MOST: Final = 8192  # NR_CPUS at the most, with CONFIG_MAXSMP; nodes are fewer
+
+
+def ranges(text: str) -> list[tuple[int, int]]:
+    """First and last of each part of a list; none of an empty one. Raises ValueError for what is no such list."""
+    found = []
+    for part in text.split(",") if text.strip() else ():
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last) if dash else (first, first)
+        known = all(end.isascii() and end.isdecimal() and len(end) < 9 and int(end) < _MOST for end in ends)
+        if not known or int(ends[0]) > int(ends[1]):
+            raise ValueError(f'expected a list such as "0-3,7", got {text!r}')
+        found.append((int(ends[0]), int(ends[1])))
+    return found
+
+
+def numbers(text: str) -> frozenset[int]:
+    """The members of a list. Raises what `ranges` does."""
+    return frozenset(number for first, last in ranges(text) for number in range(first, last + 1))
