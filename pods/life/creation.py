@@ -185,7 +185,7 @@ class Creation:
         self._intend(plan.container)
 
     def _release(self, image_ids: Iterable[str]) -> None:
-        for image_id in image_ids:
+        for image_id in image_ids if self._id not in self._state.containers else ():  # else its removal does
             self._images.release(image_id)
 
     def _intend(self, container: Container) -> Future[None]:
@@ -222,35 +222,36 @@ class Creation:
 
     async def _make_rootfs(self, plan: Plan, found: HostObjects) -> tuple[Identity, int]:
         """Have the shim mount the rootfs and find the user in it; that, and the process that holds the cgroup or 0."""
-        volumes_dir, config = self._root / "volumes", plan.config
-        other = handlers.runtime_of(self._sandbox, self._settings.runtime_handlers, self._settings.state)
-        asked_user = user_request(config, plan.image.config)
+        call = self._create_call(plan, found)
         shims = self._means.shims
         shim = shims.of(self._sandbox.id)
         self._undo.register("have the shim delete the container", delete_in_shim, shims, plan.container)
-        created = await shim.call(
-            Create(
-                container=self._id,
-                bundle=str(self._bundle),
-                lower=tuple(str(layer) for layer in plan.layers),
-                upper=str(self._root / "upper"),
-                work=str(self._root / "work"),
-                user=asked_user,
-                mount_points=mount_points.shim_argument(config, found.mount_sources, found.directories, volumes_dir),
-                images=mounted_images.shim_argument(config, plan.container.mounted_images, self._images, volumes_dir),
-                hold=not other and self._means.cgroups.of(self._sandbox).hold,
-                label=found.labels.files,
-                restored=plan.checkpoint is not None,
-                runtime=other,
-                cgroup=container_cgroup(self._sandbox, self._id) if other else "",
-            )
-        )
+        created = await shim.call(call)
         self._trace.step("rootfs mounted, user found")
         identity = created.identity
-        check_found(asked_user, identity.uid, identity.gid)
+        check_found(call.user, identity.uid, identity.gid)
         if self._users is not None:
             user_namespaces.check_user(identity, self._users)
         return identity, created.holder
+
+    def _create_call(self, plan: Plan, found: HostObjects) -> Create:
+        volumes_dir, config = self._root / "volumes", plan.config
+        other = handlers.runtime_of(self._sandbox, self._settings.runtime_handlers, self._settings.state)
+        return Create(
+            container=self._id,
+            bundle=str(self._bundle),
+            lower=tuple(str(layer) for layer in plan.layers),
+            upper=str(self._root / "upper"),
+            work=str(self._root / "work"),
+            user=user_request(config, plan.image.config),
+            mount_points=mount_points.shim_argument(config, found.mount_sources, found.directories, volumes_dir),
+            images=mounted_images.shim_argument(config, plan.container.mounted_images, self._images, volumes_dir),
+            hold=not other and self._means.cgroups.of(self._sandbox).hold,
+            label=found.labels.files,
+            restored=plan.checkpoint is not None,
+            runtime=other,
+            cgroup=container_cgroup(self._sandbox, self._id) if other else "",
+        )
 
     async def _make_volumes(self, plan: Plan, found: HostObjects, user: Identity) -> Mapping[str, str]:
         shim = self._means.shims.of(self._sandbox.id)
@@ -272,33 +273,36 @@ class Creation:
     def _configure(
         self, plan: Plan, found: HostObjects, user: Identity, volumes: Mapping[str, str]
     ) -> dict[str, Any]:
-        sandbox, sandbox_dir = self._sandbox, self._settings.sandbox_dir(self._sandbox.id)
-        document = build_config(
-            ContainerContext(
-                container_id=self._id,
-                sandbox=sandbox,
-                config=plan.config,
-                image=plan.image.config,
-                args=plan.args,
-                hostname=pod_contents.hostname(sandbox.id, sandbox.config, self._host.hostname),
-                user=user,
-                infra_pid=sandbox.infra_pid,
-                target_pid=self._target_pid,
-                sandbox_dir=sandbox_dir,
-                files_dir=pod_files.place(sandbox_dir),
-                volumes_dir=self._root / "volumes",
-                volumes=volumes,
-                cgroups_path=container_cgroup(sandbox, self._id),
-                host=self._host,
-                found=found,
-            )
-        )
+        document = build_config(self._context(plan, found, user, volumes))
         if plan.checkpoint is not None and (ignored := plan.checkpoint.adapt(document)):
             fields = log_fields.of_container(plan.container) | {"mounts": ignored}
             _log.warning("mounts that the checkpointed container had not are left out", extra=fields)
-        if sandbox.runtime_handler not in handlers.BUILT_IN:
-            handlers.adapt(document, sandbox, self._id, self._host)
+        if self._sandbox.runtime_handler not in handlers.BUILT_IN:
+            handlers.adapt(document, self._sandbox, self._id, self._host)
         return document
+
+    def _context(
+        self, plan: Plan, found: HostObjects, user: Identity, volumes: Mapping[str, str]
+    ) -> ContainerContext:
+        sandbox, sandbox_dir = self._sandbox, self._settings.sandbox_dir(self._sandbox.id)
+        return ContainerContext(
+            container_id=self._id,
+            sandbox=sandbox,
+            config=plan.config,
+            image=plan.image.config,
+            args=plan.args,
+            hostname=pod_contents.hostname(sandbox.id, sandbox.config, self._host.hostname),
+            user=user,
+            infra_pid=sandbox.infra_pid,
+            target_pid=self._target_pid,
+            sandbox_dir=sandbox_dir,
+            files_dir=pod_files.place(sandbox_dir),
+            volumes_dir=self._root / "volumes",
+            volumes=volumes,
+            cgroups_path=container_cgroup(sandbox, self._id),
+            host=self._host,
+            found=found,
+        )
 
     async def _ask_plugins(
         self, container: Container, document: dict[str, Any]

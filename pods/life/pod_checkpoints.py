@@ -27,6 +27,7 @@ from pods.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, N
 from pods.handlers import BUILT_IN
 from pods.model import Container, ContainerConfig, Sandbox, SandboxConfig
 from pods.security import user_namespaces
+from pods.undo import Undo
 from runtime.criu import worker as criu
 from runtime.errors import NotSupported, RuntimeCoreError
 from runtime.wire.calls import Freeze, Thaw
@@ -127,19 +128,17 @@ class PodCheckpoints:
     async def _capture(
         self, sandbox: Sandbox, output: Path, containers: Sequence[Container], deadline: float
     ) -> None:
-        written: list[Path] = []
-        try:
+        async with Undo(log_fields.of_sandbox(sandbox)) as undo:
             async with self._stopped(sandbox, containers, deadline):
                 for number, container in enumerate(containers):
-                    written.append(output / _archive(number))
-                    await asyncio.to_thread(self._write, sandbox, container, written[-1], _left(deadline))
+                    archive = output / _archive(number)
+                    undo.register(f"remove {archive}", archive.unlink, missing_ok=True)
+                    await asyncio.to_thread(self._write, sandbox, container, archive, _left(deadline))
                 _left(deadline)
-            written.append(output / _POD)
-            await asyncio.to_thread(_write_description, sandbox, containers, written[-1])
-        except BaseException:
-            for path in written:
-                path.unlink(missing_ok=True)
-            raise
+            description = output / _POD
+            undo.register(f"remove {description}", description.unlink, missing_ok=True)
+            await asyncio.to_thread(_write_description, sandbox, containers, description)
+            undo.discard()
 
     @contextlib.asynccontextmanager
     async def _stopped(
@@ -197,17 +196,16 @@ class PodCheckpoints:
     ) -> tuple[str, dict[str, str]]:
         others = self._sandboxes.is_known(config)  # of an earlier request like this one, say, whose answer was lost
         sandbox_id = await self._sandboxes.run(config, handler, trace)
-        try:
+        async with Undo({"sandbox": sandbox_id, "pod": log_fields.pod_name(config)}) as undo:
+            if not others:
+                undo.register("remove the pod sandbox", self._sandboxes.remove, sandbox_id)
             made = {
                 name: await self._creations.create(
                     sandbox_id, containers[name], trace, str(directory / _archive(number))
                 )
                 for number, name in enumerate(saved.containers)
             }
-        except BaseException:
-            if not others:
-                await self._background.shielded(self._sandboxes.remove(sandbox_id))
-            raise
+            undo.discard()
         return sandbox_id, made
 
     def _require_fitting(
