@@ -260,6 +260,8 @@ class Creation:
     async def _prepare_sources(self, plan: Plan, found: HostObjects) -> None:
         """Change the host as the request wants it. Last: what is refused before leaves it as it was."""
         label, directory = found.labels.files, self._settings.sandbox_dir(self._sandbox.id)
+        if not label and not found.some_are_missing:
+            return
 
         def prepare() -> None:
             mount_sources.prepare(plan.config.mounts, found.mount_sources, label)

@@ -6,6 +6,7 @@ then `user_request` and its lookup inside the rootfs, then `build_config`, which
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,8 @@ class HostObjects:
 
     devices: tuple[DeviceNode, ...] = ()
     mount_sources: tuple[str, ...] = ()  # real paths, in the order of config.mounts
-    directories: tuple[bool, ...] = ()  # whether they are directories
+    directories: tuple[bool, ...] = ()  # whether they are directories, or will be made
+    some_are_missing: bool = False
     seccomp: ReadProfile | None = None
     seccomp_base: ReadProfile | None = None
     apparmor_profile: str = ""
@@ -100,6 +102,7 @@ def find_host_objects(
         labels=labels,
         mount_sources=sources,
         directories=are_directories(sources),
+        some_are_missing=any(source and not os.path.lexists(source) for source in sources),
     )
 
 

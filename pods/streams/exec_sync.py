@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from pods.errors import DeadlineExceeded
 from pods.model import ExecResult
 from pods.streams.command import explained
-from pods.streams.sessions import ExecSession, start_exec
+from pods.streams.sessions import start_exec
 
 if TYPE_CHECKING:
     from pods.life.shims import Shims
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # Bytes of each stream; what comes after is read and dropped. kubelet and crictl take as many in one message, less room
 # for what is around them: more would turn the whole answer into an error at their end.
 MAX_OUTPUT: Final = (16 << 20) - 64
+_PIECE: Final = 64 << 10
 _OWN: Final = 256 << 10  # bytes that every stream may hold: probes say less
 _TOGETHER: Final = 128 << 20  # bytes that all streams may hold beyond those
 
@@ -75,10 +77,41 @@ class Output:
         self._taken = 0
 
 
+class _Reading:
+    """Takes in a stream on the loop, from now on: a command that says much is not to wait for us."""
+
+    def __init__(self, fd: int, output: Output) -> None:
+        self._fd = fd
+        self._output = output
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self._take)
+
+    def _take(self) -> bool:
+        """Read a piece. False when there is none now, or none any more."""
+        try:
+            data = os.read(self._fd, _PIECE)
+        except BlockingIOError:
+            return False
+        if not data:
+            self.end()
+            return False
+        self._output.add(data)
+        return True
+
+    def finish(self) -> None:
+        """Take what the ended command left; a child of its that holds the pipe open is not waited for."""
+        for _piece in range(MAX_OUTPUT // _PIECE):
+            if not self._take():
+                break
+
+    def end(self) -> None:
+        self._loop.remove_reader(self._fd)
+
+
 async def exec_sync(
     state: State, shims: Shims, container_id: str, argv: Sequence[str], timeout: float
 ) -> ExecResult:
-    """Run `argv`; `timeout` in seconds, 0 for none. Raises NotFound, FailedPrecondition, DeadlineExceeded,
+    """Run `argv`; `timeout` in seconds, 0 for none. Raises InvalidArgument, FailedPrecondition, DeadlineExceeded,
     PodError.
 
     When the time is over, or the caller gives up, the command and all that it started are killed.
@@ -87,29 +120,17 @@ async def exec_sync(
     with contextlib.ExitStack() as undo:
         session = start_exec(shims, container, argv, (False, True, True))
         undo.callback(session.abandon)
-        stdout, stderr = Output(), Output()
-        undo.callback(stdout.forget)
-        undo.callback(stderr.forget)
-        try:
-            async with asyncio.timeout(timeout if timeout > 0 else None):
-                await _read(session, stdout, stderr)
-        except TimeoutError as error:
-            reason = f"{argv[0]!r} did not end in {timeout:g} s"
-            raise DeadlineExceeded(f"exec in container {container.id}: {reason}") from error
+        outputs = Output(), Output()
+        readings = []
+        for fd, output in zip((session.stdout, session.stderr), outputs, strict=True):
+            undo.callback(output.forget)
+            readings.append(_Reading(fd, output))
+            undo.callback(readings[-1].end)
+        if not await session.command.ended(timeout if timeout > 0 else None):
+            raise DeadlineExceeded(f"exec in container {container.id}: {argv[0]!r} did not end in {timeout:g} s")
         with explained("exec in", container.id):
             code = session.command.exit_code()
-        return ExecResult(stdout=stdout.take(), stderr=stderr.take(), exit_code=code)
-
-
-async def _read(session: ExecSession, stdout: Output, stderr: Output) -> None:
-    """Take in both streams to the end of the command."""
-    async with asyncio.TaskGroup() as reading:
-        reading.create_task(_collect(session, session.stderr, stderr))
-        await _collect(session, session.stdout, stdout)
-    await session.command.ended()
-
-
-async def _collect(session: ExecSession, fd: int, output: Output) -> None:
-    while data := await session.read(fd):
-        output.add(data)
-        await asyncio.sleep(0)  # there may always be more
+        for reading in readings:
+            reading.finish()
+        stdout, stderr = (output.take() for output in outputs)
+        return ExecResult(stdout=stdout, stderr=stderr, exit_code=code)
