@@ -603,3 +603,13 @@ def test_a_refused_container_leaves_no_directory_for_its_mounts(
     assert not (tmp_path / "made").exists()
     pod.create("true", mounts=mounts)
     assert (tmp_path / "made/below").is_dir()
+
+
+def test_a_container_that_an_older_crisp_created_starts_under_its_seccomp_profile(pod: Pod) -> None:
+    profile = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
+    command = ("grep", "Seccomp:", "/proc/self/status")
+    container = pod.create(*command, name="older", linux=_security(seccomp=profile))
+    (pod.daemon.directory / "state/containers" / container / "seccomp-filter").unlink()  # which that one had not
+    pod.daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container), **_CALL)
+    assert pod.daemon.wait_exited(container).exit_code == 0
+    assert pod.log("older").split()[-1] == "2"
