@@ -26,9 +26,10 @@ from pods.oci.mount_sources import check_relabelling, resolve_sources
 from pods.oci.mounts import plan_mounts
 from pods.oci.namespaces import plan_namespaces
 from pods.oci.process import environment, working_directory
+from pods.security.apparmor import apparmor_profile
 from pods.security.capabilities import granted
-from pods.security.labels import SELinuxLabels, apparmor_profile, selinux_labels
 from pods.security.seccomp_profile import BASE, ReadProfile, read_base, read_profile, seccomp_base, seccomp_filter
+from pods.security.selinux import SELinuxLabels, selinux_labels
 from pods.security.user_namespaces import oci_lines
 from runtime.spec.devices import DEFAULT_RULES
 from runtime.spec.values import DeviceRule

@@ -1,6 +1,7 @@
-"""The AppArmor profile of containers that name none, made known to the kernel at the daemon's start (apparmor.d(5)).
+"""AppArmor profiles of containers (CRI `SecurityProfile`), and that of those that name none (apparmor.d(5)).
 
-A profile stays in the kernel when crispd ends: what runs under it does so still.
+The latter is made known to the kernel at the daemon's start. It stays there when crispd ends: what runs under it does
+so still.
 """
 
 from __future__ import annotations
@@ -8,11 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+from pathlib import Path
 from typing import Final
 
+from pods.errors import InvalidArgument
 from pods.host import HostFacts
+from pods.model import ContainerSecurity, ProfileType
 
 DEFAULT_PROFILE: Final = "crisp-default"
+_FIELD: Final = "config.linux.security_context.apparmor"
+_PROFILES: Final = Path("/sys/kernel/security/apparmor/profiles")
 _SECONDS: Final = 30.0
 _PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 
@@ -78,3 +84,37 @@ async def load_default_profile(host: HostFacts) -> None:
     if process.returncode:
         told = errors.decode(errors="replace").strip()
         _log.error("AppArmor profile not loaded", extra={"profile": DEFAULT_PROFILE, "error": told})
+
+
+def apparmor_profile(security: ContainerSecurity, host: HostFacts, loaded: Path = _PROFILES) -> str:
+    """The profile to confine the process with, "" for none. Reads the list of loaded profiles.
+
+    Who asks for nothing gets the default profile as if asked for, as long as it is loaded. RuntimeDefault means nothing
+    where AppArmor is off, and privileged is never confined. Raises InvalidArgument for a named profile where AppArmor
+    is off, and for one that is not loaded.
+    """
+    wanted = security.apparmor
+    if security.privileged or (wanted is not None and wanted.type is ProfileType.UNCONFINED):
+        return ""
+    if wanted is None:
+        return DEFAULT_PROFILE if host.apparmor and DEFAULT_PROFILE in _names(loaded) else ""
+    if wanted.type is ProfileType.RUNTIME_DEFAULT:
+        return _loaded(DEFAULT_PROFILE, loaded) if host.apparmor else ""
+    name = wanted.localhost_ref
+    if not host.apparmor:
+        raise InvalidArgument(f"{_FIELD}: profile {name!r} is asked for, but AppArmor is not enabled on this node")
+    return _loaded(name, loaded)
+
+
+def _names(profiles: Path) -> set[str]:
+    try:
+        lines = profiles.read_text().splitlines()  # "name (enforce)"
+    except FileNotFoundError:  # securityfs is not mounted
+        return set()
+    return {line.rpartition(" (")[0] for line in lines}
+
+
+def _loaded(name: str, profiles: Path) -> str:
+    if name not in _names(profiles):
+        raise InvalidArgument(f"{_FIELD}: profile {name!r} is not loaded on this node (apparmor_parser(8))")
+    return name

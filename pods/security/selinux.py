@@ -1,14 +1,17 @@
-"""Relabelling of volumes (CRI `Mount.selinux_relabel`): every file gets the label that the container may use."""
+"""SELinux labels of containers (CRI `SELinuxOption`), and relabelling of volumes to those (`Mount.selinux_relabel`)."""
 
 from __future__ import annotations
 
 import errno
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pods import pod_files
 from pods.errors import InvalidArgument
+from pods.host import HostFacts
+from pods.model import ContainerSecurity
 
 _ATTRIBUTE: Final = "security.selinux"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -27,6 +30,27 @@ def check(path: str, field: str) -> None:
     """Refuse (InvalidArgument) a directory of the system."""
     if os.path.normpath(path) in _SYSTEM:
         raise InvalidArgument(f"{field}: {path!r} is the system's own: it is not relabelled")
+
+
+@dataclass(frozen=True, slots=True)
+class SELinuxLabels:
+    """What SELinux knows a container's process by, and what is the container's alone; "" for none."""
+
+    process: str = ""
+    files: str = ""
+
+
+def selinux_labels(security: ContainerSecurity, host: HostFacts) -> SELinuxLabels:
+    """The labels that a container gets; none without SELinux, options, or confinement."""
+    options = security.selinux
+    if options is None or not host.selinux or security.privileged:
+        return SELinuxLabels()
+    user, role = options.user or "system_u", options.role or "system_r"
+    level = options.level or "s0"
+    return SELinuxLabels(
+        process=f"{user}:{role}:{options.type or 'container_t'}:{level}",
+        files=f"{user}:object_r:container_file_t:{level}",
+    )
 
 
 def relabel(path: str, label: str, field: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from linux import syscalls
 from runtime import validation
@@ -13,6 +13,15 @@ from runtime.command import removal
 from runtime.command.child import Child, Launch
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.group import ContainerGroup
+from runtime.command.handover import (
+    PIDFD_SOCKET,
+    PRESERVE_FDS,
+    preserved_descriptors,
+    send_console,
+    send_descriptor,
+    send_listener,
+    write_pid_file,
+)
 from runtime.command.invocation import Context, in_user_namespace, owner_name, require_readonly_interpreter
 from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import NOTIFY_DIRECTORY, Entry
@@ -41,12 +50,11 @@ PLACE_FLAGS: Final = (  # of restore too
     Flag("pid-file", argument="FILE", help="where to write the init's process id"),
     Flag("no-pivot", help="accepted: a container's root is never below a ramdisk's here"),
 )
-PIDFD_SOCKET: Final = Flag("pidfd-socket", argument="PATH", help="unix socket that gets a pidfd of the process")
 FLAGS: Final = (
     *PLACE_FLAGS,
     PIDFD_SOCKET,
     Flag("no-new-keyring", help="leave the container in the caller's session keyring"),
-    Flag("preserve-fds", argument="N", help="pass N descriptors after the standard streams (and $LISTEN_FDS)"),
+    PRESERVE_FDS,
 )
 
 
@@ -152,72 +160,11 @@ def load(bundle: str, warn: Callable[[str], None]) -> tuple[bytes, Spec, Process
     return text, spec, process
 
 
-def preserved_descriptors(options: Options) -> int:
-    """How many descriptors after the standard streams the program gets. Raises UsageError if one is not open."""
-    listening = os.environ.get("LISTEN_FDS", "")
-    count = options.number("preserve-fds") + (int(listening) if listening.isdecimal() else 0)
-    for fd in range(3, 3 + count):
-        if not _is_inherited(fd):
-            raise UsageError(f"--preserve-fds: descriptor {fd} of {count} is not open")
-    return count
-
-
-def _is_inherited(fd: int) -> bool:
-    """Whether our caller gave us that descriptor. Our own, such as the log's, close on exec: no container gets them."""
-    try:
-        return os.get_inheritable(fd)
-    except OSError:
-        return False
-
-
 def _with_listening(process: Process, preserved: int) -> Process:
     listening = os.environ.get("LISTEN_FDS", "")
     if not preserved or not listening.isdecimal():
         return process
     return replace(process, env=(*process.env, f"LISTEN_FDS={listening}", "LISTEN_PID=1"))
-
-
-def write_pid_file(path: str, pid: int) -> None:
-    """Whole or not at all."""
-    directory, name = os.path.split(os.path.abspath(path))
-    new = os.path.join(directory, f".{name}")
-    with failing("write", path):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-        # Exclusively: where others may write to the directory, the name could be their link to somebody's file.
-        with open(new, "x") as file:
-            file.write(str(pid))
-        os.rename(new, path)
-
-
-def send_console(master: int, path: str) -> None:
-    """Give a terminal's master to who listens on a unix socket."""
-    send_descriptor("console", master, path, b"/dev/ptmx")
-
-
-def send_descriptor(what: str, fd: int, path: str, said: bytes) -> None:
-    """Give a descriptor to who listens on a unix socket, with what runc says beside it."""
-    with failing(f"send {what} to", path), socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(path)
-        socket.send_fds(connection, [said], [fd])
-
-
-def send_listener(spec: Spec, listener: int, pid: int, state: Mapping[str, Any]) -> None:
-    """Give the listener of a process's seccomp filter to who listens at listenerPath, and close it.
-
-    With it goes the state of config-linux.md "The Container Process State". Raises OperationFailed.
-    """
-    profile = spec.linux.seccomp
-    assert profile is not None
-    message = {"ociVersion": spec.oci_version, "fds": ["seccompFd"], "pid": pid, "state": dict(state)}
-    if profile.listener_metadata:
-        message["metadata"] = profile.listener_metadata
-    try:
-        with failing("send seccomp listener to", profile.listener_path), socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(profile.listener_path)
-            socket.send_fds(connection, [json.dumps(message).encode()], [listener])
-    finally:
-        os.close(listener)
 
 
 class _Maker:

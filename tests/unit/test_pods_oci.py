@@ -26,7 +26,7 @@ from pods.oci.devices import DeviceNode
 from pods.oci.mounts import image_volumes
 from pods.oci.process import check_found, process_args, stop_signal, user_request
 from pods.security.capabilities import DEFAULT
-from pods.security.labels import selinux_labels
+from pods.security.selinux import selinux_labels
 from runtime.spec.parse import parse
 from runtime.wire.calls import Identity, UserRequest
 

@@ -16,7 +16,7 @@ from pods.model import NamespaceMode, ProfileType, Propagation
 from pods.oci import pod_contents as files
 from pods.oci.devices import host_devices, requested_devices
 from pods.oci.mount_sources import check_propagation, prepare, resolve_sources
-from pods.security.labels import apparmor_profile
+from pods.security.apparmor import apparmor_profile
 from pods.security.sysctls import check_sysctls, default_sysctls, sandbox_sysctls
 
 

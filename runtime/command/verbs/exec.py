@@ -10,16 +10,17 @@ from linux.tables import HIGHEST_ID
 from runtime import validation
 from runtime.cgroups import Cgroup
 from runtime.command.child import Child, Launch
-from runtime.command.creation import (
+from runtime.command.flags import Flag, Options, UsageError
+from runtime.command.foreground import attend, forward_signals
+from runtime.command.handover import (
     PIDFD_SOCKET,
+    PRESERVE_FDS,
     preserved_descriptors,
     send_console,
     send_descriptor,
     send_listener,
     write_pid_file,
 )
-from runtime.command.flags import Flag, Options, UsageError
-from runtime.command.foreground import attend, forward_signals
 from runtime.command.invocation import Context, first, require_readonly_interpreter
 from runtime.command.record import Record, state_document
 from runtime.command.removal import current_status
@@ -54,7 +55,7 @@ FLAGS: Final = (
     Flag("apparmor", argument="PROFILE", help="its AppArmor profile"),
     Flag("no-new-privs", help="it can gain no privileges"),
     Flag("cap", short="c", argument="CAPABILITY", repeated=True, help="a capability more"),
-    Flag("preserve-fds", argument="N", help="pass N descriptors after the standard streams (and $LISTEN_FDS)"),
+    PRESERVE_FDS,
     Flag("cgroup", argument="[CONTROLLER,...:]PATH", repeated=True, help="run it in this cgroup below the container's"),
     Flag("no-subreaper", help="accepted: crisp-oci is none"),
     Flag("ignore-paused", help="allow it in a paused container; it waits until that is resumed"),

@@ -11,6 +11,7 @@ from runtime.command import creation, image_files, removal
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.foreground import DETACH_FLAGS, attend, forward_signals
 from runtime.command.group import ContainerGroup
+from runtime.command.handover import send_console, write_pid_file
 from runtime.command.image_files import Directories, criu_options
 from runtime.command.invocation import Context, only, owner_name
 from runtime.command.opening import run_poststart
@@ -56,7 +57,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
         entry.write("config.json", text)
         restoration.restore(entry, undo)
         if pid_file := options.text("pid-file"):
-            creation.write_pid_file(pid_file, restoration.record.pid)
+            write_pid_file(pid_file, restoration.record.pid)
         undo.pop_all()
     done = False
     try:
@@ -167,7 +168,7 @@ class _Restoration:
                 self.console = note.fd
                 return
             try:
-                creation.send_console(note.fd, path)
+                send_console(note.fd, path)
             finally:
                 os.close(note.fd)
         elif note.fd >= 0:
