@@ -185,7 +185,8 @@ def _hook(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _variable(index: int, entry: str) -> str:
-    if not entry.partition("=")[0] or "=" not in entry or "\0" in entry:
+    name, equals, value = entry.partition("=")
+    if not equals or not rules.is_variable(name) or not rules.is_text(value):
         raise ValueError(f"env[{index}]: is not NAME=value")
     return entry
 
@@ -219,7 +220,6 @@ def _mount(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
-    normal = os.path.normpath(path)
-    if not path.startswith("/") or normal == "/" or ".." in path.split("/"):
-        raise ValueError(f"{path!r} is not an absolute path below '/' without '..'")
-    return normal
+    if not rules.is_below_root(path):
+        raise ValueError(f"{path!r} is not {rules.BELOW_ROOT}")
+    return os.path.normpath(path)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pods import rules
 from pods.errors import FailedPrecondition
 from runtime.spec.values import HOOK_KINDS
 
@@ -71,7 +72,7 @@ def checked_hook(hook: object) -> dict[str, Any]:
     if not isinstance(hook, Mapping):
         raise ValueError("hook: expected an object")
     path, timeout = hook.get("path"), hook.get("timeout")
-    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
+    if not isinstance(path, str) or not path.startswith("/") or not rules.is_text(path):
         raise ValueError(f"hook.path: expected an absolute path, got {path!r}")
     checked: dict[str, Any] = {"path": path}
     for name in ("args", "env"):
@@ -123,7 +124,7 @@ def _parse(document: object) -> HookFile:
 
 
 def _texts(member: str, value: object) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(one, str) and "\0" not in one for one in value):
+    if not isinstance(value, list) or not all(isinstance(one, str) and rules.is_text(one) for one in value):
         raise ValueError(f"{member}: expected strings without NUL")
     return list(value)
 
