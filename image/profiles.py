@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +24,8 @@ from image.reference import Reference, parse_reference
 from image.registry.origin import Origin
 from image.shelf.layers import sync_directory
 from image.trust.enforce import Trust
-from image.trust.policy import Accept, Requirements
-from image.trust.signatures import Signature
+from image.trust.policy import Accept, Reject, Requirements
+from image.trust.signatures import KEPT_LIMIT, Signature
 
 PROFILE_LIMIT: Final = 1 << 20  # bytes of a profile
 _PROFILES: Final = 4096  # that are kept at most: kubelet removes those that no pod names
@@ -69,14 +69,21 @@ class Profiles:
     def all(self) -> list[ProfileInfo]:
         return list(self._known.values())
 
-    def content(self, reference: str) -> bytes | None:
+    async def accepted(self, reference: str) -> bytes | None:
         """The file of the profile that a digest-pinned reference names; None if it was not pulled.
 
-        Raises ImageError when it cannot be read or is damaged, InvalidReference.
+        The policy, as it is now, is asked of the reference: that another repository's word for the same digest was
+        good says nothing of this one. Raises SignatureRefused, InvalidConfiguration, InvalidReference, and ImageError
+        when the file cannot be read or is damaged.
         """
-        info = self._known.get(parse_reference(reference).digest)
+        wanted = parse_reference(reference)
+        info = self._known.get(wanted.digest)
         if info is None:
             return None
+        await self._require(wanted, info.signatures, self._trust.policy().for_reference(wanted))
+        return await asyncio.to_thread(self._read, info)
+
+    def _read(self, info: ProfileInfo) -> bytes:
         path = self._file(info.digest)
         try:
             content = path.read_bytes()
@@ -112,13 +119,19 @@ class Profiles:
                 await asyncio.to_thread(self._unlink, digest)
 
     async def _is_accepted(self, reference: Reference, known: ProfileInfo, requirements: Requirements) -> bool:
+        """Whether what is kept will do. If not, the reference's own registry may have signatures that will."""
         try:
-            await self._trust.require(reference, (known.digest,), known.signatures, requirements)
+            await self._require(reference, known.signatures, requirements)
         except SignatureRefused:
-            if known.signatures or all(isinstance(requirement, Accept) for requirement in requirements):
+            if any(isinstance(requirement, Reject) for requirement in requirements):
                 raise
-            return False  # pulled when the policy asked for no signatures
+            return False
         return True
+
+    async def _require(
+        self, reference: Reference, signatures: Sequence[Signature], requirements: Requirements
+    ) -> None:
+        await self._trust.require(reference, (reference.digest,), signatures, requirements)
 
     async def _fetch(
         self, origin: Origin, reference: Reference, media_type: str, check: Check, requirements: Requirements
@@ -127,7 +140,7 @@ class Profiles:
         signatures: tuple[Signature, ...] = ()
         if any(not isinstance(requirement, Accept) for requirement in requirements):
             signatures = await self._trust.signatures(origin, reference, (reference.digest,), requirements)
-        await self._trust.require(reference, (reference.digest,), signatures, requirements)
+        await self._require(reference, signatures, requirements)
         if layer.size > PROFILE_LIMIT:
             raise InvalidImage(f"pull profile {reference}: {layer.size} bytes, over the limit of {PROFILE_LIMIT}")
         content = await origin.document(layer, PROFILE_LIMIT)
@@ -138,12 +151,13 @@ class Profiles:
         return ProfileInfo(reference.digest, layer.digest, len(content), signatures=signatures)
 
     async def _keep(self, info: ProfileInfo, reference: str) -> None:
-        before = self._known.get(info.digest)
-        references = before.references if before is not None else ()
-        if before is not None and reference in references and before.signatures == info.signatures:
+        before = self._known.get(info.digest, info)
+        # Those that were just found good go first, and the others stay: each is some repository's.
+        signatures = tuple(dict.fromkeys((*info.signatures, *before.signatures)))[:KEPT_LIMIT]
+        if reference in before.references and before.signatures == signatures:
             return
-        named = (*(known for known in references if known != reference), reference)[-_REFERENCES:]
-        kept = msgspec.structs.replace(info, references=named)
+        named = (*(known for known in before.references if known != reference), reference)[-_REFERENCES:]
+        kept = msgspec.structs.replace(info, references=named, signatures=signatures)
         await asyncio.to_thread(self._write, self._record(info.digest), msgspec.json.encode(kept))
         self._known[info.digest] = kept
 

@@ -141,7 +141,7 @@ class Node:
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 
     async def run_sandbox(self, config: SandboxConfig, handler: str) -> str:
-        self.profiles.require(config.security.seccomp)
+        await self.profiles.require(config.security.seccomp)
         trace = self._trace("run pod sandbox")
         sandbox_id = await self._sandboxes.run(config, handler, trace)
         trace.finish(sandbox_id)

@@ -29,6 +29,7 @@ from pods.oci.document import ContainerContext, build_config, find_host_objects
 from pods.oci.process import check_found, user_request
 from pods.security import user_namespaces
 from pods.security.filter_cache import FilterCache
+from pods.security.pulled_profiles import pulled_profile
 from pods.security.selinux import relabel_pod_files
 from pods.state.plugins import Moment
 from pods.state.store import ContainerRecord
@@ -200,6 +201,7 @@ class Creation:
         """Refuse what cannot be, and find on the host what the request names."""
         validate(plan.config, self._sandbox, self._host)
         self._target_pid = container_plan.target_pid(plan.container, self._state)
+        profile = await pulled_profile(plan.config.security, self._images)
         # In a thread: a volume's path may lie on a network file system whose server does not answer.
         return await asyncio.to_thread(
             find_host_objects,
@@ -207,7 +209,7 @@ class Creation:
             self._host,
             self._settings.cdi_spec_dirs,
             self._settings.hooks_dirs,
-            self._images.profiles.content,
+            profile,
         )
 
     # -- what is made -------------------------------------------------------------------------------------------------

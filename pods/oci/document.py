@@ -7,7 +7,7 @@ then `user_request` and its lookup inside the rootfs, then `build_config`, which
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,13 @@ def find_host_objects(
     host: HostFacts,
     cdi_spec_dirs: Sequence[Path] = (),
     hooks_dirs: Sequence[Path] = (),
-    pulled_profile: Callable[[str], bytes | None] = lambda _reference: None,
+    pulled_profile: bytes | None = None,
 ) -> HostObjects:
     """Look up devices, mount sources, profiles, labels and hooks. Changes nothing.
 
-    `pulled_profile` finds the content of an OCI profile. Raises InvalidArgument, naming field and path, for what is
-    missing or not what it should be; FailedPrecondition for a hook's file that is wrong, or an absent OCI profile.
+    `pulled_profile` is the content of an OCI profile, if it is here. Raises InvalidArgument, naming field and path, for
+    what is missing or not what it should be; FailedPrecondition for a hook's file that is wrong, or an absent OCI
+    profile.
     """
     security = config.security
     check_host_limits(config.resources)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from image.errors import InvalidImage, InvalidReference, ProfileInvalid
 from image.model import Credentials
-from image.profiles import ProfileInfo
-from image.store import ImageStore
 from linux.tables import CAPABILITIES
 from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from pods.host import HostFacts
-from pods.model import ProfileType, SecurityProfile
+from pods.model import ContainerSecurity, ProfileType, SecurityProfile
 from pods.security.filter_cache import compile_profile
 from pods.security.seccomp_profile import absent, parse_profile, reduce_profile
 from runtime.errors import RuntimeCoreError
+
+if TYPE_CHECKING:
+    from image.profiles import ProfileInfo
+    from image.store import ImageStore
 
 _SECCOMP_TYPE: Final = "application/vnd.cncf.seccomp-profile.config.v1+json"
 
@@ -44,9 +46,11 @@ class SecurityProfiles:
     async def remove(self, digest: str) -> None:
         await self._profiles.remove(digest)
 
-    def require(self, wanted: SecurityProfile | None) -> None:
-        """Raise FailedPrecondition for an OCI profile that is not here."""
-        if wanted is not None and wanted.type is ProfileType.OCI and self._profiles.content(wanted.oci_ref) is None:
+    async def require(self, wanted: SecurityProfile | None) -> None:
+        """Raise FailedPrecondition for an OCI profile that is not here, SignatureRefused for one that is refused."""
+        if wanted is None or wanted.type is not ProfileType.OCI:
+            return
+        if await self._profiles.accepted(wanted.oci_ref) is None:
             raise FailedPrecondition(absent(wanted.oci_ref))
 
     def _check(self, reference: str, content: bytes) -> None:
@@ -55,3 +59,14 @@ class SecurityProfiles:
             compile_profile(reduce_profile(profile, frozenset(CAPABILITIES), self._host))
         except (InvalidArgument, Unimplemented, RuntimeCoreError) as error:
             raise ProfileInvalid(str(error)) from error
+
+
+async def pulled_profile(security: ContainerSecurity, images: ImageStore) -> bytes | None:
+    """The OCI profile that a container asks for; None if it asks for none, or that was not pulled.
+
+    Raises what `image.profiles.Profiles.accepted` does.
+    """
+    wanted = security.seccomp
+    if wanted is None or security.privileged or wanted.type is not ProfileType.OCI:
+        return None
+    return await images.profiles.accepted(wanted.oci_ref)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -52,11 +52,11 @@ class _Host:
     kernel: tuple[int, int]
 
 
-def read_profile(security: ContainerSecurity, pulled: Callable[[str], bytes | None]) -> ReadProfile | None:
+def read_profile(security: ContainerSecurity, pulled: bytes | None) -> ReadProfile | None:
     """Read a Localhost profile's file, or an OCI profile; None when the request has neither, or is privileged.
 
-    `pulled` finds the content of an OCI profile. Raises InvalidArgument, naming path or reference, for one that cannot
-    be read, is too large, or is not a JSON object; FailedPrecondition for an OCI profile that is not here.
+    `pulled` is the content of an OCI profile, if it is here. Raises InvalidArgument, naming path or reference, for one
+    that cannot be read, is too large, or is not a JSON object; FailedPrecondition for an OCI profile that is not here.
     """
     wanted = security.seccomp
     if wanted is None or security.privileged:
@@ -65,10 +65,9 @@ def read_profile(security: ContainerSecurity, pulled: Callable[[str], bytes | No
         return _read_file(wanted.localhost_ref, _FIELD)
     if wanted.type is not ProfileType.OCI:
         return None
-    content = pulled(wanted.oci_ref)
-    if content is None:
+    if pulled is None:
         raise FailedPrecondition(absent(wanted.oci_ref))
-    return parse_profile(wanted.oci_ref, content, f"{_SECCOMP}.oci_ref")
+    return parse_profile(wanted.oci_ref, pulled, f"{_SECCOMP}.oci_ref")
 
 
 def absent(reference: str) -> str:

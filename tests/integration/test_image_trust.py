@@ -337,3 +337,115 @@ def test_containers_are_made_of_accepted_images_only(tmp_path: Path) -> None:
             spec = cri.ImageSpec(image="127.0.0.1:1/never:asked")
             with pytest.raises(grpc.RpcError, match="SignatureValidationFailed"):
                 daemon.images.PullImage(cri.PullImageRequest(image=spec), timeout=10)
+
+
+PROFILE_TYPE = "application/vnd.cncf.seccomp-profile.config.v1+json"
+PROFILES = pytest.mark.trial(
+    "signed-profiles", "A security profile is what the signature policy accepts of the reference that names it."
+)
+
+
+def profile() -> BuiltImage:
+    content, config = b'{"defaultAction": "SCMP_ACT_ALLOW"}', b"{}"
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": PROFILE_TYPE, "digest": digest(config), "size": len(config)},
+        "layers": [{"mediaType": "application/json", "digest": digest(content), "size": len(content)}],
+    }
+    blobs = {digest(content): content, digest(config): config}
+    return BuiltImage(json.dumps(manifest).encode(), OCI_MANIFEST, blobs, "")
+
+
+async def pull_profile(store: ImageStore, reference: str) -> bool:
+    return await store.profiles.pull(reference, PROFILE_TYPE, None, lambda _: None)
+
+
+@PROFILES
+async def test_a_profile_is_refused_until_it_is_signed(tmp_path: Path) -> None:
+    artifact, cosign = profile(), Cosign(tmp_path / "key.pub")
+    async with FaultyRegistry({"a:1": artifact}).running() as registry:
+        wanted = f"{registry.host}/a@{artifact.digest}"
+        write_policy(tmp_path, {registry.host: REJECT}, default=ACCEPT)
+        async with opened(tmp_path) as store:
+            with pytest.raises(SignatureRefused, match="rejects it"):
+                await pull_profile(store, wanted)
+            write_policy(tmp_path, {registry.host: cosign.requirement}, default=ACCEPT)
+            with pytest.raises(SignatureRefused, match="it has none"):
+                await pull_profile(store, wanted)
+            registry.images[f"a:{tag(artifact)}"] = Cosign(tmp_path / "other.pub").sign(artifact, f"{registry.host}/a")
+            with pytest.raises(SignatureRefused, match="not by a key of the policy"):
+                await pull_profile(store, wanted)
+            assert (await store.profiles.accepted(wanted), store.profiles.all()) == (None, [])
+            registry.images[f"a:{tag(artifact)}"] = cosign.sign(artifact, f"{registry.host}/a")
+            assert not await pull_profile(store, wanted)
+            assert await pull_profile(store, wanted)  # is there
+        registry.images.clear()
+        async with opened(tmp_path) as store:
+            assert await store.profiles.accepted(wanted) == b'{"defaultAction": "SCMP_ACT_ALLOW"}'
+            assert await pull_profile(store, wanted)
+            write_policy(tmp_path, {registry.host: REJECT}, default=ACCEPT)
+            with pytest.raises(SignatureRefused, match="rejects it"):
+                await store.profiles.accepted(wanted)
+
+
+@PROFILES
+async def test_a_profile_of_one_repository_is_not_taken_for_anothers(tmp_path: Path) -> None:
+    """Each has a policy of its own, and signatures of its own, of the same digest."""
+    artifact, cosign, other = profile(), Cosign(tmp_path / "key.pub"), Cosign(tmp_path / "other.pub")
+    async with FaultyRegistry({"open:1": artifact, "strict:1": artifact, "other:1": artifact}).running() as registry:
+        names = [f"{registry.host}/{name}" for name in ("open", "strict", "other")]
+        accepting, strict, strict_too = (f"{name}@{artifact.digest}" for name in names)
+        policy = dict(zip(names, (ACCEPT, cosign.requirement, other.requirement), strict=True))
+        write_policy(tmp_path, policy)
+        async with opened(tmp_path) as store:
+            assert not await pull_profile(store, accepting)
+            for wanted in (strict, strict_too):
+                with pytest.raises(SignatureRefused, match="it has none"):
+                    await store.profiles.accepted(wanted)
+                with pytest.raises(SignatureRefused, match="it has none"):
+                    await pull_profile(store, wanted)
+            assert await store.profiles.accepted(accepting)
+            registry.images[f"strict:{tag(artifact)}"] = cosign.sign(artifact, names[1])
+            assert not await pull_profile(store, strict)
+            with pytest.raises(SignatureRefused, match="not by a key"):
+                await store.profiles.accepted(strict_too)
+            registry.images[f"other:{tag(artifact)}"] = other.sign(artifact, names[2])
+            assert not await pull_profile(store, strict_too)
+        async with opened(tmp_path) as store:
+            for wanted in (accepting, strict, strict_too):
+                assert await store.profiles.accepted(wanted)
+                assert await pull_profile(store, wanted)
+            (info,) = store.profiles.all()
+            assert info.references == (accepting, strict, strict_too)
+
+
+@PROFILES
+@pytest.mark.cri("CreateContainer", "security_context.seccomp")
+def test_containers_are_made_with_accepted_profiles_only(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.json"
+    with (
+        Registry(tmp_path / "registry") as registry,
+        Daemon.running(f"--signature-policy={policy}") as daemon,
+    ):
+        policy.write_text(json.dumps({"default": [ACCEPT]}))
+        daemon.import_busybox()
+        daemon.registries_conf.write_text(f'[[registry]]\nlocation = "{registry.host}"\ninsecure = true\n')
+        pinned = f"@{registry.push('open', 'latest', profile())}"
+        request = cri.PullSecurityProfileRequest(
+            image=cri.ImageSpec(image=f"{registry.host}/open{pinned}"), profile_kind=cri.Seccomp
+        )
+        daemon.images.PullSecurityProfile(request, timeout=60)
+        policy.write_text(
+            json.dumps({"default": [ACCEPT], "transports": {"docker": {f"{registry.host}/strict": [REJECT]}}})
+        )
+
+        def linux(name: str) -> dict[str, Any]:
+            asked = cri.SecurityProfile(profile_type=cri.SecurityProfile.OCI, oci_ref=f"{registry.host}/{name}{pinned}")
+            of_container = cri.LinuxContainerSecurityContext(seccomp=asked)
+            return {"linux": cri.LinuxContainerConfig(security_context=of_container)}
+
+        with daemon.pod("profiled") as pod:
+            pod.run("true", name="open", **linux("open"))
+            with pytest.raises(grpc.RpcError, match="SignatureValidationFailed"):
+                pod.create("true", name="strict", **linux("strict"))

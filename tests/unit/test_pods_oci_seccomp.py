@@ -261,7 +261,7 @@ def test_files_that_are_no_profile(tmp_path: Path, content: str, reason: str) ->
 
 def _read(path: str, *, privileged: bool = False) -> ReadProfile | None:
     profile = SecurityProfile(type=ProfileType.LOCALHOST, localhost_ref=path)
-    return read_profile(ContainerSecurity(seccomp=profile, privileged=privileged), lambda _: None)
+    return read_profile(ContainerSecurity(seccomp=profile, privileged=privileged), None)
 
 
 def test_reading_a_profile(tmp_path: Path) -> None:
