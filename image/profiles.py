@@ -19,9 +19,9 @@ from image.documents import Malformed, decode
 from image.errors import ImageError, InvalidImage, SignatureRefused
 from image.manifest import Descriptor, checked, digest_of
 from image.model import Credentials
-from image.pull.flights import Pulls
 from image.reference import Reference, parse_reference
 from image.registry.origin import Origin
+from image.registry.registries import Registries
 from image.shelf.layers import sync_directory
 from image.trust.enforce import Trust
 from image.trust.policy import Accept, Reject, Requirements
@@ -54,10 +54,10 @@ class _Artifact(msgspec.Struct, frozen=True, rename="camel"):
 class Profiles:
     """The profiles of one image store. Belongs to the store's event loop."""
 
-    def __init__(self, directory: Path, pulls: Pulls, trust: Trust) -> None:
+    def __init__(self, directory: Path, registries: Registries, trust: Trust) -> None:
         """Raises ImageError when the directory cannot be read."""
         self._directory = directory
-        self._pulls = pulls
+        self._registries = registries
         self._trust = trust
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         try:
@@ -108,7 +108,8 @@ class Profiles:
             if known is not None and await self._is_accepted(wanted, known, requirements):
                 await self._keep(known, reference)
                 return True
-            origin = await self._pulls.origin(wanted, credentials)
+            conf = await asyncio.to_thread(self._registries.read)
+            origin = self._registries.origin(conf, wanted, credentials)
             await self._keep(await self._fetch(origin, wanted, media_type, check, requirements), reference)
             return False
 

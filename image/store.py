@@ -11,55 +11,37 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
-from itertools import count
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
-from image.archive.read import Archive, ArchivedImage, archived_images, is_compressed, open_archive, open_file
 from image.archive.write import KeptImage, export
-from image.errors import (
-    ImageError,
-    ImageInUse,
-    ImageNotFound,
-    ImageReadOnly,
-    InvalidImage,
-    InvalidReference,
-    SignatureRefused,
-    StorageFull,
-)
-from image.manifest import Blob, Configuration, Manifest, digest_of, parse_configuration, parse_manifest
+from image.errors import ImageNotFound, SignatureRefused
+from image.imports import Imports, tag_name
+from image.manifest import Blob
 from image.model import Credentials, FilesystemUsage, Image, PullProgress
 from image.platforms import node_platforms
 from image.profiles import Profiles
-from image.pull.flights import Pulls
-from image.reference import parse_reference
-from image.registry.registries_conf import load
+from image.pull.flights import Around, Pulls
+from image.pull.repair import Repairer
+from image.registry.registries import Registries
 from image.registry.transport import Transport
 from image.settings import ImageSettings
 from image.shelf.additional import read_stores
-from image.shelf.catalogue import Catalogue, Known
-from image.shelf.database import Database, ImageRecord
-from image.shelf.layers import Layer, Layers, Make, base36, blob_of
+from image.shelf.catalogue import Catalogue
+from image.shelf.database import Database
+from image.shelf.layers import Layers, base36
+from image.shelf.recorder import ImageRecorder
+from image.shelf.records import Records
 from image.shelf.root import StoreRoot
-from image.shelf.verify import Verdict, document_problems, layer_problems
-from image.tasks import Tasks
-from image.trust.enforce import Trust, transport_of
+from image.shelf.verify import Verdict, Verifier
+from image.trust.enforce import Trust
 from image.trust.policy import Accept
-from image.trust.signatures import KEPT_LIMIT, Signature
-from image.unpack.workers import Unpacked, Workers
+from image.unpack.workers import Workers
 
 _log = logging.getLogger(__name__)
 
 _DEFAULTS = ImageSettings()
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 
 class ImageStore:
@@ -70,38 +52,32 @@ class ImageStore:
         root: StoreRoot,
         registries_conf: Path,
         settings: ImageSettings,
-        database: Database,
-        thread: ThreadPoolExecutor,
+        records: Records,
         pinned: Iterable[str],
+        around: Around | None,
     ) -> None:
         """For `open`."""
         self._root = root
         self._settings = settings
-        self._database = database
-        self._thread = thread  # the database's own
+        self._records = records
         self._transport = Transport(settings)
         self._workers = Workers(root.inherited, settings.layer_limit)
-        self._layers = Layers(root.path, self._forget_layers, self._workers, settings.parallel_downloads)
+        self._layers = Layers(root.path, records.forget_layers, self._workers, settings.parallel_downloads)
         self._trust = Trust(settings, self._transport)
-        self._platforms = node_platforms()
-        registries = load(registries_conf)
-        self._catalogue = Catalogue(registries, {ref.name for name in pinned for ref in registries.meanings(name)})
-        self._lent: dict[str, ImageRecord] = {}  # by id, of all additional stores
-        self._holds: Counter[str] = Counter()
-        self._tasks = Tasks()
-        self._archives = count(1)  # that were decompressed
+        registries = Registries(registries_conf, settings, self._transport)
+        names = {reference.name for name in pinned for reference in registries.meanings(name)}
+        self._catalogue = Catalogue(registries.meanings, names)
+        self._recorder = ImageRecorder(records, self._layers, self._catalogue)
+        platforms, keep_blobs = node_platforms(), settings.keep_blobs
         self.pulls = Pulls(
-            self,
-            self._catalogue,
-            self._trust,
-            self._transport,
-            self._workers,
-            self._platforms,
-            settings,
-            registries_conf,
+            *(self._recorder, self._catalogue, registries, self._trust, self._workers, platforms),
+            keep_blobs=keep_blobs,
+            around=around,
         )
-        self.profiles = Profiles(root.path / "profiles", self.pulls, self._trust)
-        self._changing = asyncio.Lock()  # one change of the durable record at a time
+        self.profiles = Profiles(root.path / "profiles", registries, self._trust)
+        self._imports = Imports(root, self._recorder, self._trust, self._workers, platforms, keep_blobs=keep_blobs)
+        self._verifier = Verifier(self._catalogue, self._layers, self._recorder, self._workers)
+        self._repairer = Repairer(self._verifier, self._recorder, self.pulls)
 
     @classmethod
     async def open(
@@ -111,43 +87,40 @@ class ImageStore:
         settings: ImageSettings = _DEFAULTS,
         *,
         pinned: Iterable[str] = (),
+        around: Around | None = None,
     ) -> ImageStore:
         """Open or make the store below `root`, and remove what interrupted pulls and removals left there.
 
-        `pinned` names images that are reported as such, present or not. Raises ImageError (also when another daemon
-        has the store), InvalidConfiguration, InvalidReference.
+        `pinned` names images that are reported as such, present or not; `around` is entered for a pull and for its
+        parts. Raises ImageError (also when another daemon has the store), InvalidConfiguration, InvalidReference.
         """
-        with ExitStack() as undo:
+        async with AsyncExitStack() as undo:
             place = await asyncio.to_thread(StoreRoot.open, root)
             undo.callback(place.close)
-            thread = ThreadPoolExecutor(1, "images")
-            undo.callback(thread.shutdown)
-            database = await asyncio.get_running_loop().run_in_executor(thread, Database, place.path / "images.db")
-            undo.callback(thread.submit, database.close)
-            store = cls(place, registries_conf, settings, database, thread, pinned)
-            try:
-                await store._load()
-            except BaseException:
-                await store._transport.close()
-                await store._workers.close()
-                raise
+            records = await Records.open(place.path / "images.db")
+            undo.push_async_callback(records.close)
+            store = cls(place, registries_conf, settings, records, pinned, around)
+            undo.push_async_callback(store._workers.close)
+            undo.push_async_callback(store._transport.close)
+            await store._load()
             undo.pop_all()
         return store
 
     async def close(self) -> None:
         """End the pulls in flight, undone, and close everything."""
         await self.pulls.close()
-        await self._tasks.ended()
+        await self._imports.ended()
+        await self._recorder.ended()
         await self._transport.close()
         await self._workers.close()
-        await self._query(self._database.close)
-        self._thread.shutdown()
+        await self._records.close()
         self._root.close()
 
     async def _load(self) -> None:
+        """Take over what the record, the directories and additional stores have; images that lack a layer go."""
         additional = await asyncio.to_thread(read_stores, self._settings.additional_stores)
         lent = {layer.chain_id for store in additional for layer in store.layers}
-        images, layers = await self._query(self._database.images), await self._query(self._database.layers)
+        images, layers = await self._records.call(Database.images), await self._records.call(Database.layers)
         there = await asyncio.to_thread(self._root.layer_names)
         own = [layer for layer in layers if base36(layer.number) in there]
         usable = {layer.chain_id for layer in own} | lent
@@ -159,27 +132,10 @@ class ImageStore:
         kept = [layer for layer in own if layer.chain_id in used]
         if broken or len(kept) < len(layers):
             gone = {layer.chain_id for layer in layers}.difference(layer.chain_id for layer in kept)
-            await self._query(self._database.remove, broken, gone)
+            await self._records.call(Database.remove, broken, gone)
         garbage = await asyncio.to_thread(self._root.garbage, {base36(layer.number) for layer in kept})
         await self._workers.remove_trees(garbage)
-        self._layers.load(kept)
-        for store in additional:
-            self._layers.lend((layer, store.layer(layer)) for layer in store.layers)
-            for image in store.images:
-                self._lent.setdefault(image.id, image)
-        for image in whole:
-            self._layers.use(image.chain_ids)
-            self._remember(image, parse_configuration(image.config, image.id), image.names)
-        for image_id in self._lent:
-            self._show_lent(image_id)
-
-    def _show_lent(self, image_id: str) -> None:
-        """Have an additional store's image, unless it is here too, by those of its names that no other has."""
-        record = self._lent[image_id]
-        if image_id not in self._catalogue:
-            self._layers.use(record.chain_ids)
-            names = tuple(name for name in record.names if self._catalogue.named(name) is None)
-            self._remember(record, parse_configuration(record.config, image_id), names, lent=record)
+        self._recorder.take_over(whole, kept, additional)
 
     # --- reading
 
@@ -234,10 +190,7 @@ class ImageStore:
 
     async def documents(self, image: Image) -> tuple[bytes, bytes]:
         """Manifest and configuration as they came. Raises ImageNotFound."""
-        known = self._catalogue.get(image.id)
-        if known is not None and known.lent is not None:
-            return known.lent.manifest, known.lent.config
-        return await self._query(self._database.documents, image.id)
+        return await self._recorder.documents(image.id)
 
     def usage(self) -> tuple[FilesystemUsage, ...]:
         """What layers and the record take."""
@@ -252,7 +205,7 @@ class ImageStore:
         Raises ImageNotFound, InvalidReference.
         """
         image = self.find(name)
-        tagged = image and await self.name(image.id, (_tag_name(new),))
+        tagged = image and await self._recorder.name(image.id, (tag_name(new),))
         if tagged is None:
             raise ImageNotFound(f"tag image {name}: the store has no such image")
         return tagged
@@ -261,12 +214,10 @@ class ImageStore:
 
     def hold(self, image_id: str) -> None:
         """Keep an image from being removed, until `release` was called as often."""
-        self._holds[image_id] += 1
+        self._recorder.hold(image_id)
 
     def release(self, image_id: str) -> None:
-        self._holds[image_id] -= 1
-        if self._holds[image_id] <= 0:
-            del self._holds[image_id]
+        self._recorder.release(image_id)
 
     async def remove(self, name: str) -> None:
         """Remove the image that `name` finds, under all its names, and the layers only it has.
@@ -274,34 +225,7 @@ class ImageStore:
         An unknown name is no error. Raises ImageInUse, ImageReadOnly. Goes on to its end though the
         caller is cancelled.
         """
-        await self._tasks.undisturbed(self._remove(name))
-
-    async def _remove(self, name: str) -> None:
-        async with self._changing:
-            image = self.find(name)
-            if image is None:
-                return
-            if self._holds[image.id]:
-                raise ImageInUse(f"remove image {name}: {self._holds[image.id]} containers use {image.id}")
-            known = self._catalogue[image.id]
-            if known.lent is not None:
-                raise ImageReadOnly(f"remove image {name}: {image.id} is in an additional store, which is only read")
-            self._catalogue.remove(image.id)
-            dead = self._layers.drop(known.chain_ids)
-            gone = [layer.chain_id for layer in dead]
-            try:
-                await self._query(self._database.remove, [image.id], gone)
-            except StorageFull:
-                # The record itself needs room. Were we to die between the two, `_load` drops an image without layers.
-                await self._layers.discard(dead)
-                await self._query(self._database.remove, [image.id], gone)
-            if image.id in self._lent:
-                self._show_lent(image.id)
-        await self._layers.discard(dead)
-        _log.info("image removed", extra={"image": image.id, "names": " ".join(image.repo_tags)})
-
-    async def _forget_layers(self, chain_ids: Sequence[str]) -> None:
-        await self._query(self._database.remove, [], chain_ids)
+        await self._recorder.remove(name)
 
     # --- pulling, importing, exporting
 
@@ -327,35 +251,7 @@ class ImageStore:
         A tar may be compressed with gzip or zstd. Images are named as the archive says, or `name` if there is but one.
         Raises InvalidReference, InvalidImage, DigestMismatch, StorageFull.
         """
-        override = None if name is None else _tag_name(name)
-        archive = await self._open_archive(path)
-        try:
-            kind = transport_of(path, docker=not archive.has("oci-layout"))
-            real = await asyncio.to_thread(path.resolve)  # scopes are directories: `..` and links do not lead into one
-            if any(not isinstance(one, Accept) for one in self._trust.policy().for_archive(kind, real)):
-                raise SignatureRefused(f"import {path}: the signature policy wants more of {kind} than a file can tell")
-            found = await asyncio.to_thread(archived_images, archive, self._platforms)
-            if override is not None and len(found) != 1:
-                raise InvalidImage(f"import {path}: {len(found)} images in it, one name for them")
-            return [await self._tasks.start(self._import(archive, image, override)) for image in found]
-        finally:
-            await asyncio.to_thread(archive.close)
-
-    async def _open_archive(self, path: Path) -> Archive:
-        """The archive at `path`, decompressed if it is not: its members are looked for where they lie."""
-        descriptor = await asyncio.to_thread(open_file, path)
-        if not is_compressed(descriptor):
-            return await asyncio.to_thread(open_archive, path, descriptor)
-        plain = self._root.path / "tmp" / f"archive-{next(self._archives)}"
-        try:
-            await self._workers.inflate(descriptor, plain)
-            whole = os.open(plain, os.O_RDONLY | os.O_CLOEXEC)
-        except InvalidImage as error:
-            raise InvalidImage(f"read {path}: {error}") from error
-        finally:
-            os.close(descriptor)
-            plain.unlink(missing_ok=True)
-        return await asyncio.to_thread(open_archive, path, whole)
+        return await self._imports.add(path, name)
 
     async def unpack_archive(self, source: AsyncIterator[bytes] | int, size: int, directory: Path) -> None:
         """Unpack a tar, compressed or not, into the empty `directory`, as guarded as a layer (LayerWriter's `marked`).
@@ -387,35 +283,7 @@ class ImageStore:
 
     async def verify(self, name: str = "") -> list[Verdict]:
         """Compare an image, or all, with what was recorded of it. Raises ImageNotFound."""
-        one = self.find(name) if name else None
-        if name and one is None:
-            raise ImageNotFound(f"verify {name}: the store has no such image")
-        verdicts = []
-        for image in [one] if one is not None else self.images():
-            if image.id not in self._catalogue:
-                continue  # removed while others were looked at
-            self.hold(image.id)
-            try:
-                verdicts.append(await self._verify(image))
-            finally:
-                self.release(image.id)
-        return verdicts
-
-    async def _verify(self, image: Image) -> Verdict:
-        raw, configuration = await self.documents(image)
-        layers = self._layers.get(self._catalogue[image.id].chain_ids)
-        problems = []
-        try:
-            manifest = parse_manifest(raw, "", image.id)
-        except InvalidImage as error:  # what an earlier crispd took
-            problems.append(str(error))
-            manifest = None
-        described = manifest.layers if isinstance(manifest, Manifest) else ()
-        problems += document_problems(image.id, configuration, len(described), len(layers))
-        for position, layer in enumerate(layers):
-            blob = described[position] if position < len(described) else None
-            problems += await layer_problems(self._workers, layer, blob)
-        return Verdict(image.id, (*image.repo_tags, *image.repo_digests), tuple(problems))
+        return await self._verifier.verify(name)
 
     async def repair(self, name: str = "") -> list[Verdict]:
         """Pull damaged images again; the verdicts afterwards. Those that no registry gave stay as they are.
@@ -423,124 +291,4 @@ class ImageStore:
         Raises ImageInUse, before anything is done, when containers use one, what `verify` raises, and, after all
         others were repaired, what a pull did: such an image is gone.
         """
-        damaged = [verdict for verdict in await self.verify(name) if verdict.problems]
-        pulled = [verdict for verdict in damaged if any("@" in one for one in verdict.names)]
-        for verdict in pulled:
-            if self._holds[verdict.id]:
-                raise ImageInUse(f"repair image {verdict.id}: {self._holds[verdict.id]} containers use it")
-        for verdict in pulled:  # all of them before the first pull, or it would find damaged layers that they share
-            await self.remove(verdict.id)
-        failures: list[ImageError] = []
-        for verdict in pulled:
-            try:
-                await self._pull_again(verdict)
-            except ImageError as error:
-                failures.append(error)
-        if failures:
-            raise failures[0] if len(failures) == 1 else ImageError("; ".join(map(str, failures)))
-        return await self.verify(name)
-
-    async def _pull_again(self, verdict: Verdict) -> None:
-        by_digest = next(one for one in verdict.names if "@" in one)
-        image = await self.pull(by_digest)
-        await self.name(image.id, verdict.names)
-        _log.info("image repaired", extra={"image": image.id, "problems": "; ".join(verdict.problems)})
-
-    async def _import(self, archive: Archive, found: ArchivedImage, name: str | None) -> Image:
-        async def make(position: int, directory: Path) -> Unpacked:
-            descriptor = await asyncio.to_thread(archive.open, found.members[position])
-            try:
-                keep = blob_of(directory) if self._settings.keep_blobs else None
-                return await self._workers.unpack(descriptor, found.blobs[position], directory, keep)
-            finally:
-                os.close(descriptor)
-
-        names = tuple(map(_tag_name, found.names)) if name is None else (name,)
-        if found.doubt:
-            extra = {"image": found.configuration.digest, "reason": found.doubt}
-            _log.warning("importing an image that may not run on this platform", extra=extra)
-        image = await self.install(found.manifest, found.configuration, names, make)
-        _log.info("image imported", extra={"image": image.id, "names": " ".join(names)})
-        return image
-
-    # --- recording
-
-    async def install(
-        self,
-        manifest: bytes,
-        configuration: Configuration,
-        names: tuple[str, ...],
-        make: Make,
-        signatures: tuple[Signature, ...] = (),
-    ) -> Image:
-        """Unpack what is missing, bring it to the disk, record it: the image exists from the last step on."""
-        chain_ids = configuration.chain_ids
-        async with self._layers.acquired(chain_ids, make) as layers:
-            await self._layers.sync(layers)
-            record = ImageRecord(configuration.digest, manifest, configuration.raw, chain_ids, names, signatures)
-            return await self._tasks.undisturbed(self._record(record, configuration, layers))
-
-    async def _record(self, record: ImageRecord, configuration: Configuration, layers: Sequence[Layer]) -> Image:
-        async with self._changing:
-            fresh = [layer for layer in layers if not layer.recorded]
-            await self._layers.settle(fresh)
-            await self._query(self._database.add, record, [layer.record for layer in fresh if layer.record is not None])
-            for layer in fresh:
-                layer.recorded = True
-            if record.id not in self._catalogue:
-                self._layers.use(record.chain_ids)
-            return self._remember(record, configuration, record.names)
-
-    async def name(
-        self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...] = ()
-    ) -> Image | None:
-        """Name an image that the store has, and keep what signatures came with it; None if the store has it not."""
-        return await self._tasks.undisturbed(self._name(image_id, names, signatures))
-
-    async def _name(self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...]) -> Image | None:
-        async with self._changing:
-            known = self._catalogue.get(image_id)
-            if known is None:
-                return None
-            if known.lent is not None:  # from now on it is ours, of layers that are not
-                all_names = (*known.image.repo_tags, *known.image.repo_digests, *names)
-                await self._query(self._database.add, replace(known.lent, names=all_names), ())
-                known.lent = None
-            else:
-                await self._query(self._database.name, image_id, names)
-            if not set(known.signatures).issuperset(signatures):
-                # Those that were just found good go first: each pull may bring others, and not all can be kept.
-                known.signatures = tuple(dict.fromkeys((*signatures, *known.signatures)))[:KEPT_LIMIT]
-                await self._query(self._database.sign, image_id, known.signatures)
-            return self._catalogue.rename(known, names)
-
-    def _remember(
-        self,
-        record: ImageRecord,
-        configuration: Configuration,
-        names: tuple[str, ...],
-        *,
-        lent: ImageRecord | None = None,
-    ) -> Image:
-        image = Image(
-            id=record.id,
-            repo_tags=(),
-            repo_digests=(),
-            size=self._layers.size(record.chain_ids) + len(record.manifest) + len(record.config),
-            config=configuration.config,
-            created=configuration.created,
-        )
-        known = Known(image, record.chain_ids, digest_of(record.manifest), record.signatures, lent)
-        return self._catalogue.add(known, names)
-
-    async def _query(self, method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Call the database on its own thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(method, *args, **kwargs))
-
-
-def _tag_name(text: str) -> str:
-    """The name an import is filed under. Raises InvalidReference, also for a digest: an archive has no registry's."""
-    reference = parse_reference(text)
-    if reference.digest:
-        raise InvalidReference(f"import as {text!r}: an imported image is named by a tag")
-    return reference.name
+        return await self._repairer.repair(name)

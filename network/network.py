@@ -39,12 +39,17 @@ class Network:
     """
 
     def __init__(
-        self, conf_dir: Path, bin_dirs: Sequence[Path], cache_dir: Path, *, plugin_seconds: float = PLUGIN_SECONDS
+        self,
+        conf_dir: Path,
+        bin_dirs: Sequence[Path],
+        cache_dir: Path,
+        *,
+        plugin_seconds: float = PLUGIN_SECONDS,
+        around_plugin: AroundPlugin | None = None,
     ) -> None:
         path = os.environ.get("PATH") or DEFAULT_PATH
         self._conf_dir = conf_dir
-        self.around_plugin: AroundPlugin = unseen
-        self._chain = Chain(tuple(bin_dirs), path, plugin_seconds, lambda *run: self.around_plugin(*run))
+        self._chain = Chain(tuple(bin_dirs), path, plugin_seconds, around_plugin or unseen)
         self._cache = ResultCache(cache_dir)
         self._readiness = Readiness(self._chain)
         self._conflist: ConfList | None = None

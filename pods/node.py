@@ -39,7 +39,7 @@ from pods.streams.exec_sync import exec_sync
 from pods.streams.logs import reopen_log
 from pods.streams.ports import open_port
 from pods.streams.sessions import StreamSession, open_attach, open_exec
-from pods.trace import StepReport, Trace
+from pods.trace import Around, StepReport, Trace
 from runtime.wire.calls import ExitStatus
 
 _log = logging.getLogger("crisp.pods")
@@ -82,15 +82,21 @@ class Node:
         )
 
     @classmethod
-    async def open(cls, settings: NodeSettings) -> Node:
-        """Open the stores and the network, start the zygote, find again what an earlier daemon left."""
+    async def open(cls, settings: NodeSettings, around: Around | None = None) -> Node:
+        """Open the stores and the network, start the zygote, find again what an earlier daemon left.
+
+        `around` is entered around the runs of network plugins and the parts of pulls.
+        """
         async with contextlib.AsyncExitStack() as undo:
             pinned = [settings.pause_image] if settings.pause_image else []
             images = await ImageStore.open(
-                settings.root / "image", settings.registries_conf, settings.images, pinned=pinned
+                settings.root / "image", settings.registries_conf, settings.images, pinned=pinned, around=around
             )
             undo.push_async_callback(images.close)
-            network = Network(settings.cni_conf_dir, settings.cni_bin_dirs, settings.root / "network")
+            network = Network(
+                *(settings.cni_conf_dir, settings.cni_bin_dirs, settings.root / "network"),
+                around_plugin=None if around is None else lambda command, plugin: around(f"CNI {command} {plugin}", {}),
+            )
             await network.open()
             undo.push_async_callback(network.close)
             node = cls(settings, images, network)

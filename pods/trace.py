@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 _log = logging.getLogger("crisp.trace")
 
 # Operation, step, begin and end in nanoseconds of CLOCK_MONOTONIC.
 StepReport = Callable[[str, str, int, int], None]
+# Entered around a part of a call: its name, and attributes.
+Around = Callable[[str, Mapping[str, str]], AbstractContextManager[object]]
 
 
 class Trace:

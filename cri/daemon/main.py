@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cri.daemon.tracing import Tracing
     from cri.streaming.server import StreamingServer
     from pods.node import Node
+    from pods.trace import Around
 
 _ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them by path (CVE-2021-41103)
 _STATE_MODE = 0o711
@@ -89,7 +90,7 @@ def raise_descriptor_limit() -> int:
 
 async def serve(
     configuration: Configuration,
-    open_node: Callable[[NodeSettings], Awaitable[Node]],
+    open_node: Callable[[NodeSettings, Around | None], Awaitable[Node]],
     reload: Reload,
     notifier: Notifier | None = None,
 ) -> None:
@@ -104,13 +105,15 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as undo:
-        node = await open_node(settings(configuration))
+        tracing = _tracing(configuration, undo)
+        node = await open_node(settings(configuration), tracing.around if tracing is not None else None)
         undo.push_async_callback(node.close)
+        if tracing is not None:
+            node.step_reports.append(tracing.step)
         streaming = StreamingServer(node, StreamAddress(**configuration.of(Component.STREAMING)))
         undo.push_async_callback(streaming.close)
         await streaming.start()
         monitor = await _monitor(node, streaming, configuration.metrics_addr, undo)
-        tracing = _tracing(node, configuration, undo)
         await _plugins(node, configuration.nri_socket, undo)
         server = create_server(node, streaming, configuration.values(), monitor, tracing)
         undo.enter_context(bound(server, configuration.socket))
@@ -160,7 +163,7 @@ async def _monitor(
     return monitor
 
 
-def _tracing(node: Node, configuration: Configuration, undo: contextlib.AsyncExitStack) -> Tracing | None:
+def _tracing(configuration: Configuration, undo: contextlib.AsyncExitStack) -> Tracing | None:
     """What makes spans; None when they are not wanted. Raises StartupError."""
     if not configuration.tracing_endpoint:
         return None
@@ -171,9 +174,6 @@ def _tracing(node: Node, configuration: Configuration, undo: contextlib.AsyncExi
         raise StartupError(f"tracing_endpoint: {error}; {Path(sys.executable).parent}/{wanted}") from error
     tracing = Tracing(**configuration.of(Component.TRACING))
     undo.push_async_callback(tracing.close)
-    node.step_reports.append(tracing.step)
-    node.network.around_plugin = lambda command, plugin: tracing.around(f"CNI {command} {plugin}", {})
-    node.images.pulls.around = tracing.around
     return tracing
 
 

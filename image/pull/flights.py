@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from image.errors import AuthenticationRequired, ImageError, ImageNotFound, RegistryUnavailable, SignatureRefused
-from image.manifest import Configuration
 from image.model import Credentials, Image, PullCounts, PullProgress
 from image.platforms import Platform
 from image.pull.one import LayerDownloads, Report, Resolved, choose_manifest, get_configuration, names, resolve
 from image.reference import Reference
-from image.registry.auth import usable_at
-from image.registry.authfile import default_files, kept_credentials
 from image.registry.origin import NEXT_PLACE, Origin
-from image.registry.registries_conf import RegistriesConf, load
-from image.registry.repository import Repository
-from image.registry.transport import Transport
-from image.settings import ImageSettings
+from image.registry.registries import Registries
 from image.shelf.catalogue import Catalogue
-from image.shelf.layers import Make
+from image.shelf.recorder import ImageRecorder
 from image.tasks import Tasks
 from image.trust.enforce import Trust
 from image.trust.policy import Accept, Reject, Requirements
@@ -39,28 +31,10 @@ _NEXT_REGISTRY = (ImageNotFound, AuthenticationRequired, RegistryUnavailable, Si
 
 Around = Callable[[str, Mapping[str, str]], AbstractContextManager[object]]  # what is done, attributes
 _Key = tuple[tuple[Reference, ...], Credentials | None, Path | None]
-_Keeper = Callable[[str], Awaitable[Credentials | None]]
 
 
 def _unseen(_name: str, _attributes: Mapping[str, str]) -> AbstractContextManager[object]:
     return nullcontext()
-
-
-class Shelf(Protocol):
-    """Where pulled images are put: the store."""
-
-    async def name(
-        self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...] = ()
-    ) -> Image | None: ...
-
-    async def install(
-        self,
-        manifest: bytes,
-        configuration: Configuration,
-        names: tuple[str, ...],
-        make: Make,
-        signatures: tuple[Signature, ...] = (),
-    ) -> Image: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -77,27 +51,28 @@ class Pulls:
 
     def __init__(
         self,
-        shelf: Shelf,
+        recorder: ImageRecorder,
         catalogue: Catalogue,
+        registries: Registries,
         trust: Trust,
-        transport: Transport,
         workers: Workers,
         platforms: Sequence[Platform],
-        settings: ImageSettings,
-        registries_conf: Path,
+        *,
+        keep_blobs: bool,
+        around: Around | None = None,
     ) -> None:
-        self._shelf = shelf
+        """`around` is entered for a pull, and for its parts."""
+        self._recorder = recorder
         self._catalogue = catalogue
+        self._registries = registries
         self._trust = trust
-        self._transport = transport
         self._workers = workers
         self._platforms = platforms
-        self._settings = settings
-        self._registries_conf = registries_conf
+        self._keep_blobs = keep_blobs
+        self._around = around or _unseen
         self._jobs: dict[_Key, _Job] = {}
         self._tasks = Tasks()
         self.counts = PullCounts()
-        self.around: Around = _unseen  # entered for a pull, and for its parts
 
     @property
     def in_flight(self) -> int:
@@ -118,14 +93,13 @@ class Pulls:
         auth_file: Path | None,
     ) -> Image:
         """See `ImageStore.pull`."""
-        self._catalogue.registries = registries = await asyncio.to_thread(load, self._registries_conf)
-        candidates = registries.to_pull(reference)
+        conf = await asyncio.to_thread(self._registries.read)
+        candidates = conf.to_pull(reference)
         key = (candidates, credentials, auth_file)
         job = self._jobs.get(key)
         if job is None:
             listeners: list[Report] = []
-            find = self._keeper(registries, auth_file)
-            origins = [(c, self._origin(registries, c, credentials, find)) for c in candidates]
+            origins = [(c, self._registries.origin(conf, c, credentials, auth_file)) for c in candidates]
             job = _Job(self._tasks.start(self._counted(origins, listeners)), 0, listeners)
             self._jobs[key] = job
             job.task.add_done_callback(lambda _: self._forget(key, job))
@@ -142,33 +116,9 @@ class Pulls:
                 self._forget(key, job)
                 job.task.cancel()
 
-    async def origin(self, reference: Reference, credentials: Credentials | None) -> Origin:
-        """Where `reference` may come from, with `credentials` or those that the node keeps.
-
-        Raises InvalidConfiguration, RegistryBlocked.
-        """
-        registries = await asyncio.to_thread(load, self._registries_conf)
-        return self._origin(registries, reference, credentials, self._keeper(registries, None))
-
     def _forget(self, key: _Key, job: _Job) -> None:
         if self._jobs.get(key) is job:
             del self._jobs[key]
-
-    def _keeper(self, registries: RegistriesConf, auth_file: Path | None) -> _Keeper:
-        """What finds the credentials that the node keeps for a location."""
-        named = auth_file or self._settings.auth_file
-        files = default_files() if named is None else (named,)
-        return partial(kept_credentials, files=files, helpers=() if auth_file else registries.credential_helpers)
-
-    def _origin(
-        self, registries: RegistriesConf, reference: Reference, credentials: Credentials | None, find: _Keeper
-    ) -> Origin:
-        own = usable_at(credentials, reference.domain)
-        repositories = []
-        for endpoint in registries.endpoints(reference):
-            sent = None if endpoint.mirror else own
-            repositories.append(Repository(self._transport, endpoint, sent, partial(find, endpoint.location)))
-        return Origin(repositories)
 
     async def _counted(self, origins: Sequence[tuple[Reference, Origin]], listeners: Sequence[Report]) -> Image:
         try:
@@ -185,7 +135,7 @@ class Pulls:
     async def _from_any(self, origins: Sequence[tuple[Reference, Origin]], listeners: Sequence[Report]) -> Image:
         for position, (reference, origin) in enumerate(origins, start=1):
             try:
-                with self.around("pull", {"crisp.image": reference.name}):
+                with self._around("pull", {"crisp.image": reference.name}):
                     return await self._from_one(reference, origin, listeners)
             except _NEXT_REGISTRY:
                 if position == len(origins):
@@ -203,7 +153,7 @@ class Pulls:
         while True:
             digest = ""
             try:
-                with self.around("resolve the name", {}):
+                with self._around("resolve the name", {}):
                     resolved = await resolve(origin, reference)
                 if resolved.digest in failures:  # the next place has the very same: it is not a mirror's damage
                     raise failures[resolved.digest]
@@ -218,17 +168,17 @@ class Pulls:
         fetched: that is what registries count."""
         if not self._catalogue.has_some_of(reference.repository):
             return None
-        with self.around("resolve the name", {}):
+        with self._around("resolve the name", {}):
             digest = await origin.digest(reference.digest or reference.tag)
         known = self._catalogue.named(reference.with_digest(digest).name) if digest else None
-        return None if known is None else await self._shelf.name(known, names(reference, digest))
+        return None if known is None else await self._recorder.name(known, names(reference, digest))
 
     async def _resolved(
         self, resolved: Resolved, origin: Origin, requirements: Requirements, listeners: Sequence[Report]
     ) -> Image:
         reference = resolved.reference
         known = self._catalogue.named(reference.with_digest(resolved.digest).name)
-        if known is not None and not requirements and (image := await self._shelf.name(known, resolved.names)):
+        if known is not None and not requirements and (image := await self._recorder.name(known, resolved.names)):
             return image
         manifest = await choose_manifest(origin, resolved, self._platforms)
         signatures: tuple[Signature, ...] = ()
@@ -236,13 +186,13 @@ class Pulls:
             digests = tuple(dict.fromkeys((manifest.digest, resolved.digest)))
             signatures = await self._trust.signatures(origin, reference, digests, requirements)
             await self._trust.require(reference, digests, signatures, requirements)
-        if image := await self._shelf.name(manifest.config.digest, resolved.names, signatures):
+        if image := await self._recorder.name(manifest.config.digest, resolved.names, signatures):
             return image
         configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
         downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step), self.counts)
-        make = downloads.make(self._workers, self._settings.keep_blobs)
-        with self.around("fetch and unpack layers", {"crisp.layers": str(len(blobs))}):
-            image = await self._shelf.install(manifest.raw, configuration, resolved.names, make, signatures)
+        make = downloads.make(self._workers, self._keep_blobs)
+        with self._around("fetch and unpack layers", {"crisp.layers": str(len(blobs))}):
+            image = await self._recorder.install(manifest.raw, configuration, resolved.names, make, signatures)
         downloads.finish()
         _log.info("image pulled", extra={"image": image.id, "names": reference})
         return image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -12,12 +12,13 @@ import msgspec
 from image.errors import InvalidReference
 from image.model import Image
 from image.reference import Reference, is_digest, parse_reference
-from image.registry.registries_conf import RegistriesConf
 from image.shelf.database import ImageRecord
 from image.trust.signatures import Signature
 
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{3,63})")
+
+Meanings = Callable[[str], tuple[Reference, ...]]  # of a name that a user may type; raises InvalidReference
 
 
 @dataclass(slots=True)
@@ -34,8 +35,8 @@ class Known:
 class Catalogue:
     """Which images there are, and which of them has which name: a name has one image at a time."""
 
-    def __init__(self, registries: RegistriesConf, pinned: set[str]) -> None:
-        self.registries = registries  # what short names mean; the owner sets it anew when it was read anew
+    def __init__(self, meanings: Meanings, pinned: set[str]) -> None:
+        self._meanings = meanings
         self._pinned = pinned  # names, in full
         self._images: dict[str, Known] = {}
         self._names: dict[str, str] = {}
@@ -64,11 +65,13 @@ class Catalogue:
 
     def find(self, name: str) -> Known | None:
         """The image of an id ("sha256:<hex>", the bare hex, a unique prefix of three digits or more) or a reference."""
+        if name in self._images:
+            return self._images[name]
         return self._images.get(self._names.get(name) or self._by_reference(name) or self._by_id(name))
 
     def _by_reference(self, name: str) -> str:
         try:
-            references = self.registries.meanings(name)
+            references = self._meanings(name)
         except InvalidReference:
             return ""
         return next((self._names[r.name] for r in references if r.name in self._names), "")
@@ -89,7 +92,7 @@ class Catalogue:
         own = (*image.repo_tags, *image.repo_digests)
         if self._by_id(name) != image.id:
             with suppress(InvalidReference):
-                meant = self.registries.meanings(name)
+                meant = self._meanings(name)
                 return [reference for reference in meant if reference.name in own] or list(meant[:1])
         return [parse_reference(one) for one in own]
 

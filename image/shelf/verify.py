@@ -6,9 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from image.errors import ImageError
-from image.manifest import Descriptor, digest_of
-from image.shelf.layers import Layer
+from image.errors import ImageError, ImageNotFound, InvalidImage
+from image.manifest import Descriptor, Manifest, digest_of, parse_manifest
+from image.model import Image
+from image.shelf.catalogue import Catalogue
+from image.shelf.layers import Layer, Layers
+from image.shelf.recorder import ImageRecorder
 from image.unpack.workers import Workers
 
 
@@ -21,7 +24,49 @@ class Verdict:
     problems: tuple[str, ...]
 
 
-def document_problems(image_id: str, configuration: bytes, layers: int, diff_ids: int) -> list[str]:
+class Verifier:
+    """Looks at the images of one store, each of which is held meanwhile."""
+
+    def __init__(self, catalogue: Catalogue, layers: Layers, recorder: ImageRecorder, workers: Workers) -> None:
+        self._catalogue = catalogue
+        self._layers = layers
+        self._recorder = recorder
+        self._workers = workers
+
+    async def verify(self, name: str) -> list[Verdict]:
+        """See `ImageStore.verify`."""
+        one = self._catalogue.find(name) if name else None
+        if name and one is None:
+            raise ImageNotFound(f"verify {name}: the store has no such image")
+        verdicts = []
+        for image in [known.image for known in ([one] if one is not None else self._catalogue)]:
+            if image.id not in self._catalogue:
+                continue  # removed while others were looked at
+            self._recorder.hold(image.id)
+            try:
+                verdicts.append(await self._verify(image))
+            finally:
+                self._recorder.release(image.id)
+        return verdicts
+
+    async def _verify(self, image: Image) -> Verdict:
+        raw, configuration = await self._recorder.documents(image.id)
+        layers = self._layers.get(self._catalogue[image.id].chain_ids)
+        problems = []
+        try:
+            manifest = parse_manifest(raw, "", image.id)
+        except InvalidImage as error:  # what an earlier crispd took
+            problems.append(str(error))
+            manifest = None
+        described = manifest.layers if isinstance(manifest, Manifest) else ()
+        problems += _document_problems(image.id, configuration, len(described), len(layers))
+        for position, layer in enumerate(layers):
+            blob = described[position] if position < len(described) else None
+            problems += await _layer_problems(self._workers, layer, blob)
+        return Verdict(image.id, (*image.repo_tags, *image.repo_digests), tuple(problems))
+
+
+def _document_problems(image_id: str, configuration: bytes, layers: int, diff_ids: int) -> list[str]:
     """What is wrong with the recorded documents of an image."""
     problems = []
     if digest_of(configuration) != image_id:
@@ -31,7 +76,7 @@ def document_problems(image_id: str, configuration: bytes, layers: int, diff_ids
     return problems
 
 
-async def layer_problems(workers: Workers, layer: Layer, blob: Descriptor | None) -> list[str]:
+async def _layer_problems(workers: Workers, layer: Layer, blob: Descriptor | None) -> list[str]:
     """What is wrong with an unpacked layer, and with the blob beside it, if there is one.
 
     A layer is never written to once it is recorded: an inode that is missing, is too many, or has changed since is

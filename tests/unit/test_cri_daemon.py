@@ -65,7 +65,7 @@ async def start(
 ) -> asyncio.Task[None]:
     notifier = Notifier({"NOTIFY_SOCKET": manager.address, **watchdog})
 
-    async def open_node(settings: NodeSettings) -> Any:
+    async def open_node(settings: NodeSettings, _around: object) -> Any:
         assert (settings.root, settings.cgroup_driver) == (configuration.root, configuration.cgroup_driver)
         return node
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,10 @@ from image.errors import AuthenticationRequired, InvalidConfiguration, InvalidRe
 from image.model import Credentials
 from image.reference import NAME_LIMIT, Reference, parse_reference, short_references
 from image.registry.auth import basic, parse_challenges, usable_at
+from image.registry.registries import Registries
 from image.registry.registries_conf import is_loopback, load
+from image.registry.transport import Transport
+from image.settings import ImageSettings
 
 HEX = "0123456789abcdef" * 4
 DIGEST = f"sha256:{HEX}"
@@ -195,6 +199,32 @@ def test_short_names_by_alias_and_by_mode(tmp_path: Path) -> None:
     with pytest.raises(InvalidReference, match=r"enforcing .* a\.io/other:latest, b\.io/other:latest"):
         load(path).to_pull("other")
     assert len(load(path).meanings("other")) == 2
+
+
+def test_what_a_name_means_is_what_the_configuration_says_now(tmp_path: Path) -> None:
+    """Whatever was pulled since, or not; and what it said before while it says nothing that can be read."""
+    file = tmp_path / "registries.conf"
+    registries = Registries(file, ImageSettings(), cast(Transport, None))
+
+    def meant() -> list[str]:
+        return [reference.domain for reference in registries.meanings("app")]
+
+    assert meant() == ["docker.io"]
+    file.write_text('unqualified-search-registries = ["a.io"]')
+    assert meant() == ["a.io"]
+    (tmp_path / "registries.conf.d").mkdir()
+    drop_in = tmp_path / "registries.conf.d/1.conf"
+    drop_in.write_text('unqualified-search-registries = ["b.io", "c.io"]')
+    assert meant() == ["b.io", "c.io"]
+    drop_in.write_text("unqualified-search-registries = 7")
+    assert meant() == ["b.io", "c.io"]
+    with pytest.raises(InvalidConfiguration, match=r"1\.conf"):
+        registries.read()
+    drop_in.unlink()
+    assert meant() == ["a.io"]
+    file.unlink()
+    assert meant() == ["docker.io"]
+    assert registries.read().search == ("docker.io",)
 
 
 @pytest.mark.parametrize(
