@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from image.unpack.tar import TarError
+from image.unpack.tar_header import TarError
 
 IMPLIED = b"i"  # no entry described it
 WHITED = b"w"  # whiteouts were made in it

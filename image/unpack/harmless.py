@@ -4,7 +4,7 @@ kernel takes for what they are."""
 from __future__ import annotations
 
 from image.unpack.overlay import RESERVED_XATTRS
-from image.unpack.tar import CHAR_DEVICE, Entry, TarError
+from image.unpack.tar_header import CHAR_DEVICE, Entry, TarError
 from linux.tables import HIGHEST_ID
 
 WHITEOUT = b".wh."

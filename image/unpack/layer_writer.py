@@ -26,7 +26,8 @@ from image.unpack.harmless import (
 )
 from image.unpack.open_directories import OpenDirectories, Place
 from image.unpack.overlay import OPAQUE_XATTR, PLAIN_DIRECTORY, is_whiteout, make_whiteout, mark_opaque
-from image.unpack.tar import (
+from image.unpack.tar import TarReader
+from image.unpack.tar_header import (
     BLOCK_DEVICE,
     CHAR_DEVICE,
     DIRECTORY,
@@ -36,7 +37,6 @@ from image.unpack.tar import (
     SYMLINK,
     Entry,
     TarError,
-    TarReader,
 )
 from image.unpack.trees import inodes_below, remove_tree
 from image.unpack.walk import Walk, open_directory

@@ -5,21 +5,14 @@ It trusts nothing: sizes, counts and numbers are checked before they are used. I
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-BLOCK = 512
+from image.unpack.pax import SPARSE_KEYS, apply_pax, decimal, parse_pax
+from image.unpack.sparse import SPARSE_LIMIT, check_segments, pairs, segment_numbers
+from image.unpack.tar_header import BLOCK, DIRECTORY, REGULAR, Entry, TarError, number, parse_header
+
 EXTENSION_LIMIT = 1 << 20  # bytes of all pax headers and GNU long names that one entry has, kept global ones included
-SPARSE_LIMIT = 1 << 16  # segments of one sparse file
 
-REGULAR = b"0"
-HARD_LINK = b"1"
-SYMLINK = b"2"
-CHAR_DEVICE = b"3"
-BLOCK_DEVICE = b"4"
-DIRECTORY = b"5"
-FIFO = b"6"
 _CONTIGUOUS = b"7"
 _OLD_REGULAR = b"\0"
 _GNU_LONG_NAME = b"L"
@@ -27,18 +20,7 @@ _GNU_LONG_LINK = b"K"
 _GNU_SPARSE = b"S"
 _PAX = b"x"
 _PAX_GLOBAL = b"g"
-
-_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 _ZEROS = bytes(BLOCK)
-_XATTR = b"SCHILY.xattr."
-_XATTR_NAMES_LIMIT = 1 << 16  # bytes of the names of one file's attributes: the kernel's XATTR_LIST_MAX
-_GNU_SPARSE_KEYS = b"GNU.sparse."
-_KEYS = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")  # what is read of pax records, beside prefixes
-_PREFIXES = (_XATTR, _GNU_SPARSE_KEYS)
-
-
-class TarError(ValueError):
-    """The stream is not a tar archive this reader understands; the message says where it stopped being one."""
 
 
 class ByteStream:
@@ -81,25 +63,6 @@ class ByteStream:
         self._chunk, self._offset = memoryview(b""), 0
 
 
-@dataclass(slots=True)
-class Entry:
-    """One member of an archive. `size` is the file's; `stored` is how many bytes of it the archive has."""
-
-    name: bytes
-    kind: bytes  # REGULAR, HARD_LINK, ...
-    mode: int
-    uid: int
-    gid: int
-    mtime: int  # nanoseconds since the epoch
-    size: int
-    link: bytes
-    major: int
-    minor: int
-    stored: int = 0
-    xattrs: dict[bytes, bytes] | None = None
-    segments: tuple[tuple[int, int], ...] | None = None  # of a sparse file: (offset, length), ascending
-
-
 class TarReader:
     """Iterates the entries of a stream. What was not read of an entry's content is skipped."""
 
@@ -139,7 +102,7 @@ class TarReader:
             if not header or header == _ZEROS:
                 self._end(header)
                 return None
-            entry = _parse_header(header)
+            entry = parse_header(header)
             kind = entry.kind
             if kind == _PAX:
                 own.append(self._extension(entry))
@@ -157,9 +120,9 @@ class TarReader:
             entry.link = long_link
         records = dict(self._globals)
         for header_records in own:
-            _parse_pax(header_records, records)
+            parse_pax(header_records, records)
         if records:
-            _apply_pax(entry, records)
+            apply_pax(entry, records)
         self._locate_content(entry, header, records)
         return entry
 
@@ -170,7 +133,7 @@ class TarReader:
 
     def _globalise(self, header: bytes) -> None:
         """Keep a global header's records. What later ones replace takes no room, so there may be many."""
-        _parse_pax(header, self._globals)
+        parse_pax(header, self._globals)
         self._kept = sum(len(key) + len(value) for key, value in self._globals.items())
         self._room = EXTENSION_LIMIT - self._kept
         if self._room < 0:
@@ -200,23 +163,23 @@ class TarReader:
         self._unread = entry.stored
         if entry.kind == _GNU_SPARSE:
             entry.kind = REGULAR
-            entry.size = _number(header[483:495])
+            entry.size = number(header[483:495])
             self._gnu_segments(entry, header)
-        elif entry.kind == REGULAR and any(key.startswith(_GNU_SPARSE_KEYS) for key in records):
+        elif entry.kind == REGULAR and any(key.startswith(SPARSE_KEYS) for key in records):
             self._pax_segments(entry, records)
         if entry.segments is not None:
-            _check_segments(entry)
+            check_segments(entry)
 
     def _gnu_segments(self, entry: Entry, header: bytes) -> None:
-        numbers = _segment_numbers(header[386:482])
+        numbers = segment_numbers(header[386:482])
         extended = header[482]
         while extended:
             block = self._exactly(BLOCK)
-            numbers += _segment_numbers(block[:504])
+            numbers += segment_numbers(block[:504])
             extended = block[504]
             if len(numbers) > 2 * SPARSE_LIMIT:
                 raise TarError(f"sparse file of more than {SPARSE_LIMIT} segments")
-        entry.segments = _pairs(numbers)
+        entry.segments = pairs(numbers)
 
     def _pax_segments(self, entry: Entry, records: dict[bytes, bytes]) -> None:
         entry.name = records.get(b"GNU.sparse.name", entry.name)
@@ -225,13 +188,13 @@ class TarReader:
             numbers = self._sparse_map_in_content()
             entry.stored = self._unread
         elif (listed := records.get(b"GNU.sparse.map")) is not None:
-            numbers = [_decimal(n) for n in listed.split(b",") if n]
+            numbers = [decimal(n) for n in listed.split(b",") if n]
         else:
             return
         if size is None:
             raise TarError("sparse file without its size")
-        entry.size = _decimal(size)
-        entry.segments = _pairs(numbers)
+        entry.size = decimal(size)
+        entry.segments = pairs(numbers)
 
     def _sparse_map_in_content(self) -> list[int]:
         """Pax sparse format 1.0: the map is lines of decimal numbers before the data, filled up to a block."""
@@ -242,151 +205,5 @@ class TarReader:
                 raise TarError("sparse map too long")
             text += b"".join(self.content(BLOCK))
             if wanted == 1 and b"\n" in text:
-                wanted += 2 * _decimal(text.partition(b"\n")[0])
-        return [_decimal(line) for line in text.split(b"\n")[1:wanted]]
-
-
-def _parse_header(header: bytes) -> Entry:
-    if len(header) < BLOCK:
-        raise TarError("archive ends inside a header")
-    fields = _HEADER.unpack(header)
-    name, mode, uid, gid, size, mtime, checksum, kind, link, magic, _, _, _, major, minor, prefix = fields
-    if _number(checksum) not in _checksums(header, checksum):
-        raise TarError("header checksum is wrong")
-    name = name.partition(b"\0")[0]
-    if magic == b"ustar\0":
-        if header[508:] == b"tar\0":
-            prefix = prefix[:131]
-        prefix = prefix.partition(b"\0")[0]
-        if prefix:
-            name = prefix + b"/" + name
-    device = kind in (CHAR_DEVICE, BLOCK_DEVICE)
-    return Entry(
-        name,
-        kind,
-        _number(mode) & 0o7777,
-        _number(uid, signed=True),
-        _number(gid, signed=True),
-        _number(mtime, signed=True) * 1_000_000_000,
-        _number(size),
-        link.partition(b"\0")[0],
-        _number(major) if device else 0,
-        _number(minor) if device else 0,
-    )
-
-
-def _checksums(header: bytes, field: bytes) -> Iterator[int]:
-    """What a header may be summed up to: its bytes, its own field counting as eight spaces; old tars took them for
-    signed ones, which differs where a name has some over 127."""
-    total = sum(header) - sum(field) + 8 * 0x20
-    yield total
-    yield total - 256 * sum(byte >> 7 for byte in header[:148] + header[156:])
-
-
-def _number(field: bytes, signed: bool = False) -> int:
-    """A numeric header field: octal text, or GNU's big-endian binary when the top bit is set."""
-    if field[0] & 0x80:
-        sign = 1 << (8 * len(field) - 1)
-        value = int.from_bytes(field, "big") - sign
-        if field[0] & 0x40:
-            value -= sign
-        if value < 0 and not signed:
-            raise TarError("negative number in a header")
-        return value
-    text = field.partition(b"\0")[0].strip()
-    if not text:
-        return 0
-    if not text.isdigit():
-        raise TarError(f"{text!r} is not an octal number")
-    try:
-        return int(text, 8)
-    except ValueError:
-        raise TarError(f"{text!r} is not an octal number") from None
-
-
-def _decimal(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 19:
-        raise TarError(f"{text[:32]!r} is not a decimal number")
-    return int(text)
-
-
-def _signed_decimal(text: bytes) -> int:
-    return -_decimal(text[1:]) if text.startswith(b"-") else _decimal(text)
-
-
-def _segment_numbers(fields: bytes) -> list[int]:
-    """Offsets and lengths of GNU sparse headers: 12 bytes each; an empty pair ends the list."""
-    numbers: list[int] = []
-    for at in range(0, len(fields), 24):
-        pair = fields[at : at + 24]
-        if pair[0] == 0 or pair[12] == 0:
-            break
-        numbers += (_number(pair[:12]), _number(pair[12:]))
-    return numbers
-
-
-def _pairs(numbers: list[int]) -> tuple[tuple[int, int], ...]:
-    if len(numbers) % 2 or len(numbers) > 2 * SPARSE_LIMIT:
-        raise TarError("sparse map of odd or excessive length")
-    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
-
-
-def _check_segments(entry: Entry) -> None:
-    """Segments must ascend, not overlap, stay inside the file, and hold exactly what is stored."""
-    end = total = 0
-    for offset, length in entry.segments or ():
-        if offset < end:
-            raise TarError("sparse segments overlap")
-        end = offset + length
-        total += length
-    if end > entry.size or total != entry.stored:
-        raise TarError("sparse map does not fit the file")
-
-
-def _parse_pax(data: bytes, records: dict[bytes, bytes]) -> None:
-    """Add the "<length> <key>=<value>\\n" records of a pax header. An empty value deletes the key."""
-    at = 0
-    while at < len(data):
-        space = data.find(b" ", at, at + 20)
-        length = _decimal(data[at:space]) if space > at else 0
-        record = data[space + 1 : at + length]
-        key, equals, value = record.partition(b"=")
-        if space < 0 or at + length > len(data) or not equals or not value.endswith(b"\n") or not key:
-            raise TarError("malformed pax record")
-        value = value[:-1]
-        at += length
-        if key not in _KEYS and not key.startswith(_PREFIXES):
-            continue
-        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # format 0.0 repeats them, one pair a segment
-            records[b"GNU.sparse.map"] = records.get(b"GNU.sparse.map", b"") + value + b","
-        elif value:
-            records[key] = value
-        else:
-            records.pop(key, None)
-
-
-def _apply_pax(entry: Entry, records: dict[bytes, bytes]) -> None:
-    entry.name = records.get(b"path", entry.name)
-    entry.link = records.get(b"linkpath", entry.link)
-    if (value := records.get(b"size")) is not None:
-        entry.size = _decimal(value)
-    if (value := records.get(b"uid")) is not None:
-        entry.uid = _signed_decimal(value)
-    if (value := records.get(b"gid")) is not None:
-        entry.gid = _signed_decimal(value)
-    if (value := records.get(b"mtime")) is not None:
-        entry.mtime = _pax_time(value)
-    xattrs = {key[len(_XATTR) :]: value for key, value in records.items() if key.startswith(_XATTR)}
-    if sum(map(len, xattrs)) + len(xattrs) > _XATTR_NAMES_LIMIT:
-        raise TarError(f"extended attributes with names of more than {_XATTR_NAMES_LIMIT} bytes")
-    if xattrs:
-        entry.xattrs = xattrs
-
-
-def _pax_time(text: bytes) -> int:
-    """Decimal seconds, maybe negative, maybe with a fraction, to nanoseconds."""
-    whole, _, fraction = text.partition(b".")
-    negative = whole.startswith(b"-")
-    seconds = _decimal(whole.removeprefix(b"-") or b"0")
-    nanoseconds = seconds * 1_000_000_000 + (_decimal(fraction[:9].ljust(9, b"0")) if fraction else 0)
-    return -nanoseconds if negative else nanoseconds
+                wanted += 2 * decimal(text.partition(b"\n")[0])
+        return [decimal(line) for line in text.split(b"\n")[1:wanted]]

@@ -29,7 +29,8 @@ from image.unpack.confinement import DATA_LIMIT, close_in, enter, give_up
 from image.unpack.directories import ONLY_ROOT, parse_unsettled
 from image.unpack.layer_writer import LayerWriter, write_all
 from image.unpack.overlay import Lowers, open_either, settle
-from image.unpack.tar import ByteStream, TarError, TarReader
+from image.unpack.tar import ByteStream, TarReader
+from image.unpack.tar_header import TarError
 from image.unpack.trees import inodes_below, remove_tree
 from linux import syscalls
 

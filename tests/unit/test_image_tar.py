@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from image.unpack.directories import Directories, parse_unsettled
 from image.unpack.harmless import normalised
-from image.unpack.tar import BLOCK, EXTENSION_LIMIT, ByteStream, Entry, TarError, TarReader
+from image.unpack.tar import EXTENSION_LIMIT, ByteStream, TarReader
+from image.unpack.tar_header import BLOCK, Entry, TarError
 from tests.images import entry, layer
 
 
