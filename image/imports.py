@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from image.archive.read import Archive, ArchivedImage, archived_images, is_compressed, open_archive, open_file
+from image.archive.members import Archive, is_compressed, open_archive, open_file
+from image.archive.read import ArchivedImage, archived_images
 from image.errors import InvalidImage, InvalidReference, SignatureRefused
 from image.model import Image
 from image.platforms import Platform
 from image.reference import parse_reference
-from image.shelf.layers import blob_of
+from image.shelf.layer_files import blob_of
 from image.shelf.recorder import ImageRecorder
 from image.shelf.root import StoreRoot
 from image.tasks import Tasks

@@ -22,7 +22,7 @@ from image.model import Credentials
 from image.reference import Reference, parse_reference
 from image.registry.origin import Origin
 from image.registry.registries import Registries
-from image.shelf.layers import sync_directory
+from image.shelf.layer_files import sync_directory
 from image.trust.enforce import Trust
 from image.trust.policy import Accept, Reject, Requirements
 from image.trust.signatures import KEPT_LIMIT, Signature

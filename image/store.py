@@ -1,7 +1,7 @@
 """The image store: what is pulled, imported, named, held, listed and removed. The room's front.
 
-    <root>/images.db      the durable record (image.database)
-    <root>/layers/<n>/    unpacked layers (image.layers); 0 is an empty one, for images that have none
+    <root>/images.db      the durable record (image.shelf.database)
+    <root>/layers/<n>/    unpacked layers (image.shelf.layers); 0 is an empty one, for images that have none
     <root>/tmp/           layers being unpacked; what lies there when the store opens is garbage
     <root>/lock           held by the daemon and its workers: one daemon a store
 """
@@ -30,7 +30,8 @@ from image.settings import ImageSettings
 from image.shelf.additional import read_stores
 from image.shelf.catalogue import Catalogue
 from image.shelf.database import Database
-from image.shelf.layers import Layers, base36
+from image.shelf.layer_files import base36
+from image.shelf.layers import Layers
 from image.shelf.recorder import ImageRecorder
 from image.shelf.records import Records
 from image.shelf.root import StoreRoot

@@ -30,7 +30,8 @@ from image.model import PullCounts, PullPhase, PullProgress
 from image.platforms import Platform
 from image.reference import Reference
 from image.registry.origin import NEXT_PLACE, Delivery, Origin
-from image.shelf.layers import Make, blob_of, make_layer_directory
+from image.shelf.layer_files import blob_of, make_layer_directory
+from image.shelf.layers import Make
 from image.unpack.workers import Unpacked, Workers
 
 _log = logging.getLogger(__name__)

@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import aiohttp
-import msgspec
 from yarl import URL
 
-from image.documents import Malformed, decode
-from image.errors import AuthenticationRequired, DigestMismatch, ImageError, ImageNotFound, RegistryUnavailable
+from image.errors import AuthenticationRequired, DigestMismatch, ImageError, RegistryUnavailable
 from image.manifest import MANIFEST_LIMIT, MANIFEST_TYPES, Descriptor, digest_of
 from image.model import Credentials
 from image.reference import is_digest
+from image.registry.answers import Pace, first_byte, refusal
 from image.registry.auth import Challenge, basic, parse_challenges
 from image.registry.registries_conf import Endpoint
 from image.registry.tokens import TokenRequest, get_token
@@ -33,36 +31,10 @@ from image.registry.transport import (
     retry_after,
 )
 
-_LEAST_PROGRESS = 64 << 10  # bytes within a progress timeout that tell a slow registry from one that drips
 _ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
 _FOUND = (200, 206)
 _RANGE_REFUSED = (400, 403, 405, 416, 501)
 _CHALLENGES = 3  # answered for one request: the registry's own, and of those that it redirects to
-
-
-class _Pace:
-    """How fast a registry sends, by the time that we wait for it and not for the disk."""
-
-    def __init__(self, limit: float, what: str) -> None:
-        self._limit = limit
-        self._what = what
-        self._waited = 0.0
-        self._received = 0
-        self._since = time.monotonic()
-
-    def wait(self) -> None:
-        self._since = time.monotonic()
-
-    def received(self, size: int) -> None:
-        """Raises RegistryUnavailable when too little came in too long a time."""
-        now = time.monotonic()
-        self._waited += now - self._since
-        self._since = now
-        self._received += size
-        if self._limit and self._waited >= self._limit:
-            if self._received < _LEAST_PROGRESS:
-                raise RegistryUnavailable(f"get {self._what}: no progress within {self._limit:g} s")
-            self._waited, self._received = 0.0, 0
 
 
 class Repository:
@@ -123,7 +95,7 @@ class Repository:
         what = f"blob {descriptor.digest} of {self.endpoint}"
         failures = 0
         ranges = True  # whether the registry knows them
-        pace = _Pace(self._transport.progress_timeout, what)
+        pace = Pace(self._transport.progress_timeout, what)
         while offset < descriptor.size:
             headers = {"Range": f"bytes={offset}-"} if offset and ranges else {}
             try:
@@ -131,7 +103,7 @@ class Repository:
                     if response.status not in _FOUND:
                         ranges = False
                         continue
-                    skip = offset - _first_byte(response, offset)
+                    skip = offset - first_byte(response, offset)
                     async for piece in response.content.iter_any():
                         pace.received(len(piece))
                         piece, skip = piece[skip:], max(0, skip - len(piece))
@@ -181,7 +153,7 @@ class Repository:
                 if response.status in wanted:
                     return Answer(response)
                 async with Answer(response):
-                    failure = await _refusal(response, own, what)
+                    failure = await refusal(response, own, what)
                 if not is_transient(response.status):
                     raise failure
                 delay = retry_after(response, delay)
@@ -288,47 +260,3 @@ class Repository:
 
 def _bearer(offered: list[Challenge]) -> Challenge | None:
     return next((one for one in offered if one.scheme == "bearer" and one.parameters.get("realm")), None)
-
-
-class _ErrorItem(msgspec.Struct, frozen=True):
-    code: str = ""
-    message: str = ""
-
-
-class _ErrorBody(msgspec.Struct, frozen=True):
-    errors: tuple[_ErrorItem, ...] = ()
-
-
-async def _refusal(response: aiohttp.ClientResponse, own: bool, what: str) -> ImageError:
-    """The error that an answer of another status means.
-
-    The words of a host that the registry redirected to are not repeated: it may be one that only this node reaches, and
-    errors are read by whoever may see a pod's events.
-    """
-    text = f"get {what}: " + ("the registry" if own else f"{response.url.host}, where the registry sends us,")
-    text += f" answered {response.status}"
-    if own and (said := await _said(response)):
-        text += f": {said}"
-    if response.status == 404:
-        return ImageNotFound(text)
-    if response.status in (401, 403):
-        return AuthenticationRequired(text)
-    return RegistryUnavailable(text)
-
-
-async def _said(response: aiohttp.ClientResponse) -> str:
-    try:
-        body = decode(await response.content.read(64 << 10), _ErrorBody)
-    except (Malformed, aiohttp.ClientError, TimeoutError):
-        return ""
-    return "; ".join(f"{item.code}: {item.message}" for item in body.errors)[:300]
-
-
-def _first_byte(response: aiohttp.ClientResponse, wanted: int) -> int:
-    """Where in the blob the body begins, at most at `wanted`: a server may ignore the range."""
-    if response.status != 206:
-        return 0
-    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    if not start.isdigit() or int(start) > wanted:
-        raise aiohttp.ClientPayloadError(f"partial content does not begin at {wanted}")
-    return int(start)

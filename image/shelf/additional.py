@@ -14,7 +14,7 @@ from pathlib import Path
 
 from image.errors import ImageError
 from image.shelf.database import Database, ImageRecord, LayerRecord
-from image.shelf.layers import base36
+from image.shelf.layer_files import base36
 
 _log = logging.getLogger(__name__)
 

@@ -7,24 +7,29 @@ image's layers in one page of memory. Users of a layer are recorded images, and 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from image.errors import ImageError, StorageFull
+from image.errors import ImageError
 from image.shelf.database import LayerRecord
+from image.shelf.layer_files import (
+    base36,
+    blob_of,
+    explained,
+    make_layer_directory,
+    opened,
+    sync_directory,
+    sync_filesystem,
+)
 from image.unpack.overlay import adopt_root, is_opaque, open_either
 from image.unpack.workers import Unpacked, Workers
-from linux import syscalls
 
 _UNPACKERS = 16  # layers unpacked at a time, of all pulls: each is a process of some 15 MB
 _PARALLEL = 4  # of one pull: a registry that drips holds up itself, not the others' pulls
-BLOB_SUFFIX = ".blob"
-_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _TRIES = 3
 
 
@@ -57,7 +62,7 @@ class Layer:
     def hides_below(self) -> bool:
         """Whether nothing of the layers below it is to be seen. overlayfs would not look whether a root says so."""
         if self._hides is None:
-            with _explained(f"read {self.path}"), _opened(self.path) as root:
+            with explained(f"read {self.path}"), opened(self.path) as root:
                 self._hides = is_opaque(root)
         return self._hides
 
@@ -246,7 +251,7 @@ class Layers:
             await asyncio.to_thread(self._sync)
 
     def _sync(self) -> None:
-        with _explained(f"write {self._temporary}"):
+        with explained(f"write {self._temporary}"):
             sync_filesystem(self._temporary)
 
     async def settle(self, layers: Sequence[Layer]) -> None:
@@ -255,7 +260,7 @@ class Layers:
             await asyncio.to_thread(self._settle, layers)
 
     def _settle(self, layers: Sequence[Layer]) -> None:
-        with _explained(f"write {self._final}"):
+        with explained(f"write {self._final}"):
             for layer in layers:
                 final = self._final / base36(layer.number)
                 if layer.path != final:
@@ -269,66 +274,13 @@ class Layers:
             sync_directory(self._temporary)
 
 
-def blob_of(directory: Path) -> Path:
-    """Where the blob of the layer unpacked into `directory` is, if it is kept."""
-    return directory.with_name(f"{directory.name}{BLOB_SUFFIX}")
-
-
-def make_layer_directory(path: Path) -> None:
-    """Make the empty directory that a layer is unpacked into. Raises StorageFull, ImageError."""
-    with _explained(f"make {path}"):
-        os.mkdir(path)
-        os.chmod(path, 0o755)
-
-
-def base36(number: int) -> str:
-    digits = ""
-    while number:
-        number, digit = divmod(number, 36)
-        digits = _DIGITS[digit] + digits
-    return digits or "0"
-
-
-def sync_directory(path: Path) -> None:
-    with _opened(path) as descriptor:
-        os.fsync(descriptor)
-
-
-def sync_filesystem(path: Path) -> None:
-    """syncfs(2): everything written to the filesystem of `path` is on the disk, or OSError says that it is not."""
-    with _opened(path) as descriptor:
-        try:
-            syscalls.syncfs(descriptor)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _adopt_root(layer: Layer, lower: Sequence[Path]) -> None:
-    with _explained(f"unpack layer into {layer.path}"), _opened(layer.path) as top:
+    with explained(f"unpack layer into {layer.path}"), opened(layer.path) as top:
         below = open_either([os.fspath(name) for name in lower])
         try:
             adopt_root(top, below)
         finally:
             os.close(below)
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(f"{what}: no space left") from error
-        raise ImageError(f"{what}: {error.strerror}") from error
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

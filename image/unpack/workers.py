@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import json
 import os
-import socket
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.util import find_spec
-from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -22,16 +17,10 @@ import msgspec
 
 from image.errors import DigestMismatch, ImageError, InvalidImage, StorageFull
 from image.manifest import Blob
-from image.unpack import worker_filter
+from image.unpack.forker import Forker, Job
 
-_PIPE_SIZE = 1 << 20  # bytes
-_ANSWER_PIECE = 64 << 10  # bytes
-_ANSWER_LIMIT = 1 << 20  # bytes
 _LINGER_SECONDS = 1.0  # of the warm process after the last work
 _TRIES = 2
-_LIBRARIES = ("isal", "zstandard")
-_START = "import sys; sys.path += sys.argv[2:]; from image.unpack.worker import serve; serve(int(sys.argv[1]))"
-_PACKAGES = str(Path(__file__).resolve().parents[2])
 _ERRORS: Mapping[str, type[ImageError]] = {"digest": DigestMismatch, "invalid": InvalidImage, "full": StorageFull}
 
 
@@ -79,7 +68,7 @@ class Workers:
         """`layer_limit` is how many bytes a layer may decompress to, 0 for any number."""
         self._inherited = tuple(inherited)
         self._layer_limit = layer_limit
-        self._forker: _Forker | None = None
+        self._forker: Forker | None = None
         self._starting = asyncio.Lock()
         self._busy = 0
         self._ending: asyncio.TimerHandle | None = None
@@ -182,7 +171,7 @@ class Workers:
         try:
             for _ in range(_TRIES):
                 # Not msgspec's: a path may have bytes that are not UTF-8, which the standard library escapes.
-                job = _Job(await self._warm(), json.dumps(request).encode(), more)
+                job = Job(await self._warm(), json.dumps(request).encode(), more)
                 said = await job.run(source)
                 if said:
                     return _result(said, what, place)
@@ -192,10 +181,10 @@ class Workers:
             self._busy -= 1
             self._rest()
 
-    async def _warm(self) -> _Forker:
+    async def _warm(self) -> Forker:
         async with self._starting:
             if self._forker is None or self._forker.ended:
-                self._forker = await _Forker.start(self._inherited)
+                self._forker = await Forker.start(self._inherited)
             return self._forker
 
     def _rest(self) -> None:
@@ -208,162 +197,6 @@ class Workers:
         if not self._busy and self._forker is not None:
             forker, self._forker = self._forker, None
             forker.let_go()
-
-
-class _Forker:
-    """The warm process (image.unpack_worker's `serve`) and our end of its socket."""
-
-    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
-        self._process = process
-        self._control = control
-
-    @classmethod
-    async def start(cls, inherited: Sequence[int]) -> _Forker:
-        filter_ = await asyncio.to_thread(worker_filter.program)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                ours.send(b"filter" + filter_)
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), *_paths()),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), *inherited),
-                )
-            except BaseException:
-                ours.close()
-                raise
-        return cls(process, ours)
-
-    @property
-    def ended(self) -> bool:
-        return self._process.returncode is not None
-
-    def fork(self, descriptors: Sequence[int]) -> None:
-        """Ask for a worker with these descriptors: the request, the blob, where to answer, what ends it."""
-        with suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self._control, [b"fork"], descriptors)
-
-    def let_go(self) -> None:
-        """It ends when it finds the socket closed; the event loop's child watcher collects it."""
-        self._control.close()
-
-    async def end(self) -> None:
-        self._control.close()
-        await self._process.wait()
-
-
-class _Job:
-    """One worker at work. It ends when `_life` is closed, be it by the death of the daemon."""
-
-    def __init__(self, forker: _Forker, request: bytes, more: Sequence[int]) -> None:
-        self._forker = forker
-        self._request = request
-        self._more = more  # descriptors that this deed takes
-
-    async def run(self, source: AsyncIterator[bytes] | int | None) -> bytes:
-        """What the worker said; nothing if there never was one. It is gone on return, and on a cancellation."""
-        with ExitStack() as ends:
-            answer, answer_end = _pipe(ends)
-            life_end, life = _pipe(ends)
-            blob_end, sink = _pipe(ends)
-            request = ends.enter_context(FileIO(os.memfd_create("request"), "r+"))
-            request.write(self._request)
-            request.seek(0)
-            blob = source if isinstance(source, int) else blob_end.fileno()
-            self._forker.fork([request.fileno(), blob, answer_end.fileno(), life_end.fileno(), *self._more])
-            for end in (answer_end, life_end, blob_end):
-                end.close()
-            try:
-                os.set_blocking(answer.fileno(), False)
-                if not await _read(answer.fileno(), 1):
-                    return b""
-                if source is not None and not isinstance(source, int):
-                    await _feed(sink, source)
-                sink.close()
-                return b"\n" + await _read_answer(answer.fileno())
-            finally:
-                life.close()
-                await _gone(answer.fileno())
-
-
-def _pipe(ends: ExitStack) -> tuple[FileIO, FileIO]:
-    read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    return ends.enter_context(FileIO(read_end, "r")), ends.enter_context(FileIO(write_end, "w"))
-
-
-def _paths() -> list[str]:
-    """Where the worker finds this package, and the libraries that decompress."""
-    roots = [_PACKAGES]
-    for library in _LIBRARIES:
-        spec = find_spec(library)
-        if spec is not None and spec.origin is not None:
-            roots.append(str(Path(spec.origin).parent.parent))
-    return list(dict.fromkeys(roots))
-
-
-async def _read_answer(descriptor: int) -> bytes:
-    """What comes until the other end is closed, or until it is too much to be an answer."""
-    said = bytearray()
-    while len(said) < _ANSWER_LIMIT and (piece := await _read(descriptor, _ANSWER_PIECE)):
-        said += piece
-    return bytes(said)
-
-
-async def _drain(descriptor: int) -> None:
-    while await _read(descriptor, _ANSWER_PIECE):
-        pass
-
-
-async def _read(descriptor: int, size: int) -> bytes:
-    while True:
-        try:
-            return os.read(descriptor, size)
-        except BlockingIOError:
-            await _ready(descriptor, write=False)
-
-
-async def _gone(descriptor: int) -> None:
-    """Wait, cancelled or not, until the worker that holds the other end has ended."""
-    waiting = asyncio.ensure_future(_drain(descriptor))
-    while not waiting.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([waiting])
-
-
-async def _feed(sink: FileIO, source: AsyncIterator[bytes]) -> None:
-    """Write `source` into the pipe. A worker that has already given up closes it: its answer says why."""
-    descriptor = sink.fileno()
-    os.set_blocking(descriptor, False)
-    with suppress(OSError):  # an unprivileged daemon may be past its share of pipe pages
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-    with sink, suppress(BrokenPipeError):
-        async for piece in source:
-            await _write(descriptor, piece)
-
-
-async def _write(sink: int, piece: bytes) -> None:
-    view = memoryview(piece)
-    while view:
-        try:
-            view = view[os.write(sink, view) :]
-        except BlockingIOError:
-            await _ready(sink, write=True)
-
-
-async def _ready(descriptor: int, *, write: bool) -> None:
-    """Wait until `descriptor` can be written to, or read from."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    (loop.add_writer if write else loop.add_reader)(descriptor, _resolve, ready)
-    try:
-        await ready
-    finally:
-        (loop.remove_writer if write else loop.remove_reader)(descriptor)
-
-
-def _resolve(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
 
 
 def _result(said: bytes, what: str, place: Path) -> dict[str, Any]:

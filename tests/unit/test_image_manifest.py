@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from image.archive.read import archived_images, open_archive
+from image.archive.members import open_archive
+from image.archive.read import archived_images
 from image.documents import Malformed, decode
 from image.errors import InvalidImage, NotAnImage, OtherPlatform
 from image.manifest import (
