@@ -1,24 +1,21 @@
-"""Manifests, indexes and image configurations: parsed, validated, and chosen by platform. No I/O.
+"""Manifests and indexes: parsed, validated, and chosen by platform. No I/O.
 
 Accepted: OCI image-spec 1.1 and Docker schema 2. Refused with a reason: schema 1, artifacts.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
+from image.configuration import Configuration, parse_configuration
 from image.documents import Malformed, decode
 from image.errors import InvalidImage, NotAnImage, OtherPlatform
-from image.model import VOLUMES_LIMIT, ImageConfig
 from image.platforms import Platform
-from image.reference import is_digest
+from image.reference import digest_of, is_digest
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -38,7 +35,6 @@ CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
 
 # Registries take manifests of 4 MiB at least (distribution-spec, "Pushing Manifests"), and some more than that.
 MANIFEST_LIMIT = 8 << 20  # bytes
-CONFIG_LIMIT = 8 << 20  # bytes
 NESTING = 4  # indexes in indexes
 _LAYERS_LIMIT = 500  # the kernel's OVL_MAX_STACK: overlayfs mounts no more
 
@@ -95,34 +91,6 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
-class Configuration:
-    """An image's configuration, with the very bytes its digest is of."""
-
-    raw: bytes
-    config: ImageConfig
-    diff_ids: tuple[str, ...]
-    created: int  # nanoseconds since the epoch, 0 when absent
-    variant: str = ""
-
-    @property
-    def digest(self) -> str:
-        return digest_of(self.raw)
-
-    @property
-    def platform(self) -> Platform:
-        """What it says it runs on."""
-        return Platform(self.config.os, self.config.architecture, self.variant)
-
-    @property
-    def chain_ids(self) -> tuple[str, ...]:
-        """One id for each layer that also covers all layers under it (OCI image-spec, config.md, "Layer ChainID")."""
-        chain: list[str] = []
-        for diff_id in self.diff_ids:
-            chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
-        return tuple(chain)
-
-
-@dataclass(frozen=True, slots=True)
 class Blob:
     """A layer as it comes. A digest of "" (docker-archive has none) leaves only the content's, `diff_id`, to verify;
     an archive that is no layer has neither."""
@@ -139,10 +107,6 @@ def described_blobs(manifest: Manifest, configuration: Configuration, what: str)
         raise InvalidImage(f"pull {what}: {counts}")
     pairs = zip(manifest.layers, configuration.diff_ids, strict=True)
     return tuple(Blob(layer.digest, layer.size, diff_id) for layer, diff_id in pairs)
-
-
-def digest_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def parse_manifest(raw: bytes, content_type: str, what: str) -> Manifest | Index:
@@ -251,89 +215,3 @@ def _named(offered: Sequence[Descriptor], platforms: Sequence[Platform]) -> Desc
 def _inner(descriptor: Descriptor, what: str) -> Generator[Descriptor, bytes, Manifest | Index]:
     raw = yield descriptor
     return parse_manifest(raw, descriptor.media_type, what)
-
-
-# --- configurations
-
-
-class _RuntimeConfig(msgspec.Struct, frozen=True, rename="pascal"):
-    user: str | None = None
-    env: tuple[str, ...] | None = None
-    entrypoint: tuple[str, ...] | None = None
-    cmd: tuple[str, ...] | None = None
-    working_dir: str | None = None
-    volumes: dict[str, Any] | None = None
-    exposed_ports: dict[str, Any] | None = None
-    labels: dict[str, str] | None = None
-    stop_signal: str | None = None
-
-
-class _RootFS(msgspec.Struct, frozen=True):
-    type: str = "layers"
-    diff_ids: tuple[str, ...] | None = None
-
-
-class _ImageDocument(msgspec.Struct, frozen=True):
-    rootfs: _RootFS
-    architecture: str = ""
-    os: str = ""
-    variant: str = ""
-    created: str | None = None
-    config: _RuntimeConfig | None = None
-
-
-def parse_configuration(raw: bytes, what: str) -> Configuration:
-    """Parse an image configuration (OCI image-spec, config.md). Raises InvalidImage."""
-    try:
-        document = decode(raw, _ImageDocument)
-    except Malformed as error:
-        raise InvalidImage(f"parse configuration of {what}: {error}") from None
-    diff_ids = document.rootfs.diff_ids or ()
-    for diff_id in diff_ids:
-        if not is_digest(diff_id):
-            raise InvalidImage(f"parse configuration of {what}: diff id {diff_id[:80]!r} is not a sha256 digest")
-    run = document.config or _RuntimeConfig()
-    config = ImageConfig(
-        architecture=document.architecture,
-        os=document.os,
-        user=run.user or "",
-        env=run.env or (),
-        entrypoint=run.entrypoint or (),
-        cmd=run.cmd or (),
-        working_dir=run.working_dir or "",
-        volumes=tuple(sorted(run.volumes or ())),
-        exposed_ports=tuple(sorted(run.exposed_ports or ())),
-        labels=run.labels or {},
-        stop_signal=run.stop_signal or "",
-    )
-    return Configuration(raw, config, diff_ids, _nanoseconds(document.created or ""), document.variant)
-
-
-def doubt(configuration: Configuration, platforms: Sequence[Platform], what: str) -> str:
-    """What to warn of when the configuration says that it is for another machine; "" when it does not.
-
-    Many a configuration says so wrongly, and what its image was chosen by is what counts. Raises OtherPlatform for
-    Windows, whose layers are no Linux file systems, and InvalidImage for more volumes than a container is given.
-    """
-    if (volumes := len(configuration.config.volumes)) > VOLUMES_LIMIT:
-        raise InvalidImage(f"pull {what}: it has {volumes} volumes, more than {VOLUMES_LIMIT}")
-    platform = configuration.platform
-    if platform.suits(platforms):
-        return ""
-    claim = f"it says it is for {platform}, this node runs {platforms[0]}"
-    if platform.normalised.os == "windows":
-        raise OtherPlatform(f"pull {what}: {claim}")
-    return claim
-
-
-def _nanoseconds(text: str) -> int:
-    """RFC 3339 to nanoseconds since the epoch; 0 for what is no time (seen in the wild: "", year 0001)."""
-    match = re.fullmatch(r"(.{19})(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)", text)
-    if match is None:
-        return 0
-    try:
-        whole = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00")).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return 0
-    seconds = int(whole.timestamp())
-    return max(0, seconds * 1_000_000_000 + int((match[2] or "").ljust(9, "0")))

@@ -17,9 +17,9 @@ import msgspec
 
 from image.documents import Malformed, decode
 from image.errors import ImageError, InvalidImage, SignatureRefused
-from image.manifest import Descriptor, checked, digest_of
+from image.manifest import Descriptor, checked
 from image.model import Credentials
-from image.reference import Reference, parse_reference
+from image.reference import Reference, digest_of, parse_reference
 from image.registry.origin import Origin
 from image.registry.registries import Registries
 from image.shelf.layer_files import sync_directory
@@ -129,9 +129,7 @@ class Profiles:
             return False
         return True
 
-    async def _require(
-        self, reference: Reference, signatures: Sequence[Signature], requirements: Requirements
-    ) -> None:
+    async def _require(self, reference: Reference, signatures: Sequence[Signature], requirements: Requirements) -> None:
         await self._trust.require(reference, (reference.digest,), signatures, requirements)
 
     async def _fetch(

@@ -8,6 +8,7 @@ tag nor digest means the tag `latest`. Other than docker, a domain is put in low
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 
@@ -63,6 +64,11 @@ class Reference:
 def is_digest(text: str) -> bool:
     """Whether `text` is a digest of the only algorithm the store keeps: sha256."""
     return _SHA256.fullmatch(text) is not None
+
+
+def digest_of(content: bytes) -> str:
+    """The sha256 digest of a document or blob."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def lower_host(text: str) -> str:

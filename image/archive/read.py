@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import msgspec
 
 from image.archive.members import Archive
+from image.configuration import CONFIG_LIMIT, Configuration, doubt, parse_configuration
 from image.documents import Malformed, decode
 from image.errors import DigestMismatch, InvalidImage, NotAnImage, OtherPlatform
 from image.manifest import (
-    CONFIG_LIMIT,
     DOCKER_CONFIG,
     DOCKER_LAYER,
     DOCKER_MANIFEST,
@@ -21,19 +21,16 @@ from image.manifest import (
     MANIFEST_TYPES,
     OCI_INDEX,
     Blob,
-    Configuration,
     Descriptor,
     Index,
     Manifest,
     choose,
     described_blobs,
-    digest_of,
-    doubt,
-    parse_configuration,
     parse_manifest,
     require_mountable,
 )
 from image.platforms import Platform
+from image.reference import digest_of
 
 _NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 

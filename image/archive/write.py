@@ -18,7 +18,8 @@ import msgspec
 
 from image.documents import decode
 from image.errors import DigestMismatch, ImageError, ImageNotFound, InvalidImage, StorageFull
-from image.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, digest_of, parse_manifest
+from image.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, parse_manifest
+from image.reference import digest_of
 
 FORMATS = ("oci", "oci-archive", "docker-archive")
 _PIECE = 1 << 20  # bytes

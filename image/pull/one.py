@@ -9,26 +9,22 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
+from image.configuration import CONFIG_LIMIT, Configuration, doubt, parse_configuration
 from image.errors import DigestMismatch, ImageNotFound, InvalidImage
 from image.manifest import (
-    CONFIG_LIMIT,
     DOCUMENTS_LIMIT,
     MANIFEST_TYPES,
     Blob,
-    Configuration,
     Descriptor,
     Index,
     Manifest,
     choose,
     described_blobs,
-    digest_of,
-    doubt,
-    parse_configuration,
     parse_manifest,
 )
 from image.model import PullCounts, PullPhase, PullProgress
 from image.platforms import Platform
-from image.reference import Reference
+from image.reference import Reference, digest_of
 from image.registry.origin import NEXT_PLACE, Delivery, Origin
 from image.shelf.layer_files import blob_of, make_layer_directory
 from image.shelf.layers import Make

@@ -16,7 +16,8 @@ from image.errors import (
     RegistryUnavailable,
     SignatureRefused,
 )
-from image.manifest import Descriptor, digest_of
+from image.manifest import Descriptor
+from image.reference import digest_of
 from image.registry.repository import Repository
 
 # What one place may fail with while another still has the image. The last two: a mirror's damaged copy.

@@ -11,9 +11,9 @@ import aiohttp
 from yarl import URL
 
 from image.errors import AuthenticationRequired, DigestMismatch, ImageError, RegistryUnavailable
-from image.manifest import MANIFEST_LIMIT, MANIFEST_TYPES, Descriptor, digest_of
+from image.manifest import MANIFEST_LIMIT, MANIFEST_TYPES, Descriptor
 from image.model import Credentials
-from image.reference import is_digest
+from image.reference import digest_of, is_digest
 from image.registry.answers import Pace, first_byte, refusal
 from image.registry.auth import Challenge, basic, parse_challenges
 from image.registry.registries_conf import Endpoint

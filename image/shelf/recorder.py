@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from image.configuration import Configuration, parse_configuration
 from image.errors import ImageInUse, ImageReadOnly, StorageFull
-from image.manifest import Configuration, digest_of, parse_configuration
 from image.model import Image
+from image.reference import digest_of
 from image.shelf.additional import AdditionalStore
 from image.shelf.catalogue import Catalogue, Known
 from image.shelf.database import Database, ImageRecord, LayerRecord
@@ -114,9 +115,7 @@ class ImageRecorder:
         known = Known(image, record.chain_ids, digest_of(record.manifest), record.signatures, lent)
         return self._catalogue.add(known, names)
 
-    async def name(
-        self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...] = ()
-    ) -> Image | None:
+    async def name(self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...] = ()) -> Image | None:
         """Name an image that the store has, and keep what signatures came with it; None if the store has it not."""
         return await self._tasks.undisturbed(self._name(image_id, names, signatures))
 

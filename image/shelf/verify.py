@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from image.errors import ImageError, ImageNotFound, InvalidImage
-from image.manifest import Descriptor, Manifest, digest_of, parse_manifest
+from image.manifest import Descriptor, Manifest, parse_manifest
 from image.model import Image
+from image.reference import digest_of
 from image.shelf.catalogue import Catalogue
 from image.shelf.layers import Layer, Layers
 from image.shelf.recorder import ImageRecorder

@@ -1,8 +1,8 @@
 """The short-lived processes that do what would keep the daemon's interpreter busy: unpacking a layer, removing trees.
 
 `serve` is a fresh `python -I -S` with little more than the standard library, kept warm; it forks a worker for each
-request, and has given up all rights that no worker needs (image.unpack.confinement). A worker reads its request as JSON and a
-layer's blob from descriptors, and answers on another, after the line break that says that there is a worker, with
+request, and has given up all rights that no worker needs (image.unpack.confinement). A worker reads its request as JSON
+and a layer's blob from descriptors, and answers on another, after the line break that says that there is a worker, with
 {"ok": {...}} or {"error": kind, "message": text}.
 """
 

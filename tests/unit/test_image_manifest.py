@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from image.archive.members import open_archive
 from image.archive.read import archived_images
+from image.configuration import Configuration, doubt, parse_configuration
 from image.documents import Malformed, decode
 from image.errors import InvalidImage, NotAnImage, OtherPlatform
 from image.manifest import (
@@ -26,22 +27,17 @@ from image.manifest import (
     DOCKER_MANIFEST,
     OCI_CONFIG,
     OCI_INDEX,
-    OCI_LAYER,
     OCI_MANIFEST,
-    Configuration,
     Descriptor,
     Index,
     Manifest,
     choose,
-    digest_of,
-    doubt,
-    parse_configuration,
     parse_manifest,
 )
 from image.platforms import Platform, node_platforms
 from image.pull.one import Resolved, choose_manifest
-from image.reference import parse_reference
-from tests.images import build_image, digest
+from image.reference import digest_of, parse_reference
+from tests.images import OCI_LAYER, build_image, digest
 
 Reading = Callable[[Descriptor], bytes]
 
