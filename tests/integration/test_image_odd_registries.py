@@ -132,7 +132,7 @@ async def test_headers_without_end(tmp_path: Path) -> None:
     async with await asyncio.start_server(endless, "127.0.0.1", 0) as server, opened(tmp_path) as store:
         host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         (tmp_path / "registries.conf").write_text(f'[[registry]]\nlocation = "{host}"\ninsecure = true\n')
-        store.pulls._transport._plain.add(host)
+        store._transport._plain.add(host)
         with pytest.raises(RegistryUnavailable, match="headers of more than 10485760 bytes"):
             await store.pull(f"{host}/a:1")
         assert sent * 60_000 < 200 << 20
