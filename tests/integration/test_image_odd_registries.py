@@ -595,7 +595,7 @@ async def test_a_configuration_that_claims_another_machine(
         assert (await store.pull(f"{registry.host}/a:1")).id == image.id
         await store.remove(image.id)
         assert (await store.pull(f"{registry.host}/b:1")).id == image.id
-        doubts = [record for record in caplog.records if "may not run here" in record.message]
+        doubts = [record for record in caplog.records if "may not run on this platform" in record.message]
         assert len(doubts) == (2 if claim in ("arm64", "pdp11") else 0)
         with pytest.raises(OtherPlatform, match="it is for windows"):
             await store.pull(f"{registry.host}/windows:1")
