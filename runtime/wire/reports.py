@@ -352,6 +352,8 @@ class Conversation:
             return False
         if isinstance(report, Born):
             return self.awaits_birth
+        if isinstance(report, Executing):
+            return not self._done  # its steps are kept: who repeats it would fill the parent's memory
         return self._listens or not isinstance(report, SeccompListener)
 
     def _note(self, report: Report) -> None:

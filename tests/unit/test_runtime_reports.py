@@ -142,6 +142,13 @@ def test_a_filter_has_one_listener() -> None:
     os.close(first.fd)
 
 
+def test_a_program_is_executed_once() -> None:
+    conversation = Conversation(INIT)
+    assert conversation.take(encode(Executing((("ready", 1),))), []) == Executing((("ready", 1),))
+    assert conversation.take(encode(Executing((("more", 2),))), []) is None
+    assert conversation.outcome is None
+
+
 def test_how_a_conversation_ends() -> None:
     def outcome(conversation: Conversation, *said: Report) -> str:
         for report in said:
