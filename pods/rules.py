@@ -53,7 +53,8 @@ OOM_SCORES: Final = (-1000, 1000)  # proc_pid_oom_score_adj(5)
 UNLIMITED: Final = -1  # as a limit of memory or of processor time
 BELOW_ROOT: Final = "an absolute path below '/' without '..'"
 LOCALHOST: Final = "localhost/"  # before the name of a profile that is on the node
-_PATH_BYTES, _COMPONENT_BYTES = 4095, 255  # PATH_MAX without its NUL, NAME_MAX
+PATH_BYTES: Final = 4095  # PATH_MAX without its NUL
+_COMPONENT_BYTES: Final = 255  # NAME_MAX
 
 
 def is_text(text: str) -> bool:
@@ -69,8 +70,8 @@ def is_variable(name: str) -> bool:
 def fault_of_path(path: str) -> str:
     """Why the kernel would find a path too long, "" if it does not."""
     encoded = path.encode(errors="surrogateescape")
-    if len(encoded) > _PATH_BYTES:
-        return f"is longer than {_PATH_BYTES} bytes"
+    if len(encoded) > PATH_BYTES:
+        return f"is longer than {PATH_BYTES} bytes"
     if any(len(component) > _COMPONENT_BYTES for component in encoded.split(b"/")):
         return f"has a component of more than {_COMPONENT_BYTES} bytes"
     return ""

@@ -11,18 +11,18 @@ from typing import Final
 
 from pods.errors import InvalidArgument
 from pods.octets import octets_of
+from pods.rules import PATH_BYTES
 
 _ONE: Final = 32 * os.sysconf("SC_PAGE_SIZE") - 1  # bytes of one string without its NUL (MAX_ARG_STRLEN)
 _ALL: Final = 6 << 20  # bytes of all strings, however large the stack may grow
-_PROGRAM: Final = 4095  # PATH_MAX without its NUL
 _NAME: Final = 64  # characters of a variable's name that a message shows
 
 
 def check_arguments(field: str, argv: Sequence[str]) -> None:
     """Refuse (InvalidArgument) an argument vector that no stack could hold. `field` names it in the message."""
     sizes = [len(octets_of(text)) for text in argv]
-    if sizes[0] > _PROGRAM:
-        raise InvalidArgument(f"{field}: the program's name has {sizes[0]} bytes, more than {_PROGRAM}")
+    if sizes[0] > PATH_BYTES:
+        raise InvalidArgument(f"{field}: the program's name has {sizes[0]} bytes, more than {PATH_BYTES}")
     _check(field, sizes, (f"word {number}" for number in range(len(argv))))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from image.model import VOLUMES_LIMIT, ImageConfig
-from pods import pod_files
+from pods import pod_files, rules
 from pods.errors import InvalidArgument
 from pods.model import CgroupMountMode, ContainerConfig, ContainerSecurity, Mount, NamespaceMode, Propagation, Sandbox
 from pods.oci import mounted_images
@@ -20,7 +20,6 @@ _PROPAGATION = {
     Propagation.BIDIRECTIONAL: "rshared",
 }
 _PTS_OPTIONS = ("newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
-_MAX_PATH = 4095  # no mount has a longer one
 
 
 def plan_mounts(
@@ -71,7 +70,7 @@ def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]
 
 
 def _is_within(path: str, mounted: set[str]) -> bool:
-    while path != "/" and len(path) <= _MAX_PATH:
+    while path != "/" and len(path) <= rules.PATH_BYTES:  # no mount has a longer one
         if path in mounted:
             return True
         path = posixpath.dirname(path)

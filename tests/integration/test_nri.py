@@ -213,6 +213,8 @@ def test_what_cannot_be_adjusted_and_what_two_plugins_want_is_refused(daemon: Da
     rdt.linux.rdt.clos_id.value = "gold"
     wrong = nri.ContainerAdjustment()
     wrong.linux.namespaces.add(type="moon")
+    outside = nri.ContainerAdjustment()
+    outside.linux.resources.unified["../cgroup.procs"] = "1"
     mine = nri.ContainerAdjustment(env=[nri.KeyValue(key="A", value="1")])
     with (
         daemon.pod("refused") as pod,
@@ -223,6 +225,9 @@ def test_what_cannot_be_adjusted_and_what_two_plugins_want_is_refused(daemon: Da
             pod.create("true")
         two.answers["CreateContainer"] = nri.CreateContainerResponse(adjust=mine)
         with pytest.raises(grpc.RpcError, match="env A: plugin 01-one has set it already"):
+            pod.create("true")
+        two.answers["CreateContainer"] = nri.CreateContainerResponse(adjust=outside)
+        with pytest.raises(grpc.RpcError, match=r"adjust\.linux\.resources\.unified: '\.\./cgroup\.procs' must be"):
             pod.create("true")
         two.answers["CreateContainer"] = nri.CreateContainerResponse(adjust=wrong)
         with pytest.raises(grpc.RpcError, match=r"as plugins adjusted it: .*linux.namespaces.*moon"):
