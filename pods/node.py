@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +41,6 @@ from pods.streams.sessions import StreamSession, open_attach, open_exec
 from pods.trace import Around, StepReport, Trace
 from runtime.wire.calls import ExitStatus
 
-_log = logging.getLogger("crisp.pods")
 _CLOSE_SECONDS = 10.0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import ssl
 import time
 from http import HTTPStatus
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 _MAX_PAIRS: Final = 100  # of a WebSocket, whose channels are numbered in one byte
 _CLOSE_SECONDS: Final = 5.0
-
-_log = logging.getLogger("crisp.streaming")
 
 
 class StreamingServer:
