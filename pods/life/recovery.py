@@ -18,6 +18,7 @@ from pods.state.transitions import Ran, Started, can_start, is_over
 from runtime.client import ShimClient, ShimGone
 from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
+from runtime.wire.states import RUNNING, STARTING
 
 if TYPE_CHECKING:
     from image.store import ImageStore
@@ -126,10 +127,10 @@ class Recovery:
             known = told.containers.get(container.id)
             if known is None:
                 continue
-            if known.state == "starting":
+            if known.state == STARTING:
                 following = self._follow_start(container.id, shim)
                 self._background.detach(following, f"follow the start of container {container.id}")
-            elif known.state == "running" and is_over(container):
+            elif known.state == RUNNING and is_over(container):
                 await shim.call(calls.Kill(container.id))  # its start was told to have failed
             else:
                 await self._learn(container.id, known)

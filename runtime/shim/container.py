@@ -1,4 +1,4 @@
-"""A container in its shim: rootfs, init, exec'd processes, exit status. One state, one place that changes it."""
+"""A container in its shim: rootfs, init, exec'd processes, exit status."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from runtime.spec import values as oci
 from runtime.spec.parse import parse_resources
 from runtime.wire import calls
 from runtime.wire.calls import ContainerStatus, Created, ExitStatus, Updated
+from runtime.wire.states import EXITED, RUNNING, STARTING, StateMachine
 
 _PF_EXITING: Final = 0x4  # proc_pid_stat(5), flags; the kernel's sched.h
 
 
 class Container:
-    """Created (rootfs mounted), running, exited. Calls answer through a `reply` callback, failures by raising.
+    """Its life is drawn in `runtime.wire.states`. Calls answer through a `reply` callback, failures by raising.
 
     How its processes are made is its launcher's business.
     """
@@ -53,7 +54,7 @@ class Container:
         self._take_back_update: Callable[[], None] = lambda: None
         self.killed = False
         self.pause: object = None  # the last `runtime.shim.pause.Pause` that stopped it
-        self.state = "created"
+        self.state = StateMachine()
         self.started_at = 0
         self.exit: ExitStatus | None = None
 
@@ -77,16 +78,16 @@ class Container:
 
     def rootfs(self) -> int:
         """The rootfs of one that was created and has not been started; it stays the container's."""
-        if self.state != "created" or self._held.rootfs < 0:
-            raise NotRunning(f"open rootfs of container {self.id}: it is {self.state}")
+        if not self.state.can_start or self._held.rootfs < 0:
+            raise NotRunning(f"open rootfs of container {self.id}: it is {self.state.name}")
         return self._held.rootfs
 
     # -- running ------------------------------------------------------------------------------------------------------
 
     def start(self, call: calls.Start, fds: Sequence[int], reply: Reply) -> None:
         """Run the program; `fds` came with the call. Replies once it runs, or with why it does not."""
-        if self.state != "created":
-            raise RuntimeCoreError(f"start container {self.id}: it is {self.state}")
+        if not self.state.can_start:
+            raise RuntimeCoreError(f"start container {self.id}: it is {self.state.name}, not created")
         received = time.monotonic_ns()
         _spec, process = self._held.read_spec()
         self._launcher.plan(call, process, fds)
@@ -95,7 +96,7 @@ class Container:
             stdio = self._make_streams(call, process, undo)
             self._launcher.launch(Attempt(self, self._held, call, process, stdio, received, reply), undo)
             undo.pop_all()
-        self.state = "starting"
+        self.state.become(STARTING)
         stdio.close_child_ends()
         self._stdin = stdio.stdin
 
@@ -130,7 +131,7 @@ class Container:
             self._outputs, stdin, self._storage, self._supervisor, stdin_once=self._stdin_once
         )
         self._held.leave_scope()
-        self.state = "running"
+        self.state.become(RUNNING)
         self.started_at = time.time_ns()
         self._tell_start()
 
@@ -148,7 +149,7 @@ class Container:
         """The program will not run."""
         for fd, _name in outputs:
             os.close(fd)
-        self.state = "exited"
+        self.state.become(EXITED)
         self.exit = ExitStatus(calls.START_FAILED, finished_at=time.time_ns(), start_failed=True)
         self._supervisor.record_exit(self.id, self.exit)
         self._held.remove_cgroup()
@@ -161,9 +162,9 @@ class Container:
 
     def init_exited(self, status: int) -> None:
         """The init was reaped: `status` is its exit code, or minus the signal."""
-        if self.state == "starting":
+        if self.state.is_starting:
             self._early_exit = status  # told again once the end of the start is known
-        if self.state != "running":
+        if not self.state.can_exec:
             return
         assert self._held.cgroup is not None
         if not self._held.has_own_pid_namespace():
@@ -180,7 +181,7 @@ class Container:
             oom=self._held.was_oom_killed(signal_number),
             finished_at=time.time_ns(),
         )
-        self.state = "exited"
+        self.state.become(EXITED)
         self._supervisor.record_exit(self.id, self.exit)
         self._close_log()
         self._held.remove_cgroup()
@@ -197,16 +198,20 @@ class Container:
 
     def signal(self, number: int) -> None:
         """Send a signal to init; nothing happens when it is gone."""
-        if self.state == "running":
+        if self.state.can_exec:
             self._launcher.signal(number)
 
     def kill(self) -> None:
         """End every process of the container."""
         self.killed = True
         self._held.signal_init(signal.SIGKILL)
-        if self._held.cgroup is not None and self.state != "exited":
+        if self._held.cgroup is not None and not self.state.is_over:
             with contextlib.suppress(RuntimeCoreError):
                 self._held.cgroup.kill_in_pod()
+
+    def _require_running(self, operation: str) -> None:
+        if not self.state.can_exec:
+            raise NotRunning(f"{operation} container {self.id}: it is {self.state.name}, not running")
 
     def wait(self, exited: Callable[[], None]) -> None:
         """Call back when the container has exited."""
@@ -217,17 +222,17 @@ class Container:
 
     def wait_start(self, reply: Reply) -> None:
         """Reply with what `describe` tells when no start is under way."""
-        if self.state == "starting":
+        if self.state.is_starting:
             self._start_waiters.append(reply)
         else:
             reply(self.describe())
 
     def update(self, call: calls.Update) -> Updated:
         """Change the limits of a running container, all or none; one that has exited needs none."""
-        if self.state == "exited":
+        if self.state.is_over:
             return Updated()
-        if self.state != "running" or self._held.cgroup is None:
-            raise RuntimeCoreError(f"update container {self.id}: it is {self.state}")
+        self._require_running("update")
+        assert self._held.cgroup is not None
         if call.resources is None:
             self._take_back_update()
             return Updated()
@@ -255,13 +260,13 @@ class Container:
 
     def freeze(self) -> None:
         """Stop every process. Raises RuntimeCoreError unless it runs."""
-        if self.state != "running" or self._held.cgroup is None:
-            raise NotRunning(f"freeze container {self.id}: it is {self.state}")
+        self._require_running("freeze")
+        assert self._held.cgroup is not None
         self._held.cgroup.freeze()
 
     def thaw(self) -> None:
         """Let them go on. Raises RuntimeCoreError."""
-        if self.state == "running" and self._held.cgroup is not None:
+        if self.state.can_exec and self._held.cgroup is not None:
             self._held.cgroup.thaw()
 
     def reopen_log(self) -> None:
@@ -282,14 +287,13 @@ class Container:
         self._release()
 
     def describe(self) -> ContainerStatus:
-        return ContainerStatus(self.state, self._held.pid, self.started_at, self.exit)
+        return ContainerStatus(self.state.name, self._held.pid, self.started_at, self.exit)
 
     # -- exec ---------------------------------------------------------------------------------------------------------
 
     def execute(self, call: calls.Exec, fds: Sequence[int], reply: Reply) -> None:
         """Run another process with `fds` as its streams. Replies with its exit code when it ends."""
-        if self.state != "running":
-            raise NotRunning(f"exec in container {self.id}: it is not running")
+        self._require_running("exec in")
         if self._held.cgroup is not None and self._held.cgroup.is_frozen():
             raise NotRunning(f"exec in container {self.id}: it is paused")
         try:
@@ -313,7 +317,7 @@ class Container:
     def _is_over(self) -> bool:
         """Whether init is dead or dying, though the loop may not have come to hear of it."""
         held = self._held
-        if self.state != "running" or held.pidfd < 0:
+        if not self.state.can_exec or held.pidfd < 0:
             return True
         dead = select.poll()
         dead.register(held.pidfd, select.POLLIN)
@@ -331,8 +335,8 @@ class Container:
 
     def attach(self, call: calls.Attach, fds: Sequence[int], reply: Reply) -> None:
         """Attach a client; `fds` are for what `streams` names. Replies when it is detached, or the container ends."""
-        if self.state != "running" or self._attachments is None:
-            raise NotRunning(f"attach to container {self.id}: it is not running")
+        self._require_running("attach to")
+        assert self._attachments is not None
         self._attachments.attach(call.attach, dict(zip(call.streams, fds, strict=True)), reply)
 
     def detach(self, name: str) -> None:

@@ -39,7 +39,6 @@ from runtime.shim.reply import Reply
 from runtime.wire import calls
 from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
 
-_RUNNABLE: Final = ("running", "starting")
 _ACCEPT_PAUSE: Final = 1.0  # seconds
 
 
@@ -423,7 +422,7 @@ class Shim:
         assert self._pod is not None
         self._pod.infra_exited()
         for container in self._containers.values():
-            if container.state in _RUNNABLE:
+            if container.state.has_processes:
                 container.kill()
         self.emit(calls.InfraExited())
 
@@ -440,7 +439,7 @@ class Shim:
         container = self._containers.get(call.container)
         if container is None:
             return calls.Done()
-        if container.state in _RUNNABLE:
+        if container.state.has_processes:
             raise RuntimeCoreError(f"delete container {container.id}: it is running")
         container.delete()
         del self._containers[container.id]
@@ -480,7 +479,7 @@ class Shim:
             raise
 
     def _end_containers(self) -> None:
-        running = [container for container in self._containers.values() if container.state in _RUNNABLE]
+        running = [container for container in self._containers.values() if container.state.has_processes]
         if running:
             for container in running:
                 container.kill()

@@ -217,7 +217,7 @@ class Updated(Answer):
 
 @dataclass(frozen=True, slots=True)
 class ContainerStatus(Answer):
-    """One of a shim's containers: "created", "starting", "running" or "exited"."""
+    """One of a shim's containers; `state` is one of `runtime.wire.states`."""
 
     READ: ClassVar[Readers] = {"exit": optional(ExitStatus)}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from runtime.errors import NotRunning
 from runtime.process.join import Join
 from runtime.shim.execs import Execs
 from runtime.shim.holdings import Holdings
@@ -23,8 +22,9 @@ class JoiningCommands:
 
     def begin(self, call: Exec, fds: Sequence[int], reply: Reply) -> None:
         held = self._held
-        if held.spec is None or held.spec.process is None or held.cgroup is None:
-            raise NotRunning(f"exec in container {held.id}: it is not running")
+        assert held.spec is not None
+        assert held.spec.process is not None
+        assert held.cgroup is not None
         join = Join(
             container_id=held.id,
             spec=held.spec,
