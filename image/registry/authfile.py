@@ -10,7 +10,6 @@ import codecs
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -18,6 +17,7 @@ import msgspec
 from image.documents import Malformed, decode
 from image.errors import AuthenticationRequired
 from image.model import Credentials
+from image.programs import ask
 from image.reference import DEFAULT_DOMAIN, lower_host
 
 NO_LOGINS = Path(os.devnull)  # an auth file for those who are to have no more than anybody may
@@ -137,24 +137,15 @@ async def _ask(helper: str, server: str) -> Credentials | None:
     what = f"ask credential helper {helper!r} for {server}"
     if not _HELPER_NAME.fullmatch(helper):
         raise AuthenticationRequired(f"{what}: that is no helper's name")
-    pipe = asyncio.subprocess.PIPE
     try:
-        process = await asyncio.create_subprocess_exec(
-            f"docker-credential-{helper}", "get", stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+        status, said = await ask(
+            f"docker-credential-{helper}", "get", given=server.encode(), seconds=_HELPER_SECONDS
         )
-    except OSError as error:
-        raise AuthenticationRequired(f"{what}: {error.strerror}") from error
-    try:
-        async with asyncio.timeout(_HELPER_SECONDS):
-            said, _ = await process.communicate(server.encode())
     except TimeoutError:
         raise AuthenticationRequired(f"{what}: no answer within {_HELPER_SECONDS:g} s") from None
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    return _answer(said[:_HELPER_ANSWER_LIMIT], process.returncode or 0, what)
+    except OSError as error:
+        raise AuthenticationRequired(f"{what}: {error.strerror}") from error
+    return _answer(said[:_HELPER_ANSWER_LIMIT], status, what)
 
 
 def _answer(said: bytes, status: int, what: str) -> Credentials | None:

@@ -6,18 +6,17 @@ A simple signature is an OpenPGP message around a claim; a sigstore signature is
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import re
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from image.errors import ImageError, InvalidConfiguration
+from image.programs import ask
 
 SIMPLE, SIGSTORE = "simple", "sigstore"
 SIGNATURE_LIMIT = 64 << 10  # bytes: one is some 1,000, and all of an image's are kept in memory
@@ -142,21 +141,10 @@ def _dearmoured(key: bytes) -> bytes:
 
 
 async def _run(*command: str | Path) -> tuple[int, str]:
-    null = asyncio.subprocess.DEVNULL
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=null, stdout=asyncio.subprocess.PIPE, stderr=null
-        )
-    except OSError as error:
-        raise ImageError(f"run {command[0]}: {error.strerror} (Debian has it in the package gpgv)") from error
-    try:
-        async with asyncio.timeout(_GPGV_SECONDS):
-            said, _ = await process.communicate()
+        status, said = await ask(*command, seconds=_GPGV_SECONDS)
     except TimeoutError:
         raise ImageError(f"run {command[0]}: not done within {_GPGV_SECONDS:g} s") from None
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-    return process.returncode or 0, said.decode(errors="replace")
+    except OSError as error:
+        raise ImageError(f"run {command[0]}: {error.strerror} (Debian has it in the package gpgv)") from error
+    return status, said.decode(errors="replace")

@@ -1,0 +1,28 @@
+"""Others' programs that are asked something: credential helpers, gpgv."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+
+async def ask(*command: str | Path, given: bytes = b"", seconds: float) -> tuple[int, bytes]:
+    """Run a program with `given` for input; its exit status, and what it printed.
+
+    One that takes longer than `seconds`, or whose caller leaves, is killed. Raises OSError when it cannot be run, and
+    TimeoutError.
+    """
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            said, _ = await process.communicate(given)
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    return process.returncode or 0, said
