@@ -15,6 +15,7 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from tests.criu import on_path
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
+from tests.stream_clients import RESIZE, STDIN, STDOUT, Command
 from tests.waiting import until
 
 # Counts in memory, in its log, and in a file of its root; another variable shows whose memory it is.
@@ -210,6 +211,25 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(daemon: Daemon, tmp_pat
         pass
     filter = cri.PodSandboxFilter(label_selector={})
     assert not daemon.runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=filter), timeout=CALL_SECONDS).items
+
+
+@pytest.mark.cri("Attach", "tty")
+def test_a_terminal_is_the_containers_again(daemon: Daemon, tmp_path: Path) -> None:
+    output = tmp_path / "checkpoint"
+    output.mkdir()
+    shell = _config("shell", "while :; do stty size; sleep 0.1; done", "CONTAINER", stdin=True, tty=True)
+    with daemon.pod(config=_pod_config(daemon, "typed", "CONTAINER")) as pod:
+        _checkpoint(pod, output, _start(pod, shell))
+    target = _pod_config(daemon, "typed-again", "CONTAINER")
+    with _restored(daemon, output, target, shell) as (_pod, ids):
+        daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=ids["shell"]), timeout=CALL_SECONDS)
+        for width in (90, 91):
+            attach = cri.AttachRequest(container_id=ids["shell"], tty=True, stdin=True, stdout=True)
+            url = daemon.runtime.Attach(attach, timeout=CALL_SECONDS).url
+            command = Command.over("spdy", url, "v4.channel.k8s.io", STDIN, STDOUT, RESIZE)
+            command.resize(width, 33)
+            command.until(b"33 %d\r\n" % width)
+            command.close()
 
 
 def test_no_pod_stays_stopped_when_crispd_dies(criu: None, fresh_daemon: Daemon, tmp_path: Path) -> None:
