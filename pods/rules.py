@@ -27,7 +27,7 @@ class Form:
 
 # cpuset(7), "List format": of CPUs and of memory nodes.
 CPU_LIST: Final = Form(re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*"), "a list such as 0-3,6")
-PAGE_SIZE: Final = Form(re.compile(r"[1-9][0-9]*[KMG]B"), "a size such as 2MB")
+PAGE_SIZE: Final = Form(re.compile(r"[1-9][0-9]{0,8}[KMG]B"), "a size such as 2MB")
 # It becomes the name of a file in a cgroup's directory: it must not lead out of there.
 CGROUP_FILE: Final = Form(
     re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)+"), "the name of a cgroup v2 file such as memory.high"

@@ -18,7 +18,8 @@ def signal_number(name: str) -> int:
     """The number of "SIGTERM", "term", "15" or "SIGRTMIN+3"; 0 if no signal has that name."""
     text = name.upper()
     if text.isascii() and text.isdigit():
-        return int(text) if 0 < int(text) <= _LAST_REALTIME else 0
+        digits = text.lstrip("0")  # int() refuses thousands of them with an error
+        return int(digits) if digits and len(digits) < 3 and int(digits) <= _LAST_REALTIME else 0
     if match := _REALTIME.match(text):
         base = _FIRST_REALTIME if match[1] == "MIN" else _LAST_REALTIME
         offset = int(match[3] or 0) * (-1 if match[2] == "-" else 1)

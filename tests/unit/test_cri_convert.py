@@ -345,6 +345,7 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
         (limited(cpuset_cpus="\u0663"), "config.linux.resources.cpuset_cpus: '\u0663' must be a list"),
         (limited(hugepage_limits=[{"page_size": "0MB"}]), "hugepage_limits[0].page_size: '0MB' must be a size"),
         (limited(unified={"Cgroup.procs": "1"}), "linux.resources.unified key: 'Cgroup.procs' must be the name of"),
+        (limited(hugepage_limits=[{"page_size": "9" * 5000 + "KB"}]), "hugepage_limits[0].page_size: '9999"),
         (limited(hugepage_limits=[{"page_size": "huge"}]), "hugepage_limits[0].page_size: 'huge' must be a size"),
         (limited(unified={"../x": "1"}), "config.linux.resources.unified key: '../x' must be the name of a cgroup v2"),
         (in_container(run_as_group={"value": 1}), "security_context.run_as_group: 1 needs run_as_user or"),

@@ -222,7 +222,7 @@ def test_stop_signal(asked: str, image: str, name: str) -> None:
     assert stop_signal(_config(stop_signal=asked), ImageConfig(stop_signal=image)) == name
 
 
-@pytest.mark.parametrize("signal", ["SIGNOPE", "0", "65", "-9", "RTMIN+31", "1e3", "SIG"])
+@pytest.mark.parametrize("signal", ["SIGNOPE", "0", "65", "9" * 5000, "-9", "RTMIN+31", "1e3", "SIG"])
 def test_what_is_no_signal(signal: str) -> None:
     with pytest.raises(InvalidArgument, match="is not a signal"):
         stop_signal(_config(), ImageConfig(stop_signal=signal))
