@@ -9,7 +9,6 @@ parent namespace, an ordinary user has newuidmap(1) do it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -18,6 +17,7 @@ from linux.tables import NAMESPACE_FLAGS, namespace_file
 from runtime.errors import OperationFailed, SpecError, failing
 from runtime.light import dataclass, field, replace, socket
 from runtime.spec.values import IDMapping, Spec
+from runtime.wire.reports import MAKER, Conversation, Ready, Reporter, receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def _mappings_by_joining(path: str) -> IDMappings:
     with failing("join user namespace", path):
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _hold(
+            hold(
+                ("join user namespace", path),
                 (),
                 0,
                 lambda: syscalls.setns(namespace, syscalls.CLONE_NEWUSER),
@@ -148,8 +149,8 @@ def make(
     Forks a child that lives until they are open; single-threaded callers only. Raises OperationFailed.
     """
     wanted = ("user", *kinds)
-    with failing("make", "user namespace"):
-        return _hold(wanted, _flags(wanted), lambda: None, lambda pid: write(pid, mappings))
+    about = "make", "user namespace"
+    return hold(about, wanted, _flags(wanted), in_parent=lambda pid: write(pid, mappings))
 
 
 def make_owned(namespace: int, kinds: Sequence[str]) -> dict[str, int]:
@@ -159,28 +160,36 @@ def make_owned(namespace: int, kinds: Sequence[str]) -> dict[str, int]:
         syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
         syscalls.unshare(_flags(kinds))
 
-    with failing("make namespaces in", "user namespace"):
-        return _hold(kinds, 0, move, lambda pid: None)
+    return hold(("make namespaces in", "user namespace"), kinds, 0, move)
 
 
 def _flags(kinds: Iterable[str]) -> int:
     return sum(NAMESPACE_FLAGS[kind] for kind in kinds)
 
 
-def _hold(
-    kinds: Iterable[str], flags: int, in_child: Callable[[], None], in_parent: Callable[[int], None]
+def hold(
+    about: tuple[str, str],
+    kinds: Iterable[str],
+    flags: int,
+    in_child: Callable[[], None] = lambda: None,
+    in_parent: Callable[[int], None] = lambda pid: None,
 ) -> dict[str, int]:
-    """Clone a child by `flags`, have both sides do their part, and open the child's namespaces before it ends."""
+    """Clone a child by `flags`, have both sides do their part, and open the child's namespaces before it ends.
+
+    Single-threaded callers only. Raises OperationFailed, in the words of `about`, a verb and an object.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
+    with ours, failing(*about):
         with theirs:
             pid, pidfd = syscalls.clone(flags)
             if pid == 0:
-                _stay(ours, theirs, in_child)
+                _stay(ours, Reporter(theirs), about, in_child)
         opened: dict[str, int] = {}
         try:
-            if trouble := int(ours.recv(16) or errno.ECHILD):
-                raise OSError(trouble, os.strerror(trouble))
+            conversation = Conversation(MAKER)
+            receive(ours, conversation)
+            if conversation.outcome is not None:
+                raise conversation.outcome
             in_parent(pid)
             for kind in kinds:
                 opened[kind] = os.open(namespace_file(pid, kind), os.O_RDONLY | os.O_CLOEXEC)
@@ -195,16 +204,16 @@ def _hold(
     return opened
 
 
-def _stay(ours: socket.socket, theirs: socket.socket, prepare: Callable[[], None]) -> None:
+def _stay(ours: socket.socket, reporter: Reporter, about: tuple[str, str], prepare: Callable[[], None]) -> None:
     """In the child: prepare, tell, and hold the namespaces until the parent has closed its end, or is dead."""
     try:
         ours.close()
-        try:
+        with failing(*about):
             prepare()
-            theirs.send(b"0")
-        except OSError as error:
-            theirs.send(b"%d" % (error.errno or 0))
-        theirs.recv(1)
+        reporter.say(Ready())
+        reporter.await_answer()  # there is none
+    except BaseException as error:
+        reporter.fail(error)
     finally:
         os._exit(0)
 

@@ -26,10 +26,10 @@ from linux.elf import executable, in_memory
 from linux.tables import AUDIT_ARCHITECTURES
 from runtime.errors import failing
 from runtime.light import signal, socket
+from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
 from runtime.rootfs.tree import ATTACH_POINT
 from runtime.seccomp.load import load_filter
-from runtime.wire.reports import MAKER, Conversation, Ended, Ready, Reporter, receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,31 +91,7 @@ def empty_mount_namespace() -> int:
     cheaper than copying and unmounting all of the host's. Forks a short-lived child; single-threaded callers only.
     Raises RuntimeCoreError.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = syscalls.fork()
-    if pid == 0:
-        reporter = Reporter(theirs)
-        try:
-            ours.close()
-            with failing("make", "empty mount namespace"):
-                enter_empty_root()
-            reporter.say(Ready())
-            reporter.await_answer()  # none: it stays until the parent has opened /proc/PID/ns/mnt
-        except BaseException as error:
-            reporter.fail(error)
-        finally:
-            os._exit(0)
-    theirs.close()
-    try:
-        conversation = Conversation(MAKER)
-        while not isinstance(receive(ours, conversation), Ready | Ended):
-            pass
-        if conversation.outcome is not None:
-            raise conversation.outcome
-        return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    finally:
-        ours.close()
-        os.waitpid(pid, 0)
+    return userns.hold(("make", "empty mount namespace"), ("mount",), 0, enter_empty_root)["mount"]
 
 
 def enter_empty_root() -> None:

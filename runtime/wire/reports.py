@@ -39,9 +39,9 @@ A pod's infra process (runtime/process/infra.py; its parent is runtime/shim/pod.
       | === end of file, by the execve =========>  | the infra program runs. It is machine code, and reports nothing
       | --- Failed, end of file ----------------->  | instead
 
-The maker of the empty mount namespace (both ends are in runtime/process/infra.py):
+The maker of namespaces that are opened before anybody is in them (both ends are in runtime/namespaces/user.py):
 
-      | --- Ready ------------------------------->  | it is in it; the parent opens /proc/PID/ns/mnt, and closes its end
+      | --- Ready ------------------------------->  | it is in them; the parent opens them by /proc, and hangs up
       | --- Failed ------------------------------>  | instead
 
 The runner of a shim's hooks (both ends are in runtime/shim/hook_process.py) leaves a line with a Failed for each that
@@ -309,7 +309,7 @@ RESTORER: Final = Speaker(
     (Console, Restored, Failed), Restored, "criu's parent died before it had restored the container"
 )
 INFRA: Final = Speaker((Failed,), None, "")
-MAKER: Final = Speaker((Ready, Failed), Ready, "the maker of the empty mount namespace died before it was made")
+MAKER: Final = Speaker((Ready, Failed), Ready, "the maker of a namespace died before it was made")
 _OF_THE_BORN: Final = (SeccompListener, Executing, Failed, NotExecuted)
 
 
