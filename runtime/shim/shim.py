@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import heapq
 import json
 import os
 import selectors
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
@@ -26,6 +24,7 @@ from linux import syscalls
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NO_CALL, NotRunning, RuntimeCoreError
 from runtime.logs.writer import complain
+from runtime.shim.connection import Connection, Request
 from runtime.shim.container import Container
 from runtime.shim.holder import start_holder
 from runtime.shim.holdings import Holdings
@@ -33,11 +32,12 @@ from runtime.shim.launch.external import ExternalLauncher
 from runtime.shim.launch.launcher import Launcher
 from runtime.shim.launch.own import OwnLauncher
 from runtime.shim.launch.restored import RestoredLauncher
+from runtime.shim.loop import EventLoop
 from runtime.shim.pause import Pause
 from runtime.shim.pod import Pod
 from runtime.shim.reply import Reply
 from runtime.wire import calls
-from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
+from runtime.wire.frames import Message
 
 _ACCEPT_PAUSE: Final = 1.0  # seconds
 
@@ -51,160 +51,26 @@ class Inheritance:
     empty_mount_namespace: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What comes with a call: its descriptors, which are closed once the handler has returned, and who made it."""
-
-    fds: Sequence[int]
-    reply: Reply
-    connection: _Connection
-
-
-class _Connection:
-    """One daemon talking to the shim."""
-
-    def __init__(self, shim: Shim, sock: socket.socket) -> None:
-        self._shim = shim
-        self._sock = sock
-        self._decoder = Decoder()
-        self._outbox = Outbox(sock)
-        sock.setblocking(False)
-        shim.watch(sock.fileno(), selectors.EVENT_READ, self._ready)
-
-    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        if self._sock.fileno() < 0:
-            return
-        self._outbox.put(message, fds)
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            self._outbox.flush()
-        except OSError:
-            self.close()
-            return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
-        self._shim.watch(self._sock.fileno(), events, self._ready)
-
-    def _ready(self, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
-            self._flush()
-        if events & selectors.EVENT_READ and self._sock.fileno() >= 0:
-            try:
-                alive = receive(self._sock, self._decoder)
-                for message, fds in self._decoder.messages():
-                    self._shim.handle(message, fds, self)
-            except BlockingIOError:
-                return
-            except (OSError, ProtocolError) as error:
-                complain(f"connection: {error}")
-                alive = False
-            if not alive:
-                self.close()
-
-    def close(self) -> None:
-        if self._sock.fileno() >= 0:
-            self._shim.forget(self, self._sock.fileno())
-            self._outbox.close()
-            self._decoder.close()
-            self._sock.close()
-
-
 class Shim:
-    """The loop and the calls. See the module's docstring for the wire."""
+    """The pod, its containers, and the calls for them."""
 
     def __init__(self, birth: socket.socket, inheritance: Inheritance) -> None:
         self._inheritance = inheritance
-        self._selector = selectors.EpollSelector()
-        self._children: dict[int, Callable[[int], None]] = {}
-        self._commands = 0  # of external runtimes, that run
-        self._strays: dict[int, int] = {}  # statuses of children nobody has asked about, while there is a command
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._timer_count = 0
-        self._idle_timers = 0
-        self._connections: list[_Connection] = []
+        self._loop = loop = EventLoop()
+        # What containers need of the loop they have from the shim.
+        self.watch, self.unwatch, self.later = loop.watch, loop.unwatch, loop.later
+        self.on_exit, self.is_child, self.command_started = loop.on_exit, loop.is_child, loop.command_started
+        self._connections: list[Connection] = []
         self._containers: dict[str, Container] = {}
-        self._pauses: dict[_Connection, Pause] = {}
+        self._pauses: dict[Connection, Pause] = {}
         self._pod: Pod | None = None
         self._listener: socket.socket | None = None
-        self._leaving = False
         self._cgroups: dict[str, Cgroup] = {}  # by the path of its parent
         self._shutdown_replies: list[Reply] = []
-        self._watch_children()
-        self._connections.append(_Connection(self, birth))
-
-    # -- loop ---------------------------------------------------------------------------------------------------------
+        self._connections.append(Connection(self, birth))
 
     def run(self) -> None:
-        while not self._leaving:
-            timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            for key, events in self._selector.select(timeout):
-                if self._is_current(key) and not _survived(key.data, events):
-                    self.unwatch(key.fd)  # or it would fail again at once
-            while self._timers and self._timers[0][0] <= time.monotonic():
-                _survived(heapq.heappop(self._timers)[2])
-
-    def _is_current(self, key: selectors.SelectorKey) -> bool:
-        """Whether the descriptor is still watched for the same: an earlier event may have closed it, or reused it."""
-        try:
-            return bool(self._selector.get_key(key.fd).data == key.data)
-        except KeyError:
-            return False
-
-    def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
-        """Call `ready(events)` when the descriptor is; replaces an earlier watch."""
-        try:
-            self._selector.modify(fd, events, ready)
-        except KeyError:
-            self._selector.register(fd, events, ready)
-
-    def unwatch(self, fd: int) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(fd)
-
-    def later(self, delay: float, callback: Callable[[], None]) -> None:
-        """Call back in `delay` seconds."""
-        self._timer_count += 1
-        heapq.heappush(self._timers, (time.monotonic() + delay, self._timer_count, callback))
-
-    def idly(self, delay: float, callback: Callable[[], None]) -> None:
-        """The same for what nobody waits for when the shim leaves."""
-
-        def run() -> None:
-            self._idle_timers -= 1
-            callback()
-
-        self._idle_timers += 1
-        self.later(delay, run)
-
-    def _watch_children(self) -> None:
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-
-        def reap(_events: int) -> None:
-            with contextlib.suppress(BlockingIOError):
-                os.read(reader, 4096)
-            self._reap()
-
-        self.watch(reader, selectors.EVENT_READ, reap)
-
-    def _reap(self) -> None:
-        """Collect every dead child: ours, and orphans of pods that share no PID namespace of their own."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            callback = self._children.pop(pid, None)
-            if callback is not None:
-                _survived(callback, os.waitstatus_to_exitcode(status))
-            elif self._commands:
-                self._strays[pid] = os.waitstatus_to_exitcode(status)
+        self._loop.run()
 
     # -- what containers and the pod need -----------------------------------------------------------------------------
 
@@ -217,36 +83,11 @@ class Shim:
         """A descriptor of the pod's own, -1 if it has none."""
         return self._pod.user_namespace if self._pod is not None else -1
 
-    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
-        """Call back with the exit code, or minus the signal, once the child is reaped."""
-        if (status := self._strays.pop(pid, None)) is not None:
-            self.later(0, lambda: callback(status))
-        else:
-            self._children[pid] = callback
-
-    def is_child(self, pid: int) -> bool:
-        """Whether the process is a child that was not reaped, so that its number means no other."""
-        return pid in self._children
-
     def start_holder(self) -> tuple[int, int]:
         """A process to hold a scope: its pid and a descriptor of it, which the caller closes."""
         pid, pidfd = start_holder(self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
         self.on_exit(pid, lambda _status: None)
         return pid, pidfd
-
-    def command_started(self, pid: int, done: Callable[[int], None]) -> None:
-        """Call `done` with how a command ends. Until then children may end that nobody has asked about yet."""
-        self._commands += 1
-
-        def ended(status: int) -> None:
-            try:
-                done(status)
-            finally:
-                self._commands -= 1
-                if not self._commands:
-                    self._strays.clear()
-
-        self.on_exit(pid, ended)
 
     def emit(self, event: calls.Event) -> None:
         for connection in list(self._connections):
@@ -266,18 +107,18 @@ class Shim:
         except OSError as error:
             complain(f"record exit of {container_id}: {error}")
 
-    def forget(self, connection: _Connection, fd: int) -> None:
+    def forget(self, connection: Connection, fd: int) -> None:
         self.unwatch(fd)
         if (pause := self._pauses.pop(connection, None)) is not None:
             pause.abandon()
         with contextlib.suppress(ValueError):
             self._connections.remove(connection)
         if self._pod is None and not self._connections:
-            self._leaving = True  # crispd died before it asked for a pod: nobody could find this shim again
+            self._loop.stop()  # crispd died before it asked for a pod: nobody could find this shim again
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
-    def handle(self, message: Message, fds: Sequence[int], connection: _Connection) -> None:
+    def handle(self, message: Message, fds: Sequence[int], connection: Connection) -> None:
         """Run one call. Its descriptors are closed after it: whoever cloned has them already."""
         number = message.get("id")
 
@@ -289,7 +130,7 @@ class Shim:
                 connection.send({"id": number, "ok": result.to_json()}, sent)
 
         try:
-            answer = self._run(message, _Request(fds, reply, connection))
+            answer = self._run(message, Request(fds, reply, connection))
             if answer is not None:
                 reply(answer)
         except RuntimeCoreError as error:
@@ -300,7 +141,7 @@ class Shim:
             for fd in fds:
                 os.close(fd)
 
-    def _run(self, message: Message, request: _Request) -> calls.Answer | None:
+    def _run(self, message: Message, request: Request) -> calls.Answer | None:
         name = message["call"]
         if self._pod is None and name not in (calls.MakePod.call, calls.Shutdown.call):
             raise RuntimeCoreError(f"{name}: the shim has no pod yet")
@@ -317,70 +158,70 @@ class Shim:
         except KeyError:
             raise NotRunning(f"the shim has no container {container_id!r}") from None
 
-    def _freeze(self, call: calls.Freeze, request: _Request) -> calls.Done:
+    def _freeze(self, call: calls.Freeze, request: Request) -> calls.Done:
         self._end_pause(request.connection)
-        pause = Pause([self._container(container_id) for container_id in call.containers], self.idly)
+        pause = Pause([self._container(container_id) for container_id in call.containers], self._loop.idly)
         pause.begin(call.seconds)
         self._pauses[request.connection] = pause
         return calls.Done()
 
-    def _thaw(self, _call: calls.Thaw, request: _Request) -> calls.Done:
+    def _thaw(self, _call: calls.Thaw, request: Request) -> calls.Done:
         self._end_pause(request.connection)
         return calls.Done()
 
-    def _end_pause(self, connection: _Connection) -> None:
+    def _end_pause(self, connection: Connection) -> None:
         if (pause := self._pauses.pop(connection, None)) is not None:
             pause.end()
 
-    def _start(self, call: calls.Start, request: _Request) -> None:
+    def _start(self, call: calls.Start, request: Request) -> None:
         self._container(call.container).start(call, request.fds, request.reply)
 
-    def _wait_start(self, call: calls.WaitStart, request: _Request) -> None:
+    def _wait_start(self, call: calls.WaitStart, request: Request) -> None:
         self._container(call.container).wait_start(request.reply)
 
-    def _update(self, call: calls.Update, _request: _Request) -> calls.Updated:
+    def _update(self, call: calls.Update, _request: Request) -> calls.Updated:
         return self._container(call.container).update(call)
 
-    def _signal(self, call: calls.Signal, _request: _Request) -> calls.Done:
+    def _signal(self, call: calls.Signal, _request: Request) -> calls.Done:
         self._container(call.container).signal(call.signal)
         return calls.Done()
 
-    def _kill(self, call: calls.Kill, _request: _Request) -> calls.Done:
+    def _kill(self, call: calls.Kill, _request: Request) -> calls.Done:
         self._container(call.container).kill()
         return calls.Done()
 
-    def _reopen_log(self, call: calls.ReopenLog, _request: _Request) -> calls.Done:
+    def _reopen_log(self, call: calls.ReopenLog, _request: Request) -> calls.Done:
         self._container(call.container).reopen_log()
         return calls.Done()
 
-    def _open_rootfs(self, call: calls.OpenRootfs, _request: _Request) -> calls.Descriptors:
+    def _open_rootfs(self, call: calls.OpenRootfs, _request: Request) -> calls.Descriptors:
         return calls.Descriptors((self._container(call.container).rootfs(),))
 
-    def _execute(self, call: calls.Exec, request: _Request) -> None:
+    def _execute(self, call: calls.Exec, request: Request) -> None:
         self._container(call.container).execute(call, request.fds, request.reply)
 
-    def _wait_exec_running(self, call: calls.WaitExecRunning, request: _Request) -> None:
+    def _wait_exec_running(self, call: calls.WaitExecRunning, request: Request) -> None:
         self._container(call.container).wait_exec_running(call.exec, request.reply)
 
-    def _kill_exec(self, call: calls.KillExec, _request: _Request) -> calls.Done:
+    def _kill_exec(self, call: calls.KillExec, _request: Request) -> calls.Done:
         self._container(call.container).kill_exec(call.exec)
         return calls.Done()
 
-    def _attach(self, call: calls.Attach, request: _Request) -> None:
+    def _attach(self, call: calls.Attach, request: Request) -> None:
         self._container(call.container).attach(call, request.fds, request.reply)
 
-    def _detach(self, call: calls.Detach, _request: _Request) -> calls.Done:
+    def _detach(self, call: calls.Detach, _request: Request) -> calls.Done:
         self._container(call.container).detach(call.attach)
         return calls.Done()
 
-    def _resize(self, call: calls.Resize, _request: _Request) -> calls.Done:
+    def _resize(self, call: calls.Resize, _request: Request) -> calls.Done:
         self._container(call.container).resize(call.width, call.height)
         return calls.Done()
 
-    def _sync(self, _call: calls.Sync, _request: _Request) -> calls.Done:
+    def _sync(self, _call: calls.Sync, _request: Request) -> calls.Done:
         return calls.Done()  # calls are taken in their order: those before it have begun
 
-    def _make_pod(self, call: calls.MakePod, _request: _Request) -> calls.Made:
+    def _make_pod(self, call: calls.MakePod, _request: Request) -> calls.Made:
         if self._pod is not None:
             raise RuntimeCoreError("the shim has a pod already")
         pod = Pod(call, self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
@@ -412,7 +253,7 @@ class Shim:
                 self.unwatch(self._listener.fileno())
                 self.later(_ACCEPT_PAUSE, self._listen)
             return
-        self._connections.append(_Connection(self, sock))
+        self._connections.append(Connection(self, sock))
 
     def _listen(self) -> None:
         if self._listener is not None and self._listener.fileno() >= 0:
@@ -426,7 +267,7 @@ class Shim:
                 container.kill()
         self.emit(calls.InfraExited())
 
-    def _create(self, call: calls.Create, _request: _Request) -> calls.Created:
+    def _create(self, call: calls.Create, _request: Request) -> calls.Created:
         if call.container in self._containers:
             raise RuntimeCoreError(f"the shim has a container {call.container!r} already")
         held = Holdings(call.container, call.bundle, self, self._inheritance.hierarchies)
@@ -435,7 +276,7 @@ class Shim:
         self._containers[call.container] = container
         return answer
 
-    def _delete(self, call: calls.Delete, _request: _Request) -> calls.Done:
+    def _delete(self, call: calls.Delete, _request: Request) -> calls.Done:
         container = self._containers.get(call.container)
         if container is None:
             return calls.Done()
@@ -448,7 +289,7 @@ class Shim:
             os.unlink(calls.exit_file(self._pod.directory, container.id))
         return calls.Done()
 
-    def _give_sockets(self, _call: calls.Sockets, request: _Request) -> None:
+    def _give_sockets(self, _call: calls.Sockets, request: Request) -> None:
         assert self._pod is not None
         fds = self._pod.sockets()
         try:
@@ -457,7 +298,7 @@ class Shim:
             for fd in fds:
                 os.close(fd)
 
-    def _state(self, _call: calls.GetState, _request: _Request) -> calls.ShimState:
+    def _state(self, _call: calls.GetState, _request: Request) -> calls.ShimState:
         assert self._pod is not None
         return calls.ShimState(
             pid=os.getpid(),
@@ -467,7 +308,7 @@ class Shim:
             abilities=calls.ABILITIES,
         )
 
-    def _shutdown(self, _call: calls.Shutdown, request: _Request) -> None:
+    def _shutdown(self, _call: calls.Shutdown, request: Request) -> None:
         """End everything, undo what `pod` made, answer, and leave once the last container's exit is recorded."""
         self._shutdown_replies.append(request.reply)
         if len(self._shutdown_replies) > 1:
@@ -488,7 +329,7 @@ class Shim:
         for container in self._containers.values():
             container.delete()
         if self._pod is not None and self._pod.infra_alive:
-            self._children[self._pod.infra_pid] = lambda _status: self._end_pod(self._pod)
+            self.on_exit(self._pod.infra_pid, lambda _status: self._end_pod(self._pod))
             self._pod.kill_infra()
         else:
             self._end_pod(self._pod)
@@ -505,7 +346,7 @@ class Shim:
 
     def _leave(self) -> None:
         # Containers' cgroups may still be waiting for the last process to be gone from them.
-        if len(self._timers) > self._idle_timers or self._commands:
+        if self._loop.busy:
             self.later(0.005, self._leave)
             return
         if self._listener is not None:
@@ -513,7 +354,7 @@ class Shim:
         for cgroup in self._cgroups.values():
             cgroup.remove_made_parents()
         self._answer_shutdown(calls.Done())
-        self._leaving = True
+        self._loop.stop()
 
     def _answer_shutdown(self, result: calls.Done | RuntimeCoreError) -> None:
         replies, self._shutdown_replies = self._shutdown_replies, []
@@ -522,11 +363,11 @@ class Shim:
 
 
 _Asked = TypeVar("_Asked", bound=calls.Call)
-_Handler = Callable[[Shim, Any, _Request], calls.Answer | None]  # None: it answers by the request's `reply`
+_Handler = Callable[[Shim, Any, Request], calls.Answer | None]  # None: it answers by the request's `reply`
 
 
 def _handled(
-    kind: type[_Asked], handler: Callable[[Shim, _Asked, _Request], calls.Answer | None]
+    kind: type[_Asked], handler: Callable[[Shim, _Asked, Request], calls.Answer | None]
 ) -> tuple[str, tuple[type[calls.Call], _Handler]]:
     return kind.call, (kind, handler)
 
@@ -565,16 +406,6 @@ def _launcher(call: calls.Create, held: Holdings) -> Launcher:
     if call.runtime is not None:
         return ExternalLauncher(held, call.runtime, call.cgroup)
     return OwnLauncher(held)
-
-
-def _survived(callback: Callable[..., None], *arguments: int) -> bool:
-    """Call back. What goes wrong is told in the shim's log and ends neither the loop nor the pod: False then."""
-    try:
-        callback(*arguments)
-    except Exception:
-        sys.excepthook(*sys.exc_info())
-        return False
-    return True
 
 
 def shim_main(birth: socket.socket, inheritance: Inheritance) -> NoReturn:

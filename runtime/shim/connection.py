@@ -1,0 +1,82 @@
+"""A shim's side of a connection."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from runtime.logs.writer import complain
+from runtime.shim.reply import Reply
+from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
+
+
+class Server(Protocol):
+    """Who answers what comes."""
+
+    def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None: ...
+
+    def handle(self, message: Message, fds: Sequence[int], connection: Connection) -> None: ...
+
+    def forget(self, connection: Connection, fd: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What comes with a call: its descriptors, which are closed once the handler has returned, and who made it."""
+
+    fds: Sequence[int]
+    reply: Reply
+    connection: Connection
+
+
+class Connection:
+    """One daemon talking to the shim."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self._server = server
+        self._sock = sock
+        self._decoder = Decoder()
+        self._outbox = Outbox(sock)
+        sock.setblocking(False)
+        server.watch(sock.fileno(), selectors.EVENT_READ, self._ready)
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
+        if self._sock.fileno() < 0:
+            return
+        self._outbox.put(message, fds)
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            self._outbox.flush()
+        except OSError:
+            self.close()
+            return
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
+        self._server.watch(self._sock.fileno(), events, self._ready)
+
+    def _ready(self, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self._flush()
+        if events & selectors.EVENT_READ and self._sock.fileno() >= 0:
+            try:
+                alive = receive(self._sock, self._decoder)
+                for message, fds in self._decoder.messages():
+                    self._server.handle(message, fds, self)
+            except BlockingIOError:
+                return
+            except (OSError, ProtocolError) as error:
+                complain(f"connection: {error}")
+                alive = False
+            if not alive:
+                self.close()
+
+    def close(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._server.forget(self, self._sock.fileno())
+            self._outbox.close()
+            self._decoder.close()
+            self._sock.close()
