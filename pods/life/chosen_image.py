@@ -34,11 +34,9 @@ async def choose(
 ) -> ChosenImage:
     """What a request's image is. Raises NotFound, FailedPrecondition, and what reading a checkpoint does."""
     name = config.image.image
-    image = images.find(name)
-    if image is None:
-        raise NotFound(f"image {name!r} is not on this node: pull it first")
+    image = _found(name, images)
     if not await restore.of_image(image, images):
-        return ChosenImage(image)
+        return ChosenImage(_found(name, images))  # it may have been removed meanwhile
     if not checkpoint_images:
         raise FailedPrecondition(
             f"image {name!r} holds a checkpoint, whose processes have the rights that it gives them, whatever the "
@@ -47,6 +45,13 @@ async def choose(
     restore.check(sandbox)
     checkpoint = await restore.read(images.layers(image)[0], images, image.id)
     return ChosenImage(checkpoint.base, checkpoint)
+
+
+def _found(name: str, images: ImageStore) -> Image:
+    image = images.find(name)
+    if image is None:
+        raise NotFound(f"image {name!r} is not on this node: pull it first")
+    return image
 
 
 async def unpacked(archive: str, directory: Path, images: ImageStore) -> ChosenImage:
