@@ -263,14 +263,12 @@ class LayerWriter:
 
     def _finish_directories(self) -> None:
         """Set the times of directories last: making an entry in one changes its own."""
-        for path, mtime in self._known:
-            descriptor = open_directory(self._root, path or b".", links=False)
-            try:
+        with Walk(self._root) as walk:
+            for path, mtime in self._known:
+                descriptor = walk.go(path)
                 if mtime is not None:
                     os.utime(descriptor, ns=(mtime, mtime))
                 self._bytes += os.fstat(descriptor).st_blocks * 512
-            finally:
-                os.close(descriptor)
         self._open.forget()
 
     # --- removal

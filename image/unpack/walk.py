@@ -11,7 +11,8 @@ from image.unpack.overlay import PLAIN_DIRECTORY, is_whiteout, mark_opaque
 from linux import syscalls
 
 _SYMLINK_LIMIT = 40  # the kernel's own
-_DEPTH_LIMIT = 512  # directories below each other, through symlinks: it bounds descriptors and memory
+_DEPTH_LIMIT = 512  # directories below each other that are made, through symlinks
+_ENTERED_LIMIT = 4096  # and that are there: it bounds descriptors and memory
 
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
@@ -71,6 +72,24 @@ class Walk:
                 pending += target.split(b"/")[::-1]
         return os.dup(self._stack[-1])
 
+    def go(self, path: bytes) -> int:
+        """Go to a directory that is there, no symlink on the way; its descriptor, good until the walk goes on.
+
+        From where the walk is, so that a tree's directories one after the other cost an open each, and may lie deeper
+        than a path has room to say. Raises OSError.
+        """
+        names = path.split(b"/") if path else []
+        common = 0
+        for here, there in zip(self._names, names, strict=False):
+            if here != there:
+                break
+            common += 1
+        while len(self._names) > common:
+            self._up()
+        for name in names[common:]:
+            self._push(name)
+        return self._stack[-1]
+
     def _up(self) -> None:
         if self._names:
             os.close(self._stack.pop())
@@ -106,5 +125,7 @@ class Walk:
         self._push(name)
 
     def _push(self, name: bytes) -> None:
+        if len(self._names) >= _ENTERED_LIMIT:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         self._stack.append(os.open(name, PLAIN_DIRECTORY, dir_fd=self._stack[-1]))
         self._names.append(name)
