@@ -12,7 +12,8 @@ if [ "$(id -u)" != 0 ]; then
 fi
 
 deploy/install-deps.sh
-# A running crispd has its modules open, and its helper's shims have theirs preloaded: replacing the files is safe.
+# A running crispd has loaded its modules, and its shims can load nothing any more: replacing the files is safe. Only what
+# crispd starts anew meanwhile, a worker that unpacks a layer, may find half of them: that pull fails and is repeated.
 .venv/bin/python -m venv --clear /opt/crisp
 /opt/crisp/bin/python -m pip install --quiet . </dev/null
 for command in crisp crispd crisp-oci; do

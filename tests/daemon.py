@@ -57,16 +57,19 @@ class DaemonFailed(Exception):
 class Daemon:
     """One crispd process and the directory it lives in. `Daemon.running()` makes one for a `with` block.
 
-    `runtime`, `images` and `admin` are gRPC stubs of the running process; a restart replaces them.
+    `runtime`, `images` and `admin` are gRPC stubs of the running process; a restart replaces them. `tree` is where the
+    next start takes its modules from.
     """
 
     runtime: api_pb2_grpc.RuntimeServiceStub
     images: api_pb2_grpc.ImageServiceStub
     admin: admin_pb2_grpc.AdminStub
 
-    def __init__(self, directory: Path, arguments: tuple[str, ...], registries: str, ipv6: bool) -> None:
+    def __init__(
+        self, directory: Path, arguments: tuple[str, ...], registries: str, ipv6: bool, tree: Path
+    ) -> None:
         number = next(_numbers)
-        self.directory = directory
+        self.directory, self.tree = directory, tree
         self.bridge = f"crispt{number}"
         self.root, self.state, self.logs = directory / "root", directory / "state", directory / "logs"
         self.cni_conf_dir, self.leases = directory / "cni", directory / "leases"
@@ -81,17 +84,20 @@ class Daemon:
 
     @classmethod
     @contextmanager
-    def running(cls, *arguments: str, registries: str = "", ipv6: bool = False) -> Iterator[Self]:
+    def running(
+        cls, *arguments: str, registries: str = "", ipv6: bool = False, tree: Path = REPOSITORY
+    ) -> Iterator[Self]:
         """A started daemon; afterwards it is emptied, stopped, and must have left nothing.
 
         `arguments` are added to crispd's; `registries` is the text of its registries.conf; `ipv6` gives pods a second
-        address (which costs a second for duplicate address detection). Raises DaemonFailed.
+        address (which costs a second for duplicate address detection); `tree` is another checkout that crispd is of.
+        Raises DaemonFailed.
         """
         before = leaks.Snapshot.take()
         # A socket's path has 107 bytes, and a shim's ends in 64 digits of an id.
         directory = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))
         leaks.claim(directory)
-        daemon = cls(directory, arguments, registries, ipv6)
+        daemon = cls(directory, arguments, registries, ipv6, tree)
         with ExitStack() as undo:
             undo.callback(daemon.end)
             daemon.start()
@@ -128,7 +134,7 @@ class Daemon:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self._log.open("ab") as log:
             ready.bind(str(notify))
             self.process = subprocess.Popen(
-                command, cwd=REPOSITORY, env=os.environ | {"NOTIFY_SOCKET": str(notify)}, stdin=subprocess.DEVNULL,
+                command, cwd=self.tree, env=os.environ | {"NOTIFY_SOCKET": str(notify)}, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log,
             )  # fmt: skip
             self._wait_until_ready(ready)
