@@ -286,6 +286,10 @@ class Container:
         self._close_log()
         self._release()
 
+    def when_deleted(self, callback: Callable[[], None]) -> None:
+        """Call back once nothing that `delete` began needs the bundle any more."""
+        self._launcher.when_released(callback)
+
     def describe(self) -> ContainerStatus:
         return ContainerStatus(self.state.name, self._held.pid, self.started_at, self.exit)
 

@@ -276,7 +276,7 @@ class Shim:
         self._containers[call.container] = container
         return answer
 
-    def _delete(self, call: calls.Delete, _request: Request) -> calls.Done:
+    def _delete(self, call: calls.Delete, request: Request) -> calls.Done | None:
         container = self._containers.get(call.container)
         if container is None:
             return calls.Done()
@@ -287,7 +287,8 @@ class Shim:
         assert self._pod is not None
         with contextlib.suppress(FileNotFoundError):
             os.unlink(calls.exit_file(self._pod.directory, container.id))
-        return calls.Done()
+        container.when_deleted(lambda: request.reply(calls.Done()))
+        return None
 
     def _give_sockets(self, _call: calls.Sockets, request: Request) -> None:
         assert self._pod is not None

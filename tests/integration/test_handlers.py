@@ -25,9 +25,9 @@ RUNC = shutil.which("runc", path="/usr/sbin:/usr/bin") or "/usr/sbin/runc"
 
 
 @contextmanager
-def _running(directory: Path) -> Iterator[Daemon]:
+def _running(directory: Path, runtime: str = RUNC) -> Iterator[Daemon]:
     settings = directory / "crisp.toml"
-    settings.write_text(f'[runtime_handlers.runc]\npath = "{RUNC}"\n')
+    settings.write_text(f'[runtime_handlers.runc]\npath = "{runtime}"\n')
     with Daemon.running(f"--config={settings}") as daemon:
         daemon.import_busybox()
         yield daemon
@@ -148,6 +148,20 @@ def test_what_runc_refuses_is_told(pod: Pod) -> None:
     status = pod.daemon.status(container_id)
     assert (status.state, status.reason) == (cri.CONTAINER_EXITED, "StartError")
     assert _known_to_runc(pod.daemon) == []
+
+
+def test_a_removal_waits_for_the_runtimes_own(tmp_path: Path) -> None:
+    """It needs the bundle, which goes after it."""
+    slow = tmp_path / "slow-runc"
+    slow.write_text(f'#!/bin/sh\ncase "$*" in *" delete "*) sleep 1;; esac\nexec {RUNC} "$@"\n')
+    slow.chmod(0o755)
+    with _running(tmp_path, str(slow)) as daemon:
+        pod = _pod(daemon, "slow")
+        container_id = pod.run("sleep", "100")
+        daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id), timeout=CALL_SECONDS)
+        daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container_id), timeout=CALL_SECONDS)
+        assert _known_to_runc(daemon) == []
+        pod.remove()
 
 
 def test_the_daemon_may_be_killed(tmp_path: Path) -> None:

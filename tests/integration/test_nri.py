@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket as sockets
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,18 @@ def test_adjustments_take_effect_in_the_container(daemon: Daemon, socket: Path, 
         script = "echo $FROM/$GONE; cat /added/file; echo; ulimit -n; touch /added/x 2>/dev/null || echo read-only"
         out = pod.exec(container, "sh", "-c", script).stdout.decode().split("\n")
         assert out[:4] == ["plugin/", "from the plugin", "55", "read-only"]
+
+
+def test_an_interface_of_the_host_is_moved(daemon: Daemon, socket: Path) -> None:
+    adjust = nri.ContainerAdjustment()
+    adjust.linux.net_devices["crispnri0"].name = "moved0"
+    subprocess.run(["ip", "link", "add", "crispnri0", "type", "veth", "peer", "name", "crispnri1"], check=True)
+    try:
+        answer = nri.CreateContainerResponse(adjust=adjust)
+        with Plugin.connected(socket, CreateContainer=answer), daemon.pod("links") as pod:
+            assert b" moved0@" in pod.exec(pod.run("sleep", "1000"), "ip", "link").stdout
+    finally:
+        subprocess.run(["ip", "link", "delete", "crispnri1"], capture_output=True)  # it may have gone with the pod
 
 
 def test_a_plugin_that_comes_back_is_told_what_there_is(daemon: Daemon, socket: Path) -> None:

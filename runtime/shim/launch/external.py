@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from linux import syscalls
 from linux.mounts import unmount_if_mounted
@@ -37,6 +37,8 @@ class ExternalLauncher:
         self._cgroup = cgroup
         self._mounted: list[str] = []
         self._known = False  # the runtime has state of it
+        self._deleting = False  # and is taking it away
+        self._deletion_waiters: list[Callable[[], None]] = []
         self.commands = DetachedCommands(held, self._program)
 
     def place(self) -> None:
@@ -91,7 +93,21 @@ class ExternalLauncher:
                 complain(f"unmount {path}: {error}")
         if self._known:
             self._known = False
-            self._program.run(["delete", "--force", self._held.id], NO_STREAMS, lambda _status: None)
+            self._program.run(["delete", "--force", self._held.id], NO_STREAMS, self._deleted)
+            self._deleting = True
+
+    def _deleted(self, _status: int) -> None:
+        self._deleting = False
+        waiters, self._deletion_waiters = self._deletion_waiters, []
+        for callback in waiters:
+            callback()
+
+    def when_released(self, callback: Callable[[], None]) -> None:
+        """The runtime's `delete` opens its log in the bundle."""
+        if self._deleting:
+            self._deletion_waiters.append(callback)
+        else:
+            callback()
 
 
 class _Launch:

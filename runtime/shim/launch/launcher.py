@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from runtime.shim.launch.attempt import Attempt
@@ -51,3 +51,6 @@ class Launcher(Protocol):
 
     def release(self) -> None:
         """The container has ended, or was never started: let go of what `place` and `launch` made."""
+
+    def when_released(self, callback: Callable[[], None]) -> None:
+        """Call back once nothing that `release` began needs the bundle any more."""

@@ -6,12 +6,13 @@ import contextlib
 import os
 import selectors
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from runtime import validation
 from runtime.cgroups import Cgroup
 from runtime.errors import RuntimeCoreError, failing
+from runtime.namespaces import netdevices
 from runtime.namespaces import user as userns
 from runtime.process.clone import clone_into
 from runtime.process.hooks import enter_the_container
@@ -58,17 +59,18 @@ class OwnLauncher:
         undo.callback(namespaces.close)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(ours.close)
-        start = self._start(held.spec, cgroup, namespaces, attempt)
-        if start.trace:
-            start.steps += [("shim received", attempt.received)]
-            start.step("cgroup made")
-        with theirs, failing("clone", "container init"):
-            pid, pidfd = clone_into(
-                cgroup,
-                self._clone_flags,
-                lambda: container_init(start, reports.Reporter(theirs)),
-                clocks=clock_offsets(held.spec),
-            )
+        with theirs, _links(held.spec) as links:
+            start = self._start(held.spec, cgroup, namespaces, links, attempt)
+            if start.trace:
+                start.steps += [("shim received", attempt.received)]
+                start.step("cgroup made")
+            with failing("clone", "container init"):
+                pid, pidfd = clone_into(
+                    cgroup,
+                    self._clone_flags,
+                    lambda: container_init(start, reports.Reporter(theirs)),
+                    clocks=clock_offsets(held.spec),
+                )
         start.step("cloned")
         namespaces.close()
         listening = Listening(held, ours, start, attempt)
@@ -79,7 +81,9 @@ class OwnLauncher:
             attempt.adopt(pid, pidfd)
         held.supervisor.watch(ours.fileno(), selectors.EVENT_READ, listening.ready)
 
-    def _start(self, spec: oci.Spec, cgroup: Cgroup, namespaces: userns.UserNamespaces, attempt: Attempt) -> Start:
+    def _start(
+        self, spec: oci.Spec, cgroup: Cgroup, namespaces: userns.UserNamespaces, links: int, attempt: Attempt
+    ) -> Start:
         held = self._held
         return Start(
             container_id=held.id,
@@ -94,6 +98,7 @@ class OwnLauncher:
             filter_flags=held.filter_flags,
             users=namespaces,
             trees=held.trees,
+            links=links,
             trace=attempt.call.trace,
             **self._place_of_rootfs(spec),
         )
@@ -112,6 +117,22 @@ class OwnLauncher:
 
     def release(self) -> None:
         """All that there is are descriptors."""
+
+    def when_released(self, callback: Callable[[], None]) -> None:
+        callback()
+
+
+@contextlib.contextmanager
+def _links(spec: oci.Spec) -> Iterator[int]:
+    """From where interfaces for the container come: the shim is in the host's network namespace. -1 if it gets none."""
+    if not spec.linux.net_devices:
+        yield -1
+        return
+    links = netdevices.open_links()
+    try:
+        yield links
+    finally:
+        os.close(links)
 
 
 class Listening:

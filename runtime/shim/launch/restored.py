@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 from linux import syscalls
@@ -80,6 +80,9 @@ class RestoredLauncher:
 
     def release(self) -> None:
         """All that there is are descriptors."""
+
+    def when_released(self, callback: Callable[[], None]) -> None:
+        callback()
 
 
 def _outcome(channel: socket.socket) -> tuple[int, int]:
