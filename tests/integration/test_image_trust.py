@@ -424,11 +424,8 @@ async def test_a_profile_of_one_repository_is_not_taken_for_anothers(tmp_path: P
 @pytest.mark.cri("CreateContainer", "security_context.seccomp")
 def test_containers_are_made_with_accepted_profiles_only(tmp_path: Path) -> None:
     policy = tmp_path / "policy.json"
-    with (
-        Registry(tmp_path / "registry") as registry,
-        Daemon.running(f"--signature-policy={policy}") as daemon,
-    ):
-        policy.write_text(json.dumps({"default": [ACCEPT]}))
+    policy.write_text(json.dumps({"default": [ACCEPT]}))
+    with Daemon.running(f"--signature-policy={policy}") as daemon, Registry(tmp_path / "registry") as registry:
         daemon.import_busybox()
         daemon.registries_conf.write_text(f'[[registry]]\nlocation = "{registry.host}"\ninsecure = true\n')
         pinned = f"@{registry.push('open', 'latest', profile())}"
