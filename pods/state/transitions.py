@@ -1,11 +1,10 @@
 """The life of a container: its states, what takes it from one to another, and what can be done in each.
 
-                       StartFailed, Exited
-                   ┌───────────────────────────┐
-                   │                           ▼
+                   ┌───────── StartFailed, Exited ──────────┐
+                   │                                        ▼
     (created) ─▶ CREATED ──Started──▶ RUNNING ──Exited──▶ EXITED ─▶ (removed)
-                                                 Ran ┌──────┘ ▲
-                                                     └────────┘
+                                                           │  ▲
+                                                           └──┘ Ran
 
     CREATED   can start, and be removed. New limits wait for the start. It exits without one when its pod is stopped or
               lost.
