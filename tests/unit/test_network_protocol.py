@@ -288,17 +288,16 @@ async def test_misbehaving_plugins_are_ended_and_reported(tmp_path: Path, text: 
     binary.write_text(f"#!/bin/sh\n{text}\n")
     binary.chmod(0o755)
     with pytest.raises(PluginFailed, match=f'^run plugin "odd" ADD: {reason}'):
-        await run_plugin(binary, {"CNI_COMMAND": "ADD", "PATH": os.environ["PATH"]}, b"{}", 0.5)
+        seconds = 0.5 if "sleep" in text else 60
+        await run_plugin(binary, {"CNI_COMMAND": "ADD", "PATH": os.environ["PATH"]}, b"{}", seconds)
 
 
 async def test_plugin_that_reads_nothing_and_leaves_its_output_open_is_no_trouble(tmp_path: Path) -> None:
     binary = tmp_path / "odd"
-    binary.write_text("#!/bin/sh\nsetsid sleep 2 &\necho '{}'\n")
+    binary.write_text("#!/bin/sh\nsetsid sleep 20 &\necho '{}'\n")  # longer than it may take to answer
     binary.chmod(0o755)
-    started = asyncio.get_running_loop().time()
     stdout = await run_plugin(binary, {"CNI_COMMAND": "ADD", "PATH": os.environ["PATH"]}, b" " * 500_000, 10)
     assert stdout == b"{}\n"
-    assert asyncio.get_running_loop().time() - started < 1.5
 
 
 async def test_binary_that_cannot_be_executed_is_reported(tmp_path: Path) -> None:
