@@ -287,8 +287,8 @@ async def test_misbehaving_plugins_are_ended_and_reported(tmp_path: Path, text: 
     binary = tmp_path / "odd"
     binary.write_text(f"#!/bin/sh\n{text}\n")
     binary.chmod(0o755)
+    seconds = 0.5 if "sleep" in text else 60
     with pytest.raises(PluginFailed, match=f'^run plugin "odd" ADD: {reason}'):
-        seconds = 0.5 if "sleep" in text else 60
         await run_plugin(binary, {"CNI_COMMAND": "ADD", "PATH": os.environ["PATH"]}, b"{}", seconds)
 
 
