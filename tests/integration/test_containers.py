@@ -599,9 +599,9 @@ def test_a_refused_container_leaves_no_directory_for_its_mounts(
 ) -> None:
     mounts = [cri.Mount(container_path="/made", host_path=str(tmp_path / "made/below"))]
     with pytest.raises(grpc.RpcError):
-        pod.create("true", mounts=mounts, linux=_security(**refused))
+        pod.create("true", name="refused", mounts=mounts, linux=_security(**refused))
     assert not (tmp_path / "made").exists()
-    pod.create("true", mounts=mounts)
+    pod.create("true", name="refused", mounts=mounts)
     assert (tmp_path / "made/below").is_dir()
 
 
