@@ -10,8 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-# msg="OPERATION ID: WHOLE ms: STEP MS, STEP MS"; a step's name may contain commas.
-_LINE = re.compile(r'logger=crisp\.trace msg="(.+?) [0-9a-f]{64}: ([\d.]+) ms: (.*)"')
+# msg=OPERATION id=ID ms=WHOLE steps="STEP MS, STEP MS"; a step's name may contain commas.
+_LINE = re.compile(r'logger=crisp\.trace msg="?(.+?)"? id=[0-9a-f]+ ms=([\d.]+) steps="(.*)"')
 _STEP = re.compile(r"(.+?) (-?[\d.]+)(?:, |$)")
 
 Steps = dict[str, list[float]]
