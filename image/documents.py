@@ -6,6 +6,8 @@ UTF-8, and half of a surrogate pair, are U+FFFD.
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from functools import cache
 from types import NoneType, UnionType
@@ -18,6 +20,7 @@ _T = TypeVar("_T")
 _NULL: Final = b"null"
 _EMPTY: Final[dict[Any, Any]] = {str: "", int: 0, bool: False}
 _STRUCTURES: Final = 20_000  # with nulls or unknown members, of one document: manifests have hundreds
+_DIGITS: Final = 400  # more are no number that anybody meant, and cost their square to read
 # JSON can write half of a surrogate pair, which is no character. After an odd number of backslashes `\u` is only text.
 _SURROGATES: Final = re.compile(
     rb"(?<!\\)((?:\\\\)*)(?:(\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2})|\\u[dD][89a-fA-F][\da-fA-F]{2})"
@@ -42,6 +45,9 @@ def decode(raw: bytes, kind: type[_T]) -> _T:
     try:
         text = _text(raw)
         _as(text, msgspec.Raw)  # it is JSON, or nobody looks further
+        if kind is dict:  # whatever there is, with numbers that no float holds
+            found: _T = _as_object(text)
+            return found
         return _as(_Mending().value(text, kind), kind)
     except RecursionError:
         raise Malformed("nested too deep") from None
@@ -58,6 +64,22 @@ def convert(value: object, kind: type[_T]) -> _T:
     except (TypeError, ValueError) as error:
         raise Malformed(str(error)) from None
     return decode(raw, kind)
+
+
+def _as_object(text: bytes) -> Any:
+    found = json.loads(text, parse_float=_finite, parse_int=_whole)
+    if not isinstance(found, dict):
+        raise Malformed("expected an object")
+    return found
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if len(text) < _DIGITS else None
 
 
 class _Mending:

@@ -11,6 +11,8 @@ _MOST: Final = 8192  # NR_CPUS at the most, with CONFIG_MAXSMP; nodes are fewer
 
 def ranges(text: str) -> list[tuple[int, int]]:
     """First and last of each part of a list; none of an empty one. Raises ValueError for what is no such list."""
+    if text.count(",") >= _MOST:
+        raise ValueError(f"expected a list of at most {_MOST} parts")
     found = []
     for part in text.split(",") if text.strip() else ():
         first, dash, last = part.strip().partition("-")
@@ -24,4 +26,9 @@ def ranges(text: str) -> list[tuple[int, int]]:
 
 def numbers(text: str) -> frozenset[int]:
     """The members of a list. Raises what `ranges` does."""
-    return frozenset(number for first, last in ranges(text) for number in range(first, last + 1))
+    found: set[int] = set()
+    beyond = -1  # the highest so far: what many parts name is gone through once
+    for first, last in sorted(ranges(text)):
+        found.update(range(max(first, beyond + 1), last + 1))
+        beyond = max(beyond, last)
+    return frozenset(found)

@@ -100,12 +100,12 @@ def _remove_entries(top: int, end: float) -> bool:
     found = False
     with os.scandir(top) as entries:
         for entry in entries:
-            found = True
             with contextlib.suppress(FileNotFoundError):
                 if entry.is_dir(follow_symlinks=False):
                     _hoist(top, entry.name, end)
                 else:
                     os.unlink(entry.name, dir_fd=top)
+                found = True  # a damaged file system may show what cannot be removed, for ever
             if time.monotonic() > end:
                 break
     return found

@@ -130,7 +130,7 @@ def _check_net_devices(linux: Linux) -> None:
 def _is_interface_name(name: str) -> bool:
     if name in ("", ".", "..") or len(os.fsencode(name)) > _LONGEST_INTERFACE_NAME:
         return False
-    return not any(letter in "/:%" or letter.isspace() for letter in name)
+    return not any(letter in "/:%\0" or letter.isspace() for letter in name)
 
 
 def _check_sysctl(name: str, linux: Linux) -> None:

@@ -58,8 +58,9 @@ def set_devices(linux: dict[str, Any], plugin: str, devices: Iterable[nri.LinuxD
             continue
         node = _node(device)
         there[device.path] = node
-        rules.append({"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"],
-                      "access": "rwm"})  # fmt: skip
+        if node["type"] != "p":  # the cgroup knows no FIFOs
+            rules.append({"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"],
+                          "access": "rwm"})  # fmt: skip
     linux["devices"] = list(there.values())
 
 

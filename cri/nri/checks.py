@@ -20,6 +20,7 @@ _SHOWN = 128  # characters of a refused value that its message repeats
 
 class _Enum(Protocol):
     def Name(self, number: Any) -> str: ...  # protobuf's
+_MOST_OF_CRI = 2**63 - 1  # its members are signed where those of NRI are not
 
 
 def refuse(where: str, value: object, reason: str) -> NriError:
@@ -88,6 +89,8 @@ def resources(where: str, message: nri.LinuxResources) -> None:
     for name in ("limit", "reservation", "swap"):
         _limit(f"{where}.memory.{name}", getattr(message.memory, name).value)
     _limit(f"{where}.cpu.quota", message.cpu.quota.value)
+    for name in ("shares", "period"):
+        between(f"{where}.cpu.{name}", getattr(message.cpu, name).value, 0, _MOST_OF_CRI)
     for name in ("cpus", "mems"):
         if value := getattr(message.cpu, name):
             matching(f"{where}.cpu.{name}", value, rules.CPU_LIST)

@@ -46,6 +46,7 @@ _PIECE: Final = 1 << 20
 # Of `process`, what the processes have from the checkpoint, whatever the request or the image says.
 _PROCESS: Final = ("terminal", "user", "args", "env", "cwd", "capabilities", "noNewPrivileges", "rlimits")
 _LINUX: Final = ("seccomp", "maskedPaths", "readonlyPaths")
+_RLIMIT: Final = ("type", "hard", "soft")
 _NAMESPACES: Final = ("network", "pid")  # those that criu restores into, or makes: it cannot do one for the other
 
 
@@ -195,13 +196,24 @@ def _check_taken(spec: Spec) -> None:
 
 
 def _spelled(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json that was parsed, its members named as the specification does, and what is looked at there."""
+    """A config.json that was parsed, its members named as the specification does, and what is looked at there.
+
+    A null is a member that is not there.
+    """
     top = dict(spelled(document))
     for name in ("process", "root", "linux"):
-        top[name] = dict(spelled(top.get(name) or {}))
+        top[name] = _there(top.get(name))
+    process = top["process"]
+    process["user"] = {"uid": 0, "gid": 0} | _there(process.get("user"))
+    if "rlimits" in process:
+        process["rlimits"] = [{name: _there(one)[name] for name in _RLIMIT} for one in process["rlimits"]]
     top["mounts"] = [spelled(mount) for mount in top.get("mounts") or ()]
     top["linux"]["namespaces"] = [spelled(one) for one in top["linux"].get("namespaces") or ()]
     return top
+
+
+def _there(document: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in spelled(document or {}).items() if value is not None}
 
 
 def _check_images(directory: Path) -> None:

@@ -95,7 +95,8 @@ def add_edits(document: dict[str, Any], edits: CDIEdits) -> None:
     user["additionalGids"] = list(dict.fromkeys((*user.get("additionalGids", ()), *edits.additional_gids)))
     nodes = {node["path"]: node for node in linux.get("devices", ())} | {one.path: one.node() for one in edits.nodes}
     linux["devices"] = list(nodes.values())
-    linux.setdefault("resources", {}).setdefault("devices", []).extend(one.rule() for one in edits.nodes)
+    rules = [one.rule() for one in edits.nodes if one.has_rule]
+    linux.setdefault("resources", {}).setdefault("devices", []).extend(rules)
     document["mounts"] = [*document.get("mounts", ()), *edits.mounts]
     for stage, hook in edits.hooks:
         document.setdefault("hooks", {}).setdefault(stage, []).append(dict(hook))
@@ -172,7 +173,7 @@ def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any], str]]) -> CDIEdits:
             hooks += [_hook(entry) for entry in edit.get("hooks") or ()]
             # 0 is what specs write that mean none.
             gids += [gid for gid in map(int, edit.get("additionalGids") or ()) if gid > 0]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
             raise InvalidArgument(f"{field}: CDI spec {str(spec.path)!r}: {error}") from error
     return CDIEdits(tuple(env), tuple(nodes), tuple(mounts), tuple(dict.fromkeys(gids)), tuple(hooks))
 

@@ -22,7 +22,7 @@ class DeviceNode:
     """A device node to make in a container, and what may be done with it ("rwm")."""
 
     path: str
-    type: str  # "c" or "b"
+    type: str  # "c" or "b"; of CDI also "p"
     major: int
     minor: int
     mode: int
@@ -41,6 +41,11 @@ class DeviceNode:
             "uid": self.uid,
             "gid": self.gid,
         }
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether a cgroup has to allow it: devices cgroups know no FIFOs."""
+        return self.type != "p"
 
     def rule(self) -> dict[str, Any]:
         """The entry of `linux.resources.devices` that allows it."""

@@ -208,7 +208,7 @@ def _device_rules(context: ContainerContext) -> list[dict[str, Any]]:
     if context.config.security.privileged:
         return [{"allow": True, "access": "rwm"}]
     present = [_device_rule(rule) for rule in DEFAULT_RULES]
-    granted_rules = [node.rule() for node in context.found.devices]
+    granted_rules = [node.rule() for node in context.found.devices if node.has_rule]
     return [{"allow": False, "access": "rwm"}, *present, *granted_rules]
 
 

@@ -373,6 +373,11 @@ def test_with_nulls_a_document_is_what_it_is_without(document: dict[str, Any]) -
     assert read(document) == read({key: value for key, value in document.items() if value is not None})
 
 
+@pytest.mark.parametrize("number", ["1e999", "9" * 5000, "-1e400"])
+def test_a_document_that_is_only_shown_may_have_numbers_that_are_none(number: str) -> None:
+    assert decode(f'{{"a": {number}, "b": [1, 2.5]}}'.encode(), dict) == {"a": None, "b": [1, 2.5]}
+
+
 @given(st.binary(max_size=60) | _JSON.map(lambda one: json.dumps(one).encode()))
 def test_any_bytes_are_a_document_or_malformed(raw: bytes) -> None:
     with contextlib.suppress(Malformed):

@@ -16,6 +16,12 @@ def test_lists(text: str, found: list[tuple[int, int]]) -> None:
     assert numbers(text) == {number for first, last in found for number in range(first, last + 1)}
 
 
+def test_parts_that_name_the_same_are_gone_through_once() -> None:
+    assert numbers("0-8191," * 8191 + "5") == set(range(8192))
+    with pytest.raises(ValueError, match="at most 8192 parts"):
+        numbers("0," * 8192 + "0")
+
+
 @pytest.mark.parametrize(
     "text", ["a", "1-", "-1", "2-1", "0,,1", "\u0663", "8192", "0-999999999999", "9" * 5000, "1-2-3"]
 )

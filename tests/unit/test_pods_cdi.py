@@ -46,9 +46,11 @@ def test_nulls_of_a_spec_are_what_is_missing(tmp_path: Path) -> None:
 
 def test_a_node_takes_from_the_host_what_the_spec_leaves_out(tmp_path: Path) -> None:
     nodes = [{"path": "/dev/mine", "hostPath": "/dev/null", "permissions": "r"},
-             {"path": "/dev/other", "type": "b", "major": 7, "minor": 9, "fileMode": 0o600, "gid": 3}]  # fmt: skip
+             {"path": "/dev/other", "type": "b", "major": 7, "minor": 9, "fileMode": 0o600, "gid": 3},
+             {"path": "/dev/pipe", "type": "p", "fileMode": 0o600}]  # fmt: skip
     _spec(tmp_path, "a.yaml", {"deviceNodes": nodes})
-    mine, other = find_edits(_ZERO, [tmp_path]).nodes
+    mine, other, pipe = find_edits(_ZERO, [tmp_path]).nodes
+    assert (mine.has_rule, other.has_rule, pipe.has_rule) == (True, True, False)
     assert (mine.path, mine.type, mine.major, mine.minor, mine.access) == ("/dev/mine", "c", 1, 3, "r")
     assert (other.type, other.major, other.minor, other.mode, other.gid) == ("b", 7, 9, 0o600, 3)
 
@@ -72,6 +74,8 @@ def test_later_directories_win_and_equals_conflict(tmp_path: Path) -> None:
         ("kind: [unclosed", InvalidArgument, "a.yaml"),
         ("just text", InvalidArgument, "a.yaml"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": [1]}]}', InvalidArgument, "a.yaml"),
+        ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"additionalGids": [.inf]}}]}',
+         InvalidArgument, "a.yaml"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"hooks": [{"path": "/x"}]}}]}',
          InvalidArgument, "hookName: expected one of prestart"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"intelRdt": {"closID": "x"}}}]}',

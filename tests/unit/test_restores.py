@@ -100,6 +100,23 @@ def test_only_what_is_taken_of_it_has_to_be_right(unpacked: Path) -> None:
     assert found.document["linux"]["namespaces"] == [{"type": "network"}]
 
 
+@pytest.mark.parametrize("user", [None, {}, {"UID": 0}, {"uid": 0, "gid": 0, "additionalGids": None}])
+def test_what_is_kept_of_it_is_spelled_as_it_is_looked_at(unpacked: Path, user: object) -> None:
+    rlimit = {"Type": "RLIMIT_NOFILE", "hard": 9, "Soft": 9, "more": 1}
+    spec = {**_SPEC, "process": {**_PROCESS, "user": user, "env": None, "rlimits": [rlimit]}}
+    (unpacked / "spec.dump").write_text(json.dumps(spec))
+    base = Image(id="sha256:1", repo_tags=(), repo_digests=(), size=0, config=ImageConfig(), created=0)
+
+    class Images:
+        def find(self, name: str) -> Image:
+            return base
+
+    process = asyncio.run(restores.read(unpacked, cast(ImageStore, Images()))).document["process"]
+    assert process["user"] == {"uid": 0, "gid": 0}
+    assert process["rlimits"] == [{"type": "RLIMIT_NOFILE", "hard": 9, "soft": 9}]
+    assert "env" not in process
+
+
 @pytest.mark.trial("checkpoint-base", "an image's checkpoint has its base pulled without the node's logins")
 @pytest.mark.parametrize("image_id", ["", "sha256:0"])
 def test_the_base_of_an_images_checkpoint_is_pulled_without_logins(unpacked: Path, image_id: str) -> None:

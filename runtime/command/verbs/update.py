@@ -127,7 +127,7 @@ def _amount(name: str, text: str) -> int:
             digits, unit = digits[:-1], _UNITS[digits[-1]]
     try:
         return int(digits) * unit if unit == 1 or digits.isdecimal() else int(float(digits) * unit)
-    except ValueError:
+    except (ValueError, OverflowError):  # float() knows "inf"
         raise UsageError(f"--{name}: expected a number, got {text!r}") from None
 
 
