@@ -13,7 +13,8 @@ fi
 
 deploy/install-deps.sh
 # A running crispd has loaded its modules, and its shims can load nothing any more: replacing the files is safe. Only what
-# crispd starts anew meanwhile, a worker that unpacks a layer, may find half of them: that pull fails and is repeated.
+# crispd starts anew until it is restarted, below, may find half of them: a worker that unpacks a layer (the pull fails and
+# is repeated), or a zygote in the place of one that died (pods fail to start until then).
 .venv/bin/python -m venv --clear /opt/crisp
 /opt/crisp/bin/python -m pip install --quiet . </dev/null
 for command in crisp crispd crisp-oci; do

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from linux import syscalls
 from linux.tables import NAMESPACE_FLAGS, namespace_file
-from runtime.errors import OperationFailed, SpecError, failing
+from runtime.errors import RuntimeCoreError, SpecError, failing
 from runtime.light import dataclass, field, replace, socket
 from runtime.spec.values import IDMapping, Spec
 from runtime.wire.reports import MAKER, Conversation, Ready, Reporter, receive
@@ -146,7 +146,7 @@ def make(
 ) -> dict[str, int]:
     """Descriptors of a new user namespace ("user") and of new namespaces that it owns (of OWNED_KINDS).
 
-    Forks a child that lives until they are open; single-threaded callers only. Raises OperationFailed.
+    Forks a child that lives until they are open; single-threaded callers only. Raises RuntimeCoreError.
     """
     wanted = ("user", *kinds)
     about = "make", "user namespace"
@@ -176,7 +176,8 @@ def hold(
 ) -> dict[str, int]:
     """Clone a child by `flags`, have both sides do their part, and open the child's namespaces before it ends.
 
-    Single-threaded callers only. Raises OperationFailed, in the words of `about`, a verb and an object.
+    Single-threaded callers only. Raises RuntimeCoreError; what the kernel refuses in the words of `about`, a verb and
+    an object.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, failing(*about):
@@ -343,6 +344,6 @@ def refusal(directory: int) -> str:
                 os.close(namespace)
         finally:
             os.close(tree)
-    except OperationFailed as error:
+    except RuntimeCoreError as error:
         return str(error)
     return ""

@@ -377,5 +377,8 @@ class Conversation:
 def receive(channel: socket.socket, conversation: Conversation, *, wait: bool = True) -> Report | Ended | None:
     """Take one packet, as `Conversation.take`. Raises BlockingIOError when there is none and it is not to wait."""
     flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
-    packet, fds, _flags, _address = socket.recv_fds(channel, MAX_PACKET, 1, flags)
+    try:
+        packet, fds, _flags, _address = socket.recv_fds(channel, MAX_PACKET, 1, flags)
+    except ConnectionResetError:  # it died before it had read its answer, and tells no more
+        packet, fds = b"", []
     return conversation.take(packet, fds)

@@ -195,6 +195,16 @@ def test_questions_are_answered() -> None:
         assert receive(ours, conversation) == Ended()
 
 
+def test_a_child_that_dies_with_its_answer_unread_has_ended() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        conversation = Conversation(INIT)
+        reports.answer(ours, {"id": "c"})
+        theirs.close()
+        assert receive(ours, conversation, wait=False) == Ended()
+        assert conversation.outcome is not None
+
+
 def test_an_answer_may_be_larger_than_a_packet() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     before = _descriptors()
