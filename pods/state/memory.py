@@ -118,7 +118,8 @@ class State:
     async def forget_container(self, container_id: str) -> None:
         await self.store.delete_container(container_id)
         gone = self.containers.pop(container_id, None)
-        self._exited.pop(container_id, None)
+        if (exited := self._exited.pop(container_id, None)) is not None:
+            exited.set()  # a stop may wait for it still
         if gone is not None:
             self._tell_container(gone.container, None)
 
@@ -139,7 +140,7 @@ class State:
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def exited(self, container_id: str) -> asyncio.Event:
-        """Set once the container's exit is durable."""
+        """Set once the container's exit is durable, or the container is forgotten."""
         return self._exited.setdefault(container_id, asyncio.Event())
 
     def lock(self, object_id: str) -> asyncio.Lock:

@@ -49,6 +49,14 @@ async def test_an_exit_is_known_though_the_disk_is_full(state: State, monkeypatc
     await asyncio.wait_for(state.exited("c").wait(), 60)
 
 
+async def test_who_waits_for_the_exit_of_a_forgotten_container_goes_on(state: State) -> None:
+    await state.save_container(_record())
+    waiting = asyncio.create_task(state.exited("c").wait())
+    await asyncio.sleep(0)
+    await state.forget_container("c")
+    await asyncio.wait_for(waiting, 60)
+
+
 async def test_a_waiter_that_gives_up_does_not_end_the_writer(state: State) -> None:
     writes = [asyncio.create_task(state.save_container(_record(f"c{n}", "x" * 200_000))) for n in range(20)]
     await asyncio.sleep(0)
