@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -143,12 +143,15 @@ class Creation:
         self._undo = undo
         self._root, self._bundle = self._settings.container_root(container_id), self._settings.bundle_dir(container_id)
         self._users = user_namespaces.mappings_of(sandbox.config)
+        self._held: tuple[str, ...] = ()  # images
         self._intent: Future[None] | None = None
         self._document: dict[str, Any] | None = None  # as plugins know it
         self._target_pid = 0  # init of the container whose PID namespace is asked for
 
     async def run(self, archive: str) -> Container:
         """Take every step. Raises what CreateContainer answers with, and then the caller's `Undo` has all to undo."""
+        # First, so that it runs last: by then the container is forgotten, if it can be.
+        self._undo.register("release the images", self._release)
         chosen = await self._choose_image(archive)
         plan = container_plan.plan(self._id, self._sandbox, self._config, chosen, self._images)
         await self._reserve(plan, chosen)
@@ -181,12 +184,12 @@ class Creation:
         """Keep the images, and have a record of the container on its way to the disk."""
         for image_id in plan.container.images:
             self._images.hold(image_id)
-        self._undo.register("release the images", self._release, plan.container.images)
+        self._held = plan.container.images
         await chosen_image.require_trusted(plan.container, chosen, self._images)
         self._intend(plan.container)
 
-    def _release(self, image_ids: Iterable[str]) -> None:
-        for image_id in image_ids if self._id not in self._state.containers else ():  # else its removal does
+    def _release(self) -> None:
+        for image_id in self._held if self._id not in self._state.containers else ():  # else its removal does
             self._images.release(image_id)
 
     def _intend(self, container: Container) -> Future[None]:
