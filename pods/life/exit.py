@@ -73,14 +73,18 @@ class Exits:
         """The shim is gone: kill what still runs, and record every container as exited."""
         record = self._state.sandboxes.get(sandbox_id)
         for container in list(self._state.containers_of(sandbox_id)):
-            # A start that the shim did not live to answer may have come to pass.
-            started = not is_over(container) or container.reason == "StartError"
-            if record is not None and started:
-                await asyncio.to_thread(self._cgroups.kill_container, record.sandbox, container.id)
-            if (status := self._status_on_disk(container)) is not None:
-                await self.record(container.id, status)
-            else:
-                await self.record_unseen(container.id)
+            await self.end_unwatched(record.sandbox if record is not None else None, container)
+
+    async def end_unwatched(self, sandbox: Sandbox | None, container: Container) -> None:
+        """The same for one container, whose lock the caller does not hold."""
+        # A start that the shim did not live to answer may have come to pass.
+        started = not is_over(container) or container.reason == "StartError"
+        if sandbox is not None and started:
+            await asyncio.to_thread(self._cgroups.kill_container, sandbox, container.id)
+        if (status := self._status_on_disk(container)) is not None:
+            await self.record(container.id, status)
+        else:
+            await self.record_unseen(container.id)
 
     async def clear_cgroups(self, sandbox: Sandbox) -> None:
         """End and take away what a shim that is gone could not: on all other days there is nothing."""

@@ -44,7 +44,7 @@ class Stops:
         if record is None or not can_stop(record.container):
             return
         container = record.container
-        with contextlib.suppress(ShimGone):
+        try:
             shim = self._shims.of(container.sandbox_id)
             exited = self._state.exited(container_id)
             if timeout > 0:
@@ -54,6 +54,10 @@ class Stops:
             if not exited.is_set():
                 await shim.call(Kill(container_id))
             await exited.wait()
+        except ShimGone:
+            # Not left to whoever hears of the loss: what follows the stop takes the container for ended.
+            sandbox = self._state.sandboxes.get(container.sandbox_id)
+            await self._exits.end_unwatched(sandbox.sandbox if sandbox is not None else None, container)
         async with self._state.lock(container_id):
             pass  # plugins have heard of the exit, too
 
