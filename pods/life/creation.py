@@ -336,10 +336,15 @@ class Creation:
             driver = self._means.cgroups.of(self._sandbox)
             made = driver.make(self._sandbox, self._id, holder, document["linux"]["resources"])
             making = self._means.background.start(made)
-        bundle.write_config(self._bundle, document)
-        self._trace.step("config.json written")
-        bundle.write_filter(self._bundle, *await self._means.filters.of(document))
-        self._trace.step("seccomp filter ready")
+        try:
+            bundle.write_config(self._bundle, document)
+            self._trace.step("config.json written")
+            bundle.write_filter(self._bundle, *await self._means.filters.of(document))
+            self._trace.step("seccomp filter ready")
+        except BaseException:
+            if making is not None:
+                await asyncio.wait({making})  # no scope is made once its container is undone
+            raise
         if making is not None:
             await making
             self._trace.step("scope made")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from cri.daemon.config import Configuration
 from cri.daemon.main import settings
+from pods.inflight import Background
 from pods.life import chosen_image, container_plan
 from pods.life.creation import Creation, Means
 from pods.model import (
@@ -28,6 +30,9 @@ from pods.state.memory import State
 from pods.state.store import ContainerRecord
 from pods.trace import Trace
 from pods.undo import Undo
+
+_SANDBOX = Sandbox("s", SandboxConfig(SandboxMetadata("pod", "u", "n")), "crisp", SandboxState.READY, created_at=1)
+_CONFIG = ContainerConfig(metadata=ContainerMetadata(name="main"), image=ImageSpec(image="i"))
 
 
 class _Images:
@@ -57,10 +62,8 @@ async def test_a_container_that_is_undone_once_it_is_known_holds_no_images(
 ) -> None:
     """As when its pod is stopped meanwhile."""
     images = _Images()
-    sandbox = Sandbox("s", SandboxConfig(SandboxMetadata("pod", "u", "n")), "crisp", SandboxState.READY, created_at=1)
-    config = ContainerConfig(metadata=ContainerMetadata(name="main"), image=ImageSpec(image="i"))
     container = Container(
-        id="c", sandbox_id="s", config=config, image_id="i", image_ref="i", state=ContainerState.CREATED, created_at=1
+        id="c", sandbox_id="s", config=_CONFIG, image_id="i", image_ref="i", state=ContainerState.CREATED, created_at=1
     )
     plan: Any = type("Plan", (), {"container": container})
 
@@ -80,6 +83,30 @@ async def test_a_container_that_is_undone_once_it_is_known_holds_no_images(
     means = Means(state, nobody, images, nobody, nobody, nobody)  # type: ignore[arg-type]
     with pytest.raises(LookupError):
         async with Undo({}) as undo:
-            await Creation(means, sandbox, "c", config, Trace("create", on=False), undo).run(archive)
+            await Creation(means, _SANDBOX, "c", _CONFIG, Trace("create", on=False), undo).run(archive)
     assert not state.containers
     assert images.held["i"] == 0
+
+
+async def test_a_creation_that_fails_is_not_undone_while_its_cgroup_is_made(state: State) -> None:
+    made = False
+
+    class Parts:
+        async def make(self, *_args: object) -> None:
+            nonlocal made
+            await asyncio.sleep(0.05)
+            made = True
+
+        async def of(self, _document: object) -> None:
+            raise LookupError("a profile that cannot be compiled")
+
+    parts = Parts()
+    cgroups: Any = type("Cgroups", (), {"of": lambda _self, _sandbox: parts})()
+    nobody: Any = None
+    means = Means(state, nobody, nobody, nobody, cgroups, Background(), parts)  # type: ignore[arg-type]
+    state.settings.bundle_dir("c").mkdir(parents=True)
+    with pytest.raises(LookupError):
+        await Creation(means, _SANDBOX, "c", _CONFIG, Trace("create", on=False), Undo({}))._write(
+            {"linux": {"resources": {}}}, 1
+        )
+    assert made
