@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -25,14 +26,16 @@ def hierarchies() -> list[Path]:
 def tree(name: str) -> Iterator[list[Path]]:
     """An empty cgroup below the root of every hierarchy, which can hold processes; removed with all below it."""
     made = [directory / name for directory in hierarchies()]
-    try:
-        for path in made:
-            path.mkdir()
-            _hand_down(path)
-        yield made
-    finally:
-        for path in made:
-            remove(path)
+    with ExitStack() as locks:
+        try:
+            for path in made:
+                path.mkdir()
+                locks.enter_context(_locked(path))
+                _hand_down(path)
+            yield made
+        finally:
+            for path in made:
+                remove(path)
 
 
 def remove(top: Path) -> None:
@@ -49,14 +52,29 @@ def remove(top: Path) -> None:
 
 
 def sweep(prefix: str) -> None:
-    """Remove empty trees named `prefix` and the number of a process, where that process is no more."""
+    """Remove empty trees named `prefix` and the number of a process, where that process is no more.
+
+    It may also be one of another PID namespace, which holds a lock.
+    """
     for directory in hierarchies():
         for path in directory.glob(f"{prefix}*"):
             number = re.fullmatch(r"[0-9]+", path.name.removeprefix(prefix))
             if number and not Path("/proc", number[0]).exists():
-                for below, _, _ in os.walk(path, topdown=False):
-                    with suppress(OSError):
-                        os.rmdir(below)
+                with suppress(OSError), _locked(path):
+                    for below, _, _ in os.walk(path, topdown=False):
+                        with suppress(OSError):
+                            os.rmdir(below)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a directory's lock. Raises BlockingIOError when somebody else does."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _hand_down(path: Path) -> None:

@@ -106,8 +106,8 @@ def _working(directory: Path) -> Path | None:
 
 TRIES = """
 import ctypes, errno, json, os, resource, signal, socket, stat, sys, threading
-from image.confinement import close_in, enter, give_up
-from image.worker_filter import program
+from image.unpack.confinement import close_in, enter, give_up
+from image.unpack.worker_filter import program
 filter_, target = program(), int(sys.argv[2])
 libc = ctypes.CDLL(None, use_errno=True)
 give_up()

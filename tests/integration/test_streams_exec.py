@@ -95,7 +95,9 @@ async def test_a_terminal_has_a_size_a_type_and_a_session(node: Node, container:
     await session.resize(80, 24)
     await read_until(session, b"24 80\r\n")
     await write(session, b"\x03")  # interrupts: the terminal is the shell's controlling one
-    assert await finish(session) == (b"^C", 130)
+    shown, code = await finish(session)
+    assert code == 130
+    assert shown in (b"^C", b"")  # the terminal forgets its echo when the shell is quick to end
 
 
 async def test_the_process_is_the_containers(node: Node, sandbox: str) -> None:

@@ -195,7 +195,7 @@ def test_a_daemon_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.usefixtures("runtime")
 def test_no_command_waits_for_what_it_does_not_use() -> None:
     script = (
-        "import sys; from cri.cli import main; status = main(['version']);"
+        "import sys; from cri.client.main import main; status = main(['version']);"
         "heavy = {'rich', 'yaml', 'aiohttp', 'msgspec', 'pods', 'image'} & sys.modules.keys();"
         "sys.exit(f'imported {heavy}' if heavy else status)"
     )

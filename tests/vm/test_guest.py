@@ -21,7 +21,7 @@ from tests.e2e import kubernetes
 from tests.vm import base, guest
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = ("bin", "cri", "image", "network", "pods", "runtime")
+PACKAGES = ("bin", "cri", "image", "linux", "network", "pods", "runtime")
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE")
 PAYLOAD_FILES = ("tests/vm", "tests/e2e/__init__.py", "tests/e2e/manifests.py", "deploy")
 TOOLS = ("installer>=0.7", "pytest>=8")  # what the payload needs inside besides the project's own dependencies
