@@ -141,6 +141,9 @@ class Recovery:
             known = await shim.call(calls.WaitStart(container_id))
             await self._learn_start(container_id, known)
         await self._learn(container_id, known)
+        record = self._state.containers.get(container_id)
+        if known.state == RUNNING and record is not None and is_over(record.container):
+            await shim.call(calls.Kill(container_id))  # as in `_catch_up`
 
     async def _learn_start(self, container_id: str, known: calls.ContainerStatus) -> None:
         """With the container locked."""
