@@ -51,6 +51,7 @@ async def remove_trees(tops: Iterable[Path]) -> None:
 
 def _removal(top: Path) -> Future[None]:
     done: Future[None] = Future()
+    done.set_running_or_notify_cancel()  # who waits may be cancelled, the removal may not
     _threads.submit(_take_turn, top, done)
     return done
 

@@ -10,6 +10,7 @@ import stat
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,34 @@ async def test_a_removal_goes_on_when_nobody_waits_for_it(tmp_path: Path, monkey
     await asyncio.sleep(0)
     removal.cancel()
     await eventually(lambda: not top.exists())
+
+
+async def test_a_removal_whose_caller_is_cancelled_is_no_fault_in_its_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[BaseException | None] = []
+
+    class Threads:
+        def submit(self, work: Callable[..., None], *args: object) -> None:
+            def run() -> None:
+                going_on.wait(60)
+                try:
+                    work(*args)
+                except BaseException as error:
+                    ended.append(error)
+                else:
+                    ended.append(None)
+
+            threading.Thread(target=run).start()
+
+    going_on = threading.Event()
+    monkeypatch.setattr(directories, "_threads", Threads())
+    removal = asyncio.create_task(remove_trees([tmp_path / "top"]))
+    await asyncio.sleep(0)
+    removal.cancel()
+    await asyncio.wait({removal})
+    going_on.set()
+    await eventually(lambda: ended == [None])
 
 
 def test_a_removal_may_stop_anywhere(tmp_path: Path) -> None:
