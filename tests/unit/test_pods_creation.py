@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cri.daemon.config import Configuration
-from cri.daemon.main import settings
 from pods.inflight import Background
 from pods.life import chosen_image, container_plan
 from pods.life.creation import Creation, Means
@@ -46,14 +42,6 @@ class _Images:
 
     def release(self, image_id: str) -> None:
         self.held[image_id] -= 1
-
-
-@pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[State]:
-    opened = State(settings(Configuration(root=tmp_path, state=tmp_path / "state")))
-    await opened.store.open()
-    yield opened
-    opened.store.close()
 
 
 @pytest.mark.parametrize("archive", ["", "/checkpoint.tar"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import grpc
 import msgspec
 import pytest
 
-from cri.daemon.config import Configuration
-from cri.daemon.main import settings
 from cri.v1 import api_pb2, api_pb2_grpc
 from pods.errors import ResourceExhausted, Unavailable
 from pods.model import (
@@ -50,14 +47,6 @@ CONTAINER = Container(
     created_at=1,
 )
 GONE = msgspec.structs.replace(SANDBOX, state=SandboxState.NOT_READY)
-
-
-@pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[State]:
-    opened = State(settings(Configuration(root=tmp_path, state=tmp_path / "state")))
-    await opened.store.open()
-    yield opened
-    opened.store.close()
 
 
 async def _next(listener: Listener) -> Event:

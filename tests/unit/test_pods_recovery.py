@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cri.daemon.config import Configuration
-from cri.daemon.main import settings
 from pods.inflight import Background
 from pods.life.recovery import Recovery
 from pods.model import Container, ContainerConfig, ContainerMetadata, ContainerState, ImageSpec
@@ -18,14 +14,6 @@ from pods.state.store import ContainerRecord
 from pods.state.transitions import StartFailed
 from runtime.wire import calls
 from runtime.wire.states import RUNNING
-
-
-@pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[State]:
-    opened = State(settings(Configuration(root=tmp_path, state=tmp_path / "state")))
-    await opened.store.open()
-    yield opened
-    opened.store.close()
 
 
 @pytest.mark.parametrize("told_as_failed", [True, False])

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from cri.daemon.config import Configuration
-from cri.daemon.main import settings
 from pods.errors import PodError
 from pods.model import Container, ContainerConfig, ContainerMetadata, ContainerState, ImageSpec
 from pods.state.memory import State
 from pods.state.store import ContainerRecord
 from pods.state.transitions import Exited
-
-
-@pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[State]:
-    opened = State(settings(Configuration(root=tmp_path, state=tmp_path / "state")))
-    await opened.store.open()
-    yield opened
-    opened.store.close()
 
 
 def _record(container_id: str = "c", name: str = "main") -> ContainerRecord:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from cri.daemon.config import Configuration
-from cri.daemon.main import settings
 from pods.inflight import Background
 from pods.life.exit import Exits
 from pods.life.stop import Stops
@@ -42,14 +36,6 @@ class _Node:
 
     def kill_container(self, sandbox: Sandbox, container_id: str) -> None:
         self.killed.append((sandbox.id, container_id))
-
-
-@pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[State]:
-    opened = State(settings(Configuration(root=tmp_path, state=tmp_path / "state")))
-    await opened.store.open()
-    yield opened
-    opened.store.close()
 
 
 async def test_a_stop_ends_a_container_whose_shim_is_gone(state: State) -> None:
