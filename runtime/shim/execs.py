@@ -6,8 +6,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from runtime.cgroups import Cgroup
 from runtime.errors import failing
@@ -15,26 +15,18 @@ from runtime.process.clone import clone_into
 from runtime.process.join import Join, exec_process
 from runtime.shim.exec import Exec
 from runtime.shim.reply import Reply
-from runtime.shim.stdio import Loop
+from runtime.shim.supervisor import Parent
 from runtime.wire.calls import Descriptors
 from runtime.wire.reports import Reporter
 
 _ROUNDS: Final = 16
 
 
-class Supervisor(Loop, Protocol):
-    """What execs need of the shim."""
-
-    def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
-
-    def command_started(self, pid: int, done: Callable[[int], None]) -> None: ...
-
-
 class Execs:
     """Those that run, and those that ended with a terminal which nobody has asked for yet."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
         self._execs: dict[str, Exec] = {}
 
     def begin(self, key: str, join: Join, reply: Reply) -> None:
@@ -42,7 +34,7 @@ class Execs:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, failing("clone", "exec"):
             pid, pidfd = clone_into(join.cgroup, 0, lambda: exec_process(join, Reporter(theirs)))
-        execution = self._execs[key] = Exec(pid, pidfd, ours, self._supervisor, reply, bears=join.bears)
+        execution = self._execs[key] = Exec(pid, pidfd, ours, self._parent, reply, bears=join.bears)
 
         def exited(status: int) -> None:
             execution.exited(status)
@@ -54,14 +46,14 @@ class Execs:
             if not execution.born:
                 exited(status)
                 return
-            self._supervisor.on_exit(execution.pid, exited)
+            self._parent.on_exit(execution.pid, exited)
             if execution.killed:
                 kill_family(execution.pid, execution.pidfd, join.cgroup)
 
         if join.bears:
-            self._supervisor.command_started(pid, joined)
+            self._parent.command_started(pid, joined)
         else:
-            self._supervisor.on_exit(pid, exited)
+            self._parent.on_exit(pid, exited)
 
     def wait_running(self, key: str, reply: Reply) -> None:
         """Reply once the program runs, or has ended, with the other end of its terminal if it has one."""

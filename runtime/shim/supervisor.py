@@ -10,10 +10,16 @@ from runtime.shim.stdio import Loop
 from runtime.wire.calls import Event, ExitStatus
 
 
-class Supervisor(Loop, Protocol):
-    """The shim's loop, its children, and what is told of containers."""
+class Parent(Loop, Protocol):
+    """The shim's loop, and its children."""
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
+
+    def command_started(self, pid: int, done: Callable[[int], None]) -> None: ...
+
+
+class Supervisor(Parent, Protocol):
+    """What is told of containers besides, and what they are made with."""
 
     def emit(self, event: Event) -> None: ...
 
@@ -26,8 +32,6 @@ class Supervisor(Loop, Protocol):
     def is_child(self, pid: int) -> bool: ...
 
     def start_holder(self) -> tuple[int, int]: ...
-
-    def command_started(self, pid: int, done: Callable[[int], None]) -> None: ...
 
     @property
     def empty_mount_namespace(self) -> int: ...
