@@ -40,7 +40,7 @@ _ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them
 _STATE_MODE = 0o711
 _GRACE_SECONDS = 5.0  # for calls in flight when the daemon stops
 
-_log = logging.getLogger("cri.daemon")  # also when this module is __main__
+_log = logging.getLogger("cri.daemon")  # a module's name is no matter of those who filter the log
 
 Reload = Callable[[], Configuration]
 
