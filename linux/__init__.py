@@ -1,4 +1,4 @@
-"""What Linux has: system calls, and what is common to all who make them. No policy, standard library only.
+"""Wraps the system calls and kernel tables that all other packages share. No policy, standard library only.
 
 The only package that loads libc.
 """

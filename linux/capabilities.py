@@ -1,4 +1,4 @@
-"""The capability sets of the calling process (capabilities(7)), as masks. All raise OSError; names: linux.tables."""
+"""Reads and sets the caller's capability sets (capabilities(7)) as bit masks. All functions raise OSError."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-MOST: Final = 64  # capabilities that the kernel's two 32-bit words could hold
+MOST: Final = 64  # the kernel keeps a set in two 32-bit words
 _VERSION_3: Final = 0x20080522
 _PR_SET_KEEPCAPS: Final = 8
 _PR_CAPBSET_READ: Final = 23
@@ -32,7 +32,7 @@ _Words = _Data * 2
 
 
 def current() -> tuple[int, int, int]:
-    """Effective, permitted, inheritable."""
+    """Return the effective, permitted and inheritable sets."""
     header, words = _Header(_VERSION_3, 0), _Words()
     check(libc.capget(ctypes.byref(header), words), "", "capget")
     low, high = words
@@ -49,13 +49,13 @@ def become(effective: int, permitted: int, inheritable: int) -> None:
 
 
 def arguments(effective: int, permitted: int, inheritable: int) -> tuple[Any, Any]:
-    """What capset(2) is told, for who calls it otherwise."""
+    """Build the arguments of capset(2), for callers that make the system call themselves."""
     low = _Data(effective & 0xFFFFFFFF, permitted & 0xFFFFFFFF, inheritable & 0xFFFFFFFF)
     return _Header(_VERSION_3, 0), _Words(low, _Data(effective >> 32, permitted >> 32, inheritable >> 32))
 
 
 def is_known(number: int) -> bool:
-    """Whether this kernel has it. It is asked by prctl, since a container may have no /proc."""
+    """Return whether this kernel has the capability. Asks by prctl, since a container may have no /proc."""
     try:
         in_bounding(number)
     except OSError:
@@ -64,12 +64,12 @@ def is_known(number: int) -> bool:
 
 
 def in_bounding(number: int) -> bool:
-    """Whether it is in the bounding set. EINVAL for one that the kernel has not."""
+    """Return whether the capability is in the bounding set. EINVAL if the kernel does not know it."""
     return bool(prctl(_PR_CAPBSET_READ, number))
 
 
 def drop_bounding(number: int) -> None:
-    """Take it from the bounding set, for good. EINVAL for one that the kernel has not."""
+    """Remove the capability from the bounding set for good. EINVAL if the kernel does not know it."""
     prctl(_PR_CAPBSET_DROP, number)
 
 
@@ -78,10 +78,10 @@ def raise_ambient(number: int) -> None:
 
 
 def clear_ambient() -> None:
-    """EINVAL before Linux 4.3, which brought the set."""
+    """Empty the ambient set. EINVAL before Linux 4.3, which introduced it."""
     prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
 
 
 def keep_at_setuid(keep: bool) -> None:
-    """Whether the permitted set survives a change from root to another user (PR_SET_KEEPCAPS)."""
+    """Set whether the permitted set survives a change from root to another user (PR_SET_KEEPCAPS)."""
     prctl(_PR_SET_KEEPCAPS, int(keep))

@@ -1,4 +1,4 @@
-"""The clock of the machine (adjtimex(2))."""
+"""Reads the state of the system clock (adjtimex(2))."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STA_UNSYNC = 0x40
 
 
 def is_synchronised() -> bool:
-    """Whether something keeps it right, as the kernel was told. Raises OSError."""
+    """Return whether the kernel considers the clock synchronised, as an NTP daemon tells it. Raises OSError."""
     answer = ctypes.create_string_buffer(_TIMEX_BYTES)
     check(libc.adjtimex(answer), "", "adjtimex")
     return not int.from_bytes(answer.raw[_STATUS_AT : _STATUS_AT + 4], sys.byteorder) & _STA_UNSYNC

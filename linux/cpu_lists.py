@@ -1,4 +1,4 @@
-"""Lists of processors, and of memory nodes, as the kernel writes them: "0-3,7" (cpuset(7), "List format")."""
+"""Parses lists of CPUs and memory nodes as the kernel writes them: "0-3,7" (cpuset(7), "List format")."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_MOST: Final = 8192  # NR_CPUS at the most, with CONFIG_MAXSMP; nodes are fewer
+_MOST: Final = 8192  # the largest NR_CPUS (CONFIG_MAXSMP); there are fewer nodes
 
 
 def ranges(text: str) -> list[tuple[int, int]]:
-    """First and last of each part of a list; none of an empty one. Raises ValueError for what is no such list."""
+    """Return the first and last number of each part; nothing for an empty list. Raises ValueError."""
     if text.count(",") >= _MOST:
         raise ValueError(f"expected a list of at most {_MOST} parts")
     found = []
@@ -25,9 +25,9 @@ def ranges(text: str) -> list[tuple[int, int]]:
 
 
 def numbers(text: str) -> frozenset[int]:
-    """The members of a list. Raises what `ranges` does."""
+    """Return the members of a list. Raises ValueError, as `ranges` does."""
     found: set[int] = set()
-    beyond = -1  # the highest so far: what many parts name is gone through once
+    beyond = -1  # the highest number so far: overlapping parts are not enumerated twice
     for first, last in sorted(ranges(text)):
         found.update(range(max(first, beyond + 1), last + 1))
         beyond = max(beyond, last)

@@ -1,4 +1,4 @@
-"""Tiny static programs made of machine code, kept in memory: there is no file on disk that could be changed."""
+"""Builds tiny static programs from machine code and keeps them in memory: no file on disk that could be changed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _MACHINE: Final = {"x86_64": 62, "aarch64": 183}  # e_machine
 _LOAD_ADDRESS: Final = 0x400000
 _HEADERS: Final = 64 + 56
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_MFD_EXEC: Final = 0x10  # Linux 6.3: asks for an executable memfd under vm.memfd_noexec=1
+_MFD_EXEC: Final = 0x10  # Linux 6.3: makes an executable memfd under vm.memfd_noexec=1
 
 
 def executable(code: bytes, machine: str) -> bytes:
-    """A static ELF file (elf(5)) that is loaded read-only and begins at the first byte of `code`."""
+    """Return a static ELF file (elf(5)) that is loaded read-only and starts at the first byte of `code`."""
     size = _HEADERS + len(code)
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     header = struct.pack(
@@ -29,7 +29,7 @@ def executable(code: bytes, machine: str) -> bytes:
 
 
 def in_memory(name: str, program: bytes, mode: int) -> int:
-    """A read-only descriptor of a memfd with that program and that mode, sealed. Raises OSError."""
+    """Put the program into a sealed memfd with that mode and return a read-only descriptor. Raises OSError."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         writable = os.memfd_create(name, flags | _MFD_EXEC)
@@ -37,9 +37,9 @@ def in_memory(name: str, program: bytes, mode: int) -> int:
         writable = os.memfd_create(name, flags)
     try:
         os.write(writable, program)
-        # Root of a container could open the program that it runs anew, to write (CVE-2019-5736); others run it too.
+        # Without seals a container's root could reopen its program for writing (CVE-2019-5736), and others run it too.
         fcntl.fcntl(writable, fcntl.F_ADD_SEALS, _SEALS)
-        # Reopened because execve refuses a file that anybody has open for writing (ETXTBSY).
+        # execve refuses a file that is open for writing anywhere (ETXTBSY): reopen it read-only.
         readonly = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
         os.fchmod(readonly, mode)
         return readonly

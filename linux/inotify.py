@@ -1,4 +1,4 @@
-"""inotify(7), as much of it as watching a directory takes."""
+"""Wraps as much of inotify(7) as watching a directory needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONLYDIR = 0x01000000
 
 
 class Inotify:
-    """One inotify instance, non-blocking. Its descriptor is readable when something happened. Raises OSError."""
+    """One non-blocking inotify instance. Its descriptor is readable when there are events. Raises OSError."""
 
     def __init__(self) -> None:
         self._fd = check(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC), "inotify_init1")
@@ -39,22 +39,22 @@ class Inotify:
         return self._fd
 
     def add(self, path: str, mask: int) -> int:
-        """Watch `path`, and return the watch; the same one for the same inode."""
+        """Watch `path` and return the watch descriptor; the same inode has the same one."""
         return check(libc.inotify_add_watch(self._fd, os.fsencode(path), ctypes.c_uint32(mask)), path)
 
     def remove(self, watch: int) -> None:
-        """End a watch. One that the kernel ended itself (its inode is gone) is no error."""
+        """End a watch. It is no error if the kernel has ended it already because the inode is gone."""
         libc.inotify_rm_watch(self._fd, watch)
 
     def wait(self, timeout: float) -> None:
-        """Return when there is an event, or after `timeout` seconds; those that came before count. Takes them."""
+        """Wait for an event, at most `timeout` seconds, and discard it. Earlier events count too."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         if poll.poll(timeout * 1000):
             self.drain()
 
     def drain(self) -> bool:
-        """Take every pending event, whatever it says; whether there was one."""
+        """Discard all pending events and return whether there were any."""
         taken = False
         try:
             while os.read(self._fd, 65536):

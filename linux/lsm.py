@@ -1,4 +1,4 @@
-"""Which security modules are on."""
+"""Tells which Linux security modules are enabled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def apparmor_is_on(sys: str | os.PathLike[str] = "/sys") -> bool:
-    """Whether the kernel applies AppArmor profiles. `sys` is where sysfs is."""
+    """Return whether the kernel applies AppArmor profiles. `sys` is the mount point of sysfs."""
     try:
         with open(os.path.join(sys, "module/apparmor/parameters/enabled")) as file:
             return file.read().strip() == "Y"
@@ -15,5 +15,5 @@ def apparmor_is_on(sys: str | os.PathLike[str] = "/sys") -> bool:
 
 
 def selinux_is_on(sys: str | os.PathLike[str] = "/sys") -> bool:
-    """Whether the kernel has a policy of SELinux's, enforced or not."""
+    """Return whether an SELinux policy is loaded, enforcing or not."""
     return os.path.exists(os.path.join(sys, "fs/selinux/enforce"))

@@ -1,4 +1,4 @@
-"""What is mounted at one place, and taken away again, whoever mounted it. All raise OSError."""
+"""Mounts and unmounts at a single path: a tmpfs, a pinned namespace. All functions raise OSError."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INERT: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscall
 
 
 def mount_tmpfs(path: str, options: Mapping[str, str]) -> None:
-    """Make the directory and mount a tmpfs there, without devices and programs."""
+    """Make the directory and mount a tmpfs on it, with nosuid, nodev and noexec."""
     os.mkdir(path, 0o700)
     context = syscalls.fsopen("tmpfs")
     try:
@@ -34,7 +34,7 @@ def mount_tmpfs(path: str, options: Mapping[str, str]) -> None:
 
 
 def unmount_if_mounted(path: str) -> None:
-    """Detach what is mounted on `path`; nothing there, or no such path, is fine."""
+    """Detach the mount on `path`. It is no error if there is no mount or no such path."""
     try:
         syscalls.umount2(path, syscalls.MNT_DETACH)
     except OSError as error:
@@ -54,7 +54,7 @@ def pin_namespace(source: str, path: str) -> None:
 
 
 def unpin_namespace(path: str) -> None:
-    """Undo `pin_namespace`, however much of it is left."""
+    """Undo `pin_namespace`, also when only part of it is left."""
     unmount_if_mounted(path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

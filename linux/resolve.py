@@ -1,8 +1,8 @@
-"""Resolving a path inside a directory as if that were `/`, where openat2(2) does not do.
+"""Resolves a path inside a directory as if that directory were `/`, in user space, where openat2(2) cannot.
 
-That is on kernels without it (Linux 5.6 brought it), and where what is missing on the way is to be made. Each component
-is opened by its name in the directory that is open already, never following a link: links are read, and resolved here.
-Who renames things meanwhile can make this fail or end elsewhere inside, not outside.
+Needed on kernels without openat2 (before Linux 5.6), and where missing parts of the path are to be created. Each
+component is opened by name in the directory opened before it and without following links; links are read and resolved
+here. A process that renames things meanwhile can make this fail or end elsewhere inside the root, never outside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_MOST_LINKS: Final = 40  # as the kernel
+_MOST_LINKS: Final = 40  # the kernel's limit
 _STEP: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -31,9 +31,9 @@ def open_inside(
 ) -> int:
     """Open `path` inside the directory open at `root`. `..` at the root stays there. Raises OSError.
 
-    Without `follow` a symbolic link anywhere on the way is ELOOP, as with RESOLVE_NO_SYMLINKS. `make` is called for
-    what is missing, with its name, the directory that it is missing in, and whether it is the last of the path: also
-    where a link leads to nothing.
+    Without `follow`, a symbolic link anywhere on the way is ELOOP, as with RESOLVE_NO_SYMLINKS. `make` is called for
+    each missing component, also for the missing target of a link. Its arguments are the component's name, the directory
+    it is missing in, and whether it is the last component of the path.
     """
     directories = [os.dup(root)]
     todo = _components(path)
@@ -82,18 +82,18 @@ def _step(name: str, directory: int, make: Callable[[str, int, bool], None] | No
     except FileNotFoundError:
         if make is None:
             raise
-    with contextlib.suppress(FileExistsError):  # somebody else was quicker
+    with contextlib.suppress(FileExistsError):  # another process made it first
         make(name, directory, last)
     return os.open(name, _STEP, dir_fd=directory)
 
 
 def _components(path: str) -> list[str]:
-    """The last one first. A slash at the end wants a directory, as `.` does."""
+    """Split the path, last component first. A trailing slash demands a directory, as `.` does."""
     return [part for part in reversed((path + "." if path.endswith("/") else path).split("/")) if part]
 
 
 def _reopen(name: str, directory: int, seen: int, flags: int) -> int:
-    """Open a file that is no directory and was seen to be no link."""
+    """Open a file that is neither a directory nor a link, and check that it is still the one that was seen."""
     found = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     now, before = os.fstat(found), os.fstat(seen)
     if (now.st_dev, now.st_ino) != (before.st_dev, before.st_ino):

@@ -1,7 +1,7 @@
-"""No import any more: what a process has not loaded before it goes among a container's files, it never loads.
+"""Forbids imports: a process that enters a container's files must have loaded all its modules before.
 
-A module that is looked up by then would be found where the container says (as libraries were in CVE-2019-14271). And a
-shim that lives on after an upgrade would load another version's.
+A later import would search the container's file system (as libraries were loaded in CVE-2019-14271). A shim that lives
+on after an upgrade would load another version's module.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class _Refusal:
     @staticmethod
     def find_spec(name: str, _path: object = None, _target: object = None) -> NoReturn:
-        raise ImportError(f"import {name}: it was to be loaded before this process was made", name=name)
+        raise ImportError(f"import {name}: it must be loaded before this process is forked", name=name)
 
 
 def seal() -> None:
-    """From now on an import of what is not loaded yet raises ImportError, in the caller and in all that it forks."""
+    """Make every later import raise ImportError, in the caller and in all processes that it forks."""
     sys.path[:] = []
     sys.path_hooks[:] = []
     sys.path_importer_cache.clear()

@@ -1,7 +1,7 @@
-"""The kernel calls that the standard library lacks, by ctypes; the one seam between crisp and the kernel.
+"""Wraps the system calls that the standard library lacks, by ctypes. crisp's only access to libc.
 
-Every function raises OSError with the kernel's errno and the path or file system it was about. Numbers are those of
-the generic table (asm-generic/unistd.h) for calls added since Linux 5.1, which all architectures share.
+Every function raises OSError with the kernel's errno and the path or file system concerned. Calls added since Linux 5.1
+have the same number on all architectures (asm-generic/unistd.h).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import signal
     from typing import Any, Final
 else:
-    import _signal as signal  # `signal` loads enum, which a start may do without
+    import _signal as signal  # `signal` imports enum, which is slow
 
 libc: Final = ctypes.CDLL(None, use_errno=True)
-# clone3 returns twice: the interpreter lock must not be dropped around it.
+# clone3 returns twice: the interpreter lock must stay held around it.
 _locked_libc: Final = ctypes.PyDLL(None, use_errno=True)
 _syscall = libc.syscall
 _syscall.restype = ctypes.c_long
@@ -36,7 +36,7 @@ _OLD_NUMBERS: Final[dict[str, dict[str, int]]] = {
     "aarch64": {"pivot_root": 41, "keyctl": 219, "setdomainname": 162, "ioprio_set": 30,
                 "set_mempolicy": 237, "seccomp": 277, "bpf": 280},
 }  # fmt: skip
-# Asked for once: a personality of a container's can make the machine another one later.
+# Read once: a container's personality(2) can change what uname says later.
 _old = _OLD_NUMBERS.get(os.uname().machine, {})
 
 _CPU_MASK_BYTES: Final = 1024  # 8192 CPUs, the most that Linux can be built for
@@ -128,7 +128,7 @@ _ESRCH: Final = 3
 _EINVAL: Final = 22
 _EAGAIN: Final = 11
 _ENOSYS: Final = 38
-_OPENINGS: Final = 128  # a rename or mount anywhere on the machine, just while `..` is resolved, makes one fail
+_OPENINGS: Final = 128  # attempts: a rename or mount anywhere on the machine while `..` is resolved makes one fail
 
 
 class _CloneArgs(ctypes.Structure):
@@ -176,7 +176,7 @@ class _MountAttr(ctypes.Structure):
     ]
 
 
-# Which Linux brought a system call.
+# The Linux version that introduced each call.
 _SINCE: Final = {
     "pidfd_send_signal": "5.1",
     "open_tree": "5.2",
@@ -191,7 +191,7 @@ _SINCE: Final = {
 
 
 def check(result: int, about: str, call: str = "") -> int:
-    """What libc returned, when that is no failure. Raises OSError about that; `call` is said where it is missing."""
+    """Return what libc returned, or raise OSError about `about`. `call` names a call that the kernel may lack."""
     if result < 0:
         raise failure(ctypes.get_errno(), about, call)
     return result
@@ -211,9 +211,9 @@ def _number(name: str) -> int:
 
 
 def clone(flags: int = 0, cgroup: int | None = None) -> tuple[int, int]:
-    """Fork with clone3(2): new namespaces by `flags`, straight into the v2 cgroup open at `cgroup`.
+    """Fork with clone3(2), into the new namespaces of `flags` and into the v2 cgroup open at `cgroup`.
 
-    Returns (pid, pidfd) in the parent and (0, -1) in the child, which imports nothing any more. Only for
+    Returns (pid, pidfd) in the parent and (0, -1) in the child. The child cannot import modules any more. Only for
     single-threaded processes.
     """
     pidfd = ctypes.c_int(-1)
@@ -221,7 +221,7 @@ def clone(flags: int = 0, cgroup: int | None = None) -> tuple[int, int]:
     if cgroup is not None:
         args.flags |= CLONE_INTO_CGROUP
         args.cgroup = cgroup
-    # Bracketed as os.fork() does: import lock, interpreter state and at-fork handlers.
+    # As os.fork() does: import lock, interpreter state and at-fork handlers.
     ctypes.pythonapi.PyOS_BeforeFork()
     pid = _locked_libc.syscall(SYS_CLONE3, ctypes.byref(args), ctypes.sizeof(args))
     if pid == 0:
@@ -239,7 +239,7 @@ _locked_libc.syscall.restype = ctypes.c_long
 
 
 def fork() -> int:
-    """As os.fork, but that the child imports nothing any more."""
+    """Fork as os.fork does. The child cannot import modules any more."""
     pid = os.fork()
     if pid == 0:
         seal()
@@ -247,7 +247,7 @@ def fork() -> int:
 
 
 def locked_syscall(number: int, *arguments: Any, about: str) -> int:
-    """A system call by its number, which may return twice."""
+    """Make a system call by its number, with the interpreter lock held, since it may return twice."""
     return check(_locked_libc.syscall(number, *arguments), about)
 
 
@@ -256,9 +256,9 @@ def unshare(flags: int) -> None:
 
 
 def setns(fd: int, flags: int) -> None:
-    """Join the namespace open at `fd`, or with a pidfd all of that process's that `flags` names.
+    """Join the namespace open at `fd`; if `fd` is a pidfd, join that process's namespaces named by `flags`.
 
-    The latter needs the host's /proc before Linux 5.8.
+    With a pidfd this needs the host's /proc before Linux 5.8.
     """
     if libc.setns(ctypes.c_int(fd), ctypes.c_int(flags)) == 0:
         return
@@ -277,7 +277,7 @@ def setns(fd: int, flags: int) -> None:
 
 
 def _process_of(pidfd: int) -> int:
-    """The number of the process that a pidfd names, 0 for another descriptor."""
+    """Return the pid of the process that a pidfd refers to, 0 if the descriptor is no pidfd."""
     try:
         with open(f"/proc/self/fdinfo/{pidfd}") as file:
             return next((int(line.split()[1]) for line in file if line.startswith("Pid:")), 0)
@@ -316,9 +316,9 @@ def move_mount(from_fd: int, to_fd: int, to_path: str = "") -> None:
 def mount_setattr(
     fd: int, path: str, flags: int, *, attr_set: int = 0, attr_clr: int = 0, propagation: int = 0, userns: int = 0
 ) -> None:
-    """Set and clear attributes and the propagation of a mount, or of its tree with AT_RECURSIVE (Linux 5.12).
+    """Change the attributes and the propagation of a mount, or with AT_RECURSIVE of its whole tree (Linux 5.12).
 
-    `userns` is a descriptor of the user namespace that MOUNT_ATTR_IDMAP maps by.
+    `userns` is a descriptor of the user namespace whose mapping MOUNT_ATTR_IDMAP applies.
     """
     attr = _MountAttr(attr_set, attr_clr, propagation, userns)
     check(
@@ -350,12 +350,12 @@ def fsconfig_create(fd: int) -> None:
 
 
 def fsmount(fd: int, attrs: int = 0) -> int:
-    """A detached mount of the file system configured at `fd`."""
+    """Return a detached mount of the file system configured at `fd`."""
     return check(_syscall(SYS_FSMOUNT, fd, 1, attrs), "fsmount", "fsmount")
 
 
 def openat2(dirfd: int, path: str | bytes, flags: int, resolve: int) -> int:
-    """Open as `resolve` says. Before Linux 5.6 in userspace, with RESOLVE_IN_ROOT and without RESOLVE_NO_XDEV."""
+    """Open as openat2(2). Before Linux 5.6 in user space, only with RESOLVE_IN_ROOT and without RESOLVE_NO_XDEV."""
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     errno, raw, about = _EAGAIN, os.fsencode(path), os.fsdecode(path)
     for _ in range(_OPENINGS):
@@ -371,12 +371,12 @@ def openat2(dirfd: int, path: str | bytes, flags: int, resolve: int) -> int:
 
 
 def open_in_root(root: int, path: str, flags: int, resolve: int = IN_ROOT) -> int:
-    """Open `path` as if the directory `root` were `/`, never leaving it."""
+    """Open `path` as if the directory `root` were `/`; never leaves it."""
     return openat2(root, path.lstrip("/") or ".", flags, resolve)
 
 
 def pidfd_open(pid: int) -> int:
-    """As os.pidfd_open, with a word for its absence."""
+    """Call os.pidfd_open. If the kernel lacks the call, the error names the Linux version that has it."""
     try:
         return os.pidfd_open(pid)
     except OSError as error:
@@ -384,7 +384,7 @@ def pidfd_open(pid: int) -> int:
 
 
 def pidfd_send_signal(pidfd: int, number: int) -> None:
-    """As signal.pidfd_send_signal, with a word for its absence."""
+    """Call signal.pidfd_send_signal. If the kernel lacks the call, the error names the Linux version that has it."""
     try:
         signal.pidfd_send_signal(pidfd, number)
     except OSError as error:
@@ -397,9 +397,9 @@ def prctl(option: int, first: int = 0, second: int = 0) -> int:
 
 
 def load_filter(program: bytes, flags: int) -> int:
-    """Put the calling thread under a seccomp filter, an array of struct sock_filter, for good (seccomp(2)).
+    """Apply a seccomp filter, an array of struct sock_filter, to the calling thread for good (seccomp(2)).
 
-    Returns the descriptor of its listener if `flags` ask for one, else 0. Raises OSError: ESRCH if a thread could not
+    Returns the descriptor of the listener if `flags` ask for one, else 0. Raises OSError: ESRCH if a thread could not
     be synchronised (SECCOMP_FILTER_FLAG_TSYNC).
     """
     code = ctypes.create_string_buffer(program, len(program))
@@ -416,35 +416,35 @@ def load_filter(program: bytes, flags: int) -> int:
 
 
 def bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
-    """bpf(2). The kernel may write to `attributes`."""
+    """Call bpf(2). The kernel may write to `attributes`."""
     size = ctypes.c_long(len(attributes))
     return check(_syscall(ctypes.c_long(_number("bpf")), ctypes.c_long(command), ctypes.byref(attributes), size), "bpf")
 
 
 def syncfs(fd: int) -> None:
-    """Have all that was written to the file system of an open file on the disk."""
+    """Write everything cached for the file system of an open file to disk."""
     check(libc.syncfs(fd), f"fd {fd}")
 
 
 def filesystem_type(fd: int) -> int:
-    """The magic number of the file system that an open file, or one open O_PATH, is on (fstatfs(2))."""
+    """Return the magic number of the file system that an open file (also O_PATH) is on (fstatfs(2))."""
     result = ctypes.create_string_buffer(_STATFS_BYTES)
     check(libc.fstatfs(fd, result), f"fd {fd}")
     return filesystem_type_of(result.raw)
 
 
 def filesystem_type_of(statfs: bytes) -> int:
-    """The same of a struct statfs."""
+    """Return the magic number in a struct statfs."""
     return int.from_bytes(statfs[:8], sys.byteorder)  # f_type, a long
 
 
 def open_how(flags: int, resolve: int) -> ctypes.Structure:
-    """What openat2(2) is told."""
+    """Build the `open_how` argument of openat2(2)."""
     return _OpenHow(flags, 0, resolve)
 
 
 def set_name(name: str) -> None:
-    """The name that ps and top show (PR_SET_NAME, 15 bytes)."""
+    """Set the name that ps and top show (PR_SET_NAME, 15 bytes)."""
     libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
@@ -463,27 +463,27 @@ def sched_attributes(
     deadline: int = 0,
     period: int = 0,
 ) -> ctypes.Structure:
-    """What sched_setattr(2) is told; times in nanoseconds. To be kept until it is called."""
+    """Build the argument of sched_setattr(2); times in nanoseconds. Keep a reference to it until the call."""
     return _SchedAttr(ctypes.sizeof(_SchedAttr), policy, flags, nice, priority, runtime, deadline, period)
 
 
 def use_every_cpu() -> None:
-    """Have the calling process run on all CPUs that its cgroup has: the kernel takes those from a mask of all ones."""
+    """Let the calling process run on all CPUs of its cgroup: the kernel intersects a mask of all ones with them."""
     every = b"\xff" * _CPU_MASK_BYTES
     check(libc.sched_setaffinity(0, ctypes.c_size_t(_CPU_MASK_BYTES), every), "", "sched_setaffinity")
 
 
 def ioprio_set(priority: int) -> None:
-    """Set the caller's class (from bit 13 on) and priority of input and output (ioprio_set(2))."""
+    """Set the caller's I/O class (bits 13 and up) and priority (ioprio_set(2))."""
     check(_syscall(_number("ioprio_set"), _IOPRIO_WHO_PROCESS, 0, priority), f"I/O priority {priority:#x}")
 
 
 def set_mempolicy(mode: int, nodes: Iterable[int]) -> None:
-    """Set on which nodes the caller's memory is taken (set_mempolicy(2))."""
+    """Set from which nodes the caller's memory is allocated (set_mempolicy(2))."""
     bits = sum(1 << node for node in nodes)
     words = max(1, -(-bits.bit_length() // 64))
     mask = (ctypes.c_uint64 * words)(*(bits >> 64 * word & (1 << 64) - 1 for word in range(words)))
-    # The kernel takes one bit less than it is told.
+    # The kernel reads one bit less than `maxnode` says.
     arguments = (ctypes.byref(mask), ctypes.c_ulong(64 * words + 1)) if bits else (None, ctypes.c_ulong(0))
     check(_syscall(_number("set_mempolicy"), mode, *arguments), f"mode {mode:#x}")
 
@@ -494,19 +494,19 @@ def personality(persona: int) -> None:
 
 
 def join_new_session_keyring(name: str) -> None:
-    """Leave the session keyring for an empty one of that name (keyctl_join_session_keyring(3))."""
+    """Replace the session keyring by an empty one with that name (keyctl_join_session_keyring(3))."""
     check(_syscall(_number("keyctl"), _KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name)), "session keyring")
 
 
 def close_all_from(first: int, *, keep: Iterable[int]) -> None:
-    """Close every descriptor from `first` up but those of `keep` (close_range(2); one by one before Linux 5.9)."""
+    """Close all descriptors from `first` up except those in `keep` (close_range(2); one by one before Linux 5.9)."""
     low = first
     for fd in (*sorted(fd for fd in set(keep) if fd >= first), 1 << 32):
         if low < fd:
             high = fd - 1
             result = _syscall(SYS_CLOSE_RANGE, ctypes.c_uint(low), ctypes.c_uint(high), 0)
             if result < 0 and ctypes.get_errno() == _ENOSYS:
-                # Not by what /proc lists, which may be the container's forgery.
+                # Not by /proc, which the container may have forged.
                 os.closerange(low, min(fd, os.sysconf("SC_OPEN_MAX")))
             else:
                 check(result, f"close_range {low} {high}")
@@ -514,7 +514,7 @@ def close_all_from(first: int, *, keep: Iterable[int]) -> None:
 
 
 def close_on_exec_from(first: int) -> None:
-    """Mark every descriptor from `first` up close-on-exec (close_range(2), Linux 5.11; else by /proc)."""
+    """Mark all descriptors from `first` up close-on-exec (close_range(2), Linux 5.11; else by /proc)."""
     if _syscall(SYS_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), CLOSE_RANGE_CLOEXEC) == 0:
         return
     for name in os.listdir("/proc/self/fd"):
@@ -522,11 +522,11 @@ def close_on_exec_from(first: int) -> None:
             try:
                 os.set_inheritable(int(name), False)
             except OSError:
-                continue  # the listing's own descriptor
+                continue  # the descriptor of the listing itself
 
 
 def set_process_title(title: str) -> None:
-    """Overwrite the argument area that /proc/PID/cmdline shows. No longer than the arguments given at exec."""
+    """Overwrite the arguments that /proc/PID/cmdline shows. The title is cut to the length of the original ones."""
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rsplit(b") ", 1)[1].split()
     start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end: fields 48 and 49 of proc_pid_stat(5)

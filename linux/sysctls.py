@@ -1,4 +1,4 @@
-"""Kernel parameters (sysctl): which path a name means, and whose namespace each belongs to."""
+"""Maps a sysctl's name to its path and to the namespace that it belongs to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-# Those in kernel/ that are a namespace's own (Documentation/admin-guide/sysctl); below net/ and fs/mqueue/ all are.
+# The namespaced ones in kernel/ (Documentation/admin-guide/sysctl). All below net/ and fs/mqueue/ are namespaced.
 _IN_KERNEL: Final[Mapping[str, str]] = {
     **dict.fromkeys(
         (
@@ -23,13 +23,13 @@ _IN_KERNEL: Final[Mapping[str, str]] = {
 
 
 def path_of(name: str) -> str:
-    """The path below /proc/sys: of dots and slashes, the one that comes first separates (sysctl.d(5))."""
+    """Return the path below /proc/sys. The first dot or slash in the name says which one separates (sysctl.d(5))."""
     first = next((letter for letter in name if letter in "./"), "/")
     return name if first == "/" else name.translate({ord("."): "/", ord("/"): "."})
 
 
 def namespace_of(path: str) -> str:
-    """The type of namespace that the parameter belongs to, "" for one of the whole machine."""
+    """Return the type of namespace that the parameter belongs to, "" if it belongs to the whole machine."""
     parts = path.split("/")
     if parts[0] == "net":
         return "network"

@@ -1,9 +1,9 @@
-"""What Linux calls things, and the numbers that it has for them."""
+"""Tables of Linux's names and numbers: namespaces, capabilities, architectures, extended attributes."""
 
 from __future__ import annotations
 
 # Kinds of namespaces: config.json's name (runtime-spec config-linux.md "Namespaces"), the file in /proc/PID/ns, and the
-# flag of clone(2). They are joined in this order: the user namespace before those that its rights are needed for, and
+# flag of clone(2). They are joined in this order: the user namespace before those that need its capabilities, and
 # after a PID namespace, which may be its parent's.
 _NAMESPACES = (
     ("pid", "pid", 0x20000000),
@@ -18,11 +18,11 @@ _NAMESPACES = (
 NAMESPACE_FLAGS = {kind: flag for kind, _file, flag in _NAMESPACES}
 NAMESPACE_FILES = {kind: file for kind, file, _flag in _NAMESPACES}
 
-HIGHEST_ID = 2**32 - 2  # of users and groups. The next one, (uid_t)-1, means "leave it": a process stays root
+HIGHEST_ID = 2**32 - 2  # of users and groups. (uid_t)-1 means "do not change": the process would stay root
 
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # $PATH where nobody has said any
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # used where no PATH is given
 
-AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h, by uname's word
+AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h, by uname's machine
 
 # linux/capability.h; the position is the number.
 CAPABILITIES = (
@@ -35,17 +35,17 @@ CAPABILITIES = (
     "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 )  # fmt: skip
 
-# overlayfs.rst: what it keeps in extended attributes, its own and those of ordinary users' overlays.
+# Prefixes of overlayfs's extended attributes (overlayfs.rst): for root's overlays and for unprivileged users'.
 OVERLAY_ATTRIBUTES = "trusted.overlay."
 USERS_OVERLAY_ATTRIBUTES = "user.overlay."
 OVERLAY_OPAQUE = f"{OVERLAY_ATTRIBUTES}opaque"  # on a directory: "y" hides what the layers below have in it
 
 
 def capability_names(mask: int) -> frozenset[str]:
-    """The capabilities of a kernel bit mask; bits without a name here are left out."""
+    """Return the names of the capabilities in a bit mask. Bits without a name in the table are left out."""
     return frozenset(name for number, name in enumerate(CAPABILITIES) if mask >> number & 1)
 
 
 def namespace_file(process: int | str, kind: str) -> str:
-    """Where the namespace of a process is opened; "self" is the caller."""
+    """Return the path in /proc of a process's namespace; "self" is the caller."""
     return f"/proc/{process}/ns/{NAMESPACE_FILES[kind]}"

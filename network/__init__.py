@@ -1,1 +1,1 @@
-"""CNI: conflists, plugin execution, cached results, and the network of one pod."""
+"""Runs CNI plugins: configuration lists, plugin execution, cached results, the network of a pod."""

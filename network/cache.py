@@ -1,8 +1,8 @@
-"""What was added, on disk: a file an attachment, which says how to take it away again after any crash.
+"""Stores each attachment in a file on disk, so that it can be removed after any crash.
 
-The first line (the attachment and its network configuration list) is on disk before a plugin runs. The second line,
-what ADD answered, is appended without waiting for the disk, which would cost as much again: after a power cut the
-namespace is gone anyway, a line that was lost or torn counts as no answer, and DEL works without it.
+The first line (the attachment and its network configuration list) is synced to disk before a plugin runs. The second
+line, the result of ADD, is appended without a sync, which would cost as much again: after a power cut the namespace
+is gone anyway, a lost or torn second line counts as no result, and DEL works without one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An attachment, the network configuration list it is made with, and what ADD answered (None: not known)."""
+    """An attachment, the network configuration list it was added with, and the result of ADD (None: not known)."""
 
     attachment: Attachment
     conflist: msgspec.Raw
@@ -32,13 +32,13 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ResultCache:
-    """The entries under one directory. Blocking calls; `begin` waits for the disk. Raises NetworkError."""
+    """Keeps the entries of one directory. The calls block; `begin` syncs to disk. Raises NetworkError."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def prepare(self) -> None:
-        """Make the directory, and drop what a crash left half-written in it."""
+        """Make the directory, and remove the half-written files that a crash left in it."""
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for leftover in self._directory.glob("*.tmp"):
@@ -47,7 +47,7 @@ class ResultCache:
             raise NetworkError(f"prepare {self._directory}: {error.strerror}") from error
 
     def begin(self, entry: Entry) -> None:
-        """Write the first line. On return the entry survives a power cut."""
+        """Write the first line. When this returns, the entry survives a power cut."""
         path = self._path(entry.attachment)
         temporary = path.with_suffix(".tmp")
         try:
@@ -61,7 +61,7 @@ class ResultCache:
             raise NetworkError(f"write {path}: {error.strerror}") from error
 
     def complete(self, attachment: Attachment, result: dict[str, Any]) -> None:
-        """Append what ADD answered to an entry that was begun. It survives this process, not a power cut."""
+        """Append the result of ADD to an entry written by `begin`. It survives this process, not a power cut."""
         path = self._path(attachment)
         try:
             with open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), "wb") as file:
@@ -70,11 +70,11 @@ class ResultCache:
             raise NetworkError(f"write {path}: {error.strerror}") from error
 
     def load(self, attachment: Attachment) -> Entry | None:
-        """The entry of `attachment`, or None. One that cannot be read is told in the log and counts as none."""
+        """Return the entry of `attachment`, or None. An unreadable one is logged and counts as none."""
         return self._read(self._path(attachment))
 
     def forget(self, attachment: Attachment) -> None:
-        """Drop the entry, if there is one. Not synced: one that a power cut brings back is undone once more."""
+        """Remove the entry, if there is one. Not synced: an entry that reappears after a power cut is removed again."""
         path = self._path(attachment)
         try:
             path.unlink(missing_ok=True)
@@ -82,12 +82,12 @@ class ResultCache:
             raise NetworkError(f"remove {path}: {error.strerror}") from error
 
     def entries(self) -> list[Entry]:
-        """Every readable entry, in the order of file names."""
+        """Return all readable entries in the order of their file names."""
         found = (self._read(path) for path in sorted(self._directory.glob("*.json")))
         return [entry for entry in found if entry is not None]
 
     def _path(self, attachment: Attachment) -> Path:
-        # "@" is in no valid sandbox id, so no two attachments share a file.
+        # No valid sandbox id contains "@", so no two attachments share a file.
         return self._directory / f"{attachment.sandbox_id}@{attachment.ifname}.json"
 
     def _read(self, path: Path) -> Entry | None:
@@ -113,5 +113,5 @@ class ResultCache:
 
 
 def _line(value: Entry | dict[str, Any]) -> bytes:
-    # The raw configuration list is somebody's file, with line breaks of its own.
+    # The raw configuration list comes from a file and may contain line breaks: remove them.
     return msgspec.json.format(msgspec.json.encode(value), indent=-1) + b"\n"

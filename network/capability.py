@@ -1,4 +1,4 @@
-"""What a pod offers to plugins that ask for it: the `runtimeConfig` keys of CNI's conventions document."""
+"""Builds the `runtimeConfig` values that a pod offers to plugins by capability (CNI's CONVENTIONS.md)."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _SUFFIXES = {
     **{suffix: Decimal(1000) ** power for power, suffix in enumerate("kMGTPE", start=1)},
     **{suffix + "i": Decimal(1024) ** power for power, suffix in enumerate("KMGTPE", start=1)},
 }
-_SLOWEST, _FASTEST = 10**3, 10**15  # bits a second; what kubelet's validation lets through
-_BURST = 2**32 - 1  # bits; the most the bandwidth plugin takes, so that only the rate limits
+_SLOWEST, _FASTEST = 10**3, 10**15  # bits a second; the limits of kubelet's validation
+_BURST = 2**32 - 1  # bits; the bandwidth plugin's maximum, so that only the rate limits
 
 
 def capability_args(attachment: Attachment) -> dict[str, Any]:
-    """Every `runtimeConfig` key that `attachment` has a value for. Raises InvalidAttachment."""
+    """Return all `runtimeConfig` keys that `attachment` has a value for. Raises InvalidAttachment."""
     offered: dict[str, Any] = {
         "portMappings": [_port_mapping(mapping) for mapping in attachment.port_mappings if mapping.host_port],
         "bandwidth": _bandwidth(attachment.annotations),

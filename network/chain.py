@@ -1,4 +1,4 @@
-"""Running a list of plugins (CNI specification, section 3): in which order, and with whose result."""
+"""Runs the plugins of a list in order and passes results between them (CNI specification, section 3)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from network.result import parse_result
 AroundPlugin = Callable[[str, str], AbstractContextManager[object]]  # command, plugin
 
 
-def unseen(_command: str, _plugin: str) -> AbstractContextManager[object]:
-    """Nothing around a run."""
+def no_context(_command: str, _plugin: str) -> AbstractContextManager[object]:
+    """Enter nothing around a run: the default of `Chain.around`."""
     return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Runs lists with the plugins of `bin_dirs`. `path` is the plugins' PATH, `seconds` bounds each run of one.
+    """Runs lists with the plugins in `bin_dirs`. `path` is the plugins' PATH, `seconds` the limit of each run.
 
-    `around` is entered for each run.
+    `around(command, plugin)` is a context that is entered for each run.
 
     Every operation raises PluginNotFound, PluginFailed or InvalidAttachment, and stops at the first error.
     """
@@ -35,19 +35,19 @@ class Chain:
     bin_dirs: Sequence[Path]
     path: str
     seconds: float
-    around: AroundPlugin = unseen
+    around: AroundPlugin = no_context
 
     def require_plugins(self, conflist: ConfList) -> None:
-        """Raise PluginNotFound unless every plugin of the list can be run."""
+        """Raise PluginNotFound unless all plugins of the list are executable files."""
         for plugin in conflist.plugins:
             find_plugin(plugin.type, self.bin_dirs)
 
     def plan(self, command: str, conflist: ConfList, attachment: Attachment) -> Verb:
-        """ADD, DEL or CHECK of `attachment`. Raises InvalidAttachment."""
+        """Plan ADD, DEL or CHECK of `attachment`. Raises InvalidAttachment."""
         return attachment_verb(command, conflist, attachment, self.bin_dirs, self.path)
 
     async def add(self, verb: Verb, attachment: Attachment) -> NetworkResult:
-        """ADD: each plugin is given the result of the one before; the last one's is the answer."""
+        """Run ADD: each plugin gets the result of the one before. Return the last one's result."""
         result: NetworkResult | None = None
         for plugin in verb.conflist.plugins:
             stdout = await self._run(verb, plugin, result.raw if result else None)
@@ -59,24 +59,24 @@ class Chain:
         return result
 
     async def delete(self, verb: Verb, result: dict[str, Any] | None) -> None:
-        """DEL: backwards, each plugin with the result of the whole ADD where the list's version knows of that."""
+        """Run DEL in reverse order. Each plugin gets the result of the whole ADD (from version 0.4.0 on)."""
         known = result if verb.conflist.at_least("0.4.0") else None
         for plugin in reversed(verb.conflist.plugins):
             await self._run(verb, plugin, known)
 
     async def check(self, verb: Verb, result: dict[str, Any]) -> None:
-        """CHECK: forwards, each plugin with the result of the whole ADD."""
+        """Run CHECK in order. Each plugin gets the result of the whole ADD."""
         for plugin in verb.conflist.plugins:
             await self._run(verb, plugin, result)
 
     async def status(self, conflist: ConfList) -> None:
-        """STATUS: the first plugin that cannot serve an ADD is the error."""
+        """Run STATUS. Raises the error of the first plugin that cannot serve an ADD."""
         verb = list_verb("STATUS", conflist, self.bin_dirs, self.path)
         for plugin in conflist.plugins:
             await self._run(verb, plugin, None)
 
     async def gc(self, conflist: ConfList, valid: Iterable[Attachment]) -> list[NetworkError]:
-        """GC: every plugin is asked, whatever the others answer; their errors are returned."""
+        """Run GC on every plugin, also after one has failed, and return the errors."""
         verb = list_verb("GC", conflist, self.bin_dirs, self.path, valid)
         errors: list[NetworkError] = []
         for plugin in conflist.plugins:

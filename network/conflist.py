@@ -1,4 +1,4 @@
-"""Network configurations (CNI specification, section 1): finding, reading and validating them."""
+"""Finds, reads and validates network configurations (CNI specification, section 1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 from network.errors import InvalidConfiguration
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-MAX_CONFIGURATION = 1 << 20  # bytes; the largest real ones are a few KiB
+MAX_CONFIGURATION = 1 << 20  # bytes; real ones have a few KiB at most
 
 _T = TypeVar("_T")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """One plugin of a list: the binary's name, what it wants in `runtimeConfig`, and its whole configuration."""
+    """One plugin of a list: the name of its binary, the capabilities it asks for, and its whole configuration."""
 
     type: str
     capabilities: frozenset[str]
@@ -31,7 +31,7 @@ class Plugin:
 
 @dataclass(frozen=True, slots=True)
 class ConfList:
-    """A validated network configuration list. `raw` is the JSON that `parse_conflist` takes again."""
+    """A validated network configuration list. `raw` is its JSON, as `parse_conflist` reads it."""
 
     name: str
     version: str
@@ -42,7 +42,7 @@ class ConfList:
     source: str
 
     def at_least(self, version: str) -> bool:
-        """Whether the list speaks `version` of the specification (one of VERSIONS) or a later one."""
+        """Return whether the list has `version` of the specification (one of VERSIONS) or a later one."""
         return VERSIONS.index(self.version) >= VERSIONS.index(version)
 
 
@@ -61,7 +61,7 @@ class _PluginFields(msgspec.Struct):
 
 
 def parse_conflist(raw: bytes, source: str) -> ConfList:
-    """Validate a `.conflist`. `source` names it in errors. Raises InvalidConfiguration."""
+    """Validate a `.conflist` file. `source` is its name in errors. Raises InvalidConfiguration."""
     fields = _fields(_decode(raw, dict[str, Any], source), _ListFields, source)
     if not _NAME.match(fields.name):
         raise InvalidConfiguration(f'parse {source}: invalid network name "{fields.name}"')
@@ -79,7 +79,7 @@ def parse_conflist(raw: bytes, source: str) -> ConfList:
 
 
 def parse_conf(raw: bytes, source: str) -> ConfList:
-    """Validate a configuration of a single plugin (`.conf`, `.json`) as a list of one. Raises InvalidConfiguration."""
+    """Validate a single-plugin file (`.conf`, `.json`) and return a list of one. Raises InvalidConfiguration."""
     config = _decode(raw, dict[str, Any], source)
     if "type" not in config and "plugins" in config:
         raise InvalidConfiguration(f"parse {source}: a list of plugins belongs in a .conflist file")
@@ -88,9 +88,9 @@ def parse_conf(raw: bytes, source: str) -> ConfList:
 
 
 def read_conf_dir(directory: Path) -> tuple[ConfList | None, list[str]]:
-    """The first valid configuration of `directory` in the order of file names, and what is wrong with those before it.
+    """Return the first valid configuration in order of file names, and the problems of the files before it.
 
-    A directory that does not exist holds no configuration. Raises nothing: what cannot be read is told as a problem.
+    A missing directory holds no configuration. Raises nothing: a file or directory that cannot be read is a problem.
     """
     problems: list[str] = []
     try:
@@ -117,7 +117,7 @@ _PARSERS = {".conflist": parse_conflist, ".conf": parse_conf, ".json": parse_con
 
 
 def _read(path: Path) -> bytes:
-    # Not to be held up for ever by somebody's FIFO.
+    # O_NONBLOCK: opening a FIFO would block for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -138,7 +138,7 @@ def _decode(raw: bytes, type: type[_T], source: str) -> _T:
 
 
 def _fields(document: dict[str, Any], type: type[_T], source: str) -> _T:
-    """What crisp reads of a document; null, in it and in its lists of capabilities, is what is missing."""
+    """Convert the fields that crisp reads. A null counts as a missing field."""
     try:
         return msgspec.convert({key: value for key, value in document.items() if value is not None}, type)
     except msgspec.ValidationError as error:
@@ -147,14 +147,14 @@ def _fields(document: dict[str, Any], type: type[_T], source: str) -> _T:
 
 def _plugin(config: dict[str, Any], source: str) -> Plugin:
     fields = _fields(config, _PluginFields, source)
-    # The name is looked up in the directories of plugins, never outside of them.
+    # Plugins are looked up in the plugin directories only.
     if fields.type in ("", ".", "..") or "/" in fields.type or "\0" in fields.type:
         raise InvalidConfiguration(f'parse {source}: invalid plugin type "{fields.type}"')
     return Plugin(fields.type, frozenset(name for name, wanted in fields.capabilities.items() if wanted), config)
 
 
 def _version(fields: _ListFields, source: str) -> str:
-    """The highest version offered that crisp speaks; without `cniVersion` it is 0.1.0, which had no such field."""
+    """Return the highest offered version that crisp knows. A missing `cniVersion` means 0.1.0."""
     offered = [version for version in (fields.cniVersion, *fields.cniVersions) if version] or [VERSIONS[0]]
     spoken = [version for version in VERSIONS if version in offered]
     if not spoken:
@@ -165,7 +165,7 @@ def _version(fields: _ListFields, source: str) -> str:
 
 
 def _flag(value: bool | str, name: str, source: str) -> bool:
-    # The specification's text says boolean today and said "true" or "false" as a string before 1.0.
+    # The specification says boolean; before 1.0 it said the strings "true" or "false".
     known = {True: True, False: False, "true": True, "false": False}
     if (flag := known.get(value.lower() if isinstance(value, str) else value)) is None:
         raise InvalidConfiguration(f'parse {source}: {name} is "{value}", neither true nor false')

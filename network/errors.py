@@ -1,4 +1,4 @@
-"""The network room's error family."""
+"""Errors of the network package."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 
 
 class NetworkError(Exception):
-    """Base of the family: an operation on a pod's network failed."""
+    """An operation on a pod's network failed. Base of all errors of this package."""
 
 
 class NetworkNotReady(NetworkError):
-    """There is no usable network configuration (yet); trying again may help."""
+    """There is no usable network configuration yet. Trying again may help."""
 
 
 class InvalidConfiguration(NetworkError):
-    """A network configuration file breaks the CNI specification; the message names the file and what is wrong."""
+    """A network configuration file violates the CNI specification. The message names the file and the problem."""
 
 
 class InvalidAttachment(NetworkError):
-    """What was asked for the pod cannot be told to a plugin; the message names the field and its value."""
+    """A value of the pod cannot be passed to a plugin. The message names the field and its value."""
 
 
 class PluginNotFound(NetworkError):
-    """No directory of plugins holds the binary that a configuration names."""
+    """The plugin that a configuration names is in none of the plugin directories."""
 
     def __init__(self, plugin: str, directories: Iterable[Path]) -> None:
         searched = ", ".join(str(directory) for directory in directories) or "no directory"
@@ -32,9 +32,9 @@ class PluginNotFound(NetworkError):
 
 
 class PluginFailed(NetworkError):
-    """A plugin answered an error (CNI specification, section 5 "Error"), nothing sensible, or not in time.
+    """A plugin returned an error (CNI specification, section 5 "Error"), invalid output, or nothing in time.
 
-    `code` is the plugin's own error code; 0 when the plugin did not give one. 11 asks the caller to try again later.
+    `code` is the plugin's error code, 0 if it gave none. Code 11 asks the caller to try again later.
     """
 
     def __init__(self, plugin: str, command: str, code: int, msg: str, details: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What a plugin is told (CNI specification, section 2): its environment and its standard input. Nothing is run here."""
+"""Builds the environment and standard input of plugins (CNI specification, section 2). Runs nothing."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _ARGUMENT = re.compile(r"[^;=\x00-\x1f\x7f]*\Z")
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One command for every plugin of a list: ADD, DEL or CHECK for an attachment, GC or STATUS for the whole list."""
+    """A command for all plugins of a list: ADD, DEL or CHECK of an attachment; GC or STATUS of the whole list."""
 
     command: str
     conflist: ConfList
     attachment: Attachment | None
     environment: dict[str, str]
-    offered: dict[str, Any]  # runtimeConfig keys, before a plugin's capabilities choose from them
-    extra: dict[str, Any]  # further keys of every plugin's configuration
+    offered: dict[str, Any]  # runtimeConfig values; each plugin gets those of its capabilities
+    extra: dict[str, Any]  # added to every plugin's configuration
 
     def stdin(self, plugin: Plugin, prev_result: dict[str, Any] | None) -> bytes:
-        """The configuration that `plugin` reads: its own with the list's name and version, and what the verb adds."""
+        """Return the configuration for `plugin` to read: its own, the list's name and version, and the verb's keys."""
         config = {**plugin.config, "name": self.conflist.name, "cniVersion": self.conflist.version, **self.extra}
         if prev_result is not None:
             config["prevResult"] = prev_result
@@ -61,18 +61,18 @@ def attachment_verb(
 def list_verb(
     command: str, conflist: ConfList, bin_dirs: Sequence[Path], path: str, valid: Iterable[Attachment] | None = None
 ) -> Verb:
-    """Plan GC (`valid` are the attachments that stay) or STATUS, which concern no single attachment."""
+    """Plan GC or STATUS of the whole list. `valid` are the attachments that GC keeps."""
     environment = {"CNI_COMMAND": command, "CNI_PATH": _search_path(bin_dirs), "PATH": path}
     extra: dict[str, Any] = {}
     if valid is not None:
         stay = [{"containerID": attachment.sandbox_id, "ifname": attachment.ifname} for attachment in valid]
-        # The specification was first published with the second name, and plugins were written to it.
+        # The specification was first published with the second key, and some plugins read only that one.
         extra = {"cni.dev/valid-attachments": stay, "cni.dev/attachments": stay}
     return Verb(command, conflist, None, environment, {}, extra)
 
 
 def cni_args(attachment: Attachment) -> str:
-    """CNI_ARGS, with the keys by which Calico, Multus and others find the pod. Raises InvalidAttachment."""
+    """Return CNI_ARGS with the keys by which Calico, Multus and others find the pod. Raises InvalidAttachment."""
     values = {
         "IgnoreUnknown": "1",
         "K8S_POD_NAMESPACE": attachment.pod_namespace,
@@ -82,18 +82,18 @@ def cni_args(attachment: Attachment) -> str:
     }
     for key, value in values.items():
         if not _ARGUMENT.match(value):
-            raise InvalidAttachment(f'pass {key} to plugins: "{value}" holds one of ; = or a control character')
+            raise InvalidAttachment(f'pass {key} to plugins: "{value}" contains ; or = or a control character')
     return ";".join(f"{key}={value}" for key, value in values.items())
 
 
 def require_valid(attachment: Attachment) -> None:
-    """Check the names that identify `attachment` to plugins and name its cache file. Raises InvalidAttachment."""
+    """Check the fields that identify `attachment` and name its cache file. Raises InvalidAttachment."""
     if not _CONTAINER_ID.match(attachment.sandbox_id):
         raise InvalidAttachment(f'pass CNI_CONTAINERID to plugins: invalid sandbox id "{attachment.sandbox_id}"')
     if not _IFNAME.match(attachment.ifname) or attachment.ifname in (".", ".."):
         raise InvalidAttachment(f'pass CNI_IFNAME to plugins: invalid interface name "{attachment.ifname}"')
     if "\0" in attachment.netns:
-        raise InvalidAttachment(f"pass CNI_NETNS to plugins: {attachment.netns!r} holds a NUL")
+        raise InvalidAttachment(f"pass CNI_NETNS to plugins: {attachment.netns!r} contains a NUL")
 
 
 def _search_path(bin_dirs: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""The values that cross the door of the network room."""
+"""Values that callers of the network package pass in and get back."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import msgspec
 
 
 class _Value(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Base of the immutable, JSON-serialisable values. Cached on disk: a field may be added, never renamed."""
+    """Base of the immutable values. They are cached on disk as JSON: fields may be added, never renamed."""
 
 
 class PortMapping(_Value, frozen=True):
-    """A port of the host that leads to a port of the pod."""
+    """A host port that is forwarded to a port of the pod."""
 
-    host_port: int  # 0: the mapping asks for no port of the host, and no plugin is told of it
+    host_port: int  # 0: no host port; such a mapping is not passed to plugins
     container_port: int
     protocol: str = "tcp"  # "tcp", "udp" or "sctp"
     host_ip: str = ""
 
 
 class DNS(_Value, frozen=True):
-    """The resolver settings of a pod, for plugins that have the `dns` capability."""
+    """The DNS settings of a pod, for plugins with the `dns` capability."""
 
     servers: tuple[str, ...] = ()
     searches: tuple[str, ...] = ()
@@ -41,19 +41,19 @@ class Attachment(_Value, frozen=True):
     dns: DNS | None = None
     cgroup_path: str = ""
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
-    ips: tuple[str, ...] = ()  # addresses asked for, for plugins that have the `ips` capability
-    mac: str = ""  # hardware address asked for, for plugins that have the `mac` capability
+    ips: tuple[str, ...] = ()  # requested addresses, for plugins with the `ips` capability
+    mac: str = ""  # requested hardware address, for plugins with the `mac` capability
 
 
 class NetworkResult(_Value, frozen=True):
-    """What the plugins made: the pod's addresses without prefix length, in their order, and their whole answer."""
+    """The result of ADD: the pod's addresses, without prefix length and in the plugins' order, and the raw result."""
 
     ips: tuple[str, ...]
     raw: dict[str, Any]
 
 
 class NetworkStatus(_Value, frozen=True):
-    """Whether pods can be given a network, in the terms of CRI's NetworkReady condition."""
+    """Whether pods can get a network, in the terms of CRI's NetworkReady condition."""
 
     ready: bool
     reason: str = ""

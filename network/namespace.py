@@ -1,4 +1,4 @@
-"""Pinned network namespaces: files that are one, and files that only were."""
+"""Tells a pinned network namespace from the file that is left when it was unmounted."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def is_namespace(path: str) -> bool:
-    """Whether there is a namespace at `path`. Its mount may be gone and the file under it be left, which is none."""
+    """Return whether there is a namespace at `path`. Its mount may be gone while the file under it is left."""
     try:
-        # All namespaces of a machine are on one device, nsfs.
+        # All namespaces are on one device, nsfs.
         return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
     except OSError:
         return False

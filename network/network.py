@@ -1,4 +1,4 @@
-"""The door of the network room: a node's pod network, by CNI."""
+"""The entry point of the network package: attaches a node's pods to their network by CNI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 
 from linux.tables import DEFAULT_PATH
 from network.cache import Entry, ResultCache
-from network.chain import AroundPlugin, Chain, unseen
+from network.chain import AroundPlugin, Chain, no_context
 from network.conflist import ConfList, parse_conflist, read_conf_dir
 from network.errors import InvalidAttachment, NetworkError, NetworkNotReady, PluginNotFound
 from network.invocation import require_valid
@@ -31,11 +31,11 @@ _log = logging.getLogger(__name__)
 
 
 class Network:
-    """Joins pods to the network that the first valid configuration in `conf_dir` describes, and takes them off it.
+    """Attaches pods to the network of the first valid configuration in `conf_dir`, and detaches them.
 
-    The configuration is followed as it changes; a pod leaves the network by the configuration it joined with.
-    Operations on one attachment exclude each other. `plugin_seconds` bounds each run of a plugin; `around_plugin`, with
-    its command and name, is entered for each.
+    The configuration is reloaded when it changes; a pod is detached by the configuration it was attached with.
+    Operations on one attachment exclude each other. `plugin_seconds` limits each run of a plugin;
+    `around_plugin(command, plugin)` is a context that is entered for each run.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Network:
     ) -> None:
         path = os.environ.get("PATH") or DEFAULT_PATH
         self._conf_dir = conf_dir
-        self._chain = Chain(tuple(bin_dirs), path, plugin_seconds, around_plugin or unseen)
+        self._chain = Chain(tuple(bin_dirs), path, plugin_seconds, around_plugin or no_context)
         self._cache = ResultCache(cache_dir)
         self._readiness = Readiness(self._chain)
         self._conflist: ConfList | None = None
@@ -58,24 +58,24 @@ class Network:
         self._locks: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def open(self) -> None:
-        """Load the configuration and follow its directory on the running loop. Raises NetworkError."""
+        """Load the configuration and watch its directory on the running loop. Raises NetworkError."""
         self._cache.prepare()
         try:
             self._watch = DirectoryWatch(self._conf_dir, self._load)
         except OSError as error:
-            # Nodes do run out of inotify instances; status and add then look for themselves.
+            # Nodes do run out of inotify instances. `_current` then reads the directory at each use.
             _log.warning("watch %s: %s; it is read at each use instead", self._conf_dir, error.strerror)
         self._load()
 
     async def close(self) -> None:
-        """Stop following the configuration. Pods keep their network."""
+        """Stop watching the configuration. Pods keep their network."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None
         await self._readiness.close()
 
     def status(self) -> NetworkStatus:
-        """Whether a pod can be added now. What the plugins say of themselves (STATUS) is at most ten seconds old."""
+        """Return whether a pod can be added now. The plugins' own STATUS is at most ten seconds old."""
         conflist = self._current()
         if conflist is None:
             why = "; ".join([f"no network configuration in {self._conf_dir}", *self._problems])
@@ -84,12 +84,12 @@ class Network:
             self._chain.require_plugins(conflist)
         except PluginNotFound as error:
             return NetworkStatus(False, NOT_READY, str(error))
-        if complaint := self._readiness.complaint():
-            return NetworkStatus(False, NOT_READY, complaint)
+        if problem := self._readiness.problem():
+            return NetworkStatus(False, NOT_READY, problem)
         return NetworkStatus(True)
 
     def describe(self) -> dict[str, Any]:
-        """The configuration in force and where it was looked for, for people."""
+        """Describe the current configuration and where it was looked for, for `crisp info`."""
         conflist = self._current()
         return {
             "confDir": str(self._conf_dir),
@@ -104,17 +104,17 @@ class Network:
         }
 
     async def add(self, attachment: Attachment) -> NetworkResult:
-        """Run ADD through the list. What fails, or is cancelled, is undone by DEL before this returns.
+        """Run ADD through the list. If it fails or is cancelled, run DEL before returning.
 
-        What the undoing leaves stays among `attachments`, to be removed later. Raises NetworkNotReady,
-        InvalidAttachment, PluginNotFound, PluginFailed, and NetworkError for an attachment that is there already.
+        If DEL fails as well, the attachment stays in `attachments`, to be removed later. Raises NetworkNotReady,
+        InvalidAttachment, PluginNotFound, PluginFailed, and NetworkError if the attachment exists already.
         """
         require_valid(attachment)
         async with self._lock(attachment):
             if (conflist := self._current()) is None:
                 raise NetworkNotReady(f"add {attachment.sandbox_id} to a network: {self.status().message}")
             if self._cache.load(attachment) is not None:
-                raise NetworkError(f"add {attachment.sandbox_id} {attachment.ifname} to a network: it has been added")
+                raise NetworkError(f"add {attachment.sandbox_id} {attachment.ifname} to a network: already attached")
             verb = self._chain.plan("ADD", conflist, attachment)
             self._chain.require_plugins(conflist)
             entry = Entry(attachment, msgspec.Raw(conflist.raw))
@@ -127,10 +127,11 @@ class Network:
             return result
 
     async def remove(self, attachment: Attachment) -> None:
-        """Run DEL backwards through the list the attachment was added with; succeeds again when repeated.
+        """Run DEL in reverse through the list that the attachment was added with. May be repeated.
 
-        One that is not in the cache is taken off the present network, if there is one. `netns` may be "" or gone.
-        On failure the attachment stays cached, for another try. Raises PluginNotFound, PluginFailed.
+        An attachment that is not in the cache is removed by the current configuration, if there is one. `netns` may be
+        "" or gone. On failure the attachment stays cached, so that the caller can try again. Raises PluginNotFound,
+        PluginFailed.
         """
         try:
             require_valid(attachment)
@@ -141,23 +142,23 @@ class Network:
             if entry is None and (conflist := self._current()) is not None:
                 entry = Entry(attachment, msgspec.Raw(conflist.raw))
             if entry is not None:
-                await self._take_off(entry, attachment.netns)
+                await self._delete(entry, attachment.netns)
 
     async def check(self, attachment: Attachment) -> None:
-        """Run CHECK; lists that forbid it, or are older than 0.4.0, are not asked. Raises NetworkError."""
+        """Run CHECK, unless the list disables it or is older than 0.4.0. Raises NetworkError."""
         require_valid(attachment)
         async with self._lock(attachment):
             entry = self._cache.load(attachment)
             if entry is None or entry.result is None:
-                raise NetworkError(f"check {attachment.sandbox_id} {attachment.ifname}: it has not been added")
+                raise NetworkError(f"check {attachment.sandbox_id} {attachment.ifname}: it is not attached")
             conflist = _cached_conflist(entry)
             if conflist.at_least("0.4.0") and not conflist.disable_check:
                 await self._chain.check(self._chain.plan("CHECK", conflist, entry.attachment), entry.result)
 
     async def gc(self, valid: Iterable[Attachment]) -> None:
-        """Remove every cached attachment that is not among `valid`, then have the plugins do likewise (GC, from 1.1.0).
+        """Remove every cached attachment that is not in `valid`, then run the plugins' GC (from version 1.1.0 on).
 
-        Everything is tried. Raises NetworkError that names all that failed.
+        Goes on after a failure. Raises one NetworkError that names all failures.
         """
         stay = {(attachment.sandbox_id, attachment.ifname): attachment for attachment in valid}
         errors: list[NetworkError] = []
@@ -171,14 +172,14 @@ class Network:
         if conflist is not None and conflist.at_least("1.1.0") and not conflist.disable_gc:
             errors += await self._chain.gc(conflist, stay.values())
         if errors:
-            raise NetworkError(f"collect garbage of the network: {'; '.join(map(str, errors))}")
+            raise NetworkError(f"garbage-collect the network: {'; '.join(map(str, errors))}")
 
     def was_begun(self, attachment: Attachment) -> bool:
-        """Whether a plugin may have been run to add it, and it has not been removed since."""
+        """Return whether a plugin may have been run to add the attachment and it has not been removed since."""
         return self._cache.load(attachment) is not None
 
     def attachments(self) -> list[Attachment]:
-        """What has been added and not removed, whatever happened to the process that added it."""
+        """Return all attachments that were added and not removed, also by earlier processes."""
         return [entry.attachment for entry in self._cache.entries()]
 
     def _current(self) -> ConfList | None:
@@ -206,24 +207,24 @@ class Network:
         return lock
 
     async def _begin(self, entry: Entry) -> None:
-        """Write the entry off the loop, since the disk takes milliseconds; also when cancelled the write has ended."""
+        """Write the entry in a thread, since the disk takes milliseconds. Waits for the write also when cancelled."""
         writing = asyncio.ensure_future(asyncio.to_thread(self._cache.begin, entry))
         try:
             await asyncio.shield(writing)
         finally:
             await asyncio.wait([writing])
 
-    async def _take_off(self, entry: Entry, netns: str) -> None:
+    async def _delete(self, entry: Entry, netns: str) -> None:
         attachment = msgspec.structs.replace(entry.attachment, netns=_present(netns))
         await self._chain.delete(self._chain.plan("DEL", _cached_conflist(entry), attachment), entry.result)
         self._cache.forget(attachment)
 
     async def _undo(self, entry: Entry) -> None:
         try:
-            await self._take_off(entry, entry.attachment.netns)
+            await self._delete(entry, entry.attachment.netns)
         except NetworkError as error:
             fields = {"sandbox": entry.attachment.sandbox_id, "error": error}
-            _log.warning("could not undo a failed ADD", extra=fields)
+            _log.warning("could not undo a failed ADD; garbage collection will try again", extra=fields)
 
 
 def _cached_conflist(entry: Entry) -> ConfList:
@@ -231,5 +232,5 @@ def _cached_conflist(entry: Entry) -> ConfList:
 
 
 def _present(netns: str) -> str:
-    """`netns`, or "" by which plugins are told that it is gone (after a reboot, or unmounted by somebody)."""
+    """Return `netns`, or "" if it is gone (after a reboot or unmounted), as plugins expect."""
     return netns if is_namespace(netns) else ""

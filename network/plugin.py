@@ -1,4 +1,4 @@
-"""Running one plugin: a child process with an environment of its own, bounded in time and in what it may print."""
+"""Runs one plugin as a child process, with its own environment and limits on time and output."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from network.errors import PluginFailed, PluginNotFound
 from network.result import parse_error
 
 MAX_OUTPUT = 1 << 20  # bytes of stdout; a result is a few KiB
-_KEPT_STDERR = 4096  # bytes, the last ones: enough to say why a plugin crashed
-_CHUNK = 65536  # bytes; what a pipe holds
-_DRAIN_SECONDS = 0.5  # for a descendant of an exited plugin that holds its stdout open
+_KEPT_STDERR = 4096  # bytes, from the end: enough to show why a plugin crashed
+_CHUNK = 65536  # bytes; the capacity of a pipe
+_DRAIN_SECONDS = 0.5  # to wait for a descendant of an exited plugin that keeps stdout open
 
 _log = logging.getLogger(__name__)
 
 
 def find_plugin(name: str, bin_dirs: Sequence[Path]) -> Path:
-    """The executable `name` in the first of `bin_dirs` that has it. Raises PluginNotFound."""
+    """Return the executable `name` in the first of `bin_dirs` that has it. Raises PluginNotFound."""
     if "/" not in name:
         for directory in bin_dirs:
             candidate = directory / name
@@ -35,10 +35,10 @@ def find_plugin(name: str, bin_dirs: Sequence[Path]) -> Path:
 
 
 async def run_plugin(binary: Path, environment: Mapping[str, str], stdin: bytes, seconds: float) -> bytes:
-    """Run `binary` with exactly `environment`, and return its stdout once it has exited with success.
+    """Run `binary` with exactly `environment`, and return its stdout after a successful exit.
 
-    Raises PluginFailed: the plugin's own error, a crash, more output than MAX_OUTPUT, or no end within `seconds`.
-    When it ends early, cancellation included, the plugin and what it started are killed and the plugin is reaped.
+    Raises PluginFailed for the plugin's own error, a crash, more output than MAX_OUTPUT, or no exit within `seconds`.
+    On any failure or cancellation the plugin and its process group are killed and the plugin is reaped.
     """
     command = environment["CNI_COMMAND"]
     try:
@@ -57,16 +57,16 @@ async def run_plugin(binary: Path, environment: Mapping[str, str], stdin: bytes,
         await child.end()
     if child.overflowed:
         raise PluginFailed(binary.name, command, 0, f"printed more than {MAX_OUTPUT} bytes")
-    _judge(binary.name, command, child.status, bytes(child.stdout), bytes(child.stderr))
+    _check_exit(binary.name, command, child.status, bytes(child.stdout), bytes(child.stderr))
     return bytes(child.stdout)
 
 
 class _Child:
-    """A running plugin on the asyncio loop: fed, listened to, and reaped when its pidfd says so.
+    """A running plugin on the asyncio loop: feeds it, reads its output, and reaps it when its pidfd is readable.
 
-    asyncio's own subprocesses take a thread each to be waited for (Python 3.11), and never return when they are
-    cancelled while their pipes are being connected. Here nothing is awaited between the fork and the wait for the
-    exit, and the pid cannot be another process's when it is killed, since only the loop reaps. Raises OSError.
+    asyncio's own subprocesses take a thread each to wait (Python 3.11), and hang for ever when cancelled while their
+    pipes are being connected. Here nothing is awaited between the fork and the wait for the exit. Only the loop reaps,
+    so a kill cannot hit another process that got the same pid. Raises OSError.
     """
 
     def __init__(self, binary: Path, environment: Mapping[str, str], stdin: bytes) -> None:
@@ -76,7 +76,7 @@ class _Child:
         self.exited = asyncio.Event()
         self.printed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._unfed = memoryview(stdin)
+        self._unwritten = memoryview(stdin)
         self._process = subprocess.Popen(
             [binary], stdin=PIPE, stdout=PIPE, stderr=PIPE, bufsize=0, env=environment, cwd="/", start_new_session=True
         )
@@ -88,8 +88,8 @@ class _Child:
             raise
         self._loop.add_reader(self._pidfd, self._reap)
         for pipe, watch, callback in (
-            (self._process.stdout, self._loop.add_reader, self._hear_stdout),
-            (self._process.stderr, self._loop.add_reader, self._hear_stderr),
+            (self._process.stdout, self._loop.add_reader, self._read_stdout),
+            (self._process.stderr, self._loop.add_reader, self._read_stderr),
             (self._process.stdin, self._loop.add_writer, self._feed),
         ):
             watch(_open(pipe), callback)
@@ -98,11 +98,11 @@ class _Child:
 
     @property
     def status(self) -> int:
-        """The exit status, negative for the number of a signal. To be read after `exited`."""
+        """The exit status, negative for a signal. Valid after `exited`."""
         return self._process.returncode
 
     async def end(self) -> None:
-        """Kill the plugin and its process group unless it has exited, and let go of every descriptor."""
+        """Kill the plugin and its process group unless it has exited, and close all descriptors."""
         self._kill()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             self._close(pipe)
@@ -121,13 +121,13 @@ class _Child:
     def _feed(self) -> None:
         pipe = _open(self._process.stdin)
         try:
-            self._unfed = self._unfed[pipe.write(self._unfed) or 0 :]
-        except BrokenPipeError:  # it need not read
-            self._unfed = memoryview(b"")
-        if not self._unfed:
+            self._unwritten = self._unwritten[pipe.write(self._unwritten) or 0 :]
+        except BrokenPipeError:  # a plugin may ignore its input
+            self._unwritten = memoryview(b"")
+        if not self._unwritten:
             self._close(pipe)
 
-    def _hear_stdout(self) -> None:
+    def _read_stdout(self) -> None:
         data = _read(self._process.stdout)
         if not data:
             self._close(self._process.stdout)
@@ -138,7 +138,7 @@ class _Child:
             self.overflowed = True
             self._kill()
 
-    def _hear_stderr(self) -> None:
+    def _read_stderr(self) -> None:
         data = _read(self._process.stderr)
         if not data:
             self._close(self._process.stderr)
@@ -153,7 +153,7 @@ class _Child:
 
 
 def _open(pipe: IO[bytes] | None) -> IO[bytes]:
-    assert pipe is not None, "Popen was asked for it"
+    assert pipe is not None, "Popen was asked for this pipe"
     return pipe
 
 
@@ -161,11 +161,11 @@ def _read(pipe: IO[bytes] | None) -> bytes:
     return os.read(_open(pipe).fileno(), _CHUNK)
 
 
-def _judge(plugin: str, command: str, status: int, stdout: bytes, stderr: bytes) -> None:
+def _check_exit(plugin: str, command: str, status: int, stdout: bytes, stderr: bytes) -> None:
     words = stderr.decode(errors="replace").strip()
     if status == 0:
         if words:
-            _log.debug("plugin %s %s said: %s", plugin, command, words)
+            _log.debug("stderr of plugin %s %s: %s", plugin, command, words)
         return
     if (error := parse_error(stdout)) is not None:
         raise PluginFailed(plugin, command, error.code, error.msg, error.details)

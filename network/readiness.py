@@ -1,4 +1,4 @@
-"""What the plugins of a list say of themselves (STATUS, from version 1.1.0 on), asked in the background."""
+"""Asks the plugins of a list for their STATUS (from version 1.1.0 on) in the background."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ FRESH_SECONDS = 10.0
 
 
 class Readiness:
-    """The last answer of the list that is followed. Asked when the list changes, and again when an answer got old."""
+    """Keeps the last STATUS of the current list. Asks when the list changes and when the answer is too old."""
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
         self._conflist: ConfList | None = None
         self._asking: asyncio.Task[None] | None = None
         self._asked_at = 0.0
-        self._complaint = ""
+        self._problem = ""
 
     def follow(self, conflist: ConfList | None) -> None:
-        """Ask the plugins of another list from now on; those of a list older than 1.1.0 never complain."""
+        """Ask the plugins of another list from now on. A list older than 1.1.0 is always ready."""
         if self._asking is not None:
             self._asking.cancel()
             self._asking = None
         self._conflist = conflist if conflist is not None and conflist.at_least("1.1.0") else None
-        self._complaint = "" if self._conflist is None else "the plugins have not told their status yet"
+        self._problem = "" if self._conflist is None else "the plugins have not reported their status yet"
         if self._conflist is not None:
             self._ask(self._conflist)
 
-    def complaint(self) -> str:
-        """Why the plugins cannot serve an ADD; "" when they can. Starts the next asking if this answer is old."""
+    def problem(self) -> str:
+        """Return why the plugins cannot serve an ADD, "" if they can. If the answer is old, ask again in background."""
         idle = self._asking is None or self._asking.done()
         if self._conflist is not None and idle and self._now() - self._asked_at >= FRESH_SECONDS:
             self._ask(self._conflist)
-        return self._complaint
+        return self._problem
 
     async def close(self) -> None:
         if self._asking is not None:
@@ -50,9 +50,9 @@ class Readiness:
     async def _answer(self, conflist: ConfList) -> None:
         try:
             await self._chain.status(conflist)
-            self._complaint = ""
+            self._problem = ""
         except NetworkError as error:
-            self._complaint = str(error)
+            self._problem = str(error)
 
     @staticmethod
     def _now() -> float:

@@ -1,4 +1,4 @@
-"""What plugins print (CNI specification, section 5), of every version from 0.1.0 to 1.1.0."""
+"""Parses what plugins print (CNI specification, section 5), in all versions from 0.1.0 to 1.1.0."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _LegacyAddress(msgspec.Struct):
 
 
 class _Result(msgspec.Struct):
-    """The fields crisp reads; plugins, being Go's programs, may print null for what is empty."""
+    """The fields that crisp reads. Plugins, being Go programs, may print null for an empty list."""
 
     ips: list[_Address] | None = None
     interfaces: list[_Interface] | None = None
@@ -42,10 +42,10 @@ class PluginError(msgspec.Struct):
 
 
 def parse_result(stdout: bytes, version: str, ifname: str) -> NetworkResult:
-    """Read a success result of ADD. Raises ValueError that says what is wrong with it.
+    """Parse a success result of ADD. Raises ValueError, which says what is wrong.
 
-    The raw result always carries a `cniVersion`, since the next plugin reads it as `prevResult`: the one printed,
-    else `version`, the configuration's.
+    The raw result always has a `cniVersion`, since the next plugin reads it as `prevResult`: the printed one, else
+    the configuration's `version`.
     """
     try:
         raw = msgspec.json.decode(stdout, type=dict[str, Any])
@@ -57,7 +57,7 @@ def parse_result(stdout: bytes, version: str, ifname: str) -> NetworkResult:
 
 
 def parse_error(stdout: bytes) -> PluginError | None:
-    """The error result in `stdout`; None when there is none (the plugin crashed, or never knew the protocol)."""
+    """Return the error result in `stdout`, or None if there is none: the plugin crashed or does not speak CNI."""
     try:
         printed = msgspec.json.decode(stdout, type=dict[str, Any])
         error = msgspec.convert({key: value for key, value in printed.items() if value is not None}, PluginError)
@@ -78,7 +78,7 @@ def _addresses(fields: _Result, ifname: str) -> list[str]:
 
 
 def _is_the_pods(interface: _Interface, ifname: str) -> bool:
-    # Interfaces of the host have no sandbox; some plugins forget it on the pod's own.
+    # Host interfaces have no sandbox; some plugins omit it on the pod's interface too.
     return bool(interface.sandbox) or interface.name == ifname
 
 

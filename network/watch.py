@@ -1,4 +1,4 @@
-"""Telling when a directory changes, on the running asyncio loop: also one that does not exist yet, or no longer."""
+"""Watches a directory for changes on the running asyncio loop, also while it does not exist."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _INSIDE = (
     | inotify.MOVE_SELF
     | inotify.ONLYDIR
 )
-_SETTLE_SECONDS = 0.01  # a file written in place comes as several events
+_SETTLE_SECONDS = 0.01  # a file written in place causes several events
 
 
 class DirectoryWatch:
-    """Calls `changed` on the loop after anything happened in `directory`, once for events that come together.
+    """Calls `changed` on the loop after changes in `directory`, once for several events close together.
 
-    While the directory does not exist its nearest existing ancestor is watched for it. Raises OSError when the
+    While the directory does not exist, its nearest existing ancestor is watched. Raises OSError if the
     kernel has no inotify instance or watch left (fs.inotify.max_user_instances, max_user_watches).
     """
 
@@ -40,7 +40,7 @@ class DirectoryWatch:
         except OSError:
             self._inotify.close()
             raise
-        self._loop.add_reader(self._inotify.fileno(), self._stirred)
+        self._loop.add_reader(self._inotify.fileno(), self._on_events)
 
     def close(self) -> None:
         self._loop.remove_reader(self._inotify.fileno())
@@ -49,14 +49,14 @@ class DirectoryWatch:
             self._settling.cancel()
 
     def catch_up(self) -> None:
-        """Call `changed` now if anything happened, for a caller that must not act on what was there a moment ago."""
-        stirred = self._inotify.drain()
-        if stirred or self._settling is not None:
+        """Call `changed` now if there are pending events, for a caller that must not use an outdated configuration."""
+        pending = self._inotify.drain()
+        if pending or self._settling is not None:
             if self._settling is not None:
                 self._settling.cancel()
             self._settled()
 
-    def _stirred(self) -> None:
+    def _on_events(self) -> None:
         if self._inotify.drain() and self._settling is None:
             self._settling = self._loop.call_later(_SETTLE_SECONDS, self._settled)
 
@@ -66,7 +66,7 @@ class DirectoryWatch:
         self._changed()
 
     def _follow(self) -> None:
-        """Watch the directory, or what exists of its path; again until nothing changed while the watch was placed."""
+        """Watch the directory or its nearest existing ancestor. Repeats if that changed while the watch was placed."""
         while True:
             target = self._nearest()
             try:

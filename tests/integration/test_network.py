@@ -178,7 +178,7 @@ async def test_pod_is_reachable_by_its_address_and_host_port_and_leaves_nothing(
             assert await fetch(result.ips[0], 8080) == b"hello"
             assert await fetch("127.0.0.1", host_port) == b"hello"
         assert network.attachments() == [attachment]
-        with pytest.raises(NetworkError, match="it has been added"):
+        with pytest.raises(NetworkError, match="already attached"):
             await network.add(attachment)
 
         await network.remove(attachment)

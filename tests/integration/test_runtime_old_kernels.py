@@ -75,7 +75,7 @@ def test_a_call_that_nothing_stands_in_for_is_named(bundle: Bundle, call: str, s
     _configure(bundle, "true")
     done = _without(call, bundle, "run", "one")
     assert done.returncode == 1
-    assert f"this kernel lacks {call}(2), which is in Linux {since} and later" in done.stderr
+    assert f"this kernel lacks {call}(2), which needs Linux {since} or later" in done.stderr
     assert os.strerror(errno.ENOSYS) not in done.stderr
 
 

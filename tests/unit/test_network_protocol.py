@@ -154,7 +154,7 @@ async def test_check_and_gc_can_be_forbidden(stage: Stage) -> None:
     await stage.network.check(POD)
     await stage.network.gc([POD])
     assert [call[1] for call in stage.told("ADD", "DEL", "CHECK", "GC")] == ["ADD"]
-    with pytest.raises(NetworkError, match="check other eth0: it has not been added"):
+    with pytest.raises(NetworkError, match="check other eth0: it is not attached"):
         await stage.network.check(Attachment("other", "", "p", "n", "u"))
 
 
@@ -173,7 +173,7 @@ async def test_gc_removes_what_is_stale_and_tells_the_plugins_what_stays(stage: 
     assert collected[3]["cni.dev/valid-attachments"] == [{"containerID": "s1", "ifname": "eth0"}]
 
     stage.plugin("first", {"code": 50, "msg": "not today"}, also='[ $CNI_COMMAND = GC ] && { echo "$0" >&2; exit 1; }')
-    with pytest.raises(NetworkError, match=r"collect garbage of the network: .*first"):
+    with pytest.raises(NetworkError, match=r"garbage-collect the network: .*first"):
         await stage.network.gc([POD])
 
 
@@ -219,7 +219,7 @@ async def test_torn_answer_is_no_answer_and_unreadable_entry_is_no_entry(stage: 
     entry = stage.root / "cache" / "s1@eth0.json"
     entry.write_bytes(entry.read_bytes()[:-20])  # the answer is torn; what was asked for is not
     assert stage.network.attachments() == [POD]
-    with pytest.raises(NetworkError, match="it has not been added"):
+    with pytest.raises(NetworkError, match="it is not attached"):
         await stage.network.check(POD)
     entry.write_bytes(b"")
     assert stage.network.attachments() == []

@@ -82,7 +82,7 @@ def test_a_child_imports_nothing(tmp_path: Path, make: str) -> None:
     with os.fdopen(told) as file:
         said = file.read().splitlines()
     os.waitpid(pid, 0)
-    assert said == [f"import {name}: it was to be loaded before this process was made" for name in ("theirs", "this")]
+    assert said == [f"import {name}: it must be loaded before this process is forked" for name in ("theirs", "this")]
     assert "json" in sys.modules  # what is there is still had
 
 
@@ -103,5 +103,5 @@ def _try_to_import(telling: int) -> None:
 def test_the_seal_is_for_good() -> None:
     script = "from linux.sealed import seal; seal(); seal(); import sys; import colorsys"
     done = subprocess.run([sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True)
-    assert "import colorsys: it was to be loaded" in done.stderr
+    assert "import colorsys: it must be loaded" in done.stderr
     assert seal.__doc__
