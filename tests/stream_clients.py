@@ -57,7 +57,8 @@ class StreamClient(ABC):
                 self.socket = (context or ssl._create_unverified_context()).wrap_socket(
                     self.socket, server_hostname=place.hostname
                 )
-            rest = self._upgrade(f"{method} {place.path} HTTP/1.1", [("Host", place.netloc), *headers])
+            target = f"{place.path}?{place.query}" if place.query else place.path
+            rest = self._upgrade(f"{method} {target} HTTP/1.1", [("Host", place.netloc), *headers])
         except BaseException:
             self.socket.close()
             raise
