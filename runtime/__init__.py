@@ -1,4 +1,4 @@
-"""The OCI runtime core: everything that touches the kernel for a process in a container.
+"""Implements the OCI runtime core: all kernel operations for the processes of a container.
 
 Standard library only: the zygote and the shims run this package without site-packages.
 """

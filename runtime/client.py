@@ -1,4 +1,4 @@
-"""The daemon's side of the zygote and the shims, on its asyncio loop."""
+"""Talks to the zygote and the shims from the daemon's asyncio loop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.shim.zygote import main; main("
 _ZYGOTE_SECONDS: Final = 30.0
 _PROBE_ANSWER: Final = 4096
-# Forked shims show their name in the room that these arguments take in the process's memory.
+# Forked shims overwrite these arguments in memory with their own title: reserve room for it.
 _TITLE_ROOM: Final = "crisp zygote".ljust(96)
 
 
@@ -40,7 +40,7 @@ AnswerOf = TypeVar("AnswerOf", bound=Answer, covariant=True)
 
 
 class Call(Protocol[AnswerOf]):
-    """One of `runtime.wire.calls`, by what it is answered with."""
+    """A call of `runtime.wire.calls` with the type of its answer."""
 
     call: ClassVar[str]
 
@@ -51,26 +51,29 @@ class Call(Protocol[AnswerOf]):
 
 
 class ShimGone(RuntimeCoreError):
-    """The shim's connection ended before it answered."""
+    """The connection to the shim ended before it answered."""
 
 
 class ShimTooOld(RuntimeCoreError):
-    """The shim, which an earlier crispd started, does not know the call."""
+    """The shim was started by an earlier crispd and does not know the call."""
 
 
 class Zygote:
-    """Starts the zygote process, and a fresh one whenever the last is found dead."""
+    """Starts the zygote process, and a new one whenever the last is found dead."""
 
     def __init__(self, place: Callable[[int], Awaitable[None]] | None = None) -> None:
-        """`place` puts a new process, and so all its shims, into a cgroup; without it the process does so itself."""
+        """`place` moves a new process, and so all its shims, into a cgroup. Without it the process moves itself."""
         self._place = place
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._restarting = asyncio.Lock()
-        self.generation = 0  # how many processes there were
+        self.generation = 0  # number of zygote processes so far
 
     async def start(self) -> None:
-        """Start the process and wait until it can fork, some 50 ms. Raises RuntimeCoreError, or what `place` does."""
+        """Start the process and wait until it can fork (about 50 ms).
+
+        Raises RuntimeCoreError, or what `place` raises.
+        """
         await asyncio.get_running_loop().run_in_executor(None, self._start)
         if self._place is not None:
             try:
@@ -94,13 +97,16 @@ class Zygote:
         if ready != b"ready":
             ours.close()
             code = self._process.wait()
-            raise RuntimeCoreError(f"start zygote: it ended with status {code}; the reason is on crispd's stderr")
+            raise RuntimeCoreError(f"start zygote: it exited with status {code}; see crispd's stderr for the reason")
         ours.settimeout(None)
         self._control = ours
         self.generation += 1
 
     def probe_idmap(self, directory: Path) -> str:
-        """Why files below `directory` cannot be a user namespace's, "" if they can. Blocks; only before any `spawn`."""
+        """Return why files below `directory` cannot be id-mapped, "" if they can.
+
+        Blocks; call it before any `spawn`.
+        """
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if self._control is None:
@@ -112,7 +118,7 @@ class Zygote:
         return "" if answer == "able" else answer or "the zygote ended"
 
     async def spawn(self, on_event: Callable[[Event], None], on_lost: Callable[[], None]) -> ShimClient:
-        """Fork a shim. The answer of its first call shows that it lives. Raises RuntimeCoreError."""
+        """Fork a shim. The answer to its first call shows that it runs. Raises RuntimeCoreError."""
         with failing("fork", "shim"):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             with theirs:
@@ -125,7 +131,7 @@ class Zygote:
         return ShimClient(ours, on_event, on_lost)
 
     async def replace(self, generation: int) -> None:
-        """Start a new process in place of the given one, unless another call has done that. Raises RuntimeCoreError."""
+        """Start a new process in place of the given one, unless that was done already. Raises RuntimeCoreError."""
         async with self._restarting:
             if self.generation == generation:
                 await asyncio.get_running_loop().run_in_executor(None, self.close)
@@ -141,7 +147,7 @@ class Zygote:
         return self._process.pid if self._process else 0
 
     def close(self) -> None:
-        """Let the zygote end; shims live on."""
+        """Let the zygote exit. Shims live on."""
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -152,7 +158,7 @@ class Zygote:
 
 
 def _spawn(control: socket.socket, room: str, *, own_cgroup: bool) -> subprocess.Popen[bytes]:
-    """Start the zygote with the socket as descriptor 3, no environment and nothing else that it keeps but stderr."""
+    """Start the zygote: the socket is descriptor 3, stderr is inherited, the environment is empty."""
     fd = control.fileno()
     move = f"import os; {fd} == 3 or (os.dup2({fd}, 3), os.close({fd})); "
     argv = [sys.executable, "-I", "-S", "-c", f"{move}{_BOOT}{own_cgroup})", room, _TITLE_ROOM]
@@ -172,10 +178,11 @@ def _spawn(control: socket.socket, room: str, *, own_cgroup: bool) -> subprocess
 
 
 def _readonly_interpreter() -> int:
-    """The interpreter's file, on a read-only mount of its own.
+    """Open the interpreter's file on a read-only mount of its own.
 
-    A container's program runs from the zygote's fork on as this file until its execve, which it can have point back
-    here ("#!/proc/self/exe"): root in it must not be able to write to the host's python (CVE-2019-5736).
+    From the zygote's fork until its execve a container's process has this file as /proc/self/exe, and the container can
+    make the execve run it again ("#!/proc/self/exe"). Root in the container must not be able to write to the host's
+    Python (CVE-2019-5736).
     """
     path = os.path.realpath(sys.executable)
     with failing("make read-only", path):
@@ -189,7 +196,7 @@ def _readonly_interpreter() -> int:
 
 
 class ShimClient:
-    """One connection to one shim: calls with answers, and the shim's events."""
+    """A connection to one shim: sends calls, returns answers, and reports the shim's events."""
 
     def __init__(
         self, sock: socket.socket, on_event: Callable[[Event], None], on_lost: Callable[[], None]
@@ -201,7 +208,7 @@ class ShimClient:
         self._outbox = Outbox(sock)
         self._pending: dict[int, tuple[asyncio.Future[Any], type[Answer]]] = {}
         self._count = 0
-        self.abilities: tuple[str, ...] = ()  # as the shim has told them
+        self.abilities: tuple[str, ...] = ()  # as the shim reported them
         self._on_event = on_event
         self._on_lost = on_lost
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -210,14 +217,14 @@ class ShimClient:
     async def connect(
         cls, directory: Path, on_event: Callable[[Event], None], on_lost: Callable[[], None]
     ) -> ShimClient:
-        """Connect to the living shim of a sandbox directory. Raises ShimGone when there is none."""
+        """Connect to the running shim of a sandbox directory. Raises ShimGone if there is none."""
         try:
             fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ShimGone(f"connect to shim in `{directory}`: {error.strerror}") from error
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.connect(f"/proc/self/fd/{fd}/shim.sock")  # however long the directory's name is
+            sock.connect(f"/proc/self/fd/{fd}/shim.sock")  # works for any length of the directory's path
         except OSError as error:
             sock.close()
             raise ShimGone(f"connect to shim in `{directory}`: {error.strerror}") from error
@@ -226,21 +233,21 @@ class ShimClient:
         return cls(sock, on_event, on_lost)
 
     async def call(self, call: Call[AnswerOf], fds: Sequence[int] = ()) -> AnswerOf:
-        """Make a call and wait for its answer. Raises the error the shim reports, or ShimGone."""
+        """Make a call and wait for its answer. Raises the error that the shim reports, or ShimGone."""
         return await self.begin(call, fds)
 
     async def call_for_descriptors(self, call: Call[Descriptors]) -> tuple[int, ...]:
-        """Make a call that answers with descriptors, which become the caller's. Raises as `call` does."""
+        """Make a call that is answered with descriptors, which the caller then owns. Raises as `call` does."""
         answer = self.begin(call)
         try:
-            await asyncio.wait({answer})  # not the future itself, which the caller's cancellation would cancel too
+            await asyncio.wait({answer})  # awaiting the future itself would cancel it with the caller
         except asyncio.CancelledError:
             answer.add_done_callback(_close_unwanted)
             raise
         return answer.result().fds
 
     def begin(self, call: Call[AnswerOf], fds: Sequence[int] = ()) -> asyncio.Future[AnswerOf]:
-        """Send a call now; the descriptors may be closed on return. The future is the answer."""
+        """Send a call now and return the future of its answer. The descriptors may be closed on return."""
         if self._sock.fileno() < 0:
             raise ShimGone(f"{call.call}: the shim is gone")
         self._count += 1
@@ -251,7 +258,7 @@ class ShimClient:
         return future
 
     async def start(self, call: Start, program: bytes) -> Started:
-        """Start a container under a seccomp filter, b"" for none. Raises as `call` does."""
+        """Start a container under a seccomp filter (b"" for none). Raises as `call` does."""
         if not program:
             return await self.call(call)
         if FILTER_BY_DESCRIPTOR not in self.abilities:
@@ -322,7 +329,7 @@ class ShimClient:
             self._on_lost()
 
     def close(self) -> None:
-        """Drop the connection; calls under way fail with ShimGone. The shim lives on."""
+        """Close the connection; pending calls fail with ShimGone. The shim lives on."""
         if not self.alive:
             return
         self._loop.remove_reader(self._sock.fileno())
@@ -337,7 +344,7 @@ class ShimClient:
 
 
 def _fail(answer: asyncio.Future[Any], error: RuntimeCoreError) -> None:
-    """Of a call that nobody waits for (a detach, a command whose caller left) its failure is no news to the log."""
+    """Set the error and mark it as retrieved, so that asyncio does not log it if nobody waits for the answer."""
     answer.set_exception(error)
     answer.exception()
 
@@ -345,7 +352,7 @@ def _fail(answer: asyncio.Future[Any], error: RuntimeCoreError) -> None:
 def _error_of(record: Mapping[str, Any]) -> RuntimeCoreError:
     error = from_json(record)
     if error.message.startswith(NO_CALL):
-        return ShimTooOld("an older crisp started the pod, and its shim cannot do this: it takes a new pod")
+        return ShimTooOld("an older crisp started this pod and its shim cannot do this: recreate the pod")
     return error
 
 

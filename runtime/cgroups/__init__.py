@@ -1,4 +1,4 @@
-"""Control groups: version 1, version 2, and the hybrid of both (kernel docs "cgroup-v1/", "cgroup-v2.rst")."""
+"""Manages control groups: version 1, version 2 and the hybrid of both (kernel docs "cgroup-v1/", "cgroup-v2.rst")."""
 
 from runtime.cgroups.cgroup import SHIM_CGROUP, Cgroup, CgroupInUse
 from runtime.cgroups.hierarchies import Hierarchies

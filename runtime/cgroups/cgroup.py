@@ -1,4 +1,4 @@
-"""One container's (or pod's) cgroup, in all hierarchies at once."""
+"""Manages the cgroup of one container or pod in all hierarchies at once."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.cgroups.hierarchies import Hierarchies
 
-SHIM_CGROUP = "/crisp-shims"  # of zygotes and shims, where the file system is the cgroup driver: outside of every pod's
+SHIM_CGROUP = "/crisp-shims"  # of zygotes and shims with the cgroupfs driver; outside of all pods' cgroups
 _DELEGATED = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma"})
 _OWNERS_FILES_LIST = "/sys/kernel/cgroup/delegate"  # since Linux 4.15
 _OWNERS_FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
 
 
 class CgroupInUse(RuntimeCoreError):
-    """Somebody else uses the cgroup: it has processes in it, or is frozen."""
+    """The cgroup is already in use: it contains processes or is frozen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cgroup:
-    """`path` is relative to the hierarchies' mount points and starts with a slash. Making the value does no I/O.
+    """The cgroup at `path`, which is relative to the hierarchies' mount points and starts with a slash. No I/O.
 
-    `apart` has mount points where who joins goes to another path.
+    `apart` lists mount points where a joining process goes to a different path.
 
-    Every method raises `OperationFailed` naming the file and the value the kernel refused.
+    Every method raises `OperationFailed`, which names the file and the refused value.
     """
 
     hierarchies: Hierarchies
@@ -42,14 +42,14 @@ class Cgroup:
 
     @classmethod
     def at(cls, hierarchies: Hierarchies, path: str) -> Cgroup:
-        """The cgroup at that path of every hierarchy, relative to their mount points. Raises `SpecError`; no I/O."""
+        """Return the cgroup at that path, relative to the hierarchies' mount points. Raises `SpecError`; no I/O."""
         parts = [part for part in path.split("/") if part and part != "."]
         if not parts or ".." in parts:
             raise SpecError("linux.cgroupsPath", f"expected a path below the root, got {path!r}")
         return cls(hierarchies, "/" + "/".join(parts))
 
     def directory(self, controller: str) -> str:
-        """The directory the controller's files are in, whichever version has it. Raises `NotSupported`."""
+        """Return the directory with the controller's files, of either version. Raises `NotSupported`."""
         home = self.hierarchies.home(controller)
         if not home:
             raise NotSupported("find", self.path, f"no {controller} cgroup controller")
@@ -57,20 +57,20 @@ class Cgroup:
 
     @property
     def unified(self) -> str:
-        """The directory in the version 2 hierarchy, "" where the machine has none."""
+        """The directory in the version 2 hierarchy, "" if the machine has none."""
         return self.hierarchies.unified and self.hierarchies.unified + self.path
 
     def create(self, resources: Resources) -> None:
-        """Makes the cgroup and its missing parents in all hierarchies and sets the limits; undone where that fails.
+        """Create the cgroup and its missing parents in all hierarchies and set the limits. Undone on failure.
 
-        The parents it makes are marked, for `remove_made_parents`. An empty cgroup left over from before is taken over.
-        Raises also `SpecError` and `NotSupported`, before anything is made, for limits that this machine cannot set,
-        and `CgroupInUse` where it is frozen: what is put in there would never run.
+        New parents are marked for `remove_made_parents`. An existing empty cgroup is reused. Before anything is created
+        it raises `SpecError` and `NotSupported` for limits that this machine cannot set. Raises `CgroupInUse` if the
+        cgroup is frozen, because a process in it would never run.
         """
         plan = self._plan(resources, fresh=True)
         made: list[str] = []
         with ExitStack() as undo:
-            undo.callback(self.remove_made_parents)  # another's, who may have left meanwhile
+            undo.callback(self.remove_made_parents)  # another container's parents, if it has left meanwhile
             undo.callback(tree.remove_unused, made)
             for mountpoint in self.hierarchies.mountpoints():
                 tree.make(mountpoint, self.path, made)
@@ -84,9 +84,10 @@ class Cgroup:
             undo.pop_all()
 
     def update(self, resources: Resources) -> Callable[[], None]:
-        """Changes the limits given and leaves the others; where one is refused, all are as they were before.
+        """Change the given limits and keep the others. If the kernel refuses one, restore all of them.
 
-        Returns what takes the change back, as far as it can. Device rules are changed last, and stay.
+        Returns a function that reverts the change as far as possible. Device rules are changed last and are not
+        reverted.
         """
         plan = self._plan(resources, fresh=False)
         self._refuse_too_low_memory(resources)
@@ -100,9 +101,10 @@ class Cgroup:
         return done.close
 
     def delegate(self, uid: int) -> None:
-        """Gives the cgroup of version 2, and those of its files that the kernel names for it, to a user.
+        """Give a user the version 2 cgroup and those of its files that the kernel lists for delegation.
 
-        Limits stay root's. As an ordinary user, whose cgroup it is already, it changes nothing that it may not.
+        The limits stay root's. When the caller is an unprivileged user, who owns the cgroup already, errors are
+        ignored.
         """
         with failing("delegate", self.unified), suppress(PermissionError):
             listed = os.path.exists(_OWNERS_FILES_LIST)
@@ -113,10 +115,10 @@ class Cgroup:
                     os.chown(f"{self.unified}/{name}", uid, -1)
 
     def join_self(self, *, unified: bool = True) -> None:
-        """Moves the calling single-threaded process in; not into version 2 if it was cloned there (`unified`).
+        """Move the calling single-threaded process into the cgroup; into version 2 only if `unified`.
 
-        Version 1 gets the thread, not the process: moving a process takes a lock that all forks on the machine wait
-        for (cgroup_threadgroup_rwsem), and a child with one thread is wholly moved with that.
+        In version 1 the thread is moved instead of the process. Moving a process takes a lock that blocks all forks on
+        the machine (cgroup_threadgroup_rwsem), and a child with one thread is wholly moved this way.
         """
         for mountpoint in dict.fromkeys(self.hierarchies.v1.values()):
             files.write(self._joined(mountpoint) + "/tasks", "0")
@@ -127,10 +129,10 @@ class Cgroup:
         return mountpoint + dict(self.apart).get(mountpoint, self.path)
 
     def for_exec(self, init: int) -> Cgroup:
-        """The same for who joins a container that runs: in version 2 where its init is, if that is below the cgroup.
+        """Return the cgroup for an exec: in version 2 the one of the container's init, if that is below this one.
 
-        A cgroup that gives controllers to those below it takes no process itself (EBUSY): that is how a container with
-        a service manager, or with containers, of its own looks.
+        A cgroup that enables controllers for its children cannot contain processes itself (EBUSY). Such a container
+        runs a service manager, or containers of its own.
         """
         if not self.unified or not files.read(self.unified + "/cgroup.subtree_control"):
             return self
@@ -141,10 +143,10 @@ class Cgroup:
         return replace(self, apart=(*self.apart, (self.hierarchies.unified, path)))
 
     def clone_fd(self) -> int | None:
-        """A descriptor for CLONE_INTO_CGROUP (clone3(2)); the caller closes it. None without version 2.
+        """Return a descriptor for CLONE_INTO_CGROUP (clone3(2)), which the caller closes. None without version 2.
 
-        Of no use after `kill`: since cgroup.kill catches forks in flight (seen on Linux 6.18), the kernel takes every
-        later clone into that cgroup for one of them and kills it at birth. A new cgroup, or `join_self`, is needed.
+        Useless after `kill`: since cgroup.kill catches forks in flight (seen on Linux 6.18), the kernel kills every
+        later clone into that cgroup at birth. Use a new cgroup or `join_self`.
         """
         if not self.unified:
             return None
@@ -163,52 +165,55 @@ class Cgroup:
             raise OperationFailed.of("open", self.unified + name, error) from error
 
     def pids(self) -> list[int]:
-        """The processes in the cgroup and below it."""
+        """Return the processes in the cgroup and below it."""
         return processes.pids(self._tracking_v1() or self.unified)
 
     def is_populated(self) -> bool:
-        """Whether a process is in it or below, in either version's; in one that does not exist there is none."""
+        """Return whether there is a process in the cgroup or below it, in either version.
+
+        False if it does not exist.
+        """
         if self.unified and processes.populated(self.unified):
             return True
         directory = self._tracking_v1()
         return bool(directory) and os.path.isdir(directory) and bool(processes.pids(directory))
 
     def set_oom_score_adj(self, value: int) -> bool:
-        """Sets the OOM killer's adjustment for every process; False where it takes a capability the caller lacks."""
+        """Set the OOM score adjustment of every process. False if the caller lacks the capability for it."""
         return processes.set_oom_score_adj(self._tracking_v1() or self.unified, self.path, value)
 
     def kill(self) -> None:
-        """SIGKILL to every process in the cgroup and below it; they may still be exiting on return."""
+        """Send SIGKILL to every process in the cgroup and below it. They may still be exiting on return."""
         processes.kill(self.unified, self._tracking_v1(), self._freezer())
 
     def kill_in_pod(self) -> None:
-        """The same for a container of a pod, whose own cgroup is the parent: where that is frozen, it is thawed."""
+        """Kill as `kill` does. If the parent cgroup, a pod's, is frozen, thaw it so that the processes can die."""
         self.kill()
         if self.kept_by():
             replace(self, path=os.path.dirname(self.path)).thaw()
 
     def wait_empty(self, timeout: float) -> bool:
-        """Sleeps until no process is left, or for `timeout` seconds. False: some are left."""
+        """Sleep until no process is left, at most `timeout` seconds. False: some are left."""
         if not self.unified:
             return processes.wait_gone(self.pids, timeout)
         return processes.wait_for(self.unified, "populated", 0, timeout)
 
     def freeze(self) -> None:
-        """Stops every process. ETIMEDOUT if one does not stop in 2 s; then all run again."""
+        """Stop every process. ETIMEDOUT if one does not stop in 2 s; then all run again."""
         if freezer := self._freezer():
             processes.freeze_v1(freezer)
         else:
             processes.freeze_v2(self.unified)
 
     def thaw(self) -> None:
-        """Lets the frozen go on, whichever of its freezers stops them; those of cgroups below it stay as they are."""
+        """Let frozen processes continue, in both versions. Freezers of the cgroups below are not changed."""
         if freezer := self._freezer():
             processes.thaw_v1(freezer)
         if self.unified and (not freezer or processes.is_frozen_v2(self.hierarchies.unified, self.path)):
             processes.thaw_v2(self.unified)
 
     def frozen_at(self) -> str:
-        """The directory whose freezer stops what is, or would be, in there: its own or an ancestor's; "" for none."""
+        """Return the directory whose freezer stops the cgroup's processes: its own or an ancestor's; "" for none."""
         freezer = self.hierarchies.v1.get("freezer")
         found = processes.frozen_at_v1(freezer, self.path) if freezer else ""
         if not found and self.hierarchies.unified:
@@ -216,39 +221,39 @@ class Cgroup:
         return found
 
     def kept_by(self) -> str:
-        """The ancestor whose version 1 freezer keeps those from dying that were killed, "" for none."""
+        """Return the ancestor whose version 1 freezer keeps killed processes from dying, "" for none."""
         if not (freezer := self._freezer()) or not processes.is_frozen_v1(freezer):
             return ""
         return processes.frozen_at_v1(self.hierarchies.v1["freezer"], self.path)
 
     def freezer_directory(self) -> str:
-        """Of the hierarchy that freezes its processes; "" if none does."""
+        """Return the cgroup's directory in the hierarchy that freezes its processes; "" if none does."""
         return self._freezer() or self.unified
 
     def is_frozen(self) -> bool:
-        """Whether its processes are stopped, by its own freezers or an ancestor's. False where it is gone."""
+        """Return whether the processes are stopped by this cgroup's freezers or an ancestor's. False if it is gone."""
         if (freezer := self._freezer()) and processes.is_frozen_v1(freezer):
             return True
         return bool(self.unified) and processes.is_frozen_v2(self.hierarchies.unified, self.path)
 
     def oom_kills(self) -> int:
-        """How many processes the kernel killed for the cgroup's memory limit; 0 where nobody counts or it is gone."""
+        """Return how many processes the kernel killed for the memory limit; 0 without a counter or if it is gone."""
         if memory := self.hierarchies.v1.get("memory"):
             return files.counter(memory + self.path + "/memory.oom_control", "oom_kill")
         return files.counter(self.unified + "/memory.events", "oom_kill") if self.unified else 0
 
     def oom_kills_above(self) -> int:
-        """The same of its parent and all that is in that; 0 on version 1, which does not add up."""
+        """Return the OOM kills in the parent and everything below it; 0 on version 1, which does not sum them up."""
         if not self.unified or "memory" in self.hierarchies.v1:
             return 0
         return files.counter(os.path.dirname(self.unified) + "/memory.events", "oom_kill")
 
     def is_gone(self) -> bool:
-        """Whether somebody removed it from version 2's hierarchy, as systemd does with an empty scope."""
+        """Return whether the cgroup was removed from the version 2 hierarchy, as systemd does with an empty scope."""
         return bool(self.unified) and not os.path.isdir(self.unified)
 
     def remove(self) -> None:
-        """Removes the cgroup and those below it from all hierarchies; what is gone is fine, EBUSY is reported last."""
+        """Remove the cgroup and those below it from all hierarchies. Missing ones are fine; raises EBUSY last."""
         failures: list[OperationFailed] = []
         for mountpoint in self.hierarchies.mountpoints():
             try:
@@ -259,24 +264,24 @@ class Cgroup:
             raise failures[0]
 
     def remove_if_unused(self) -> None:
-        """Removes the cgroup wherever it has neither processes nor cgroups below it."""
+        """Remove the cgroup from every hierarchy where it has neither processes nor child cgroups."""
         tree.remove_unused([mountpoint + self.path for mountpoint in self.hierarchies.mountpoints()])
 
     def remove_made_parents(self) -> None:
-        """Removes those of the cgroups above it that `create` made, here or elsewhere, and that nothing is left in.
+        """Remove the empty cgroups above this one that `create` made, in this process or another.
 
-        Whoever leaves last removes them so: call it after `remove`. What others made stays. Never raises.
+        The last user of such a parent removes it: call this after `remove`. Cgroups made by others stay. Never raises.
         """
         above = os.path.dirname(self.path)
         for mountpoint in self.hierarchies.mountpoints():
             tree.remove_made(mountpoint, above)
 
     def exists(self) -> bool:
-        """Whether there is a directory of it in any hierarchy."""
+        """Return whether the cgroup's directory exists in any hierarchy."""
         return any(os.path.isdir(mountpoint + self.path) for mountpoint in self.hierarchies.mountpoints())
 
     def _tracking_v1(self) -> str:
-        """A version 1 directory which every process of the cgroup is in, "" where version 2 has to tell."""
+        """Return a version 1 directory that lists every process of the cgroup, "" if only version 2 does."""
         if self.hierarchies.pure_v2:
             return ""
         homes = self.hierarchies.v1
@@ -291,7 +296,7 @@ class Cgroup:
             return "max" if fresh else files.read(f"{self.unified}/{file}")
 
         if self.hierarchies.pure_v2:
-            from runtime.cgroups import v2  # one version's plan is enough for most machines
+            from runtime.cgroups import v2  # imported late: most machines need one version's plan only
 
             groups = v2.plan(resources, current)
         else:
@@ -311,7 +316,7 @@ class Cgroup:
         for write in group:
             if write.controller and not self.hierarchies.home(write.controller):
                 if write.controller == "devices" and self.unified:
-                    return False  # `_filter_devices` does it
+                    return False  # `_filter_devices` applies the rules
                 if not write.optional:
                     raise NotSupported(
                         "set", f"`{write.file}` to `{write.value}`", f"no {write.controller} cgroup controller"
@@ -342,7 +347,7 @@ class Cgroup:
                     self._write(write)
 
     def _now(self, write: Write) -> Write | None:
-        """The write that would put back what the file holds; None for what cannot be read or is no single value."""
+        """Return the write that would restore the file's value; None if it cannot be read or is no single value."""
         for each in filter(None, (write, write.fallback)):
             directory = (self.hierarchies.home(each.controller) or self.hierarchies.unified) + self.path
             try:
@@ -380,7 +385,7 @@ class Cgroup:
         if not resources.devices or "devices" in self.hierarchies.v1:
             return
         fd = self._open_unified("", os.O_RDONLY | os.O_DIRECTORY)
-        assert fd is not None, "the plan refuses device rules where neither version can filter"
+        assert fd is not None, "`_plan` refuses device rules if neither version can filter"
         try:
             from runtime.cgroups import device_filter as devices_bpf
 
@@ -389,7 +394,7 @@ class Cgroup:
             os.close(fd)
 
     def _refuse_too_low_memory(self, resources: Resources) -> None:
-        """Version 2 would kill processes until they fit a new limit; version 1 refuses it by itself (EBUSY)."""
+        """Refuse a limit below the present use. Version 2 would kill processes; version 1 refuses by itself (EBUSY)."""
         memory = resources.memory
         if not (memory and memory.check_before_update and memory.limit and memory.limit > 0):
             return
@@ -398,7 +403,7 @@ class Cgroup:
         directory = self.directory("memory")
         usage = int(files.read(f"{directory}/memory.current"))
         if usage > memory.limit:
-            with suppress(OperationFailed):  # EAGAIN: not so much can be reclaimed; ENOENT: before Linux 5.19
+            with suppress(OperationFailed):  # EAGAIN: that much cannot be reclaimed; ENOENT: before Linux 5.19
                 files.write(f"{directory}/memory.reclaim", str(usage - memory.limit))
             usage = int(files.read(f"{directory}/memory.current"))
         if usage > memory.limit:

@@ -1,7 +1,7 @@
-"""The device filter of cgroup v2: device rules -> an eBPF program, attached to a cgroup (cgroup-v2.rst "Device").
+"""Filters device access on cgroup v2: compiles device rules to eBPF and attaches it (cgroup-v2.rst "Device").
 
-An access is allowed if each of its bits (read, write, mknod) is: of the rules that match the device and name the bit,
-the last one decides, and where there is none the bit is denied.
+An access is allowed if each of its bits (read, write, mknod) is allowed. For each bit the last rule that matches the
+device and names the bit decides. If there is none, the bit is denied.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ACCESS_BITS = {"m": 1, "r": 2, "w": 4}
 TYPE_NUMBERS = {"b": 1, "c": 2}
 _EVERY_ACCESS = 7
 
-# linux/bpf.h, linux/bpf_common.h: the few instructions the programs are made of.
+# linux/bpf.h, linux/bpf_common.h: the instructions that the programs use.
 LOAD_WORD = 0x61  # dst = *(u32 *)(src + off)
 MOVE = 0xBC  # dst = (u32) src
 MOVE_NUMBER = 0xB7  # dst = imm
@@ -36,12 +36,12 @@ _VERDICT, _CONTEXT, _TYPE, _ACCESS, _MAJOR, _MINOR = range(6)  # registers r0 to
 _PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _PROG_GET_FD_BY_ID, _PROG_QUERY = 5, 8, 9, 13, 16
 _PROG_TYPE_CGROUP_DEVICE = 15
 _CGROUP_DEVICE = 6  # enum bpf_attach_type
-_ALLOW_MULTI = 2  # a program of a parent, and of a child, filters as well
+_ALLOW_MULTI = 2  # programs of parents and children filter too
 _MOST_PROGRAMS = 64  # BPF_CGROUP_MAX_PROGS
 
 
 def assemble(rules: Sequence[DeviceRule]) -> bytes:
-    """The filter program for the rules, as an array of struct bpf_insn."""
+    """Compile the rules to a program, an array of struct bpf_insn."""
     code = [
         _instruction(LOAD_WORD, _TYPE, _CONTEXT, 0),
         _instruction(MOVE, _ACCESS, _TYPE),
@@ -55,16 +55,16 @@ def assemble(rules: Sequence[DeviceRule]) -> bytes:
         access = _access(rule)
         code += _rule(conditions, access, rule.allow)
         if not conditions and access == _EVERY_ACCESS:
-            return b"".join(code)  # the verifier refuses instructions that nothing reaches
+            return b"".join(code)  # the verifier refuses unreachable instructions
     return b"".join([*code, *_verdict(False)])
 
 
 def _rule(conditions: list[tuple[int, int]], access: int, allow: bool) -> list[bytes]:
-    """Conditions that jump past the rule's verdict unless they hold, and the verdict."""
+    """Return the instructions of one rule: conditions that jump past the verdict unless they hold, and the verdict."""
     verdict = _verdict(allow)
     if access != _EVERY_ACCESS:
         if allow:
-            # What this rule allows needs no other rule's word; the verdict falls once nothing is left.
+            # Bits that this rule allows are done: clear them. Allow when no bit is left.
             rest = _instruction(AND_NUMBER, _ACCESS, number=_EVERY_ACCESS & ~access)
             verdict = [rest, _instruction(JUMP_UNLESS_EQUAL, _ACCESS, offset=len(verdict)), *verdict]
         else:
@@ -100,10 +100,10 @@ def _instruction(code: int, target: int = 0, source: int = 0, offset: int = 0, n
 
 
 def replace(cgroup: int, rules: Sequence[DeviceRule]) -> None:
-    """Makes the rules the device filter of the version 2 cgroup open as `cgroup`, in place of one set before.
+    """Replace the device filter of the version 2 cgroup open at `cgroup`.
 
-    The new program is attached before the old one goes, so there is no moment without a filter. Raises
-    `OperationFailed`, and `NotSupported` on a processor whose bpf(2) number is not known.
+    The new program is attached before the old one is detached, so there is always a filter. Raises `OperationFailed`,
+    and `NotSupported` on an architecture whose bpf(2) number is not known.
     """
     old = attached(cgroup)
     program = _load(assemble(rules))
@@ -120,7 +120,7 @@ def replace(cgroup: int, rules: Sequence[DeviceRule]) -> None:
 
 
 def attached(cgroup: int) -> list[int]:
-    """Ids of the device programs attached to the cgroup itself (not to its parents). Raises as `replace` does."""
+    """Return the ids of the device programs attached to the cgroup itself, not to its parents. Raises as `replace`."""
     numbers = (ctypes.c_uint32 * _MOST_PROGRAMS)()
     # target_fd, attach_type, query_flags, attach_flags (out), prog_ids, prog_cnt (in, out), padding
     query = struct.pack("=IIIIQII", cgroup, _CGROUP_DEVICE, 0, 0, ctypes.addressof(numbers), _MOST_PROGRAMS, 0)

@@ -1,4 +1,4 @@
-"""Reading and writing the kernel's cgroup files, with errors that name the file and the value."""
+"""Reads and writes the kernel's cgroup files. Errors name the file and the value."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _PAGE = 4096
 
 
 def read(path: str) -> str:
-    """The file's text without surrounding white space. Raises `OperationFailed`."""
+    """Return the file's text without surrounding white space. Raises `OperationFailed`."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # One read(2) gives a page at most, whatever room it has: a long list comes in several.
+            # One read(2) returns at most a page, whatever the buffer's size: a long list takes several.
             text = b""
             while chunk := os.read(fd, _PAGE):
                 text += chunk
@@ -26,7 +26,7 @@ def read(path: str) -> str:
 
 
 def write(path: str, value: str) -> None:
-    """One write(2) of the value, as the kernel's parsers want it. Raises `OperationFailed`."""
+    """Write the value with a single write(2), as the kernel's parsers need it. Raises `OperationFailed`."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -38,7 +38,7 @@ def write(path: str, value: str) -> None:
 
 
 def counter(path: str, name: str) -> int:
-    """The number after `name` in a flat-keyed file such as memory.events; 0 where the file or the key is missing."""
+    """Return the number after `name` in a flat-keyed file such as memory.events; 0 if the file or key is missing."""
     try:
         text = read(path)
     except OperationFailed:

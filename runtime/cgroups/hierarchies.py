@@ -1,4 +1,4 @@
-"""Which cgroup hierarchies this machine has mounted, and where."""
+"""Finds the mounted cgroup hierarchies."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _V1_CONTROLLERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Hierarchies:
-    """Mount points by controller. Co-mounted controllers ("cpu,cpuacct") share one.
+    """Maps controllers to mount points. Co-mounted controllers ("cpu,cpuacct") share one.
 
-    `unified` is the mount point of version 2, "" where there is none; `unified_controllers` are those it has to give.
-    Both versions at once are the hybrid: version 2 then tracks and kills processes, and version 1 limits them, except
-    for controllers which only version 2 has.
+    `unified` is the mount point of version 2, "" if it is not mounted; `unified_controllers` are its controllers.
+    With both versions mounted (hybrid), version 2 tracks and kills processes, and version 1 limits them, except for
+    controllers that only version 2 has.
     """
 
     v1: Mapping[str, str]
@@ -33,9 +33,9 @@ class Hierarchies:
 
     @classmethod
     def detect(cls, mountinfo_text: str | None = None, root: str = "") -> Hierarchies:
-        """Reads /proc/self/mountinfo (proc_pid_mountinfo(5)) or the text given; `root` is put before mount points.
+        """Read /proc/self/mountinfo (proc_pid_mountinfo(5)) or the given text; `root` is prepended to mount points.
 
-        Raises `NotSupported` where no hierarchy is mounted.
+        Raises `NotSupported` if no hierarchy is mounted.
         """
         text = files.read("/proc/self/mountinfo") if mountinfo_text is None else mountinfo_text
         v1: dict[str, str] = {}
@@ -57,15 +57,15 @@ class Hierarchies:
 
     @property
     def pure_v2(self) -> bool:
-        """Whether version 2 alone sets limits; a lone name=systemd of version 1 does not matter."""
+        """Whether version 2 alone sets limits. A version 1 hierarchy that is only name=systemd does not count."""
         return bool(self.unified) and all(controller.startswith("name=") for controller in self.v1)
 
     def mountpoints(self) -> tuple[str, ...]:
-        """Every hierarchy's mount point, once each, the unified one last."""
+        """Return every hierarchy's mount point, once each, the unified one last."""
         return tuple(dict.fromkeys((*self.v1.values(), self.unified) if self.unified else self.v1.values()))
 
     def home(self, controller: str) -> str:
-        """The mount point of the hierarchy the controller lives in, "" where the machine has it in none."""
+        """Return the mount point of the controller's hierarchy, "" if the machine does not have the controller."""
         if controller in self.v1:
             return self.v1[controller]
         return self.unified if controller in self.unified_controllers else ""

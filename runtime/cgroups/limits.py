@@ -1,4 +1,4 @@
-"""What a plan of limits is made of. The plans themselves are pure: `v1.plan` and `v2.plan`."""
+"""Defines the parts of a plan of limits. The plans themselves are pure functions: `v1.plan` and `v2.plan`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One value for one file of a cgroup's directory.
+    """A value to write to one file of a cgroup's directory.
 
-    Where the file does not exist, `fallback` is written instead; failing that, `optional` says that nothing is lost
-    (a limit of zero pages of a size nothing accounts for, no swap where there is no swap accounting).
+    If the file does not exist, `fallback` is written instead. Without a fallback, `optional` means that the write may
+    be skipped: a limit of 0 huge pages of a size the kernel does not account, no swap where swap is not accounted.
     """
 
     controller: str
@@ -28,23 +28,23 @@ class Write:
     optional: bool = False
 
 
-# Values which constrain each other. They are written in order or, where the kernel answers EINVAL because the new one
-# and the old other one do not go together, in the reverse order: so it works for raising as well as for lowering.
+# Values that constrain each other. They are written in order. If the kernel answers EINVAL because a new value does
+# not fit another old one, they are written in reverse order: one of both works for raising and for lowering.
 Group: TypeAlias = tuple[Write, ...]
 
 
 def number(value: int) -> str:
-    """A limit as cgroup v2 writes it: negative is "max"."""
+    """Format a limit as cgroup v2 expects it: a negative one is "max"."""
     return "max" if value < 0 else str(value)
 
 
 def tasks(limit: int) -> str:
-    """A limit of processes. The least is one: with none, not even the container's program could be there."""
+    """Format a limit of processes. At least 1: with 0 not even the container's program could be there."""
     return number(limit or 1)
 
 
 def check_swap(limit: int, swap: int) -> None:
-    """Refuses a swap limit (memory and swap together, bytes) that the memory limit makes senseless."""
+    """Refuse a swap limit (memory and swap together, bytes) that contradicts the memory limit."""
     if swap > 0 and limit <= 0:
         raise SpecError("linux.resources.memory.swap", f"{swap} is set without a memory limit")
     if 0 < swap < limit:
@@ -52,7 +52,7 @@ def check_swap(limit: int, swap: int) -> None:
 
 
 def cpusets(cpu: CPU) -> Iterator[Group]:
-    """The processors and memory nodes, which both versions have in the same files."""
+    """Plan CPUs and memory nodes, which are in the same files in both versions."""
     if cpu.cpus:
         yield (Write("cpuset", "cpuset.cpus", cpu.cpus),)
     if cpu.mems:
@@ -60,8 +60,8 @@ def cpusets(cpu: CPU) -> Iterator[Group]:
 
 
 def hugepages(limit: HugepageLimit, file: str) -> Iterator[Group]:
-    """A limit of huge pages, in files of that name for each size."""
+    """Plan a limit of huge pages; `file` is the last part of the file's name."""
     value, none = str(limit.limit), not limit.limit
     yield (Write("hugetlb", f"hugetlb.{limit.page_size}.{file}", value, optional=none),)
-    # Without it a process may reserve pages beyond the limit and be killed by SIGBUS when it touches them (5.7).
+    # Without it a process may reserve pages beyond the limit, and SIGBUS kills it when it touches them (Linux 5.7).
     yield (Write("hugetlb", f"hugetlb.{limit.page_size}.rsvd.{file}", value, optional=True),)

@@ -1,4 +1,4 @@
-"""The processes of a cgroup and of all cgroups below it: listing, freezing, killing, waiting until they are gone."""
+"""Lists, freezes, kills and waits for the processes of a cgroup and of all cgroups below it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FREEZE_TIMEOUT = 2.0  # seconds; a task in uninterruptible sleep never freezes
 
 
 def pids(directory: str) -> list[int]:
-    """Process ids, as this PID namespace numbers them (0 for those it cannot see is left out)."""
+    """Return process ids in this PID namespace. Processes outside it, which the kernel shows as 0, are left out."""
     found: set[int] = set()
     for each in tree.descendants(directory):
         with contextlib.suppress(OperationFailed):  # removed meanwhile
@@ -26,16 +26,16 @@ def pids(directory: str) -> list[int]:
 
 
 def populated(unified: str) -> bool:
-    """Whether a version 2 cgroup or one below it has a process. A directory that is gone has none."""
+    """Return whether a version 2 cgroup or one below it has a process. False if the directory is gone."""
     return files.counter(unified + "/cgroup.events", "populated") == 1
 
 
 def kill(unified: str, v1: str, freezer: str) -> None:
-    """Sends SIGKILL to every process; they may still be exiting on return. "" for directories there are none of.
+    """Send SIGKILL to every process; they may still be exiting on return. "" stands for a missing directory.
 
-    One write where the kernel has cgroup.kill (5.14) and the processes are in the version 2 hierarchy. Else all are
-    frozen, so that none forks away, signalled, and thawed to die. In the end nothing stays frozen by version 1, where
-    the frozen do not even die: neither by this cgroup's freezer nor by one below it.
+    If the kernel has cgroup.kill (5.14) and the processes are in the version 2 hierarchy, one write does it. Else all
+    are frozen, so that none can fork away, then signalled and thawed to die. Finally every version 1 freezer at and
+    below the cgroup is thawed, since killed processes do not die while frozen by version 1.
     """
     if unified and populated(unified):
         try:
@@ -53,7 +53,7 @@ def kill(unified: str, v1: str, freezer: str) -> None:
 def _kill_frozen(listed: Callable[[], list[int]], freeze: Callable[[], None], thaw: Callable[[], None]) -> None:
     if not listed():
         return
-    # A task that sleeps uninterruptibly keeps the others from counting as frozen; they are signalled all the same.
+    # A task in uninterruptible sleep makes the freeze time out; signal the processes all the same.
     with contextlib.suppress(OperationFailed):
         freeze()
     try:
@@ -69,16 +69,16 @@ def _kill_frozen(listed: Callable[[], list[int]], freeze: Callable[[], None], th
 
 
 def set_oom_score_adj(directory: str, path: str, value: int) -> bool:
-    """Sets /proc/PID/oom_score_adj of each process; `path` is what /proc/PID/cgroup has for the directory and below.
+    """Set /proc/PID/oom_score_adj of each process. `path` is the cgroup's path as in /proc/PID/cgroup.
 
-    False where it takes CAP_SYS_RESOURCE, which the caller lacks, to lower a score that far: it stays as it was.
+    False if lowering the score needs CAP_SYS_RESOURCE, which the caller lacks; such a score is not changed.
     """
     allowed = True
     for pid in pids(directory):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             process = os.open(f"/proc/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                # The number may have become another's since it was listed; what is open is one process or none.
+                # The pid may have been reused since it was listed. The open directory refers to one process or to none.
                 if any(line.partition("/")[2].startswith(path[1:]) for line in _lines(process, "cgroup")):
                     allowed &= _write_score(process, value)
             finally:
@@ -103,11 +103,11 @@ def _write_score(process: int, value: int) -> bool:
 
 
 def freeze_v1(freezer: str) -> None:
-    """Stops all tasks by the version 1 freezer. Raises `OperationFailed`; ETIMEDOUT after 2 s, thawed again."""
+    """Stop all tasks with the version 1 freezer. Raises `OperationFailed`; ETIMEDOUT after 2 s, thawed again."""
     deadline = time.monotonic() + _FREEZE_TIMEOUT
     pause = 0.0005
     files.write(freezer + "/freezer.state", "FROZEN")
-    # The version 1 freezer has no notification, and reading its state is what makes it advance.
+    # The version 1 freezer sends no notification, and only advances when its state is read.
     while files.read(freezer + "/freezer.state") != "FROZEN":
         if time.monotonic() > deadline:
             thaw_v1(freezer)
@@ -117,12 +117,12 @@ def freeze_v1(freezer: str) -> None:
 
 
 def thaw_v1(freezer: str) -> None:
-    """Lets the tasks go on."""
+    """Let the tasks continue."""
     files.write(freezer + "/freezer.state", "THAWED")
 
 
 def is_frozen_v1(freezer: str) -> bool:
-    """Whether the version 1 freezer stops, or has stopped, the tasks. False where it is gone."""
+    """Return whether the version 1 freezer stops or has stopped the tasks. False if the cgroup is gone."""
     try:
         return files.read(freezer + "/freezer.state") != "THAWED"
     except OperationFailed:
@@ -130,11 +130,11 @@ def is_frozen_v1(freezer: str) -> bool:
 
 
 def frozen_at_v1(mountpoint: str, path: str) -> str:
-    """The directory at `path` or the ancestor whose version 1 freezer stops what is in there, "" if none does."""
+    """Return the directory, at `path` or above, whose version 1 freezer stops the cgroup's tasks, "" if none does."""
     while path:
         directory = mountpoint + path
         path = path.rpartition("/")[0]
-        with contextlib.suppress(OperationFailed):  # not made yet: its parent's tells
+        with contextlib.suppress(OperationFailed):  # does not exist yet: its parent decides
             if files.read(directory + "/freezer.state") == "THAWED":
                 return ""
             if files.read(directory + "/freezer.self_freezing") == "1":
@@ -143,7 +143,7 @@ def frozen_at_v1(mountpoint: str, path: str) -> str:
 
 
 def frozen_at_v2(mountpoint: str, path: str) -> str:
-    """The same by cgroup.freeze."""
+    """Return the directory, at `path` or above, whose cgroup.freeze is 1, "" if there is none."""
     while path:
         directory = mountpoint + path
         path = path.rpartition("/")[0]
@@ -154,18 +154,18 @@ def frozen_at_v2(mountpoint: str, path: str) -> str:
 
 
 def is_frozen_v2(mountpoint: str, path: str) -> bool:
-    """Whether cgroup.freeze here or above stops the processes, or is about to. False where the cgroup is gone."""
+    """Return whether cgroup.freeze here or above stops the processes, or is about to. False if the cgroup is gone."""
     try:
         own = files.read(mountpoint + path + "/cgroup.freeze") == "1"
     except OperationFailed:
         return False
-    # After a thaw the kernel still says "frozen" until the processes have noticed.
+    # After a thaw the kernel still reports "frozen" until the processes have noticed.
     frozen = files.counter(mountpoint + path + "/cgroup.events", "frozen") == 1
     return own or (frozen and bool(frozen_at_v2(mountpoint, path)))
 
 
 def freeze_v2(unified: str) -> None:
-    """Stops all processes by cgroup.freeze. Raises `OperationFailed`; ETIMEDOUT after 2 s, thawed again."""
+    """Stop all processes with cgroup.freeze. Raises `OperationFailed`; ETIMEDOUT after 2 s, thawed again."""
     files.write(unified + "/cgroup.freeze", "1")
     if not wait_for(unified, "frozen", 1, _FREEZE_TIMEOUT):
         thaw_v2(unified)
@@ -173,12 +173,12 @@ def freeze_v2(unified: str) -> None:
 
 
 def thaw_v2(unified: str) -> None:
-    """Lets the processes go on."""
+    """Let the processes continue."""
     files.write(unified + "/cgroup.freeze", "0")
 
 
 def wait_gone(listed: Callable[[], list[int]], timeout: float) -> bool:
-    """Sleeps until no process is listed or `timeout` seconds passed, where no cgroup notifies: each process does."""
+    """Sleep until no process is listed, at most `timeout` seconds. Waits on pidfds: no version 2, no notification."""
     deadline = time.monotonic() + timeout
     while found := listed():
         for pid in found:
@@ -192,12 +192,12 @@ def wait_gone(listed: Callable[[], list[int]], timeout: float) -> bool:
                         return False
                 finally:
                     os.close(pidfd)
-        time.sleep(0.0005)  # a process is told of before it has left its cgroup
+        time.sleep(0.0005)  # the pidfd is readable before the process has left its cgroup
     return True
 
 
 def wait_for(unified: str, event: str, value: int, timeout: float) -> bool:
-    """Sleeps until cgroup.events shows that value or `timeout` seconds passed; the kernel notifies, nothing polls."""
+    """Sleep until cgroup.events shows that value, at most `timeout` seconds. The kernel notifies; no polling."""
     deadline = time.monotonic() + timeout
     try:
         fd = os.open(unified + "/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)

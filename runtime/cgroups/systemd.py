@@ -1,11 +1,11 @@
-"""What systemd is told of a container's cgroup: the slice and scope it is, and its limits as properties of that unit.
+"""Describes a container's cgroup to systemd: its slice and scope, and its limits as properties of that unit.
 
-systemd keeps the cgroup tree of its machine to itself, but for what it delegates: a container gets a scope
-(systemd.scope(5)) with Delegate=yes, whose files the runtime then writes as it does without systemd. systemd has to
-know the limits nevertheless, since it writes what it knows again when it reconsiders the tree (`daemon-reload`).
+systemd owns the cgroup tree except for what it delegates. A container gets a scope (systemd.scope(5)) with
+Delegate=yes, whose files the runtime writes as it does without systemd. systemd must know the limits nevertheless,
+because it writes them again when it reconsiders the tree (`daemon-reload`).
 
-All of this is pure. The calls are made by the daemon (`pods.cgroups.units`) and `crisp-oci --systemd-cgroup`, with the
-messages of `runtime.cgroups.systemd_bus`.
+Pure functions. The daemon (`pods.cgroups.units`) and `crisp-oci --systemd-cgroup` make the calls, with the messages
+of `runtime.cgroups.systemd_bus`.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ INFINITY: Final = 2**64 - 1
 _SLICE: Final = re.compile(r"[A-Za-z0-9:_.\\@]+(-[A-Za-z0-9:_.\\@]+)*\.slice")
 _NAME_BYTES: Final = 255
 _USUAL_PERIOD: Final = 100_000  # microseconds, the kernel's default
-_PERCENT: Final = 10_000  # microseconds of a second
+_PERCENT: Final = 10_000  # microseconds per second
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """A container's unit: `name` ends in ".scope", `slice` is the slice that it is in."""
+    """The systemd unit of a container: `name` ends in ".scope", `slice` contains it."""
 
     slice: str
     name: str
 
     @property
     def path(self) -> str:
-        """Its cgroup, relative to the hierarchies' mount points. Raises `SpecError`."""
+        """The scope's cgroup, relative to the hierarchies' mount points. Raises `SpecError`."""
         return f"{slice_path(self.slice)}/{self.name}"
 
 
 def slice_path(name: str, member: str = "linux.cgroupsPath") -> str:
-    """The cgroup of a slice, "a-b.slice" -> "/a.slice/a-b.slice" (systemd.slice(5)); "" for the root, "-.slice".
+    """Return the cgroup of a slice, "a-b.slice" -> "/a.slice/a-b.slice" (systemd.slice(5)); "" for "-.slice", the root.
 
-    Raises `SpecError` for `member` when that is no slice's name.
+    Raises `SpecError` for `member` if `name` is not the name of a slice.
     """
     if name == "-.slice":
         return ""
@@ -58,20 +58,20 @@ def slice_path(name: str, member: str = "linux.cgroupsPath") -> str:
 def scope_properties(
     scope: Scope, description: str, pids: Sequence[int], resources: Resources, *, pure_v2: bool, devices: str = ""
 ) -> list[Property]:
-    """A new scope's properties, for StartTransientUnit (org.freedesktop.systemd1(5)).
+    """Return the properties of a new scope for StartTransientUnit (org.freedesktop.systemd1(5)).
 
-    `pids` are its first processes; `devices` is the text of /proc/devices, which version 1 needs for device rules.
+    `pids` are its first processes; `devices` is the text of /proc/devices, which device rules need on version 1.
     """
     io = "IO" if pure_v2 else "BlockIO"
     limits = limit_properties(resources, pure_v2=pure_v2)
     if all(name != "TasksMax" for name, _, _ in limits):
-        limits.append(("TasksMax", "t", INFINITY))  # its default for scopes is some percent of the machine's
+        limits.append(("TasksMax", "t", INFINITY))  # the default is a percentage of the machine's maximum
     return [
         ("Description", "s", description),
         ("Slice", "s", scope.slice),
         ("PIDs", "au", list(pids)),
         ("Delegate", "b", True),
-        # Or it would be stopped with the machine's other units, before kubelet has ended its pods.
+        # With them systemd would stop it at shutdown with all other units, before kubelet has ended its pods.
         ("DefaultDependencies", "b", False),
         ("CollectMode", "s", "inactive-or-failed"),
         *((f"{kind}Accounting", "b", True) for kind in ("CPU", "Memory", io, "Tasks")),
@@ -81,7 +81,7 @@ def scope_properties(
 
 
 def limit_properties(resources: Resources, *, pure_v2: bool) -> list[Property]:
-    """Those of the limits that systemd knows a property for. Raises `SpecError` for senseless ones."""
+    """Return the limits that systemd has a property for. Raises `SpecError` for contradictory ones."""
     found: list[Property] = []
     if resources.memory:
         found += _memory(resources.memory, pure_v2=pure_v2)
@@ -123,7 +123,7 @@ def _cpu(cpu: CPU, *, pure_v2: bool) -> Iterator[Property]:
         yield ("CPUQuotaPeriodUSec", "t", cpu.period)
     if cpu.quota:
         yield _quota(cpu.quota, cpu.period or _USUAL_PERIOD)
-    if pure_v2:  # version 1's cpuset controller is none of systemd's
+    if pure_v2:  # systemd does not manage version 1's cpuset controller
         if cpu.cpus:
             yield ("AllowedCPUs", "ay", _mask(cpu.cpus, "linux.resources.cpu.cpus"))
         if cpu.mems:
@@ -133,13 +133,13 @@ def _cpu(cpu: CPU, *, pure_v2: bool) -> Iterator[Property]:
 def _quota(quota: int, period: int) -> Property:
     if quota < 0:
         return ("CPUQuotaPerSecUSec", "t", INFINITY)
-    # systemd keeps whole percents: less than what was asked for must not come of a daemon-reload.
+    # systemd keeps whole percents. Round up, so that a daemon-reload never leaves less than what was asked for.
     percents = -(-quota * 1_000_000 // (period * _PERCENT))
     return ("CPUQuotaPerSecUSec", "t", percents * _PERCENT)
 
 
 def _mask(cpus: str, member: str) -> bytes:
-    """A list such as "0-3,7" as systemd's bit mask, lowest first."""
+    """Convert a list such as "0-3,7" to systemd's bit mask, lowest byte first."""
     try:
         bits = sum(1 << number for number in cpu_lists.numbers(cpus))
     except ValueError as error:
@@ -186,9 +186,10 @@ _UNIFIED: Final[Mapping[str, Callable[[str, str], list[Property]]]] = {
 
 
 def _device_properties(rules: Sequence[DeviceRule], devices: str) -> Iterator[Property]:
-    """Version 1 only: systemd would write "all devices" into the delegated cgroup again; version 2's filter is ours.
+    """Build device properties for version 1. On version 2 the runtime attaches its own filter.
 
-    A rule that denies after others allowed has no counterpart; the file has it until systemd writes again.
+    Without them systemd would write "all devices" into the delegated cgroup on a reload. A deny rule after allow rules
+    cannot be expressed: the kernel file has it only until systemd writes again.
     """
     allowed = [rule for rule in rules if rule.allow]
     if not rules or any(rule.type == "a" and rule.major is None and rule.minor is None for rule in allowed):
@@ -217,7 +218,7 @@ def _device_node(kind: str, rule: DeviceRule, classes: Mapping[tuple[str, int], 
 
 
 def _device_classes(text: str) -> dict[tuple[str, int], str]:
-    """The names of major numbers, by /proc/devices (proc(5))."""
+    """Parse /proc/devices (proc(5)): the names of major numbers."""
     kind, found = "", {}
     for line in text.splitlines():
         if line.endswith(" devices:"):

@@ -1,6 +1,6 @@
-"""systemd's D-Bus calls as messages, without I/O (org.freedesktop.systemd1(5)); needs jeepney.
+"""Builds systemd's D-Bus calls as messages, without I/O (org.freedesktop.systemd1(5)). Needs jeepney.
 
-Not imported by what the zygote preloads: the daemon makes these calls, and `crisp-oci --systemd-cgroup`.
+Only the daemon and `crisp-oci --systemd-cgroup` use it; the zygote does not preload it.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from runtime.cgroups.systemd import Property
 SYSTEMD: Final = DBusAddress(
     "/org/freedesktop/systemd1", bus_name="org.freedesktop.systemd1", interface="org.freedesktop.systemd1.Manager"
 )
-SECONDS: Final = 30.0  # nothing that systemd is asked for takes one
+SECONDS: Final = 30.0  # these calls take well under a second
 _NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
 
 
 def start_transient_unit(name: str, properties: Sequence[Property]) -> Message:
-    """Make and start a unit. The answer is the path of a job, which is done when `job_removed` says so."""
+    """Create and start a unit. The answer is the path of a job; its end is signalled (`job_removed`)."""
     return new_method_call(
         SYSTEMD, "StartTransientUnit", "ssa(sv)a(sa(sv))", (name, "replace", _variants(properties), [])
     )
 
 
 def set_unit_properties(name: str, properties: Sequence[Property]) -> Message:
-    """Change a unit until it ends. Done with the answer."""
+    """Change a unit until it ends. The change is complete when the answer comes."""
     return new_method_call(SYSTEMD, "SetUnitProperties", "sba(sv)", (name, True, _variants(properties)))
 
 
 def stop_unit(name: str) -> Message:
-    """Stop a unit; the answer is a job's path."""
+    """Stop a unit. The answer is the path of a job."""
     return new_method_call(SYSTEMD, "StopUnit", "ss", (name, "replace"))
 
 
 def get_control_group() -> Message:
-    """The manager's own cgroup, a variant of a string: below it is the slice that its units are in by default."""
+    """Ask for the manager's own cgroup, a variant of a string. The default slice of its units is below it."""
     return Properties(SYSTEMD).get("ControlGroup")
 
 
 def job_removed() -> MatchRule:
-    """The signal for the end of a job; its body is a number, the job's path, the unit, and "done" or what else became.
+    """Match the signal for the end of a job. Its body: a number, the job's path, the unit, and "done" or a failure.
 
-    The bus sends it to those who asked for it (AddMatch).
+    The bus sends it only to clients that subscribed with AddMatch.
     """
     return MatchRule(type="signal", interface=SYSTEMD.interface, member="JobRemoved", path=SYSTEMD.object_path)
 
 
 @contextlib.contextmanager
 def failing_as(failure: Callable[[str], Exception], what: str) -> Iterator[None]:
-    """Raise `failure("what: why")` for each way in which a call can fail. A unit that is not there is no failure."""
+    """Raise `failure("what: why")` if a call fails in any way. A missing unit is no failure."""
     try:
         yield
     except DBusErrorResponse as error:

@@ -1,4 +1,4 @@
-"""Making and removing cgroup directories, and handing down to them what a new directory lacks."""
+"""Creates and removes cgroup directories, and passes settings down that a new directory lacks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import suppress
 from runtime.cgroups import files
 from runtime.errors import OperationFailed
 
-_RACES = 64  # how often a parent may vanish under us: another container, the last one in it, has left
-# An extended attribute of each parent that was made for what is below it. It lives as long as the cgroup does, so that
-# whoever leaves last can tell it from one that kubelet or an administrator made. cgroups have had them since Linux 5.7.
+_RACES = 64  # attempts: a parent may vanish meanwhile, when another container leaves as its last
+# Extended attribute on each parent that was created on the way. It lives as long as the cgroup, so the last user can
+# tell it from a cgroup made by kubelet or an administrator. Cgroups support it since Linux 5.7.
 _MADE = "user.crisp.made"
 
 
 def make(mountpoint: str, path: str, made: list[str], *, parent: bool = False) -> None:
-    """Makes the directory and its parents, appending each new one to `made`. An existing one is fine.
+    """Create the directory and its parents, and append each new one to `made`. An existing one is fine.
 
-    New parents, and the directory itself if it is one (`parent`), are marked for `remove_made`.
+    New parents, and the directory itself if `parent` is set, are marked for `remove_made`.
     """
     directory = mountpoint + path
     for _ in range(_RACES):
@@ -37,27 +37,27 @@ def make(mountpoint: str, path: str, made: list[str], *, parent: bool = False) -
         else:
             made.append(directory)
             if parent:
-                with suppress(OSError):  # gone again, or an older kernel's: then it stays behind
+                with suppress(OSError):  # removed meanwhile, or an old kernel: then nobody removes it
                     os.setxattr(directory, _MADE, b"1")
             return
     raise OperationFailed("mkdir", directory, errno.ENOENT)
 
 
 def remove_made(mountpoint: str, path: str) -> None:
-    """Removes the directory and those above it, as long as they are marked by `make` and nothing is in them."""
+    """Remove the directory and those above it while they are empty and have the mark of `make`."""
     while path not in ("", "/"):
         try:
             os.getxattr(mountpoint + path, _MADE)
             os.rmdir(mountpoint + path)
         except FileNotFoundError:
-            pass  # another one that left was quicker here, and may not have been further up
+            pass  # another container removed this one, but perhaps not those above
         except OSError:
-            return  # in use, or not of our making
+            return  # in use, or without the mark
         path = os.path.dirname(path)
 
 
 def inherit_cpuset(mountpoint: str, path: str) -> None:
-    """Copies cpus and memory nodes down to a version 1 cpuset: a new one has none, and no process can join it."""
+    """Copy CPUs and memory nodes down to a version 1 cpuset: a new one has none, so that no process can join it."""
     for name in ("/cpuset.cpus", "/cpuset.mems"):
         empty = []
         place = path
@@ -69,10 +69,10 @@ def inherit_cpuset(mountpoint: str, path: str) -> None:
 
 
 def enable_controllers(mountpoint: str, path: str, wanted: frozenset[str]) -> None:
-    """Lets version 2 controllers into the cgroup at `path` by way of every ancestor's cgroup.subtree_control.
+    """Enable version 2 controllers for the cgroup at `path`, in every ancestor's cgroup.subtree_control.
 
-    A controller that cannot be enabled (cgroup-v2.rst "No Internal Process Constraint") is left out without an error:
-    only a limit that needs it makes that one, and then the limit's own name is in it.
+    A controller that cannot be enabled (cgroup-v2.rst "No Internal Process Constraint") is skipped without an error.
+    Only setting a limit that needs it fails, and then the error names the limit.
     """
     if wanted <= _controllers(mountpoint + path):
         return
@@ -104,9 +104,9 @@ def _words(path: str) -> frozenset[str]:
 
 
 def descendants(directory: str) -> list[str]:
-    """The directory and all below it, each after all that is in it; empty where it is gone.
+    """Return the directory and all directories below it, children before parents; empty if it is gone.
 
-    Without recursion: a container that may write to its cgroups makes more in each other than Python's stack holds.
+    Not recursive: a container with write access to its cgroups can nest them deeper than Python's stack allows.
     """
     found = []
     pending = [directory]
@@ -122,7 +122,7 @@ def descendants(directory: str) -> list[str]:
 
 
 def remove(directory: str) -> None:
-    """Removes the directory with everything below it; one that is gone is fine. Raises `OperationFailed`."""
+    """Remove the directory and everything below it. A missing one is fine. Raises `OperationFailed`."""
     try:
         os.rmdir(directory)
     except FileNotFoundError:
@@ -137,7 +137,7 @@ def remove(directory: str) -> None:
 
 
 def remove_unused(directories: Iterable[str]) -> None:
-    """Removes those of the directories, parents before children as `make` lists them, which nothing uses any more."""
+    """Remove the unused ones of the directories, which are listed parents first, as `make` does."""
     for directory in reversed(list(directories)):
         try:
             os.rmdir(directory)

@@ -1,6 +1,6 @@
-"""What a cgroup has used: the read side of both versions (kernel docs "cgroup-v1/", "cgroup-v2.rst", "psi.rst").
+"""Reads what a cgroup has used, in both versions (kernel docs "cgroup-v1/", "cgroup-v2.rst", "psi.rst").
 
-Not imported by the rest of the room: a shim has no use for it.
+The rest of this package does not import it: a shim does not need it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from runtime.cgroups.cgroup import Cgroup
 
-_UNLIMITED: Final = 1 << 62  # version 1 writes "no limit" as the largest number of pages there is
+_UNLIMITED: Final = 1 << 62  # version 1 shows "no limit" as the largest possible number of pages
 _TICK: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")  # nanoseconds
 _V1_STAT: Final = {
     "anon": "total_rss",
@@ -33,7 +33,7 @@ _V1_STAT: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """One line of a pressure file: the whole in nanoseconds, and percents of three windows (seconds)."""
+    """One line of a pressure file: the total in nanoseconds, and percentages over 10, 60 and 300 seconds."""
 
     total: int
     avg10: float
@@ -43,7 +43,7 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """How long some, and all, of the tasks waited for a resource."""
+    """How long some or all of the tasks waited for a resource."""
 
     some: Stall
     full: Stall
@@ -51,7 +51,7 @@ class Pressure:
 
 @dataclass(frozen=True, slots=True)
 class CpuUse:
-    """Times in nanoseconds since the cgroup was made."""
+    """CPU times in nanoseconds since the cgroup was created."""
 
     total: int
     user: int = 0
@@ -63,7 +63,7 @@ class CpuUse:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes; a limit is None where there is none. Of swap, only what is beyond memory. Faults are counts."""
+    """Memory use in bytes. A limit of None means none; `swap` and `swap_limit` exclude memory; faults are counts."""
 
     usage: int
     limit: int | None = None
@@ -82,13 +82,13 @@ class MemoryUse:
 
     @property
     def working_set(self) -> int:
-        """What cannot be dropped without a cost: the usage less the page cache that nobody used of late."""
+        """The usage without the page cache that was not used recently."""
         return max(0, self.usage - self.inactive_file)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """What went to and from one block device."""
+    """I/O of one block device."""
 
     major: int
     minor: int
@@ -100,7 +100,7 @@ class DeviceUse:
 
 @dataclass(frozen=True, slots=True)
 class HugePageUse:
-    """Bytes in huge pages of one size. Version 2 keeps no peak: there it is the present use."""
+    """Bytes in huge pages of one size. Version 2 has no peak; there it equals the usage."""
 
     usage: int
     peak: int
@@ -108,7 +108,7 @@ class HugePageUse:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """All there is to read; a part is None (or empty) where no controller of this machine counts it."""
+    """All counters of a cgroup. A part is None (or empty) if no controller of this machine counts it."""
 
     cpu: CpuUse | None
     memory: MemoryUse | None
@@ -123,7 +123,7 @@ class Usage:
 
 
 def read_usage(cgroup: Cgroup) -> Usage | None:
-    """Everything the cgroup's files tell, those of cgroups below included. None when it is gone, or has no files."""
+    """Read all counters of the cgroup and those below it. None if it is gone or has no files."""
     unified = _Directory(cgroup.unified)
     tasks = _directory(cgroup, "pids")
     cpu = _cpu(cgroup, unified)
@@ -145,7 +145,7 @@ def read_usage(cgroup: Cgroup) -> Usage | None:
 
 
 class _Directory:
-    """The files of a cgroup in one hierarchy. What is missing, or went away with the cgroup, reads as nothing."""
+    """The files of a cgroup in one hierarchy. Missing files, also of a removed cgroup, read as empty."""
 
     __slots__ = ("_path",)
 
@@ -161,7 +161,7 @@ class _Directory:
             return ""
 
     def number(self, name: str) -> int | None:
-        """None also for "max"."""
+        """Return the number in a file; None if it is missing or "max"."""
         text = self.text(name)
         return int(text) if text.isdecimal() else None
 
@@ -176,7 +176,7 @@ class _Directory:
 
 
 def flat_keyed(text: str) -> dict[str, int]:
-    """The numbers of a file of "key number" lines."""
+    """Parse a file of "key number" lines."""
     table = {}
     for line in text.splitlines():
         key, _, value = line.partition(" ")
@@ -186,7 +186,7 @@ def flat_keyed(text: str) -> dict[str, int]:
 
 
 def pressure(text: str) -> Pressure | None:
-    """A pressure file; None when it is empty (a kernel without PSI). Its totals are microseconds."""
+    """Parse a pressure file, whose totals are microseconds. None if it is empty (a kernel without PSI)."""
     stalls = {}
     for line in text.splitlines():
         kind, *pairs = line.split()
@@ -220,7 +220,7 @@ def _cpu(cgroup: Cgroup, unified: _Directory) -> CpuUse | None:
             throttled_periods=throttling.get("nr_throttled", 0),
             throttled=throttling.get("throttled_time", 0),
         )
-    stat = unified.table("cpu.stat")  # there, without throttling, even where the controller is not enabled
+    stat = unified.table("cpu.stat")  # exists, without throttling, even if the controller is not enabled
     return None if "usage_usec" not in stat else CpuUse(
         total=stat["usage_usec"] * 1000,
         user=stat.get("user_usec", 0) * 1000,
@@ -273,7 +273,7 @@ def _memory_v2(directory: _Directory) -> MemoryUse | None:
 
 
 def _stat(stat: Mapping[str, int]) -> dict[str, int]:
-    """The members of `MemoryUse` that memory.stat has, by version 2's names."""
+    """Return the members of `MemoryUse` that memory.stat has, by version 2's names."""
     return {
         "anon": stat.get("anon", 0),
         "file": stat.get("file", 0),

@@ -1,4 +1,4 @@
-"""Resources -> files of cgroup version 1 (runtime-spec config-linux.md "Control groups"). Zero means "leave alone"."""
+"""Maps resources to cgroup v1 files (runtime-spec config-linux.md "Control groups"). Zero means "leave alone"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runtime.spec.values import CPU, BlockIO, DeviceRule, Memory, NetworkClass, 
 
 
 def plan(resources: Resources) -> list[Group]:
-    """The writes that put the limits into force, in order. Raises `SpecError` for what version 1 cannot express."""
+    """Plan the writes that set the limits, in order. Raises `SpecError` for what version 1 cannot express."""
     if resources.unified:
         raise SpecError("linux.resources.unified", "needs cgroup v2, and this machine uses v1 controllers")
     groups: list[Group] = [(write,) for rule in resources.devices for write in _device(rule)]
@@ -31,7 +31,7 @@ def plan(resources: Resources) -> list[Group]:
 
 
 def rdma(limit: RdmaLimit) -> Write:
-    """The line of rdma.max, which both versions share."""
+    """Return the write to rdma.max, which both versions share."""
     handles = "max" if limit.hca_handles is None else str(limit.hca_handles)
     objects = "max" if limit.hca_objects is None else str(limit.hca_objects)
     return Write("rdma", "rdma.max", f"{limit.device} hca_handle={handles} hca_object={objects}")
@@ -41,7 +41,7 @@ def _device(rule: DeviceRule) -> Iterator[Write]:
     file = "devices.allow" if rule.allow else "devices.deny"
     major = "*" if rule.major is None else str(rule.major)
     minor = "*" if rule.minor is None else str(rule.minor)
-    # The kernel takes a bare "a" only: it ignores numbers and letters after it, and turns the default around.
+    # Only a bare "a": the kernel ignores numbers and letters after it and changes the default policy.
     if rule.type == "a" and rule.major is None and rule.minor is None and set(rule.access) == set("rwm"):
         yield Write("devices", file, "a")
     else:
@@ -53,7 +53,7 @@ def _memory(memory: Memory) -> Iterator[Group]:
     limit, swap = memory.limit or 0, memory.swap or 0
     check_swap(limit, swap)
     if limit < 0 and not swap:
-        swap = -1  # the sum of memory and swap can never be below the memory
+        swap = -1  # the limit of memory and swap must not be below that of memory
     writes = []
     if limit:
         writes.append(Write("memory", "memory.limit_in_bytes", str(limit)))
@@ -120,7 +120,7 @@ def _block_io(block_io: BlockIO) -> Iterator[Group]:
 
 
 def network_class(network: NetworkClass) -> Iterator[Group]:
-    """The writes for the net_cls and net_prio controllers."""
+    """Plan the writes for the net_cls and net_prio controllers."""
     if network.class_id:
         yield (Write("net_cls", "net_cls.classid", str(network.class_id)),)
     for each in network.priorities:

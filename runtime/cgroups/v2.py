@@ -1,6 +1,6 @@
-"""Resources -> files of cgroup version 2 (runtime-spec config-linux.md "Unified", cgroup-v2.rst). Zero: leave alone.
+"""Maps resources to cgroup v2 files (runtime-spec config-linux.md "Unified", cgroup-v2.rst). Zero: leave alone.
 
-The specification's numbers are version 1's; the conversions here are those which Kubernetes' runtimes agreed on.
+The specification has version 1's numbers. The conversions are the ones that Kubernetes runtimes agreed on.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from runtime.cgroups.limits import Group, Write, check_swap, cpusets, hugepages,
 from runtime.errors import SpecError
 from runtime.spec.values import CPU, BlockIO, Memory, Resources
 
-_CORE_FILES = frozenset({"cgroup"})  # the prefix of files that no controller owns
+_CORE_FILES = frozenset({"cgroup"})  # prefix of the files that belong to no controller
 
 
 def plan(resources: Resources, current: Callable[[str], str], only: Set[str] | None = None) -> list[Group]:
-    """The writes that put the limits into force, in order; device rules are not among them (`devices_bpf`).
+    """Plan the writes that set the limits, in order. Device rules are not included (see `device_filter`).
 
-    `current` reads a file of the cgroup as it is, for limits which share a file with one that is left alone. `only`
-    names the controllers that version 2 has where others are version 1's: nothing is planned, or read, of those.
-    Raises `SpecError` for senseless values. net_cls and net_prio, which version 2 lacks, are planned as version 1's, so
-    that the lack of their controllers is told like that of any other.
+    `current` reads a file of the existing cgroup, for limits that share a file with one that is left alone. In hybrid
+    mode, `only` names the controllers of version 2: nothing is planned or read for the others. Raises `SpecError` for
+    contradictory values. net_cls and net_prio, which version 2 does not have, are planned as in version 1, so that they
+    fail with the same error as any missing controller.
     """
     if only is not None and "cpu" not in only:
         current = _unread
@@ -30,7 +30,7 @@ def plan(resources: Resources, current: Callable[[str], str], only: Set[str] | N
 
 
 def _unread(file: str) -> str:
-    """For the limits of another hierarchy's controller, which are not in the plan in the end."""
+    """Stand in for reading a file of a version 1 controller, whose limits are removed from the plan anyway."""
     return "max"
 
 
@@ -54,10 +54,10 @@ def _plan(resources: Resources, current: Callable[[str], str]) -> list[Group]:
 
 
 def cpu_weight(shares: int) -> int:
-    """cpu.shares (2 to 262144, default 1024) as cpu.weight (1 to 10000, default 100).
+    """Convert cpu.shares (2 to 262144, default 1024) to cpu.weight (1 to 10000, default 100).
 
-    The curve goes through both ends and both defaults; a straight line would turn 1024 into 39 and starve containers
-    against everything else that has the default weight.
+    The curve passes through both ends and both defaults. A straight line would turn 1024 into 39, and containers would
+    starve beside everything else that has the default weight.
     """
     if shares <= 2:
         return 1
@@ -68,12 +68,12 @@ def cpu_weight(shares: int) -> int:
 
 
 def io_weight(weight: int) -> int:
-    """blkio.weight (10 to 1000) as io.weight (1 to 10000)."""
+    """Convert blkio.weight (10 to 1000) to io.weight (1 to 10000)."""
     return 1 + (weight - 10) * 9999 // 990
 
 
 def swap_max(limit: int, swap: int) -> int | None:
-    """memory.swap.max for a limit of memory and one of memory and swap together; None leaves it alone, -1 is "max"."""
+    """Compute memory.swap.max from the limits of memory and of memory plus swap; None: leave alone, -1: "max"."""
     check_swap(limit, swap)
     if swap < 0 or (limit < 0 and not swap):
         return -1
@@ -128,7 +128,7 @@ def _block_io(block_io: BlockIO) -> Iterator[Group]:
 def _unified(unified: Mapping[str, str]) -> Iterator[Group]:
     for file, value in unified.items():
         controller, dot, rest = file.partition(".")
-        # The key becomes a file name under the cgroup's directory: it must not lead out of there.
+        # The key becomes a file name in the cgroup's directory and must not lead out of it.
         if "/" in file or ".." in file or not (controller and dot and rest):
             raise SpecError(f"linux.resources.unified.{file}", "expected the name of a cgroup file")
         yield (Write("" if controller in _CORE_FILES else controller, file, value),)
