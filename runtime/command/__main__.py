@@ -1,4 +1,4 @@
-"""`python -m runtime.command`."""
+"""Runs `python -m runtime.command`."""
 
 import sys
 

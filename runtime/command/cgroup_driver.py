@@ -1,6 +1,6 @@
-"""Who makes a container's cgroup, limits it, and hears of its end: crisp-oci by the file system, or systemd.
+"""Creates and limits a container's cgroup: by the file system or by systemd.
 
-Which of them it is for a new container the command line says (`--systemd-cgroup`), afterwards the container's record.
+For a new container `--systemd-cgroup` decides which of them; later the container's record does.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class CgroupDriver(Protocol):
-        """Of one container. All raises RuntimeCoreError."""
+        """The cgroup driver of one container. All methods raise RuntimeCoreError."""
 
         def make(self, vacant: Callable[[str], Cgroup], resources: Resources) -> Cgroup:
-            """The cgroup that `vacant` finds at its path, made, with its limits; the record has what was made."""
+            """Create the cgroup that `vacant` returns for its path, with limits, and note it in the record."""
 
-        def drop_holder(self) -> None:
-            """End the process that holds the cgroup until the container's own is in it, if it needs one."""
+        def end_placeholder(self) -> None:
+            """End the placeholder process, if any, that keeps the cgroup until the container's processes are in it."""
 
         def update(self, resources: Resources) -> None:
-            """Set those limits, all or none."""
+            """Set the limits, all or none."""
 
         def removed(self) -> None:
-            """The cgroup's directories are gone."""
+            """Do what is due after the cgroup's directories were removed."""
 
 
 class FileSystem:
-    """Directories of the container's own."""
+    """The cgroupfs driver: creates the directories itself."""
 
     def __init__(self, record: Record, path: str = "") -> None:
         self._record = record
-        self._path = path  # of a container that is made
+        self._path = path  # only for a new container
 
     def make(self, vacant: Callable[[str], Cgroup], resources: Resources) -> Cgroup:
         cgroup = vacant(self._path)
@@ -44,7 +44,7 @@ class FileSystem:
         self._record.cgroup = cgroup.path
         return cgroup
 
-    def drop_holder(self) -> None: ...
+    def end_placeholder(self) -> None: ...
 
     def update(self, resources: Resources) -> None:
         self._record.group().update(resources)
@@ -53,7 +53,7 @@ class FileSystem:
 
 
 def new_driver(record: Record, spec: Spec, *, systemd: bool, rootless: bool) -> CgroupDriver:
-    """Of a container that is made. Raises SpecError for what systemd cannot be asked for."""
+    """Return the driver for a new container. Raises SpecError for what systemd cannot be asked for."""
     if not systemd:
         return FileSystem(record, spec.linux.cgroups_path or f"/crisp-oci/{record.id}")
     from runtime.command.scopes import Systemd
@@ -62,7 +62,7 @@ def new_driver(record: Record, spec: Spec, *, systemd: bool, rootless: bool) -> 
 
 
 def driver_of(record: Record) -> CgroupDriver:
-    """Of a container that was made."""
+    """Return the driver of an existing container."""
     if not record.scope:
         return FileSystem(record)
     from runtime.command.scopes import Systemd

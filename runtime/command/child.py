@@ -1,4 +1,4 @@
-"""Our own child on its way to its program, and the one that it may bear for that (`runtime.process.bear`)."""
+"""Follows our child until it runs its program, and the process it may fork for that (`runtime.process.bear`)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """`pid` and `pidfd`, the caller's to close, are those of whoever is to be the program, as far as is known."""
+    """The process that will run the program, as far as is known. The caller closes `pidfd`."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
-        self._parents: list[int] = []  # they end, and are ours to reap
+        self._parents: list[int] = []  # processes that forked the present one; they exit, and we reap them
 
     def replaced(self, pid: int, pidfd: int) -> None:
-        """It has borne that process, which is a child of ours too, and ends."""
+        """Note that the child has forked `pid`, which is our child too and runs the program. The old child exits."""
         before = self.pidfd
         self._parents.append(self.pid)
         self.pid, self.pidfd = pid, pidfd
@@ -45,10 +45,10 @@ class Child:
                 os.waitpid(self._parents.pop(), 0)
 
     def end(self) -> None:
-        """SIGKILL all there is, and reap it."""
+        """Kill all processes with SIGKILL and reap them."""
         for pid in (*self._parents, self.pid):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # nobody else has its number before it is reaped
+                os.kill(pid, signal.SIGKILL)  # the pid cannot be reused before it is reaped
         self.reap_parents()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
@@ -56,10 +56,10 @@ class Child:
 
 
 class Launch:
-    """A child becomes its program: the caller waits for each report until the program runs, or waits at its gate.
+    """Handles the reports of a child until its program runs, or waits to be started.
 
-    `hooks` runs those of the creation and returns the state that hooks get; `listener` takes the listener of the
-    filter; `terminal` is told the terminal's master when it is there.
+    `hooks` runs the creation hooks and returns the state that hooks get; `listener` takes the seccomp filter's
+    listener; `terminal` is called with the terminal's master.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Launch:
         self._listener = listener
         self._terminal = terminal
         self._console = -1
-        self._held = -1  # the filter's listener, until it is known whose it is
+        self._held = -1  # the seccomp listener, until we know which process it belongs to
 
     def until_ready(self) -> int:
-        """Returns the terminal's master, -1 without one. Raises what the child failed with."""
+        """Return the terminal's master, -1 without one. Raises the error that the child reports."""
         try:
             while self._take_one():
                 pass
@@ -101,7 +101,7 @@ class Launch:
         return self._console
 
     def _take_one(self) -> bool:
-        """False at the end, or when the child has said that it failed."""
+        """Handle one report. False at the end, or when the child has reported a failure."""
         report = receive(self._channel, self._conversation)
         match report:
             case Warned(text):

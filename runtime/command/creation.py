@@ -1,4 +1,4 @@
-"""From a bundle to a container whose init waits to be started: what `create` and `run` share."""
+"""Creates a container from a bundle, up to an init that waits to be started. For `create` and `run`."""
 
 from __future__ import annotations
 
@@ -44,28 +44,28 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-PLACE_FLAGS: Final = (  # of restore too
-    Flag("bundle", short="b", argument="DIR", help="the bundle's directory (the current one)"),
-    Flag("console-socket", argument="PATH", help="unix socket that gets the terminal's master"),
-    Flag("pid-file", argument="FILE", help="where to write the init's process id"),
-    Flag("no-pivot", help="accepted: a container's root is never below a ramdisk's here"),
+BUNDLE_FLAGS: Final = (  # restore has them too
+    Flag("bundle", short="b", argument="DIR", help="the bundle's directory (default: the current one)"),
+    Flag("console-socket", argument="PATH", help="send the terminal's master to this unix socket"),
+    Flag("pid-file", argument="FILE", help="write the init's process id to this file"),
+    Flag("no-pivot", help="accepted and ignored"),
 )
 FLAGS: Final = (
-    *PLACE_FLAGS,
+    *BUNDLE_FLAGS,
     PIDFD_SOCKET,
-    Flag("no-new-keyring", help="leave the container in the caller's session keyring"),
+    Flag("no-new-keyring", help="let the container keep the caller's session keyring"),
     PRESERVE_FDS,
 )
 
 
-# Values of linux.rootfsPropagation with which a container sees what the host mounts below its rootfs later. As runc's
-# users know it, without one too.
+# Values of linux.rootfsPropagation with which a container sees later mounts of the host below its rootfs. As with runc,
+# this is so without a value too.
 _ROOTS_THAT_FOLLOW: Final = ("", "slave", "rslave")
 
 
 @dataclass(slots=True)
 class Created:
-    """`console` is the terminal's master, -1 without one, and the caller's to close; so is `pidfd`."""
+    """A created container. The caller closes `pidfd` and `console`, the terminal's master (-1 without one)."""
 
     entry: Entry
     record: Record
@@ -75,9 +75,9 @@ class Created:
 
 
 def create(context: Context, options: Options, id: str, *, console_needed: bool) -> Created:
-    """Create the container of the bundle; nothing is left when that fails. Single-threaded callers only.
+    """Create the container of the bundle. On failure nothing is left. Single-threaded callers only.
 
-    `console_needed`: a terminal goes to --console-socket, since the caller will not stay. Raises RuntimeCoreError.
+    `console_needed`: the caller will exit, so a terminal must go to --console-socket. Raises RuntimeCoreError.
     """
     preserved = preserved_descriptors(options)
     bundle = os.path.abspath(options.text("bundle", "."))
@@ -104,7 +104,7 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
         maker = _Maker(context, spec, process, bundle, id, owner)
         maker.check()
         require_readonly_interpreter(needed=maker.execs_from_interpreter())
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # init has our memory until its execve, and the container may look
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # hides our memory, init's until its execve, from the container
     entry = context.store.reserve(id)
     with contextlib.ExitStack() as undo:
         undo.callback(entry.remove)
@@ -125,7 +125,7 @@ def create(context: Context, options: Options, id: str, *, console_needed: bool)
 
 
 def new_record(id: str, spec: Spec, bundle: str, owner: str) -> Record:
-    """Of a container that is made now; `bundle` is an absolute path."""
+    """Return the record of a container that is being created. `bundle` is an absolute path."""
     return Record(
         id=id,
         oci_version=spec.oci_version,
@@ -137,7 +137,7 @@ def new_record(id: str, spec: Spec, bundle: str, owner: str) -> Record:
 
 
 def load(bundle: str, warn: Callable[[str], None]) -> tuple[bytes, Spec, Process]:
-    """The bundle's configuration, as text and as values; `warn` is told what is odd about it. Raises SpecError."""
+    """Return the bundle's configuration, as text and as values. `warn` gets deprecated values. Raises SpecError."""
     path = os.path.join(bundle, "config.json")
     with failing("read", path), open(path, "rb") as file:
         text = file.read()
@@ -152,7 +152,7 @@ def load(bundle: str, warn: Callable[[str], None]) -> tuple[bytes, Spec, Process
     validation.check(spec)
     for index, mount in enumerate(spec.mounts):
         if not mount.destination.startswith("/"):
-            warn(f"mounts[{index}].destination: {mount.destination!r} is relative, which is deprecated: taken from /")
+            warn(f"mounts[{index}].destination: {mount.destination!r} is relative, which is deprecated")
     user = spec.linux.namespace("user")
     if user is not None and user.path and os.geteuid() == 0:
         validation.check_namespaces(spec)
@@ -168,7 +168,7 @@ def _with_listening(process: Process, preserved: int) -> Process:
 
 
 class _Maker:
-    """The steps of a creation, each undone by the stack that it is given."""
+    """Runs the steps of a creation. Each pushes its cleanup onto the given stack."""
 
     def __init__(
         self, context: Context, spec: Spec, process: Process, bundle: str, id: str, owner: str
@@ -190,7 +190,7 @@ class _Maker:
         self._compiled = (b"", 0)
 
     def check(self) -> None:
-        """Refuse what cannot work before anything is made."""
+        """Refuse what cannot work, before anything is created."""
         validation.check_host(self._spec)
         if self._process.capabilities is not None:
             for sentence in left_out(self._process.capabilities):
@@ -198,7 +198,7 @@ class _Maker:
         self._compiled = compiled_filter(self._spec)
 
     def execs_from_interpreter(self) -> bool:
-        """Whether the interpreter itself has to execute the container's program."""
+        """Return whether the interpreter itself will execute the container's program."""
         probe = waiting_program(-1, -1, self._process, self._spec.linux.seccomp)
         if probe >= 0:
             os.close(probe)
@@ -211,7 +211,7 @@ class _Maker:
         where = f"cgroup {record.cgroup}" if record.cgroup else "no cgroup of its own"
         self._context.log.debug(f"container {record.id}: rootfs `{record.rootfs}`, {where}")
         entry.save(record)
-        opened = undo.enter_context(contextlib.ExitStack())  # what is of no use any more when the init is cloned
+        opened = undo.enter_context(contextlib.ExitStack())  # closed when the init runs
         gate = self._make_gate(entry, opened)
         users = userns.open_namespaces(self._spec, self._mappings, [plan.idmap for plan in self._mounts if plan.idmap])
         undo.callback(users.close)
@@ -233,11 +233,11 @@ class _Maker:
             preserved=preserved,
             keyring=keyring,
             attach_point=record.rootfs if self._wants_host_mounts() else ATTACH_POINT,
-            lent=self._lend(opened),
+            lent=self._clone_host_trees(opened),
             links=self._open_links(opened),
         )
         created = self._clone(start, entry, record, undo)
-        group.drop_holder()
+        group.end_placeholder()
         users.close()
         opened.close()
         return created
@@ -259,7 +259,7 @@ class _Maker:
         return rootfs
 
     def _wants_host_mounts(self) -> bool:
-        # A proc file system can be mounted in a user namespace only where there is one to be seen already.
+        # In a user namespace, proc can be mounted only if another proc is visible already.
         return self._in_user_namespace or enter_the_container(self._spec.hooks)
 
     def _template(self, undo: contextlib.ExitStack) -> int:
@@ -270,7 +270,7 @@ class _Maker:
         undo.callback(_close, namespace)
         return namespace
 
-    def _lend(self, undo: contextlib.ExitStack) -> dict[str, int]:
+    def _clone_host_trees(self, undo: contextlib.ExitStack) -> dict[str, int]:
         if not self._in_user_namespace:
             return {}
         from runtime.command.rootless import host_trees
@@ -343,7 +343,7 @@ class _Maker:
 
 
 def compiled_filter(spec: Spec) -> tuple[bytes, int]:
-    """The container's seccomp filter, nothing without one, and its flags. Raises RuntimeCoreError."""
+    """Return the container's seccomp filter (b"" without one) and its flags. Raises RuntimeCoreError."""
     if spec.linux.seccomp is None:
         return b"", 0
     from runtime.seccomp import compile as seccomp
@@ -353,17 +353,17 @@ def compiled_filter(spec: Spec) -> tuple[bytes, int]:
 
 
 def rootfs_path(bundle: str, spec: Spec) -> str:
-    """Where the root is: links may lead to the bundle, not on from there. Raises SpecError."""
+    """Return the rootfs's real path. Only the bundle's path may contain links. Raises SpecError."""
     path = os.path.normpath(os.path.join(os.path.realpath(bundle), spec.root.path))
     if not os.path.isdir(path):
-        raise SpecError("root.path", f"`{path}` is no directory")
+        raise SpecError("root.path", f"`{path}` is not a directory")
     if os.path.realpath(path) != path:
-        raise SpecError("root.path", f"`{path}` is a symbolic link, or below one")
+        raise SpecError("root.path", f"`{path}` contains a symbolic link; use the real path")
     return path
 
 
 def open_without_links(path: str, flags: int) -> int:
-    """A clone of the mounts at an absolute path that may have become a link meanwhile. Raises OSError."""
+    """Clone the mounts at an absolute path, which must not contain links any more. Raises OSError."""
     slash = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         resolve = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
@@ -377,13 +377,13 @@ def open_without_links(path: str, flags: int) -> int:
 
 
 def with_sources(spec: Spec, bundle: str) -> Spec:
-    """Sources of bind mounts that are relative are so to the bundle (config.md "Mounts"), destinations to the root."""
+    """Make relative sources of bind mounts absolute, from the bundle (config.md "Mounts"), and destinations from /."""
     mounts = tuple(_from_bundle(mount, bundle) for mount in spec.mounts)
     return spec if mounts == spec.mounts else replace(spec, mounts=mounts)
 
 
 def _from_inside(plan: MountPlan, root: str) -> MountPlan:
-    """A source below the rootfs, whose real path is `root`, is looked up when the mounts before it are made."""
+    """Mark a bind source inside the rootfs (real path `root`): it is looked up after the mounts before it."""
     if not plan.bind:
         return plan
     source = os.path.realpath(plan.source)
@@ -399,7 +399,7 @@ def _from_bundle(mount: Mount, bundle: str) -> Mount:
 
 
 def _fifo(path: str, undo: contextlib.ExitStack) -> int:
-    """Open for both directions: reading then waits instead of ending while nobody writes."""
+    """Make a FIFO and open it in both directions, so that reading waits for a writer instead of ending."""
     with failing("make", path):
         os.mkfifo(path, 0o600)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

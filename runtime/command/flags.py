@@ -1,4 +1,4 @@
-"""Command lines as runc's users write them: `--name value`, `--name=value`, `-n value`, also `-name value`."""
+"""Parses command lines as runc's users write them: `--name value`, `--name=value`, `-n value`, also `-name value`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from runtime.light import dataclass
 
 
 class UsageError(RuntimeCoreError):
-    """The command line is wrong."""
+    """The command line is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """`argument` names the flag's value in the help; "" is a switch. A `repeated` flag collects its values."""
+    """A flag. `argument` names its value in the help, "" makes it a switch. If `repeated`, all values are kept."""
 
     name: str
     short: str = ""
@@ -24,7 +24,7 @@ class Flag:
 
 
 class Options:
-    """What was given. A text that was not is "", a list empty."""
+    """The given flags. A missing text reads as "", a missing list as empty."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[str]] = {}
@@ -45,7 +45,7 @@ class Options:
         return self.text(name, "false").lower() in ("true", "t", "1")
 
     def number(self, name: str, default: int = 0) -> int:
-        """An integer. Raises UsageError."""
+        """Return the value as an integer. Raises UsageError."""
         text = self.text(name, str(default))
         try:
             return int(text, 0)
@@ -54,9 +54,9 @@ class Options:
 
 
 def parse(flags: Iterable[Flag], arguments: Sequence[str], *, mixed: bool = False) -> tuple[Options, list[str]]:
-    """The flags before the first argument that is none, and the arguments from there on. Raises UsageError.
+    """Return the flags before the first operand, and the operands. Raises UsageError.
 
-    `mixed`: flags among the arguments are taken too, up to "--".
+    `mixed`: flags between and after the operands are parsed too, up to "--".
     """
     by_name = {name: flag for flag in flags for name in (flag.name, flag.short) if name}
     options = Options()
@@ -85,7 +85,7 @@ def parse(flags: Iterable[Flag], arguments: Sequence[str], *, mixed: bool = Fals
 
 
 def usage(flags: Iterable[Flag]) -> str:
-    """One line for each flag."""
+    """Format the help: one line for each flag."""
     lines = []
     for flag in flags:
         names = f"--{flag.name}" + (f", -{flag.short}" if flag.short else "")

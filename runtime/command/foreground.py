@@ -1,4 +1,4 @@
-"""Standing in for a process in the foreground: signals to it, its terminal to ours, its exit status for ours."""
+"""Stands in for a foreground process: forwards signals, joins the terminals, returns the exit status."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 DETACH_FLAGS: Final = (
     Flag("detach", short="d", help="do not wait for the container"),
-    Flag("no-subreaper", help="accepted: crisp-oci is none"),
+    Flag("no-subreaper", help="accepted and ignored: crisp-oci is never a subreaper"),
 )
-NOT_EXECUTED: Final = 255  # the status of an exec, and of a container, whose program the kernel did not execute
-_OURS: Final = frozenset(  # what nobody can catch, our own faults, and what our children and terminal have to tell us
+NOT_EXECUTED: Final = 255  # exit status of run and exec if the kernel could not execute the program
+_OURS: Final = frozenset(  # not forwarded: not catchable, our own faults, our children's and our terminal's
     (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT,
      signal.SIGTRAP, signal.SIGSYS, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH,
      signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 )  # fmt: skip
-# All others, as runc does; 32 and 33 are the C library's.
+# All others are forwarded, as runc does. 32 and 33 belong to the C library.
 FORWARDED: Final = tuple(number for number in range(1, signal.NSIG) if number not in _OURS and number not in (32, 33))
 
 
 def forward_signals(pidfd: Callable[[], int]) -> None:
-    """From now on signals to us are signals to the process of that pidfd; to be called before it runs its program."""
+    """Forward signals that we get to the process of the pidfd. Call it before the process runs its program."""
 
     def forward(number: int, _frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -39,7 +39,7 @@ def forward_signals(pidfd: Callable[[], int]) -> None:
 
 
 def attend(pid: int, pidfd: int, console: int) -> int:
-    """Wait for our child, its terminal's master being `console` or -1. Its exit code, 128 + a signal that ended it."""
+    """Wait for our child and return its exit code, or 128 + the signal. `console` is its terminal's master or -1."""
     if console >= 0:
         from runtime.command.relay import relay
 

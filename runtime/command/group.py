@@ -1,4 +1,4 @@
-"""The cgroup of a container in the making."""
+"""Creates the cgroup of a new container."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.spec.values import Resources, Spec
 
 
 class ContainerGroup:
-    """Makes it, and notes in the record what is to be removed with the container."""
+    """Creates the cgroup, and notes in the record what must be removed with the container."""
 
     def __init__(self, context: Context, spec: Spec, record: Record) -> None:
         self._context = context
@@ -25,14 +25,14 @@ class ContainerGroup:
         self._driver = new_driver(record, spec, systemd=context.systemd_cgroup, rootless=context.rootless)
 
     def make(self, undo: contextlib.ExitStack) -> Cgroup:
-        """With its limits set, and no process in it but systemd's holder, which is to be dropped when one is.
+        """Create the cgroup with its limits. Its only process is systemd's placeholder, if any (see `end_placeholder`).
 
-        Raises RuntimeCoreError; rootless callers get a cgroup of no hierarchies then.
+        Raises RuntimeCoreError. A rootless caller gets a cgroup without hierarchies instead.
         """
         resources = with_default_devices(self._spec.linux.resources)
         try:
             with contextlib.ExitStack() as unmade:
-                unmade.callback(self._driver.drop_holder)
+                unmade.callback(self._driver.end_placeholder)
                 unmade.callback(removal.remove_cgroup, self._record, self._context.log)
                 cgroup = self._driver.make(self._vacant, resources)
                 undo.push(unmade.pop_all())
@@ -41,14 +41,14 @@ class ContainerGroup:
             return self._without_cgroup(error)
         return cgroup
 
-    def drop_holder(self) -> None:
-        """Let a scope live by the container's processes alone."""
-        self._driver.drop_holder()
+    def end_placeholder(self) -> None:
+        """End the placeholder: from now on the container's processes keep the scope."""
+        self._driver.end_placeholder()
 
     def _vacant(self, path: str) -> Cgroup:
         cgroup = Cgroup.at(self._context.hierarchies(), path)
         if cgroup.is_populated():
-            # What is in the container's cgroup is killed with it.
+            # Deleting the container kills all processes in its cgroup.
             count = len(cgroup.pids())
             raise CgroupInUse(f"container's cgroup is not empty: {count} process(es) found in `{cgroup.path}`")
         return cgroup
@@ -56,14 +56,14 @@ class ContainerGroup:
     def _without_cgroup(self, error: RuntimeCoreError) -> Cgroup:
         if not self._context.rootless or isinstance(error, CgroupInUse):
             raise error
-        self._context.log.debug(f"without a cgroup: {error}")
+        self._context.log.debug(f"continuing without a cgroup: {error}")
         return no_cgroup()
 
 
 def with_default_devices(resources: Resources) -> Resources:
-    """A device filter that also lets through what a runtime supplies itself (config-linux.md "Default Devices").
+    """Extend a device filter by the devices that every container has (config-linux.md "Default Devices").
 
-    And the making of any node, as runc has it: it is opening one that matters.
+    Also allows mknod of any device, as runc does: opening a device is what matters.
     """
     if not resources.devices:
         return resources

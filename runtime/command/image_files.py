@@ -1,6 +1,6 @@
-"""What `checkpoint` and `restore` agree on: criu's image files, and what in them is the host's.
+"""Flags, criu options and directories that `checkpoint` and `restore` share.
 
-The names are those that runc gives, so that either restores what the other has written.
+The file names are runc's, so each can restore what the other has written.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from typing import Final
 
 FLAGS: Final = (
-    Flag("image-path", argument="DIR", help="where criu's image files are (./checkpoint)"),
-    Flag("work-path", argument="DIR", help="where criu's log and statistics go (the same)"),
-    Flag("tcp-established", help="also open TCP connections"),
-    Flag("ext-unix-sk", help="also unix sockets whose other end is outside"),
-    Flag("shell-job", help="also a terminal that is the caller's"),
-    Flag("file-locks", help="also file locks"),
-    Flag("manage-cgroups-mode", argument="MODE", help="cgroups below its own: soft (default), full, strict, ignore"),
-    Flag("empty-ns", argument="KIND", help="only the bare namespace: network"),
-    Flag("auto-dedup", help="drop from the parent's images what is newer in these"),
-    Flag("lazy-pages", help="refused"),
+    Flag("image-path", argument="DIR", help="directory of criu's image files (default: ./checkpoint)"),
+    Flag("work-path", argument="DIR", help="directory of criu's log and statistics (default: --image-path)"),
+    Flag("tcp-established", help="include open TCP connections"),
+    Flag("ext-unix-sk", help="include unix sockets connected to processes outside the container"),
+    Flag("shell-job", help="include a terminal that belongs to the caller"),
+    Flag("file-locks", help="include file locks"),
+    Flag("manage-cgroups-mode", argument="MODE", help="child cgroups: soft (default), full, strict or ignore"),
+    Flag("empty-ns", argument="KIND", help="keep this namespace without its contents: network"),
+    Flag("auto-dedup", help="remove from the parent's images the pages that these contain too"),
+    Flag("lazy-pages", help="not supported"),
 )
 _SWITCHES: Final = ("tcp-established", "ext-unix-sk", "shell-job", "file-locks", "auto-dedup")
 
@@ -44,7 +44,7 @@ class Directories:
 
     @classmethod
     def open(cls, options: Options, log: str, undo: contextlib.ExitStack, *, make: bool) -> Directories:
-        """Raises OperationFailed."""
+        """Open the directories that the flags name. Raises OperationFailed."""
         images = os.path.abspath(options.text("image-path", "checkpoint"))
         work = os.path.abspath(options.text("work-path", images))
         fds = []
@@ -58,14 +58,14 @@ class Directories:
 
 
 def criu_options(options: Options, directories: Directories) -> dict[str, criu.Value]:
-    """Those of both commands. Raises UsageError, NotSupported."""
+    """Return the criu options that both commands have. Raises UsageError, NotSupported."""
     mode = options.text("manage-cgroups-mode", "soft")
     if mode not in criu.CGROUP_MODES:
         raise UsageError(f"--manage-cgroups-mode: expected one of {', '.join(criu.CGROUP_MODES)}, got {mode!r}")
     if options.text("empty-ns", "network") != "network":
         raise UsageError(f"--empty-ns: expected network, got {options.text('empty-ns')!r}")
     if options.switch("lazy-pages"):
-        raise NotSupported("use", "--lazy-pages", "only whole images are written and read")
+        raise NotSupported("use", "--lazy-pages", "crisp-oci writes and reads only whole images")
     found: dict[str, criu.Value] = {
         "images_dir_fd": directories.images,
         "work_dir_fd": directories.work,

@@ -1,4 +1,4 @@
-"""One invocation of crisp-oci: what its global flags say, its operands, who runs it, and by which interpreter."""
+"""Holds what one invocation of crisp-oci works with: global flags, operands, user, interpreter."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from runtime.light import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the global flags say, for every command.
+    """The values of the global flags.
 
-    `own_root`: the caller chose where containers are kept. `rootless`: does without cgroups that may not be used.
+    `own_root`: the caller gave --root. `rootless`: continue without cgroups if they may not be used.
     """
 
     store: Store
@@ -33,29 +33,29 @@ class Context:
 
 
 def only(operands: list[str], name: str) -> str:
-    """The single one of the arguments that are no flags. Raises UsageError."""
+    """Return the only operand. Raises UsageError."""
     if len(operands) != 1:
         raise UsageError(f"expected exactly one argument, {name}, got {len(operands)}")
     return operands[0]
 
 
 def first(operands: list[str], name: str) -> tuple[str, list[str]]:
-    """The first one of them and the others. Raises UsageError."""
+    """Return the first operand and the others. Raises UsageError."""
     if not operands:
         raise UsageError(f"expected {name}")
     return operands[0], operands[1:]
 
 
 def in_user_namespace() -> bool:
-    """Whether we are in a user namespace of less than the machine: its root makes no device and may mount little."""
+    """Return whether we are in a user namespace. Its root cannot make devices and may mount only some file systems."""
     with open("/proc/self/uid_map", "rb") as file:
         return file.read().split() != [b"0", b"0", b"4294967295"]
 
 
 def default_root() -> str:
-    """Where containers are kept: /run/crisp-oci, or the same below $XDG_RUNTIME_DIR for an ordinary user."""
+    """Return where containers are kept: /run/crisp-oci, for an ordinary user $XDG_RUNTIME_DIR/crisp-oci."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # Root of a user namespace is who the user made it for, or (with USER=root) a nested container's root.
+    # Root in a user namespace is the user who created it, or (with USER=root) the root of an outer container.
     inside = os.environ.get("USER") != "root" and in_user_namespace()
     if runtime and (os.geteuid() != 0 or inside):
         return os.path.join(runtime, "crisp-oci")
@@ -63,7 +63,7 @@ def default_root() -> str:
 
 
 def owner_name() -> str:
-    """The name of the user who runs it, the number where it has none."""
+    """Return the name of the user who runs crisp-oci, or the number if it has no name."""
     if os.geteuid() == 0:
         return "root"
     import pwd
@@ -75,11 +75,11 @@ def owner_name() -> str:
 
 
 def require_readonly_interpreter(*, needed: bool) -> None:
-    """Begin again from a read-only mount of the interpreter's file, unless that is what we run from already.
+    """Execute ourselves again from a read-only mount of the interpreter's file, unless we run from one already.
 
-    It is `needed` where a container's program is executed by the interpreter itself: a program that leads back to its
-    caller ("#!/proc/self/exe") must not get at the host's python (CVE-2019-5736). An ordinary user cannot write to that
-    anyway.
+    Needed (`needed`) if the interpreter itself executes the container's program: a program that leads back to its
+    caller ("#!/proc/self/exe") must not be able to write to the host's Python (CVE-2019-5736). An ordinary user cannot
+    write to it anyway.
     """
     if not needed or os.geteuid() != 0 or os.statvfs("/proc/self/exe").f_flag & os.ST_RDONLY:
         return

@@ -1,7 +1,7 @@
-"""The log that those who start crisp-oci read its failures from: `--log FILE --log-format json` of podman, containerd.
+"""Writes the log in which callers read failures: `--log FILE --log-format json` of podman and containerd.
 
-A line is {"level", "msg", "time"} in JSON, or the same as key=value in text. Without a file only what matters to a
-person is told, on standard error.
+A line is {"level", "msg", "time"} in JSON, or the same as key=value in text. Without a file, messages go to standard
+error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 
 class Log:
-    """Raises OSError when the file cannot be opened."""
+    """A log file, or standard error. Raises OSError if the file cannot be opened."""
 
     def __init__(self, path: str, format: str, *, debug: bool) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644) if path else -1
@@ -27,7 +27,7 @@ class Log:
         self._write("warning", message)
 
     def error(self, message: str) -> None:
-        """A command's failure: in the file, and on standard error in any case."""
+        """Log a command's failure to the file, and always to standard error."""
         self._write("error", message)
         if self._fd >= 0:
             _say(message)
@@ -50,4 +50,4 @@ def _say(message: str) -> None:
     try:
         print(f"crisp-oci: {message}", file=sys.stderr, flush=True)
     except OSError:
-        return  # nobody listens
+        return  # standard error is closed

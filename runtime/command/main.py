@@ -1,4 +1,4 @@
-"""The entry: global flags, the choice of a command, and what becomes of its failure."""
+"""Reads the global flags, runs a command, and turns its failure into an exit status."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ if TYPE_CHECKING:
     from typing import Final
 
 FAILED: Final = 1
-_NOT_EXECUTED: Final = 255  # what runc's users know from exec
+_NOT_EXECUTED: Final = 255  # as runc's exec
 
-# What each does. Its module has its name, and FLAGS, ARGUMENTS and run(context, options, arguments).
+# What each command does. Its module has the same name, with FLAGS, ARGUMENTS and run(context, options, arguments).
 COMMANDS: Final = {
     "checkpoint": "write a container's processes to files (criu)",
     "create": "create a container",
-    "delete": "delete what a container holds",
+    "delete": "delete a container",
     "events": "print a container's statistics and OOM kills",
     "exec": "run another process in a container",
-    "features": "print what this runtime and machine can, as JSON",
+    "features": "print the features of this runtime and machine, as JSON",
     "kill": "send a signal to a container's init process",
     "list": "list the containers of --root",
     "pause": "suspend a container's processes",
     "ps": "list a container's processes",
-    "restore": "a container from a checkpoint's files (criu)",
-    "resume": "let paused processes go on",
+    "restore": "restore a container from a checkpoint's files (criu)",
+    "resume": "resume a paused container's processes",
     "run": "create and start a container",
-    "spec": "write a config.json to begin with",
+    "spec": "write a sample config.json",
     "start": "start the program of a created container",
     "state": "print a container's state as JSON",
     "update": "change a container's limits",
 }
 _TAKE_BUNDLES: Final = ("create", "restore", "run")
-_WITH_WORDS_OF_OTHERS: Final = ("exec", "ps")  # after the id they have a program's own flags
+_NOT_MIXED: Final = ("exec", "ps")  # their operands contain another program's flags
 GLOBAL_FLAGS: Final = (
-    Flag("root", argument="DIR", help="where containers' state is kept (default /run/crisp-oci)"),
-    Flag("log", argument="FILE", help="log to this file (default standard error)"),
+    Flag("root", argument="DIR", help="directory of the containers' state (default: /run/crisp-oci)"),
+    Flag("log", argument="FILE", help="log to this file (default: standard error)"),
     Flag("log-format", argument="FORMAT", help="text (default) or json"),
-    Flag("debug", help="log more"),
-    Flag("systemd-cgroup", help="cgroupsPath is slice:prefix:name, made by systemd"),
-    Flag("rootless", argument="WHEN", help="do without cgroups that may not be used: auto (default), true or false"),
+    Flag("debug", help="log debug messages too"),
+    Flag("systemd-cgroup", help="let systemd make the cgroup; cgroupsPath is slice:prefix:name"),
+    Flag("rootless", argument="WHEN", help="continue if cgroups may not be used: auto (default), true or false"),
     Flag("criu", argument="FILE", help="ignored, as runc does"),
     Flag("version", short="v", help="print the version"),
-    Flag("help", short="h", help="print this"),
+    Flag("help", short="h", help="print this help"),
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status: 1 for a failure that was told, 255 for one of exec."""
+    """Run a command line and return its exit status: 1 for a failure that was logged, 255 for one of exec."""
     log = Log("", "text", debug=False)
     name = ""
     try:
@@ -70,11 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown log-format {format!r}")
         log = Log(options.text("log"), format, debug=options.switch("debug"))
         if name not in COMMANDS:
-            raise UsageError(f"no command {name!r} (crisp-oci --help lists them)")
+            raise UsageError(f"unknown command {name!r}; see crisp-oci --help")
         module = f"runtime.command.verbs.{name}"
-        __import__(module)  # importlib itself would take a millisecond to load
+        __import__(module)  # importing importlib would take a millisecond
         command = sys.modules[module]
-        mixed = name not in _WITH_WORDS_OF_OTHERS
+        mixed = name not in _NOT_MIXED
         command_options, operands = parse((*command.FLAGS, GLOBAL_FLAGS[-1]), rest, mixed=mixed)
         if command_options.switch("help"):
             print(f"crisp-oci {name} [flags] {command.ARGUMENTS}: {COMMANDS[name]}\n\n{usage(command.FLAGS)}")

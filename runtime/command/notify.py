@@ -1,7 +1,7 @@
-"""$NOTIFY_SOCKET (sd_notify(3)): who started us, a service manager, is told when the container's program is ready.
+"""Implements $NOTIFY_SOCKET (sd_notify(3)): tells the service manager that the container's program is ready.
 
-The program gets a socket of its own. Of what it says only READY= is passed on, with the init's number outside, which
-the program does not know; nothing else that a container might say to a manager is the manager's business.
+The program gets a socket of its own. Only its READY= is passed on, with the init's pid outside the container, which
+the program does not know. A container has nothing else to tell the manager.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _PLACE: Final = "/run/notify"
 _NAME: Final = "notify.sock"
-_LARGEST: Final = 4096  # bytes of a datagram that are looked at
+_LARGEST: Final = 4096  # bytes of a datagram; the rest is ignored
 
 
 def with_socket(spec: Spec, process: Process, directory: str) -> tuple[Spec, Process]:
-    """The configuration with the state's `directory` at hand, and the process with the variable."""
+    """Mount the state's `directory` into the container and set the process's variable."""
     mount = Mount(_PLACE, "bind", directory, ("bind", "nosuid", "noexec", "nodev", "ro"))
     others = tuple(entry for entry in process.env if not entry.startswith("NOTIFY_SOCKET="))
     process = replace(process, env=(*others, f"NOTIFY_SOCKET={_PLACE}/{_NAME}"))
@@ -33,7 +33,7 @@ def with_socket(spec: Spec, process: Process, directory: str) -> tuple[Spec, Pro
 
 
 class Listener:
-    """The container's socket; it has to be there before the program runs."""
+    """The container's socket. It must exist before the program runs."""
 
     def __init__(self, entry: Entry) -> None:
         path = entry.path(NOTIFY_DIRECTORY)
@@ -43,14 +43,14 @@ class Listener:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(_NAME, dir_fd=directory)
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                short = f"/proc/self/fd/{directory}/{_NAME}"  # a socket's path has no more than 107 bytes
+                short = f"/proc/self/fd/{directory}/{_NAME}"  # a socket's path has at most 107 bytes
                 self._socket.bind(short)
                 os.chmod(short, 0o777)
             finally:
                 os.close(directory)
 
     def wait_ready(self, pid: int, pidfd: int) -> None:
-        """Return when the program has said that it is ready, and the manager knows, or when it has ended."""
+        """Wait until the program is ready, and tell the manager; return also if the program has exited."""
         import select
 
         poll = select.poll()
@@ -68,8 +68,8 @@ class Listener:
             manager.send(b"READY=1\nMAINPID=%d" % pid)
 
     def begin(self, pid: int, pidfd: int) -> None:
-        """The same, by a child that ends then; for those who stand in for the container in the foreground."""
-        import select  # noqa: F401  (the child, which waits by it, loads nothing any more)
+        """Call `wait_ready` in a child process, for callers that stand in for the container in the foreground."""
+        import select  # noqa: F401  (the child uses it and cannot import any more)
 
         from runtime.command.foreground import FORWARDED
         from runtime.light import signal

@@ -1,4 +1,4 @@
-"""Starting a created container: opening its gate, learning whether its program could be executed, poststart hooks."""
+"""Starts a created container: opens its gate, checks that the program was executed, runs poststart hooks."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 def open_gate(entry: Entry, record: Record, spec: Spec, log: Log) -> None:
     """Let the init execute the container's program.
 
-    Raises ExecFailed when the program cannot be executed, other RuntimeCoreErrors; the container has stopped then.
+    Raises ExecFailed if the program cannot be executed, or other RuntimeCoreErrors. The container has stopped then.
     """
     assert spec.process is not None
     report = os.open(entry.path("exec.report"), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _write_byte(entry)
-        told = _read_to_end(report)
+        reported = _read_to_end(report)
     finally:
         os.close(report)
-    # The kernel may release the init's end of it a moment after that of the report: it would look as if it waited.
+    # The kernel may close the init's end of the FIFO after that of the report: the container would seem to be waiting.
     with contextlib.suppress(FileNotFoundError):
         os.unlink(entry.path("exec.fifo"))
-    reason = failure(told, spec.process.args[0])
+    reason = failure(reported, spec.process.args[0])
     if reason is not None:
         raise reason
     log.debug(f"container {record.id}: started")
 
 
 def listener(entry: Entry) -> Listener | None:
-    """What hears that the program is ready, if a manager waits for that and the container was made for one."""
+    """Return a listener for the program's READY=, if a manager waits for it and the container was created for one."""
     if not os.environ.get("NOTIFY_SOCKET") or not os.path.isdir(entry.path(NOTIFY_DIRECTORY)):
         return None
     from runtime.command.notify import Listener
@@ -52,9 +52,9 @@ def listener(entry: Entry) -> Listener | None:
 
 
 def run_poststart(record: Record, spec: Spec) -> None:
-    """Run the poststart hooks; one that fails ends the container. Raises HookFailed.
+    """Run the poststart hooks. A failing hook ends the container. Raises HookFailed.
 
-    Not for those who have the entry locked: hooks may use the container, and may hang.
+    Do not call it with the entry locked: hooks may use the container, and may hang.
     """
     if spec.hooks.poststart:
         try:
@@ -72,7 +72,7 @@ def _write_byte(entry: Entry) -> None:
     except OperationFailed as error:
         if error.errno != errno.ENXIO:
             raise
-        raise RuntimeCoreError(f"start container {entry.id}: its init has ended") from error
+        raise RuntimeCoreError(f"start container {entry.id}: its init has exited; recreate it") from error
     try:
         os.write(fd, b"0")
     finally:
@@ -80,13 +80,13 @@ def _write_byte(entry: Entry) -> None:
 
 
 def _read_to_end(fd: int) -> bytes:
-    """What the init says until its execve, or its death, closes its end."""
-    told = b""
+    """Read what the init reports, until its execve or its death closes the pipe."""
+    reported = b""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     while True:
         poll.poll()
         chunk = os.read(fd, 65536)
         if not chunk:
-            return told
-        told += chunk
+            return reported
+        reported += chunk

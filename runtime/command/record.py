@@ -1,4 +1,4 @@
-"""What is written down of a container, and what it is right now."""
+"""Defines the record of a container on disk, and computes its present state."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Record:
-    """`created` is RFC 3339; `start_time` in clock ticks since boot tells the init from a later bearer of its number.
+    """A container's record. `created` is RFC 3339.
 
-    `cgroup` is "" when it has none of its own. With systemd the cgroup is the unit `scope`, and `bus` says whose
-    ("SYSTEM" or "SESSION").
+    `start_time`, in clock ticks since boot, distinguishes the init from a later process with the same pid. `cgroup` is
+    "" if the container has none of its own. With systemd the cgroup is the unit `scope` on `bus` ("SYSTEM" or
+    "SESSION").
     """
 
     id: str
@@ -42,23 +43,23 @@ class Record:
 
     @property
     def alive(self) -> bool:
-        """Whether the init process exists and has not ended."""
+        """Whether the init process exists and has not exited."""
         return self.pid > 0 and start_time(self.pid) == self.start_time
 
     def group(self) -> Cgroup:
-        """Its cgroup; without one of its own, one of no hierarchies, whose operations do nothing."""
+        """Return the container's cgroup. Without one: a cgroup without hierarchies, whose operations do nothing."""
         if not self.cgroup:
             return no_cgroup()
         return Cgroup.at(Hierarchies.detect(), self.cgroup)
 
 
 def no_cgroup() -> Cgroup:
-    """A cgroup for those who cannot have one."""
+    """Return a cgroup without hierarchies, for callers that cannot have one."""
     return Cgroup.at(Hierarchies({}, "", frozenset()), "/none")
 
 
 def start_time(pid: int) -> int:
-    """When the process started, in clock ticks since boot; 0 when there is none, or only its exit status is left."""
+    """Return when the process started, in clock ticks since boot; 0 if it does not exist or is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields_ = file.read().rsplit(b") ", 1)[1].split()
@@ -68,7 +69,7 @@ def start_time(pid: int) -> int:
 
 
 def status(record: Record, fifo: str) -> str:
-    """The status of the runtime specification, and "paused", which runc added."""
+    """Return the status of the runtime specification, or runc's additional "paused"."""
     if not record.pid:
         return "creating"
     if not record.alive:
@@ -79,7 +80,7 @@ def status(record: Record, fifo: str) -> str:
 
 
 def is_waiting(fifo: str) -> bool:
-    """Whether an init still waits to be started: only it reads from that FIFO."""
+    """Return whether an init waits to be started: only then the FIFO has a reader."""
     try:
         os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError:
@@ -88,7 +89,7 @@ def is_waiting(fifo: str) -> bool:
 
 
 def state_document(record: Record, status: str, annotations: Mapping[str, str]) -> dict[str, Any]:
-    """The state of the runtime specification ("State"), with the members that runc adds."""
+    """Return the state of the runtime specification ("State"), with the members that runc adds."""
     document: dict[str, Any] = {
         "ociVersion": record.oci_version,
         "id": record.id,

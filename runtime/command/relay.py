@@ -1,4 +1,4 @@
-"""The caller's terminal joined to a container's: raw, of the same size, until the container's process ends."""
+"""Connects the caller's terminal to a container's, raw and of the same size, until the container's process ends."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from typing import Final
 
 _CHUNK: Final = 32768
-_OUTPUT: Final = 1  # of the list that tcgetattr returns
-_DRAIN: Final = 64  # reads after the end: what was written before it
+_OUTPUT: Final = 1  # index in the list that tcgetattr returns
+_DRAIN: Final = 64  # most reads after the process's end, for what it wrote before
 
 
 def plain_lines(master: int) -> None:
-    """Where we write to a pipe or file, have a container's terminal end its lines as programs do: no carriage returns.
+    """If our output is a pipe or file, let the container's terminal end lines without carriage returns.
 
-    To be called before its program runs. Our own terminal, raw, shows lines as that of the container ends them.
+    Call it before the program runs. A terminal of ours is raw and needs the carriage returns.
     """
     if os.isatty(1):
         return
@@ -34,7 +34,7 @@ def plain_lines(master: int) -> None:
 
 
 def relay(master: int, pidfd: int) -> None:
-    """Copy between our standard streams and `master`, which is closed, until the process of `pidfd` ends."""
+    """Copy between our standard streams and `master` until the process of `pidfd` ends, then close `master`."""
     with _raw(0), _following_size(master):
         poll = select.poll()
         poll.register(master, select.POLLIN)
@@ -63,7 +63,7 @@ def _copy(source: int, target: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno != errno.EIO:  # a terminal whose last user left
+        if error.errno != errno.EIO:  # the terminal's other end is closed
             raise
         return False
     with contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ def _following_size(master: int) -> Iterator[None]:
 
     def resize(_number: int = 0, _frame: object = None) -> None:
         size = fcntl.ioctl(0, termios.TIOCGWINSZ, b"\0" * 8)
-        if any(size):  # a terminal whose size nobody knows says nothing about the other's
+        if any(size):  # all zeros: our terminal's size is unknown
             fcntl.ioctl(master, termios.TIOCSWINSZ, size)
 
     before = signal.signal(signal.SIGWINCH, resize)

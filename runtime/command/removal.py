@@ -1,4 +1,4 @@
-"""Taking a container apart: its processes, cgroup, state directory, and the poststop hooks."""
+"""Removes a container: its processes, cgroup and state directory. Runs the poststop hooks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-_PATIENCE: Final = 10.0  # seconds for killed processes to be gone
+_KILL_SECONDS: Final = 10.0  # seconds that killed processes may take to exit
 
 
 def destroy(entry: Entry, record: Record, log: Log) -> None:
-    """End what is left of the container, forget it, and run its poststop hooks. Raises RuntimeCoreError.
+    """Kill the container's processes, remove it, and run its poststop hooks. Raises RuntimeCoreError.
 
-    Its state directory stays when processes or cgroups cannot be removed, so that it can be tried again.
+    If processes or cgroups cannot be removed, the state directory stays, so that the caller can try again.
     """
     if record.alive:
         end(record)
@@ -39,18 +39,18 @@ def destroy(entry: Entry, record: Record, log: Log) -> None:
 
 
 def _spec_left(entry: Entry, log: Log) -> Spec | None:
-    """The configuration, if it is there and can be read: what cannot must not keep the container from being deleted."""
+    """Return the configuration, or None: an unreadable one must not prevent the container's deletion."""
     try:
         return entry.spec()
     except NoContainer:
         return None
     except (RuntimeCoreError, ValueError) as error:
-        log.warning(f"delete container {entry.id}: its poststop hooks are not known: {error}")
+        log.warning(f"delete container {entry.id}: poststop hooks are skipped: {error}")
         return None
 
 
 def end(record: Record) -> None:
-    """SIGKILL to the init and all that is in the cgroup; returns when the init has ended. Raises RuntimeCoreError."""
+    """Send SIGKILL to the init and to the cgroup's processes, and wait for the init's exit. Raises RuntimeCoreError."""
     if record.cgroup:
         kill_group(record)
     try:
@@ -68,26 +68,26 @@ def end(record: Record) -> None:
 
 
 def kill_group(record: Record) -> None:
-    """SIGKILL to all that is in the cgroup. Raises RuntimeCoreError where somebody keeps it from dying."""
+    """Send SIGKILL to all processes in the cgroup. Raises RuntimeCoreError if a frozen parent keeps them alive."""
     cgroup = record.group()
     cgroup.kill()
     if (freezer := cgroup.kept_by()) and cgroup.pids():
-        # Others are in there, too. Who is killed dies when that is thawed.
-        raise RuntimeCoreError(f"kill container {record.id}: its processes are frozen: thaw `{freezer}`")
+        # The frozen ancestor contains other processes too: do not thaw it. The killed ones die when it is thawed.
+        raise RuntimeCoreError(f"kill container {record.id}: its processes are frozen; thaw `{freezer}` and try again")
 
 
 def wait_ended(pidfd: int, pid: int) -> None:
-    """Sleep until the process has ended, reaped or not. Raises OperationFailed after 10 seconds."""
+    """Sleep until the process has exited, reaped or not. Raises OperationFailed after 10 seconds."""
     import select
 
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
-    if not poll.poll(_PATIENCE * 1000):
+    if not poll.poll(_KILL_SECONDS * 1000):
         raise OperationFailed("kill", f"process {pid}", 110)
 
 
 def remove_cgroup(record: Record, log: Log, *, strict: bool = False) -> None:
-    """Kill what is in the container's cgroup, and remove it, with parents that were made for it or its like."""
+    """Kill what is in the container's cgroup, then remove the cgroup and the parents that were created for it."""
     if not record.cgroup:
         return
     cgroup = record.group()
@@ -103,9 +103,9 @@ def remove_cgroup(record: Record, log: Log, *, strict: bool = False) -> None:
 
 
 def _remove_when_empty(record: Record) -> None:
-    """A cgroup is busy for a moment longer than its last process lives."""
+    """Remove the cgroup, which stays busy for a moment after its last process."""
     cgroup = record.group()
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _KILL_SECONDS
     delay = 0.0005
     while True:
         try:
@@ -119,7 +119,7 @@ def _remove_when_empty(record: Record) -> None:
 
 
 def run_poststop(hooks: Hooks, state: dict[str, Any], log: Log) -> None:
-    """The container is gone: a hook that fails is told, and the next one runs."""
+    """Run the poststop hooks. A failing hook is logged, and the next one runs."""
     for index, hook in enumerate(hooks.poststop):
         try:
             run_hooks("poststop", (hook,), {**state, "status": "stopped", "pid": 0}, first=index)

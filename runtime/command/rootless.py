@@ -1,7 +1,7 @@
-"""An ordinary user's container: crisp-oci goes into the container's user namespace first, and is root there.
+"""Runs an ordinary user's container: crisp-oci enters the container's user namespace first and is root there.
 
-All else is as it is for root. Ids are mapped by newuidmap(1) and newgidmap(1), or without them when it is only the
-caller's own user and group that are mapped.
+Everything after that is as for root. newuidmap(1) and newgidmap(1) map the ids, unless only the caller's own user and
+group are mapped.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from runtime.spec.values import IDMapping, Spec
 
 
 def enter_new(spec: Spec) -> Spec:
-    """Unshare the configuration's user namespace, with a mount namespace that it owns, and become root in it.
+    """Unshare the configuration's user namespace and a mount namespace owned by it, and become root in it.
 
-    Returns what is left to do of the configuration. Raises RuntimeCoreError. For single-threaded ordinary users.
+    Returns the configuration without its user namespace. Raises RuntimeCoreError. For single-threaded ordinary users.
     """
     namespace = spec.linux.namespace("user")
     if namespace is None:
-        raise SpecError("linux.namespaces", "an ordinary user's container needs a user namespace")
+        raise SpecError("linux.namespaces", "an ordinary user's container needs a user namespace; add one")
     if namespace.path:
-        raise NotSupported("join user namespace", namespace.path, "an ordinary user's container has a new one")
+        raise NotSupported("join user namespace", namespace.path, "an ordinary user's container needs a new one")
     mappings = IDMappings(spec.linux.uid_mappings, spec.linux.gid_mappings)
     for name, lines in (("uidMappings", mappings.uids), ("gidMappings", mappings.gids)):
         if not any(line.container_id == 0 for line in lines):
-            raise SpecError(f"linux.{name}", "the container's root has to be mapped")
+            raise SpecError(f"linux.{name}", "the container's id 0 must be mapped")
     if _is_own(mappings):
         with failing("unshare", "user namespace"):
             syscalls.unshare(syscalls.CLONE_NEWUSER)
@@ -47,7 +47,7 @@ def enter_new(spec: Spec) -> Spec:
 
 
 def enter(pid: int) -> None:
-    """Join the user namespace of a process and become root in it. Raises OperationFailed."""
+    """Join a process's user namespace and become root in it. Raises OperationFailed."""
     with failing("join user namespace of", f"process {pid}"):
         fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         syscalls.setns(fd, syscalls.CLONE_NEWUSER)
@@ -56,35 +56,35 @@ def enter(pid: int) -> None:
 
 
 def within(spec: Spec) -> Spec:
-    """The configuration as it is for those who are in its user namespace."""
+    """Return the configuration as a process inside its user namespace needs it."""
     namespaces = tuple(namespace for namespace in spec.linux.namespaces if namespace.type != "user")
     return replace(spec, linux=replace(spec.linux, namespaces=namespaces, uid_mappings=(), gid_mappings=()))
 
 
 def _is_own(mappings: IDMappings) -> bool:
-    """Whether all that is mapped is the caller itself, which takes no help."""
+    """Return whether only the caller's own ids are mapped, which needs no helper programs."""
     wanted = [(IDMapping(0, os.geteuid(), 1),), (IDMapping(0, os.getegid(), 1),)]
     return [mappings.uids, mappings.gids] == wanted
 
 
 def _unshare_mapped(mappings: IDMappings) -> None:
-    """Unshare, and have a child that stayed behind run the programs that map our ids."""
-    told, teller = os.pipe()
+    """Unshare, while a child that stays outside runs the programs that map our ids."""
+    reader, writer = os.pipe()
     pid = os.getpid()
     helper = syscalls.fork()
     if helper == 0:
-        os.close(teller)
-        os._exit(_map(pid, mappings) if os.read(told, 1) else 1)
-    os.close(told)
+        os.close(writer)
+        os._exit(_map(pid, mappings) if os.read(reader, 1) else 1)
+    os.close(reader)
     try:
         with failing("unshare", "user namespace"):
             syscalls.unshare(syscalls.CLONE_NEWUSER)
-        os.write(teller, b"0")
+        os.write(writer, b"0")
     finally:
-        os.close(teller)
+        os.close(writer)
         status = os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1])
     if status:
-        raise RuntimeCoreError("map ids: newuidmap or newgidmap refused (see above, and /etc/subuid, /etc/subgid)")
+        raise RuntimeCoreError("map ids: newuidmap or newgidmap failed (see above); check /etc/subuid, /etc/subgid")
 
 
 def _map(pid: int, mappings: IDMappings) -> int:
@@ -111,16 +111,16 @@ def _write(path: str, text: str) -> None:
 
 def _become_root() -> None:
     with failing("become", "root of the user namespace"):
-        with contextlib.suppress(PermissionError):  # where setgroups is denied the groups stay, as nobody's
+        with contextlib.suppress(PermissionError):  # setgroups is denied: the groups stay, shown as nogroup
             os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
-        # The change of identity cleared it, and in /proc we could not reach our own children.
+        # The change of ids cleared it; without it we could not access our own children in /proc.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
 
 
 def host_trees(devices: Iterable[str]) -> dict[str, int]:
-    """Detached clones of the host's devices and /sys, by path: in a user namespace they cannot be made or mounted."""
+    """Clone the host's devices and /sys as detached mounts, by path: a user namespace cannot make or mount them."""
     trees = {}
     for path in dict.fromkeys((*(device.path for device in DEFAULT_DEVICES), *devices, "/sys")):
         try:

@@ -1,6 +1,6 @@
-"""`--systemd-cgroup`: a container's cgroup is a scope that systemd makes (systemd.scope(5)).
+"""Implements `--systemd-cgroup`: a container's cgroup is a scope of systemd (systemd.scope(5)).
 
-Imported only with that flag, since the D-Bus library and what it needs cost as much as a container.
+Imported only with that flag: the D-Bus library and its imports take as long as a container's start.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _MEMBER: Final = "linux.cgroupsPath"
 
 
 class Systemd:
-    """A `CgroupDriver`: systemd keeps the scope, and the limits in its files are written by us besides."""
+    """The systemd driver: systemd manages the scope, and crisp-oci also writes the limits to the cgroup's files."""
 
     def __init__(
         self, record: Record, bus: str, scope: Scope | None = None, properties: Sequence[Property] = ()
     ) -> None:
         self._record = record
         self._bus = bus
-        self._scope = scope  # of a container that is made
+        self._scope = scope  # only for a new container
         self._properties = properties
-        self._holder: tuple[int, int] | None = None  # pid and pidfd
+        self._placeholder: tuple[int, int] | None = None  # pid and pidfd
 
     @classmethod
     def new(cls, record: Record, spec: Spec, *, rootless: bool) -> Systemd:
-        """Of a container that is made; an ordinary user's systemd is asked where there is no root. Raises SpecError."""
+        """Return the driver for a new container; a rootless one uses the user's systemd. Raises SpecError."""
         properties = unit_properties(spec.annotations)
         bus = SESSION if rootless else SYSTEM
         return cls(record, bus, container_scope(spec.linux.cgroups_path, record.id, bus), properties)
@@ -48,42 +48,45 @@ class Systemd:
         assert self._scope is not None
         with Units(self._bus) as systemd:
             cgroup = vacant(systemd.root() + self._scope.path)
-            self._holder = _start_holder()  # systemd wants a process in a scope from the first
-            systemd.start(self._scope, self._record.id, self._holder[0], resources, self._properties)
+            self._placeholder = _start_placeholder()  # systemd makes no scope without a process
+            systemd.start(self._scope, self._record.id, self._placeholder[0], resources, self._properties)
             self._record.cgroup, self._record.scope, self._record.bus = cgroup.path, self._scope.name, self._bus
-            cgroup.create(resources)  # the limits as they are: systemd rounds
+            cgroup.create(resources)  # write the exact limits: systemd rounds them
         return cgroup
 
-    def drop_holder(self) -> None:
-        """Let the scope live by the container's processes alone."""
-        if self._holder is not None:
-            pid, pidfd = self._holder
-            self._holder = None
+    def end_placeholder(self) -> None:
+        """End the placeholder: from now on the container's processes keep the scope."""
+        if self._placeholder is not None:
+            pid, pidfd = self._placeholder
+            self._placeholder = None
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)  # nobody else has its number before it is reaped
+                os.kill(pid, signal.SIGKILL)  # the pid cannot be reused before it is reaped
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
             os.close(pidfd)
 
     def update(self, resources: Resources) -> None:
-        """The files last: systemd writes limits to them too, but rounded. Where one refuses, both have the old ones."""
-        take_back = self._record.group().update(resources)
+        """Set limits in the files, in systemd, and in the files again, since systemd rounds.
+
+        On failure restore them.
+        """
+        revert = self._record.group().update(resources)
         try:
             with Units(self._bus) as units:
                 units.limit(self._record.scope, resources)
         except BaseException:
-            take_back()
+            revert()
             raise
         self._record.group().update(resources)
 
     def removed(self) -> None:
-        """systemd drops an empty scope by itself, but not before it hears of it; a new one may have its name then."""
+        """Stop the scope: systemd removes an empty one by itself, but too late if a new one gets the same name."""
         with Units(self._bus) as units:
             units.stop(self._record.scope)
 
 
 def container_scope(cgroups_path: str, container_id: str, bus: str) -> Scope:
-    """The unit that "slice:prefix:name" stands for; without a path "crisp-oci-ID.scope". Raises SpecError."""
+    """Return the unit for "slice:prefix:name"; without a path "crisp-oci-ID.scope". Raises SpecError."""
     default = "user.slice" if bus == SESSION else "system.slice"
     if not cgroups_path:
         return Scope(default, f"crisp-oci-{container_id}.scope")
@@ -92,26 +95,26 @@ def container_scope(cgroups_path: str, container_id: str, bus: str) -> Scope:
         raise SpecError(_MEMBER, f"expected slice:prefix:name with --systemd-cgroup, got {cgroups_path!r}")
     slice, prefix, name = parts
     if "/" in prefix + name:
-        raise SpecError(_MEMBER, f"a unit's name has no slash, got {cgroups_path!r}")
+        raise SpecError(_MEMBER, f"a unit's name must not contain a slash, got {cgroups_path!r}")
     if name.endswith(".slice"):
-        raise SpecError(_MEMBER, f"a container gets a scope, and {name!r} is a slice's name")
-    slice_path(slice or default, _MEMBER)  # refuses what is none
+        raise SpecError(_MEMBER, f"a container's unit is a scope, and {name!r} is a slice")
+    slice_path(slice or default, _MEMBER)  # raises for an invalid slice
     return Scope(slice or default, f"{prefix}-{name}.scope" if prefix else f"{name}.scope")
 
 
-def _start_holder() -> tuple[int, int]:
-    """A child that does nothing in a scope until the container's init is there. It dies with its parent."""
-    with failing("clone", "holder of a scope"):
+def _start_placeholder() -> tuple[int, int]:
+    """Start a placeholder: a child that waits in the scope until the container's init is in it, or we exit."""
+    with failing("clone", "placeholder process of a scope"):
         pid, pidfd = syscalls.clone(0)
     if pid == 0:
         try:
-            _hold()
+            _wait_to_be_killed()
         finally:
             os._exit(1)
     return pid, pidfd
 
 
-def _hold() -> NoReturn:
+def _wait_to_be_killed() -> NoReturn:
     leave_the_loop()
     die_with_parent()
     while True:

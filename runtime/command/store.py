@@ -1,12 +1,12 @@
-"""Containers on disk: one directory each below the root, removed with the container.
+"""Stores containers on disk: one directory each below the root, removed with the container.
 
-    state.json   who the container is and which process is its init; replaced atomically
-    config.json  the configuration it was created with, whatever becomes of the bundle
+    state.json   the container and its init's pid; replaced atomically
+    config.json  the configuration it was created with, even if the bundle changes
     filter       its compiled seccomp filter, if it has one
-    exec.fifo    where its init waits to be started; has a reader as long as it waits
-    exec.report  where it says why its program could not be executed
-    notify/      the socket where its program says that it is ready, if a manager waits for that
-    lock         held by commands that change the container
+    exec.fifo    where its init waits to be started; has a reader while it waits
+    exec.report  where the init reports why the program could not be executed
+    notify/      the socket where the program reports that it is ready, if a manager waits for that
+    lock         locked by commands that change the container
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _LONGEST_ID: Final = 1024
 
 
 class NoContainer(RuntimeCoreError):
-    """There is no container of that id. The wording is what callers of runc look for."""
+    """There is no container with that id. Callers of runc look for this wording."""
 
 
 class Entry:
-    """One container's directory."""
+    """The directory of one container."""
 
     def __init__(self, directory: str, id: str) -> None:
         self.directory = directory
@@ -48,11 +48,11 @@ class Entry:
         return os.path.join(self.directory, name)
 
     def save(self, record: Record) -> None:
-        """Replace state.json; readers see the old or the new one."""
+        """Replace state.json atomically."""
         self.write("state.json", json.dumps(record.to_json()).encode())
 
     def load(self) -> Record:
-        """Raises NoContainer."""
+        """Read state.json. Raises NoContainer."""
         try:
             with open(self.path("state.json"), "rb") as file:
                 return Record.from_json(json.load(file))
@@ -64,14 +64,14 @@ class Entry:
         with failing("write", path):
             fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                while content:  # a file system that gets full takes a part, and only then fails
+                while content:  # a full file system may accept a part before it fails
                     content = content[os.write(fd, content) :]
             finally:
                 os.close(fd)
             os.rename(path + ".new", path)
 
     def read(self, name: str) -> bytes:
-        """The file's content, nothing if there is no such file."""
+        """Return the file's content, b"" if there is no such file."""
         try:
             with open(self.path(name), "rb") as file:
                 return file.read()
@@ -79,9 +79,9 @@ class Entry:
             return b""
 
     def config(self) -> dict[str, Any]:
-        """The configuration it was created with. Raises NoContainer."""
+        """Return the configuration that the container was created with. Raises NoContainer."""
         text = self.read("config.json")
-        if not text:  # deleted since its state was read
+        if not text:  # deleted after its state was read
             raise NoContainer(f"container does not exist: {self.id}")
         document: dict[str, Any] = json.loads(text)
         return document
@@ -91,7 +91,7 @@ class Entry:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone among the commands that change the container. Raises NoContainer."""
+        """Lock the container against other commands that change it. Raises NoContainer."""
         try:
             fd = os.open(self.path("lock"), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -105,7 +105,7 @@ class Entry:
             os.close(fd)
 
     def remove(self) -> None:
-        """Remove the directory; a part that is gone is fine."""
+        """Remove the directory. Missing parts are fine."""
         with failing("remove", self.directory), contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.directory):
                 path = self.path(name)
@@ -119,26 +119,26 @@ class Entry:
 
 
 class Store:
-    """The containers below `root`, which is made with the first."""
+    """The containers below `root`, which is created with the first one."""
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
 
     def entry(self, id: str) -> Entry:
-        """The place of a container that may exist or not. Raises RuntimeCoreError for an id that none can have."""
+        """Return the entry of a container, which need not exist. Raises RuntimeCoreError for an invalid id."""
         if not id or len(id) > _LONGEST_ID or id in (".", "..") or not _ID_CHARACTERS.issuperset(id):
             raise RuntimeCoreError(f"invalid container ID format: {id!r}")
         return Entry(os.path.join(self.root, id), id)
 
     def existing(self, id: str) -> Entry:
-        """Raises NoContainer."""
+        """Return the entry of an existing container. Raises NoContainer."""
         entry = self.entry(id)
         if not os.path.exists(entry.path("state.json")):
             raise NoContainer(f"container does not exist: {id}")
         return entry
 
     def reserve(self, id: str) -> Entry:
-        """Make the container's directory, with its lock. Raises RuntimeCoreError when the id is taken."""
+        """Create the container's directory and lock file. Raises RuntimeCoreError if the id is in use."""
         entry = self.entry(id)
         with failing("make", entry.directory):
             os.makedirs(self.root, 0o711, exist_ok=True)
@@ -150,7 +150,7 @@ class Store:
         return entry
 
     def all(self, *, must_exist: bool) -> list[Entry]:
-        """By id. Where the root is not there, none, or that is told: OperationFailed."""
+        """Return all entries by id. A missing root has none, or raises OperationFailed if it `must_exist`."""
         try:
             with failing("open", self.root):
                 names = sorted(os.listdir(self.root))

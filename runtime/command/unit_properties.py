@@ -1,4 +1,4 @@
-"""Annotations `org.systemd.property.NAME`: more properties of a container's scope, in GVariant's text form.
+"""Reads the annotations `org.systemd.property.NAME`: properties of a container's scope, in GVariant's text form.
 
 CRI-O and others set some (TimeoutStopUSec, CollectMode). Imported only with --systemd-cgroup.
 """
@@ -21,7 +21,7 @@ _MICROSECONDS: Final = 1_000_000
 
 
 def unit_properties(annotations: Mapping[str, str]) -> list[Property]:
-    """Those that the annotations ask for. A name in seconds (TimeoutStopSec) is its USec. Raises SpecError."""
+    """Return the properties in the annotations. Names in seconds (TimeoutStopSec) become USec. Raises SpecError."""
     found = []
     for name, text in annotations.items():
         if not name.startswith(_PREFIX):
@@ -39,7 +39,7 @@ def unit_properties(annotations: Mapping[str, str]) -> list[Property]:
 
 
 def _variant(text: str, where: str) -> tuple[str, Any]:
-    """D-Bus signature and value of "true", "'text'", "['one', 'two']", "7", "uint64 7"."""
+    """Parse "true", "'text'", "['one', 'two']", "7", "uint64 7" into a D-Bus signature and a value."""
     kind, _, rest = text.strip().partition(" ")
     given = _SIGNATURES.get(kind)
     literal = rest if given else text.strip()

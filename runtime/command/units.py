@@ -1,4 +1,4 @@
-"""The units of systemd, asked for over D-Bus."""
+"""Calls systemd over D-Bus to start, change and stop units."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SESSION: Final = "SESSION"
 
 
 class Units:
-    """Units of the machine's systemd, or of the user's. Every call raises RuntimeCoreError for what went wrong."""
+    """Units of the machine's systemd or of the user's. All calls raise RuntimeCoreError."""
 
     def __init__(self, bus: str) -> None:
         try:
             address = get_bus(bus)
         except (KeyError, RuntimeError) as error:
             why = f"{error.args[0]} is not set" if isinstance(error, KeyError) else error
-            raise RuntimeCoreError(f"connect to systemd by way of the {bus.lower()} bus: {why}") from error
-        with failing_as(RuntimeCoreError, f"connect to systemd by way of {address}"):
+            raise RuntimeCoreError(f"connect to systemd on the {bus.lower()} bus: {why}") from error
+        with failing_as(RuntimeCoreError, f"connect to systemd at {address}"):
             self._connection: DBusConnection = open_dbus_connection(bus)
         self._bus = bus
 
@@ -43,7 +43,7 @@ class Units:
         self._connection.close()
 
     def root(self) -> str:
-        """The cgroup that the manager's slices are in, "" for the machine's own."""
+        """Return the cgroup that contains the manager's slices, "" for the root."""
         if self._bus == SYSTEM:
             return ""
         with failing_as(RuntimeCoreError, "ask systemd for its cgroup"):
@@ -53,7 +53,7 @@ class Units:
     def start(
         self, scope: Scope, container_id: str, pid: int, resources: Resources, more: Sequence[Property] = ()
     ) -> None:
-        """Make a scope around a process, and wait until it is there. `more` are properties that go before ours."""
+        """Create a scope with a process in it and wait until it is started. `more` overrides our properties."""
         devices = ""
         with contextlib.suppress(OSError), open("/proc/devices") as file:
             devices = file.read()
@@ -65,21 +65,21 @@ class Units:
         self._job(f"start unit {scope.name}", systemd_bus.start_transient_unit(scope.name, properties))
 
     def limit(self, name: str, resources: Resources) -> None:
-        """Tell of new limits, or the old ones would come again. They are written to the files, rounded."""
+        """Tell systemd the new limits, or it would write the old ones again. It writes them to the files, rounded."""
         properties: Sequence[Property] = limit_properties(resources, pure_v2=_pure_v2())
         if properties:
             with failing_as(RuntimeCoreError, f"set properties of unit {name}"):
                 self._call(systemd_bus.set_unit_properties(name, properties))
 
     def stop(self, name: str) -> None:
-        """Stop a unit and wait for it. One that is not there is stopped."""
+        """Stop a unit and wait for it. A missing unit counts as stopped."""
         self._job(f"stop unit {name}", systemd_bus.stop_unit(name))
 
     def _job(self, what: str, message: Message) -> None:
         rule = systemd_bus.job_removed()
         ends: deque[Message] = deque()
         with failing_as(RuntimeCoreError, what), self._connection.filter(rule, queue=ends):
-            self._call(message_bus.AddMatch(rule))  # before the call: the job may end before it is answered
+            self._call(message_bus.AddMatch(rule))  # before the call: the job may end before the call is answered
             (job,) = self._call(message)
             deadline = time.monotonic() + systemd_bus.SECONDS
             while True:
@@ -88,7 +88,7 @@ class Units:
                 if ended == job:
                     break
             if result != "done":
-                raise RuntimeCoreError(f"{what}: its job ended with {result!r}")
+                raise RuntimeCoreError(f"{what}: systemd's job ended with {result!r}")
 
     def _call(self, message: Message) -> tuple[Any, ...]:
         return tuple(unwrap_msg(self._connection.send_and_get_reply(message, timeout=systemd_bus.SECONDS)))

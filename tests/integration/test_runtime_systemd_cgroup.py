@@ -90,8 +90,8 @@ def test_a_container_that_fails_later_leaves_no_scope(bundle: Bundle, units: Fak
     [
         ("/a/path", "linux.cgroupsPath: expected slice:prefix:name with --systemd-cgroup, got '/a/path'"),
         ("a/b.slice:crisp:one", "linux.cgroupsPath: 'a/b.slice' is not the name of a systemd slice"),
-        (f"{SLICE}:crisp:../one", "linux.cgroupsPath: a unit's name has no slash"),
-        (f"{SLICE}:crisp:one.slice", "linux.cgroupsPath: a container gets a scope, and 'one.slice' is a slice's name"),
+        (f"{SLICE}:crisp:../one", "linux.cgroupsPath: a unit's name must not contain a slash"),
+        (f"{SLICE}:crisp:one.slice", "linux.cgroupsPath: a container's unit is a scope, and 'one.slice' is a slice"),
     ],
 )
 def test_paths_that_are_none_of_systemds(bundle: Bundle, units: FakeSystemd, path: str, reason: str) -> None:
@@ -121,4 +121,4 @@ def test_without_systemd_the_bus_is_named(bundle: Bundle, tmp_path: Path, monkey
     bundle.configure("true", linux={"cgroupsPath": ""})
     done = bundle.call("--systemd-cgroup", "run", "one", check=False)
     assert done.returncode != 0
-    assert f"connect to systemd by way of {tmp_path}/none: No such file or directory" in done.stderr
+    assert f"connect to systemd at {tmp_path}/none: No such file or directory" in done.stderr

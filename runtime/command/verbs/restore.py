@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from runtime.cgroups import Cgroup
 
 FLAGS: Final = (
-    *creation.PLACE_FLAGS,
+    *creation.BUNDLE_FLAGS,
     *DETACH_FLAGS,
     Flag("lsm-profile", argument="TYPE:NAME", help="another one than at the checkpoint (apparmor:, selinux:)"),
     Flag("lsm-mount-context", argument="CONTEXT", help="another SELinux context of mounts"),
@@ -116,7 +116,7 @@ class _Restoration:
             record.pid = worker.call(criu.RESTORE, asked, directories.log, lambda note: self._notified(note, undo))
         record.start_time = start_time(record.pid)
         entry.save(record)
-        group.drop_holder()
+        group.end_placeholder()
         undo.callback(removal.end, record)
 
     def _criu_options(self, cgroup: Cgroup) -> dict[str, criu.Value]:
