@@ -1,1 +1,1 @@
-"""What a node runs: sandboxes and containers, their life and their durable state."""
+"""The pods and containers of a node: their life and their durable state."""

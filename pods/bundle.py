@@ -1,4 +1,7 @@
-"""A container's bundle: config.json and its compiled seccomp filter, in the state directory; a reboot takes it away."""
+"""Reads and writes a container's bundle: config.json and its compiled seccomp filter.
+
+The bundle is in the state directory, which does not survive a reboot.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,14 @@ _FLAGS: Final = struct.Struct("<Q")
 
 
 def write_config(bundle: Path, document: dict[str, Any]) -> None:
-    """Write config.json, or replace it at once. Raises OSError."""
+    """Write config.json, replacing an old one atomically. Raises OSError."""
     new = bundle / f"{_CONFIG}.new"
     new.write_text(json.dumps(document))
     os.rename(new, bundle / _CONFIG)
 
 
 def read_config(bundle: Path) -> dict[str, Any] | None:
-    """What config.json says; None where there is none any more, or none that can be read."""
+    """Read config.json. Returns None if it is missing or unreadable."""
     try:
         document = json.loads((bundle / _CONFIG).read_bytes())
     except (OSError, ValueError):
@@ -30,12 +33,15 @@ def read_config(bundle: Path) -> dict[str, Any] | None:
 
 
 def write_filter(bundle: Path, program: bytes, flags: int) -> None:
-    """Keep the BPF program that config.json's seccomp profile is, none for no profile. Raises OSError."""
+    """Save the BPF program compiled from config.json's seccomp profile; empty without a profile. Raises OSError."""
     (bundle / _FILTER).write_bytes(_FLAGS.pack(flags) + program)
 
 
 def read_filter(bundle: Path) -> tuple[bytes, int] | None:
-    """Program and flags of seccomp(2); None in a bundle of an older crisp, which had no such file. Raises OSError."""
+    """Read the program and flags for seccomp(2). Returns None for a bundle of an older crisp, which has no such file.
+
+    Raises OSError.
+    """
     try:
         content = (bundle / _FILTER).read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Making and removing directories of any depth."""
+"""Makes and removes directories of any depth."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from typing import Final
 
 _log = logging.getLogger("crisp.pods")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Of their own: a container can make so many files that removing them takes minutes, and others wait for the loop's.
+# Not the loop's threads: a container can make so many files that removing them takes minutes, and others would wait.
 _threads: Final = ThreadPoolExecutor(2, "removal")
 _threads_of_large: Final = ThreadPoolExecutor(2, "removal of large trees")
 _TURN: Final = 0.2  # seconds
 
 
 def make_directories(path: str) -> None:
-    """Make a directory and what is missing above it, of mode 0755; no error if it is there. Raises OSError.
+    """Make a directory and its missing parents with mode 0755. An existing one is no error. Raises OSError.
 
-    Without recursion, unlike os.makedirs: a path has room for more components than Python's stack for calls.
+    Unlike os.makedirs it does not recurse: a path can have more components than Python's stack has frames.
     """
     missing = []
     while not os.path.isdir(path):
@@ -41,17 +41,17 @@ def make_directories(path: str) -> None:
 
 
 async def remove_trees(tops: Iterable[Path]) -> None:
-    """`remove_tree` of each, off the loop; to its end, though the caller is cancelled.
+    """Run `remove_tree` on each, off the loop. It runs to the end even if the caller is cancelled.
 
-    What takes longer than a turn has the rest of its turns elsewhere, by turns with others of its kind: however many
-    files some trees have, a small one is not kept waiting for them.
+    A tree that takes longer than `_TURN` moves to a second pool, where large trees take turns: a small tree never
+    waits for a large one.
     """
     await asyncio.gather(*(asyncio.wrap_future(_removal(top)) for top in tops))
 
 
 def _removal(top: Path) -> Future[None]:
     done: Future[None] = Future()
-    done.set_running_or_notify_cancel()  # who waits may be cancelled, the removal may not
+    done.set_running_or_notify_cancel()  # cancelling the waiter does not cancel the removal
     _threads.submit(_take_turn, top, done)
     return done
 
@@ -61,7 +61,7 @@ def _take_turn(top: Path, done: Future[None]) -> None:
         if not remove_tree(top, _TURN):
             try:
                 _threads_of_large.submit(_take_turn, top, done)
-            except RuntimeError:  # the program ends, and waits for this thread
+            except RuntimeError:  # the program is exiting and waits for this thread
                 remove_tree(top)
             else:
                 return
@@ -72,13 +72,13 @@ def _take_turn(top: Path, done: Future[None]) -> None:
 
 
 def remove_tree(top: Path, seconds: float = math.inf) -> bool:
-    """Remove a directory with all in it, if it is there; what cannot be removed stays, and is told in the log.
+    """Remove a directory and everything in it, if it exists. What cannot be removed stays, with a line in the log.
 
-    Returns whether that was all there is to do: after `seconds` it stops, to be called again.
+    Returns whether it finished: after `seconds` it stops, and wants to be called again.
 
-    A container can make a deeper tree than shutil.rmtree has stack and descriptors for, and more names in a directory
-    than there is memory to list. Here what is in a directory is removed while it is read, and the directories in it are
-    moved up beside it until it is empty: two directories are open at any depth, and no list is made.
+    A container can make a tree deeper than shutil.rmtree's stack and descriptors allow, and a directory with more
+    names than fit in memory. So entries are removed while the directory is read, and subdirectories are moved up beside
+    their parent until it is empty: two directories are open at any depth, and no list is built.
     """
     end = time.monotonic() + seconds
     try:
@@ -97,7 +97,7 @@ def remove_tree(top: Path, seconds: float = math.inf) -> bool:
 
 
 def _remove_entries(top: int, end: float) -> bool:
-    """Remove what a reading of a directory shows, until `end`; whether there was anything. The next may show more."""
+    """Remove the entries that one reading of a directory returns, until `end`. Returns whether there were any."""
     found = False
     with os.scandir(top) as entries:
         for entry in entries:
@@ -106,19 +106,19 @@ def _remove_entries(top: int, end: float) -> bool:
                     _hoist(top, entry.name, end)
                 else:
                     os.unlink(entry.name, dir_fd=top)
-                found = True  # a damaged file system may show what cannot be removed, for ever
+                found = True  # not if it was gone: a damaged file system may list such an entry for ever
             if time.monotonic() > end:
                 break
     return found
 
 
 def _hoist(top: int, name: str, end: float) -> None:
-    """Remove one of the directories in `top`, after moving the directories in it to `top`; until `end`."""
+    """Move the subdirectories of `name` up to `top` and remove it; stop at `end`."""
     prefix, number = secrets.token_hex(8), 0
     descriptor = os.open(name, _DIRECTORY, dir_fd=top)
     try:
         more = True
-        while more:  # a reading that shows nothing is the last
+        while more:  # until a reading returns nothing
             more = False
             with os.scandir(descriptor) as entries:
                 for entry in entries:

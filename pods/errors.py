@@ -1,8 +1,8 @@
-"""The pods room's error family. The door (`cri`) maps each class to one gRPC code."""
+"""The errors of `pods`. `cri/codes.py` maps each class to one gRPC code."""
 
 
 class PodError(Exception):
-    """Base of the family: an operation on a sandbox or container failed for a reason inside the node (INTERNAL)."""
+    """Base class: an operation on a sandbox or container failed for a reason inside the node (INTERNAL)."""
 
 
 class InvalidArgument(PodError):
@@ -14,7 +14,7 @@ class NotFound(PodError):
 
 
 class AlreadyExists(PodError):
-    """The name is held by another object; the message carries the holder's id."""
+    """Another object holds the name; the message carries that object's id."""
 
 
 class FailedPrecondition(PodError):
@@ -26,11 +26,11 @@ class DeadlineExceeded(PodError):
 
 
 class Unavailable(PodError):
-    """Something outside the node did not answer (a registry, a network plugin); trying again may help."""
+    """Something outside the node (a registry, a network plugin) did not answer; a retry may help."""
 
 
 class ResourceExhausted(PodError):
-    """The client asked for more than the node keeps for it, and something was lost."""
+    """The client fell behind or asked for more than the node buffers, and something was lost."""
 
 
 class Unimplemented(PodError):

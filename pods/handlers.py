@@ -1,7 +1,7 @@
-"""Runtime handlers: crisp's own runtime core, and other OCI runtimes that the configuration names.
+"""Runtime handlers: crisp's own runtime core, and other OCI runtimes named in the configuration.
 
-A handler is a pod's. Its sandbox is crisp's in any case (namespaces, network, infra process); containers of a pod with
-another runtime are made by that, and supervised by the pod's shim as all others (`runtime/shim/launch/external.py`).
+A pod has one handler. crisp makes every sandbox (namespaces, network, infra process) itself. With another handler, that
+runtime makes the pod's containers, and the pod's shim supervises them as usual (`runtime/shim/launch/external.py`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pods.security.seccomp_profile import BASE
 from runtime.wire.calls import ExternalRuntime
 
 BUILT_IN: Final = ("", "crisp")
-_VERSION: Final = "1.0.2"  # of the specification: all that crisp writes down is in it, and crun 1.8 knows no later
+_VERSION: Final = "1.0.2"  # of the OCI specification: it has all that crisp writes, and crun 1.8 accepts no later one
 
 
 def check_handler(handler: str, config: SandboxConfig, external: Mapping[str, Path]) -> None:
-    """Refuse a pod of a handler that is not there, or cannot have it. Raises InvalidArgument, Unimplemented."""
+    """Refuse a handler that is not configured or cannot serve this pod. Raises InvalidArgument, Unimplemented."""
     if handler in BUILT_IN:
         return
     if handler not in external:
@@ -39,7 +39,7 @@ def check_handler(handler: str, config: SandboxConfig, external: Mapping[str, Pa
 
 
 def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> ExternalRuntime | None:
-    """What the shim's `create` is told of another runtime; None for crisp's own. Raises FailedPrecondition."""
+    """Return the runtime for the shim's `create` call; None for crisp's own. Raises FailedPrecondition."""
     handler = sandbox.runtime_handler
     if handler in BUILT_IN:
         return None
@@ -55,20 +55,20 @@ def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> E
 
 
 def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str, host: HostFacts) -> None:
-    """Put a config.json into the terms of other runtimes."""
+    """Change a config.json into what other runtimes accept. Raises Unimplemented."""
     if BASE in document["linux"]:
         raise Unimplemented(
             "config.linux.security_context.seccomp: only crisp's own handler intersects OCI profiles with their base, "
             f"and runtime_handler is {sandbox.runtime_handler!r}"
         )
     document["ociVersion"] = _VERSION
-    if not host.hugetlb:  # kubelet limits every size of page; runc fails where version 2 has the controller but not all
+    if not host.hugetlb:  # kubelet limits every page size; runc fails on a hybrid host with it on v2 only
         document["linux"]["resources"].pop("hugepageLimits", None)
     document["linux"]["cgroupsPath"] = places_of(sandbox.cgroup_driver).oci_path(sandbox, container_id)
 
 
 def clean_up(container_id: str, bundle: Path, volumes: Path, state: Path) -> None:
-    """Take away what another runtime has of a container whose shim is not there any more to have it do so."""
+    """Remove what another runtime left of a container whose shim, which would have called it, is gone."""
     for path in (bundle / "rootfs", *volumes.glob("image-*")):
         unmount_if_mounted(str(path))
     for kept in state.glob(f"handlers/*/{container_id}"):

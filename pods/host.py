@@ -1,4 +1,4 @@
-"""What the plans must know of the host, looked up once."""
+"""Facts about the host that plans depend on, read once."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from linux.tables import capability_names
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """Properties of the kernel and of the daemon that decide what a container can be given."""
+    """Properties of the kernel and of the daemon that decide what a container can get."""
 
     cgroup_v2: bool  # every controller is on the unified hierarchy
     swap_limit: bool  # the memory controller can limit swap
-    capabilities: frozenset[str]  # what the daemon may give away: its permitted set within its bounding set
+    capabilities: frozenset[str]  # those the daemon can pass on: its permitted set within its bounding set
     kernel: tuple[int, int]
     architecture: str  # as Go and image manifests name it: "amd64", "arm64"
     hostname: str
     apparmor: bool = False
     selinux: bool = False
-    # Whether cgroup v2 is mounted with it now: whoever mounts it anew without (criu does) takes the option away.
+    # Whether cgroup v2 has that mount option now: whoever mounts it again without the option (criu does) removes it.
     nsdelegate: Callable[[], bool] = lambda: False
-    hugetlb: bool = True  # its controller is where every runtime looks: version 1's own, or all on version 2
+    hugetlb: bool = True  # every runtime finds the controller: version 1 has it, or all controllers are on version 2
 
     @property
     def recursive_read_only(self) -> bool:
@@ -36,7 +36,7 @@ class HostFacts:
 
     @classmethod
     def detect(cls, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> HostFacts:
-        """Read the facts from procfs and sysfs. Raises OSError if one of them is not there."""
+        """Read the facts from procfs and sysfs. Raises OSError if a file is missing."""
         cgroups = sys / "fs/cgroup"
         cgroup_v2 = (cgroups / "cgroup.controllers").exists()
         machine = os.uname()
@@ -57,7 +57,7 @@ class HostFacts:
 def _swap_limit(cgroups: Path, proc: Path, *, v2: bool) -> bool:
     if not v2:
         return (cgroups / "memory/memory.memsw.limit_in_bytes").exists()
-    # The root cgroup has no memory.swap.max: look in the daemon's own, and where that is the root's, in any child.
+    # The root cgroup has no memory.swap.max: look in the daemon's own cgroup, and if that is the root, in any child.
     own = (proc / "self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
     return (cgroups / own / "memory.swap.max").exists() or any(cgroups.glob("*/memory.swap.max"))
 

@@ -1,8 +1,8 @@
-"""Mutations that outlive their callers: identical requests join, and what nobody waits for any more is undone.
+"""Runs requests that outlive their callers: identical requests join, and a result without a caller is undone.
 
 kubelet gives up on a slow RunPodSandbox and repeats it with the same metadata. The first call's work goes on in a
-task of its own; the repeated call joins it. When all callers of a request are gone, its result is undone, because
-nobody has learnt its id; a repeated call then waits for the undoing and starts anew.
+task of its own, and the repeated call joins it. When every caller of a request is gone its result is undone, because
+nobody has learnt its id; a repeated call then waits for that and starts anew.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Flight:
 
 
 class Flights:
-    """Requests under way, by the name that each will hold."""
+    """Requests in flight, by the name that each will hold."""
 
     def __init__(self, background: Background) -> None:
         self._flights: dict[object, _Flight] = {}
@@ -43,11 +43,11 @@ class Flights:
         undo: Callable[[str], Awaitable[None]],
         made: Callable[[], str | None] = lambda: None,
     ) -> str:
-        """Run `make`, or join the same request under way. Returns the id made.
+        """Run `make`, or join the same request in flight. Returns the id of what was made.
 
-        `made` is asked before `make` is run, when nothing is under way for the name: it returns the id of an earlier
-        request's object, raises AlreadyExists, or returns None. Raises AlreadyExists while a different request holds
-        the name, and whatever `make` raises.
+        `made` is called before `make` when nothing is in flight for the name: it returns the id of an object that an
+        earlier request made, raises AlreadyExists, or returns None. Raises AlreadyExists while a different request
+        holds the name, and whatever `make` raises.
         """
         while (flight := self._flights.get(name)) is not None:
             if flight.undoing is None and flight.request == request:
@@ -56,7 +56,7 @@ class Flights:
                 raise AlreadyExists(f"name {name!r} is reserved by a different request that is under way")
             await asyncio.wait({flight.undoing or flight.task})
         if flight is None:
-            # Not earlier: what was made for callers who went away exists until it is undone.
+            # Only here: an object made for callers that went away exists until it is undone.
             if (earlier := made()) is not None:
                 return earlier
             flight = _Flight(request, self._background.start(make()))
@@ -75,12 +75,12 @@ class Flights:
                     flight.task.add_done_callback(lambda _task: self._land(name, flight, undo))
 
     def is_under_way(self, name: object) -> bool:
-        """Whether there is a request for the name whose result will be somebody's."""
+        """Return whether a request for the name is in flight and its result will be kept."""
         flight = self._flights.get(name)
         return flight is not None and flight.undoing is None
 
     def _land(self, name: object, flight: _Flight, undo: Callable[[str], Awaitable[None]]) -> None:
-        """The work is done; forget it, after undoing it if nobody took the result."""
+        """Forget the finished work, after undoing it if no caller took the result."""
         if flight.waiters or flight.undoing is not None or self._flights.get(name) is not flight:
             return
         if flight.delivered or flight.task.cancelled() or flight.task.exception() is not None:
@@ -89,7 +89,7 @@ class Flights:
 
         async def undo_it() -> None:
             try:
-                _log.info("every caller has left: undoing the result", extra={"id": flight.task.result()})
+                _log.info("every caller has gone away: undoing the result", extra={"id": flight.task.result()})
                 await undo(flight.task.result())
             finally:
                 del self._flights[name]
@@ -98,7 +98,7 @@ class Flights:
 
 
 class Background:
-    """Tasks that no handler's cancellation ends; `drain` waits for them."""
+    """Tasks that outlive the handler that started them; `drain` waits for them."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -110,7 +110,7 @@ class Background:
         return task
 
     def detach(self, work: Coroutine[Any, Any, _T], purpose: str) -> asyncio.Task[_T]:
-        """Start work that nobody waits for: a failure is logged."""
+        """Start work that nobody waits for; a failure is logged."""
         task = self.start(work)
 
         def tell(ended: asyncio.Task[_T]) -> None:
@@ -121,16 +121,16 @@ class Background:
         return task
 
     async def shielded(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Wait for `work`, which goes on when the waiting is cancelled."""
+        """Wait for `work`; cancelling the wait does not cancel the work."""
         return await asyncio.shield(self.start(work))
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # told to whoever waits; a failure that nobody waits for was logged where it happened
+            task.exception()  # mark it as retrieved: waiters get it as well, or `detach` logged it
 
     async def drain(self, timeout: float) -> None:
-        """Wait for what is under way, at most `timeout` seconds; then cancel the rest and let it undo what it can."""
+        """Wait at most `timeout` seconds for the tasks; then cancel the rest and give them time to undo their work."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
         for task in self._tasks:

@@ -9,18 +9,18 @@ if TYPE_CHECKING:
 
 
 def pod_name(config: SandboxConfig) -> str:
-    """namespace/name/uid/attempt."""
+    """Return namespace/name/uid/attempt."""
     metadata = config.metadata
     return f"{metadata.namespace}/{metadata.name}/{metadata.uid}/{metadata.attempt}"
 
 
 def of_sandbox(sandbox: Sandbox) -> dict[str, object]:
-    """Fields of a line about a sandbox."""
+    """Return the fields of a log line about a sandbox."""
     return {"sandbox": sandbox.id, "pod": pod_name(sandbox.config)}
 
 
 def of_container(container: Container) -> dict[str, object]:
-    """Fields of a line about a container."""
+    """Return the fields of a log line about a container."""
     return {
         "container": container.id,
         "container_name": container.config.metadata.name,

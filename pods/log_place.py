@@ -1,4 +1,4 @@
-"""The file that a container's log begins in."""
+"""Creates a container's log file and the directories above it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from runtime.logs.place import make_directory, open_to_append
 
 
 def trusted(log_directory: str) -> str:
-    """The directory above a pod's logs up to which links are followed.
+    """Return the directory above a pod's logs, up to which symbolic links are followed.
 
-    kubelet's log_directory is /var/log/pods/NAMESPACE_NAME_UID. What is above, the administrator may have elsewhere.
-    The pod's own directory and what is in it is made by kubelet and crisp, who make no links.
+    kubelet's log_directory is /var/log/pods/NAMESPACE_NAME_UID. The administrator may have moved its parents elsewhere
+    by links. The pod's own directory and what is in it are made by kubelet and crisp, which make no links.
     """
     return os.path.dirname(os.path.normpath("/" + log_directory.lstrip("/")))
 
 
 def make_log_directory(log_directory: str) -> None:
-    """Make a pod's directory of logs and missing ones above it. Raises InvalidArgument."""
+    """Make a pod's log directory and its missing parents. Raises InvalidArgument."""
     above = trusted(log_directory)
     try:
         make_directories(above)
@@ -30,7 +30,7 @@ def make_log_directory(log_directory: str) -> None:
 
 
 def make_log(path: str, log_directory: str) -> None:
-    """Make the file and missing directories above it, or see that it can be written. Raises PodError with the path."""
+    """Make the file and its missing parents, or check that it is writable. Raises PodError with the path."""
     above = trusted(log_directory)
     try:
         make_directories(above)

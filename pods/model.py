@@ -1,7 +1,7 @@
-"""The typed values of pods and containers: what was asked for, and what is.
+"""The typed values of pods and containers: what a client asked for, and the present state.
 
-`*Config` values are what a client asked for, validated at the door and never changed after. They are stored as JSON
-in the durable state, so a field may be added (with a default) but never renamed. The fields are those of CRI v1.
+`*Config` values are what a client asked for, validated at the door and never changed afterwards. They are stored as
+JSON, so a field may be added (with a default) but never renamed. The fields are those of CRI v1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class _Value(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class NamespaceMode(IntEnum):
-    """With whom a namespace is shared (CRI `NamespaceMode`)."""
+    """Who shares a namespace (CRI `NamespaceMode`)."""
 
     POD = 0
     CONTAINER = 1
@@ -25,7 +25,7 @@ class NamespaceMode(IntEnum):
 
 
 class Propagation(IntEnum):
-    """How mounts made under a volume travel between host and container (CRI `MountPropagation`)."""
+    """How later mounts under a volume propagate between host and container (CRI `MountPropagation`)."""
 
     PRIVATE = 0
     HOST_TO_CONTAINER = 1
@@ -40,7 +40,7 @@ class GroupsPolicy(IntEnum):
 
 
 class ProfileType(IntEnum):
-    """Where a seccomp or AppArmor profile comes from (CRI `SecurityProfile.ProfileType`)."""
+    """The source of a seccomp or AppArmor profile (CRI `SecurityProfile.ProfileType`)."""
 
     RUNTIME_DEFAULT = 0
     UNCONFINED = 1
@@ -59,7 +59,7 @@ class CgroupMountMode(IntEnum):
 class SecurityProfile(_Value, frozen=True):
     type: ProfileType
     localhost_ref: str = ""
-    oci_ref: str = ""  # of an OCI profile, with its digest
+    oci_ref: str = ""  # the reference of an OCI profile, with its digest
     base: str = ""  # the file of an OCI profile's base, "" for the runtime's default profile
 
 
@@ -81,7 +81,7 @@ class NamespaceOptions(_Value, frozen=True):
     ipc: NamespaceMode = NamespaceMode.POD
     target_id: str = ""
     userns: UserNamespace | None = None
-    cgroup: NamespaceMode | None = None  # CONTAINER or NODE, of a container only; None is crisp's choice
+    cgroup: NamespaceMode | None = None  # only for containers: CONTAINER, NODE, or None to let crisp choose
 
 
 class Resources(_Value, frozen=True):
@@ -174,7 +174,7 @@ class Mount(_Value, frozen=True):
     gid_mappings: tuple[IDMapping, ...] = ()
     image: ImageSpec | None = None
     image_sub_path: str = ""
-    mount_options: tuple[str, ...] = ()  # flags beside the other members': "noexec", "nodev", "nosuid"
+    mount_options: tuple[str, ...] = ()  # additional flags: "noexec", "nodev", "nosuid"
 
 
 class Device(_Value, frozen=True):
@@ -229,7 +229,7 @@ class ContainerConfig(_Value, frozen=True):
     tty: bool = False
     resources: Resources = msgspec.field(default_factory=Resources)
     security: ContainerSecurity = msgspec.field(default_factory=ContainerSecurity)
-    stop_signal: str = ""  # "SIGTERM", "SIGRTMIN+3"; "" means the image's, then SIGTERM
+    stop_signal: str = ""  # "SIGTERM", "SIGRTMIN+3"; "" means the image's, or else SIGTERM
 
 
 class SandboxState(Enum):
@@ -238,7 +238,7 @@ class SandboxState(Enum):
 
 
 class ContainerState(Enum):
-    """How they follow each other is drawn in `pods.state.transitions`."""
+    """The states of a container. `pods.state.transitions` draws the transitions."""
 
     CREATED = "created"
     RUNNING = "running"
@@ -246,7 +246,7 @@ class ContainerState(Enum):
 
 
 class ContainerUser(_Value, frozen=True):
-    """The numeric identity a container's first process has."""
+    """The numeric identity of a container's first process."""
 
     uid: int = 0
     gid: int = 0
@@ -254,7 +254,7 @@ class ContainerUser(_Value, frozen=True):
 
 
 class Sandbox(_Value, frozen=True):
-    """A pod sandbox as it is. Times are nanoseconds since the epoch."""
+    """A pod sandbox in its present state. Times are nanoseconds since the epoch."""
 
     id: str
     config: SandboxConfig
@@ -264,20 +264,20 @@ class Sandbox(_Value, frozen=True):
     ips: tuple[str, ...] = ()  # the default network's addresses, in the plugins' order
     netns: str = ""  # path of the pinned network namespace; "" on the host's network
     infra_pid: int = 0
-    cgroup_driver: str = "cgroupfs"  # that of the daemon which made it: its cgroups keep their places
-    overhead: Resources | None = None  # what UpdatePodSandboxResources told last; None: what the configuration says
+    cgroup_driver: str = "cgroupfs"  # the driver at the pod's creation: its cgroups stay where they are
+    overhead: Resources | None = None  # from the last UpdatePodSandboxResources; None: as in `config`
     resources: Resources | None = None
 
 
 class MountedImage(_Value, frozen=True):
-    """An image that a container has as a volume, by the index of its mount."""
+    """An image mounted in a container as a volume, with the index of its mount."""
 
     mount: int
     image_id: str
 
 
 class Container(_Value, frozen=True):
-    """A container as it is. Times are nanoseconds since the epoch, 0 for "not yet"."""
+    """A container in its present state. Times are nanoseconds since the epoch, 0 for "not yet"."""
 
     id: str
     sandbox_id: str
@@ -295,14 +295,14 @@ class Container(_Value, frozen=True):
     exit_code: int = 0
     reason: str = ""  # "Completed", "Error", "OOMKilled", "StartError"
     message: str = ""
-    updated: Resources | None = None  # the limits since UpdateContainerResources changed them
+    updated: Resources | None = None  # limits from the last UpdateContainerResources
     mounted_images: tuple[MountedImage, ...] = ()
-    checkpoint: str = ""  # the directory of criu's images that it is started from
-    checkpoint_image_id: str = ""  # the image that the directory is of, if it is of one
+    checkpoint: str = ""  # the directory of criu images to restore it from
+    checkpoint_image_id: str = ""  # the container image that the directory came from, if any
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The ids of all images that must stay as long as the container, as often as it uses them."""
+        """Return the ids of all images to keep while the container exists; an id appears once for each use."""
         own = tuple(filter(None, (self.image_id, self.checkpoint_image_id)))
         return *own, *(mounted.image_id for mounted in self.mounted_images)
 

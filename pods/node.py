@@ -1,4 +1,4 @@
-"""The node: the one object that the door talks to."""
+"""The node: the only object of `pods` that `cri` talks to."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _CLOSE_SECONDS = 10.0
 
 
 class Node:
-    """Sandboxes, containers, images and network of one machine. All methods may be cancelled; none is torn by it."""
+    """The sandboxes, containers, images and network of one machine. A cancelled method leaves nothing half done."""
 
     def __init__(self, settings: NodeSettings, images: ImageStore, network: Network) -> None:
         self.settings = settings
@@ -56,7 +56,7 @@ class Node:
         self.events = self._state.events
         self.gate = self._state.gate
         self.trace_start = settings.trace_start
-        self.step_reports: list[StepReport] = []  # told of each step of a start
+        self.step_reports: list[StepReport] = []  # each is called for each step of a start
         self.stats = Stats(self._state)
         self._cgroups = Cgroups(settings.cgroup_driver)
         self._shims = Shims(settings, self._cgroups, self._exited, self._lost)
@@ -81,9 +81,9 @@ class Node:
 
     @classmethod
     async def open(cls, settings: NodeSettings, around: Around | None = None) -> Node:
-        """Open the stores and the network, start the zygote, find again what an earlier daemon left.
+        """Open the stores and the network, start the zygote, and recover what an earlier daemon left.
 
-        `around` is entered around the runs of network plugins and the parts of pulls.
+        `around` is entered around each run of a network plugin and each part of a pull.
         """
         async with contextlib.AsyncExitStack() as undo:
             pinned = [settings.pause_image] if settings.pause_image else []
@@ -110,7 +110,7 @@ class Node:
             return node
 
     async def close(self) -> None:
-        """Let go; containers and shims live on."""
+        """Release everything; containers and shims live on."""
         await self._background.drain(_CLOSE_SECONDS)
         self._shims.close()
         await self._cgroups.close()
@@ -121,7 +121,7 @@ class Node:
 
     @property
     def plugins(self) -> Plugins | None:
-        """What is told of pods and may change containers; None when nothing is."""
+        """The NRI plugins, which hear of pods and may change containers; None when none is connected."""
         return self._state.plugins
 
     @plugins.setter
@@ -133,10 +133,10 @@ class Node:
 
     def _lost(self, sandbox_id: str) -> None:
         lost = self._recovery.sandbox_lost(sandbox_id)
-        self._background.detach(lost, f"take note of the loss of pod sandbox {sandbox_id}")
+        self._background.detach(lost, f"record the loss of pod sandbox {sandbox_id}")
 
     def shim_count(self) -> int:
-        """How many shims the node is connected to."""
+        """Return how many shims the node is connected to."""
         return len(self._shims)
 
     def _trace(self, operation: str) -> Trace:
@@ -161,19 +161,19 @@ class Node:
         await self._resources.update_sandbox(sandbox_id, overhead, resources)
 
     def sandbox(self, sandbox_id: str) -> Sandbox:
-        """By id or unique prefix. Raises NotFound."""
+        """Look up a sandbox by id or unique prefix. Raises NotFound."""
         return self._state.find_sandbox(sandbox_id).sandbox
 
     def ready_sandbox(self, sandbox_id: str) -> Sandbox:
-        """The same. Raises FailedPrecondition unless it is ready."""
+        """Look up a ready sandbox. Raises NotFound, FailedPrecondition if it is not ready."""
         return self._state.ready_sandbox(sandbox_id)
 
     def sandboxes(self) -> list[Sandbox]:
-        """All but those that are being undone."""
+        """Return all sandboxes except unfinished ones."""
         return [record.sandbox for record in self._state.sandboxes.values() if record.finished]
 
     def sandbox_info(self, sandbox_id: str) -> dict[str, Any]:
-        """What `crictl inspectp` shows beside the status."""
+        """Return what `crictl inspectp` shows beside the status."""
         return information.of_sandbox(self._state.find_sandbox(sandbox_id), self.settings)
 
     # -- containers ---------------------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class Node:
         await self._resources.update_container(container_id, wanted)
 
     async def update_container_for_plugin(self, container_id: str, wanted: Resources) -> None:
-        """The same without asking plugins, for one that wants it."""
+        """Update a container at a plugin's request, without asking the plugins."""
         await self._resources.update_for_plugin(container_id, wanted)
 
     async def checkpoint_container(self, container_id: str, location: str, timeout: int) -> None:
@@ -208,7 +208,7 @@ class Node:
     async def checkpoint_sandbox(
         self, sandbox_id: str, output: Path, container_ids: Sequence[str], seconds: float
     ) -> None:
-        """All those containers as of one moment, within `seconds`, into an empty directory."""
+        """Checkpoint the containers as of one instant, within `seconds`, into an empty directory."""
         await self._pod_checkpoints.checkpoint(sandbox_id, output, container_ids, seconds)
 
     async def restore_sandbox(
@@ -219,37 +219,37 @@ class Node:
         containers: Sequence[ContainerConfig],
         seconds: float,
     ) -> tuple[str, dict[str, str]]:
-        """A pod with created containers that go on from a checkpoint; its id, and theirs by name."""
+        """Create a pod and containers that will resume from a checkpoint. Returns its id, and theirs by name."""
         trace = self._trace("restore pod sandbox")
         restored = await self._pod_checkpoints.restore(directory, config, handler, containers, seconds, trace)
         trace.finish(restored[0])
         return restored
 
     def container(self, container_id: str) -> Container:
-        """By id or unique prefix. Raises NotFound."""
+        """Look up a container by id or unique prefix. Raises NotFound."""
         return self._state.find_container(container_id).container
 
     def running_container(self, container_id: str) -> Container:
-        """The same. Raises FailedPrecondition unless it runs."""
+        """Look up a running container. Raises NotFound, FailedPrecondition if it does not run."""
         return self._state.running_container(container_id)
 
     def containers(self) -> list[Container]:
         return [record.container for record in self._state.containers.values()]
 
     def container_info(self, container_id: str) -> dict[str, Any]:
-        """What `crictl inspect` shows beside the status."""
+        """Return what `crictl inspect` shows beside the status."""
         container = self._state.find_container(container_id).container
         record = self._state.sandboxes.get(container.sandbox_id)
         return information.of_container(container, record.sandbox if record else None, self.settings)
 
     async def exec_sync(self, container_id: str, argv: Sequence[str], timeout: float) -> ExecResult:
-        """Run a command in a running container; `timeout` in seconds, 0 for none."""
+        """Run a command in a running container. `timeout` is in seconds, 0 for none."""
         return await exec_sync(self._state, self._shims, container_id, argv, timeout)
 
     async def open_exec(
         self, container_id: str, argv: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
     ) -> StreamSession:
-        """Run a command in a running container, with the streams that are wanted."""
+        """Start a command in a running container and open the requested streams."""
         streams = (stdin, stdout, stderr)
         return await open_exec(self._state, self._shims, container_id, argv, tty=tty, streams=streams)
 
@@ -260,7 +260,7 @@ class Node:
         return await open_attach(self._state, self._shims, container_id, (stdin, stdout, stderr))
 
     async def open_port(self, sandbox_id: str, port: int) -> socket.socket:
-        """A non-blocking connection to a TCP port on the loopback of a ready sandbox's network."""
+        """Connect to a TCP port on the loopback of a ready sandbox's network. Returns a non-blocking socket."""
         return await open_port(self._state, self._shims, sandbox_id, port)
 
     async def reopen_log(self, container_id: str) -> None:
@@ -268,5 +268,5 @@ class Node:
 
     @property
     def user_namespaces(self) -> bool:
-        """Whether pods can have user namespaces: it was tried at the start."""
+        """Whether pods can have user namespaces, tried when the daemon started."""
         return not self._shims.idmap_refusal

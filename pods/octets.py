@@ -1,8 +1,8 @@
-"""Bytes that are no text, as Kubernetes lets values of environment variables be.
+"""Represents bytes that are not UTF-8 in strings: Kubernetes allows them in values of environment variables.
 
-They are kept in strings as Python keeps such names of files (PEP 383): each byte that is not UTF-8 is a lone surrogate,
-U+DC80 to U+DCFF, which no text has. JSON writes those as escapes ("\\udcff"), so config.json and records stay ASCII,
-and the kernel is given the bytes again. Other readers of JSON see U+FFFD there.
+They use Python's encoding for file names (PEP 383): each byte that is not UTF-8 becomes a lone surrogate, U+DC80 to
+U+DCFF, which no valid text contains. JSON writes those as escapes ("\\udcff"), so config.json and records stay ASCII,
+and the kernel gets the original bytes. Other readers of JSON see U+FFFD there.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 def text_of(octets: bytes) -> str:
-    """The string that stands for the bytes."""
+    """Decode bytes into the string that represents them."""
     return octets.decode(errors="surrogateescape")
 
 
 def octets_of(text: str) -> bytes:
-    """The bytes that a string stands for."""
+    """Encode a string into the bytes that it represents."""
     return text.encode(errors="surrogateescape")
 
 
 def shown(text: str) -> str:
-    """A string to look at: bytes that are not UTF-8 are written as "\\xff"."""
+    """Make a string printable: bytes that are not UTF-8 become "\\xff"."""
     return text if text.isascii() else octets_of(text).decode(errors="backslashreplace")
 
 
 def all_shown(document: Any) -> Any:
-    """A JSON document with all of its strings so."""
+    """Apply `shown` to every string of a JSON document."""
     if isinstance(document, str):
         return shown(document)
     if isinstance(document, dict):
@@ -42,7 +42,7 @@ def all_shown(document: Any) -> Any:
 
 
 def encode(record: msgspec.Struct) -> str:
-    """A record as JSON. msgspec, which is many times faster, takes text only."""
+    """Encode a record as JSON: with msgspec, which is many times faster but accepts valid text only, or else json."""
     try:
         return msgspec.json.encode(record).decode()
     except UnicodeEncodeError:
@@ -50,7 +50,7 @@ def encode(record: msgspec.Struct) -> str:
 
 
 def decode(body: str, type: type[_T]) -> _T:
-    """The record that `encode` wrote. Raises msgspec.DecodeError."""
+    """Decode a record that `encode` wrote. Raises msgspec.DecodeError."""
     try:
         return msgspec.json.decode(body, type=type)
     except msgspec.DecodeError as error:

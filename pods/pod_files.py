@@ -1,7 +1,7 @@
-"""Where a pod has its /etc/hostname, /etc/hosts and /etc/resolv.conf: a small file system of its own.
+"""Mounts a small tmpfs for a pod's /etc/hostname, /etc/hosts and /etc/resolv.conf.
 
-Containers may write to them, and what they write is in no container's writable layer: on the host's /run it would
-take the machine's memory without a bound (CVE-2020-8557). It is mounted until the pod is stopped, whatever crispd does.
+Containers may write to these files, and no writable layer counts those bytes: directly on the host's /run they could
+fill the machine's memory (CVE-2020-8557). The tmpfs stays mounted until the pod is stopped, also when crispd ends.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _INODES: Final = 8  # the directory, three files, and some for editors that writ
 
 
 def make(sandbox_dir: Path, more: int) -> Path:
-    """Make a pod's place for its files, with room for `more` bytes than usual. Raises RuntimeCoreError."""
+    """Mount the tmpfs for a pod's files, with room for `more` bytes beyond the usual. Raises RuntimeCoreError."""
     place = sandbox_dir / _NAME
     options = {"source": "crisp-etc", "mode": "0755", "size": str(_ROOM + more), "nr_inodes": str(_INODES)}
     with failing("mount `tmpfs` on", str(place)):
         mount_tmpfs(str(place), options)
-    for name in NAMES:  # for people, who look for them where they were
+    for name in NAMES:  # for people who look for them at the old path
         (sandbox_dir / name).symlink_to(f"{_NAME}/{name}")
     return place
 
 
 def place(sandbox_dir: Path) -> Path:
-    """Where a pod has its files; those of an earlier crisp have them in their state directory itself."""
+    """Return the directory of a pod's files. Pods of an earlier crisp have them directly in their state directory."""
     own = sandbox_dir / _NAME
     return own if own.is_dir() else sandbox_dir
 
 
 def unmount(sandbox_dir: Path) -> None:
-    """Let go of the files; nothing there is fine. Raises OSError."""
+    """Unmount the tmpfs, if it is mounted. Raises OSError."""
     unmount_if_mounted(str(sandbox_dir / _NAME))

@@ -1,8 +1,8 @@
-"""What one text of a request may look like, whatever the rest of the request says.
+"""Rules for single strings of a request, independent of its other fields.
 
-The doors hold texts against these, CRI's messages in `cri/convert` and plugins' in `cri/nri`, and name the field in
-words of their own; what is below the doors trusts them. Where the kernel has a language it is the kernel's: digits are
-ASCII's. What only the machine can tell (which processors are online, which sizes of pages there are) is not here.
+The doors (`cri/convert` for CRI, `cri/nri` for plugins) check strings against these rules and name the field in their
+errors; the code below the doors trusts them. Where the kernel defines the syntax the rule is the kernel's: digits are
+ASCII. What depends on the machine (online CPUs, page sizes) is not checked here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from linux.tables import CAPABILITIES
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a whole text must look like."""
+    """What a whole string must look like."""
 
     pattern: re.Pattern[str]
     expected: str  # completes the sentence "must be ..."
@@ -25,10 +25,10 @@ class Form:
         return self.pattern.fullmatch(text) is not None
 
 
-# cpuset(7), "List format": of CPUs and of memory nodes.
+# cpuset(7), "List format", for CPUs and memory nodes.
 CPU_LIST: Final = Form(re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*"), "a list such as 0-3,6")
 PAGE_SIZE: Final = Form(re.compile(r"[1-9][0-9]{0,8}[KMG]B"), "a size such as 2MB")
-# It becomes the name of a file in a cgroup's directory: it must not lead out of there.
+# It becomes a file name in a cgroup's directory and must not lead out of it.
 CGROUP_FILE: Final = Form(
     re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_-]+)+"), "the name of a cgroup v2 file such as memory.high"
 )
@@ -46,29 +46,29 @@ CDI_DEVICE: Final = Form(
     re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*=[A-Za-z0-9][A-Za-z0-9._:-]*"),
     "of the form vendor/class=device",
 )
-PINNED: Final = Form(  # of what is pulled once and for all
+PINNED: Final = Form(  # a pull of it always gives the same content
     re.compile(r"[^\s@]+@[a-z0-9+._-]+:[0-9a-f]{32,}"), "a reference with its digest: registry/name@sha256:..."
 )
 OOM_SCORES: Final = (-1000, 1000)  # proc_pid_oom_score_adj(5)
-UNLIMITED: Final = -1  # as a limit of memory or of processor time
+UNLIMITED: Final = -1  # as a limit of memory or CPU time
 BELOW_ROOT: Final = "an absolute path below '/' without '..'"
-LOCALHOST: Final = "localhost/"  # before the name of a profile that is on the node
+LOCALHOST: Final = "localhost/"  # prefix of a profile on the node's disk
 PATH_BYTES: Final = 4095  # PATH_MAX without its NUL
 _COMPONENT_BYTES: Final = 255  # NAME_MAX
 
 
 def is_text(text: str) -> bool:
-    """Whether the kernel can be given it."""
+    """Return whether a string can be passed to the kernel: it has no NUL."""
     return "\0" not in text
 
 
 def is_variable(name: str) -> bool:
-    """Whether a variable of an environment can have that name."""
+    """Return whether an environment variable can have this name."""
     return bool(name) and "=" not in name and is_text(name)
 
 
 def fault_of_path(path: str) -> str:
-    """Why the kernel would find a path too long, "" if it does not."""
+    """Return why the kernel would reject a path as too long; "" if it would not."""
     encoded = path.encode(errors="surrogateescape")
     if len(encoded) > PATH_BYTES:
         return f"is longer than {PATH_BYTES} bytes"
@@ -78,22 +78,22 @@ def fault_of_path(path: str) -> str:
 
 
 def stays_inside(path: str) -> bool:
-    """Whether it leads nowhere but below what it is joined to."""
+    """Return whether a relative path stays below what it is joined to."""
     return ".." not in path.split("/")
 
 
 def names_file(path: str) -> bool:
-    """Whether its end is the name of something, which a file can have."""
+    """Return whether the path's last component can be a file's name."""
     return path.rpartition("/")[2] not in ("", ".")
 
 
 def is_below_root(path: str) -> bool:
-    """Whether it is absolute, has no "..", and is not the root itself: where something can be put in a container."""
+    """Return whether a path is absolute, has no "..", and is not the root: a valid mount point in a container."""
     return path.startswith("/") and stays_inside(path) and any(part not in ("", ".") for part in path.split("/"))
 
 
 def capability(name: str) -> str:
-    """The kernel's name of a capability that is spelled as CRI lets one, or "ALL"; "" for none."""
+    """Return the kernel's name of a capability in any of CRI's spellings, or "ALL"; "" if there is none."""
     upper = name.upper()
     full = upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
     return full if full == "ALL" or full in CAPABILITIES else ""

@@ -1,4 +1,4 @@
-"""What the node is told by the configuration, and where it keeps things."""
+"""The node's settings from the configuration, and the paths where it stores things."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of a start goes: named steps, for the log (`crispd --trace-start`), metrics and traces."""
+"""Measures the steps of a start, for the log (`crispd --trace-start`), metrics and traces."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _log = logging.getLogger("crisp.trace")
 
 # Operation, step, begin and end in nanoseconds of CLOCK_MONOTONIC.
 StepReport = Callable[[str, str, int, int], None]
-# Entered around a part of a call: its name, and attributes.
+# Entered around a part of a call, with its name and attributes.
 Around = Callable[[str, Mapping[str, str]], AbstractContextManager[object]]
 
 
 class Trace:
-    """A list of steps; costs nothing when off."""
+    """The steps of one operation; costs nothing when off."""
 
     __slots__ = ("_begun", "_log_it", "_name", "_reports", "_steps", "on")
 
@@ -33,11 +33,11 @@ class Trace:
             self._steps.append((name, time.monotonic_ns()))
 
     def add(self, steps: Iterable[tuple[str, int]]) -> None:
-        """Steps that another process noted by the same clock (CLOCK_MONOTONIC, nanoseconds)."""
+        """Add steps that another process measured with the same clock (CLOCK_MONOTONIC, nanoseconds)."""
         self._steps.extend(steps)
 
     def finish(self, object_id: str) -> None:
-        """Log each step's own duration and the whole, in milliseconds, and report the steps."""
+        """Log the duration of each step and of the whole, in milliseconds, and report the steps."""
         if not self.on:
             return
         last = self._begun

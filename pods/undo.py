@@ -1,4 +1,4 @@
-"""Undoings by name: each step that makes something registers how to take it away again."""
+"""Named clean-ups: each step that makes something registers how to remove it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from pods.errors import PodError
 from runtime.errors import RuntimeCoreError
 
 _log: Final = logging.getLogger("crisp.pods")
-_EXPECTED: Final = (PodError, RuntimeCoreError, NetworkError, OSError)  # any other is a fault of ours
+_EXPECTED: Final = (PodError, RuntimeCoreError, NetworkError, OSError)  # others are bugs: log a traceback
 _P = ParamSpec("_P")
 
 
 class Undo:
-    """Runs what was registered, the last first, when its block ends, unless `discard` was called before.
+    """Runs the registered clean-ups, last first, when its block ends, unless `discard` was called.
 
-    The log names each undoing that runs. One that fails is logged and keeps no other from running: what is raised is
+    Each one is logged by name. One that fails is logged and does not keep the others from running; what is raised is
     what ended the block.
     """
 
     def __init__(self, fields: Mapping[str, object]) -> None:
-        """`fields` tell in the log what is undone."""
+        """`fields` identify the object in log lines."""
         self._fields = fields
-        self.failed = False  # whether one of those that ran did not succeed
+        self.failed = False  # whether a clean-up failed
         self._stack = contextlib.AsyncExitStack()
 
     def register(
         self, name: str, undoing: Callable[_P, Awaitable[object] | object], *args: _P.args, **kwargs: _P.kwargs
     ) -> None:
-        """`name` completes "undo: ..." in the log."""
+        """Add a clean-up. `name` completes "undo: ..." in the log."""
 
         async def run() -> None:
             _log.info("undo: %s", name, extra=self._fields)
@@ -52,7 +52,7 @@ class Undo:
         self._stack.push_async_callback(run)
 
     def discard(self) -> None:
-        """What was made stays."""
+        """Keep what was made: run no clean-up."""
         self._stack.pop_all()
 
     async def __aenter__(self) -> Undo:

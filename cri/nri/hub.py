@@ -24,7 +24,7 @@ from cri.version import crisp_version
 from pods import bundle, log_fields
 from pods.errors import PodError
 from pods.oci.cdi import add_edits, find_edits
-from pods.state.plugins import Moment
+from pods.state.plugins import PluginEvent
 
 if TYPE_CHECKING:
     from pods.model import Container, Resources, Sandbox
@@ -36,28 +36,28 @@ _VALIDATE: Final = "ValidateContainerAdjustment"
 _FAILED_PRECONDITION: Final = 9
 
 _EVENTS: Final = {
-    Moment.RUN_SANDBOX: nri.RUN_POD_SANDBOX,
-    Moment.POST_UPDATE_SANDBOX: nri.POST_UPDATE_POD_SANDBOX,
-    Moment.STOP_SANDBOX: nri.STOP_POD_SANDBOX,
-    Moment.REMOVE_SANDBOX: nri.REMOVE_POD_SANDBOX,
-    Moment.POST_CREATE: nri.POST_CREATE_CONTAINER,
-    Moment.START: nri.START_CONTAINER,
-    Moment.POST_START: nri.POST_START_CONTAINER,
-    Moment.POST_UPDATE: nri.POST_UPDATE_CONTAINER,
-    Moment.STOP: nri.STOP_CONTAINER,
-    Moment.REMOVE: nri.REMOVE_CONTAINER,
+    PluginEvent.RUN_SANDBOX: nri.RUN_POD_SANDBOX,
+    PluginEvent.POST_UPDATE_SANDBOX: nri.POST_UPDATE_POD_SANDBOX,
+    PluginEvent.STOP_SANDBOX: nri.STOP_POD_SANDBOX,
+    PluginEvent.REMOVE_SANDBOX: nri.REMOVE_POD_SANDBOX,
+    PluginEvent.POST_CREATE: nri.POST_CREATE_CONTAINER,
+    PluginEvent.START: nri.START_CONTAINER,
+    PluginEvent.POST_START: nri.POST_START_CONTAINER,
+    PluginEvent.POST_UPDATE: nri.POST_UPDATE_CONTAINER,
+    PluginEvent.STOP: nri.STOP_CONTAINER,
+    PluginEvent.REMOVE: nri.REMOVE_CONTAINER,
 }
-_REMOVALS: Final = (Moment.REMOVE_SANDBOX, Moment.REMOVE)
+_REMOVALS: Final = (PluginEvent.REMOVE_SANDBOX, PluginEvent.REMOVE)
 _EVERYTHING: Final = (1 << nri.LAST - 1) - 1  # for a plugin that does not say what it wants to hear of
 
 _log = logging.getLogger("crisp.nri")
 
 
 @dataclass(slots=True)
-class _Event:
+class _Notification:
     """What plugins are told of, and how, once that is known."""
 
-    moment: Moment
+    event: PluginEvent
     sandbox: Sandbox
     container: Container | None = None
     document: dict[str, Any] | None = None  # the container's config.json, if it has no bundle any more
@@ -100,61 +100,61 @@ class Hub:
 
     # -- the seam -----------------------------------------------------------------------------------------------------
 
-    async def happens(self, moment: Moment, sandbox: Sandbox, container: Container | None = None) -> None:
+    async def happens(self, event: PluginEvent, sandbox: Sandbox, container: Container | None = None) -> None:
         """Tell the plugins that asked for it, one after the other. Raises PodError when one of them objects."""
-        event = _Event(moment, sandbox, container)
-        for plugin in self._hearing(event):
-            await self._tell(plugin, event)
+        note = _Notification(event, sandbox, container)
+        for plugin in self._hearing(note):
+            await self._tell(plugin, note)
 
     async def happened(
         self,
-        moment: Moment,
+        event: PluginEvent,
         sandbox: Sandbox,
         container: Container | None = None,
         document: dict[str, Any] | None = None,
     ) -> None:
         """Tell all plugins that asked for it. An objection is logged and ignored."""
-        event = _Event(moment, sandbox, container, document)
-        for plugin in self._hearing(event):
-            await self._tell_past(plugin, event)
+        note = _Notification(event, sandbox, container, document)
+        for plugin in self._hearing(note):
+            await self._tell_past(plugin, note)
 
-    async def _tell_past(self, plugin: Plugin, event: _Event) -> None:
+    async def _tell_past(self, plugin: Plugin, note: _Notification) -> None:
         try:
-            await self._tell(plugin, event)
+            await self._tell(plugin, note)
         except PodError as error:
-            of = event.container
-            fields = log_fields.of_container(of) if of is not None else log_fields.of_sandbox(event.sandbox)
+            of = note.container
+            fields = log_fields.of_container(of) if of is not None else log_fields.of_sandbox(note.sandbox)
             _log.error("plugin objected to an event that cannot be undone", extra=fields | {"error": error})
 
-    def _hearing(self, event: _Event) -> Iterator[Plugin]:
+    def _hearing(self, note: _Notification) -> Iterator[Plugin]:
         """Those to tell, each when it is its turn: it knows a pod from then on, and nothing of what is removed."""
-        of = (event.container or event.sandbox).id
+        of = (note.container or note.sandbox).id
         for plugin in list(self._plugins):
-            if event.moment is Moment.RUN_SANDBOX:
+            if note.event is PluginEvent.RUN_SANDBOX:
                 plugin.known.add(of)
             elif of not in plugin.known:
                 continue
-            if event.moment in _REMOVALS:
+            if note.event in _REMOVALS:
                 plugin.known.discard(of)
-            if plugin.wants(_EVENTS[event.moment]):
+            if plugin.wants(_EVENTS[note.event]):
                 yield plugin
 
-    async def _tell(self, plugin: Plugin, event: _Event) -> None:
-        method = event.moment.value
-        if event.described is None:
-            event.described = self._described(event)
+    async def _tell(self, plugin: Plugin, note: _Notification) -> None:
+        method = note.event.value
+        if note.described is None:
+            note.described = self._described(note)
         with asking(plugin, method):
-            answer = await self._call(plugin, method, _EVENTS[event.moment], *event.described)
+            answer = await self._call(plugin, method, _EVENTS[note.event], *note.described)
             if isinstance(answer, nri.StopContainerResponse) and answer.update:
                 updates = Updates()
                 updates.add(plugin.name, list(answer.update), [])
                 self._start(self._apply_later(plugin, updates))  # its container's lock is held just now
 
-    def _described(self, event: _Event) -> tuple[nri.PodSandbox, nri.Container | None]:
-        pod, container = describe.pod(event.sandbox), event.container
+    def _described(self, note: _Notification) -> tuple[nri.PodSandbox, nri.Container | None]:
+        pod, container = describe.pod(note.sandbox), note.container
         if container is None:
             return pod, None
-        document = self._document(container) if event.document is None else event.document
+        document = self._document(container) if note.document is None else note.document
         return pod, describe.container(container, document)
 
     async def _call(
@@ -378,10 +378,10 @@ class Hub:
         pods = {sandbox.id: sandbox for sandbox in sandboxes}
         for container in containers:
             if container.id in gone and container.sandbox_id in pods and plugin.wants(nri.REMOVE_CONTAINER):
-                await self._tell_past(plugin, _Event(Moment.REMOVE, pods[container.sandbox_id], container))
+                await self._tell_past(plugin, _Notification(PluginEvent.REMOVE, pods[container.sandbox_id], container))
         for sandbox in sandboxes:
             if sandbox.id in gone and plugin.wants(nri.REMOVE_POD_SANDBOX):
-                await self._tell_past(plugin, _Event(Moment.REMOVE_SANDBOX, sandbox))
+                await self._tell_past(plugin, _Notification(PluginEvent.REMOVE_SANDBOX, sandbox))
 
     async def _synchronize(
         self, plugin: Plugin, sandboxes: Sequence[Sandbox], found: Sequence[Container]

@@ -1,1 +1,1 @@
-"""The cgroups of pods: where they are, and who makes them."""
+"""The cgroups of pods: their paths, and the drivers that make them."""

@@ -1,7 +1,7 @@
-"""Who makes the cgroups of pods: crisp by the file system, or systemd.
+"""The cgroup drivers: cgroups of pods are made through the file system or by systemd.
 
-One driver is the daemon's, for the pods that it makes. A pod keeps the driver that it was made with when the daemon's
-changes, since its cgroups keep their places.
+The daemon's driver is for the pods that it makes. A pod keeps the driver of its creation when the daemon's changes,
+because its cgroups stay where they are.
 """
 
 from __future__ import annotations
@@ -22,36 +22,39 @@ _KILLED_SECONDS: Final = 2.0
 
 
 class CgroupDriver(Protocol):
-    """What a pod's cgroups take beside what the shims write into their files. All raises PodError.
+    """Manages a pod's cgroups, except the files in them, which the shims write. Every method raises PodError.
 
-    `hold` and `make` come with a container's creation, `update` with its new limits, `remove_pod` with the pod's end.
+    `hold` and `make` are for a container's creation, `update` for new limits, `remove_pod` for the pod's end.
     """
 
     @property
     def place_shims(self) -> Callable[[int], Awaitable[None]] | None:
-        """Puts the process that forks all shims into a cgroup for them; None where it does so itself."""
+        """Moves the process that forks all shims into a cgroup for them; None if that process does so itself."""
 
     @property
     def hold(self) -> bool:
-        """Whether `make` needs a process that holds the container's cgroup until the container's own is there."""
+        """Whether `make` needs a placeholder process to hold the cgroup until the container's own process runs."""
 
     async def open(self) -> None:
-        """Get ready now instead of at the first need."""
+        """Connect now instead of at the first use."""
 
     async def close(self) -> None: ...
 
-    async def make(self, sandbox: Sandbox, container_id: str, holder: int, resources: Mapping[str, Any]) -> None:
-        """Make the cgroup of a container of crisp's own handler; `resources` as `linux.resources` has them."""
+    async def make(self, sandbox: Sandbox, container_id: str, placeholder: int, resources: Mapping[str, Any]) -> None:
+        """Make the cgroup of a container of crisp's own handler. `resources` is its `linux.resources`.
+
+        `placeholder` is the pid of the process that holds the cgroup, 0 without one.
+        """
 
     async def update(self, sandbox: Sandbox, container_id: str, resources: Mapping[str, Any]) -> bool:
-        """Take note of all the limits after an update. True if it wrote them to the files, in its own way."""
+        """Hand over all limits after an update. Returns whether the driver wrote them to the cgroup's files."""
 
     async def remove_pod(self, sandbox: Sandbox) -> None:
-        """Remove a pod's cgroup that no kubelet has made. Best effort."""
+        """Remove a pod's cgroup that kubelet did not make. Best effort."""
 
 
 class FileSystem:
-    """Directories: the shim makes a container's with its first process, and removes it with its last."""
+    """Cgroups as directories: the shim makes a container's with its first process and removes it with its last."""
 
     place_shims: Callable[[int], Awaitable[None]] | None = None
     hold = False
@@ -63,26 +66,28 @@ class FileSystem:
 
     async def close(self) -> None: ...
 
-    async def make(self, sandbox: Sandbox, container_id: str, holder: int, resources: Mapping[str, Any]) -> None: ...
+    async def make(
+        self, sandbox: Sandbox, container_id: str, placeholder: int, resources: Mapping[str, Any]
+    ) -> None: ...
 
     async def update(self, sandbox: Sandbox, container_id: str, resources: Mapping[str, Any]) -> bool:
         return False
 
     async def remove_pod(self, sandbox: Sandbox) -> None:
         with contextlib.suppress(RuntimeCoreError):
-            self._cgroup(pod_cgroup(sandbox)).remove_if_unused()  # an older crisp's has no mark
+            self._cgroup(pod_cgroup(sandbox)).remove_if_unused()  # pods of an older crisp have no mark to go by
 
 
 class Cgroups:
-    """The cgroups of a node's pods: the drivers, and what is the same with each."""
+    """The cgroups of a node's pods: the drivers, and the operations that do not depend on them."""
 
     def __init__(self, driver: str) -> None:
         self._hierarchies: Hierarchies | None = None
         self._drivers: Mapping[str, CgroupDriver] = {CGROUPFS: FileSystem(self._cgroup), SYSTEMD: Systemd()}
-        self.driver = self._drivers[driver]  # of the pods to come
+        self.driver = self._drivers[driver]  # for new pods
 
     def of(self, sandbox: Sandbox) -> CgroupDriver:
-        """The driver that a pod was made with."""
+        """Return the driver of a pod's creation."""
         return self._drivers[sandbox.cgroup_driver]
 
     async def close(self) -> None:
@@ -90,7 +95,7 @@ class Cgroups:
             await driver.close()
 
     def kill_container(self, sandbox: Sandbox, container_id: str) -> None:
-        """End what a dead shim's container left running, and remove its cgroup. Best effort; may take seconds."""
+        """Kill what a dead shim's container left running, and remove its cgroup. Best effort; may take seconds."""
         cgroup = self._cgroup(container_cgroup(sandbox, container_id))
         if not cgroup.exists():
             return
@@ -102,18 +107,18 @@ class Cgroups:
             _log.warning("could not remove cgroup", extra={"cgroup": cgroup.path, "error": error})
 
     def has_container(self, sandbox: Sandbox, container_id: str) -> bool:
-        """Whether there is something left of a container's cgroup."""
+        """Return whether a container's cgroup still exists."""
         return self._cgroup(container_cgroup(sandbox, container_id)).exists()
 
     async def remove_pod(self, sandbox: Sandbox) -> None:
-        """Remove a pod's cgroup and those above it, as far as crisp made them and nothing is in them any more."""
+        """Remove a pod's cgroup and its parents, as long as crisp made them and they are empty."""
         if not sandbox.config.cgroup_parent:
             await self.of(sandbox).remove_pod(sandbox)
         with contextlib.suppress(RuntimeCoreError):
             self._cgroup(f"{pod_cgroup(sandbox)}/below").remove_made_parents()
 
     def remove_unused(self, path: str) -> None:
-        """Remove a cgroup if nothing is in it. Best effort."""
+        """Remove a cgroup if it is empty. Best effort."""
         with contextlib.suppress(RuntimeCoreError):
             self._cgroup(path).remove_if_unused()
 

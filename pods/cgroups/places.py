@@ -1,7 +1,6 @@
-"""Where the cgroups of a pod and of its containers are. All of this is pure.
+"""Computes the cgroup paths of pods and containers. All functions are pure.
 
-Who makes a pod's cgroups decides about their names, so there is one `Places` for each cgroup driver. A pod keeps those
-of the driver that it was made with.
+Each cgroup driver has its own naming, a `Places`. A pod keeps that of the driver at its creation.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ class Places(Protocol):
 
     @property
     def by_systemd(self) -> bool:
-        """Whether other OCI runtimes have to ask systemd for their cgroups (`--systemd-cgroup`)."""
+        """Whether other OCI runtimes must let systemd make their cgroups (`--systemd-cgroup`)."""
 
     def pod(self, sandbox_id: str, config: SandboxConfig) -> str:
-        """The cgroup that a pod's containers go into. Raises InvalidArgument for a parent that cannot be."""
+        """Return the cgroup of a pod's containers. Raises InvalidArgument for an unusable parent."""
 
     def container(self, sandbox: Sandbox, container_id: str) -> str:
-        """A container's own cgroup, under its pod's. Raises what `pod` does."""
+        """Return a container's cgroup, below its pod's. Raises InvalidArgument."""
 
     def oci_path(self, sandbox: Sandbox, container_id: str) -> str:
-        """The same as other OCI runtimes are told of it, in `linux.cgroupsPath`."""
+        """Return a container's cgroup in the form of `linux.cgroupsPath`, for other OCI runtimes."""
 
 
 class FileSystemPlaces:
-    """A directory for each container."""
+    """Places of the cgroupfs driver: a directory for each container."""
 
     by_systemd = False
 
@@ -49,7 +48,7 @@ class FileSystemPlaces:
         if parent.rstrip("/").endswith(".slice"):
             raise InvalidArgument(
                 f"{_FIELD}: {parent!r} is a systemd slice, but this runtime drives cgroups by the file system: "
-                "set `cgroupDriver: cgroupfs` in the kubelet's configuration"
+                "set `cgroupDriver: cgroupfs` in kubelet's configuration"
             )
         if not parent.startswith("/"):
             raise InvalidArgument(f"{_FIELD}: {parent!r} is not an absolute path")
@@ -63,7 +62,7 @@ class FileSystemPlaces:
 
 
 class SystemdPlaces:
-    """A scope for each container, in the pod's slice."""
+    """Places of the systemd driver: a scope for each container, in the pod's slice."""
 
     by_systemd = True
 
@@ -72,7 +71,7 @@ class SystemdPlaces:
             return slice_path(pod_slice(sandbox_id, config), _FIELD)
         except SpecError as error:
             raise InvalidArgument(
-                f"{error}, and this runtime's cgroup driver is systemd: set `cgroupDriver: systemd` in the kubelet's "
+                f"{error}, and this runtime's cgroup driver is systemd: set `cgroupDriver: systemd` in kubelet's "
                 "configuration"
             ) from error
 
@@ -89,25 +88,25 @@ _PLACES: Final[Mapping[str, Places]] = {CGROUPFS: FileSystemPlaces(), SYSTEMD: S
 
 
 def places_of(driver: str) -> Places:
-    """Those of the cgroup driver with that name."""
+    """Return the places of the cgroup driver with that name."""
     return _PLACES[driver]
 
 
 def pod_cgroup(sandbox: Sandbox) -> str:
-    """The cgroup that the pod's containers are in."""
+    """Return the cgroup of a pod's containers."""
     return places_of(sandbox.cgroup_driver).pod(sandbox.id, sandbox.config)
 
 
 def container_cgroup(sandbox: Sandbox, container_id: str) -> str:
-    """A container's own cgroup."""
+    """Return a container's cgroup."""
     return places_of(sandbox.cgroup_driver).container(sandbox, container_id)
 
 
 def pod_slice(sandbox_id: str, config: SandboxConfig) -> str:
-    """The slice that a pod's containers go into: kubelet's, which gives its whole path, else one of the pod's own."""
+    """Return the slice of a pod's containers: kubelet's (the last part of `cgroup_parent`), or one for this pod."""
     return config.cgroup_parent.rstrip("/").rpartition("/")[2] if config.cgroup_parent else f"crisp-{sandbox_id}.slice"
 
 
 def container_scope(sandbox: Sandbox, container_id: str) -> Scope:
-    """The unit that a container is for systemd."""
+    """Return a container's systemd unit."""
     return Scope(pod_slice(sandbox.id, sandbox.config), f"crisp-{container_id}.scope")

@@ -1,4 +1,4 @@
-"""The systemd cgroup driver: a scope for each container, one for the shims, and slices of pods that have none given."""
+"""The systemd cgroup driver: a scope for each container, one for the shims, and a slice for a pod without a parent."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from runtime.spec.parse import parse_resources
 from runtime.spec.values import Resources
 
 _log = logging.getLogger("crisp.pods")
-_SHIMS_SLICE: Final = "crisp-shims.slice"  # outside of every pod's: kubelet kills what it finds in a dead pod's
+_SHIMS_SLICE: Final = "crisp-shims.slice"  # outside the pods' cgroups: kubelet kills what it finds in a dead pod's
 _DEVICES: Final = Path("/proc/devices")
 
 
 class Systemd:
-    """A `CgroupDriver`. Units are asked of systemd; what is in their files is written by the shims."""
+    """A `CgroupDriver` that asks systemd for units. The shims write the cgroups' files."""
 
-    hold = True  # systemd makes no scope without a process
+    hold = True  # systemd does not make a scope without a process
 
     def __init__(self) -> None:
         self._units = SystemdUnits()
         self._pure_v2: bool | None = None
 
     async def open(self) -> None:
-        """Connect to systemd now instead of at the first need."""
+        """Connect to systemd now instead of at the first use."""
         await self._units.open()
 
     async def close(self) -> None:
         await self._units.close()
 
     async def place_shims(self, zygote: int) -> None:
-        """Give a zygote, and so all shims that it forks, a scope of their own."""
+        """Put a zygote, and so all shims that it forks, into a scope of their own."""
         scope = Scope(_SHIMS_SLICE, f"crisp-shims-{secrets.token_hex(4)}.scope")
         await self._start(scope, "Shims of crisp's pods", zygote, Resources())
 
-    async def make(self, sandbox: Sandbox, container_id: str, holder: int, resources: Mapping[str, Any]) -> None:
+    async def make(self, sandbox: Sandbox, container_id: str, placeholder: int, resources: Mapping[str, Any]) -> None:
         scope = container_scope(sandbox, container_id)
-        await self._start(scope, f"crisp container {container_id}", holder, parse_resources(resources))
+        await self._start(scope, f"crisp container {container_id}", placeholder, parse_resources(resources))
 
     async def update(self, sandbox: Sandbox, container_id: str, resources: Mapping[str, Any]) -> bool:
-        """Tell systemd of new limits, or it would write the old ones again. It writes them, rounded, to the files."""
+        """Give systemd the new limits, or it restores the old ones. It writes them to the files itself, rounded."""
         properties = limit_properties(parse_resources(resources), pure_v2=self._is_pure_v2())
         if properties:
             await self._units.set_properties(container_scope(sandbox, container_id).name, properties)
         return True
 
     async def remove_pod(self, sandbox: Sandbox) -> None:
-        """Stop a pod's own slice."""
+        """Stop the slice of a pod without a parent."""
         name = pod_slice(sandbox.id, sandbox.config)
         try:
             await self._units.stop(name)

@@ -1,7 +1,7 @@
-"""systemd's units, asked for over the system's message bus.
+"""Starts, changes and stops systemd units over the system's message bus.
 
-The library is jeepney: pure Python in 50 KB, its protocol free of I/O. A container costs one call, so that a compiled
-one would gain nothing; and the messages are the same for crisp-oci, which has no event loop.
+It uses jeepney: 50 KB of pure Python, whose protocol part does no I/O. A container costs one call, so a compiled
+library would gain nothing; and crisp-oci, which has no event loop, uses the same messages.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class SystemdUnits:
-    """Units of this machine's systemd. Every call raises PodError when systemd or the bus refuses, or does not answer.
+    """The units of this machine's systemd. Every call raises PodError if systemd or the bus refuses or does not answer.
 
-    The bus is connected to at the first call, and again when it has gone away.
+    It connects to the bus at the first call, and again after a lost connection.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class SystemdUnits:
         self._bus: _Bus | None = None
 
     async def open(self) -> None:
-        """Connect."""
+        """Connect to the bus now."""
         with failing_as(PodError, f"connect to systemd by way of {get_bus('SYSTEM')}"):
             async with asyncio.timeout(systemd_bus.SECONDS):
                 await self._connected()
@@ -46,18 +46,18 @@ class SystemdUnits:
         await self._job(f"start unit {name}", name, systemd_bus.start_transient_unit(name, properties))
 
     async def set_properties(self, name: str, properties: Sequence[Property]) -> None:
-        """Change a unit until it ends. One that is not there needs no change."""
+        """Change a unit's properties until it ends. A missing unit is no error."""
         with failing_as(PodError, f"set properties of unit {name}"):
             async with asyncio.timeout(systemd_bus.SECONDS):
                 bus = await self._connected()
                 await bus.call(systemd_bus.set_unit_properties(name, properties))
 
     async def stop(self, name: str) -> None:
-        """Stop a unit and wait for it. One that is not there is stopped."""
+        """Stop a unit and wait until it has stopped. A missing unit is no error."""
         await self._job(f"stop unit {name}", name, systemd_bus.stop_unit(name))
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         bus, self._bus = self._bus, None
         if bus is not None:
             await bus.close()
@@ -81,12 +81,13 @@ class SystemdUnits:
 
 
 class _Bus:
-    """One connection: replies by serial number, ends of jobs by unit."""
+    """One connection to the bus. Matches replies by serial number, and the ends of jobs by unit."""
 
     def __init__(self, connection: DBusConnection) -> None:
         self._connection = connection
         self._replies: dict[int, asyncio.Future[Message]] = {}
-        self._ends: dict[str, asyncio.Queue[tuple[str, str] | None]] = {}  # by unit: job and result; None: no more
+        # By unit: job and result; None when the connection is lost.
+        self._ends: dict[str, asyncio.Queue[tuple[str, str] | None]] = {}
         self._receiver = asyncio.create_task(self._receive())
 
     @property
@@ -94,7 +95,7 @@ class _Bus:
         return self._receiver.done()
 
     async def call(self, message: Message) -> tuple[Any, ...]:
-        """The body of the answer. Raises DBusErrorResponse, EOFError, OSError."""
+        """Send a message and return the reply's body. Raises DBusErrorResponse, EOFError, OSError."""
         if self.gone:
             raise EOFError
         serial = next(self._connection.outgoing_serial)
@@ -106,8 +107,8 @@ class _Bus:
             del self._replies[serial]
 
     async def job(self, unit: str, message: Message) -> str:
-        """Make a call that starts a job, and wait for the job's result ("done"). One job a unit at a time."""
-        ends = self._ends[unit] = asyncio.Queue()  # before the call: the job may have ended with its answer
+        """Send a message that starts a job, and return the job's result ("done"). One job per unit at a time."""
+        ends = self._ends[unit] = asyncio.Queue()  # before the call: the job may end before its reply is read
         try:
             (job,) = await self.call(message)
             while (end := await ends.get()) is not None:

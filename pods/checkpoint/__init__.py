@@ -1,1 +1,1 @@
-"""Checkpoints of containers and pods, and their restores."""
+"""Checkpoints and restores of containers and pods."""

@@ -1,8 +1,8 @@
-"""What a container has changed in its root, as an archive, while it goes on changing it.
+"""Archives what a container changed in its root, while it may go on changing it.
 
-A path says nothing here: what it names may be exchanged, between a look and an opening, for a link to a file of the
-host's. So everything is opened by its name in a directory that is open already, never through a link, looked at, and
-that very file is read.
+Paths are not to be trusted: between a look and an opening the container may replace what a path names by a link to a
+file of the host. So every file is opened once by its name in an already opened directory, never through a link; the
+descriptor is then examined and read.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from linux.tables import OVERLAY_ATTRIBUTES, OVERLAY_OPAQUE
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SEEN: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_DEEPEST: Final = 512  # directories in directories: two descriptors for each
-_MOST_LINKED: Final = 1 << 17  # files of several names that are remembered; what comes after is packed once a name
+_DEEPEST: Final = 512  # nested directories: each takes two descriptors
+_MOST_LINKED: Final = 1 << 17  # hard-linked files to remember; later ones are packed once per name
 _KINDS: Final = {
     stat.S_IFREG: tarfile.REGTYPE,
     stat.S_IFDIR: tarfile.DIRTYPE,
@@ -33,9 +33,9 @@ _KINDS: Final = {
 
 
 def write_changes(upper: Path, target: Path) -> list[str]:
-    """Pack a writable layer; returns what of the layers below is deleted. A directory that hides theirs says so.
+    """Pack a writable layer. Returns the paths that it deletes from lower layers; the archive marks opaque directories.
 
-    Sockets, and what is removed meanwhile, are left out. Raises OSError, ValueError for a tree that is too deep.
+    Sockets, and files removed meanwhile, are left out. Raises OSError, ValueError for a tree that is too deep.
     """
     deleted: list[str] = []
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
@@ -50,8 +50,8 @@ def write_changes(upper: Path, target: Path) -> list[str]:
 
 
 def add_file(archive: tarfile.TarFile, name: str, file: IO[bytes]) -> None:
-    """Pack a file that is open, as long as it is now, though it grows or shrinks meanwhile."""
-    archive.addfile(archive.gettarinfo(arcname=name, fileobj=file), _AsLongAs(file))
+    """Pack an open file with its present size, even if it grows or shrinks meanwhile."""
+    archive.addfile(archive.gettarinfo(arcname=name, fileobj=file), _PaddedFile(file))
 
 
 class _Packing:
@@ -60,7 +60,7 @@ class _Packing:
         self._linked: dict[tuple[int, int], str] = {}
 
     def add(self, name: str, seen: int, status: os.stat_result) -> None:
-        """Pack what is open O_PATH at `seen`."""
+        """Pack the file that `seen` (O_PATH) refers to."""
         member = tarfile.TarInfo(name)
         member.type = _KINDS[stat.S_IFMT(status.st_mode)]
         member.mode, member.mtime = stat.S_IMODE(status.st_mode), status.st_mtime
@@ -89,12 +89,13 @@ class _Packing:
             self._put(member, file)
 
     def _put(self, member: tarfile.TarInfo, content: IO[bytes] | None = None) -> None:
-        self._archive.addfile(member, _AsLongAs(content) if content is not None else None)
-        self._archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all for a later reading: a container can make any number
+        self._archive.addfile(member, _PaddedFile(content) if content is not None else None)
+        # tarfile keeps every member for a later reading, and a container can make any number of files.
+        self._archive.members.clear()  # type: ignore[attr-defined]
 
 
-class _AsLongAs:
-    """A file that has zeros after its end: one that shrinks while it is read keeps the length that was told."""
+class _PaddedFile:
+    """A file with endless zeros after its end: it keeps its announced size even if it shrinks while it is read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -104,8 +105,8 @@ class _AsLongAs:
 
 
 def _attributes(seen: int) -> dict[str, str]:
-    """Extended attributes as GNU tar and others write them; of overlay's own only what other archives have, too."""
-    path = f"/proc/self/fd/{seen}"  # leads to the very file, also if that is a link
+    """Return extended attributes in the form of GNU tar; of overlay's own only those that other archives have, too."""
+    path = f"/proc/self/fd/{seen}"  # refers to the opened file, even if that is a link
     keys = [key for key in os.listxattr(path) if key == OVERLAY_OPAQUE or not key.startswith(OVERLAY_ATTRIBUTES)]
     found = {}
     for key in keys:
@@ -115,9 +116,9 @@ def _attributes(seen: int) -> dict[str, str]:
 
 
 def _below(top: Path) -> Iterator[tuple[str, int]]:
-    """All there is: the name from `top` on, and a descriptor (O_PATH) for as long as the caller looks at it.
+    """Yield each file below `top`: its relative path, and an O_PATH descriptor that is valid until the next one.
 
-    Directories come before what is in them. Nothing is listed: there may be more names than there is memory.
+    A directory comes before its content. No directory is listed as a whole: its names might not fit in memory.
     """
     levels = [_Level("", os.open(top, _DIRECTORY))]
     try:
@@ -146,7 +147,7 @@ def _below(top: Path) -> Iterator[tuple[str, int]]:
 
 
 class _Level:
-    """A directory that is being read."""
+    """A directory while it is read."""
 
     def __init__(self, path: str, directory: int) -> None:
         self.path = path

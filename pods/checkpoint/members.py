@@ -1,11 +1,11 @@
-"""What a checkpoint's archive has in it, by the names that CRI-O and podman give its parts.
+"""The names of the files in a checkpoint archive, the same as CRI-O's and podman's.
 
     checkpoint/       criu's images, and descriptors.json
-    rootfs-diff.tar   what the container has changed in its root, and deleted.files what of the image it has deleted
+    rootfs-diff.tar   what the container changed in its root; deleted.files lists what it deleted of the image
     spec.dump         its config.json
-    config.dump       which container it was, of which image, and when
+    config.dump       the container's id and name, its image, and times
     ctr.log           its log
-    dump.log          criu's
+    dump.log          criu's log
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SPEC: Final = "spec.dump"
 CONFIG: Final = "config.dump"
 LOG: Final = "ctr.log"
 CRIU_LOG: Final = "dump.log"
-# Members of config.dump that name the container's image: by its id, by a digest of a registry, and as the request did.
+# Members of config.dump that name the container's image: its id, a registry's digest, and the name in the request.
 IMAGE_ID: Final = "rootfsImage"
 IMAGE_REF: Final = "rootfsImageRef"
 IMAGE_NAME: Final = "rootfsImageName"

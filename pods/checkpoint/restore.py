@@ -1,8 +1,8 @@
-"""Containers made from a checkpoint, as CRI-O makes them: the request's image is an archive of CheckpointContainer's.
+"""Makes containers from a checkpoint, as CRI-O does: the request's image is an archive made by CheckpointContainer.
 
-It is a file on the node, or an image that has the archive's content as its layer (and says so by an annotation, which
-buildah(1) sets). The archive tells the image that the container was of, its config.json and what it had changed in its
-root. The new request tells the rest: names, labels, volumes, limits, the pod and thereby the network.
+The archive is a file on the node, or the layer of an image that is marked by an annotation, as buildah(1) sets it. It
+holds the image of the old container, its config.json and the changes in its root. The request gives the rest: names,
+labels, volumes, limits, the pod and thereby the network.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ _FIELD: Final = "config.image.image"
 _NAMES: Final = (members.IMAGE_ID, members.IMAGE_REF, members.IMAGE_NAME)
 _LARGEST_DOCUMENT: Final = 16 << 20
 _PIECE: Final = 1 << 20
-# Of `process`, what the processes have from the checkpoint, whatever the request or the image says.
+# Members of `process` that the processes bring from the checkpoint, whatever the request or the image says.
 _PROCESS: Final = ("terminal", "user", "args", "env", "cwd", "capabilities", "noNewPrivileges", "rlimits")
 _LINUX: Final = ("seccomp", "maskedPaths", "readonlyPaths")
 _RLIMIT: Final = ("type", "hard", "soft")
-_NAMESPACES: Final = ("network", "pid")  # those that criu restores into, or makes: it cannot do one for the other
+_NAMESPACES: Final = ("network", "pid")  # criu either joins or makes them; it cannot exchange one for the other
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An archive that is unpacked in `directory`, and the image that its container was of."""
+    """An archive unpacked in `directory`, and the image of the container that it was made of."""
 
     directory: Path
     base: Image
     base_name: str
     document: dict[str, Any]  # the container's config.json
-    image_id: str = ""  # of the image that holds the archive, if one does
+    image_id: str = ""  # the image that holds the archive; "" for a file
 
     def wanted(self, config: ContainerConfig) -> ContainerConfig:
-        """The request with what the checkpoint decides."""
+        """Return the request, with the members that the checkpoint decides replaced."""
         process = self.document["process"]
         return msgspec.structs.replace(
             config, command=tuple(process["args"]), args=(), working_dir=process.get("cwd", "/"),
@@ -69,9 +69,9 @@ class Checkpoint:
         )  # fmt: skip
 
     def adapt(self, document: dict[str, Any]) -> list[str]:
-        """Put what the processes are into the new container's config.json; its mounts that they will not see.
+        """Copy the processes' properties into the new container's config.json. Returns the mounts that are left out.
 
-        Raises InvalidArgument for what the new container has not, or has otherwise, and criu cannot change.
+        Raises InvalidArgument for a difference between old and new container that criu cannot bridge.
         """
         old = self.document
         for name in _NAMESPACES:
@@ -80,12 +80,14 @@ class Checkpoint:
                 kinds = {True: "the pod's", False: "its own", None: "the host's"}
                 raise InvalidArgument(
                     f"config.linux.security_context.namespace_options: the checkpointed container had {kinds[was]} "
-                    f"{name} namespace, and is to have {kinds[now]}"
+                    f"{name} namespace, the new one has {kinds[now]}; it must be the same"
                 )
         theirs = {mount["destination"] for mount in old["mounts"] if _is_bind(mount)}
         binds = [mount["destination"] for mount in document["mounts"] if _is_bind(mount)]
         if missing := sorted(theirs.difference(binds)):
-            raise InvalidArgument(f"config.mounts: the checkpointed container had {', '.join(missing)}, and needs them")
+            raise InvalidArgument(
+                f"config.mounts: the checkpointed container had mounts at {', '.join(missing)}: add them to the request"
+            )
         ignored = [destination for destination in binds if destination not in theirs]
         document["mounts"] = [one for one in document["mounts"] if one["destination"] not in ignored]
         document["process"].update({name: old["process"][name] for name in _PROCESS if name in old["process"]})
@@ -102,12 +104,12 @@ class _Annotated(msgspec.Struct, frozen=True):
 
 
 def is_archive(name: str) -> bool:
-    """Whether an image is named by a path."""
+    """Return whether an image's name is a path."""
     return name.startswith("/")
 
 
 async def of_image(image: Image, images: ImageStore) -> bool:
-    """Whether the image is a checkpoint's. Reads its manifest only if its layer may be one."""
+    """Return whether the image holds a checkpoint. Reads its manifest only if its first layer looks like one."""
     if not os.path.exists(images.layers(image)[0] / members.SPEC):
         return False
     manifest, _configuration = await images.documents(image)
@@ -116,7 +118,7 @@ async def of_image(image: Image, images: ImageStore) -> bool:
 
 
 def check(sandbox: Sandbox) -> None:
-    """Raise Unimplemented for a pod that no container can be restored in."""
+    """Raise Unimplemented if containers cannot be restored in this pod."""
     if sandbox.runtime_handler not in BUILT_IN:
         raise Unimplemented(f"{_FIELD}: only crisp's own runtime handler restores checkpoints")
     if mappings_of(sandbox.config) is not None:
@@ -126,9 +128,9 @@ def check(sandbox: Sandbox) -> None:
 async def unpack(path: str, directory: Path, images: ImageStore) -> None:
     """Unpack the archive at `path` into the new `directory`.
 
-    Raises NotFound, InvalidArgument, FailedPrecondition, and ImageError when there is no room.
+    The archive must be writable by root only: its author decides what the restored processes do, with all their rights.
 
-    Whoever writes an archive decides what processes with all their rights do: it must be root's alone.
+    Raises NotFound, InvalidArgument, FailedPrecondition, and ImageError if the disk is full.
     """
     descriptor = await asyncio.to_thread(open_trusted, path, _FIELD)
     try:
@@ -141,7 +143,7 @@ async def unpack(path: str, directory: Path, images: ImageStore) -> None:
 
 
 def open_trusted(path: str, field: str) -> int:
-    """A descriptor of a checkpoint's file, which only root can have written. Raises NotFound, FailedPrecondition."""
+    """Open a checkpoint's file, which only root may be able to write. Raises NotFound, FailedPrecondition."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -149,17 +151,19 @@ def open_trusted(path: str, field: str) -> int:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o022:
         os.close(descriptor)
-        raise FailedPrecondition(f"{field}: checkpoint {path!r} must be a file that only root can write to")
+        raise FailedPrecondition(
+            f"{field}: checkpoint {path!r} must be a regular file that only root can write: chown root, chmod go-w"
+        )
     return descriptor
 
 
 async def read(directory: Path, images: ImageStore, image_id: str = "") -> Checkpoint:
-    """What is in an unpacked archive. The image that its container was of is pulled when it is not here.
+    """Read an unpacked archive, and pull the image of its container if it is missing.
 
-    With the node's logins for an archive, which is root's alone; for one in an image as anybody might pull it: an
-    image's author is not to have what the node may read.
+    For a file, which is root's own, the pull uses the node's logins. For an archive in an image it uses none: the
+    image's author must not gain what the node may read.
 
-    Raises InvalidArgument for what is no checkpoint, and what a pull raises.
+    Raises InvalidArgument if it is no checkpoint, and what a pull raises.
     """
     described, document = await asyncio.to_thread(_documents, directory)
     base = next((found for key in _NAMES
@@ -167,7 +171,7 @@ async def read(directory: Path, images: ImageStore, image_id: str = "") -> Check
     name = described[members.IMAGE_NAME] or described[members.IMAGE_REF]
     if base is None:
         if not name:
-            raise InvalidArgument(f"{_FIELD}: {members.CONFIG} names no image that the container was of")
+            raise InvalidArgument(f"{_FIELD}: {members.CONFIG} does not name the container's image")
         base = await images.pull(name, auth_file=NO_LOGINS if image_id else None)
     return Checkpoint(directory, base, name or base.id, document, image_id)
 
@@ -176,7 +180,7 @@ def _documents(directory: Path) -> tuple[dict[str, str], dict[str, Any]]:
     described = _read(directory, members.CONFIG)
     names = {key: described.get(key) or "" for key in _NAMES}
     if not all(isinstance(value, str) for value in names.values()):
-        raise InvalidArgument(f"{_FIELD}: {members.CONFIG} does not name its image by text")
+        raise InvalidArgument(f"{_FIELD}: {members.CONFIG} names its image by something else than a string")
     document = _read(directory, members.SPEC)
     try:
         _check_taken(parse(document))
@@ -187,7 +191,7 @@ def _documents(directory: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _check_taken(spec: Spec) -> None:
-    """Refuse (SpecError) what `Checkpoint` takes of the old container and no start could be made of."""
+    """Raise SpecError if `Checkpoint` would take over a value that no container can be started with."""
     if spec.process is None:
         raise SpecError("process", "is required")
     linux = Linux(masked_paths=spec.linux.masked_paths, readonly_paths=spec.linux.readonly_paths)
@@ -196,9 +200,9 @@ def _check_taken(spec: Spec) -> None:
 
 
 def _spelled(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json that was parsed, its members named as the specification does, and what is looked at there.
+    """Return a parsed config.json with its member names in the specification's spelling, as far as they are used here.
 
-    A null is a member that is not there.
+    Members that are null are removed.
     """
     top = dict(spelled(document))
     for name in ("process", "root", "linux"):
@@ -217,22 +221,22 @@ def _there(document: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _check_images(directory: Path) -> None:
-    """Refuse what a reader of criu's images would follow out of the archive, or wait for: all are plain files."""
+    """Refuse anything but plain files: a reader of criu's images would follow a link, or wait for a FIFO."""
     if not _is_plain(directory, stat.S_ISDIR):
-        raise InvalidArgument(f"{_FIELD}: it is no checkpoint: no {members.IMAGES}/ in it")
+        raise InvalidArgument(f"{_FIELD}: not a checkpoint: it has no directory {members.IMAGES}/")
     with os.scandir(directory) as found:
         for one in found:
             if not one.is_file(follow_symlinks=False):
-                raise InvalidArgument(f"{_FIELD}: {members.IMAGES}/{one.name!r} is no plain file")
+                raise InvalidArgument(f"{_FIELD}: {members.IMAGES}/{one.name!r} is not a regular file")
             if one.name == DESCRIPTORS and one.stat(follow_symlinks=False).st_size > _LARGEST_DOCUMENT:
                 name = f"{members.IMAGES}/{DESCRIPTORS}"
                 raise InvalidArgument(f"{_FIELD}: {name} is larger than {_LARGEST_DOCUMENT} bytes")
 
 
 def _read(directory: Path, name: str) -> dict[str, Any]:
-    """A JSON object in the archive, where links may lead anywhere: none is followed."""
+    """Read a JSON object from the archive. Links are not followed: they may lead anywhere."""
     if not _is_plain(directory / name, stat.S_ISREG):
-        raise InvalidArgument(f"{_FIELD}: it is no checkpoint: no {name} in it")
+        raise InvalidArgument(f"{_FIELD}: not a checkpoint: it has no file {name}")
     with open(directory / name, "rb") as file:
         text = file.read(_LARGEST_DOCUMENT + 1)
     try:
@@ -240,12 +244,12 @@ def _read(directory: Path, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise InvalidArgument(f"{_FIELD}: {name} is no JSON object")
+        raise InvalidArgument(f"{_FIELD}: {name} is not a JSON object")
     return found
 
 
 async def write_changes(checkpoint: Checkpoint, upper: Path, images: ImageStore) -> None:
-    """Give a new writable layer what the container had changed. Raises InvalidArgument, ImageError."""
+    """Apply the old container's changes to a new writable layer. Raises InvalidArgument, ImageError."""
     changes = checkpoint.directory / members.CHANGES
     if not _is_plain(changes, stat.S_ISREG):
         return
@@ -263,7 +267,7 @@ async def _joined(first: bytes, rest: Path) -> AsyncIterator[bytes]:
 
 
 def _whiteouts(directory: Path) -> bytes:
-    """What is deleted as the beginning of a layer's tar (image-spec layer.md "Whiteouts")."""
+    """Return the deleted files as whiteouts, the beginning of a layer's tar (image-spec layer.md "Whiteouts")."""
     if not _is_plain(directory / members.DELETED, stat.S_ISREG):
         return b""
     with open(directory / members.DELETED, "rb") as file:
@@ -273,7 +277,7 @@ def _whiteouts(directory: Path) -> bytes:
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list | None) or not all(isinstance(name, str) and name for name in names or ()):
-        raise InvalidArgument(f"{_FIELD}: {members.DELETED} is no list of names")
+        raise InvalidArgument(f"{_FIELD}: {members.DELETED} is not a list of names")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in names or ():
@@ -291,7 +295,7 @@ def _is_plain(path: Path, kind: Any) -> bool:
 
 
 def _has_path(document: Mapping[str, Any], kind: str) -> bool | None:
-    """Whether that namespace is another's; None without one."""
+    """Return whether the namespace is joined by path; None if the container has none of that kind."""
     found = next((one for one in document["linux"].get("namespaces", ()) if one["type"] == kind), None)
     return None if found is None else bool(found.get("path"))
 

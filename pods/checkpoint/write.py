@@ -1,6 +1,6 @@
-"""CheckpointContainer: a running container, which goes on, as an archive (Kubernetes' forensic checkpointing).
+"""CheckpointContainer: archives a running container, which goes on running (Kubernetes' forensic checkpointing).
 
-criu(8) writes the processes; `members.py` has the names of the parts.
+criu(8) dumps the processes. `members.py` names the files of the archive.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ _log = logging.getLogger("crisp.pods")
 
 
 class Checkpoints:
-    """Makes the archives, one of a container at a time."""
+    """Writes archives; one at a time for each container."""
 
     def __init__(self, state: State, background: Background) -> None:
         self._state = state
         self._background = background
 
     async def checkpoint(self, container_id: str, location: str, timeout: int) -> None:
-        """Write the archive to the file `location`; criu gives up after `timeout` seconds, by default 10.
+        """Write the archive to the file `location`. criu gives up after `timeout` seconds; 0 means 10.
 
-        Raises NotFound, InvalidArgument, FailedPrecondition unless it runs and criu is installed, and PodError.
+        Raises NotFound, InvalidArgument, PodError, and FailedPrecondition if it does not run or criu is not installed.
         """
         found = self._state.find_container(container_id).container.id
         target = Path(location)
         if not target.parent.is_dir():
-            raise InvalidArgument(f"location: {str(target.parent)!r} is no directory")
+            raise InvalidArgument(f"location: {str(target.parent)!r} is not a directory")
         await self._background.shielded(self._checkpoint(found, target, timeout))
 
     async def _checkpoint(self, container_id: str, target: Path, timeout: int) -> None:
@@ -79,14 +79,14 @@ class Checkpoints:
 def write_archive(
     settings: NodeSettings, sandbox: Sandbox, container: Container, work: Path, target: Path, timeout: int
 ) -> None:
-    """Checkpoint a running container into the file `target`, by way of the directory `work`, which stays.
+    """Checkpoint a running container into the file `target`. It works in the directory `work` and leaves that there.
 
-    criu gives up after `timeout` seconds, by default 10. Raises RuntimeCoreError, OSError.
+    criu gives up after `timeout` seconds; 0 means 10. Raises RuntimeCoreError, OSError.
     """
     criu.find()
     root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)
     cgroup = container_cgroup(sandbox, container.id)
-    shutil.rmtree(work, ignore_errors=True)  # of a daemon that was killed
+    shutil.rmtree(work, ignore_errors=True)  # left by a killed daemon
     (work / members.IMAGES).mkdir(parents=True, mode=0o700)
     text = (bundle / "config.json").read_bytes()
     _dump(container.pid, parse(json.loads(text)), cgroup, work, timeout)
@@ -159,11 +159,11 @@ def _time(nanoseconds: int) -> str:
 
 
 def _add_log(archive: tarfile.TarFile, path: str, log_directory: str) -> None:
-    """The log as far as it goes now. One that is no file any more, or gone, is left out: others may reach its place."""
+    """Add the log up to its present end. Leave it out if it is gone or no regular file (others can replace it)."""
     try:
         file = os.fdopen(open_to_read(path, log_place.trusted(log_directory)), "rb")
     except OSError as error:
-        _log.warning("log is not in the checkpoint", extra={"log": path, "error": error.strerror})
+        _log.warning("log could not be added to the checkpoint", extra={"log": path, "error": error.strerror})
         return
     with file:
         add_file(archive, members.LOG, file)

@@ -1,1 +1,1 @@
-"""From creation to removal: sandboxes, containers, their shims, and recovery."""
+"""The life of sandboxes and containers: creation, start, stop, removal, their shims, and recovery."""

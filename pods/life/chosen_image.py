@@ -1,4 +1,4 @@
-"""The image that a container is of, and the checkpoint that it goes on from, if there is one."""
+"""Finds a container's image, and the checkpoint that it is restored from, if any."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ChosenImage:
-    """An image of the store; with a checkpoint it is the one that the checkpointed container was of."""
+    """An image of the store; with a checkpoint, the image of the checkpointed container."""
 
     image: Image
     checkpoint: Checkpoint | None = None
 
     def wanted(self, config: ContainerConfig) -> ContainerConfig:
-        """The request with what the checkpoint decides."""
+        """Return the request, with the members that a checkpoint decides replaced."""
         return config if self.checkpoint is None else self.checkpoint.wanted(config)
 
 
 async def choose(
     config: ContainerConfig, sandbox: Sandbox, images: ImageStore, *, checkpoint_images: bool
 ) -> ChosenImage:
-    """What a request's image is. Raises NotFound, FailedPrecondition, and what reading a checkpoint does."""
+    """Find the image of a request. Raises NotFound, FailedPrecondition, and what reading a checkpoint raises."""
     name = config.image.image
     image = _found(name, images)
     if not await restore.of_image(image, images):
         return ChosenImage(_found(name, images))  # it may have been removed meanwhile
     if not checkpoint_images:
         raise FailedPrecondition(
-            f"image {name!r} holds a checkpoint, whose processes have the rights that it gives them, whatever the "
-            "pod asks for: crispd starts such images when crisp.toml has checkpoint_images = true"
+            f"image {name!r} holds a checkpoint: its processes get the rights that are saved in it, whatever the pod "
+            "asks for. To allow such images set checkpoint_images = true in crisp.toml"
         )
     restore.check(sandbox)
     checkpoint = await restore.read(images.layers(image)[0], images, image.id)
@@ -55,14 +55,14 @@ def _found(name: str, images: ImageStore) -> Image:
 
 
 async def unpacked(archive: str, directory: Path, images: ImageStore) -> ChosenImage:
-    """What a checkpoint's archive, a path, holds, unpacked into the new `directory`. Raises what that does."""
+    """Unpack the checkpoint archive at the path `archive` into the new `directory`. Raises what that does."""
     await restore.unpack(archive, directory, images)
     checkpoint = await restore.read(directory, images)
     return ChosenImage(checkpoint.base, checkpoint)
 
 
 async def require_trusted(container: Container, chosen: ChosenImage, images: ImageStore) -> None:
-    """Hold the container's images against the node's policy. Raises what `ImageStore.require_trusted` does."""
+    """Check the container's images against the signature policy. Raises what `ImageStore.require_trusted` does."""
     config, checkpoint = container.config, chosen.checkpoint
     specs = [config.image, *(config.mounts[mounted.mount].image for mounted in container.mounted_images)]
     names = [spec.user_specified_image or spec.image for spec in specs if spec is not None]

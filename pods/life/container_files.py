@@ -1,4 +1,4 @@
-"""A container's own files: its writable layer and the volumes that its image declares."""
+"""Makes a container's own files: its writable layer and the volumes that its image declares."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def make_layer_directories(root: Path, lower: Sequence[Path], users: IDMappings | None) -> None:
-    """The writable layer's root looks like the image's own root directory."""
+    """Make the directories of the writable layer, with the owner and mode of the image's root directory."""
     upper = root / "upper"
     root.mkdir(parents=True, mode=0o700, exist_ok=True)  # a checkpoint may be in it already
     upper.mkdir()
@@ -37,9 +37,10 @@ def make_layer_directories(root: Path, lower: Sequence[Path], users: IDMappings 
 async def make_volumes(
     plan: Plan, user: Identity, users: IDMappings | None, place: Path, label: str, shim: ShimClient
 ) -> Mapping[str, str]:
-    """The image's volumes that are to be mounted: path in the container -> name in `place`.
+    """Make the image's volumes that are to be mounted. Returns path in the container -> directory name in `place`.
 
-    `user` owns what the image does not have; `label` is for SELinux. Raises InvalidArgument, RuntimeCoreError, OSError.
+    `user` owns what the image does not contain; `label` is for SELinux. Raises InvalidArgument, RuntimeCoreError,
+    OSError.
     """
     if not plan.volumes:
         return {}
@@ -63,7 +64,7 @@ async def make_volumes(
 
 
 def _make_empty_volumes(wanted: Mapping[str, str], place: Path, users: IDMappings | None) -> Mapping[str, str]:
-    """As an older crisp had them, whose shim the pod has."""
+    """Make volumes as an older crisp did, for a pod whose shim is of that version."""
     for name in wanted.values():
         (place / name).mkdir(parents=True)
         user_namespaces.give(place / name, users)

@@ -1,4 +1,4 @@
-"""What a container is to be, of the request, its image and its checkpoint; nothing is made of it yet."""
+"""Plans a container from the request, its image and its checkpoint. Nothing is created here."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A container of a request."""
+    """What a requested container will be."""
 
     container: Container
-    config: ContainerConfig  # the request with what a checkpoint decides
+    config: ContainerConfig  # the request, with what a checkpoint decides
     image: Image
     layers: Sequence[Path]
     checkpoint: Checkpoint | None
     args: Sequence[str]
-    volumes: Mapping[str, str]  # of the image: path in the container -> name of a directory for it
+    volumes: Mapping[str, str]  # the image's volumes: path in the container -> directory name
 
 
 def plan(
     container_id: str, sandbox: Sandbox, config: ContainerConfig, chosen: ChosenImage, images: ImageStore
 ) -> Plan:
-    """Raises InvalidArgument for what the image makes impossible, NotFound for an image that is to be mounted."""
+    """Plan a container. Raises InvalidArgument if the image makes it impossible, NotFound for a volume image."""
     image, checkpoint = chosen.image, chosen.checkpoint
     wanted = chosen.wanted(config)
     log_path = ""
@@ -68,7 +68,7 @@ def plan(
 
 
 def begun(container_id: str, sandbox: Sandbox, config: ContainerConfig) -> Container:
-    """A container of which no more is known than its request."""
+    """Return a container record of which only the request is known."""
     return Container(
         id=container_id, sandbox_id=sandbox.id, config=config, image_id="", image_ref="",
         state=ContainerState.CREATED, created_at=time.time_ns(),
@@ -76,8 +76,9 @@ def begun(container_id: str, sandbox: Sandbox, config: ContainerConfig) -> Conta
 
 
 def target_pid(container: Container, state: State) -> int:
-    """The init of the container whose PID namespace is asked for; 0 if none is. Raises InvalidArgument,
-    FailedPrecondition.
+    """Return the pid of the target container whose PID namespace is joined; 0 if none is.
+
+    Raises InvalidArgument, FailedPrecondition.
     """
     options = container.config.security.namespaces
     if options.pid is not NamespaceMode.TARGET:

@@ -1,4 +1,4 @@
-"""CreateContainer: the steps of a creation, in `Creation.run`; each registers by name how it is undone."""
+"""CreateContainer. `Creation.run` lists the steps; each registers its clean-up by name."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pods.life.container_files import make_layer_directories, make_volumes
 from pods.life.removal import delete_in_shim, remove_files
 from pods.model import Container, ContainerConfig, ContainerUser, SandboxState
 from pods.oci import mount_points, mount_sources, mounted_images, pod_contents
-from pods.oci.cgroups import limits_of, linux_resources
 from pods.oci.check import validate
 from pods.oci.document import ContainerContext, build_config, find_host_objects
 from pods.oci.process import check_found, user_request
+from pods.oci.resources import limits_of, linux_resources
 from pods.security import user_namespaces
 from pods.security.filter_cache import FilterCache
 from pods.security.pulled_profiles import pulled_profile
 from pods.security.selinux import relabel_pod_files
-from pods.state.plugins import Moment
+from pods.state.plugins import PluginEvent
 from pods.state.store import ContainerRecord
 from pods.state.transitions import can_start
 from pods.undo import Undo
@@ -59,7 +59,7 @@ _log = logging.getLogger("crisp.pods")
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """The parts of the node that containers are made with."""
+    """The parts of the node that create containers."""
 
     state: State
     shims: Shims
@@ -71,7 +71,7 @@ class Means:
 
 
 class Creations:
-    """Makes containers, each once for a request that is repeated; one that nobody waits for any more is undone."""
+    """Creates containers. A repeated request joins the first; a result that no caller waits for is undone."""
 
     def __init__(self, means: Means, removals: Removals) -> None:
         self._means = means
@@ -80,9 +80,9 @@ class Creations:
         self._flights = Flights(means.background)
 
     async def create(self, sandbox_id: str, config: ContainerConfig, trace: Trace, archive: str = "") -> str:
-        """Make a container in a ready sandbox and return its id; repeated requests as for sandboxes.
+        """Create a container in a ready sandbox and return its id. See `Flights` for repeated and abandoned requests.
 
-        `archive` is the path of a checkpoint that it is to be restored from.
+        `archive` is the path of the checkpoint to restore it from, if any.
         """
         sandbox = self._state.ready_sandbox(sandbox_id)
         return await self._flights.run(
@@ -101,12 +101,12 @@ class Creations:
             async with Undo(fields) as undo:
                 container = await Creation(self._means, sandbox, container_id, config, trace, undo).run(archive)
                 undo.discard()
-        await self._state.happened(Moment.POST_CREATE, sandbox, container)
+        await self._state.happened(PluginEvent.POST_CREATE, sandbox, container)
         _log.info("container created", extra=log_fields.of_container(container) | {"image": config.image.image})
         return container_id
 
     def _made(self, sandbox_id: str, config: ContainerConfig, archive: str) -> str | None:
-        """The id of the container that the same request made before. Raises AlreadyExists when another has the name."""
+        """Return the id of the container that the same request made. Raises AlreadyExists if another has the name."""
         held = self._holder(sandbox_id, config)
         if held is None:
             return None
@@ -122,7 +122,7 @@ class Creations:
 
 
 class Creation:
-    """One container in the making."""
+    """The creation of one container."""
 
     def __init__(
         self,
@@ -143,28 +143,28 @@ class Creation:
         self._undo = undo
         self._root, self._bundle = self._settings.container_root(container_id), self._settings.bundle_dir(container_id)
         self._users = user_namespaces.mappings_of(sandbox.config)
-        self._held: tuple[str, ...] = ()  # images
+        self._held: tuple[str, ...] = ()  # ids of the images that this creation keeps from removal
         self._intent: Future[None] | None = None
-        self._document: dict[str, Any] | None = None  # as plugins know it
-        self._target_pid = 0  # init of the container whose PID namespace is asked for
+        self._document: dict[str, Any] | None = None  # config.json as the plugins know it
+        self._target_pid = 0  # pid of the container whose PID namespace is joined
 
     async def run(self, archive: str) -> Container:
-        """Take every step. Raises what CreateContainer answers with, and then the caller's `Undo` has all to undo."""
-        # First, so that it runs last: by then the container is forgotten, if it can be.
+        """Take all steps. Raises what CreateContainer answers; the caller's `Undo` then cleans up."""
+        # Registered first, so that it runs last, after the container is forgotten.
         self._undo.register("release the images", self._release)
         chosen = await self._choose_image(archive)
         plan = container_plan.plan(self._id, self._sandbox, self._config, chosen, self._images)
         await self._reserve(plan, chosen)
         found = await self._look_up(plan)
         await self._make_layer(plan)
-        identity, holder = await self._make_rootfs(plan, found)
+        identity, placeholder = await self._make_rootfs(plan, found)
         volumes = await self._make_volumes(plan, found, identity)
         document = self._configure(plan, found, identity, volumes)
         await self._prepare_sources(plan, found)
-        # From the plugins' hearing of it until it is seen in the lists.
+        # Plugins hear of the container until it is in the lists: see `PluginGate`.
         async with self._state.gate.passing():
             container, document = await self._ask_plugins(plan.container, document)
-            await self._write(document, holder)
+            await self._write(document, placeholder)
             return await self._publish(container, identity)
 
     # -- what is wanted -----------------------------------------------------------------------------------------------
@@ -176,12 +176,12 @@ class Creation:
                 self._config, self._sandbox, self._images, checkpoint_images=self._settings.checkpoint_images
             )
         restore.check(self._sandbox)
-        # Known before there is anything on disk: a daemon that is killed has its successor take it away.
+        # On disk before anything is made: after a crash the next daemon cleans up.
         await asyncio.wrap_future(self._intend(container_plan.begun(self._id, self._sandbox, self._config)))
         return await chosen_image.unpacked(name, self._root / "restore", self._images)
 
     async def _reserve(self, plan: Plan, chosen: ChosenImage) -> None:
-        """Keep the images, and have a record of the container on its way to the disk."""
+        """Keep the images, and start writing the container's record to disk."""
         for image_id in plan.container.images:
             self._images.hold(image_id)
         self._held = plan.container.images
@@ -189,11 +189,13 @@ class Creation:
         self._intend(plan.container)
 
     def _release(self) -> None:
-        for image_id in self._held if self._id not in self._state.containers else ():  # else its removal does
+        if self._id in self._state.containers:
+            return  # the container's removal releases them
+        for image_id in self._held:
             self._images.release(image_id)
 
     def _intend(self, container: Container) -> Future[None]:
-        """Record a container that the daemon's successor takes away, should this one be killed."""
+        """Write an unfinished record: the next daemon removes the container if this one is killed."""
         if self._intent is None:
             self._undo.register("forget the container", self._state.forget_container, self._id)
             self._undo.register("remove the container's files", remove_files, self._state, container)
@@ -201,11 +203,11 @@ class Creation:
         return self._intent
 
     async def _look_up(self, plan: Plan) -> HostObjects:
-        """Refuse what cannot be, and find on the host what the request names."""
+        """Refuse invalid combinations, and find on the host what the request names."""
         validate(plan.config, self._sandbox, self._host)
         self._target_pid = container_plan.target_pid(plan.container, self._state)
         profile = await pulled_profile(plan.config.security, self._images)
-        # In a thread: a volume's path may lie on a network file system whose server does not answer.
+        # In a thread: a volume may be on a network file system whose server does not answer.
         return await asyncio.to_thread(
             find_host_objects,
             plan.config,
@@ -218,7 +220,7 @@ class Creation:
     # -- what is made -------------------------------------------------------------------------------------------------
 
     async def _make_layer(self, plan: Plan) -> None:
-        """The writable layer, with what a checkpoint has in it, and the bundle."""
+        """Make the bundle and the writable layer, with a checkpoint's changes."""
         make_layer_directories(self._root, plan.layers, self._users)
         self._bundle.mkdir(parents=True, mode=0o700)
         if plan.checkpoint is not None:
@@ -226,7 +228,7 @@ class Creation:
         self._trace.step("directories made")
 
     async def _make_rootfs(self, plan: Plan, found: HostObjects) -> tuple[Identity, int]:
-        """Have the shim mount the rootfs and find the user in it; that, and the process that holds the cgroup or 0."""
+        """Have the shim mount the rootfs and find the user in it. Returns the user, and the placeholder's pid or 0."""
         call = self._create_call(plan, found)
         shims = self._means.shims
         shim = shims.of(self._sandbox.id)
@@ -263,7 +265,7 @@ class Creation:
         return await make_volumes(plan, user, self._users, self._root / "volumes", found.labels.files, shim)
 
     async def _prepare_sources(self, plan: Plan, found: HostObjects) -> None:
-        """Change the host as the request wants it. Last: what is refused before leaves it as it was."""
+        """Make missing volume directories and relabel. This changes the host, so it comes after every check."""
         label, directory = found.labels.files, self._settings.sandbox_dir(self._sandbox.id)
         if not label and not found.some_are_missing:
             return
@@ -283,7 +285,7 @@ class Creation:
         document = build_config(self._context(plan, found, user, volumes))
         if plan.checkpoint is not None and (ignored := plan.checkpoint.adapt(document)):
             fields = log_fields.of_container(plan.container) | {"mounts": ignored}
-            _log.warning("mounts that the checkpointed container had not are left out", extra=fields)
+            _log.warning("left out mounts that the checkpointed container did not have", extra=fields)
         if self._sandbox.runtime_handler not in handlers.BUILT_IN:
             handlers.adapt(document, self._sandbox, self._id, self._host)
         return document
@@ -327,14 +329,14 @@ class Creation:
         return container, adjusted
 
     async def _tell_of_removal(self, container: Container) -> None:
-        await self._state.happened(Moment.REMOVE, self._sandbox, container, self._document)
+        await self._state.happened(PluginEvent.REMOVE, self._sandbox, container, self._document)
 
-    async def _write(self, document: dict[str, Any], holder: int) -> None:
-        """Write config.json and its seccomp filter, and have the cgroup made meanwhile if a process holds it."""
+    async def _write(self, document: dict[str, Any], placeholder: int) -> None:
+        """Write config.json and its seccomp filter; meanwhile make the cgroup if there is a placeholder process."""
         making = None
-        if holder:
+        if placeholder:
             driver = self._means.cgroups.of(self._sandbox)
-            made = driver.make(self._sandbox, self._id, holder, document["linux"]["resources"])
+            made = driver.make(self._sandbox, self._id, placeholder, document["linux"]["resources"])
             making = self._means.background.start(made)
         try:
             bundle.write_config(self._bundle, document)
@@ -343,29 +345,29 @@ class Creation:
             self._trace.step("seccomp filter ready")
         except BaseException:
             if making is not None:
-                await asyncio.wait({making})  # no scope is made once its container is undone
+                await asyncio.wait({making})  # or the scope would appear after the container was undone
             raise
         if making is not None:
             await making
             self._trace.step("scope made")
 
     async def _publish(self, container: Container, user: Identity) -> Container:
-        """Make the container durable, and thereby visible. Raises FailedPrecondition if its pod was stopped."""
+        """Make the container durable and visible. Raises FailedPrecondition if its pod was stopped meanwhile."""
         assert self._intent is not None
         await asyncio.wrap_future(self._intent)
         found = ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
         container = msgspec.structs.replace(container, user=found)
         await self._state.save_container(ContainerRecord(container=container, finished=True))
         self._trace.step("container durable")
-        # No sooner: a stop ends the containers that it sees.
+        # Checked after the container is visible: a stop ends the containers that it sees.
         now = self._state.sandboxes.get(self._sandbox.id)
         if now is None or now.sandbox.state is not SandboxState.READY:
-            raise FailedPrecondition(f"pod sandbox {self._sandbox.id} was stopped meanwhile")
+            raise FailedPrecondition(f"pod sandbox {self._sandbox.id} was stopped while the container was created")
         return container
 
 
 def _check_adjusted(document: dict[str, Any]) -> None:
-    """Raise PodError for what plugins made of a config.json and no start would take."""
+    """Raise PodError if no start would accept the config.json that plugins made."""
     try:
         validation.check(parse(document))
     except RuntimeCoreError as error:
@@ -374,7 +376,7 @@ def _check_adjusted(document: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _explained(config: ContainerConfig) -> Iterator[None]:
-    """Say in this room's errors what was wrong."""
+    """Turn the errors of lower rooms into this room's."""
     try:
         yield
     except UserNotFound as error:

@@ -1,4 +1,4 @@
-"""The exits of containers: what shims report, and what is known of those whose shim is gone."""
+"""Records the exits of containers: those that shims report, and those of lost shims."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pods import log_fields
 from pods.errors import PodError
 from pods.model import Container
-from pods.state.plugins import Moment
+from pods.state.plugins import PluginEvent
 from pods.state.transitions import UNSEEN, Exited, StartFailed, is_over
 from runtime.wire.calls import ExitStatus, exit_file
 
@@ -25,7 +25,7 @@ _log = logging.getLogger("crisp.pods")
 
 
 class Exits:
-    """Makes exits durable and known, each once."""
+    """Makes exits durable and visible, each once."""
 
     def __init__(self, state: State, cgroups: Cgroups, background: Background) -> None:
         self._state = state
@@ -33,19 +33,19 @@ class Exits:
         self._background = background
 
     def exited(self, container_id: str, status: ExitStatus) -> None:
-        """A shim reports an exit."""
+        """Record an exit that a shim reports, without waiting."""
         self._background.detach(self.record(container_id, status), f"record exit of container {container_id}")
 
     async def record(self, container_id: str, status: ExitStatus) -> None:
-        """Make an exit durable and known."""
+        """Make an exit durable and visible."""
         if status.start_failed:
-            # Told by the start's own answer, before the lock is free: this is of a start that nobody waits for.
+            # Only for a start that nobody waits for: otherwise the start's answer was recorded while the lock was held.
             await self._record(container_id, StartFailed("", at=status.finished_at, code=status.code))
         else:
             await self._record(container_id, Exited(status.code, at=status.finished_at, oom=status.oom))
 
     async def record_unseen(self, container_id: str) -> None:
-        """Record the exit of a container that nobody saw end."""
+        """Record the exit of a container whose end nobody saw."""
         await self._record(container_id, Exited(UNSEEN, at=time.time_ns()))
 
     async def _record(self, container_id: str, event: Exited | StartFailed) -> None:
@@ -57,7 +57,7 @@ class Exits:
                 await self._state.record(container_id, event)
             except PodError as error:
                 fields = log_fields.of_container(record.container) | {"error": error}
-                _log.error("could not record an exit", extra=fields)
+                _log.error("could not write a container's exit to the state database", extra=fields)
             if isinstance(event, Exited):
                 await self._tell_of_stop(container_id)
         fields = log_fields.of_container(record.container) | {"code": event.code, "reason": event.reason}
@@ -67,7 +67,7 @@ class Exits:
         record = self._state.containers.get(container_id)
         sandbox = self._state.sandboxes.get(record.container.sandbox_id) if record is not None else None
         if record is not None and sandbox is not None:
-            await self._state.happened(Moment.STOP, sandbox.sandbox, record.container)
+            await self._state.happened(PluginEvent.STOP, sandbox.sandbox, record.container)
 
     async def lost(self, sandbox_id: str) -> None:
         """The shim is gone: kill what still runs, and record every container as exited."""
@@ -76,8 +76,8 @@ class Exits:
             await self.end_unwatched(record.sandbox if record is not None else None, container)
 
     async def end_unwatched(self, sandbox: Sandbox | None, container: Container) -> None:
-        """The same for one container, whose lock the caller does not hold."""
-        # A start that the shim did not live to answer may have come to pass.
+        """Kill a container without a shim and record its exit. The caller must not hold its lock."""
+        # A start may have succeeded although the shim died before it answered.
         started = not is_over(container) or container.reason == "StartError"
         if sandbox is not None and started:
             await asyncio.to_thread(self._cgroups.kill_container, sandbox, container.id)
@@ -87,7 +87,7 @@ class Exits:
             await self.record_unseen(container.id)
 
     async def clear_cgroups(self, sandbox: Sandbox) -> None:
-        """End and take away what a shim that is gone could not: on all other days there is nothing."""
+        """Remove cgroups that a dead shim left, and kill what is in them. Usually there are none."""
         for container in list(self._state.containers_of(sandbox.id)):
             if self._cgroups.has_container(sandbox, container.id):
                 await asyncio.to_thread(self._cgroups.kill_container, sandbox, container.id)

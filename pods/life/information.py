@@ -1,8 +1,8 @@
-"""What verbose answers tell beside the status: `crictl inspect`, `inspectp`, and `crisp inspect`.
+"""Builds the verbose part of status answers: `crictl inspect`, `inspectp`, and `crisp inspect`.
 
-CRI leaves it to the runtime. Scripts around crictl read some of it all the same, by the names that it has at the other
-two runtimes (`.info.pid`, `.info.runtimeSpec.linux.namespaces`, `.info.sandboxID`, `.info.snapshotKey`): so it has them
-here too, beside what is crisp's own.
+CRI leaves it to the runtime, but scripts around crictl read some of it by the names that the other two runtimes use
+(`.info.pid`, `.info.runtimeSpec.linux.namespaces`, `.info.sandboxID`, `.info.snapshotKey`). So those names are here,
+beside crisp's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pods.state.store import SandboxRecord
 
 
 def of_sandbox(record: SandboxRecord, settings: NodeSettings) -> dict[str, Any]:
-    """Of a sandbox. It has no container of its own: `runtimeSpec` tells what would be in such a one's config.json."""
+    """Describe a sandbox. `runtimeSpec` is what the config.json of a pause container would say; there is none."""
     sandbox, metadata = record.sandbox, record.sandbox.config.metadata
     resources = sandbox.resources or sandbox.config.resources
     own_network = sandbox.config.security.namespaces.network is not NamespaceMode.NODE
@@ -57,8 +57,8 @@ def of_sandbox(record: SandboxRecord, settings: NodeSettings) -> dict[str, Any]:
 
 
 def of_container(container: Container, sandbox: Sandbox | None, settings: NodeSettings) -> dict[str, Any]:
-    """Of a container; its config.json is gone after a reboot."""
-    told: dict[str, Any] = {
+    """Describe a container; its config.json is gone after a reboot."""
+    info: dict[str, Any] = {
         "sandboxID": container.sandbox_id,
         "pid": container.pid if container.state is ContainerState.RUNNING else 0,
         "removing": False,
@@ -68,14 +68,14 @@ def of_container(container: Container, sandbox: Sandbox | None, settings: NodeSe
         "writableLayer": str(settings.container_root(container.id) / "upper"),
     }
     if sandbox is not None:
-        told["runtimeType"] = _runtime_type(sandbox, settings)
+        info["runtimeType"] = _runtime_type(sandbox, settings)
     if (document := bundle.read_config(settings.bundle_dir(container.id))) is not None:
-        told["runtimeSpec"] = document
-    return told
+        info["runtimeSpec"] = document
+    return info
 
 
 def _runtime_type(sandbox: Sandbox, settings: NodeSettings) -> str:
-    """crisp's own runtime core, or the program of another runtime."""
+    """Return "crisp" for crisp's own runtime core, or the path of another runtime."""
     if sandbox.runtime_handler in handlers.BUILT_IN:
         return "crisp"
     return str(settings.runtime_handlers.get(sandbox.runtime_handler, ""))

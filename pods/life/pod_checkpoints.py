@@ -1,8 +1,8 @@
-"""CheckpointPod and RestorePod: a pod's running containers as of one moment, and a new pod that goes on from there.
+"""CheckpointPod and RestorePod: save a pod's running containers as of one instant, and resume them in a new pod.
 
-A checkpoint is a directory with `pod.json`, which says what the pod and its containers were asked to be, and an archive
-for each container as CheckpointContainer writes it (`checkpoints.py`), in the same order. The containers are stopped
-together by the pod's shim, which lets them go on also when crispd dies meanwhile.
+A checkpoint is a directory. `pod.json` has the configuration of the pod and its containers; beside it is an archive for
+each container, in the same order, as CheckpointContainer writes it (`pods/checkpoint/write.py`). The pod's shim freezes
+all containers together, and thaws them even if crispd dies meanwhile.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _log = logging.getLogger("crisp.pods")
 _POD: Final = "pod.json"
 _LARGEST: Final = 16 << 20
 _FORMAT: Final = 1
-_UNDO_SECONDS: Final = 1.0  # of the deadline, kept for letting the containers go on and removing what was written
-# Of a request, what describes the processes that were captured.
+_UNDO_SECONDS: Final = 1.0  # part of the deadline, reserved for thawing and clean-up
+# Members of a request that describe the captured processes.
 _PROCESS: Final = ("command", "args", "working_dir", "envs", "stdin", "stdin_once", "tty")
 _CREDENTIALS: Final = (
     "run_as_user", "run_as_group", "run_as_username", "supplemental_groups", "groups_policy", "no_new_privs",
@@ -54,17 +54,17 @@ _CREDENTIALS: Final = (
 
 
 class PodCheckpoint(msgspec.Struct, frozen=True):
-    """What `pod.json` says."""
+    """The content of `pod.json`."""
 
     format: int
     handler: str
     sandbox: SandboxConfig
     containers: dict[str, ContainerConfig]  # by name
-    images: dict[str, str]  # the id of each one's image
+    images: dict[str, str]  # image ids, by the container's name
 
 
 class PodCheckpoints:
-    """Makes checkpoints of pods, and pods of checkpoints."""
+    """Checkpoints pods, and restores them."""
 
     def __init__(
         self,
@@ -85,18 +85,18 @@ class PodCheckpoints:
     # -- checkpoint ---------------------------------------------------------------------------------------------------
 
     async def checkpoint(self, sandbox_id: str, output: Path, container_ids: Sequence[str], seconds: float) -> None:
-        """Write a checkpoint of a ready pod's running containers, within `seconds`, into an empty directory.
+        """Write a checkpoint of a ready pod's running containers into an empty directory, within `seconds`.
 
-        Raises NotFound, InvalidArgument, FailedPrecondition, DeadlineExceeded, Unimplemented, PodError; the containers
-        go on then, and the directory is empty again.
+        Raises NotFound, InvalidArgument, FailedPrecondition, DeadlineExceeded, Unimplemented, PodError. After an error
+        the containers run on, and the directory is empty again.
         """
         deadline = time.monotonic() + seconds - _UNDO_SECONDS
         record = self._state.find_sandbox(sandbox_id)
         if record.sandbox.runtime_handler not in BUILT_IN:
             handler = record.sandbox.runtime_handler
-            raise Unimplemented(f"checkpoint pod: handler {handler!r} has none; crisp's own handler has")
+            raise Unimplemented(f"checkpoint pod: handler {handler!r} cannot do it, only crisp's own can")
         if user_namespaces.mappings_of(record.sandbox.config) is not None:
-            raise Unimplemented("checkpoint pod: the pod has a user namespace, which criu cannot restore into")
+            raise Unimplemented("checkpoint pod: the pod has a user namespace, and criu cannot restore into one")
         _require_empty(output)
         await self._background.shielded(self._checkpoint(record.sandbox, output, container_ids, deadline))
 
@@ -104,7 +104,7 @@ class PodCheckpoints:
         self, sandbox: Sandbox, output: Path, container_ids: Sequence[str], deadline: float
     ) -> None:
         async with contextlib.AsyncExitStack() as held:
-            await held.enter_async_context(self._state.lock(sandbox.id))  # the shim has one pause for us
+            await held.enter_async_context(self._state.lock(sandbox.id))  # a shim can freeze only once at a time
             found = sorted({self._state.find_container(one).container.id for one in container_ids})
             for container_id in found:
                 await held.enter_async_context(self._state.lock(container_id))
@@ -121,7 +121,7 @@ class PodCheckpoints:
     def _selected(self, sandbox: Sandbox, container_id: str) -> Container:
         container = self._state.find_container(container_id).container
         if container.sandbox_id != sandbox.id:
-            raise InvalidArgument(f"container_ids: container {container_id} is not of pod sandbox {sandbox.id}")
+            raise InvalidArgument(f"container_ids: container {container_id} is not in pod sandbox {sandbox.id}")
         self._state.ready_sandbox(sandbox.id)
         return self._state.running_container(container_id)
 
@@ -144,7 +144,7 @@ class PodCheckpoints:
     async def _stopped(
         self, sandbox: Sandbox, containers: Sequence[Container], deadline: float
     ) -> AsyncIterator[None]:
-        """Have all stopped meanwhile. The shim lets them go on by itself when we are gone, or very late."""
+        """Keep the containers frozen. The shim thaws them by itself if this daemon dies or exceeds the deadline."""
         shim = self._shims.of(sandbox.id)
         names = tuple(container.id for container in containers)
         await shim.call(Freeze(names, seconds=_left(deadline) + _UNDO_SECONDS))
@@ -171,10 +171,10 @@ class PodCheckpoints:
         seconds: float,
         trace: Trace,
     ) -> tuple[str, dict[str, str]]:
-        """Make a pod with containers that go on from a checkpoint when they are started; its id, and theirs by name.
+        """Create a pod whose containers resume from a checkpoint when started. Returns its id, and theirs by name.
 
-        Raises NotFound, InvalidArgument for what does not fit the checkpoint, FailedPrecondition, DeadlineExceeded, and
-        what RunPodSandbox and CreateContainer raise; nothing of the pod is left then.
+        Raises NotFound, InvalidArgument if the request does not fit the checkpoint, FailedPrecondition,
+        DeadlineExceeded, and what RunPodSandbox and CreateContainer raise. After an error nothing of the pod is left.
         """
         saved = await asyncio.to_thread(_read_description, directory)
         by_name = {container.metadata.name: container for container in containers}
@@ -183,7 +183,8 @@ class PodCheckpoints:
             async with asyncio.timeout(max(0.0, seconds - _UNDO_SECONDS)):
                 return await self._restore(directory, saved, config, handler, by_name, trace)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"restore pod from {str(directory)!r}: not within {seconds:.1f} s") from error
+            reason = f"restore pod from {str(directory)!r}: did not finish within {seconds:.1f} s"
+            raise DeadlineExceeded(reason) from error
 
     async def _restore(
         self,
@@ -194,10 +195,10 @@ class PodCheckpoints:
         containers: Mapping[str, ContainerConfig],
         trace: Trace,
     ) -> tuple[str, dict[str, str]]:
-        others = self._sandboxes.is_known(config)  # of an earlier request like this one, say, whose answer was lost
+        existed = self._sandboxes.is_known(config)  # e.g. from an earlier identical request whose answer was lost
         sandbox_id = await self._sandboxes.run(config, handler, trace)
         async with Undo({"sandbox": sandbox_id, "pod": log_fields.pod_name(config)}) as undo:
-            if not others:
+            if not existed:
                 undo.register("remove the pod sandbox", self._sandboxes.remove, sandbox_id)
             made = {
                 name: await self._creations.create(
@@ -212,19 +213,19 @@ class PodCheckpoints:
         self, saved: PodCheckpoint, handler: str, containers: Mapping[str, ContainerConfig]
     ) -> None:
         if handler not in BUILT_IN:
-            raise InvalidArgument(f"runtime_handler: {handler!r} does not restore checkpoints; crisp's own does")
+            raise InvalidArgument(f"runtime_handler: {handler!r} cannot restore checkpoints, only crisp's own can")
         if containers.keys() != saved.containers.keys():
             there = ", ".join(sorted(saved.containers))
             raise InvalidArgument(
-                f"container_configs: {', '.join(sorted(containers))} are given, and the checkpoint has {there}"
+                f"container_configs: {', '.join(sorted(containers))} are given, but the checkpoint has {there}"
             )
         for name, container in containers.items():
             _require_same(f"container_configs[{name!r}]", saved.containers[name], container)
             image = self._image(container)
             if image.id != saved.images[name]:
                 raise InvalidArgument(
-                    f"container_configs[{name!r}].image: {container.image.image!r} is {image.id}, and the checkpoint "
-                    f"is of {saved.images[name]}"
+                    f"container_configs[{name!r}].image: {container.image.image!r} is {image.id}, but the checkpoint "
+                    f"was made with {saved.images[name]}"
                 )
 
     def _image(self, container: ContainerConfig) -> Image:
@@ -241,13 +242,13 @@ def _archive(number: int) -> str:
 def _left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
-        raise DeadlineExceeded("checkpoint pod: the deadline is over; its containers go on, and nothing was kept")
+        raise DeadlineExceeded("checkpoint pod: deadline exceeded; the containers run on, the checkpoint is removed")
     return left
 
 
 def _require_empty(output: Path) -> None:
     try:
-        # No link to somewhere else: whoever made the directory is trusted with it alone.
+        # A link is refused: whoever made the directory is trusted with that directory only.
         descriptor = os.open(output, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidArgument(f"output_path: {str(output)!r}: {error.strerror}") from error
@@ -259,7 +260,7 @@ def _require_empty(output: Path) -> None:
 
 
 def _write_description(sandbox: Sandbox, containers: Sequence[Container], target: Path) -> None:
-    """The last of a checkpoint's files: without it there is none."""
+    """Write `pod.json`, the last file: a directory without it is no checkpoint."""
     description = PodCheckpoint(
         format=_FORMAT,
         handler=sandbox.runtime_handler,
@@ -286,17 +287,17 @@ def _read_description(directory: Path) -> PodCheckpoint:
     try:
         found = octets.decode(text.decode(), PodCheckpoint)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise InvalidArgument(f"checkpoint_path: {str(path)!r} is no checkpoint of a pod: {error}") from error
+        raise InvalidArgument(f"checkpoint_path: {str(path)!r} is not a pod's checkpoint: {error}") from error
     if found.format != _FORMAT or len(text) > _LARGEST:
-        raise InvalidArgument(f"checkpoint_path: {str(path)!r} is of format {found.format}; this crisp knows {_FORMAT}")
+        raise InvalidArgument(f"checkpoint_path: {str(path)!r} has format {found.format}; this crisp reads {_FORMAT}")
     return found
 
 
 def _require_same(path: str, saved: ContainerConfig, wanted: ContainerConfig) -> None:
-    """Refuse a request for other processes than those that were captured. Values stay out of the message: Secrets."""
+    """Refuse a request for other processes than the captured ones. Messages leave values out: they may be secret."""
     for name in _PROCESS:
         if getattr(saved, name) != getattr(wanted, name):
-            raise InvalidArgument(f"{path}.{name}: is not what the checkpointed container had")
+            raise InvalidArgument(f"{path}.{name}: differs from the checkpointed container's")
     for name in _CREDENTIALS:
         if getattr(saved.security, name) != getattr(wanted.security, name):
-            raise InvalidArgument(f"{path}.linux.security_context.{name}: is not what the checkpointed container had")
+            raise InvalidArgument(f"{path}.linux.security_context.{name}: differs from the checkpointed container's")

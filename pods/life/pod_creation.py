@@ -1,4 +1,4 @@
-"""RunPodSandbox: the steps of a pod's creation, in `PodCreation.run`; each registers by name how it is undone."""
+"""RunPodSandbox. `PodCreation.run` lists the steps; each registers its clean-up by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pods.model import NamespaceMode, Sandbox, SandboxState
 from pods.oci import pod_contents
 from pods.security import user_namespaces
 from pods.security.sysctls import check_sysctls, default_sysctls, sandbox_sysctls
-from pods.state.plugins import Moment
+from pods.state.plugins import PluginEvent
 from pods.state.store import SandboxRecord
 from runtime.errors import OperationFailed
 from runtime.wire.calls import EXITS, MakePod
@@ -39,7 +39,7 @@ _HOST_HOSTS: Final = Path("/etc/hosts")
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """What the pod has of its request, as text."""
+    """Texts and settings for the pod, computed from the request."""
 
     hostname: str
     resolv_conf: str
@@ -47,7 +47,7 @@ class _Texts:
 
 
 class PodCreation:
-    """One pod sandbox in the making."""
+    """The creation of one pod sandbox."""
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class PodCreation:
         )
 
     async def run(self) -> Sandbox:
-        """Take every step. Raises what RunPodSandbox answers with, and then the caller's `Undo` has all to undo."""
+        """Take all steps. Raises what RunPodSandbox answers; the caller's `Undo` then cleans up."""
         texts = self._plan()
-        # The intent must be on disk before a plugin runs; it gets there while the shim is made.
+        # The record must be on disk before a plugin runs; it is written while the shim makes the pod.
         intent = self._intend()
         self._write_files(texts)
         infra_pid = await self._make_pod(texts)
@@ -91,7 +91,7 @@ class PodCreation:
         made = msgspec.structs.replace(
             self._sandbox, state=SandboxState.READY, ips=ips, infra_pid=infra_pid, created_at=time.time_ns()
         )
-        # From the plugins' hearing of it until it is seen in the lists.
+        # Plugins hear of the pod until it is in the lists: see `PluginGate`.
         async with self._state.gate.passing():
             await self._tell_plugins(made)
             await self._publish(made)
@@ -136,11 +136,11 @@ class PodCreation:
         self._trace.step("files written")
 
     async def _make_pod(self, texts: _Texts) -> int:
-        """Have a shim make namespaces and infra process; the latter's pid."""
+        """Have a shim make the namespaces and the infra process. Returns the infra process's pid."""
         try:
             made = await self._shims.make_pod(self._pod_call(texts))
         except OperationFailed as error:
-            if error.operation == "set sysctl":  # the kernel knows which exist, and what they may be
+            if error.operation == "set sysctl":  # only the kernel knows which sysctls and values it accepts
                 raise InvalidArgument(f"config.linux.sysctls: {error}") from error
             raise
         self._trace.step("shim and infra process made")
@@ -179,7 +179,7 @@ class PodCreation:
         return ips
 
     def _write_hosts(self, hostname: str, addresses: tuple[str, ...]) -> None:
-        """/etc/hosts of containers for which kubelet brings none: the host's own, or the pod's name and addresses."""
+        """Write the /etc/hosts for containers without kubelet's: the host's own, or the pod's name and addresses."""
         text = pod_contents.hosts(hostname, addresses) if self._has_network else _read(_HOST_HOSTS)
         hosts = pod_files.place(self._settings.sandbox_dir(self._sandbox.id)) / "hosts"
         hosts.write_text(text, errors="surrogateescape")
@@ -189,10 +189,10 @@ class PodCreation:
         if self._state.plugins is None:
             return
         self._undo.register(
-            "tell plugins of the pod's removal", self._state.happened, Moment.REMOVE_SANDBOX, sandbox
+            "tell plugins of the pod's removal", self._state.happened, PluginEvent.REMOVE_SANDBOX, sandbox
         )
-        self._undo.register("tell plugins of the pod's stop", self._state.happened, Moment.STOP_SANDBOX, sandbox)
-        await self._state.happens(Moment.RUN_SANDBOX, sandbox)
+        self._undo.register("tell plugins of the pod's stop", self._state.happened, PluginEvent.STOP_SANDBOX, sandbox)
+        await self._state.happens(PluginEvent.RUN_SANDBOX, sandbox)
 
     async def _publish(self, sandbox: Sandbox) -> None:
         await self._state.save_sandbox(SandboxRecord(sandbox=sandbox, finished=True, network=self._has_network))
@@ -200,7 +200,7 @@ class PodCreation:
 
 
 def _size(path: Path) -> int:
-    """In bytes; many a machine has a long list of blocked hosts."""
+    """Return a file's size in bytes; /etc/hosts may be large, for example with a list of blocked hosts."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What ends a pod, step by step: on StopPodSandbox, and where a RunPodSandbox is undone."""
+"""Ends a pod, step by step: for StopPodSandbox, and to undo a RunPodSandbox."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _log = logging.getLogger("crisp.pods")
 
 @dataclass(frozen=True, slots=True)
 class PodEnd:
-    """Takes away what pods are made of. What fails raises NetworkError, RuntimeCoreError, PodError, OSError."""
+    """Removes what pods are made of. Methods raise NetworkError, RuntimeCoreError, PodError, OSError."""
 
     state: State
     shims: Shims
@@ -37,7 +37,7 @@ class PodEnd:
     cgroups: Cgroups
 
     async def tear_down(self, record: SandboxRecord) -> None:
-        """Network, shim, infra process, pinned namespace: whatever of these there is. Can be repeated."""
+        """Remove the network, shim, infra process and pinned namespace, as far as they exist. May be repeated."""
         sandbox = record.sandbox
         if record.network:
             await self.network.remove(attachment_of(sandbox))
@@ -48,17 +48,17 @@ class PodEnd:
         await self.cgroups.remove_pod(sandbox)
 
     async def erase(self, sandbox_id: str) -> None:
-        """Remove the files and the record of a pod that is torn down."""
+        """Remove the files and the record of a pod after its tear-down."""
         shutil.rmtree(self.state.settings.sandbox_dir(sandbox_id), ignore_errors=True)
         await self.state.forget_sandbox(sandbox_id)
 
     def register(self, record: SandboxRecord, undo: Undo) -> None:
-        """Have a pod that was begun undone; one that cannot be torn down stays, not ready, for a stop to try again."""
+        """Register the clean-up of a new pod. If its tear-down fails the pod stays, not ready, for a later stop."""
         undo.register("forget the pod sandbox", self._forget, record, undo)
         undo.register("tear the pod sandbox down", self._tear_down_begun, record)
 
     async def _tear_down_begun(self, record: SandboxRecord) -> None:
-        # Where no plugin was run none is needed: a missing one must not keep the sandbox.
+        # Call no network plugin if none was called before: a missing plugin must not keep the sandbox.
         network = record.network and self.network.was_begun(attachment_of(record.sandbox))
         await self.tear_down(msgspec.structs.replace(record, network=network))
 
@@ -66,12 +66,13 @@ class PodEnd:
         if not undo.failed:
             await self.erase(record.sandbox.id)
             return
-        _log.error("pod sandbox stays, not ready: its undoing failed", extra=log_fields.of_sandbox(record.sandbox))
+        fields = log_fields.of_sandbox(record.sandbox)
+        _log.error("could not undo the pod sandbox: it stays NotReady until kubelet's next stop", extra=fields)
         await self.state.save_sandbox(msgspec.structs.replace(record, finished=True))
 
 
 def attachment_of(sandbox: Sandbox) -> Attachment:
-    """How the network room knows the sandbox."""
+    """Describe the sandbox to the network room."""
     config = sandbox.config
     dns = config.dns
     return Attachment(

@@ -1,4 +1,4 @@
-"""What an earlier daemon left, told from the database, the shims that live, and the files in the state directory."""
+"""Recovers the state after a crash, from the database, living shims, and files in the state directory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ANSWER_SECONDS: Final = 10.0
 
 
 class Recovery:
-    """Brings what is known of sandboxes and containers to the truth, at the daemon's start and when a shim is lost."""
+    """Corrects the state of sandboxes and containers, when the daemon starts and when a shim is lost."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Recovery:
         self._background = background
 
     async def recover(self, images: ImageStore, records: tuple[list[SandboxRecord], list[ContainerRecord]]) -> None:
-        """Take over an earlier daemon's `records`: adopt living shims, learn of exits, undo what was not finished."""
+        """Take over an earlier daemon's `records`: adopt living shims, record exits, undo what was unfinished."""
         finished = [record for record in records[0] if record.finished]
         self._state.sandboxes.update((record.sandbox.id, record) for record in finished)
         for container_record in records[1]:
@@ -76,7 +76,7 @@ class Recovery:
         await self._clean_state_directory()
 
     async def sandbox_lost(self, sandbox_id: str) -> None:
-        """The connection to the shim, or the infra process, ended. A shim that lives is found again."""
+        """Handle the end of a shim's connection or of an infra process. A shim that still lives is connected again."""
         with contextlib.suppress(ShimGone):
             self._shims.of(sandbox_id)
             await self._sandboxes.lost(sandbox_id)
@@ -103,7 +103,7 @@ class Recovery:
                 pass
             except TimeoutError:
                 fields = log_fields.of_sandbox(record.sandbox)
-                _log.error("shim does not answer; pod sandbox left as it was", extra=fields)
+                _log.error("shim does not answer; the pod sandbox keeps its last known state", extra=fields)
                 return
         await self._without_shim(sandbox_id)
 
@@ -114,29 +114,29 @@ class Recovery:
             return None
 
     async def _without_shim(self, sandbox_id: str) -> None:
-        """The shim died, or the machine started anew: nothing of the pod runs."""
+        """Record that nothing of the pod runs: its shim died, or the machine was rebooted."""
         await self._sandboxes.lost(sandbox_id)
         await self._exits.lost(sandbox_id)
 
     async def _catch_up(self, record: SandboxRecord, shim: ShimClient) -> None:
-        """Learn what happened while no daemon listened. Raises ShimGone, TimeoutError."""
-        told = await asyncio.wait_for(shim.call(calls.GetState()), _ANSWER_SECONDS)
-        if not told.infra_alive and record.sandbox.state is SandboxState.READY:
+        """Record what happened while no daemon listened. Raises ShimGone, TimeoutError."""
+        now = await asyncio.wait_for(shim.call(calls.GetState()), _ANSWER_SECONDS)
+        if not now.infra_alive and record.sandbox.state is SandboxState.READY:
             await self._sandboxes.lost(record.sandbox.id)
         for container in list(self._state.containers_of(record.sandbox.id)):
-            known = told.containers.get(container.id)
+            known = now.containers.get(container.id)
             if known is None:
                 continue
             if known.state == STARTING:
                 following = self._follow_start(container.id, shim)
                 self._background.detach(following, f"follow the start of container {container.id}")
             elif known.state == RUNNING and is_over(container):
-                await shim.call(calls.Kill(container.id))  # its start was told to have failed
+                await shim.call(calls.Kill(container.id))  # its start was answered as failed
             else:
                 await self._learn(container.id, known)
 
     async def _follow_start(self, container_id: str, shim: ShimClient) -> None:
-        """The daemon that asked for the start is gone; the start goes on."""
+        """Wait for a start that an earlier daemon asked for."""
         async with self._state.lock(container_id):
             known = await shim.call(calls.WaitStart(container_id))
             await self._learn_start(container_id, known)
@@ -146,7 +146,7 @@ class Recovery:
             await shim.call(calls.Kill(container_id))  # as in `_catch_up`
 
     async def _learn_start(self, container_id: str, known: calls.ContainerStatus) -> None:
-        """With the container locked."""
+        """Record the start, if that has not been done. The caller holds the container's lock."""
         record = self._state.containers.get(container_id)
         if record is None or not known.started_at:
             return
@@ -162,12 +162,12 @@ class Recovery:
             await self._exits.record(container_id, known.exit)
 
     async def _clean_state_directory(self) -> None:
-        """End shims and remove directories that no record speaks of: the daemon died before the intent was on disk."""
+        """Remove shims and directories without a record: the daemon died before the record was on disk."""
         sandboxes = self._state.settings.state / "sandboxes"
         for directory in sandboxes.iterdir() if sandboxes.is_dir() else ():
             if directory.name in self._state.sandboxes:
                 continue
-            _log.info("removing what is left of an unfinished pod sandbox", extra={"sandbox": directory.name})
+            _log.info("removing the remains of an unfinished pod sandbox", extra={"sandbox": directory.name})
             await self._find(directory.name)
             with contextlib.suppress(RuntimeCoreError):
                 await self._shims.end(directory.name)
@@ -180,7 +180,7 @@ class Recovery:
 
 @contextlib.contextmanager
 def _survived(operation: str, object_id: str) -> Iterator[None]:
-    """One object that cannot be undone (a full disk) must not keep the daemon from serving the others."""
+    """Log an error and go on: one object that cannot be undone must not keep the daemon from serving the others."""
     try:
         yield
     except (PodError, RuntimeCoreError, OSError) as error:

@@ -1,4 +1,4 @@
-"""RemoveContainer, and the removal of what an earlier daemon did not finish."""
+"""RemoveContainer, and the removal of containers that an earlier daemon left unfinished."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pods import bundle, handlers, log_fields
 from pods.directories import remove_trees
 from pods.errors import NotFound
 from pods.model import Container
-from pods.state.plugins import Moment
+from pods.state.plugins import PluginEvent
 from runtime.client import ShimGone
 from runtime.wire.calls import Delete
 
@@ -26,7 +26,7 @@ _log = logging.getLogger("crisp.pods")
 
 
 class Removals:
-    """Takes containers away with all that there is of them."""
+    """Removes containers completely."""
 
     def __init__(
         self, state: State, shims: Shims, images: ImageStore, stops: Stops, background: Background
@@ -38,7 +38,7 @@ class Removals:
         self._background = background
 
     async def remove(self, container_id: str) -> None:
-        """Kill the container if it runs, and take away all that is left of it. Unknown ids succeed."""
+        """Kill the container if it runs, and remove everything of it. Succeeds for an unknown id."""
         try:
             found = self._state.find_container(container_id).container.id
         except NotFound:
@@ -56,11 +56,11 @@ class Removals:
                 document = bundle.read_config(self._state.settings.bundle_dir(container_id))
             await self.discard(container)
             if (sandbox := self._state.sandboxes.get(container.sandbox_id)) is not None:
-                await self._state.happened(Moment.REMOVE, sandbox.sandbox, container, document)
+                await self._state.happened(PluginEvent.REMOVE, sandbox.sandbox, container, document)
             _log.info("container removed", extra=log_fields.of_container(container))
 
     async def discard(self, container: Container) -> None:
-        """Take away all of a container that does not run, whatever of it there is."""
+        """Remove everything of a container that does not run."""
         await delete_in_shim(self._shims, container)
         await remove_files(self._state, container)
         await self._state.forget_container(container.id)
@@ -69,13 +69,13 @@ class Removals:
 
 
 async def delete_in_shim(shims: Shims, container: Container) -> None:
-    """Have the shim, if it lives, let go of the container. Raises RuntimeCoreError."""
+    """Have the shim, if it lives, release the container. Raises RuntimeCoreError."""
     with contextlib.suppress(ShimGone):
         await shims.of(container.sandbox_id).call(Delete(container.id))
 
 
 async def remove_files(state: State, container: Container) -> None:
-    """Remove bundle and writable layer, after the shim has let go of them."""
+    """Remove bundle and writable layer. Call it after the shim has released them."""
     settings = state.settings
     directory, root = settings.bundle_dir(container.id), settings.container_root(container.id)
     sandbox = state.sandboxes.get(container.sandbox_id)

@@ -11,9 +11,9 @@ import msgspec
 from pods import bundle, log_fields
 from pods.errors import PodError
 from pods.model import Container, Resources
-from pods.oci.cgroups import linux_resources, update_plan, updated
 from pods.oci.host_limits import check_host_limits
-from pods.state.plugins import Moment
+from pods.oci.resources import linux_resources, update_plan, updated
+from pods.state.plugins import PluginEvent
 from pods.state.transitions import can_update, is_over
 from pods.undo import Undo
 from runtime.errors import RuntimeCoreError
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("crisp.pods")
 _FIELD: Final = "linux"  # of UpdateContainerResourcesRequest
-_LIMITS: Final = ("memory", "cpu", "hugepageLimits", "unified")  # of `linux.resources`, those that CRI sets
+_LIMITS: Final = ("memory", "cpu", "hugepageLimits", "unified")  # members of `linux.resources` that CRI sets
 
 
 class ResourceUpdates:
-    """Changes of limits; one that fails leaves the old ones in the kernel, in config.json and in the status."""
+    """Changes limits. If a change fails, the old limits stay in the kernel, in config.json and in the status."""
 
     def __init__(
         self, state: State, shims: Shims, host: HostFacts, cgroups: Cgroups, background: Background
@@ -44,15 +44,15 @@ class ResourceUpdates:
         self._background = background
 
     async def update_container(self, container_id: str, wanted: Resources) -> None:
-        """Set the limits given, leave the others. What does not run only has its status (and its start) changed.
+        """Set the given limits and leave the others. For a created container they apply at its start.
 
-        Raises NotFound, InvalidArgument, and PodError when the kernel refuses, or a plugin.
+        Raises NotFound, InvalidArgument, and PodError if the kernel or a plugin refuses.
         """
         found = self._state.find_container(container_id).container.id
         await self._background.shielded(self._ask_and_update(found, wanted))
 
     async def update_for_plugin(self, container_id: str, wanted: Resources) -> None:
-        """The same, asked for by a plugin: the others have no say."""
+        """Set limits at a plugin's request; no other plugin is asked."""
         found = self._state.find_container(container_id).container.id
         await self._background.shielded(self._update_container(found, wanted))
 
@@ -63,11 +63,11 @@ class ResourceUpdates:
                 return
             container = self._state.find_container(container_id).container
             sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
-            # Not under the container's lock: what they want of other containers takes theirs.
+            # Not under the container's lock: the plugins' updates of other containers take those containers' locks.
             wanted = await plugins.updated(sandbox, container, wanted)
             await self._update_container(container_id, wanted)
             if (now := self._state.containers.get(container_id)) is not None:
-                await self._state.happened(Moment.POST_UPDATE, sandbox, now.container)
+                await self._state.happened(PluginEvent.POST_UPDATE, sandbox, now.container)
 
     async def _update_container(self, container_id: str, wanted: Resources) -> None:
         async with self._state.lock(container_id):
@@ -96,9 +96,9 @@ class ResourceUpdates:
             _log.warning("%s", warning, extra=log_fields.of_container(container))
 
     async def _tell_driver(self, container: Container, plan: dict[str, Any], after: Resources) -> None:
-        """Have the cgroup driver know all the limits, and the plan's written again where it wrote its own.
+        """Give all limits to the cgroup driver. If that wrote the files itself, have the shim write the plan again.
 
-        It comes second: systemd would not refuse memory that is in use.
+        The shim comes first: systemd would not refuse a memory limit below the present use.
         """
         if is_over(container):
             return
@@ -112,7 +112,7 @@ class ResourceUpdates:
         """Make the limits durable: in config.json, which a start reads, and in the record."""
         directory = self._state.settings.bundle_dir(container.id)
         before = bundle.read_config(directory)
-        if before is not None:  # a reboot takes it, and with it all that could start
+        if before is not None:  # gone after a reboot, when nothing can start any more
             undo.register("write the old config.json", bundle.write_config, directory, before)
             bundle.write_config(directory, _with_limits(before, after, self._host))
         record = self._state.containers[container.id]
@@ -120,9 +120,9 @@ class ResourceUpdates:
         await self._state.save_container(msgspec.structs.replace(record, container=container))
 
     async def update_sandbox(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
-        """Keep what kubelet tells of the pod's sums. The pod's cgroup is kubelet's own, and set by it before.
+        """Record the pod's new totals. kubelet has already set them: the pod's cgroup is its own.
 
-        Raises NotFound, and FailedPrecondition for a sandbox that is not ready.
+        Raises NotFound, and FailedPrecondition if the sandbox is not ready.
         """
         found = self._state.find_sandbox(sandbox_id).sandbox.id
         await self._background.shielded(self._ask_and_update_sandbox(found, overhead, resources))
@@ -137,7 +137,7 @@ class ResourceUpdates:
                 )
             await self._update_sandbox(sandbox_id, overhead, resources)
             if (now := self._state.sandboxes.get(sandbox_id)) is not None:
-                await self._state.happened(Moment.POST_UPDATE_SANDBOX, now.sandbox)
+                await self._state.happened(PluginEvent.POST_UPDATE_SANDBOX, now.sandbox)
 
     async def _update_sandbox(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
         async with self._state.lock(sandbox_id):

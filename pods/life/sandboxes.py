@@ -16,7 +16,7 @@ from pods.inflight import Background, Flights
 from pods.life.pod_creation import PodCreation
 from pods.log_fields import pod_name
 from pods.model import SandboxConfig, SandboxState
-from pods.state.plugins import Moment
+from pods.state.plugins import PluginEvent
 from pods.state.store import SandboxRecord
 from pods.undo import Undo
 from runtime.errors import RuntimeCoreError
@@ -32,7 +32,7 @@ _log = logging.getLogger("crisp.pods")
 
 
 class Sandboxes:
-    """All changes to sandboxes go through here; each is idempotent and finishes although its caller leaves."""
+    """Makes, stops and removes sandboxes. Each operation is idempotent and goes on if its caller goes away."""
 
     def __init__(
         self, end: PodEnd, stops: Stops, removals: Removals, host: HostFacts, background: Background
@@ -48,7 +48,7 @@ class Sandboxes:
     # -- run ----------------------------------------------------------------------------------------------------------
 
     async def run(self, config: SandboxConfig, handler: str, trace: Trace) -> str:
-        """Make a sandbox and return its id; see `Flights` for repeated and abandoned requests."""
+        """Make a sandbox and return its id. See `Flights` for repeated and abandoned requests."""
         check_handler(handler, config, self._state.settings.runtime_handlers)
         return await self._flights.run(
             pod_name(config),
@@ -59,11 +59,11 @@ class Sandboxes:
         )
 
     def is_known(self, config: SandboxConfig) -> bool:
-        """Whether there is such a pod, or one in the making, which is another request's to undo."""
+        """Return whether the pod exists or is being made by another request, which then cleans it up."""
         return self._holder(config) is not None or self._flights.is_under_way(pod_name(config))
 
     def _made(self, config: SandboxConfig) -> str | None:
-        """The id of the sandbox that the same request made before. Raises AlreadyExists when another has the name."""
+        """Return the id of the sandbox that the same request made. Raises AlreadyExists if another has the name."""
         held = self._holder(config)
         if held is None:
             return None
@@ -85,7 +85,7 @@ class Sandboxes:
         return sandbox_id
 
     async def _undo(self, sandbox_id: str) -> None:
-        """Undo a sandbox whose id nobody has learnt. It is unfinished from here on: its name is not held by a crash."""
+        """Undo a sandbox whose id no caller has. Mark it unfinished first, so that a crash does not keep its name."""
         record = self._state.sandboxes[sandbox_id]
         await self._state.save_sandbox(msgspec.structs.replace(record, finished=False))
         try:
@@ -93,13 +93,13 @@ class Sandboxes:
         except (NetworkError, RuntimeCoreError, PodError, OSError) as error:
             record = self._state.sandboxes[sandbox_id]
             fields = log_fields.of_sandbox(record.sandbox) | {"undo": error}
-            _log.error("pod sandbox stays, not ready: its undoing failed", extra=fields)
+            _log.error("could not undo the pod sandbox: it stays NotReady until kubelet's next stop", extra=fields)
             await self._state.save_sandbox(msgspec.structs.replace(record, finished=True))
 
     # -- stop ---------------------------------------------------------------------------------------------------------
 
     async def stop(self, sandbox_id: str) -> None:
-        """Kill the containers and take away all that the sandbox has in the kernel. Unknown ids succeed."""
+        """Kill the containers and remove all kernel objects of the sandbox. Succeeds for an unknown id."""
         try:
             found = self._state.find_sandbox(sandbox_id).sandbox.id
         except NotFound:
@@ -116,7 +116,7 @@ class Sandboxes:
                 record = msgspec.structs.replace(record, sandbox=sandbox)
                 await self._state.save_sandbox(record)
             await self._stops.stop_all(sandbox_id)
-            await self._state.happened(Moment.STOP_SANDBOX, record.sandbox)
+            await self._state.happened(PluginEvent.STOP_SANDBOX, record.sandbox)
             await self._end.tear_down(record)
             sandbox = msgspec.structs.replace(record.sandbox, infra_pid=0, netns="")
             await self._state.save_sandbox(
@@ -125,7 +125,7 @@ class Sandboxes:
             _log.info("pod sandbox stopped", extra=log_fields.of_sandbox(sandbox))
 
     async def lost(self, sandbox_id: str) -> None:
-        """The shim or the infra process is gone: the sandbox is not ready, and nothing in it runs any more."""
+        """Mark the sandbox not ready: its shim or infra process is gone, so nothing in it runs."""
         record = self._state.sandboxes.get(sandbox_id)
         if record is not None and record.sandbox.state is SandboxState.READY:
             sandbox = msgspec.structs.replace(record.sandbox, state=SandboxState.NOT_READY)
@@ -135,7 +135,7 @@ class Sandboxes:
     # -- remove -------------------------------------------------------------------------------------------------------
 
     async def remove(self, sandbox_id: str) -> None:
-        """Stop the sandbox if it is not, remove its containers, its files and its name. Unknown ids succeed."""
+        """Stop the sandbox if needed; remove its containers, files and name. Succeeds for an unknown id."""
         try:
             found = self._state.find_sandbox(sandbox_id).sandbox.id
         except NotFound:
@@ -149,10 +149,10 @@ class Sandboxes:
         async with self._state.lock(sandbox_id):
             if (record := self._state.sandboxes.get(sandbox_id)) is not None:
                 await self._end.erase(sandbox_id)
-                await self._state.happened(Moment.REMOVE_SANDBOX, record.sandbox)
+                await self._state.happened(PluginEvent.REMOVE_SANDBOX, record.sandbox)
                 _log.info("pod sandbox removed", extra=log_fields.of_sandbox(record.sandbox))
 
     async def discard(self, record: SandboxRecord) -> None:
-        """Undo a sandbox that an earlier daemon did not finish."""
+        """Undo a sandbox that an earlier daemon left unfinished."""
         async with Undo(log_fields.of_sandbox(record.sandbox)) as undo:
             self._end.register(record, undo)

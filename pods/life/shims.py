@@ -1,4 +1,4 @@
-"""The node's shims: forking, finding again after a restart, hearing of exits, and the end."""
+"""The node's shims: forks them, connects again after a restart, passes on their events, and ends them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LossHandler = Callable[[str], None]  # sandbox id
 
 
 class Shims:
-    """Connections by sandbox id. `on_exit` and `on_loss` are called on the loop."""
+    """Connections to shims by sandbox id. `on_exit` and `on_loss` are called on the event loop."""
 
     def __init__(
         self, settings: NodeSettings, cgroups: Cgroups, on_exit: ExitHandler, on_loss: LossHandler
@@ -32,7 +32,7 @@ class Shims:
         self._cgroups = cgroups
         self._zygote = Zygote(cgroups.driver.place_shims)
         self._clients: dict[str, ShimClient] = {}
-        self.idmap_refusal = "not asked yet"  # why no pod can have a user namespace; "" if one can
+        self.idmap_refusal = "not asked yet"  # why pods cannot have user namespaces; "" if they can
         self._on_exit = on_exit
         self._on_loss = on_loss
 
@@ -40,18 +40,18 @@ class Shims:
         return len(self._clients)
 
     async def start(self) -> None:
-        """Start the zygote, and try whether the images' layers can be id-mapped. Raises RuntimeCoreError, PodError."""
+        """Start the zygote, and test whether image layers can be id-mapped. Raises RuntimeCoreError, PodError."""
         await self._zygote.start()
         directory = self._settings.root / "image"
         self.idmap_refusal = await asyncio.to_thread(self._zygote.probe_idmap, directory)
 
     async def make_pod(self, call: MakePod) -> Made:
-        """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError, with all of them undone."""
+        """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError after undoing them."""
         generation = self._zygote.generation
         try:
             return await (await self._fork(call.sandbox)).call(call)
         except ShimGone:
-            # A zygote that dies loses the requests it has taken, and takes some more until it is quite dead.
+            # A dying zygote loses the requests that it has accepted, and may accept some more.
             await self._zygote.replace(generation)
             return await (await self._fork(call.sandbox)).call(call)
 
@@ -61,20 +61,20 @@ class Shims:
         return client
 
     async def find(self, sandbox_id: str) -> ShimClient:
-        """The living shim of a sandbox of an earlier daemon. Raises ShimGone."""
+        """Connect to the living shim of an earlier daemon's sandbox. Raises ShimGone."""
         client = await ShimClient.connect(self._settings.sandbox_dir(sandbox_id), *self._handlers(sandbox_id))
         self._clients[sandbox_id] = client
         return client
 
     def of(self, sandbox_id: str) -> ShimClient:
-        """The connected shim. Raises ShimGone."""
+        """Return the connected shim. Raises ShimGone."""
         client = self._clients.get(sandbox_id)
         if client is None or not client.alive:
             raise ShimGone(f"the shim of pod sandbox {sandbox_id} is gone")
         return client
 
     async def end(self, sandbox_id: str) -> None:
-        """Shut the shim down, and take away what it or its ghost left on the host. Raises RuntimeCoreError."""
+        """Shut the shim down and unmount what it left on the host. Raises RuntimeCoreError."""
         client = self._clients.get(sandbox_id)
         if client is not None and client.alive:
             try:
@@ -88,17 +88,17 @@ class Shims:
         pod_files.unmount(directory)
 
     def unpin(self, path: str | Path) -> None:
-        """Let go of a pod's network namespace. Raises RuntimeCoreError."""
+        """Unmount a pod's network namespace. Raises RuntimeCoreError."""
         with failing("unpin network namespace", str(path)):
             unpin_namespace(str(path))
 
     def close(self) -> None:
-        """Leave the shims to themselves."""
+        """Disconnect; the shims run on."""
         for client in self._clients.values():
             client.close()
         self._clients.clear()
         self._zygote.close()
-        self._cgroups.remove_unused(SHIM_CGROUP)  # not while another daemon's, or our own living, pods have shims
+        self._cgroups.remove_unused(SHIM_CGROUP)  # stays while any shim, of this or another daemon, is in it
 
     def _handlers(self, sandbox_id: str) -> tuple[Callable[[Event], None], Callable[[], None]]:
         def on_event(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""StartContainer."""
+"""StartContainer: runs a created container's program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pods import bundle, log_fields, log_place
 from pods.errors import PodError
 from pods.model import Container
-from pods.state.plugins import Moment
+from pods.state.plugins import PluginEvent
 from pods.state.transitions import Started, StartFailed, require_startable
 from runtime.criu import worker as criu
 from runtime.errors import RuntimeCoreError
@@ -28,7 +28,7 @@ _log = logging.getLogger("crisp.pods")
 
 
 class Starts:
-    """Runs containers' programs; a start goes on although its caller leaves."""
+    """Starts containers. A start goes on if its caller goes away."""
 
     def __init__(self, state: State, shims: Shims, filters: FilterCache, background: Background) -> None:
         self._state = state
@@ -37,14 +37,14 @@ class Starts:
         self._filters = filters
 
     async def start(self, container_id: str, trace: Trace) -> None:
-        """Run the container's program. Raises FailedPrecondition unless it is created and was never started."""
+        """Run the container's program. Raises FailedPrecondition if it was started before."""
         found = self._state.find_container(container_id).container.id
         await self._background.shielded(self._start(found, trace))
 
     async def _start(self, container_id: str, trace: Trace) -> None:
         async with self._state.lock(container_id):
             container, sandbox = self._startable(container_id)
-            await self._state.happens(Moment.START, sandbox, container)
+            await self._state.happens(PluginEvent.START, sandbox, container)
             try:
                 if container.log_path:
                     log_place.make_log(container.log_path, sandbox.config.log_directory)
@@ -57,7 +57,7 @@ class Starts:
             await self._record(container, answer)
             trace.step("start durable")
             if (now := self._state.containers.get(container_id)) is not None:
-                await self._state.happened(Moment.POST_START, sandbox, now.container)
+                await self._state.happened(PluginEvent.POST_START, sandbox, now.container)
             _log.info("container started", extra=log_fields.of_container(container) | {"pid": answer.pid})
 
     def _startable(self, container_id: str) -> tuple[Container, Sandbox]:
@@ -91,23 +91,24 @@ class Starts:
             return found
         document = bundle.read_config(directory)
         if document is None:
-            raise PodError(f"read {directory / 'config.json'}: it is gone, or not what crisp wrote")
+            raise PodError(f"read {directory / 'config.json'}: missing or damaged; remove the container")
         return await self._filters.of(document)
 
     async def _record(self, container: Container, answer: calls.Started) -> None:
         try:
             await self._state.record(container.id, Started(pid=answer.pid, at=answer.started_at))
         except PodError:
-            # The caller takes it for not started: it must not run. Its exit is recorded as any other's.
+            # The caller takes the start for failed, so the container must not run. Its exit is recorded as usual.
             await self._shims.of(container.sandbox_id).call(calls.Kill(container.id))
             raise
 
     async def _record_failure(self, container: Container, message: str) -> None:
-        _log.info("container not started", extra=log_fields.of_container(container) | {"error": message})
+        _log.info("could not start container", extra=log_fields.of_container(container) | {"error": message})
         try:
             await self._state.record(container.id, StartFailed(message, at=time.time_ns()))
         except PodError as error:
-            _log.error("could not record a failed start", extra=log_fields.of_container(container) | {"error": error})
+            fields = log_fields.of_container(container) | {"error": error}
+            _log.error("could not write a failed start to the state database", extra=fields)
 
 
 _warned: set[str] = set()
@@ -117,4 +118,4 @@ def _warn_once(warning: str) -> None:
     kind = warning.partition(" ")[0]
     if kind not in _warned:
         _warned.add(kind)
-        _log.warning("%s (said once)", warning)
+        _log.warning("%s (logged once)", warning)

@@ -1,4 +1,4 @@
-"""StopContainer, and the end of all containers of a pod that is stopped."""
+"""StopContainer, and the end of all containers when their pod stops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Stops:
-    """Ends containers; what is under way goes on although its caller leaves."""
+    """Stops containers. A stop goes on if its caller goes away."""
 
     def __init__(self, state: State, shims: Shims, exits: Exits, background: Background) -> None:
         self._state = state
@@ -30,7 +30,7 @@ class Stops:
         self._background = background
 
     async def stop(self, container_id: str, timeout: float) -> None:
-        """Ask the container to end, and after `timeout` seconds make it. Unknown ids and exited ones succeed."""
+        """Signal the container, and kill it after `timeout` seconds. Succeeds for an unknown or exited container."""
         try:
             found = self._state.find_container(container_id).container.id
         except NotFound:
@@ -38,7 +38,7 @@ class Stops:
         await self._background.shielded(self.stop_now(found, timeout))
 
     async def stop_now(self, container_id: str, timeout: float) -> None:
-        """The same for a whole id, within the caller's task."""
+        """Like `stop`, for a full id and within the caller's task."""
         async with self._state.lock(container_id):
             record = self._state.containers.get(container_id)
         if record is None or not can_stop(record.container):
@@ -55,27 +55,27 @@ class Stops:
                 await shim.call(Kill(container_id))
             await exited.wait()
         except ShimGone:
-            # Not left to whoever hears of the loss: what follows the stop takes the container for ended.
+            # Do not wait for the handling of the lost shim: the caller relies on the container having ended.
             sandbox = self._state.sandboxes.get(container.sandbox_id)
             await self._exits.end_unwatched(sandbox.sandbox if sandbox is not None else None, container)
         async with self._state.lock(container_id):
-            pass  # plugins have heard of the exit, too
+            pass  # wait until plugins have heard of the exit as well
 
     async def stop_all(self, sandbox_id: str) -> None:
-        """End every container of the sandbox now."""
+        """End every container of the sandbox at once."""
         await asyncio.gather(*(self._end(container.id) for container in self._state.containers_of(sandbox_id)))
 
     async def orphaned(self, sandbox_id: str) -> None:
-        """The sandbox's infra process is gone: its shim kills what runs, and what does not run never will."""
+        """Record created containers as exited after the infra process died; the shim kills the running ones."""
         for container in list(self._state.containers_of(sandbox_id)):
             if can_start(container):
                 await self._end(container.id)
 
     async def _end(self, container_id: str) -> None:
-        """Kill the container; one that does not run never will, for its sandbox, not ready any more, goes away."""
+        """Kill the container. One that does not run is recorded as exited: its sandbox is going away."""
         record = self._state.containers.get(container_id)
         if record is not None and can_start(record.container):
-            # A start may be under way, and hang while it holds the lock.
+            # A start may hang while it holds the lock: kill before taking the lock.
             with contextlib.suppress(RuntimeCoreError):
                 await self._shims.of(record.container.sandbox_id).call(Kill(container_id))
         async with self._state.lock(container_id):

@@ -1,1 +1,1 @@
-"""From a CRI request and an image to config.json."""
+"""Builds config.json from a CRI request and an image."""

@@ -1,8 +1,8 @@
-"""CDI devices (Container Device Interface 1.0): specs of vendors, and what they change in a container.
+"""CDI devices (Container Device Interface 1.0): reads vendors' specs and collects their edits of a container.
 
-A device is named "vendor/class=name". Its spec's edits are applied once, then its own. Of the directories the later
-ones win; two specs of one directory that both have a device leave it without a meaning. A file that is no spec has no
-devices: one vendor's mistake is not another's.
+A device is named "vendor/class=name". The edits of its spec are applied once, then the device's own. A later directory
+overrides earlier ones; a device that two specs of one directory define is ambiguous and refused. A file that is no
+valid spec contributes no devices, so one vendor's mistake does not affect the others.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _TYPES = {stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
 
 @dataclass(frozen=True, slots=True)
 class CDIEdits:
-    """What devices add to a container; `mounts` as config.json has them."""
+    """The edits that devices make to a container; `mounts` in the form of config.json."""
 
     env: tuple[str, ...] = ()
     nodes: tuple[DeviceNode, ...] = ()
     mounts: tuple[dict[str, Any], ...] = ()
     additional_gids: tuple[int, ...] = ()
-    hooks: tuple[tuple[str, dict[str, Any]], ...] = ()  # with the moment of a container's life that each is for
+    hooks: tuple[tuple[str, dict[str, Any]], ...] = ()  # (stage, hook)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ class _Spec:
 
 
 def requested(config: ContainerConfig) -> dict[str, str]:
-    """The devices that a container asks for, by name, with the field that does: CDI_devices, then annotations.
+    """Return the requested devices: name -> the field that requests it. CDI_devices come first, then annotations.
 
-    An annotation `cdi.k8s.io/<anything>` names devices with commas between them; device plugins that know no other way
-    use it. Raises InvalidArgument for what is not the name of a device.
+    An annotation `cdi.k8s.io/<anything>` has device names separated by commas; older device plugins use it. Raises
+    InvalidArgument for a malformed name.
     """
     asked: dict[str, str] = {}
     for index, name in enumerate(config.cdi_devices):
@@ -60,16 +60,16 @@ def requested(config: ContainerConfig) -> dict[str, str]:
             field = f"config.annotations[{key!r}]"
             for name in names.split(","):
                 if not rules.CDI_DEVICE.fits(name):
-                    raise InvalidArgument(f"{field}: names what is not {rules.CDI_DEVICE.expected}")
+                    raise InvalidArgument(f"{field}: each name must be {rules.CDI_DEVICE.expected}")
                 asked.setdefault(name, field)
     return asked
 
 
 def find_edits(asked: Mapping[str, str], directories: Iterable[Path]) -> CDIEdits:
-    """What the devices add, each by its name and the field that asks for it. Reads the directories if there is any.
+    """Collect the edits of the requested devices (name -> field). Reads the directories only if there are devices.
 
-    Raises InvalidArgument for a device that no spec has (telling which files are wrong), or more than one, and for
-    edits that are wrong; Unimplemented for those that cannot be made.
+    Raises InvalidArgument for invalid edits, and for a device that no spec or more than one spec defines (the message
+    lists broken spec files); Unimplemented for unsupported edits.
     """
     if not asked:
         return CDIEdits()
@@ -87,7 +87,7 @@ def find_edits(asked: Mapping[str, str], directories: Iterable[Path]) -> CDIEdit
 
 
 def add_edits(document: dict[str, Any], edits: CDIEdits) -> None:
-    """Put them into a config.json that is made already."""
+    """Apply the edits to a config.json."""
     process, linux = document["process"], document["linux"]
     names = {entry.partition("=")[0] for entry in edits.env}
     process["env"] = [*(entry for entry in process["env"] if entry.partition("=")[0] not in names), *edits.env]
@@ -111,11 +111,11 @@ def _spec_of(name: str, directories: Sequence[Sequence[_Spec]], wrong: Sequence[
         if found:
             return found[0]
     but = "".join(f"; {reason}" for reason in wrong)
-    raise InvalidArgument(f"{field}: no spec of this node has a device {name!r}{but}")
+    raise InvalidArgument(f"{field}: no CDI spec on this node defines device {name!r}{but}")
 
 
 def _read_all(directories: Iterable[Path], wrong: list[str]) -> list[list[_Spec]]:
-    """The specs of each directory; `wrong` gets what is to be said of the files that are none."""
+    """Return the specs of each directory. Appends the reasons why files are no specs to `wrong`."""
     found: list[list[_Spec]] = []
     for directory in filter(Path.is_dir, directories):
         specs = []
@@ -130,7 +130,7 @@ def _read_all(directories: Iterable[Path], wrong: list[str]) -> list[list[_Spec]
 
 
 def _read(path: Path) -> _Spec:
-    """Raises ValueError."""
+    """Read a spec. Raises ValueError."""
     try:
         text = path.read_text()
         document = json.loads(text) if path.suffix == ".json" else _yaml(text)
@@ -138,11 +138,11 @@ def _read(path: Path) -> _Spec:
         by_name = {f"{kind}={device['name']}": _mapping(device.get("containerEdits")) for device in devices or ()}
         return _Spec(path, _mapping(document.get("containerEdits")), by_name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"CDI spec {str(path)!r} is not one: {error!r}") from error
+        raise ValueError(f"CDI spec {str(path)!r} is invalid: {error!r}") from error
 
 
 def _yaml(text: str) -> Any:
-    import yaml  # only machines with such specs pay for it
+    import yaml  # imported only where there are such specs
 
     try:
         return yaml.safe_load(text)
@@ -165,13 +165,13 @@ def _merged(edits: Sequence[tuple[_Spec, Mapping[str, Any], str]]) -> CDIEdits:
     for spec, edit, field in edits:
         for member in _REFUSED:
             if edit.get(member):
-                raise Unimplemented(f"{field}: CDI spec {str(spec.path)!r}: {member} are not supported")
+                raise Unimplemented(f"{field}: CDI spec {str(spec.path)!r}: {member} is not supported")
         try:
             env += [_variable(index, entry) for index, entry in enumerate(edit.get("env") or ())]
             nodes += [_node(entry) for entry in edit.get("deviceNodes") or ()]
             mounts += [_mount(entry) for entry in edit.get("mounts") or ()]
             hooks += [_hook(entry) for entry in edit.get("hooks") or ()]
-            # 0 is what specs write that mean none.
+            # Specs write 0 for "none".
             gids += [gid for gid in map(int, edit.get("additionalGids") or ()) if gid > 0]
         except (OSError, ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
             raise InvalidArgument(f"{field}: CDI spec {str(spec.path)!r}: {error}") from error
@@ -188,12 +188,12 @@ def _hook(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def _variable(index: int, entry: str) -> str:
     name, equals, value = entry.partition("=")
     if not equals or not rules.is_variable(name) or not rules.is_text(value):
-        raise ValueError(f"env[{index}]: is not NAME=value")
+        raise ValueError(f"env[{index}]: expected NAME=value")
     return entry
 
 
 def _node(entry: Mapping[str, Any]) -> DeviceNode:
-    """What the spec leaves out is taken from the host's node."""
+    """Make a device node. Members that the spec omits are taken from the host's node."""
     path = _absolute(entry["path"])
     access = entry.get("permissions") or "rwm"
     if not set(access) <= set("rwm"):
@@ -203,7 +203,7 @@ def _node(entry: Mapping[str, Any]) -> DeviceNode:
         status = os.stat(entry.get("hostPath") or path)
         found = _TYPES.get(stat.S_IFMT(status.st_mode), "")
         if not found or (kind and kind != found):
-            raise ValueError(f"deviceNodes: {path}: the host's is no device of type {kind or 'b, c or p'}")
+            raise ValueError(f"deviceNodes: {path}: the host's file is not a device of type {kind or 'b, c or p'}")
         kind, major, minor = found, os.major(status.st_rdev), os.minor(status.st_rdev)
         mode = stat.S_IMODE(status.st_mode) if mode is None else mode
     return DeviceNode(

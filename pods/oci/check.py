@@ -1,6 +1,6 @@
-"""What a container cannot be beside its pod and on this host, found before anything is made for it.
+"""Checks a container against its pod and this host, before anything is made.
 
-What its members look like one by one, and what they mean to each other, the doors have seen to (`cri.convert`).
+The doors (`cri/convert`) have already checked each field, and the fields against each other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SECURITY = "config.linux.security_context"
 
 
 def validate(config: ContainerConfig, sandbox: Sandbox, host: HostFacts) -> None:
-    """Refuse options that contradict each other or the sandbox (InvalidArgument), or are not there yet (Unimplemented).
+    """Refuse options that contradict the sandbox or the host (InvalidArgument), or are unsupported (Unimplemented).
 
     The message starts with the path of the CRI field.
     """

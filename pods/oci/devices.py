@@ -1,4 +1,4 @@
-"""Device nodes of the host that containers are given. Reads `/dev`; makes nothing."""
+"""Finds the host's device nodes for containers. Reads `/dev`; changes nothing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from pods.errors import InvalidArgument
 from pods.model import Device
 
-# Directories of a host's /dev that hold no devices, or another container's.
+# Directories in /dev that hold no devices, or another container's.
 _NOT_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
 _MAX_NODES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
-    """A device node to make in a container, and what may be done with it ("rwm")."""
+    """A device node to make in a container, and the access to allow ("rwm")."""
 
     path: str
-    type: str  # "c" or "b"; of CDI also "p"
+    type: str  # "c" or "b"; from CDI also "p"
     major: int
     minor: int
     mode: int
@@ -31,7 +31,7 @@ class DeviceNode:
     access: str
 
     def node(self) -> dict[str, Any]:
-        """The entry of `linux.devices`."""
+        """Return the entry of `linux.devices`."""
         return {
             "path": self.path,
             "type": self.type,
@@ -44,21 +44,21 @@ class DeviceNode:
 
     @property
     def has_rule(self) -> bool:
-        """Whether a cgroup has to allow it: devices cgroups know no FIFOs."""
+        """Whether the cgroup needs a rule for it: device cgroups do not cover FIFOs."""
         return self.type != "p"
 
     def rule(self) -> dict[str, Any]:
-        """The entry of `linux.resources.devices` that allows it."""
+        """Return the entry of `linux.resources.devices` that allows it."""
         return {"allow": True, "type": self.type, "major": self.major, "minor": self.minor, "access": self.access}
 
 
 def host_devices(directory: str = "/dev") -> tuple[DeviceNode, ...]:
-    """Every device node below the host's `/dev`, for privileged containers; /dev/console is the container's own."""
+    """Return all device nodes below the host's `/dev`, for privileged containers. /dev/console is left out."""
     return tuple(node for node in _nodes(directory, directory, "rwm", 0) if node.path != "/dev/console")
 
 
 def requested_devices(devices: tuple[Device, ...]) -> tuple[DeviceNode, ...]:
-    """The nodes that `config.devices` asks for; a host directory stands for all the devices below it.
+    """Return the nodes that `config.devices` requests. A host directory means all devices below it.
 
     Raises InvalidArgument for a path that is missing or is not a device.
     """
@@ -68,7 +68,7 @@ def requested_devices(devices: tuple[Device, ...]) -> tuple[DeviceNode, ...]:
 
 def _requested(device: Device, field: str) -> tuple[DeviceNode, ...]:
     try:
-        status = os.stat(device.host_path)  # a link such as /dev/disk/by-id/... stands for its target
+        status = os.stat(device.host_path)  # follows links such as /dev/disk/by-id/...
     except OSError as error:
         raise InvalidArgument(f"{field}.host_path: {device.host_path!r}: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode):
@@ -103,7 +103,7 @@ def _nodes(directory: str, container_directory: str, access: str, depth: int) ->
 
 def _node(path: str, status: os.stat_result, access: str) -> DeviceNode | None:
     kind = "c" if stat.S_ISCHR(status.st_mode) else "b" if stat.S_ISBLK(status.st_mode) else ""
-    # 0:0 is no device but overlayfs's mark of a deleted file.
+    # Device 0:0 is overlayfs's mark of a deleted file.
     if not kind or status.st_rdev == 0:
         return None
     major, minor = os.major(status.st_rdev), os.minor(status.st_rdev)

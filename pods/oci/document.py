@@ -1,7 +1,7 @@
-"""The OCI configuration of a container: what CRI and the image say, put into runtime-spec 1.2 terms.
+"""Builds the OCI configuration (runtime-spec 1.2) of a container from the CRI request and the image.
 
-The order of a CreateContainer: `validate`, then `find_host_objects` (which looks at the host, and leaves it as it is),
-then `user_request` and its lookup inside the rootfs, then `build_config`, which is pure.
+CreateContainer calls `validate`, then `find_host_objects` (which reads the host and changes nothing), then
+`user_request` with its lookup inside the rootfs, then `build_config`, which is pure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pods.errors import InvalidArgument
 from pods.host import HostFacts
 from pods.model import ContainerConfig, NamespaceMode, Sandbox
 from pods.oci.cdi import CDIEdits, find_edits, requested
-from pods.oci.cgroups import linux_resources
 from pods.oci.devices import DeviceNode, host_devices, requested_devices
 from pods.oci.hook_files import HookFile, oci_hooks, read_hooks
 from pods.oci.host_limits import check_host_limits
@@ -26,6 +25,7 @@ from pods.oci.mount_sources import check_relabelling, resolve_sources
 from pods.oci.mounts import plan_mounts
 from pods.oci.namespaces import plan_namespaces
 from pods.oci.process import environment, working_directory
+from pods.oci.resources import linux_resources
 from pods.security.apparmor import apparmor_profile
 from pods.security.capabilities import granted
 from pods.security.seccomp_profile import BASE, ReadProfile, read_base, read_profile, seccomp_base, seccomp_filter
@@ -38,23 +38,23 @@ from runtime.wire.calls import Identity
 
 @dataclass(frozen=True, slots=True)
 class HostObjects:
-    """What a container's request names on the host, as it was found there."""
+    """What a request names on the host, as it was found there."""
 
     devices: tuple[DeviceNode, ...] = ()
     mount_sources: tuple[str, ...] = ()  # real paths, in the order of config.mounts
-    directories: tuple[bool, ...] = ()  # whether they are directories, or will be made
+    directories: tuple[bool, ...] = ()  # whether each is a directory, or will be made one
     some_are_missing: bool = False
     seccomp: ReadProfile | None = None
     seccomp_base: ReadProfile | None = None
     apparmor_profile: str = ""
     labels: SELinuxLabels = field(default_factory=SELinuxLabels)
     cdi: CDIEdits = field(default_factory=CDIEdits)
-    hooks: tuple[HookFile, ...] = ()  # whosoever they are for
+    hooks: tuple[HookFile, ...] = ()  # all, also those for other containers
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerContext:
-    """Everything `build_config` needs, all of it looked up before."""
+    """Everything that `build_config` needs, looked up beforehand."""
 
     container_id: str
     sandbox: Sandbox
@@ -62,13 +62,13 @@ class ContainerContext:
     image: ImageConfig
     args: Sequence[str]
     hostname: str
-    user: Identity  # what user_request asked for, found inside the rootfs
+    user: Identity  # found inside the rootfs for `user_request`
     infra_pid: int  # holds the pod's namespaces
-    target_pid: int  # init of the container whose PID namespace is asked for by TARGET; 0 if there is none
-    sandbox_dir: Path  # shm/
-    files_dir: Path  # resolv.conf, hostname, hosts
+    target_pid: int  # pid of the container that TARGET names; 0 if none
+    sandbox_dir: Path  # holds shm/
+    files_dir: Path  # holds resolv.conf, hostname, hosts
     volumes_dir: Path
-    volumes: Mapping[str, str]  # of the image, in volumes_dir
+    volumes: Mapping[str, str]  # the image's volumes: path in the container -> name in volumes_dir
     cgroups_path: str
     host: HostFacts
     found: HostObjects
@@ -83,9 +83,8 @@ def find_host_objects(
 ) -> HostObjects:
     """Look up devices, mount sources, profiles, labels and hooks. Changes nothing.
 
-    `pulled_profile` is the content of an OCI profile, if it is here. Raises InvalidArgument, naming field and path, for
-    what is missing or not what it should be; FailedPrecondition for a hook's file that is wrong, or an absent OCI
-    profile.
+    `pulled_profile` is the content of an OCI profile, if it is on the node. Raises InvalidArgument, naming field and
+    path, for something missing or invalid; FailedPrecondition for an invalid hook file or a missing OCI profile.
     """
     security = config.security
     check_host_limits(config.resources)
@@ -109,9 +108,9 @@ def find_host_objects(
 
 
 def build_config(context: ContainerContext) -> dict[str, Any]:
-    """The config.json (OCI runtime-spec 1.2) of a container that `validate` has nothing against.
+    """Build the config.json of a container that `validate` accepts.
 
-    Raises InvalidArgument for what goes beyond the kernel's limits, or cannot be in this pod.
+    Raises InvalidArgument for values beyond the kernel's limits, or impossible in this pod.
     """
     config = context.config
     bounding, ambient = granted(config.security, context.host.capabilities)
@@ -144,7 +143,7 @@ def build_config(context: ContainerContext) -> dict[str, Any]:
 
 
 def _hooks(context: ContainerContext, command: str, own: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """Those of CDI devices, and then those of files, which the pod's annotations and the container's may be about."""
+    """Return the hooks of CDI devices, then those of hook files, which match annotations of pod and container."""
     config = context.config
     annotations = {**context.sandbox.config.annotations, **config.annotations, **own}
     hooks = oci_hooks(context.found.hooks, annotations, command, bind_mounts=bool(config.mounts))
@@ -175,7 +174,7 @@ def _process(context: ContainerContext, bounding: frozenset[str], ambient: froze
 
 def _capabilities(bounding: frozenset[str], ambient: frozenset[str]) -> dict[str, list[str]]:
     held, raised = sorted(bounding), sorted(ambient)
-    # Inheritable only as far as the ambient set needs it: more would survive execve of files with inheritable
+    # Inheritable only as far as the ambient set needs it: more would survive the execve of files with inheritable
     # capabilities (CVE-2022-24769).
     return {"bounding": held, "effective": held, "permitted": held, "inheritable": raised, "ambient": raised}
 

@@ -1,9 +1,9 @@
-"""OCI hooks for every container that wants them: directories of JSON files, as oci-hooks(5) has them (version 1.0.0).
+"""Reads OCI hooks for all containers from directories of JSON files, as described in oci-hooks(5) (version 1.0.0).
 
-A file tells a hook, at which moments of a container's life it runs, and for which containers: each condition of its
-`when` has to hold. A file in a later directory hides those of the same name in the ones before. Hooks run in the order
-of their files' names. They are read at each creation, so that one that was just installed counts; a file that is wrong
-fails the creation, since what it was to guard would go on without.
+A file has a hook, its stages, and conditions (`when`) that must all hold for a container. A file in a later directory
+hides those of the same name in earlier ones. Hooks run in the order of the file names. The files are read at each
+creation, so a newly installed one takes effect at once. A broken file fails the creation: the container must not run
+without a hook that was to guard it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONDITIONS: Final = frozenset({"always", "annotations", "commands", "hasBindMou
 
 @dataclass(frozen=True, slots=True)
 class HookFile:
-    """One file's hook, as config.json has it, and its conditions."""
+    """A file's hook, in the form of config.json, and its conditions."""
 
     hook: Mapping[str, Any]
     stages: tuple[str, ...]
@@ -35,7 +35,7 @@ class HookFile:
     has_bind_mounts: bool | None = None
 
     def wants(self, annotations: Mapping[str, str], command: str, *, bind_mounts: bool) -> bool:
-        """Whether it is for a container with these annotations, that program, and volumes or none."""
+        """Return whether it applies to a container with these annotations, program, and volumes or none."""
         if self.always is False or (self.has_bind_mounts is not None and self.has_bind_mounts != bind_mounts):
             return False
         for key, value in self.annotations:
@@ -45,7 +45,7 @@ class HookFile:
 
 
 def read_hooks(directories: Iterable[Path]) -> tuple[HookFile, ...]:
-    """The hooks of these directories, in their order. Raises FailedPrecondition naming a file that is wrong."""
+    """Read the hooks of all directories. Raises FailedPrecondition naming a broken file."""
     files: dict[str, Path] = {}
     for directory in directories:
         try:
@@ -58,7 +58,7 @@ def read_hooks(directories: Iterable[Path]) -> tuple[HookFile, ...]:
 def oci_hooks(
     files: Sequence[HookFile], annotations: Mapping[str, str], command: str, *, bind_mounts: bool
 ) -> dict[str, list[dict[str, Any]]]:
-    """The `hooks` of a container's config.json: those of the files that are for it."""
+    """Return the `hooks` of a container's config.json: those whose conditions hold."""
     found: dict[str, list[dict[str, Any]]] = {}
     for file in files:
         if file.wants(annotations, command, bind_mounts=bind_mounts):
@@ -68,7 +68,7 @@ def oci_hooks(
 
 
 def checked_hook(hook: object) -> dict[str, Any]:
-    """A hook as config.json has it: `path`, `args`, `env`, and `timeout` in seconds. Raises ValueError."""
+    """Return a hook as config.json has it: `path`, `args`, `env`, and `timeout` in seconds. Raises ValueError."""
     if not isinstance(hook, Mapping):
         raise ValueError("hook: expected an object")
     path, timeout = hook.get("path"), hook.get("timeout")
@@ -106,7 +106,7 @@ def _parse(document: object) -> HookFile:
     if not isinstance(when, dict) or not when:
         raise ValueError(f"when: expected an object with a condition, got {when!r}")
     if unknown := sorted(when.keys() - _CONDITIONS):
-        raise ValueError(f"when: there are the conditions {', '.join(sorted(_CONDITIONS))}, got {unknown}")
+        raise ValueError(f"when: expected conditions among {', '.join(sorted(_CONDITIONS))}, got {unknown}")
     annotations = when.get("annotations") or {}
     if not isinstance(annotations, dict):
         raise ValueError(f"when.annotations: expected an object, got {annotations!r}")
@@ -141,4 +141,4 @@ def _pattern(member: str, text: object) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise ValueError(f"{member}: {text!r} is no regular expression: {error}") from error
+        raise ValueError(f"{member}: {text!r} is not a regular expression: {error}") from error

@@ -1,4 +1,4 @@
-"""Limits that name parts of the machine: processors, memory nodes, sizes of huge pages. Reads /sys."""
+"""Checks limits that name parts of the machine: CPUs, memory nodes, sizes of huge pages. Reads /sys."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _UNITS = {"K": 1, "M": 1 << 10, "G": 1 << 20}  # in KiB
 def check_host_limits(
     resources: Resources, sys: Path = Path("/sys"), field: str = "config.linux.resources"
 ) -> None:
-    """Refuse (InvalidArgument) processors and memory nodes that are not online, and unknown sizes of huge pages."""
+    """Refuse (InvalidArgument) CPUs and memory nodes that are not online, and sizes of huge pages the kernel lacks."""
     _check_list(f"{field}.cpuset_cpus", resources.cpuset_cpus, sys / "devices/system/cpu/online", "CPUs")
     _check_list(f"{field}.cpuset_mems", resources.cpuset_mems, sys / "devices/system/node/online", "memory nodes")
     known = {int(path.name[len("hugepages-") : -len("kB")]) for path in sys.glob("kernel/mm/hugepages/hugepages-*kB")}
     for size, limit in resources.hugepage_limits.items():
-        # kubelet sets a limit of 0 for each size that it knows of.
+        # kubelet sets a limit of 0 for every size that it knows.
         if limit and _kibibytes(size) not in known:
             shown = ", ".join(f"{kibibytes}kB" for kibibytes in sorted(known)) or "none"
-            raise InvalidArgument(f"{field}.hugepage_limits: page size {size!r} is none of this node's ({shown})")
+            raise InvalidArgument(f"{field}.hugepage_limits: this node has no huge pages of {size!r}, only: {shown}")
 
 
 def _check_list(member: str, wanted: str, online: Path, what: str) -> None:
@@ -32,7 +32,7 @@ def _check_list(member: str, wanted: str, online: Path, what: str) -> None:
     there = online.read_text().strip()
     try:
         within = cpu_lists.numbers(wanted) <= cpu_lists.numbers(there)
-    except ValueError:  # more than any kernel has, or backwards
+    except ValueError:  # a number beyond any kernel's, or a range that runs backwards
         within = False
     if not within:
         raise InvalidArgument(f"{member}: {wanted!r} is not within this node's {what}, {there}")

@@ -1,11 +1,11 @@
-"""Volumes that an image declares (VOLUME): directories of a container's own, with what the image has at their paths.
+"""Makes the volumes that an image declares (VOLUME): directories of the container, with the image's content.
 
-Of a path that the image lacks, or has as an empty directory, the directory is mounted there: programs that mount an
-overlay of their own in it need another file system below. What has content in the image stays in the container's
-writable layer, which lives as long; below a read-only root it is copied.
+If the image has nothing or an empty directory at the path, a directory is mounted there: programs that mount an overlay
+in their volume need another file system below it. If the image has content there, the volume stays in the container's
+writable layer, which lives as long; below a read-only root it is copied instead.
 
-Everything is opened below a directory that is open already, and no link is followed but those on the way to a volume,
-which stay inside the image's root (CVE-2022-23648).
+Every file is opened relative to an open directory. Links are followed only on the way to a volume, and stay inside the
+image's root (CVE-2022-23648).
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SOURCE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _TARGET: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK: Final = 1 << 30
-_DEEPEST: Final = 512  # directories in directories: two descriptors each
-_MOST_LINKED: Final = 1 << 16  # files of several names that are remembered; of more, names become files of their own
+_DEEPEST: Final = 512  # nested directories: each takes two descriptors
+_MOST_LINKED: Final = 1 << 16  # hard-linked files to remember; later ones are copied once per name
 _OTHER_WAYS: Final = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-# Those of the overlay tell about its layers, and a label is the new place's.
+# Overlay's attributes describe its layers; the SELinux label is the new directory's.
 _NOT_COPIED: Final = (OVERLAY_ATTRIBUTES, USERS_OVERLAY_ATTRIBUTES, "security.selinux")
 
 
 def make(
     rootfs: int, wanted: Mapping[str, str], place: Path, owner: tuple[int, int], *, readonly: bool
 ) -> dict[str, str]:
-    """Make the directories in `place` that are to be mounted: their names, by the volumes' paths in the container.
+    """Make the directories to be mounted, in `place`. Returns path in the container -> directory name.
 
-    `wanted` has those of all volumes; `owner` gets what the image does not have. Raises InvalidArgument for a tree that
-    is too deep to be copied, OSError.
+    `wanted` maps the paths of all volumes to names; `owner` owns those that the image does not contain. Raises
+    InvalidArgument for a tree too deep to copy, OSError.
     """
     with contextlib.ExitStack() as opened:
         place.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def _make(rootfs: int, path: str, parent: int, name: str, owner: tuple[int, int]
         os.chown(name, *owner, dir_fd=parent)
         return True
     except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):  # nothing can be mounted there
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):  # not a directory: nothing can be mounted there
             return False
         raise
     try:
@@ -85,12 +85,12 @@ def _has_content(directory: int) -> bool:
 
 @dataclass(slots=True)
 class _Level:
-    """A directory that is being copied."""
+    """A directory while it is copied."""
 
     source: int
     target: int
-    names: Iterator[os.DirEntry[str]]  # read as they are needed: an image may have more of them than there is memory
-    path: str  # below the top
+    names: Iterator[os.DirEntry[str]]  # read one by one: they may not fit in memory
+    path: str  # relative to the top
 
     def close(self) -> None:
         os.close(self.source)
@@ -99,7 +99,7 @@ class _Level:
 
 @dataclass(slots=True)
 class _Copy:
-    """One tree with its owners, modes, times, attributes and links."""
+    """Copies a tree with owners, modes, times, attributes and links."""
 
     top: int
     volume: str
@@ -107,7 +107,7 @@ class _Copy:
     levels: list[_Level] = field(default_factory=list)
 
     def run(self, source: int) -> None:
-        """Copy what the directory `source` is, and what is in it, to the top. Raises OSError, InvalidArgument."""
+        """Copy the directory `source` and its content to the top. Raises OSError, InvalidArgument."""
         try:
             self._enter(os.dup(source), os.dup(self.top), "")
             while self.levels:
@@ -115,7 +115,7 @@ class _Copy:
                 if (entry := next(level.names, None)) is not None:
                     self._copy(entry, level)
                     continue
-                # Last: what is made in a directory changes its time.
+                # Last: making entries in a directory changes its times.
                 _copy_attributes(level.source, level.target, os.fstat(level.source))
                 self.levels.pop().close()
         finally:
@@ -172,14 +172,14 @@ def _copy_file(name: str, source_directory: int, target_directory: int, status: 
 
 
 def _copy_content(source: int, target: int, size: int) -> None:
-    """By reference where the file system can, and holes as holes: a file of a few bytes may be a terabyte long."""
+    """Copy by reference if the file system can, and keep holes: a file of a few bytes may be a terabyte long."""
     os.ftruncate(target, size)
     end = 0
     while end < size:
         try:
             begin = os.lseek(source, end, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
+            if error.errno == errno.ENXIO:  # the rest is a hole
                 return
             raise
         end = min(size, os.lseek(source, begin, os.SEEK_HOLE))
@@ -195,16 +195,16 @@ def _copy_data(source: int, target: int, size: int) -> None:
     except OSError as error:
         if error.errno not in _OTHER_WAYS:
             raise
-    while size > 0 and (copied := os.sendfile(target, source, None, min(size, _CHUNK))):  # both go on where they are
+    while size > 0 and (copied := os.sendfile(target, source, None, min(size, _CHUNK))):  # at their offsets
         size -= copied
 
 
 def _copy_attributes(source: int, target: int, status: os.stat_result) -> None:
-    """Owner first: a change of it takes modes and capabilities away."""
+    """Copy owner, mode, attributes and times. The owner comes first: changing it clears modes and capabilities."""
     os.fchown(target, status.st_uid, status.st_gid)
     os.fchmod(target, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(source):
         if not name.startswith(_NOT_COPIED):
-            with contextlib.suppress(OSError):  # a file system without such attributes
+            with contextlib.suppress(OSError):  # not supported by the file system
                 os.setxattr(target, name, os.getxattr(source, name))
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

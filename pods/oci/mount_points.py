@@ -1,4 +1,4 @@
-"""Where a request's mounts go, for the shim to compare with the image when a container is created."""
+"""Describes a request's mounts to the shim, which compares them with the image at a container's creation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from runtime.wire.calls import MountPoint
 
 
 def are_directories(sources: Sequence[str]) -> tuple[bool, ...]:
-    """Whether each real path of the host is a directory, or will be made one; "" stands for an image's files."""
+    """Return whether each real host path is a directory, or will be made one; "" stands for a mounted image."""
     return tuple(not source or os.path.isdir(source) or not os.path.lexists(source) for source in sources)
 
 
 def shim_argument(
     config: ContainerConfig, sources: Sequence[str], directories: Sequence[bool], volumes_dir: Path
 ) -> tuple[MountPoint, ...]:
-    """What the shim's `create` takes: each mount's source, its kind or the image that tells it, its destination."""
+    """Return each mount's source, kind (or the image that determines it) and destination, for the shim's `create`."""
     return tuple(
         MountPoint(
             source=source if mount.image is None else f"{mount.image.image}:{mount.image_sub_path}",

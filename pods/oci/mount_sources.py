@@ -1,4 +1,4 @@
-"""The host's side of a container's mounts: what a volume's path is, whether it can propagate mounts, what is made."""
+"""The host side of a container's mounts: resolves paths, checks propagation, makes missing directories."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ class _HostMount:
 
 
 def resolve_sources(mounts: tuple[Mount, ...], mountinfo: Path = Path("/proc/self/mountinfo")) -> tuple[str, ...]:
-    """The real host path of each mount, symbolic links followed, whether there is something at it or not.
+    """Return the real host path of each mount, with links followed, whether it exists or not; "" for a mounted image.
 
-    A mount of an image has none: "" is in its place.
-
-    Raises InvalidArgument for what lies on a mount that cannot propagate as asked for.
+    Raises InvalidArgument for a path on a mount that cannot propagate as requested.
     """
     sources = tuple("" if m.image is not None else os.path.realpath(m.host_path) for m in mounts)
     if any(mount.propagation is not Propagation.PRIVATE for mount in mounts):
@@ -35,15 +33,15 @@ def resolve_sources(mounts: tuple[Mount, ...], mountinfo: Path = Path("/proc/sel
 
 
 def check_relabelling(mounts: Iterable[Mount], sources: Iterable[str], label: str) -> None:
-    """Refuse to give `label`, unless it is "", to what must not have it. Raises InvalidArgument."""
+    """Check that every mount to relabel may get `label`; "" means none. Raises InvalidArgument."""
     for source, field in _relabelled(mounts, sources, label):
         selinux.check(source, field)
 
 
 def prepare(mounts: Iterable[Mount], sources: Sequence[str], label: str) -> None:
-    """Make what is missing, directories of mode 0755, and give `label`, unless it is "", to mounts that ask for it.
+    """Make missing directories with mode 0755, and relabel the mounts that ask for it, unless `label` is "".
 
-    `sources` are the mounts' real paths. Raises InvalidArgument for what cannot be made or relabelled.
+    `sources` are the mounts' real paths. Raises InvalidArgument if a directory cannot be made or relabelled.
     """
     for index, source in enumerate(sources):
         try:
@@ -57,14 +55,14 @@ def prepare(mounts: Iterable[Mount], sources: Sequence[str], label: str) -> None
 
 
 def _relabelled(mounts: Iterable[Mount], sources: Iterable[str], label: str) -> Iterator[tuple[str, str]]:
-    """The paths, and the fields that ask for it."""
+    """Yield the paths to relabel, and the fields that request it."""
     for index, (mount, source) in enumerate(zip(mounts, sources, strict=True)):
         if label and mount.selinux_relabel and source:
             yield source, f"config.mounts[{index}].selinux_relabel"
 
 
 def check_propagation(mounts: Iterable[Mount], sources: Iterable[str], mountinfo: str) -> None:
-    """Refuse a Bidirectional mount of what is not shared, and a HostToContainer one of what is private.
+    """Refuse a Bidirectional mount of an unshared mount, and a HostToContainer mount of a private one.
 
     `mountinfo` is the text of /proc/self/mountinfo (proc(5)). Raises InvalidArgument.
     """
@@ -76,9 +74,9 @@ def check_propagation(mounts: Iterable[Mount], sources: Iterable[str], mountinfo
         field = f"config.mounts[{index}].propagation"
         where = f"{source!r} is on the mount {host.point!r}, which is"
         if mount.propagation is Propagation.BIDIRECTIONAL and not host.shared:
-            raise InvalidArgument(f"{field}: {where} not shared (mount --make-shared)")
+            raise InvalidArgument(f"{field}: {where} not shared: run `mount --make-shared` on it")
         if mount.propagation is Propagation.HOST_TO_CONTAINER and not (host.shared or host.slave):
-            raise InvalidArgument(f"{field}: {where} neither shared nor a slave (mount --make-shared)")
+            raise InvalidArgument(f"{field}: {where} neither shared nor a slave: run `mount --make-shared` on it")
 
 
 def _parse(line: str) -> _HostMount:
@@ -94,5 +92,5 @@ def _parse(line: str) -> _HostMount:
 
 def _mount_of(path: str, table: list[_HostMount]) -> _HostMount:
     below = [mount for mount in table if path == mount.point or path.startswith(mount.point.rstrip("/") + "/")]
-    # Of mounts stacked on one point the last is on top.
+    # Of mounts stacked on one mount point the last is on top.
     return max(enumerate(below), key=lambda item: (len(item[1].point), item[0]))[1]

@@ -1,4 +1,4 @@
-"""Images mounted as volumes (CRI `Mount.image`, KEP-4639): which they are, and what the shim mounts for them."""
+"""Images mounted as volumes (CRI `Mount.image`, KEP-4639): finds them, and describes their mounts to the shim."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def find(config: ContainerConfig, images: ImageStore) -> tuple[MountedImage, ...]:
-    """The images of the store that the request's mounts name. Raises NotFound."""
+    """Find the images that the request's mounts name. Raises NotFound."""
     found = []
     for index, mount in enumerate(config.mounts):
         if mount.image is None:
@@ -29,7 +29,7 @@ def find(config: ContainerConfig, images: ImageStore) -> tuple[MountedImage, ...
 def shim_argument(
     config: ContainerConfig, mounted: tuple[MountedImage, ...], images: ImageStore, volumes_dir: Path
 ) -> dict[str, ImageMount]:
-    """What the shim's `create` takes: for each source of a mount, its layers and the path in them."""
+    """Return the argument of the shim's `create`: each mount's source, with the image's layers and the path in them."""
     return {
         source(volumes_dir, entry.mount): ImageMount(
             lower=tuple(str(layer) for layer in images.layers_of(entry.image_id)),
@@ -40,12 +40,12 @@ def shim_argument(
 
 
 def source(volumes_dir: Path, mount: int) -> str:
-    """The name that stands for a mounted image in config.json; there is nothing at that path."""
+    """Return the source that stands for a mounted image in config.json; there is no file at that path."""
     return str(volumes_dir / f"image-{mount}")
 
 
 def check(mount: Mount, field: str) -> None:
-    """Refuse what a mounted image cannot be. Raises InvalidArgument."""
+    """Refuse options that a mounted image cannot have. Raises InvalidArgument."""
     if not mount.readonly:
         raise InvalidArgument(f"{field}.readonly: an image can only be mounted read-only")
     if mount.propagation is not Propagation.PRIVATE:

@@ -1,4 +1,4 @@
-"""Which mounts a container has (runtime-spec "Mounts"; CRI `Mount`)."""
+"""Plans a container's mounts (runtime-spec "Mounts"; CRI `Mount`)."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def plan_mounts(
     image_volumes: Mapping[str, str],
     more: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """All mounts, parents before what lies below them.
+    """Return all mounts, parents before their children.
 
-    A mount of the request replaces a default one and an image's volume at the same path; one at /dev replaces all that
-    would be below it too. `sources` are the real host paths of `config.mounts`, in their order; `image_volumes` are the
-    directories in `volumes_dir` for volumes of the image, by their paths in the container. `more` come from
-    devices; at a path that the request has too, the device's is on top.
+    A requested mount replaces a default mount or an image's volume at the same path; one at /dev also replaces the
+    defaults below it. `sources` are the real host paths of `config.mounts`, in order. `image_volumes` maps the paths of
+    the image's volumes to directories in `volumes_dir`. `more` are the devices' mounts; at the same path a device's
+    mount is on top of a requested one.
     """
     requested = [
         _requested(mount, mounted_images.source(volumes_dir, index) if mount.image is not None else source)
@@ -55,10 +55,10 @@ def plan_mounts(
 
 
 def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]:
-    """The image's volumes that are not the request's to give: path in the container -> name of a directory for it.
+    """Return the image's volumes that the request does not cover: path in the container -> directory name.
 
-    One at or below a mount of the request is a part of that: it must not hide what is kept there. Raises
-    InvalidArgument for an image with too many: it may have been there before pulls refused those.
+    A volume at or below a requested mount is left out, since it would hide that mount's content. Raises InvalidArgument
+    for an image with too many volumes: it may be older than the check at pulls.
     """
     if len(image.volumes) > VOLUMES_LIMIT:
         reason = f"it has {len(image.volumes)} volumes, more than {VOLUMES_LIMIT}"
@@ -70,7 +70,7 @@ def image_volumes(config: ContainerConfig, image: ImageConfig) -> dict[str, str]
 
 
 def _is_within(path: str, mounted: set[str]) -> bool:
-    while path != "/" and len(path) <= rules.PATH_BYTES:  # no mount has a longer one
+    while path != "/" and len(path) <= rules.PATH_BYTES:  # no mount point is longer
         if path in mounted:
             return True
         path = posixpath.dirname(path)
@@ -78,7 +78,7 @@ def _is_within(path: str, mounted: set[str]) -> bool:
 
 
 def normalized(path: str) -> str:
-    """The path as an absolute one without '.', '..' and doubled slashes."""
+    """Return the path as absolute, without '.', '..' and doubled slashes."""
     return posixpath.normpath("/" + path.lstrip("/"))
 
 
@@ -113,11 +113,11 @@ def _pod_mounts(
 
 
 def _requested(mount: Mount, source: str) -> dict[str, Any]:
-    # Never "rw": it would lift the read-only flag of a host mount that the path lies on.
+    # Never "rw": it would lift a read-only flag of the host mount under the path.
     access = ("rro",) if mount.recursive_read_only else ("ro",) if mount.readonly else ()
     options = (_PROPAGATION[mount.propagation], *access, *mount.mount_options)
     entry = _bind(normalized(mount.container_path), source, *options)
-    # A mounted image's owners are those of the pod's user namespace without being told.
+    # A mounted image already has the owners of the pod's user namespace.
     if mount.image is None and (mount.uid_mappings or mount.gid_mappings):
         entry |= {"uidMappings": oci_lines(mount.uid_mappings), "gidMappings": oci_lines(mount.gid_mappings)}
     return entry
@@ -136,5 +136,5 @@ def _is_replaced(destination: str, taken: set[str]) -> bool:
 
 
 def depth(mount: Mapping[str, Any]) -> int:
-    """How deep a mount of config.json lies: sorted by it, parents come before what lies below them."""
+    """Return the number of path components, a sort key that puts parents before children."""
     return len([part for part in mount["destination"].split("/") if part])

@@ -1,4 +1,4 @@
-"""Which namespaces a container joins, makes, or shares with the host (CRI `NamespaceOption`)."""
+"""Plans which namespaces a container makes, joins, or shares with the host (CRI `NamespaceOption`)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pods.model import ContainerConfig, NamespaceMode, Sandbox, SandboxState
 def plan_namespaces(
     config: ContainerConfig, sandbox: Sandbox, host: HostFacts, *, infra_pid: int, target_pid: int
 ) -> list[dict[str, str]]:
-    """The entries of `linux.namespaces`; a type that is not listed is the host's.
+    """Return the entries of `linux.namespaces`; a type that is not listed is the host's.
 
-    Network, IPC and UTS are the pod's, whatever the container says of them: they are one for all of a pod.
+    Network, IPC and UTS are always the pod's, whatever the container's options say.
     """
     pod = sandbox.config.security.namespaces
     plan = [{"type": "mount"}]
     if pod.network is not NamespaceMode.NODE:
-        # A pod on the host's network has the host's name too, as Kubernetes wants it.
+        # Kubernetes wants a pod on the host's network to have the host's name, too.
         plan += [_joined("network", infra_pid), _joined("uts", infra_pid)]
     if pod.ipc is not NamespaceMode.NODE:
         plan.append(_joined("ipc", infra_pid))
@@ -38,9 +38,9 @@ def _has_cgroup_namespace(config: ContainerConfig, host: HostFacts) -> bool:
 
 
 def sandbox_namespaces(sandbox: Sandbox) -> list[dict[str, str]]:
-    """The namespaces that the pod has for itself now, as others look for them in its configuration.
+    """Return the pod's own present namespaces, as tools look for them in its configuration.
 
-    The network's is where it is pinned, as long as it is; the rest are its infra process's, as long as that lives.
+    The network namespace is listed while it is pinned, the others while the infra process lives.
     """
     options, found = sandbox.config.security.namespaces, list[dict[str, str]]()
     if sandbox.netns and is_namespace(sandbox.netns):
@@ -66,7 +66,7 @@ def _pid(config: ContainerConfig, pod: NamespaceMode, infra_pid: int, target_pid
         return []
     if pod is NamespaceMode.POD and wanted is NamespaceMode.POD:
         return [_joined("pid", infra_pid)]
-    # Without a PID namespace of the pod's own, its infra process is in the host's, which must not be joined.
+    # If the pod has no PID namespace, its infra process is in the host's, which must not be joined.
     return [{"type": "pid"}]
 
 

@@ -1,4 +1,4 @@
-"""Contents of the files that every pod has: resolv.conf, hosts, hostname."""
+"""Generates the files that every pod has: resolv.conf, hosts, hostname."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _MAX_RESOLV_CONF = 64 << 10  # a resolver reads it whenever a program starts
 
 
 def hostname(sandbox_id: str, config: SandboxConfig, host: str) -> str:
-    """The pod's host name: as asked for; the `host`'s on its network; else the start of the sandbox's id."""
+    """Return the pod's host name: the requested one, the start of its id, or `host` on the host's network."""
     if config.security.namespaces.network is NamespaceMode.NODE:
         return host
     return config.hostname or sandbox_id[:12]
 
 
 def resolv_conf(dns: DNSConfig | None, host_resolv: str) -> str:
-    """The text of resolv.conf(5): what `dns` says, or the host's when it says nothing.
+    """Return the text of resolv.conf(5): from `dns`, or the host's if `dns` is empty.
 
-    Raises InvalidArgument for more than a resolver should have to read.
+    Raises InvalidArgument for a text that is too long to read at each program's start.
     """
     if dns is None or not (dns.servers or dns.searches or dns.options):
         return host_resolv
@@ -35,7 +35,7 @@ def resolv_conf(dns: DNSConfig | None, host_resolv: str) -> str:
 
 
 def hosts(name: str, addresses: Sequence[str]) -> str:
-    """The text of hosts(5) for a pod with a network of its own: the loopback names, and its own at its addresses."""
+    """Return the text of hosts(5) for a pod with its own network: loopback names, and its own name and addresses."""
     lines = [
         "127.0.0.1\tlocalhost",
         "::1\tlocalhost ip6-localhost ip6-loopback",

@@ -1,4 +1,4 @@
-"""The process of a container's configuration: what runs, as whom, with which environment (runtime-spec "Process")."""
+"""Plans a container's process: arguments, user, environment, working directory (runtime-spec "Process")."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from runtime.wire.calls import UserRequest
 
 
 def user_request(config: ContainerConfig, image: ImageConfig) -> UserRequest:
-    """Choose between run_as_user, run_as_username and the image's user, in this order.
+    """Choose run_as_user, run_as_username or the image's user, in this order.
 
-    The image's group counts only with the image's user.
+    The image's group applies only together with the image's user.
     """
     security = config.security
     user = security.run_as_username or image.user
@@ -29,9 +29,9 @@ def user_request(config: ContainerConfig, image: ImageConfig) -> UserRequest:
 
 
 def check_found(request: UserRequest, uid: int, gid: int) -> None:
-    """Hold what was found against the numbers that were asked for, by which Kubernetes judges `runAsNonRoot`.
+    """Check that a requested numeric id was kept: Kubernetes judges `runAsNonRoot` by it.
 
-    The image was asked meanwhile, which is not to decide about them. Raises PodError.
+    The image's files, which were read for the lookup, must not decide about it. Raises PodError.
     """
     user, _, group = request.user.partition(":")
     for what, asked, found in (
@@ -43,10 +43,10 @@ def check_found(request: UserRequest, uid: int, gid: int) -> None:
 
 
 def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:
-    """The argument vector: `command` replaces the image's entrypoint and drops its cmd, `args` replaces its cmd.
+    """Return the argument vector. `command` replaces the image's entrypoint and drops its cmd; `args` replaces its cmd.
 
-    An entrypoint of one empty string is how builders write none. A command or cmd of one is a program without a name.
-    Raises InvalidArgument, naming the image, when nothing is left to run, and for more than execve(2) takes.
+    Builders write an empty entrypoint as one empty string. A command or cmd of one empty string is taken literally.
+    Raises InvalidArgument, naming the image, if there is nothing to run, or for more than execve(2) accepts.
     """
     if config.command:
         argv = [*config.command, *config.args]
@@ -61,9 +61,9 @@ def process_args(config: ContainerConfig, image: ImageConfig) -> list[str]:
 
 
 def stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
-    """The canonical name ("SIGTERM", "SIGRTMIN+3") of the request's stop signal, else the image's, else SIGTERM.
+    """Return the canonical name ("SIGTERM", "SIGRTMIN+3") of the request's stop signal, or the image's, or SIGTERM.
 
-    Raises InvalidArgument for what is not a signal.
+    Raises InvalidArgument for an unknown signal.
     """
     if config.stop_signal:
         return canonical_name(config.stop_signal, "config.stop_signal")
@@ -75,9 +75,9 @@ def stop_signal(config: ContainerConfig, image: ImageConfig) -> str:
 def environment(
     config: ContainerConfig, image: ImageConfig, *, hostname: str, home: str, more: Iterable[str] = ()
 ) -> list[str]:
-    """The environment as "NAME=value": defaults, the image's, the request's, `more`, each overriding the former.
+    """Return the environment as "NAME=value": defaults, then the image's, the request's, `more`; later ones win.
 
-    Raises InvalidArgument for more than execve(2) takes.
+    Raises InvalidArgument for more than execve(2) accepts.
     """
     variables = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname}
     if config.tty:
@@ -94,10 +94,10 @@ def environment(
 
 
 def working_directory(config: ContainerConfig, image: ImageConfig) -> str:
-    """The request's directory, else the image's, else "/". Raises InvalidArgument when the image's is too long."""
+    """Return the request's directory, or the image's, or "/". Raises InvalidArgument if the image's is too long."""
     if config.working_dir:
         return config.working_dir
-    # Builders let a relative WORKDIR through; it means "from the root".
+    # Builders accept a relative WORKDIR; it means "from the root".
     directory = "/" + image.working_dir.lstrip("/")
     if fault := rules.fault_of_path(directory):
         raise InvalidArgument(f"image {config.image.image!r}: its working directory {fault}")

@@ -1,4 +1,4 @@
-"""Names of signals, as CRI and images' configurations write them, and their numbers (signal(7))."""
+"""Converts signal names, as CRI and image configurations write them, to numbers (signal(7))."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final
 from pods.errors import InvalidArgument
 
 _REALTIME: Final = re.compile(r"(?:SIG)?RT(MIN|MAX)(?:([+-])([0-9]{1,2}))?$")
-# The kernel's range. libc keeps the first two for itself, but a container may know another libc.
+# The kernel's range. libc reserves the first two, but a container may have another libc.
 _FIRST_REALTIME: Final = 34
 _LAST_REALTIME: Final = 64
 
 
 def signal_number(name: str) -> int:
-    """The number of "SIGTERM", "term", "15" or "SIGRTMIN+3"; 0 if no signal has that name."""
+    """Return the number of "SIGTERM", "term", "15" or "SIGRTMIN+3"; 0 for an unknown name."""
     text = name.upper()
     if text.isascii() and text.isdigit():
-        digits = text.lstrip("0")  # int() refuses thousands of them with an error
+        digits = text.lstrip("0")  # int() raises for thousands of them
         return int(digits) if digits and len(digits) < 3 and int(digits) <= _LAST_REALTIME else 0
     if match := _REALTIME.match(text):
         base = _FIRST_REALTIME if match[1] == "MIN" else _LAST_REALTIME
@@ -29,7 +29,7 @@ def signal_number(name: str) -> int:
 
 
 def canonical_name(text: str, field: str) -> str:
-    """The one name of the signal ("SIGTERM", "SIGRTMIN+3"). Raises InvalidArgument naming `field`."""
+    """Return the canonical name of a signal ("SIGTERM", "SIGRTMIN+3"). Raises InvalidArgument naming `field`."""
     number = signal_number(text)
     if _FIRST_REALTIME <= number <= _LAST_REALTIME:
         offset = number - _FIRST_REALTIME

@@ -1,1 +1,1 @@
-"""What a container may do: capabilities, seccomp, AppArmor, SELinux, user namespaces, kernel parameters."""
+"""Security of containers: capabilities, seccomp, AppArmor, SELinux, user namespaces, sysctls."""

@@ -1,7 +1,7 @@
-"""AppArmor profiles of containers (CRI `SecurityProfile`), and that of those that name none (apparmor.d(5)).
+"""AppArmor profiles of containers (CRI `SecurityProfile`), and crisp's default profile (apparmor.d(5)).
 
-The latter is made known to the kernel at the daemon's start. It stays there when crispd ends: what runs under it does
-so still.
+The default profile is loaded into the kernel when the daemon starts. It stays loaded when crispd ends, because
+containers still run under it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _PROFILES: Final = Path("/sys/kernel/security/apparmor/profiles")
 _SECONDS: Final = 30.0
 _PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 
-# A container may do with its own files what it likes; what is kept from it are the kernel's controls that namespaces
-# and read-only mounts leave within the reach of root, and the processes of the host.
+# A container may do anything with its own files. Denied are the kernel's controls that namespaces and read-only mounts
+# leave within reach of root, and the processes of the host.
 _TEXT: Final = f"""\
 profile {DEFAULT_PROFILE} flags=(attach_disconnected, mediate_deleted) {{
   network,
@@ -60,15 +60,15 @@ _log = logging.getLogger("crisp.pods")
 
 
 async def load_default_profile(host: HostFacts) -> None:
-    """Load the profile where AppArmor is on. A failure is logged: containers that ask for it by name are refused then.
+    """Load the default profile if AppArmor is on. A failure is logged; containers that request it are then refused.
 
-    It is loaded anew although there is one, which an earlier version of crisp may have left.
+    An already loaded one is replaced: an earlier version of crisp may have loaded it.
     """
     if not host.apparmor:
         return
     parser = shutil.which("apparmor_parser", path=_PATH)
     if parser is None:
-        _log.warning("AppArmor is on, and there is no apparmor_parser to load %s: is it installed?", DEFAULT_PROFILE)
+        _log.warning("AppArmor is on, but there is no apparmor_parser: install it to load %s", DEFAULT_PROFILE)
         return
     process = await asyncio.create_subprocess_exec(
         parser, "--skip-cache", "--replace", "--quiet",
@@ -80,18 +80,18 @@ async def load_default_profile(host: HostFacts) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
-        errors = b"it did not end"
+        errors = b"apparmor_parser did not end within 30 s"
     if process.returncode:
-        told = errors.decode(errors="replace").strip()
-        _log.error("AppArmor profile not loaded", extra={"profile": DEFAULT_PROFILE, "error": told})
+        output = errors.decode(errors="replace").strip()
+        _log.error("could not load AppArmor profile", extra={"profile": DEFAULT_PROFILE, "error": output})
 
 
 def apparmor_profile(security: ContainerSecurity, host: HostFacts, loaded: Path = _PROFILES) -> str:
-    """The profile to confine the process with, "" for none. Reads the list of loaded profiles.
+    """Return the profile for the process, "" for none. Reads the kernel's list of loaded profiles.
 
-    Who asks for nothing gets the default profile as if asked for, as long as it is loaded. RuntimeDefault means nothing
-    where AppArmor is off, and privileged is never confined. Raises InvalidArgument for a named profile where AppArmor
-    is off, and for one that is not loaded.
+    Without a request it is the default profile, if loaded. RuntimeDefault has no effect where AppArmor is off, and
+    privileged containers are never confined. Raises InvalidArgument for a named profile if AppArmor is off, and for one
+    that is not loaded.
     """
     wanted = security.apparmor
     if security.privileged or (wanted is not None and wanted.type is ProfileType.UNCONFINED):
@@ -102,7 +102,7 @@ def apparmor_profile(security: ContainerSecurity, host: HostFacts, loaded: Path 
         return _loaded(DEFAULT_PROFILE, loaded) if host.apparmor else ""
     name = wanted.localhost_ref
     if not host.apparmor:
-        raise InvalidArgument(f"{_FIELD}: profile {name!r} is asked for, but AppArmor is not enabled on this node")
+        raise InvalidArgument(f"{_FIELD}: profile {name!r} is requested, but AppArmor is not enabled on this node")
     return _loaded(name, loaded)
 
 
@@ -116,5 +116,5 @@ def _names(profiles: Path) -> set[str]:
 
 def _loaded(name: str, profiles: Path) -> str:
     if name not in _names(profiles):
-        raise InvalidArgument(f"{_FIELD}: profile {name!r} is not loaded on this node (apparmor_parser(8))")
+        raise InvalidArgument(f"{_FIELD}: profile {name!r} is not loaded on this node: load it with apparmor_parser(8)")
     return name

@@ -1,4 +1,4 @@
-"""Which Linux capabilities a container gets (CRI `Capability`, capabilities(7))."""
+"""Computes a container's Linux capabilities (CRI `Capability`, capabilities(7))."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW
 SYS_CHROOT
 """.split()
 )
-"""What a container has that asks for nothing: the set that images have come to rely on."""
+"""The capabilities of a container without requests: the set that images rely on."""
 
 _FIELD = "config.linux.security_context.capabilities"
 
 
 def granted(security: ContainerSecurity, available: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """The (bounding, ambient) sets a container gets; effective and permitted are as the bounding one.
+    """Return a container's (bounding, ambient) sets; effective and permitted equal the bounding set.
 
-    "ALL" and privileged mean all that is `available`; dropping wins over adding one by one, adding one by one over
-    dropping ALL. Raises InvalidArgument for one asked for by name that is not available.
+    "ALL" and privileged mean all of `available`. Dropping a name wins over adding it; adding a name wins over dropping
+    ALL. Raises InvalidArgument for an added name that is not available.
     """
     add = _named(security.add_capabilities)
     drop = _named(security.drop_capabilities)
@@ -46,4 +46,4 @@ def _named(names: Iterable[str]) -> frozenset[str]:
 
 def _refuse_unavailable(wanted: frozenset[str], available: frozenset[str]) -> None:
     if missing := wanted - available:
-        raise InvalidArgument(f"{_FIELD}: the node itself does not have {', '.join(sorted(missing))}")
+        raise InvalidArgument(f"{_FIELD}: crispd itself does not have {', '.join(sorted(missing))}")

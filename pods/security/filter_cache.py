@@ -1,4 +1,4 @@
-"""Compiled seccomp filters, by profile: compiling one takes as long as starting the container it is for."""
+"""Caches compiled seccomp filters by profile: compiling one takes as long as starting its container."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Filter = tuple[bytes, int]  # BPF program, flags of seccomp(2)
 
 
 class FilterCache:
-    """The filters of the profiles seen last."""
+    """The filters of the most recently used profiles."""
 
     def __init__(self) -> None:
         self._filters: OrderedDict[bytes, Filter] = OrderedDict()
 
     async def of(self, document: dict[str, Any]) -> Filter:
-        """The filter that a config.json asks for; no bytes for none. Raises RuntimeCoreError."""
+        """Return the filter for a config.json; no bytes if it has no profile. Raises RuntimeCoreError."""
         linux = document.get("linux", {})
         if not linux.get("seccomp"):
             return b"", 0
@@ -42,7 +42,7 @@ class FilterCache:
 
 
 def compile_profile(profile: dict[str, Any]) -> Filter:
-    """The filter of a `linux.seccomp`. Raises RuntimeCoreError."""
+    """Compile a `linux.seccomp`. Raises RuntimeCoreError."""
     return _compile({"ociVersion": "1.2.0", "root": {"path": "rootfs"}}, profile, None)
 
 
@@ -56,5 +56,5 @@ def _compile(document: dict[str, Any], profile: dict[str, Any], base: dict[str, 
     if base is None:
         return program, flags
     other, others = compiled(base)
-    # What loosens is in force if both say so, what tightens or only tells if one does.
+    # A flag that loosens applies if both profiles have it; one that tightens or only reports, if either has it.
     return intersect(program, other), (flags | others) & ~_LOOSENING | flags & others & _LOOSENING

@@ -1,4 +1,4 @@
-"""Security profiles that are pulled from registries (CRI `PullSecurityProfile`, KEP-6061)."""
+"""Security profiles pulled from registries (CRI `PullSecurityProfile`, KEP-6061)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SECCOMP_TYPE: Final = "application/vnd.cncf.seccomp-profile.config.v1+json"
 
 
 class SecurityProfiles:
-    """Those of a node. A container has its own copy of what it was created with."""
+    """The node's pulled profiles. Each container has a copy of its own, from its creation."""
 
     def __init__(self, images: ImageStore, host: HostFacts) -> None:
         self._profiles = images.profiles
@@ -32,9 +32,9 @@ class SecurityProfiles:
         return self._profiles.all()
 
     async def pull_seccomp(self, reference: str, credentials: Credentials | None) -> bool:
-        """Have a seccomp profile on the node; True if it was there and no registry was asked.
+        """Pull a seccomp profile. Returns True if it was on the node already and no registry was asked.
 
-        Raises ProfileInvalid for what no further try makes better, and what `ImageStore.pull` does.
+        Raises ProfileInvalid for an error that a retry cannot fix, and what `ImageStore.pull` raises.
         """
         try:
             return await self._profiles.pull(
@@ -47,7 +47,7 @@ class SecurityProfiles:
         await self._profiles.remove(digest)
 
     async def require(self, wanted: SecurityProfile | None) -> None:
-        """Raise FailedPrecondition for an OCI profile that is not here, SignatureRefused for one that is refused."""
+        """Raise FailedPrecondition if an OCI profile is not on the node, SignatureRefused if it is refused."""
         if wanted is None or wanted.type is not ProfileType.OCI:
             return
         if await self._profiles.accepted(wanted.oci_ref) is None:
@@ -62,7 +62,7 @@ class SecurityProfiles:
 
 
 async def pulled_profile(security: ContainerSecurity, images: ImageStore) -> bytes | None:
-    """The OCI profile that a container asks for; None if it asks for none, or that was not pulled.
+    """Return the content of the container's OCI profile; None if it requests none, or one that was not pulled.
 
     Raises what `image.profiles.Profiles.accepted` does.
     """

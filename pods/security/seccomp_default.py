@@ -1,10 +1,10 @@
-"""The RuntimeDefault seccomp profile: which system calls a container may make that asks for no profile of its own.
+"""The RuntimeDefault seccomp profile: the system calls that a container without a profile of its own may make.
 
-An allow list: what is not in it fails with EPERM, whether the kernel knows it or not. Left out is what changes the
-host or reaches past namespaces (modules, clocks, mounts, keyrings, kexec), what has been the door of many kernel
-exploits and few programs need (io_uring, userfaultfd), and what a capability guards whose absence says enough; a
-container that holds the capability gets the calls back. The effect is that of the profile which Docker and
-containerd share, so that images tested there behave the same here.
+It is an allow list: any other call fails with EPERM, whether the kernel has it or not. Left out are calls that change
+the host or reach past namespaces (modules, clocks, mounts, keyrings, kexec), calls that few programs need and many
+kernel exploits used (io_uring, userfaultfd), and calls that only make sense with a capability; a container with that
+capability may make them. The effect is that of the profile which Docker and containerd share, so that images tested
+there behave the same here.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _ALWAYS: Final = (
     "".join((_FILES, _WAITING, _SOCKETS, _MEMORY, _PROCESSES, _IDENTITY, _TIME, _SYNCHRONISATION, _SYSTEM)).split()
 )
 
-# Safe once ptrace could no longer be used to get around the filter itself.
+# Safe since ptrace can no longer be used to get around the filter itself.
 _SINCE_LINUX_4_8: Final = ["process_vm_readv", "process_vm_writev", "ptrace"]
 
 _BY_ARCHITECTURE: Final[Mapping[str, str]] = {
@@ -119,11 +119,11 @@ _BY_CAPABILITY: Final[Mapping[str, str]] = {
     "CAP_SYS_TTY_CONFIG": "vhangup",
 }
 
-# linux/personality.h: Linux and 32-bit Linux, each also with UNAME26, and the question which one is set.
+# linux/personality.h: Linux and 32-bit Linux, each also with UNAME26, and the query of the present one.
 _PERSONALITIES: Final = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 # linux/sched.h: NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET and NEWNS.
-_NEW_NAMESPACES: Final = sum(flag for kind, flag in NAMESPACE_FLAGS.items() if kind != "time")  # clone(2) makes none
+_NEW_NAMESPACES: Final = sum(flag for kind, flag in NAMESPACE_FLAGS.items() if kind != "time")  # not for clone(2)
 
 ARCHITECTURES: Final[Mapping[str, tuple[str, ...]]] = {
     "amd64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
@@ -135,13 +135,13 @@ ARCHITECTURES: Final[Mapping[str, tuple[str, ...]]] = {
     "riscv64": ("SCMP_ARCH_RISCV64",),
     "s390x": ("SCMP_ARCH_S390X", "SCMP_ARCH_S390"),
 }
-"""The ABIs a kernel of each architecture serves, its own first; a filter must know them all."""
+"""The ABIs that a kernel of each architecture serves, its own first; a filter must cover all of them."""
 
 
 def default_profile(capabilities: frozenset[str], architecture: str, kernel: tuple[int, int]) -> dict[str, Any]:
-    """The profile as `linux.seccomp`, for a container whose bounding set is `capabilities`.
+    """Return the profile as `linux.seccomp`, for a container with the bounding set `capabilities`.
 
-    `architecture` is named as Go does. Names that the installed libseccomp does not know are for the compiler to skip.
+    `architecture` is Go's name. The compiler skips names that the installed libseccomp does not know.
     """
     names = [*_ALWAYS, *_BY_ARCHITECTURE.get(architecture, "").split()]
     if kernel >= (4, 8):
@@ -151,10 +151,10 @@ def default_profile(capabilities: frozenset[str], architecture: str, kernel: tup
     rules = [_allow(*dict.fromkeys(names)), _allow("socket", _when(0, "SCMP_CMP_NE", _AF_VSOCK))]
     rules += [_allow("personality", _when(0, "SCMP_CMP_EQ", persona)) for persona in _PERSONALITIES]
     if "CAP_SYS_ADMIN" not in capabilities:
-        # s390's clone(2) has its first two arguments the other way round.
+        # On s390 the first two arguments of clone(2) are swapped.
         flags = 1 if architecture == "s390x" else 0
         rules.append(_allow("clone", _when(flags, "SCMP_CMP_MASKED_EQ", _NEW_NAMESPACES, 0)))
-        # clone3 has its flags in memory, out of a filter's sight; on ENOSYS C libraries fall back to clone.
+        # clone3 has its flags in memory, where a filter cannot see them; on ENOSYS C libraries fall back to clone.
         rules.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS})
     return {
         "defaultAction": "SCMP_ACT_ERRNO",

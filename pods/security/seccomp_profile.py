@@ -1,7 +1,7 @@
-"""Seccomp profiles: RuntimeDefault, Unconfined, and files (CRI `SecurityProfile`) in the format that Docker made.
+"""Seccomp profiles: RuntimeDefault, Unconfined, and files in Docker's format (CRI `SecurityProfile`).
 
-A file has the members of runtime-spec's `linux.seccomp`, and rules that count only for some architectures, kernels or
-capabilities. What is reduced here is what holds for one container on one host.
+A file has the members of runtime-spec's `linux.seccomp`, plus rules for certain architectures, kernels or capabilities.
+This module reduces it to what applies to one container on one host.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ _MAX_RULES: Final = 4096
 _MAX_NAMES: Final = 16384
 _SECCOMP: Final = "config.linux.security_context.seccomp"
 _FIELD: Final = f"{_SECCOMP}.localhost_ref"
-BASE: Final = "crispSeccompBase"  # beside config.json's linux.seccomp: what that is intersected with
+BASE: Final = "crispSeccompBase"  # member of config.json's `linux`: the profile to intersect linux.seccomp with
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]*")
 _ARCHITECTURE: Final = re.compile(r"SCMP_ARCH_[A-Z0-9_]+")
-_NEVER: Final = (100_000, 0)  # newer than any kernel that a profile can name
+_NEVER: Final = (100_000, 0)  # newer than any kernel
 _MAX_ERRNO: Final = 4095
 _MAX_ARGUMENT: Final = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class ReadProfile:
-    """A profile as it was read: a file of the node's, or one that was pulled."""
+    """A profile as read from a file or pulled from a registry."""
 
-    path: str  # or reference
+    path: str  # or the reference of a pulled one
     document: Mapping[str, Any]
-    field: str = _FIELD  # of the request, which named it
+    field: str = _FIELD  # the request's field that names it
 
 
 @dataclass(frozen=True, slots=True)
 class _Host:
-    """What a rule's `includes` and `excludes` are held against."""
+    """The facts that a rule's `includes` and `excludes` are compared with."""
 
     capabilities: frozenset[str]
     architecture: str
@@ -53,10 +53,10 @@ class _Host:
 
 
 def read_profile(security: ContainerSecurity, pulled: bytes | None) -> ReadProfile | None:
-    """Read a Localhost profile's file, or an OCI profile; None when the request has neither, or is privileged.
+    """Read a Localhost profile's file, or an OCI profile; None if the request has neither, or is privileged.
 
-    `pulled` is the content of an OCI profile, if it is here. Raises InvalidArgument, naming path or reference, for one
-    that cannot be read, is too large, or is not a JSON object; FailedPrecondition for an OCI profile that is not here.
+    `pulled` is the content of an OCI profile, if it is on the node. Raises InvalidArgument, naming path or reference,
+    for one that cannot be read, is too large, or is not a JSON object; FailedPrecondition for a missing OCI profile.
     """
     wanted = security.seccomp
     if wanted is None or security.privileged:
@@ -71,12 +71,12 @@ def read_profile(security: ContainerSecurity, pulled: bytes | None) -> ReadProfi
 
 
 def absent(reference: str) -> str:
-    """The message for an OCI profile that was not pulled."""
+    """Return the message about an OCI profile that was not pulled."""
     return f"{_SECCOMP}.oci_ref: {reference!r} is not on this node: pull it by PullSecurityProfile first"
 
 
 def read_base(security: ContainerSecurity) -> ReadProfile | None:
-    """Read the file that is an OCI profile's base; None when it has none but the runtime's default."""
+    """Read the file of an OCI profile's base; None if the base is the runtime's default or there is none."""
     wanted = security.seccomp
     if wanted is None or not wanted.base or security.privileged:
         return None
@@ -84,7 +84,7 @@ def read_base(security: ContainerSecurity) -> ReadProfile | None:
 
 
 def parse_profile(name: str, content: bytes, field: str) -> ReadProfile:
-    """The JSON object that a profile is. Raises InvalidArgument."""
+    """Parse a profile, a JSON object. Raises InvalidArgument."""
     if len(content) > _MAX_BYTES:
         raise InvalidArgument(f"{field}: {name!r} is larger than {_MAX_BYTES} bytes")
     try:
@@ -114,7 +114,7 @@ def _read_regular(path: str) -> bytes:
 def seccomp_filter(
     security: ContainerSecurity, read: ReadProfile | None, capabilities: frozenset[str], host: HostFacts
 ) -> dict[str, Any] | None:
-    """The container's `linux.seccomp`, None for no filter: privileged, Unconfined, or no profile in the request.
+    """Return the container's `linux.seccomp`; None for no filter: privileged, Unconfined, or no profile requested.
 
     `capabilities` is its bounding set. Raises InvalidArgument, naming file and member, for a malformed profile.
     """
@@ -131,7 +131,7 @@ def seccomp_filter(
 def seccomp_base(
     security: ContainerSecurity, base: ReadProfile | None, capabilities: frozenset[str], host: HostFacts
 ) -> dict[str, Any] | None:
-    """What an OCI profile is intersected with, in the form of `linux.seccomp`; None for containers without one."""
+    """Return the profile that an OCI profile is intersected with, as `linux.seccomp`; None without an OCI profile."""
     wanted = security.seccomp
     if wanted is None or wanted.type is not ProfileType.OCI or security.privileged:
         return None
@@ -141,7 +141,7 @@ def seccomp_base(
 
 
 def reduce_profile(profile: ReadProfile, capabilities: frozenset[str], facts: HostFacts) -> dict[str, Any]:
-    """The rules of a profile that hold for a container with `capabilities` on the host, as `linux.seccomp`.
+    """Reduce a profile to the rules for a container with `capabilities` on this host, as `linux.seccomp`.
 
     Raises InvalidArgument, Unimplemented.
     """
@@ -166,7 +166,7 @@ def reduce_profile(profile: ReadProfile, capabilities: frozenset[str], facts: Ho
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A JSON object within a profile, which knows where it is."""
+    """A JSON object within a profile, with its path for error messages."""
 
     value: Mapping[str, Any]
     file: str
@@ -177,7 +177,7 @@ class _Member:
         raise InvalidArgument(f"{self.field}: {self.file!r}: {self.at(name)}: {reason}")
 
     def strings(self, name: str, *, one: bool = False) -> list[str]:
-        """The list of strings; of one string if `one`, and absent or null is empty."""
+        """Return a list of strings; of one string if `one`. Absent and null mean empty."""
         value = self.value.get(name)
         listed = [] if value is None or value == "" else [value] if one else value
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
@@ -220,7 +220,7 @@ def _action(member: _Member, name: str) -> str:
 
 
 def _errno(member: _Member, number: str, name: str) -> int | None:
-    """The error number, written as a number in one member or as a name ("EPERM") in another."""
+    """Return the error number, given as a number in one member or as a name ("EPERM") in another."""
     if (value := member.number(number, _MAX_ERRNO)) is not None:
         return value
     for text in member.strings(name, one=True):
@@ -232,7 +232,7 @@ def _errno(member: _Member, number: str, name: str) -> int | None:
 
 
 def _architectures(document: _Member, native: str) -> list[str]:
-    """The ABIs the filter covers: those listed, or those that `archMap` has for the host's own; none is the host's."""
+    """Return the ABIs to cover: those listed, or those of the host's entry in `archMap`; none means the host's own."""
     listed = document.strings("architectures")
     own = ARCHITECTURES.get(native, ())[:1]
     for entry in document.children("archMap", 64):
@@ -253,7 +253,7 @@ def _known_architectures(member: _Member, name: str, architectures: list[str]) -
 
 def _rules(document: _Member, host: _Host) -> list[dict[str, Any]]:
     members = document.children("syscalls", _MAX_RULES)
-    # Every rule is checked, also one that does not hold here: a file is good or bad, whatever the container.
+    # Check every rule, even if it does not apply here: a file is valid or not, whatever the container.
     checked = [(member, _rule(member)) for member in members]
     if sum(len(rule["names"]) for _, rule in checked) > _MAX_NAMES:
         document.refuse("syscalls", f"more than {_MAX_NAMES} names")

@@ -1,4 +1,4 @@
-"""SELinux labels of containers (CRI `SELinuxOption`), and relabelling of volumes to those (`Mount.selinux_relabel`)."""
+"""SELinux labels of containers (CRI `SELinuxOption`), and relabelling of volumes (`Mount.selinux_relabel`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pods.model import ContainerSecurity
 _ATTRIBUTE: Final = "security.selinux"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST: Final = 512  # two descriptors for each level
-# Of the host's own programs, which would lose what they may use: whoever mounts one of these must not relabel it.
+# Directories of the host's own programs, which would lose access to them after a relabelling.
 _SYSTEM: Final = frozenset(
     (
         "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root",
@@ -27,21 +27,21 @@ _SYSTEM: Final = frozenset(
 
 
 def check(path: str, field: str) -> None:
-    """Refuse (InvalidArgument) a directory of the system."""
+    """Refuse (InvalidArgument) to relabel a directory of the system."""
     if os.path.normpath(path) in _SYSTEM:
-        raise InvalidArgument(f"{field}: {path!r} is the system's own: it is not relabelled")
+        raise InvalidArgument(f"{field}: {path!r} is a directory of the system and not relabelled: use one below it")
 
 
 @dataclass(frozen=True, slots=True)
 class SELinuxLabels:
-    """What SELinux knows a container's process by, and what is the container's alone; "" for none."""
+    """The labels of a container's process and of its own files; "" for none."""
 
     process: str = ""
     files: str = ""
 
 
 def selinux_labels(security: ContainerSecurity, host: HostFacts) -> SELinuxLabels:
-    """The labels that a container gets; none without SELinux, options, or confinement."""
+    """Return the container's labels; none without SELinux, without options, or if privileged."""
     options = security.selinux
     if options is None or not host.selinux or security.privileged:
         return SELinuxLabels()
@@ -54,13 +54,13 @@ def selinux_labels(security: ContainerSecurity, host: HostFacts) -> SELinuxLabel
 
 
 def relabel(path: str, label: str, field: str) -> None:
-    """Give a host path, a real one, and all below it that label; links are labelled, not followed.
+    """Label a real host path and everything below it. Links are labelled, not followed.
 
-    File systems that have no labels of files are left as they are. Raises InvalidArgument naming `field` for a
-    directory of the system, one that is too deep, and for what cannot be labelled.
+    File systems without labels are left alone. Raises InvalidArgument naming `field` for a directory of the system, a
+    tree that is too deep, and a file that cannot be labelled.
     """
     check(path, field)
-    levels: list[tuple[int, Any]] = []  # and an iterator: a volume may have too many names to list
+    levels: list[tuple[int, Any]] = []  # with an iterator of names: they may not fit in memory
     try:
         _set(path, label)
         if (top := _open(path, None)) >= 0:
@@ -84,7 +84,7 @@ def relabel(path: str, label: str, field: str) -> None:
 
 
 def relabel_pod_files(directory: Path, label: str) -> None:
-    """What a pod's containers have of crisp's own: /etc/resolv.conf, /etc/hostname, /etc/hosts, /dev/shm."""
+    """Label crisp's own files in the pod's containers: /etc/resolv.conf, /etc/hostname, /etc/hosts, /dev/shm."""
     files = pod_files.place(directory)
     for path in (*(files / name for name in pod_files.NAMES), directory / "shm"):
         if path.exists():
@@ -92,7 +92,7 @@ def relabel_pod_files(directory: Path, label: str) -> None:
 
 
 def _relabel_entry(directory: int, name: str, label: str) -> int:
-    """Label one; its descriptor if it is a directory, else -1. By descriptors: who has the volume may rename in it."""
+    """Label an entry by descriptor: the volume's users may rename it. Returns a directory's descriptor, else -1."""
     try:
         _set(f"/proc/self/fd/{directory}/{name}", label)
         return _open(name, directory)

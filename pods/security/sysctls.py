@@ -1,4 +1,4 @@
-"""Kernel parameters of a pod (CRI `LinuxPodSandboxConfig.sysctls`)."""
+"""Sysctls of a pod (CRI `LinuxPodSandboxConfig.sysctls`)."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from pods.errors import InvalidArgument
 from pods.model import NamespaceMode, SandboxConfig
 
 _FIELD = "config.linux.sysctls"
-_LAST_GROUP = 2**31 - 1  # the kernel takes no larger one
+_LAST_GROUP = 2**31 - 1  # the kernel accepts no larger one
 _HOST_NAME = "kernel/hostname"
 
 
 def check_sysctls(config: SandboxConfig) -> None:
-    """Refuse (InvalidArgument) all but those of a namespace which the pod has for itself: others would change the host.
+    """Refuse (InvalidArgument) sysctls outside the pod's own namespaces, since they would change the host.
 
-    The host name is no business of theirs: containers' /etc/hostname, /etc/hosts and HOSTNAME would have another one.
+    The host name is refused as well: the containers' /etc/hostname, /etc/hosts and HOSTNAME would differ from it.
     """
     namespaces = config.security.namespaces
-    # A pod on the host's network has the host's names, too.
+    # A pod on the host's network has the host's name, too.
     modes = {"network": namespaces.network, "ipc": namespaces.ipc, "uts": namespaces.network}
     for name in config.sysctls:
         path = path_of(name)
         kind = namespace_of(path)
         if not kind or path == _HOST_NAME:
-            where = "here: config.hostname is the pod's name" if kind else "to a namespace of the pod"
+            where = "here: set config.hostname instead" if kind else "to a namespace of the pod"
             raise InvalidArgument(f"{_FIELD}: {name!r} does not belong {where}")
         if modes[kind] is NamespaceMode.NODE:
             raise InvalidArgument(f"{_FIELD}: {name!r} would change the host, whose {kind} namespace the pod shares")
 
 
 def sandbox_sysctls(config: SandboxConfig) -> dict[str, str]:
-    """The parameters to write in the pod's namespaces, by name with slashes for separators."""
+    """Return the sysctls to set in the pod's namespaces, by name with slashes."""
     return {path_of(name): value for name, value in config.sysctls.items()}
 
 
 def default_sysctls(config: SandboxConfig, *, ports: bool, icmp: bool) -> dict[str, str]:
-    """What a network namespace of the pod's own begins with, by name with slashes: the pod's own sysctls win.
+    """Return defaults for the pod's own network namespace, by name with slashes. The pod's own sysctls win.
 
-    `ports`: anybody may bind those below 1024. `icmp`: anybody may ping, which takes the groups that may do so, as the
-    host counts them: all, or those of the pod's user namespace.
+    `ports`: anybody may bind ports below 1024. `icmp`: anybody may ping. For that the kernel needs a range of group ids
+    in the host's numbering: all of them, or those of the pod's user namespace.
     """
     if config.security.namespaces.network is NamespaceMode.NODE:
         return {}

@@ -1,4 +1,4 @@
-"""User namespaces of pods (CRI `UserNamespace`): what may be asked for, and the mappings as the runtime takes them."""
+"""User namespaces of pods (CRI `UserNamespace`): checks requests and converts mappings for the runtime."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_LINES = 340  # user_namespaces(7)
 
 
 def mappings_of(config: SandboxConfig) -> IDMappings | None:
-    """The mappings of the pod's user namespace, None when it is in the host's."""
+    """Return the mappings of the pod's user namespace; None if it shares the host's."""
     userns = config.security.namespaces.userns
     if userns is None or userns.mode is NamespaceMode.NODE:
         return None
@@ -27,17 +27,17 @@ def mappings_of(config: SandboxConfig) -> IDMappings | None:
 
 
 def id_mappings(uids: Iterable[IDMapping], gids: Iterable[IDMapping]) -> IDMappings:
-    """CRI's mappings as the runtime's."""
+    """Convert CRI's mappings to the runtime's."""
     return IDMappings(*(tuple(Line(m.container_id, m.host_id, m.length) for m in lines) for lines in (uids, gids)))
 
 
 def oci_lines(mappings: Iterable[IDMapping]) -> list[dict[str, int]]:
-    """CRI's mappings as config.json has them."""
+    """Convert CRI's mappings to config.json's."""
     return [{"containerID": m.container_id, "hostID": m.host_id, "size": m.length} for m in mappings]
 
 
 def check_pod(options: NamespaceOptions, field: str, refusal: str) -> None:
-    """Refuse a user namespace that cannot be: InvalidArgument, or FailedPrecondition on a machine without (`refusal`).
+    """Refuse an impossible user namespace: InvalidArgument; FailedPrecondition if the machine has none (`refusal`).
 
     `field` is the CRI path of the NamespaceOption.
     """
@@ -49,7 +49,7 @@ def check_pod(options: NamespaceOptions, field: str, refusal: str) -> None:
         if userns.uids or userns.gids:
             raise InvalidArgument(f"{field}: mode NODE has no mappings")
         return
-    # Both are the host's own: nothing in a user namespace has rights in them.
+    # Both are the host's own: no process in a user namespace has rights in them.
     for name in ("pid", "ipc"):
         if getattr(options, name) is NamespaceMode.NODE:
             raise InvalidArgument(f"{field}: the host's {name.upper()} namespace cannot be used with a user namespace")
@@ -58,11 +58,11 @@ def check_pod(options: NamespaceOptions, field: str, refusal: str) -> None:
         if not any(mapping.container_id == 0 for mapping in mappings):
             raise InvalidArgument(f"{field}.{name}: id 0 is not mapped")
     if refusal:
-        raise FailedPrecondition(f"{field}: this node has no user namespaces for pods: {refusal}")
+        raise FailedPrecondition(f"{field}: this node cannot give pods user namespaces: {refusal}")
 
 
 def check_mappings(mappings: Sequence[IDMapping], field: str) -> None:
-    """Refuse mappings that the kernel would: none, too many, out of range, overlapping. Raises InvalidArgument."""
+    """Refuse mappings that the kernel refuses: none, too many, out of range, overlapping. Raises InvalidArgument."""
     if not 0 < len(mappings) <= _MOST_LINES:
         raise InvalidArgument(f"{field}: {len(mappings)} mappings, not between 1 and {_MOST_LINES}")
     for side in ("container_id", "host_id"):
@@ -75,9 +75,9 @@ def check_mappings(mappings: Sequence[IDMapping], field: str) -> None:
 
 
 def check_container(options: NamespaceOptions, pod: NamespaceOptions, field: str) -> None:
-    """Refuse a container that is not in its pod's user namespace. Raises InvalidArgument."""
+    """Refuse a container whose user namespace is not its pod's. Raises InvalidArgument."""
     if _asked(options.userns) != _asked(pod.userns):
-        raise InvalidArgument(f"{field}.userns_options: they differ from the pod sandbox's")
+        raise InvalidArgument(f"{field}.userns_options: must be the same as the pod sandbox's")
 
 
 def _asked(userns: UserNamespace | None) -> UserNamespace | None:
@@ -85,7 +85,7 @@ def _asked(userns: UserNamespace | None) -> UserNamespace | None:
 
 
 def check_user(user: Identity, mappings: IDMappings) -> None:
-    """Refuse a user or group that does not exist in the pod's user namespace. Raises InvalidArgument."""
+    """Refuse a user or group without a mapping in the pod's user namespace. Raises InvalidArgument."""
     try:
         mappings.uid(user.uid)
         for gid in (user.gid, *user.additional_gids):
@@ -95,7 +95,7 @@ def check_user(user: Identity, mappings: IDMappings) -> None:
 
 
 def give(path: Path, mappings: IDMappings | None) -> None:
-    """Make a file the pod's root's."""
+    """Give a file to the root user of the pod's user namespace."""
     if mappings is not None:
         os.chown(path, *mappings.root)
 

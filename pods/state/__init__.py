@@ -1,1 +1,1 @@
-"""Sandboxes and containers as they are: in memory, on disk, as events, for plugins."""
+"""The state of sandboxes and containers: in memory, on disk, as events, and as plugins see it."""

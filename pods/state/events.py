@@ -1,4 +1,4 @@
-"""What happens to sandboxes and containers, told to whoever listens (CRI GetContainerEvents)."""
+"""Publishes the events of sandboxes and containers to listeners (CRI GetContainerEvents)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from weakref import WeakSet
 from pods.errors import PodError, ResourceExhausted, Unavailable
 from pods.model import Container, ContainerState, Sandbox, SandboxState
 
-QUEUE: Final = 4096  # events that a listener may be behind
+QUEUE: Final = 4096  # events that a listener may lag behind
 
 
 class EventKind(IntEnum):
@@ -27,7 +27,7 @@ class EventKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`object_id` is a container's or the sandbox's own; the sandbox and its containers are as of `at`, nanoseconds."""
+    """An event at `at` nanoseconds. `object_id` is the container's or sandbox's; the values are as of that time."""
 
     object_id: str
     kind: EventKind
@@ -37,7 +37,7 @@ class Event:
 
 
 def sandbox_changes(old: Sandbox | None, new: Sandbox | None) -> tuple[EventKind, ...]:
-    """What there is to tell of a sandbox that was `old` and is `new`; None while it is not there."""
+    """Return the events for a sandbox that changes from `old` to `new`; None means that it does not exist."""
     if new is None:
         return (EventKind.DELETED,)
     if old is None:
@@ -48,7 +48,7 @@ def sandbox_changes(old: Sandbox | None, new: Sandbox | None) -> tuple[EventKind
 
 
 def container_changes(old: Container | None, new: Container | None) -> tuple[EventKind, ...]:
-    """As `sandbox_changes`. A start that failed stops a container which never started."""
+    """Return the events for a container. A failed start counts as STOPPED though the container never started."""
     if new is None:
         return (EventKind.DELETED,)
     if old is None:
@@ -61,7 +61,7 @@ def container_changes(old: Container | None, new: Container | None) -> tuple[Eve
 
 
 class Listener:
-    """Events from the moment of its making on. Ends with an error only, which tells why no more follow."""
+    """Iterates over events since its creation. It ends only by an error, which says why no more follow."""
 
     def __init__(self) -> None:
         self._queue: deque[Event] = deque()
@@ -72,7 +72,7 @@ class Listener:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event. Raises ResourceExhausted once some were lost, Unavailable when the node closes."""
+        """Return the next event. Raises ResourceExhausted after a loss, Unavailable when the node closes."""
         while not self._queue:
             if self._failure is not None:
                 raise self._failure
@@ -81,11 +81,13 @@ class Listener:
         return self._queue.popleft()
 
     def take(self, event: Event) -> bool:
-        """Whether there was room for it."""
+        """Queue an event. Returns False if there was no room."""
         if len(self._queue) >= QUEUE:
             self._queue.clear()
             self.fail(
-                ResourceExhausted(f"listen for events: {QUEUE} were not read in time and are lost; list, then listen")
+                ResourceExhausted(
+                    f"listen for events: {QUEUE} were unread, and all of them are lost: connect again, then list"
+                )
             )
             return False
         self._queue.append(event)
@@ -93,13 +95,13 @@ class Listener:
         return True
 
     def fail(self, failure: PodError) -> None:
-        """End after what is queued."""
+        """End the iteration after the queued events."""
         self._failure = failure
         self._ready.set()
 
 
 class Events:
-    """The listeners. One that nobody holds any more is forgotten."""
+    """The listeners. One without other references is dropped."""
 
     def __init__(self) -> None:
         self._listeners: WeakSet[Listener] = WeakSet()
@@ -110,7 +112,7 @@ class Events:
         return len(self._listeners)
 
     def listen(self) -> Listener:
-        """A new listener; everything that happens after this call will come to it."""
+        """Return a new listener, which gets every event after this call."""
         listener = Listener()
         if self._closed:
             listener.fail(self._closed)
@@ -121,7 +123,7 @@ class Events:
     def tell(
         self, object_id: str, kinds: tuple[EventKind, ...], sandbox: Sandbox, containers: tuple[Container, ...]
     ) -> None:
-        """Tell everybody. No two events are of the same time, and none is before an earlier one."""
+        """Send an event to all listeners. Times are strictly increasing."""
         for kind in kinds:
             self._last = max(time.time_ns(), self._last + 1)
             event = Event(object_id, kind, self._last, sandbox, containers)
@@ -130,7 +132,7 @@ class Events:
                     self._listeners.discard(listener)
 
     def close(self) -> None:
-        """End all listeners, and those to come: crispd stops."""
+        """End all listeners, present and future: crispd stops."""
         self._closed = Unavailable("listen for events: crispd is stopping")
         for listener in list(self._listeners):
             listener.fail(self._closed)

@@ -1,4 +1,4 @@
-"""The seam that plugins look through at the life of pods; there is nothing behind it while none is connected."""
+"""The interface through which plugins take part in the life of pods; unused while none is connected."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pods.model import Container, Resources, Sandbox
 
 
-class Moment(Enum):
-    """What happens to a sandbox or container, by the names of NRI's calls."""
+class PluginEvent(Enum):
+    """The events of sandboxes and containers, by the names of NRI's calls."""
 
     RUN_SANDBOX = "RunPodSandbox"
     POST_UPDATE_SANDBOX = "PostUpdatePodSandbox"
@@ -28,34 +28,35 @@ class Moment(Enum):
 
 
 class Plugins(Protocol):
-    """What is told of pods and may have a say."""
+    """The plugins of a node: they hear of pods and may object to, or change, what happens."""
 
-    async def happens(self, moment: Moment, sandbox: Sandbox, container: Container | None = None) -> None:
-        """Tell the plugins. Raises PodError when one of them objects."""
+    async def happens(self, event: PluginEvent, sandbox: Sandbox, container: Container | None = None) -> None:
+        """Tell the plugins. Raises PodError if one objects."""
 
     async def happened(
         self,
-        moment: Moment,
+        event: PluginEvent,
         sandbox: Sandbox,
         container: Container | None = None,
         document: dict[str, Any] | None = None,
     ) -> None:
-        """Tell plugins of what cannot be undone. `document` is the config.json of a container without bundle."""
+        """Tell the plugins what cannot be undone. `document` is the config.json of a container without a bundle."""
 
     async def adjusted(self, sandbox: Sandbox, container: Container, document: dict[str, Any]) -> dict[str, Any]:
-        """The container's config.json as plugins want it. Raises PodError when one objects, or asks what cannot be."""
+        """Return config.json with the plugins' changes. Raises PodError if one objects or asks for the impossible."""
 
     async def updated(self, sandbox: Sandbox, container: Container, wanted: Resources) -> Resources:
-        """The limits that the container is to get, as plugins want them. Raises PodError as `adjusted` does."""
+        """Return the container's new limits with the plugins' changes. Raises PodError as `adjusted` does."""
 
     async def sandbox_updates(self, sandbox: Sandbox, overhead: Resources | None, resources: Resources | None) -> None:
-        """Tell the plugins of a pod's new sums. Raises PodError when one of them objects."""
+        """Tell the plugins a pod's new totals. Raises PodError if one objects."""
 
 
 class PluginGate:
-    """Lets what plugins hear of pass freely, except while one that is new is told what there is already.
+    """Keeps a new plugin from missing, or hearing twice of, a pod or container.
 
-    What passes stays inside from the plugins' hearing of it until it is seen in the lists: a new plugin misses nothing.
+    An operation is inside the gate from when plugins hear of its object until the object is in the lists. While a new
+    plugin gets the initial list, the gate is closed and empty.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class PluginGate:
 
     @contextlib.asynccontextmanager
     async def passing(self) -> AsyncIterator[None]:
-        """Be inside; never twice at once, for the second may wait for the first."""
+        """Enter the gate. Never enter twice: the second entry may wait for the first."""
         while not self._open.is_set():
             await self._open.wait()
         self._inside += 1
@@ -82,7 +83,7 @@ class PluginGate:
 
     @contextlib.asynccontextmanager
     async def closed(self) -> AsyncIterator[None]:
-        """Nothing is inside and nothing enters."""
+        """Close the gate and wait until nothing is inside."""
         async with self._closing:
             self._open.clear()
             try:

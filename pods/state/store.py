@@ -1,7 +1,7 @@
-"""The durable state: sandboxes and containers in SQLite, one JSON record a row (WAL, synchronous=FULL).
+"""Stores sandboxes and containers in SQLite, one JSON record per row (WAL, synchronous=FULL).
 
-All reads are from memory; the database is read once, at start. Writes are committed by one thread, which takes
-everything that is waiting into one transaction: pods started together share their fsync.
+The database is read once, at start; later reads are from memory. One thread commits the writes, each time everything
+that waits in one transaction: pods started together share an fsync.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SCHEMA_VERSION: Final = 1
 
 
 class SandboxRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A sandbox and how far its making or unmaking has come."""
+    """A sandbox, and how far its creation or removal has come."""
 
     sandbox: Sandbox
     finished: bool = False  # RunPodSandbox succeeded; an unfinished one is undone at the next start
-    network: bool = False  # CNI ADD was tried and no DEL has succeeded since
-    stopped: bool = False  # StopPodSandbox succeeded: nothing is left but the record and files
+    network: bool = False  # CNI ADD was tried, and no DEL has succeeded since
+    stopped: bool = False  # StopPodSandbox succeeded: only the record and files are left
 
 
 class ContainerRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A container; unfinished until CreateContainer succeeded."""
+    """A container; `finished` once CreateContainer has succeeded."""
 
     container: Container
     finished: bool = False
@@ -46,7 +46,7 @@ _Write = tuple[str, tuple[str, ...]]
 
 
 class Store:
-    """`put` and `delete` return when the change is on disk."""
+    """The database. `put` and `delete_*` return once the change is on disk; they raise PodError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -55,7 +55,7 @@ class Store:
         self._open_failure: Future[tuple[list[SandboxRecord], list[ContainerRecord]]] = Future()
 
     async def open(self) -> tuple[list[SandboxRecord], list[ContainerRecord]]:
-        """Open or make the database and read all of it. Raises PodError."""
+        """Open or create the database and read all records. Raises PodError."""
         self._thread.start()
         try:
             return await asyncio.wrap_future(self._open_failure)
@@ -67,7 +67,7 @@ class Store:
         await asyncio.wrap_future(self.begin_put(record))
 
     def begin_put(self, record: Record) -> Future[None]:
-        """Like `put`, without waiting: the future is done when the record is on disk."""
+        """Start a `put` without waiting: the future is done once the record is on disk."""
         if isinstance(record, SandboxRecord):
             table, key = "sandboxes", record.sandbox.id
         else:
@@ -82,13 +82,13 @@ class Store:
         await asyncio.wrap_future(self._submit(("DELETE FROM containers WHERE id = ?", (container_id,))))
 
     def close(self) -> None:
-        """Commit what is waiting and close the database."""
+        """Commit the waiting writes and close the database."""
         self._queue.put(None)
         self._thread.join()
 
     def _submit(self, write: _Write) -> Future[None]:
         future: Future[None] = Future()
-        future.set_running_or_notify_cancel()  # who waits may be cancelled, the write may not
+        future.set_running_or_notify_cancel()  # cancelling the waiter does not cancel the write
         self._queue.put((write, future))
         return future
 
@@ -119,7 +119,9 @@ class Store:
         database.execute("PRAGMA synchronous = FULL")
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version not in (0, SCHEMA_VERSION):
-            raise PodError(f"its schema version {version} is of another crisp; this one knows {SCHEMA_VERSION}")
+            raise PodError(
+                f"its schema version is {version}, this crisp knows {SCHEMA_VERSION}: start the crisp that wrote it"
+            )
         for table in ("sandboxes", "containers"):
             database.execute(f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT")
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -135,7 +137,7 @@ class Store:
         )
 
     def _next_batch(self) -> tuple[list[tuple[_Write, Future[None]]], bool]:
-        """What is waiting now, at least one entry; True once the store is closing."""
+        """Return the waiting writes, at least one; and whether the store is closing."""
         batch: list[tuple[_Write, Future[None]]] = []
         entry = self._queue.get()
         while entry is not None:
@@ -154,7 +156,7 @@ def _commit(database: sqlite3.Connection, batch: list[tuple[_Write, Future[None]
             database.execute(statement, parameters)
         database.execute("COMMIT")
     except sqlite3.Error as error:
-        with contextlib.suppress(sqlite3.Error):  # this thread must go on; a write that follows tells what is wrong
+        with contextlib.suppress(sqlite3.Error):  # this thread must go on; later writes report what is wrong
             database.execute("ROLLBACK")
         failure = PodError(f"write state database: {error}")
         for _write, future in batch:

@@ -1,4 +1,4 @@
-"""The life of a container: its states, what takes it from one to another, and what can be done in each.
+"""The life of a container: its states, the events between them, and what is allowed in each.
 
                    ┌───────── StartFailed, Exited ──────────┐
                    │                                        ▼
@@ -6,16 +6,17 @@
                                                            │  ▲
                                                            └──┘ Ran
 
-    CREATED   can start, and be removed. New limits wait for the start. It exits without one when its pod is stopped or
-              lost.
-    RUNNING   can exec, be attached to, checkpointed, joined by another container, stopped. New limits count at once.
-    EXITED    can be removed. Ran: the shim tells later that it did run.
+    CREATED   can be started or removed. New limits apply at the start. It exits without a start when its pod is stopped
+              or lost.
+    RUNNING   can be exec'd into, attached to, checkpointed, joined by another container, stopped. New limits apply at
+              once.
+    EXITED    can be removed. Ran: the shim reports later that the container did run.
 
-A container that goes on from a checkpoint is started as any other. One that lost its shim has nobody to tell how it
-ends: it is killed, and has exited with `UNSEEN` unless the shim left its status on disk. So CRI's CONTAINER_UNKNOWN is
-never told; a pod whose shim lives and does not answer keeps the states that are known.
+A container restored from a checkpoint starts like any other. A container that lost its shim is killed, because nothing
+could report its end; its exit code is `UNSEEN` unless the shim left a status on disk. So CRI's CONTAINER_UNKNOWN never
+occurs; if a pod's shim lives but does not answer, its containers keep their last known states.
 
-All that changes `Container.state` is in `after`.
+Only `after` changes `Container.state`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from pods.errors import FailedPrecondition
 from pods.model import Container, ContainerState
 from runtime.wire.calls import START_FAILED
 
-UNSEEN: Final = 255  # the exit code of a container that nobody saw end
+UNSEEN: Final = 255  # exit code of a container whose end nobody saw
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Its program runs. Times are nanoseconds since the epoch here."""
+    """The container's program runs. Times here are nanoseconds since the epoch."""
 
     pid: int
     at: int
@@ -42,7 +43,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
-    """Its program never ran, or was ended as if it had not."""
+    """The container's program never ran, or was killed before its start was complete."""
 
     message: str
     at: int
@@ -52,7 +53,7 @@ class StartFailed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """It has ended, or never will run."""
+    """The container has ended, or will never run."""
 
     code: int
     at: int
@@ -65,7 +66,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """It was taken for never started, and had been."""
+    """A container recorded as never started did run."""
 
     started_at: int
 
@@ -74,7 +75,7 @@ Event = Started | StartFailed | Exited | Ran
 
 
 def after(container: Container, event: Event) -> Container:
-    """The container after the event. Raises ValueError, for a fault of crisp's, where the picture has no such arrow."""
+    """Return the container after the event. Raises ValueError, a bug, for a transition that is not drawn above."""
     match container.state, event:
         case ContainerState.CREATED, Started(pid, at):
             return msgspec.structs.replace(container, state=ContainerState.RUNNING, pid=pid, started_at=at)
@@ -84,7 +85,7 @@ def after(container: Container, event: Event) -> Container:
             return _over(container, code, at, event.reason)
         case ContainerState.EXITED, Ran(started_at) if not container.started_at:
             return msgspec.structs.replace(container, started_at=started_at)
-    raise ValueError(f"container {container.id} is {container.state.value}: {type(event).__name__} cannot happen to it")
+    raise ValueError(f"container {container.id} is {container.state.value}: event {type(event).__name__} is impossible")
 
 
 def _over(container: Container, code: int, at: int, reason: str, message: str = "") -> Container:
@@ -101,7 +102,7 @@ def can_start(container: Container) -> bool:
 
 
 def can_exec(container: Container) -> bool:
-    """Whether it runs: it can have commands, be attached to, joined, checkpointed, and its log be reopened."""
+    """Return whether it runs: it can be exec'd into, attached to, joined, checkpointed, and its log be reopened."""
     return container.state is ContainerState.RUNNING
 
 
@@ -110,7 +111,7 @@ def can_stop(container: Container) -> bool:
 
 
 def can_update(container: Container) -> bool:
-    """Whether new limits count at once; those of a created container wait for its start."""
+    """Return whether new limits apply at once; those of a created container apply at its start."""
     return container.state is ContainerState.RUNNING
 
 
@@ -119,13 +120,13 @@ def is_over(container: Container) -> bool:
 
 
 def require_startable(container: Container) -> None:
-    """Raise FailedPrecondition for what has been started before."""
+    """Raise FailedPrecondition if the container was started before."""
     if not can_start(container):
         raise FailedPrecondition(f"container {container.id} is {container.state.value}, not created")
 
 
 def require_running(container: Container, field: str = "") -> None:
-    """Raise FailedPrecondition, about the member `field` of a request if that names the container."""
+    """Raise FailedPrecondition if it does not run. `field` is the request's member that names it, if any."""
     if not can_exec(container):
         about = f"{field}: " if field else ""
         raise FailedPrecondition(f"{about}container {container.id} is {container.state.value}, not running")

@@ -1,1 +1,1 @@
-"""What sandboxes and containers use."""
+"""The resource use of sandboxes and containers."""

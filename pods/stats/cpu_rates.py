@@ -1,4 +1,4 @@
-"""How fast processor time is used, from the samples that are taken whenever somebody asks."""
+"""Computes CPU rates from samples that are taken whenever a client asks."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterable
 from typing import Final
 
 _SECOND: Final = 1_000_000_000
-_WINDOW: Final = 10 * _SECOND  # what kubelet's own collector looks at
-_SHORTEST: Final = 1 * _SECOND  # of less, the kernel's accounting by ticks would show
-_OLDEST: Final = 150 * _SECOND  # kubelet asks every 10 s, metrics servers every 15 to 60; older is no present rate
+_WINDOW: Final = 10 * _SECOND  # that of kubelet's own collector
+_SHORTEST: Final = 1 * _SECOND  # in less, the kernel's accounting by ticks shows
+_OLDEST: Final = 150 * _SECOND  # kubelet asks every 10 s, metrics servers every 15 to 60
 
 
 class CpuRates:
-    """Samples by the name of what is measured. Times are nanoseconds of one monotonic clock."""
+    """Samples of CPU use, by name. Times are nanoseconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._samples: dict[str, deque[tuple[int, int]]] = {}
 
     def rate(self, name: str, now: int, used: int, begun: int | None = None) -> int | None:
-        """Nanoseconds of processor time a second, `used` being the whole until `now`.
+        """Return nanoseconds of CPU time per second; `used` is the total until `now`.
 
-        The mean of the last ten seconds or, where nobody asked then, of the time since somebody did. The first time
-        it is the mean since `begun`, when nothing had been used yet. None when all that is too long ago, or too short.
+        It is the mean of the last ten seconds, or since the newest older sample. At the first call it is the mean since
+        `begun`, when nothing had been used. Returns None if the samples are too old or too close together.
         """
         samples = self._samples.get(name)
         if samples is None:
@@ -44,6 +44,6 @@ class CpuRates:
         return rate
 
     def keep(self, names: Iterable[str]) -> None:
-        """Forget all others."""
+        """Drop the samples of all other names."""
         wanted = set(names)
         self._samples = {name: samples for name, samples in self._samples.items() if name in wanted}

@@ -1,4 +1,4 @@
-"""What went through a pod's network interfaces: /proc/<pid>/net/dev of a process in its network namespace."""
+"""Reads the counters of a pod's network interfaces from /proc/<pid>/net/dev of a process in its network namespace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DEFAULT = "eth0"  # the name CNI gives to the first attachment of a pod
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """Counts since the interface was made."""
+    """Counters since the interface was made."""
 
     name: str
     rx_bytes: int
@@ -25,7 +25,7 @@ class Interface:
 
 
 def parse(text: str) -> tuple[Interface, ...]:
-    """The interfaces of a net/dev file (proc_net(5)), without loopback; the default one first."""
+    """Parse a net/dev file (proc_net(5)). Leaves loopback out; the default interface is first."""
     found = []
     for line in text.splitlines()[2:]:
         name, _, counts = line.strip().rpartition(":")
@@ -37,10 +37,10 @@ def parse(text: str) -> tuple[Interface, ...]:
 
 
 def interfaces(pid: int, netns: str, proc: Path = Path("/proc")) -> tuple[Interface, ...]:
-    """Those of the namespace pinned at `netns`, by way of a process in it; none if the process left or died."""
+    """Return the interfaces of the namespace pinned at `netns`, read through process `pid`; () if it left or died."""
     try:
         text = (proc / str(pid) / "net/dev").read_text()
-        # After the reading: a number that another process has got by then belongs to another namespace.
+        # Checked after the reading: if the pid was reused meanwhile, its namespace differs.
         within, pinned = os.stat(proc / str(pid) / "ns/net"), os.stat(netns)
     except OSError:
         return ()

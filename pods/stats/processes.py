@@ -1,4 +1,4 @@
-"""What the processes of a container hold."""
+"""Counts what the processes of a container hold open."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OPEN_FILES = re.compile(r"^Max open files +(\d+)", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Of all processes of a container; the soft limit of open files is its first process's, None for unlimited."""
+    """Totals over a container's processes; `open_files_limit` is the first process's soft limit, None if unlimited."""
 
     count: int
     descriptors: int
@@ -23,7 +23,7 @@ class Processes:
 
 
 def look_at(pids: Iterable[int], first: int, proc: Path = Path("/proc")) -> Processes:
-    """What there is of them now; one that ended meanwhile does not count."""
+    """Count now. A process that ends meanwhile does not count."""
     count = descriptors = sockets = 0
     for pid in pids:
         directory = proc / str(pid) / "fd"

@@ -1,7 +1,7 @@
-"""What sandboxes and containers use: cgroups, writable layers, network interfaces, processes.
+"""Measures the use of sandboxes and containers: cgroups, writable layers, network interfaces, processes.
 
-Everything is read when somebody asks, in threads of its own: a cgroup's files may wait for the kernel to sum up what
-every processor counted, and a directory for a slow disk.
+Everything is read on request, in separate threads: reading a cgroup's file may wait while the kernel sums the counters
+of all CPUs, and reading a directory may wait for a slow disk.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
     from pods.state.memory import State
 
 _T = TypeVar("_T")
-_YOUNG: Final = 60_000_000_000  # nanoseconds for which the mean since the start tells the present
+_YOUNG: Final = 60_000_000_000  # nanoseconds; until then the mean since the start is used as the present rate
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerStats:
-    """`usage` is None of a container that does not run, or that ended while it was read. Times as in `Container`."""
+    """`usage` is None if the container does not run or ended meanwhile. Times are as in `Container`."""
 
     container: Container
     taken_at: int
     cgroup: str
     usage: Usage | None
-    cpu_rate: int | None  # nanoseconds of processor time a second
+    cpu_rate: int | None  # nanoseconds of CPU time per second
     layer: DiskUse | None
-    processes: Processes | None = None  # only when asked for
+    processes: Processes | None = None  # only on request
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxStats:
-    """`usage` is that of the pod's own cgroup, None when nothing was ever in it. The host's interfaces are nobody's."""
+    """`usage` is the pod's own cgroup's, None if that never existed. `interfaces` is empty on the host's network."""
 
     sandbox: Sandbox
     taken_at: int
@@ -67,7 +67,7 @@ class _Reading:
 
 
 class Stats:
-    """Readers and the samples that rates are made of. `close` ends the threads."""
+    """Reads statistics and keeps the samples for rates. `close` ends the threads."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -83,7 +83,7 @@ class Stats:
     async def containers(
         self, containers: Sequence[Container], *, with_processes: bool = False
     ) -> list[ContainerStats]:
-        """The containers' use; one whose sandbox is gone meanwhile is left out."""
+        """Return the containers' use. A container whose sandbox is gone is left out."""
         layers = await self._writable_layers(containers)
         known = self._with_sandboxes(containers)
         return await self._in_thread(
@@ -91,7 +91,7 @@ class Stats:
         )
 
     async def sandboxes(self, sandboxes: Sequence[Sandbox], *, with_processes: bool = False) -> list[SandboxStats]:
-        """The sandboxes' use and that of the containers in them."""
+        """Return the use of sandboxes and of their containers."""
         inside = {sandbox.id: list(self._state.containers_of(sandbox.id)) for sandbox in sandboxes}
         layers = await self._writable_layers([container for some in inside.values() for container in some])
 
@@ -110,7 +110,7 @@ class Stats:
         return await self._in_thread(read)
 
     async def disk(self) -> DiskUse:
-        """The sum of all writable layers."""
+        """Return the sum of all writable layers."""
         counts = (await self._writable_layers([r.container for r in self._state.containers.values()])).values()
         return DiskUse(
             bytes=sum(count.bytes for count in counts),
@@ -132,7 +132,7 @@ class Stats:
         return [(records[one.sandbox_id].sandbox, one) for one in containers if one.sandbox_id in records]
 
     async def _writable_layers(self, containers: Sequence[Container]) -> dict[str, DiskUse]:
-        """Volumes that the image declares count too: they lie beside the layer, and go with the container."""
+        """Measure writable layers and the image's volumes, which lie beside them and are removed with the container."""
         self._layers.keep(self._state.containers)
         roots = {container.id: self._state.settings.container_root(container.id) for container in containers}
         return await self._layers.usage({name: (root / "upper", root / "volumes") for name, root in roots.items()})
@@ -174,7 +174,7 @@ class Stats:
     def _read(self, name: str, path: str, begun: int) -> _Reading:
         taken_at, now = time.time_ns(), time.monotonic_ns()
         usage = None
-        with contextlib.suppress(RuntimeCoreError):  # the root of the hierarchies is nobody's own
+        with contextlib.suppress(RuntimeCoreError):  # the root cgroup is no container's
             usage = read_usage(self._cgroup(path))
         if usage is None or usage.cpu is None:
             return _Reading(taken_at, path, usage)

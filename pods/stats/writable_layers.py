@@ -1,4 +1,4 @@
-"""What containers' writable layers take on the disk: counted in a thread, seldom, and slowly."""
+"""Counts the disk use of containers' writable layers, in a thread, rarely and slowly."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_FRESH: Final = 10.0  # seconds for which a count stands
-_REST: Final = 20  # and at least this many times as long as counting took
-_PATIENCE: Final = 0.25  # seconds that a caller waits for counts that are due; then the earlier ones do
-_BATCH: Final = 1000  # entries between two pauses
-_PAUSE: Final = 3  # times as long as the batch took: a quarter of one processor at most
-_MOST_LINKED: Final = 1 << 17  # files of several names that are remembered; a container can make any number of them
-_DEEPEST: Final = 256  # directories in directories: each takes a descriptor while it is read
+_FRESH: Final = 10.0  # seconds until a count is due again
+_REST: Final = 20  # but at least this many times as long as counting took
+_PATIENCE: Final = 0.25  # seconds that a caller waits for due counts; then it gets the earlier ones
+_BATCH: Final = 1000  # entries counted between two pauses
+_PAUSE: Final = 3  # times as long as the batch took: at most a quarter of one CPU
+_MOST_LINKED: Final = 1 << 17  # hard-linked files to remember; a container can make any number
+_DEEPEST: Final = 256  # nested directories: each takes a descriptor while it is read
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -40,7 +40,7 @@ class _Known:
 
 
 class WritableLayers:
-    """Counts by container id. `close` ends the thread."""
+    """Disk use by container id. `close` ends the thread."""
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
@@ -48,12 +48,12 @@ class WritableLayers:
         self._closing = False
 
     def close(self) -> None:
-        """End the thread, in the middle of a count if need be."""
+        """End the thread, even in the middle of a count."""
         self._closing = True
         self._thread.shutdown(cancel_futures=True)
 
     async def usage(self, directories: dict[str, Sequence[Path]]) -> dict[str, DiskUse]:
-        """What is in each container's directories. One whose first count takes long is left out for now."""
+        """Return the use of each container's directories; without those whose first count takes long."""
         counting = [self._count_if_due(name, paths) for name, paths in directories.items()]
         if under_way := {future for future in counting if future is not None}:
             await asyncio.wait(under_way, timeout=_PATIENCE)
@@ -61,7 +61,7 @@ class WritableLayers:
         return {name: use for name, use in found.items() if use is not None}
 
     def keep(self, names: Iterable[str]) -> None:
-        """Forget all other containers."""
+        """Drop the counts of all other containers."""
         wanted = set(names)
         self._known = {name: known for name, known in self._known.items() if name in wanted}
 
@@ -84,7 +84,7 @@ class WritableLayers:
 
 
 class _Tally:
-    """Sums trees that their owner may change meanwhile: no link is followed, and what vanishes is not counted."""
+    """Sums up trees that may change meanwhile. Links are not followed; files that vanish are not counted."""
 
     def __init__(self, stopped: Callable[[], bool]) -> None:
         self.bytes = 0.0
@@ -95,7 +95,7 @@ class _Tally:
         self._batch_begun = time.monotonic()
 
     def add(self, path: str | Path, parent: int | None = None, depth: int = 0) -> None:
-        """Count a directory and all in it, down to a depth that no honest program reaches."""
+        """Add a directory and its content, down to a depth beyond any reasonable program's."""
         with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
             directory = os.open(path, _DIRECTORY, dir_fd=parent)
             opened.callback(os.close, directory)
@@ -121,7 +121,7 @@ class _Tally:
             if len(self._linked) < _MOST_LINKED:
                 self._linked.add(status.st_ino)
             else:
-                names = status.st_nlink  # each name has its share, which is right if all of them are in the tree
+                names = status.st_nlink  # each name counts as its share: right if all names are in the tree
         self.bytes += status.st_blocks * 512 / names
         self.inodes += 1 / names
 

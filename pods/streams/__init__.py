@@ -1,1 +1,1 @@
-"""Exec, attach and port-forward, as descriptors."""
+"""Exec, attach and port-forward: streams as file descriptors."""

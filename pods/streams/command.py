@@ -1,4 +1,4 @@
-"""A command that runs in a container beside its own process: what ExecSync and Exec share."""
+"""A command executed in a container: the part common to ExecSync and Exec."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from runtime.wire import calls
 if TYPE_CHECKING:
     pass
 
-# Not the process's id: a daemon with a PID namespace of its own has the same after a restart, while commands of the
-# one before it still run.
+# Not the daemon's pid: in a PID namespace of its own it has the same pid after a restart, while commands of its
+# predecessor still run.
 _DAEMON: Final = secrets.token_hex(4)
 _numbers = itertools.count(1)
 
 
 def fresh_key() -> str:
-    """A name for a command or an attachment that its shim has not heard from any daemon yet."""
+    """Return a key for a command or attachment that no daemon has used with this shim before."""
     return f"{_DAEMON}-{next(_numbers)}"
 
 
 class Command:
-    """Begun when it is made: its shim has been asked. `fds` are its standard streams, and may be closed after that."""
+    """An executed command. It is requested from the shim at once; `fds`, its standard streams, may be closed then."""
 
     def __init__(
         self, shim: ShimClient, container_id: str, argv: Sequence[str], fds: Sequence[int], *, terminal: bool = False
@@ -40,24 +40,24 @@ class Command:
         self.answer = shim.begin(calls.Exec(container_id, self._key, tuple(argv), terminal), fds)
 
     async def running(self) -> int:
-        """Wait until the program runs: the other end of its terminal, -1 without one. Raises RuntimeCoreError."""
+        """Wait until the program runs. Returns our end of its terminal, -1 without one. Raises RuntimeCoreError."""
         fds = await self._shim.call_for_descriptors(calls.WaitExecRunning(self._container_id, self._key))
         if self.answer.done() and self.answer.exception() is not None:
             self.answer.result()
         return fds[0] if fds else -1
 
     async def ended(self, timeout: float | None = None) -> bool:
-        """Wait at most so many seconds for the end; whether it came."""
-        # Not `await self.answer`: a cancellation of the caller would cancel the answer too, and look like the end.
+        """Wait at most `timeout` seconds for the end. Returns whether it has ended."""
+        # Not `await self.answer`: cancelling the caller would cancel the answer too, which would look like the end.
         await asyncio.wait({self.answer}, timeout=timeout)
         return self.answer.done()
 
     def exit_code(self) -> int:
-        """Of an ended command. Raises RuntimeCoreError when it never ran."""
+        """Return the exit code of an ended command. Raises RuntimeCoreError if it never ran."""
         return self.answer.result().code
 
     def kill(self) -> None:
-        """End it and all that it started, if it has not ended by itself."""
+        """Kill the command and everything that it started, unless it has ended."""
         if not self.answer.done():
             with contextlib.suppress(ShimGone):
                 self._shim.begin(calls.KillExec(self._container_id, self._key))
@@ -65,12 +65,12 @@ class Command:
 
 @contextlib.contextmanager
 def explained(operation: str, container_id: str) -> Iterator[None]:
-    """Turn a shim's errors into those of this room."""
+    """Turn a shim's errors into this room's."""
     try:
         yield
     except ShimGone as error:
         raise FailedPrecondition(f"container {container_id} is gone") from error
-    except NotRunning as error:  # its exit has not reached the state yet
+    except NotRunning as error:  # its exit is not recorded yet
         raise FailedPrecondition(str(error)) from error
     except RuntimeCoreError as error:
         raise PodError(f"{operation} container {container_id}: {error}") from error

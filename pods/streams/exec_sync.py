@@ -1,4 +1,4 @@
-"""ExecSync: run a command in a container and collect its output."""
+"""ExecSync: runs a command in a container and collects its output."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from pods.life.shims import Shims
     from pods.state.memory import State
 
-# Bytes of each stream; what comes after is read and dropped. kubelet and crictl take as many in one message, less room
-# for what is around them: more would turn the whole answer into an error at their end.
+# Bytes of each stream; the rest is read and dropped. kubelet and crictl accept messages of 16 MiB, minus what surrounds
+# the output: with more the whole answer would become an error on their side.
 MAX_OUTPUT: Final = (16 << 20) - 64
 _PIECE: Final = 64 << 10
-_OWN: Final = 256 << 10  # bytes that every stream may hold: probes say less
-_TOGETHER: Final = 128 << 20  # bytes that all streams may hold beyond those
+_OWN: Final = 256 << 10  # bytes that every stream may hold; probes need less
+_TOGETHER: Final = 128 << 20  # bytes that all streams together may hold beyond that
 
 
 class _Budget:
-    """What all commands' output takes of the daemon's memory: pods' authors decide how many there are, and how loud."""
+    """Bounds the memory for the output of all commands: pod authors decide how many run and how much they print."""
 
     def __init__(self, size: int) -> None:
         self._left = size
 
     def take(self, wanted: int) -> int:
-        """So many of the bytes that are wanted as there are left."""
+        """Grant as many of the wanted bytes as are left."""
         granted = min(wanted, self._left)
         self._left -= granted
         return granted
@@ -45,7 +45,7 @@ _budget: Final = _Budget(_TOGETHER)
 
 
 class Output:
-    """What a stream said, up to MAX_OUTPUT, and as far as the budget goes."""
+    """The collected output of a stream, limited by MAX_OUTPUT and the budget."""
 
     def __init__(self, budget: _Budget = _budget) -> None:
         self._budget = budget
@@ -54,31 +54,31 @@ class Output:
         self._cut = False
 
     def add(self, data: bytes) -> None:
-        """Keep the next piece, or drop what there is no room for, and all that follows."""
+        """Append data, or drop what exceeds the limits, and everything after it."""
         if self._cut:
             return
         data = data[: MAX_OUTPUT - len(self._bytes)]
         beyond = max(0, len(self._bytes) + len(data) - max(_OWN, len(self._bytes)))
         granted = self._budget.take(beyond)
-        self._cut = granted < beyond  # for good: nobody wants the rest without the middle
+        self._cut = granted < beyond  # for good: output with a gap is of no use
         self._taken += granted
         self._bytes += data[: len(data) - beyond + granted]
 
     def take(self) -> bytes:
-        """All that was kept, which the caller holds from now on."""
+        """Return the output and release it here."""
         output = bytes(self._bytes)
         self.forget()
         return output
 
     def forget(self) -> None:
-        """Give the room back, whoever gives up."""
+        """Give the memory back to the budget."""
         self._bytes = bytearray()
         self._budget.give_back(self._taken)
         self._taken = 0
 
 
 class _Reading:
-    """Takes in a stream on the loop, from now on: a command that says much is not to wait for us."""
+    """Reads a stream on the event loop from now on, so that a command never waits for us."""
 
     def __init__(self, fd: int, output: Output) -> None:
         self._fd = fd
@@ -87,7 +87,7 @@ class _Reading:
         self._loop.add_reader(fd, self._take)
 
     def _take(self) -> bool:
-        """Read a piece. False when there is none now, or none any more."""
+        """Read once. Returns False if there is nothing now, or the stream has ended."""
         try:
             data = os.read(self._fd, _PIECE)
         except BlockingIOError:
@@ -99,7 +99,7 @@ class _Reading:
         return True
 
     def finish(self) -> None:
-        """Take what the ended command left; a child of its that holds the pipe open is not waited for."""
+        """Read what the ended command left. A child of it that keeps the pipe open is not waited for."""
         for _piece in range(MAX_OUTPUT // _PIECE):
             if not self._take():
                 break
@@ -111,10 +111,10 @@ class _Reading:
 async def exec_sync(
     state: State, shims: Shims, container_id: str, argv: Sequence[str], timeout: float
 ) -> ExecResult:
-    """Run `argv`; `timeout` in seconds, 0 for none. Raises InvalidArgument, FailedPrecondition, DeadlineExceeded,
-    PodError.
+    """Run `argv` and return its output. `timeout` is in seconds, 0 for none.
 
-    When the time is over, or the caller gives up, the command and all that it started are killed.
+    On timeout, or if the caller gives up, the command and everything that it started are killed. Raises
+    InvalidArgument, FailedPrecondition, DeadlineExceeded, PodError.
     """
     container = state.running_container(container_id)
     with contextlib.ExitStack() as undo:
@@ -127,7 +127,9 @@ async def exec_sync(
             readings.append(_Reading(fd, output))
             undo.callback(readings[-1].end)
         if not await session.command.ended(timeout if timeout > 0 else None):
-            raise DeadlineExceeded(f"exec in container {container.id}: {argv[0]!r} did not end in {timeout:g} s")
+            raise DeadlineExceeded(
+                f"exec in container {container.id}: {argv[0]!r} did not end within {timeout:g} s and was killed"
+            )
         with explained("exec in", container.id):
             code = session.command.exit_code()
         for reading in readings:

@@ -1,4 +1,4 @@
-"""ReopenContainerLog."""
+"""ReopenContainerLog: continues a log in a new file after a rotation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 async def reopen_log(state: State, shims: Shims, container_id: str) -> None:
-    """Go on in a new file at the log path. Raises FailedPrecondition unless the container runs, PodError."""
+    """Continue in a new file at the log path. Raises FailedPrecondition if the container does not run, PodError."""
     container = state.running_container(container_id)
     try:
         await shims.of(container.sandbox_id).call(ReopenLog(container.id))
-    except (ShimGone, NotRunning) as error:  # its end has not reached the state yet
+    except (ShimGone, NotRunning) as error:  # its exit is not recorded yet
         raise FailedPrecondition(f"container {container.id} is gone: {error}") from error
     except RuntimeCoreError as error:
         raise PodError(f"reopen log {container.log_path!r} of container {container.id}: {error}") from error

@@ -14,7 +14,7 @@ PIPE_BYTES: Final = 256 << 10
 
 
 class Pipes:
-    """The pipes of a session: ours are non-blocking, theirs are for the process, or the host's null device."""
+    """The pipes of a session. Our ends are non-blocking; the process's ends of unwanted streams are /dev/null."""
 
     def __init__(self, *, stdin: bool, stdout: bool, stderr: bool) -> None:
         self._ours: list[int] = []
@@ -35,7 +35,7 @@ class Pipes:
         self._ours.append(ours)
         self._theirs.append(theirs)
         os.set_blocking(ours, False)
-        with contextlib.suppress(OSError):  # more than the user's pipes may have: slower, no worse
+        with contextlib.suppress(OSError):  # beyond the user's limit for pipes: only slower
             fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     @property
@@ -44,12 +44,12 @@ class Pipes:
         return stdin, stdout, stderr
 
     def wanted(self) -> dict[str, int]:
-        """Their ends of what was asked for, by name."""
+        """Return the process's ends of the requested streams, by name."""
         names = ("stdin", "stdout", "stderr")
         return {name: fd for name, fd, ours in zip(names, self._theirs, self._ours, strict=True) if ours >= 0}
 
     def take(self) -> tuple[int, int, int]:
-        """Our ends, from now on the caller's."""
+        """Return our ends, which the caller owns from now on."""
         stdin, stdout, stderr = self._ours
         self._ours = []
         return stdin, stdout, stderr
@@ -65,15 +65,15 @@ class Pipes:
 
 
 async def readable(fd: int, or_done: asyncio.Future[Any] | None = None, timeout: float | None = None) -> bool:
-    """Wait until there is something to read, for the future or for so many seconds; whether there is."""
+    """Wait until `fd` is readable, the future is done or `timeout` seconds passed. Returns whether it is readable."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
 
-    def told() -> None:
+    def on_readable() -> None:
         loop.remove_reader(fd)
         ready.set_result(None)
 
-    loop.add_reader(fd, told)
+    loop.add_reader(fd, on_readable)
     try:
         awaited = {ready} if or_done is None or or_done.done() else {ready, or_done}
         await asyncio.wait(awaited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

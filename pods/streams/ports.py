@@ -1,4 +1,4 @@
-"""Connections to the ports of a pod, for PortForward."""
+"""Connects to the ports of a pod, for PortForward."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> socket.socket:
-    """A non-blocking connection to the port on the pod's loopback, IPv4 before IPv6. Raises NotFound, InvalidArgument,
-    FailedPrecondition, PodError.
+    """Connect to a port on the pod's loopback, over IPv4 or else IPv6. Returns a non-blocking socket.
+
+    Raises NotFound, InvalidArgument, FailedPrecondition, PodError.
     """
     sandbox = state.ready_sandbox(sandbox_id)
     try:
         fds = await shims.of(sandbox.id).call_for_descriptors(Sockets())
-    except (ShimGone, NotRunning) as error:  # its end has not reached the state yet
+    except (ShimGone, NotRunning) as error:  # its end is not recorded yet
         raise FailedPrecondition(f"pod sandbox {sandbox.id} is gone: {error}") from error
     except RuntimeCoreError as error:
         raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {error}") from error

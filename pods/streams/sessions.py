@@ -1,4 +1,4 @@
-"""Streams to and from what runs in a container: exec and attach, as descriptors."""
+"""Exec and attach: the streams of a process in a container, as file descriptors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pods.model import Container
     from pods.state.memory import State
 
-_TAIL: Final = 1 << 20  # bytes of a stream that are read after its command has ended
-_TERMINAL_GRACE: Final = 0.05  # seconds in which a terminal's last output finds its way through the kernel
+_TAIL: Final = 1 << 20  # bytes to read from a stream after its command has ended
+_TERMINAL_GRACE: Final = 0.05  # seconds for a terminal's last output to pass through the kernel
 _ENDED_SECONDS: Final = 2.0
 
 
@@ -31,14 +31,14 @@ Ending = asyncio.Future[calls.ExecEnded] | asyncio.Future[calls.AttachEnded]
 
 
 class StreamSession:
-    """A process's standard streams as non-blocking descriptors, -1 where there is none.
+    """A process's standard streams as non-blocking descriptors, -1 for those it does not have.
 
-    Write to `stdin`; read `stdout` and `stderr`, by `read` or oneself (a terminal has `stdout` only, and its end may
-    show as EIO). The descriptors are the session's: they end with `close_stdin` and `close`, never by os.close.
+    Write to `stdin`; read `stdout` and `stderr` with `read` or directly. A terminal has `stdout` only, and may report
+    its end as EIO. The session owns the descriptors: close them with `close_stdin` and `close`, never with os.close.
 
-    An exec's streams end with its command, though a process that it left behind may hold them open for ever: who reads
-    by himself takes what is there once `wait` has returned, up to BlockingIOError, and calls that the end. `read` does
-    so. An attachment's streams reach their end by themselves.
+    An exec's streams end with its command, even if a process that it left behind keeps them open. `read` handles that.
+    Who reads directly must, once `wait` has returned, read until BlockingIOError and take that as the end. An
+    attachment's streams end by themselves.
     """
 
     def __init__(self, container_id: str, answer: Ending, stdin: int, outputs: Outputs) -> None:
@@ -48,39 +48,39 @@ class StreamSession:
         self._answer = answer
 
     async def wait(self) -> int | None:
-        """The exit code of the command, or of the attached container; None if the session ended before that.
+        """Return the exit code of the command or attached container; None if the session ended before.
 
-        Raises PodError when the streams were lost: the shim died, or this client did not read for too long.
+        Raises PodError if the streams were lost: the shim died, or this client did not read for too long.
         """
         await asyncio.wait({self._answer})
         with explained("streams of", self._container_id):
             return self._answer.result().code
 
     async def read(self, fd: int) -> bytes:
-        """The next bytes of `stdout` or `stderr`, b"" at the end. One reader a stream. Raises OSError."""
+        """Return the next bytes of `stdout` or `stderr`, b"" at the end. One reader per stream. Raises OSError."""
         while True:
             try:
                 return os.read(fd, PIPE_BYTES)
             except BlockingIOError:
                 await readable(fd)
             except OSError as error:
-                if error.errno != errno.EIO:  # nobody has the terminal open any more
+                if error.errno != errno.EIO:  # EIO: no process has the terminal open any more
                     raise
                 return b""
 
     async def resize(self, width: int, height: int) -> None:
-        """Set the terminal's size in characters; nothing happens without a terminal, or when it is gone."""
+        """Set the terminal's size in characters. Does nothing without a terminal, or after its end."""
 
     def close_stdin(self) -> None:
-        """There is no more input. A terminal's process notices nothing."""
+        """End the input. A process on a terminal does not notice."""
         self.stdin = closed(self.stdin)
 
     async def close(self) -> None:
-        """End the session if it has not ended, and let go of its streams. May be called again."""
+        """End the session if it has not ended, and close its streams. May be called twice."""
         self._let_go()
         await asyncio.wait({self._answer}, timeout=_ENDED_SECONDS)
         if self._answer.done():
-            self._answer.exception()  # whoever does not wait does not want to know
+            self._answer.exception()  # mark it as retrieved
 
     def _let_go(self) -> None:
         self.close_stdin()
@@ -88,7 +88,7 @@ class StreamSession:
 
 
 class ExecSession(StreamSession):
-    """Its command, and what that started, is killed when it is closed before its end."""
+    """An exec. Closing it before its end kills the command and what that started."""
 
     def __init__(self, container_id: str, command: Command, ends: tuple[int, int, int], *, tty: bool) -> None:
         super().__init__(container_id, command.answer, ends[0], ends[1:])
@@ -107,7 +107,7 @@ class ExecSession(StreamSession):
                 if not await readable(fd, self._answer, _grace(ended, self._tty)) and ended:
                     break
             except OSError as error:
-                if error.errno != errno.EIO:  # nobody has the terminal open any more
+                if error.errno != errno.EIO:  # EIO: no process has the terminal open any more
                     raise
                 break
         if self._answer.done():
@@ -123,13 +123,13 @@ class ExecSession(StreamSession):
         await super().close()
 
     def abandon(self) -> None:
-        """Like `close`, without waiting for the end."""
+        """Like `close`, but without waiting."""
         self.command.kill()
         self._let_go()
 
 
 class AttachSession(StreamSession):
-    """The container goes on when it is closed."""
+    """An attachment. Closing it does not affect the container."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ def _grace(ended: bool, tty: bool) -> float | None:
 def start_exec(
     shims: Shims, container: Container, argv: Sequence[str], streams: tuple[bool, bool, bool]
 ) -> ExecSession:
-    """Run `argv` with pipes for the wanted ones of stdin, stdout, stderr. That it cannot be executed shows at its end.
+    """Run `argv` with pipes for the requested streams (stdin, stdout, stderr). A failure to execute shows at its end.
 
     Raises FailedPrecondition, PodError.
     """
@@ -184,8 +184,9 @@ def start_exec(
 async def open_exec(
     state: State, shims: Shims, container_id: str, argv: Sequence[str], *, tty: bool, streams: tuple[bool, bool, bool]
 ) -> StreamSession:
-    """Run `argv` with the wanted ones of stdin, stdout, stderr. Raises NotFound, InvalidArgument, FailedPrecondition,
-    PodError (also for a program that cannot be executed).
+    """Run `argv` with the requested streams (stdin, stdout, stderr), and wait until the program runs.
+
+    Raises NotFound, InvalidArgument, FailedPrecondition, PodError (also for a program that cannot be executed).
     """
     container = state.running_container(container_id)
     if tty:
@@ -209,7 +210,7 @@ async def _open_terminal(shims: Shims, container: Container, argv: Sequence[str]
 
 def _terminal_ends(master: int, stdin: bool) -> tuple[int, int, int]:
     if master < 0:
-        raise RuntimeCoreError("it ended before its terminal could be had")
+        raise RuntimeCoreError("the command ended before its terminal was opened")
     try:
         os.set_blocking(master, False)
         return os.dup(master) if stdin else -1, master, -1
@@ -221,8 +222,9 @@ def _terminal_ends(master: int, stdin: bool) -> tuple[int, int, int]:
 async def open_attach(
     state: State, shims: Shims, container_id: str, streams: tuple[bool, bool, bool]
 ) -> StreamSession:
-    """Attach to the wanted ones of stdin, stdout, stderr that the container has. Raises NotFound, InvalidArgument,
-    FailedPrecondition, PodError.
+    """Attach to the requested streams (stdin, stdout, stderr) that the container has.
+
+    Raises NotFound, InvalidArgument, FailedPrecondition, PodError.
     """
     container = state.running_container(container_id)
     stdin, stdout, stderr = streams

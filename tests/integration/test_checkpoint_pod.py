@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(daemon: Daemon, tmp_pat
         for ids, code, said in (
             ([], "INVALID_ARGUMENT", "container_ids: is required"),
             ([container_id, container_id], "INVALID_ARGUMENT", "twice"),
-            ([container_id, other], "INVALID_ARGUMENT", "is not of pod sandbox"),
+            ([container_id, other], "INVALID_ARGUMENT", "is not in pod sandbox"),
             ([container_id, created], "FAILED_PRECONDITION", "is created, not running"),
             (["nothing"], "NOT_FOUND", "nothing"),
         ):
@@ -184,13 +184,13 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(daemon: Daemon, tmp_pat
         _checkpoint(pod, output, [container_id])
     target = _pod_config(daemon, "target", "CONTAINER")
     for name, wrong, said in (
-        ("command", _config("runs", "other", "CONTAINER"), "container_configs['runs'].command: is not what"),
+        ("command", _config("runs", "other", "CONTAINER"), "container_configs['runs'].command: differs from"),
         (
             "env",
             _config("runs", COUNT, "CONTAINER", envs=[cri.KeyValue(key="A", value=b"secret")]),
-            ".envs: is not what",
+            ".envs: differs from",
         ),
-        ("name", _config("walks", COUNT, "CONTAINER"), "walks are given, and the checkpoint has runs"),
+        ("name", _config("walks", COUNT, "CONTAINER"), "walks are given, but the checkpoint has runs"),
     ):
         with pytest.raises(grpc.RpcError) as raised, _restored(daemon, output, target, wrong):
             pass

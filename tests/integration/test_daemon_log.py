@@ -37,7 +37,7 @@ def test_a_pods_life_is_found_by_its_ids(fresh_daemon: Daemon) -> None:
     ]
     assert said(f"container={bad}") == [
         "container created",
-        "container not started",
+        "could not start container",
         "call refused",
         "container removed",
     ]

@@ -200,7 +200,7 @@ def test_a_plugin_hears_of_the_removal_of_a_container_whose_pod_was_stopped_mean
             plugin.wait(lambda: "StopPodSandbox" in plugin.methods())
             stopped.set()
             stopping.result()
-            with pytest.raises(grpc.RpcError, match="was stopped meanwhile"):
+            with pytest.raises(grpc.RpcError, match="was stopped while"):
                 creating.result()
             container = plugin.request("CreateContainer").container.id
             assert [one for one in _told(plugin, container) if one != "ValidateContainerAdjustment"] == [

@@ -221,8 +221,8 @@ def test_a_container_that_is_not_the_pods(daemon: Daemon, pod: Pod) -> None:
     other.CopyFrom(OPTIONS)
     other.userns_options.uids[0].host_id += 1
     for linux, words in (
-        (_linux(other), "differ from the pod sandbox's"),
-        (_linux(cri.NamespaceOption()), "differ from the pod sandbox's"),
+        (_linux(other), "must be the same as the pod sandbox's"),
+        (_linux(cri.NamespaceOption()), "must be the same as the pod sandbox's"),
         (_linux(run_as_user=cri.Int64Value(value=LENGTH)), f"user {LENGTH} is not mapped"),
     ):
         with pytest.raises(grpc.RpcError) as raised:

@@ -70,7 +70,7 @@ def test_later_directories_win_and_equals_conflict(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "words"),
     [
-        ('{"kind": "a.b/c", "devices": []}', InvalidArgument, "no spec of this node has a device"),
+        ('{"kind": "a.b/c", "devices": []}', InvalidArgument, "no CDI spec on this node defines device"),
         ("kind: [unclosed", InvalidArgument, "a.yaml"),
         ("just text", InvalidArgument, "a.yaml"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": [1]}]}', InvalidArgument, "a.yaml"),
@@ -79,9 +79,9 @@ def test_later_directories_win_and_equals_conflict(tmp_path: Path) -> None:
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"hooks": [{"path": "/x"}]}}]}',
          InvalidArgument, "hookName: expected one of prestart"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"intelRdt": {"closID": "x"}}}]}',
-         Unimplemented, "intelRdt are not supported"),
+         Unimplemented, "intelRdt is not supported"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"env": ["X"]}}]}',
-         InvalidArgument, "env[0]: is not NAME=value"),
+         InvalidArgument, "env[0]: expected NAME=value"),
         ('{"kind": "test.org/gpu", "devices": [{"name": "0", "containerEdits": {"mounts": [{"hostPath": "/a", '
          '"containerPath": "/b/../../c"}]}}]}', InvalidArgument, "without '..'"),
         ('{"kind": "test.org/gpu", "containerEdits": {"deviceNodes": [{"path": "/dev/no"}]}, "devices": [{"name": 0}]}',

@@ -79,7 +79,7 @@ def test_every_condition_has_to_hold(tmp_path: Path, when: dict[str, Any], wante
         ({"stages": ["precreate"]}, "got ['precreate']"),
         ({"when": {}}, "when: expected an object with a condition"),
         ({"when": {"weather": "fine"}}, "got ['weather']"),
-        ({"when": {"commands": ["("]}}, "is no regular expression"),
+        ({"when": {"commands": ["("]}}, "is not a regular expression"),
         ({"when": {"always": "yes"}}, "when.always: expected true or false"),
     ],
 )

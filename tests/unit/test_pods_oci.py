@@ -20,11 +20,11 @@ from pods.model import ContainerSecurity as Security
 from pods.model import NamespaceMode, Propagation
 from pods.oci import document as oci
 from pods.oci import pod_contents
-from pods.oci.cgroups import update_plan, updated
 from pods.oci.check import validate
 from pods.oci.devices import DeviceNode
 from pods.oci.mounts import image_volumes
 from pods.oci.process import check_found, process_args, stop_signal, user_request
+from pods.oci.resources import update_plan, updated
 from pods.security.capabilities import DEFAULT
 from pods.security.selinux import selinux_labels
 from runtime.spec.parse import parse

@@ -61,7 +61,7 @@ def test_no_order_of_events_leads_out_of_the_picture(events: list[Event]) -> Non
         if isinstance(event, Ran) and container.started_at:
             target = None
         if target is None:
-            with pytest.raises(ValueError, match=f"{type(event).__name__} cannot happen"):
+            with pytest.raises(ValueError, match=f"{type(event).__name__} is impossible"):
                 after(container, event)
             continue
         before, container = container, after(container, event)

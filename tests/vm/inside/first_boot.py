@@ -262,8 +262,8 @@ def test_a_checkpoint_that_does_not_fit_or_is_damaged_leaves_nothing(
     damaged.chmod(0o600)
     with service.pod(config=_pod_with_pids(service, "misfit", pids)) as pod:
         for wrong, said in (
-            ({"linux": _restorable(checkpointed.volume, pids)["linux"]}, "had /volume, and needs"),
-            (_restorable(checkpointed.volume, "CONTAINER"), "had the pod's pid namespace, and is to have its own"),
+            ({"linux": _restorable(checkpointed.volume, pids)["linux"]}, "had mounts at /volume: add them"),
+            (_restorable(checkpointed.volume, "CONTAINER"), "had the pod's pid namespace, the new one has its own"),
         ):
             with pytest.raises(grpc.RpcError, match=said) as refused:
                 pod.create(name="misfit", image=image, **wrong)

@@ -1,4 +1,4 @@
-"""A container's limits (runtime-spec config-linux.md, "Control groups")."""
+"""Plans a container's resource limits (runtime-spec config-linux.md, "Control groups")."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pods.host import HostFacts
 from pods.model import Resources
 
 _FIELD = "config.linux.resources"
-_LEAST_MEMORY = 2 << 20  # bytes: what a container's init touches before its program replaces it
-_LEAST_PERIOD, _LONGEST_PERIOD = 1000, 1_000_000  # microseconds, the kernel's for both period and quota
+_LEAST_MEMORY = 2 << 20  # bytes: a container's init uses as much before it executes the program
+_LEAST_PERIOD, _LONGEST_PERIOD = 1000, 1_000_000  # microseconds: the kernel's limits for period and quota
 
 
 def linux_resources(resources: Resources, host: HostFacts, field: str = _FIELD) -> dict[str, Any]:
-    """The limits as `linux.resources` has them, without device rules; what is not set is not there.
+    """Return the limits as `linux.resources`, without device rules and without unset members.
 
-    Swap is as large as the memory limit, that is none at all, unless the request says otherwise or the kernel cannot
-    limit it. Raises InvalidArgument naming the member of `field` that cannot work.
+    If the request sets no swap limit it equals the memory limit, so no swap is used (where the kernel can limit swap).
+    Raises InvalidArgument naming the member of `field` that cannot work.
     """
     plan: dict[str, Any] = {}
     if memory := _memory(resources, host, field):
@@ -36,7 +36,7 @@ def linux_resources(resources: Resources, host: HostFacts, field: str = _FIELD) 
 
 
 def limits_of(document: dict[str, Any]) -> Resources:
-    """The limits that a config.json sets, of those that CRI knows."""
+    """Return the limits that a config.json sets, as far as CRI has them."""
     resources = document["linux"].get("resources", {})
     memory, cpu = resources.get("memory", {}), resources.get("cpu", {})
     return Resources(
@@ -54,7 +54,7 @@ def limits_of(document: dict[str, Any]) -> Resources:
 
 
 def updated(current: Resources, wanted: Resources) -> Resources:
-    """The limits after an update: what `wanted` does not set stays. New memory without new swap means none of that."""
+    """Return the limits after an update. Unset ones stay, but a memory limit without a swap limit resets the latter."""
     changes = {name: value for name in Resources.__struct_fields__ if (value := getattr(wanted, name))}
     if wanted.memory_limit_in_bytes and not wanted.memory_swap_limit_in_bytes:
         changes["memory_swap_limit_in_bytes"] = 0
@@ -64,9 +64,9 @@ def updated(current: Resources, wanted: Resources) -> Resources:
 
 
 def update_plan(wanted: Resources, after: Resources, host: HostFacts, field: str) -> dict[str, Any]:
-    """What of `linux.resources` an update changes, given the limits `after` it.
+    """Return the part of `linux.resources` that an update changes; `after` are the resulting limits.
 
-    Memory is refused below what is in use. Raises InvalidArgument for limits that do not go together.
+    A memory limit below the present use will be refused. Raises InvalidArgument for contradictory limits.
     """
     linux_resources(after, host, field)
     if wanted.memory_limit_in_bytes or wanted.memory_swap_limit_in_bytes:
@@ -85,13 +85,13 @@ def _memory(resources: Resources, host: HostFacts, field: str) -> dict[str, int]
     limit, swap = resources.memory_limit_in_bytes, resources.memory_swap_limit_in_bytes
     if 0 < limit < _LEAST_MEMORY:
         raise InvalidArgument(
-            f"{field}.memory_limit_in_bytes: {limit} is less than the {_LEAST_MEMORY} that starting a container takes"
+            f"{field}.memory_limit_in_bytes: {limit} is less than a container's start takes, {_LEAST_MEMORY} bytes"
         )
     if swap > 0 >= limit and host.swap_limit:
-        raise InvalidArgument(f"{field}.memory_swap_limit_in_bytes: {swap} is given without a memory limit")
+        raise InvalidArgument(f"{field}.memory_swap_limit_in_bytes: {swap} needs a memory limit beside it")
     if 0 < swap < limit:
         raise InvalidArgument(
-            f"{field}.memory_swap_limit_in_bytes: {swap} counts memory too and is less than the memory limit, {limit}"
+            f"{field}.memory_swap_limit_in_bytes: {swap} must be at least the memory limit, {limit}: it includes memory"
         )
     memory = {"limit": limit} if limit else {}
     if host.swap_limit and (swap or limit):
@@ -118,5 +118,5 @@ def _cpu(resources: Resources, field: str) -> dict[str, Any]:
 
 def _unified(unified: dict[str, str], host: HostFacts, field: str) -> dict[str, str]:
     if not host.cgroup_v2:
-        raise InvalidArgument(f"{field}.unified: the node has cgroup v1, which has no {', '.join(sorted(unified))}")
+        raise InvalidArgument(f"{field}.unified: the node has cgroup v1, without {', '.join(sorted(unified))}")
     return dict(unified)
