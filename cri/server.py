@@ -10,6 +10,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc.aio
@@ -20,6 +22,7 @@ from grpc import StatusCode
 from cri.admin.v1 import admin_pb2
 from cri.codes import code_of
 from cri.deadline import seconds_left, takes_deadline
+from cri.observers import TOLD, TOLD_OF_FAILURE
 from cri.services.admin import AdminCalls
 from cri.services.checkpoints import CheckpointCalls
 from cri.services.containers import ContainerCalls
@@ -36,7 +39,7 @@ from cri.v1 import api_pb2
 from pods.errors import InvalidArgument, Unimplemented
 
 if TYPE_CHECKING:
-    from cri.observers import CallMeter, Meter, Tracer
+    from cri.observers import CallMeter, Meter, Tracer, Witness
     from cri.services.node import Node
     from cri.streaming.server import StreamingServer
 
@@ -49,6 +52,7 @@ _log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext
 Unary = Callable[[Any], Awaitable[Any]]
 Stream = Callable[[Any], AsyncIterator[Any]]
+Accounts = Callable[[Any, Context[Any, Any]], "_Account"]
 
 
 def create_server(
@@ -57,10 +61,11 @@ def create_server(
     configuration: Mapping[str, object],
     meter: Meter | None = None,
     tracer: Tracer | None = None,
+    witness: Witness | None = None,
 ) -> grpc.aio.Server:
     """A server of CRI's two services and of the operator's own over `node`, not bound to an address yet.
 
-    `configuration` is what a verbose Status shows; those who look on at calls see CRI's.
+    `configuration` is what a verbose Status shows. `meter` and `tracer` see CRI's calls, `witness` all.
     """
     runtime = (
         SandboxCalls(node),
@@ -78,35 +83,33 @@ def create_server(
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers(
         [
-            _handlers(cri["RuntimeService"], runtime, meter, tracer),
-            _handlers(cri["ImageService"], [ImageCalls(node)], meter, tracer),
-            _handlers(admin["Admin"], [AdminCalls(node)], None, None),
+            _handlers(cri["RuntimeService"], runtime, Onlookers(meter, tracer, witness)),
+            _handlers(cri["ImageService"], [ImageCalls(node)], Onlookers(meter, tracer, witness)),
+            _handlers(admin["Admin"], [AdminCalls(node)], Onlookers(None, None, witness)),
         ]
     )
     return server
 
 
-def _handlers(
-    service: Any, groups: Iterable[object], meter: Meter | None, tracer: Tracer | None
-) -> grpc.GenericRpcHandler[Any, Any]:
+def _handlers(service: Any, groups: Iterable[object], onlookers: Onlookers) -> grpc.GenericRpcHandler[Any, Any]:
     """gRPC's handlers of one service: each method is bound to the group that has it."""
     bound = {}
     for method in service.methods:
         call = next((getattr(group, method.name) for group in groups if hasattr(group, method.name)), None)
-        bound[method.name] = _handler(method, call, meter, tracer)
+        bound[method.name] = _handler(method, call, onlookers)
     return grpc.method_handlers_generic_handler(service.full_name, bound)
 
 
-def _handler(method: Any, call: Any, meter: Meter | None, tracer: Tracer | None) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(method: Any, call: Any, onlookers: Onlookers) -> grpc.RpcMethodHandler[Any, Any]:
     request, response = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
     decode = _decoding(request.FromString)
-    counted = meter.of_call(method.name, timed=not method.server_streaming) if meter else None
+    account = onlookers.account(method.name, timed=not method.server_streaming)
     if method.server_streaming:
-        stream = _streaming(method.name, counted, call or _missing_stream(method.name))
+        stream = _streaming(account, call or _missing_stream(method.name))
         return grpc.unary_stream_rpc_method_handler(stream, decode, response.SerializeToString)
-    answer = _answering(method.name, counted, call or _missing(method.name))
-    if tracer is not None:
-        answer = tracer.of_call(method.containing_service.full_name, method.name, answer)
+    answer = _answering(account, call or _missing(method.name))
+    if onlookers.tracer is not None:
+        answer = onlookers.tracer.of_call(method.containing_service.full_name, method.name, answer)
     return grpc.unary_unary_rpc_method_handler(answer, decode, response.SerializeToString)
 
 
@@ -141,27 +144,25 @@ def _missing_stream(name: str) -> Stream:
     return missing
 
 
-def _answering(name: str, meter: CallMeter | None, call: Any) -> Callable[[Any, Context[Any, Any]], Awaitable[Any]]:
+def _answering(account: Accounts, call: Any) -> Callable[[Any, Context[Any, Any]], Awaitable[Any]]:
     if takes_deadline(call):
 
         async def timely(request: Any, context: Context[Any, Any]) -> Any:
-            async with _Account(name, meter, request, context):
+            async with account(request, context):
                 return await call(request, seconds_left(context))
 
         return timely
 
     async def answer(request: Any, context: Context[Any, Any]) -> Any:
-        async with _Account(name, meter, request, context):
+        async with account(request, context):
             return await call(request)
 
     return answer
 
 
-def _streaming(
-    name: str, meter: CallMeter | None, call: Stream
-) -> Callable[[Any, Context[Any, Any]], AsyncIterator[Any]]:
+def _streaming(account: Accounts, call: Stream) -> Callable[[Any, Context[Any, Any]], AsyncIterator[Any]]:
     async def answer(request: Any, context: Context[Any, Any]) -> AsyncIterator[Any]:
-        async with _Account(name, meter, request, context):
+        async with account(request, context):
             responses = call(request)
             # A client that wants to miss nothing waits for this before it looks at how things are.
             await context.send_initial_metadata(())
@@ -171,14 +172,37 @@ def _streaming(
     return answer
 
 
+@dataclass(frozen=True, slots=True)
+class Onlookers:
+    """Who looks on at calls."""
+
+    meter: Meter | None
+    tracer: Tracer | None
+    witness: Witness | None
+
+    def account(self, name: str, *, timed: bool) -> Accounts:
+        """What is around each call of that name."""
+        meter = self.meter.of_call(name, timed=timed) if self.meter else None
+        witness = self.witness if name in TOLD or name in TOLD_OF_FAILURE else None
+        return partial(_Account, name, meter, witness)
+
+
 class _Account:
-    """Around one call: refuses a request that could not be read, maps what the call raises, logs how it ended."""
+    """Around one call: refuses a request that could not be read, maps what the call raises, tells how it ended."""
 
-    __slots__ = ("_context", "_meter", "_name", "_request", "_started")
+    __slots__ = ("_context", "_meter", "_name", "_request", "_started", "_witness")
 
-    def __init__(self, name: str, meter: CallMeter | None, request: Any, context: Context[Any, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        meter: CallMeter | None,
+        witness: Witness | None,
+        request: Any,
+        context: Context[Any, Any],
+    ) -> None:
         self._name = name
         self._meter = meter
+        self._witness = witness
         self._request = request
         self._context = context
         self._started = time.perf_counter()
@@ -190,6 +214,8 @@ class _Account:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._count(error)
+        if self._witness is not None:
+            self._tell(self._witness, error)
         if isinstance(error, asyncio.CancelledError):
             _log.debug("call cancelled by its client", extra=self._fields())
         elif isinstance(error, Exception):
@@ -206,6 +232,16 @@ class _Account:
         elif isinstance(error, Exception):
             code = (code_of(error) or StatusCode.INTERNAL).name
         self._meter.ended(time.perf_counter() - self._started, code)
+
+    def _tell(self, witness: Witness, error: BaseException | None) -> None:
+        seconds = time.perf_counter() - self._started
+        if error is None and self._name in TOLD:
+            witness.answered(self._name, subject(self._request), seconds)
+        elif isinstance(error, asyncio.CancelledError):
+            witness.left(self._name, subject(self._request), seconds)
+        elif isinstance(error, Exception):
+            code = (code_of(error) or StatusCode.INTERNAL).name
+            witness.refused(self._name, subject(self._request), code, error, seconds)
 
     def _fields(self) -> dict[str, str]:
         return {"call": self._name, "ms": _since(self._started), **subject(self._request)}

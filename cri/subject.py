@@ -10,12 +10,15 @@ _IDS = {"pod_sandbox_id": "sandbox", "container_id": "container", "image_ref": "
 def subject(message: Any) -> dict[str, str]:
     """The ids and names in a request or an answer: those of sandbox, container, image, pod."""
     said = {name: found for field, name in _IDS.items() if (found := getattr(message, field, ""))}
-    metadata: Any = getattr(getattr(message, "config", None), "metadata", None)
+    config = getattr(message, "config", None)
+    metadata: Any = getattr(config, "metadata", None)
+    if metadata is None and "sandbox" not in said and hasattr(message, "sandbox_config"):  # a pull's, where told
+        metadata = message.sandbox_config.metadata if message.HasField("sandbox_config") else None
     if hasattr(metadata, "uid"):
         said["pod"] = f"{metadata.namespace}/{metadata.name}/{metadata.uid}/{metadata.attempt}"
     elif hasattr(metadata, "name"):
         said["container_name"] = metadata.name
     image: Any = getattr(message, "image", None)
-    if name := getattr(image, "image", ""):
+    if name := getattr(image, "image", "") or getattr(message, "reference", ""):
         said["image"] = name
     return said

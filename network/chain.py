@@ -15,10 +15,10 @@ from network.model import Attachment, NetworkResult
 from network.plugin import find_plugin, run_plugin
 from network.result import parse_result
 
-AroundPlugin = Callable[[str, str], AbstractContextManager[object]]  # command, plugin
+AroundPlugin = Callable[[str, str, str], AbstractContextManager[object]]  # command, plugin, sandbox id or ""
 
 
-def no_context(_command: str, _plugin: str) -> AbstractContextManager[object]:
+def no_context(_command: str, _plugin: str, _sandbox: str) -> AbstractContextManager[object]:
     """Enter nothing around a run: the default of `Chain.around`."""
     return nullcontext()
 
@@ -88,5 +88,5 @@ class Chain:
 
     async def _run(self, verb: Verb, plugin: Plugin, prev_result: dict[str, Any] | None) -> bytes:
         binary = find_plugin(plugin.type, self.bin_dirs)
-        with self.around(verb.command, plugin.type):
+        with self.around(verb.command, plugin.type, verb.environment.get("CNI_CONTAINERID", "")):
             return await run_plugin(binary, verb.environment, verb.stdin(plugin, prev_result), self.seconds)

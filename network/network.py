@@ -35,7 +35,7 @@ class Network:
 
     The configuration is reloaded when it changes; a pod is detached by the configuration it was attached with.
     Operations on one attachment exclude each other. `plugin_seconds` limits each run of a plugin;
-    `around_plugin(command, plugin)` is a context that is entered for each run.
+    `around_plugin(command, plugin, sandbox_id)` is a context that is entered for each run.
     """
 
     def __init__(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from image.store import ImageStore
+from network.errors import NetworkError
 from network.network import Network
 from pods.cgroups.driver import Cgroups
 from pods.checkpoint.write import Checkpoints
@@ -28,6 +30,7 @@ from pods.life.shims import Shims
 from pods.life.start import Starts
 from pods.life.stop import Stops
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
+from pods.recorder.recorder import Bounds, Recorder, Teller
 from pods.security.apparmor import load_default_profile
 from pods.security.pulled_profiles import SecurityProfiles
 from pods.settings import NodeSettings
@@ -47,12 +50,12 @@ _CLOSE_SECONDS = 10.0
 class Node:
     """The sandboxes, containers, images and network of one machine. A cancelled method leaves nothing half done."""
 
-    def __init__(self, settings: NodeSettings, images: ImageStore, network: Network) -> None:
+    def __init__(self, settings: NodeSettings, images: ImageStore, network: Network, recorder: Recorder) -> None:
         self.settings = settings
         self.images = images
         self.network = network
         self._background = Background()
-        self._state = State(settings)
+        self._state = State(settings, recorder)
         self.events = self._state.events
         self.gate = self._state.gate
         self.trace_start = settings.trace_start
@@ -91,13 +94,17 @@ class Node:
                 settings.root / "image", settings.registries_conf, settings.images, pinned=pinned, around=around
             )
             undo.push_async_callback(images.close)
+            bounds = Bounds(settings.recording_bytes, settings.recordings_kept, settings.recordings_hours * 3600)
+            recorder = Recorder(settings.root / "recorder", bounds)
+            await recorder.open()
+            undo.callback(recorder.close)
             network = Network(
                 *(settings.cni_conf_dir, settings.cni_bin_dirs, settings.root / "network"),
-                around_plugin=None if around is None else lambda command, plugin: around(f"CNI {command} {plugin}", {}),
+                around_plugin=_Plugins(recorder, around).run,
             )
             await network.open()
             undo.push_async_callback(network.close)
-            node = cls(settings, images, network)
+            node = cls(settings, images, network, recorder)
             records = await node._state.store.open()
             undo.callback(node._state.store.close)
             undo.push_async_callback(node._cgroups.close)
@@ -117,6 +124,7 @@ class Node:
         self.stats.close()
         await self.network.close()
         await self.images.close()
+        self.recorder.close()
         await asyncio.get_running_loop().run_in_executor(None, self._state.store.close)
 
     @property
@@ -139,14 +147,19 @@ class Node:
         """Return how many shims the node is connected to."""
         return len(self._shims)
 
-    def _trace(self, operation: str) -> Trace:
-        return Trace(operation, on=self.trace_start, reports=self.step_reports)
+    @property
+    def recorder(self) -> Recorder:
+        """The recordings of what happened to pods, removed ones included."""
+        return self._state.recorder
+
+    def _trace(self, operation: str, teller: Teller) -> Trace:
+        return Trace(operation, on=self.trace_start, reports=(teller.step, *self.step_reports))
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 
     async def run_sandbox(self, config: SandboxConfig, handler: str) -> str:
         await self.profiles.require(config.security.seccomp)
-        trace = self._trace("run pod sandbox")
+        trace = self._trace("run pod sandbox", self.recorder.of_pod(config.metadata))
         sandbox_id = await self._sandboxes.run(config, handler, trace)
         trace.finish(sandbox_id)
         return sandbox_id
@@ -179,13 +192,13 @@ class Node:
     # -- containers ---------------------------------------------------------------------------------------------------
 
     async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
-        trace = self._trace("create container")
+        trace = self._trace("create container", self.recorder.within(sandbox_id, config.metadata.name))
         container_id = await self._creations.create(sandbox_id, config, trace)
         trace.finish(container_id)
         return container_id
 
     async def start_container(self, container_id: str) -> None:
-        trace = self._trace("start container")
+        trace = self._trace("start container", self.recorder.part(container_id))
         await self._starts.start(container_id, trace)
         trace.finish(container_id)
 
@@ -220,7 +233,7 @@ class Node:
         seconds: float,
     ) -> tuple[str, dict[str, str]]:
         """Create a pod and containers that will resume from a checkpoint. Returns its id, and theirs by name."""
-        trace = self._trace("restore pod sandbox")
+        trace = self._trace("restore pod sandbox", self.recorder.of_pod(config.metadata))
         restored = await self._pod_checkpoints.restore(directory, config, handler, containers, seconds, trace)
         trace.finish(restored[0])
         return restored
@@ -244,7 +257,10 @@ class Node:
 
     async def exec_sync(self, container_id: str, argv: Sequence[str], timeout: float) -> ExecResult:
         """Run a command in a running container. `timeout` is in seconds, 0 for none."""
-        return await exec_sync(self._state, self._shims, container_id, argv, timeout)
+        begun = time.monotonic_ns()
+        result = await exec_sync(self._state, self._shims, container_id, argv, timeout)
+        self.recorder.part(container_id).ran(" ".join(argv), result.exit_code, time.monotonic_ns() - begun)
+        return result
 
     async def open_exec(
         self, container_id: str, argv: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
@@ -270,3 +286,26 @@ class Node:
     def user_namespaces(self) -> bool:
         """Whether pods can have user namespaces, tried when the daemon started."""
         return not self._shims.idmap_refusal
+
+
+class _Plugins:
+    """Records each run of a network plugin in its pod's recording, and makes a span of it if tracing is on."""
+
+    def __init__(self, recorder: Recorder, around: Around | None) -> None:
+        self._recorder = recorder
+        self._around = around
+
+    @contextlib.contextmanager
+    def run(self, command: str, plugin: str, sandbox_id: str) -> Iterator[None]:
+        begun, failure = time.monotonic_ns(), ""
+        try:
+            if self._around is None:
+                yield
+            else:
+                with self._around(f"CNI {command} {plugin}", {}):
+                    yield
+        except NetworkError as error:
+            failure = str(error)
+            raise
+        finally:
+            self._recorder.plugin(sandbox_id, command, plugin, time.monotonic_ns() - begun, failure)

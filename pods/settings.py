@@ -27,6 +27,9 @@ class NodeSettings:
     cdi_spec_dirs: tuple[Path, ...]  # later ones win
     hooks_dirs: tuple[Path, ...]  # later ones win
     runtime_handlers: Mapping[str, Path]  # other OCI runtimes' programs
+    recording_bytes: int  # of one pod (pods.recorder)
+    recordings_kept: int  # of pods that are gone
+    recordings_hours: int  # that long
     images: ImageSettings
 
     def sandbox_dir(self, sandbox_id: str) -> Path:

@@ -16,38 +16,37 @@ Around = Callable[[str, Mapping[str, str]], AbstractContextManager[object]]
 
 
 class Trace:
-    """The steps of one operation; costs nothing when off."""
+    """Reports each step of one operation as it is taken; costs nothing when off."""
 
-    __slots__ = ("_begun", "_log_it", "_name", "_reports", "_steps", "on")
+    __slots__ = ("_begun", "_last", "_log_it", "_name", "_reports", "_steps", "on")
 
     def __init__(self, name: str, *, on: bool, reports: Sequence[StepReport] = ()) -> None:
+        """`on`: `finish` also logs the steps."""
         self.on = on or bool(reports)
         self._log_it = on
         self._reports = reports
         self._name = name
-        self._begun = time.monotonic_ns() if self.on else 0
-        self._steps: list[tuple[str, int]] = []
+        self._begun = self._last = time.monotonic_ns() if self.on else 0
+        self._steps: list[str] = []
 
     def step(self, name: str) -> None:
         if self.on:
-            self._steps.append((name, time.monotonic_ns()))
+            self._tell(name, time.monotonic_ns())
 
     def add(self, steps: Iterable[tuple[str, int]]) -> None:
         """Add steps that another process measured with the same clock (CLOCK_MONOTONIC, nanoseconds)."""
-        self._steps.extend(steps)
+        for name, at in sorted(steps, key=lambda step: step[1]):
+            self._tell(name, at)
+
+    def _tell(self, name: str, at: int) -> None:
+        for report in self._reports:
+            report(self._name, name, self._last, at)
+        if self._log_it:
+            self._steps.append(f"{name} {(at - self._last) / 1e6:.2f}")
+        self._last = at
 
     def finish(self, object_id: str) -> None:
-        """Log the duration of each step and of the whole, in milliseconds, and report the steps."""
-        if not self.on:
-            return
-        last = self._begun
-        parts = []
-        for name, at in sorted(self._steps, key=lambda step: step[1]):
-            parts.append(f"{name} {(at - last) / 1e6:.2f}")
-            for report in self._reports:
-                report(self._name, name, last, at)
-            last = at
+        """Log the duration of each step and of the whole, in milliseconds."""
         if self._log_it:
             whole = (time.monotonic_ns() - self._begun) / 1e6
-            fields = {"id": object_id, "ms": f"{whole:.2f}", "steps": ", ".join(parts)}
-            _log.info(self._name, extra=fields)
+            _log.info(self._name, extra={"id": object_id, "ms": f"{whole:.2f}", "steps": ", ".join(self._steps)})

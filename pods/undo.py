@@ -25,9 +25,10 @@ class Undo:
     what ended the block.
     """
 
-    def __init__(self, fields: Mapping[str, object]) -> None:
-        """`fields` identify the object in log lines."""
+    def __init__(self, fields: Mapping[str, object], told: Callable[[str], object] = lambda _text: None) -> None:
+        """`fields` identify the object in log lines; `told` is called with each clean-up that runs."""
         self._fields = fields
+        self._told = told
         self.failed = False  # whether a clean-up failed
         self._stack = contextlib.AsyncExitStack()
 
@@ -38,6 +39,7 @@ class Undo:
 
         async def run() -> None:
             _log.info("undo: %s", name, extra=self._fields)
+            self._told(f"undo: {name}")
             try:
                 done = undoing(*args, **kwargs)
                 if inspect.isawaitable(done):

@@ -210,6 +210,21 @@ class Configuration:
         "Log each step of a pod's and container's start, with its duration.",
         flag=Flag("", "log each step of a start and its duration"), reloaded=True, to=Component.NODE,
     )  # fmt: skip
+    recording_bytes: int = setting(
+        _WATCHING, kinds.whole(4096, 1 << 20), 16 << 10,
+        "How much of what happens to a pod is recorded, for `crisp why`; the oldest makes room.",
+        unit="bytes", to=Component.NODE,
+    )  # fmt: skip
+    recordings_kept: int = setting(
+        _WATCHING, kinds.whole(0, 100_000), 200,
+        "Of how many pods that are gone the recording is kept, the latest.",
+        to=Component.NODE,
+    )  # fmt: skip
+    recordings_hours: int = setting(
+        _WATCHING, kinds.whole(1, 8_760), 24,
+        "How long it is kept.",
+        unit="hours", to=Component.NODE,
+    )  # fmt: skip
     tracing_endpoint: str = setting(
         _WATCHING, kinds.ADDRESS_IF_ANY, "",
         "OpenTelemetry collector that traces are sent to, by OTLP over gRPC without TLS, such as 127.0.0.1:4317; empty "

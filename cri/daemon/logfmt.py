@@ -47,7 +47,9 @@ def start(level: int, environment: Mapping[str, str] = os.environ) -> None:
 
 def set_level(level: int) -> None:
     """Log from `level` on from now on."""
-    logging.getLogger().setLevel(level)
+    root = logging.getLogger()
+    root.handlers[0].setLevel(level)
+    root.setLevel(min(level, logging.WARNING))  # the pods' recorder hears of warnings, too
     # At debug the event loop and libraries tell of every poll.
     for name in ("asyncio", "grpc", "aiohttp"):
         logging.getLogger(name).setLevel(max(level, logging.INFO))

@@ -115,7 +115,7 @@ async def serve(
         await streaming.start()
         monitor = await _monitor(node, streaming, configuration.metrics_addr, undo)
         await _plugins(node, configuration.nri_socket, undo)
-        server = create_server(node, streaming, configuration.values(), monitor, tracing)
+        server = create_server(node, streaming, configuration.values(), monitor, tracing, node.recorder)
         undo.enter_context(bound(server, configuration.socket))
         await server.start()
         undo.push_async_callback(server.stop, _GRACE_SECONDS)

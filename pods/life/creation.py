@@ -98,7 +98,7 @@ class Creations:
         container_id = secrets.token_hex(32)
         fields = {"container": container_id, "container_name": config.metadata.name, "sandbox": sandbox.id}
         with _explained(config):
-            async with Undo(fields) as undo:
+            async with Undo(fields, self._state.recorder.within(sandbox.id, config.metadata.name).said) as undo:
                 container = await Creation(self._means, sandbox, container_id, config, trace, undo).run(archive)
                 undo.discard()
         await self._state.happened(PluginEvent.POST_CREATE, sandbox, container)

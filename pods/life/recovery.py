@@ -59,12 +59,15 @@ class Recovery:
         """Take over an earlier daemon's `records`: adopt living shims, record exits, undo what was unfinished."""
         finished = [record for record in records[0] if record.finished]
         self._state.sandboxes.update((record.sandbox.id, record) for record in finished)
+        for record in finished:
+            self._state.recorder.found_again(record.sandbox.id, record.sandbox.config.metadata)
         for container_record in records[1]:
             container = container_record.container
             for image_id in container.images:
                 images.hold(image_id)
             if container_record.finished:
                 self._state.containers[container.id] = container_record
+                self._state.recorder.container(container.sandbox_id, container.id, container.config.metadata.name, "")
                 if is_over(container):
                     self._state.exited(container.id).set()
         for record in records[0]:

@@ -77,7 +77,10 @@ class Sandboxes:
 
     async def _make(self, config: SandboxConfig, handler: str, trace: Trace) -> str:
         sandbox_id = secrets.token_hex(32)
-        async with Undo({"sandbox": sandbox_id, "pod": pod_name(config)}) as undo:
+        recorder = self._state.recorder
+        recorder.sandbox(sandbox_id, config.metadata, "begun")
+        told = recorder.within(sandbox_id, "").said
+        async with Undo({"sandbox": sandbox_id, "pod": pod_name(config)}, told) as undo:
             making = PodCreation(self._end, self._host, sandbox_id, config, handler, trace, undo)
             sandbox = await making.run()
             undo.discard()

@@ -53,6 +53,7 @@ class Starts:
                 await self._record_failure(container, str(error))
                 raise PodError(f"start container {container_id}: {error}") from error
             for warning in answer.warnings:
+                self._state.recorder.part(container_id).said(warning, "warning")
                 _warn_once(warning)
             await self._record(container, answer)
             trace.step("start durable")

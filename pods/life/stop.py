@@ -47,11 +47,14 @@ class Stops:
         try:
             shim = self._shims.of(container.sandbox_id)
             exited = self._state.exited(container_id)
+            teller = self._state.recorder.part(container_id)
             if timeout > 0:
+                teller.said(f"stop: {container.stop_signal}, and SIGKILL {timeout:g} s later")
                 await shim.call(Signal(container_id, signal_number(container.stop_signal)))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(exited.wait(), timeout)
             if not exited.is_set():
+                teller.said("stop: SIGKILL")
                 await shim.call(Kill(container_id))
             await exited.wait()
         except ShimGone:

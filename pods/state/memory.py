@@ -11,6 +11,7 @@ import msgspec
 
 from pods.errors import FailedPrecondition, InvalidArgument, NotFound
 from pods.model import Container, Sandbox, SandboxState
+from pods.recorder.recorder import End, Recorder
 from pods.settings import NodeSettings
 from pods.state.events import Events, container_changes, sandbox_changes
 from pods.state.plugins import PluginEvent, PluginGate, Plugins
@@ -23,12 +24,13 @@ _Record = TypeVar("_Record")
 class State:
     """The node's records. Only finished ones are visible to `find_*` and the listings."""
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(self, settings: NodeSettings, recorder: Recorder) -> None:
         self.settings = settings
         self.store = Store(settings.root / "crisp.db")
         self.sandboxes: dict[str, SandboxRecord] = {}
         self.containers: dict[str, ContainerRecord] = {}
         self.events = Events()
+        self.recorder = recorder
         self.plugins: Plugins | None = None  # None while none is connected
         self.gate = PluginGate()
         self._exited: dict[str, asyncio.Event] = {}
@@ -114,6 +116,8 @@ class State:
         await self.store.delete_sandbox(sandbox_id)
         if (gone := self.sandboxes.pop(sandbox_id, None)) is not None:
             self._tell_sandbox(gone.sandbox, None)
+        else:
+            self.recorder.undone(sandbox_id)
 
     async def forget_container(self, container_id: str) -> None:
         await self.store.delete_container(container_id)
@@ -126,16 +130,23 @@ class State:
     # -- telling ------------------------------------------------------------------------------------------------------
 
     def _tell_sandbox(self, old: Sandbox | None, new: Sandbox | None) -> None:
-        """Publish a sandbox's change. A removed one is shown as it last was."""
+        """Record and publish a sandbox's change. A removed one is shown as it last was."""
         shown = new or old
-        if self.events and shown is not None:
-            self.events.tell(shown.id, sandbox_changes(old, new), shown, tuple(self.containers_of(shown.id)))
+        assert shown is not None
+        changes = sandbox_changes(old, new)
+        for kind in changes:
+            self.recorder.sandbox(shown.id, shown.config.metadata, kind.name.lower())
+        if self.events:
+            self.events.tell(shown.id, changes, shown, tuple(self.containers_of(shown.id)))
 
     def _tell_container(self, old: Container | None, new: Container | None) -> None:
         shown = new or old
-        if self.events and shown is not None and (record := self.sandboxes.get(shown.sandbox_id)) is not None:
-            inside = tuple(self.containers_of(shown.sandbox_id))
-            self.events.tell(shown.id, container_changes(old, new), record.sandbox, inside)
+        assert shown is not None
+        changes, name = container_changes(old, new), shown.config.metadata.name
+        for kind in changes:
+            self.recorder.container(shown.sandbox_id, shown.id, name, kind.name.lower(), _end(shown))
+        if self.events and (record := self.sandboxes.get(shown.sandbox_id)) is not None:
+            self.events.tell(shown.id, changes, record.sandbox, tuple(self.containers_of(shown.sandbox_id)))
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -149,6 +160,14 @@ class State:
         if lock is None:
             lock = self._locks[object_id] = asyncio.Lock()
         return lock
+
+
+def _end(container: Container) -> End | None:
+    """How the container ended, if it has."""
+    if not is_over(container):
+        return None
+    limit = container.resources.memory_limit_in_bytes if container.reason == "OOMKilled" else 0
+    return End(container.exit_code, container.reason, f"memory limit {limit} bytes" if limit else "")
 
 
 def _find(records: Mapping[str, _Record], wanted: str, kind: str) -> _Record:

@@ -160,6 +160,7 @@ class FakeNode:
     failure: BaseException | None = None
     execution: ExecResult = field(default_factory=lambda: ExecResult(stdout=b"out", stderr=b"err", exit_code=3))
     closed: bool = False
+    recorder: None = None  # nobody remembers its calls
 
     async def close(self) -> None:
         self.closed = True

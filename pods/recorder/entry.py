@@ -1,0 +1,140 @@
+"""What a recording is made of: typed entries, each one line of JSON, in memory and on disk."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+_LONGEST: Final = 1024  # bytes of a text
+
+
+class _Entry(msgspec.Struct, frozen=True, array_like=True):
+    """`at` is nanoseconds since the epoch, `took` nanoseconds; `about`: a container's name, "" the pod itself."""
+
+    at: int
+    about: str
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes two entries the same but for their time; () for one that is never counted."""
+        return ()
+
+
+class Step(_Entry, frozen=True, tag="step"):
+    """A step of an operation was taken (pods.trace)."""
+
+    operation: str
+    name: str
+    took: int
+
+
+class Life(_Entry, frozen=True, tag="life"):
+    """A pod or container was created, started, stopped, deleted."""
+
+    id: str
+    event: str
+    code: int = 0
+    reason: str = ""
+    detail: str = ""
+
+
+class Plugin(_Entry, frozen=True, tag="plugin"):
+    """A network plugin was run; `failure` is what it said of it."""
+
+    command: str
+    name: str
+    took: int
+    failure: str = ""
+
+
+class Said(_Entry, frozen=True, tag="said"):
+    """A line of the log that names the pod, or what is told to the recorder alone."""
+
+    level: str
+    text: str
+
+
+class Refused(_Entry, frozen=True, tag="refused"):
+    """A call was answered with an error, `count` times, `at` last. `kinds` are the classes of it and of its causes."""
+
+    call: str
+    code: str
+    kinds: tuple[str, ...]
+    text: str
+    took: int
+    count: int = 1
+    first: int = 0
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("refused", self.about, self.call, self.code, _without_ids(self.text))
+
+
+class Answered(_Entry, frozen=True, tag="answered"):
+    """A call has succeeded."""
+
+    call: str
+    took: int
+
+
+class Left(_Entry, frozen=True, tag="left"):
+    """A call's caller went away before the answer: its deadline was over, or it had no more use for it."""
+
+    call: str
+    took: int
+
+
+class Ran(_Entry, frozen=True, tag="ran"):
+    """A command was run in a container (ExecSync: probes), `count` times with that outcome, `at` last."""
+
+    command: str
+    code: int
+    took: int
+    count: int = 1
+    first: int = 0
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("ran", self.about, self.command, self.code)
+
+
+Entry = Step | Life | Plugin | Said | Answered | Refused | Left | Ran
+Counted = Refused | Ran
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(Entry)
+
+
+def encode(entry: Entry) -> bytes:
+    """One line."""
+    try:
+        return _encoder.encode(entry) + b"\n"
+    except UnicodeEncodeError:  # bytes that are no text (pods.octets), which nobody has to get back from here
+        document = msgspec.to_builtins(entry)
+        return _encoder.encode([_shown(value) for value in document]) + b"\n"
+
+
+def decode(line: bytes) -> Entry | None:
+    """The entry of a line; None for one that was torn, or that another version wrote."""
+    try:
+        return _decoder.decode(line)
+    except msgspec.DecodeError:
+        return None
+
+
+def cut(text: str, longest: int = _LONGEST) -> str:
+    """A text that is not too long: its beginning and its end, where causes are told."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2 - 3
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def _shown(value: object) -> object:
+    return value.encode(errors="surrogateescape").decode(errors="replace") if isinstance(value, str) else value
+
+
+def _without_ids(text: str) -> str:
+    """The text without ids, of which each attempt at something has a new one."""
+    return " ".join("ID" if len(word) >= 64 and word.strip("`'\":,.").isalnum() else word for word in text.split(" "))

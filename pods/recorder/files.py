@@ -1,0 +1,74 @@
+"""Recordings on disk: a file each, lines added at its end, written anew when it has grown to twice what is kept.
+
+Nothing is synced. What was written outlives a crispd that is killed, and is lost with the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from pods.recorder.recording import Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+_NEW: Final = ".new"
+
+
+class Files:
+    """The directory of recordings. All methods raise OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def prepare(self) -> None:
+        """Make the directory."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def read(self) -> Iterator[tuple[Subject, list[bytes], int]]:
+        """Of each file what it is about, its lines, and its size. Files that cannot be read are none."""
+        for path in self._directory.iterdir():
+            if path.name.endswith(_NEW):
+                path.unlink()
+                continue
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                content = path.read_bytes()
+                lines = content.splitlines(keepends=True)
+                yield msgspec.json.decode(lines[0] if lines else b"", type=Subject), lines[1:], len(content)
+
+    def append(self, subject: Subject, lines: bytes) -> None:
+        """Add lines."""
+        descriptor = os.open(self._path(subject), _FLAGS, 0o600)
+        try:
+            if os.fstat(descriptor).st_size == 0:
+                lines = msgspec.json.encode(subject) + b"\n" + lines
+            os.write(descriptor, lines)
+        finally:
+            os.close(descriptor)
+
+    def replace(self, subject: Subject, lines: bytes) -> None:
+        """Have these lines and no others."""
+        path = self._path(subject)
+        new = path.with_name(path.name + _NEW)
+        content = msgspec.json.encode(subject) + b"\n" + lines
+        descriptor = os.open(new, _FLAGS | os.O_TRUNC, 0o600)
+        try:
+            os.write(descriptor, content)
+        finally:
+            os.close(descriptor)
+        new.rename(path)
+
+    def remove(self, subject: Subject) -> None:
+        """Remove the file, if there is one."""
+        self._path(subject).unlink(missing_ok=True)
+
+    def _path(self, subject: Subject) -> Path:
+        # Names in CRI are any text; a file's have 255 bytes and no slash.
+        return self._directory / hashlib.sha256(msgspec.json.encode(subject)).hexdigest()[:32]

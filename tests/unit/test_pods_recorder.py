@@ -1,0 +1,144 @@
+"""What happened to pods: bounded, counted, and found again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from pods.errors import PodError
+from pods.model import SandboxMetadata
+from pods.recorder.entry import Life, Ran, Refused, Said, Step, decode, encode
+from pods.recorder.recorder import Bounds, Recorder
+from runtime.errors import ExecFailed
+
+_POD = SandboxMetadata(name="web", uid="u", namespace="default")
+_ABOUT = {"pod": "default/web/u/0"}
+
+
+async def _opened(directory: Path, bounds: Bounds | None = None) -> Recorder:
+    recorder = Recorder(directory, bounds or Bounds())
+    await recorder.open()
+    return recorder
+
+
+def _recordings(recorder: Recorder) -> list[str]:
+    return [str(recording.subject) for recording in recorder.recordings()]
+
+
+def test_an_entry_comes_back_as_it_was_and_a_torn_line_is_none() -> None:
+    step = Step(1, "main", "start container", "program runs", 5)
+    assert decode(encode(step)) == step
+    assert decode(encode(step)[:20]) is None
+    assert decode(encode(Said(1, "", "info", "no \udcff text"))) == Said(1, "", "info", "no � text")
+
+
+async def test_the_oldest_makes_room_and_what_repeats_is_counted(tmp_path: Path) -> None:
+    recorder = await _opened(tmp_path, Bounds(size=4096))
+    teller = recorder.of_pod(_POD)
+    for _ in range(1000):
+        teller.ran("cat /ready", 0, 10)
+    for number in range(200):
+        teller.said(f"line {number}")
+    entries = teller.recording.entries()
+    assert teller.recording.size <= 4096
+    assert [entry.count for entry in entries if isinstance(entry, Ran)] == [1000]
+    said = [entry.text for entry in entries if isinstance(entry, Said)]
+    assert said[-1] == "line 199"
+    assert 20 < len(said) < 200
+    recorder.close()
+
+
+async def test_a_failure_keeps_its_kinds_and_the_same_of_another_attempt_is_counted(tmp_path: Path) -> None:
+    recorder = await _opened(tmp_path)
+    for digit in "ab":
+        error = PodError(f"start container {digit * 64}: no")
+        error.__cause__ = ExecFailed("no", 2)
+        recorder.refused("RunPodSandbox", _ABOUT, "INTERNAL", error, 0.5)
+    (entry,) = recorder.of_pod(_POD).recording.entries()
+    assert isinstance(entry, Refused)
+    assert (entry.kinds, entry.count, "b" * 64 in entry.text) == (("PodError", "ExecFailed"), 2, True)
+    recorder.close()
+
+
+async def test_the_log_s_warnings_that_name_a_pod_are_recorded_from_any_thread(tmp_path: Path) -> None:
+    recorder = await _opened(tmp_path)
+    recorder.sandbox("s", _POD, "created")
+    recorder.container("s", "c", "main", "created")
+    log = logging.getLogger("crisp.pods")
+    log.warning("clamped", extra={"container": "c", "error": "too much"})
+    await asyncio.to_thread(log.warning, "elsewhere", extra={"sandbox": "s"})
+    await asyncio.sleep(0)
+    log.info("not worth it", extra={"sandbox": "s"})
+    log.warning("of no pod")
+    said = [(entry.about, entry.text) for entry in recorder.of_pod(_POD).recording.entries() if isinstance(entry, Said)]
+    assert said == [("main", "clamped: too much"), ("", "elsewhere")]
+    recorder.close()
+
+
+async def test_a_new_daemon_knows_what_an_earlier_one_recorded(tmp_path: Path) -> None:
+    recorder = await _opened(tmp_path)
+    recorder.sandbox("s", _POD, "created")
+    recorder.container("s", "c", "main", "created")
+    for _ in range(3):
+        recorder.part("c").ran("true", 0, 1)
+    before = recorder.of_pod(_POD).recording.entries()
+    recorder.close()
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes() + b'["said",1,"","in')  # a daemon was killed while it wrote
+    recorder = await _opened(tmp_path)
+    assert recorder.of_pod(_POD).recording.entries() == before
+    assert recorder.of_container("c") is not None
+    recorder.found_again("s", _POD)
+    recorder.part("c").ran("true", 0, 1)
+    assert [entry.count for entry in recorder.of_pod(_POD).recording.entries() if isinstance(entry, Ran)] == [4]
+    recorder.close()
+
+
+async def test_what_was_written_is_there_although_the_daemon_is_killed(tmp_path: Path) -> None:
+    recorder = await _opened(tmp_path, Bounds(size=4096))
+    teller = recorder.of_pod(_POD)
+    for number in range(400):  # enough for the file to be written anew more than once
+        teller.said(f"line {number}")
+        if number % 40 == 0:
+            recorder._write(recorder._take())
+    recorder._write(recorder._take())
+    other = await _opened(tmp_path, Bounds(size=4096))
+    assert other.of_pod(_POD).recording.entries() == teller.recording.entries()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3 * 4096
+    other.close()
+    recorder.close()
+
+
+async def test_what_is_gone_is_forgotten_by_number_and_by_age(tmp_path: Path) -> None:
+    recorder = await _opened(tmp_path, Bounds(kept=2, seconds=3600))
+    for number in range(4):
+        pod = SandboxMetadata(name=f"p{number}", uid="u", namespace="n")
+        recorder.sandbox(f"s{number}", pod, "created")
+        if number:
+            recorder.sandbox(f"s{number}", pod, "deleted")
+    old = Life(time.time_ns() - 7200 * 10**9, "", "x", "deleted")
+    recorder.of_pod(SandboxMetadata(name="old", uid="u", namespace="n")).recording.add(old)
+    recorder.close()
+    recorder = await _opened(tmp_path, Bounds(kept=2, seconds=3600))
+    assert len(_recordings(recorder)) == 5
+    recorder.found_again("s0", SandboxMetadata(name="p0", uid="u", namespace="n"))
+    recorder._write_behind()
+    recorder.close()
+    assert sorted(_recordings(recorder)) == ["n/p0", "n/p2", "n/p3"]
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+async def test_a_disk_that_takes_nothing_is_complained_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = await _opened(tmp_path / "there")
+    (tmp_path / "there").rmdir()
+    for _ in range(2):
+        recorder.of_pod(_POD).said("line")
+        recorder._write(recorder._take())
+    recorder.close()
+    assert [record.message for record in caplog.records].count("recordings are not written (said once)") == 1
