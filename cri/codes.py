@@ -1,4 +1,4 @@
-"""Maps every error class to its gRPC status code. The only such table."""
+"""Maps every error class to its gRPC status code, and to the word that kubelet knows it by. The only such tables."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _CODES: dict[type[BaseException], StatusCode] = {
     image.errors.InvalidConfiguration: StatusCode.FAILED_PRECONDITION,
     image.errors.RegistryBlocked: StatusCode.PERMISSION_DENIED,
     image.errors.ImageNotFound: StatusCode.NOT_FOUND,
-    image.errors.RegistryUnavailable: StatusCode.UNAVAILABLE,
+    image.errors.RegistryUnavailable: StatusCode.UNKNOWN,
     image.errors.AuthenticationRequired: StatusCode.UNAUTHENTICATED,
     # What came is not what was promised, as containerd answers it; DATA_LOSS would say that the node lost something.
     image.errors.DigestMismatch: StatusCode.FAILED_PRECONDITION,
     image.errors.InvalidImage: StatusCode.FAILED_PRECONDITION,
-    image.errors.SignatureRefused: StatusCode.UNKNOWN,  # kubelet reads the message of no other code
+    image.errors.SignatureRefused: StatusCode.UNKNOWN,
     image.errors.ProfileInvalid: StatusCode.INVALID_ARGUMENT,
     image.errors.ImageInUse: StatusCode.FAILED_PRECONDITION,
     image.errors.ImageReadOnly: StatusCode.FAILED_PRECONDITION,
@@ -43,6 +43,16 @@ _CODES: dict[type[BaseException], StatusCode] = {
     runtime.errors.RuntimeCoreError: StatusCode.INTERNAL,
 }
 
+# cri-api's errors package: the first word of the message. Of a pull, kubelet finds it only where the code is UNKNOWN:
+# its client puts any other before the message.
+_WORDS: dict[type[BaseException], str] = {
+    image.errors.RegistryUnavailable: "RegistryUnavailable",
+    image.errors.SignatureRefused: "SignatureValidationFailed",
+    image.errors.ProfileInvalid: "SecurityProfileInvalid",
+    pods.errors.ImageVolumeFailed: "ImageVolumeMountFailed",
+    pods.errors.RecursiveReadOnlyUnsupported: "RROUnsupported",
+}
+
 
 def code_of(error: BaseException) -> StatusCode | None:
     """The code for an error of the rooms' families (a subclass has its nearest ancestor's); None for any other."""
@@ -51,3 +61,10 @@ def code_of(error: BaseException) -> StatusCode | None:
         if code is not None:
             return code
     return None
+
+
+def text_of(error: BaseException) -> str:
+    """What a client is told of an error: its message after the word that it is known by, where there is one."""
+    text = str(error) or type(error).__name__
+    word = next((_WORDS[kind] for kind in type(error).__mro__ if kind in _WORDS), "")
+    return f"{word}: {text}" if word else text

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
 from cri.admin.v1 import admin_pb2
-from cri.codes import code_of
+from cri.codes import code_of, text_of
 from cri.deadline import seconds_left, takes_deadline
 from cri.observers import TOLD, TOLD_OF_FAILURE
 from cri.services.admin import AdminCalls
@@ -248,7 +248,7 @@ class _Account:
 
     async def _refuse(self, error: Exception) -> NoReturn:
         code = code_of(error)
-        text = _fitting(str(error) or type(error).__name__)
+        text = _fitting(text_of(error))
         fields = self._fields() | {"code": (code or StatusCode.INTERNAL).name, "error": text}
         if code is None:
             _log.error("call failed unexpectedly", extra=fields, exc_info=error)

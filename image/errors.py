@@ -46,23 +46,11 @@ class OtherPlatform(InvalidImage):
 
 
 class SignatureRefused(ImageError):
-    """The signature policy does not accept the image.
-
-    kubelet knows the case by the first word of the message, with a code that says nothing else.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f"SignatureValidationFailed: {message}")
+    """The signature policy does not accept the image."""
 
 
 class ProfileInvalid(ImageError):
-    """A security profile, or the request for one, that no further try makes better.
-
-    kubelet knows the case by the first word of the message.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f"SecurityProfileInvalid: {message}")
+    """A security profile, or the request for one, that no further try makes better."""
 
 
 class ImageInUse(ImageError):

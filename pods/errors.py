@@ -13,6 +13,22 @@ class NotFound(PodError):
     """No sandbox, container or image has that id or name."""
 
 
+class ImageVolumeFailed(PodError):
+    """An image cannot be mounted as a volume."""
+
+
+class ImageVolumeNotFound(ImageVolumeFailed, NotFound):
+    """The image that is to be mounted is not on this node."""
+
+
+class ImageVolumeInvalid(ImageVolumeFailed, InvalidArgument):
+    """The image that is to be mounted has nothing, or nothing that can be mounted, where the request looks in it."""
+
+
+class RecursiveReadOnlyUnsupported(InvalidArgument):
+    """The kernel makes no mounts read-only with those below them."""
+
+
 class AlreadyExists(PodError):
     """Another object holds the name; the message carries that object's id."""
 

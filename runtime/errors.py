@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _FAMILY: dict[str, type[RuntimeCoreError]] = {}
 NO_CALL: Final = "the shim has no call"  # how shims answer what they do not know; those that run keep these words
+OPEN_IN_IMAGE: Final = "open in image"  # the operation that fails where an image to be mounted lacks the path
 
 
 class RuntimeCoreError(Exception):
@@ -65,6 +66,10 @@ class OperationFailed(RuntimeCoreError):
     def of(cls, operation: str, object: str, error: OSError) -> OperationFailed:
         """The same failure as told by Python's own OSError."""
         return cls(operation, object, error.errno or 0)
+
+
+class ImageMountFailed(RuntimeCoreError):
+    """An image could not be mounted as a volume."""
 
 
 class WrongMountPoint(RuntimeCoreError):

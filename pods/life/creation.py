@@ -16,7 +16,14 @@ import msgspec
 from pods import bundle, handlers, log_fields, pod_files
 from pods.cgroups.places import container_cgroup
 from pods.checkpoint import restore
-from pods.errors import AlreadyExists, FailedPrecondition, InvalidArgument, PodError
+from pods.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    ImageVolumeFailed,
+    ImageVolumeInvalid,
+    InvalidArgument,
+    PodError,
+)
 from pods.inflight import Background, Flights
 from pods.life import chosen_image, container_plan
 from pods.life.container_files import make_layer_directories, make_volumes
@@ -36,7 +43,14 @@ from pods.state.store import ContainerRecord
 from pods.state.transitions import can_start
 from pods.undo import Undo
 from runtime import validation
-from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, WrongMountPoint
+from runtime.errors import (
+    OPEN_IN_IMAGE,
+    ImageMountFailed,
+    OperationFailed,
+    RuntimeCoreError,
+    SpecError,
+    WrongMountPoint,
+)
 from runtime.process.users import UserNotFound
 from runtime.spec.parse import parse
 from runtime.wire.calls import Create, Identity
@@ -384,6 +398,8 @@ def _explained(config: ContainerConfig) -> Iterator[None]:
     except (SpecError, WrongMountPoint) as error:
         raise InvalidArgument(str(error)) from error
     except (RuntimeCoreError, OSError) as error:
-        if isinstance(error, OperationFailed) and error.operation == "open in image":
-            raise InvalidArgument(f"config.mounts: image_sub_path: {error}") from error
+        if isinstance(error, OperationFailed) and error.operation == OPEN_IN_IMAGE:
+            raise ImageVolumeInvalid(f"config.mounts: image_sub_path: {error}") from error
+        if isinstance(error, ImageMountFailed):
+            raise ImageVolumeFailed(f"create container {config.metadata.name!r}: {error}") from error
         raise PodError(f"create container {config.metadata.name!r}: {error}") from error

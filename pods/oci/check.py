@@ -5,7 +5,7 @@ The doors (`cri/convert`) have already checked each field, and the fields agains
 
 from __future__ import annotations
 
-from pods.errors import InvalidArgument
+from pods.errors import InvalidArgument, RecursiveReadOnlyUnsupported
 from pods.host import HostFacts
 from pods.model import CgroupMountMode, ContainerConfig, Mount, NamespaceMode, Sandbox
 from pods.oci import mounted_images
@@ -47,4 +47,5 @@ def _validate_mount(mount: Mount, field: str, host: HostFacts) -> None:
         check_mappings(mount.uid_mappings, f"{field}.uidMappings")
         check_mappings(mount.gid_mappings, f"{field}.gidMappings")
     if mount.recursive_read_only and not host.recursive_read_only:
-        raise InvalidArgument(f"{field}.recursive_read_only: needs Linux 5.12, not {host.kernel[0]}.{host.kernel[1]}")
+        kernel = f"{host.kernel[0]}.{host.kernel[1]}"
+        raise RecursiveReadOnlyUnsupported(f"{field}.recursive_read_only: needs Linux 5.12, not {kernel}")

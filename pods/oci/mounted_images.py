@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pods.errors import InvalidArgument, NotFound
+from pods.errors import ImageVolumeNotFound, InvalidArgument
 from pods.model import ContainerConfig, Mount, MountedImage, Propagation
 from runtime.wire.calls import ImageMount
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 
 def find(config: ContainerConfig, images: ImageStore) -> tuple[MountedImage, ...]:
-    """Find the images that the request's mounts name. Raises NotFound."""
+    """Find the images that the request's mounts name. Raises ImageVolumeNotFound."""
     found = []
     for index, mount in enumerate(config.mounts):
         if mount.image is None:
             continue
         image = images.find(mount.image.image)
         if image is None:
-            raise NotFound(f"config.mounts[{index}].image: {mount.image.image!r} is not on this node: pull it first")
+            field = f"config.mounts[{index}].image"
+            raise ImageVolumeNotFound(f"{field}: {mount.image.image!r} is not on this node: pull it first")
         found.append(MountedImage(mount=index, image_id=image.id))
     return tuple(found)
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from linux import syscalls
 from linux.syscalls import open_in_root
-from runtime.errors import failing
+from runtime.errors import OPEN_IN_IMAGE, failing
 from runtime.namespaces import user as userns
 from runtime.rootfs.mount_sources import new_filesystem
 from runtime.rootfs.plan import MountPlan
@@ -133,7 +133,7 @@ def _attached(trees: Mapping[str, int], template: int) -> Iterator[None]:
 
 
 def _sub_tree(image: int, sub_path: str, template: int) -> int:
-    with _attached({"image": image}, template), failing("open in image", sub_path):
+    with _attached({"image": image}, template), failing(OPEN_IN_IMAGE, sub_path):
         place = open_in_root(image, sub_path, os.O_PATH)
         try:
             return syscalls.open_tree(place, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)

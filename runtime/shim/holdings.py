@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from runtime.cgroups import Cgroup, Hierarchies
-from runtime.errors import OperationFailed, RuntimeCoreError
+from runtime.errors import OPEN_IN_IMAGE, ImageMountFailed, OperationFailed, RuntimeCoreError, failing
 from runtime.logs.writer import complain
 from runtime.namespaces import user as userns
 from runtime.process import users
@@ -22,7 +22,7 @@ from runtime.shim.hook_process import ContainerHooks
 from runtime.shim.supervisor import Supervisor
 from runtime.spec import values as oci
 from runtime.spec.parse import parse
-from runtime.wire.calls import Create, Identity
+from runtime.wire.calls import Create, Identity, ImageMount
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
 _NAMESPACE_OF: Final = re.compile(r"/proc/([0-9]+)/ns/[a-z_]+")
@@ -53,12 +53,9 @@ class Holdings:
 
     def mount(self, call: Create) -> None:
         """Mount the rootfs and the images. Raises RuntimeCoreError; what was mounted is for `release`."""
-        supervisor = self.supervisor
         self.rootfs = self._mount_rootfs(call.lower, call.upper, call.work, call.label)
         for name, image in call.images.items():
-            self.trees[name] = overlay.mount_image(
-                image.lower, image.sub_path, supervisor.user_namespace, supervisor.empty_mount_namespace
-            )
+            self.trees[name] = self._mount_image(image)
         check_mount_points(self.rootfs, call.mount_points, self.trees)
 
     def _mount_rootfs(self, lower: Sequence[str], upper: str, work: str, label: str) -> int:
@@ -68,6 +65,16 @@ class Holdings:
         return overlay.mount_mapped_overlay(
             lower, upper, work, users_of_pod, self.supervisor.empty_mount_namespace, label
         )
+
+    def _mount_image(self, image: ImageMount) -> int:
+        users_of_pod, template = self.supervisor.user_namespace, self.supervisor.empty_mount_namespace
+        try:
+            with failing("mount", "image"):
+                return overlay.mount_image(image.lower, image.sub_path, users_of_pod, template)
+        except RuntimeCoreError as error:
+            if isinstance(error, OperationFailed) and error.operation == OPEN_IN_IMAGE:
+                raise
+            raise ImageMountFailed(f"mount image: {error}") from error
 
     def find_user(self, call: Create) -> Identity:
         """Look the user up in the rootfs. Raises UserNotFound."""

@@ -575,7 +575,7 @@ def test_a_registry_that_is_not_there(daemon: Daemon) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         name = f"127.0.0.1:{free.getsockname()[1]}/x:1"
-        with _refused(StatusCode.UNAVAILABLE, name.removesuffix(":1"), "Connection refused"):
+        with _refused(StatusCode.UNKNOWN, "RegistryUnavailable: ", name.removesuffix(":1"), "Connection refused"):
             _pull(daemon, name)
 
 
@@ -607,7 +607,7 @@ async def test_registries_that_misbehave(daemon: Daemon) -> None:
             ("good:1", manifest, [wrong(404)], StatusCode.NOT_FOUND, ("404",)),
             ("good:1", manifest, [wrong(401)] * 2, StatusCode.UNAUTHENTICATED, ("authentication",)),
             ("good:1", manifest, [wrong(403)], StatusCode.UNAUTHENTICATED, ("403",)),
-            ("good:1", manifest, [wrong(500)] * 3, StatusCode.UNAVAILABLE, ("500",)),
+            ("good:1", manifest, [wrong(500)] * 3, StatusCode.UNKNOWN, ("RegistryUnavailable: ", "500")),
             ("good:1", manifest, [garbage], StatusCode.FAILED_PRECONDITION, ("manifest",)),
             (f"good@{good.digest}", by_digest, [instead], StatusCode.FAILED_PRECONDITION, (good.digest, other.digest)),
             ("good:1", blob, [flipped], StatusCode.FAILED_PRECONDITION, (list(good.blobs)[2],)),

@@ -87,6 +87,7 @@ def test_sub_paths_stay_in_the_image(pod: Pod, image: str) -> None:
             pod.create("true", name="wrong", mounts=[_mount(image, wrong)])
         assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "image_sub_path" in raised.value.details()
+        assert raised.value.details().startswith("ImageVolumeMountFailed: ")
         assert wrong in raised.value.details()
 
 
@@ -128,7 +129,11 @@ def test_it_is_told_and_stays_as_long_as_the_container(fresh_daemon: Daemon, tmp
         ({"readonly": False}, grpc.StatusCode.INVALID_ARGUMENT, "readonly"),
         ({"propagation": cri.PROPAGATION_HOST_TO_CONTAINER}, grpc.StatusCode.INVALID_ARGUMENT, "propagation"),
         ({"image_sub_path": "../x"}, grpc.StatusCode.INVALID_ARGUMENT, "image_sub_path"),
-        ({"image": cri.ImageSpec(image="localhost/absent:1")}, grpc.StatusCode.NOT_FOUND, "localhost/absent:1"),
+        (
+            {"image": cri.ImageSpec(image="localhost/absent:1")},
+            grpc.StatusCode.NOT_FOUND,
+            "ImageVolumeMountFailed: config.mounts[0].image: 'localhost/absent:1'",
+        ),
     ],
 )
 def test_what_cannot_be(pod: Pod, fields: dict[str, Any], code: grpc.StatusCode, words: str) -> None:
@@ -137,3 +142,20 @@ def test_what_cannot_be(pod: Pod, fields: dict[str, Any], code: grpc.StatusCode,
         pod.create("true", name="refused", mounts=[mount])
     assert raised.value.code() is code
     assert words in raised.value.details()
+
+
+def test_one_that_cannot_be_mounted_is_known_by_its_word(fresh_daemon: Daemon, tmp_path: Path) -> None:
+    """kubelet counts those in its metrics."""
+    fresh_daemon.import_image(write_layout(tmp_path, {ONE: build_image([layer(entry("f", b"1"))])}))
+    with fresh_daemon.pod("unmountable") as pod:
+        first = pod.create("true", name="first", mounts=[_mount(ONE)])
+        (file,) = Path(fresh_daemon.root, "image/layers").glob("*/f")
+        away = file.parent.rename(fresh_daemon.directory / "away")
+        try:
+            with pytest.raises(grpc.RpcError) as raised:
+                pod.create("true", name="second", mounts=[_mount(ONE)])
+        finally:
+            away.rename(file.parent)
+        assert raised.value.code() is grpc.StatusCode.INTERNAL
+        assert raised.value.details().startswith("ImageVolumeMountFailed: ")
+        assert fresh_daemon.status(first).state == cri.CONTAINER_CREATED

@@ -154,7 +154,6 @@ async def test_bad_requests_never_reach_the_node(client: Client, name: str, memb
         (pods.errors.PodError("e"), "INTERNAL"),
         (image.errors.InvalidReference("e"), "INVALID_ARGUMENT"),
         (image.errors.ImageNotFound("e"), "NOT_FOUND"),
-        (image.errors.RegistryUnavailable("e"), "UNAVAILABLE"),
         (image.errors.RegistryBlocked("e"), "PERMISSION_DENIED"),
         (image.errors.AuthenticationRequired("e"), "UNAUTHENTICATED"),
         (image.errors.DigestMismatch("e"), "FAILED_PRECONDITION"),
@@ -169,6 +168,26 @@ async def test_bad_requests_never_reach_the_node(client: Client, name: str, memb
 async def test_errors_keep_their_text_and_get_their_code(client: Client, error: Exception, code: str) -> None:
     client.node.failure = error
     assert await client.refused("StartContainer", container_id="x") == (code, str(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (image.errors.RegistryUnavailable("e"), "UNKNOWN", "RegistryUnavailable: e"),
+        (image.errors.SignatureRefused("e"), "UNKNOWN", "SignatureValidationFailed: e"),
+        (image.errors.ProfileInvalid("e"), "INVALID_ARGUMENT", "SecurityProfileInvalid: e"),
+        (pods.errors.ImageVolumeFailed("e"), "INTERNAL", "ImageVolumeMountFailed: e"),
+        (pods.errors.ImageVolumeNotFound("e"), "NOT_FOUND", "ImageVolumeMountFailed: e"),
+        (pods.errors.ImageVolumeInvalid("e"), "INVALID_ARGUMENT", "ImageVolumeMountFailed: e"),
+        (pods.errors.RecursiveReadOnlyUnsupported("e"), "INVALID_ARGUMENT", "RROUnsupported: e"),
+    ],
+)
+async def test_errors_that_kubelet_knows_begin_with_their_word(
+    client: Client, error: Exception, code: str, text: str
+) -> None:
+    """Those of cri-api's errors package. Of a pull, kubelet's client leaves the message as it is only under UNKNOWN."""
+    client.node.failure = error
+    assert await client.refused("StartContainer", container_id="x") == (code, text)
 
 
 async def test_an_error_of_no_family_is_internal_and_logged_whole(
@@ -331,7 +350,7 @@ async def test_an_operators_pull_tells_its_progress(client: Client) -> None:
     client.node.images.failure = image.errors.RegistryUnavailable("pull busybox: no answer")
     with pytest.raises(grpc.aio.AioRpcError, match="no answer") as refusal:
         [message async for message in pull(request)]
-    assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert refusal.value.code() is grpc.StatusCode.UNKNOWN
 
 
 @pytest.mark.cri("Version", "version")

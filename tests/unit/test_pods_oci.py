@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from image.model import ImageConfig
 from pods import model
 from pods.cgroups.places import container_cgroup
-from pods.errors import InvalidArgument, PodError
+from pods.errors import InvalidArgument, PodError, RecursiveReadOnlyUnsupported
 from pods.host import HostFacts
 from pods.model import ContainerSecurity as Security
 from pods.model import NamespaceMode, Propagation
@@ -552,7 +552,8 @@ def test_refused(config: model.ContainerConfig, error: type[PodError], field: st
 def test_recursive_read_only_takes_a_new_kernel() -> None:
     config = _mount(readonly=True, recursive_read_only=True)
     assert "rro" in _mounts(_build(config))["/c"]["options"]
-    with pytest.raises(InvalidArgument, match=r"mounts\[0\]\.recursive_read_only: needs Linux 5\.12, not 5\.10"):
+    refused = r"mounts\[0\]\.recursive_read_only: needs Linux 5\.12, not 5\.10"
+    with pytest.raises(RecursiveReadOnlyUnsupported, match=refused):
         _build(config, host=_host(kernel=(5, 10)))
 
 
