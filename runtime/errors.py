@@ -1,4 +1,4 @@
-"""The runtime room's error family. Its members travel as JSON between a container's child, the shim and the daemon."""
+"""Errors of the runtime package. They travel as JSON from a container's child to the shim and to the daemon."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar, Final
 
 _FAMILY: dict[str, type[RuntimeCoreError]] = {}
-NO_CALL: Final = "the shim has no call"  # how shims answer what they do not know; those that run keep these words
-OPEN_IN_IMAGE: Final = "open in image"  # the operation that fails where an image to be mounted lacks the path
+NO_CALL: Final = "the shim has no call"  # how shims answer an unknown call; running shims use these words, so keep them
+OPEN_IN_IMAGE: Final = "open in image"  # the operation that fails if the image of a volume lacks the path
 
 
 class RuntimeCoreError(Exception):
-    """Base of the family: an operation of the OCI runtime core failed."""
+    """An operation of the OCI runtime core failed. Base of all errors of this package."""
 
     members: ClassVar[tuple[str, ...]] = ("message",)
 
@@ -32,12 +32,12 @@ class RuntimeCoreError(Exception):
         return self.message
 
     def to_json(self) -> dict[str, Any]:
-        """The error as a JSON-serialisable object; `from_json` is its inverse."""
+        """Return the error as a JSON-serialisable object; `from_json` is the inverse."""
         return {"error": type(self).__name__} | {name: getattr(self, name) for name in self.members}
 
 
 class SpecError(RuntimeCoreError):
-    """The OCI configuration is invalid; `path` is the JSON path of the offending member ("process.user.uid")."""
+    """The OCI configuration is invalid. `path` is the JSON path of the invalid member ("process.user.uid")."""
 
     members = ("path", "reason")
 
@@ -50,8 +50,8 @@ class SpecError(RuntimeCoreError):
 class OperationFailed(RuntimeCoreError):
     """The kernel refused an operation: "mount `proc` on `/proc`: Operation not permitted".
 
-    `object` names what was operated on. It is put in backticks, unless it has backticks of its own because it names
-    more than one thing.
+    `object` names what was operated on. The message puts it in backticks, unless it contains backticks already because
+    it names several things.
     """
 
     members = ("operation", "object", "errno")
@@ -64,7 +64,7 @@ class OperationFailed(RuntimeCoreError):
 
     @classmethod
     def of(cls, operation: str, object: str, error: OSError) -> OperationFailed:
-        """The same failure as told by Python's own OSError."""
+        """Convert Python's OSError."""
         return cls(operation, object, error.errno or 0)
 
 
@@ -73,7 +73,7 @@ class ImageMountFailed(RuntimeCoreError):
 
 
 class WrongMountPoint(RuntimeCoreError):
-    """A file would be mounted over a directory, or a directory over a file, in words that runc's users know."""
+    """A mount would put a file on a directory, or a directory on a file. The wording is known to runc's users."""
 
     members = ("operation", "object", "reason")
 
@@ -89,18 +89,18 @@ class WrongMountPoint(RuntimeCoreError):
 
     @classmethod
     def of(cls, source: str, destination: str, *, is_directory: bool, field: str = "") -> WrongMountPoint:
-        """`source`, a directory or not as told, was to be mounted over what is the other at `destination`."""
+        """Build the error for mounting `source` (`is_directory`: a directory) on the other kind at `destination`."""
         kinds = ("directory", "file") if is_directory else ("file", "directory")
         reason = f"the source is a {kinds[0]}, {destination!r} in the container is a {kinds[1]}"
         return cls(f"{field}: mount `{source}` on" if field else f"mount `{source}` on", f"`{destination}`", reason)
 
 
 class NotRunning(RuntimeCoreError):
-    """The operation needs a running container, and this one is not, or not any more."""
+    """The operation needs a running container, and this one is not running."""
 
 
 class NotSupported(RuntimeCoreError):
-    """The machine lacks what the configuration asks for: "set pids limit `100`: no pids cgroup controller"."""
+    """The machine lacks what the configuration needs: "set pids limit `100`: no pids cgroup controller"."""
 
     members = ("operation", "object", "reason")
 
@@ -112,7 +112,7 @@ class NotSupported(RuntimeCoreError):
 
 
 class ExecFailed(RuntimeCoreError):
-    """The program of `process.args` could not be executed, in words that runc's users know."""
+    """The program of `process.args` could not be executed. The wording is known to runc's users."""
 
     members = ("message", "errno")
 
@@ -128,18 +128,18 @@ def _verb_object(operation: str, object: str) -> str:
 
 
 def from_json(record: Mapping[str, Any]) -> RuntimeCoreError:
-    """The error a peer's `to_json` described; what this version does not know becomes the base of the family."""
+    """Rebuild the error from a peer's `to_json`. A class that this version does not know becomes the base class."""
     try:
         kind = _FAMILY.get(record.get("error", ""), RuntimeCoreError)
         error = kind(*(record[name] for name in kind.members))
-        str(error)  # raises where a member is no text that ought to be
+        str(error)  # raises if a member has the wrong type
     except (KeyError, TypeError, ValueError, OverflowError):
         return RuntimeCoreError(str(record.get("message") or record.get("reason") or dict(record)))
     return error
 
 
 class failing:
-    """Context manager: an OSError inside becomes OperationFailed naming what was tried on what.
+    """Context manager that converts OSError to OperationFailed with the operation and its object.
 
     A MissingCall becomes NotSupported.
     """

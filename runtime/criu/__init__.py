@@ -1,1 +1,1 @@
-"""Checkpoint and restore by criu(8)."""
+"""Checkpoints and restores containers with criu(8)."""

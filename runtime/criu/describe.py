@@ -1,6 +1,6 @@
-"""What of a running container is the host's, in the words of criu(8): common to all who dump it or restore it.
+"""Describes to criu(8) which objects of a container belong to the host. For both dump and restore.
 
-The names are those that runc gives, so that it can restore what was dumped here, and the other way round.
+The names are runc's, so that each can restore what the other has dumped.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from runtime.cgroups import Cgroup
 
-DESCRIPTORS: Final = "descriptors.json"  # what a container's standard streams were, to be given new ones by name
-SHARED: Final = (("network", "net", "extRootNetNS"), ("pid", "pid", "extRootPidNS"))  # kind, criu's, its name in images
+DESCRIPTORS: Final = "descriptors.json"  # names of the container's standard streams, to replace them at a restore
+SHARED: Final = (("network", "net", "extRootNetNS"), ("pid", "pid", "extRootPidNS"))  # kind, criu name, name in images
 
 
 def describe(pid: int, spec: Spec, cgroup: Cgroup | None, images: str) -> list[str]:
-    """What is not to be in the images of that process's container: mounts, files, namespaces (criu(8) "--external").
+    """Return the mounts, files and namespaces that the images must not contain (criu(8) "--external").
 
-    Writes what its standard streams were into the directory `images`, for a restore. Raises OperationFailed.
+    Writes the names of the standard streams to the directory `images`, for a restore. Raises OperationFailed.
     """
     streams = _standard_streams(pid)
     path = os.path.join(images, DESCRIPTORS)
@@ -38,7 +38,7 @@ def describe(pid: int, spec: Spec, cgroup: Cgroup | None, images: str) -> list[s
 
 
 def _standard_streams(pid: int) -> list[str]:
-    """What they are, as criu has to be told of them where they are the host's."""
+    """Return criu's names of the standard streams."""
     with failing("read mounts of", f"process {pid}"), open(f"/proc/{pid}/mountinfo") as file:
         mounts = {int(line.split()[0]) for line in file}
     return [_stream(pid, fd, mounts) for fd in range(3)]
@@ -70,7 +70,7 @@ def _external_objects(pid: int, spec: Spec, cgroup: Cgroup | None, streams: list
 
 
 def _mount_point(pid: int, destination: str) -> str:
-    """Where in the container it is, links followed."""
+    """Return the destination's path in the container with links resolved."""
     with failing("find", destination):
         root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -84,9 +84,9 @@ def _mount_point(pid: int, destination: str) -> str:
 
 
 def external_mounts(spec: Spec, cgroup: Cgroup | None) -> list[tuple[str, str]]:
-    """(destination, source) of mounts that criu is not to make: the host's, and directories of cgroup v1's hierarchies.
+    """Return (destination, source) of mounts that criu must not make: bind mounts, and cgroup v1 directories.
 
-    Those are parts of file systems whose roots the container does not have, and are others where it is restored.
+    The latter are parts of file systems whose root the container does not have, and differ where it is restored.
     """
     found = host_binds(spec)
     directories = cgroup_view(cgroup).directories if cgroup is not None else ()
@@ -97,5 +97,5 @@ def external_mounts(spec: Spec, cgroup: Cgroup | None) -> list[tuple[str, str]]:
 
 
 def host_binds(spec: Spec) -> list[tuple[str, str]]:
-    """(destination, source) of mounts whose content is the host's."""
+    """Return (destination, source) of bind mounts, whose content belongs to the host."""
     return [(absolute(mount.destination), mount.source) for mount in spec.mounts if is_bind(mount.type, mount.options)]

@@ -1,4 +1,4 @@
-"""What criu(8) is to be given for a container that it restores: common to all who do."""
+"""Prepares what criu(8) needs from outside to restore a container. For all callers that restore."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from runtime.spec.values import Spec, is_bind
 def inherited_objects(
     spec: Spec, images: str, streams: Sequence[int], opened: contextlib.ExitStack
 ) -> tuple[list[int], list[bytes]]:
-    """Standard streams for those that the container had, and namespaces that are there already.
+    """Open replacements for the container's standard streams, and existing namespaces.
 
-    Returns descriptors that criu has to have, closed with `opened`, and members of its "inherit_fd".
+    Returns the descriptors that criu must inherit, closed with `opened`, and the values of its "inherit_fd".
     """
     path = os.path.join(images, DESCRIPTORS)
     with failing("read", path), open(path, "rb") as file:
@@ -43,7 +43,7 @@ def inherited_objects(
 
 
 def make_mount_points(root: str, spec: Spec) -> None:
-    """criu mounts, and does not make what it mounts on. Below other file systems it finds what it has saved."""
+    """Make the mount points in the rootfs, since criu does not. Those inside other file systems are in the images."""
     others = [mount.destination for mount in spec.mounts if not is_bind(mount.type, mount.options)]
     with failing("open rootfs", root):
         rootfs = Rootfs(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))

@@ -1,6 +1,6 @@
-"""criu(8) as a worker: requests and answers in protocol buffers over a socket that `criu swrk` inherits (criu.org/RPC).
+"""Runs criu(8) as a worker: protocol buffers over a socket that `criu swrk` inherits (criu.org/RPC).
 
-Only those members of its messages that are used here; what they mean is in criu(8) under the options of these names.
+Encodes only the fields that crisp uses. criu(8) describes them under the options of the same names.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ OPTIONS: Final[Mapping[str, int]] = {
 CGROUP_MODES: Final[Mapping[str, int]] = {"ignore": 0, "soft": 3, "full": 4, "strict": 5}
 _LOG_LEVEL: Final = 4
 _LONGEST_MESSAGE: Final = 1 << 20
-_HARMLESS: Final = "setup RLIMIT_NOFILE for self"  # of every run without CAP_SYS_RESOURCE, which goes on
+_HARMLESS: Final = "setup RLIMIT_NOFILE for self"  # logged by every run without CAP_SYS_RESOURCE; criu continues
 
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """What criu is about to do, or has done (criu(8) "--action-script"); `fd` is -1 or the receiver's to close."""
+    """An event that criu reports (criu(8) "--action-script"). `fd` is -1, or the receiver closes it."""
 
     script: str
     pid: int
@@ -71,7 +71,7 @@ class Notification:
 
 
 def find(name: str = "criu") -> str:
-    """The path of criu. Raises NotSupported."""
+    """Return the path of criu. Raises NotSupported."""
     found = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if found is None:
         raise NotSupported("find", name, "it is not installed (Debian: apt-get install criu)")
@@ -79,12 +79,12 @@ def find(name: str = "criu") -> str:
 
 
 class Worker:
-    """One criu for one request. `keep` are descriptors that it is to have under the same numbers."""
+    """Runs one criu process for one request. It inherits the descriptors `keep` under the same numbers."""
 
     def __init__(
         self, prepare: Callable[[], None] | None = None, keep: Sequence[int] = (), program: str = ""
     ) -> None:
-        """`prepare` runs in the child before criu does; `program` is where that is. Raises RuntimeCoreError."""
+        """`prepare` runs in the child before criu; `program` is criu's path. Raises RuntimeCoreError."""
         program = program or find()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, failing("execute", program):
@@ -104,7 +104,7 @@ class Worker:
         log: str,
         notified: Callable[[Notification], None] = lambda _note: None,
     ) -> int:
-        """Have it dump or restore; returns the restored process's id. `log` is the path of the log it writes.
+        """Dump or restore, and return the pid of a restored process. `log` is the path of criu's log.
 
         `notified` is called for each notification, while criu waits. Raises RuntimeCoreError.
         """
@@ -138,28 +138,28 @@ class Worker:
 
 
 def last_error(log: str) -> str:
-    """Of criu's log: ": REASON (see PATH)"."""
+    """Return the first error in criu's log, as ": REASON (see PATH)"."""
     try:
         with open(log, encoding="utf-8", errors="replace") as file:
             errors = [line.strip() for line in file if "Error (" in line and _HARMLESS not in line]
     except OSError:
         return ""
-    # The first is the cause; those after it are of those who had asked for what failed.
+    # The first error is the cause; the later ones follow from it.
     return f": {errors[0].partition('Error ')[2]} (see {log})" if errors else f" (see {log})"
 
 
 def request(kind: int, options: Mapping[str, Value]) -> bytes:
-    """A criu_req with these options."""
+    """Encode a criu_req with these options."""
     return _number_field(1, kind) + _bytes_field(2, b"".join(_field(OPTIONS[name], options[name]) for name in options))
 
 
 def cgroup_root(path: str, controller: str = "") -> bytes:
-    """A member of "cg_root": where the container's root cgroup is, in that hierarchy of version 1 or in all."""
+    """Encode a value of "cg_root": the container's root cgroup in one version 1 hierarchy, or in all."""
     return (_bytes_field(1, controller.encode()) if controller else b"") + _bytes_field(2, path.encode())
 
 
 def inherited(key: str, fd: int) -> bytes:
-    """A member of "inherit_fd"."""
+    """Encode a value of "inherit_fd"."""
     return _bytes_field(1, key.encode()) + _number_field(2, fd)
 
 
@@ -191,7 +191,7 @@ def _varint(value: int) -> bytes:
 
 
 def decode(message: bytes) -> dict[int, int | bytes]:
-    """The fields of a message by number, the last of each. Raises RuntimeCoreError for one that is none."""
+    """Decode the fields of a message by number; the last value counts. Raises RuntimeCoreError for an invalid one."""
     fields: dict[int, int | bytes] = {}
     at = 0
     try:
@@ -202,13 +202,13 @@ def decode(message: bytes) -> dict[int, int | bytes]:
             elif key & 7 == 2:
                 length, at = _read_varint(message, at)
                 if at + length > len(message):
-                    raise ValueError("it ends early")
+                    raise ValueError("the message is truncated")
                 fields[key >> 3] = message[at : at + length]
                 at += length
             else:
                 raise ValueError(f"wire type {key & 7}")
     except (ValueError, IndexError) as error:
-        raise RuntimeCoreError(f"criu's answer cannot be read: {error}") from error
+        raise RuntimeCoreError(f"could not decode criu's answer: {error}") from error
     return fields
 
 

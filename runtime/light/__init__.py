@@ -1,9 +1,8 @@
-"""Fast stand-ins for dataclasses, json, signal and socket: the start-up time of crisp-oci is mostly imports.
+"""Fast stand-ins for dataclasses, json, signal and socket: crisp-oci's start-up time is mostly imports.
 
-`crisp-oci` is a fresh interpreter each time, and most of what it costs is importing: `dataclasses` (by way of inspect,
-ast, dis) and the code it compiles for each class, `re` below `json`, `enum` below `signal` and `socket`. To a type
-checker these are the standard library's own; `runtime/` imports `typing` for type checkers only. A test holds the
-modules of a start to it.
+`dataclasses` imports inspect, ast and dis, and compiles code for each class; `json` imports `re`; `signal` and
+`socket` import `enum`. Type checkers see the standard library's modules. `runtime/` imports `typing` for type checkers
+only. A test lists the modules that a start may import.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""`dataclass` with slots, for plain values: no code is compiled for a class, so that defining one costs microseconds.
+"""Implements `dataclass` with slots for plain values. It compiles no code, so a class takes only microseconds.
 
-The result also serves `dataclasses.fields`, `replace` and `asdict`, which load `dataclasses` then.
+`dataclasses.fields`, `replace` and `asdict` work on the result; they import `dataclasses` then.
 """
 
-# The standard library's own annotations serve type checkers (see runtime.light); these are of no use to them.
+# Type checkers use the standard library's annotations (see runtime.light).
 # mypy: ignore-errors
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def field(*, default_factory):
 
 
 def dataclass(cls=None, *, frozen=False, slots=True):
-    """As `dataclasses.dataclass` of a class without bases that are dataclasses themselves."""
+    """Like `dataclasses.dataclass`, for a class without dataclass bases."""
     if cls is None:
         return lambda cls: _make(cls, frozen)
     return _make(cls, frozen)
 
 
 def replace(value, /, **changes):
-    """A copy of `value` with other members."""
+    """Return a copy of `value` with other members."""
     members = {name: getattr(value, name) for name in value.__slots__}
     return type(value)(**(members | changes))
 
@@ -59,7 +59,7 @@ def _make(cls, frozen):
 
 
 def _initialiser(cls, names, defaults):
-    # By the slots' own descriptors, which a frozen class's __setattr__ does not stop.
+    # Use the slots' descriptors, which bypass a frozen class's __setattr__.
     members = [(name, cls.__dict__[name].__set__, defaults.get(name, _MISSING)) for name in names]
 
     def __init__(self, *args, **kwargs):
@@ -110,7 +110,7 @@ def _refuse(self, name, *_value):
 
 
 class _Fields:
-    """Stands for what `dataclasses` knows a dataclass by, made when it is asked for."""
+    """Builds a class's `__dataclass_fields__` when it is first read."""
 
     __slots__ = ("_defaults", "_made", "_names")
 

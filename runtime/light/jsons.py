@@ -1,4 +1,4 @@
-"""`json.loads` and `json.dumps` by the interpreter's own scanner and encoder, without `json`, which loads `re`."""
+"""Implements `json.loads` and `json.dumps` on the interpreter's C scanner and encoder: `json` itself imports `re`."""
 
 # Type checkers see `json` (see runtime.light).
 # mypy: ignore-errors
@@ -24,7 +24,7 @@ class _Scanning:
 
 
 def loads(text):
-    """As json.loads; errors come from there, with the place of the mistake. What is nested too deep is a ValueError."""
+    """Parse like json.loads, which raises the errors, with positions. Too deep nesting is a ValueError."""
     if make_scanner is not None:
         try:
             stripped = (text.decode() if isinstance(text, bytes) else text).strip(" \t\n\r")
@@ -48,7 +48,7 @@ def load(file):
 
 
 def dumps(value, **options):
-    """As json.dumps; what it is asked to do otherwise than by default is done by that."""
+    """Serialise like json.dumps. With any options, json.dumps itself does it."""
     if make_scanner is not None and not options:
         try:
             encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)

@@ -1,4 +1,4 @@
-"""`socket` by the interpreter's own module beneath it, without `socket`, which loads `selectors` and `enum`."""
+"""Implements `socket` on the interpreter's C module: `socket` itself imports `selectors` and `enum`."""
 
 # Type checkers see `socket` (see runtime.light).
 # mypy: ignore-errors
@@ -30,13 +30,13 @@ def socketpair(family=AF_UNIX, kind=SOCK_STREAM):
 
 
 def send_fds(sock, buffers, fds):
-    """As socket.send_fds."""
+    """Send like socket.send_fds."""
     payload = b"".join(fd.to_bytes(_INT, _ORDER) for fd in fds)
     return sock.sendmsg(buffers, [(SOL_SOCKET, SCM_RIGHTS, payload)])
 
 
 def recv_fds(sock, size, most, flags=0):
-    """As socket.recv_fds."""
+    """Receive like socket.recv_fds."""
     data, ancillary, flags, address = sock.recvmsg(size, CMSG_LEN(most * _INT), flags)
     fds = []
     for level, kind, payload in ancillary:

@@ -1,1 +1,1 @@
-"""Container logs: where they lie, and the format kubelet reads."""
+"""Writes container logs in the format that kubelet reads, and opens log files safely."""

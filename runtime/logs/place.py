@@ -1,11 +1,11 @@
-"""Opening a container's log, whose place others may reach: pods that have /var/log as a volume, as log shippers do.
+"""Opens a container's log in directories that pods may write to, as log shippers with a /var/log volume can.
 
-Such a pod can put a link, a pipe or a device where a log, or the directory of logs, is to be. Links lead the shim,
-which is root, to any file; a pipe holds up whoever opens it; some devices act when they are opened (a watchdog counts
-down to the machine's reset). So what is on the way from `trusted` on is opened by name, one directory after the other
-and never through a link, and what is found is looked at before it is opened.
+Such a pod can put a link, a pipe or a device in place of a log or a log directory. A link leads the shim, which is
+root, to any file. A pipe blocks whoever opens it. Some devices act when opened (a watchdog starts its countdown to a
+reset). So every path component after `trusted` is opened by name, without following links, and is checked before it is
+opened.
 
-`trusted` is a directory above the log that may be reached by links: the administrator's, who has /var/log elsewhere.
+`trusted` is a directory above the log. Links on the way to it are the administrator's, who may keep /var/log elsewhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MODE: Final = 0o640
 _DIRECTORY_MODE: Final = 0o755
 _STEP: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _QUIET: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_RACES: Final = 8  # how often somebody may remove what was just seen
+_RACES: Final = 8  # attempts, if the file is removed after it was seen
 _KINDS: Final = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a named pipe",
@@ -35,9 +35,9 @@ _KINDS: Final = {
 
 
 def open_to_append(path: str, trusted: str = "", *, make: bool = False) -> int:
-    """Open a log for appending, made if it is missing; with `make` the directories from `trusted` on, too.
+    """Open a log for appending and create it if missing; with `make` also the directories below `trusted`.
 
-    `trusted` is by default the log's own directory. Raises OSError, whose words tell what is in the way.
+    `trusted` defaults to the log's own directory. Raises OSError, whose text says what is in the way.
     """
     directory, name = _directory_of(path, trusted, make=make)
     try:
@@ -51,13 +51,13 @@ def open_to_append(path: str, trusted: str = "", *, make: bool = False) -> int:
                 return _open_seen(directory, name, os.O_WRONLY | os.O_APPEND)
             except FileNotFoundError:
                 continue
-        raise OSError(errno.EAGAIN, "it is removed again and again", path)
+        raise OSError(errno.EAGAIN, "it keeps being removed", path)
     finally:
         os.close(directory)
 
 
 def open_to_read(path: str, trusted: str = "") -> int:
-    """Open a log that is there for reading. Raises OSError, whose words tell what is in the way."""
+    """Open an existing log for reading. Raises OSError, whose text says what is in the way."""
     directory, name = _directory_of(path, trusted, make=False)
     try:
         return _open_seen(directory, name, os.O_RDONLY)
@@ -66,13 +66,13 @@ def open_to_read(path: str, trusted: str = "") -> int:
 
 
 def make_directory(path: str, trusted: str) -> None:
-    """Make a directory of logs below `trusted`; no error if it is there. Raises OSError as `open_to_append` does."""
+    """Make a log directory below `trusted`. No error if it exists. Raises OSError as `open_to_append` does."""
     if _plain(path) != _plain(trusted):
         os.close(_directory_of(f"{path}/log", trusted, make=True)[0])
 
 
 def _directory_of(path: str, trusted: str, *, make: bool) -> tuple[int, str]:
-    """The log's directory, open, and its name in there."""
+    """Open the log's directory. Returns it and the log's name in it."""
     path = _plain(path)
     trusted = _plain(trusted) if trusted else os.path.dirname(path)
     if ".." in path.split("/") or not path.startswith(trusted.rstrip("/") + "/"):
@@ -106,19 +106,19 @@ def _step(directory: int, name: str, *, make: bool) -> int:
         if stat.S_ISDIR(mode):
             return below
         os.close(below)
-        raise OSError(errno.ENOTDIR, f"{name!r} on the way to it is {_kind(mode)}", name)
-    raise OSError(errno.EAGAIN, f"{name!r} on the way to it is removed again and again", name)
+        raise OSError(errno.ENOTDIR, f"{name!r} on the path is {_kind(mode)}", name)
+    raise OSError(errno.EAGAIN, f"{name!r} on the path keeps being removed", name)
 
 
 def _open_seen(directory: int, name: str, access: int) -> int:
-    """Open the very file that was looked at, not what has its name by now."""
+    """Open exactly the file that was checked, whatever has its name by now."""
     seen = os.open(name, _STEP, dir_fd=directory)
     try:
         found = os.fstat(seen)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, f"it is {_kind(found.st_mode)}, not a file", name)
-        if found.st_nlink > 1:  # some other file, which whoever linked it here may be unable to write
-            raise OSError(errno.EMLINK, "it is a file that has other names, too (hard links)", name)
+        if found.st_nlink > 1:  # a link to a file that its creator may be unable to write
+            raise OSError(errno.EMLINK, "it has other hard links", name)
         return os.open(f"/proc/self/fd/{seen}", access | _QUIET)
     finally:
         os.close(seen)

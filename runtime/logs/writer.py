@@ -1,12 +1,12 @@
-"""Container logs in CRI's format (kubernetes design: CRI logging): one line of output, one line of log.
+"""Writes container logs in CRI's format (kubernetes design: CRI logging): one record per line of output.
 
     2026-01-02T03:04:05.123456789Z stdout F hello
     2026-01-02T03:04:05.123456790Z stderr P the first 16 KiB of a line without an end
 
-Readers (kubelet, crictl) put a newline after F and none after P: what ends without a newline is a P, too.
+Readers (kubelet, crictl) add a newline after F and none after P, so a last line without a newline is a P too.
 
-`LineFormatter` does no I/O; `LogFile` appends whole records with single writes, so that a reader or a crash never
-sees a torn line from a write that the kernel took whole.
+`LineFormatter` does no I/O. `LogFile` appends whole records with single writes, so readers see no torn records unless
+the kernel takes only a part of a write.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_LINE: Final = 16 << 10  # bytes of content in one record; longer lines conti
 
 
 def complain(text: str) -> None:
-    """A line for the shim's own log. Never raises: what it tells of is often that log's full disk."""
+    """Write a line to the shim's own log. Never raises: it often reports that this log's disk is full."""
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="backslashreplace"))
 
@@ -38,7 +38,7 @@ class LineFormatter:
         self._pending = b""
 
     def feed(self, data: bytes, timestamp: bytes) -> bytes:
-        """Records for the whole lines in what was read so far; a line's beginning is kept until its end comes."""
+        """Return the records of the complete lines so far, and keep the beginning of the next line."""
         lines = (self._pending + data).split(b"\n") if self._pending else data.split(b"\n")
         rest = lines.pop()
         full = timestamp + self._full
@@ -61,13 +61,13 @@ class LineFormatter:
         return line[start:]
 
     def finish(self, timestamp: bytes) -> bytes:
-        """The record for a last line that never got its newline, and gets none from readers."""
+        """Return the record of a last line without a newline."""
         pending, self._pending = self._pending, b""
         return b"".join((timestamp, self._partial, pending, b"\n")) if pending else b""
 
 
 class Clock:
-    """RFC 3339 timestamps with nanoseconds, UTC. Formats the date once a second."""
+    """Formats RFC 3339 timestamps with nanoseconds, UTC. Formats the date once a second."""
 
     def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
         self._now = now
@@ -83,9 +83,9 @@ class Clock:
 
 
 class LogFile:
-    """An append-only log file that can be reopened after rotation. An empty path discards.
+    """An append-only log file that can be reopened after rotation. An empty path discards all output.
 
-    `trusted` is as for `log_place.open_to_append`.
+    For `trusted` see `place.open_to_append`.
     """
 
     def __init__(self, path: str, trusted: str = "") -> None:
@@ -96,7 +96,7 @@ class LogFile:
         self.reopen()
 
     def reopen(self) -> None:
-        """Open the path anew (kubelet renamed the old file), then let go of the old descriptor. Raises OSError."""
+        """Open the path again (kubelet renamed the old file) and close the old descriptor. Raises OSError."""
         if not self._path:
             return
         fresh = open_to_append(self._path, self._trusted)
@@ -106,7 +106,7 @@ class LogFile:
         self._torn = False
 
     def write(self, records: bytes) -> None:
-        """Append; raises OSError (ENOSPC, EIO) with the rest unwritten. The next record starts a line all the same."""
+        """Append. On OSError (ENOSPC, EIO) the rest is lost, but the next record starts a new line."""
         if self._fd < 0 or not records:
             return
         if self._torn:

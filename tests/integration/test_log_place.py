@@ -72,7 +72,7 @@ def test_a_directory_that_becomes_a_link_leads_no_log_elsewhere(daemon: Daemon, 
         )  # fmt: skip
         request = cri.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
         created = daemon.runtime.CreateContainer(request, **_CALL).container_id
-        with pytest.raises(grpc.RpcError, match="on the way to it is a symbolic link"):
+        with pytest.raises(grpc.RpcError, match="on the path is a symbolic link"):
             daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=created), **_CALL)
         directory.unlink()
     assert [*tmp_path.rglob("*")] == [tmp_path / "app"]

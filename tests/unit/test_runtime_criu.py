@@ -42,7 +42,7 @@ def test_a_message_as_it_is_on_the_wire() -> None:
 def test_an_answer_that_is_none_is_told(message: bytes) -> None:
     with contextlib.suppress(RuntimeCoreError):
         criu.decode(message)
-    with pytest.raises(RuntimeCoreError, match="criu's answer cannot be read: it ends early"):
+    with pytest.raises(RuntimeCoreError, match="could not decode criu's answer: the message is truncated"):
         criu.decode(criu.request(criu.DUMP, {"log_file": "x" * 50})[:-1])
 
 

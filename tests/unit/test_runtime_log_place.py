@@ -80,9 +80,9 @@ def test_no_directory_from_the_pods_own_on_is_a_link(tmp_path: Path, below: str)
     link.parent.mkdir(parents=True)
     link.symlink_to(elsewhere)
     for path in (pods / "uid/c/deeper/0.log", link / "0.log"):
-        with pytest.raises(PodError, match=f"make log '{path}': '{link.name}' on the way to it is a symbolic link"):
+        with pytest.raises(PodError, match=f"make log '{path}': '{link.name}' on the path is a symbolic link"):
             make_log(str(path), str(pods / "uid"))
-        with pytest.raises(OSError, match="on the way to it is a symbolic link"):
+        with pytest.raises(OSError, match="on the path is a symbolic link"):
             LogFile(str(path), str(pods))
     assert sorted(elsewhere.rglob("*")) == [elsewhere / "c", elsewhere / "c/deeper"]
 

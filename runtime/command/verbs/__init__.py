@@ -1,1 +1,1 @@
-"""One module for each command of `crisp-oci`."""
+"""Implements the commands of `crisp-oci`, one module each."""

@@ -1,4 +1,4 @@
-"""`crisp-oci checkpoint`: a container's processes as files, by criu(8)."""
+"""Implements `crisp-oci checkpoint`: writes a container's processes to files with criu(8)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 FLAGS: Final = (
     *image_files.FLAGS,
-    Flag("leave-running", help="let the container go on"),
-    Flag("pre-dump", help="only its memory, and let it go on; a later checkpoint has this for --parent-path"),
-    Flag("parent-path", argument="DIR", help="earlier images, as a path from --image-path: write what changed since"),
-    Flag("tcp-skip-in-flight", help="drop TCP connections that are not made yet"),
-    Flag("link-remap", help="also open files that have no name any more, by giving them one for the while"),
-    Flag("page-server", argument="ADDRESS", help="refused"),
-    Flag("status-fd", argument="N", help="refused"),
+    Flag("leave-running", help="keep the container running"),
+    Flag("pre-dump", help="dump only the memory and keep it running, for a later checkpoint's --parent-path"),
+    Flag("parent-path", argument="DIR", help="earlier images, relative to --image-path: write only changes since then"),
+    Flag("tcp-skip-in-flight", help="drop TCP connections that are not established yet"),
+    Flag("link-remap", help="include open files that were deleted, by a temporary link"),
+    Flag("page-server", argument="ADDRESS", help="not supported"),
+    Flag("status-fd", argument="N", help="not supported"),
 )
 ARGUMENTS: Final = "ID"
 _LOG: Final = "dump.log"
@@ -37,9 +37,9 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     id = only(operands, "ID")
     for name in ("page-server", "status-fd"):
         if options.text(name):
-            raise NotSupported("use", f"--{name}", "only whole images are written and read")
+            raise NotSupported("use", f"--{name}", "crisp-oci writes and reads only whole images")
     if context.rootless:
-        raise NotSupported("checkpoint", id, "criu needs the machine's root")
+        raise NotSupported("checkpoint", id, "criu needs root on the host")
     entry = context.store.existing(id)
     with entry.locked(), contextlib.ExitStack() as undo:
         record = entry.load()

@@ -1,4 +1,4 @@
-"""`crisp-oci create`: everything but the program's execve, which `start` lets happen."""
+"""Implements `crisp-oci create`: does everything but the program's execve, which `start` triggers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`crisp-oci delete`: forget a container that has stopped."""
+"""Implements `crisp-oci delete`: removes a stopped container."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-FLAGS: Final = (Flag("force", short="f", help="kill it first; one that does not exist is fine"),)
+FLAGS: Final = (Flag("force", short="f", help="kill the container first; no error if it does not exist"),)
 ARGUMENTS: Final = "ID"
 
 
@@ -21,7 +21,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     try:
         entry = context.store.existing(only(operands, "ID"))
         if force and (record := entry.load()).alive:
-            end(record)  # a `start` that hangs in a hook of it has the lock
+            end(record)  # before locking: a `start` that hangs in a hook holds the lock
         with entry.locked():
             record = entry.load()
             found = current_status(entry, record)
@@ -31,5 +31,5 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     except NoContainer:
         if not force:
             raise
-        context.store.entry(only(operands, "ID")).remove()  # what a killed `create` left before it wrote a state
+        context.store.entry(only(operands, "ID")).remove()  # left by a `create` that was killed before it wrote a state
     return 0

@@ -1,4 +1,4 @@
-"""`crisp-oci events`: a container's statistics and OOM kills, one JSON object a line."""
+"""Implements `crisp-oci events`: prints a container's statistics and OOM kills, one JSON object per line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 FLAGS: Final = (
-    Flag("interval", argument="TIME", help="between statistics: 5s (default), 500ms, 1m"),
-    Flag("stats", help="print the statistics once and end"),
+    Flag("interval", argument="TIME", help="time between statistics: 5s (default), 500ms, 1m"),
+    Flag("stats", help="print the statistics once and exit"),
 )
 ARGUMENTS: Final = "ID"
 _UNITS: Final = (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0))
-_UNLIMITED: Final = 2**63 - 4096  # as version 1 shows "no limit", and callers know it
+_UNLIMITED: Final = 2**63 - 4096  # how version 1 shows "no limit"; callers know this value
 
 
 def run(context: Context, options: Options, operands: list[str]) -> int:
@@ -53,7 +53,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
 
 
 def interval(text: str) -> float:
-    """Seconds of a duration such as 5s. Raises UsageError."""
+    """Convert a duration such as 5s to seconds. Raises UsageError."""
     for suffix, factor in _UNITS:
         number = text.removesuffix(suffix)
         if number != text and number.replace(".", "", 1).isdecimal() and float(number) > 0:
@@ -62,7 +62,7 @@ def interval(text: str) -> float:
 
 
 def statistics(usage: Usage) -> dict[str, Any]:
-    """In the names that runc uses, as far as they can be had: nanoseconds and bytes."""
+    """Convert to runc's names, as far as crisp has the values. Nanoseconds and bytes."""
     data: dict[str, Any] = {"cpu": {}, "memory": {}, "pids": {"current": usage.tasks or 0}, "blkio": {}, "hugetlb": {}}
     if usage.tasks_limit is not None:
         data["pids"]["limit"] = usage.tasks_limit

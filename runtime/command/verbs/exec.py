@@ -1,4 +1,4 @@
-"""`crisp-oci exec`: another process in a container. 255 when it could not be executed."""
+"""Implements `crisp-oci exec`: runs another process in a container. Exits with 255 if it could not be executed."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ if TYPE_CHECKING:
     from typing import Final, NoReturn
 
 FLAGS: Final = (
-    Flag("console-socket", argument="PATH", help="unix socket that gets the terminal's master"),
+    Flag("console-socket", argument="PATH", help="send the terminal's master to this unix socket"),
     PIDFD_SOCKET,
     Flag("cwd", argument="DIR", help="working directory in the container"),
-    Flag("env", short="e", argument="NAME=VALUE", repeated=True, help="environment variable"),
+    Flag("env", short="e", argument="NAME=VALUE", repeated=True, help="set an environment variable"),
     Flag("tty", short="t", help="give the process a terminal"),
-    Flag("user", short="u", argument="UID[:GID]", help="whom it runs as"),
-    Flag("additional-gids", short="g", argument="GID", repeated=True, help="more groups"),
+    Flag("user", short="u", argument="UID[:GID]", help="user and group of the process"),
+    Flag("additional-gids", short="g", argument="GID", repeated=True, help="additional group"),
     Flag("process", short="p", argument="FILE", help="read the process from this JSON file"),
     Flag("detach", short="d", help="do not wait for the process"),
-    Flag("pid-file", argument="FILE", help="where to write its process id"),
-    Flag("process-label", argument="LABEL", help="its SELinux label"),
-    Flag("apparmor", argument="PROFILE", help="its AppArmor profile"),
-    Flag("no-new-privs", help="it can gain no privileges"),
-    Flag("cap", short="c", argument="CAPABILITY", repeated=True, help="a capability more"),
+    Flag("pid-file", argument="FILE", help="write the process's id to this file"),
+    Flag("process-label", argument="LABEL", help="SELinux label of the process"),
+    Flag("apparmor", argument="PROFILE", help="AppArmor profile of the process"),
+    Flag("no-new-privs", help="the process cannot gain privileges"),
+    Flag("cap", short="c", argument="CAPABILITY", repeated=True, help="additional capability"),
     PRESERVE_FDS,
-    Flag("cgroup", argument="[CONTROLLER,...:]PATH", repeated=True, help="run it in this cgroup below the container's"),
-    Flag("no-subreaper", help="accepted: crisp-oci is none"),
-    Flag("ignore-paused", help="allow it in a paused container; it waits until that is resumed"),
+    Flag("cgroup", argument="[CONTROLLER,...:]PATH", repeated=True, help="run in this cgroup below the container's"),
+    Flag("no-subreaper", help="accepted and ignored: crisp-oci is never a subreaper"),
+    Flag("ignore-paused", help="allow exec in a paused container; the process waits for the resume"),
 )
 ARGUMENTS: Final = "ID COMMAND [ARGUMENT...], or --process FILE ID"
 
@@ -102,7 +102,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
 
 
 def chosen_process(spec: Spec, options: Options, arguments: list[str]) -> Process:
-    """--process as it is, or the container's own process with what the flags change. Raises SpecError, UsageError."""
+    """Return the process in --process, or the container's own with the flags applied. Raises SpecError, UsageError."""
     if path := options.text("process"):
         with failing("read", path), open(path, "rb") as file:
             text = file.read()
@@ -159,7 +159,7 @@ def _capabilities(base: Capabilities | None, names: list[str]) -> Capabilities |
         effective=base.effective | more,
         permitted=base.permitted | more,
         inheritable=base.inheritable,
-        # Without it another user than root gets nothing; what is not inheritable cannot be ambient.
+        # Without ambient a user other than root gets nothing; a capability that is not inheritable cannot be ambient.
         ambient=base.ambient | (more & base.inheritable),
     )
 
@@ -167,7 +167,7 @@ def _capabilities(base: Capabilities | None, names: list[str]) -> Capabilities |
 def _start(
     context: Context, entry: Entry, record: Record, spec: Spec, process: Process, options: Options, preserved: int
 ) -> tuple[int, int, int]:
-    """Clone the process and wait until it is the program. Its pid, a pidfd, and its terminal's master or -1."""
+    """Clone the process and wait until it runs its program. Returns its pid, a pidfd, its terminal's master or -1."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     opened, opener = os.pipe()
     report = theirs.fileno()
@@ -184,7 +184,7 @@ def _start(
         rootless.enter(record.pid)
         spec = rootless.within(spec)
     else:
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # see _child
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # as in `_child`
     filter_program, filter_flags = _filter(entry, spec)
     join = Join(
         container_id=record.id,
@@ -217,7 +217,7 @@ def _start(
                 from runtime.command.relay import plain_lines
 
                 plain_lines(master)
-                with contextlib.suppress(BrokenPipeError):  # it has failed, and tells why
+                with contextlib.suppress(BrokenPipeError):  # it has failed and will report why
                     os.write(opener, b"0")
 
         try:
@@ -240,19 +240,19 @@ def _start(
 
 
 def _filter(entry: Entry, spec: Spec) -> tuple[bytes, int]:
-    """The container's seccomp filter, as its creation compiled it, and its flags."""
+    """Return the container's seccomp filter, as compiled at its creation, and its flags."""
     if spec.linux.seccomp is None:
         return b"", 0
     from runtime.seccomp import compile as seccomp
 
     program = entry.read("filter")
-    if not program:  # without it the process would be free of what the container's own may not
-        raise RuntimeCoreError(f"exec in container {entry.id}: its seccomp filter is gone")
+    if not program:  # never run a process without the container's filter
+        raise RuntimeCoreError(f"exec in container {entry.id}: its seccomp filter is missing; recreate the container")
     return program, seccomp.filter_flags(spec.linux.seccomp)
 
 
 def _child(join: Join, reporter: Reporter) -> NoReturn:
-    # It has our memory until its execve, and the container may look (CVE-2016-9962).
+    # The child shares our memory until its execve, and the container must not read it (CVE-2016-9962).
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     exec_process(join, reporter)
 
@@ -260,16 +260,16 @@ def _child(join: Join, reporter: Reporter) -> NoReturn:
 def _init_pidfd(record: Record) -> int:
     with failing("open", f"process {record.pid}"):
         pidfd = syscalls.pidfd_open(record.pid)
-    if not record.alive:  # what the descriptor names may be another process of that number
+    if not record.alive:  # the pid may belong to another process by now
         os.close(pidfd)
         raise OperationFailed("open", f"process {record.pid}", 3)
     return pidfd
 
 
 def _cgroup(record: Record, words: list[str]) -> Cgroup:
-    """The container's, or existing ones below it: one PATH, or CONTROLLER[,CONTROLLER]:PATH as often as need be.
+    """Return the container's cgroup, or existing cgroups below it: one PATH, or several CONTROLLER[,CONTROLLER]:PATH.
 
-    Controllers are version 1's; those not named, and version 2's hierarchy beside them, are the container's own then.
+    Controllers are version 1's. In all hierarchies that are not named, version 2's included, it is the container's own.
     """
     cgroup = record.group()
     if not words:
@@ -280,7 +280,7 @@ def _cgroup(record: Record, words: list[str]) -> Cgroup:
             raise UsageError(f"invalid --cgroup argument: {word} (missing <controller>: prefix)")
         path = os.path.normpath(f"{cgroup.path}/{below}")
         if not f"{path}/".startswith(f"{cgroup.path}/"):
-            raise UsageError(f"--cgroup: {below} is not a sub cgroup path: it is not below the container's cgroup")
+            raise UsageError(f"--cgroup: {below} is not a sub cgroup path: expected one below the container's")
         if not colon:
             return Cgroup.at(cgroup.hierarchies, path)
         for controller in controllers.split(","):
@@ -288,6 +288,6 @@ def _cgroup(record: Record, words: list[str]) -> Cgroup:
             if mountpoint is None:
                 raise UsageError(f"invalid --cgroup argument: {word} (no version 1 controller {controller!r} here)")
             if dict(cgroup.apart).get(mountpoint, path) != path:
-                raise UsageError(f"invalid --cgroup argument: {word} (controller {controller} is elsewhere already)")
+                raise UsageError(f"invalid --cgroup argument: {word} (controller {controller} has two paths)")
             cgroup = replace(cgroup, apart=(*cgroup.apart, (mountpoint, path)))
     return cgroup

@@ -1,4 +1,4 @@
-"""`crisp-oci features`: what this runtime knows and this machine can (runtime-spec features.md)."""
+"""Implements `crisp-oci features`: prints what runtime and machine support (runtime-spec features.md)."""
 
 from __future__ import annotations
 

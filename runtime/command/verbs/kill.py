@@ -1,4 +1,4 @@
-"""`crisp-oci kill`: signal a container's init, or all of its processes."""
+"""Implements `crisp-oci kill`: signals a container's init, or all of its processes."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     number = signal_number(others[0] if others else "TERM")
     everybody = options.switch("all")
     entry = context.store.existing(id)
-    record = entry.load()  # not locked: a `start` that hangs in a hook has the lock, and this is what ends it
+    record = entry.load()  # not locked: a `start` that hangs in a hook holds the lock, and `kill` must end it
     if record.cgroup and number == signal.SIGKILL and (everybody or not _has_own_pid_namespace(entry)):
-        # No PID namespace ends with the init: what else there is would live on, and does when init is gone already.
+        # No PID namespace ends with the init: the other processes would live on. They may be left even if the init is
+        # gone.
         if record.alive:
-            _signal_init(record, number)  # it may have gone to another cgroup
+            _signal_init(record, number)  # it may be in another cgroup by now
         kill_group(record)
     elif record.cgroup and everybody:
         _signal_all(record, number)
     elif (found := current_status(entry, record)) in _ALIVE:
         _signal_init(record, number)
         if number == signal.SIGKILL and found == "paused":
-            kill_group(record)  # a frozen process of a version 1 cgroup does not even die
+            kill_group(record)  # a process frozen by version 1 dies only when thawed
     elif not everybody:
         raise RuntimeCoreError(f"container not running: {id}")
     return 0
@@ -51,7 +52,7 @@ def _has_own_pid_namespace(entry: Entry) -> bool:
 
 
 def signal_number(text: str) -> int:
-    """9, KILL or SIGKILL; 0 is the signal that only asks whether somebody is there. Raises UsageError."""
+    """Return the number of 9, KILL or SIGKILL; 0 only checks that the process exists. Raises UsageError."""
     if text.isdecimal() and int(text) <= signal.SIGRTMAX:
         return int(text)
     name = text.upper()
@@ -65,7 +66,7 @@ def _signal_init(record: Record, number: int) -> None:
     with failing("signal", f"process {record.pid}"):
         pidfd = syscalls.pidfd_open(record.pid)
         try:
-            if record.alive:  # and so the descriptor is the init's, not a later process's
+            if record.alive:  # then the pidfd is the init's, not a later process's
                 syscalls.pidfd_send_signal(pidfd, number)
         finally:
             os.close(pidfd)

@@ -1,4 +1,4 @@
-"""`crisp-oci list`: the containers below --root."""
+"""Implements `crisp-oci list`: lists the containers below --root."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FLAGS: Final = (
     Flag("format", short="f", argument="FORMAT", help="table (default) or json"),
-    Flag("quiet", short="q", help="ids only"),
+    Flag("quiet", short="q", help="print only ids"),
 )
 ARGUMENTS: Final = ""
 _COLUMNS: Final = ("id", "pid", "status", "bundle", "created", "owner")
@@ -43,12 +43,12 @@ def _state(entry: Entry) -> dict[str, Any] | None:
         record = entry.load()
         annotations = spelled(entry.config()).get("annotations") or {}
     except (NoContainer, ValueError):
-        return None  # being made, or being removed
+        return None  # being created or removed
     return state_document(record, current_status(entry, record), annotations)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, at least 12 characters, and two more."""
+    """Format columns as wide as their widest cell, but at least 12 characters."""
     widths = [max(10, *(len(row[column]) for row in rows)) + 2 for column in range(len(rows[0]))]
     lines = ("".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -1,4 +1,4 @@
-"""`crisp-oci pause`: suspend all of a container's processes."""
+"""Implements `crisp-oci pause`: suspends all processes of a container."""
 
 from __future__ import annotations
 

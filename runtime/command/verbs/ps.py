@@ -1,4 +1,4 @@
-"""`crisp-oci ps`: the processes of a container, by the host's numbers."""
+"""Implements `crisp-oci ps`: lists a container's processes with the host's pids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`crisp-oci restore`: a container from the files that `checkpoint` wrote, by criu(8)."""
+"""Implements `crisp-oci restore`: restores a container with criu(8) from the files that `checkpoint` wrote."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 FLAGS: Final = (
     *creation.BUNDLE_FLAGS,
     *DETACH_FLAGS,
-    Flag("lsm-profile", argument="TYPE:NAME", help="another one than at the checkpoint (apparmor:, selinux:)"),
-    Flag("lsm-mount-context", argument="CONTEXT", help="another SELinux context of mounts"),
+    Flag("lsm-profile", argument="TYPE:NAME", help="replace the checkpoint's profile (apparmor:, selinux:)"),
+    Flag("lsm-mount-context", argument="CONTEXT", help="replace the SELinux context of mounts"),
     *image_files.FLAGS,
 )
 ARGUMENTS: Final = "ID"
@@ -45,7 +45,7 @@ _LOG: Final = "restore.log"
 def run(context: Context, options: Options, operands: list[str]) -> int:
     id, detach = only(operands, "ID"), options.switch("detach")
     if context.rootless:
-        raise NotSupported("restore", id, "criu needs the machine's root")
+        raise NotSupported("restore", id, "criu needs root on the host")
     bundle = os.path.abspath(options.text("bundle", "."))
     text, spec, process = creation.load(bundle, context.log.warning)
     if process.terminal and detach and not options.text("console-socket"):
@@ -74,7 +74,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
 
 
 class _Restoration:
-    """`record` and `console`, the terminal's master or -1, are there when `restore` returns."""
+    """Restores a container. `record`, and `console` (the terminal's master or -1), are set when `restore` returns."""
 
     def __init__(self, context: Context, options: Options, bundle: str, spec: Spec) -> None:
         self.record: Record
@@ -87,10 +87,10 @@ class _Restoration:
         self._rootfs = creation.rootfs_path(bundle, spec)
 
     def restore(self, entry: Entry, undo: contextlib.ExitStack) -> None:
-        """Raises RuntimeCoreError; `undo` takes back what was done until then."""
+        """Restore the container. Raises RuntimeCoreError. `undo` gets the cleanup of what was done."""
         spec = self._spec
         record = self.record = creation.new_record(entry.id, spec, self._bundle, owner_name())
-        if spec.linux.seccomp is not None:  # for execs: criu gives the processes what they had
+        if spec.linux.seccomp is not None:  # for execs only: criu restores the processes' own filters
             entry.write("filter", creation.compiled_filter(spec)[0])
         group = ContainerGroup(self._context, spec, record)
         cgroup = group.make(undo)
@@ -110,7 +110,7 @@ class _Restoration:
 
             def prepare() -> None:
                 syscalls.setns(namespace, syscalls.CLONE_NEWNS)
-                scheduling.leave_the_makers_cpus()  # criu's, and with them those of what it makes
+                scheduling.leave_the_makers_cpus()  # criu's CPUs, which the processes it makes inherit
 
             worker = criu.Worker(prepare, keep=fds)
             record.pid = worker.call(criu.RESTORE, asked, directories.log, lambda note: self._notified(note, undo))
@@ -123,7 +123,7 @@ class _Restoration:
         mounts = external_mounts(self._spec, cgroup)
         asked: dict[str, criu.Value] = {
             "root": self.record.rootfs,
-            "rst_sibling": True,  # our child, so that its exit status is ours to take
+            "rst_sibling": True,  # restore as our child, so that we get its exit status
             "external": [f"mnt[{destination}]:{source}" for destination, source in mounts],
         }
         for name in ("lsm-profile", "lsm-mount-context"):
@@ -132,9 +132,10 @@ class _Restoration:
         return asked
 
     def _own_mounts(self, opened: contextlib.ExitStack) -> tuple[int, Directories]:
-        """A mount namespace for criu in which the rootfs is a mount, as it wants it, and its directories opened there.
+        """Make a mount namespace for criu in which the rootfs is a mount, and open criu's directories in it.
 
-        It mounts in them, which it could not by descriptors of another namespace. We return to our own, for the hooks.
+        criu mounts in those directories, which fails through descriptors of another namespace. We return to our own
+        namespace, because the hooks run in it.
         """
         home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
@@ -142,7 +143,7 @@ class _Restoration:
             syscalls.unshare(syscalls.CLONE_NEWNS)
         try:
             with failing("mount", self.record.rootfs):
-                # Not private: of volumes that propagate, criu copies how they do from where they come.
+                # Slave, not private: criu copies the propagation of volumes from their source mounts.
                 syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
                 syscalls.mount(self.record.rootfs, self.record.rootfs, None, syscalls.MS_BIND | syscalls.MS_REC)
                 syscalls.mount(None, self.record.rootfs, None, syscalls.MS_REC | syscalls.MS_PRIVATE)

@@ -1,4 +1,4 @@
-"""`crisp-oci resume`: let a paused container's processes go on."""
+"""Implements `crisp-oci resume`: resumes a paused container's processes."""
 
 from __future__ import annotations
 

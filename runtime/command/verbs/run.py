@@ -1,4 +1,4 @@
-"""`crisp-oci run`: create and start; in the foreground also wait, and delete."""
+"""Implements `crisp-oci run`: creates and starts a container; in the foreground also waits and deletes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FLAGS: Final = (
     *creation.FLAGS,
     *DETACH_FLAGS,
-    Flag("keep", help="do not delete the container when it ends"),
+    Flag("keep", help="do not delete the container when it exits"),
 )
 ARGUMENTS: Final = "ID"
 
@@ -48,7 +48,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     except ExecFailed as error:
         if detach:
             raise
-        # The kernel did not execute it: with runc the init ends with this status, saying so on its standard error.
+        # The kernel could not execute it. With runc the init then exits with this status and logs to standard error.
         context.log.error(str(error))
         return NOT_EXECUTED
     finally:
@@ -58,7 +58,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
 
 
 def _end(context: Context, created: Created, *, keep: bool) -> None:
-    if created.record.alive:  # it was not ours to wait for its end: something failed
+    if created.record.alive:  # something failed before we could wait for it
         removal.end(created.record)
     if not keep:
         removal.destroy(created.entry, created.record, context.log)

@@ -1,4 +1,4 @@
-"""`crisp-oci spec`: a config.json to begin with."""
+"""Implements `crisp-oci spec`: writes a sample config.json."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 FLAGS: Final = (
-    Flag("bundle", short="b", argument="DIR", help="the directory to write it to (the current one)"),
-    Flag("rootless", help="for an ordinary user: a user namespace of one user and group"),
+    Flag("bundle", short="b", argument="DIR", help="the directory to write to (default: the current one)"),
+    Flag("rootless", help="for an ordinary user: a user namespace with one user and group"),
 )
 ARGUMENTS: Final = ""
 _CAPABILITIES: Final = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
@@ -49,9 +49,9 @@ def _pure_v2(context: Context) -> bool:
 
 
 def document(*, rootless: bool, pure_v2: bool) -> dict[str, Any]:
-    """A shell on a terminal in namespaces of its own, with few rights, on a read-only `rootfs`.
+    """Return a configuration that runs a shell on a terminal, with few capabilities, on a read-only `rootfs`.
 
-    As runc's: callers edit it, and add a cgroup namespace by themselves where version 1 has none here.
+    Like runc's: callers edit it. There is no cgroup namespace on version 1; callers add one themselves.
     """
     kinds = ["pid", "ipc", "uts", "mount", *(["cgroup"] if pure_v2 else []), "user" if rootless else "network"]
     linux: dict[str, Any] = {
@@ -96,7 +96,7 @@ def _mounts(*, rootless: bool) -> list[dict[str, Any]]:
         ("/sys/fs/cgroup", "cgroup", "cgroup", [*harmless, "relatime", "ro"]),
     ]
     if rootless:
-        # A network namespace of the host is not the user's: a sysfs of it cannot be mounted, only bound.
+        # The user namespace does not own the host's network namespace, so sysfs cannot be mounted, only bind-mounted.
         table[5] = ("/sys", "none", "/sys", ["rbind", *harmless, "ro"])
     keys = ("destination", "type", "source", "options")
     return [{key: value for key, value in zip(keys, row, strict=True) if value} for row in table]

@@ -1,4 +1,4 @@
-"""`crisp-oci start`: execute the program of a created container."""
+"""Implements `crisp-oci start`: executes the program of a created container."""
 
 from __future__ import annotations
 

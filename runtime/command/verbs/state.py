@@ -1,4 +1,4 @@
-"""`crisp-oci state`: a container's state, as the runtime specification defines it."""
+"""Implements `crisp-oci state`: prints a container's state as runtime-spec defines it."""
 
 from __future__ import annotations
 

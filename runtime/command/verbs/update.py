@@ -1,4 +1,4 @@
-"""`crisp-oci update`: change a running container's limits."""
+"""Implements `crisp-oci update`: changes a running container's limits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _OF_RESCTRL: Final = ("l3-cache-schema", "mem-bw-schema")
 FLAGS: Final = (
     Flag("resources", short="r", argument="FILE", help="linux.resources as JSON, - for standard input; no other flags"),
     *(Flag(name, argument="N", help=f"linux.resources.{'.'.join(member)}") for name, member in _NUMBERS.items()),
-    *(Flag(name, argument="SCHEMA", help="refused") for name in _OF_RESCTRL),
+    *(Flag(name, argument="SCHEMA", help="not supported") for name in _OF_RESCTRL),
     *(Flag(name, argument="LIST", help=f"linux.resources.{'.'.join(member)}") for name, member in _TEXTS.items()),
 )
 ARGUMENTS: Final = "ID"
@@ -58,7 +58,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
     entry = context.store.existing(only(operands, "ID"))
     for name in _OF_RESCTRL:
         if options.text(name):
-            raise NotSupported("use", f"--{name}", "crisp has no resctrl")
+            raise NotSupported("use", f"--{name}", "crisp does not support resctrl")
     document = _from_file(options.text("resources")) if "resources" in options else _from_flags(options)
     _ = parse_resources(document)
     with entry.locked():
@@ -70,7 +70,7 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
         config = dict(spelled(entry.config()))
         linux = config["linux"] = dict(spelled(config.get("linux") or {}))
         limits = linux["resources"] = dict(spelled(linux.get("resources") or {}))
-        # As runc: an update changes limits, not what devices are allowed.
+        # As runc: an update changes limits, not device rules.
         driver_of(record).update(replace(parse_resources(with_partners(document, limits)), devices=()))
         _merge(limits, document)
         entry.write("config.json", json.dumps(config).encode())
@@ -78,13 +78,13 @@ def run(context: Context, options: Options, operands: list[str]) -> int:
 
 
 def with_partners(document: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Any]:
-    """`document` with those of the present limits that have a say in what its values mean."""
+    """Add to `document` the present limits that its values depend on."""
     whole = dict(document)
     for group, (name, partner) in _PARTNERS:
         given, present = whole.get(group) or {}, limits.get(group) or {}
         if given.get(name) is None or given.get(partner) is not None or present.get(partner) is None:
             continue
-        if (name, given[name]) != ("limit", -1):  # without a limit of memory there is none of memory and swap
+        if (name, given[name]) != ("limit", -1):  # -1 removes the memory limit, and with it the swap limit
             whole[group] = {**given, partner: present[partner]}
     return whole
 
@@ -119,7 +119,7 @@ def _from_flags(options: Options) -> dict[str, Any]:
 
 
 def _amount(name: str, text: str) -> int:
-    """A number, for bytes also with a fraction and a unit: 64m, 1.5GiB, 64 MB."""
+    """Parse a number. For bytes it may have a fraction and a unit: 64m, 1.5GiB, 64 MB."""
     digits, unit = text.lower().replace(" ", ""), 1
     if "memory" in name:
         digits = digits.removesuffix("b").removesuffix("i")
@@ -127,7 +127,7 @@ def _amount(name: str, text: str) -> int:
             digits, unit = digits[:-1], _UNITS[digits[-1]]
     try:
         return int(digits) * unit if unit == 1 or digits.isdecimal() else int(float(digits) * unit)
-    except (ValueError, OverflowError):  # float() knows "inf"
+    except (ValueError, OverflowError):  # float() accepts "inf"
         raise UsageError(f"--{name}: expected a number, got {text!r}") from None
 
 
