@@ -1,7 +1,7 @@
-"""What a configuration that is well-formed may still get wrong, found before anything is touched.
+"""Validates a well-formed configuration before anything is changed.
 
-`spec_parse` knows types and single values; here is what members mean together, and what the machine has to say.
-Every error is a `SpecError` that names the member by its JSON path.
+`spec.parse` checks types and single values. Here members are checked together and against the machine. Every error is
+a `SpecError` that names the member by its JSON path.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def check(spec: Spec) -> None:
     linux = spec.linux
     for index, namespace in enumerate(linux.namespaces):
         if namespace.type == "mount" and namespace.path:
-            raise SpecError(f"linux.namespaces[{index}].path", "a mount namespace cannot be joined, only made")
+            raise SpecError(f"linux.namespaces[{index}].path", "a mount namespace cannot be joined; remove the path")
     if linux.namespace("uts") is None:
         for name, value in (("hostname", spec.hostname), ("domainname", spec.domainname)):
             if value:
-                raise SpecError(name, f"{value!r} would be the host's: a uts namespace is needed in linux.namespaces")
+                raise SpecError(name, f"{value!r} would change the host: add a uts namespace to linux.namespaces")
     if spec.process is not None:
         _check_process(spec.process)
     if linux.intel_rdt is not None:
-        raise SpecError("linux.intelRdt", "is not supported: crisp has no resctrl")
+        raise SpecError("linux.intelRdt", "is not supported: crisp does not use resctrl")
     if linux.personality is not None and linux.personality.flags:
         raise SpecError("linux.personality.flags", f"expected none, got {list(linux.personality.flags)}")
     if linux.memory_policy is not None:
@@ -58,7 +58,7 @@ def check(spec: Spec) -> None:
 
 
 def check_host(spec: Spec) -> None:
-    """Refuse what this machine has not got. Looks, and changes nothing. Raises SpecError."""
+    """Refuse what this machine does not have. Changes nothing. Raises SpecError."""
     check_namespaces(spec)
     network = spec.linux.namespace("network")
     if network is not None and network.path and spec.linux.sysctl:
@@ -69,25 +69,25 @@ def check_host(spec: Spec) -> None:
         if mappings is not None:
             _check_mapped(spec.process, mappings)
     if spec.linux.mount_label and not lsm.selinux_is_on():
-        raise SpecError("linux.mountLabel", f"{spec.linux.mount_label!r} cannot be given: SELinux is not enabled")
+        raise SpecError("linux.mountLabel", f"{spec.linux.mount_label!r} cannot be applied: SELinux is not enabled")
     _check_listener(spec.linux)
 
 
 def check_namespaces(spec: Spec) -> None:
-    """Refuse paths that are no namespaces of their type. Raises SpecError."""
+    """Refuse paths that are not namespaces of the stated type. Raises SpecError."""
     for index, namespace in enumerate(spec.linux.namespaces):
         if namespace.path:
             _check_namespace(namespace.type, namespace.path, f"linux.namespaces[{index}].path")
 
 
 def check_process(process: Process) -> None:
-    """Both for the process of an exec, alone. Raises SpecError."""
+    """Check the process of an exec, on its own and against the machine. Raises SpecError."""
     _check_process(process)
     check_labels(process)
 
 
 def check_labels(process: Process) -> None:
-    """Refuse labels of security modules that are off. Raises SpecError."""
+    """Refuse labels of security modules that are not enabled. Raises SpecError."""
     if process.apparmor_profile and not lsm.apparmor_is_on():
         reason = f"{process.apparmor_profile!r} cannot be applied: AppArmor is not enabled"
         raise SpecError("process.apparmorProfile", reason)
@@ -98,7 +98,7 @@ def check_labels(process: Process) -> None:
 def _check_process(process: Process) -> None:
     for index, entry in enumerate(process.env):
         if entry.find("=") < 1:
-            raise SpecError(f"process.env[{index}]", "expected NAME=VALUE")  # never the entry: it may be a Secret's
+            raise SpecError(f"process.env[{index}]", "expected NAME=VALUE")  # never show the entry: it may be a Secret
     if not process.args[0]:
         raise SpecError("process.args[0]", "expected the name of a program, got ''")
     scheduling.check(process)
@@ -107,14 +107,14 @@ def _check_process(process: Process) -> None:
 def _check_clocks(linux: Linux) -> None:
     namespace = linux.namespace("time")
     if linux.time_offsets and (namespace is None or namespace.path):
-        raise SpecError("linux.timeOffsets", "a new time namespace is needed in linux.namespaces")
+        raise SpecError("linux.timeOffsets", "needs a new time namespace in linux.namespaces")
 
 
 def _check_net_devices(linux: Linux) -> None:
     if not linux.net_devices:
         return
     if linux.namespace("network") is None:
-        raise SpecError("linux.netDevices", "a network namespace is needed in linux.namespaces")
+        raise SpecError("linux.netDevices", "needs a network namespace in linux.namespaces")
     taken: set[str] = set()
     for name, device in linux.net_devices.items():
         path = f"linux.netDevices.{name}"
@@ -123,7 +123,7 @@ def _check_net_devices(linux: Linux) -> None:
         if device.name and not _is_interface_name(device.name):
             raise SpecError(f"{path}.name", f"expected the name of an interface, got {device.name!r}")
         if (device.name or name) in taken:
-            raise SpecError(f"{path}.name", f"{device.name or name} is another interface's too")
+            raise SpecError(f"{path}.name", f"{device.name or name} is used for another interface too")
         taken.add(device.name or name)
 
 
@@ -140,9 +140,9 @@ def _check_sysctl(name: str, linux: Linux) -> None:
         raise SpecError(where, "expected the name of a sysctl")
     kind = namespace_of(path)
     if not kind:
-        raise SpecError(where, "would change the host: it belongs to no namespace")
+        raise SpecError(where, "would change the host: it is not namespaced")
     if linux.namespace(kind) is None:
-        raise SpecError(where, f"would change the host: a {kind} namespace is needed in linux.namespaces")
+        raise SpecError(where, f"would change the host: add a {kind} namespace to linux.namespaces")
 
 
 def _check_absolute(paths: Iterable[str], where: str) -> None:
@@ -170,7 +170,7 @@ def _refuse_the_hosts_network(path: str, sysctls: Iterable[str]) -> None:
     if os.path.samefile(path, "/proc/self/ns/net"):
         for name in sysctls:
             if path_of(name).startswith("net/"):
-                raise SpecError(f"linux.sysctl.{name}", f"would change the host, whose network {path} is")
+                raise SpecError(f"linux.sysctl.{name}", f"would change the host: {path} is its network")
 
 
 def _check_mapped(process: Process, mappings: userns.IDMappings) -> None:
@@ -191,4 +191,4 @@ def _check_listener(linux: Linux) -> None:
     except OSError as error:
         raise SpecError("linux.seccomp.listenerPath", f"{path}: {os.strerror(error.errno or 0)}") from None
     if not is_socket:
-        raise SpecError("linux.seccomp.listenerPath", f"{path} is no socket")
+        raise SpecError("linux.seccomp.listenerPath", f"{path} is not a socket")

@@ -233,7 +233,7 @@ class _Maker:
             preserved=preserved,
             keyring=keyring,
             attach_point=record.rootfs if self._wants_host_mounts() else ATTACH_POINT,
-            lent=self._clone_host_trees(opened),
+            host_trees=self._clone_host_trees(opened),
             links=self._open_links(opened),
         )
         created = self._clone(start, entry, record, undo)

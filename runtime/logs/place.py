@@ -118,7 +118,7 @@ def _open_seen(directory: int, name: str, access: int) -> int:
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, f"it is {_kind(found.st_mode)}, not a file", name)
         if found.st_nlink > 1:  # a link to a file that its creator may be unable to write
-            raise OSError(errno.EMLINK, "it has other hard links", name)
+            raise OSError(errno.EMLINK, "it is a file with other hard links", name)
         return os.open(f"/proc/self/fd/{seen}", access | _QUIET)
     finally:
         os.close(seen)

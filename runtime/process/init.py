@@ -57,7 +57,7 @@ class Start:
     attach_point: str = ATTACH_POINT
     users: UserNamespaces = field(default_factory=UserNamespaces)
     trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts that stand for bind mounts' sources
-    lent: Mapping[str, int] = field(default_factory=dict)  # see Rootfs.lent
+    host_trees: Mapping[str, int] = field(default_factory=dict)  # see Rootfs.host_trees
     links: int = -1  # from where linux.netDevices come (netdevices.open_links)
     trace: bool = False
     steps: list[tuple[str, int]] = field(default_factory=list)
@@ -164,7 +164,7 @@ def _initialise(start: Start, reporter: Reporter) -> NoReturn:
         if start.empty_mount_namespace < 0:
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     rootfs = Rootfs(start.rootfs, start.users)
-    rootfs.lent, rootfs.proc_contexts = start.lent, proc_contexts
+    rootfs.host_trees, rootfs.proc_contexts = start.host_trees, proc_contexts
     rootfs.attach(start.attach_point)
     start.step("rootfs attached")
     rootfs.populate(start.mounts, sources, view, linux.devices)

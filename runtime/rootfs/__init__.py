@@ -1,1 +1,1 @@
-"""A container's file system: layers, mounts and the tree they make."""
+"""Builds a container's file system: layers, mounts, and the tree of both."""

@@ -1,4 +1,4 @@
-"""Bind mounts: a detached clone of a tree, with the owners, attributes and propagation that its plan says."""
+"""Makes bind mounts: detached clones of a tree with the attributes, owners and propagation of their plan."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from typing import Final
 
 _WHOLE_TREE: Final = sys.AT_EMPTY_PATH | sys.AT_RECURSIVE
-# statfs(2)'s flags for those of a mount, which differ.
+# statfs(2)'s flags, whose numbers differ from the mount attributes'.
 _STATFS_FLAGS: Final = {"ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "nosymfollow": 0x2000}
 
 
 def clone_source(plan: MountPlan, users: UserNamespaces) -> int:
-    """A clone of the plan's source, as the caller's mount namespace has it. Raises OperationFailed."""
+    """Clone the plan's source in the caller's mount namespace. Raises OperationFailed."""
     with failing("open bind mount source", plan.source):
         flags = sys.OPEN_TREE_CLONE | (sys.AT_RECURSIVE if plan.recursive else 0)
         tree = sys.open_tree(sys.AT_FDCWD, plan.source, flags)
@@ -27,7 +27,7 @@ def clone_source(plan: MountPlan, users: UserNamespaces) -> int:
 
 
 def clone_inside(root: int, plan: MountPlan, users: UserNamespaces) -> int:
-    """The same of the plan's path in the container's root, with what is mounted in there. Raises OperationFailed."""
+    """Clone the plan's source inside the container's root, with the mounts in it. Raises OperationFailed."""
     with failing("open bind mount source", plan.source):
         place = sys.open_in_root(root, plan.inside or "", os.O_PATH)
         try:
@@ -45,7 +45,7 @@ def _owned(tree: int, plan: MountPlan, users: UserNamespaces) -> int:
 
 
 def finish(plan: MountPlan, tree: int) -> None:
-    """Give the clone its attributes and its propagation. Raises OSError, NotSupported."""
+    """Set the clone's attributes and propagation. Raises OSError, NotSupported."""
     if plan.locked:
         _refuse_to_loosen(plan, tree)
     if plan.exact:
@@ -62,15 +62,15 @@ def finish(plan: MountPlan, tree: int) -> None:
 def _set_exactly(plan: MountPlan, tree: int) -> None:
     try:
         sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH, attr_set=plan.attr_set, attr_clr=cleared_exactly(plan))
-    except PermissionError:  # locked, since we are in a user namespace ourselves: only what is asked for by name
+    except PermissionError:  # locked: we are in a user namespace ourselves; change only the named attributes
         sys.mount_setattr(tree, "", sys.AT_EMPTY_PATH, attr_set=plan.attr_set, attr_clr=cleared(plan))
 
 
 def _refuse_to_loosen(plan: MountPlan, tree: int) -> None:
-    """In its user namespace the container could not; we, with the rights of the machine's root, do not for it."""
+    """Refuse to lift a restriction of the source. The container could not do it in its user namespace; we could."""
     has = os.fstatvfs(tree).f_flag
     for name, bits in RESTRICTIONS.items():
         if bits & plan.tree_attr_clear or (bits & plan.attr_clear and has & _STATFS_FLAGS[name]):
             raise NotSupported(
-                "bind", plan.source, f"a mount for a user namespace keeps the {name!r} that its source has"
+                "bind", plan.source, f"a mount in a user namespace must keep its source's {name!r}"
             )

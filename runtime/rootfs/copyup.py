@@ -1,6 +1,6 @@
-"""Copying a directory of a container's rootfs into the file system that is to cover it (mount option `tmpcopyup`).
+"""Copies a directory of the rootfs into the file system that will cover it (mount option `tmpcopyup`).
 
-By descriptors and without following a link: the directory is the image's, which is not trusted.
+Works on descriptors and never follows links, because the directory comes from the image, which is not trusted.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _NO_FOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def copy_tree(source: int, target: int, *, with_mode: bool) -> None:
-    """Copy what the directory open (O_PATH) at `source` holds into the one open at `target`, owners and modes included.
+    """Copy the contents of the directory open (O_PATH) at `source` to the one at `target`, with owners and modes.
 
-    `with_mode`: the directory's own mode and owner too. Sockets are left out. Raises OSError.
+    `with_mode`: also the directory's own mode and owner. Sockets are skipped. Raises OSError.
     """
     pending = [(_directory(".", source), _directory(".", target), with_mode)]
     try:
@@ -24,7 +24,7 @@ def copy_tree(source: int, target: int, *, with_mode: bool) -> None:
             try:
                 found = [name for name in os.listdir(inside) if _copy_entry(name, inside, outside)]
                 pending += [(_directory(name, inside), _directory(name, outside), True) for name in found]
-                if own:  # last: the mode may forbid what is done here
+                if own:  # last, because the mode may forbid the steps above
                     _copy_attributes(os.fstat(inside), ".", outside)
             finally:
                 os.close(inside)
@@ -40,7 +40,7 @@ def _directory(name: str, parent: int) -> int:
 
 
 def _copy_entry(name: str, source: int, target: int) -> bool:
-    """Copy one entry but for what a directory holds. Whether it is one."""
+    """Copy one entry, a directory without its contents. Return whether it is a directory."""
     status = os.stat(name, dir_fd=source, follow_symlinks=False)
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFSOCK:

@@ -1,7 +1,7 @@
-"""Reading a file of a container's rootfs from outside of it, whatever the image or the container has put there.
+"""Reads a file of a container's rootfs from outside, safe against anything that the image or container put there.
 
-The kernel acts on some files when they are opened, before anybody can look what they are: a watchdog's device starts to
-count down to the machine's reset, a terminal becomes the reader's own, a FIFO waits for a writer.
+Opening some files has effects before their type can be checked: a watchdog device starts its countdown to a reset, a
+terminal becomes the reader's controlling terminal, a FIFO waits for a writer.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from runtime.errors import RuntimeCoreError, failing
 
 
 class TooLarge(RuntimeCoreError):
-    """The file is larger than who asked takes."""
+    """The file is larger than the caller allows."""
 
 
 def read_foreign(root: int, path: str, most: int) -> bytes:
-    """The regular file `path` inside the directory open at `root`; nothing where there is none.
+    """Read the regular file `path` inside the directory open at `root`; b"" if there is none.
 
-    The caller sees the host's /proc. Raises TooLarge beyond `most` bytes, OperationFailed.
+    The caller must have the host's /proc. Raises TooLarge beyond `most` bytes, and OperationFailed.
     """
     with failing("read", path):
         try:
@@ -40,7 +40,7 @@ def read_foreign(root: int, path: str, most: int) -> bytes:
 
 
 def _read(seen: int, most: int) -> bytes:
-    """Of what is open O_PATH: looked at first, and then that very file opened, not what has its name by now."""
+    """Check the file that is open O_PATH, and then open exactly that file, whatever has its name by now."""
     if not stat.S_ISREG(os.fstat(seen).st_mode):
         return b""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

@@ -1,4 +1,4 @@
-"""Whether mounts fit to what an image has in their places, as far as that can be told before anything is mounted."""
+"""Checks mounts against what the image has at their destinations, as far as possible before mounting."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ALWAYS_COVERED: Final = ("/dev", "/proc", "/sys")
 
 
 def check_mount_points(root: int, wanted: Sequence[MountPoint], trees: Mapping[str, int]) -> None:
-    """Refuse a file over a directory of the image open at `root`, and a directory over what is none.
+    """Refuse to mount a file on a directory of the image open at `root`, or a directory on anything else.
 
-    Each of `wanted` tells by `directory`, or by the one of `trees` that `tree` names, what it is. What another mount
-    covers is not the image's to tell. Raises WrongMountPoint.
+    Each of `wanted` is a directory if `directory` says so, or if the tree of `trees` named by `tree` is one.
+    Destinations that another mount covers are not checked. Raises WrongMountPoint.
     """
     destinations = [mount.destination for mount in wanted]
     for index, mount in enumerate(wanted):
@@ -40,11 +40,11 @@ def check_mount_points(root: int, wanted: Sequence[MountPoint], trees: Mapping[s
 
 
 def _found(root: int, destination: str) -> tuple[str, bool] | None:
-    """Where that leads to in the image, and whether there is a directory; None where there is nothing yet."""
+    """Return where the destination leads in the image and whether it is a directory; None if it does not exist."""
     try:
         fd = open_in_root(root, destination, os.O_PATH)
     except OSError:
-        return None  # the start says so, if it still is so
+        return None  # the start will report the error
     try:
         return os.readlink(f"/proc/self/fd/{fd}"), stat.S_ISDIR(os.fstat(fd).st_mode)
     finally:

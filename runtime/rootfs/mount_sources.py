@@ -1,4 +1,4 @@
-"""What a container's mounts take from the host: detached mounts, made before its own mount namespace is entered."""
+"""Opens what mounts take from the host, as detached mounts, before the container's mount namespace is entered."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-# File systems that need no path of the host to be made.
+# File systems that can be mounted without a path of the host.
 _OF_NO_PATH: Final = frozenset({"tmpfs", "ramfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2"})
 
 
 @dataclass(frozen=True, slots=True)
 class CgroupView:
-    """What a container sees at a `cgroup` mount: (name below the mount point, host directory), links to names.
+    """What a container sees at a `cgroup` mount: (name below the mount point, host directory), and links to names.
 
-    One directory with the name "" is a v2 tree mounted at the point itself.
+    A single directory with the name "" is a v2 tree, mounted at the mount point itself.
     """
 
     directories: tuple[tuple[str, str], ...]
@@ -35,10 +35,10 @@ class CgroupView:
 def open_sources(
     plans: Sequence[MountPlan], cgroups: CgroupView, trees: Mapping[str, int], users: UserNamespaces
 ) -> dict[int, list[int]]:
-    """Detached mounts of what the plans take from the host, by the plan's index; of cgroups one for each directory.
+    """Open detached mounts of what the plans take from the host, by plan index; one per directory for cgroups.
 
-    `trees` are detached mounts that stand for the paths which name them, ready as they are. What is `inside` the
-    container's own root is not there yet.
+    `trees` maps sources to detached mounts that are ready to use. Sources `inside` the container's root are skipped:
+    they do not exist yet.
     """
     sources: dict[int, list[int]] = {}
     for index, plan in enumerate(plans):
@@ -58,18 +58,18 @@ def open_sources(
 
 
 def _of_a_path(plan: MountPlan) -> int:
-    """A new file system whose source or options may be paths of the host, such as a disk's or an overlay's."""
+    """Make a new file system whose source or options may be host paths, such as a disk or an overlay."""
     read_only = (plan.attr_set | plan.tree_attr_set) & sys.MOUNT_ATTR_RDONLY
     if read_only and os.path.exists(plan.source) and stat.S_ISBLK(os.stat(plan.source).st_mode):
-        # The device may be read-only itself, and is not to be written to by the mounting either.
+        # The device may be read-only; and the mount itself must not write to it.
         plan = replace(plan, data=(("ro", None), *plan.data))
     return new_filesystem(replace(plan, attr_set=0))
 
 
 def new_filesystem(plan: MountPlan, context: int = -1) -> int:
-    """A detached mount of a new instance of the plan's file system type, bound to the caller's namespaces.
+    """Return a detached mount of a new instance of the plan's file system, owned by the caller's namespaces.
 
-    Or of what was opened by others before: `context` is then closed.
+    `context` is a file system context that was opened before, or -1. It is closed.
     """
     if context < 0:
         context = sys.fsopen(plan.type)

@@ -1,6 +1,6 @@
-"""The overlay file system of a container's rootfs, as a detached mount (overlayfs.rst, fsopen(2)).
+"""Mounts the overlay of a container's rootfs as a detached mount (overlayfs.rst, fsopen(2)).
 
-A detached mount is in no mount table: whoever holds its descriptor holds it up, and it is gone with the last one.
+A detached mount is in no mount table. It lives as long as a process has its descriptor.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _VOLUME_ATTRS: Final = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID |
 
 
 def mount_overlay(lower: Sequence[str], upper: str = "", work: str = "", label: str = "") -> int:
-    """A descriptor of a detached overlay mount: `lower` topmost first, `upper` and `work` on one file system.
+    """Return a descriptor of a detached overlay. `lower` is topmost first; `upper` and `work` share a file system.
 
-    Without `upper` it takes two lower layers or more and is read-only. `label` is SELinux's of all files in it.
+    Without `upper` it needs at least two lower layers and is read-only. `label` is the SELinux label of all its files.
 
-    Mounted `volatile` where the kernel can (5.10): a container's writable layer is never mounted again after a
-    crash of the machine, so nothing is lost by not syncing it at unmount. Single-threaded callers only: the working
-    directory changes for a moment.
+    The mount is `volatile` where the kernel supports it (5.10), i.e. not synced at unmount: after a crash of the
+    machine a container's writable layer is never mounted again. Only for single-threaded callers: the working directory
+    changes meanwhile.
     """
     ways: list[Callable[[], int]] = [
         lambda: _mount_joined(lower, upper, work, label, volatile=bool(upper)),
@@ -53,11 +53,11 @@ def mount_overlay(lower: Sequence[str], upper: str = "", work: str = "", label: 
 def mount_mapped_overlay(
     lower: Sequence[str], upper: str, work: str, namespace: int, template: int, label: str = ""
 ) -> int:
-    """The same with the layers' owners as the user namespace open at `namespace` maps them (Linux 5.19).
+    """Mount an overlay whose layers are id-mapped by the user namespace open at `namespace` (Linux 5.19).
 
-    An overlay itself cannot be id-mapped, the mounts of its layers can. The upper one is not: the overlay makes its
-    own files there as the host's root, and what the container owns is there by the ids that it has on the host.
-    `template` is the empty mount namespace, in a copy of which the layers get names.
+    An overlay cannot be id-mapped, but its layers' mounts can. The upper layer is not mapped: the overlay makes its own
+    files there as the host's root, and the container's files have the ids of the host. In a copy of `template`, the
+    empty mount namespace, the layers get paths.
     """
     with contextlib.ExitStack() as undo:
         trees = _layer_trees(lower, namespace, undo)
@@ -73,10 +73,10 @@ def mount_mapped_overlay(
 
 
 def mount_image(lower: Sequence[str], sub_path: str, namespace: int, template: int) -> int:
-    """A descriptor of a detached read-only mount of an image's files, or of what `sub_path` is in them.
+    """Return a descriptor of a detached read-only mount of an image's files, or of `sub_path` in them.
 
-    `namespace` is a user namespace to map owners by, -1 for none. Symbolic links on the way to `sub_path` stay in the
-    image. Raises OperationFailed, ENOENT if there is no such path.
+    `namespace` is a user namespace that maps the owners, -1 for none. Symbolic links in `sub_path` cannot leave the
+    image. Raises OperationFailed, with ENOENT if the path does not exist.
     """
     with contextlib.ExitStack() as undo:
         trees = _layer_trees(lower, namespace, undo)
@@ -115,9 +115,9 @@ def _clone(path: str, undo: contextlib.ExitStack) -> int:
 
 @contextlib.contextmanager
 def _attached(trees: Mapping[str, int], template: int) -> Iterator[None]:
-    """The caller where the detached mounts have names below ATTACH_POINT, and nobody else sees them.
+    """Enter a mount namespace where the detached mounts have paths below ATTACH_POINT that nobody else sees.
 
-    Overlayfs takes no detached mounts as layers, nor does the kernel clone parts of them, before Linux 6.14.
+    Before Linux 6.14 overlayfs takes no detached mounts as layers, and the kernel cannot clone a part of one.
     """
     with failing("attach", "image layers"), userns.inside(template, syscalls.CLONE_NEWNS):
         syscalls.unshare(syscalls.CLONE_NEWNS)
@@ -143,12 +143,12 @@ def _sub_tree(image: int, sub_path: str, template: int) -> int:
 
 @functools.cache
 def layers_can_be_appended() -> bool:
-    """Whether the kernel has `lowerdir+` (6.5). Asked once, by the zygote: those without it log every attempt."""
+    """Return whether the kernel has `lowerdir+` (6.5). Asked once, by the zygote: older kernels log each attempt."""
     context = syscalls.fsopen("overlay")
     try:
         for layer in ("/usr", "/etc"):
             syscalls.fsconfig_string(context, "lowerdir+", layer)
-        syscalls.fsconfig_create(context)  # only here does an old kernel say what it does not know
+        syscalls.fsconfig_create(context)  # an old kernel refuses only here
     except OSError:
         return False
     finally:
@@ -173,19 +173,19 @@ def _configure(lower: Sequence[tuple[str, str]], upper: str, work: str, label: s
 
 
 def _mount_joined(lower: Sequence[str], upper: str, work: str, label: str, *, volatile: bool) -> int:
-    """All lower layers in one string, named relative to their common parent to be short."""
+    """Mount with all lower layers in one string, relative to their common parent to keep it short."""
     base = os.path.commonpath([os.path.dirname(directory) for directory in lower])
     joined = ":".join(os.path.relpath(directory, base) for directory in lower)
     with contextlib.chdir(base):
         if len(joined) <= _OLD_VALUE_LIMIT:
             return _configure([("lowerdir", joined)], upper, work, label, volatile=volatile)
         own = f",upperdir={upper},workdir={work}" if upper else ""
-        own += f',context="{label}"' if label else ""  # there are commas in labels
+        own += f',context="{label}"' if label else ""  # labels contain commas
         return _mount_and_detach(f"lowerdir={joined}{own}" + ",volatile" * volatile, upper or lower[0])
 
 
 def _mount_and_detach(options: str, upper: str) -> int:
-    """mount(2) takes a page of options; the mount is attached for a moment, then only its clone is left."""
+    """Mount with mount(2), which takes a page of options: attach the mount, clone it, and unmount it."""
     point = upper + ".mount"
     os.mkdir(point, 0o700)
     try:

@@ -1,6 +1,6 @@
-"""Mount options of the OCI configuration, parsed into what the mount API takes (runtime-spec config.md, "Mounts").
+"""Parses the mount options of the OCI configuration for the mount API (runtime-spec config.md, "Mounts").
 
-Nothing here touches the kernel: `rootfs` does what these values say.
+Nothing here touches the kernel: `tree` carries the plans out.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _PROPAGATION: Final[Mapping[str, int]] = {
     "unbindable": sys.MS_UNBINDABLE,
 }
 _COPY_UP: Final = "tmpcopyup"
-_KEPT_BY_REMOUNT: Final = "remount"  # of mount(8): what is not named stays
-# What a bind mount can lose or gain: runc's users take those that are not named for absent.
+_KEPT_BY_REMOUNT: Final = "remount"  # as in mount(8): flags that are not named stay
+# Flags that a bind mount can lose or gain. As in runc, a flag that is not named is off.
 RESTRICTIONS: Final[Mapping[str, int]] = {
     "ro": sys.MOUNT_ATTR_RDONLY,
     "nosuid": sys.MOUNT_ATTR_NOSUID,
@@ -56,14 +56,14 @@ RESTRICTIONS: Final[Mapping[str, int]] = {
     "nosymfollow": sys.MOUNT_ATTR_NOSYMFOLLOW,
 }
 _RESTRICTIONS: Final = sum(RESTRICTIONS.values())
-# What SELinux labels by itself, or as the file system's own rules say.
-_LABELLED_OTHERWISE: Final = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue"})
+# File systems that SELinux labels itself or by its own rules.
+_LABELLED_BY_SELINUX: Final = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue"})
 IGNORED: Final = frozenset({"defaults", "async", "auto", "remount", "user", "nouser", "silent", "loud"})
 
 
 @dataclass(frozen=True, slots=True)
 class MountPlan:
-    """One mount: attributes set and cleared on the mount itself and on its whole tree, propagation, fs data."""
+    """How to make one mount. Attributes of the mount itself and of its whole tree are separate."""
 
     destination: str
     type: str
@@ -77,12 +77,12 @@ class MountPlan:
     propagation: int = 0
     propagation_recursive: bool = False
     data: tuple[tuple[str, str | None], ...] = ()
-    idmap: IDMappings | None = None  # how owners of files in a bind mount are shown
+    idmap: IDMappings | None = None  # maps the owners of files in a bind mount
     idmap_recursive: bool = False
-    copy_up: bool = False  # a tmpfs that begins with what it covers
-    exact: bool = False  # a bind mount loses the source's restrictions that are not named, where the kernel lets it
-    locked: bool = False  # a bind mount for a user namespace, which never loses a restriction of its source
-    inside: str | None = None  # a bind mount's source is this path in the container's own root
+    copy_up: bool = False  # a tmpfs that starts with a copy of what it covers
+    exact: bool = False  # a bind mount loses all restrictions that are not named, if the kernel allows it
+    locked: bool = False  # a bind mount for a user namespace keeps all restrictions of its source
+    inside: str | None = None  # the bind mount's source, if it is inside the container's root
 
 
 def plan_mount(
@@ -90,8 +90,8 @@ def plan_mount(
 ) -> MountPlan:
     """Parse one entry of `mounts`. `path` is its JSON path, for errors; `container` maps its user namespace's ids.
 
-    `exact`: a bind mount of which a flag is named has those that are named and no others, as runc has it; else it keeps
-    its source's. Raises SpecError.
+    `exact`: as in runc, a bind mount with any named flag has exactly the named ones. Otherwise it keeps its source's
+    flags too. Raises SpecError.
     """
     bind = mount.type == "bind"
     recursive = False
@@ -122,9 +122,9 @@ def plan_mount(
             key, equals, value = option.partition("=")
             data.append((key, value if equals else None))
     if copy_up and (bind or mount.type != "tmpfs"):
-        raise SpecError(f"{path}.options", f"{_COPY_UP!r} is for a tmpfs")
+        raise SpecError(f"{path}.options", f"{_COPY_UP!r} works only for a tmpfs")
     if bind and not mount.source:
-        raise SpecError(f"{path}.source", "a bind mount needs one")
+        raise SpecError(f"{path}.source", "is required for a bind mount")
     named = bool(attr_set or attr_clear) and _KEPT_BY_REMOUNT not in mount.options
     return MountPlan(
         destination=absolute(mount.destination),
@@ -148,25 +148,25 @@ def plan_mount(
 
 
 def absolute(destination: str) -> str:
-    """A mount's destination in its shortest form, from `/` if it is relative: runc takes it so, if deprecated."""
+    """Return the destination normalised and absolute. As in runc, a relative one (deprecated) starts at `/`."""
     return "/" + os.path.normpath("/" + destination).lstrip("/")
 
 
 def cleared(plan: MountPlan) -> int:
-    """The attributes to clear beside the setting of `attr_set`."""
-    # The access-time bits are one field: the kernel wants all of it cleared when any of it is set.
+    """Return the attributes to clear when `attr_set` is set."""
+    # The access-time bits are one field: to set any of them the kernel requires clearing all.
     return plan.attr_clear | (sys.MOUNT_ATTR_ATIME if plan.attr_set & sys.MOUNT_ATTR_ATIME else 0)
 
 
 def cleared_exactly(plan: MountPlan) -> int:
-    """The same for a plan that is `exact`."""
+    """Return the attributes to clear for an `exact` plan."""
     return cleared(plan) | _RESTRICTIONS & ~plan.attr_set
 
 
 def _idmap(
     mount: oci.Mount, path: str, container: IDMappings | None, *, asked: bool, bind: bool
 ) -> IDMappings | None:
-    """The mount's own mappings; those of the container's user namespace when only an option asks for some."""
+    """Return the mount's own mappings, or the user namespace's if only an option asks for id-mapping."""
     listed = bool(mount.uid_mappings), bool(mount.gid_mappings)
     if not asked and not any(listed):
         return None
@@ -175,14 +175,14 @@ def _idmap(
     if all(listed):
         return IDMappings(mount.uid_mappings, mount.gid_mappings)
     if any(listed):
-        raise SpecError(f"{path}.uidMappings", "uidMappings and gidMappings are needed together")
+        raise SpecError(f"{path}.uidMappings", "uidMappings and gidMappings must be given together")
     if container is None:
-        raise SpecError(f"{path}.options", "idmap needs uidMappings and gidMappings, or a user namespace's")
+        raise SpecError(f"{path}.options", "idmap needs uidMappings and gidMappings, or a user namespace")
     return container
 
 
 def _owned(plan: MountPlan, container: IDMappings) -> MountPlan:
-    """The plan with ids in the file system's own options as the host has them: its maker is the host's root."""
+    """Convert ids in the file system's own options to the host's, since the host's root mounts it."""
     ids = {"uid": container.uid, "gid": container.gid}
     data = tuple(
         (key, str(ids[key](int(value))) if key in ids and value is not None and value.isdecimal() else value)
@@ -195,9 +195,9 @@ def _owned(plan: MountPlan, container: IDMappings) -> MountPlan:
 
 
 def plan_mounts(spec: oci.Spec, container: IDMappings | None = None, *, exact: bool = False) -> list[MountPlan]:
-    """All of the configuration's mounts, in its order; `container` maps the ids of its user namespace, if it has one.
+    """Plan all mounts of the configuration in order. `container` maps the ids of its user namespace, if it has one.
 
-    `exact` is `plan_mount`'s. Raises SpecError naming the entry.
+    For `exact` see `plan_mount`. Raises SpecError, which names the entry.
     """
     plans = [plan_mount(mount, f"mounts[{index}]", container, exact=exact) for index, mount in enumerate(spec.mounts)]
     if container is not None:
@@ -207,7 +207,7 @@ def plan_mounts(spec: oci.Spec, container: IDMappings | None = None, *, exact: b
 
 
 def _labelled(plan: MountPlan, label: str) -> MountPlan:
-    if plan.bind or plan.type in _LABELLED_OTHERWISE:
+    if plan.bind or plan.type in _LABELLED_BY_SELINUX:
         return plan
     return replace(plan, data=(*plan.data, ("context", label)))
 
@@ -219,6 +219,6 @@ ROOTFS_PROPAGATION: Final[Mapping[str, tuple[int, bool]]] = {
 
 
 def known_options() -> list[str]:
-    """The mount options that are parsed here; others go to the file system as its data."""
+    """Return the mount options that crisp parses itself. Others are passed to the file system."""
     names = {*_ATTRIBUTES, *_PROPAGATION, *IGNORED, "bind", "idmap", "ridmap", _COPY_UP}
     return sorted(names | {f"r{name}" for name in (*_ATTRIBUTES, *_PROPAGATION, "bind")})

@@ -1,13 +1,13 @@
-"""A container's file system tree, built by descriptors: no path inside the container is ever resolved by string.
+"""Builds a container's file system tree by descriptors. No path inside the container is resolved as a string.
 
-Three phases, because a container's mount namespace starts as a copy of an almost empty one:
+There are three phases, because a container's mount namespace starts as a copy of an almost empty one:
 
-1. `mount_sources.open_sources`, in the host's mount namespace: what is bind-mounted or on the host's disks, detached;
-2. `Rootfs.attach` and `Rootfs.populate`, in the container's: the tree is put together under the root's descriptor;
-3. `Rootfs.pivot` and `Rootfs.restrict`: it becomes `/`, and masked and read-only paths are covered.
+1. `mount_sources.open_sources`, in the host's mount namespace, opens bind sources and disks as detached mounts;
+2. `Rootfs.attach` and `Rootfs.populate`, in the container's, put the tree together below the root's descriptor;
+3. `Rootfs.pivot` and `Rootfs.restrict` make it `/`, and cover masked and read-only paths.
 
-Image content is hostile: each target is opened with openat2(2) RESOLVE_IN_ROOT, and `/proc` and `/sys` may not be
-symbolic links at all (runc's CVE-2019-19921 and CVE-2021-30465 were such races).
+Image content is hostile: every target is opened with openat2(2) RESOLVE_IN_ROOT, and `/proc` and `/sys` must not be
+symbolic links (runc's CVE-2019-19921 and CVE-2021-30465 were such races).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ ATTACH_POINT: Final = "/rootfs"  # the one directory of the empty mount namespac
 
 
 class Rootfs:
-    """The tree under the mount open at `root`; owns that descriptor.
+    """The tree below the mount open at `root`; owns that descriptor.
 
-    Its maker is root of the machine. What it makes belongs to the root of a user namespace, if `users` has one.
+    The caller is root of the machine. If `users` has a user namespace, new files belong to that namespace's root.
     """
 
     def __init__(self, root: int, users: UserNamespaces | None = None) -> None:
@@ -55,13 +55,13 @@ class Rootfs:
         self._users = users or UserNamespaces()
         self._container = container = self._users.mappings
         self._owner = container.root if container else (0, 0)
-        self._until_finished: list[tuple[int, int]] = []  # mounts, and what of their attributes forbids mount points
-        self.proc_contexts: list[int] = []  # of the container's PID namespace, where its maker is not in that
-        # Clones of the host's own, by path: what root of a user namespace cannot make or mount.
-        self.lent: Mapping[str, int] = {}
+        self._until_finished: list[tuple[int, int]] = []  # mounts, with attributes that forbid making mount points
+        self.proc_contexts: list[int] = []  # opened for the container's PID namespace, if we are not in it
+        # Clones of host paths, by path: what root of a user namespace cannot make or mount.
+        self.host_trees: Mapping[str, int] = {}
 
     def attach(self, point: str = ATTACH_POINT) -> None:
-        """Put the detached root mount into the caller's mount namespace, on the directory `point`."""
+        """Attach the detached root mount to the directory `point` in the caller's mount namespace."""
         with failing("attach", "rootfs"):
             sys.move_mount(self.root, sys.AT_FDCWD, point)
 
@@ -72,7 +72,7 @@ class Rootfs:
         cgroups: CgroupView,
         devices: Sequence[oci.Device],
     ) -> None:
-        """Make the mounts in order, then the device nodes and links of `/dev`."""
+        """Make the mounts in order, then the device nodes and links in `/dev`."""
         dev_is_ours = True
         for index, plan in enumerate(plans):
             with failing(f"mount `{plan.type or plan.source}` on", plan.destination):
@@ -80,7 +80,7 @@ class Rootfs:
                     self._mount(plan, sources.get(index, ()), cgroups)
                 except NotADirectoryError as error:
                     about = f"mount `{plan.source or plan.type}` on"
-                    reason = "a part of that path is a file in the container"
+                    reason = "a component of that path is a file in the container"
                     raise WrongMountPoint(about, f"`{plan.destination}`", reason) from error
             dev_is_ours = dev_is_ours and not (plan.bind and plan.destination == "/dev")
         if dev_is_ours:
@@ -110,15 +110,15 @@ class Rootfs:
                 sys.mount_setattr(mount, "", sys.AT_EMPTY_PATH, attr_set=plan.attr_set, attr_clr=cleared(plan))
         elif plan.copy_up:
             mount = self._copied_up(plan)
-        elif plan.type == "sysfs" and "/sys" in self.lent:
-            mount, late = self._lent_sysfs(replace(plan, attr_set=attributes)), 0
+        elif plan.type == "sysfs" and "/sys" in self.host_trees:
+            mount, late = self._mount_sysfs(replace(plan, attr_set=attributes)), 0
         elif plan.type == "tmpfs":
             mount = new_filesystem(self._with_mode(plan))
         elif plan.type == "proc" and self.proc_contexts:
             mount = new_filesystem(plan, self.proc_contexts.pop())
         else:
             mount = new_filesystem(plan)
-        # An image can make /proc or /sys a symbolic link, to have them somewhere else than masks are put.
+        # An image could make /proc or /sys a symbolic link to a place where no masks are put.
         follow = plan.type not in ("proc", "sysfs")
         self._place(mount, plan.destination, is_directory=True, what=plan.type, follow=follow)
         if plan.propagation:
@@ -127,12 +127,12 @@ class Rootfs:
         self._set_late(mount, late)
 
     def _set_late(self, mount: int, attributes: int) -> None:
-        """Have `restrict` set them: later mounts, devices and links may need to be made below."""
+        """Let `restrict` set the attributes, so that later mounts, devices and links can still be made below."""
         if attributes:
             self._until_finished.append((mount, attributes))
 
     def _with_mode(self, plan: MountPlan) -> MountPlan:
-        """A tmpfs for which no mode is given has that of the directory which it covers, where there is one."""
+        """Give a tmpfs without a mode the mode of the directory that it covers, if there is one."""
         if any(key == "mode" for key, _value in plan.data):
             return plan
         covered = self._existing(plan.destination)
@@ -143,7 +143,7 @@ class Rootfs:
         return replace(plan, data=(("mode", f"{mode:o}"), *plan.data))
 
     def _copied_up(self, plan: MountPlan) -> int:
-        """A new file system with what is in the directory that it is going to cover."""
+        """Make a new file system with a copy of the directory that it will cover."""
         covered = self.open_target(plan.destination, is_directory=True)
         try:
             self._check_kind(covered, plan.destination, is_directory=True, what=plan.type)
@@ -155,12 +155,12 @@ class Rootfs:
         finally:
             os.close(covered)
 
-    def _lent_sysfs(self, plan: MountPlan) -> int:
-        """A new sysfs where the network namespace is the container's own, else the host's, as restricted."""
+    def _mount_sysfs(self, plan: MountPlan) -> int:
+        """Mount a new sysfs if the container owns its network namespace, else the host's, with its restrictions."""
         try:
             return new_filesystem(plan)
         except PermissionError:
-            tree = self.lent["/sys"]
+            tree = self.host_trees["/sys"]
             flags = sys.AT_EMPTY_PATH | sys.AT_RECURSIVE
             sys.mount_setattr(tree, "", flags, attr_set=plan.attr_set, propagation=sys.MS_SLAVE)
             return tree
@@ -190,9 +190,10 @@ class Rootfs:
             os.close(target)
 
     def _open_point(self, path: str, *, is_directory: bool, follow: bool) -> int:
-        """As `open_target`; a link of the image's leads anywhere inside, but not onto its /proc or /sys.
+        """Open a mount point like `open_target`.
 
-        What covers those takes the masks' place, and they are found no more.
+        Links of the image may lead anywhere inside, except onto /proc or /sys. A mount on those would hide them, and
+        the masks would land in the wrong place.
         """
         try:
             return self.open_target(path, is_directory=is_directory, follow=False)
@@ -206,14 +207,14 @@ class Rootfs:
         return target
 
     def _check_kind(self, target: int, destination: str, *, is_directory: bool, what: str) -> None:
-        """The kernel says EINVAL to a file over a directory, or the other way round."""
+        """Refuse a file on a directory and vice versa, for which the kernel would only say EINVAL."""
         if stat.S_ISDIR(os.fstat(target).st_mode) != is_directory:
             raise WrongMountPoint.of(what, destination, is_directory=is_directory)
 
     def open_target(self, path: str, *, is_directory: bool, follow: bool = True) -> int:
-        """A path descriptor of a mount point inside the root, made with its parents (0755, files 0644) if missing.
+        """Open (O_PATH) a mount point inside the root. Make it and its parents if missing (0755, files 0644).
 
-        Where links of the image lead to what is missing, it is made where they lead to, inside.
+        If links of the image lead to a missing path, that path is made, inside the root.
         """
         resolve = sys.IN_ROOT | (0 if follow else sys.RESOLVE_NO_SYMLINKS)
         path = os.path.normpath("/" + path).lstrip("/") or "."
@@ -238,7 +239,7 @@ class Rootfs:
         try:
             return self._container.uid(device.uid or 0), self._container.gid(device.gid or 0)
         except SpecError:
-            return 0, 0  # the container sees them as nobody's, as it does a file of a host's user
+            return 0, 0  # not mapped: the container sees nobody, as for any file of a host user
 
     def _make_devices(self, devices: Sequence[oci.Device]) -> None:
         directory = self.open_target("/dev", is_directory=True)
@@ -255,8 +256,8 @@ class Rootfs:
             os.close(directory)
 
     def _make_device(self, device: oci.Device) -> None:
-        if device.path in self.lent:
-            self._place(self.lent[device.path], device.path, is_directory=False, what=device.path)
+        if device.path in self.host_trees:
+            self._place(self.host_trees[device.path], device.path, is_directory=False, what=device.path)
             return
         parent_path, name = os.path.split(device.path)
         parent = self.open_target(parent_path, is_directory=True)
@@ -272,7 +273,7 @@ class Rootfs:
                     raise
                 if (found.st_mode, found.st_uid, found.st_gid) == (kind | mode, *owner):
                     return
-                # Made anew, not changed: by its name, chmod(2) would follow what somebody puts there meanwhile.
+                # Recreate it instead of changing it: chmod(2) by name would follow a link that replaced it meanwhile.
                 os.unlink(name, dir_fd=parent)
                 _make_node(name, parent, kind | mode, number)
             if owner != (0, 0):
@@ -281,7 +282,7 @@ class Rootfs:
             os.close(parent)
 
     def pivot(self) -> None:
-        """Make the tree the caller's `/` and let go of everything outside (pivot_root(2))."""
+        """Make the tree the caller's `/` and unmount everything else (pivot_root(2))."""
         with failing("pivot into", "rootfs"):
             os.fchdir(self.root)
             sys.pivot_root(".", ".")
@@ -289,9 +290,9 @@ class Rootfs:
             os.chdir("/")
 
     def restrict(self, linux: oci.Linux, *, readonly: bool) -> None:
-        """Cover masked paths, make read-only paths so, and apply the root's own propagation and read-only flag.
+        """Cover masked paths, make read-only paths read-only, set the root's own propagation and read-only flag.
 
-        From here on nothing can be made below mounts that are to be read-only.
+        After this nothing can be made below read-only mounts.
         """
         for mount, attributes in self._until_finished:
             sys.mount_setattr(mount, "", sys.AT_EMPTY_PATH, attr_set=attributes)
@@ -336,7 +337,7 @@ class Rootfs:
         null = sys.open_in_root(self.root, "/dev/null", os.O_PATH)
         try:
             status = os.fstat(null)
-            # The image or a racing container may have put something else there (CVE-2025-31133).
+            # The image or a racing container may have replaced it (CVE-2025-31133).
             if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
                 raise OperationFailed("use", "/dev/null", errno.EINVAL)
             return sys.open_tree(null, "", sys.AT_EMPTY_PATH | sys.OPEN_TREE_CLONE)
@@ -353,10 +354,10 @@ class Rootfs:
 
 
 def propagate_again(plans: Sequence[MountPlan], linux: oci.Linux) -> None:
-    """Make mounts shared and unbindable that are to be: for who is in the finished root, and in a user namespace.
+    """Make mounts shared or unbindable again. For callers in the finished root and in the user namespace.
 
-    There the kernel made slaves of all that were shared (mount_namespaces(7)), which can be shared again, and Linux
-    6.17 and later forgot what was unbindable. What a later mount covers is left alone.
+    When the user namespace was entered, the kernel made all shared mounts slaves (mount_namespaces(7)); they can be
+    shared again. Linux 6.17 and later also forgets unbindable. Mounts that a later one covers are skipped.
     """
     wanted = [(plan.destination, plan.propagation, plan.propagation_recursive) for plan in plans]
     if linux.rootfs_propagation:
@@ -397,5 +398,5 @@ def _symlink(target: str, name: str, directory: int) -> bool:
     try:
         os.symlink(target, name, dir_fd=directory)
     except FileExistsError:
-        return False  # the image's /dev, or a bind of the host's, brought its own
+        return False  # it comes from the image's /dev or from a bind mount
     return True

@@ -1,1 +1,1 @@
-"""Seccomp filters: compiled, intersected, loaded, and passed by what has to follow."""
+"""Compiles, intersects and loads seccomp filters, and lets the runtime's own late calls pass them."""

@@ -1,7 +1,7 @@
-"""Seccomp filters (seccomp(2), runtime-spec config-linux.md "Seccomp"): compiled by libseccomp, loaded without it.
+"""Compiles seccomp filters with libseccomp (seccomp(2), runtime-spec config-linux.md "Seccomp").
 
-`compile_filter` runs where pyseccomp can be imported: the daemon or the OCI command, never the zygote and its children,
-which only get the program's bytes for `load_filter`.
+`compile_filter` runs where pyseccomp can be imported: in the daemon and in crisp-oci. The zygote and its children get
+only the program's bytes, for `load_filter`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ACTIONS = {
     "SCMP_ACT_NOTIFY": _NOTIFY,
 }
 _ACTION_BITS = 0xFFFF0000
-_REFERRING = "SCMP_ACT_NOTIFY"
+_NOTIFYING = "SCMP_ACT_NOTIFY"
 _DENYING = (_KILL_THREAD, _KILL_PROCESS, _TRAP, _ERRNO)
 OPERATORS = {
     "SCMP_CMP_NE": 1,
@@ -50,20 +50,20 @@ OPERATORS = {
     "SCMP_CMP_GT": 6,
     "SCMP_CMP_MASKED_EQ": 7,
 }
-_HANDING_OVER = "sendmsg"  # the call by which a container's process gives its listener away
+_PASSING_CALL = "sendmsg"  # the call that passes the listener on
 _UNKNOWN_SYSCALL = -1
 _X32_BIT = 0x40000000  # x32's system calls share x86_64's audit architecture and have this bit
 
 
 
 def compile_filter(seccomp: Seccomp, *, listener: bool = False) -> bytes:
-    """The profile as a classic BPF program, an array of struct sock_filter.
+    """Compile the profile to a classic BPF program, an array of struct sock_filter.
 
-    `listener` says that the caller takes the filter's listener to where the profile wants it (SCMP_ACT_NOTIFY).
+    `listener`: the caller will pass the filter's listener to listenerPath (SCMP_ACT_NOTIFY).
 
-    System calls that libseccomp does not know are left out. Those newer than all that the profile names get ENOSYS
-    instead of a denying default, for C libraries try new calls first and fall back only on that answer.
-    Raises `SpecError` for a bad profile, `NotSupported` without libseccomp or a way for a listener.
+    System calls that libseccomp does not know are left out. If the default denies, calls newer than all in the profile
+    get ENOSYS instead, because C libraries try new calls first and fall back only on ENOSYS. Raises `SpecError` for an
+    invalid profile, `NotSupported` without libseccomp or if a listener is needed and not possible.
     """
     _check_listener(seccomp, listener)
     library = _libseccomp()
@@ -86,7 +86,7 @@ def compile_filter(seccomp: Seccomp, *, listener: bool = False) -> bytes:
 
 
 def filter_flags(seccomp: Seccomp) -> int:
-    """The profile's flags for seccomp(2). Raises `SpecError` for one that does not exist."""
+    """Return the profile's flags for seccomp(2). Raises `SpecError` for an unknown flag."""
     flags = 0
     for index, name in enumerate(seccomp.flags):
         if name not in FLAGS:
@@ -94,37 +94,37 @@ def filter_flags(seccomp: Seccomp) -> int:
         flags |= FLAGS[name]
     if not notifies(seccomp):
         return flags
-    # The kernel cannot give both answers in one number, and there is one thread.
+    # The kernel cannot return both a listener and a thread id. TSYNC is not needed: there is one thread.
     return flags & ~FLAGS["SECCOMP_FILTER_FLAG_TSYNC"] | SECCOMP_NEW_LISTENER
 
 
 def notifies(seccomp: Seccomp) -> bool:
-    """Whether some call is referred to a listener."""
-    return any(rule.action == _REFERRING for rule in seccomp.syscalls)
+    """Return whether a rule refers calls to a listener."""
+    return any(rule.action == _NOTIFYING for rule in seccomp.syscalls)
 
 
 def _check_listener(seccomp: Seccomp, possible: bool) -> None:
-    if seccomp.default_action == _REFERRING:
-        raise SpecError("linux.seccomp.defaultAction", f"{_REFERRING} is for single calls, not for all")
+    if seccomp.default_action == _NOTIFYING:
+        raise SpecError("linux.seccomp.defaultAction", f"{_NOTIFYING} cannot be the default action, only a rule's")
     if seccomp.listener_metadata and not seccomp.listener_path:
-        raise SpecError("linux.seccomp.listenerMetadata", "linux.seccomp.listenerPath is needed with it")
+        raise SpecError("linux.seccomp.listenerMetadata", "needs linux.seccomp.listenerPath")
     for index, rule in enumerate(seccomp.syscalls):
-        if rule.action != _REFERRING:
+        if rule.action != _NOTIFYING:
             continue
         if not possible:
-            raise NotSupported("compile", "seccomp filter", f"{_REFERRING} needs a listener, which crispd has none for")
+            raise NotSupported("compile", "seccomp filter", f"{_NOTIFYING} needs a listener, not supported by crispd")
         if not seccomp.listener_path:
-            raise SpecError("linux.seccomp.listenerPath", f"is required with {_REFERRING}")
-        if _HANDING_OVER in rule.names:
+            raise SpecError("linux.seccomp.listenerPath", f"is required with {_NOTIFYING}")
+        if _PASSING_CALL in rule.names:
             name = f"linux.seccomp.syscalls[{index}].names"
-            raise SpecError(name, f"{_HANDING_OVER} cannot be {_REFERRING}: the listener is handed over by it")
+            raise SpecError(name, f"{_PASSING_CALL} cannot be {_NOTIFYING}: the listener itself is passed on with it")
 
 
 def _libseccomp() -> Any:
     try:
         return __import__("pyseccomp")
     except (ImportError, RuntimeError, OSError) as error:
-        reason = f"libseccomp cannot be used: {error} (a crisp-oci outside the environment that crisp is installed in?)"
+        reason = f"cannot load libseccomp: {error}; run the crisp-oci of crisp's own environment"
         raise NotSupported("compile", "seccomp filter", reason) from error
 
 
@@ -147,7 +147,7 @@ def _architecture(library: Any, name: str, index: int) -> int:
 def _add(library: Any, program: Any, default: int, rule: SeccompRule, path: str) -> None:
     action = _action(path.removeprefix("linux.seccomp.") + ".action", rule.action, rule.errno_ret)
     if action == default:
-        return  # libseccomp refuses a rule that changes nothing
+        return  # libseccomp refuses a rule with the default's action
     alternatives = [[_comparison(library, arg, path) for arg in group] for group in _alternatives(rule.args)]
     for name in rule.names:
         number = library.resolve_syscall(library.Arch.NATIVE, name)
@@ -161,10 +161,10 @@ def _add(library: Any, program: Any, default: int, rule: SeccompRule, path: str)
 
 
 def _alternatives(args: tuple[SeccompArg, ...]) -> Iterable[tuple[SeccompArg, ...]]:
-    """Comparisons that must all hold, or sets of them of which one must.
+    """Return groups of comparisons: in a group all must hold, and one group suffices.
 
-    libseccomp compares an argument once in a rule. A profile with more comparisons of one argument means any of them:
-    the runtimes that Kubernetes profiles were written for read it so.
+    libseccomp compares each argument only once per rule. If a profile has several comparisons of one argument, any of
+    them suffices: the runtimes that Kubernetes profiles were written for read it so.
     """
     if len({arg.index for arg in args}) < len(args):
         return [(arg,) for arg in args]
@@ -178,7 +178,7 @@ def _comparison(library: Any, arg: SeccompArg, path: str) -> object:
 
 
 def _newest(library: Any, architectures: set[int], seccomp: Seccomp) -> dict[int, int]:
-    """The highest system call number that the profile names, by architecture."""
+    """Return the highest system call number in the profile, by architecture."""
     names = {name for rule in seccomp.syscalls for name in rule.names}
     newest = {}
     for architecture in architectures - {library.Arch.X32}:
@@ -189,7 +189,7 @@ def _newest(library: Any, architectures: set[int], seccomp: Seccomp) -> dict[int
 
 
 def _answer_enosys(newest: dict[int, int]) -> bytes:
-    """Instructions to run before the filter's own; jumps of classic BPF are relative, so those stay right."""
+    """Return instructions to put before the filter's own. Jumps of classic BPF are relative and stay valid."""
     return b"".join(instruction for each in sorted(newest.items()) for instruction in _enosys_above(*each))
 
 

@@ -1,6 +1,6 @@
-"""The intersection of two seccomp filters: one program whose answer is the stricter one of both (seccomp(2)).
+"""Intersects two seccomp filters: builds one program that returns the stricter answer of both (seccomp(2)).
 
-The kernel would do the same with two filters loaded one after the other, but the first may forbid to load the second.
+The kernel does the same for two filters loaded in turn, but the first may forbid loading the second.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter: code, jump if true,
 _RETURN, _RETURN_ACCUMULATOR, _JUMP = 0x06, 0x16, 0x05
 _LOAD_CONSTANT, _LOAD_CELL, _STORE_CELL = 0x00, 0x60, 0x02
 _AND, _ADD, _JUMP_IF_GREATER = 0x54, 0x04, 0x25
-_CELL = 15  # of the scratch memory's 16; libseccomp uses the first ones
+_CELL = 15  # the last of 16 scratch cells; libseccomp uses the first ones
 _ACTION_BITS = 0xFFFF0000
 _SIGN = (
-    0x80000000  # actions are ordered as signed numbers; with this added, as unsigned ones, which is what BPF compares
+    0x80000000  # actions are ordered as signed numbers, and BPF compares unsigned: add this first
 )
 _MOST = 4096  # instructions, BPF_MAXINSNS
 
@@ -25,31 +25,31 @@ Instruction = tuple[int, int, int, int]
 
 
 def intersect(first: bytes, second: bytes) -> bytes:
-    """A program that runs both and returns the stricter answer, `first`'s where they are equally strict.
+    """Build a program that runs both and returns the stricter answer, `first`'s if they are equally strict.
 
-    Strictness is the kernel's order: kill the process, kill the thread, trap, fail, refer, trace, log, allow. Raises
-    `SpecError` when both together are larger than the kernel takes, or for a filter that libseccomp would not write.
+    The kernel's order is: kill process, kill thread, trap, errno, notify, trace, log, allow. Raises `SpecError` if both
+    together are larger than the kernel allows, or for a filter that libseccomp would not write.
     """
     program = [*_without_returns(_decode(first), _remember), *_without_returns(_decode(second), _choose)]
     if len(program) > _MOST:
-        raise SpecError("linux.seccomp", f"with its base it has {len(program)} instructions; the kernel takes {_MOST}")
+        raise SpecError("linux.seccomp", f"has {len(program)} instructions with its base; the kernel takes {_MOST}")
     return b"".join(_INSTRUCTION.pack(*instruction) for instruction in program)
 
 
 def _decode(program: bytes) -> list[Instruction]:
     if not program or len(program) % _INSTRUCTION.size:
-        raise SpecError("linux.seccomp", f"a filter of {len(program)} bytes is no BPF program")
+        raise SpecError("linux.seccomp", f"a filter of {len(program)} bytes is not a BPF program")
     found = list(_INSTRUCTION.iter_unpack(program))
     for code, _, _, constant in found:
         if code == _RETURN_ACCUMULATOR or (code in (_LOAD_CELL, _STORE_CELL) and constant == _CELL):
-            raise SpecError("linux.seccomp", "a filter with computed answers cannot be intersected")
+            raise SpecError("linux.seccomp", "a filter with computed return values cannot be intersected")
     return found
 
 
 def _without_returns(program: list[Instruction], ending: _Ending) -> Iterator[Instruction]:
-    """The program with a jump in the place of each return, to what `ending` does with its answer, behind the program.
+    """Replace each return by a jump to an ending behind the program, which `ending` builds for each answer.
 
-    Nothing moves, so the program's own jumps, which are relative and mostly of 8 bits, stay right.
+    No instruction moves, so the program's own jumps, which are relative and mostly 8 bits wide, stay valid.
     """
     answers = list(dict.fromkeys(constant for code, _, _, constant in program if code == _RETURN))
     endings: list[Instruction] = []
@@ -66,12 +66,12 @@ def _without_returns(program: list[Instruction], ending: _Ending) -> Iterator[In
 
 
 def _remember(answer: int, behind: int) -> list[Instruction]:
-    """The first program's answer is kept, and the second begins behind the endings that follow this one."""
+    """Store the first program's answer and jump to the second program, behind the remaining endings."""
     return [(_LOAD_CONSTANT, 0, 0, answer), (_STORE_CELL, 0, 0, _CELL), (_JUMP, 0, 0, 3 * behind)]
 
 
 def _choose(answer: int, _behind: int) -> list[Instruction]:
-    """The second program's answer is returned if the one that was kept is laxer."""
+    """Return the stricter one of the second program's answer and the stored one."""
     return [
         (_LOAD_CELL, 0, 0, _CELL),
         (_AND, 0, 0, _ACTION_BITS),

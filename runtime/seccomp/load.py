@@ -1,4 +1,4 @@
-"""Loading a compiled seccomp filter (seccomp(2)), apart from its compiler, which a start may do without."""
+"""Loads a compiled seccomp filter (seccomp(2)). Separate from the compiler, which a start need not import."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from runtime.errors import failing
 
 
 def load_filter(bpf: bytes, flags: int) -> int:
-    """Puts the calling thread under the filter for good. Needs CAP_SYS_ADMIN or no_new_privs.
+    """Apply the filter to the calling thread for good. Needs CAP_SYS_ADMIN or no_new_privs.
 
-    Returns the descriptor of its listener, close-on-exec, if `flags` ask for one (SECCOMP_FILTER_FLAG_NEW_LISTENER),
-    else -1. Raises `OperationFailed`.
+    Returns the listener's descriptor, close-on-exec, if `flags` ask for one (SECCOMP_FILTER_FLAG_NEW_LISTENER), else
+    -1. Raises `OperationFailed`.
     """
     with failing("load", "seccomp filter"):
         listener = syscalls.load_filter(bpf, flags)

@@ -1,10 +1,10 @@
-"""System calls of a process that is under its container's filter, and is not the container's program yet.
+"""Makes the system calls of a process that has the container's filter but does not run its program yet.
 
-A filter without no_new_privs takes CAP_SYS_ADMIN to load, which no process may have that a container sees: the filter
-comes before the clone into the container's PID namespace (`runtime.process.bear`), and the clone would be up to a
-profile that was written for the program. Hence a few instructions go before the filter. They let the calls listed here
-pass when their sixth argument, which none of them has, is a number that nobody can guess, and that the execve takes out
-of the world. Without such a filter the number is 0, and the calls are what they always are.
+Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which no process visible to a container may have. So the
+filter is loaded before the clone into the container's PID namespace (`runtime.process.bear`), but it was written for
+the program and may forbid that clone. Therefore a few instructions precede the filter. They allow the calls listed here
+if their sixth argument, which none of them uses, is a secret random number that is gone after the execve. Without such
+a filter the number is 0, and the calls are ordinary ones.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
     "x86_64": (56, 46, 231, 126, 112, 16, 302, 314, 257, 437, 267, 138, 332, 0, 1, 3),
     "aarch64": (220, 211, 94, 91, 157, 29, 261, 274, 56, 437, 78, 44, 291, 63, 64, 57),
 }
-_MACHINE: Final = os.uname().machine  # not asked for later: a personality of a container's can make it another one
+_MACHINE: Final = os.uname().machine  # read once: a container's personality(2) can change what uname says
 _CLONE_FLAGS: Final = syscalls.CLONE_PARENT | syscalls.CLONE_PIDFD
-_ARGUMENTS: Final = 5  # of the calls listed, at most
+_ARGUMENTS: Final = 5  # at most, of the calls above
 _LOAD, _EQUAL, _RETURN, _ALLOW = 0x20, 0x15, 0x06, 0x7FFF0000  # classic BPF
 _NUMBER_AT, _ARCH_AT, _SIXTH_AT = 0, 4, 56  # in struct seccomp_data
 _SOL_SOCKET, _SCM_RIGHTS = 1, 1
@@ -40,7 +40,7 @@ _SOL_SOCKET, _SCM_RIGHTS = 1, 1
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """The calls, by their `word`. They raise OSError."""
+    """The calls, with `word` as their sixth argument. They raise OSError."""
 
     word: int = 0
 
@@ -49,11 +49,11 @@ class Passage:
         return cls(int.from_bytes(os.urandom(8), sys.byteorder) or 1)
 
     def before(self, program: bytes) -> bytes:
-        """The filter with what lets these calls through in front of it."""
+        """Return the filter with the instructions that allow these calls in front of it."""
         numbers = _NUMBERS[_MACHINE]
         last = len(numbers) - 1
-        # Arguments are looked at of these calls only: the kernel does not run a filter for a call that it has seen to
-        # be allowed by its number alone (SECCOMP_CACHE, Linux 5.11).
+        # Load arguments for these calls only: the kernel skips the filter for calls that it allows by number alone
+        # (SECCOMP_CACHE, Linux 5.11).
         rules = [
             (_LOAD, 0, 0, _ARCH_AT),
             (_EQUAL, 0, len(numbers) + 6, AUDIT_ARCHITECTURES[_MACHINE]),
@@ -74,13 +74,13 @@ class Passage:
         return syscalls.locked_syscall(number, *wide, ctypes.c_ulong(self.word), about=about or name)
 
     def clone(self) -> tuple[int, int]:
-        """A child of the caller's parent, in the PID namespace of its children to be. As `syscalls.clone` returns."""
+        """Clone a child of the caller's parent into the PID namespace set for children. Returns as `syscalls.clone`."""
         pidfd = ctypes.c_int(-1)
         pid = self.call("clone", _CLONE_FLAGS, 0, ctypes.byref(pidfd))
         return (pid, pidfd.value) if pid else (0, -1)
 
     def send(self, channel: int, text: bytes, descriptor: int) -> None:
-        """One message with one descriptor (unix(7))."""
+        """Send one message with one descriptor (unix(7))."""
         control = ctypes.create_string_buffer(struct.pack("@Niiii", 20, _SOL_SOCKET, _SCM_RIGHTS, descriptor, 0), 24)
         content = ctypes.create_string_buffer(text, len(text))
         vector = ctypes.create_string_buffer(struct.pack("@PN", ctypes.addressof(content), len(text)))

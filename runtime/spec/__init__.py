@@ -1,1 +1,1 @@
-"""config.json: the values it is read into, and the reading."""
+"""Parses config.json into typed values."""

@@ -1,4 +1,4 @@
-"""The devices that every container has, and what it may do with them (config-linux.md "Default Devices")."""
+"""Defines the devices that every container has, and their cgroup rules (config-linux.md "Default Devices")."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_DEVICES: Final = tuple(
         ("tty", 5, 0),
     )
 )
-# Any node may be made, and used are those of every /dev and terminals: console, ptmx, every pseudo-terminal.
+# mknod is allowed for any device; access is allowed to the default devices and terminals (console, ptmx, pts).
 DEFAULT_RULES: Final = (
     *(DeviceRule(allow=True, type=kind, access="m") for kind in "cb"),
     *(DeviceRule(allow=True, type=node.type, major=node.major, minor=node.minor) for node in DEFAULT_DEVICES),

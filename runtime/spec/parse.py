@@ -1,4 +1,4 @@
-"""config.json -> `spec` values: strict about types, silent about unknown members (config.md "Extensibility").
+"""Parses config.json into `values`. Checks types strictly and ignores unknown members (config.md "Extensibility").
 
 Every error is a `SpecError` that names the member by its JSON path.
 """
@@ -64,15 +64,15 @@ RLIMIT_TYPES = frozenset(
     }
 )
 _PROPAGATIONS = frozenset({"shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"})
-_SECCOMP_FLAGS = ("SECCOMP_FILTER_FLAG_SPEC_ALLOW",)  # of a profile that says nothing about any
+_SECCOMP_FLAGS = ("SECCOMP_FILTER_FLAG_SPEC_ALLOW",)  # default for a profile without flags
 _U32 = 2**32 - 1
 _U64 = 2**64 - 1
 _I64 = 2**63 - 1
-_SHOWN = 128  # characters of a value that a message repeats
+_SHOWN = 128  # most characters of a value in a message
 
 
 def _kind(value: Any) -> str:
-    """What JSON calls it. Where arguments, variables and annotations may be, a message tells no more: Secrets are."""
+    """Return the JSON type. Messages show only this for arguments, variables and annotations, which may be Secrets."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
@@ -81,7 +81,7 @@ def _kind(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A plain value, as far as a message shows one, or else what it is."""
+    """Format a plain value for a message, shortened; for other values return the JSON type."""
     text = repr(value) if isinstance(value, str | int | float) else _kind(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -106,9 +106,9 @@ _NAMES = frozenset(
 
 
 def spelled(members: Mapping[str, Any]) -> Mapping[str, Any]:
-    """One JSON object with the specification's spelling of its members' names.
+    """Return the members of a JSON object under the specification's spelling of their names.
 
-    Go's decoder, and so every runtime that callers know, takes them in any case; the last one counts.
+    Go's decoder, and so every runtime that callers know, ignores case. If a name occurs twice, the last one counts.
     """
     if _NAMES.issuperset(members):
         return members
@@ -117,7 +117,7 @@ def spelled(members: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class _Object:
-    """One JSON object being read. `path` is made of its parents' names, and used only by errors."""
+    """A JSON object that is being parsed. `path` is its JSON path, for errors."""
 
     __slots__ = ("members", "path")
 
@@ -250,7 +250,7 @@ class _Object:
 
 
 def _for_kernel(text: str) -> bool:
-    """Whether the kernel can be given it: no NUL, and of the halves of surrogate pairs only those that stand for bytes
+    """Return whether the kernel can take the text: no NUL, and no surrogates except those that stand for bytes
     which are not UTF-8 (PEP 383).
     """
     if "\0" in text:
@@ -265,7 +265,7 @@ def _for_kernel(text: str) -> bool:
 
 
 def parse(config: Mapping[str, Any]) -> Spec:
-    """The typed configuration of a container (runtime-spec config.md). Raises `SpecError`."""
+    """Parse the configuration of a container (runtime-spec config.md). Raises `SpecError`."""
     top = _Object(config, "")
     return Spec(
         oci_version=_version(top),
@@ -281,12 +281,12 @@ def parse(config: Mapping[str, Any]) -> Spec:
 
 
 def parse_process(process: Mapping[str, Any], path: str = "process") -> Process:
-    """The typed `process` object alone, as an exec gets it (config.md "Process"). Raises `SpecError`."""
+    """Parse a `process` object alone, for an exec (config.md "Process"). Raises `SpecError`."""
     return _process(_Object(process, path))
 
 
 def parse_resources(resources: Mapping[str, Any], path: str = "linux.resources") -> Resources:
-    """The typed `resources` alone, as an update gets it (config-linux.md "Control groups"). Raises `SpecError`."""
+    """Parse a `resources` object alone, for an update (config-linux.md "Control groups"). Raises `SpecError`."""
     return _resources(_Object(resources, path))
 
 

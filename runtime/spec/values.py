@@ -1,7 +1,7 @@
-"""The OCI runtime-spec configuration (1.3) as immutable values, named as the specification names its members.
+"""The OCI runtime-spec configuration (1.3) as immutable values. The names are the specification's.
 
-`parse.parse` makes them from a config.json. An absent string is "", an absent list or map is empty; None stands
-for an absent member only where absence differs from every value.
+`parse.parse` builds them from config.json. A missing string is "", a missing list or map is empty. None stands for a
+missing member only if that differs from every value.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class ConsoleSize:
-    """In characters."""
+    """The size of a terminal in characters."""
 
     height: int
     width: int
@@ -36,7 +36,7 @@ class ConsoleSize:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """Names such as "CAP_CHOWN", as the configuration has them."""
+    """Capability names such as "CAP_CHOWN", as in the configuration."""
 
     bounding: frozenset[str] = frozenset()
     effective: frozenset[str] = frozenset()
@@ -47,7 +47,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Rlimit:
-    """`type` is "RLIMIT_NOFILE" and the like; 2**64 - 1 is infinity."""
+    """A resource limit. `type` is such as "RLIMIT_NOFILE"; 2**64 - 1 means infinity."""
 
     type: str
     hard: int
@@ -77,17 +77,17 @@ class IOPriority:
 
 @dataclass(frozen=True, slots=True)
 class CPUAffinity:
-    """CPU lists ("0-3,7") an exec'd process runs on before (`initial`) and after (`final`) it joins its cgroup."""
+    """The CPU lists ("0-3,7") that an exec runs on before (`initial`) and after (`final`) it joins its cgroup."""
 
     initial: str = ""
     final: str = ""
 
 
-TERM = "xterm"  # the kind of terminal that a process has whose environment says none
+TERM = "xterm"  # for a process with a terminal and without TERM in its environment
 
 
 def with_term(env: Iterable[str]) -> tuple[str, ...]:
-    """The environment of a process that has a terminal: it names the terminal's kind."""
+    """Return the environment of a process with a terminal: TERM is added if missing."""
     entries = tuple(env)
     return entries if any(entry.startswith("TERM=") for entry in entries) else (*entries, f"TERM={TERM}")
 
@@ -135,13 +135,13 @@ class Mount:
 
 
 def is_bind(type: str, options: Container[str]) -> bool:
-    """Whether a mount of that type with those options shows a tree of the host (config.md "Mounts")."""
+    """Return whether a mount with that type and those options is a bind mount (config.md "Mounts")."""
     return type == "bind" or "bind" in options or "rbind" in options
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """`timeout` is in seconds, None for no limit; without an `env` the hook has that of whoever runs it."""
+    """A hook. `timeout` is in seconds, None means no limit. An `env` of None inherits the runtime's."""
 
     path: str
     args: tuple[str, ...] = ()
@@ -159,13 +159,13 @@ class Hooks:
     poststop: tuple[Hook, ...] = ()
 
 
-# As config.json names them, in the order in which they run.
+# Names as in config.json, in the order in which they run.
 HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """`type` is "pid", "network", "mount", "ipc", "uts", "user", "cgroup" or "time"; `path` "" asks for a new one."""
+    """A namespace. `type` is a key of NAMESPACE_FLAGS ("pid", "network", ...); `path` "" asks for a new one."""
 
     type: str
     path: str = ""
@@ -179,7 +179,7 @@ class TimeOffset:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device node to make: `type` is "c", "b", "u" or "p"; the numbers mean nothing for "p"."""
+    """A device node to make. `type` is "c", "b", "u" or "p"; "p" ignores the numbers."""
 
     path: str
     type: str
@@ -192,7 +192,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRule:
-    """One line of the device filter, later ones winning; None is any number, `type` "a" any type."""
+    """A rule of the device filter; the last match counts. None is any number, `type` "a" any type."""
 
     allow: bool
     type: str = "a"
@@ -203,7 +203,7 @@ class DeviceRule:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes; -1 is unlimited. `swap` is memory and swap together, as the specification has it."""
+    """Memory limits in bytes; -1 is unlimited. `swap` is memory plus swap, as in the specification."""
 
     limit: int | None = None
     reservation: int | None = None
@@ -218,7 +218,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class CPU:
-    """Times in microseconds; `cpus` and `mems` are lists such as "0-3,7"."""
+    """CPU limits. Times are in microseconds; `cpus` and `mems` are lists such as "0-3,7"."""
 
     shares: int | None = None
     quota: int | None = None
@@ -241,7 +241,7 @@ class WeightDevice:
 
 @dataclass(frozen=True, slots=True)
 class ThrottleDevice:
-    """`rate` in bytes or operations a second."""
+    """An I/O limit of a device; `rate` is bytes or operations per second."""
 
     major: int
     minor: int
@@ -261,7 +261,7 @@ class BlockIO:
 
 @dataclass(frozen=True, slots=True)
 class HugepageLimit:
-    """`page_size` as the kernel's file names have it ("2MB"); `limit` in bytes."""
+    """A limit of huge pages. `page_size` is as in the kernel's file names ("2MB"); `limit` is in bytes."""
 
     page_size: str
     limit: int
@@ -275,7 +275,7 @@ class InterfacePriority:
 
 @dataclass(frozen=True, slots=True)
 class NetworkClass:
-    """The net_cls and net_prio controllers of cgroup v1."""
+    """Settings of the net_cls and net_prio controllers of cgroup v1."""
 
     class_id: int | None = None
     priorities: tuple[InterfacePriority, ...] = ()
@@ -303,7 +303,7 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class SeccompArg:
-    """One comparison of an argument register: `op` is "SCMP_CMP_EQ" and the like."""
+    """One comparison of a system call's argument. `op` is such as "SCMP_CMP_EQ"."""
 
     index: int
     value: int
@@ -349,14 +349,14 @@ class Personality:
 
 @dataclass(frozen=True, slots=True)
 class NetDevice:
-    """An interface of the host that the container gets; `name` is the one it has there, "" its own."""
+    """A host interface to move into the container. `name` is its name there, "" keeps the present one."""
 
     name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPolicy:
-    """Arguments of set_mempolicy(2): `mode` "MPOL_BIND" and the like, `nodes` a list such as "0-3,7"."""
+    """Arguments of set_mempolicy(2). `mode` is such as "MPOL_BIND", `nodes` a list such as "0-3,7"."""
 
     mode: str
     nodes: str = ""
@@ -384,7 +384,7 @@ class Linux:
     memory_policy: MemoryPolicy | None = None
 
     def namespace(self, type: str) -> Namespace | None:
-        """The namespace of that type the configuration lists; None means the caller's own is kept."""
+        """Return the namespace of that type, or None if the configuration lists none and the caller's is kept."""
         return next((namespace for namespace in self.namespaces if namespace.type == type), None)
 
 

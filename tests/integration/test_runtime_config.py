@@ -367,7 +367,7 @@ def test_a_default_error(bundle: Bundle) -> None:
     ("process", "linux", "words"),
     [
         ({}, {"intelRdt": {"closID": "x"}}, "linux.intelRdt: is not supported"),
-        ({}, {"mountLabel": "a:b"}, "linux.mountLabel: 'a:b' cannot be given: SELinux is not enabled"),
+        ({}, {"mountLabel": "a:b"}, "linux.mountLabel: 'a:b' cannot be applied: SELinux is not enabled"),
         ({"selinuxLabel": "a:b"}, {}, "process.selinuxLabel: 'a:b' cannot be applied: SELinux is not enabled"),
         ({"apparmorProfile": "mine"}, {}, "process.apparmorProfile: 'mine' cannot be applied: AppArmor is not enabled"),
         ({}, {"namespaces": _namespaces(network="/etc/passwd")}, "linux.namespaces[4].path: expected a network"),

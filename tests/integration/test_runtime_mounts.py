@@ -184,7 +184,7 @@ def test_files_and_directories_that_meet(bundle: Bundle, user_namespace: bool) -
         assert f"{source}` on `{mount['destination']}`: not a directory: the source is a {kinds[0]}" in done.stderr
         assert f"in the container is a {kinds[1]}: {words}" in done.stderr
     under = _run(bundle, "true", tmpfs | {"destination": "/etc/hosts/below"}, check=False)
-    assert "mount `tmpfs` on `/etc/hosts/below`: not a directory: a part of that path is a file in" in under.stderr
+    assert "mount `tmpfs` on `/etc/hosts/below`: not a directory: a component of that path is a file in" in under.stderr
     assert words in under.stderr
 
 
@@ -250,7 +250,7 @@ def test_flags_of_a_bind_mount(bundle: Bundle, tmp_path: Path) -> None:
         for option in ("rw", "suid", "exec", "rrw"):
             loosened = mounts[0] | {"options": ["rbind", option]}
             done = _run(bundle, "true", loosened, linux=_linux(user_namespace=True), check=False)
-            assert f"bind `{source}`: a mount for a user namespace keeps the" in done.stderr
+            assert f"bind `{source}`: a mount in a user namespace must keep its source's" in done.stderr
         fine = mounts[0] | {"options": ["rbind", "dev"]}
         assert _run(bundle, "true", fine, linux=_linux(user_namespace=True)).returncode == 0
 

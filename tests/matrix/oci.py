@@ -49,7 +49,7 @@ OPTIONS: Final = {
     "defaults, async, silent ... (no effect)": sorted(mounts.IGNORED),
 }
 _NOT_SUPPORTED: Final[Mapping[str, str]] = {
-    "linux.intelRdt": "refused, as crisp has no resctrl",
+    "linux.intelRdt": "refused, as crisp does not use resctrl",
 }
 _V1: Final = "with cgroup v1; refused with v2, which has no such limit"
 _NOTES: Final[Mapping[str, str]] = {
