@@ -1,1 +1,1 @@
-"""Namespaces and what belongs to one: user mappings, interfaces, kernel parameters, proc file systems."""
+"""Handles what belongs to namespaces: id mappings, network interfaces, kernel parameters."""

@@ -1,7 +1,7 @@
-"""Moving interfaces of the host into a container's network namespace (config-linux.md "Network Devices").
+"""Moves host interfaces into a container's network namespace (config-linux.md "Network Devices").
 
-An interface loses its addresses and is taken down by the move: its permanent addresses of global scope are given to it
-again, and it is brought up.
+The move takes an interface down and removes its addresses. Its permanent addresses of global scope are added again, and
+it is brought up.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ _LONGEST: Final = 65536
 
 
 def open_links() -> int:
-    """A descriptor by which interfaces of the caller's network namespace can be moved, from wherever it is used."""
+    """Return a descriptor that can move interfaces of the caller's network namespace from any other."""
     with failing("open", "rtnetlink"):
         return _socket().detach()
 
 
 def move_here(links: int, devices: Mapping[str, NetDevice]) -> None:
-    """Move interfaces from the namespace of `open_links` to the caller's, whose /proc is the host's. Closes `links`.
+    """Move interfaces from the namespace of `open_links` to the caller's, which has the host's /proc. Closes `links`.
 
-    Raises OperationFailed naming the member; what was moved before goes with the namespace, or back to the host.
+    Raises OperationFailed, which names the member. Interfaces moved before that go back to the host when the namespace
+    ends.
     """
     here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -93,7 +94,10 @@ def _socket() -> socket.socket:
 
 
 def _ask(connection: socket.socket, kind: int, flags: int, body: bytes) -> list[bytes]:
-    """Send a request; the bodies of what answers it, up to its acknowledgement or the end of a dump. Raises OSError."""
+    """Send a request and return the bodies of the answers, up to the acknowledgement or a dump's end.
+
+    Raises OSError.
+    """
     dump = flags & _DUMP == _DUMP
     flags |= _REQUEST | (0 if dump else _ACK)
     connection.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body)

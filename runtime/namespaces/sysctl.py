@@ -1,4 +1,4 @@
-"""Kernel parameters (sysctl) of a container's namespaces: writing them."""
+"""Writes kernel parameters (sysctl) in a container's namespaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_sysctls(sysctls: Mapping[str, str]) -> None:
 
 
 def write_defaults(sysctls: Mapping[str, str]) -> None:
-    """The same for what nobody asked for by name: a kernel that lacks one, or refuses it, does without."""
+    """Write parameters that nobody asked for by name. Those that the kernel lacks or refuses are skipped."""
     for name, value in sysctls.items():
         with suppress(OperationFailed):
             write_sysctls({name: value})

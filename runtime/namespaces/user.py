@@ -1,9 +1,9 @@
-"""User namespaces (user_namespaces(7)): the mappings of ids, making one that others join, and joining it.
+"""Creates and joins user namespaces (user_namespaces(7)), and maps ids.
 
-A container's init never is born in its user namespace: it sets everything up with the rights of its maker, and joins
-last. What must belong to the namespace (network, IPC, UTS) is therefore made together with it, by `make` or by the
-pod's infra process. Who writes the mappings is an argument: `write_mappings` needs CAP_SETUID and CAP_SETGID in the
-parent namespace, an ordinary user has newuidmap(1) do it.
+A container's init is never cloned into its user namespace: it sets everything up with its parent's capabilities and
+joins last. Namespaces that must belong to the user namespace (network, IPC, UTS) are therefore created together with
+it, by `make` or by the pod's infra process. The function that writes the mappings is an argument: `write_mappings`
+needs CAP_SETUID and CAP_SETGID in the parent namespace; an ordinary user has newuidmap(1) do it.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ OWNED_KINDS: Final = frozenset(("network", "ipc", "uts"))
 _PROBED: Final = (IDMapping(0, 100_000, 65536),)
 
 
-Line = tuple[int, int, int]  # id inside, id outside, how many
+Line = tuple[int, int, int]  # id inside, id outside, size
 
 
 @dataclass(frozen=True, slots=True)
 class IDMappings:
-    """Which ids of the parent namespace those of a user namespace are."""
+    """Maps the ids of a user namespace to ids of its parent namespace."""
 
     uids: tuple[IDMapping, ...]
     gids: tuple[IDMapping, ...]
 
     def uid(self, container_id: int) -> int:
-        """The parent's id of a user. Raises SpecError if it is not mapped."""
+        """Return the parent's id of a user. Raises SpecError if it is not mapped."""
         return _outside(self.uids, container_id, "user")
 
     def gid(self, container_id: int) -> int:
-        """The parent's id of a group. Raises SpecError if it is not mapped."""
+        """Return the parent's id of a group. Raises SpecError if it is not mapped."""
         return _outside(self.gids, container_id, "group")
 
     @property
     def root(self) -> tuple[int, int]:
-        """The parent's ids of user and group 0."""
+        """The parent's ids of user 0 and group 0."""
         return self.uid(0), self.gid(0)
 
     @classmethod
     def of_lines(cls, uids: Iterable[Line], gids: Iterable[Line]) -> IDMappings:
-        """By lines as those of uid_map (user_namespaces(7))."""
+        """Build mappings from lines as in uid_map (user_namespaces(7))."""
         return cls(tuple(IDMapping(*line) for line in uids), tuple(IDMapping(*line) for line in gids))
 
     def lines(self) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
-        """Of the users and the groups; `of_lines` is its inverse."""
+        """Return the lines of users and of groups; `of_lines` is the inverse."""
         uids, gids = (tuple((m.container_id, m.host_id, m.size) for m in lines) for lines in (self.uids, self.gids))
         return uids, gids
 
@@ -69,21 +69,22 @@ def _outside(mappings: Sequence[IDMapping], container_id: int, what: str) -> int
 
 
 def mappings_of(spec: Spec, member: str = "") -> IDMappings | None:
-    """The mappings of a configuration's user namespace, None without one (config-linux.md "User namespace mappings").
+    """Return the mappings of a configuration's user namespace, or None (config-linux.md "User namespace mappings").
 
-    A namespace that is joined by path has them already: those listed must be them, and where none are listed they are
-    read from `member`, the /proc directory of a process in it, or from whose the path is; a path that is no process's
-    takes a child that joins, and single-threaded callers. Raises SpecError, OperationFailed.
+    A namespace that is joined by path has its mappings already. If the configuration lists them, they must be the same.
+    If not, they are read from `member`, the /proc directory of a process in it, or from the process in the path. For
+    any other path a forked child joins the namespace, which needs a single-threaded caller. Raises SpecError,
+    OperationFailed.
     """
     linux, namespace = spec.linux, spec.linux.namespace("user")
     mappings = IDMappings(linux.uid_mappings, linux.gid_mappings)
     if namespace is None:
         if mappings.uids or mappings.gids:
-            raise SpecError("linux.uidMappings", "a user namespace is needed in linux.namespaces")
+            raise SpecError("linux.uidMappings", "needs a user namespace in linux.namespaces")
         return None
     if not (mappings.uids and mappings.gids):
         if not namespace.path:
-            raise SpecError("linux.uidMappings", "is required with a new user namespace, and linux.gidMappings too")
+            raise SpecError("linux.uidMappings", "and linux.gidMappings are required with a new user namespace")
         process = member or namespace.path.removesuffix("/ns/user")
         if process != namespace.path and process.startswith("/proc/"):
             mappings = _read_mappings(process)
@@ -94,7 +95,7 @@ def mappings_of(spec: Spec, member: str = "") -> IDMappings | None:
 
 
 def with_mappings(spec: Spec) -> Spec:
-    """The configuration with the mappings listed that a user namespace to join has. Raises as `mappings_of`."""
+    """Add the mappings of a user namespace that is joined by path to the configuration. Raises as `mappings_of`."""
     linux, namespace = spec.linux, spec.linux.namespace("user")
     if namespace is None or not namespace.path or (linux.uid_mappings and linux.gid_mappings):
         return spec
@@ -104,7 +105,7 @@ def with_mappings(spec: Spec) -> Spec:
 
 
 def _mappings_by_joining(path: str) -> IDMappings:
-    """Those of the namespace that a file is mounted on, as seen from here: they are told of processes only."""
+    """Read the mappings of a namespace bind-mounted at `path`. The kernel shows mappings only for processes."""
     found = []
     with failing("join user namespace", path):
         namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -131,12 +132,15 @@ def _read(path: str) -> tuple[IDMapping, ...]:
 
 
 def write_mappings(pid: int, mappings: IDMappings) -> None:
-    """Give a process's new user namespace its ids, with the caller's own rights. Raises OperationFailed."""
+    """Write the id mappings of a process's new user namespace with the caller's capabilities.
+
+    Raises OperationFailed.
+    """
     for name, lines in (("uid_map", mappings.uids), ("gid_map", mappings.gids)):
         path = f"/proc/{pid}/{name}"
         text = "".join(f"{line.container_id} {line.host_id} {line.size}\n" for line in lines)
         with failing("map ids", text.strip().replace("\n", ", ")), open(path, "w") as file:
-            file.write(text)  # at once: the kernel takes one write
+            file.write(text)  # one write: the kernel accepts no second one
 
 
 def make(
@@ -144,9 +148,9 @@ def make(
     kinds: Iterable[str] = (),
     write: Callable[[int, IDMappings], None] = write_mappings,
 ) -> dict[str, int]:
-    """Descriptors of a new user namespace ("user") and of new namespaces that it owns (of OWNED_KINDS).
+    """Return descriptors of a new user namespace ("user") and of new namespaces that it owns (of OWNED_KINDS).
 
-    Forks a child that lives until they are open; single-threaded callers only. Raises RuntimeCoreError.
+    Forks a child that lives until they are open. Single-threaded callers only. Raises RuntimeCoreError.
     """
     wanted = ("user", *kinds)
     about = "make", "user namespace"
@@ -154,7 +158,7 @@ def make(
 
 
 def make_owned(namespace: int, kinds: Sequence[str]) -> dict[str, int]:
-    """Descriptors of new namespaces of `kinds` that belong to the user namespace open at `namespace`; see `make`."""
+    """Return descriptors of new namespaces of `kinds`, owned by the user namespace open at `namespace`; see `make`."""
 
     def move() -> None:
         syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
@@ -174,10 +178,9 @@ def hold(
     in_child: Callable[[], None] = lambda: None,
     in_parent: Callable[[int], None] = lambda pid: None,
 ) -> dict[str, int]:
-    """Clone a child by `flags`, have both sides do their part, and open the child's namespaces before it ends.
+    """Clone a child with `flags`, run both sides' functions, and open the child's namespaces before it exits.
 
-    Single-threaded callers only. Raises RuntimeCoreError; what the kernel refuses in the words of `about`, a verb and
-    an object.
+    Single-threaded callers only. Raises RuntimeCoreError. `about`, a verb and an object, names the operation in errors.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, failing(*about):
@@ -206,13 +209,13 @@ def hold(
 
 
 def _stay(ours: socket.socket, reporter: Reporter, about: tuple[str, str], prepare: Callable[[], None]) -> None:
-    """In the child: prepare, tell, and hold the namespaces until the parent has closed its end, or is dead."""
+    """In the child: prepare, report, and keep the namespaces until the parent closes its end or dies."""
     try:
         ours.close()
         with failing(*about):
             prepare()
         reporter.say(Ready())
-        reporter.await_answer()  # there is none
+        reporter.await_answer()  # blocks: the parent sends none, and closes its end
     except BaseException as error:
         reporter.fail(error)
     finally:
@@ -221,11 +224,11 @@ def _stay(ours: socket.socket, reporter: Reporter, about: tuple[str, str], prepa
 
 @dataclass(slots=True)
 class UserNamespaces:
-    """What one start needs of user namespaces, all of it open: nothing at all for most containers."""
+    """The open user namespaces that one start needs. Most containers need none."""
 
-    mappings: IDMappings | None = None  # of the container's own
-    held: dict[str, int] = field(default_factory=dict)  # that one ("user"), and what is new and belongs to it
-    of_mounts: dict[IDMappings, int] = field(default_factory=dict)  # what id-mapped mounts map by
+    mappings: IDMappings | None = None  # of the container's user namespace
+    held: dict[str, int] = field(default_factory=dict)  # that namespace ("user"), and new namespaces that it owns
+    of_mounts: dict[IDMappings, int] = field(default_factory=dict)  # the user namespaces of id-mapped mounts
 
     def close(self) -> None:
         close_all({*self.held.values(), *self.of_mounts.values()})
@@ -233,10 +236,9 @@ class UserNamespaces:
 
 
 def open_namespaces(spec: Spec, mappings: IDMappings | None, of_mounts: Iterable[IDMappings]) -> UserNamespaces:
-    """Join or make the user namespace of a configuration, and one for each mapping that its mounts have besides.
+    """Join or create a configuration's user namespace, and create one for each further mapping of its mounts.
 
-    `mappings` are `mappings_of` the configuration. Forks as `make` does, where something is new. Raises
-    OperationFailed.
+    `mappings` are those that `mappings_of` returns. Forks as `make` does if a namespace is new. Raises OperationFailed.
     """
     found = UserNamespaces(mappings)
     namespace = spec.linux.namespace("user")
@@ -266,10 +268,10 @@ def close_all(descriptors: Iterable[int]) -> None:
 
 
 def enter(namespace: int) -> None:
-    """Become root of the user namespace, with all rights in it and none outside, in a copy of the mount namespace.
+    """Become root in the user namespace, without capabilities outside, and unshare the mount namespace.
 
-    The copy is the user namespace's own, and every mount in it is locked: no process in it can take away what masks
-    another mount, or make writable what is read-only (mount_namespaces(7)). Raises OperationFailed.
+    The new mount namespace belongs to the user namespace, and all its mounts are locked: no process in it can remove a
+    mount that masks another, or make a read-only mount writable (mount_namespaces(7)). Raises OperationFailed.
     """
     with failing("join", "user namespace"):
         syscalls.setns(namespace, syscalls.CLONE_NEWUSER)
@@ -278,15 +280,15 @@ def enter(namespace: int) -> None:
 
 
 def become_root() -> None:
-    """Take the ids 0 of the user namespace that the caller has just joined, and stay unreadable to others in it."""
+    """Take the ids 0 in the user namespace that the caller has just joined. Others in it cannot read our memory."""
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # the change of identity may have reset it (prctl(2))
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # the change of ids may have reset it (prctl(2))
 
 
 @contextlib.contextmanager
 def effective(uid: int) -> Iterator[None]:
-    """The caller, who is root, with the effective user `uid` for a while, and without its rights."""
+    """Run with the effective user `uid`, without its capabilities, for a caller that is root."""
     os.seteuid(uid)
     try:
         yield
@@ -297,7 +299,7 @@ def effective(uid: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def inside(namespaces: int, flags: int) -> Iterator[None]:
-    """The caller in other namespaces for a while: the one open at `namespaces`, or those of that pidfd by `flags`."""
+    """Run in other namespaces: in the one open at `namespaces`, or in those of that pidfd that `flags` name."""
     home = [
         (os.open(namespace_file("self", kind), os.O_RDONLY | os.O_CLOEXEC), flag)
         for kind, flag in NAMESPACE_FLAGS.items()
@@ -315,9 +317,9 @@ def inside(namespaces: int, flags: int) -> Iterator[None]:
 
 
 def idmap(tree: int, namespace: int, *, recursive: bool, about: str) -> None:
-    """Have the detached mount open at `tree` show its files' owners as the user namespace maps them (Linux 5.12).
+    """Map the owners of files in the detached mount open at `tree` by the user namespace (Linux 5.12).
 
-    Raises OperationFailed; EINVAL says that the file system has no such mounts.
+    Raises OperationFailed; EINVAL means that the file system does not support id-mapped mounts.
     """
     flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
     with failing("map owners of files in", about):
@@ -325,14 +327,14 @@ def idmap(tree: int, namespace: int, *, recursive: bool, about: str) -> None:
 
 
 def refusal(directory: int) -> str:
-    """Why containers in user namespaces cannot have the files below an open directory as their own; "" if they can.
+    """Return why files below an open directory cannot be id-mapped for containers, "" if they can.
 
-    Tries it; single-threaded callers only. An overlay of such mounts takes Linux 5.19.
+    Tries it. Single-threaded callers only. An overlay of id-mapped mounts needs Linux 5.19.
     """
     release = os.uname().release
     major, minor = release.split(".")[:2]
     if (int(major), int(minor.partition("-")[0])) < (5, 19):
-        return f"Linux 5.19 is needed, this is {release}"
+        return f"needs Linux 5.19 or later, this is {release}"
     try:
         with failing("clone", "layers' directory"):
             tree = syscalls.open_tree(directory, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)

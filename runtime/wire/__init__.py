@@ -1,1 +1,1 @@
-"""What crosses a process boundary of the runtime: frames, calls and reports."""
+"""Defines the protocols between the runtime's processes: frames, calls and reports."""

@@ -1,49 +1,49 @@
-"""What crispd and a shim say to each other: a frozen value for each call, its answer, and each event.
+"""Defines the protocol between crispd and a shim: a frozen value for each call, answer and event.
 
-`runtime.wire.frames` carries them. A call has a number, which its answer has too; descriptors go with what is in <>:
+`runtime.wire.frames` carries them. An answer has the number of its call. Descriptors that go with a message are in <>:
 
     crispd                                                                 shim
       {"id": 7, "call": "create", "container": ..., ...}  ------------------>
       <----------------------------------  {"id": 7, "ok": {...}}  or  {"id": 7, "error": {...}}
       <----------------------------------  {"event": "exit", "container": ..., ...}, to every connection
 
-Calls are taken in their order; each is answered when there is something to say, whatever else was called meanwhile.
+The shim takes calls in order. It answers each when its result is there, whatever other calls came meanwhile.
 
-    MakePod                         ------>  a shim that the zygote has just forked makes the pod's namespaces
+    MakePod                         ------>  a newly forked shim makes the pod's namespaces
                                     <------  Made
     Create                          ------>  mounts the rootfs, finds the user
                                     <------  Created
     OpenRootfs                      ------>
                                     <------  Descriptors <rootfs>
     Start <seccomp filter>          ------>  clones the init
-                                    <------  Started, once the program runs; an error when it never will
+                                    <------  Started, when the program runs; an error if it cannot
       Exec <stdin stdout stderr>    ------>
       WaitExecRunning               ------>
                                     <------  Descriptors <terminal, if it has one>, once the program runs
       KillExec                      ------>  Done
-                                    <------  (to Exec) ExecEnded, when it has ended
+                                    <------  (to Exec) ExecEnded, when it has exited
       Attach <its streams>          ------>
-      Sync                          ------>  Done: what was called before has begun
+      Sync                          ------>  Done: all earlier calls have begun
       Resize, Detach                ------>  Done
                                     <------  (to Attach) AttachEnded
       Update                        ------>  Updated
       ReopenLog, Signal, Kill       ------>  Done
-      Freeze                        ------>  Done; the containers go on with Thaw, with the connection, or in time
+      Freeze                        ------>  Done; ends with Thaw, with the connection, or after its time
       Sockets                       ------>  Descriptors <sockets in the pod's network namespace>
                                     <======  Exited, when the exit status is on disk
     Delete                          ------>  Done
-                                    <======  InfraExited: the pod's namespaces are gone; its containers are killed
-    Shutdown                        ------>  ends what runs, and undoes MakePod
-                                    <------  Done, and the shim leaves
+                                    <======  InfraExited: the pod's namespaces are gone; containers are killed
+    Shutdown                        ------>  ends all processes and undoes MakePod
+                                    <------  Done, and the shim exits
 
-    GetState                        ------>  of a crispd that finds the shim of an earlier one
+    GetState                        ------>  from a new crispd, to the shim of an earlier one
                                     <------  ShimState
-    WaitStart                       ------>  for each start that was under way then
+    WaitStart                       ------>  for each start in progress then
                                     <------  ContainerStatus
 
-A shim lives as long as its pod and meets later crispds, and after a downgrade earlier ones: calls and members are only
-ever added, and keep their names (see `Value`). A shim answers a call that it does not know with `errors.NO_CALL`, and
-its answers to MakePod and GetState name as `abilities` what it can be given in another way than its forebears.
+A shim lives as long as its pod and meets later crispds, and after a downgrade earlier ones. So calls and members are
+only added, and keep their names (see `Value`). A shim answers an unknown call with `errors.NO_CALL`. In `abilities`,
+its answers to MakePod and GetState list what it accepts in a newer form than earlier shims.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ if TYPE_CHECKING:
 
     from runtime.wire.values import Readers
 
-START_FAILED: Final = 128  # the exit code of a container whose program never ran
-FILTER_BY_DESCRIPTOR: Final = "filter-by-descriptor"  # `Start.filter_bytes`
-ABILITIES: Final = (FILTER_BY_DESCRIPTOR,)  # of this version's shims
-EXITS: Final = "exits"  # the directory of exit statuses, in a sandbox's
+START_FAILED: Final = 128  # exit code of a container whose program never ran
+FILTER_BY_DESCRIPTOR: Final = "filter-by-descriptor"  # the shim knows `Start.filter_bytes`
+ABILITIES: Final = (FILTER_BY_DESCRIPTOR,)  # of shims of this version
+EXITS: Final = "exits"  # name of the directory of exit statuses in a sandbox's directory
 
 
 class Call(Value):
-    """What crispd asks of a shim."""
+    """A request from crispd to a shim."""
 
     __slots__ = ()
 
@@ -74,13 +74,13 @@ class Call(Value):
 
 
 class Answer(Value):
-    """What a shim answers if it does not fail."""
+    """A shim's answer to a call that succeeded."""
 
     __slots__ = ()
 
 
 class Event(Value):
-    """What a shim says unasked."""
+    """A message that a shim sends unasked."""
 
     __slots__ = ()
 
@@ -92,9 +92,9 @@ class Event(Value):
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus(Value):
-    """How a container ended; also what the file `exits/<container id>` holds, which outlives the shim."""
+    """How a container ended. Also the content of the file `exits/<container id>`, which outlives the shim."""
 
-    code: int  # 128 and the signal's number for one that a signal ended
+    code: int  # 128 plus the signal's number if a signal ended it
     signal: int = 0
     oom: bool = False
     finished_at: int = 0  # nanoseconds since 1970
@@ -102,13 +102,13 @@ class ExitStatus(Value):
 
 
 def exit_file(sandbox_directory: str, container: str) -> str:
-    """The path of a container's exit status."""
+    """Return the path of a container's exit status."""
     return f"{sandbox_directory}/{EXITS}/{container}"
 
 
 @dataclass(frozen=True, slots=True)
 class Exited(Event):
-    """A container has ended. Not of one whose start failed: the start's answer says so."""
+    """A container has exited. Not sent if its start failed, since the answer to Start says so."""
 
     event: ClassVar[str] = "exit"
     READ: ClassVar[Readers] = {"exit": ExitStatus.from_json}
@@ -119,7 +119,7 @@ class Exited(Event):
 
 @dataclass(frozen=True, slots=True)
 class InfraExited(Event):
-    """The process that holds the pod's namespaces has ended."""
+    """The process that holds the pod's namespaces has exited."""
 
     event: ClassVar[str] = "infra-exit"
 
@@ -129,12 +129,12 @@ class InfraExited(Event):
 
 @dataclass(frozen=True, slots=True)
 class Done(Answer):
-    """Nothing to tell."""
+    """The call succeeded; there is nothing to return."""
 
 
 @dataclass(frozen=True, slots=True)
 class Descriptors(Answer):
-    """They travel beside the JSON, and are the receiver's."""
+    """Descriptors, which travel beside the JSON. The receiver owns them."""
 
     fds: tuple[int, ...] = ()
 
@@ -144,7 +144,7 @@ class Descriptors(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Made(Answer):
-    """The shim's pid and that of the pod's infra process."""
+    """The pids of the shim and of the pod's infra process."""
 
     READ: ClassVar[Readers] = {"abilities": tuple}
 
@@ -155,7 +155,7 @@ class Made(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Identity(Value):
-    """Numeric identity; `additional_gids` starts with the primary group, as CRI reports it."""
+    """A process's numeric ids. `additional_gids` starts with the primary group, as CRI reports it."""
 
     READ: ClassVar[Readers] = {"additional_gids": tuple}
 
@@ -167,7 +167,7 @@ class Identity(Value):
 
 @dataclass(frozen=True, slots=True)
 class Created(Answer):
-    """Whom the container's process will run as, and the pid of a process that waits for a scope, 0 without `hold`."""
+    """The ids that the container's process will get. `holder` is a placeholder's pid with `Create.hold`, else 0."""
 
     identity: Identity
     holder: int = 0
@@ -182,7 +182,7 @@ class Created(Answer):
 
 @dataclass(frozen=True, slots=True)
 class Started(Answer):
-    """The init's pid, when it ran, what did not go quite as asked, and of a traced start the steps with their times."""
+    """The init's pid, its start time, warnings about the start, and the timed steps of a traced start."""
 
     READ: ClassVar[Readers] = {"warnings": tuple, "steps": lambda steps: tuple(map(tuple, steps))}
 
@@ -194,21 +194,21 @@ class Started(Answer):
 
 @dataclass(frozen=True, slots=True)
 class ExecEnded(Answer):
-    """A command's exit code, 128 and the signal's number for one that a signal ended."""
+    """The exit code of an exec, or 128 plus the number of the signal that ended it."""
 
     code: int
 
 
 @dataclass(frozen=True, slots=True)
 class AttachEnded(Answer):
-    """The container's exit code; None for a client that was detached before."""
+    """The container's exit code; None if the client was detached before."""
 
     code: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Updated(Answer):
-    """What of an update did not go quite as asked."""
+    """Warnings about an update."""
 
     READ: ClassVar[Readers] = {"warnings": tuple}
 
@@ -217,7 +217,7 @@ class Updated(Answer):
 
 @dataclass(frozen=True, slots=True)
 class ContainerStatus(Answer):
-    """One of a shim's containers; `state` is one of `runtime.wire.states`."""
+    """The status of one container of a shim. `state` is one of `runtime.wire.states`."""
 
     READ: ClassVar[Readers] = {"exit": optional(ExitStatus)}
 
@@ -229,7 +229,7 @@ class ContainerStatus(Answer):
 
 @dataclass(frozen=True, slots=True)
 class ShimState(Answer):
-    """All that a shim has, by the containers' ids."""
+    """All state of a shim. `containers` is by id."""
 
     READ: ClassVar[Readers] = {"containers": mapping_to(ContainerStatus), "abilities": tuple}
 
@@ -242,7 +242,7 @@ class ShimState(Answer):
 
 # -- calls for the pod -------------------------------------------------------------------------------------------------
 
-IDLines = tuple[tuple[int, int, int], ...]  # as uid_map of user_namespaces(7): id inside, id outside, how many
+IDLines = tuple[tuple[int, int, int], ...]  # as in uid_map of user_namespaces(7): id inside, id outside, size
 
 
 def _lines(lines: list[list[int]]) -> object:
@@ -251,7 +251,7 @@ def _lines(lines: list[list[int]]) -> object:
 
 @dataclass(frozen=True, slots=True)
 class UserMappings(Value):
-    """Which ids of the host those of a pod's user namespace are."""
+    """The id mappings of a pod's user namespace."""
 
     READ: ClassVar[Readers] = {"uids": _lines, "gids": _lines}
 
@@ -261,21 +261,21 @@ class UserMappings(Value):
 
 @dataclass(frozen=True, slots=True)
 class MakePod(Call):
-    """Make a pod's namespaces, its infra process and its /dev/shm; a shim's first call."""
+    """Create a pod's namespaces, infra process and /dev/shm. The first call to a shim."""
 
     call: ClassVar[str] = "pod"
     answer: ClassVar[type[Made]] = Made
     READ: ClassVar[Readers] = {"new": tuple, "users": optional(UserMappings)}
 
-    sandbox: str  # its id
-    directory: str  # of the sandbox's state; it exists
+    sandbox: str  # the pod's id
+    directory: str  # directory of the sandbox's state; it exists
     hostname: str
     sysctls: Mapping[str, str]
-    new: tuple[str, ...]  # which of "network", "ipc", "uts", "pid" the pod has of its own
+    new: tuple[str, ...]  # which of "network", "ipc", "uts", "pid" are new for the pod
     netns: str  # where to pin the network namespace, "" not to
     shm_size: int  # bytes of the pod's /dev/shm, 0 for none
-    default_sysctls: Mapping[str, str] = field(default_factory=dict)  # which are no loss where the kernel has them not
-    users: UserMappings | None = None  # of the pod's user namespace, which owns the other new ones
+    default_sysctls: Mapping[str, str] = field(default_factory=dict)  # skipped if the kernel lacks them
+    users: UserMappings | None = None  # for a new user namespace, which owns the other new namespaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +286,7 @@ class GetState(Call):
 
 @dataclass(frozen=True, slots=True)
 class Sockets(Call):
-    """Ask for TCP sockets in the pod's network namespace: IPv4, and where there is any IPv6."""
+    """Get TCP sockets in the pod's network namespace: IPv4, and IPv6 if there is any."""
 
     call: ClassVar[str] = "sockets"
     answer: ClassVar[type[Descriptors]] = Descriptors
@@ -294,7 +294,7 @@ class Sockets(Call):
 
 @dataclass(frozen=True, slots=True)
 class Sync(Call):
-    """Ask for an answer: the calls before it have begun then."""
+    """Get an answer as soon as all earlier calls have begun."""
 
     call: ClassVar[str] = "sync"
     answer: ClassVar[type[Done]] = Done
@@ -302,7 +302,7 @@ class Sync(Call):
 
 @dataclass(frozen=True, slots=True)
 class Freeze(Call):
-    """Stop containers until `Thaw`, for some seconds at most, and no longer than the caller is connected."""
+    """Freeze containers until `Thaw`, for at most `seconds`, and no longer than the caller is connected."""
 
     call: ClassVar[str] = "freeze"
     answer: ClassVar[type[Done]] = Done
@@ -314,7 +314,7 @@ class Freeze(Call):
 
 @dataclass(frozen=True, slots=True)
 class Thaw(Call):
-    """Let go on what the same connection has frozen."""
+    """Thaw what the same connection has frozen."""
 
     call: ClassVar[str] = "thaw"
     answer: ClassVar[type[Done]] = Done
@@ -322,7 +322,7 @@ class Thaw(Call):
 
 @dataclass(frozen=True, slots=True)
 class Shutdown(Call):
-    """End everything, undo `MakePod`, and leave."""
+    """End all processes, undo `MakePod`, and exit."""
 
     call: ClassVar[str] = "shutdown"
     answer: ClassVar[type[Done]] = Done
@@ -333,30 +333,30 @@ class Shutdown(Call):
 
 @dataclass(frozen=True, slots=True)
 class UserRequest(Value):
-    """Whom to look up inside a rootfs (`runtime.process.users.resolve`)."""
+    """The user to look up inside a rootfs (`runtime.process.users.resolve`)."""
 
     READ: ClassVar[Readers] = {"supplemental": tuple}
 
     user: str  # "", "1000", "www-data:1004"
     group: int | None = None
     supplemental: tuple[int, ...] = ()
-    merge: bool = True  # add the groups that the image's /etc/group gives the user
+    merge: bool = True  # add the user's groups in the image's /etc/group
 
 
 @dataclass(frozen=True, slots=True)
 class MountPoint(Value):
-    """A mount to come, by which the image is asked whether its place is of the same kind."""
+    """A mount that will be made. Its destination in the image must be of the same kind, directory or file."""
 
     source: str  # as errors name it
     destination: str
     directory: bool
-    tree: str = ""  # the name of the mounted image that it is of, which tells its kind
-    field: str = ""  # of the request, as errors name it
+    tree: str = ""  # if it comes from a mounted image: the image's name, which tells the kind
+    field: str = ""  # field of the request, as errors name it
 
 
 @dataclass(frozen=True, slots=True)
 class ImageMount(Value):
-    """An image that is mounted as a volume: its layers, topmost first, and the path in it."""
+    """An image to mount as a volume: its layers, topmost first, and the path in it."""
 
     READ: ClassVar[Readers] = {"lower": tuple}
 
@@ -366,9 +366,9 @@ class ImageMount(Value):
 
 @dataclass(frozen=True, slots=True)
 class ExternalRuntime(Value):
-    """Another OCI runtime: its program, the directory of its state, and whether it has systemd make cgroups.
+    """Another OCI runtime: its program, its state directory, and whether systemd makes its cgroups.
 
-    Shims before this module take these members and no others: what is added goes into `Create`.
+    Older shims accept exactly these members. Put new ones into `Create`.
     """
 
     path: str
@@ -378,7 +378,7 @@ class ExternalRuntime(Value):
 
 @dataclass(frozen=True, slots=True)
 class Create(Call):
-    """Mount a container's rootfs and the images among its volumes, and look up its user."""
+    """Mount a container's rootfs and its image volumes, and look up its user."""
 
     call: ClassVar[str] = "create"
     answer: ClassVar[type[Created]] = Created
@@ -391,23 +391,23 @@ class Create(Call):
     }
 
     container: str
-    bundle: str  # the directory in which config.json will be
+    bundle: str  # directory of the future config.json
     lower: tuple[str, ...]  # the image's layers, topmost first
     upper: str
     work: str
     user: UserRequest
     mount_points: tuple[MountPoint, ...] = ()
-    images: Mapping[str, ImageMount] = field(default_factory=dict)  # by the source that stands for each in config.json
-    hold: bool = False  # have a process wait for a scope to be made around it
-    label: str = ""  # SELinux's, of the rootfs
-    restored: bool = False  # criu will make the processes
-    runtime: ExternalRuntime | None = None  # that makes the container; None for crisp's own
+    images: Mapping[str, ImageMount] = field(default_factory=dict)  # by the source in config.json
+    hold: bool = False  # start a placeholder process for a systemd scope
+    label: str = ""  # SELinux label of the rootfs
+    restored: bool = False  # the container is restored by criu
+    runtime: ExternalRuntime | None = None  # another runtime; None for crisp's own
     cgroup: str = ""  # with `runtime`: the cgroup that it will make
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRootfs(Call):
-    """Ask for the rootfs of a container that was not started."""
+    """Get the rootfs of a container that was not started."""
 
     call: ClassVar[str] = "rootfs"
     answer: ClassVar[type[Descriptors]] = Descriptors
@@ -417,11 +417,11 @@ class OpenRootfs(Call):
 
 @dataclass(frozen=True, slots=True)
 class Start(Call):
-    """Run what config.json says, under a seccomp filter.
+    """Start the program of config.json under a seccomp filter.
 
-    The filter's program comes in a file by descriptor. To a shim whose answers name no FILTER_BY_DESCRIPTOR it goes in
-    base64: the shim would pass over a member that it does not know, and the container would run without a filter.
-    Shims take both, for after a downgrade it is an earlier crispd that starts containers.
+    The filter's program is in a file passed as a descriptor. A shim without the ability FILTER_BY_DESCRIPTOR gets it in
+    base64: it would ignore a member that it does not know, and run the container without a filter. Shims accept both
+    forms, because after a downgrade an earlier crispd starts containers.
     """
 
     call: ClassVar[str] = "start"
@@ -429,21 +429,21 @@ class Start(Call):
 
     container: str
     log: str  # path of the log, "" for none
-    log_trusted: str = ""  # the directory that the log's path is followed from without links
+    log_trusted: str = ""  # no links are followed below this directory on the log's path
     stdin: bool = False
     stdin_once: bool = False
-    filter_bytes: int = 0  # how long the program is that the descriptor has; 0 for none
+    filter_bytes: int = 0  # length of the program in the descriptor's file; 0 for none
     filter: str = ""  # the program in base64
     filter_flags: int = 0  # of seccomp(2)
     trace: bool = False
-    restore: str = ""  # of a container that is restored: the directory of criu's images
-    work: str = ""  # one for criu's log
-    criu: str = ""  # and its program, as crispd finds it, whose PATH is the operator's
+    restore: str = ""  # directory of criu's images, if the container is restored
+    work: str = ""  # directory of criu's log
+    criu: str = ""  # path of criu, found by crispd, which has the operator's PATH
 
 
 @dataclass(frozen=True, slots=True)
 class WaitStart(Call):
-    """Ask for the status of a container once no start of it is under way."""
+    """Get the status of a container once no start of it is in progress."""
 
     call: ClassVar[str] = "wait-start"
     answer: ClassVar[type[ContainerStatus]] = ContainerStatus
@@ -453,20 +453,20 @@ class WaitStart(Call):
 
 @dataclass(frozen=True, slots=True)
 class Update(Call):
-    """Change the limits of a running container, all or none; one that has exited needs none."""
+    """Change the limits of a running container, all or none. Does nothing for one that has exited."""
 
     call: ClassVar[str] = "update"
     answer: ClassVar[type[Updated]] = Updated
 
     container: str
-    resources: Mapping[str, object] | None  # in the terms of config.json's linux.resources; None takes the last back
-    oom_score_adj: int = 0  # 0 leaves the processes' alone
-    again: bool = False  # the same as just before, after somebody else wrote to the files
+    resources: Mapping[str, object] | None  # as linux.resources of config.json; None reverts the last update
+    oom_score_adj: int = 0  # 0 does not change the processes' scores
+    again: bool = False  # repeat the last update after another program wrote to the files
 
 
 @dataclass(frozen=True, slots=True)
 class ReopenLog(Call):
-    """Go on in a new file at the log's path."""
+    """Continue the log in a new file at its path."""
 
     call: ClassVar[str] = "reopen-log"
     answer: ClassVar[type[Done]] = Done
@@ -476,7 +476,7 @@ class ReopenLog(Call):
 
 @dataclass(frozen=True, slots=True)
 class Signal(Call):
-    """Send a signal to a container's init; nothing happens when it is gone."""
+    """Send a signal to a container's init. Does nothing if it is gone."""
 
     call: ClassVar[str] = "signal"
     answer: ClassVar[type[Done]] = Done
@@ -487,7 +487,7 @@ class Signal(Call):
 
 @dataclass(frozen=True, slots=True)
 class Kill(Call):
-    """End every process of a container."""
+    """Kill every process of a container."""
 
     call: ClassVar[str] = "kill"
     answer: ClassVar[type[Done]] = Done
@@ -497,7 +497,7 @@ class Kill(Call):
 
 @dataclass(frozen=True, slots=True)
 class Delete(Call):
-    """Let go of all that is left of a container that does not run; one that the shim does not have is fine."""
+    """Release everything of a container that does not run. Unknown containers are no error."""
 
     call: ClassVar[str] = "delete"
     answer: ClassVar[type[Done]] = Done
@@ -510,21 +510,21 @@ class Delete(Call):
 
 @dataclass(frozen=True, slots=True)
 class Exec(Call):
-    """Run another process in a container, with the descriptors as its streams, or with a terminal of its own."""
+    """Run another process in a container, with the descriptors as its streams or with a new terminal."""
 
     call: ClassVar[str] = "exec"
     answer: ClassVar[type[ExecEnded]] = ExecEnded
     READ: ClassVar[Readers] = {"args": tuple}
 
     container: str
-    exec: str  # its key among the container's
+    exec: str  # key of the exec within the container
     args: tuple[str, ...]
     terminal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class WaitExecRunning(Call):
-    """Ask for an exec's terminal once its program runs, or never will."""
+    """Get an exec's terminal when its program runs, or an error if it never will."""
 
     call: ClassVar[str] = "wait-exec-running"
     answer: ClassVar[type[Descriptors]] = Descriptors
@@ -535,7 +535,7 @@ class WaitExecRunning(Call):
 
 @dataclass(frozen=True, slots=True)
 class KillExec(Call):
-    """End an exec'd process and all that it started."""
+    """Kill an exec's process and everything that it started."""
 
     call: ClassVar[str] = "kill-exec"
     answer: ClassVar[type[Done]] = Done
@@ -546,20 +546,20 @@ class KillExec(Call):
 
 @dataclass(frozen=True, slots=True)
 class Attach(Call):
-    """Give a client the running container's streams: a descriptor for each of `streams`, in their order."""
+    """Connect a client to the running container's streams: one descriptor for each of `streams`, in order."""
 
     call: ClassVar[str] = "attach"
     answer: ClassVar[type[AttachEnded]] = AttachEnded
     READ: ClassVar[Readers] = {"streams": tuple}
 
     container: str
-    attach: str  # its key among the container's
+    attach: str  # key of the client within the container
     streams: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Detach(Call):
-    """End a client's attachment if there is one."""
+    """End a client's attachment, if there is one."""
 
     call: ClassVar[str] = "detach"
     answer: ClassVar[type[Done]] = Done
@@ -595,6 +595,6 @@ EVENTS: Final[Mapping[str, type[Event]]] = {kind.event: kind for kind in (Exited
 
 
 def read_event(message: Mapping[str, Any]) -> Event | None:
-    """The event that a message is; None for one that this version does not know."""
+    """Decode an event. None for one that this version does not know."""
     kind = EVENTS.get(message["event"]) if "event" in message else None
     return kind.from_json(message) if kind is not None else None

@@ -1,7 +1,7 @@
-"""The wire between crispd and a shim: length-prefixed JSON messages, descriptors alongside (unix(7), SCM_RIGHTS).
+"""Frames messages between crispd and a shim: length-prefixed JSON, with descriptors alongside (unix(7), SCM_RIGHTS).
 
 `Decoder` and `encode` do no I/O. A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON, an object.
-Descriptors arrive in the order of the frames whose member "fds" counts them.
+Its member "fds" is the number of its descriptors; descriptors arrive in the order of the frames.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RECEIVE: Final = 64 << 10
 
 
 class ProtocolError(Exception):
-    """The peer broke the framing: too large a frame, not JSON, not an object, or too few descriptors."""
+    """The peer violated the framing: a frame too large, not JSON, not an object, or with too few descriptors."""
 
 
 def encode(message: Message) -> bytes:
@@ -33,7 +33,7 @@ def encode(message: Message) -> bytes:
 
 
 class Decoder:
-    """Turns received bytes and descriptors into messages; owns descriptors until a message takes them."""
+    """Turns received bytes and descriptors into messages. Owns descriptors until a message takes them."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -44,7 +44,7 @@ class Decoder:
         self._fds.extend(fds)
 
     def messages(self) -> Iterator[tuple[Message, list[int]]]:
-        """The whole messages received so far, each with its descriptors."""
+        """Yield the complete messages received so far, each with its descriptors."""
         while len(self._buffer) >= _HEADER.size:
             (length,) = _HEADER.unpack_from(self._buffer)
             if length > MAX_FRAME:
@@ -62,17 +62,17 @@ class Decoder:
                 raise ProtocolError("frame is not a JSON object")
             count = message.get("fds", 0)
             if not isinstance(count, int) or count > len(self._fds):
-                raise ProtocolError(f"frame announces {count} descriptors, {len(self._fds)} came")
+                raise ProtocolError(f"frame announces {count} descriptors, got {len(self._fds)}")
             yield message, [self._fds.popleft() for _ in range(count)]
 
     def close(self) -> None:
-        """Close the descriptors that no message took."""
+        """Close the descriptors that no message has taken."""
         while self._fds:
             os.close(self._fds.popleft())
 
 
 def receive(sock: socket.socket, decoder: Decoder) -> bool:
-    """Feed one recvmsg's worth to the decoder. False at end of file; BlockingIOError when there is nothing."""
+    """Read once and feed the decoder. Returns False at end of file. Raises BlockingIOError if there is nothing."""
     data, ancillary, _flags, _address = sock.recvmsg(_RECEIVE, socket.CMSG_LEN(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, payload in ancillary:
@@ -83,7 +83,7 @@ def receive(sock: socket.socket, decoder: Decoder) -> bool:
 
 
 class Outbox:
-    """Bytes waiting to be sent on a non-blocking socket; keeps each frame's descriptors with its first byte."""
+    """Queues bytes for a non-blocking socket. Sends each frame's descriptors with its first byte."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -93,13 +93,13 @@ class Outbox:
         return bool(self._queue)
 
     def put(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Queue a message. The descriptors are duplicated now, so the caller may close its own."""
+        """Queue a message. The descriptors are duplicated, so the caller may close its own."""
         if fds:
             message = {**message, "fds": len(fds)}
         self._queue.append((memoryview(encode(message)), [os.dup(fd) for fd in fds]))
 
     def flush(self) -> None:
-        """Send what the socket takes now. Raises OSError when the peer is gone."""
+        """Send as much as the socket takes now. Raises OSError if the peer is gone."""
         while self._queue:
             data, fds = self._queue[0]
             try:
@@ -114,7 +114,7 @@ class Outbox:
                 self._queue.popleft()
 
     def close(self) -> None:
-        """Forget what was not sent."""
+        """Drop everything that was not sent."""
         for _data, fds in self._queue:
             for fd in fds:
                 os.close(fd)

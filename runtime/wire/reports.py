@@ -1,61 +1,62 @@
-"""What a process on its way to a container's program tells whoever cloned it, and what it is answered.
+"""Defines what a child process reports to its parent on the way to the container's program, and the answers.
 
-Each such child has one end of a pair of SOCK_SEQPACKET sockets, its parent the other. A packet is one report: a JSON
-object, with at most one descriptor alongside (unix(7), SCM_RIGHTS). Every descriptor of the child's end closes on exec,
-so the parent reads the end of file when the program runs, or when the child has died. An answer is a JSON object too;
-one that is larger than a packet, since annotations are in the state of hooks, comes as a nameless file alongside.
+Child and parent are connected by a pair of SOCK_SEQPACKET sockets. A packet is one report: a JSON object, with at most
+one descriptor alongside (unix(7), SCM_RIGHTS). All descriptors of the child's end are close-on-exec, so the parent
+reads end of file when the program runs or when the child has died. An answer is a JSON object too. The state of hooks
+contains annotations and may be larger than a packet; such an answer comes in a memfd alongside.
 
 A container's init (runtime/process/init.py; its parent is runtime/shim/launch/own.py, or runtime/command/child.py):
 
     init                                          parent
-      | --- Warned ------------------------------>  | a limit is not as asked for; the start goes on
+      | --- Warned ------------------------------>  | a setting could not be applied; the start continues
       | --- Console, the terminal's other end --->  | if the process has a terminal
-      | --- HooksDue ---------------------------->  | if there are hooks until the start: runs prestart, createRuntime
-      | <------------ the state that hooks get ---  | or kills it, and gives no answer
-      | --- SeccompListener, a descriptor ------->  | if the filter has one; from a program that was born, after Born
-      | --- Born, a pidfd of the program -------->  | if the PID namespace has others in it: the init ends, and what
-      |                                             | follows is of the program that it bore (process/become.py)
-      | --- Executing --------------------------->  | all is done but the execve
+      | --- HooksDue ---------------------------->  | if there are creation hooks: runs prestart, createRuntime
+      | <------------ the state that hooks get ---  | or kills the child instead of answering
+      | --- SeccompListener, a descriptor ------->  | if the filter has one; with Born, after it
+      | --- Born, a pidfd of the program -------->  | if the PID namespace has other processes: the init exits,
+      |                                             | and its child continues (process/become.py)
+      | --- Executing --------------------------->  | all is done except the execve
       | === end of file, by the execve =========>  | the program runs, or waits at its gate (crisp-oci create)
       |
-      | --- Failed ------------------------------>  | instead of the rest, at any time; a Failed after Executing is the
-      | === end of file ========================>  | execve's. An end without Executing: it was killed
+      | --- Failed ------------------------------>  | instead of the rest, at any time. After Executing it is the
+      | === end of file ========================>  | execve's error. End of file without Executing: killed
 
 An exec (runtime/process/join.py; its parent is runtime/shim/exec.py, or runtime/command/child.py):
 
       | --- Console, SeccompListener, Born ------>  | as above
-      | === end of file, by the execve =========>  | the program runs, or the exec has died: its exit status tells
+      | === end of file, by the execve =========>  | the program runs, or the exec died: see its exit status
       | --- Failed, end of file ----------------->  | instead
 
-The restorer of a checkpointed container (both ends: runtime/shim/launch/restored.py; the parent reads at its end):
+The restorer of a checkpointed container (both ends: runtime/shim/launch/restored.py; the parent reads after its exit):
 
       | --- Console ----------------------------->  | if the container has a terminal
-      | --- Restored, end of file --------------->  | the container's init runs, and is a child of the parent's
+      | --- Restored, end of file --------------->  | the container's init runs as the parent's child
       | --- Failed, end of file ----------------->  | instead
 
 A pod's infra process (runtime/process/infra.py; its parent is runtime/shim/pod.py):
 
-      | <--------------------------------- "{}" ---  | if it is in a new user namespace: now that has its ids
-      | === end of file, by the execve =========>  | the infra program runs. It is machine code, and reports nothing
+      | <--------------------------------- "{}" ---  | if it is in a new user namespace: its ids are mapped now
+      | === end of file, by the execve =========>  | the infra program runs. It is machine code and sends nothing
       | --- Failed, end of file ----------------->  | instead
 
-The maker of namespaces that are opened before anybody is in them (both ends are in runtime/namespaces/user.py):
+A maker of new namespaces for the parent to open (both ends are in runtime/namespaces/user.py):
 
-      | --- Ready ------------------------------->  | it is in them; the parent opens them by /proc, and hangs up
+      | --- Ready ------------------------------->  | it is in them; the parent opens them by /proc and closes
       | --- Failed ------------------------------>  | instead
 
-The runner of a shim's hooks (both ends are in runtime/shim/hook_process.py) leaves a line with a Failed for each that
-failed, in a nameless file which is read at its end.
+The runner of a shim's hooks (both ends are in runtime/shim/hook_process.py) writes a line with a Failed for each failed
+hook to a memfd, which is read when the runner exits.
 
-Containers of other OCI runtimes (runtime/shim/launch/external.py) have no such child: the runtime's exit status tells.
+Containers of other OCI runtimes (runtime/shim/launch/external.py) have no such child, only an exit status.
 
-A process at its gate (runtime/process/gate.py) has no socket but one byte to wait for, and a descriptor for one report,
-which is the pipe `exec.report` of a created container, and the socket of an exec. There the gate's machine code writes
-the number of execve's error, a C int and nothing else: NotExecuted. An interpreter that waits itself may write Failed.
+A process at its gate (runtime/process/gate.py) has no socket, but a descriptor to wait for one byte and a descriptor
+for one report: the pipe `exec.report` of a created container, or the socket of an exec. The gate's machine code writes
+execve's error number there, a C int and nothing else: NotExecuted. If the interpreter itself waits, it may write
+Failed.
 
-Whoever is born into a PID namespace of others can be looked into by those with CAP_SYS_PTRACE there, who can then speak
-in its place. `Conversation` lets it say no more than what can only harm the container itself, and `decode` believes
-nothing about its packets.
+A process in a PID namespace with other processes can be traced by those with CAP_SYS_PTRACE there, which can then speak
+in its place. `Conversation` therefore accepts only reports that harm at most the container itself, and `decode` trusts
+nothing in its packets.
 """
 
 from __future__ import annotations
@@ -79,33 +80,33 @@ _ERROR_NUMBER: Final = struct.Struct("=i")
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """Something is not as asked for, and the start goes on."""
+    """A setting could not be applied; the start continues."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """`fd` is the other end of the process's terminal, the parent's to keep."""
+    """The other end of the process's terminal. The parent owns `fd`."""
 
     fd: int
 
 
 @dataclass(frozen=True, slots=True)
 class SeccompListener:
-    """`fd` is the listener of the process's filter (seccomp_unotify(2)), the parent's to give away."""
+    """The listener of the process's filter (seccomp_unotify(2)), for the parent to pass on."""
 
     fd: int
 
 
 @dataclass(frozen=True, slots=True)
 class HooksDue:
-    """Now the parent runs the hooks of the creation, and answers with the state that hooks get."""
+    """The parent shall run the creation hooks now, and answer with the state that hooks get."""
 
 
 @dataclass(frozen=True, slots=True)
 class Born:
-    """From now on this process is the one that becomes the program: a child of the parent's, too. `fd` is a pidfd."""
+    """The process that will run the program from now on. It is a child of the parent too. `fd` is a pidfd."""
 
     pid: int
     fd: int
@@ -113,33 +114,33 @@ class Born:
 
 @dataclass(frozen=True, slots=True)
 class Executing:
-    """All is done but the execve. `steps` are a traced start's, with the monotonic clock in nanoseconds."""
+    """All is done except the execve. `steps` are those of a traced start, in nanoseconds of the monotonic clock."""
 
     steps: Sequence[tuple[str, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """`pid` is the container's init."""
+    """The container is restored. `pid` is its init."""
 
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What the child was made for is there to be opened."""
+    """The namespaces can be opened now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Why the child ends."""
+    """The error for which the child exits."""
 
     error: RuntimeCoreError
 
 
 @dataclass(frozen=True, slots=True)
 class NotExecuted:
-    """execve(2) refused the program with this errno. Said by the gate's machine code, which knows no more."""
+    """execve(2) refused the program with this errno. Sent by the gate's machine code, which knows only the errno."""
 
     number: int
 
@@ -149,7 +150,7 @@ class NotExecuted:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """End of file; never sent."""
+    """End of file. Never sent."""
 
 
 Report = Warned | Console | SeccompListener | HooksDue | Born | Executing | Restored | Ready | Failed | NotExecuted
@@ -157,8 +158,8 @@ _WITH_DESCRIPTOR: Final = (Console, SeccompListener, Born)
 
 
 def encode(report: Report) -> bytes:
-    """The packet, at most MAX_PACKET bytes; a descriptor goes alongside."""
-    if isinstance(report, Born):  # made under a filter: as little work as can be
+    """Encode a report as a packet of at most MAX_PACKET bytes. Its descriptor goes alongside."""
+    if isinstance(report, Born):  # sent under the container's filter: do as little as possible
         return b'{"pid":%d}' % report.pid
     if isinstance(report, NotExecuted):
         return _ERROR_NUMBER.pack(report.number)
@@ -189,7 +190,7 @@ def _members(report: Report) -> dict[str, Any]:
 
 
 def decode(packet: bytes, fds: Sequence[int] = ()) -> Report | None:
-    """The report of a packet. None where there is none, or none with all that belongs to it. Raises nothing."""
+    """Decode a packet. None if it is invalid or lacks its descriptor. Raises nothing."""
     if len(packet) == _ERROR_NUMBER.size:
         return NotExecuted(*_ERROR_NUMBER.unpack(packet))
     try:
@@ -226,7 +227,7 @@ def _is_step(value: object) -> bool:
 
 
 def failure(packet: bytes, program: str) -> RuntimeCoreError | None:
-    """Why `program` was not executed, of all that a process at its gate has reported; None when it said nothing."""
+    """Return why `program` was not executed, from all that a process at its gate has reported; None if nothing."""
     if not packet:
         return None
     return _failure(decode(packet), program) or RuntimeCoreError("the process failed")
@@ -242,7 +243,7 @@ def _failure(report: Report | None, program: str) -> RuntimeCoreError | None:
 
 
 class Reporter:
-    """The child's side."""
+    """The child's side of the conversation."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
@@ -251,7 +252,7 @@ class Reporter:
         return self._channel.fileno()
 
     def say(self, report: Report) -> None:
-        """Send it. A descriptor stays the caller's too. Raises OSError."""
+        """Send a report. The caller keeps its descriptor too. Raises OSError."""
         packet = encode(report)
         if isinstance(report, _WITH_DESCRIPTOR):
             socket.send_fds(self._channel, [packet], [report.fd])
@@ -259,14 +260,14 @@ class Reporter:
             self._channel.send(packet)
 
     def fail(self, error: BaseException) -> None:
-        """Say why the child ends. Best effort."""
+        """Send the error for which the child exits. Best effort."""
         if not isinstance(error, RuntimeCoreError):
             error = RuntimeCoreError(f"{type(error).__name__}: {error}")
         with contextlib.suppress(OSError):
             self.say(Failed(error))
 
     def await_answer(self) -> dict[str, Any] | None:
-        """What the parent answers; None when it has gone away, and knows why."""
+        """Return the parent's answer, or None if the parent closed its end; it then knows why."""
         packet, fds, _flags, _address = socket.recv_fds(self._channel, MAX_PACKET, 1, socket.MSG_CMSG_CLOEXEC)
         for fd in fds:
             with open(fd, "rb") as file:
@@ -277,7 +278,7 @@ class Reporter:
 
 
 def answer(channel: socket.socket, state: Mapping[str, Any]) -> None:
-    """What `Reporter.await_answer` returns. Raises OSError."""
+    """Send the answer that `Reporter.await_answer` returns. Raises OSError."""
     packet = json.dumps(dict(state)).encode()
     if len(packet) <= MAX_PACKET:
         channel.send(packet)
@@ -290,10 +291,10 @@ def answer(channel: socket.socket, state: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """A kind of child: what it may say, what it says last when all went well, and what its silence means."""
+    """A kind of child: the reports it may send, its last report on success, and the error if it dies without one."""
 
     may_say: tuple[type, ...]
-    last: type | None  # None: its end alone tells nothing
+    last: type | None  # None: end of file does not tell success from failure
     died: str
 
 
@@ -314,15 +315,15 @@ _OF_THE_BORN: Final = (SeccompListener, Executing, Failed, NotExecuted)
 
 
 class Conversation:
-    """The parent's side, without I/O: what the child has said, and what it may still say.
+    """The parent's side, without I/O: what the child has reported, and what it may still report.
 
-    `bears`: the program will be another process than the child. `listens`: there is somebody to give the listener of
-    its filter to. `program` is named where its execve fails.
+    `bears`: another process than the child will run the program. `listens`: the parent can pass on the filter's
+    listener. `program` is the name in execve's error.
     """
 
     def __init__(self, speaker: Speaker, *, bears: bool = False, listens: bool = False, program: str = "") -> None:
         self.awaits_birth = bears
-        self.failure: RuntimeCoreError | None = None  # what the child, or the program after it, said
+        self.failure: RuntimeCoreError | None = None  # as reported by the child or by the process after it
         self._speaker = speaker
         self._born = False
         self._listens = listens
@@ -330,9 +331,9 @@ class Conversation:
         self._done = speaker.last is None
 
     def take(self, packet: bytes, fds: Sequence[int]) -> Report | Ended | None:
-        """What a packet says, None for what counts for nothing.
+        """Decode a packet; None if the child may not send this report now.
 
-        A report's descriptor is the caller's from now on; every other is closed.
+        The caller owns a report's descriptor from now on. All others are closed.
         """
         if not packet:
             return Ended()
@@ -353,14 +354,14 @@ class Conversation:
         if isinstance(report, Born):
             return self.awaits_birth
         if isinstance(report, Executing):
-            return not self._done  # its steps are kept: who repeats it would fill the parent's memory
+            return not self._done  # only once: repeated steps would fill the parent's memory
         return self._listens or not isinstance(report, SeccompListener)
 
     def _note(self, report: Report) -> None:
         if isinstance(report, Born):
             self.awaits_birth, self._born = False, True
         elif isinstance(report, SeccompListener):
-            self._listens = False  # there is one
+            self._listens = False  # only one
         elif self._speaker.last is not None and isinstance(report, self._speaker.last):
             self._done = True
         else:
@@ -368,17 +369,17 @@ class Conversation:
 
     @property
     def outcome(self) -> RuntimeCoreError | None:
-        """At the end: why the child has not done what it was made for, None when it has."""
+        """Return why the child has failed, or None if it succeeded. Valid at the end of file."""
         if self.failure is None and (self.awaits_birth or not self._done):
             return RuntimeCoreError(self._speaker.died)
         return self.failure
 
 
 def receive(channel: socket.socket, conversation: Conversation, *, wait: bool = True) -> Report | Ended | None:
-    """Take one packet, as `Conversation.take`. Raises BlockingIOError when there is none and it is not to wait."""
+    """Receive one packet; see `Conversation.take`. Raises BlockingIOError if there is none and `wait` is False."""
     flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
     try:
         packet, fds, _flags, _address = socket.recv_fds(channel, MAX_PACKET, 1, flags)
-    except ConnectionResetError:  # it died before it had read its answer, and tells no more
+    except ConnectionResetError:  # the child died before it read its answer
         packet, fds = b"", []
     return conversation.take(packet, fds)

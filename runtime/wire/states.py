@@ -1,17 +1,17 @@
-"""The life of a container in its shim, by the names that crispd is told of it.
+"""Defines the life cycle of a container in its shim, with the state names that crispd gets.
 
     (create) ─▶ CREATED ──a start──▶ STARTING ──its program runs──▶ RUNNING ──its init ends──▶ EXITED ─▶ (delete)
                    │                     │                                                       ▲
                    └─▶ (delete)          └───────────────────the start fails─────────────────────┘
 
-    CREATED   its rootfs is mounted. A start that is refused before there is a process leaves it so.
-    STARTING  it has a process, and its program does not run yet: hooks run, another runtime or criu is at work. It can
-              only be killed, and be waited for. When its init ends meanwhile, the start fails, or the end is told after
-              it.
-    RUNNING   it can be signalled, have commands, onlookers and other limits, be frozen, and dumped by criu.
-    EXITED    its exit status is on disk before anybody hears of it.
+    CREATED   its rootfs is mounted. If a start is refused before there is a process, it stays so.
+    STARTING  it has a process, and its program does not run yet: hooks run, or another runtime or criu is at work. It
+              can only be killed or waited for. If its init exits now, the start fails, or the exit is reported after
+              the start.
+    RUNNING   signals, execs, attached clients, new limits, freezing and checkpoints are possible.
+    EXITED    its exit status is on disk before it is reported.
 
-Containers of another runtime and restored ones live so, too. crispd draws what it makes of this in
+This holds for containers of other runtimes and restored ones too. crispd's own states are drawn in
 `pods.state.transitions`.
 """
 
@@ -27,7 +27,7 @@ _ARROWS: Final = frozenset({(CREATED, STARTING), (STARTING, RUNNING), (STARTING,
 
 
 class StateMachine:
-    """One container's place in the picture; `name` is one of the above."""
+    """The state of one container. `name` is one of the above."""
 
     __slots__ = ("name",)
 
@@ -35,7 +35,7 @@ class StateMachine:
         self.name = CREATED
 
     def become(self, name: str) -> None:
-        """Follow an arrow. Raises ValueError, for a fault of ours, where there is none."""
+        """Change to a state along an arrow. Raises ValueError, which is a bug, if there is no arrow."""
         if (self.name, name) not in _ARROWS:
             raise ValueError(f"a container that is {self.name} cannot become {name}")
         self.name = name
@@ -50,12 +50,12 @@ class StateMachine:
 
     @property
     def can_exec(self) -> bool:
-        """Whether its program runs."""
+        """Whether the container's program runs."""
         return self.name == RUNNING
 
     @property
     def has_processes(self) -> bool:
-        """Whether there is something to kill before it can be deleted."""
+        """Whether processes must be killed before the container can be deleted."""
         return self.name in (STARTING, RUNNING)
 
     @property

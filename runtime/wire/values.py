@@ -1,4 +1,4 @@
-"""Frozen values that travel as JSON objects, by the names of their members: one encoder and one decoder for all."""
+"""Encodes and decodes frozen values as JSON objects with the names of their members."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
 
 
 class Value:
-    """The base of a dataclass whose members JSON has, or that are such values themselves, in tuples or mappings too.
+    """Base of dataclasses whose members are JSON values, other such values, or tuples or mappings of them.
 
-    Sender and receiver may be of different versions: a member that the sender does not know has its default, and one
-    that the receiver does not know is passed over. So members are only ever added, with a default.
+    Sender and receiver may have different versions. A member that the sender does not know gets its default; one that
+    the receiver does not know is ignored. So members are only ever added, and have a default.
     """
 
     __slots__ = ()
 
-    READ: ClassVar[Readers] = {}  # what makes members of JSON's lists and objects
+    READ: ClassVar[Readers] = {}  # convert lists and objects of JSON to members
 
     def to_json(self) -> dict[str, Any]:
-        """The value as a JSON-serialisable object; `from_json` is its inverse."""
+        """Return the value as a JSON-serialisable object; `from_json` is the inverse."""
         return {name: _written(getattr(self, name)) for name in _members(self)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
-        """The value that `to_json` described. Raises TypeError for a member that is not there and has no default."""
+        """Build the value from `to_json`'s result. Raises TypeError if a member without a default is missing."""
         read = cls.READ
         return cls(
             **{
@@ -54,19 +54,19 @@ def _written(member: Any) -> object:
     return member
 
 
-_PLAIN = frozenset((str, int, bool, type(None)))  # as nearly all members are
+_PLAIN = frozenset((str, int, bool, type(None)))  # nearly all members are of these types
 
 
 def tuple_of(kind: type[Value]) -> Callable[[Any], object]:
-    """What reads a list of such values."""
+    """Return a reader for a list of such values."""
     return lambda items: tuple(map(kind.from_json, items))
 
 
 def mapping_to(kind: type[Value]) -> Callable[[Any], object]:
-    """What reads an object whose members are such values."""
+    """Return a reader for an object whose members are such values."""
     return lambda items: {key: kind.from_json(item) for key, item in items.items()}
 
 
 def optional(kind: type[Value]) -> Callable[[Any], object]:
-    """What reads such a value or null."""
+    """Return a reader for such a value or null."""
     return lambda item: None if item is None else kind.from_json(item)
