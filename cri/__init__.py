@@ -1,1 +1,1 @@
-"""The front door: CRI v1 over gRPC, configuration, the daemon and the `crisp` command."""
+"""CRI v1 over gRPC, configuration, the daemon and the `crisp` command."""

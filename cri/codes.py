@@ -27,7 +27,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     image.errors.ImageNotFound: StatusCode.NOT_FOUND,
     image.errors.RegistryUnavailable: StatusCode.UNKNOWN,
     image.errors.AuthenticationRequired: StatusCode.UNAUTHENTICATED,
-    # What came is not what was promised, as containerd answers it; DATA_LOSS would say that the node lost something.
+    # The content differs from what was promised; as in containerd. DATA_LOSS would mean that the node lost data.
     image.errors.DigestMismatch: StatusCode.FAILED_PRECONDITION,
     image.errors.InvalidImage: StatusCode.FAILED_PRECONDITION,
     image.errors.SignatureRefused: StatusCode.UNKNOWN,
@@ -37,7 +37,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     image.errors.StorageFull: StatusCode.RESOURCE_EXHAUSTED,
     image.errors.ImageError: StatusCode.INTERNAL,
     network.errors.NetworkNotReady: StatusCode.UNAVAILABLE,
-    network.errors.PluginNotFound: StatusCode.UNAVAILABLE,  # Status says that the network is not ready, too
+    network.errors.PluginNotFound: StatusCode.UNAVAILABLE,  # Status then reports the network as not ready, too
     network.errors.InvalidAttachment: StatusCode.INVALID_ARGUMENT,
     network.errors.NetworkError: StatusCode.INTERNAL,
     runtime.errors.RuntimeCoreError: StatusCode.INTERNAL,
@@ -55,7 +55,7 @@ _WORDS: dict[type[BaseException], str] = {
 
 
 def code_of(error: BaseException) -> StatusCode | None:
-    """The code for an error of the rooms' families (a subclass has its nearest ancestor's); None for any other."""
+    """Return an error's code, found by its nearest ancestor class; None for an error that is not the rooms'."""
     for kind in type(error).__mro__:
         code = _CODES.get(kind)
         if code is not None:

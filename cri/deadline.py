@@ -1,4 +1,4 @@
-"""Calls that must be given a deadline by their client, and keep it."""
+"""Calls for which the client must set a deadline, and which keep it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _Method = TypeVar("_Method", bound=Callable[..., Awaitable[Any]])
 
 
 class Timed(Protocol):
-    """The part of a call's context that knows of its deadline."""
+    """The part of a call's context that has the deadline."""
 
     def time_remaining(self) -> float | None: ...
 
 
 def with_deadline(method: _Method) -> _Method:
-    """Marks a service's method that takes the seconds until the deadline beside the request."""
+    """Mark a service's method that takes the seconds until the deadline as its second argument."""
     method.takes_deadline = True  # type: ignore[attr-defined]
     return method
 
@@ -27,7 +27,7 @@ def takes_deadline(method: object) -> bool:
 
 
 def seconds_left(context: Timed) -> float:
-    """Raises InvalidArgument where the client set no deadline."""
+    """Return the seconds until the call's deadline. Raises InvalidArgument if the client set none."""
     left = context.time_remaining()
     if left is None:
         raise InvalidArgument("deadline: is required: set one on the call")

@@ -1,13 +1,13 @@
-"""The error family of crispd itself: what keeps it from starting. Each ends the daemon with its text."""
+"""Errors that keep crispd from starting. Each ends the daemon with its message."""
 
 
 class DaemonError(Exception):
-    """Base of the family."""
+    """Base class of the daemon's errors."""
 
 
 class ConfigurationError(DaemonError):
-    """A flag or a line of a configuration file cannot be used; the message names the flag, or the file and key."""
+    """A flag or a key of a configuration file is invalid; the message names the flag, or the file and key."""
 
 
 class StartupError(DaemonError):
-    """The machine does not let the daemon start: not root, a socket or directory in use or not writable."""
+    """The machine prevents the start: crispd is not root, or a socket or directory is in use or not writable."""

@@ -1,18 +1,18 @@
-"""Who looks on at calls: metrics and traces, which `cri.daemon` has where they are wanted, and the pods' recorder."""
+"""Interfaces for observing calls: metrics and traces, which `cri.daemon` implements, and the pods' flight recorder."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
-Answer = Callable[[Any, Any], Awaitable[Any]]  # of a request and gRPC's context
+Answer = Callable[[Any, Any], Awaitable[Any]]  # takes a request and gRPC's context
 
 
 class CallMeter(Protocol):
-    """Counts one RPC's calls."""
+    """Counts the calls of one RPC."""
 
     def ended(self, seconds: float, code: str = "") -> None:
-        """A call took so long; `code` is gRPC's name of the error it was answered with."""
+        """Record a call that took `seconds`; `code` is gRPC's name of its error, "" for none."""
 
 
 # Calls that belong to the story of a pod or an image, however they end; and those of which only a failure does.
@@ -39,14 +39,14 @@ class Witness(Protocol):
 
 
 class Meter(Protocol):
-    """Counts calls."""
+    """Makes counters of calls."""
 
     def of_call(self, rpc: str, *, timed: bool) -> CallMeter:
-        """What counts an RPC; `timed`: also how long its calls take."""
+        """Return the counter for an RPC; with `timed` it also records durations."""
 
 
 class Tracer(Protocol):
     """Makes spans."""
 
     def of_call(self, service: str, rpc: str, answer: Answer) -> Answer:
-        """`answer` with a span around it."""
+        """Return `answer` wrapped in a span."""

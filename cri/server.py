@@ -1,7 +1,7 @@
-"""The gRPC server of crispd: binds the calls that exist, refuses the others, maps errors, logs.
+"""The gRPC server of crispd: binds the implemented calls, refuses the others, maps errors to codes, logs.
 
-Each call goes through one plain coroutine around the service's own. gRPC's interceptors would do the same at a higher
-price on every call.
+Each call runs in one coroutine around the service's method. gRPC's interceptors would do the same, but cost more per
+call.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from cri.streaming.server import StreamingServer
 
 MAX_REQUEST_BYTES = 16 << 20  # kubelet's limit for what it sends and receives
-_MAX_DETAILS = 2048  # bytes of an error's text: it travels in a header, three for one, and clients take 8 KiB of those
+_MAX_DETAILS = 2048  # bytes of an error's text: percent-encoded it may triple, and clients accept 8 KiB of headers
 _OPTIONS = (("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0))
 
 _log = logging.getLogger(__name__)
@@ -63,9 +63,9 @@ def create_server(
     tracer: Tracer | None = None,
     witness: Witness | None = None,
 ) -> grpc.aio.Server:
-    """A server of CRI's two services and of the operator's own over `node`, not bound to an address yet.
+    """Make the server of CRI's two services and of the operator's own. It is not bound to an address yet.
 
-    `configuration` is what a verbose Status shows. `meter` and `tracer` see CRI's calls, `witness` all.
+    A verbose Status shows `configuration`. `meter` and `tracer` observe CRI's calls, `witness` all calls.
     """
     runtime = (
         SandboxCalls(node),
@@ -92,7 +92,7 @@ def create_server(
 
 
 def _handlers(service: Any, groups: Iterable[object], onlookers: Onlookers) -> grpc.GenericRpcHandler[Any, Any]:
-    """gRPC's handlers of one service: each method is bound to the group that has it."""
+    """Make gRPC's handlers for a service. Each method is taken from the group that has it."""
     bound = {}
     for method in service.methods:
         call = next((getattr(group, method.name) for group in groups if hasattr(group, method.name)), None)
@@ -114,7 +114,7 @@ def _handler(method: Any, call: Any, onlookers: Onlookers) -> grpc.RpcMethodHand
 
 
 def _decoding(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """`decode`, but what is no such message becomes the error: gRPC would answer UNKNOWN, and log a traceback."""
+    """Wrap `decode` to return the error for an invalid message: gRPC would answer UNKNOWN and log a traceback."""
 
     def decoded(raw: bytes) -> Any:
         try:
@@ -126,7 +126,7 @@ def _decoding(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 class _Missing(Unimplemented):
-    """The call is in CRI v1 and not in this server. kubelet asks for some again and again."""
+    """A call of CRI v1 that this server does not have. kubelet repeats some of them."""
 
 
 def _missing(name: str) -> Unary:
@@ -164,7 +164,7 @@ def _streaming(account: Accounts, call: Stream) -> Callable[[Any, Context[Any, A
     async def answer(request: Any, context: Context[Any, Any]) -> AsyncIterator[Any]:
         async with account(request, context):
             responses = call(request)
-            # A client that wants to miss nothing waits for this before it looks at how things are.
+            # A client that must not miss anything waits for this before it reads the present state.
             await context.send_initial_metadata(())
             async for response in responses:
                 yield response
@@ -188,7 +188,7 @@ class Onlookers:
 
 
 class _Account:
-    """Around one call: refuses a request that could not be read, maps what the call raises, tells how it ended."""
+    """Wraps one call: refuses an unreadable request, maps errors to codes, logs and records the end of the call."""
 
     __slots__ = ("_context", "_meter", "_name", "_request", "_started", "_witness")
 
@@ -217,7 +217,7 @@ class _Account:
         if self._witness is not None:
             self._tell(self._witness, error)
         if isinstance(error, asyncio.CancelledError):
-            _log.debug("call cancelled by its client", extra=self._fields())
+            _log.debug("call cancelled by the client", extra=self._fields())
         elif isinstance(error, Exception):
             await self._refuse(error)
         elif error is None and _log.isEnabledFor(logging.DEBUG):
@@ -251,7 +251,7 @@ class _Account:
         text = _fitting(text_of(error))
         fields = self._fields() | {"code": (code or StatusCode.INTERNAL).name, "error": text}
         if code is None:
-            _log.error("call failed unexpectedly", extra=fields, exc_info=error)
+            _log.error("call failed by a bug in crisp", extra=fields, exc_info=error)
             text = f"{self._name}: {type(error).__name__}: {text}"
         else:
             _log.log(logging.DEBUG if isinstance(error, _Missing) else logging.INFO, "call refused", extra=fields)
@@ -259,7 +259,7 @@ class _Account:
 
 
 def _fitting(text: str) -> str:
-    """An error's text or, of one that is too long, its beginning and end: what was tried, and why it failed."""
+    """Return an error's text; of a long one only the beginning (what was tried) and the end (why it failed)."""
     raw = text.encode()
     if len(raw) <= _MAX_DETAILS:
         return text

@@ -1,4 +1,4 @@
-"""Unix sockets that only root may open, at paths where an earlier daemon, or another program, may have one."""
+"""Unix sockets for root only, at paths where an earlier daemon or another program may have left one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _ONLY_OWNER = 0o177  # as a umask
 
 
 class SocketPath:
-    """Where a socket is made, and removed as long as it is that one."""
+    """A path at which a socket is made. It is removed only if it is still the same socket."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._made = (0, 0)
 
     def clear(self) -> None:
-        """Make the directory, and remove the socket of a daemon that is dead.
+        """Make the directory, and remove the socket of a dead daemon.
 
-        Raises StartupError when anything else has the path, OSError when that cannot be done.
+        Raises StartupError if the path is in use or is no socket, OSError.
         """
         path = self.path
         if not path.parent.is_dir():
@@ -35,18 +35,18 @@ class SocketPath:
         if not path.exists():
             return
         if not path.is_socket():
-            raise StartupError(f"listen on {path}: the path is taken by something that is not a socket")
+            raise StartupError(f"listen on {path}: there is a file that is not a socket: remove it")
         with socket.socket(socket.AF_UNIX) as attempt:
             try:
                 attempt.connect(os.fspath(path))
             except OSError:
                 path.unlink()
                 return
-        raise StartupError(f"listen on {path}: another process answers on that socket")
+        raise StartupError(f"listen on {path}: another process listens on that socket: stop it, or use another path")
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """Around the making of the socket, which gets the mode 0600. Raises OSError when there is none afterwards."""
+        """Wrap the creation of the socket, which gets mode 0600. Raises OSError if there is no socket afterwards."""
         umask = os.umask(_ONLY_OWNER)
         try:
             yield
@@ -55,7 +55,7 @@ class SocketPath:
             os.umask(umask)
 
     def remove(self) -> None:
-        """Remove the socket that was made; one that another process put in its place stays."""
+        """Remove the socket, unless another process has replaced it."""
         with suppress(OSError):
             if self._identity() == self._made:
                 self.path.unlink()
@@ -67,9 +67,9 @@ class SocketPath:
 
 @contextmanager
 def bound(server: grpc.aio.Server, path: Path) -> Iterator[None]:
-    """Bind `server` to a unix socket that only root may open; the socket is gone afterwards.
+    """Bind `server` to a unix socket for root only; remove the socket afterwards.
 
-    Raises StartupError when something else is at `path`, or answers there, or the socket cannot be made.
+    Raises StartupError if `path` is in use or is no socket, or the socket cannot be made.
     """
     place = SocketPath(path)
     place.clear()

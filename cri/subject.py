@@ -1,4 +1,4 @@
-"""What a call is about, as fields of its log lines and attributes of its span."""
+"""Extracts the objects of a call, as fields of log lines and attributes of spans."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _IDS = {"pod_sandbox_id": "sandbox", "container_id": "container", "image_ref": "
 
 
 def subject(message: Any) -> dict[str, str]:
-    """The ids and names in a request or an answer: those of sandbox, container, image, pod."""
+    """Return the ids and names of sandbox, container, image and pod in a request or an answer."""
     said = {name: found for field, name in _IDS.items() if (found := getattr(message, field, ""))}
     config = getattr(message, "config", None)
     metadata: Any = getattr(config, "metadata", None)

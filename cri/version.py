@@ -6,7 +6,7 @@ import importlib.metadata
 
 
 def crisp_version() -> str:
-    """The installed distribution's version; 0.0.0+checkout, which kubelet can parse, from a bare source tree."""
+    """Return the version of the installed package; from a bare source tree 0.0.0+checkout, which kubelet can parse."""
     try:
         return importlib.metadata.version("crisp-cri")
     except importlib.metadata.PackageNotFoundError:

@@ -1,1 +1,1 @@
-"""What an operator may ask of the daemon that CRI has no call for: the messages of the service `crisp.v1.Admin`."""
+"""The messages of the service `crisp.v1.Admin`: operators' calls that CRI does not have."""

@@ -1,5 +1,5 @@
-"""Between CRI's messages and the values of `pods.model`, both ways; what enters is validated here and nowhere else.
+"""Converts between CRI's messages and the values of `pods.model`. Requests are validated here and nowhere else.
 
-Every conversion of a request raises `pods.errors.InvalidArgument` whose message is the path of the field in the request
+An invalid request raises `pods.errors.InvalidArgument`. Its message has the path of the field
 ("config.mounts[2].host_path"), its value, and what is wrong with it.
 """

@@ -1,4 +1,4 @@
-"""CreateContainer's configuration (CRI `ContainerConfig`), validated."""
+"""Converts and validates CreateContainer's configuration (CRI `ContainerConfig`)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pods.model import ContainerConfig, ContainerMetadata, Device, Mount, Propag
 from pods.oci.execve_limits import name_of
 from pods.octets import text_of
 
-# Flags that take something from a mount. What has a member of its own is not here, nor what would give back a flag
-# that the host's mount has (exec, dev, suid, rw).
+# Flags that restrict a mount. Left out are options with a CRI field of their own, and those that would restore what
+# the host's mount forbids (exec, dev, suid, rw).
 _MOUNT_OPTIONS = (
     "noexec", "nodev", "nosuid", "nosymfollow", "noatime", "nodiratime", "relatime", "strictatime",
     "rnoexec", "rnodev", "rnosuid", "rnosymfollow",
@@ -25,7 +25,7 @@ _MOUNT_OPTIONS = (
 
 
 def container_config(path: str, message: api_pb2.ContainerConfig) -> ContainerConfig:
-    """What CreateContainer asks for; the Windows part is not looked at."""
+    """Convert a `ContainerConfig`. The Windows part is ignored."""
     if not message.HasField("metadata"):
         raise fields.missing(f"{path}.metadata")
     linux = message.linux
@@ -55,7 +55,7 @@ def container_config(path: str, message: api_pb2.ContainerConfig) -> ContainerCo
 
 def _log_path(path: str, value: str) -> str:
     if value and not rules.names_file(value):
-        raise fields.invalid(path, value, "does not end in the name of a file")
+        raise fields.invalid(path, value, "must end in a file name")
     return fields.relative_if_set(path, value)
 
 
@@ -68,7 +68,7 @@ def _env(path: str, message: api_pb2.KeyValue) -> tuple[str, str]:
     if not key:
         raise fields.missing(f"{path}.key")
     if not rules.is_variable(key):
-        raise InvalidArgument(f"{path}.key: of {name_of(key)!r}: must not contain '='")
+        raise InvalidArgument(f"{path}.key: {name_of(key)!r} must not contain '='")
     return key, fields.unshown(f"{path}.value", text_of(message.value))
 
 

@@ -1,4 +1,4 @@
-"""Containers for the answers of ContainerStatus and ListContainers."""
+"""Converts containers for ContainerStatus and ListContainers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _STATES = {
 
 
 def container_states(path: str, number: int) -> tuple[ContainerState, ...]:
-    """The states that a filter asks for: no container's is CONTAINER_UNKNOWN."""
+    """Return the states that a filter selects. No container is ever CONTAINER_UNKNOWN."""
     if number not in api_pb2.ContainerState.values():
-        raise fields.invalid(path, number, "is no ContainerState of CRI v1")
+        raise fields.invalid(path, number, "is not a ContainerState of CRI v1")
     return tuple(state for state, known in _STATES.items() if number == known)
 
 
 def container_item(container: Container) -> api_pb2.Container:
-    """The container as an entry of ListContainers."""
+    """Convert a container to an entry of ListContainers."""
     config = container.config
     return api_pb2.Container(
         id=container.id,
@@ -42,7 +42,7 @@ def container_item(container: Container) -> api_pb2.Container:
 
 
 def container_status(container: Container) -> api_pb2.ContainerStatus:
-    """The container for ContainerStatus. Resources and user are what kubelet copies into the pod's status."""
+    """Convert a container for ContainerStatus. kubelet copies resources and user into the pod's status."""
     config, user = container.config, container.user
     return api_pb2.ContainerStatus(
         id=container.id,

@@ -1,6 +1,6 @@
-"""What verbose answers show: one member of `info`, whose value is a JSON document, as crictl shows it.
+"""Builds the `info` of verbose answers: one member whose value is a JSON document, as crictl shows it.
 
-The configurations of pods and containers have the names that CRI's fields have.
+The configurations of pods and containers have the names of CRI's fields.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import msgspec
 from pods.model import ContainerConfig, ContainerSecurity, NamespaceOptions, SandboxConfig, SandboxSecurity
 from pods.octets import all_shown
 
-_LINUX = ("cgroup_parent", "sysctls", "overhead", "resources")  # of a pod, those in a message of their own
+_LINUX = ("cgroup_parent", "sysctls", "overhead", "resources")  # members of a pod that CRI has in the message `linux`
 _RENAMED = {
     "selinux": "selinux_options",
     "uid_mappings": "uidMappings",
@@ -22,16 +22,16 @@ _RENAMED = {
 
 
 def info(document: Any) -> dict[str, str]:
-    """The map for `document`, which may hold anything msgspec can encode; other objects are shown as text."""
+    """Return the map for `document`, which may hold anything that msgspec encodes; other objects become text."""
     try:
         encoded = msgspec.json.encode(document, enc_hook=str)
-    except UnicodeEncodeError:  # a value of the environment that is no text
+    except UnicodeEncodeError:  # an environment value that is not UTF-8
         encoded = msgspec.json.encode(all_shown(msgspec.to_builtins(document, enc_hook=str)))
     return {"info": encoded.decode()}
 
 
 def sandbox_document(config: SandboxConfig) -> dict[str, Any]:
-    """What RunPodSandbox was asked for (CRI `PodSandboxConfig`)."""
+    """Convert RunPodSandbox's request (CRI `PodSandboxConfig`)."""
     document = _plain(config)
     dns = document.pop("dns", None)
     linux = {name: document.pop(name) for name in _LINUX if name in document}
@@ -40,7 +40,7 @@ def sandbox_document(config: SandboxConfig) -> dict[str, Any]:
 
 
 def container_document(config: ContainerConfig) -> dict[str, Any]:
-    """What CreateContainer was asked for (CRI `ContainerConfig`)."""
+    """Convert CreateContainer's request (CRI `ContainerConfig`)."""
     document = _plain(config)
     linux = {"resources": document.pop("resources", {})}
     document.pop("security", None)

@@ -1,4 +1,4 @@
-"""Images: what a request names, the credentials it brings, and images of the store for an answer."""
+"""Converts images: a request's image name and credentials, and the store's images for answers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from cri.v1 import api_pb2
 from image.model import Credentials, Image
 from pods.model import ImageSpec
 
-_ID_DIGITS = 10  # of the largest user id
+_ID_DIGITS = 10  # digits of the largest user id
 
 
 def image_spec(path: str, message: api_pb2.ImageSpec) -> ImageSpec:
-    """An image by name (CRI `ImageSpec`); which names exist is the store's to say."""
+    """Convert an image name (CRI `ImageSpec`). Only the store knows which images exist."""
     return ImageSpec(
         image=fields.required(f"{path}.image", message.image),
         user_specified_image=fields.text(f"{path}.user_specified_image", message.user_specified_image),
@@ -21,10 +21,10 @@ def image_spec(path: str, message: api_pb2.ImageSpec) -> ImageSpec:
 
 
 def image_spec_message(spec: ImageSpec, image_id: str = "") -> api_pb2.ImageSpec:
-    """The image of a container, or of a mount, as its status names it; `image_id` is what a mount's was found to be.
+    """Convert the image of a container or a mount for a status. `image_id` is the id that a mount's image was found by.
 
-    kubelet asks for images by id and keeps the pod author's name beside it; that name is what people want to read of
-    a container. Of a mount kubelet's garbage collection takes it for the id of an image that is in use.
+    kubelet requests images by id, with the name from the pod's spec beside it; for a container people want to see that
+    name. For a mount kubelet's garbage collection takes this field for the id of an image in use.
     """
     return api_pb2.ImageSpec(
         image=image_id or spec.user_specified_image or spec.image,
@@ -36,9 +36,9 @@ def image_spec_message(spec: ImageSpec, image_id: str = "") -> api_pb2.ImageSpec
 
 
 def credentials(message: api_pb2.AuthConfig) -> Credentials | None:
-    """What PullImage brings to log in with; None when it brings nothing.
+    """Return the login of a PullImage; None if it has none.
 
-    Raises `image.errors.AuthenticationRequired` when `auth` cannot be decoded.
+    Raises `image.errors.AuthenticationRequired` if `auth` cannot be decoded.
     """
     if message.auth and not message.username:
         return Credentials.from_auth(message.auth, message.server_address)
@@ -53,7 +53,7 @@ def credentials(message: api_pb2.AuthConfig) -> Credentials | None:
 
 
 def image_message(image: Image) -> api_pb2.Image:
-    """An image of the store (CRI `Image`): its user is a number or a name, never both."""
+    """Convert an image of the store (CRI `Image`). Its user is a number or a name, never both."""
     uid, username = _user(image.config.user)
     return api_pb2.Image(
         id=image.id,
@@ -67,7 +67,7 @@ def image_message(image: Image) -> api_pb2.Image:
 
 
 def _user(user: str) -> tuple[int | None, str]:
-    """The user part of "user[:group]". Neither is told for an image that names none, which runs as root."""
+    """Return the user of "user[:group]" as number or name. An image without a user runs as root and has neither."""
     name = user.partition(":")[0]
     if name.isascii() and name.isdigit() and len(name) <= _ID_DIGITS:
         return int(name), ""

@@ -1,7 +1,7 @@
-"""The metrics that kubelet serves at /metrics/cadvisor when it takes them from the runtime (KEP-2371).
+"""The metrics that kubelet serves at /metrics/cadvisor if it takes them from the runtime (KEP-2371).
 
-Names, types and labels are cAdvisor's, so that dashboards and alerts go on working. Seconds are fractions: they travel
-in `double_value`, and as whole seconds in `value` for kubelets before 1.38.
+Names, types and labels are cAdvisor's, so that dashboards and alerts keep working. Fractional seconds are in
+`double_value`; `value` has whole seconds, for kubelets before 1.38.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ class _Descriptor:
 
 
 _DESCRIPTORS: Final = {
-    "container_last_seen": _Descriptor("When the container was last looked at, seconds since the epoch", _GAUGE),
+    "container_last_seen": _Descriptor("When the container was last measured, seconds since the epoch", _GAUGE),
     "container_start_time_seconds": _Descriptor("When the container started, seconds since the epoch", _GAUGE),
-    "container_cpu_usage_seconds_total": _Descriptor("Processor time used", _COUNTER, ("cpu",)),
-    "container_cpu_user_seconds_total": _Descriptor("Processor time used by programs", _COUNTER),
-    "container_cpu_system_seconds_total": _Descriptor("Processor time used by the kernel", _COUNTER),
-    "container_cpu_cfs_periods_total": _Descriptor("Periods of the processor limit that have passed", _COUNTER),
-    "container_cpu_cfs_throttled_periods_total": _Descriptor("Periods in which the limit was reached", _COUNTER),
-    "container_cpu_cfs_throttled_seconds_total": _Descriptor("Time held back by the processor limit", _COUNTER),
+    "container_cpu_usage_seconds_total": _Descriptor("CPU time used", _COUNTER, ("cpu",)),
+    "container_cpu_user_seconds_total": _Descriptor("CPU time used in user mode", _COUNTER),
+    "container_cpu_system_seconds_total": _Descriptor("CPU time used in kernel mode", _COUNTER),
+    "container_cpu_cfs_periods_total": _Descriptor("Elapsed periods of the CPU limit", _COUNTER),
+    "container_cpu_cfs_throttled_periods_total": _Descriptor("Periods in which the CPU limit was reached", _COUNTER),
+    "container_cpu_cfs_throttled_seconds_total": _Descriptor("Time throttled by the CPU limit", _COUNTER),
     "container_memory_usage_bytes": _Descriptor("Memory in use, page cache included", _GAUGE),
     "container_memory_working_set_bytes": _Descriptor("Memory in use without unused page cache", _GAUGE),
-    "container_memory_max_usage_bytes": _Descriptor("The most memory that was ever in use", _GAUGE),
+    "container_memory_max_usage_bytes": _Descriptor("Peak of memory in use", _GAUGE),
     "container_memory_rss": _Descriptor("Anonymous memory", _GAUGE),
     "container_memory_cache": _Descriptor("Page cache", _GAUGE),
     "container_memory_mapped_file": _Descriptor("Mapped files", _GAUGE),
     "container_memory_swap": _Descriptor("Swap in use", _GAUGE),
     "container_memory_kernel_usage": _Descriptor("Memory that the kernel uses for the container", _GAUGE),
-    "container_memory_total_active_file_bytes": _Descriptor("Page cache in use of late", _GAUGE),
-    "container_memory_total_inactive_file_bytes": _Descriptor("Page cache not in use of late", _GAUGE),
+    "container_memory_total_active_file_bytes": _Descriptor("Recently used page cache", _GAUGE),
+    "container_memory_total_inactive_file_bytes": _Descriptor("Page cache not used recently", _GAUGE),
     "container_memory_failcnt": _Descriptor("How often the memory limit was hit", _COUNTER),
     "container_memory_failures_total": _Descriptor("Page faults", _COUNTER, ("failure_type", "scope")),
-    "container_oom_events_total": _Descriptor("Processes killed for the memory limit", _COUNTER),
-    "container_fs_usage_bytes": _Descriptor("What the writable layer takes", _GAUGE, ("device",)),
+    "container_oom_events_total": _Descriptor("Processes killed because of the memory limit", _COUNTER),
+    "container_fs_usage_bytes": _Descriptor("Disk use of the writable layer", _GAUGE, ("device",)),
     "container_fs_limit_bytes": _Descriptor("Size of the writable layer's filesystem", _GAUGE, ("device",)),
     "container_fs_inodes_total": _Descriptor("Inodes of that filesystem", _GAUGE, ("device",)),
     "container_fs_inodes_free": _Descriptor("Free inodes of that filesystem", _GAUGE, ("device",)),
@@ -67,7 +67,7 @@ _DESCRIPTORS: Final = {
     ),
     "container_hugetlb_usage_bytes": _Descriptor("Huge pages in use", _GAUGE, ("pagesize",)),
     "container_hugetlb_max_usage_bytes": _Descriptor(
-        "The most huge pages that were ever in use", _GAUGE, ("pagesize",)
+        "Peak of huge pages in use", _GAUGE, ("pagesize",)
     ),
     "container_processes": _Descriptor("Processes", _GAUGE),
     "container_threads": _Descriptor("Threads of all processes", _GAUGE),
@@ -75,11 +75,11 @@ _DESCRIPTORS: Final = {
     "container_file_descriptors": _Descriptor("Open file descriptors", _GAUGE),
     "container_sockets": _Descriptor("Open sockets", _GAUGE),
     "container_ulimits_soft": _Descriptor("Soft resource limits of the first process", _GAUGE, ("ulimit",)),
-    "container_spec_cpu_period": _Descriptor("Period of the processor limit, microseconds", _GAUGE),
-    "container_spec_cpu_quota": _Descriptor("Processor time in a period, microseconds", _GAUGE),
-    "container_spec_cpu_shares": _Descriptor("Weight among those that want the processor", _GAUGE),
+    "container_spec_cpu_period": _Descriptor("Period of the CPU limit, microseconds", _GAUGE),
+    "container_spec_cpu_quota": _Descriptor("CPU time per period, microseconds", _GAUGE),
+    "container_spec_cpu_shares": _Descriptor("Weight in the competition for CPUs", _GAUGE),
     "container_spec_memory_limit_bytes": _Descriptor("Memory limit, 0 for none", _GAUGE),
-    "container_spec_memory_reservation_limit_bytes": _Descriptor("Memory kept for the container", _GAUGE),
+    "container_spec_memory_reservation_limit_bytes": _Descriptor("Memory reserved for the container", _GAUGE),
     "container_spec_memory_swap_limit_bytes": _Descriptor("Limit of memory and swap, 0 for none", _GAUGE),
     **{
         f"container_pressure_{resource}_{kind}_seconds_total": _Descriptor(
@@ -99,7 +99,7 @@ _DESCRIPTORS: Final = {
 
 
 def metric_descriptors() -> list[api_pb2.MetricDescriptor]:
-    """Every metric that `sandbox_metrics` can have."""
+    """List every metric that `sandbox_metrics` can have."""
     return [
         api_pb2.MetricDescriptor(name=name, help=one.help, label_keys=(*_LABELS, *one.labels))
         for name, one in _DESCRIPTORS.items()
@@ -107,7 +107,7 @@ def metric_descriptors() -> list[api_pb2.MetricDescriptor]:
 
 
 def sandbox_metrics(stats: SandboxStats, root: str) -> api_pb2.PodSandboxMetrics:
-    """The pod's own metrics, those of its network, and those of its running containers.
+    """Return the metrics of the pod, of its network and of its running containers.
 
     `root` is a directory on the filesystem of the writable layers.
     """
@@ -133,7 +133,7 @@ def _container(stats: ContainerStats, namespace: str, pod: str, root: str) -> ap
 
 
 def _metric(sample: _Sample, labels: tuple[str, ...]) -> api_pb2.Metric:
-    """Without a time: the values are as of now."""
+    """Make a metric without a time stamp: the value is as of now."""
     name, value, own = sample
     return api_pb2.Metric(
         name=name,
@@ -196,7 +196,7 @@ def _memory(memory: MemoryUse) -> Iterator[_Sample]:
     yield "container_memory_total_active_file_bytes", memory.active_file, ()
     yield "container_memory_total_inactive_file_bytes", memory.inactive_file, ()
     yield "container_memory_failcnt", memory.failures, ()
-    for scope in ("container", "hierarchy"):  # a container has no cgroups of its own to tell the two apart
+    for scope in ("container", "hierarchy"):  # the two do not differ: a container has no child cgroups
         yield "container_memory_failures_total", memory.faults, ("pgfault", scope)
         yield "container_memory_failures_total", memory.major_faults, ("pgmajfault", scope)
 
@@ -246,12 +246,12 @@ def _spec(stats: ContainerStats) -> Iterator[_Sample]:
         yield "container_spec_cpu_quota", resources.cpu_quota, ()
     yield "container_spec_cpu_shares", resources.cpu_shares or _DEFAULT_SHARES, ()
     yield "container_spec_memory_limit_bytes", max(0, resources.memory_limit_in_bytes), ()
-    yield "container_spec_memory_reservation_limit_bytes", 0, ()  # CRI has no such limit
+    yield "container_spec_memory_reservation_limit_bytes", 0, ()  # not in CRI
     yield "container_spec_memory_swap_limit_bytes", max(0, resources.memory_swap_limit_in_bytes), ()
 
 
 @lru_cache(maxsize=256)
 def _device_name(major: int, minor: int) -> str:
-    """The node in /dev or, of what is no block device, the numbers."""
+    """Return the node in /dev, or the numbers for something that is no block device."""
     place = f"/sys/dev/block/{major}:{minor}"
     return f"/dev/{os.path.basename(os.path.realpath(place))}" if os.path.exists(place) else f"{major}:{minor}"

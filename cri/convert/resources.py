@@ -1,4 +1,4 @@
-"""Limits: CRI `LinuxContainerResources` and `pods.model.Resources`."""
+"""Converts limits between CRI `LinuxContainerResources` and `pods.model.Resources`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pods.model import Resources
 
 
 def resources(path: str, message: api_pb2.LinuxContainerResources) -> Resources:
-    """The limits asked for; -1 is accepted where the kernel takes it for "no limit"."""
+    """Convert a request's limits; -1 is accepted where the kernel takes it as "no limit"."""
     return Resources(
         cpu_period=fields.at_least(f"{path}.cpu_period", message.cpu_period, 0),
         cpu_quota=fields.at_least(f"{path}.cpu_quota", message.cpu_quota, rules.UNLIMITED),
@@ -48,7 +48,7 @@ def _unified(path: str, message: api_pb2.LinuxContainerResources) -> dict[str, s
 
 
 def resources_message(value: Resources) -> api_pb2.LinuxContainerResources:
-    """The same limits as kubelet reads them in a status."""
+    """Convert limits for a status, as kubelet reads them."""
     return api_pb2.LinuxContainerResources(
         cpu_period=value.cpu_period,
         cpu_quota=value.cpu_quota,

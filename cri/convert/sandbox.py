@@ -1,4 +1,4 @@
-"""Pod sandboxes: RunPodSandbox's configuration in, status and list entries out."""
+"""Converts pod sandboxes: RunPodSandbox's configuration, statuses and list entries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Protocol(IntEnum):
 
 
 def sandbox_config(path: str, message: api_pb2.PodSandboxConfig) -> SandboxConfig:
-    """What RunPodSandbox asks for (CRI `PodSandboxConfig`); the Windows part is not looked at."""
+    """Convert a `PodSandboxConfig`. The Windows part is ignored."""
     linux, at = message.linux, f"{path}.linux"
     return SandboxConfig(
         metadata=_metadata(path, message),
@@ -107,15 +107,15 @@ def _sysctls(path: str, message: api_pb2.LinuxPodSandboxConfig) -> dict[str, str
 
 
 def sandbox_state(path: str, number: int) -> SandboxState:
-    """The state that a filter asks for."""
+    """Return the state that a filter selects."""
     for state, known in _STATES.items():
         if number == known:
             return state
-    raise fields.invalid(path, number, "is no PodSandboxState of CRI v1")
+    raise fields.invalid(path, number, "is not a PodSandboxState of CRI v1")
 
 
 def sandbox_item(sandbox: Sandbox) -> api_pb2.PodSandbox:
-    """The sandbox as an entry of ListPodSandbox."""
+    """Convert a sandbox to an entry of ListPodSandbox."""
     return api_pb2.PodSandbox(
         id=sandbox.id,
         metadata=_metadata_message(sandbox),
@@ -128,7 +128,7 @@ def sandbox_item(sandbox: Sandbox) -> api_pb2.PodSandbox:
 
 
 def sandbox_status(sandbox: Sandbox) -> api_pb2.PodSandboxStatus:
-    """The sandbox for PodSandboxStatus. A pod on the host's network has no address of its own."""
+    """Convert a sandbox for PodSandboxStatus. A pod on the host's network has no address of its own."""
     options = sandbox.config.security.namespaces
     ips = () if options.network is NamespaceMode.NODE else sandbox.ips
     return api_pb2.PodSandboxStatus(

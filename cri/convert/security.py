@@ -1,4 +1,4 @@
-"""Security contexts: namespaces, users, profiles, labels and capabilities of pods and containers."""
+"""Converts security contexts: namespaces, users, profiles, labels and capabilities of pods and containers."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _SANDBOX_PID = (NamespaceMode.POD, NamespaceMode.CONTAINER, NamespaceMode.NODE)
 
 
 def sandbox_security(path: str, message: api_pb2.LinuxSandboxSecurityContext) -> SandboxSecurity:
-    """A pod's security context.
+    """Convert a pod's security context.
 
-    `run_as_group` without `run_as_user` is let through, against CRI's wording and as CRI-O does: kubelet sends it for
-    a valid pod that sets only `runAsGroup`, and nothing in the sandbox runs as that group.
+    `run_as_group` without `run_as_user` is accepted, as by CRI-O though against CRI's wording: kubelet sends it for a
+    valid pod that sets only `runAsGroup`, and nothing in the sandbox runs as that group.
     """
     if message.namespace_options.HasField("cgroupns_options"):
-        raise InvalidArgument(f"{path}.namespace_options.cgroupns_options: belongs to containers, not to pods")
+        raise InvalidArgument(f"{path}.namespace_options.cgroupns_options: is for containers, not for pods")
     return SandboxSecurity(
         namespaces=_namespaces(f"{path}.namespace_options", message.namespace_options, _SANDBOX_PID),
         selinux=_selinux(f"{path}.selinux_options", message),
@@ -55,7 +55,7 @@ def sandbox_security(path: str, message: api_pb2.LinuxSandboxSecurityContext) ->
 
 
 def container_security(path: str, message: api_pb2.LinuxContainerSecurityContext) -> ContainerSecurity:
-    """A container's security context."""
+    """Convert a container's security context."""
     capabilities = f"{path}.capabilities"
     user = _id(f"{path}.run_as_user", message.run_as_user) if message.HasField("run_as_user") else None
     group = _id(f"{path}.run_as_group", message.run_as_group) if message.HasField("run_as_group") else None
@@ -65,7 +65,7 @@ def container_security(path: str, message: api_pb2.LinuxContainerSecurityContext
     namespaces = _namespaces(f"{path}.namespace_options", message.namespace_options, tuple(NamespaceMode))
     if mount_mode is CgroupMountMode.READ_ONLY and message.privileged:
         raise fields.invalid(
-            f"{path}.cgroup_mount_mode", mount_mode.name, "cannot be had by a privileged container, which writes to it"
+            f"{path}.cgroup_mount_mode", mount_mode.name, "is impossible in a privileged container: that may write"
         )
     if mount_mode is CgroupMountMode.READ_WRITE and namespaces.cgroup is NamespaceMode.NODE and not message.privileged:
         raise fields.invalid(
@@ -99,7 +99,7 @@ def container_security(path: str, message: api_pb2.LinuxContainerSecurityContext
 
 
 def id_mappings(path: str, messages: Collection[api_pb2.IDMapping]) -> tuple[IDMapping, ...]:
-    """Ranges of user or group ids, host's and container's."""
+    """Convert ranges of user or group ids."""
     mappings = []
     for index, message in enumerate(fields.few(path, messages)):
         fields.at_least(f"{path}[{index}].length", message.length, 1)
@@ -110,7 +110,7 @@ def id_mappings(path: str, messages: Collection[api_pb2.IDMapping]) -> tuple[IDM
 
 
 def id_mapping_messages(mappings: Iterable[IDMapping]) -> list[api_pb2.IDMapping]:
-    """The same ranges for a status."""
+    """Convert ranges of ids for a status."""
     return [
         api_pb2.IDMapping(host_id=mapping.host_id, container_id=mapping.container_id, length=mapping.length)
         for mapping in mappings
@@ -118,7 +118,7 @@ def id_mapping_messages(mappings: Iterable[IDMapping]) -> list[api_pb2.IDMapping
 
 
 def namespaces_message(options: NamespaceOptions) -> api_pb2.NamespaceOption:
-    """A pod's namespaces for its status."""
+    """Convert a pod's namespaces for its status."""
     mode = api_pb2.NamespaceMode.ValueType
     return api_pb2.NamespaceOption(
         network=mode(options.network),
@@ -225,14 +225,14 @@ def _seccomp_profile(path: str, message: api_pb2.SecurityProfile) -> SecurityPro
 
 
 def _base(path: str, message: api_pb2.SecurityProfile) -> str:
-    """The file of an OCI profile's base; "" for the runtime's default profile."""
+    """Return the file of an OCI profile's base; "" for the runtime's default profile."""
     if not message.HasField("base_profile"):
         return ""
     kind, file = message.base_profile.type, message.base_profile.localhost_ref
     if kind == api_pb2.SecurityProfileBase.Localhost:
         return fields.absolute(f"{path}.localhost_ref", file)
     if kind != api_pb2.SecurityProfileBase.RuntimeDefault:
-        raise fields.invalid(f"{path}.type", kind, "is no SecurityProfileBase.BaseType of CRI v1")
+        raise fields.invalid(f"{path}.type", kind, "is not a SecurityProfileBase.BaseType of CRI v1")
     if file:
         raise fields.invalid(f"{path}.localhost_ref", file, "belongs to type Localhost")
     return ""
@@ -259,7 +259,7 @@ def _profile(path: str, message: api_pb2.SecurityProfile) -> SecurityProfile:
 
 
 def _legacy_profile(path: str, value: str) -> SecurityProfile | None:
-    """The text form that profiles had before CRI gave them a message of their own; kubelet still fills it in."""
+    """Convert the textual form of profiles, which predates CRI's message; kubelet still fills it in."""
     match value:
         case "":
             return None

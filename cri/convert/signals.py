@@ -1,4 +1,4 @@
-"""Stop signals: CRI's enumeration (SIGNAL_SIGRTMINPLUS3) and their usual names (SIGRTMIN+3)."""
+"""Converts stop signals between CRI's enumeration (SIGNAL_SIGRTMINPLUS3) and their usual names (SIGRTMIN+3)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NUMBERS: dict[str, int] = {name: number for number, name in _NAMES.items()}
 
 
 def stop_signal(path: str, number: int) -> str:
-    """The usual name of a CRI `Signal`; "" for SIGNAL_RUNTIME_DEFAULT."""
+    """Return the usual name of a CRI `Signal`; "" for SIGNAL_RUNTIME_DEFAULT."""
     if number == api_pb2.SIGNAL_RUNTIME_DEFAULT:
         return ""
     if number not in _NAMES:
-        raise fields.invalid(path, number, "is no Signal of CRI v1")
+        raise fields.invalid(path, number, "is not a Signal of CRI v1")
     return _NAMES[number]
 
 
 def signal_message(name: str) -> api_pb2.Signal.ValueType:
-    """CRI's `Signal` for a usual name; SIGNAL_RUNTIME_DEFAULT when CRI has none for it."""
+    """Return CRI's `Signal` for a usual name; SIGNAL_RUNTIME_DEFAULT if CRI does not have it."""
     return api_pb2.Signal.ValueType(_NUMBERS.get(name, api_pb2.SIGNAL_RUNTIME_DEFAULT))

@@ -1,4 +1,4 @@
-"""Stats of containers and sandboxes, and of filesystems."""
+"""Converts statistics of containers, sandboxes and filesystems."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.cgroups.usage import MemoryUse, Pressure, Stall, Usage
 
 
 def container_stats(stats: ContainerStats, mountpoint: str) -> api_pb2.ContainerStats:
-    """A container's stats. One that does not run has its attributes and its writable layer, as containerd answers.
+    """Convert a container's stats. One that does not run has attributes and writable layer only, as in containerd.
 
     `mountpoint` is a path on the filesystem of the writable layers.
     """
@@ -35,7 +35,7 @@ def container_stats(stats: ContainerStats, mountpoint: str) -> api_pb2.Container
 
 
 def sandbox_stats(stats: SandboxStats, mountpoint: str) -> api_pb2.PodSandboxStats:
-    """A sandbox's stats with those of its containers; `mountpoint` as for `container_stats`."""
+    """Convert a sandbox's stats and those of its containers; `mountpoint` as for `container_stats`."""
     config, usage = stats.sandbox.config, stats.usage
     metadata = config.metadata
     processes = 0 if usage is None else usage.tasks
@@ -60,7 +60,7 @@ def sandbox_stats(stats: SandboxStats, mountpoint: str) -> api_pb2.PodSandboxSta
 
 
 def filesystem(use: DiskUse, mountpoint: str) -> api_pb2.FilesystemUsage:
-    """What some files take of the filesystem that `mountpoint` is on."""
+    """Convert the disk use of files on the filesystem of `mountpoint`."""
     return api_pb2.FilesystemUsage(
         timestamp=use.counted_at,
         fs_id=api_pb2.FilesystemIdentifier(mountpoint=mountpoint),
@@ -70,14 +70,14 @@ def filesystem(use: DiskUse, mountpoint: str) -> api_pb2.FilesystemUsage:
 
 
 def image_filesystem(usage: FilesystemUsage) -> api_pb2.FilesystemUsage:
-    """What images take."""
+    """Convert the disk use of images."""
     return filesystem(DiskUse(usage.bytes, usage.inodes, time.time_ns()), usage.mountpoint)
 
 
 def layers_mountpoint(root: str | os.PathLike[str], images: str) -> str:
-    """The path that names the filesystem of the writable layers, which lie under `root`.
+    """Return the path that names the filesystem of the writable layers, which lie under `root`.
 
-    The image store's own where both are on one filesystem: kubelet takes two different paths for two filesystems.
+    If the image store is on the same filesystem, it is the store's: kubelet takes two paths for two filesystems.
     """
     return images if os.stat(root).st_dev == os.stat(images).st_dev else os.fspath(root)
 

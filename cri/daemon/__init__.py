@@ -1,1 +1,1 @@
-"""crispd: configuration, places, logging, metrics, traces, and the process itself."""
+"""crispd: its configuration, directories, log, metrics, traces, and main program."""

@@ -1,4 +1,4 @@
-"""crispd's command line: a flag for each key of the configuration that has one."""
+"""crispd's command line: a flag for each configuration key that has one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cri.daemon.loading import DEFAULT_FILE
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The parser; what it makes of each flag but --config and --version is named as a key of the configuration."""
+    """Make the parser. Each flag's destination, except --config and --version, is the name of its key."""
     parser = argparse.ArgumentParser(
         prog="crispd", description="Kubernetes container runtime: serves CRI v1 on a unix socket."
     )
@@ -35,7 +35,7 @@ def _default(key: Key) -> str:
 
 
 class _PrintVersion(argparse.Action):
-    """Prints the version and exits; the metadata is read only then."""
+    """Prints the version and exits; reads the package's metadata only then."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="print the version and exit")

@@ -1,4 +1,4 @@
-"""Directories that one daemon has to itself, by a lock in them."""
+"""Locks the directories that one daemon must have for itself."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LOCK = "crispd.lock"
 
 @contextmanager
 def occupied(directory: Path, mode: int) -> Iterator[None]:
-    """Keep `directory` to this daemon, making it with `mode` when missing.
+    """Lock `directory` for this daemon; make it with `mode` if it is missing.
 
-    Raises StartupError when it cannot be made or written, or when another daemon has it.
+    Raises StartupError if it cannot be made or written, or another daemon has locked it.
     """
     lock = directory / _LOCK
     try:
@@ -37,7 +37,8 @@ def _lock(descriptor: int, directory: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-        raise StartupError(f"use directory {directory}: another crispd (pid {holder or 'unknown'}) has it") from None
+        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        reason = f"another crispd (pid {owner or 'unknown'}) uses it"
+        raise StartupError(f"use directory {directory}: {reason}") from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

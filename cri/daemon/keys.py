@@ -1,4 +1,4 @@
-"""What there is to say of a key of crisp.toml, and how a field of the Configuration says it."""
+"""Describes the keys of crisp.toml, and attaches the descriptions to the fields of the Configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _METADATA = "key"
 
 
 class Component(Enum):
-    """Who acts on a key. Each but the daemon is made of all its keys, by the names of its own arguments."""
+    """The component that uses a key. All except the daemon are constructed from their keys, by argument name."""
 
     DAEMON = auto()
     NODE = auto()
@@ -25,7 +25,7 @@ class Component(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """crispd's flag for a key: what its argument is called, what --help says, and its name where not the key's."""
+    """crispd's flag for a key: the name of its argument, its help text, and its name if not the key's."""
 
     argument: str
     help: str
@@ -34,7 +34,7 @@ class Flag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """One setting. `unit` is "" for what is no amount; `attribute` is its name for the component that gets it."""
+    """One setting. `unit` is "" unless it is an amount; `attribute` is the name of its component's argument."""
 
     name: str
     kind: Kind[Any]
@@ -43,18 +43,18 @@ class Key:
     text: str
     unit: str
     flag: Flag | None
-    reloaded: bool  # put in force by SIGHUP; the rest takes a restart
+    reloaded: bool  # applied on SIGHUP; other keys need a restart
     component: Component
     attribute: str
 
     @property
     def option(self) -> str:
-        """How the command line names it."""
+        """The flag's name on the command line."""
         return "--" + ((self.flag and self.flag.name) or self.name.replace("_", "-"))
 
     @property
     def takes(self) -> str:
-        """In words, what its values are."""
+        """Its possible values, in words."""
         return self.kind.words + (f", in {self.unit}" if self.unit else "")
 
 
@@ -70,7 +70,7 @@ def setting(
     to: Component = Component.DAEMON,
     attribute: str = "",
 ) -> T:
-    """The field of a dataclass that is a key; its arguments are members of `Key`."""
+    """Make a dataclass field that is a key. The arguments are members of `Key`."""
     said = {
         "kind": kind, "default": default, "section": section, "text": text, "unit": unit, "flag": flag,
         "reloaded": reloaded, "component": to, "attribute": attribute,
@@ -79,7 +79,7 @@ def setting(
 
 
 def keys_of(configuration: type) -> Mapping[str, Key]:
-    """The keys that are fields of a dataclass, by name and in their order."""
+    """Return the keys among a dataclass's fields, by name and in order."""
     found = {}
     for member in fields(configuration):
         if _METADATA in member.metadata:

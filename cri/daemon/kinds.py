@@ -1,4 +1,4 @@
-"""What keys of crisp.toml take: each kind checks what TOML or a flag gives, and says in words what that must be."""
+"""The types of configuration keys. Each checks a value from TOML or a flag, and describes valid ones in words."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ T = TypeVar("T")
 
 UNIX: Final = "unix://"
 _SOCKET_PATH_BYTES: Final = 107  # sun_path of unix(7), less its NUL
-_HANDLER: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")  # a RuntimeClass has no others
+_HANDLER: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")  # as in a RuntimeClass
 _A_STRING: Final = "a string"
 _A_PATH: Final = "an absolute path"
 _PATHS: Final = "a list of paths"
 _TRUE_OR_FALSE: Final = "true or false"
 _AN_ADDRESS: Final = "an address and a port such as 127.0.0.1:0"
-_A_TABLE: Final = "a table of names and what they stand for"
+_A_TABLE: Final = "a table"
 
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[T]):
-    """`check` makes the value, or raises ValueError; `argument` is how argparse takes a flag of it."""
+    """A type. `check` converts a value or raises ValueError; `argument` are argparse's options for its flag."""
 
     words: str
     check: Callable[[object], T]
@@ -58,7 +58,7 @@ def _paths(value: object) -> tuple[Path, ...]:
 def _listen(value: object) -> str:
     path = _path(_string(value).removeprefix(UNIX))
     if len(bytes(path)) > _SOCKET_PATH_BYTES:
-        raise ValueError(f"is too long: {_SOCKET_PATH_BYTES} bytes of path at most")
+        raise ValueError(f"is too long: the path may have {_SOCKET_PATH_BYTES} bytes at most")
     return f"{UNIX}{path}"
 
 
@@ -75,7 +75,7 @@ def _runtimes(value: object) -> Mapping[str, Path]:
     found = {}
     for name, about in value.items():
         if name in ("", "crisp") or not _HANDLER.fullmatch(name):
-            raise ValueError(f"has {name!r}: must be another name than crisp, of letters, digits, '-' and '.'")
+            raise ValueError(f"has {name!r}: a name has lower-case letters, digits, '-' and '.', and is not crisp")
         if not isinstance(about, Mapping) or set(about) != {"path"}:
             raise ValueError(f"has {name!r}: must be a table with the key path")
         found[name] = _path(about["path"])
@@ -95,7 +95,7 @@ def whole(least: int, most: int) -> Kind[int]:
 
 
 def one_of(*allowed: str) -> Kind[str]:
-    """One of some words."""
+    """One of the given words."""
     words = f"one of {', '.join(allowed)}"
 
     def check(value: object) -> str:

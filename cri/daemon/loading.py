@@ -1,7 +1,7 @@
-"""Where the configuration comes from: flags over drop-ins over the file over defaults.
+"""Loads the configuration: flags win over drop-ins, those over the file, the file over defaults.
 
-The file is TOML with the keys of `Configuration`; drop-ins are the `*.toml` of the directory named as the file with
-`.d` added (/etc/crisp/crisp.toml.d), in the order of their names, later ones winning key by key.
+The file is TOML with the keys of `Configuration`. Drop-ins are the files `*.toml` in the directory whose name is the
+file's with `.d` added (/etc/crisp/crisp.toml.d), in the order of their names; later ones win key by key.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ DEFAULT_FILE = Path("/etc/crisp/crisp.toml")
 
 
 def load(flags: Mapping[str, object] | None = None, path: Path | None = None) -> Configuration:
-    """The configuration of `path` (the default file when None, which may be missing), its drop-ins, and `flags`.
+    """Load the configuration from `path`, its drop-ins, and `flags`. With None: the default file, which may be missing.
 
-    `flags` maps keys of `Configuration` to values as TOML would give them; a None is a flag not given. Raises
-    ConfigurationError.
+    `flags` maps keys to values in TOML's types; None means that the flag is not given. Raises ConfigurationError.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -41,11 +40,11 @@ def load(flags: Mapping[str, object] | None = None, path: Path | None = None) ->
 
 
 def _check_together(configuration: Configuration) -> None:
-    """Refuse values that do not go with each other."""
+    """Refuse values that contradict each other."""
     cert, key, ca = configuration.stream_tls_cert, configuration.stream_tls_key, configuration.stream_tls_ca
     if bool(cert) != bool(key) or (ca and not cert):
         missing = "stream_tls_key" if cert else "stream_tls_cert"
-        raise ConfigurationError(f"{missing}: must be set, as TLS takes a certificate and its key")
+        raise ConfigurationError(f"{missing}: must be set: TLS needs a certificate and its key")
 
 
 def _files(path: Path | None) -> Iterator[Path]:
@@ -66,7 +65,7 @@ def _table(file: Path) -> dict[str, Any]:
 
 def _checked(where: str, key: str, value: object) -> object:
     if key not in KEYS:
-        raise ConfigurationError(f"{where}: is no key of crisp; there are {', '.join(KEYS)}")
+        raise ConfigurationError(f"{where}: is not a key of crisp; the keys are {', '.join(KEYS)}")
     try:
         return KEYS[key].kind.check(value)
     except ValueError as error:

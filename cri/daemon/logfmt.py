@@ -1,7 +1,7 @@
-"""crispd's log: one line an event, `key=value` fields, to standard error.
+"""Formats crispd's log: one line per event with `key=value` fields, on standard error.
 
-Fields are what the event was logged with in `extra`. Under systemd the journal keeps the time, and takes the level
-from a `<N>` at the line's start (sd-daemon(3)).
+The fields are those of the record's `extra`. Under systemd the journal adds the time, and takes the level from a `<N>`
+at the start of the line (sd-daemon(3)).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "task
 
 
 class LogfmtFormatter(logging.Formatter):
-    """Formats records as logfmt; `journal` leaves out the time and marks the level for the journal."""
+    """Formats records as logfmt. With `journal` it leaves the time out and marks the level for the journal."""
 
     def __init__(self, *, journal: bool = False) -> None:
         super().__init__()
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's line; a traceback is a field of it, its line breaks escaped."""
+        """Format a record as one line. A traceback becomes a field, with its line breaks escaped."""
         parts = [f"<{_priority(record.levelno)}>" if self._journal else f"time={_time(record.created)} "]
         parts += [f"level={record.levelname.lower()} logger={record.name} msg={_value(record.getMessage())}"]
         parts += [f" {key}={_value(value)}" for key, value in vars(record).items() if key not in _OWN]
@@ -36,21 +36,21 @@ class LogfmtFormatter(logging.Formatter):
 
 
 def start(level: int, environment: Mapping[str, str] = os.environ) -> None:
-    """Send the whole program's log to standard error from `level` on."""
+    """Send the program's log to standard error, from `level` on."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogfmtFormatter(journal=_is_journal(2, environment.get("JOURNAL_STREAM", ""))))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line shows them
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # not shown in any line
     set_level(level)
 
 
 def set_level(level: int) -> None:
-    """Log from `level` on from now on."""
+    """Log from `level` on."""
     root = logging.getLogger()
     root.handlers[0].setLevel(level)
-    root.setLevel(min(level, logging.WARNING))  # the pods' recorder hears of warnings, too
-    # At debug the event loop and libraries tell of every poll.
+    root.setLevel(min(level, logging.WARNING))  # the pods' recorder gets warnings as well
+    # At debug level the event loop and libraries log every poll.
     for name in ("asyncio", "grpc", "aiohttp"):
         logging.getLogger(name).setLevel(max(level, logging.INFO))
 
@@ -61,7 +61,7 @@ def _is_journal(descriptor: int, stream: str) -> bool:
 
 
 def _priority(level: int) -> int:
-    """The level in syslog(3)'s numbers."""
+    """Return the level as syslog(3)'s number."""
     if level >= logging.ERROR:
         return 3
     if level >= logging.WARNING:

@@ -1,6 +1,6 @@
-"""crispd: reads its configuration, keeps its directories to itself, opens the node, serves CRI until told to stop.
+"""crispd's main program: reads the configuration, locks its directories, opens the node, serves CRI until stopped.
 
-Containers belong to their shims; whether and how the daemon ends does not touch them.
+Containers belong to their shims and do not notice whether and how the daemon ends.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them
 _STATE_MODE = 0o711
 _GRACE_SECONDS = 5.0  # for calls in flight when the daemon stops
 
-_log = logging.getLogger("cri.daemon")  # a module's name is no matter of those who filter the log
+_log = logging.getLogger("cri.daemon")  # stable for users who filter the log, unlike the module's name
 
 Reload = Callable[[], Configuration]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: returns its exit status, 0 after a stop by SIGTERM or SIGINT, 1 with a line on stderr otherwise."""
+    """Run the command. Returns 0 after a stop by SIGTERM or SIGINT, otherwise 1 with a message on stderr."""
     options = vars(command_line().parse_args(arguments))
     path: Path | None = options.pop("config")
 
@@ -62,12 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(configuration: Configuration, reload: Reload) -> None:
-    """Serve until a signal stops it. Raises StartupError."""
+    """Serve until a signal arrives. Raises StartupError."""
     if os.geteuid() != 0:
-        raise StartupError("start: crispd must run as root (try sudo crispd)")
+        raise StartupError("start: crispd must run as root: try sudo crispd")
     logfmt.start(logfmt.LEVELS[configuration.log_level])
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core would write lines of its own form to stderr
-    # Not earlier: gRPC, images' HTTP client and the node take ten times as long to import as the above.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core would write to stderr in a format of its own
+    # Imported late: gRPC, the HTTP client and the node take ten times as long to import as everything above.
     from cri.codes import code_of
     from pods.node import Node
 
@@ -82,7 +82,7 @@ def run(configuration: Configuration, reload: Reload) -> None:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open files to the hard one, which it returns."""
+    """Raise the soft limit of open files to the hard limit. Returns the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
@@ -94,7 +94,7 @@ async def serve(
     reload: Reload,
     notifier: Notifier | None = None,
 ) -> None:
-    """Open the node, serve it on the configured socket, stop on SIGTERM or SIGINT, reload on SIGHUP."""
+    """Open the node and serve it on the configured socket. Stops on SIGTERM and SIGINT, reloads on SIGHUP."""
     from cri.server import create_server
     from cri.sockets import bound
     from cri.streaming.server import StreamingServer
@@ -119,11 +119,11 @@ async def serve(
         undo.enter_context(bound(server, configuration.socket))
         await server.start()
         undo.push_async_callback(server.stop, _GRACE_SECONDS)
-        undo.callback(node.events.close)  # or their listeners would take all of that grace
+        undo.callback(node.events.close)  # or open event streams would last until the grace period ends
         loop.add_signal_handler(signal.SIGHUP, _reload, node, streaming, configuration, reload, notifier)
         keeping_alive = loop.create_task(notifier.keep_alive())
         undo.callback(keeping_alive.cancel)
-        # What is alive now (descriptors of messages, modules) stays: the collector need not walk it again and again.
+        # The garbage collector need not visit again what is alive now (descriptors of messages, modules).
         gc.collect()
         gc.freeze()
         notifier.ready()
@@ -134,7 +134,7 @@ async def serve(
 
 
 async def _plugins(node: Node, path: Path | None, undo: contextlib.AsyncExitStack) -> None:
-    """Serve NRI plugins at `path`, if any. Raises StartupError, but for the default: another runtime may have it."""
+    """Serve NRI plugins at `path`, if set. Raises StartupError, but not for the default: another runtime may use it."""
     if path is not None:
         from cri.nri.hub import Hub
 
@@ -145,13 +145,13 @@ async def _plugins(node: Node, path: Path | None, undo: contextlib.AsyncExitStac
         except StartupError as error:
             if path != KEYS["nri_socket"].default:
                 raise
-            _log.warning("NRI plugins are not served", extra={"error": error})
+            _log.warning("could not serve NRI plugins; going on without", extra={"error": error})
 
 
 async def _monitor(
     node: Node, streaming: StreamingServer, address: str, undo: contextlib.AsyncExitStack
 ) -> Monitor | None:
-    """The metrics, served at `address`; None when they are not wanted."""
+    """Serve metrics at `address`. Returns None if it is ""."""
     if not address:
         return None
     from cri.daemon.monitoring import Monitor
@@ -164,21 +164,22 @@ async def _monitor(
 
 
 def _tracing(configuration: Configuration, undo: contextlib.AsyncExitStack) -> Tracing | None:
-    """What makes spans; None when they are not wanted. Raises StartupError."""
+    """Start tracing. Returns None if it is not configured. Raises StartupError."""
     if not configuration.tracing_endpoint:
         return None
     try:
         from cri.daemon.tracing import Tracing
     except ImportError as error:
         wanted = "pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-grpc"
-        raise StartupError(f"tracing_endpoint: {error}; {Path(sys.executable).parent}/{wanted}") from error
+        command = f"{Path(sys.executable).parent}/{wanted}"
+        raise StartupError(f"tracing_endpoint: {error}; install it with: {command}") from error
     tracing = Tracing(**configuration.of(Component.TRACING))
     undo.push_async_callback(tracing.close)
     return tracing
 
 
 def settings(configuration: Configuration) -> NodeSettings:
-    """The part of the configuration that the node acts on."""
+    """Return the node's part of the configuration."""
     images = ImageSettings(**configuration.of(Component.IMAGES))
     return NodeSettings(**configuration.of(Component.NODE), images=images)
 
@@ -186,24 +187,24 @@ def settings(configuration: Configuration) -> NodeSettings:
 def _reload(
     node: Node, streaming: StreamingServer, configuration: Configuration, reload: Reload, notifier: Notifier
 ) -> None:
-    """Put in force what can change while serving: the keys that say so, and renewed certificates."""
+    """Apply the keys that can change while serving, and renewed certificates."""
     notifier.reloading()
     try:
         wanted = reload()
         streaming.reload_certificates()
     except (ConfigurationError, StartupError) as error:
-        _log.error("configuration not reloaded", extra={"error": error})
+        _log.error("could not reload the configuration; the old one stays in force", extra={"error": error})
     else:
         logfmt.set_level(logfmt.LEVELS[wanted.log_level])
         node.trace_start = wanted.trace_start
         pending = [key for key in changed(configuration.values(), wanted.values()) if not KEYS[key].reloaded]
         if pending:
-            _log.warning("configuration changes wait for a restart", extra={"keys": ",".join(pending)})
+            _log.warning("some configuration changes need a restart of crispd", extra={"keys": ",".join(pending)})
         reloaded = {name: getattr(wanted, name) for name, key in KEYS.items() if key.reloaded}
         _log.info("configuration reloaded", extra=reloaded)
     notifier.ready()
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys whose values differ."""
+    """Return the keys whose values differ."""
     return [key for key in old if old[key] != new[key]]

@@ -1,4 +1,4 @@
-"""crispd's own metrics, for Prometheus at `metrics_addr`. Nothing of this is imported while that is "" (off)."""
+"""crispd's own metrics, for Prometheus at `metrics_addr`. Imported only if that is set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 
 
 class CallMeter:
-    """Counts one RPC's calls. What a call costs is looked up here, once."""
+    """Counts the calls of one RPC. Looks the metrics up once, not at each call."""
 
     __slots__ = ("_count", "_errors", "_rpc", "_seconds")
 
@@ -33,7 +33,7 @@ class CallMeter:
         self._seconds = monitor.seconds.labels(rpc) if timed else None
 
     def ended(self, seconds: float, code: str = "") -> None:
-        """A call took so long; `code` is gRPC's name of the error it was answered with."""
+        """Record a call that took `seconds`; `code` is gRPC's name of its error, "" for none."""
         self._count.inc()
         if code:
             self._errors.labels(self._rpc, code).inc()
@@ -42,7 +42,7 @@ class CallMeter:
 
 
 class Monitor:
-    """All metrics of a daemon, and the server that tells them."""
+    """All metrics of the daemon, and the HTTP server for them."""
 
     def __init__(self, node: Node, guests: Guests) -> None:
         self.registry = CollectorRegistry()
@@ -68,15 +68,15 @@ class Monitor:
         self.registry.register(self)
 
     def of_call(self, rpc: str, *, timed: bool) -> CallMeter:
-        """The meter of an RPC; how long a stream stays open is not worth a histogram."""
+        """Return the counter for an RPC. Streams have no histogram of durations."""
         return CallMeter(self, rpc, timed=timed)
 
     def step(self, operation: str, step: str, begun: int, ended: int) -> None:
-        """A step of a start was taken (pods.trace.StepReport)."""
+        """Record a step of a start (pods.trace.StepReport)."""
         self._steps.labels(operation.replace(" ", "_"), step).observe((ended - begun) / 1e9)
 
     def collect(self) -> Iterator[Metric]:
-        """What is counted at the moment when somebody asks."""
+        """Yield the metrics that are computed at each request."""
         node = self._node
         yield _gauge("crisp_pods", "Pod sandboxes", "state", Tally(pod.state.value for pod in node.sandboxes()))
         states = Tally(container.state.value for container in node.containers())

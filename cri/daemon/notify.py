@@ -1,4 +1,4 @@
-"""Telling the service manager how the daemon is (sd_notify(3)); silent when there is none."""
+"""Reports the daemon's state to the service manager (sd_notify(3)); does nothing without one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """One end of NOTIFY_SOCKET."""
+    """The client of NOTIFY_SOCKET."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         address = environment.get("NOTIFY_SOCKET", "")
@@ -18,19 +18,19 @@ class Notifier:
         self._watchdog = _watchdog_seconds(environment)
 
     def ready(self) -> None:
-        """The daemon serves; also the end of a reload."""
+        """Report that the daemon serves, or that a reload is complete."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """The configuration is being read again."""
+        """Report that a reload begins."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """The daemon begins to stop."""
+        """Report that the daemon begins to stop."""
         self._send("STOPPING=1")
 
     async def keep_alive(self) -> None:
-        """Pat the watchdog twice in its period, from the event loop that serves. Returns only if there is none."""
+        """Notify the watchdog twice per period, from the serving event loop. Returns only if there is no watchdog."""
         while self._watchdog:
             self._send("WATCHDOG=1")
             await asyncio.sleep(self._watchdog / 2)
@@ -39,11 +39,11 @@ class Notifier:
         if not self._address:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-            end.setblocking(False)  # a full queue at the manager's must not hold up the event loop
+            end.setblocking(False)  # a full queue of the manager must not block the event loop
             try:
                 end.sendto(state.encode(), self._address)
             except OSError:
-                return  # the manager went away; it asks nothing of the daemon any more
+                return  # the manager has gone away
 
 
 def _watchdog_seconds(environment: Mapping[str, str]) -> float:

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces over OTLP/gRPC. Nothing of this is imported while `tracing_endpoint` is "" (off).
+"""OpenTelemetry traces over OTLP/gRPC. Imported only if `tracing_endpoint` is set.
 
-A call's span continues the trace of its caller, which comes in gRPC's metadata (W3C Trace Context, as kubelet sends
-it). Spans of what the call does find their parent by context variables, which a task inherits from its maker. Streams
-have no spans: some stay open as long as the daemon.
+A call's span continues its caller's trace, which comes in gRPC's metadata (W3C Trace Context, as kubelet sends it).
+Inner spans find their parent by context variables, which a task inherits from its creator. Streams have no spans: some
+stay open as long as the daemon runs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from cri.observers import Answer
 from cri.subject import subject
 from cri.version import crisp_version
 
-_EXPORT_SECONDS = 2  # a collector that does not answer must not hold up a stop
+_EXPORT_SECONDS = 2  # a collector that does not answer must not delay a stop
 _PER_MILLION = 1e6
 
 
 class Tracing:
-    """Makes the spans and sends them, a batch at a time and in a thread of its own, to the collector at `endpoint`."""
+    """Makes spans and sends them to the collector at `endpoint`, in batches and in a separate thread."""
 
     def __init__(self, endpoint: str, sampling_rate_per_million: int) -> None:
         self._provider = TracerProvider(
@@ -44,7 +44,7 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def of_call(self, service: str, rpc: str, answer: Answer) -> Answer:
-        """`answer`, which takes a request and gRPC's context, with a span around it."""
+        """Return `answer`, which takes a request and gRPC's context, wrapped in a span."""
 
         async def traced(request: Any, context: Any) -> Any:
             parent = self._propagator.extract(dict(context.invocation_metadata() or ()))
@@ -63,24 +63,24 @@ class Tracing:
 
     @contextmanager
     def around(self, name: str, attributes: Mapping[str, str]) -> Iterator[Span]:
-        """A span around a part of a call."""
+        """Make a span around a part of a call."""
         with self._tracer.start_as_current_span(name, attributes=attributes, record_exception=False) as span:
             yield span
 
     def step(self, operation: str, step: str, begun: int, ended: int) -> None:
-        """A span of a start's step, in nanoseconds of CLOCK_MONOTONIC (pods.trace.StepReport)."""
+        """Make a span for a step of a start; times are nanoseconds of CLOCK_MONOTONIC (pods.trace.StepReport)."""
         wall = time.time_ns() - time.monotonic_ns()
         self._tracer.start_span(step, attributes={"crisp.operation": operation}, start_time=begun + wall).end(
             ended + wall
         )
 
     async def close(self) -> None:
-        """Send what is left, as long as the collector takes it."""
+        """Send the remaining spans, if the collector accepts them."""
         await asyncio.to_thread(self._provider.shutdown)
 
 
 def _about(request: Any) -> dict[str, str]:
-    """Which pod, container or image a request is about, also in OpenTelemetry's words for Kubernetes' objects."""
+    """Return which pod, container or image a request is about, with OpenTelemetry's names for Kubernetes' objects."""
     said = {f"crisp.{name}": value for name, value in subject(request).items()}
     if said.pop("crisp.pod", ""):
         metadata = request.config.metadata

@@ -1,5 +1,5 @@
-"""The calls of CRI v1, one module a group; methods carry the names CRI gives the calls.
+"""The calls of CRI v1, one module per group; the methods are named like the calls.
 
-A call validates its request, asks the node for one thing, and turns the answer into a message. Errors are mapped to
-gRPC codes by `cri.server`. The calls that no group has are answered UNIMPLEMENTED there.
+A call validates its request, calls the node, and converts the result. `cri.server` maps errors to gRPC codes, and
+answers UNIMPLEMENTED for calls that no group has.
 """

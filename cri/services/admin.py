@@ -1,4 +1,4 @@
-"""crisp's own calls for its operator: ImportImage, ExportImage, TagImage, VerifyImages, PullImage with progress."""
+"""crisp's own calls for operators: ImportImage, ExportImage, TagImage, VerifyImages, PullImage with progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AdminCalls:
         self._images = node.images
 
     async def ImportImage(self, request: admin_pb2.ImportImageRequest) -> admin_pb2.ImportImageResponse:
-        """Read an archive on this machine into the store."""
+        """Import an archive from this machine's disk into the store."""
         path = fields.absolute("path", request.path)
         images = await self._images.import_archive(Path(path), fields.text("name", request.name) or None)
         return admin_pb2.ImportImageResponse(
@@ -32,14 +32,14 @@ class AdminCalls:
         )
 
     async def ExportImage(self, request: admin_pb2.ExportImageRequest) -> admin_pb2.ExportImageResponse:
-        """Write an image to this machine's disk."""
+        """Export an image to this machine's disk."""
         name = fields.required("image", request.image)
         path = Path(fields.absolute("path", request.path))
         digest = await self._images.export(name, path, fields.required("format", request.format))
         return admin_pb2.ExportImageResponse(digest=digest)
 
     async def VerifyImages(self, request: admin_pb2.VerifyImagesRequest) -> admin_pb2.VerifyImagesResponse:
-        """Look for damage in the store."""
+        """Check the store for damage; with `repair`, repair it."""
         look = self._images.repair if request.repair else self._images.verify
         verdicts = await look(fields.text("image", request.image))
         return admin_pb2.VerifyImagesResponse(
@@ -56,7 +56,7 @@ class AdminCalls:
         return admin_pb2.TagImageResponse(id=image.id)
 
     async def PullImage(self, request: admin_pb2.PullImageRequest) -> AsyncIterator[admin_pb2.PullImageResponse]:
-        """Pull an image; each layer's progress as it comes, then the image's id."""
+        """Pull an image. Sends the progress of its layers, then its id."""
         name = fields.required("reference", request.reference)
         auth_file = Path(fields.absolute("auth_file", request.auth_file)) if request.auth_file else None
         login = Credentials(username=request.username, password=request.password) if request.username else None

@@ -1,4 +1,4 @@
-"""CheckpointPod, RestorePod."""
+"""CheckpointPod and RestorePod."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointCalls:
-    """The calls about checkpoints of whole pods."""
+    """The calls for checkpoints of whole pods."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -28,7 +28,7 @@ class CheckpointCalls:
     async def CheckpointPod(
         self, request: api_pb2.CheckpointPodRequest, seconds: float
     ) -> api_pb2.CheckpointPodResponse:
-        """Write the running containers of a pod, as of one moment, into a directory."""
+        """Write the running containers of a pod, as of one instant, into a directory."""
         _refuse_options(request.options)
         sandbox_id = fields.required("pod_sandbox_id", request.pod_sandbox_id)
         output = Path(fields.absolute("output_path", request.output_path))
@@ -37,13 +37,13 @@ class CheckpointCalls:
         for index, container_id in enumerate(request.container_ids):
             fields.required(f"container_ids[{index}]", container_id)
         if len(set(request.container_ids)) < len(request.container_ids):
-            raise InvalidArgument("container_ids: one is there twice")
+            raise InvalidArgument("container_ids: an id is repeated")
         await self._node.checkpoint_sandbox(sandbox_id, output, tuple(request.container_ids), seconds)
         return api_pb2.CheckpointPodResponse()
 
     @with_deadline
     async def RestorePod(self, request: api_pb2.RestorePodRequest, seconds: float) -> api_pb2.RestorePodResponse:
-        """Make a pod and its containers, which go on from a checkpoint when they are started."""
+        """Create a pod and its containers, which resume from a checkpoint when they are started."""
         _refuse_options(request.options)
         directory = Path(fields.absolute("checkpoint_path", request.checkpoint_path))
         if not request.HasField("config"):
@@ -65,4 +65,4 @@ class CheckpointCalls:
 
 def _refuse_options(options: Mapping[str, str]) -> None:
     for key in options:
-        raise InvalidArgument(f"options: {key!r} is not an option; there are none")
+        raise InvalidArgument(f"options: {key!r} is unknown: this call has no options")

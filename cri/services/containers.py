@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class ContainerCalls:
-    """The calls on containers, without those that run commands in them."""
+    """The calls on containers, except those that run commands in them."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     async def CreateContainer(self, request: api_pb2.CreateContainerRequest) -> api_pb2.CreateContainerResponse:
-        """Create a container in a sandbox. The sandbox's own configuration is the node's, not the request's copy."""
+        """Create a container in a sandbox. The request's copy of the sandbox's configuration is ignored."""
         sandbox_id = fields.required("pod_sandbox_id", request.pod_sandbox_id)
         if not request.HasField("config"):
             raise fields.missing("config")
@@ -33,24 +33,24 @@ class ContainerCalls:
         return api_pb2.CreateContainerResponse(container_id=await self._node.create_container(sandbox_id, config))
 
     async def StartContainer(self, request: api_pb2.StartContainerRequest) -> api_pb2.StartContainerResponse:
-        """Start a created container; answers once its command has been executed."""
+        """Start a created container. Answers once its program has been executed."""
         await self._node.start_container(fields.required("container_id", request.container_id))
         return api_pb2.StartContainerResponse()
 
     async def StopContainer(self, request: api_pb2.StopContainerRequest) -> api_pb2.StopContainerResponse:
-        """Stop a container, by force after `timeout` seconds; a container that is not there is stopped."""
+        """Stop a container, by force after `timeout` seconds. Succeeds for an unknown id."""
         await self._node.stop_container(
             fields.required("container_id", request.container_id), fields.at_least("timeout", request.timeout, 0)
         )
         return api_pb2.StopContainerResponse()
 
     async def RemoveContainer(self, request: api_pb2.RemoveContainerRequest) -> api_pb2.RemoveContainerResponse:
-        """Remove a container, by force if it runs; a container that is not there is removed."""
+        """Remove a container, by force if it runs. Succeeds for an unknown id."""
         await self._node.remove_container(fields.required("container_id", request.container_id))
         return api_pb2.RemoveContainerResponse()
 
     async def ContainerStatus(self, request: api_pb2.ContainerStatusRequest) -> api_pb2.ContainerStatusResponse:
-        """How a container is; NOT_FOUND when there is none."""
+        """Return a container's status; NOT_FOUND for an unknown id."""
         container = self._node.container(fields.required("container_id", request.container_id))
         return api_pb2.ContainerStatusResponse(
             status=container_status(container),
@@ -61,16 +61,16 @@ class ContainerCalls:
         return self._node.container_info(container.id) | {"config": container_document(container.config)}
 
     async def ListContainers(self, request: api_pb2.ListContainersRequest) -> api_pb2.ListContainersResponse:
-        """The containers that the filter selects."""
+        """List the containers that the filter selects."""
         found = [container_item(container) for container in self._select(request.filter)]
         return api_pb2.ListContainersResponse(containers=found)
 
     async def UpdateContainerResources(
         self, request: api_pb2.UpdateContainerResourcesRequest
     ) -> api_pb2.UpdateContainerResourcesResponse:
-        """Set those limits that are given; one that has no effect without another keeps the other's value.
+        """Set the given limits; a limit that needs another one uses that one's present value.
 
-        The annotations are for runtimes with options of their own, which this one has none of: they are only checked.
+        Annotations are only checked: they are for runtimes with options of their own, and crisp has none.
         """
         container_id = fields.required("container_id", request.container_id)
         fields.annotation_map("annotations", request.annotations)
@@ -80,7 +80,7 @@ class ContainerCalls:
     async def CheckpointContainer(
         self, request: api_pb2.CheckpointContainerRequest
     ) -> api_pb2.CheckpointContainerResponse:
-        """Write a running container, which goes on, to an archive; takes criu."""
+        """Write a running container to an archive; it goes on running. Needs criu."""
         container_id = fields.required("container_id", request.container_id)
         location = fields.file("location", request.location)
         timeout = fields.at_least("timeout", request.timeout, 0)
@@ -90,14 +90,14 @@ class ContainerCalls:
     async def StreamContainers(
         self, request: api_pb2.StreamContainersRequest
     ) -> AsyncIterator[api_pb2.StreamContainersResponse]:
-        """ListContainers in pages."""
+        """List containers in pages."""
         for page in pages(container_item(container) for container in self._select(request.filter)):
             yield api_pb2.StreamContainersResponse(containers=page)
 
     async def ReopenContainerLog(
         self, request: api_pb2.ReopenContainerLogRequest
     ) -> api_pb2.ReopenContainerLogResponse:
-        """Go on logging in a new file at the log's path, after the old one was renamed."""
+        """Continue logging in a new file at the log's path, after the old one was renamed."""
         await self._node.reopen_log(fields.required("container_id", request.container_id))
         return api_pb2.ReopenContainerLogResponse()
 

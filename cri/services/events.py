@@ -1,4 +1,4 @@
-"""GetContainerEvents."""
+"""GetContainerEvents: streams the events of pods and containers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class EventCalls:
-    """The call that tells what happens."""
+    """The call that streams events."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -23,8 +23,8 @@ class EventCalls:
     def GetContainerEvents(
         self, request: api_pb2.GetEventsRequest
     ) -> AsyncIterator[api_pb2.ContainerEventResponse]:
-        """Every event from now on. RESOURCE_EXHAUSTED ends the stream of a client that reads too slowly."""
-        # Not in the generator, which would not run before gRPC asks for the first event.
+        """Stream every event from now on. A client that reads too slowly gets RESOURCE_EXHAUSTED."""
+        # Listen here: a generator's body would not run before gRPC asks for the first event.
         return _messages(self._node.events.listen())
 
 
@@ -34,7 +34,7 @@ async def _messages(listener: Listener) -> AsyncIterator[api_pb2.ContainerEventR
 
 
 def _message(event: Event) -> api_pb2.ContainerEventResponse:
-    """The event, with what PodSandboxStatus and ContainerStatus would have answered at its time."""
+    """Return the event, with the answers of PodSandboxStatus and ContainerStatus as of its time."""
     return api_pb2.ContainerEventResponse(
         container_id=event.object_id,
         container_event_type=api_pb2.ContainerEventType.ValueType(event.kind),

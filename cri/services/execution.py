@@ -1,4 +1,4 @@
-"""ExecSync."""
+"""ExecSync: runs a command in a container."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ExecutionCalls:
         self._node = node
 
     async def ExecSync(self, request: api_pb2.ExecSyncRequest) -> api_pb2.ExecSyncResponse:
-        """Run a command and answer its output and exit code; DEADLINE_EXCEEDED after `timeout` seconds (0: never)."""
+        """Run a command; answer output and exit code. DEADLINE_EXCEEDED after `timeout` seconds, 0 for no limit."""
         if not request.cmd:
             raise fields.missing("cmd")
         argv = fields.texts("cmd", request.cmd)
@@ -34,7 +34,7 @@ class ExecutionCalls:
 
 
 def fitting(stdout: bytes, stderr: bytes) -> tuple[bytes, bytes]:
-    """The beginnings of both streams that fit one message; neither is cut below half of it."""
+    """Cut both outputs so that they fit one message; neither gets less than half of it if it needs that."""
     if len(stdout) + len(stderr) <= MAX_OUTPUT:
         return stdout, stderr
     stdout = stdout[: MAX_OUTPUT - min(len(stderr), MAX_OUTPUT // 2)]

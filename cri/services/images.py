@@ -27,11 +27,11 @@ class ImageCalls:
         self._images = node.images
 
     async def ListImages(self, request: api_pb2.ListImagesRequest) -> api_pb2.ListImagesResponse:
-        """Every image, or the one that the filter names."""
+        """List all images, or the one that the filter names."""
         return api_pb2.ListImagesResponse(images=[image_message(image) for image in self._select(request.filter)])
 
     async def StreamImages(self, request: api_pb2.StreamImagesRequest) -> AsyncIterator[api_pb2.StreamImagesResponse]:
-        """ListImages in pages."""
+        """List images in pages."""
         for page in pages(image_message(image) for image in self._select(request.filter)):
             yield api_pb2.StreamImagesResponse(images=page)
 
@@ -42,7 +42,7 @@ class ImageCalls:
         return [image] if image else []
 
     async def ImageStatus(self, request: api_pb2.ImageStatusRequest) -> api_pb2.ImageStatusResponse:
-        """An image by name or id. One that is not there is told by an answer without image, not by an error."""
+        """Return an image by name or id. For an unknown one the answer has no image; that is not an error."""
         image = self._images.find(fields.required("image.image", request.image.image))
         if image is None:
             return api_pb2.ImageStatusResponse()
@@ -52,7 +52,7 @@ class ImageCalls:
         )
 
     async def _details(self, image: Image) -> dict[str, Any]:
-        """What crictl and `crisp inspect` show of an image beside CRI's own fields: its own documents, as they are."""
+        """Return what crictl and `crisp inspect` show beside CRI's fields: the image's manifest and configuration."""
         manifest, configuration = [decode(text, dict) for text in await self._images.documents(image)]
         return {
             "imageSpec": configuration,
@@ -63,7 +63,7 @@ class ImageCalls:
         }
 
     async def PullImage(self, request: api_pb2.PullImageRequest) -> api_pb2.PullImageResponse:
-        """Pull an image. Answers its id, which is what ImageStatus calls it: kubelet compares the two."""
+        """Pull an image. Answers the same id as ImageStatus: kubelet compares the two."""
         name = fields.required("image.image", request.image.image)
         image = await self._images.pull(name, credentials(request.auth) if request.HasField("auth") else None)
         return api_pb2.PullImageResponse(image_ref=image.id)
@@ -71,7 +71,7 @@ class ImageCalls:
     async def PullSecurityProfile(
         self, request: api_pb2.PullSecurityProfileRequest
     ) -> api_pb2.PullSecurityProfileResponse:
-        """Have a seccomp profile on the node, which containers then name by SecurityProfile.oci_ref."""
+        """Pull a seccomp profile, which containers can then name by SecurityProfile.oci_ref."""
         name = fields.required("image.image", request.image.image)
         if request.profile_kind != api_pb2.SecurityProfileKind.Seccomp:
             raise ProfileInvalid(f"pull {name}: profile_kind {request.profile_kind} is not supported, only Seccomp")
@@ -81,7 +81,7 @@ class ImageCalls:
     async def ListSecurityProfiles(
         self, request: api_pb2.ListSecurityProfilesRequest
     ) -> api_pb2.ListSecurityProfilesResponse:
-        """Every profile that was pulled."""
+        """List all pulled profiles."""
         found = [
             api_pb2.SecurityProfileInfo(digest=profile.digest, refs=profile.references, size=profile.size)
             for profile in self._node.profiles.all()
@@ -91,17 +91,17 @@ class ImageCalls:
     async def RemoveSecurityProfile(
         self, request: api_pb2.RemoveSecurityProfileRequest
     ) -> api_pb2.RemoveSecurityProfileResponse:
-        """Remove a profile; one that is not there is removed."""
+        """Remove a profile. Succeeds for an unknown one."""
         await self._node.profiles.remove(fields.required("digest", request.digest))
         return api_pb2.RemoveSecurityProfileResponse()
 
     async def RemoveImage(self, request: api_pb2.RemoveImageRequest) -> api_pb2.RemoveImageResponse:
-        """Remove an image by name or id; one that is not there is removed."""
+        """Remove an image by name or id. Succeeds for an unknown one."""
         await self._images.remove(fields.required("image.image", request.image.image))
         return api_pb2.RemoveImageResponse()
 
     async def ImageFsInfo(self, request: api_pb2.ImageFsInfoRequest) -> api_pb2.ImageFsInfoResponse:
-        """What images take, and what containers' writable layers do."""
+        """Return the disk use of images, and of containers' writable layers."""
         usages = self._images.usage()
         mountpoint = layers_mountpoint(self._node.settings.root, usages[0].mountpoint)
         return api_pb2.ImageFsInfoResponse(

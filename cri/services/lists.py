@@ -1,4 +1,4 @@
-"""What CRI's lists have in common: filters, every member of which that is set must hold, and pages."""
+"""Helpers of CRI's lists: filters, whose set members must all match, and pages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-PAGE_BYTES = 1 << 20  # kubelet takes 16 MiB; small pages leave other calls their turn
+PAGE_BYTES = 1 << 20  # kubelet accepts 16 MiB; small pages let other calls run in between
 
 
 class Identified(Protocol):
-    """Anything that has an id."""
+    """An object with an id."""
 
     @property
     def id(self) -> str: ...
@@ -22,7 +22,7 @@ M = TypeVar("M", bound=Message)
 
 
 def by_id(items: Iterable[T], wanted: str) -> list[T]:
-    """The item with that id or, as CRI-O has it, the only one whose id begins so; everything when "" is wanted."""
+    """Return the item with that id, or the only one with that prefix, as CRI-O does; all items for ""."""
     if not wanted:
         return list(items)
     found = [item for item in items if item.id.startswith(wanted)]
@@ -31,14 +31,14 @@ def by_id(items: Iterable[T], wanted: str) -> list[T]:
 
 
 def has_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
-    """Whether `labels` has every pair of `selector`."""
+    """Return whether `labels` has every pair of `selector`."""
     return all(labels.get(key) == value for key, value in selector.items())
 
 
 def pages(messages: Iterable[M]) -> Iterator[list[M]]:
-    """The messages in lists of about `PAGE_BYTES`, one at least in each. An empty list has no pages.
+    """Split the messages into pages of about `PAGE_BYTES`, each with at least one. No messages give no page.
 
-    What is to be sent is taken before the first page: the whole is as of one moment.
+    All messages are collected before the first page, so that the whole is as of one instant.
     """
     page: list[M] = []
     room = PAGE_BYTES

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class MetricsCalls:
-    """The calls about metrics of pods, for kubelet to hand on."""
+    """The calls for pods' metrics, which kubelet passes on."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -24,19 +24,19 @@ class MetricsCalls:
     async def ListMetricDescriptors(
         self, request: api_pb2.ListMetricDescriptorsRequest
     ) -> api_pb2.ListMetricDescriptorsResponse:
-        """What there can be; kubelet asks once and drops metrics that were not in it."""
+        """List the possible metrics; kubelet asks once, and drops metrics that are not in this list."""
         return api_pb2.ListMetricDescriptorsResponse(descriptors=metric_descriptors())
 
     async def ListPodSandboxMetrics(
         self, request: api_pb2.ListPodSandboxMetricsRequest
     ) -> api_pb2.ListPodSandboxMetricsResponse:
-        """The metrics of all ready sandboxes and their running containers."""
+        """Return the metrics of all ready sandboxes and their running containers."""
         return api_pb2.ListPodSandboxMetricsResponse(pod_metrics=await self._read())
 
     async def StreamPodSandboxMetrics(
         self, request: api_pb2.StreamPodSandboxMetricsRequest
     ) -> AsyncIterator[api_pb2.StreamPodSandboxMetricsResponse]:
-        """ListPodSandboxMetrics in pages."""
+        """Return the same metrics in pages."""
         for page in pages(await self._read()):
             yield api_pb2.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=page)
 

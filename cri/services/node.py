@@ -1,4 +1,4 @@
-"""What CRI's calls need of the node (`pods.node.Node` has it, and says what each part does and raises)."""
+"""The interface of the node that CRI's calls use. `pods.node.Node` implements and documents it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Host(Protocol):
 
 
 class Node(Protocol):
-    """All of it."""
+    """`pods.node.Node`"""
 
     @property
     def images(self) -> Images: ...

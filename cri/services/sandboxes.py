@@ -24,7 +24,7 @@ class SandboxCalls:
         self._node = node
 
     async def RunPodSandbox(self, request: api_pb2.RunPodSandboxRequest) -> api_pb2.RunPodSandboxResponse:
-        """Create and start a sandbox; answers once it is ready and durable."""
+        """Create and start a sandbox. Answers once it is ready and durable."""
         if not request.HasField("config"):
             raise fields.missing("config")
         config = sandbox_config("config", request.config)
@@ -33,17 +33,17 @@ class SandboxCalls:
         )
 
     async def StopPodSandbox(self, request: api_pb2.StopPodSandboxRequest) -> api_pb2.StopPodSandboxResponse:
-        """Stop a sandbox's containers and give its network back; a sandbox that is not there is stopped."""
+        """Stop a sandbox's containers and release its network. Succeeds for an unknown id."""
         await self._node.stop_sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
         return api_pb2.StopPodSandboxResponse()
 
     async def RemovePodSandbox(self, request: api_pb2.RemovePodSandboxRequest) -> api_pb2.RemovePodSandboxResponse:
-        """Remove a sandbox and its containers by force; a sandbox that is not there is removed."""
+        """Remove a sandbox and its containers by force. Succeeds for an unknown id."""
         await self._node.remove_sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
         return api_pb2.RemovePodSandboxResponse()
 
     async def PodSandboxStatus(self, request: api_pb2.PodSandboxStatusRequest) -> api_pb2.PodSandboxStatusResponse:
-        """How a sandbox is; NOT_FOUND when there is none."""
+        """Return a sandbox's status; NOT_FOUND for an unknown id."""
         sandbox = self._node.sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
         return api_pb2.PodSandboxStatusResponse(
             status=sandbox_status(sandbox),
@@ -56,7 +56,7 @@ class SandboxCalls:
     async def UpdatePodSandboxResources(
         self, request: api_pb2.UpdatePodSandboxResourcesRequest
     ) -> api_pb2.UpdatePodSandboxResourcesResponse:
-        """Take note of a pod's new overhead and resources; kubelet has put them into force in the pod's cgroup."""
+        """Record a pod's new overhead and resources. kubelet has already set them in the pod's cgroup."""
         sandbox_id = fields.required("pod_sandbox_id", request.pod_sandbox_id)
         overhead = resources("overhead", request.overhead) if request.HasField("overhead") else None
         total = resources("resources", request.resources) if request.HasField("resources") else None
@@ -64,13 +64,13 @@ class SandboxCalls:
         return api_pb2.UpdatePodSandboxResourcesResponse()
 
     async def ListPodSandbox(self, request: api_pb2.ListPodSandboxRequest) -> api_pb2.ListPodSandboxResponse:
-        """The sandboxes that the filter selects."""
+        """List the sandboxes that the filter selects."""
         return api_pb2.ListPodSandboxResponse(items=[sandbox_item(found) for found in self._select(request.filter)])
 
     async def StreamPodSandboxes(
         self, request: api_pb2.StreamPodSandboxesRequest
     ) -> AsyncIterator[api_pb2.StreamPodSandboxesResponse]:
-        """ListPodSandbox in pages."""
+        """List sandboxes in pages."""
         for page in pages(sandbox_item(found) for found in self._select(request.filter)):
             yield api_pb2.StreamPodSandboxesResponse(pod_sandboxes=page)
 

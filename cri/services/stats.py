@@ -1,4 +1,4 @@
-"""ContainerStats, PodSandboxStats, their lists, and the lists in pages."""
+"""ContainerStats, PodSandboxStats, and their lists, also in pages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class StatsCalls:
-    """The calls about what pods and containers use."""
+    """The calls for resource use of pods and containers."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     async def ContainerStats(self, request: api_pb2.ContainerStatsRequest) -> api_pb2.ContainerStatsResponse:
-        """One container's stats; NOT_FOUND when there is none."""
+        """Return one container's stats; NOT_FOUND for an unknown id."""
         container = self._node.container(fields.required("container_id", request.container_id))
         found = await self._of_containers([container])
         if not found:
@@ -33,7 +33,7 @@ class StatsCalls:
     async def ListContainerStats(
         self, request: api_pb2.ListContainerStatsRequest
     ) -> api_pb2.ListContainerStatsResponse:
-        """Stats of the containers that the filter selects, running or not."""
+        """List stats of the containers that the filter selects, running or not."""
         return api_pb2.ListContainerStatsResponse(
             stats=await self._of_containers(self._select_containers(request.filter))
         )
@@ -41,12 +41,12 @@ class StatsCalls:
     async def StreamContainerStats(
         self, request: api_pb2.StreamContainerStatsRequest
     ) -> AsyncIterator[api_pb2.StreamContainerStatsResponse]:
-        """ListContainerStats in pages."""
+        """List containers' stats in pages."""
         for page in pages(await self._of_containers(self._select_containers(request.filter))):
             yield api_pb2.StreamContainerStatsResponse(container_stats=page)
 
     async def PodSandboxStats(self, request: api_pb2.PodSandboxStatsRequest) -> api_pb2.PodSandboxStatsResponse:
-        """One sandbox's stats; NOT_FOUND when there is none, UNAVAILABLE when it is not ready."""
+        """Return one sandbox's stats; NOT_FOUND for an unknown id, UNAVAILABLE if it is not ready."""
         sandbox = self._node.sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
         if sandbox.state is not SandboxState.READY:
             raise Unavailable(f"read stats of pod sandbox {sandbox.id}: it is not ready")
@@ -55,7 +55,7 @@ class StatsCalls:
     async def ListPodSandboxStats(
         self, request: api_pb2.ListPodSandboxStatsRequest
     ) -> api_pb2.ListPodSandboxStatsResponse:
-        """Stats of the ready sandboxes that the filter selects."""
+        """List stats of the ready sandboxes that the filter selects."""
         return api_pb2.ListPodSandboxStatsResponse(
             stats=await self._of_sandboxes(self._select_sandboxes(request.filter))
         )
@@ -63,7 +63,7 @@ class StatsCalls:
     async def StreamPodSandboxStats(
         self, request: api_pb2.StreamPodSandboxStatsRequest
     ) -> AsyncIterator[api_pb2.StreamPodSandboxStatsResponse]:
-        """ListPodSandboxStats in pages."""
+        """List sandboxes' stats in pages."""
         for page in pages(await self._of_sandboxes(self._select_sandboxes(request.filter))):
             yield api_pb2.StreamPodSandboxStatsResponse(pod_sandbox_stats=page)
 

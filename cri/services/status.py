@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class StatusCalls:
-    """The calls about the runtime itself."""
+    """The calls for the runtime itself."""
 
     def __init__(self, node: Node, configuration: Mapping[str, object]) -> None:
         self._node = node
@@ -30,14 +30,14 @@ class StatusCalls:
         )
 
     async def Version(self, request: api_pb2.VersionRequest) -> api_pb2.VersionResponse:
-        """Name and versions."""
+        """Return name and versions."""
         return self._version
 
     async def Status(self, request: api_pb2.StatusRequest) -> api_pb2.StatusResponse:
-        """The conditions kubelet waits for, the handlers a RuntimeClass may name, and what they can do."""
+        """Return the conditions that kubelet waits for, and the runtime handlers with their features."""
         network = self._node.network.status()
         conditions = [
-            api_pb2.RuntimeCondition(type="RuntimeReady", status=True),  # crispd listens only once it is
+            api_pb2.RuntimeCondition(type="RuntimeReady", status=True),  # always: crispd does not listen before
             api_pb2.RuntimeCondition(
                 type="NetworkReady", status=network.ready, reason=network.reason, message=network.message
             ),
@@ -64,15 +64,15 @@ class StatusCalls:
         )
 
     async def RuntimeConfig(self, request: api_pb2.RuntimeConfigRequest) -> api_pb2.RuntimeConfigResponse:
-        """The cgroup driver, which kubelet follows."""
+        """Return the cgroup driver, which kubelet follows."""
         driver = api_pb2.CgroupDriver.Value(self._node.settings.cgroup_driver.upper())
         return api_pb2.RuntimeConfigResponse(linux=api_pb2.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
     async def UpdateRuntimeConfig(
         self, request: api_pb2.UpdateRuntimeConfigRequest
     ) -> api_pb2.UpdateRuntimeConfigResponse:
-        """Accept the node's pod CIDR. CNI configuration is written by the network's own operator, who knows it too."""
+        """Log the node's pod CIDR. The network's operator, who writes the CNI configuration, knows it already."""
         pod_cidr = request.runtime_config.network_config.pod_cidr
         if pod_cidr:
-            _log.info("pod CIDR told by kubelet", extra={"pod_cidr": pod_cidr})
+            _log.info("pod CIDR set by kubelet", extra={"pod_cidr": pod_cidr})
         return api_pb2.UpdateRuntimeConfigResponse()

@@ -1,4 +1,4 @@
-"""Exec, Attach, PortForward: each is checked, and answered with the URL at which the client finds it."""
+"""Exec, Attach, PortForward: checks each request and answers with a URL of the streaming server."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MAX_PORT = 0xFFFF
 
 
 class StreamingCalls:
-    """The calls that are answered with a URL of the streaming server."""
+    """The calls that answer with a URL of the streaming server."""
 
     def __init__(self, node: Node, server: StreamingServer) -> None:
         self._node = node
         self._server = server
 
     async def Exec(self, request: api_pb2.ExecRequest) -> api_pb2.ExecResponse:
-        """Prepare to run a command with streams; NOT_FOUND and FAILED_PRECONDITION are told here already."""
+        """Prepare to run a command with streams; answers NOT_FOUND and FAILED_PRECONDITION already here."""
         if not request.cmd:
             raise fields.missing("cmd")
         argv = fields.texts("cmd", request.cmd)

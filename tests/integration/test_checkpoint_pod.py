@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(daemon: Daemon, tmp_pat
         refused(
             lambda: _checkpoint(pod, output, [container_id], options={"x": "y"}),
             "INVALID_ARGUMENT",
-            "'x' is not an option",
+            "'x' is unknown",
         )
         refused(lambda: _checkpoint(pod, output, [container_id], timeout=1.0), "DEADLINE_EXCEEDED", "")
         assert os.listdir(output) == []
@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(daemon: Daemon, tmp_pat
         assert said in raised.value.details()
         assert "secret" not in raised.value.details()
     with (
-        pytest.raises(grpc.RpcError, match="is not an option"),
+        pytest.raises(grpc.RpcError, match="is unknown"),
         _restored(daemon, output, target, runs, options={"a": ""}),
     ):
         pass

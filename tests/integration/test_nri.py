@@ -399,9 +399,9 @@ def test_the_default_socket_may_be_anothers_any_other_must_be_free(
 ) -> None:
     default = Path(KEYS["nri_socket"].default)
     with Daemon.running(f"--nri-socket={default}"), Daemon.running(f"--nri-socket={default}") as second:
-        assert f"listen on {default}: another process answers" in second.log()
+        assert f"listen on {default}: another process listens" in second.log()
     assert not default.exists()
-    with pytest.raises(DaemonFailed, match="another process answers"), Daemon.running(f"--nri-socket={socket}"):
+    with pytest.raises(DaemonFailed, match="another process listens"), Daemon.running(f"--nri-socket={socket}"):
         pass
     with Plugin.connected(socket):  # the first one still serves it
         pass

@@ -59,11 +59,11 @@ def test_the_printed_configuration_reads_back_as_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("rot = 1", "rot: is no key of crisp; there are listen, root"),
+        ("rot = 1", "rot: is not a key of crisp; the keys are listen, root"),
         ("root = 1", "root: 1 must be a string"),
         ('root = "here"', "root: 'here' must be an absolute path"),
         ('listen = "tcp://1.2.3.4:5"', "listen: 'tcp://1.2.3.4:5' must be an absolute path"),
-        (f'listen = "/{"x" * 107}"', "is too long: 107 bytes of path at most"),
+        (f'listen = "/{"x" * 107}"', "is too long: the path may have 107 bytes at most"),
         ('cni_bin_dirs = "/x"', "cni_bin_dirs: '/x' must be a list of paths"),
         ('log_level = "loud"', "log_level: 'loud' must be one of debug, info, warning, error"),
         ('cgroup_driver = "none"', "cgroup_driver: 'none' must be one of cgroupfs, systemd"),

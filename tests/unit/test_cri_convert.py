@@ -237,7 +237,7 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
         ),
         (
             pod(port_mappings=[{"container_port": 1, "protocol": 9}]),
-            "config.port_mappings[0].protocol: 9 is no Protocol of CRI v1",
+            "config.port_mappings[0].protocol: 9 is not a Protocol of CRI v1",
         ),
         (pod(labels={"": "x"}), "config.labels key: is required"),
         (pod(labels={"k": "v" * 4096}), "config.labels['k']: is too long"),
@@ -253,7 +253,7 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
         (pod(linux={"overhead": {"cpu_shares": -1}}), "config.linux.overhead.cpu_shares: -1 must be 0 or more"),
         (
             in_pod(namespace_options={"network": 7}),
-            "config.linux.security_context.namespace_options.network: 7 is no NamespaceMode of CRI v1",
+            "config.linux.security_context.namespace_options.network: 7 is not a NamespaceMode of CRI v1",
         ),
         (
             in_pod(namespace_options={"pid": "TARGET"}),
@@ -269,7 +269,7 @@ def test_every_member_of_a_containers_configuration_is_kept() -> None:
         ),
         (
             in_pod(namespace_options={"cgroupns_options": {"mode": "CONTAINER"}}),
-            "security_context.namespace_options.cgroupns_options: belongs to containers",
+            "security_context.namespace_options.cgroupns_options: is for containers",
         ),
         (
             in_pod(seccomp={"profile_type": "Localhost", "localhost_ref": "/a\0b"}),
@@ -305,11 +305,11 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
         (container(args=["a\0b"]), "config.args[0]: contains a NUL byte"),
         (container(working_dir="w"), "config.working_dir: 'w' must be an absolute path"),
         (container(envs=[{"value": b"v"}]), "config.envs[0].key: is required"),
-        (container(envs=[{"key": "A=B"}]), "config.envs[0].key: of 'A': must not contain '='"),
+        (container(envs=[{"key": "A=B"}]), "config.envs[0].key: 'A' must not contain '='"),
         (container(envs=[{"key": "A", "value": b"\xff\0"}]), "config.envs[0].value: contains a NUL byte"),
         (container(log_path="/abs"), "config.log_path: '/abs' must be a relative path"),
         (container(log_path="a/../../b"), "config.log_path: 'a/../../b' must not contain '..'"),
-        (container(stop_signal=66), "config.stop_signal: 66 is no Signal of CRI v1"),
+        (container(stop_signal=66), "config.stop_signal: 66 is not a Signal of CRI v1"),
         (container(devices=[{"host_path": "/dev/x"}]), "config.devices[0].container_path: is required"),
         (
             container(devices=[{"container_path": "/d", "host_path": "/d", "permissions": "x"}]),
@@ -329,7 +329,7 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
         (mounted(container_path="/./"), "config.mounts[0].container_path: '/./' must be an absolute path below '/'"),
         (mounted(host_path=""), "config.mounts[0].host_path: is required"),
         (mounted(host_path="h"), "config.mounts[0].host_path: 'h' must be an absolute path"),
-        (mounted(propagation=3), "config.mounts[0].propagation: 3 is no Propagation of CRI v1"),
+        (mounted(propagation=3), "config.mounts[0].propagation: 3 is not a Propagation of CRI v1"),
         (mounted(image={"image": "x"}), "config.mounts[0].host_path: '/h' cannot be set together with"),
         (mounted(recursive_read_only=True), "config.mounts[0].recursive_read_only: needs config.mounts[0].readonly"),
         (
@@ -360,7 +360,7 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
         ),
         (
             in_container(privileged=True, cgroup_mount_mode="CGROUP_MOUNT_MODE_READ_ONLY"),
-            "security_context.cgroup_mount_mode: 'READ_ONLY' cannot be had by a privileged container",
+            "security_context.cgroup_mount_mode: 'READ_ONLY' is impossible in a privileged container",
         ),
         (
             in_container(
@@ -369,7 +369,7 @@ def test_a_pod_that_cannot_work_is_refused(message: api_pb2.PodSandboxConfig, sa
             ),
             "security_context.cgroup_mount_mode: 'READ_WRITE' needs",
         ),
-        (in_container(cgroup_mount_mode=3), "security_context.cgroup_mount_mode: 3 is no CgroupMountMode of CRI v1"),
+        (in_container(cgroup_mount_mode=3), "security_context.cgroup_mount_mode: 3 is not a CgroupMountMode of CRI v1"),
         (in_container(apparmor={"profile_type": "OCI"}), "apparmor.profile_type: OCI profiles are for seccomp only"),
         (in_container(capabilities={"add_capabilities": ["A B"]}), "add_capabilities[0]: 'A B' must be the name of"),
         (in_container(capabilities={"drop_capabilities": ["", "CHOWN"]}), "drop_capabilities[0]: '' must be the name"),

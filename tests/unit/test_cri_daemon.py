@@ -97,7 +97,7 @@ async def test_a_daemons_life(tmp_path: Path, root_logger: logging.Logger, caplo
     assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", await manager.receive())
     assert await manager.receive() == "READY=1"
     assert root_logger.level == logging.DEBUG
-    (pending,) = [record for record in caplog.records if "wait for a restart" in record.message]
+    (pending,) = [record for record in caplog.records if "need a restart" in record.message]
     assert vars(pending)["keys"] == "root"
     os.kill(os.getpid(), signal.SIGHUP)
     await manager.receive()
@@ -126,7 +126,7 @@ def test_a_directory_belongs_to_one_daemon(tmp_path: Path) -> None:
     directory = tmp_path / "deep" / "state"
     with occupied(directory, 0o700):
         assert directory.stat().st_mode & 0o777 == 0o700
-        taken = rf"use directory {directory}: another crispd \(pid {os.getpid()}\) has it"
+        taken = rf"use directory {directory}: another crispd \(pid {os.getpid()}\) uses it"
         with pytest.raises(StartupError, match=taken), occupied(directory, 0o700):
             pytest.fail("occupied twice")
     with occupied(directory, 0o700):
@@ -142,7 +142,7 @@ async def test_the_socket_of_a_dead_daemon_is_replaced_and_of_a_living_one_kept(
     other.bind(str(path))
     server = grpc.aio.server()
     other.listen()
-    with pytest.raises(StartupError, match="another process answers on that socket"), bound(server, path):
+    with pytest.raises(StartupError, match="another process listens on that socket"), bound(server, path):
         pytest.fail("took a socket that is in use")
     other.close()
     with bound(server, path):

@@ -131,7 +131,7 @@ async def test_a_pods_life(client: Client) -> None:
         ("ExecSync", {"container_id": "x", "cmd": ["a"], "timeout": -1}, "timeout: -1 must be 0 or more"),
         ("PullImage", {}, "image.image: is required"),
         ("RemoveImage", {"image": {}}, "image.image: is required"),
-        ("ListContainers", {"filter": {"state": {"state": 9}}}, "filter.state.state: 9 is no ContainerState"),
+        ("ListContainers", {"filter": {"state": {"state": 9}}}, "filter.state.state: 9 is not a ContainerState"),
     ],
 )
 async def test_bad_requests_never_reach_the_node(client: Client, name: str, members: Any, said: str) -> None:
