@@ -1,4 +1,4 @@
-"""The man pages, in man(7)'s roff."""
+"""Writes the man pages in roff (man(7))."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from docs.generate.commands import Command, Option
 _FILES = {
     "crispd": {
         "/etc/crisp/crisp.toml": "Configuration: crisp.toml(5).",
-        "/run/crisp/crisp.sock": "The socket of CRI.",
-        "/var/lib/crisp": "Images, and what of pods and containers outlives a reboot.",
+        "/run/crisp/crisp.sock": "The CRI socket.",
+        "/var/lib/crisp": "Images, and the state of pods and containers that survives a reboot.",
         "/run/crisp": "Sockets, bundles and exit statuses.",
     },
-    "crisp": {"/etc/crisp/crisp.toml": "Where the daemon's socket is found: crisp.toml(5)."},
-    "crisp-oci": {"/run/crisp-oci": "State of containers; an ordinary user's: $XDG_RUNTIME_DIR/crisp-oci."},
+    "crisp": {"/etc/crisp/crisp.toml": "Names the daemon's socket: crisp.toml(5)."},
+    "crisp-oci": {"/run/crisp-oci": "State of containers; for an ordinary user: $XDG_RUNTIME_DIR/crisp-oci."},
 }
 _SIGNALS = {
     "crispd": {
@@ -24,17 +24,18 @@ _SIGNALS = {
     },
 }
 _EXIT = {
-    "crispd": "0 after a stop by a signal, 1 with a line on standard error otherwise.",
-    "crisp": "0, or 1 with a line on standard error, 2 for a wrong command line. run, exec and attach exit with the "
-    "status of the process in the container, and with 125 for a failure of their own.",
-    "crisp-oci": "0, or 1 with a line on standard error; 255 for an exec that could not be executed. run and exec in "
-    "the foreground exit with their process's status, or 128 and the number of the signal that ended it.",
+    "crispd": "0 when stopped by a signal; else 1, with a line on standard error.",
+    "crisp": "0 for success; 1 for a failure, with a line on standard error; 2 for an invalid command line. run, "
+    "exec and attach exit with the status of the container's process, or with 125 for a failure of their own.",
+    "crisp-oci": "0 for success; 1 for a failure, with a line on standard error; 255 for an exec that could not be "
+    "executed. run and exec in the foreground exit with their process's status, or with 128 plus the number of the "
+    "signal that ended it.",
 }
 _PAGES = ("crisp(1)", "crisp.toml(5)", "crisp-oci(8)", "crispd(8)")
 
 
 def page(program: Command) -> str:
-    """A program's page."""
+    """Return a program's page."""
     own = f"{program.name}({program.section})"
     lines = [_title(program.name, program.section), ".SH NAME", f"{_text(program.name)} \\- {_summary(program)}"]
     lines += [".SH SYNOPSIS", f".B {_text(program.synopsis)}"]
@@ -55,15 +56,15 @@ def page(program: Command) -> str:
 
 
 def configuration_page() -> str:
-    """crisp.toml(5)."""
+    """Return the page crisp.toml(5)."""
     lines = [_title("crisp.toml", 5), ".SH NAME", "crisp.toml \\- configuration of crispd", ".SH SYNOPSIS"]
     lines += [".B /etc/crisp/crisp.toml", ".br", ".B /etc/crisp/crisp.toml.d/*.toml", ".SH DESCRIPTION"]
     lines.append(
         _text(
-            "TOML. Every key is optional. Drop-ins are read after the file, in the order of their names, and win key "
-            "by key; flags of crispd win over both. An unknown key, or a value that a key does not take, keeps crispd "
-            "from starting. `crisp config` prints what is in force and where each value is from. "
-            f"SIGHUP puts {configuration.reloaded()} in force; other changes wait for a restart."
+            "The format is TOML. Every key is optional. Drop-ins are read after the file in the order of their names; "
+            "each of their keys overrides the file's. Flags of crispd override both. crispd does not start with an "
+            "unknown key or an invalid value. `crisp config` prints the values in use and where each comes from. "
+            f"SIGHUP applies {configuration.reloaded()}; other changes need a restart."
         )
     )
     for title, found in configuration.groups():
@@ -113,6 +114,6 @@ def _see_also(own: str) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Text in roff: hyphens that can be copied, no line that begins like a request."""
+    """Escape text for roff: hyphens that can be copied, no line that starts like a request."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "").replace("\N{EN DASH}", "\\(en")
     return re.sub(r"^([.'])", r"\\&\1", escaped, flags=re.MULTILINE)

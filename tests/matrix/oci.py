@@ -51,32 +51,32 @@ OPTIONS: Final = {
 _NOT_SUPPORTED: Final[Mapping[str, str]] = {
     "linux.intelRdt": "refused, as crisp does not use resctrl",
 }
-_V1: Final = "with cgroup v1; refused with v2, which has no such limit"
+_V1: Final = "with cgroup v1; refused with v2, which does not have this limit"
 _NOTES: Final[Mapping[str, str]] = {
-    "linux.resources.memory.kernel": "taken and of no effect: kernels have no such limit any more",
-    "linux.resources.memory.useHierarchy": "taken and of no effect: hierarchies always are",
-    "linux.resources.memory.kernelTCP": "with cgroup v1; left out with v2",
-    "linux.resources.memory.swappiness": "with cgroup v1; left out with v2",
-    "linux.resources.memory.disableOOMKiller": "with cgroup v1; left out with v2",
-    "linux.resources.cpu.realtimeRuntime": "with cgroup v1; left out with v2",
-    "linux.resources.cpu.realtimePeriod": "with cgroup v1; left out with v2",
-    "linux.resources.blockIO.leafWeight": "with cgroup v1; left out with v2",
+    "linux.resources.memory.kernel": "accepted without effect: kernels no longer have this limit",
+    "linux.resources.memory.useHierarchy": "accepted without effect: cgroups are always hierarchical",
+    "linux.resources.memory.kernelTCP": "with cgroup v1; ignored with v2",
+    "linux.resources.memory.swappiness": "with cgroup v1; ignored with v2",
+    "linux.resources.memory.disableOOMKiller": "with cgroup v1; ignored with v2",
+    "linux.resources.cpu.realtimeRuntime": "with cgroup v1; ignored with v2",
+    "linux.resources.cpu.realtimePeriod": "with cgroup v1; ignored with v2",
+    "linux.resources.blockIO.leafWeight": "with cgroup v1; ignored with v2",
     "linux.resources.network.classID": _V1,
     "linux.resources.network.priorities": _V1,
     "linux.resources.unified": "with cgroup v2; refused with v1",
     "linux.mountLabel": "refused where SELinux is off",
-    "linux.personality": "flags are refused; the specification has none yet",
+    "linux.personality": "flags are refused; the specification defines none yet",
     "linux.namespaces[].type: mount": "new ones; a path is refused",
     "process.apparmorProfile": "refused where AppArmor is off",
     "process.selinuxLabel": "refused where SELinux is off",
-    "linux.seccomp action: SCMP_ACT_NOTIFY": "by crisp-oci, but for sendmsg and as default; crispd refuses it",
+    "linux.seccomp action: SCMP_ACT_NOTIFY": "by crisp-oci, except for sendmsg and as the default; crispd refuses it",
     "linux.netDevices{}.name": "with permanent addresses of global scope",
-    "linux.rootfsPropagation": "for what is mounted later inside: the rootfs itself is no peer of the host's",
+    "linux.rootfsPropagation": "for later mounts inside; the rootfs itself is not a peer of the host's",
 }
 _INTRODUCTION: Final = """
-The members of the OCI runtime specification's `config.json` that Linux has, as `runtime/spec/values.py` reads them:
-whether crisp's shims and `crisp-oci` do what it says, and the tests that fail when they do not. Members that are not
-here are ignored, as the specification wants it of unknown ones.
+The members of the OCI runtime specification's `config.json` for Linux, as `runtime/spec/values.py` defines them. For
+each the table says whether crisp's shims and `crisp-oci` support it, and which tests fail if they do not. Members that
+are not listed are ignored, as the specification demands for unknown ones.
 """
 
 
