@@ -1,1 +1,1 @@
-"""What runs in the child: from the clone to the execve of the container's program."""
+"""Runs in the child process: from the clone to the execve of the container's program."""

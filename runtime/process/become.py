@@ -1,7 +1,7 @@
-"""From root in a finished rootfs to the user's program: limits, labels, credentials, filter, execve.
+"""Turns a process that is root in a finished rootfs into the user's program: limits, labels, ids, filter, execve.
 
-Shared by a container's init and by exec. Everything here runs in the single-threaded child that becomes the program,
-or, where that is to be in a PID namespace which others are in already, has it born there (`bear`).
+Shared by a container's init and by exec. Everything here runs in the single-threaded child that becomes the program. If
+the program must be in a PID namespace with other processes, the child clones it into that namespace (`bear`).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def become(
 ) -> NoReturn:
     """Turn the calling process into the container's program. Raises RuntimeCoreError; never returns.
 
-    Of its descriptors the standard streams, as many after them as are `preserved`, the reporter's and those of the gate
-    stay open. `before_exec` runs when only execve is left to do; it may use no more than the filter allows (a send).
+    These descriptors stay open: the standard streams, the `preserved` next ones, the reporter's and the gate's.
+    `before_exec` runs when only execve is left; it may use only what the filter allows (a send).
     """
     _let_go(reporter, gate, preserved)
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
@@ -60,9 +60,9 @@ def become(
         _set_rlimit(limit)
     set_labels(process, Passage())
     if filter_program and not process.no_new_privileges:
-        # Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which may be gone below.
+        # Loading a filter without no_new_privs needs CAP_SYS_ADMIN, which may be dropped below.
         _load_filter(filter_program, filter_flags, reporter)
-    # As root first: a user's working directory may lie where only root gets to.
+    # As root first: only root may be able to reach the user's working directory.
     entered = _enter_directory(process.cwd)
     _set_identity(process)
     if not entered and not _enter_directory(process.cwd):
@@ -81,29 +81,29 @@ def bear(
     gate: Gate | None = None,
     preserved: int = 0,
 ) -> NoReturn:
-    """As `become`, for the PID namespace that the caller's children are in: the program is one, and the parent's child.
+    """Become the program like `become`, but in a clone inside the PID namespace set for the caller's children.
 
-    Whoever is in that namespace sees the process from its birth on, and may look into it with CAP_SYS_PTRACE
-    (CVE-2016-9962): it is born with the container's namespaces, user and capabilities, and nothing else. The parent is
-    told of it (`reports.Born`), and the caller ends. A terminal is open as standard input.
+    Processes in that namespace see the clone at once, and those with CAP_SYS_PTRACE can trace it (CVE-2016-9962). So it
+    starts with the container's namespaces, user and capabilities, and nothing else. It is a child of the caller's
+    parent, which gets a `reports.Born`. The caller exits. A terminal is open as standard input.
     """
     _let_go(reporter, gate, preserved)
     _use_own_null_device()
     own_streams(process.user.uid)
     raise_hard_limits(process.rlimits)
-    # One process more than the program counts for this user now.
+    # The caller is one process more than the program, and counts for the same user.
     later = [_attainable(limit) for limit in process.rlimits if limit.type == "RLIMIT_NPROC"]
     for limit in process.rlimits:
         if limit.type != "RLIMIT_NPROC":
             _set_rlimit(limit)
     entered = _enter_directory(process.cwd)
-    # Without no_new_privs only CAP_SYS_ADMIN loads a filter.
+    # Without no_new_privs loading a filter needs CAP_SYS_ADMIN.
     early = bool(filter_program) and not process.no_new_privileges
     late = ("CAP_SYS_NICE",) if scheduling.ends_at_fork(process) else ()
     kept, left = _set_identity(process, more=(*late, *(("CAP_SYS_ADMIN",) if early else ())), until=late)
     if not entered and not _enter_directory(process.cwd):
         raise OperationFailed("enter working directory", process.cwd, errno.EACCES)
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # the change of identity may have set it
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # the change of ids may have set it
     told, telling = os.pipe()
     passage = Passage()
     if early:
@@ -117,7 +117,7 @@ def bear(
             passage.send(reporter.fileno(), encode(Born(pid, pidfd)), pidfd)
             passage.call("write", telling, b"0", 1)
             passage.call("exit_group", 0)
-        # Whose parent has not heard of it, since the caller was killed, would run without anybody who knew.
+        # If the caller was killed before its report, the parent does not know this process: it must not go on.
         passage.call("close", telling)
         if passage.call("read", told, ctypes.create_string_buffer(1), 1) == 0:
             passage.call("exit_group", 1)
@@ -139,8 +139,8 @@ def bear(
 
 def _let_go(reporter: Reporter, gate: Gate | None, preserved: int) -> None:
     keep = [reporter.fileno(), *((gate.wait, gate.report, gate.program) if gate else ())]
-    # Not by close-on-exec: until execve has resolved them, working directory and program may be named by way of
-    # /proc/self/fd, and a descriptor of a host directory there is the host (CVE-2024-21626).
+    # Not by close-on-exec: until execve has resolved them, the working directory and the program's path may go through
+    # /proc/self/fd, where a descriptor of a host directory leads to the host (CVE-2024-21626).
     with failing("close", "inherited descriptors"):
         syscalls.close_all_from(3 + preserved, keep=keep)
 
@@ -154,7 +154,7 @@ def _give_up_privileges(process: oci.Process, filter_program: bytes, filter_flag
 
 
 def _load_filter(program: bytes, flags: int, reporter: Reporter) -> None:
-    """Load it, and give its listener to the parent if it has one: from here on calls may wait for who listens."""
+    """Load the filter and pass its listener, if any, to the parent. From now on calls may block on the listener."""
     with failing("load", "seccomp filter"):
         listener = load_filter(program, flags)
     if listener >= 0:
@@ -164,7 +164,7 @@ def _load_filter(program: bytes, flags: int, reporter: Reporter) -> None:
 
 
 def set_oom_score_adj(value: int) -> str:
-    """Write /proc/self/oom_score_adj of the caller. Returns a warning when CAP_SYS_RESOURCE is missing for it."""
+    """Write the caller's /proc/self/oom_score_adj. Returns a warning if that needs CAP_SYS_RESOURCE."""
     try:
         fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -176,7 +176,7 @@ def set_oom_score_adj(value: int) -> str:
             raise
         with open("/proc/self/oom_score_adj") as file:
             kept = file.read().strip()
-        return f"oom_score_adj {value} needs CAP_SYS_RESOURCE, which crisp lacks: kept at {kept}"
+        return f"oom_score_adj {value} needs CAP_SYS_RESOURCE, which crisp does not have: kept at {kept}"
     return ""
 
 
@@ -187,7 +187,7 @@ def _set_rlimit(limit: oci.Rlimit) -> None:
     with failing("set", limit.type):
         try:
             resource.setrlimit(number, _both(limit))
-        except ValueError:  # Python's word for EPERM: above the hard limit, without CAP_SYS_RESOURCE
+        except ValueError:  # Python's form of EPERM: above the hard limit, without CAP_SYS_RESOURCE
             resource.setrlimit(number, _attainable(limit))
 
 
@@ -197,22 +197,22 @@ def _both(limit: oci.Rlimit) -> tuple[int, int]:
 
 
 def _attainable(limit: oci.Rlimit) -> tuple[int, int]:
-    """Soft and hard, not above the caller's hard one."""
+    """Return the soft and hard limits, lowered to the caller's hard limit."""
     ceiling = resource.getrlimit(getattr(resource, limit.type))[1]
     soft, hard = _both(limit)
     return _at_most(soft, ceiling), _at_most(hard, ceiling)
 
 
 def raise_hard_limits(limits: Sequence[oci.Rlimit]) -> None:
-    """Raise the hard limits that are to be higher: in a user namespace nobody may, whatever rights it has there."""
+    """Raise hard limits as far as needed now: inside a user namespace no capability allows it."""
     for limit in limits:
         number = getattr(resource, limit.type, None)
         if number is None:
-            continue  # `become` says so
+            continue  # `become` reports it
         soft, hard = resource.getrlimit(number)
         wanted = resource.RLIM_INFINITY if limit.hard == _UNLIMITED else limit.hard
         if _at_most(wanted, hard) != wanted:
-            with contextlib.suppress(ValueError, OSError):  # without CAP_SYS_RESOURCE: `become` stays below the limit
+            with contextlib.suppress(ValueError, OSError):  # without CAP_SYS_RESOURCE: `become` lowers the limit
                 resource.setrlimit(number, (soft, wanted))
 
 
@@ -225,15 +225,16 @@ def _at_most(value: int, ceiling: int) -> int:
 def _set_identity(
     process: oci.Process, more: Sequence[str] = (), until: Sequence[str] = ()
 ) -> tuple[Arguments | None, Arguments | None]:
-    """Take on the process's user and capabilities, with `more` of them for a while.
+    """Take on the process's user and capabilities, and keep the capabilities `more` for a while.
 
-    Returns capset(2)'s arguments to give those up but for `until`, and those too; None where there is nothing to do.
+    Returns two arguments for capset(2): to drop `more` except `until`, and to drop `until` too. None where nothing is
+    to be dropped.
     """
     user, caps = process.user, process.capabilities
     if caps is not None:
         capabilities.drop_bounding(caps.bounding)
     if caps is None and more and user.uid:
-        caps = oci.Capabilities()  # as the change of user leaves them
+        caps = oci.Capabilities()  # none, as after the change of user
     if caps is not None:
         capabilities.set_keepcaps()
     with failing("set groups", ",".join(map(str, user.additional_gids)) or "none"):
@@ -242,7 +243,7 @@ def _set_identity(
         except PermissionError:
             if user.additional_gids:
                 raise
-            # A user namespace made without help denies it (setgroups in proc_pid_uid_map(5)); the caller's own stay.
+            # A user namespace made without newgidmap denies setgroups (proc_pid_uid_map(5)); the caller's groups stay.
     with failing("set gid", str(user.gid)):
         os.setresgid(user.gid, user.gid, user.gid)
     with failing("set uid", str(user.uid)):
@@ -258,12 +259,12 @@ def _set_identity(
 
 
 def _use_own_null_device() -> None:
-    """Exchange standard streams that are the host's /dev/null, whose mode and owner a container's root could change."""
+    """Replace standard streams that are the host's /dev/null, whose mode and owner a container's root could change."""
     for stream in (0, 1, 2):
         if not _is_null_device(stream):
             continue
         with failing("open", "/dev/null"):
-            seen = os.stat("/dev/null", follow_symlinks=False)  # some devices act when they are opened
+            seen = os.stat("/dev/null", follow_symlinks=False)  # check first: some devices act when opened
             if not stat.S_ISCHR(seen.st_mode) or seen.st_rdev != _NULL:
                 raise OperationFailed("use", "/dev/null", errno.EINVAL)
             own = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
@@ -274,10 +275,10 @@ def _use_own_null_device() -> None:
 
 
 def own_streams(uid: int) -> None:
-    """Give the standard streams to the process's user, who could not open /dev/stdout or his terminal by name else."""
+    """Give the standard streams to the process's user, who could not open /dev/stdout or the terminal otherwise."""
     for stream in (0, 1, 2) if uid else ():
-        if not _is_null_device(stream):  # which is everybody's
-            with contextlib.suppress(OSError):  # on a read-only file system, or from outside of the user namespace
+        if not _is_null_device(stream):  # /dev/null stays as it is
+            with contextlib.suppress(OSError):  # a read-only file system, or a file from outside the user namespace
                 os.fchown(stream, uid, -1)
 
 
@@ -287,15 +288,15 @@ def _is_null_device(fd: int) -> bool:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill the caller should its shim die before `become`.
+    """Have the kernel kill the caller if its shim dies before `become`.
 
-    Until then it holds the shim's sockets, and nobody would learn that the shim is dead.
+    Until then the caller has copies of the shim's sockets, so nobody would notice that the shim is dead.
     """
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def new_keyring(container_id: str) -> None:
-    """Give the caller a session keyring of its own; it would share that of whoever started crispd."""
+    """Give the caller its own session keyring; otherwise it would share that of the user who started crispd."""
     try:
         syscalls.join_new_session_keyring(f"_ses.{container_id}")
     except OSError as error:
@@ -304,13 +305,13 @@ def new_keyring(container_id: str) -> None:
 
 
 def _enter_directory(cwd: str) -> bool:
-    """Change to the directory. False when the caller may not; other failures raise."""
+    """Change to the directory. Returns False if the caller has no permission; raises on other failures."""
     with failing("enter working directory", cwd):
         try:
             os.chdir(cwd)
         except PermissionError:
             return False
-        # A working directory left outside the rootfs is a way to the host (CVE-2024-21626).
+        # A working directory outside the rootfs leads to the host (CVE-2024-21626).
         if not os.getcwd().startswith("/"):
             raise OSError(errno.ENOENT, "outside of the rootfs")
     return True
@@ -321,7 +322,7 @@ def _execute(
 ) -> NoReturn:
     program = _find_program(process)
     environment = dict(entry.partition("=")[::2] for entry in process.env)
-    # CPython ignores these two, and execve would hand that down.
+    # CPython ignores these two signals, and ignored signals survive execve.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -1,4 +1,4 @@
-"""Cloning a process of a container: into its cgroup and a new time namespace at birth."""
+"""Clones a container's process into its cgroup and, if needed, a new time namespace."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ def clone_into(
     clocks: Mapping[str, TimeOffset] | None = None,
     once: bool = False,
 ) -> tuple[int, int]:
-    """Clone `child` into the cgroup (at once where there is a v2 hierarchy).
+    """Clone `child` into the cgroup (by the clone itself if there is a v2 hierarchy).
 
-    `clocks` asks for a new time namespace in which they are offset so. Only children enter a new time namespace, so the
-    caller's `time_for_children` is switched for the moment of the clone; for good if this is the caller's `once` and
-    only child: root of a user namespace has no way back. Into a PID namespace that others are in goes the child's own
-    child (`runtime.process.bear`).
+    `clocks` asks for a new time namespace with these offsets. Only children enter it, so the caller's
+    `time_for_children` is changed during the clone. With `once`, for a caller's only child, it is not changed back:
+    root of a user namespace may not do that. For a PID namespace with other processes see `runtime.process.bear`.
     """
     into = cgroup.clone_fd()
     restore = {}
     try:
         if clocks is not None:
             if not os.path.exists("/proc/self/ns/time"):
-                raise NotSupported("make namespace", "time", "Linux 5.6 with CONFIG_TIME_NS is needed")
+                raise NotSupported("make namespace", "time", "needs Linux 5.6 or later with CONFIG_TIME_NS")
             if not once:
                 restore[syscalls.CLONE_NEWTIME] = _open("/proc/self/ns/time")
             _new_time_namespace(clocks)
@@ -44,7 +43,7 @@ def clone_into(
             try:
                 child()
             finally:
-                os._exit(1)  # whatever happens: two processes must not go on as the caller
+                os._exit(1)  # always: the child must never return into the caller's code
     finally:
         for kind, home in restore.items():
             syscalls.setns(home, kind)
@@ -59,7 +58,7 @@ def _open(namespace: str) -> int:
 
 
 def _new_time_namespace(clocks: Mapping[str, TimeOffset]) -> None:
-    """For the caller's next children (time_namespaces(7)): offsets can be set as long as nobody is in it."""
+    """Create a time namespace for the caller's next children (time_namespaces(7)). Set offsets while it is empty."""
     with failing("make", "time namespace"):
         syscalls.unshare(syscalls.CLONE_NEWTIME)
     lines = [f"{clock} {offset.secs} {offset.nanosecs}" for clock, offset in clocks.items()]

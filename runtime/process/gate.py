@@ -1,8 +1,8 @@
-"""What a finished container waits at: a process that only awaits one byte and then executes the container's program.
+"""Implements the gate: a finished container's process that waits for one byte and then executes the program.
 
-By then everything is done, credentials and filters included. The interpreter hands over to some hundred bytes of
-machine code in a memfd, so that a container that was created and not started costs a few pages, and that a program
-which leads back to its caller ("#!/proc/self/exe", CVE-2019-5736) finds that memfd, not the host's python.
+Everything else is done by then, including credentials and filters. The interpreter executes some hundred bytes of
+machine code in a memfd. So a container that was created but not started takes only a few pages, and a program that
+leads back to its caller ("#!/proc/self/exe", CVE-2019-5736) finds the memfd instead of the host's Python.
 
     fcntl(wait, F_SETFD, FD_CLOEXEC); fcntl(report, F_SETFD, FD_CLOEXEC)
     read(wait, 1 byte)
@@ -51,24 +51,24 @@ _NEEDED_CALLS: Final = ("execve", "execveat", "exit_group", "fcntl", "read", "wr
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Descriptors: `wait` gives the byte that opens the gate; `report` gets a `reports.NotExecuted` if execve fails.
+    """The gate's descriptors: a byte from `wait` opens it, `report` gets a `reports.NotExecuted` if execve fails.
 
-    Both close when the program runs. `program` is that of `waiting_program`, -1 to have the caller itself wait.
+    Both are closed when the program runs. `program` comes from `waiting_program`; -1 makes the caller itself wait.
     """
 
     wait: int
     report: int
     program: int = -1
-    on_open: Callable[[], None] | None = None  # run by the caller between the byte and the execve, without `program`
+    on_open: Callable[[], None] | None = None  # if `program` is -1: the caller runs it between the byte and the execve
 
     def pass_through(self, path: str, args: tuple[str, ...], environment: Mapping[str, str], channel: int) -> NoReturn:
-        """Wait, then execute `path`. `channel` is closed when there is nothing left but to wait."""
+        """Wait, then execute `path`. `channel` is closed when only the wait is left."""
         if self.program >= 0:
             try:
                 os.set_inheritable(self.wait, True)
                 os.set_inheritable(self.report, True)
                 os.execve(self.program, [path, *args], environment)
-            except OSError:  # executable memory is forbidden (vm.memfd_noexec=2), or a module refuses it
+            except OSError:  # forbidden by vm.memfd_noexec=2 or by a security module
                 os.set_inheritable(self.wait, False)
                 os.set_inheritable(self.report, False)
         if channel != self.report:
@@ -86,10 +86,10 @@ class Gate:
 
 
 def waiting_program(wait: int, report: int, process: Process, filter: Seccomp | None) -> int:
-    """A descriptor of the program for those two descriptors; -1 where it cannot stand in for the caller.
+    """Return a descriptor of the machine code for these two descriptors, or -1 if it cannot be used.
 
-    That is on machines it is not written for, under a filter that refuses one of its calls, and where the next execve
-    has to be the container's program because a security label applies to it.
+    It cannot be used on unsupported architectures, under a filter that refuses one of its calls, or if a security label
+    applies to the next execve, which must then be that of the container's program.
     """
     code = _CODE.get(os.uname().machine)
     if code is None or process.apparmor_profile or process.selinux_label:

@@ -1,6 +1,6 @@
-"""HOME of a process whose configuration has none: that of its user, as the container's own /etc/passwd has it.
+"""Sets HOME for a process whose configuration has none, from the container's own /etc/passwd.
 
-Callers leave it to the runtime: containerd's CRI, docker and podman set none of their own.
+containerd's CRI, docker and podman leave it to the runtime.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DEFAULT: Final = "/"
 
 
 def with_home(process: Process) -> Process:
-    """The process with HOME in its environment, where that is absent or empty. For those who are in its root."""
+    """Return the process with HOME in its environment, added if missing or empty. Call it inside the process's root."""
     given = next((entry for entry in reversed(process.env) if entry.startswith("HOME=")), "HOME=")
     if given != "HOME=":
         return process
@@ -34,7 +34,7 @@ def with_home(process: Process) -> Process:
 
 
 def home_of(uid: int, passwd: bytes) -> str:
-    """The sixth field of the user's first line in passwd(5); "/" where there is none."""
+    """Return the home of the user's first line in passwd(5); "/" if there is none."""
     number = b"%d" % uid
     for line in passwd.splitlines():
         fields = line.strip().split(b":")
@@ -44,7 +44,7 @@ def home_of(uid: int, passwd: bytes) -> str:
 
 
 def _passwd() -> bytes:
-    """Its content if it is a file: opening a device can do anything, a FIFO's waits for a writer. Raises OSError."""
+    """Read the file if it is a regular one: opening a device may have effects, and a FIFO blocks. Raises OSError."""
     if not stat.S_ISREG(os.stat(_PASSWD).st_mode):
         return b""
     fd = os.open(_PASSWD, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

@@ -1,7 +1,7 @@
-"""Hooks (runtime-spec config.md "POSIX-platform Hooks"): programs run at moments of a container's life.
+"""Runs hooks, programs at certain events of a container's life (config.md "POSIX-platform Hooks").
 
-Whoever calls `run_hooks` is where the specification wants the hooks to run: the runtime's namespaces for all but
-createContainer and startContainer, which run in the container's.
+The caller of `run_hooks` must be in the namespaces that the specification demands: the runtime's, or for
+createContainer and startContainer the container's.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
-_MAX_OUTPUT: Final = 4096  # bytes of a failed hook's output that its error quotes
+_MAX_OUTPUT: Final = 4096  # bytes of a failed hook's output that the error quotes
 _CHUNK: Final = 65536
 
 
 class HookFailed(RuntimeCoreError):
-    """A hook could not be run, ended with another status than 0, or took longer than its timeout."""
+    """A hook could not be run, exited with a status other than 0, or exceeded its timeout."""
 
 
 def enter_the_container(hooks: Hooks) -> bool:
-    """Whether a hook runs in the container's mount namespace, or may join it, before it has the container's root.
+    """Return whether a hook runs in, or may join, the container's mount namespace before it has the container's root.
 
-    Such are programs of the host, which look for their files there, and mount below the rootfs by its host path (as
-    GPU toolkits' prestart hooks do with the init's process id): it has to be a copy of the host's namespace.
+    Such hooks are programs of the host. They need their files there, and may mount below the rootfs's host path (as GPU
+    toolkits' prestart hooks do, with the init's pid). So that namespace must be a copy of the host's.
     """
     return bool(hooks.prestart or hooks.create_runtime or hooks.create_container)
 
@@ -47,14 +47,13 @@ def run_hooks(
     environment: Iterable[str] | None = None,
     first: int = 0,
 ) -> None:
-    """Run the hooks of `kind` ("createRuntime") in order, `state` as JSON on their standard input.
+    """Run the hooks of `kind` ("createRuntime") in order, with `state` as JSON on standard input.
 
-    `environment` ("NAME=value") is for those without an `env`, None for the caller's own; `first` is the number of the
-    first of these among those of its kind. Raises HookFailed at the first that fails, with what it printed.
-    Single-threaded callers only.
+    `environment` ("NAME=value") is for hooks without an `env`; None means the caller's own. `first` is the first hook's
+    index among its kind. Raises HookFailed, with the hook's output, at the first failure. Single-threaded callers only.
     """
     text = json.dumps(state).encode()
-    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a hook need not read; to an init it is deadly by now
+    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a hook may ignore its input; in an init SIGPIPE would kill
     try:
         for index, hook in enumerate(hooks, first):
             reason = _run(hook, text, _environment(hook, environment))
@@ -67,12 +66,12 @@ def run_hooks(
 def _environment(hook: Hook, given: Iterable[str] | None) -> dict[str, str]:
     entries = hook.env if hook.env is not None else given
     if entries is None:
-        return {"PATH": DEFAULT_PATH, **os.environ}  # a shim has none of its own
+        return {"PATH": DEFAULT_PATH, **os.environ}  # a shim's environment is empty
     return dict(entry.partition("=")[::2] for entry in entries)
 
 
 def _run(hook: Hook, text: bytes, environment: dict[str, str]) -> str:
-    """Why the hook failed, "" if it did not."""
+    """Run one hook. Return why it failed, "" if it did not."""
     with failing("run hook", hook.path):
         in_read, in_write = os.pipe()
         out_read, out_write = os.pipe()
@@ -91,7 +90,7 @@ def _run(hook: Hook, text: bytes, environment: dict[str, str]) -> str:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     said = output.decode(errors="replace").strip()
     if not in_time:
-        ending = f"not done after {hook.timeout} s"
+        ending = f"no exit within {hook.timeout} s"
     elif code:
         ending = f"exit status {code}" if code > 0 else f"killed by signal {-code}"
     else:
@@ -115,7 +114,7 @@ def _execute(hook: Hook, environment: dict[str, str], stdin: int, output: int) -
 
 
 def _converse(pid: int, stdin: int, text: bytes, output: int, timeout: int | None) -> tuple[bytes, bool]:
-    """Feed and read the hook until it ends. Returns the first of its output, and False if time ran out before."""
+    """Write to and read from the hook until it exits. Return the beginning of its output, and False on a timeout."""
     deadline = None if timeout is None else time.monotonic() + timeout
     said = b""
     pidfd = syscalls.pidfd_open(pid)
@@ -151,7 +150,7 @@ def _converse(pid: int, stdin: int, text: bytes, output: int, timeout: int | Non
 
 
 def _feed(fd: int, text: bytes) -> bytes:
-    """Write some; what is left. A hook that does not read is fine."""
+    """Write some of the text and return the rest. A hook that does not read is fine."""
     try:
         return text[os.write(fd, text[:_CHUNK]) :]
     except BlockingIOError:

@@ -1,9 +1,9 @@
-"""The infra process: holds a pod's namespaces, and reaps as PID 1 of a shared PID namespace.
+"""Runs the infra process: it holds a pod's namespaces, and reaps children as PID 1 of a shared PID namespace.
 
-It must cost what a static pause program costs and must not lend a container the host: its root is an empty read-only
-tmpfs, its uid 65535, it holds no capability and no descriptor, is not dumpable and may make only the system calls
-that its loop needs. The program is some hundred bytes of machine code in an ELF file that lives in a memfd, so no
-image and no file on disk is needed.
+It must cost no more than a static pause program, and give containers no way to the host. Its root is an empty read-only
+tmpfs and its uid is 65535. It has no capabilities and no descriptors, is not dumpable, and may make only the system
+calls of its loop. The program is some hundred bytes of machine code in an ELF file in a memfd, so it needs no image and
+no file on disk.
 
 The loop, with SIGCHLD, SIGTERM and SIGINT blocked since before execve:
 
@@ -60,13 +60,13 @@ _CODE: Final[dict[str, bytes]] = {
 }
 
 def program(machine: str | None = None) -> bytes:
-    """A static ELF executable of the infra loop for this (or the named) machine (elf(5))."""
+    """Return the infra loop as a static ELF executable (elf(5)) for this or the named architecture."""
     machine = machine or os.uname().machine
     return executable(_CODE[machine], machine)
 
 
 def filter_program(machine: str | None = None) -> bytes:
-    """The seccomp filter (classic BPF): the loop's five calls, anything else kills the process."""
+    """Return the seccomp filter (classic BPF): it allows the loop's five calls; any other kills the process."""
     machine = machine or os.uname().machine
     allowed = _ALLOWED_CALLS[machine]
     load, equal, ret = 0x20, 0x15, 0x06
@@ -77,25 +77,25 @@ def filter_program(machine: str | None = None) -> bytes:
 
 
 def program_file() -> int:
-    """A read-only descriptor of the program in memory, executable but not readable by others.
+    """Return a read-only descriptor of the program in memory, executable but not readable by others.
 
-    Linux makes a process non-dumpable when it executes a file that it may not read.
+    A process that executes a file which it may not read is not dumpable.
     """
     return in_memory("crisp-infra", program(), 0o111)
 
 
 def empty_mount_namespace() -> int:
-    """A descriptor of a mount namespace that holds one empty read-only tmpfs and nothing else.
+    """Return a descriptor of a mount namespace that contains one empty read-only tmpfs and nothing else.
 
-    Every infra process lives in it, and a container's own mount namespace is a copy of it: copying one mount is much
-    cheaper than copying and unmounting all of the host's. Forks a short-lived child; single-threaded callers only.
-    Raises RuntimeCoreError.
+    Every infra process is in it, and a container's mount namespace is a copy of it: that is much cheaper than copying
+    and unmounting all of the host's mounts. Forks a short-lived child; single-threaded callers only. Raises
+    RuntimeCoreError.
     """
     return userns.hold(("make", "empty mount namespace"), ("mount",), 0, enter_empty_root)["mount"]
 
 
 def enter_empty_root() -> None:
-    """Into a mount namespace that holds one empty read-only tmpfs. Raises OSError."""
+    """Enter a new mount namespace that contains one empty read-only tmpfs. Raises OSError."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
     context = syscalls.fsopen("tmpfs")
@@ -137,9 +137,9 @@ def infra_main(
     uid: int,
     gid: int,
 ) -> NoReturn:
-    """Set up the namespaces that the caller was cloned into, then become the infra program. Raises on failure.
+    """Set up the namespaces that the caller was cloned into, then execute the infra program. Raises on failure.
 
-    `mount_namespace` is -1 when the caller is in the empty one already.
+    `mount_namespace` is -1 if the caller is in the empty one already.
     """
     if new_uts and hostname:
         with failing("set hostname", hostname):
@@ -156,7 +156,7 @@ def infra_main(
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-        # After the change of identity, which clears it: without its shim nobody would ever end this process.
+        # After the change of ids, which clears it. Without the shim nobody would end this process.
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})

@@ -1,7 +1,7 @@
-"""A container's first process, from clone to the user's program. Runs in the child that the shim cloned.
+"""Runs a container's first process, from the clone to the user's program, in the child that the shim cloned.
 
-The order matters and is all here: what needs the host's view (cgroups, /proc, bind sources) comes before the child
-enters its own mount namespace, what needs root comes before `process.become`.
+The order matters, and is all here: steps that need the host's view (cgroups, /proc, bind sources) come before the child
+enters its own mount namespace; steps that need root come before `process.become`.
 """
 
 from __future__ import annotations
@@ -38,48 +38,48 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Start:
-    """All that a container's init needs; descriptors are inherited by the clone."""
+    """Everything that a container's init needs. The clone inherits the descriptors."""
 
     container_id: str
     spec: oci.Spec
     process: oci.Process
     mounts: Sequence[MountPlan]
     rootfs: int  # detached root mount
-    empty_mount_namespace: int  # -1: a copy of the caller's own, see hooks.enter_the_container
+    empty_mount_namespace: int  # -1: use a copy of the caller's; see hooks.enter_the_container
     cgroup: Cgroup
-    in_unified_cgroup: bool  # cloned into the v2 cgroup already
+    in_unified_cgroup: bool  # already cloned into the v2 cgroup
     stdio: tuple[int, int, int]  # ignored with a terminal
     filter_program: bytes = b""
     filter_flags: int = 0
-    gate: Gate | None = None  # what holds the program back until somebody starts it
+    gate: Gate | None = None  # holds the program back until it is started
     preserved: int = 0  # descriptors after the standard streams that the program gets
-    keyring: bool = True  # a session keyring of its own
+    keyring: bool = True  # whether to make a new session keyring
     attach_point: str = ATTACH_POINT
     users: UserNamespaces = field(default_factory=UserNamespaces)
-    trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts that stand for bind mounts' sources
+    trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts to use for bind sources
     host_trees: Mapping[str, int] = field(default_factory=dict)  # see Rootfs.host_trees
-    links: int = -1  # from where linux.netDevices come (netdevices.open_links)
+    links: int = -1  # where linux.netDevices are moved from (netdevices.open_links)
     trace: bool = False
     steps: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def bears(self) -> bool:
-        """Whether the program is a child of the init, in a PID namespace that others are in (`process.bear`)."""
+        """Whether the init clones the program into a PID namespace with other processes (`process.bear`)."""
         namespace = self.spec.linux.namespace("pid")
         return namespace is not None and bool(namespace.path)
 
     def step(self, name: str) -> None:
-        """Note that a step is done, with the monotonic clock in nanoseconds."""
+        """Record that a step is done, with the monotonic clock in nanoseconds."""
         if self.trace:
             self.steps.append((name, time.monotonic_ns()))
 
 
 def clone_flags(spec: oci.Spec) -> int:
-    """The namespaces to make at clone: all new ones but the mount and cgroup ones, which init enters itself.
+    """Return the flags of the namespaces to create by the clone.
 
-    Neither the time one, which is there before (`clock_offsets`), nor those that belong to a user namespace, which are
-    made with it. A new PID namespace does not: only a child of a process in the user namespace could make it so, and
-    init is the shim's own child.
+    Not the mount and cgroup namespaces, which init creates itself, the time namespace, which exists before
+    (`clock_offsets`), and those owned by a user namespace, which are created with it. A new PID namespace is not owned
+    by the user namespace: for that a process inside would have to clone init, and init is the shim's own child.
     """
     flags = 0
     elsewhere = {"mount", "cgroup", "user", "time", *(OWNED_KINDS if spec.linux.namespace("user") else ())}
@@ -87,21 +87,21 @@ def clone_flags(spec: oci.Spec) -> int:
         if not namespace.path and namespace.type not in elsewhere:
             flags |= NAMESPACE_FLAGS[namespace.type]
     if spec.linux.namespace("mount") is None:
-        reason = "a mount namespace is needed: without one the container's mounts would be, and stay, on the host"
+        reason = "add a mount namespace: without one the container's mounts would be made, and left, on the host"
         raise SpecError("linux.namespaces", reason)
     return flags
 
 
 def clock_offsets(spec: oci.Spec) -> Mapping[str, oci.TimeOffset] | None:
-    """Those of the time namespace to make, None for none."""
+    """Return the clock offsets of a new time namespace, None for no new one."""
     namespace = spec.linux.namespace("time")
     return None if namespace is None or namespace.path else spec.linux.time_offsets
 
 
 def cgroup_view(cgroup: Cgroup, *, namespaced: bool = True) -> CgroupView:
-    """What a `cgroup` mount of that container shows: its own directory in each hierarchy.
+    """Return what a `cgroup` mount of the container shows: its own directory in each hierarchy.
 
-    On version 2, without a cgroup namespace, it is the whole hierarchy: /proc/self/cgroup names places in that.
+    On version 2 without a cgroup namespace it shows the whole hierarchy, which the paths in /proc/self/cgroup refer to.
     """
     hierarchies = cgroup.hierarchies
     if hierarchies.pure_v2:
@@ -117,17 +117,17 @@ def cgroup_view(cgroup: Cgroup, *, namespaced: bool = True) -> CgroupView:
 
 
 def container_init(start: Start, reporter: Reporter) -> NoReturn:
-    """Run `start` to its execve; a failure is reported and ends the process with status 1."""
+    """Run `start` up to the execve. A failure is reported and ends the process with status 1."""
     try:
         _initialise(start, reporter)
-    except BaseException as error:  # nothing of the shim may go on in the child
+    except BaseException as error:  # the child must never return into the shim's code
         reporter.fail(error)
     os._exit(1)
 
 
 def leave_the_loop() -> None:
-    """Undo in a child what the shim's event loop set up."""
-    gc.disable()  # a child closes descriptors whose objects it leaves alone
+    """Undo, in a child, what the shim's event loop set up."""
+    gc.disable()  # a finaliser must not close descriptors that the child reuses
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -135,7 +135,7 @@ def leave_the_loop() -> None:
 
 def _initialise(start: Start, reporter: Reporter) -> NoReturn:
     spec, linux = start.spec, start.spec.linux
-    start.steps.clear()  # the shim keeps those from before the clone
+    start.steps.clear()  # the shim has the steps from before the clone
     leave_the_loop()
     process.die_with_parent()
     start.cgroup.join_self(unified=not start.in_unified_cgroup)
@@ -216,9 +216,10 @@ def _initialise(start: Start, reporter: Reporter) -> NoReturn:
 
 
 def _creation_hooks(hooks: oci.Hooks, start: Start, reporter: Reporter) -> dict[str, Any]:
-    """Have the parent run prestart and createRuntime hooks, then run createContainer's. Returns the container's state.
+    """Let the parent run prestart and createRuntime hooks, then run createContainer hooks.
 
-    The container's own hooks see its process id as it does (runtime-spec runtime.md "State"), and begin in its rootfs.
+    Return the container's state. createContainer and startContainer hooks see the pid inside the container (runtime.md
+    "State"), and start in its rootfs.
     """
     if not (hooks.prestart or hooks.create_runtime or hooks.create_container or hooks.start_container):
         return {}
@@ -234,10 +235,10 @@ def _creation_hooks(hooks: oci.Hooks, start: Start, reporter: Reporter) -> dict[
 
 
 def _cgroup_owner(start: Start) -> int:
-    """The host's id of the user who gets the container's cgroup, 0 where it stays root's.
+    """Return the host's id of the user who gets the container's cgroup, 0 if it stays root's.
 
-    runtime-spec config-linux.md, "Cgroup ownership": only of version 2, with a cgroup namespace of the container's own
-    and the file system mounted read-write.
+    runtime-spec config-linux.md, "Cgroup ownership": only on version 2, with a new cgroup namespace and the cgroup file
+    system mounted read-write.
     """
     namespace, mappings = start.spec.linux.namespace("cgroup"), start.users.mappings
     if namespace is None or namespace.path or not start.cgroup.hierarchies.pure_v2:
@@ -259,7 +260,7 @@ def _set_oom_score(start: Start, reporter: Reporter) -> None:
 
 
 def _open_pid_namespace(spec: oci.Spec) -> int:
-    """The one of others that the container is to be in, -1 for none. Its members are not to see the caller at work."""
+    """Open the existing PID namespace that the container joins; -1 for none. It is joined last, by the clone."""
     namespace = spec.linux.namespace("pid")
     if namespace is None or not namespace.path:
         return -1
@@ -268,21 +269,24 @@ def _open_pid_namespace(spec: oci.Spec) -> int:
 
 
 def _proc_contexts(shared: int, mounts: Sequence[MountPlan]) -> list[int]:
-    """One for each proc file system to mount, where it has to show a PID namespace that the caller is not in."""
+    """Open a context for each proc mount that must show a PID namespace which the caller is not in."""
     count = sum(plan.type == "proc" and not plan.bind for plan in mounts)
     return procfs.contexts(shared, count) if shared >= 0 and count else []
 
 
 def _enter_user_namespace(start: Start) -> None:
-    """The last step that the machine's root takes; from here on the process has rights in the container only."""
+    """Enter the user namespace, as the host's root's last step.
+
+    After it the process has rights only in the container.
+    """
     process.raise_hard_limits(start.process.rlimits)
     if start.users.mappings is not None:
         process.own_streams(start.users.mappings.uid(start.process.user.uid))
     userns.enter(start.users.held["user"])
     propagate_again(start.mounts, start.spec.linux)
-    process.die_with_parent()  # the change of identity cleared it
+    process.die_with_parent()  # the change of ids cleared it
     if start.keyring:
-        process.new_keyring(start.container_id)  # the one of before is the host root's
+        process.new_keyring(start.container_id)  # the previous one belongs to the host's root
     start.step("user namespace entered")
 
 
@@ -306,18 +310,18 @@ def _enter_namespaces(spec: oci.Spec, held: Mapping[str, int]) -> None:
     if spec.domainname and uts is not None:
         with failing("set domain name", spec.domainname):
             syscalls.set_domainname(spec.domainname)
-    # Through the host's /proc, which shows the caller's namespaces: the container's own may be the image's forgery.
+    # Through the host's /proc, which shows the caller's namespaces: the container's own /proc may be forged.
     write_sysctls(spec.linux.sysctl)
 
 
 def _open_console(rootfs: Rootfs, start: Start, reporter: Reporter) -> tuple[int, int, int]:
-    """A pseudo-terminal of the container's own devpts as the three standard streams; the shim gets its other end."""
+    """Open a terminal of the container's devpts as the three standard streams. The shim gets its other end."""
     user, mappings = start.process.user.uid, start.users.mappings
     master = open_multiplexer(lambda flags: syscalls.open_in_root(rootfs.root, "/dev/pts/ptmx", flags))
     with failing("open", "/dev/pts/ptmx"):
         terminal = open_peer(master, start.process, mappings.uid(user) if mappings else user)
     with failing("mount", "/dev/console"):
-        # Not by a link of the image's: what it leads to would be covered before it is masked (CVE-2025-52565).
+        # Not through a link of the image, whose target would be covered before it is masked (CVE-2025-52565).
         target = rootfs.open_target("/dev/console", is_directory=False, follow=False)
         tree = syscalls.open_tree(terminal, "", syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE)
         syscalls.move_mount(tree, target)

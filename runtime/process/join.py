@@ -1,7 +1,7 @@
-"""An additional process in a running container (exec). Runs in the child that the shim cloned.
+"""Runs an additional process in a running container (exec), in the child that the shim cloned.
 
-The child joins the cgroup, then all namespaces by one setns(2) on a pidfd of the container's init, and becomes the
-program. In a PID namespace are the children of who joins it: there it has the program born, when all else is done.
+The child joins the cgroup, then all namespaces with one setns(2) on a pidfd of the container's init, and becomes the
+program. Joining a PID namespace affects only children, so at the end the child clones the program into it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Join:
-    """All that an exec'd process needs; descriptors are inherited by the clone."""
+    """Everything that an exec'd process needs. The clone inherits the descriptors."""
 
     container_id: str
     spec: oci.Spec
@@ -50,18 +50,18 @@ class Join:
 
     @property
     def bears(self) -> bool:
-        """Whether the program is a child of the joining process, which is then told of (`process.bear`)."""
+        """Whether the joining process clones the program, and reports it (`process.bear`)."""
         return self.spec.linux.namespace("pid") is not None
 
 
 def namespace_flags(spec: oci.Spec) -> int:
-    """The namespaces of a container's init that differ from the shim's own."""
+    """Return the namespaces in which the container's init differs from the shim."""
     kinds = {namespace.type for namespace in spec.linux.namespaces}
     return sum(flag for kind, flag in NAMESPACE_FLAGS.items() if kind in kinds)
 
 
 def exec_process(join: Join, reporter: Reporter) -> NoReturn:
-    """Join the container and become the program; a failure is reported and ends the process with status 1."""
+    """Join the container and become the program. A failure is reported and ends the process with status 1."""
     try:
         leave_the_loop()
         process.die_with_parent()
@@ -102,13 +102,13 @@ def exec_process(join: Join, reporter: Reporter) -> NoReturn:
             gate=join.gate,
             preserved=join.preserved,
         )
-    except BaseException as error:  # nothing of the shim may go on in the child
+    except BaseException as error:  # the child must never return into the shim's code
         reporter.fail(error)
     os._exit(1)
 
 
 def _open_terminal(join: Join, reporter: Reporter) -> tuple[int, int, int]:
-    """A terminal of the container that the caller is in, as the three standard streams; the shim gets its other end."""
+    """Open a terminal in the caller's container as the three standard streams. The shim gets its other end."""
     master = open_multiplexer(lambda flags: os.open("/dev/pts/ptmx", flags))
     with failing("open", "/dev/pts/ptmx"):
         terminal = open_peer(master, join.process, join.process.user.uid)

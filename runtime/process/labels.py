@@ -1,7 +1,7 @@
-"""Asking the security module for a label at execve, by the process's own attribute in the container's /proc.
+"""Writes the label for the next execve to the process's own attribute in the container's /proc.
 
-A /proc in disguise would swallow the label, and one that is covered in part would have it written elsewhere
-(CVE-2019-16884, CVE-2025-52881): what is opened is on one mount of a proc file system from its root on, without links.
+A forged /proc would swallow the label, and a partly covered one would redirect it (CVE-2019-16884, CVE-2025-52881). So
+everything is opened without links and on one single mount of a proc file system, from its root on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LINK_BYTES: Final = 64
 
 
 def set_labels(process: oci.Process, passage: Passage) -> None:
-    """Have the next execve put the process under what its configuration says. Raises RuntimeCoreError."""
+    """Set the labels of the configuration for the next execve. Raises RuntimeCoreError."""
     for label, paths in (
         (process.apparmor_profile and f"exec {process.apparmor_profile}", ("attr/apparmor/exec", "attr/exec")),
         (process.selinux_label, ("attr/exec",)),
@@ -64,25 +64,25 @@ def _write_attribute(paths: tuple[str, ...], label: str, passage: Passage) -> No
 def _require_proc(fd: int, path: str, label: str, passage: Passage) -> None:
     result = ctypes.create_string_buffer(_STATX_BYTES)
     passage.call("fstatfs", fd, result)
-    # The number of its root's inode tells nothing: a tmpfs's is 1 as well.
+    # The inode number of its root proves nothing: a tmpfs's root has inode 1 as well.
     if syscalls.filesystem_type_of(result.raw) != syscalls.PROC_SUPER_MAGIC:
-        reason = "/proc is not a proc file system" if path == "/proc" else f"{path} is something else"
+        reason = "/proc is not a proc file system" if path == "/proc" else f"{path} is not a file of proc"
         raise NotSupported("apply label", label, reason)
 
 
 def _own_directory(proc: int, passage: Passage) -> str:
-    """What the kernel's link says, as words: only the root of a proc file system has it, and nothing can cover it."""
+    """Read the link `thread-self`, which only the root of a proc file system has and which nothing can cover."""
     buffer = ctypes.create_string_buffer(_LINK_BYTES)
     length = passage.call("readlinkat", proc, b"thread-self", buffer, _LINK_BYTES)
     own = buffer.raw[:length].decode()
     process, task, thread = own.split("/") if own.count("/") == 2 else ("", "", "")
     if not (process.isdigit() and task == "task" and thread.isdigit()):
-        raise OSError(errno.ELOOP, "/proc/thread-self leads elsewhere")
+        raise OSError(errno.ELOOP, "/proc/thread-self is not the kernel's link")
     return own
 
 
 def _open_attribute(proc: int, path: str, passage: Passage) -> int:
-    """For writing; -1 where the kernel has no such attribute."""
+    """Open the attribute for writing; -1 if the kernel does not have it."""
     how = syscalls.open_how(os.O_WRONLY | os.O_CLOEXEC, _ONE_MOUNT)
     try:
         return passage.call("openat2", proc, path.encode(), how, ctypes.sizeof(how))
@@ -100,7 +100,7 @@ def _open_attribute(proc: int, path: str, passage: Passage) -> int:
 
 
 def _walk(proc: int, parts: list[str], passage: Passage) -> int:
-    """The same without openat2(2), which Linux 5.6 brought; statx(2) tells mounts since 5.8."""
+    """Open the attribute without openat2(2) (before Linux 5.6). Compares mount ids, which statx(2) has since 5.8."""
     mount = _mount_of(proc, passage)
     directory = passage.call("openat", proc, b".", _STEP | os.O_DIRECTORY)
     try:
@@ -124,5 +124,5 @@ def _mount_of(fd: int, passage: Passage) -> int:
     found = ctypes.create_string_buffer(_STATX_BYTES)
     passage.call("statx", fd, b"", _AT_EMPTY_PATH, _STATX_MNT_ID, found)
     if not int.from_bytes(found.raw[_STATX_MASK_AT : _STATX_MASK_AT + 4], "little") & _STATX_MNT_ID:
-        raise OSError(errno.EXDEV, "this kernel does not tell mounts apart")
+        raise OSError(errno.EXDEV, "this kernel's statx(2) has no mount ids")
     return int.from_bytes(found.raw[_STATX_MNT_ID_AT : _STATX_MNT_ID_AT + 8], "little")

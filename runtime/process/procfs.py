@@ -1,8 +1,9 @@
-"""Proc file systems of a PID namespace that the caller is not in, and is not to be seen in.
+"""Opens proc file systems of a PID namespace that the caller is not in and must not be visible in.
 
-A proc file system shows the PID namespace of who opened its context (fsopen(2)), unless it is told another one, as can
-be done since Linux 6.18. Before, a process has to go there for that. It has nothing to lend who may look into it: its
-rights are those in a user namespace of its own, its mounts an empty one, its only descriptor a socket to its maker.
+A proc file system shows the PID namespace of the process that opened its context (fsopen(2)). Since Linux 6.18 another
+namespace can be named instead. Before, a helper process has to enter the namespace. It has nothing that a process
+tracing it could use: capabilities only in its own user namespace, an empty root, and a socket to its parent as its only
+descriptor.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ _ADMIN: Final = frozenset({"CAP_SYS_ADMIN"})
 
 
 def contexts(namespace: int, count: int) -> list[int]:
-    """So many contexts of new proc file systems of the PID namespace open at `namespace`, for the caller to use.
+    """Return `count` contexts of new proc file systems of the PID namespace open at `namespace`.
 
-    The caller is in the host's mount namespace, and in the others that its container is to have. Forks where the kernel
-    needs it. Raises OperationFailed.
+    The caller is in the host's mount namespace and in the container's other namespaces. Forks on kernels that need it.
+    Raises OperationFailed.
     """
     with failing("open", "proc file system of a PID namespace"):
         made: list[int] = []
@@ -65,7 +66,7 @@ def _opened_inside(namespace: int, count: int) -> list[int]:
 
 
 def _go_inside(namespace: int, count: int, channel: socket.socket) -> NoReturn:
-    """In a child: give up all but what fsopen(2) needs, and have a child in the PID namespace open the contexts."""
+    """In a child: drop what fsopen(2) does not need, and let a child in the PID namespace open the contexts."""
     try:
         syscalls.setns(namespace, syscalls.CLONE_NEWPID)
         enter_empty_root()
@@ -86,13 +87,13 @@ def _go_inside(namespace: int, count: int, channel: socket.socket) -> NoReturn:
 
 
 def _become_nobody() -> None:
-    """A user without rights, but in a user namespace of his own, where he has them and there is nothing."""
+    """Become nobody, with capabilities only in a new user namespace that has an empty root."""
     with contextlib.suppress(OSError):  # an ordinary user's crisp-oci has no other ids
         capabilities.set_keepcaps()
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     capabilities.apply(Capabilities(permitted=_ADMIN, effective=_ADMIN))
-    with contextlib.suppress(OSError):  # forbidden (user.max_user_namespaces): CAP_SYS_ADMIN stays for a moment
+    with contextlib.suppress(OSError):  # forbidden (user.max_user_namespaces): keeps CAP_SYS_ADMIN for one call
         syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)

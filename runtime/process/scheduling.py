@@ -1,8 +1,8 @@
-"""How the kernel schedules a process, its input and output and its memory: what execve keeps of it.
+"""Sets scheduling, I/O priority, CPU affinity, memory policy and personality, which execve preserves.
 
-`process.scheduler`, `ioPriority` and `execCPUAffinity`, `linux.memoryPolicy` and `personality` of the configuration.
-Set by the maker of the container, before it takes on the container's rights: real-time policies and others' nodes of
-memory are the configuration's to give, not the container's to take.
+They come from `process.scheduler`, `ioPriority` and `execCPUAffinity`, `linux.memoryPolicy` and `personality`. They are
+set before the process takes on the container's rights: the configuration may grant real-time policies and other memory
+nodes, while the container itself may not take them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _PERSONALITIES: Final[Mapping[str, int]] = {"LINUX": 0x0, "LINUX32": 0x8}
 
 
 def check(process: oci.Process, path: str = "process") -> None:
-    """Refuse what no kernel takes. `path` is the process's JSON path. Raises SpecError."""
+    """Refuse values that no kernel accepts. `path` is the process's JSON path. Raises SpecError."""
     if process.scheduler is not None:
         _check_scheduler(process.scheduler, f"{path}.scheduler")
     if process.exec_cpu_affinity is not None:
@@ -74,7 +74,7 @@ def _check_scheduler(scheduler: oci.Scheduler, path: str) -> None:
         if flag not in FLAGS:
             raise SpecError(f"{path}.flags[{index}]", f"expected one of {', '.join(FLAGS)}, got {flag!r}")
     if (scheduler.policy in _REAL_TIME) != bool(scheduler.priority):
-        need = "needs one of 1 to 99" if scheduler.policy in _REAL_TIME else "has none"
+        need = "needs a priority from 1 to 99" if scheduler.policy in _REAL_TIME else "has no priority"
         raise SpecError(f"{path}.priority", f"{scheduler.policy} {need}, got {scheduler.priority}")
     times = (scheduler.runtime, scheduler.deadline, scheduler.period)
     if scheduler.policy != "SCHED_DEADLINE":
@@ -85,7 +85,7 @@ def _check_scheduler(scheduler: oci.Scheduler, path: str) -> None:
 
 
 def check_memory_policy(policy: oci.MemoryPolicy, path: str = "linux.memoryPolicy") -> None:
-    """Refuse what no kernel takes. Raises SpecError."""
+    """Refuse values that no kernel accepts. Raises SpecError."""
     if policy.mode not in MEMORY_MODES:
         raise SpecError(f"{path}.mode", f"expected one of {', '.join(MEMORY_MODES)}, got {policy.mode!r}")
     for index, flag in enumerate(policy.flags):
@@ -93,13 +93,13 @@ def check_memory_policy(policy: oci.MemoryPolicy, path: str = "linux.memoryPolic
             raise SpecError(f"{path}.flags[{index}]", f"expected one of {', '.join(MEMORY_FLAGS)}, got {flag!r}")
     nodes = numbers(policy.nodes, f"{path}.nodes")
     if policy.mode in _WITHOUT_NODES and nodes:
-        raise SpecError(f"{path}.nodes", f"{policy.mode} has none, got {policy.nodes!r}")
+        raise SpecError(f"{path}.nodes", f"{policy.mode} takes no nodes, got {policy.nodes!r}")
     if policy.mode not in _WITHOUT_NODES and not nodes and policy.mode != "MPOL_PREFERRED":
-        raise SpecError(f"{path}.nodes", f"{policy.mode} needs some")
+        raise SpecError(f"{path}.nodes", f"{policy.mode} needs nodes")
 
 
 def numbers(text: str, path: str) -> frozenset[int]:
-    """The members of a list of CPUs or nodes. Raises SpecError."""
+    """Return the members of a list of CPUs or nodes. Raises SpecError."""
     try:
         return cpu_lists.numbers(text)
     except ValueError as error:
@@ -107,7 +107,7 @@ def numbers(text: str, path: str) -> frozenset[int]:
 
 
 def apply(process: oci.Process, linux: oci.Linux, *, inherited: bool) -> None:
-    """Have the calling process scheduled as both say, or, if it is `inherited`, its child. Raises OperationFailed."""
+    """Apply the scheduling of both to the calling process, or with `inherited` to its child. Raises OperationFailed."""
     if process.io_priority is not None:
         priority = process.io_priority
         with failing("set ioPriority", f"{priority.io_class} {priority.priority}"):
@@ -125,7 +125,7 @@ def apply(process: oci.Process, linux: oci.Linux, *, inherited: bool) -> None:
 
 
 def ends_at_fork(process: oci.Process) -> bool:
-    """Whether the process's policy is one that its children do not get, or that lets it have none (sched(7))."""
+    """Return whether children do not inherit the process's policy, or a process with it cannot fork (sched(7))."""
     scheduler = process.scheduler
     return scheduler is not None and (
         scheduler.policy == "SCHED_DEADLINE" or "SCHED_FLAG_RESET_ON_FORK" in scheduler.flags
@@ -133,7 +133,7 @@ def ends_at_fork(process: oci.Process) -> bool:
 
 
 def set_policy(process: oci.Process, passage: Passage) -> None:
-    """Have the calling process scheduled by `process.scheduler`. Raises OperationFailed."""
+    """Apply `process.scheduler` to the calling process. Raises OperationFailed."""
     scheduler = process.scheduler
     assert scheduler is not None
     with failing("set scheduler", scheduler.policy):
@@ -150,10 +150,10 @@ def set_policy(process: oci.Process, passage: Passage) -> None:
 
 
 def leave_the_makers_cpus() -> None:
-    """Take back the CPU affinity that the caller was born with: it is that of crisp, which a unit may pin.
+    """Reset the CPU affinity inherited from crisp, which a systemd unit may have restricted.
 
-    For who has joined the container's cgroup, whose cpuset the kernel keeps to. Old kernels do so by themselves at the
-    joining of a cpuset; those since 6.2 remember what was asked for before. Best effort: the cpuset may be empty.
+    For callers that have joined the container's cgroup, whose cpuset still applies. Old kernels reset it when a process
+    joins a cpuset; since Linux 6.2 the kernel remembers the earlier affinity. Best effort: the cpuset may be empty.
     """
     with contextlib.suppress(OSError):
         syscalls.use_every_cpu()
@@ -161,7 +161,7 @@ def leave_the_makers_cpus() -> None:
 
 @contextlib.contextmanager
 def on_every_cpu() -> Iterator[None]:
-    """The caller on all CPUs that its cgroup has for a while: what it starts meanwhile is born so."""
+    """Run on all CPUs of the caller's cgroup for a while, so that processes started meanwhile inherit that."""
     own = os.sched_getaffinity(0)
     leave_the_makers_cpus()
     try:
@@ -171,7 +171,7 @@ def on_every_cpu() -> Iterator[None]:
 
 
 def run_on(cpus: str, member: str) -> None:
-    """Have the calling process run on the CPUs of a list only, "" for no change. Raises OperationFailed, SpecError."""
+    """Restrict the calling process to a list of CPUs, "" for no change. Raises OperationFailed, SpecError."""
     if wanted := numbers(cpus, f"process.execCPUAffinity.{member}"):
         with failing("set execCPUAffinity", cpus):
             os.sched_setaffinity(0, wanted)

@@ -1,4 +1,4 @@
-"""Pseudo-terminals of a container's own devpts: made in the child that becomes the program, kept by its other end."""
+"""Opens pseudo-terminals in a container's own devpts, in the child that becomes the program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-# By number: to load `termios` takes longer than to use it.
+# Not from `termios`: importing it takes longer than the call.
 _TIOCSCTTY: Final = 0x540E
 _TIOCGPTPEER: Final = 0x5441
 _TIOCSPTLCK: Final = 0x40045431
@@ -26,7 +26,7 @@ _PTMX: Final = os.makedev(5, 2)
 
 
 def open_multiplexer(opened: Callable[[int], int]) -> int:
-    """/dev/pts/ptmx of the container, which `opened` opens with flags; looked at first, since some devices act then."""
+    """Open the container's /dev/pts/ptmx with `opened`. Check it first, since opening some devices has effects."""
     with failing("open", "/dev/pts/ptmx"):
         seen = opened(os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -37,13 +37,13 @@ def open_multiplexer(opened: Callable[[int], int]) -> int:
 
 
 def open_peer(master: int, process: oci.Process, owner: int) -> int:
-    """Unlock the terminal whose other end is open at `master`, and open it as the process's own. Raises OSError.
+    """Unlock the terminal whose master is `master`, and open it for the process. Raises OSError.
 
-    `owner` is the process's user as the caller's user namespace numbers it.
+    `owner` is the process's user as an id of the caller's user namespace.
     """
     _require_multiplexer(master)
     fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
-    # By ioctl, not by a path that could lead elsewhere by now.
+    # By ioctl, because a path could lead elsewhere by now.
     terminal = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     if process.console_size is not None:
         resize(terminal, process.console_size.width, process.console_size.height)
@@ -52,19 +52,19 @@ def open_peer(master: int, process: oci.Process, owner: int) -> int:
 
 
 def _require_multiplexer(fd: int) -> None:
-    """The container may have put anything in the place of its /dev/pts/ptmx."""
+    """Refuse anything else that the container may have put at /dev/pts/ptmx."""
     status = os.fstat(fd)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _PTMX:
-        raise NotSupported("open", "/dev/pts/ptmx", "it is no pseudo-terminal multiplexer")
+        raise NotSupported("open", "/dev/pts/ptmx", "it is not the pseudo-terminal multiplexer")
 
 
 def hand_over(master: int, reporter: Reporter) -> None:
-    """Pass a terminal's other end to the parent, which keeps it alone."""
+    """Send a terminal's master to the parent and close it here."""
     reporter.say(Console(master))
     os.close(master)
 
 
 def take_control(terminal: int, passage: Passage) -> None:
-    """Make the terminal that of the calling session's leader."""
+    """Make the terminal the controlling terminal of the caller's session."""
     with failing("take as controlling terminal", "/dev/pts"):
         passage.call("ioctl", terminal, _TIOCSCTTY, 0)

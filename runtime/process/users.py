@@ -1,8 +1,8 @@
-"""Who a container's process runs as, looked up in the container's own /etc/passwd and /etc/group, never the host's.
+"""Looks up the user of a container's process in the container's own /etc/passwd and /etc/group, never the host's.
 
 The rules are those of the OCI image specification's `User` ("name", "uid", "name:group", "uid:gid") and of CRI's
-LinuxContainerSecurityContext. A number is an id and never a name: an image may well have a user named 1000 whose id is
-0 (CVE-2016-3697), and Kubernetes decides by the number whether a container runs as root.
+LinuxContainerSecurityContext. A number is always an id, never a name: an image may have a user named 1000 whose id is 0
+(CVE-2016-3697), and Kubernetes decides by the number whether a container runs as root.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUMBER: Final = re.compile(r"[+-]?[0-9]+")
 
 
 class UserNotFound(RuntimeCoreError):
-    """The image has no such user or group."""
+    """The image does not have the user or group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class _Account:
 
 
 def resolve(root: int, user: str, group: int | None, supplemental: Sequence[int], *, merge: bool) -> Identity:
-    """The identity that `user` ("" is root) means inside the rootfs open at `root`.
+    """Return the identity of `user` ("" is root) inside the rootfs open at `root`.
 
-    `group` overrides the primary group; `merge` adds the groups that /etc/group gives the user. Raises UserNotFound.
+    `group` overrides the primary group; `merge` adds the user's groups in /etc/group. Raises UserNotFound.
     """
     name, _, group_name = user.partition(":")
     account = _account(root, name)
@@ -82,7 +82,7 @@ def _group_id(root: int, name: str) -> int:
 
 
 def _numeric(text: str) -> int | None:
-    """The id that `text` is, None for a name. Raises UserNotFound for a number that is no id."""
+    """Return the id if `text` is a number, None for a name. Raises UserNotFound for a number out of range."""
     if _NUMBER.fullmatch(text) is None:
         return None
     found = _id(text.removeprefix("+"))
@@ -92,7 +92,7 @@ def _numeric(text: str) -> int | None:
 
 
 def _id(text: str) -> int | None:
-    """The id written so, None if it is none that Linux has."""
+    """Parse an id; None if Linux has no such id."""
     if not (text.isascii() and text.isdigit()):
         return None
     digits = text.lstrip("0") or "0"
@@ -100,7 +100,7 @@ def _id(text: str) -> int | None:
 
 
 def _entries(root: int, path: str, fields: int) -> Iterator[list[str]]:
-    """The file's well-formed lines, split at colons; nothing when the image has no such file, or it is no file."""
+    """Yield the file's well-formed lines, split at colons; nothing if there is no such regular file."""
     try:
         text = read_foreign(root, path, _MAX_FILE)
     except TooLarge as error:

@@ -157,7 +157,7 @@ def test_a_hook_that_hangs_is_ended_and_keeps_nobody_waiting(hooks: Hooks, pod: 
     assert not start.done()
     with pytest.raises(grpc.RpcError) as raised:
         start.result()
-    assert "not done after 8 s" in str(raised.value.details())
+    assert "no exit within 8 s" in str(raised.value.details())
 
 
 def test_a_container_that_is_ended_during_its_hooks(hooks: Hooks, pod: Pod, tmp_path: Path) -> None:
