@@ -43,4 +43,4 @@ class MetricsCalls:
     async def _read(self) -> list[api_pb2.PodSandboxMetrics]:
         ready = [sandbox for sandbox in self._node.sandboxes() if sandbox.state is SandboxState.READY]
         root = os.fspath(self._node.settings.root)
-        return [sandbox_metrics(stats, root) for stats in await self._node.stats.sandboxes(ready, with_processes=True)]
+        return [sandbox_metrics(stats, root) for stats in await self._node.stats.sandboxes(ready, detailed=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 DEFAULT = "eth0"  # the name CNI gives to the first attachment of a pod
 
@@ -36,12 +35,13 @@ def parse(text: str) -> tuple[Interface, ...]:
     return tuple(sorted(found, key=lambda interface: interface.name != DEFAULT))
 
 
-def interfaces(pid: int, netns: str, proc: Path = Path("/proc")) -> tuple[Interface, ...]:
+def interfaces(pid: int, netns: str, proc: str = "/proc") -> tuple[Interface, ...]:
     """Return the interfaces of the namespace pinned at `netns`, read through process `pid`; () if it left or died."""
     try:
-        text = (proc / str(pid) / "net/dev").read_text()
+        with open(f"{proc}/{pid}/net/dev", "rb", buffering=0) as file:
+            text = file.readall().decode()
         # Checked after the reading: if the pid was reused meanwhile, its namespace differs.
-        within, pinned = os.stat(proc / str(pid) / "ns/net"), os.stat(netns)
+        within, pinned = os.stat(f"{proc}/{pid}/ns/net"), os.stat(netns)
     except OSError:
         return ()
     return parse(text) if (within.st_dev, within.st_ino) == (pinned.st_dev, pinned.st_ino) else ()

@@ -26,6 +26,8 @@ from runtime.cgroups.usage import Usage, read_usage
 from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pods.state.memory import State
 
 _T = TypeVar("_T")
@@ -80,18 +82,18 @@ class Stats:
         self._layers.close()
         self._thread.shutdown(cancel_futures=True)
 
-    async def containers(
-        self, containers: Sequence[Container], *, with_processes: bool = False
-    ) -> list[ContainerStats]:
+    async def containers(self, containers: Sequence[Container]) -> list[ContainerStats]:
         """Return the containers' use. A container whose sandbox is gone is left out."""
         layers = await self._writable_layers(containers)
         known = self._with_sandboxes(containers)
         return await self._in_thread(
-            lambda: [self._container(sandbox, container, layers, with_processes) for sandbox, container in known]
+            lambda: [
+                self._container(sandbox, container, layers, detailed=False) for sandbox, container in known
+            ]
         )
 
-    async def sandboxes(self, sandboxes: Sequence[Sandbox], *, with_processes: bool = False) -> list[SandboxStats]:
-        """Return the use of sandboxes and of their containers."""
+    async def sandboxes(self, sandboxes: Sequence[Sandbox], *, detailed: bool = False) -> list[SandboxStats]:
+        """Return the use of sandboxes and of their containers; with every counter and their processes if `detailed`."""
         inside = {sandbox.id: list(self._state.containers_of(sandbox.id)) for sandbox in sandboxes}
         layers = await self._writable_layers([container for some in inside.values() for container in some])
 
@@ -100,9 +102,10 @@ class Stats:
                 self._sandbox(
                     sandbox,
                     tuple(
-                        self._container(sandbox, container, layers, with_processes)
+                        self._container(sandbox, container, layers, detailed=detailed)
                         for container in inside[sandbox.id]
                     ),
+                    detailed=detailed,
                 )
                 for sandbox in sandboxes
             ]
@@ -134,13 +137,18 @@ class Stats:
     async def _writable_layers(self, containers: Sequence[Container]) -> dict[str, DiskUse]:
         """Measure writable layers and the image's volumes, which lie beside them and are removed with the container."""
         self._layers.keep(self._state.containers)
-        roots = {container.id: self._state.settings.container_root(container.id) for container in containers}
-        return await self._layers.usage({name: (root / "upper", root / "volumes") for name, root in roots.items()})
+        return await self._layers.usage([container.id for container in containers], self._of_layer)
+
+    def _of_layer(self, container_id: str) -> tuple[Path, ...]:
+        root = self._state.settings.container_root(container_id)
+        return root / "upper", root / "volumes"
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 
-    def _sandbox(self, sandbox: Sandbox, containers: tuple[ContainerStats, ...]) -> SandboxStats:
-        reading = self._read(sandbox.id, pod_cgroup(sandbox), sandbox.created_at)
+    def _sandbox(
+        self, sandbox: Sandbox, containers: tuple[ContainerStats, ...], *, detailed: bool
+    ) -> SandboxStats:
+        reading = self._read(sandbox.id, pod_cgroup(sandbox), sandbox.created_at, detailed=detailed)
         return SandboxStats(
             sandbox=sandbox,
             taken_at=reading.taken_at,
@@ -152,14 +160,14 @@ class Stats:
         )
 
     def _container(
-        self, sandbox: Sandbox, container: Container, layers: dict[str, DiskUse], with_processes: bool
+        self, sandbox: Sandbox, container: Container, layers: dict[str, DiskUse], *, detailed: bool
     ) -> ContainerStats:
         path = container_cgroup(sandbox, container.id)
         reading = _Reading(time.time_ns(), path)
         processes = None
         if container.state is ContainerState.RUNNING:
-            reading = self._read(container.id, path, container.started_at)
-            if with_processes and reading.usage is not None:
+            reading = self._read(container.id, path, container.started_at, detailed=detailed)
+            if detailed and reading.usage is not None:
                 processes = self._processes(path, container.pid)
         return ContainerStats(
             container=container,
@@ -171,11 +179,11 @@ class Stats:
             processes=processes,
         )
 
-    def _read(self, name: str, path: str, begun: int) -> _Reading:
+    def _read(self, name: str, path: str, begun: int, *, detailed: bool) -> _Reading:
         taken_at, now = time.time_ns(), time.monotonic_ns()
         usage = None
         with contextlib.suppress(RuntimeCoreError):  # the root cgroup is no container's
-            usage = read_usage(self._cgroup(path))
+            usage = read_usage(self._cgroup(path), detailed=detailed)
         if usage is None or usage.cpu is None:
             return _Reading(taken_at, path, usage)
         age = taken_at - begun

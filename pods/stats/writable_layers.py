@@ -38,6 +38,10 @@ class _Known:
     due: float = 0.0
     counting: asyncio.Future[None] | None = None
 
+    def is_being_counted(self) -> bool:
+        # A job may have ended before its future was written down.
+        return self.counting is not None and not self.counting.done()
+
 
 class WritableLayers:
     """Disk use by container id. `close` ends the thread."""
@@ -52,12 +56,24 @@ class WritableLayers:
         self._closing = True
         self._thread.shutdown(cancel_futures=True)
 
-    async def usage(self, directories: dict[str, Sequence[Path]]) -> dict[str, DiskUse]:
-        """Return the use of each container's directories; without those whose first count takes long."""
-        counting = [self._count_if_due(name, paths) for name, paths in directories.items()]
-        if under_way := {future for future in counting if future is not None}:
+    async def usage(
+        self, names: Sequence[str], directories: Callable[[str], Sequence[Path]]
+    ) -> dict[str, DiskUse]:
+        """Return the use of each container's `directories`; without those whose first count takes long."""
+        wanted = [self._known.setdefault(name, _Known()) for name in names]
+        now = time.monotonic()
+        due = [
+            (known, directories(name))
+            for name, known in zip(names, wanted, strict=True)
+            if not known.is_being_counted() and now >= known.due
+        ]
+        if due:  # one job for all: of hundreds of containers, most take less time than the handing over of a job
+            job = asyncio.get_running_loop().run_in_executor(self._thread, self._count_all, due)
+            for known, _ in due:
+                known.counting = job
+        if under_way := {known.counting for known in wanted if known.counting is not None and known.is_being_counted()}:
             await asyncio.wait(under_way, timeout=_PATIENCE)
-        found = {name: self._known[name].use for name in directories if name in self._known}
+        found = {name: self._known[name].use for name in names if name in self._known}
         return {name: use for name, use in found.items() if use is not None}
 
     def keep(self, names: Iterable[str]) -> None:
@@ -65,12 +81,14 @@ class WritableLayers:
         wanted = set(names)
         self._known = {name: known for name, known in self._known.items() if name in wanted}
 
-    def _count_if_due(self, name: str, paths: Sequence[Path]) -> asyncio.Future[None] | None:
-        known = self._known.setdefault(name, _Known())
-        if known.counting is None and time.monotonic() >= known.due:
-            known.counting = asyncio.get_running_loop().run_in_executor(self._thread, self._count, known, paths)
-            known.counting.add_done_callback(lambda _done: setattr(known, "counting", None))
-        return known.counting
+    # -- in the thread ------------------------------------------------------------------------------------------------
+
+    def _count_all(self, due: Sequence[tuple[_Known, Sequence[Path]]]) -> None:
+        for known, paths in due:
+            try:
+                self._count(known, paths)
+            finally:
+                known.counting = None
 
     def _count(self, known: _Known, paths: Sequence[Path]) -> None:
         begun = time.monotonic()

@@ -6,11 +6,9 @@ The rest of this package does not import it: a shim does not need it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from runtime.cgroups import files
-from runtime.errors import OperationFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
     from runtime.cgroups.cgroup import Cgroup
 
 _UNLIMITED: Final = 1 << 62  # version 1 shows "no limit" as the largest possible number of pages
+_PAGE: Final = 4096
+_STALL: Final = re.compile(r"(some|full) avg10=(\S+) avg60=(\S+) avg300=(\S+) total=(\d+)")
 _TICK: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")  # nanoseconds
 _V1_STAT: Final = {
     "anon": "total_rss",
@@ -108,7 +108,7 @@ class HugePageUse:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """All counters of a cgroup. A part is None (or empty) if no controller of this machine counts it."""
+    """The counters of a cgroup. A part is None (or empty) if no controller of this machine counts it."""
 
     cpu: CpuUse | None
     memory: MemoryUse | None
@@ -122,22 +122,26 @@ class Usage:
     io_pressure: Pressure | None
 
 
-def read_usage(cgroup: Cgroup) -> Usage | None:
-    """Read all counters of the cgroup and those below it. None if it is gone or has no files."""
+def read_usage(cgroup: Cgroup, *, detailed: bool = True) -> Usage | None:
+    """Read the counters of the cgroup and those below it. None if it is gone or has no files.
+
+    Unless `detailed`, only what CRI's stats tell, from less than half of the files: of the CPU the total, of memory
+    what is used, the limits and the faults, the number of tasks, and the pressures. All else is 0, None or empty.
+    """
     unified = _Directory(cgroup.unified)
     tasks = _directory(cgroup, "pids")
-    cpu = _cpu(cgroup, unified)
-    memory = _memory(cgroup)
+    cpu = _cpu(cgroup, unified, detailed)
+    memory = _memory(cgroup, detailed)
     if cpu is None and memory is None:
         return None
     return Usage(
         cpu=cpu,
         memory=memory,
         tasks=tasks.number("pids.current"),
-        tasks_limit=tasks.number("pids.max"),
-        oom_kills=cgroup.oom_kills(),
-        devices=_devices(cgroup),
-        hugetlb=_hugetlb(_directory(cgroup, "hugetlb")),
+        tasks_limit=tasks.number("pids.max") if detailed else None,
+        oom_kills=cgroup.oom_kills() if detailed else 0,
+        devices=_devices(cgroup) if detailed else (),
+        hugetlb=_hugetlb(_directory(cgroup, "hugetlb")) if detailed else {},
         cpu_pressure=pressure(unified.text("cpu.pressure")),
         memory_pressure=pressure(unified.text("memory.pressure")),
         io_pressure=pressure(unified.text("io.pressure")),
@@ -156,9 +160,19 @@ class _Directory:
         if not self._path:
             return ""
         try:
-            return files.read(f"{self._path}/{name}")
-        except OperationFailed:
+            file = os.open(f"{self._path}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
             return ""
+        try:
+            # These files are written in one piece: what is less than a page is all of it, and needs no read(2) more.
+            text = chunk = os.read(file, _PAGE)
+            while len(chunk) == _PAGE:
+                text += (chunk := os.read(file, _PAGE))
+        except OSError:
+            return ""
+        finally:
+            os.close(file)
+        return text.decode().strip()
 
     def number(self, name: str) -> int | None:
         """Return the number in a file; None if it is missing or "max"."""
@@ -177,26 +191,16 @@ class _Directory:
 
 def flat_keyed(text: str) -> dict[str, int]:
     """Parse a file of "key number" lines."""
-    table = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(" ")
-        if value.isdecimal():
-            table[key] = int(value)
-    return table
+    words = text.split()
+    return {key: int(value) for key, value in zip(words[::2], words[1::2], strict=False) if value.isdecimal()}
 
 
 def pressure(text: str) -> Pressure | None:
     """Parse a pressure file, whose totals are microseconds. None if it is empty (a kernel without PSI)."""
-    stalls = {}
-    for line in text.splitlines():
-        kind, *pairs = line.split()
-        values = dict(pair.split("=", 1) for pair in pairs)
-        stalls[kind] = Stall(
-            total=int(values["total"]) * 1000,
-            avg10=float(values["avg10"]),
-            avg60=float(values["avg60"]),
-            avg300=float(values["avg300"]),
-        )
+    stalls = {
+        kind: Stall(int(total) * 1000, float(avg10), float(avg60), float(avg300))
+        for kind, avg10, avg60, avg300, total in _STALL.findall(text)
+    }
     if "some" not in stalls:
         return None
     return Pressure(stalls["some"], stalls.get("full", Stall(0, 0.0, 0.0, 0.0)))  # cpu has no "full" before Linux 5.13
@@ -207,12 +211,15 @@ def _directory(cgroup: Cgroup, controller: str) -> _Directory:
     return _Directory(home and home + cgroup.path)
 
 
-def _cpu(cgroup: Cgroup, unified: _Directory) -> CpuUse | None:
+def _cpu(cgroup: Cgroup, unified: _Directory, detailed: bool) -> CpuUse | None:
     if "cpuacct" in cgroup.hierarchies.v1:
-        accounting, throttling = _directory(cgroup, "cpuacct"), _directory(cgroup, "cpu").table("cpu.stat")
+        accounting = _directory(cgroup, "cpuacct")
         total = accounting.number("cpuacct.usage")
+        if total is None or not detailed:
+            return None if total is None else CpuUse(total)
+        throttling = _directory(cgroup, "cpu").table("cpu.stat")
         ticks = accounting.table("cpuacct.stat")
-        return None if total is None else CpuUse(
+        return CpuUse(
             total=total,
             user=ticks.get("user", 0) * _TICK,
             system=ticks.get("system", 0) * _TICK,
@@ -231,12 +238,12 @@ def _cpu(cgroup: Cgroup, unified: _Directory) -> CpuUse | None:
     )
 
 
-def _memory(cgroup: Cgroup) -> MemoryUse | None:
+def _memory(cgroup: Cgroup, detailed: bool) -> MemoryUse | None:
     directory = _directory(cgroup, "memory")
-    return _memory_v1(directory) if "memory" in cgroup.hierarchies.v1 else _memory_v2(directory)
+    return _memory_v1(directory, detailed) if "memory" in cgroup.hierarchies.v1 else _memory_v2(directory, detailed)
 
 
-def _memory_v1(directory: _Directory) -> MemoryUse | None:
+def _memory_v1(directory: _Directory, detailed: bool) -> MemoryUse | None:
     usage = directory.number("memory.usage_in_bytes")
     if usage is None:
         return None
@@ -246,16 +253,16 @@ def _memory_v1(directory: _Directory) -> MemoryUse | None:
     return MemoryUse(
         usage=usage,
         limit=limit,
-        peak=directory.number("memory.max_usage_in_bytes") or 0,
-        failures=directory.number("memory.failcnt") or 0,
+        peak=(directory.number("memory.max_usage_in_bytes") or 0) if detailed else 0,
+        failures=(directory.number("memory.failcnt") or 0) if detailed else 0,
         swap=stat.get("total_swap", 0),
         swap_limit=None if both is None or limit is None else both - limit,
-        kernel=directory.number("memory.kmem.usage_in_bytes") or 0,
+        kernel=(directory.number("memory.kmem.usage_in_bytes") or 0) if detailed else 0,
         **_stat({name: stat.get(v1, 0) for name, v1 in _V1_STAT.items()}),
     )
 
 
-def _memory_v2(directory: _Directory) -> MemoryUse | None:
+def _memory_v2(directory: _Directory, detailed: bool) -> MemoryUse | None:
     usage = directory.number("memory.current")
     if usage is None:
         return None
@@ -263,8 +270,8 @@ def _memory_v2(directory: _Directory) -> MemoryUse | None:
     return MemoryUse(
         usage=usage,
         limit=directory.number("memory.max"),
-        peak=directory.number("memory.peak") or 0,
-        failures=directory.table("memory.events").get("max", 0),
+        peak=(directory.number("memory.peak") or 0) if detailed else 0,
+        failures=directory.table("memory.events").get("max", 0) if detailed else 0,
         swap=directory.number("memory.swap.current") or 0,
         swap_limit=directory.number("memory.swap.max"),
         kernel=stat.get("kernel", stat.get("kernel_stack", 0) + stat.get("slab", 0)),  # "kernel" since Linux 5.18

@@ -19,6 +19,7 @@ _IDLE_SECONDS = 0.5
 _VERSIONS = 50
 _EXECS = 40
 _EXECS_AT_A_TIME = 160
+_LOOKS = 10
 _WORKLOAD = "sleep"
 
 
@@ -106,6 +107,13 @@ async def up_together(one: Contender, pods: int) -> None:
         await at_a_time(WIDTH, range(pods), one_pod)
 
 
+async def look(one: Contender, pods: int) -> None:
+    """What all pods use: with `--pods 250`, what a full node asks of its runtime every ten seconds."""
+    async with _processor_time(one, "stats of all pods", _LOOKS):
+        for _ in range(_LOOKS):
+            one.note(await one.client.stats())
+
+
 async def down_together(one: Contender, pods: int) -> None:
     """The pods' ends, several at a time."""
 
@@ -117,7 +125,7 @@ async def down_together(one: Contender, pods: int) -> None:
         await at_a_time(WIDTH, list(one.pods), one_pod)
 
 
-PHASES: tuple[Phase, ...] = (rest, greet, up, execute, execute_together, down, up_together, down_together)
+PHASES: tuple[Phase, ...] = (rest, greet, up, execute, execute_together, down, up_together, look, down_together)
 
 
 async def warm_up(one: Contender) -> None:

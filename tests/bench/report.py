@@ -36,6 +36,8 @@ FIGURES = (
     Figure("ExecSync", "ms"),
     Figure("ExecSync, 8 at a time", "ms"),
     Figure("execs a second", "1/s", tail=False, more_is_better=True),
+    Figure("ListContainerStats", "ms"),
+    Figure("ListPodSandboxStats", "ms"),
     Figure("StopPodSandbox", "ms"),
     Figure("RemovePodSandbox", "ms"),
     Figure("pod end", "ms"),
@@ -45,6 +47,8 @@ FIGURES = (
     Figure("processes' CPU, pod start", "ms", tail=False),
     Figure("machine's CPU, exec", "ms", tail=False),
     Figure("processes' CPU, exec", "ms", tail=False),
+    Figure("machine's CPU, stats of all pods", "ms", tail=False),
+    Figure("processes' CPU, stats of all pods", "ms", tail=False),
     Figure("memory of a pod", "MiB", tail=False),
     Figure("daemon memory", "MiB", tail=False),
 )

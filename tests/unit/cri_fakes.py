@@ -114,7 +114,7 @@ class FakeStats:
     async def containers(self, containers: Sequence[Container]) -> list[ContainerStats]:
         return [ContainerStats(container, 1, "/c", None, None, DiskUse(3, 2, 1)) for container in containers]
 
-    async def sandboxes(self, sandboxes: Sequence[Sandbox], *, with_processes: bool = False) -> list[SandboxStats]:
+    async def sandboxes(self, sandboxes: Sequence[Sandbox], *, detailed: bool = False) -> list[SandboxStats]:
         return [SandboxStats(sandbox, 1, "/p", None, None, (), ()) for sandbox in sandboxes]
 
     async def disk(self) -> DiskUse:

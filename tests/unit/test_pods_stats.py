@@ -76,12 +76,31 @@ async def test_a_layer_is_what_its_files_take_and_no_link_leads_out_of_it(tmp_pa
         file.truncate(1 << 30)
     layers = WritableLayers()
     try:
-        found = (await layers.usage({"c": (layer, tmp_path / "missing")}))["c"]
+        found = (await layers.usage(["c"], lambda _: (layer, tmp_path / "missing")))["c"]
         assert found.inodes == 6  # layer, deep, er, link, the file under two names, sparse
         assert 100_000 <= found.bytes < 200_000
         # A count stands for a while.
         (layer / "new").write_bytes(b"x" * (1 << 20))
-        assert (await layers.usage({"c": (layer,)}))["c"] == found
+        assert (await layers.usage(["c"], lambda _: (layer,)))["c"] == found
+    finally:
+        layers.close()
+
+
+async def test_layers_of_many_containers_are_counted_by_one_job(tmp_path: Path) -> None:
+    """Each has a count of its own, and is counted again when its time has come."""
+    for number in range(300):
+        (tmp_path / f"{number}").mkdir()
+    names = [str(number) for number in range(300)]
+    layers = WritableLayers()
+    try:
+        assert (await layers.usage(names[:1], lambda name: (tmp_path / name,))).keys() == {"0"}
+        while len(found := await layers.usage(names, lambda name: (tmp_path / name,))) < 300:
+            pass
+        assert {use.inodes for use in found.values()} == {1}
+        (tmp_path / "7/file").touch()
+        layers._known["7"].due = 0.0
+        while (await layers.usage(names, lambda name: (tmp_path / name,)))["7"].inodes != 2:
+            pass
     finally:
         layers.close()
 
@@ -114,9 +133,9 @@ def test_interfaces_of_a_process_in_another_namespace_are_not_the_pods(tmp_path:
     (tmp_path / "7/ns").mkdir()
     (tmp_path / "7/ns/net").touch()
     (tmp_path / "pinned").touch()
-    assert interfaces(7, str(tmp_path / "7/ns/net"), tmp_path)
-    assert interfaces(7, str(tmp_path / "pinned"), tmp_path) == ()
-    assert interfaces(8, str(tmp_path / "pinned"), tmp_path) == ()
+    assert interfaces(7, str(tmp_path / "7/ns/net"), str(tmp_path))
+    assert interfaces(7, str(tmp_path / "pinned"), str(tmp_path)) == ()
+    assert interfaces(8, str(tmp_path / "pinned"), str(tmp_path)) == ()
 
 
 def test_descriptors_and_sockets_of_processes_are_counted() -> None:

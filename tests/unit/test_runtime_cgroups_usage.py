@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from runtime.cgroups import Cgroup, Hierarchies
-from runtime.cgroups.usage import CpuUse, DeviceUse, HugePageUse, MemoryUse, Pressure, Stall, pressure, read_usage
+import pytest
 
+from runtime.cgroups import Cgroup, Hierarchies
+from runtime.cgroups import usage as usage_module
+from runtime.cgroups.usage import (
+    CpuUse,
+    DeviceUse,
+    HugePageUse,
+    MemoryUse,
+    Pressure,
+    Stall,
+    Usage,
+    pressure,
+    read_usage,
+)
+
+OPEN = os.open
 TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 PRESSURE = """\
 some avg10=1.50 avg60=2.25 avg300=3.00 total=1234
@@ -108,6 +124,29 @@ def test_version_2(tmp_path: Path) -> None:
     assert usage.devices == (DeviceUse(8, 0, 4096, 8192, 1, 2),)
     assert usage.hugetlb == {"2MB": HugePageUse(2097152, 2097152)}
     assert (usage.cpu_pressure, usage.memory_pressure, usage.io_pressure) == (STALLS, STALLS, STALLS)
+
+
+@pytest.mark.parametrize("make", [_hybrid, _pure_v2])
+def test_what_cri_stats_tell_is_read_without_the_rest(
+    make: Callable[[Path], Cgroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(usage_module.os, "open", lambda path, *flags: opened.append(path) or OPEN(path, *flags))
+    cgroup = make(tmp_path)
+    opened.clear()
+    whole, files_of_whole = read_usage(cgroup), len(opened)
+    opened.clear()
+    brief = read_usage(cgroup, detailed=False)
+    assert whole is not None
+    assert whole.cpu is not None
+    assert whole.memory is not None
+    assert brief == Usage(
+        cpu=CpuUse(whole.cpu.total) if make is _hybrid else whole.cpu,  # version 2 has all of it in one file
+        memory=dataclasses.replace(whole.memory, peak=0, failures=0, kernel=brief.memory.kernel),
+        tasks=whole.tasks, tasks_limit=None, oom_kills=0, devices=(), hugetlb={}, cpu_pressure=whole.cpu_pressure,
+        memory_pressure=whole.memory_pressure, io_pressure=whole.io_pressure,
+    )  # fmt: skip
+    assert len(opened) <= files_of_whole * 2 / 3
 
 
 def test_no_limit_reads_as_none_and_unused_cache_never_makes_the_working_set_negative(tmp_path: Path) -> None:
