@@ -1,4 +1,4 @@
-"""What plugins want changed in a container that is being created, put into its config.json."""
+"""Applies plugins' adjustments of a new container to its config.json."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from pods import rules
 from pods.oci.mounts import depth
 from runtime.spec.values import is_bind
 
-_REMOVE: Final = "-"  # before a name: take away what has it
-_BIND: Final = "bind"  # what a mount is that does not say its type
+_REMOVE: Final = "-"  # prefix of a name: remove that entry
+_BIND: Final = "bind"  # the type of a mount that gives none
 _ADJUSTED: Final = {"annotations", "mounts", "env", "args", "hooks", "rlimits", "CDI_devices", "linux"}
 _LINUX: Final = {
     "devices", "resources", "oom_score_adj", "io_priority", "seccomp_policy", "namespaces", "sysctl", "net_devices",
@@ -39,17 +39,17 @@ _CPU: Final = {"shares", "quota", "period", "cpus", "mems"}
 
 
 class Adjustments:
-    """Those of one container, plugin by plugin; what one has set, a later one may not set otherwise."""
+    """The adjustments of one container. What one plugin has set, no later plugin may set differently."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = copy.deepcopy(document)
-        self.asked = nri.ContainerAdjustment()  # by all plugins together
+        self.asked = nri.ContainerAdjustment()  # by all plugins
         self.owners = Owners()
 
     def apply(self, plugin: str, wanted: nri.ContainerAdjustment) -> None:
-        """Change `document`. Raises NriError for what crisp cannot adjust or CRI would not take, and for a conflict.
+        """Apply a plugin's adjustments to `document`. Raises NriError for unsupported or invalid ones, and conflicts.
 
-        CDI devices are noted in `asked` only: their specs are files.
+        CDI devices are only collected in `asked`: their specs are files, which the caller reads.
         """
         refuse_others(wanted, _ADJUSTED, "adjust")
         refuse_others(wanted.linux, _LINUX, "adjust.linux")
@@ -87,7 +87,7 @@ class Adjustments:
                 place[name] = made(getattr(wanted, field))
 
     def _named(self, plugin: str, field: str, names: list[str]) -> Iterator[str]:
-        """First the names that are removed, for one that is removed and set is replaced; own the others."""
+        """Yield the names to remove (first: a name that is removed and set is replaced), then own the names to set."""
         for name in names:
             if name.startswith(_REMOVE):
                 self.owners.disown(field, name[1:])
@@ -138,11 +138,11 @@ class Adjustments:
         process = self.document["process"]
         if wanted.args:
             args = list(wanted.args)
-            if args[0] == "":  # instead of another plugin's
+            if args[0] == "":  # it replaces another plugin's arguments
                 self.owners.disown("args")
                 args = args[1:]
             if not args:
-                raise NriError("args: there must be a program")
+                raise NriError("args: must name a program")
             checks.unshown("args", args)
             self.owners.own(plugin, "args")
             process["args"] = args
@@ -168,7 +168,7 @@ class Adjustments:
                 resources.setdefault(group, {})[field.name] = getattr(value, "value", value)
         memory = resources.get("memory", {})
         if wanted.memory.HasField("limit") and not self.owners.has("linux.resources.memory.swap"):
-            memory.update({"swap": memory["limit"]} if "swap" in memory else {})  # no swap: CRI's default
+            memory.update({"swap": memory["limit"]} if "swap" in memory else {})  # as CRI's default: no swap
         for limit in wanted.hugepage_limits:
             self.owners.own(plugin, "linux.resources.hugepage_limits", limit.page_size)
             kept = [one for one in resources.get("hugepageLimits", ()) if one["pageSize"] != limit.page_size]

@@ -1,4 +1,4 @@
-"""Adjustments of `linux` and of hooks, into the terms of config.json (OCI runtime-spec)."""
+"""Converts adjustments of `linux` and of hooks to the form of config.json (OCI runtime-spec)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cri.nri.v1alpha1 import api_pb2 as nri
 from pods.oci.hook_files import checked_hook
 from runtime.seccomp.compile import ACTIONS, FLAGS, OPERATORS
 
-Named = Callable[[str, str, list[str]], Iterator[str]]  # plugin, field, names: those to take away first
+Named = Callable[[str, str, list[str]], Iterator[str]]  # (plugin, field, names); yields the names to remove
 _TYPES: Final = {stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
-_MOMENTS: Final = {
+_STAGES: Final = {
     "prestart": "prestart",
     "create_runtime": "createRuntime",
     "create_container": "createContainer",
@@ -28,8 +28,8 @@ _REMOVE: Final = "-"
 
 
 def add_hooks(document: dict[str, Any], plugin: str, hooks: nri.Hooks, owners: Owners) -> None:
-    """After those that are there."""
-    for ours, theirs in _MOMENTS.items():
+    """Append hooks to those of the document."""
+    for ours, theirs in _STAGES.items():
         for hook in getattr(hooks, ours):
             owners.own(plugin, "hooks")
             entry: dict[str, Any] = {"path": hook.path}
@@ -47,7 +47,7 @@ def add_hooks(document: dict[str, Any], plugin: str, hooks: nri.Hooks, owners: O
 
 
 def set_devices(linux: dict[str, Any], plugin: str, devices: Iterable[nri.LinuxDevice], named: Named) -> None:
-    """Nodes in /dev, and the rules of the cgroup that allow them."""
+    """Add device nodes, and the cgroup rules that allow them."""
     wanted = list(devices)
     there = {node["path"]: node for node in linux.get("devices", ())}
     rules = linux.setdefault("resources", {}).setdefault("devices", [])
@@ -58,14 +58,14 @@ def set_devices(linux: dict[str, Any], plugin: str, devices: Iterable[nri.LinuxD
             continue
         node = _node(device)
         there[device.path] = node
-        if node["type"] != "p":  # the cgroup knows no FIFOs
+        if node["type"] != "p":  # cgroups have no rules for FIFOs
             rules.append({"allow": True, "type": node["type"], "major": node["major"], "minor": node["minor"],
                           "access": "rwm"})  # fmt: skip
     linux["devices"] = list(there.values())
 
 
 def _node(device: nri.LinuxDevice) -> dict[str, Any]:
-    """What the plugin leaves out is taken from the host's node."""
+    """Make a device node. Values that the plugin omits are taken from the host's node."""
     checks.below_root("linux.devices: path", device.path)
     kind, major, minor, mode = device.type, device.major, device.minor, device.file_mode.value
     if not kind:
@@ -76,7 +76,7 @@ def _node(device: nri.LinuxDevice) -> dict[str, Any]:
         kind = _TYPES.get(stat.S_IFMT(status.st_mode), "")
         major, minor, mode = os.major(status.st_rdev), os.minor(status.st_rdev), stat.S_IMODE(status.st_mode)
     if kind not in _TYPES.values():
-        raise NriError(f"linux.devices {device.path}: type {kind!r} is none of b, c, p")
+        raise NriError(f"linux.devices {device.path}: type {kind!r} must be b, c or p")
     return {
         "path": device.path,
         "type": kind,
@@ -118,7 +118,7 @@ def set_net_devices(linux: dict[str, Any], plugin: str, wanted: dict[str, nri.Li
 
 
 def seccomp(policy: nri.LinuxSeccomp) -> dict[str, Any]:
-    """`linux.seccomp`."""
+    """Return `linux.seccomp`."""
     where = "linux.seccomp_policy"
     checks.one_of(f"{where}.default_action", policy.default_action, ACTIONS)
     for flag in policy.flags:
@@ -153,13 +153,13 @@ def _syscall(call: nri.LinuxSyscall, where: str) -> dict[str, Any]:
 
 
 def io_priority(wanted: nri.LinuxIOPriority) -> dict[str, Any]:
-    """`process.ioPriority`."""
+    """Return `process.ioPriority`."""
     kind = checks.enum("linux.io_priority.class", nri.IOPrioClass, getattr(wanted, "class"))
     return {"class": kind, "priority": wanted.priority}
 
 
 def scheduler(wanted: nri.LinuxScheduler) -> dict[str, Any]:
-    """`process.scheduler`; what is 0 is not set."""
+    """Return `process.scheduler`; 0 means not set."""
     numbers = {name: value for name in ("nice", "priority", "runtime", "deadline", "period")
                if (value := getattr(wanted, name))}  # fmt: skip
     flags = [checks.enum("linux.scheduler.flags", nri.LinuxSchedulerFlag, flag) for flag in wanted.flags]
@@ -168,7 +168,7 @@ def scheduler(wanted: nri.LinuxScheduler) -> dict[str, Any]:
 
 
 def memory_policy(wanted: nri.LinuxMemoryPolicy) -> dict[str, Any]:
-    """`linux.memoryPolicy`."""
+    """Return `linux.memoryPolicy`."""
     flags = [checks.enum("linux.memory_policy.flags", nri.MpolFlag, flag) for flag in wanted.flags]
     policy: dict[str, Any] = {"mode": checks.enum("linux.memory_policy.mode", nri.MpolMode, wanted.mode)}
     return policy | ({"nodes": wanted.nodes} if wanted.nodes else {}) | ({"flags": flags} if flags else {})

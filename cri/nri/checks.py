@@ -1,7 +1,7 @@
-"""What plugins want, held against the rules that CRI's own requests are held against (`pods.rules`).
+"""Checks plugins' values by the same rules as CRI's requests (`pods.rules`).
 
-Each check takes the field's name and value, and raises NriError naming the field. What config.json's reader refuses by
-name anyway (namespaces, rlimits, interfaces) is left to it: it sees what all plugins made of the document.
+Each check takes the field's name and value, and raises NriError naming the field. Namespaces, rlimits and interfaces
+are left to config.json's parser, which names the field as well and sees the result of all plugins.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pods import rules
 from pods.oci.execve_limits import name_of
 from pods.rules import Form
 
-_SHOWN = 128  # characters of a refused value that its message repeats
+_SHOWN = 128  # characters of a refused value to show
 
 
 class _Enum(Protocol):
     def Name(self, number: Any) -> str: ...  # protobuf's
-_MOST_OF_CRI = 2**63 - 1  # its members are signed where those of NRI are not
+_MOST_OF_CRI = 2**63 - 1  # CRI's numbers are signed, NRI's are not
 
 
 def refuse(where: str, value: object, reason: str) -> NriError:
-    """The error that refuses `value`."""
+    """Return the error that refuses `value`."""
     return NriError(f"{where}: {repr(value)[:_SHOWN]} {reason}")
 
 
 def unshown(where: str, values: Iterable[str]) -> None:
-    """Texts that no message repeats: Secrets get into them."""
+    """Check strings for NUL; messages do not show them, since they may be secret."""
     for index, value in enumerate(values):
         if not rules.is_text(value):
             raise NriError(f"{where}[{index}]: contains a NUL byte")
@@ -37,22 +37,22 @@ def unshown(where: str, values: Iterable[str]) -> None:
 
 def annotation(name: str, value: str) -> None:
     if not name or not rules.is_text(name + value):
-        raise NriError(f"annotations {name[:_SHOWN]!r}: is no name and value without NUL bytes")
+        raise NriError(f"annotations {name[:_SHOWN]!r}: must be a name and a value without NUL bytes")
 
 
 def variable(name: str, value: str) -> None:
     if not rules.is_variable(name) or not rules.is_text(value):
-        raise NriError(f"env {name_of(name)!r}: is no name and value of a variable")
+        raise NriError(f"env {name_of(name)!r}: must be the name and value of a variable")
 
 
 def matching(where: str, value: str, form: Form) -> None:
-    """A text of the given form."""
+    """Check a string's form."""
     if not form.fits(value):
         raise refuse(where, value, f"must be {form.expected}")
 
 
 def below_root(where: str, path: str) -> None:
-    """Where something is put in a container."""
+    """Check a mount point in a container."""
     if not rules.is_text(path) or not rules.is_below_root(path):
         raise refuse(where, path, f"must be {rules.BELOW_ROOT}")
     if fault := rules.fault_of_path(path):
@@ -70,22 +70,22 @@ def one_of(where: str, value: str, known: Iterable[str]) -> None:
 
 
 def enum(where: str, kind: _Enum, number: int) -> str:
-    """The name of a number that must be a member of an enumeration: proto3 lets any through."""
+    """Return the name of a member of an enumeration; proto3 does not check the number."""
     try:
         return kind.Name(number)
     except ValueError:
-        raise refuse(where, number, "is not one that NRI v1alpha1 has") from None
+        raise refuse(where, number, "is unknown in NRI v1alpha1") from None
 
 
 def sysctls(wanted: Mapping[str, str]) -> None:
-    """Names and values; whether each belongs to a namespace of the container is for config.json's check to say."""
+    """Check names and values. Config.json's validation checks that each belongs to a namespace of the container."""
     for name, value in wanted.items():
         matching("linux.sysctl", name, rules.SYSCTL)
         matching(f"linux.sysctl.{name}", value, rules.SYSCTL_VALUE)
 
 
 def resources(where: str, message: nri.LinuxResources) -> None:
-    """Limits: lists of CPUs, sizes of pages and names of cgroup files, and what is less than "no limit"."""
+    """Check limits: CPU lists, page sizes, names of cgroup files, and numbers below "no limit"."""
     for name in ("limit", "reservation", "swap"):
         _limit(f"{where}.memory.{name}", getattr(message.memory, name).value)
     _limit(f"{where}.cpu.quota", message.cpu.quota.value)

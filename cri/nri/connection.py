@@ -1,4 +1,4 @@
-"""One plugin's connection: ttrpc calls both ways over a multiplexed unix socket."""
+"""A plugin's connection: ttrpc calls in both directions over a multiplexed unix socket."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from cri.nri.wire import Message as Envelope
 PLUGIN_CHANNEL: Final = 1  # calls that the plugin answers
 RUNTIME_CHANNEL: Final = 2  # calls that the runtime answers
 _READ_BYTES: Final = 64 << 10
-_CALLS: Final = 64  # of a peer, under way at once
+_CALLS: Final = 64  # of a peer, in flight at once
 
 Serve = Callable[[str, str, bytes], Awaitable[Message]]  # service, method, payload; raises CallRefused
 _Answer = TypeVar("_Answer", bound=Message)
 
 
 class TtrpcConnection:
-    """Either end: calls go out on one channel, and those that come on the other are answered by `serve`."""
+    """Either end of a connection. Calls go out on one channel; calls on the other channel are answered by `serve`."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, serve: Serve, *, calls_on: int, serves_on: int
@@ -39,14 +39,14 @@ class TtrpcConnection:
         self._serving: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Read until the peer leaves or breaks the protocol (WireError); then every waiting call has PluginGone."""
+        """Read until the peer leaves or breaks the protocol (WireError). Then every waiting call raises PluginGone."""
         frames = FrameReader()
         messages = {channel: MessageReader() for channel in (self._calls_on, self._serves_on)}
         try:
             while data := await self._reader.read(_READ_BYTES):
                 for channel, payload in frames.feed(data):
                     if channel not in messages:
-                        raise WireError(f"read frame: channel {channel} is none of NRI's")
+                        raise WireError(f"read frame: channel {channel} is unknown")
                     for message in messages[channel].feed(payload):
                         self._received(channel, message)
         except ConnectionError:
@@ -55,19 +55,19 @@ class TtrpcConnection:
             self.close()
 
     def close(self) -> None:
-        """End the connection; can be repeated."""
+        """Close the connection. May be called twice."""
         self._writer.close()
         for task in self._serving:
             task.cancel()
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(PluginGone("the connection ended"))
-                waiting.exception()  # seen: who waited may be gone as well
+                waiting.exception()  # mark it as retrieved: the waiter may be gone as well
 
     async def call(
         self, service: str, method: str, request: Message, answer: type[_Answer], timeout: float
     ) -> _Answer:
-        """One call, `timeout` in seconds. Raises CallRefused, and PluginGone when no answer came."""
+        """Make a call; `timeout` is in seconds. Raises CallRefused, and PluginGone if no answer comes."""
         stream = next(self._streams)
         envelope = ttrpc_pb2.Request(
             service=service, method=method, payload=request.SerializeToString(), timeout_nano=int(timeout * 1e9)
@@ -82,7 +82,7 @@ class TtrpcConnection:
         except TimeoutError as error:
             raise PluginGone(f"{method}: no answer in {timeout:g} s") from error
         except DecodeError as error:
-            raise PluginGone(f"{method}: the answer is no {answer.DESCRIPTOR.name}: {error}") from error
+            raise PluginGone(f"{method}: the answer is not a {answer.DESCRIPTOR.name}: {error}") from error
         finally:
             del self._waiting[stream]
 
@@ -104,7 +104,7 @@ class TtrpcConnection:
     def _answered(self, message: Envelope) -> None:
         waiting = self._waiting.get(message.stream)
         if waiting is None or waiting.done():
-            return  # it came too late
+            return  # too late
         try:
             response = ttrpc_pb2.Response.FromString(message.payload)
         except DecodeError as error:

@@ -1,4 +1,4 @@
-"""Sandboxes and containers in NRI's messages."""
+"""Converts sandboxes and containers to NRI's messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STATES = {
 
 
 def pod(sandbox: Sandbox) -> nri.PodSandbox:
-    """The sandbox."""
+    """Convert a sandbox."""
     config = sandbox.config
     message = nri.PodSandbox(
         id=sandbox.id,
@@ -35,7 +35,7 @@ def pod(sandbox: Sandbox) -> nri.PodSandbox:
     )
     linux = message.linux
     linux.cgroup_parent = config.cgroup_parent
-    # No process is in a sandbox's own cgroup here: this is the one that all of the pod is below.
+    # No process is in a sandbox's own cgroup: this is the cgroup above all of the pod's.
     linux.cgroups_path = pod_cgroup(sandbox)
     for namespace in sandbox_namespaces(sandbox):
         linux.namespaces.add(**namespace)
@@ -48,7 +48,7 @@ def pod(sandbox: Sandbox) -> nri.PodSandbox:
 
 
 def container(it: Container, document: Mapping[str, Any]) -> nri.Container:
-    """The container, with what its config.json says ({} when there is none any more)."""
+    """Convert a container, with its config.json; {} if that no longer exists."""
     process, linux = document.get("process", {}), document.get("linux", {})
     message = nri.Container(
         id=it.id,
@@ -58,7 +58,7 @@ def container(it: Container, document: Mapping[str, Any]) -> nri.Container:
         labels=it.config.labels,
         annotations=document.get("annotations", it.config.annotations),
         args=process.get("args", ()),
-        env=[shown(entry) for entry in process.get("env", ())],  # protobuf's strings are text
+        env=[shown(entry) for entry in process.get("env", ())],  # protobuf's strings must be UTF-8
         mounts=[
             nri.Mount(
                 destination=mount["destination"],

@@ -1,4 +1,4 @@
-"""What goes wrong with NRI plugins."""
+"""Errors of NRI plugins and their connections."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ class NriError(Exception):
 
 
 class WireError(NriError):
-    """A peer's bytes break the protocol: its connection cannot be read any further."""
+    """A peer's data violates the protocol: nothing more can be read from its connection."""
 
 
 class PluginGone(NriError):
-    """The plugin's connection ended, or the plugin did not answer in time: it is dropped."""
+    """The plugin's connection ended, or the plugin did not answer in time; it is dropped."""
 
 
 class CallRefused(NriError):
-    """A peer answered a call with an error; `code` is gRPC's number of it."""
+    """A peer answered a call with an error; `code` is gRPC's number of the error."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""The NRI socket: plugins connect, register, are told what there is, and from then on hear of every pod."""
+"""The NRI server: plugins connect, register, get a list of existing pods, and then hear of every pod."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pods.node import Node
 
 REGISTRATION_SECONDS: Final = 5.0  # containerd's and CRI-O's default
-_SYNCHRONIZE_BYTES: Final = 2 << 20  # of a message's 4 MiB
+_SYNCHRONIZE_BYTES: Final = 2 << 20  # below a message's 4 MiB
 _VALIDATE: Final = "ValidateContainerAdjustment"
 _FAILED_PRECONDITION: Final = 9
 
@@ -48,24 +48,24 @@ _EVENTS: Final = {
     PluginEvent.REMOVE: nri.REMOVE_CONTAINER,
 }
 _REMOVALS: Final = (PluginEvent.REMOVE_SANDBOX, PluginEvent.REMOVE)
-_EVERYTHING: Final = (1 << nri.LAST - 1) - 1  # for a plugin that does not say what it wants to hear of
+_EVERYTHING: Final = (1 << nri.LAST - 1) - 1  # for a plugin that subscribes to nothing in particular
 
 _log = logging.getLogger("crisp.nri")
 
 
 @dataclass(slots=True)
 class _Notification:
-    """What plugins are told of, and how, once that is known."""
+    """An event for plugins, and its description once one needs it."""
 
     event: PluginEvent
     sandbox: Sandbox
     container: Container | None = None
-    document: dict[str, Any] | None = None  # the container's config.json, if it has no bundle any more
+    document: dict[str, Any] | None = None  # the config.json of a container without a bundle
     described: tuple[nri.PodSandbox, nri.Container | None] | None = None
 
 
 class Hub:
-    """All plugins of a node, in the order of their indices."""
+    """All plugins of a node, ordered by index."""
 
     def __init__(self, node: Node, path: Path) -> None:
         self._node = node
@@ -76,12 +76,12 @@ class Hub:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen. Raises StartupError when something else is at the path, or it cannot be made."""
+        """Listen. Raises StartupError if the path is in use, or the socket cannot be made."""
         path = self._socket.path
         try:
             self._socket.clear()
         except OSError as error:
-            raise StartupError(f"nri_socket: make way for {path}: {error.strerror}") from error
+            raise StartupError(f"nri_socket: remove the old socket {path}: {error.strerror}") from error
         try:
             with self._socket.making():
                 self._server = await asyncio.start_unix_server(self._serve, path)
@@ -89,7 +89,7 @@ class Hub:
             raise StartupError(f"nri_socket: listen on {path}: {error.strerror}") from error
 
     async def close(self) -> None:
-        """Let all plugins go, and the socket."""
+        """Disconnect all plugins and remove the socket."""
         self._node.plugins = None
         if self._server is not None:
             self._server.close()
@@ -101,7 +101,7 @@ class Hub:
     # -- the seam -----------------------------------------------------------------------------------------------------
 
     async def happens(self, event: PluginEvent, sandbox: Sandbox, container: Container | None = None) -> None:
-        """Tell the plugins that asked for it, one after the other. Raises PodError when one of them objects."""
+        """Tell subscribed plugins, one after the other. Raises PodError if one objects."""
         note = _Notification(event, sandbox, container)
         for plugin in self._hearing(note):
             await self._tell(plugin, note)
@@ -113,7 +113,7 @@ class Hub:
         container: Container | None = None,
         document: dict[str, Any] | None = None,
     ) -> None:
-        """Tell all plugins that asked for it. An objection is logged and ignored."""
+        """Tell subscribed plugins. An objection is logged and ignored."""
         note = _Notification(event, sandbox, container, document)
         for plugin in self._hearing(note):
             await self._tell_past(plugin, note)
@@ -127,7 +127,7 @@ class Hub:
             _log.error("plugin objected to an event that cannot be undone", extra=fields | {"error": error})
 
     def _hearing(self, note: _Notification) -> Iterator[Plugin]:
-        """Those to tell, each when it is its turn: it knows a pod from then on, and nothing of what is removed."""
+        """Yield the plugins to tell, in turn. A plugin then knows a new pod, and no longer knows a removed one."""
         of = (note.container or note.sandbox).id
         for plugin in list(self._plugins):
             if note.event is PluginEvent.RUN_SANDBOX:
@@ -148,7 +148,7 @@ class Hub:
             if isinstance(answer, nri.StopContainerResponse) and answer.update:
                 updates = Updates()
                 updates.add(plugin.name, list(answer.update), [])
-                self._start(self._apply_later(plugin, updates))  # its container's lock is held just now
+                self._start(self._apply_later(plugin, updates))  # later: the container's lock is held now
 
     def _described(self, note: _Notification) -> tuple[nri.PodSandbox, nri.Container | None]:
         pod, container = describe.pod(note.sandbox), note.container
@@ -168,12 +168,12 @@ class Hub:
         except CallRefused as error:
             if error.code != UNIMPLEMENTED:
                 raise
-        # Plugins from before each event had a call of its own.
+        # An older plugin has one call for all events.
         change = nri.StateChangeEvent(event=event, pod=pod, container=container)  # type: ignore[arg-type]
         return await plugin.call("StateChange", change, nri.Empty)
 
     async def adjusted(self, sandbox: Sandbox, container: Container, document: dict[str, Any]) -> dict[str, Any]:
-        """`document` with what the plugins want changed; each sees what those before it did. Raises PodError."""
+        """Return `document` with the plugins' changes; each plugin sees those of earlier ones. Raises PodError."""
         adjustments, updates = Adjustments(document), Updates()
         pod = describe.pod(sandbox)
         for plugin in list(self._plugins):
@@ -202,7 +202,7 @@ class Hub:
         adjustments: Adjustments,
         updates: Updates,
     ) -> None:
-        """Have the plugins that judge see what all of them want. Raises PodError when one rejects it."""
+        """Show validating plugins the result of all plugins. Raises PodError if one rejects it."""
         if not (judges := self._wanting(nri.VALIDATE_CONTAINER_ADJUSTMENT)):
             return
         request = nri.ValidateContainerAdjustmentRequest(
@@ -225,7 +225,7 @@ class Hub:
                         raise NriError(f"rejected: {answer.reason or 'no reason given'}")
 
     async def updated(self, sandbox: Sandbox, container: Container, wanted: Resources) -> Resources:
-        """`wanted` with what the plugins want changed. Raises PodError."""
+        """Return `wanted` with the plugins' changes. Raises PodError."""
         updates = Updates()
         described = describe.container(container, self._document(container))
         for plugin in self._wanting(nri.UPDATE_CONTAINER):
@@ -240,7 +240,7 @@ class Hub:
         return wanted
 
     async def sandbox_updates(self, sandbox: Sandbox, overhead: Resources | None, resources: Resources | None) -> None:
-        """Tell those that asked for it. Raises PodError."""
+        """Tell subscribed plugins a pod's new totals. Raises PodError if one objects."""
         for plugin in self._wanting(nri.UPDATE_POD_SANDBOX):
             request = nri.UpdatePodSandboxRequest(
                 pod=describe.pod(sandbox),
@@ -257,35 +257,35 @@ class Hub:
     # -- what plugins want of containers that are there --------------------------------------------------------------
 
     async def _apply(self, updates: Updates) -> None:
-        """Raises PodError for a container whose limits cannot be changed, unless that does not matter."""
+        """Apply plugins' changes to other containers. Raises PodError for a failure that must not be ignored."""
         for container, limits, ignore_failure in updates.others():
             try:
                 await self._node.update_container_for_plugin(container, limits)
             except PodError as error:
                 if not ignore_failure:
                     raise
-                _log.warning("update not possible", extra={"container": container, "error": error})
+                _log.warning("could not update container for a plugin", extra={"container": container, "error": error})
         for container, why in updates.evictions().items():
             _log.warning("container evicted by a plugin", extra={"container": container, "reason": why})
             self._start(self._evict(container))
 
     async def _evict(self, container: str) -> None:
-        """Not awaited by what a plugin was asked about: that may hold the container's lock."""
+        """Evict a container. Runs as a task of its own, because the calling operation may hold the container's lock."""
         try:
             await self._node.stop_container(container, 0)
         except PodError as error:
-            _log.error("eviction not possible", extra={"container": container, "error": error})
+            _log.error("could not evict container", extra={"container": container, "error": error})
 
     async def _apply_later(self, plugin: Plugin, updates: Updates) -> None:
         try:
             await self._apply(updates)
         except PodError as error:
-            _log.error("update not possible", extra={"plugin": plugin.name, "error": error})
+            _log.error("could not update container for a plugin", extra={"plugin": plugin.name, "error": error})
 
     async def _update_unasked(
         self, plugin: Plugin, request: nri.UpdateContainersRequest
     ) -> nri.UpdateContainersResponse:
-        """A plugin's own UpdateContainers: what failed, of what may not fail."""
+        """Handle a plugin's own UpdateContainers. Answers the failed updates that must not be ignored."""
         if plugin not in self._plugins:
             raise CallRefused(_FAILED_PRECONDITION, "update containers: the plugin is not registered")
         answer = nri.UpdateContainersResponse()
@@ -295,7 +295,7 @@ class Hub:
                 one.add(plugin.name, [update], [])
                 await self._apply(one)
             except (NriError, PodError) as error:
-                _log.warning("update not possible", extra={"plugin": plugin.name, "error": error})
+                _log.warning("could not update container for a plugin", extra={"plugin": plugin.name, "error": error})
                 answer.failed.append(update)
         evictions = Updates()
         evictions.add(plugin.name, [], list(request.evict))
@@ -334,15 +334,15 @@ class Hub:
                 await self._admit(plugin)
             await reading
         except asyncio.CancelledError:
-            pass  # by `close`, which waits for it; asyncio would log a traceback of its own
+            pass  # by `close`, which waits for this; otherwise asyncio logs a traceback
         except (NriError, TimeoutError) as error:
-            why = str(error) or "it did not register in time"
-            _log.error("plugin dropped", extra={"plugin": plugin.name, "error": why})
+            why = str(error) or "did not register in time"
+            _log.error("plugin disconnected after an error", extra={"plugin": plugin.name, "error": why})
         finally:
             if plugin in self._plugins:
                 self._plugins.remove(plugin)
                 self._node.plugins = self if self._plugins else None
-                _log.info("plugin gone", extra={"plugin": plugin.name})
+                _log.info("plugin disconnected", extra={"plugin": plugin.name})
             connection.close()
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -372,7 +372,7 @@ class Hub:
     async def _tell_of_removed(
         self, plugin: Plugin, sandboxes: Sequence[Sandbox], containers: Sequence[Container]
     ) -> None:
-        """What is gone since it was told what there is: removals do not wait for a plugin that is new."""
+        """Tell a new plugin of removals since its initial list: removals do not wait for a new plugin."""
         gone = plugin.known - _ids(self._node.sandboxes(), self._node.containers())
         plugin.known -= gone
         pods = {sandbox.id: sandbox for sandbox in sandboxes}
@@ -393,14 +393,14 @@ class Hub:
             request.more = number < len(requests)
             answer = await plugin.call("Synchronize", request, nri.SynchronizeResponse, REGISTRATION_SECONDS)
             if request.more and not answer.more:
-                raise NriError("Synchronize: the plugin takes no more than one message")
+                raise NriError("Synchronize: the plugin accepts only one message, and the list needs more")
             updates = Updates()
             updates.add(plugin.name, list(answer.update), [])
             await self._apply_later(plugin, updates)
 
 
 async def _registers(plugin: Plugin, reading: asyncio.Task[None]) -> bool:
-    """Whether it does; one that leaves without a word only looked who is there. Raises TimeoutError."""
+    """Return whether it registers; a client that leaves at once only probed the socket. Raises TimeoutError."""
     await asyncio.wait((plugin.registered, reading), timeout=REGISTRATION_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     if not plugin.registered.done() and not reading.done():
         raise TimeoutError
@@ -414,7 +414,7 @@ def _ids(sandboxes: Sequence[Sandbox], containers: Sequence[Container]) -> set[s
 
 
 def _portions(pods: list[nri.PodSandbox], containers: list[nri.Container]) -> Iterator[nri.SynchronizeRequest]:
-    """As many requests as it takes; one at least."""
+    """Split the list into as many requests as needed, at least one."""
     request, size = nri.SynchronizeRequest(), 0
     items: list[nri.PodSandbox | nri.Container] = [*pods, *containers]
     for item in items:
@@ -430,14 +430,14 @@ def _portions(pods: list[nri.PodSandbox], containers: list[nri.Container]) -> It
 
 
 def _answered(registered: asyncio.Future[str], service: str, method: str, payload: bytes) -> Message:
-    """A plugin's call. Raises CallRefused, DecodeError."""
+    """Answer a plugin's call. Raises CallRefused, DecodeError."""
     if (service, method) != (f"{PACKAGE}.Runtime", "RegisterPlugin"):
         raise CallRefused(UNIMPLEMENTED, f"{service}/{method}: not implemented by crisp")
     request = nri.RegisterPluginRequest.FromString(payload)
     index, name = request.plugin_idx, request.plugin_name
     if not name or len(index) != 2 or not index.isascii() or not index.isdecimal():
-        raise NriError(f"register plugin: index {index!r}, name {name!r}: must be two digits, and a name")
+        raise NriError(f"register plugin: index {index!r}, name {name!r}: must be two digits and a name")
     if registered.done():
-        raise CallRefused(_FAILED_PRECONDITION, "register plugin: it is registered")
+        raise CallRefused(_FAILED_PRECONDITION, "register plugin: already registered")
     registered.set_result(f"{index}-{name}")
     return nri.Empty()

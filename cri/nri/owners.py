@@ -1,4 +1,4 @@
-"""Which plugin set what in a container: two may not want it differently, and those that judge are told."""
+"""Records which plugin set which field of a container, to detect conflicts and to inform validating plugins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from cri.nri.errors import NriError
 from cri.nri.v1alpha1 import api_pb2 as nri
 
-# What can be set, by the names that errors have, and NRI's numbers for them.
+# Names of fields, as in error messages, and NRI's numbers for them.
 FIELDS: Final = {
     "annotations": nri.Annotations,
     "mounts": nri.Mounts,
@@ -37,20 +37,20 @@ FIELDS: Final = {
     "linux.scheduler": nri.LinuxSched,
     "linux.memory_policy": nri.MemoryPolicy,
 }
-_SHARED: Final = {"hooks"}  # each plugin adds its own
+_SHARED: Final = {"hooks"}  # every plugin may add to them
 
 
 class Owners:
-    """Those of one container's fields, and of the names within fields that have several."""
+    """The owners of one container's fields, and of the entries within compound fields."""
 
     def __init__(self) -> None:
         self._plugins: dict[tuple[str, str], str] = {}
 
     def own(self, plugin: str, field: str, name: str = "") -> None:
-        """Note that the plugin sets it. Raises NriError when another has."""
+        """Record that the plugin sets a field. Raises NriError if another plugin has."""
         owner = self._plugins.setdefault((field, name), plugin)
         if owner != plugin and field not in _SHARED:
-            raise NriError(f"{field}{' ' if name else ''}{name}: plugin {owner} has set it already")
+            raise NriError(f"{field}{' ' if name else ''}{name}: already set by plugin {owner}")
 
     def disown(self, field: str, name: str = "") -> None:
         self._plugins.pop((field, name), None)
@@ -59,7 +59,7 @@ class Owners:
         return (field, name) in self._plugins
 
     def described(self) -> nri.FieldOwners:
-        """For plugins that judge."""
+        """Return the owners as a message, for validating plugins."""
         message = nri.FieldOwners()
         for (field, name), plugin in self._plugins.items():
             number = FIELDS[field]

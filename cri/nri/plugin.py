@@ -1,4 +1,4 @@
-"""One connected plugin: what it wants to hear of, and how it is called."""
+"""A connected plugin: its subscriptions, and calls to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pods.errors import PodError
 
 PACKAGE: Final = "nri.pkg.api.v1alpha1"
 REQUEST_SECONDS: Final = 2.0  # containerd's and CRI-O's default
-UNIMPLEMENTED: Final = 12  # what a plugin answers that does not know a call
+UNIMPLEMENTED: Final = 12  # a plugin's answer to a call it does not have
 
 _Answer = TypeVar("_Answer", bound=Message)
 
@@ -32,7 +32,7 @@ class Plugin:
     registered: asyncio.Future[str]  # index-name
     name: str = ""
     events: int = 0
-    # Ids of the pods and containers that it was told of, and not yet of their removal: it hears of no others.
+    # Ids of the pods and containers that it was told of, until their removal; it hears of no others.
     known: set[str] = field(default_factory=set)
 
     def wants(self, event: int) -> bool:
@@ -41,22 +41,22 @@ class Plugin:
     async def call(
         self, method: str, request: Message, answer: type[_Answer], seconds: float = REQUEST_SECONDS
     ) -> _Answer:
-        """Raises what `TtrpcConnection.call` does; a plugin that does not answer is cut off."""
+        """Call the plugin. Raises what `TtrpcConnection.call` does; a plugin that does not answer is disconnected."""
         try:
             return await self.connection.call(f"{PACKAGE}.Plugin", method, request, answer, seconds)
         except PluginGone:
-            self.connection.close()  # one that hangs must not hold up each pod again
+            self.connection.close()  # a plugin that hangs must not delay the next pods
             raise
 
 
 @contextlib.contextmanager
 def asking(plugin: Plugin, method: str) -> Iterator[None]:
-    """A plugin that is gone has no say; one that objects fails the operation (PodError)."""
+    """Turn an objection into PodError. A plugin that is gone, or an event too long for NRI, is logged and skipped."""
     try:
         yield
     except PluginGone as error:
-        _log.error("plugin dropped", extra={"plugin": plugin.name, "error": error})
-    except WireError as error:  # what it would be told is too long for NRI
+        _log.error("plugin disconnected: it is gone or did not answer", extra={"plugin": plugin.name, "error": error})
+    except WireError as error:  # the event is too long for NRI
         _log.error("could not tell plugin of an event", extra={"plugin": plugin.name, "call": method, "error": error})
     except NriError as error:
         raise PodError(f"NRI plugin {plugin.name}: {method}: {error}") from error

@@ -1,4 +1,4 @@
-"""Limits in NRI's messages, of containers that exist already: the ones that CRI can change, too."""
+"""Converts limits of existing containers between NRI's messages and CRI's, as far as CRI can change them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _OTHERS: Final = {"hugepage_limits", "unified"}
 
 
 def refuse_others(message: Message, supported: set[str], where: str) -> None:
-    """Raise NriError for a field that is set and not supported."""
+    """Raise NriError for a set field that is not supported."""
     for descriptor, _ in message.ListFields():
         if descriptor.name not in supported:
             raise NriError(f"{where}.{descriptor.name}: crisp cannot adjust it")
 
 
 def resources_message(limits: Resources) -> nri.LinuxResources:
-    """What is set of them."""
+    """Convert the limits that are set."""
     message = nri.LinuxResources()
     for group, names in _NAMES.items():
         part = getattr(message, group)
@@ -56,18 +56,18 @@ def resources_message(limits: Resources) -> nri.LinuxResources:
 class _Wanted:
     limits: Resources
     owners: Owners = field(default_factory=Owners)
-    ignore_failure: bool = True  # unless any plugin minds it
+    ignore_failure: bool = True  # false if any plugin wants the failure reported
 
 
 class Updates:
-    """What plugins want changed in containers that are there, by id; what one sets, another may not set otherwise."""
+    """Plugins' changes of existing containers, by id. What one plugin sets, another may not set differently."""
 
     def __init__(self) -> None:
         self._wanted: dict[str, _Wanted] = {}
         self._evicted: dict[str, str] = {}
 
     def add(self, plugin: str, updates: list[nri.ContainerUpdate], evictions: list[nri.ContainerEviction]) -> None:
-        """Raises NriError for limits that CRI has not or would not take, and for plugins in conflict."""
+        """Add a plugin's changes. Raises NriError for limits that CRI lacks or refuses, and for conflicts."""
         for update in updates:
             wanted = self._wanted.setdefault(update.container_id, _Wanted(Resources()))
             wanted.limits = _changed(plugin, wanted, update.linux.resources)
@@ -75,7 +75,7 @@ class Updates:
         self._evicted.update({one.container_id: f"{plugin}: {one.reason}" for one in evictions})
 
     def take(self, container_id: str, limits: Resources) -> Resources:
-        """The limits with what is wanted of that container, which is then no other's any more."""
+        """Return the limits with the changes of that container, and remove them from here."""
         wanted = self._wanted.pop(container_id, None)
         if wanted is None:
             return limits
@@ -85,11 +85,11 @@ class Updates:
         return msgspec.structs.replace(limits, **changes)
 
     def others(self) -> list[tuple[str, Resources, bool]]:
-        """Container, limits, and whether it does not matter if they cannot be set."""
+        """Return container, limits, and whether to ignore a failure, for each."""
         return [(name, wanted.limits, wanted.ignore_failure) for name, wanted in self._wanted.items()]
 
     def messages(self) -> list[nri.ContainerUpdate]:
-        """All of them, for plugins that judge."""
+        """Return all changes as messages, for validating plugins."""
         return [
             nri.ContainerUpdate(
                 container_id=name,
@@ -100,7 +100,7 @@ class Updates:
         ]
 
     def evictions(self) -> dict[str, str]:
-        """Why, by container."""
+        """Return the reasons for evictions by container."""
         return self._evicted
 
 

@@ -1,8 +1,8 @@
-"""The framing of an NRI connection, without I/O: a multiplexer of channels, and ttrpc's messages in each of them.
+"""The framing of an NRI connection, without I/O: channels in a multiplexer, and ttrpc messages in each channel.
 
-All numbers are big-endian. A multiplexer's frame is channel (4 bytes), length (4), payload; channel 0 is reserved. The
-payloads of a channel are one stream of bytes: a ttrpc message may be spread over frames, or share one with others.
-A ttrpc message is length (4), stream (4), type (1), flags (1), payload of at most 4 MiB.
+All numbers are big-endian. A frame of the multiplexer is channel (4 bytes), length (4), payload; channel 0 is reserved.
+The payloads of a channel form one stream of bytes: a ttrpc message may span frames, or share one with others. A ttrpc
+message is length (4), stream (4), type (1), flags (1), and a payload of at most 4 MiB.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from cri.nri.errors import WireError
 MESSAGE_LIMIT = 4 << 20
 _MESSAGE = struct.Struct(">IIBB")
 _FRAME = struct.Struct(">II")
-# Plugins in Go read a message's begin into a buffer of this size, and cannot take a frame that is longer; what follows
-# they read to where it belongs. More, shorter frames may overflow their queue of 256.
+# Plugins in Go read the start of a message into a buffer of this size, and fail on a longer frame; they read the rest
+# to its final place. More and shorter frames may overflow their queue of 256.
 _FIRST_FRAME = 4096
 FRAME_LIMIT = _MESSAGE.size + MESSAGE_LIMIT
 
@@ -40,7 +40,7 @@ class Message:
 
 
 def encode_message(message: Message) -> bytes:
-    """The message's bytes. Raises WireError when its payload is over the limit."""
+    """Encode a message. Raises WireError if its payload exceeds the limit."""
     size = len(message.payload)
     if size > MESSAGE_LIMIT:
         raise WireError(f"send ttrpc message: {size} bytes are over the limit of {MESSAGE_LIMIT}")
@@ -48,19 +48,19 @@ def encode_message(message: Message) -> bytes:
 
 
 def encode_frames(channel: int, data: bytes) -> bytes:
-    """A message's bytes as frames of the channel: a short one, and what is left in another."""
+    """Split a message into frames of a channel: a short one, and one with the rest."""
     parts = filter(None, (data[:_FIRST_FRAME], data[_FIRST_FRAME:]))
     return b"".join(_FRAME.pack(channel, len(part)) + part for part in parts)
 
 
 class FrameReader:
-    """Finds the frames in a connection's bytes."""
+    """Splits a connection's bytes into frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Take received bytes; yield (channel, payload) of each frame that is whole. Raises WireError."""
+        """Add received bytes; yield (channel, payload) of each complete frame. Raises WireError."""
         self._buffer += data
         while len(self._buffer) >= _FRAME.size:
             channel, size = _FRAME.unpack_from(self._buffer)
@@ -77,13 +77,13 @@ class FrameReader:
 
 
 class MessageReader:
-    """Finds the ttrpc messages in a channel's bytes."""
+    """Splits a channel's bytes into ttrpc messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Take a channel's bytes; yield each message that is whole. Raises WireError."""
+        """Add a channel's bytes; yield each complete message. Raises WireError."""
         self._buffer += data
         while len(self._buffer) >= _MESSAGE.size:
             size, stream, kind, flags = _MESSAGE.unpack_from(self._buffer)

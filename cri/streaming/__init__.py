@@ -1,6 +1,6 @@
-"""Exec, attach and port-forward over HTTP upgrades: WebSocket and SPDY/3.1, on a server of the daemon's own loop.
+"""Exec, attach and port-forward over HTTP upgrades, WebSocket and SPDY/3.1, on the daemon's own event loop.
 
-`server` listens, `connection` is one client's TCP connection, `handshake` what its request asks for. After the upgrade
-a `Link` (`websocket`, `spdylink`) carries numbered streams of bytes; `remotecommand` and `portforward` join them to the
-descriptors that the node hands out, by the sources and sinks of `pumps`.
+`server` listens; `connection` is a client's TCP connection; `handshake` parses its request. After the upgrade a `Link`
+(`websocket`, `spdylink`) carries numbered streams of bytes. `remotecommand` and `portforward` connect these to the
+descriptors that the node provides, by means of the sources and sinks in `pumps`.
 """

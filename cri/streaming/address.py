@@ -1,4 +1,4 @@
-"""Where the streaming server listens."""
+"""The address and certificates of the streaming server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class StreamAddress:
-    """`address` is "host:port". With `cert` and `key` TLS is spoken; with `ca`, clients need one that it signed."""
+    """`address` is "host:port". `cert` and `key` turn TLS on; with `ca` clients need a certificate signed by it."""
 
     address: str
     cert: Path | None = None
@@ -17,10 +17,10 @@ class StreamAddress:
 
     @property
     def host(self) -> str:
-        """An IPv6 address is in brackets."""
+        """The host; an IPv6 address is in brackets."""
         return self.address.rpartition(":")[0]
 
     @property
     def port(self) -> int:
-        """0 for a free one."""
+        """The port; 0 means any free one."""
         return int(self.address.rpartition(":")[2])

@@ -1,4 +1,4 @@
-"""One client's connection: the request, its upgrade, and then bytes to and from a link."""
+"""A client's connection: its HTTP request, the upgrade, and then the bytes of a link."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from cri.streaming.page import Page
 
 RECEIVE_BYTES: Final = 256 << 10
-_HIGH, _LOW = 64 << 10, 16 << 10  # bytes waiting for the client at which sources stop and go on
-_ABUSE = 4 << 20  # bytes waiting although sources stopped: answers to a peer that asks and does not listen
-_HELD = 512 << 10  # bytes waiting for descriptors at which the client is read no more
-_MAX_STRANGERS = 256  # connections that have shown no token yet
+_HIGH, _LOW = 64 << 10, 16 << 10  # bytes waiting for the client: sources pause above, and resume below
+_ABUSE = 4 << 20  # bytes waiting although sources paused: a peer that asks but does not read answers
+_HELD = 512 << 10  # bytes waiting for descriptors: above it the client is not read
+_MAX_STRANGERS = 256  # connections that have not shown a token
 _LINGER_SECONDS = 1.0
-STALLED_SECONDS = 30.0  # for a client to take what is sent to it at the end
-_FIRST_SIGN_SECONDS, _SIGN_SECONDS = 1.0, 20.0  # clients give a silent WebSocket up after a minute
+STALLED_SECONDS = 30.0  # for a client to read the last bytes
+_FIRST_SIGN_SECONDS, _SIGN_SECONDS = 1.0, 20.0  # clients close a silent WebSocket after a minute
 
 _log = logging.getLogger("crisp.streaming")
 
@@ -39,34 +39,34 @@ Accept = Callable[["ClientConnection", "Upgrade"], "tuple[Link, str]"]
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """In seconds; the values are those of kubelet's own streaming server."""
+    """Timeouts in seconds, the same as those of kubelet's streaming server."""
 
     idle: float = 4 * 3600.0
-    creation: float = 30.0  # for the request, and for the streams that it takes
+    creation: float = 30.0  # for the request, and for opening its streams
 
 
 class Guests:
-    """Who is connected. A connection that speaks TLS counts once it has shaken hands."""
+    """The open connections. A TLS connection counts after its handshake."""
 
     def __init__(self) -> None:
-        self._wires: dict[ClientConnection, None] = {}  # in the order in which they came
-        self.opened: Tally[tuple[str, str]] = Tally()  # kind and transport of all there were
+        self._wires: dict[ClientConnection, None] = {}  # oldest first
+        self.opened: Tally[tuple[str, str]] = Tally()  # kind and transport of all connections so far
         self.refused: Tally[int] = Tally()  # by HTTP status
 
     def enter(self, wire: ClientConnection) -> None:
-        """Of too many that have shown no token the oldest has to go: whoever only waits keeps nobody out."""
+        """Add a connection. Beyond the limit of connections without a token the oldest is closed, to let others in."""
         strangers = [other for other in self._wires if not other.upgraded]
         if len(strangers) >= _MAX_STRANGERS:
-            _log.info("streaming connection ended", extra={"error": "too many connections have shown no token"})
+            _log.info("streaming connection ended", extra={"error": "too many connections without a token"})
             strangers[0].abort()
-            self.leave(strangers[0])  # the next may come before asyncio has told this one of its end
+            self.leave(strangers[0])  # the next may come before asyncio reports this one's end
         self._wires[wire] = None
 
     def leave(self, wire: ClientConnection) -> None:
         self._wires.pop(wire, None)
 
     def open(self) -> Tally[tuple[str, str]]:
-        """How many there are just now that have shown their tokens, by kind and transport."""
+        """Count the present connections with a token, by kind and transport."""
         return Tally(wire.label for wire in self._wires if wire.upgraded)
 
     def abort(self) -> None:
@@ -79,10 +79,10 @@ class Guests:
 
 
 class ClientConnection(asyncio.BufferedProtocol):
-    """One connection. `accept` turns its request into a link and the protocol chosen for it, or raises Refused.
+    """One connection. `accept` turns its request into a link and the chosen protocol, or raises Refused.
 
-    `buffer` is what everything is received into, `page` what is sent is read into; connections share them, since each
-    is done with them before the next is served.
+    Connections share `buffer`, which data is received into, and `page`, which data to send is read into: each is done
+    with them before the next is served.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._signs: asyncio.TimerHandle | None = None
         self._ending = False
-        self.full = False  # the client takes no more for now
-        self.label = ("", "")  # what it is for, and its transport, once a token was shown
-        self.fields: dict[str, object] = {}  # of lines of the log: whose streams they are
+        self.full = False  # the client accepts no more for now
+        self.label = ("", "")  # its kind and transport, once it has shown a token
+        self.fields: dict[str, object] = {}  # for log lines: whose streams they are
 
     @property
     def upgraded(self) -> bool:
@@ -119,7 +119,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(_HIGH, _LOW)
         connection = transport.get_extra_info("socket")
         with contextlib.suppress(OSError):
-            # A client whose machine died while we had nothing to tell it is noticed by these alone.
+            # Only keep-alives detect a client whose machine died while we had nothing to send.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
         self._set_timer(self._timeouts.creation, self._check_handshake)
@@ -143,7 +143,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._lost()
 
     def eof_received(self) -> bool:
-        """The client hung up: to close one half of TCP means nothing in any of the protocols."""
+        """Handle a hangup. None of the protocols uses a half-closed TCP connection."""
         self._ending = True
         self._lost()
         return False
@@ -197,14 +197,14 @@ class ClientConnection(asyncio.BufferedProtocol):
     # -- the link's side ----------------------------------------------------------------------------------------------
 
     def write(self, data: Iterable[bytes | memoryview]) -> None:
-        """Send bytes. What does not fit at once is kept: ask `full` before anything large."""
+        """Send bytes. What does not fit is buffered: check `full` before sending much."""
         self._send(b"".join(data))
 
     def write_page(self, frame: memoryview) -> None:
-        """Send from the page."""
+        """Send a part of the page."""
         self._send(frame)
         if sys.version_info >= (3, 12) and self._transport.get_write_buffer_size():
-            self.page.renew()  # asyncio keeps the view of what is left, not a copy
+            self.page.renew()  # asyncio keeps a view of the rest, not a copy
 
     def _send(self, data: bytes | memoryview) -> None:
         if self._ending or self._transport.is_closing():
@@ -212,26 +212,28 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._active = self._loop.time()
         self._transport.write(data)
         if self._transport.get_write_buffer_size() > _ABUSE:
-            self._tell_end("the client reads no answers to its frames")
+            self._tell_end("the client does not read the answers to its frames")
             self._transport.abort()
 
     def hold(self, length: int) -> None:
-        """So many bytes wait for a descriptor. With too many of them the client is not read until they are fewer."""
+        """Count bytes that wait for a descriptor. While there are too many the client is not read."""
         self._held += length
         if self._held > _HELD and self._hangup is None and not self._ending:
             self._transport.pause_reading()
             self._watch(Hangup(self._loop, self._transport, self._transport.abort))
 
     def release(self, length: int) -> None:
-        """So many of them wait no more."""
+        """Uncount bytes that no longer wait."""
         self._held -= length
         if self._hangup is not None and self._held <= _HELD:
             self._watch(None)
             self._transport.resume_reading()
 
     def end(self) -> None:
-        """Send what is waiting, and close; then wait for the client to close, since closing with bytes of its unread
-        would take from it what it has not read yet."""
+        """Send the buffered bytes and close our direction; then wait for the client to close.
+
+        Closing while the client's bytes are unread would reset the connection: the client could lose the last bytes.
+        """
         if self._ending:
             return
         self._ending = True
@@ -242,7 +244,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             self._transport.write_eof()
             self._linger(self._unsent(), 0.0)
         else:
-            self._transport.close()  # TLS says itself that it ends, and waits for the client to say so
+            self._transport.close()  # TLS has its own closing handshake
 
     def abort(self) -> None:
         """Close at once."""
@@ -255,7 +257,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             link.listener.lost()
 
     def _linger(self, before: int, waited: float) -> None:
-        """Close when the client has taken all and still does not close, or takes nothing for a while."""
+        """Close if the client has read everything and does not close, or reads nothing for a while."""
         unsent = self._unsent()
         waited = waited + _LINGER_SECONDS if unsent == before else 0.0
         if waited > (STALLED_SECONDS if unsent else _LINGER_SECONDS):
@@ -264,14 +266,14 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._set_timer(_LINGER_SECONDS, self._linger, unsent, waited)
 
     def _unsent(self) -> int:
-        """Bytes that the client has not taken: ours and the kernel's."""
+        """Return the bytes that the client has not received: in asyncio's buffer and the kernel's."""
         waiting = bytearray(4)
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
         return self._transport.get_write_buffer_size() + int.from_bytes(waiting, sys.byteorder)
 
     def _watch(self, hangup: Hangup | None) -> None:
-        """Begin or end the time in which the client is not read."""
+        """Begin or end a period in which the client is not read."""
         if self._hangup is not None:
             self._hangup.close()
         if self._signs is not None:
@@ -280,10 +282,9 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._signs = self._sign_in(_FIRST_SIGN_SECONDS) if hangup else None
 
     def _sign_in(self, seconds: float) -> asyncio.TimerHandle:
-        """Let the client hear something in so many seconds, then less and less often.
+        """Send a sign of life after some seconds, then less and less often.
 
-        It shows, too, whether it is still there: the end of one that left hides behind its bytes that are not read,
-        but its kernel answers with a reset.
+        It also detects a client that has left: its hangup is behind unread bytes, but its kernel answers with a reset.
         """
         return self._loop.call_later(seconds, self._sign_of_life, seconds)
 
@@ -307,7 +308,7 @@ class ClientConnection(asyncio.BufferedProtocol):
 
 
 class Hangup:
-    """Tells when a client goes away whose bytes are not being read: an event loop watches what it reads, only."""
+    """Detects the hangup of a client that is not being read: the event loop only watches what it reads."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, gone: Callable[[], None]) -> None:
         self._loop = loop

@@ -1,18 +1,18 @@
-"""The error family of the streaming server."""
+"""The errors of the streaming server."""
 
 from __future__ import annotations
 
 
 class StreamingError(Exception):
-    """Base of the family."""
+    """Base class."""
 
 
 class TooManyPending(StreamingError):
-    """More answered requests wait for their client than are kept (RESOURCE_EXHAUSTED)."""
+    """Too many accepted requests wait for their clients (RESOURCE_EXHAUSTED)."""
 
 
 class Refused(StreamingError):
-    """An HTTP request that is answered with an error: `status` is HTTP's, `headers` go with the answer."""
+    """An HTTP request to refuse with `status` and `headers`."""
 
     def __init__(self, status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
@@ -21,4 +21,4 @@ class Refused(StreamingError):
 
 
 class ProtocolViolation(StreamingError):
-    """The peer broke the protocol: its connection ends."""
+    """The peer broke the protocol; its connection ends."""

@@ -1,4 +1,4 @@
-"""The HTTP/1.1 request that opens every connection, and the 101 that answers it. h11 parses and writes."""
+"""Parses the HTTP/1.1 request that opens each connection, and writes the response (101), with h11."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _PROTOCOLS: Final = {WEBSOCKET: "sec-websocket-protocol", SPDY: "x-stream-protoc
 
 @dataclass(frozen=True, slots=True)
 class Upgrade:
-    """A request to go on in another protocol, checked as far as HTTP and RFC 6455 go."""
+    """A request to upgrade to another protocol, checked against HTTP and RFC 6455."""
 
     transport: str  # WEBSOCKET or SPDY
     path: str
     query: str
-    protocols: tuple[str, ...]  # that the client speaks over it, the preferred first
+    protocols: tuple[str, ...]  # that the client offers, the preferred one first
     key: str = ""  # WebSocket's
 
 
 class Handshake:
-    """Reads one request and writes its answer."""
+    """Reads one request and writes its response."""
 
     def __init__(self) -> None:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST_BYTES)
@@ -43,7 +43,7 @@ class Handshake:
         self._upgrade: Upgrade | None = None
 
     def receive(self, data: memoryview) -> Upgrade | None:
-        """What the client wants, once its request is complete. Raises Refused."""
+        """Return the upgrade once the request is complete. Raises Refused."""
         try:
             self._http.receive_data(bytes(data))
             while True:
@@ -54,20 +54,20 @@ class Handshake:
                     self._request = _of_bounded_size(event)
                 elif isinstance(event, h11.Data):
                     raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request must have no body")
-                elif self._request is not None:  # its end, whether or not it may be switched
+                elif self._request is not None:  # the end of the request
                     self._upgrade = _upgrade(self._request)
                     return self._upgrade
                 else:
-                    raise Refused(HTTPStatus.BAD_REQUEST, "there is no request")
+                    raise Refused(HTTPStatus.BAD_REQUEST, "the request is missing")
         except h11.RemoteProtocolError as error:
             raise Refused(error.error_status_hint, str(error)) from error
 
     def rest(self) -> bytes:
-        """What the client sent behind its request."""
+        """Return what the client sent after its request."""
         return self._http.trailing_data[0]
 
     def switch(self, protocol: str) -> bytes:
-        """The answer that goes over to what was asked for, and in it to `protocol` ("" for none)."""
+        """Return the response that switches to the requested transport, and to `protocol` in it ("" for none)."""
         upgrade = self._upgrade
         assert upgrade is not None
         headers = [("Connection", "Upgrade"), ("Upgrade", upgrade.transport)]
@@ -79,7 +79,7 @@ class Handshake:
         return self._send(h11.InformationalResponse(status_code=switching, headers=headers, reason=switching.phrase))
 
     def refuse(self, refused: Refused) -> bytes:
-        """The answer that refuses the request."""
+        """Return the response that refuses the request."""
         text = f"{refused}\n".encode()
         headers = [
             ("Content-Type", "text/plain; charset=utf-8"),
@@ -92,14 +92,14 @@ class Handshake:
             head = self._send(h11.Response(status_code=refused.status, headers=headers, reason=reason))
             return head + self._send(h11.Data(data=text)) + self._send(h11.EndOfMessage())
         except h11.LocalProtocolError:
-            return b""  # h11 finds that the client left no room for an answer
+            return b""  # the client's state in h11 allows no response
 
     def _send(self, event: h11.Event) -> bytes:
         return self._http.send(event) or b""
 
 
 def _of_bounded_size(request: h11.Request) -> h11.Request:
-    """h11 itself bounds only a request that comes in pieces."""
+    """Refuse a request that is too long. h11 bounds only a request that arrives in pieces."""
     size = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
     if size > _MAX_REQUEST_BYTES:
         raise Refused(
@@ -114,18 +114,19 @@ def _upgrade(request: h11.Request) -> Upgrade:
         raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "the method must be GET or POST", (("Allow", "GET, POST"),))
     wanted = _words(headers.get("upgrade", ""))
     if "upgrade" not in [word.lower() for word in _words(headers.get("connection", ""))] or not wanted:
-        raise Refused(HTTPStatus.BAD_REQUEST, "the request must be for an upgrade to WebSocket or SPDY/3.1")
+        raise Refused(HTTPStatus.BAD_REQUEST, "the request must ask for an upgrade to WebSocket or SPDY/3.1")
     path, _, query = request.target.decode("latin-1").partition("?")
     for transport in (WEBSOCKET, SPDY):
         if transport.lower() in [word.lower() for word in wanted]:
             protocols = tuple(_words(headers.get(_PROTOCOLS[transport], "")))
             key = _key(request.method, headers) if transport == WEBSOCKET else ""
             return Upgrade(transport, path, query, protocols, key)
-    raise Refused(HTTPStatus.BAD_REQUEST, f"upgrade to {', '.join(wanted)[:64]!r}: only to WebSocket or SPDY/3.1")
+    asked = ", ".join(wanted)[:64]
+    raise Refused(HTTPStatus.BAD_REQUEST, f"upgrade to {asked!r}: only WebSocket and SPDY/3.1 are supported")
 
 
 def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The headers by name in lower case; one that is there twice is a list (RFC 9110, section 5.2)."""
+    """Return headers by lower-case name; repeated ones are joined to a list (RFC 9110, section 5.2)."""
     found: dict[str, str] = {}
     for raw_name, raw_value in headers:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -138,7 +139,7 @@ def _words(value: str) -> Sequence[str]:
 
 
 def _key(method: bytes, headers: Mapping[str, str]) -> str:
-    """WebSocket's key (RFC 6455, section 4.2.1)."""
+    """Return WebSocket's key (RFC 6455, section 4.2.1). Raises Refused."""
     if method != b"GET":
         raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, "WebSocket's method must be GET", (("Allow", "GET"),))
     if headers.get("sec-websocket-version") != _WEBSOCKET_VERSION:

@@ -1,4 +1,4 @@
-"""What both transports are to those who use them: numbered streams of bytes to and from one client."""
+"""The common interface of both transports: numbered streams of bytes to and from one client."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ if TYPE_CHECKING:
 
 
 class Wire(Protocol):
-    """What a link needs of the client's connection that it goes over (`connection.ClientConnection`)."""
+    """What a link needs of the client's connection (`connection.ClientConnection`)."""
 
     page: Page
-    full: bool  # the client takes no more for now
-    fields: dict[str, object]  # of lines of the log: whose streams they are
+    full: bool  # the client accepts no more for now
+    fields: dict[str, object]  # for log lines: whose streams they are
 
     def write(self, data: Iterable[bytes | memoryview]) -> None:
-        """Send bytes. What does not fit at once is kept: ask `full` before anything large."""
+        """Send bytes. What does not fit is buffered: check `full` before sending much."""
 
     def write_page(self, frame: memoryview) -> None:
-        """Send from the page."""
+        """Send a part of the page."""
 
     def hold(self, length: int) -> None:
-        """So many bytes wait for a descriptor. With too many of them the client is not read until they are fewer."""
+        """Count bytes that wait for a descriptor. While there are too many the client is not read."""
 
     def release(self, length: int) -> None:
-        """So many of them wait no more."""
+        """Uncount bytes that no longer wait."""
 
     def end(self) -> None:
-        """Send what is waiting, and close."""
+        """Send the buffered bytes, and close."""
 
 
 class Listener(Protocol):
-    """Who uses a link. It is called on the loop, and not again after `lost`."""
+    """The user of a link. It is called on the event loop, and never after `lost`."""
 
     def opened(self, stream: int, headers: Mapping[str, str]) -> None:
-        """The client opened a stream (SPDY only). It is to be accepted or reset."""
+        """The client opened a stream (SPDY only). It must be accepted or reset."""
 
     def received(self, stream: int, data: memoryview) -> None:
-        """Bytes from the client; the view is good for this call only."""
+        """Bytes came from the client; the view is valid during this call only."""
 
     def ended(self, stream: int) -> None:
-        """The client has sent all that it will send on the stream."""
+        """The client will send nothing more on the stream."""
 
     def was_reset(self, stream: int) -> None:
-        """The client gave the stream up, both ways."""
+        """The client reset the stream, in both directions."""
 
     def writable(self) -> None:
         """`room` may have grown."""
 
     def lost(self) -> None:
-        """The client is gone."""
+        """The client has gone."""
 
 
 class Link(ABC):
@@ -64,11 +64,11 @@ class Link(ABC):
 
     @abstractmethod
     def begin(self) -> None:
-        """Say what the protocol begins with, right behind the answer to the request."""
+        """Send the protocol's first messages, right after the response to the request."""
 
     @abstractmethod
     def receive(self, data: memoryview) -> None:
-        """Take bytes from the wire. Raises ProtocolViolation, after which the connection is to be closed."""
+        """Process received bytes. Raises ProtocolViolation, after which the connection must be closed."""
 
     @abstractmethod
     def accept(self, stream: int) -> None:
@@ -76,32 +76,32 @@ class Link(ABC):
 
     @abstractmethod
     def room(self, stream: int) -> int:
-        """Bytes that may be sent at once now; 0 until `writable`."""
+        """Return how many bytes may be sent now; after 0 wait for `writable`."""
 
     @abstractmethod
     def send(self, stream: int, data: bytes) -> None:
-        """Send some bytes."""
+        """Send bytes."""
 
     @abstractmethod
     def send_page(self, stream: int, page: Page, length: int) -> None:
-        """Send the bytes that were read into a page, no more than `room`."""
+        """Send bytes that were read into a page, no more than `room`."""
 
     @abstractmethod
     def end(self, stream: int) -> None:
-        """Say that nothing more will be sent on a stream, where the protocol can say that."""
+        """Report that nothing more will be sent on a stream, if the protocol has a message for that."""
 
     @abstractmethod
     def reset(self, stream: int) -> None:
-        """Give a stream up, both ways, where the protocol can."""
+        """Reset a stream in both directions, if the protocol can."""
 
     @abstractmethod
     def consumed(self, stream: int, length: int) -> None:
-        """So many received bytes have found their place."""
+        """Report that received bytes have been processed."""
 
     @abstractmethod
     def keep_alive(self) -> None:
-        """Let the client hear something while nothing is read from it."""
+        """Send a sign of life while nothing is read from the client."""
 
     @abstractmethod
     def goodbye(self) -> None:
-        """Say that the connection ends in order."""
+        """Send the protocol's orderly end of the connection."""

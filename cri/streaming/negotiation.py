@@ -1,4 +1,4 @@
-"""Which of the protocols that a client offers is spoken with it."""
+"""Chooses one of the protocols that a client offers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ _ACCEPTED: Final = "X-Accepted-Stream-Protocol-Versions"
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What was agreed on: remotecommand's version, and whether a WebSocket's messages are in base64. `name` is for the
-    answer, empty when the client offered none."""
+    """The chosen protocol: remotecommand's version, and whether a WebSocket's messages are base64.
+
+    `name` is for the response; "" if the client offered none.
+    """
 
     name: str
     version: int
@@ -29,7 +31,7 @@ class Protocol:
 
 
 def remotecommand(transport: str, offered: Sequence[str]) -> Protocol:
-    """For exec and attach. Raises Refused."""
+    """Choose for exec and attach. Raises Refused."""
     if not offered:
         return Protocol("", version=1)
     for name in offered:
@@ -41,7 +43,7 @@ def remotecommand(transport: str, offered: Sequence[str]) -> Protocol:
 
 
 def portforward(transport: str, offered: Sequence[str]) -> Protocol:
-    """For port-forward; `TUNNEL` is SPDY in a WebSocket. Raises Refused."""
+    """Choose for port-forward; `TUNNEL` is SPDY in a WebSocket. Raises Refused."""
     if not offered:
         return Protocol("", version=4)
     for name in offered:
@@ -58,5 +60,5 @@ def portforward(transport: str, offered: Sequence[str]) -> Protocol:
 def _refused(offered: Sequence[str], accepted: tuple[str, ...]) -> Refused:
     headers = tuple((_ACCEPTED, name) for name in accepted)
     shown = ", ".join(offered)[:128]
-    message = f"none of the protocols {shown!r} is spoken here, only {', '.join(accepted)}"
+    message = f"none of the protocols {shown!r} is supported, only {', '.join(accepted)}"
     return Refused(HTTPStatus.FORBIDDEN, message, headers)

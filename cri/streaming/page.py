@@ -1,7 +1,7 @@
-"""Where what is sent is read into: with room for a frame's header before it, so that nothing is copied on its way.
+"""A buffer for data to send, with room for a frame's header in front, so that nothing is copied.
 
-Fresh memory for each read would cost more than the reading: above malloc's threshold every piece is mapped, faulted in
-page by page, and unmapped again.
+New memory for each read would cost more than the read: above malloc's threshold each buffer is mapped, faulted in page
+by page, and unmapped again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PAGE_BYTES: Final = 256 << 10
 
 
 class Page:
-    """One read's bytes. All connections share a page, as each has sent it, or taken another, before the next reads."""
+    """The data of one read. All connections share a page: each has sent or replaced it before the next one reads."""
 
     __slots__ = ("_view",)
 
@@ -21,15 +21,15 @@ class Page:
         self.renew()
 
     def renew(self) -> None:
-        """Leave the memory to who still sends from it, and use other."""
+        """Use new memory, because the old is still being sent."""
         self._view = memoryview(bytearray(_HEADROOM + PAGE_BYTES))
 
     def space(self, length: int) -> memoryview:
-        """Where to read at most so many bytes into."""
+        """Return the memory to read at most `length` bytes into."""
         return self._view[_HEADROOM : _HEADROOM + length]
 
     def framed(self, header: bytes, length: int) -> memoryview:
-        """The bytes that were read, behind a header."""
+        """Return the data that was read, behind a header."""
         start = _HEADROOM - len(header)
         self._view[start:_HEADROOM] = header
         return self._view[start : _HEADROOM + length]

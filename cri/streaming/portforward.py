@@ -1,4 +1,4 @@
-"""Port-forward: pairs of streams, one for the bytes of a connection to a port in the pod and one for its error."""
+"""Port-forward: a pair of streams for each connection to a port in the pod, one for data and one for an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger("crisp.streaming")
 
 
 class Pair:
-    """The two streams of one connection."""
+    """The two streams of a connection."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -31,15 +31,17 @@ class Pair:
         self.source: Source | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.ended = asyncio.Event()  # the client sends no more, or nobody takes it
-        self.drained = asyncio.Event()  # nothing more comes from the port
+        self.ended = asyncio.Event()  # the client sends no more, or the port accepts no more
+        self.drained = asyncio.Event()  # the port sends no more
         self.failure: OSError | None = None
 
 
 class PortForward:
-    """The listener of a link for port-forward. Over SPDY pairs come and go as the client opens their streams, those of
-    one connection having the same `requestID`; over WebSocket the pairs are there from the start, and the connection
-    ends with the last."""
+    """The listener of a link for port-forward.
+
+    Over SPDY, pairs come and go as the client opens streams; the streams of a pair have the same `requestID`. Over
+    WebSocket all pairs exist from the start, and the connection ends with the last one.
+    """
 
     def __init__(
         self, runtime: Runtime, link: Link, sandbox_id: str, patience: float, tasks: set[asyncio.Task[None]]
@@ -47,16 +49,16 @@ class PortForward:
         self._runtime = runtime
         self._link = link
         self._sandbox_id = sandbox_id
-        self._patience = patience  # seconds for the second stream of a pair
+        self._patience = patience  # seconds to wait for the second stream of a pair
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, Pair] = {}
-        self._pairs: dict[int, Pair] = {}  # by each of their streams
+        self._pairs: dict[int, Pair] = {}  # by stream; each pair is here twice
         self._fixed = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._all_tasks = tasks  # the server's, which waits for them when it closes
+        self._all_tasks = tasks  # the server's; it waits for them when it closes
 
     def forward(self, ports: Sequence[int]) -> None:
-        """Begin with the pairs of a WebSocket: the streams 2n and 2n+1 are those of port n."""
+        """Start the pairs of a WebSocket: streams 2n and 2n+1 belong to port n."""
         self._fixed = True
         for number, port in enumerate(ports):
             pair = Pair(port)
@@ -72,7 +74,7 @@ class PortForward:
             self._link.reset(stream)
             return
         data = kind == "data"
-        # Clients older than requestID open the error's stream first, and the data's right after it.
+        # Older clients without requestID open the error stream first, and the data stream right after it.
         request = headers.get("requestid") or f"stream {stream - 2 if data else stream}"
         pair = self._waiting.get(request)
         if pair is None:
@@ -140,7 +142,7 @@ class PortForward:
         self._tasks.discard(task)
         self._all_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("streaming failed unexpectedly", exc_info=error, extra=self._link.wire.fields)
+            _log.error("streaming failed by a bug in crisp", exc_info=error, extra=self._link.wire.fields)
         if self._fixed and not self._tasks:
             self._link.goodbye()
             self._link.wire.end()
@@ -169,12 +171,12 @@ class PortForward:
             self._forget(pair)
 
     async def _carry(self, pair: Pair, connection: socket.socket) -> None:
-        """Both directions, until both have ended; either may end before the other."""
+        """Copy both directions until both have ended; either may end first."""
         assert pair.data is not None
         assert pair.sink is not None
 
         def finish() -> None:
-            with contextlib.suppress(OSError):  # the other side is gone already, which the source finds out
+            with contextlib.suppress(OSError):  # the port has closed already; the source notices
                 connection.shutdown(socket.SHUT_WR)
             pair.ended.set()
 
@@ -189,18 +191,18 @@ class PortForward:
         pair.sink.open(connection.fileno(), finish)
         pair.source = Source(self._link, pair.data, connection.fileno(), finished)
         await pair.drained.wait()
-        if not self._fixed:  # over WebSocket the client cannot be told that one direction has ended
+        if not self._fixed:  # WebSocket has no message for the end of one direction
             await pair.ended.wait()
 
     def _report(self, pair: Pair, message: str) -> None:
-        _log.info("port not forwarded", extra=self._link.wire.fields | {"error": message})
+        _log.info("could not forward port", extra=self._link.wire.fields | {"error": message})
         if pair.error is not None:
             self._link.send(pair.error, message.encode())
         if pair.data is not None:
             self._link.reset(pair.data)
 
     def _forget(self, pair: Pair) -> None:
-        """End what of the pair has not ended."""
+        """End the streams of a pair that have not ended, and forget it."""
         if pair.timer is not None:
             pair.timer.cancel()
         if pair.sink is not None:
@@ -214,6 +216,6 @@ class PortForward:
 
 
 def _port(text: str) -> int:
-    """The number of a port, 0 for what is none. int() refuses thousands of digits with an error."""
+    """Parse a port's number; 0 if it is none. int() raises for thousands of digits."""
     digits = text.lstrip("0")
     return int(digits) if text.isascii() and digits.isdigit() and len(digits) < 6 and int(digits) <= _MAX_PORT else 0

@@ -1,7 +1,7 @@
-"""Between a descriptor and a stream of a link: one `Source` or `Sink` for each direction.
+"""Copies between descriptors and streams of a link: a `Source` or `Sink` for each direction.
 
-Neither reads ahead: a source reads when the client can be sent something, and what a sink cannot write at once makes
-the wire stop reading (`Wire.hold`), so that a slow end is felt by the other and memory stays bounded.
+Neither reads ahead. A source reads only when the client can receive; what a sink cannot write at once makes the
+connection stop reading (`Wire.hold`). So a slow end slows the other one down, and memory stays bounded.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from cri.streaming.page import PAGE_BYTES
 if TYPE_CHECKING:
     from cri.streaming.link import Link
 
-_TAIL: Final = 1 << 20  # bytes read of a command's output after its end: what it left behind may write for ever
+_TAIL: Final = 1 << 20  # bytes to read after a command's end: processes it left may write for ever
 _PIPE: Final = 1 << 20
 
 
 def widen(descriptor: int) -> None:
-    """Give a pipe room for more than its 64 KiB, as far as the machine lets: each byte then takes fewer wake-ups."""
-    with contextlib.suppress(OSError):  # not a pipe, or the user's share of pipes' memory is used up
+    """Enlarge a pipe beyond 64 KiB, as far as the system allows: data then takes fewer wake-ups."""
+    with contextlib.suppress(OSError):  # not a pipe, or the user's limit for pipe memory is reached
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE)
 
 
 class Source:
-    """Sends what a descriptor gives.
+    """Sends what is read from a descriptor.
 
-    `finished` is called once: with None at its end, with the error that ended it otherwise. The descriptor stays open.
+    `finished` is called once: with None at the end of the data, otherwise with the error. The descriptor stays open.
     """
 
     def __init__(self, link: Link, stream: int, descriptor: int, finished: Callable[[OSError | None], None]) -> None:
@@ -50,7 +50,7 @@ class Source:
         self.resume()
 
     def resume(self) -> None:
-        """Go on after the link had no room."""
+        """Continue after the link had no room."""
         if not self._over and not self._reading and self._link.room(self._stream):
             self._reading = True
             self._loop.add_reader(self._descriptor, self._ready)
@@ -58,8 +58,10 @@ class Source:
                 self._loop.call_soon(self._ready)
 
     def until_dry(self) -> None:
-        """End when nothing more can be read at once, though somebody might still write: the command has ended, and a
-        child that it left behind may hold its output for ever."""
+        """End when nothing more can be read at once.
+
+        For a command that has ended: a child that it left behind may keep its output open for ever.
+        """
         self._until_dry = True
         if self._reading:
             self._loop.call_soon(self._ready)
@@ -106,10 +108,10 @@ class Source:
 
 
 class Sink:
-    """Writes what the client sends into a descriptor.
+    """Writes what the client sends to a descriptor.
 
-    `finish` is called once, when the client's last byte is written or nothing can be written any more; it closes the
-    descriptor, or half of it. What comes before `open` is kept.
+    `finish` is called once, after the client's last byte is written or when writing fails; it closes the descriptor or
+    one direction of it. Data that comes before `open` is kept.
     """
 
     def __init__(self, link: Link, stream: int) -> None:
@@ -124,7 +126,7 @@ class Sink:
         self._over = False
 
     def open(self, descriptor: int, finish: Callable[[], None]) -> None:
-        """Where to write; -1 to drop everything."""
+        """Set the descriptor; -1 drops all data."""
         self._descriptor, self._finish = descriptor, finish
         if descriptor >= 0:
             widen(descriptor)
@@ -135,7 +137,7 @@ class Sink:
         self._end_if_done()
 
     def write(self, data: memoryview) -> None:
-        """Write, or keep a copy and make the wire wait."""
+        """Write, or keep a copy and make the connection wait."""
         if self._over or self._ending:
             self._link.consumed(self._stream, len(data))
             return
@@ -151,12 +153,12 @@ class Sink:
         self._link.wire.hold(len(data))
 
     def end(self) -> None:
-        """The client sends nothing more."""
+        """Handle the end of the client's data."""
         self._ending = True
         self._end_if_done()
 
     def close(self) -> None:
-        """Stop, and forget what was not written; `finish` is not called any more."""
+        """Stop, and drop unwritten data; `finish` is not called any more."""
         self._over = True
         if self._waiting and self._descriptor >= 0:
             self._loop.remove_writer(self._descriptor)
@@ -183,7 +185,7 @@ class Sink:
         self._end_if_done()
 
     def _write(self, data: memoryview) -> int:
-        """Bytes written; a reader that is gone ends the sink, not the connection: the command may still say much."""
+        """Write; return the bytes written. If the reader is gone only the sink ends: output may follow."""
         try:
             return os.write(self._descriptor, data)
         except (BlockingIOError, InterruptedError):

@@ -1,4 +1,4 @@
-"""Exec and attach: five streams (standard input, output and error, the outcome, the terminal's size) and a command."""
+"""Exec and attach: connects a command with five streams (stdin, stdout, stderr, the outcome, the terminal's size)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger("crisp.streaming")
 
 
 class Channel(IntEnum):
-    """Numbers of the streams over WebSocket; over SPDY they are told apart by the header `streamType`."""
+    """Stream numbers over WebSocket; over SPDY the header `streamType` tells them apart."""
 
     STDIN = 0
     STDOUT = 1
@@ -33,20 +33,20 @@ class Channel(IntEnum):
     RESIZE = 4
 
 
-_TERMINAL_SECONDS: Final = 0.05  # in which a terminal's last output finds its way through the kernel
+_TERMINAL_SECONDS: Final = 0.05  # for a terminal's last output to pass through the kernel
 _OUTPUTS: Final = (Channel.STDOUT, Channel.STDERR)
 _TYPES: Final = {channel.name.lower(): channel for channel in Channel}
 
 
 def greeting(command: Command) -> list[tuple[int, bytes]]:
-    """What WebSocket clients wait for before they believe that they are connected: an empty message."""
+    """Return the empty message that WebSocket clients wait for before they consider themselves connected."""
     if command.stdout:
         return [(Channel.STDOUT, b"")]
     return [(Channel.STDERR if command.stderr else Channel.ERROR, b"")]
 
 
 class RemoteCommand:
-    """The listener of a link on which a command runs; `run` is its life. `streams` are those that are there already."""
+    """The listener of a link for a command. `streams` are those that exist from the start (WebSocket)."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class RemoteCommand:
         self._link = link
         self._command = command
         self._version = version
-        self._patience = patience  # seconds for the streams to be opened
+        self._patience = patience  # seconds to wait for the streams to be opened
         self._streams = dict(streams)
         self._complete = asyncio.Event()
         self._sources: dict[Channel, Source] = {}
@@ -130,7 +130,7 @@ class RemoteCommand:
         except PodError as error:
             outcome = Outcome(None, str(error))
         except Exception as error:
-            _log.error("streaming failed unexpectedly", exc_info=error, extra=self._link.wire.fields)
+            _log.error("streaming failed by a bug in crisp", exc_info=error, extra=self._link.wire.fields)
             outcome = Outcome(None, f"{type(error).__name__}: {error}")
         await self._finish(outcome)
 
@@ -146,11 +146,11 @@ class RemoteCommand:
             self._disconnect()
             await session.close()
         if self._command.argv is None:
-            return Outcome(0)  # attaching went well, however the container ended: what kubectl expects of every runtime
-        return Outcome(code, "" if code is not None else "how the command ended is not known")
+            return Outcome(0)  # kubectl expects success, however the container ended
+        return Outcome(code, "" if code is not None else "the command's exit code is unknown")
 
     async def _drain_to_the_end(self) -> None:
-        """A command's output ends with the command, whoever else holds it open; a container's ends by itself."""
+        """End the output of a command with it, even if a child keeps it open. A container's output ends by itself."""
         if self._command.tty:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TERMINAL_SECONDS):
@@ -184,7 +184,7 @@ class RemoteCommand:
         self._check_drained()
 
     def _drain(self, channel: Channel, _: OSError | None) -> None:
-        """An output ended, or cannot be read any more, which is as good as that."""
+        """Handle the end of an output, or a read error, which is treated as the end."""
         del self._sources[channel]
         self._link.end(self._streams.get(channel, -1))
         self._check_drained()
@@ -215,7 +215,7 @@ class RemoteCommand:
             self._resizing.cancel()
 
     def _resize(self) -> None:
-        """Tell the terminal its size: the newest one, one at a time."""
+        """Set the terminal's size to the latest one; one call at a time."""
         if self._size and self._session and (self._resizing is None or self._resizing.done()):
             self._resizing = asyncio.get_running_loop().create_task(self._resize_to_newest(self._session))
 
@@ -225,10 +225,10 @@ class RemoteCommand:
             try:
                 await session.resize(width, height)
             except PodError as error:
-                _log.debug("terminal not resized", extra=self._link.wire.fields | {"error": error})
+                _log.debug("could not resize terminal", extra=self._link.wire.fields | {"error": error})
 
     async def _finish(self, outcome: Outcome) -> None:
-        """Tell how it ended, and end everything."""
+        """Send the outcome and end all streams."""
         error = self._streams.get(Channel.ERROR, -1)
         if outcome.failure:
             _log.info("streaming command failed", extra=self._link.wire.fields | {"error": outcome.failure})

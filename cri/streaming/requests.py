@@ -1,4 +1,4 @@
-"""What kubelet asked for over CRI, kept until a client comes with its token."""
+"""Requests that kubelet made over CRI, kept until a client comes with the token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Exec, or attach when `argv` is None."""
+    """An exec, or an attach if `argv` is None."""
 
     container_id: str
     argv: tuple[str, ...] | None
@@ -19,7 +19,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Port-forward; the ports are those of a WebSocket client, SPDY's name theirs themselves."""
+    """A port-forward. `ports` is for WebSocket clients; SPDY clients name the port with each stream."""
 
     sandbox_id: str
     ports: tuple[int, ...]
@@ -29,7 +29,7 @@ Request = Command | Ports
 
 
 def kind(request: Request) -> str:
-    """The first word of the request's URL."""
+    """Return the first component of the request's URL path."""
     if isinstance(request, Ports):
         return "portforward"
     return "attach" if request.argv is None else "exec"

@@ -1,24 +1,24 @@
-"""Sizes of a terminal, as clients send them: JSON values one after another, in pieces cut anywhere."""
+"""Parses terminal sizes from clients: a sequence of JSON values, split anywhere."""
 
 from __future__ import annotations
 
 import json
 from typing import Final
 
-_MOST_BYTES: Final = 1 << 10  # of a value that is not complete
+_MOST_BYTES: Final = 1 << 10  # of an incomplete value
 _MOST: Final = 0xFFFF
 _decoder = json.JSONDecoder()
 
 
 class Sizes:
-    """Collects pieces."""
+    """Collects the data and parses it."""
 
     def __init__(self) -> None:
         self._text = ""
         self._broken = False
 
     def feed(self, data: memoryview) -> tuple[int, int] | None:
-        """Width and height of the last size that is complete with `data`. After what is no JSON there is none ever."""
+        """Return width and height of the last complete size in the data so far. After invalid JSON always None."""
         if self._broken:
             return None
         text = self._text + bytes(data).decode("latin-1")

@@ -1,4 +1,4 @@
-"""What the streaming server needs of the node (`pods.node.Node` has it)."""
+"""The interface of the node that the streaming server uses; `pods.node.Node` implements it."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Protocol
 
 
 class Session(Protocol):
-    """A command's or container's streams. Descriptors are nonblocking and the session's, -1 where there is none."""
+    """The streams of a command or container: non-blocking descriptors that the session owns, -1 for missing ones."""
 
     @property
     def stdin(self) -> int:
-        """To write to."""
+        """Descriptor to write to."""
 
     @property
     def stdout(self) -> int:
-        """To read; of a terminal, all there is."""
+        """Descriptor to read; a terminal's only output."""
 
     @property
     def stderr(self) -> int:
-        """To read."""
+        """Descriptor to read."""
 
     async def resize(self, width: int, height: int) -> None:
         """Set the terminal's size, in characters. Raises PodError."""
 
     async def wait(self) -> int | None:
-        """The exit code once the command, or the container, has ended. Raises PodError."""
+        """Wait for the end of the command or container, and return its exit code. Raises PodError."""
 
     def close_stdin(self) -> None:
-        """The client sends no more."""
+        """Close stdin: the client sends no more."""
 
     async def close(self) -> None:
-        """The end, or the client went away."""
+        """End the session."""
 
 
 class Runtime(Protocol):
-    """Where commands run and ports are."""
+    """Runs commands in containers and opens ports of pods."""
 
     async def open_exec(
         self, container_id: str, argv: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
@@ -47,4 +47,4 @@ class Runtime(Protocol):
         """Attach to a container. Raises PodError."""
 
     async def open_port(self, sandbox_id: str, port: int) -> socket.socket:
-        """A nonblocking connection to a port on the pod's loopback. Raises PodError."""
+        """Connect to a port on the pod's loopback. Returns a non-blocking socket. Raises PodError."""

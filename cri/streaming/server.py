@@ -1,4 +1,4 @@
-"""The streaming server: listens, hands out URLs, and turns the requests that come to them into commands and ports."""
+"""The streaming server: listens, issues URLs, and turns requests to them into commands and forwarded ports."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from cri.streaming.websocket import WebSocketLink
 if TYPE_CHECKING:
     from cri.streaming.runtime import Runtime
 
-_MAX_PAIRS: Final = 100  # of a WebSocket, whose channels are numbered in one byte
+_MAX_PAIRS: Final = 100  # per WebSocket: a channel's number is one byte
 _CLOSE_SECONDS: Final = 5.0
 
 
 class StreamingServer:
-    """Serves what `url` was asked for. All its methods run on the daemon's loop."""
+    """Serves the requests that URLs were issued for. All methods run on the daemon's event loop."""
 
     def __init__(self, runtime: Runtime, address: StreamAddress, timeouts: Timeouts | None = None) -> None:
         self._runtime = runtime
@@ -68,12 +68,12 @@ class StreamingServer:
         self._base = f"{'https' if context else 'http'}://{address.host}:{port}"
 
     def reload_certificates(self) -> None:
-        """Serve new connections with what the files hold now. Raises StartupError, having changed nothing."""
-        if self._tls is not None and _tls(self._address) is not None:  # tried on another context first
+        """Use the present certificate files for new connections. On an error (StartupError) nothing changes."""
+        if self._tls is not None and _tls(self._address) is not None:  # tested with another context first
             _load_certificates(self._tls, self._address)
 
     async def close(self) -> None:
-        """Stop listening and end what is served; exec'd commands end with it, containers do not."""
+        """Stop listening and end all connections; exec'd commands end with them, containers do not."""
         if self._server is None:
             return
         self._server.close()
@@ -87,15 +87,15 @@ class StreamingServer:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody is connected, and nothing of earlier connections is left."""
+        """Whether no connection is open and all earlier ones are cleaned up."""
         return not self.guests and not self._tasks
 
     def url(self, request: Request) -> str:
-        """Where a client finds what is requested, once and within a minute. Raises TooManyPending."""
+        """Return a URL for the request, valid once and for one minute. Raises TooManyPending."""
         return f"{self._base}/{kind(request)}/{self._tokens.issue(request)}"
 
     def connection(self) -> ClientConnection:
-        """What serves a connection: asyncio calls this for each."""
+        """Make the protocol object for a connection, as asyncio's factory."""
         return ClientConnection(self._accept, self._buffer, self._page, self._timeouts, self.guests)
 
     def _accept(self, wire: ClientConnection, upgrade: Upgrade) -> tuple[Link, str]:
@@ -103,7 +103,8 @@ class StreamingServer:
         wanted, _, token = rest.partition("/")
         request = self._tokens.redeem(token)
         if request is None or kind(request) != wanted:
-            raise Refused(HTTPStatus.NOT_FOUND, "there is no such request: a URL can be used once, within a minute")
+            reason = "unknown or expired URL: each can be used once, within a minute; request a new one"
+            raise Refused(HTTPStatus.NOT_FOUND, reason)
         wire.label = (wanted, "spdy" if upgrade.transport == SPDY else "websocket")
         if isinstance(request, Ports):
             wire.fields = {"stream": wanted, "sandbox": request.sandbox_id}
@@ -154,7 +155,7 @@ class StreamingServer:
 
 
 def _tls(address: StreamAddress) -> ssl.SSLContext | None:
-    """The context to serve with; None without TLS. Raises StartupError."""
+    """Return the TLS context; None without TLS. Raises StartupError."""
     if address.cert is None or address.key is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -164,7 +165,7 @@ def _tls(address: StreamAddress) -> ssl.SSLContext | None:
 
 
 def _load_certificates(context: ssl.SSLContext, address: StreamAddress) -> None:
-    assert address.cert is not None, "TLS takes a certificate"
+    assert address.cert is not None, "TLS needs a certificate"
     try:
         context.load_cert_chain(address.cert, address.key)
         if address.ca is not None:

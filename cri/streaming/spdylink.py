@@ -1,4 +1,4 @@
-"""Streams over SPDY/3.1, on the wire itself or in the messages of a WebSocket."""
+"""A link over SPDY/3.1, either directly on the connection or inside WebSocket messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SERVER: Final = False
 
 
 class SpdyLink(Link):
-    """A SPDY connection; its streams are known by SPDY's ids."""
+    """A SPDY connection; stream numbers are SPDY's ids."""
 
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire)
@@ -94,7 +94,7 @@ class SpdyLink(Link):
 
 
 class TunnelledSpdyLink(SpdyLink):
-    """SPDY in the binary messages of a WebSocket, cut anywhere: what `SPDY/3.1+portforward.k8s.io` is."""
+    """SPDY inside a WebSocket's binary messages, split anywhere: the protocol `SPDY/3.1+portforward.k8s.io`."""
 
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire)

@@ -1,4 +1,4 @@
-"""How a command ended, as the error stream tells it: metav1.Status in JSON from version 4 on, text before."""
+"""A command's outcome on the error stream: metav1.Status in JSON from version 4 on, before that text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The exit code, or what went wrong instead."""
+    """The exit code, or the failure that prevented one."""
 
     code: int | None
     failure: str = ""
 
     def encoded(self, version: int) -> bytes:
-        """What goes on the error stream: nothing for success in versions below 4."""
+        """Return the message for the error stream: empty for success in versions below 4."""
         if version >= 4:
             return json.dumps(self._status()).encode()
         return b"" if self.code == 0 else self._message().encode()

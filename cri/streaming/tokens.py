@@ -1,4 +1,4 @@
-"""Tokens: each stands for one request, once, for a minute."""
+"""Tokens for requests: each is valid once, for one minute."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _BYTES: Final = 16  # of randomness
 
 
 class Tokens:
-    """Requests whose clients have not come yet. `now` is a monotonic clock in seconds."""
+    """The requests whose clients have not come yet. `now` is a monotonic clock in seconds."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._requests: dict[str, tuple[float, Request]] = {}  # the oldest first
+        self._requests: dict[str, tuple[float, Request]] = {}  # oldest first
 
     def issue(self, request: Request) -> str:
-        """A token for the request. Raises TooManyPending."""
+        """Return a new token for the request. Raises TooManyPending."""
         self._expire()
         if len(self._requests) >= _MOST:
-            raise TooManyPending(f"streaming request: {_MOST} others are waiting for their clients")
+            raise TooManyPending(f"streaming request: {_MOST} others wait for their clients: try again later")
         token = secrets.token_urlsafe(_BYTES)
         self._requests[token] = (self._now() + LIFETIME_SECONDS, request)
         return token
 
     def redeem(self, token: str) -> Request | None:
-        """The request of a token, which is then worth nothing any more; None if it is not worth anything now."""
+        """Return the request of a valid token, and invalidate it; None for any other."""
         self._expire()
         _, request = self._requests.pop(token, (0.0, None))
         return request

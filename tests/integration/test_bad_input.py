@@ -93,7 +93,7 @@ def _entries(daemon: Daemon, place: str) -> list[str]:
 def _assert_no_surprise(daemon: Daemon) -> None:
     log = (daemon.directory / "crispd.log").read_text(errors="replace")
     assert "Traceback" not in log
-    assert "failed unexpectedly" not in log
+    assert "failed by a bug in crisp" not in log
 
 
 @contextmanager

@@ -237,7 +237,7 @@ def test_what_cannot_be_adjusted_and_what_two_plugins_want_is_refused(daemon: Da
         with pytest.raises(grpc.RpcError, match=r"02-two: CreateContainer: adjust.linux.rdt: crisp cannot adjust"):
             pod.create("true")
         two.answers["CreateContainer"] = nri.CreateContainerResponse(adjust=mine)
-        with pytest.raises(grpc.RpcError, match="env A: plugin 01-one has set it already"):
+        with pytest.raises(grpc.RpcError, match="env A: already set by plugin 01-one"):
             pod.create("true")
         two.answers["CreateContainer"] = nri.CreateContainerResponse(adjust=outside)
         with pytest.raises(grpc.RpcError, match=r"adjust\.linux\.resources\.unified: '\.\./cgroup\.procs' must be"):
@@ -406,7 +406,7 @@ def test_the_default_socket_may_be_anothers_any_other_must_be_free(
     with Plugin.connected(socket):  # the first one still serves it
         pass
     (tmp_path / "file").touch()
-    with pytest.raises(DaemonFailed, match="nri_socket: make way for"), Daemon.running(
+    with pytest.raises(DaemonFailed, match="nri_socket: remove the old socket"), Daemon.running(
         f"--nri-socket={tmp_path}/file/nri.sock"
     ):
         pass

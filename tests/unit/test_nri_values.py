@@ -65,9 +65,9 @@ def test_limits_that_cannot_be(limits: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        (_adjust(annotations={"": "x"}), "annotations '': is no name and value"),
-        (_adjust(env=[nri.KeyValue(key="A=B")]), "env 'A': is no name and value of a variable"),
-        (_adjust(env=[nri.KeyValue(key="A", value="b\0")]), "env 'A': is no name and value of a variable"),
+        (_adjust(annotations={"": "x"}), "annotations '': must be a name and a value"),
+        (_adjust(env=[nri.KeyValue(key="A=B")]), "env 'A': must be the name and value of a variable"),
+        (_adjust(env=[nri.KeyValue(key="A", value="b\0")]), "env 'A': must be the name and value of a variable"),
         (_adjust(args=["sh", "a\0"]), "args[1]: contains a NUL byte"),
         (_adjust(mounts=[nri.Mount(destination="a", source="/s")]), "mounts: destination: 'a' must be an absolute"),
         (_adjust(mounts=[nri.Mount(destination="/..", source="/s")]), "mounts: destination: '/..' must be an absolute"),
@@ -98,9 +98,9 @@ def test_limits_that_cannot_be(limits: dict[str, Any], said: str) -> None:
             ]),
             "linux.seccomp_policy.syscalls[0].args.op: '==' must be one of SCMP_CMP_",
         ),
-        (_linux(io_priority=nri.LinuxIOPriority(**{"class": 9})), "linux.io_priority.class: 9 is not one that NRI"),
-        (_linux(scheduler=nri.LinuxScheduler(policy=99)), "linux.scheduler.policy: 99 is not one that NRI"),
-        (_linux(memory_policy=nri.LinuxMemoryPolicy(flags=[77])), "linux.memory_policy.flags: 77 is not one that NRI"),
+        (_linux(io_priority=nri.LinuxIOPriority(**{"class": 9})), "linux.io_priority.class: 9 is unknown in NRI"),
+        (_linux(scheduler=nri.LinuxScheduler(policy=99)), "linux.scheduler.policy: 99 is unknown in NRI"),
+        (_linux(memory_policy=nri.LinuxMemoryPolicy(flags=[77])), "linux.memory_policy.flags: 77 is unknown in NRI"),
     ],
 )  # fmt: skip
 def test_an_adjustment_that_cannot_be(wanted: nri.ContainerAdjustment, said: str) -> None:

@@ -1,9 +1,9 @@
-"""SPDY/3.1 without I/O, both sides of it: https://www.chromium.org/spdy/spdy-protocol/spdy-protocol-draft3-1/.
+"""SPDY/3.1 without I/O, both sides: https://www.chromium.org/spdy/spdy-protocol/spdy-protocol-draft3-1/.
 
-Bytes go into `Connection.receive`, events come out; what it wants written comes from `Connection.take`.
+Received bytes go into `Connection.receive`, which returns events; `Connection.take` returns the bytes to send.
 
-The peer that matters is moby/spdystream, which kubelet, the API server and crictl are built on. It neither sends nor
-honours WINDOW_UPDATE and SETTINGS, so flow control here is with those only that show that they do it (`windows`).
+The peer that matters is moby/spdystream, used by kubelet, the API server and crictl. It neither sends nor honours
+WINDOW_UPDATE and SETTINGS. So flow control is used only with peers that show that they implement it (`windows`).
 """
 
 from cri.streaming.spdy.connection import Connection, Limits

@@ -1,4 +1,4 @@
-"""A connection's streams, their states and windows; what each frame does to them."""
+"""The streams of a connection, with their states and windows, and the effect of each frame on them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Buffer = bytes | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a peer may ask of us."""
+    """Limits on what a peer may demand."""
 
     streams: int = 256  # open at once
     control_bytes: int = 64 << 10
@@ -48,10 +48,10 @@ class _Stream:
 
 
 class Connection:
-    """One end of a connection. A stream is known by its id: odd ones are the client's.
+    """One end of a connection. Streams are numbered; odd ids are the client's.
 
-    `receive` raises ProtocolViolation when the peer broke the protocol; the GOAWAY that tells it so is then among
-    what `take` gives, and the connection is to be closed.
+    `receive` raises ProtocolViolation if the peer breaks the protocol. `take` then has the GOAWAY that tells it, after
+    which the connection must be closed.
     """
 
     def __init__(self, *, client: bool, limits: Limits | None = None) -> None:
@@ -85,12 +85,12 @@ class Connection:
     # -- what is said -------------------------------------------------------------------------------------------------
 
     def take(self) -> list[Buffer]:
-        """What has to be written, in order."""
+        """Return the bytes to send, in order, and forget them."""
         output, self._output = self._output, []
         return output
 
     def open(self, headers: Mapping[str, str], *, fin: bool = False) -> int:
-        """Open a stream; with `fin` nothing will be sent on it. Its id."""
+        """Open a stream and return its id; with `fin` nothing will be sent on it."""
         number = self._next
         self._next += 2
         self._streams[number] = stream = self._new_stream(replied=False)
@@ -106,20 +106,19 @@ class Connection:
             self._output.append(frames.syn_reply(number, self._compress.block(headers or {})))
 
     def room(self, number: int) -> int:
-        """Bytes that may be sent on a stream now. Of one that is over they would be dropped, so there is room."""
+        """Return how many bytes may be sent on a stream. An ended stream has room, because its bytes are dropped."""
         stream = self._streams.get(number)
         if stream is None or stream.ended_here or not self._peer_has_windows:
             return frames.MAX_DATA
         return max(0, min(stream.send.left, self._send.left))
 
     def send(self, number: int, data: Buffer) -> None:
-        """Send bytes, no more than `room` of them. On a stream that is over they are dropped."""
+        """Send bytes, no more than `room`. Bytes for an ended stream are dropped."""
         if data and (header := self.send_header(number, len(data))):
             self._output += (header, data)
 
     def send_header(self, number: int, length: int) -> bytes:
-        """For who writes the bytes himself, behind what `take` gave: what goes before them, or nothing if they are to
-        be dropped."""
+        """Return the header for bytes that the caller sends itself, after what `take` returned; b"" to drop them."""
         stream = self._streams.get(number)
         if stream is None or stream.ended_here:
             return b""
@@ -128,7 +127,7 @@ class Connection:
         return frames.data_header(number, length)
 
     def end(self, number: int) -> None:
-        """Say that nothing more will be sent on a stream."""
+        """End a stream: nothing more will be sent on it."""
         stream = self._streams.get(number)
         if stream is not None and not stream.ended_here:
             stream.ended_here = True
@@ -136,12 +135,12 @@ class Connection:
             self._drop_if_over(number, stream)
 
     def reset(self, number: int, status: ResetStatus = ResetStatus.CANCEL) -> None:
-        """Give a stream up, both ways."""
+        """Reset a stream, in both directions."""
         if self._streams.pop(number, None) is not None:
             self._output.append(frames.pair(Type.RST_STREAM, number, status))
 
     def consumed(self, number: int, length: int) -> None:
-        """Bytes that were received have found their place: the peer may send as many more."""
+        """Report received bytes as processed: the peer may send as many more."""
         if more := self._receive.give_back(length):
             self._output.append(frames.pair(Type.WINDOW_UPDATE, 0, more))
         stream = self._streams.get(number)
@@ -149,26 +148,26 @@ class Connection:
             self._output.append(frames.pair(Type.WINDOW_UPDATE, number, more))
 
     def ping(self) -> int:
-        """Ask for a sign of life: `Pong` with this number."""
+        """Send a ping and return its number; `Pong` will have it."""
         number = self._pings
         self._pings = self._pings + 2 if self._pings < windows.LARGEST else 2 - self._parity
         self._output.append(frames.ping(number))
         return number
 
     def go_away(self, status: GoAwayStatus = GoAwayStatus.OK) -> None:
-        """Say that no new streams are taken."""
+        """Announce that new streams are refused."""
         if not self._going:
             self._going = True
             self._output.append(frames.pair(Type.GOAWAY, self._last_from_peer, status))
 
     def streams(self) -> tuple[int, ...]:
-        """The ids of the streams that are not over."""
+        """Return the ids of the open streams."""
         return tuple(self._streams)
 
     # -- what is heard ------------------------------------------------------------------------------------------------
 
     def receive(self, data: Buffer) -> list[Event]:
-        """What the bytes mean. Raises ProtocolViolation."""
+        """Process received bytes and return the events. Raises ProtocolViolation."""
         events: list[Event] = []
         try:
             for frame in self._decoder.feed(memoryview(data)):
@@ -199,7 +198,7 @@ class Connection:
             self._ended(frame.stream, stream, events)
 
     def _stray(self, frame: Data, stream: _Stream | None) -> None:
-        """Data of no stream: an error if there never was one; else it was under way when the stream ended."""
+        """Handle data of an unknown or ended stream: an error, unless the data was sent before the stream ended."""
         self.consumed(frame.stream, len(frame.data))
         if stream is not None:
             self.reset(frame.stream, ResetStatus.STREAM_ALREADY_CLOSED)
@@ -229,11 +228,11 @@ class Connection:
             case Type.WINDOW_UPDATE:
                 self._window_update(*frames.read_pair(frame.payload), events)
             case _:
-                pass  # section 2.2.1: control frames that one does not know are ignored
+                pass  # section 2.2.1: unknown control frames are ignored
 
     def _syn_stream(self, frame: Control, events: list[Event]) -> None:
         number, block = frames.read_syn_stream(frame.payload)
-        headers = self._decompress.headers(block)  # of a refused stream as well: the history goes on
+        headers = self._decompress.headers(block)  # also for a refused stream: the compression state must advance
         if number % 2 == self._parity or number <= self._last_from_peer:
             raise ProtocolViolation(f"open stream: id {number} after {self._last_from_peer}")
         self._last_from_peer = number
@@ -300,7 +299,7 @@ class Connection:
         events.append(WindowOpened(number))
 
     def _fail(self, number: int, status: ResetStatus, events: list[Event]) -> None:
-        """End a stream for the peer's fault; whoever uses it learns of it as of a reset."""
+        """Reset a stream for the peer's error; its user gets the event of a reset."""
         self.reset(number, status)
         events.append(Reset(number, status))
 

@@ -1,4 +1,4 @@
-"""What `Connection.receive` tells of."""
+"""The events that `Connection.receive` returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The peer opened a stream; it waits for `reply` or `reset`."""
+    """The peer opened a stream; answer with `reply` or `reset`."""
 
     stream: int
     headers: Mapping[str, str]
@@ -24,7 +24,7 @@ class Replied:
 
 @dataclass(slots=True)
 class Received:
-    """Bytes of a stream. `data` is a view of what `receive` was given: it is over with the next call."""
+    """Bytes of a stream. `data` is a view of the argument of `receive`, valid until the next call."""
 
     stream: int
     data: memoryview
@@ -32,14 +32,14 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The peer has sent all that it will send on the stream."""
+    """The peer will send nothing more on the stream."""
 
     stream: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The peer gave the stream up, both ways."""
+    """The peer reset the stream, in both directions."""
 
     stream: int
     status: int
@@ -47,21 +47,21 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class WindowOpened:
-    """More may be sent on the stream; on all of them when it is 0."""
+    """More may be sent on the stream, or on all streams if it is 0."""
 
     stream: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The answer to a ping of ours."""
+    """The answer to our ping."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class GoneAway:
-    """The peer takes no new streams; those above `last` were not looked at."""
+    """The peer refuses new streams, and has ignored those above `last`."""
 
     last: int
     status: int

@@ -1,7 +1,6 @@
-"""Frames on the wire: 8 bytes, then a payload of at most 2^24-1 (specification, section 2.2).
+"""Frames: a header of 8 bytes and a payload of at most 2^24-1 bytes (specification, section 2.2).
 
-Data frames are passed on in the pieces in which they arrive; a control frame is collected first, which is why its
-length is bounded.
+The bytes of a data frame are passed on as they arrive. A control frame is collected first, so its length is bounded.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class GoAwayStatus(IntEnum):
 
 
 class Setting(IntEnum):
-    """The settings that mean something here (section 2.6.4)."""
+    """The settings used here (section 2.6.4)."""
 
     MAX_CONCURRENT_STREAMS = 4
     INITIAL_WINDOW_SIZE = 7
@@ -69,7 +68,7 @@ class Setting(IntEnum):
 
 @dataclass(slots=True)
 class Control:
-    """A control frame; `payload` is a view that ends with the next bytes fed."""
+    """A control frame; `payload` is a view, valid until the next bytes are fed."""
 
     type: int
     flags: int
@@ -78,7 +77,7 @@ class Control:
 
 @dataclass(slots=True)
 class Data:
-    """A piece of a data frame; `fin` comes with its last one."""
+    """A part of a data frame; `fin` is set on the last part."""
 
     stream: int
     data: memoryview
@@ -86,17 +85,17 @@ class Data:
 
 
 class Decoder:
-    """Cuts a stream of bytes into frames."""
+    """Splits bytes into frames."""
 
     def __init__(self, max_control: int) -> None:
         self._max_control = max_control
-        self._held = bytearray()  # a header or a control frame that has not come whole yet
-        self._stream = 0  # whose data frame is under way,
-        self._fin = False  # whether it is the stream's last,
-        self._left = 0  # and what of it has still to come
+        self._held = bytearray()  # an incomplete header or control frame
+        self._stream = 0  # of the unfinished data frame
+        self._fin = False  # whether that frame ends the stream
+        self._left = 0  # bytes of it that are still to come
 
     def feed(self, view: memoryview) -> Iterator[Control | Data]:
-        """The frames that are complete with `view`. Raises ProtocolViolation."""
+        """Yield the frames that are complete with `view`. Raises ProtocolViolation."""
         while view:
             if self._left:
                 piece, view = view[: self._left], view[self._left :]
@@ -113,7 +112,7 @@ class Decoder:
                 yield from self._data(first, second)
 
     def _whole(self, view: memoryview) -> tuple[memoryview | None, memoryview]:
-        """The next frame (of a data frame its header) and what comes after it; None while it is not all there."""
+        """Return the next frame (only the header of a data frame) and the remaining bytes; None if it is incomplete."""
         if not self._held and len(view) >= HEADER.size and len(view) >= (size := self._size(view)):
             return view[:size], view[size:]
         view = self._hold(view, HEADER.size)
@@ -127,13 +126,13 @@ class Decoder:
         return frame, view
 
     def _hold(self, view: memoryview, size: int) -> memoryview:
-        """Keep what is missing to `size` bytes; what is left of `view`."""
+        """Keep the missing bytes up to `size`; return the rest of `view`."""
         missing = max(0, size - len(self._held))
         self._held += view[:missing]
         return view[missing:]
 
     def _size(self, header: memoryview | bytearray) -> int:
-        """Bytes of a frame with this header that are collected; the header alone for data."""
+        """Return how many bytes of a frame to collect: all of a control frame, only the header of a data frame."""
         first: int
         second: int
         first, second = HEADER.unpack_from(header)
@@ -154,7 +153,7 @@ class Decoder:
 
 
 def data_header(stream: int, length: int, *, fin: bool = False) -> bytes:
-    """What goes before `length` bytes of a stream."""
+    """Return the header for `length` bytes of a stream."""
     return HEADER.pack(stream, (FIN << 24 if fin else 0) | length)
 
 
@@ -171,7 +170,7 @@ def syn_reply(stream: int, block: bytes) -> bytes:
 
 
 def pair(kind: Type, first: int, second: int) -> bytes:
-    """RST_STREAM, GOAWAY and WINDOW_UPDATE: two numbers."""
+    """Encode RST_STREAM, GOAWAY or WINDOW_UPDATE, which have two numbers."""
     return control(kind, 0, _PAIR.pack(first, second))
 
 
@@ -185,17 +184,17 @@ def settings(values: Mapping[int, int]) -> bytes:
 
 
 def read_syn_stream(payload: memoryview) -> tuple[int, memoryview]:
-    """The stream's id and the block of headers."""
+    """Return the stream's id and the header block."""
     if len(payload) < _SYN_STREAM.size:
-        raise ProtocolViolation("read SYN_STREAM: it is cut off")
+        raise ProtocolViolation("read SYN_STREAM: the frame is too short")
     number: int = _SYN_STREAM.unpack_from(payload)[0]
     return number & _ID, payload[_SYN_STREAM.size :]
 
 
 def read_with_headers(payload: memoryview) -> tuple[int, memoryview]:
-    """Of SYN_REPLY and HEADERS: the stream's id and the block of headers."""
+    """Return the stream's id and the header block of SYN_REPLY or HEADERS."""
     if len(payload) < _U32.size:
-        raise ProtocolViolation("read headers: the frame is cut off")
+        raise ProtocolViolation("read headers: the frame is too short")
     number: int = _U32.unpack_from(payload)[0]
     return number & _ID, payload[_U32.size :]
 
@@ -216,8 +215,8 @@ def read_ping(payload: memoryview) -> int:
 
 def read_settings(payload: memoryview) -> Iterable[tuple[int, int]]:
     if len(payload) < _U32.size:
-        raise ProtocolViolation("read SETTINGS: it is cut off")
+        raise ProtocolViolation("read SETTINGS: the frame is too short")
     (count,) = _U32.unpack_from(payload)
     if len(payload) != _U32.size + count * _PAIR.size:
-        raise ProtocolViolation(f"read SETTINGS: {count} settings do not take {len(payload)} bytes")
+        raise ProtocolViolation(f"read SETTINGS: {count} settings in {len(payload)} bytes")
     return [(key & MAX_DATA, value) for key, value in _PAIR.iter_unpack(payload[_U32.size :])]

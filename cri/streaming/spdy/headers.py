@@ -1,5 +1,7 @@
-"""Blocks of headers: names and values with their lengths, deflated with one history for a connection's whole life
-(specification, section 2.6.10)."""
+"""Header blocks: names and values with their lengths, compressed with one zlib state for the whole connection.
+
+Specification, section 2.6.10.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,14 @@ def _dictionary() -> bytes:
 
 
 DICTIONARY = _dictionary()
-"""What both ends' compressors know before the first block. The specification gives its Adler-32, 0xe3c6a7c2."""
+"""The initial dictionary of both compressors. The specification gives its Adler-32, 0xe3c6a7c2."""
 
 
 class Compressor:
-    """One direction's blocks, in the order in which they are sent."""
+    """Compresses the header blocks of one direction, in the order in which they are sent."""
 
     def __init__(self) -> None:
-        # The least effort and memory: blocks are some dozen bytes, and connections are many.
+        # The least effort and memory: blocks have some dozen bytes, and there are many connections.
         self._deflate = zlib.compressobj(level=1, wbits=11, memLevel=1, zdict=DICTIONARY)
 
     def block(self, headers: Mapping[str, str]) -> bytes:
@@ -54,7 +56,7 @@ class Compressor:
 
 
 class Decompressor:
-    """The other direction's. What it makes of a block is bounded, however little was sent."""
+    """Decompresses the header blocks of the other direction, with a bound on the result."""
 
     def __init__(self, max_bytes: int, max_headers: int) -> None:
         self._inflate = zlib.decompressobj(wbits=15, zdict=DICTIONARY)
@@ -62,7 +64,7 @@ class Decompressor:
         self._max_headers = max_headers
 
     def headers(self, block: memoryview) -> dict[str, str]:
-        """The headers of a block. Raises ProtocolViolation: the history is then of no use any more."""
+        """Return the headers of a block. Raises ProtocolViolation, after which the state is unusable."""
         try:
             plain = self._inflate.decompress(block, self._max_bytes + 1)
         except zlib.error as error:
@@ -70,7 +72,7 @@ class Decompressor:
         if len(plain) > self._max_bytes or self._inflate.unconsumed_tail:
             raise ProtocolViolation(f"read headers: more than {self._max_bytes} bytes")
         if self._inflate.eof:
-            raise ProtocolViolation("inflate headers: the stream of blocks was ended")
+            raise ProtocolViolation("inflate headers: the peer ended the compressed stream")
         return self._parse(plain)
 
     def _parse(self, plain: bytes) -> dict[str, str]:
@@ -84,10 +86,10 @@ class Decompressor:
                 name, offset = _text(plain, offset)
                 value, offset = _text(plain, offset)
                 if not name or name in found or name != name.lower():
-                    raise ProtocolViolation(f"read headers: {name[:64]!r} is empty, there twice or not in lower case")
+                    raise ProtocolViolation(f"read headers: {name[:64]!r} is empty, repeated or not in lower case")
                 found[name] = value
         except struct.error as error:
-            raise ProtocolViolation("read headers: the block is cut off") from error
+            raise ProtocolViolation("read headers: the block is too short") from error
         if offset != len(plain):
             raise ProtocolViolation("read headers: the block is longer than its headers")
         return found
@@ -97,5 +99,5 @@ def _text(plain: bytes, offset: int) -> tuple[str, int]:
     (length,) = _U32.unpack_from(plain, offset)
     start = offset + _U32.size
     if start + length > len(plain):
-        raise ProtocolViolation("read headers: the block is cut off")
+        raise ProtocolViolation("read headers: the block is too short")
     return plain[start : start + length].decode("latin-1"), start + length

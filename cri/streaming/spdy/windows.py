@@ -1,9 +1,9 @@
-"""Flow control (specification, section 2.6.8), which one has to suspect of not being done at all.
+"""Flow control (specification, section 2.6.8), which most peers do not implement.
 
-moby/spdystream, and so nearly every peer, neither sends WINDOW_UPDATE nor reads it, and sends as much as it likes. A
-peer is held to its window, and we keep to the one it gave, from the moment it shows that it knows of them: by a
-WINDOW_UPDATE or an initial window size. What was sent before counts. Until then nothing bounds either direction here
-but TCP, which is what bounds two ends of moby/spdystream, too.
+moby/spdystream, and so nearly every peer, neither sends nor reads WINDOW_UPDATE, and sends as much as it likes. Windows
+are enforced in both directions from when the peer shows that it implements them, by a WINDOW_UPDATE or an initial
+window size; bytes sent before count. Until then only TCP limits each direction, as between two ends of
+moby/spdystream.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ LARGEST = (1 << 31) - 1
 
 
 class SendWindow:
-    """What may be sent to the peer: on a stream, or on the whole connection."""
+    """How much may be sent to the peer, on a stream or on the whole connection."""
 
     __slots__ = ("left",)
 
     def __init__(self, size: int) -> None:
-        self.left = size  # below 0 when the peer made its windows smaller, or told of them late
+        self.left = size  # below 0 if the peer shrank its windows, or announced them late
 
     def grow(self, by: int) -> bool:
-        """False if the window would become larger than it can be."""
+        """Enlarge the window. Returns False if it exceeds the maximum."""
         self.left += by
         return self.left <= LARGEST
 
 
 class ReceiveWindow:
-    """What the peer may send; it is opened again in strides of half its size, not for every few bytes consumed."""
+    """How much the peer may send. It is reopened in steps of half its size, not for every few bytes."""
 
     __slots__ = ("_consumed", "_size", "left")
 
@@ -37,12 +37,12 @@ class ReceiveWindow:
         self.left = size
 
     def take(self, length: int) -> bool:
-        """Account for bytes that came; False if the peer sent more than it may."""
+        """Subtract received bytes. Returns False if the peer sent more than allowed."""
         self.left -= length
         return self.left >= 0
 
     def give_back(self, length: int) -> int:
-        """Account for bytes that were consumed; how much to tell the peer of now."""
+        """Add processed bytes. Returns how much to announce to the peer now."""
         self._consumed += length
         if self._consumed * 2 < self._size:
             return 0
