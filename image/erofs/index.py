@@ -1,0 +1,258 @@
+"""Writes the index of a layer: every inode with its attributes and names, and where in the tar its content is."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from image.erofs.layout import (
+    BLOCK,
+    BLOCKS_LIMIT,
+    CHUNKED,
+    DIRECTORY_TYPE,
+    ENTRY_TYPES,
+    HEADER_BLOCKS,
+    HOLE,
+    INLINE,
+    INODE_SIZE,
+    PLAIN,
+    SLOT,
+    TAR_BLOCK,
+    Attributes,
+    TooLarge,
+    chunks,
+    described,
+    device_number,
+    directory_blocks,
+    extended_attributes,
+    header,
+    inode,
+    root_of,
+)
+
+_SIZE_LIMIT = 1 << 44  # bytes of one file, as others' file systems have it
+_INLINE_LIMIT = BLOCK - SLOT  # bytes behind an inode for which a place can always be found
+_CHUNKS = 1024  # of a sparse file, if it has few segments
+_CHUNKS_A_SEGMENT = 4
+_PIECE = 1 << 20  # bytes copied at a time
+_ROOT = 1  # the number of the root's inode: none has 0, which readdir(3) takes for no file
+
+Content = Iterable[memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Where the chunks of a sparse file are."""
+
+    bits: int
+    addresses: bytes
+
+
+@dataclass(slots=True)
+class _Directory:
+    """One that is being walked. Its names are known at its end, its place among inodes before those of its children."""
+
+    number: int
+    at: int
+    about: Attributes
+    xattrs: bytes
+    pending: Iterator[os.DirEntry[bytes]]
+    names: list[tuple[bytes, int, int]]
+    links: int = 2
+
+
+@dataclass(slots=True)
+class Index:
+    """The index in the making in `file`, open and empty, over the content that it is told of. Raises TooLarge, OSError.
+
+    Content is told of by the number of the inode in the tree that `write` walks.
+    """
+
+    file: int
+    _plain: dict[int, int] = field(default_factory=dict)
+    _sparse: dict[int, Sparse] = field(default_factory=dict)
+    _next: int = HEADER_BLOCKS
+    _inodes: bytearray = field(default_factory=lambda: bytearray(SLOT * _ROOT))
+    _numbers: dict[int, int] = field(default_factory=dict)  # of files with several names
+    _count: int = 0
+    _last: tuple[int, int, int] = (0, 0, 0)  # inode, offset and size of the last content of the tar
+
+    def place(self, ino: int, offset: int, size: int) -> None:
+        """The inode's content, of so many bytes, is at `offset` of the tar, behind what was told of before."""
+        block, odd = divmod(offset, BLOCK)
+        if odd or TAR_BLOCK + block >= BLOCKS_LIMIT:
+            raise TooLarge(f"content at {offset} of the archive")
+        self._plain[ino] = TAR_BLOCK + block
+        self._last = ino, offset, size
+
+    def expand(self, ino: int, size: int, segments: Sequence[tuple[int, int]], read: Callable[[int], Content]) -> None:
+        """Keep a sparse file's segments, which `read` gives one after the other: what an archive has of a file need
+        not lie at a block's edge. The holes of what is kept are holes of the index."""
+        if size >= _SIZE_LIMIT:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        limit = max(_CHUNKS, _CHUNKS_A_SEGMENT * len(segments))
+        bits = max(3, (max(size - 1, 0) // BLOCK // limit).bit_length())
+        chunk = BLOCK << bits
+        addresses = [HOLE] * -(-size // chunk)
+        for start, length in segments:
+            at = start
+            for piece in read(length):
+                while piece:
+                    number, within = divmod(at, chunk)
+                    if addresses[number] == HOLE:
+                        addresses[number] = self._take(1 << bits)
+                    part = piece[: chunk - within]
+                    _write_at(self.file, part, addresses[number] * BLOCK + within)
+                    at += len(part)
+                    piece = piece[len(part) :]
+        table = b"".join(address.to_bytes(4, "little") for address in addresses)
+        self._sparse[ino] = Sparse(bits, table)
+
+    def write(self, root: int, tar: int) -> None:
+        """Write the index of the tree below the open directory `root` over the open file `tar`.
+
+        Changes the working directory.
+        """
+        tar_size = os.fstat(tar).st_size
+        self._keep_cut_off(tar, tar_size)
+        os.fchdir(root)
+        self._walk()
+        at = self._take(0)
+        inodes = bytes(self._inodes)
+        self._take(-(-len(inodes) // BLOCK))
+        _write_at(self.file, memoryview(inodes), at * BLOCK)
+        os.ftruncate(self.file, self._next * BLOCK)
+        identity = hashlib.sha256(inodes).digest()[:16]
+        tar_blocks = -(-tar_size // BLOCK)
+        described = header(
+            blocks=self._next, inodes_at=at, root=_ROOT, inodes=self._count, tar_blocks=tar_blocks, identity=identity
+        )
+        _write_at(self.file, memoryview(described), 0)
+
+    def _keep_cut_off(self, tar: int, tar_size: int) -> None:
+        """Keep the last file of a tar that ends with it: the kernel reads whole blocks, and finds no part of one."""
+        ino, offset, size = self._last
+        if offset + size <= tar_size - tar_size % BLOCK:
+            return
+        place = self._plain[ino] = self._take(-(-size // BLOCK))
+        for at in range(0, size, _PIECE):
+            piece = os.pread(tar, min(_PIECE, size - at), offset + at)
+            _write_at(self.file, memoryview(piece), place * BLOCK + at)
+
+    def _walk(self) -> None:
+        path = [self._enter(b".", None)]
+        while path:
+            here = path[-1]
+            if (entry := next(here.pending, None)) is None:
+                self._finish(path.pop())
+                if path:
+                    os.chdir(b"..")
+            elif entry.is_dir(follow_symlinks=False):
+                os.chdir(entry.name)
+                below = self._enter(entry.name, here)
+                path.append(below)
+            else:
+                there = entry.stat(follow_symlinks=False)
+                number = self._numbers.get(there.st_ino) or self._leaf(entry.name, there)
+                here.names.append((entry.name, number, ENTRY_TYPES[stat.S_IFMT(there.st_mode)]))
+
+    def _enter(self, name: bytes, parent: _Directory | None) -> _Directory:
+        """Give the working directory an inode, which is written when its names are known."""
+        there = os.lstat(b".")
+        xattrs = _xattrs(b".")
+        number, at = self._append(bytes(INODE_SIZE), xattrs)
+        if parent is not None:
+            parent.names.append((name, number, DIRECTORY_TYPE))
+            parent.links += 1
+        with os.scandir(b".") as scan:
+            found = sorted(scan, key=lambda entry: entry.name)
+        names = [(b".", number, DIRECTORY_TYPE), (b"..", parent.number if parent else number, DIRECTORY_TYPE)]
+        return _Directory(number, at, _attributes(there), xattrs, iter(found), names)
+
+    def _finish(self, it: _Directory) -> None:
+        it.names.sort()  # there are names before "."
+        content = directory_blocks(it.names)
+        place = self._data(content)
+        said = inode(it.about, it.number, PLAIN, place, size=len(content), links=it.links, xattrs=it.xattrs)
+        self._inodes[it.at : it.at + INODE_SIZE] = said
+
+    def _leaf(self, name: bytes, there: os.stat_result) -> int:
+        size, layout, place, behind = 0, PLAIN, 0, b""
+        if stat.S_ISREG(there.st_mode):
+            size = there.st_size
+            if (sparse := self._sparse.get(there.st_ino)) is not None:
+                layout, place, behind = CHUNKED, chunks(sparse.bits), sparse.addresses
+            else:
+                place = self._plain.get(there.st_ino, 0)
+        elif stat.S_ISLNK(there.st_mode):
+            target = os.readlink(name)
+            size = len(target)
+            if size <= _INLINE_LIMIT:
+                layout, behind = INLINE, target
+            else:
+                place = self._data(target)
+        elif stat.S_ISCHR(there.st_mode) or stat.S_ISBLK(there.st_mode):
+            place = device_number(os.major(there.st_rdev), os.minor(there.st_rdev))
+        xattrs = _xattrs(name)
+        number, at = self._append(bytes(INODE_SIZE), xattrs, behind, whole=layout == INLINE)
+        said = inode(_attributes(there), number, layout, place, size=size, links=there.st_nlink, xattrs=xattrs)
+        self._inodes[at : at + INODE_SIZE] = said
+        if there.st_nlink > 1:
+            self._numbers[there.st_ino] = number
+        return number
+
+    def _append(self, said: bytes, xattrs: bytes, behind: bytes = b"", *, whole: bool = False) -> tuple[int, int]:
+        """Put an inode behind the others: its number, and where it is. `whole`: what is behind it is in one block."""
+        at = len(self._inodes) + -len(self._inodes) % SLOT
+        while whole and (at + len(said) + len(xattrs)) % BLOCK + len(behind) > BLOCK:
+            at += SLOT
+        self._inodes += bytes(at - len(self._inodes)) + said + xattrs + behind
+        self._count += 1
+        return at // SLOT, at
+
+    def _data(self, content: bytes) -> int:
+        place = self._take(-(-len(content) // BLOCK))
+        _write_at(self.file, memoryview(content), place * BLOCK)
+        return place
+
+    def _take(self, blocks: int) -> int:
+        """The first of so many blocks that nobody has."""
+        place = self._next
+        self._next += blocks
+        if self._next > TAR_BLOCK:
+            raise TooLarge(f"an index of more than {TAR_BLOCK * BLOCK} bytes")
+        return place
+
+
+def describe_root(path: str | os.PathLike[str], there: os.stat_result) -> None:
+    """Give the root directory of a written index these attributes. Raises OSError."""
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        at = root_of(os.pread(file, HEADER_BLOCKS * BLOCK, 0))
+        said = described(os.pread(file, INODE_SIZE, at), _attributes(there))
+        _write_at(file, memoryview(said), at)
+    finally:
+        os.close(file)
+
+
+def _attributes(there: os.stat_result) -> Attributes:
+    return Attributes(there.st_mode, there.st_uid, there.st_gid, there.st_mtime_ns)
+
+
+def _xattrs(name: bytes) -> bytes:
+    keys = os.listxattr(name, follow_symlinks=False)
+    return (
+        extended_attributes({os.fsencode(key): os.getxattr(name, key, follow_symlinks=False) for key in keys})
+        if keys
+        else b""
+    )
+
+
+def _write_at(file: int, piece: memoryview, offset: int) -> None:
+    while piece:
+        written = os.pwrite(file, piece, offset)
+        piece, offset = piece[written:], offset + written

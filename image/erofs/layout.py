@@ -1,0 +1,148 @@
+"""EROFS on the disk, as far as an index over a tar needs it (Linux: Documentation/filesystems/erofs.rst).
+
+Blocks are of 512 bytes, as a tar's are. The index is the file system's own device; the tar is another one, whose blocks
+are addressed from TAR_BLOCK on. Everything is little-endian.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+BLOCK: Final = 512  # bytes
+SLOT: Final = 32  # bytes: inodes begin at multiples of it, and are numbered by them
+TAR_BLOCK: Final = 1 << 30  # the first of the tar's
+BLOCKS_LIMIT: Final = 1 << 32
+HEADER_BLOCKS: Final = 3  # the first bytes that nobody uses, the super block, the table of devices
+
+PLAIN, INLINE, CHUNKED = 0, 2, 4  # where an inode's content is: in blocks one after the other, behind it, in chunks
+HOLE: Final = 0xFFFF_FFFF  # a chunk that is nowhere
+
+DIRECTORY_TYPE: Final = 2
+ENTRY_TYPES: Final = {
+    stat.S_IFREG: 1, stat.S_IFDIR: DIRECTORY_TYPE, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFLNK: 7,
+}  # fmt: skip
+
+_MAGIC = 0xE0F5E1E2
+_BLOCK_BITS = 9
+_SUPER_OFFSET, _DEVICE_SLOT = 1024, 128
+_CHUNKS_AND_DEVICES = 0x4 | 0x8  # incompatible features
+_SUPER = struct.Struct("<3I2BHQQ4I16s16sI3H2BIQB23x")
+_DEVICE = struct.Struct("<64s2I56x")
+_INODE = struct.Struct("<4HQ4IqII16x")
+_EXTENDED = 1
+_NAME = struct.Struct("<QHBx")
+_XATTRS = struct.Struct("<IB7x")
+_XATTR = struct.Struct("<BBH")
+_XATTRS_LIMIT = 0xFFFF  # of 4 bytes each
+_XATTR_LIMIT = 0xFFFF  # bytes of a value
+_PREFIXES = (
+    (b"user.", 1), (b"trusted.", 4), (b"security.", 6),
+    (b"system.posix_acl_access", 2), (b"system.posix_acl_default", 3),
+)  # fmt: skip
+
+INODE_SIZE: Final = _INODE.size
+
+
+class TooLarge(ValueError):
+    """The format has no room for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What is said of an inode of any kind."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime: int  # nanoseconds since the epoch
+
+
+def inode(
+    about: Attributes, number: int, layout: int, place: int, *, size: int, links: int, xattrs: bytes = b""
+) -> bytes:
+    """An inode, what is to follow it left out. `place` is the first block, the device's numbers, or `chunks`."""
+    seconds, nanoseconds = divmod(about.mtime, 1_000_000_000)
+    units = (len(xattrs) - _XATTRS.size) // 4 + 1 if xattrs else 0
+    return _INODE.pack(
+        *(layout << 1 | _EXTENDED, units, about.mode, 0),
+        *(size, place, number & 0xFFFF_FFFF, about.uid, about.gid, seconds, nanoseconds, links),
+    )
+
+
+def described(said: bytes, about: Attributes) -> bytes:
+    """The inode `said` with other attributes."""
+    layout, units, _, _, size, place, number, _, _, _, _, links = _INODE.unpack(said)
+    seconds, nanoseconds = divmod(about.mtime, 1_000_000_000)
+    return _INODE.pack(
+        *(layout, units, about.mode, 0, size, place, number, about.uid, about.gid, seconds, nanoseconds, links)
+    )
+
+
+def root_of(head: bytes) -> int:
+    """Where in an index with this header the inode of its root is, in bytes."""
+    values = _SUPER.unpack_from(head, _SUPER_OFFSET)
+    return int(values[10]) * BLOCK + int(values[5]) * SLOT
+
+
+def device_number(major: int, minor: int) -> int:
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+
+
+def extended_attributes(pairs: Mapping[bytes, bytes]) -> bytes:
+    """What follows an inode with these attributes. Raises TooLarge."""
+    if not pairs:
+        return b""
+    said = bytearray(_XATTRS.pack(0, 0))
+    for key, value in sorted(pairs.items()):
+        prefix, index = next(((prefix, index) for prefix, index in _PREFIXES if key.startswith(prefix)), (b"", 0))
+        name = key[len(prefix) :]
+        if len(value) > _XATTR_LIMIT:
+            raise TooLarge(f"an extended attribute of more than {_XATTR_LIMIT} bytes")
+        said += _XATTR.pack(len(name), index, len(value)) + name + value
+        said += bytes(-len(said) % 4)
+    if len(said) // 4 > _XATTRS_LIMIT:
+        raise TooLarge(f"extended attributes of more than {4 * _XATTRS_LIMIT} bytes")
+    return bytes(said)
+
+
+def directory_blocks(entries: Iterable[tuple[bytes, int, int]]) -> bytes:
+    """The content of a directory: names, sorted as bytes, with the numbers and types of their inodes."""
+    blocks = bytearray()
+    held: list[tuple[bytes, int, int]] = []
+    taken = 0
+    for entry in entries:
+        cost = _NAME.size + len(entry[0])
+        if taken + cost > BLOCK:
+            blocks += _directory_block(held)
+            held, taken = [], 0
+        held.append(entry)
+        taken += cost
+    return bytes(blocks + _directory_block(held))
+
+
+def _directory_block(entries: list[tuple[bytes, int, int]]) -> bytes:
+    at = _NAME.size * len(entries)
+    heads = bytearray()
+    for name, number, kind in entries:
+        heads += _NAME.pack(number, at, kind)
+        at += len(name)
+    return (bytes(heads) + b"".join(name for name, _, _ in entries)).ljust(BLOCK, b"\0")
+
+
+def chunks(bits: int) -> int:
+    """The `place` of a file in chunks of `1 << bits` blocks, a table of whose addresses follows the inode."""
+    return bits
+
+
+def header(*, blocks: int, inodes_at: int, root: int, inodes: int, tar_blocks: int, identity: bytes) -> bytes:
+    """The first HEADER_BLOCKS of an index that has so many blocks, its inodes from the block `inodes_at` on."""
+    super_block = _SUPER.pack(
+        *(_MAGIC, 0, 0, _BLOCK_BITS, 0, root, inodes, 0, 0, blocks, inodes_at, 0, identity, b"", _CHUNKS_AND_DEVICES),
+        *(0, 1, _SUPER_OFFSET // _DEVICE_SLOT + 1, 0, 0, 0, 0, 0),
+    )
+    device = _DEVICE.pack(b"", tar_blocks, TAR_BLOCK)
+    return (bytes(_SUPER_OFFSET) + super_block + device).ljust(HEADER_BLOCKS * BLOCK, b"\0")
