@@ -22,6 +22,8 @@ _OOM_SCORE_ADJ = 1000  # the first to go: its layer is pulled again, a pod's mem
 # linux/capability.h: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_CHROOT, SYS_ADMIN (trusted.* attributes), MKNOD, SETFCAP
 _CAPABILITIES = (0, 1, 3, 4, 18, 21, 27, 31)
 _CAP_SYS_CHROOT = 18
+_SKELETON_INODES = 1 << 20  # about as many KiB of the kernel's memory
+_SKELETON_BYTES = 256 << 20  # of long symbolic links; there is no other content
 _NODEV_NOSUID_NOEXEC = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
 
 
@@ -70,6 +72,30 @@ def enter(directory: str) -> int:
         os.fchdir(tree)  # the descriptor stays open: it holds the mount
     os.chroot(".")
     return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def enter_skeleton() -> int:
+    """Make an empty tree in memory, which is in no mount table, the calling process's root; a descriptor of it.
+
+    Raises OSError.
+    """
+    context = syscalls.fsopen("tmpfs")
+    try:
+        for key, value in (("nr_inodes", str(_SKELETON_INODES)), ("size", str(_SKELETON_BYTES)), ("mode", "0755")):
+            syscalls.fsconfig_string(context, key, value)
+        syscalls.fsconfig_create(context)
+        tree = syscalls.fsmount(context, _NODEV_NOSUID_NOEXEC)
+    finally:
+        os.close(context)
+    os.fchdir(tree)  # the descriptor stays open: it holds the mount
+    os.chroot(".")
+    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def is_full(skeleton: int) -> bool:
+    """Whether the tree in memory has no room for more."""
+    room = os.fstatvfs(skeleton)
+    return not room.f_ffree or not room.f_bfree
 
 
 def close_in(program: bytes) -> None:

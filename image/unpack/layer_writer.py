@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from image.unpack.contents import Contents, Written
 from image.unpack.directories import Directories
 from image.unpack.harmless import (
     AUFS,
@@ -58,11 +59,13 @@ class LayerWriter:
     """Writes entries below `root`, an open and empty directory that nobody else changes meanwhile.
 
     The process's umask must be 0. The working directory is changed at will. With `marked`, directories that hide those
-    below them may say so as overlayfs does (archives of a writable layer have that), else only by whiteouts.
+    below them may say so as overlayfs does (archives of a writable layer have that), else only by whiteouts. `contents`
+    takes what is in files.
     """
 
-    def __init__(self, root: int, *, marked: bool = False) -> None:
+    def __init__(self, root: int, contents: Contents | None = None, *, marked: bool = False) -> None:
         self._root = root
+        self._contents = contents or Written()
         self._marked = marked
         self._open = OpenDirectories(root, self._account)
         self._known = Directories()
@@ -167,11 +170,7 @@ class LayerWriter:
     def _make_file(self, parent: int, name: bytes, entry: Entry, reader: TarReader) -> None:
         descriptor = os.open(name, _WRITE, entry.mode & 0o777, dir_fd=parent)
         try:
-            if entry.segments is None:
-                for piece in reader.content(entry.stored):
-                    write_all(descriptor, piece)
-            else:
-                _write_segments(descriptor, entry, reader)
+            self._contents.put(descriptor, entry, reader)
             # Each change of an inode is a journal transaction; most files are born as they should be.
             there = os.fstat(descriptor)
             if (there.st_uid, there.st_gid) != (entry.uid, entry.gid):
@@ -306,20 +305,6 @@ class LayerWriter:
                 self._bytes -= there.st_blocks * 512
         if not stat.S_ISREG(there.st_mode):
             self._open.forget()
-
-
-def write_all(descriptor: int, piece: memoryview) -> None:
-    """Write the whole of `piece`. Raises OSError."""
-    while piece:
-        piece = piece[os.write(descriptor, piece) :]
-
-
-def _write_segments(descriptor: int, entry: Entry, reader: TarReader) -> None:
-    for offset, length in entry.segments or ():
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        for piece in reader.content(length):
-            write_all(descriptor, piece)
-    os.ftruncate(descriptor, entry.size)
 
 
 def _set_xattrs(target: int | bytes, xattrs: dict[bytes, bytes]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -41,18 +41,23 @@ def is_opaque(directory: int) -> bool:
 
 
 class Lowers:
-    """The layers below one, topmost first: each by the names it may have, opened when it is needed."""
+    """The layers below one, topmost first, each opened when it is needed."""
 
-    def __init__(self, names: Sequence[Sequence[str]]) -> None:
-        self._names = names
+    def __init__(self, openers: Sequence[Callable[[], int]]) -> None:
+        self._openers = openers
         self._opened: list[int] = []
 
     def __iter__(self) -> Iterator[int]:
         """Descriptors of their roots. Raises OSError."""
-        for number in range(len(self._names)):
+        for number, opener in enumerate(self._openers):
             if number == len(self._opened):
-                self._opened.append(open_either(self._names[number]))
+                self._opened.append(opener())
             yield self._opened[number]
+
+    def open_all(self) -> None:
+        """Open them now: it may not be possible later. Raises OSError."""
+        for _ in self:
+            pass
 
     def __enter__(self) -> Lowers:
         return self
@@ -60,16 +65,6 @@ class Lowers:
     def __exit__(self, *exc: object) -> None:
         for descriptor in self._opened:
             os.close(descriptor)
-
-
-def open_either(names: Sequence[str]) -> int:
-    """Open the directory that has one of `names`; it may change the first for the last meanwhile. Raises OSError."""
-    for name in names[:-1]:
-        try:
-            return os.open(name, PLAIN_DIRECTORY)
-        except FileNotFoundError:
-            pass
-    return os.open(names[-1], PLAIN_DIRECTORY)
 
 
 def settle(layer: int, lowers: Lowers, implied: Iterable[bytes], whited: Iterable[bytes]) -> tuple[int, int]:
@@ -240,6 +235,11 @@ def _open_plain(root: int, path: bytes) -> int:
             os.close(descriptor)
         descriptor = child
     return descriptor
+
+
+def has_attributes(directory: int) -> bool:
+    """Whether it has extended attributes that a layer above would adopt. Raises OSError."""
+    return any(not key.encode().startswith(RESERVED_XATTRS) for key in os.listxattr(directory))
 
 
 def _copy_attributes(source: int, target: int) -> None:

@@ -26,12 +26,18 @@ _ZEROS = bytes(BLOCK)
 class ByteStream:
     """Exact reads over an iterator of chunks."""
 
-    __slots__ = ("_chunk", "_chunks", "_offset")
+    __slots__ = ("_before", "_chunk", "_chunks", "_offset")
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._chunk = memoryview(b"")
         self._offset = 0
+        self._before = 0  # bytes of the chunks before this one
+
+    @property
+    def position(self) -> int:
+        """How many bytes were read."""
+        return self._before + self._offset
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes; fewer only at the end of the stream."""
@@ -46,6 +52,7 @@ class ByteStream:
         """`size` bytes as views into the chunks; fewer only at the end of the stream."""
         while size > 0:
             if self._offset == len(self._chunk):
+                self._before += self._offset
                 self._chunk = memoryview(next(self._chunks, b""))
                 self._offset = 0
                 if not self._chunk:
@@ -58,8 +65,7 @@ class ByteStream:
 
     def drain(self) -> None:
         """Read to the end, so that what produces the chunks sees all of it."""
-        for _ in self._chunks:
-            pass
+        self._before += len(self._chunk) + sum(map(len, self._chunks))
         self._chunk, self._offset = memoryview(b""), 0
 
 
@@ -77,6 +83,11 @@ class TarReader:
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self._next()) is not None:
             yield entry
+
+    @property
+    def position(self) -> int:
+        """Where in the stream the content to be read next begins."""
+        return self._stream.position
 
     def content(self, size: int) -> Iterator[memoryview]:
         """The next `size` bytes of the current entry's stored content. Raises TarError when the stream ends."""

@@ -20,15 +20,21 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import IO, Any, NoReturn, cast
 
 import zstandard  # not later: a worker's root is the layer
 from isal import isal_zlib
 
-from image.unpack.confinement import DATA_LIMIT, close_in, enter, give_up
+from image.erofs.index import Index
+from image.erofs.layout import TooLarge
+from image.erofs.mount import INDEX, TAR
+from image.unpack.confinement import DATA_LIMIT, close_in, enter, enter_skeleton, give_up, is_full
+from image.unpack.contents import Located, write_all
 from image.unpack.directories import ONLY_ROOT, parse_unsettled
-from image.unpack.layer_writer import LayerWriter, write_all
-from image.unpack.overlay import Lowers, open_either, settle
+from image.unpack.layer_root import open_root
+from image.unpack.layer_writer import LayerUsage, LayerWriter
+from image.unpack.overlay import PLAIN_DIRECTORY, Lowers, settle
 from image.unpack.tar import ByteStream, TarReader
 from image.unpack.tar_header import TarError
 from image.unpack.trees import inodes_below, remove_tree
@@ -72,10 +78,21 @@ class _Refused(Exception):
 class _Blob:
     """Reads, checks and decompresses a blob in a thread of its own, so that a second core helps."""
 
-    def __init__(self, descriptor: int, size: int, digest: str, diff_id: str, limit: int, copy: int | None) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        size: int,
+        digest: str,
+        diff_id: str,
+        limit: int,
+        copy: int | None,
+        tar: int | None,
+    ) -> None:
+        """`copy` is a file for the blob as it comes, `tar` one for its content."""
         self._descriptor = descriptor
         self._limit = limit
         self._copy = copy
+        self._tar = tar
         self._left = size
         self._digest = digest
         self._diff_id = diff_id
@@ -99,6 +116,8 @@ class _Blob:
                 if self._limit and size > self._limit:
                     raise _Refused("invalid", f"it unpacks to more than {self._limit} bytes (layer_limit)")
                 self._content.update(chunk)
+                if self._tar is not None:
+                    write_all(self._tar, memoryview(chunk))
                 self._chunks.put(chunk)
             self._check()
             self._chunks.put(b"")
@@ -185,31 +204,82 @@ def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise _Refused("invalid", "gzip stream ends early")
 
 
-def _unpack(request: dict[str, Any], descriptor: int, report: int, begin: Callable[[], None]) -> dict[str, Any]:
-    keep = request["keep"]
-    copy = os.open(keep, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600) if keep else None
-    root = enter(request["directory"])
+_Begin = Callable[[], None]
+
+
+def _unpack(request: dict[str, Any], descriptor: int, report: int, begin: _Begin) -> dict[str, Any]:
+    directory, keep = request["directory"], request["keep"]
+    copy = _new_file(keep) if keep else None
+    index = tar = None
+    if request["indexed"]:
+        tar, index = _new_file(os.path.join(directory, TAR)), Index(_new_file(os.path.join(directory, INDEX)))
+    root = enter(directory) if index is None else enter_skeleton()
     begin()
-    blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy)
+    blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy, tar)
     stream = ByteStream(blob.chunks())
-    usage = LayerWriter(root, marked=request["marked"]).write(TarReader(stream))
-    stream.drain()
-    if copy is not None:
-        usage.size += os.fstat(copy).st_blocks * 512
-        usage.inodes += 1
+    writer = LayerWriter(root, Located(index) if index is not None else None, marked=request["marked"])
+    usage = _written(writer, stream, root if index is not None else None)
+    if index is not None and tar is not None:
+        index.write(root, tar)
+        usage = LayerUsage(0, 1, usage.unsettled)
+    for file in (copy, tar, index.file if index is not None else None):
+        if file is not None:
+            usage.size += os.fstat(file).st_blocks * 512
+            usage.inodes += 1
     if usage.unsettled != ONLY_ROOT:
         write_all(report, memoryview(usage.unsettled))
     return {"size": usage.size, "inodes": usage.inodes, "adopts_root": usage.unsettled == ONLY_ROOT}
 
 
-def _settle(request: dict[str, Any], report: int) -> dict[str, Any]:
+def _written(writer: LayerWriter, stream: ByteStream, skeleton: int | None) -> LayerUsage:
+    """Write all of an archive; `skeleton` is the tree in memory, if it is written into that."""
+    try:
+        usage = writer.write(TarReader(stream))
+    except OSError as error:
+        if skeleton is not None and error.errno == errno.ENOSPC and is_full(skeleton):
+            raise TooLarge("too many inodes") from None
+        raise
+    stream.drain()
+    return usage
+
+
+def _new_file(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _settle(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
     """Make of a layer what could not be told before those below it were there."""
-    with open(report, "rb", closefd=False) as file:
-        file.seek(0)
-        implied, whited = parse_unsettled(file.read())
-    with Lowers(request["lowers"]) as lowers:
-        size, inodes = settle(open_either([request["directory"]]), lowers, implied, whited)
+    with _lowers(request) as lowers:
+        layer = os.open(request["directory"], PLAIN_DIRECTORY)
+        begin()
+        with open(descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            implied, whited = parse_unsettled(file.read())
+        size, inodes = settle(layer, lowers, implied, whited)
     return {"size": size, "inodes": inodes}
+
+
+def _index_again(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
+    """The same of a layer whose tar is read at `descriptor`: its index is written again."""
+    with _lowers(request) as lowers:
+        file = os.open(os.path.join(request["directory"], INDEX), os.O_RDWR | os.O_CLOEXEC)
+        before = os.fstat(file).st_blocks
+        os.ftruncate(file, 0)
+        root = enter_skeleton()
+        begin()
+        index = Index(file)
+        stream = ByteStream(iter(lambda: os.read(descriptor, _READ), b""))
+        usage = _written(LayerWriter(root, Located(index)), stream, root)
+        settle(root, lowers, *parse_unsettled(usage.unsettled))
+        index.write(root, descriptor)
+    return {"size": (before - os.fstat(file).st_blocks) * 512, "inodes": 0}
+
+
+def _lowers(request: dict[str, Any]) -> Lowers:
+    """The layers below, opened while that can still be done."""
+    lowers = Lowers([partial(open_root, below["names"], indexed=below["indexed"]) for below in request["lowers"]])
+    lowers.open_all()
+    return lowers
 
 
 def _inflate(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
@@ -250,7 +320,7 @@ def _hash(request: dict[str, Any]) -> dict[str, Any]:
         return {"digest": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
 
 
-_BLOB_DEEDS = {"settle": _settle, "inflate": _inflate}
+_LAYER_DEEDS = {"settle": _settle, "index again": _index_again}
 _DEEDS = {"remove": _remove, "survey": _survey, "hash": _hash}
 
 
@@ -310,17 +380,21 @@ def _end_with(life: int) -> None:
     os._exit(1)
 
 
-def _reply(request: dict[str, Any], blob: int, report: int, begin: Callable[[], None]) -> dict[str, Any]:
+def _reply(request: dict[str, Any], blob: int, report: int, begin: _Begin) -> dict[str, Any]:
     try:
         deed = request["do"]
         if deed == "unpack":
             return {"ok": _unpack(request, blob, report, begin)}
+        if deed in _LAYER_DEEDS:
+            return {"ok": _LAYER_DEEDS[deed](request, blob, begin)}
         begin()
-        return {"ok": _BLOB_DEEDS[deed](request, blob) if deed in _BLOB_DEEDS else _DEEDS[deed](request)}
+        return {"ok": _inflate(request, blob) if deed == "inflate" else _DEEDS[deed](request)}
     except _Refused as error:
         kind, message = error.kind, str(error)
     except TarError as error:
         kind, message = "invalid", str(error)
+    except TooLarge as error:
+        kind, message = "invalid", f'an index has no room for it ({error}): pull it with image_layers = "unpacked"'
     except MemoryError:
         kind, message = "invalid", f"it takes more memory than the {DATA_LIMIT >> 20} MiB that a worker may have"
     except OSError as error:

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import msgspec
 
+from image.erofs.mount import TAR
 from image.errors import DigestMismatch, ImageError, InvalidImage, StorageFull
 from image.manifest import Blob
 from image.unpack.forker import Forker, Job
@@ -35,13 +36,35 @@ class Unpacked:
     """What a layer takes on disk, and what is to be done when the layers below it are there.
 
     `adopts_root` says that its root is to get what the one below says of its own; `unsettled`, if there is more to do,
-    is a nameless file for `Workers.settle`, to be closed.
+    is a nameless file for `Workers.settle`, to be closed. `indexed` says that it is a tar with an index.
     """
 
     size: int  # bytes
     inodes: int
     adopts_root: bool
     unsettled: IO[bytes] | None
+    indexed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """A layer below one that is being made: the names that its directory may have, and whether it is indexed."""
+
+    names: Sequence[Path]
+    indexed: bool
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """For a worker."""
+        return {"names": [os.fspath(name) for name in self.names], "indexed": self.indexed}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerForm:
+    """What is kept of new layers: `blobs`, them as they came, too; `indexed`, their tars, each with an index."""
+
+    blobs: bool = False
+    indexed: bool = False
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -89,9 +112,11 @@ class Workers:
         keep: Path | None = None,
         *,
         marked: bool = False,
+        indexed: bool = False,
     ) -> Unpacked:
         """Unpack `blob` into the empty `directory`. `source` gives its bytes, or is an open file at its beginning.
-        They are also written into the new file `keep`, if given. `marked` is LayerWriter's.
+        They are also written into the new file `keep`, if given. `marked` is LayerWriter's. With `indexed` what comes
+        into the directory is its tar and an index over that, by which the kernel mounts it.
 
         Raises DigestMismatch, InvalidImage, StorageFull, ImageError, and what `source` raises; the directory's content
         is then of no use. The worker does not survive a cancellation.
@@ -108,6 +133,7 @@ class Workers:
             "limit": self._layer_limit,
             "keep": os.fspath(keep) if keep else "",
             "marked": marked,
+            "indexed": indexed,
         }
         what = f"layer {name}" if name else f"archive into {directory}"
         with ExitStack() as undo:
@@ -121,19 +147,33 @@ class Workers:
             more = os.fstat(report.fileno()).st_size > 0
             if more:
                 undo.pop_all()
-        return Unpacked(usage.size, usage.inodes, usage.adopts_root, report if more else None)
+        return Unpacked(usage.size, usage.inodes, usage.adopts_root, report if more else None, indexed)
 
-    async def settle(self, directory: Path, lowers: Sequence[Sequence[Path]], unsettled: IO[bytes]) -> tuple[int, int]:
+    async def settle(self, directory: Path, lowers: Sequence[Below], unsettled: IO[bytes]) -> tuple[int, int]:
         """Do in an unpacked layer what was left for when those below it, topmost first, are there.
 
-        Each of those may have any of several names. Returns the bytes and inodes that were removed. Raises ImageError,
-        StorageFull.
+        Returns the bytes and inodes that were removed. Raises ImageError, StorageFull.
         """
-        names = [[os.fspath(name) for name in one] for one in lowers]
-        request = {"do": "settle", "directory": os.fspath(directory), "lowers": names}
+        request = {"do": "settle", "directory": os.fspath(directory), "lowers": [below.said for below in lowers]}
         answer = await self._run(request, unsettled.fileno(), f"unpack layer into {directory}", directory.parent)
         removed = msgspec.convert(answer, _Usage)
         return removed.size, removed.inodes
+
+    async def index_again(self, directory: Path, lowers: Sequence[Below]) -> int:
+        """Write the index of a layer again, now that those below it, topmost first, are there.
+
+        Returns by how many bytes it became smaller. Raises ImageError, StorageFull.
+        """
+        request = {"do": "index again", "directory": os.fspath(directory), "lowers": [below.said for below in lowers]}
+        what = f"index layer in {directory}"
+        try:
+            tar = os.open(directory / TAR, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ImageError(f"{what}: open its tar: {error.strerror}") from error
+        try:
+            return msgspec.convert(await self._run(request, tar, what, directory.parent), _Usage).size
+        finally:
+            os.close(tar)
 
     async def inflate(self, source: int, path: Path) -> None:
         """Decompress the open file `source`, gzip or zstd, into the new file `path`.
