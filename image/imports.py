@@ -21,13 +21,13 @@ from image.shelf.root import StoreRoot
 from image.tasks import Tasks
 from image.trust.enforce import Trust, transport_of
 from image.trust.policy import Accept
-from image.unpack.workers import Unpacked, Workers
+from image.unpack.workers import LayerForm, Unpacked, Workers
 
 _log = logging.getLogger(__name__)
 
 
 class Imports:
-    """Those of one store. With `keep_blobs` layers are kept as they came, too."""
+    """Those of one store. New layers are kept as `form` says."""
 
     def __init__(
         self,
@@ -37,14 +37,14 @@ class Imports:
         workers: Workers,
         platforms: Sequence[Platform],
         *,
-        keep_blobs: bool,
+        form: LayerForm,
     ) -> None:
         self._root = root
         self._recorder = recorder
         self._trust = trust
         self._workers = workers
         self._platforms = platforms
-        self._keep_blobs = keep_blobs
+        self._form = form
         self._tasks = Tasks()
         self._inflated = count(1)  # archives that were decompressed
 
@@ -88,8 +88,9 @@ class Imports:
         async def make(position: int, directory: Path) -> Unpacked:
             descriptor = await asyncio.to_thread(archive.open, found.members[position])
             try:
-                keep = blob_of(directory) if self._keep_blobs else None
-                return await self._workers.unpack(descriptor, found.blobs[position], directory, keep)
+                keep = blob_of(directory) if self._form.blobs else None
+                blob, indexed = found.blobs[position], self._form.indexed
+                return await self._workers.unpack(descriptor, blob, directory, keep, indexed=indexed)
             finally:
                 os.close(descriptor)
 

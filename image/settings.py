@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+LAYER_KINDS = ("auto", "erofs", "unpacked")
+
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
@@ -18,4 +20,5 @@ class ImageSettings:
     parallel_downloads: int = 4  # layers of one pull at a time
     layer_limit: int = 64 << 30  # bytes that a layer may unpack to; 0 for no limit
     keep_blobs: bool = False  # layers also as they came, for exports
+    image_layers: str = "unpacked"  # one of LAYER_KINDS: what new layers become
     additional_stores: tuple[Path, ...] = ()  # only read; ours, and those before, come first

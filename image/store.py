@@ -1,9 +1,9 @@
 """The image store: what is pulled, imported, named, held, listed and removed. The room's front.
 
-    <root>/images.db      the durable record (image.shelf.database)
-    <root>/layers/<n>/    unpacked layers (image.shelf.layers); 0 is an empty one, for images that have none
-    <root>/tmp/           layers being unpacked; what lies there when the store opens is garbage
-    <root>/lock           held by the daemon and its workers: one daemon a store
+<root>/images.db      the durable record (image.shelf.database)
+<root>/layers/<n>/    layers (image.shelf.layers); 0 is an empty one, for images that have none
+<root>/tmp/           layers in the making; what lies there when the store opens is garbage
+<root>/lock           held by the daemon and its workers: one daemon a store
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from image.archive.write import KeptImage, export
-from image.errors import ImageNotFound, SignatureRefused
+from image.erofs.probe import why_not
+from image.errors import ImageError, ImageNotFound, SignatureRefused
 from image.imports import Imports, tag_name
 from image.manifest import Blob
 from image.model import Credentials, FilesystemUsage, Image, PullProgress
@@ -29,7 +30,7 @@ from image.registry.transport import Transport
 from image.settings import ImageSettings
 from image.shelf.additional import read_stores
 from image.shelf.catalogue import Catalogue
-from image.shelf.database import Database
+from image.shelf.database import INDEXED, UNPACKED, Database
 from image.shelf.layer_files import base36
 from image.shelf.layers import Layers
 from image.shelf.recorder import ImageRecorder
@@ -38,7 +39,7 @@ from image.shelf.root import StoreRoot
 from image.shelf.verify import Verdict, Verifier
 from image.trust.enforce import Trust
 from image.trust.policy import Accept
-from image.unpack.workers import Workers
+from image.unpack.workers import LayerForm, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +57,10 @@ class ImageStore:
         records: Records,
         pinned: Iterable[str],
         around: Around | None,
+        unmountable: str,
     ) -> None:
         """For `open`."""
+        self.unmountable = unmountable  # what keeps the kernel from mounting indexed layers, "" if nothing does
         self._root = root
         self._settings = settings
         self._records = records
@@ -69,14 +72,15 @@ class ImageStore:
         names = {reference.name for name in pinned for reference in registries.meanings(name)}
         self._catalogue = Catalogue(registries.meanings, names)
         self._recorder = ImageRecorder(records, self._layers, self._catalogue)
-        platforms, keep_blobs = node_platforms(), settings.keep_blobs
+        platforms = node_platforms()
+        self._form = form = LayerForm(settings.keep_blobs, settings.image_layers != "unpacked" and not unmountable)
         self.pulls = Pulls(
             *(self._recorder, self._catalogue, registries, self._trust, self._workers, platforms),
-            keep_blobs=keep_blobs,
+            form=form,
             around=around,
         )
         self.profiles = Profiles(root.path / "profiles", registries, self._trust)
-        self._imports = Imports(root, self._recorder, self._trust, self._workers, platforms, keep_blobs=keep_blobs)
+        self._imports = Imports(root, self._recorder, self._trust, self._workers, platforms, form=form)
         self._verifier = Verifier(self._catalogue, self._layers, self._recorder, self._workers)
         self._repairer = Repairer(self._verifier, self._recorder, self.pulls)
 
@@ -100,7 +104,10 @@ class ImageStore:
             undo.callback(place.close)
             records = await Records.open(place.path / "images.db")
             undo.push_async_callback(records.close)
-            store = cls(place, registries_conf, settings, records, pinned, around)
+            unmountable = await asyncio.to_thread(why_not, place.path / "tmp")
+            if unmountable and settings.image_layers == "erofs":
+                raise ImageError(f'image_layers is "erofs", and layers cannot be mounted here: {unmountable}')
+            store = cls(place, registries_conf, settings, records, pinned, around, unmountable)
             undo.push_async_callback(store._workers.close)
             undo.push_async_callback(store._transport.close)
             await store._load()
@@ -112,6 +119,7 @@ class ImageStore:
         await self.pulls.close()
         await self._imports.ended()
         await self._recorder.ended()
+        self._layers.close()
         await self._transport.close()
         await self._workers.close()
         await self._records.close()
@@ -119,9 +127,15 @@ class ImageStore:
 
     async def _load(self) -> None:
         """Take over what the record, the directories and additional stores have; images that lack a layer go."""
-        additional = await asyncio.to_thread(read_stores, self._settings.additional_stores)
+        kinds = (UNPACKED,) if self.unmountable else (UNPACKED, INDEXED)
+        additional = await asyncio.to_thread(read_stores, self._settings.additional_stores, kinds)
         lent = {layer.chain_id for store in additional for layer in store.layers}
         images, layers = await self._records.call(Database.images), await self._records.call(Database.layers)
+        if self.unmountable and any(layer.kind == INDEXED for layer in layers):
+            raise ImageError(
+                f"open image store {self._root.path}: it has layers that cannot be mounted here: {self.unmountable}; "
+                "start the kernel that they were made with, or remove the directory and pull again"
+            )
         there = await asyncio.to_thread(self._root.layer_names)
         own = [layer for layer in layers if base36(layer.number) in there]
         usable = {layer.chain_id for layer in own} | lent
@@ -139,6 +153,11 @@ class ImageStore:
         self._recorder.take_over(whole, kept, additional)
 
     # --- reading
+
+    @property
+    def layer_kind(self) -> str:
+        """What the layers of new images become."""
+        return INDEXED if self._form.indexed else UNPACKED
 
     def images(self) -> list[Image]:
         return [known.image for known in self._catalogue]
@@ -163,9 +182,13 @@ class ImageStore:
         return self._layers.stack(known.chain_ids) or [self._root.empty_layer]
 
     def layer_sizes(self, image: Image) -> list[dict[str, str | int]]:
-        """Each layer, lowest first: its chain id, and the bytes and inodes it takes, unpacked and kept."""
+        """Each layer, lowest first: its chain id, its kind, and the bytes and inodes it takes, unpacked and kept."""
         records = [layer.record for layer in self._layers.get(self._catalogue[image.id].chain_ids)]
-        return [{"chainID": r.chain_id, "bytes": r.size, "inodes": r.inodes} for r in records if r is not None]
+        return [
+            {"chainID": r.chain_id, "kind": r.kind, "bytes": r.size, "inodes": r.inodes}
+            for r in records
+            if r is not None
+        ]
 
     async def require_trusted(self, image: Image, name: str) -> None:
         """Raise SignatureRefused unless the signature policy, as it is now, accepts the image under `name`.

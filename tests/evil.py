@@ -48,7 +48,7 @@ class Evil:
 
     def layer_image(self) -> BuiltImage:
         """An image whose documents and digests are right, of one or two layers that are not."""
-        tars = [self._tar() for _ in range(self._chance.randint(1, 2))]
+        tars = [self.tar() for _ in range(self._chance.randint(1, 2))]
         stored = [self._stored(tar) for tar in tars]
         diff_ids = [digest(tar) for tar in tars]
         return build_image(stored, compressed=False, layer_type=OCI_LAYER + "+gzip", diff_ids=diff_ids)
@@ -70,7 +70,8 @@ class Evil:
 
     # --- layers
 
-    def _tar(self) -> bytes:
+    def tar(self) -> bytes:
+        """A layer that is not right."""
         entries = base_entries()
         for _ in range(self._chance.randint(1, 4)):
             self._chance.choice(self._entry_changes())(entries)

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from linux.syscalls import filesystem_type
 from tests import cgroups
 
 NETNS = Path("/run/netns")
@@ -28,6 +29,8 @@ _claimed: set[Path] = set()
 
 # portmap's and firewall's chains, and the jumps to them, stay by design once a first port was mapped.
 PERMANENT_CHAINS = re.compile(r"CNI-HOSTPORT-(DNAT|MASQ|SETMARK)\b|CNI-(FORWARD|ADMIN)\b")
+EROFS = 0xE0F5E1E2
+LAYER = "the mount of an image's layer"
 # gRPC opens its pollers when it likes.
 POLLERS = frozenset({"anon_inode:[eventpoll]", "anon_inode:[eventfd]"})
 
@@ -164,8 +167,21 @@ def _descriptors(directory: Path) -> Iterator[str]:
             target = os.readlink(directory / name)
         except FileNotFoundError:
             continue
-        if target not in POLLERS and not target.startswith("/proc/"):
+        if target == "/" and _is_of_erofs(directory / name):
+            yield LAYER
+        elif target not in POLLERS and not target.startswith("/proc/"):
             yield re.sub(r"^(socket|pipe):\[\d+\]", r"\1", target)
+
+
+def _is_of_erofs(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_PATH)
+    except OSError:
+        return False
+    try:
+        return filesystem_type(descriptor) == EROFS
+    finally:
+        os.close(descriptor)
 
 
 def _numbered(directory: Path) -> Iterator[Path]:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from cri.client.connection import Connection
-from cri.client.render import document, plain, size, table, with_info
+from cri.client.render import document, new_layers, plain, size, table, with_info
 from cri.v1 import api_pb2
 from cri.version import crisp_version
 
@@ -27,10 +27,9 @@ def version(arguments: argparse.Namespace, connection: Connection) -> int:
 def info(arguments: argparse.Namespace, connection: Connection) -> int:
     """Print the runtime's conditions, handlers, image store and, as JSON or YAML, its verbose status."""
     runtime = connection.read(connection.runtime.Version, api_pb2.VersionRequest())
-    verbose = arguments.output != "table"
-    status = connection.read(connection.runtime.Status, api_pb2.StatusRequest(verbose=verbose))
+    status = connection.read(connection.runtime.Status, api_pb2.StatusRequest(verbose=True))
     usage = connection.read(connection.images.ImageFsInfo, api_pb2.ImageFsInfoRequest())
-    if verbose:
+    if arguments.output != "table":
         whole: dict[str, Any] = {"version": plain(runtime), **with_info(status), "imageFs": plain(usage)}
         document(whole, arguments.output)
         return 0
@@ -42,5 +41,7 @@ def info(arguments: argparse.Namespace, connection: Connection) -> int:
     for filesystem in usage.image_filesystems:
         used = f"{size(filesystem.used_bytes.value)}, {filesystem.inodes_used.value} inodes"
         rows.append(("images", f"{used} in {filesystem.fs_id.mountpoint}"))
+    if layers := new_layers(status):
+        rows.append(("new layers", layers))
     table(("ITEM", "VALUE"), rows)
     return 0

@@ -86,6 +86,13 @@ def with_info(message: Any) -> dict[str, Any]:
     return result
 
 
+def new_layers(status: Any) -> str:
+    """What a verbose status says that layers of new images become; "" of another runtime's."""
+    said = with_info(status)["info"]
+    layers = said.get("imageLayers") if isinstance(said, dict) else None
+    return f"{layers['kind']} (EROFS: {layers['erofs']})" if layers else ""
+
+
 def age(created_at: int, now: int) -> str:
     """How long ago a moment was, in its largest whole unit ("5m"); both in nanoseconds since the epoch."""
     if not created_at:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cri.daemon import kinds, logfmt
 from cri.daemon.keys import Component, Flag, keys_of, setting
-from image.settings import ImageSettings
+from image.settings import LAYER_KINDS, ImageSettings
 
 _IMAGES = ImageSettings()  # the source of the defaults below
 
@@ -138,6 +138,13 @@ class Configuration:
         "Keep layers also compressed, as they came, so that `crisp image export` can write them. Takes additional disk "
         "space.",
         to=Component.IMAGES,
+    )  # fmt: skip
+    image_layers: str = setting(
+        _PULLS, kinds.one_of(*LAYER_KINDS), _IMAGES.image_layers,
+        "What the layers of new images become: directories of their files (unpacked), tars that the kernel mounts by "
+        "an EROFS index (erofs; crispd does not start where it cannot), or that where it can (auto). Those that are "
+        "there stay as they are.",
+        flag=Flag("", "what the layers of new images become"), to=Component.IMAGES,
     )  # fmt: skip
     additional_image_stores: tuple[Path, ...] = setting(
         _PULLS, kinds.PATHS_IF_ANY, _IMAGES.additional_stores,

@@ -60,8 +60,13 @@ class StatusCalls:
                 cgroup_mount_mode=True,
                 seccomp_profile_oci=True,
             ),
-            info=info({"config": self._configuration}) if request.verbose else None,
+            info=info(self._details()) if request.verbose else None,
         )
+
+    def _details(self) -> dict[str, object]:
+        images = self._node.images
+        layers = {"kind": images.layer_kind, "erofs": images.unmountable or "mountable"}
+        return {"config": self._configuration, "imageLayers": layers}
 
     async def RuntimeConfig(self, request: api_pb2.RuntimeConfigRequest) -> api_pb2.RuntimeConfigResponse:
         """Return the cgroup driver, which kubelet follows."""

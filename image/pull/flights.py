@@ -22,7 +22,7 @@ from image.tasks import Tasks
 from image.trust.enforce import Trust
 from image.trust.policy import Accept, Reject, Requirements
 from image.trust.signatures import Signature
-from image.unpack.workers import Workers
+from image.unpack.workers import LayerForm, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Pulls:
         workers: Workers,
         platforms: Sequence[Platform],
         *,
-        keep_blobs: bool,
+        form: LayerForm,
         around: Around | None = None,
     ) -> None:
         """`around` is entered for a pull, and for its parts."""
@@ -68,7 +68,7 @@ class Pulls:
         self._trust = trust
         self._workers = workers
         self._platforms = platforms
-        self._keep_blobs = keep_blobs
+        self._form = form
         self._around = around or _unseen
         self._jobs: dict[_Key, _Job] = {}
         self._tasks = Tasks()
@@ -190,7 +190,7 @@ class Pulls:
             return image
         configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
         downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step), self.counts)
-        make = downloads.make(self._workers, self._keep_blobs)
+        make = downloads.make(self._workers, self._form)
         with self._around("fetch and unpack layers", {"crisp.layers": str(len(blobs))}):
             image = await self._recorder.install(manifest.raw, configuration, resolved.names, make, signatures)
         downloads.finish()

@@ -28,7 +28,7 @@ from image.reference import Reference, digest_of
 from image.registry.origin import NEXT_PLACE, Delivery, Origin
 from image.shelf.layer_files import blob_of, make_layer_directory
 from image.shelf.layers import Make
-from image.unpack.workers import Unpacked, Workers
+from image.unpack.workers import LayerForm, Unpacked, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -115,17 +115,18 @@ class LayerDownloads:
         for layer in self._layers:
             self._tell(layer, 0, PullPhase.WAITING)
 
-    def make(self, workers: Workers, keep: bool) -> Make:
+    def make(self, workers: Workers, form: LayerForm) -> Make:
         """What `Layers.acquired` calls for a layer that is not there yet."""
 
         async def make(position: int, directory: Path) -> Unpacked:
             self._begun.add(position)
-            kept = blob_of(directory) if keep else None
+            kept = blob_of(directory) if form.blobs else None
             delivery = self._origin.blob(self._layers[position])
             while True:
                 try:
                     async with aclosing(self._observed(self._layers[position], delivery)) as pieces:
-                        unpacked = await workers.unpack(pieces, self._blobs[position], directory, kept)
+                        blob = self._blobs[position]
+                        unpacked = await workers.unpack(pieces, blob, directory, kept, indexed=form.indexed)
                     break
                 except NEXT_PLACE as damage:
                     delivery.refuse(damage)

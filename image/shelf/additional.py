@@ -7,7 +7,7 @@ store while crispd runs is seen at its next start.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,24 +32,30 @@ class AdditionalStore:
         return self.path / "layers" / base36(record.number)
 
 
-def read_stores(paths: Sequence[Path]) -> list[AdditionalStore]:
-    """The stores of these directories. One that cannot be read is told of, and left out: a node goes on without it."""
+def read_stores(paths: Sequence[Path], kinds: Collection[str]) -> list[AdditionalStore]:
+    """The stores of these directories, with their layers of these kinds.
+
+    One that cannot be read is told of, and left out: a node goes on without it.
+    """
     stores = []
     for path in paths:
         try:
-            stores.append(_read(path))
+            stores.append(_read(path, kinds))
         except ImageError as error:
             _log.error("additional image store not used", extra={"store": path, "error": error})
     return stores
 
 
-def _read(path: Path) -> AdditionalStore:
+def _read(path: Path, kinds: Collection[str]) -> AdditionalStore:
     with closing(Database(path / "images.db", read_only=True)) as database:
         images, layers = database.images(), database.layers()
     found = AdditionalStore(path, (), ())
-    there = tuple(layer for layer in layers if found.layer(layer).is_dir())
+    there = tuple(layer for layer in layers if layer.kind in kinds and found.layer(layer).is_dir())
     usable = {layer.chain_id for layer in there}
     for image in images:
         if not usable.issuperset(image.chain_ids):
-            _log.warning("a layer of an additional store's image is gone", extra={"store": path, "image": image.id})
+            _log.warning(
+                "a layer of an additional store's image is gone, or cannot be mounted here",
+                extra={"store": path, "image": image.id},
+            )
     return AdditionalStore(path, tuple(image for image in images if usable.issuperset(image.chain_ids)), there)

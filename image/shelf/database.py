@@ -14,7 +14,9 @@ from pathlib import Path
 from image.errors import ImageError, ImageNotFound, StorageFull
 from image.trust.signatures import Signature
 
-_VERSION = 4
+_VERSION = 5
+_WITHOUT_KINDS = 4  # the version of stores whose layers are all unpacked; what is only read may be of it
+UNPACKED, INDEXED = "unpacked", "tar+erofs"  # the kinds of layers
 _SIGNATURES = """
 CREATE TABLE signatures (
     image TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
@@ -35,7 +37,7 @@ CREATE TABLE names (
 CREATE INDEX names_of_image ON names (image);
 CREATE TABLE layers (
     chain_id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, size INTEGER NOT NULL, inodes INTEGER NOT NULL,
-    sealed INTEGER NOT NULL DEFAULT 0
+    sealed INTEGER NOT NULL DEFAULT 0, kind TEXT NOT NULL DEFAULT '{UNPACKED}'
 ) WITHOUT ROWID;
 CREATE TABLE image_layers (
     image TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
@@ -59,19 +61,22 @@ _UPGRADES = {  # what brings a database of that version to the next
     DROP TABLE image_layers;
     ALTER TABLE layers_of_image RENAME TO image_layers;
     """,  # an image's layers may be in another store
+    4: f"ALTER TABLE layers ADD kind TEXT NOT NULL DEFAULT '{UNPACKED}';",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """An unpacked layer: `number` names its directory, `size` (bytes) and `inodes` are what it takes on disk, with its
-    kept blob. Since `sealed` (nanoseconds since the epoch, 0 if not known) nothing in it may have changed."""
+    """A layer on disk: `number` names its directory, `size` (bytes) and `inodes` are what it takes on disk, with its
+    kept blob. Since `sealed` (nanoseconds since the epoch, 0 if not known) nothing in it may have changed. `kind` says
+    what is in the directory: UNPACKED is the layer's files, INDEXED its tar and an EROFS index over it."""
 
     chain_id: str
     number: int
     size: int
     inodes: int
     sealed: int = 0
+    kind: str = UNPACKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +95,9 @@ class Database:
     """Raises StorageFull when the disk is full, ImageError for every other failure, both naming the file."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """`read_only`: of a store that nobody changes, and may lie where nobody can; it has to be of this version."""
+        """`read_only`: of a store that nobody changes, and may lie where nobody can."""
         self._path = path
+        self._kinds = True  # whether layers have them
         if read_only:
             self._open_unchanging()
             return
@@ -117,7 +123,8 @@ class Database:
             # Immutable: without locks and shared memory, which are files beside it.
             self._connection = sqlite3.connect(f"{self._path.as_uri()}?immutable=1", uri=True)
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version != _VERSION:
+        self._kinds = version != _WITHOUT_KINDS
+        if version not in (_VERSION, _WITHOUT_KINDS):
             self._connection.close()
             raise ImageError(f"open {self._path}: schema version {version}, this program knows {_VERSION}")
 
@@ -139,7 +146,7 @@ class Database:
 
     def layers(self) -> list[LayerRecord]:
         with self._explained("read"):
-            columns = "chain_id, number, size, inodes, sealed"
+            columns = "chain_id, number, size, inodes, sealed" + ", kind" * self._kinds
             return [LayerRecord(*row) for row in self._connection.execute(f"SELECT {columns} FROM layers")]
 
     def documents(self, image: str) -> tuple[bytes, bytes]:
@@ -154,8 +161,8 @@ class Database:
         """Record an image with its layers; its names are taken from the images that had them."""
         with self._transaction() as connection:
             connection.executemany(
-                "INSERT INTO layers (chain_id, number, size, inodes, sealed) VALUES (?, ?, ?, ?, ?)",
-                [(layer.chain_id, layer.number, layer.size, layer.inodes, layer.sealed) for layer in new_layers],
+                "INSERT INTO layers (chain_id, number, size, inodes, sealed, kind) VALUES (?, ?, ?, ?, ?, ?)",
+                [(one.chain_id, one.number, one.size, one.inodes, one.sealed, one.kind) for one in new_layers],
             )
             connection.execute(
                 "INSERT INTO images VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET manifest = excluded.manifest",

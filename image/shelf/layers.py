@@ -1,7 +1,10 @@
-"""The directories of unpacked layers: each made once, made durable, shared, and removed with its last user.
+"""The directories of layers: each made once, made durable, shared, and removed with its last user.
 
 A layer is made as tmp/<n> and becomes layers/<n>, where <n> is a short base 36 number: an overlay mount names all of an
 image's layers in one page of memory. Users of a layer are recorded images, and pulls in flight.
+
+What is in the directory is the layer's files, or, of an indexed one, its tar and the index by which the kernel mounts
+that. Such a mount is in no mount table: a descriptor of ours holds it up, from its first use to the layer's end.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from image.erofs.index import describe_root
+from image.erofs.mount import INDEX, mount, name_of
 from image.errors import ImageError
-from image.shelf.database import LayerRecord
+from image.shelf.database import INDEXED, UNPACKED, LayerRecord
 from image.shelf.layer_files import (
     base36,
     blob_of,
@@ -25,8 +30,9 @@ from image.shelf.layer_files import (
     sync_directory,
     sync_filesystem,
 )
-from image.unpack.overlay import adopt_root, is_opaque, open_either
-from image.unpack.workers import Unpacked, Workers
+from image.unpack.layer_root import open_root
+from image.unpack.overlay import adopt_root, has_attributes, is_opaque
+from image.unpack.workers import Below, Unpacked, Workers
 
 _UNPACKERS = 16  # layers unpacked at a time, of all pulls: each is a process of some 15 MB
 _PARALLEL = 4  # of one pull: a registry that drips holds up itself, not the others' pulls
@@ -51,7 +57,25 @@ class Layer:
     recorded: bool = False
     making: asyncio.Task[None] | None = None
     lent: bool = False
+    indexed: bool = False
     _hides: bool | None = None
+    _mount: int | None = None
+
+    @property
+    def root(self) -> Path:
+        """The directory that has its files. Raises ImageError."""
+        if not self.indexed:
+            return self.path
+        if self._mount is None:
+            with explained(f"mount layer in {self.path}"):
+                self._mount = mount(self.path)
+        return name_of(self._mount)
+
+    def unmount(self) -> None:
+        """Let go of the mount. Containers that have it below them keep it."""
+        if self._mount is not None:
+            os.close(self._mount)
+            self._mount = None
 
     @property
     def blob(self) -> Path:
@@ -62,7 +86,7 @@ class Layer:
     def hides_below(self) -> bool:
         """Whether nothing of the layers below it is to be seen. overlayfs would not look whether a root says so."""
         if self._hides is None:
-            with explained(f"read {self.path}"), opened(self.path) as root:
+            with explained(f"read {self.path}"), opened(self.root) as root:
                 self._hides = is_opaque(root)
         return self._hides
 
@@ -98,21 +122,30 @@ class Layers:
         """Take over what the durable record has; nobody uses it yet."""
         for record in records:
             path = self._final / base36(record.number)
-            self._layers[record.chain_id] = Layer(record.chain_id, record.number, path, 0, record, recorded=True)
+            indexed = record.kind == INDEXED
+            layer = Layer(record.chain_id, record.number, path, 0, record, recorded=True, indexed=indexed)
+            self._layers[record.chain_id] = layer
             self._next = max(self._next, record.number + 1)
 
     def lend(self, records: Iterable[tuple[LayerRecord, Path]]) -> None:
         """Have other stores' layers, in their directories, for those that are not here."""
         for record, path in records:
             if record.chain_id not in self._layers:
-                self._layers[record.chain_id] = Layer(record.chain_id, 0, path, 1, record, recorded=True, lent=True)
+                layer = Layer(record.chain_id, 0, path, 1, record, recorded=True, lent=True)
+                layer.indexed = record.kind == INDEXED
+                self._layers[record.chain_id] = layer
+
+    def close(self) -> None:
+        """Let go of the mounts."""
+        for layer in self._layers.values():
+            layer.unmount()
 
     def stack(self, chain_ids: Sequence[str]) -> list[Path]:
         """The directories to mount, topmost first: down to the first that hides what is below. Raises ImageError."""
         paths: list[Path] = []
         for chain_id in reversed(chain_ids):
             layer = self._layers[chain_id]
-            paths.append(layer.path)
+            paths.append(layer.root)
             if layer.hides_below:
                 break
         return paths
@@ -161,6 +194,8 @@ class Layers:
             task.cancel()
         if making:
             await asyncio.wait(making)
+        for layer in dead:
+            layer.unmount()
         await self._workers.remove_trees([path for layer in dead for path in (layer.path, layer.blob)])
 
     @asynccontextmanager
@@ -228,22 +263,33 @@ class Layers:
         async with turns, self._unpackers:
             make_layer_directory(layer.path)
             unpacked = await make(position, layer.path)
-        with unpacked.unsettled or nullcontext() as unsettled:
+        with unpacked.unsettled or nullcontext():
             for below in reversed(lower):  # when one is there, so are those below it: the rest is a look
                 if below.making is not None and below.record is None:
                     await asyncio.shield(below.making)
-            size = inodes = 0
-            if unsettled is not None:
-                async with self._unpackers:
-                    names = [self._names(below) for below in reversed(lower)]
-                    size, inodes = await self._workers.settle(layer.path, names, unsettled)
-            elif unpacked.adopts_root and lower:
-                await asyncio.to_thread(_adopt_root, layer, self._names(lower[-1]))
-        layer.record = LayerRecord(layer.chain_id, layer.number, unpacked.size - size, unpacked.inodes - inodes)
+            layer.indexed = unpacked.indexed
+            size, inodes = await self._finish(layer, unpacked, [self._below(one) for one in reversed(lower)])
+        layer.record = LayerRecord(
+            *(layer.chain_id, layer.number, unpacked.size - size, unpacked.inodes - inodes),
+            kind=INDEXED if unpacked.indexed else UNPACKED,
+        )
 
-    def _names(self, layer: Layer) -> tuple[Path, ...]:
+    async def _finish(self, layer: Layer, unpacked: Unpacked, lowers: Sequence[Below]) -> tuple[int, int]:
+        """Do what was left for when the layers below are there: the bytes and inodes that it saved."""
+        if unpacked.unsettled is not None:
+            async with self._unpackers:
+                if layer.indexed:
+                    return await self._workers.index_again(layer.path, lowers), 0
+                return await self._workers.settle(layer.path, lowers, unpacked.unsettled)
+        if unpacked.adopts_root and lowers and not await asyncio.to_thread(_adopt_root, layer, lowers[0]):
+            async with self._unpackers:
+                return await self._workers.index_again(layer.path, lowers), 0
+        return 0, 0
+
+    def _below(self, layer: Layer) -> Below:
         """Where a layer that is there may be found: another pull may give it its final name just now."""
-        return (layer.path,) if layer.lent else (layer.path, self._final / base36(layer.number))
+        names = (layer.path,) if layer.lent else (layer.path, self._final / base36(layer.number))
+        return Below(names, layer.indexed)
 
     async def sync(self, layers: Sequence[Layer]) -> None:
         """Bring the content of unpacked layers to the disk. Raises StorageFull, ImageError."""
@@ -274,13 +320,21 @@ class Layers:
             sync_directory(self._temporary)
 
 
-def _adopt_root(layer: Layer, lower: Sequence[Path]) -> None:
-    with explained(f"unpack layer into {layer.path}"), opened(layer.path) as top:
-        below = open_either([os.fspath(name) for name in lower])
+def _adopt_root(layer: Layer, lower: Below) -> bool:
+    """Give the root of a layer what the one below says of its own; whether that could be done."""
+    with explained(f"unpack layer into {layer.path}"):
+        below = open_root([os.fspath(name) for name in lower.names], indexed=lower.indexed)
         try:
-            adopt_root(top, below)
+            if layer.indexed:
+                if has_attributes(below):  # for which its index has no room
+                    return False
+                describe_root(layer.path / INDEX, os.fstat(below))
+            else:
+                with opened(layer.path) as top:
+                    adopt_root(top, below)
         finally:
             os.close(below)
+    return True
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from image.configuration import parse_configuration
+from image.erofs.mount import TAR
 from image.errors import ImageError, ImageNotFound, InvalidImage
 from image.manifest import Descriptor, Manifest, parse_manifest
 from image.model import Image
@@ -61,9 +64,12 @@ class Verifier:
             manifest = None
         described = manifest.layers if isinstance(manifest, Manifest) else ()
         problems += _document_problems(image.id, configuration, len(described), len(layers))
+        diff_ids = await asyncio.to_thread(_diff_ids, configuration, image.id)
         for position, layer in enumerate(layers):
             blob = described[position] if position < len(described) else None
             problems += await _layer_problems(self._workers, layer, blob)
+            if layer.indexed and position < len(diff_ids):
+                problems += await _tar_problems(self._workers, layer, diff_ids[position])
         return Verdict(image.id, (*image.repo_tags, *image.repo_digests), tuple(problems))
 
 
@@ -78,7 +84,7 @@ def _document_problems(image_id: str, configuration: bytes, layers: int, diff_id
 
 
 async def _layer_problems(workers: Workers, layer: Layer, blob: Descriptor | None) -> list[str]:
-    """What is wrong with an unpacked layer, and with the blob beside it, if there is one.
+    """What is wrong with a layer's directory, and with the blob beside it, if there is one.
 
     A layer is never written to once it is recorded: an inode that is missing, is too many, or has changed since is
     damage. That a disk gives back other bytes than were written is seen only of a kept blob.
@@ -101,6 +107,22 @@ async def _layer_problems(workers: Workers, layer: Layer, blob: Descriptor | Non
     except ImageError as error:
         problems.append(str(error))
     return problems
+
+
+def _diff_ids(configuration: bytes, image_id: str) -> Sequence[str]:
+    try:
+        return parse_configuration(configuration, image_id).diff_ids
+    except InvalidImage:  # its digest tells, too
+        return ()
+
+
+async def _tar_problems(workers: Workers, layer: Layer, diff_id: str) -> Sequence[str]:
+    """What is wrong with the tar of an indexed layer: what is kept of it is what its digest was taken of."""
+    try:
+        digest = await workers.digest(layer.path / TAR)
+    except ImageError as error:
+        return (str(error),)
+    return () if digest == diff_id else (f"layer {layer.chain_id}: {layer.path / TAR} is {digest}, not {diff_id}",)
 
 
 async def _blob_problems(workers: Workers, layer: Layer, blob: Descriptor) -> Sequence[str]:

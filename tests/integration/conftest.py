@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from image.settings import LAYER_KINDS
 from tests import box, leaks
 from tests.daemon import Daemon
 from tests.oci import Bundle
@@ -39,6 +40,16 @@ def daemon() -> Iterator[Daemon]:
         running.import_busybox()
         with running.pod("first"):
             pass  # makes the bridge, which stays as long as the daemon
+        yield running
+
+
+@pytest.fixture(scope="module", params=LAYER_KINDS[1:])
+def daemon_of_each_kind(request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """The same, of either kind of layers."""
+    with Daemon.running("--image-layers", request.param) as running:
+        running.import_busybox()
+        with running.pod("first"):
+            pass
         yield running
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from image.settings import LAYER_KINDS, ImageSettings
 from image.store import ImageStore
 from tests.images import build_image, entry, layer, write_layout
 
@@ -31,9 +32,10 @@ ODD_TARS = pytest.mark.trial(
 BYTES = pytest.mark.trial("names-are-bytes", "Names in an archive are bytes, whatever their encoding, at every place.")
 
 
-@pytest_asyncio.fixture
-async def store(tmp_path: Path) -> AsyncIterator[ImageStore]:
-    opened = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf")
+@pytest_asyncio.fixture(params=LAYER_KINDS[1:])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ImageStore]:
+    settings = ImageSettings(image_layers=request.param)
+    opened = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf", settings)
     yield opened
     await opened.close()
 
@@ -192,8 +194,10 @@ async def test_what_is_removed_leaves_times_and_sizes_as_they_were(store: ImageS
     assert (top.stat().st_mtime, (top / "x").stat().st_mtime) == (1_500_000_000, 1_600_000_000)
     (image,) = store.images()
     sizes = store.layer_sizes(image)[1]
-    assert sizes["inodes"] == 2
-    assert sizes["bytes"] == sum(path.stat().st_blocks * 512 for path in (top, top / "x"))
+    kept = tmp_path / "image/layers/2"
+    files = [top, top / "x"] if top == kept else [kept, kept / "tar", kept / "index"]
+    assert sizes["inodes"] == len(files)
+    assert sizes["bytes"] == sum(path.stat().st_blocks * 512 for path in files if path != kept or kept == top)
 
 
 @INERT

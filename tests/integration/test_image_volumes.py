@@ -21,6 +21,11 @@ pytestmark = pytest.mark.cri("CreateContainer", "mounts.image", "mounts.image_su
 
 
 @pytest.fixture(scope="module")
+def daemon(daemon_of_each_kind: Daemon) -> Daemon:
+    return daemon_of_each_kind
+
+
+@pytest.fixture(scope="module")
 def images(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An image of one layer and one of three, by name: their ids."""
     base = layer(

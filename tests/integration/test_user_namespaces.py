@@ -36,6 +36,11 @@ def _linux(options: cri.NamespaceOption = OPTIONS, **security: Any) -> cri.Linux
 
 
 @pytest.fixture(scope="module")
+def daemon(daemon_of_each_kind: Daemon) -> Daemon:
+    return daemon_of_each_kind
+
+
+@pytest.fixture(scope="module")
 def pod(daemon: Daemon) -> Iterator[Pod]:
     sysctls = {"net.ipv4.ip_unprivileged_port_start": "80", "kernel.shm_rmid_forced": "1"}
     config = _config(daemon, "users", linux=cri.LinuxPodSandboxConfig(sysctls=sysctls))

@@ -54,6 +54,8 @@ class FakeProfiles:
 class FakeImages:
     """An image store; `failure` is raised by the next change."""
 
+    layer_kind: str = "unpacked"
+    unmountable: str = ""
     stored: dict[str, Image] = field(default_factory=dict)
     pulls: list[tuple[str, Credentials | None]] = field(default_factory=list)
     failure: Exception | None = None

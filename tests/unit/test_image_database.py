@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from image.errors import ImageError
-from image.shelf.database import Database, ImageRecord, LayerRecord
+from image.shelf.database import INDEXED, UNPACKED, Database, ImageRecord, LayerRecord
 from image.trust.signatures import SIMPLE, Signature
 
 VERSION_1 = """
@@ -36,6 +36,19 @@ def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -
         assert database.images() == [ImageRecord("i", b"\0", b"\1", ("c",), ("n:1",), signatures)]
         database.sign("i", [signed])
         database.close()
+
+
+def test_a_store_without_kinds_of_layers_is_read_where_it_may_not_be_changed(tmp_path: Path) -> None:
+    path = tmp_path / "images.db"
+    database = Database(path)
+    indexed = LayerRecord("c", 7, 4096, 3, 5, INDEXED)
+    database.add(ImageRecord("i", b"", b"", ("c",)), [indexed])
+    database.close()
+    assert Database(path, read_only=True).layers() == [indexed]
+    with sqlite3.connect(path) as connection:
+        connection.executescript("ALTER TABLE layers DROP COLUMN kind; PRAGMA user_version = 4;")
+    connection.close()
+    assert Database(path, read_only=True).layers() == [LayerRecord("c", 7, 4096, 3, 5, UNPACKED)]
 
 
 def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cri.client.config import effective
 from cri.client.doctor import kernel, node
 from cri.client.doctor.machine import Finding, Level, Machine
 from cri.client.errors import ClientError
-from cri.client.render import document, table
+from cri.client.render import document, new_layers, table
 from cri.v1 import api_pb2
 from cri.version import crisp_version
 
@@ -56,7 +56,7 @@ def daemon(connection: Connection) -> Iterator[Finding]:
     """Does crispd answer, is it this version, and what does it say of itself?"""
     try:
         running = connection.read(connection.runtime.Version, api_pb2.VersionRequest())
-        status = connection.read(connection.runtime.Status, api_pb2.StatusRequest()).status
+        said = connection.read(connection.runtime.Status, api_pb2.StatusRequest(verbose=True))
     except ClientError as error:
         yield Finding(Level.WRONG, "crispd", str(error), _START)
         return
@@ -65,8 +65,10 @@ def daemon(connection: Connection) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "crispd", message, "systemctl restart crispd (pods go on)")
     else:
         yield Finding(Level.OK, "crispd", f"{running.runtime_name} {running.runtime_version} at {connection.address}")
-    for condition in status.conditions:
+    for condition in said.status.conditions:
         if condition.status:
             yield Finding(Level.OK, condition.type, "yes")
         else:
             yield Finding(Level.WRONG, condition.type, f"{condition.reason}: {condition.message}", "see above")
+    if layers := new_layers(said):
+        yield Finding(Level.OK, "new layers", layers)

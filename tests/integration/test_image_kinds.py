@@ -1,0 +1,296 @@
+"""Layers of both kinds, unpacked and indexed: an archive is the same tree, or refused with the same words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from cri.v1 import api_pb2 as cri
+from image.erofs.mount import mount, name_of
+from image.errors import ImageError
+from image.manifest import Blob
+from image.model import Image
+from image.settings import ImageSettings
+from image.store import ImageStore
+from image.unpack.workers import Workers
+from tests.daemon import Daemon
+from tests.evil import Evil
+from tests.images import BUSYBOX, build_image, digest, entry, layer, write_layout
+
+SEED, EVIL, AT_ONCE = 20_261_129, 200, 10
+LENGTHS = (1, 400, 480, 481, 511, 512, 513, 4095)  # of symbolic links: behind the inode, or in blocks
+NOW = 1_790_000_000  # seconds: what no entry describes has the time of its making
+
+
+@pytest_asyncio.fixture
+async def workers() -> AsyncIterator[Workers]:
+    made = Workers()
+    yield made
+    await made.close()
+
+
+async def made(workers: Workers, place: Path, tar: bytes, *, indexed: bool) -> str:
+    """Make a layer in `place`; what it was refused with."""
+    place.mkdir(parents=True)
+    place.chmod(0o755)
+    source = os.memfd_create("tar")
+    os.write(source, tar)
+    os.lseek(source, 0, os.SEEK_SET)
+    try:
+        unpacked = await workers.unpack(source, Blob("", len(tar), ""), place, indexed=indexed)
+        if unpacked.unsettled is not None:
+            unpacked.unsettled.close()
+    except ImageError as error:
+        return f"{type(error).__name__}: {error}".replace(str(place), "PLACE")
+    finally:
+        os.close(source)
+    return ""
+
+
+@contextmanager
+def mounted(place: Path) -> Iterator[Path]:
+    descriptor = mount(place)
+    try:
+        yield name_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def tree(root: Path) -> dict[bytes, tuple[object, ...]]:
+    """All that can be told of what is below `root`, and of itself."""
+    found = {}
+    names = defaultdict(list)
+    top = os.fsencode(root) + b"/."
+    paths = [top]
+    for here, directories, files in os.walk(top):
+        paths += [os.path.join(here, name) for name in (*directories, *files)]
+    for path in paths:
+        there = os.lstat(path)
+        plain, directory = stat.S_ISREG(there.st_mode), stat.S_ISDIR(there.st_mode)
+        name = path.removeprefix(top)
+        names[there.st_ino].append(name)
+        content = b""
+        if plain and there.st_size < 1 << 20:
+            content = Path(os.fsdecode(path)).read_bytes()
+        elif stat.S_ISLNK(there.st_mode):
+            content = os.readlink(path)
+        keys = os.listxattr(path, follow_symlinks=False)
+        found[name] = (
+            *(there.st_mode, there.st_uid, there.st_gid, there.st_nlink, there.st_rdev),
+            min(there.st_mtime_ns, NOW * 10**9),
+            0 if directory else there.st_size,
+            content,
+            tuple(sorted((key, os.getxattr(path, key, follow_symlinks=False)) for key in keys)),
+        )
+    return {name: (*said, *sorted(names[os.lstat(top + name).st_ino])) for name, said in found.items()}
+
+
+async def both(workers: Workers, place: Path, tar: bytes) -> str:
+    """Make a layer of either kind, compare them, and say what both were refused with."""
+    unpacked, indexed = place / "unpacked", place / "indexed"
+    refusals = [
+        await made(workers, unpacked, tar, indexed=False),
+        await made(workers, indexed, tar, indexed=True),
+    ]
+    try:
+        assert refusals[0] == refusals[1]
+        if not refusals[0]:
+            assert (indexed / "tar").read_bytes() == tar
+            with mounted(indexed) as root:
+                assert await asyncio.to_thread(tree, root) == await asyncio.to_thread(tree, unpacked)
+    finally:
+        await workers.remove_trees([place])
+    return refusals[0]
+
+
+async def test_evil_archives_are_the_same_tree_or_refused_alike(workers: Workers, tmp_path: Path) -> None:
+    evil = Evil(SEED, ["/etc/crisp-evil", f"{tmp_path}/canary"])
+    outcomes: Counter[str] = Counter()
+
+    async def one(number: int, tar: bytes) -> None:
+        refusal = await both(workers, tmp_path / str(number), tar)
+        outcomes[refusal.partition(":")[0]] += 1
+
+    for start in range(0, EVIL, AT_ONCE):
+        await asyncio.gather(*(one(start + number, evil.tar()) for number in range(AT_ONCE)))
+    assert min(outcomes[""], outcomes["InvalidImage"]) > EVIL // 10, outcomes
+
+
+def sparse(name: str, size: int, parts: list[tuple[int, bytes]]) -> tuple[tarfile.TarInfo, bytes]:
+    """A file of pax format 1.0, whose map precedes its content."""
+    numbers = [len(parts), *(number for at, part in parts for number in (at, len(part)))]
+    table = "".join(f"{number}\n" for number in numbers).encode()
+    headers = {"major": "1", "minor": "0", "realsize": str(size), "name": name}
+    info, content = entry(
+        f"GNUSparseFile.0/{name}", table.ljust(-(-len(table) // 512) * 512, b"\0") + b"".join(part for _, part in parts)
+    )
+    info.pax_headers = {f"GNU.sparse.{key}": value for key, value in headers.items()}
+    return info, content
+
+
+async def test_a_layer_with_everything(workers: Workers, tmp_path: Path) -> None:
+    access = bytes.fromhex("0200000001000600ffffffff02000400e803000004000400ffffffff10000400ffffffff20000000ffffffff")
+    odd = {"user.long": "v" * 2000, "user.empty": "", "trusted.t": "1", "com.apple.quarantine": "dropped"}
+    many = [entry(f"many/{'n' * (number % 240)}{number}", b"%d" % number) for number in range(1500)]
+    tar = layer(
+        entry("./", mode=0o711, mtime=5, xattrs={"user.root": "r"}),
+        entry("old", b"x" * 513, mtime=-5), entry("late", b"x" * 511, mtime=1 << 33),
+        entry("exactly", b"x" * 4096, pax_headers={}), entry("empty", b""), entry("large", os.urandom(300_000)),
+        entry("owned", b"1", uid=4_294_967_294, gid=70_000, mode=0o6755, xattrs=odd),
+        entry("acl", b"1", xattrs={"system.posix_acl_access": access.decode("utf-8", "surrogateescape")}),
+        entry("!before a dot", b"1"), entry("d/", mode=0o1777, xattrs={"user.d": "d"}), *many,
+        *(entry(f"links/{n}", type=tarfile.SYMTYPE, linkname="t" * n) for n in LENGTHS),
+        entry("again", type=tarfile.LNKTYPE, linkname="large"),
+        entry("d/again", type=tarfile.LNKTYPE, linkname="large"),
+        entry("same link", type=tarfile.LNKTYPE, linkname="links/400"),
+        entry("char", type=tarfile.CHRTYPE, devmajor=5, devminor=70_000), entry("pipe", type=tarfile.FIFOTYPE),
+        entry("block", type=tarfile.BLKTYPE, devmajor=8, devminor=1), entry("gone/.wh.x", b""), entry(".wh.y", b""),
+        entry("shut/.wh..wh..opq", b""),
+        sparse("holes", 900_001, [(0, b"a" * 700), (5000, b"b" * 513), (70_000, b"c" * 9000), (899_999, b"d")]),
+        sparse("nothing but a hole", 700_000, []),
+        sparse("huge", 1 << 42, [(1 << 41, b"middle"), ((1 << 42) - 3, b"end")]),
+        entry("old", b"another"), entry("last", b"no padding follows"),
+    ).rstrip(b"\0")  # fmt: skip
+    assert await both(workers, tmp_path / "layer", tar) == ""
+    await made(workers, tmp_path / "again", tar, indexed=True)
+    with mounted(tmp_path / "again") as root:
+        huge = os.open(root / "huge", os.O_RDONLY)
+        try:
+            assert os.pread(huge, 8, 1 << 41) == b"middle\0\0"
+            assert os.pread(huge, 8, (1 << 42) - 3) == b"end"
+        finally:
+            os.close(huge)
+    shutil.rmtree(tmp_path / "again")
+
+
+async def test_a_file_that_no_file_system_has_room_for(workers: Workers, tmp_path: Path) -> None:
+    refusal = await both(workers, tmp_path / "layer", layer(sparse("endless", 1 << 50, [(0, b"x")])))
+    assert "endless" in refusal
+    assert "File too large" in refusal
+
+
+BASE = layer(entry("d/", mode=0o1777, uid=7), entry("d/old", b"old"), entry("d/base", b"base"))
+OVER = layer(entry("d/.wh.old", b""), entry("d/new", b"new"), entry("gone/.wh.x", b""))
+TOP = layer(entry("d/top", b"top"), entry("d/.wh.base", b""))
+
+
+def kinds(store: ImageStore, image: Image) -> list[str]:
+    return [str(about["kind"]) for about in store.layer_sizes(image)]
+
+
+async def test_a_store_has_both_kinds_and_goes_on_with_what_it_has(tmp_path: Path) -> None:
+    """Layers of one kind on those of the other; what is damaged is found, by the digest that its content had."""
+
+    @asynccontextmanager
+    async def opened(kind: str) -> AsyncIterator[ImageStore]:
+        store = await ImageStore.open(tmp_path / "image", tmp_path / "none", ImageSettings(image_layers=kind))
+        try:
+            yield store
+            assert {problem for verdict in await store.verify() for problem in verdict.problems} == set()
+        finally:
+            await store.close()
+
+    async def added(store: ImageStore, *tars: bytes) -> Image:
+        layout = write_layout(tmp_path / "layout", {"": build_image(tars)})
+        (image,) = await store.import_archive(layout)
+        shutil.rmtree(layout)
+        return image
+
+    def seen(store: ImageStore, image: Image) -> dict[str, bytes]:
+        with overlaid(store.layers(image), tmp_path) as merged:
+            assert stat.S_IMODE((merged / "d").stat().st_mode) == 0o1777
+            assert (merged / "d").stat().st_uid == 7
+            return {os.fspath(path.relative_to(merged)): path.read_bytes() for path in merged.rglob("*/*")}
+
+    old, new = {"d/old": b"old", "d/base": b"base"}, {"d/new": b"new", "d/base": b"base"}
+    async with opened("unpacked") as store:
+        first = await added(store, BASE)
+        assert (kinds(store, first), seen(store, first)) == (["unpacked"], old)
+    async with opened("erofs") as store:
+        second = await added(store, BASE, OVER)
+        assert (kinds(store, second), seen(store, second)) == (["unpacked", "tar+erofs"], new)
+        assert seen(store, first) == old
+    async with opened("unpacked") as store:
+        third = await added(store, BASE, OVER, TOP)
+        assert kinds(store, third) == ["unpacked", "tar+erofs", "unpacked"]
+        assert (seen(store, second), seen(store, third)) == (new, {"d/new": b"new", "d/top": b"top"})
+    async with opened("auto") as store:
+        fourth = await added(store, OVER)
+        assert kinds(store, fourth) == ["tar+erofs"]
+        (tar,) = (tmp_path / "image/layers").glob("4/tar")
+        sound = tar.read_bytes()
+        tar.write_bytes(sound.replace(b"new", b"bad"))
+        (verdict,) = [verdict for verdict in await store.verify() if verdict.problems]
+        assert verdict.id == fourth.id
+        assert f"not {digest(OVER)}" in "".join(verdict.problems)
+        for image in store.images():
+            await store.remove(image.id)
+    assert os.listdir(tmp_path / "image/layers") == ["0"]
+
+
+@contextmanager
+def overlaid(layers: list[Path], tmp_path: Path) -> Iterator[Path]:
+    """As a container has them."""
+    place = tmp_path / "merged"
+    place.mkdir()
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    lower = ":".join(map(str, [*layers, tmp_path / "empty"]))
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower}", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+        place.rmdir()
+
+
+def test_containers_outlive_the_daemon_that_mounted_their_layers() -> None:
+    with Daemon.running("--image-layers", "erofs") as daemon:
+        daemon.import_busybox()
+        mounts = Path("/proc/self/mountinfo").read_text()
+        with daemon.pod("both") as pod:
+            script = "while [ ! -e /go ]; do sleep 0.1; done; busybox cat /bin/busybox | wc -c; exit 3"
+            before = pod.run("sh", "-c", script, name="before")
+            assert "erofs" not in Path("/proc/self/mountinfo").read_text().removeprefix(mounts)
+            daemon.kill9()
+            daemon.start()
+            after = pod.run("sh", "-c", "exit 4", name="after")
+            assert daemon.wait_exited(after).exit_code == 4
+            pod.exec(before, "touch", "/go")
+            assert daemon.wait_exited(before).exit_code == 3
+            assert pod.log("before").split()[-1] == str(BUSYBOX.stat().st_size)
+            for container in (before, after):
+                daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), timeout=60)
+        status = daemon.runtime.Status(cri.StatusRequest(verbose=True), timeout=60)
+        assert json.loads(status.info["info"])["imageLayers"] == {"kind": "tar+erofs", "erofs": "mountable"}
+
+
+def test_what_cannot_be_mounted_is_told_of(tmp_path: Path) -> None:
+    """Files of a tmpfs cannot be mounted: a store there unpacks layers, or says why it cannot do what it was told."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "kinds", tmp_path], check=True)
+    try:
+
+        async def told(kind: str) -> tuple[str, str]:
+            store = await ImageStore.open(tmp_path / "image", tmp_path / "none", ImageSettings(image_layers=kind))
+            await store.close()
+            return store.layer_kind, store.unmountable
+
+        kind, reason = asyncio.run(told("auto"))
+        assert kind == "unpacked"
+        assert reason
+        with pytest.raises(ImageError, match=r"image_layers is .*cannot be mounted here: " + re.escape(reason)):
+            asyncio.run(told("erofs"))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
