@@ -136,6 +136,15 @@ class TracedCrisp(Crisp):
         return [*super().command(), "--trace-start"]
 
 
+class MountingCrisp(Crisp):
+    """crispd when it mounts layers instead of unpacking them."""
+
+    name = "crisp-erofs"
+
+    def command(self) -> list[str]:
+        return [*super().command(), "--image-layers=erofs"]
+
+
 class Containerd(Peer):
     """The installed containerd with its CRI plugin and runc."""
 

@@ -38,6 +38,7 @@ class Puller:
 
     peer: Peer
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    removals: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     memory: dict[str, int] = field(default_factory=dict)  # peak of the daemon's processes in bytes
 
 
@@ -99,22 +100,26 @@ async def measure(peers: Sequence[Peer], rounds: int, registry: Registry, consol
                         await _pull(puller.peer, names)
                     puller.memory[what] = peak()
                 else:
-                    puller.seconds[what].append(await _pull(puller.peer, names))
+                    pulled, removed = await _pull(puller.peer, names)
+                    puller.seconds[what].append(pulled)
+                    puller.removals[what].append(removed)
     return pullers
 
 
-async def _pull(peer: Peer, names: Sequence[str]) -> float:
-    """Pull all of `names` at once; seconds. They are removed afterwards."""
+async def _pull(peer: Peer, names: Sequence[str]) -> tuple[float, float]:
+    """Pull all of `names` at once, and remove them afterwards: the seconds of each."""
     async with grpc.aio.insecure_channel(peer.address, options=(("grpc.default_authority", "localhost"),)) as channel:
         images: Any = api_pb2_grpc.ImageServiceStub(channel)
         specs = [api_pb2.ImageSpec(image=name) for name in names]
         before = time.perf_counter()
         await asyncio.gather(*(images.PullImage(api_pb2.PullImageRequest(image=spec)) for spec in specs))
         taken = time.perf_counter() - before
+        before = time.perf_counter()
         for spec in specs:
             await images.RemoveImage(api_pb2.RemoveImageRequest(image=spec))
+        removed = time.perf_counter() - before
         await asyncio.sleep(1)  # containerd removes in the background
-        return taken
+        return taken, removed
 
 
 class _peak:
@@ -147,9 +152,14 @@ def report(pullers: Sequence[Puller], versions: dict[str, str], console: Console
         table.add_column(f"{puller.peer.name}\n{versions[puller.peer.name]}", justify="right")
     for what in pullers[0].seconds:
         table.add_row(f"{what}, s", *(f"{statistics.median(puller.seconds[what]):.2f}" for puller in pullers))
+        removals = (f"{statistics.median(puller.removals[what]):.2f}" for puller in pullers)
+        table.add_row("  their removal, s", *removals)
         table.add_row("  peak memory, MiB", *(f"{puller.memory[what] / 2**20:.0f}" for puller in pullers))
     console.print(table)
-    return {p.peer.name: {"seconds": dict(p.seconds), "memory": p.memory} for p in pullers}
+    return {
+        one.peer.name: {"seconds": dict(one.seconds), "removals": dict(one.removals), "memory": one.memory}
+        for one in pullers
+    }
 
 
 async def run(
