@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Mapping
 
 from linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Final
 
 _INERT: Final = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC

@@ -7,14 +7,13 @@ here. A process that renames things meanwhile can make this fail or end elsewher
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 _MOST_LINKS: Final = 40  # the kernel's limit
@@ -82,8 +81,10 @@ def _step(name: str, directory: int, make: Callable[[str, int, bool], None] | No
     except FileNotFoundError:
         if make is None:
             raise
-    with contextlib.suppress(FileExistsError):  # another process made it first
+    try:  # noqa: SIM105 (importing contextlib costs a start of crisp-oci milliseconds)
         make(name, directory, last)
+    except FileExistsError:
+        pass  # another process made it first
     return os.open(name, _STEP, dir_fd=directory)
 
 

@@ -10,7 +10,6 @@ import ctypes
 import os
 import struct
 import sys
-from collections.abc import Iterable
 
 from linux.errors import MissingCall, UnknownCall
 from linux.resolve import open_inside
@@ -20,6 +19,7 @@ from linux.tables import NAMESPACE_FLAGS, namespace_file
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Iterable
     from typing import Any, Final
 else:
     import _signal as signal  # `signal` imports enum, which is slow

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Final
 
 # The namespaced ones in kernel/ (Documentation/admin-guide/sysctl). All below net/ and fs/mqueue/ are namespaced.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Iterable
 
 from linux import lsm
 from linux.sysctls import namespace_of, path_of
@@ -21,6 +20,7 @@ from runtime.spec.values import Linux, Process, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Final
 
 _NS_GET_NSTYPE: Final = 0xB703

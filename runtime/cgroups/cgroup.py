@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
 
 from runtime.cgroups import files, processes, tree
 from runtime.cgroups.limits import Group, Write
 from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError, failing
-from runtime.light import dataclass, replace
+from runtime.light import contextlib, dataclass, replace
 from runtime.spec.values import Resources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runtime.cgroups.hierarchies import Hierarchies
 
 SHIM_CGROUP = "/crisp-shims"  # of zygotes and shims with the cgroupfs driver; outside of all pods' cgroups
@@ -69,7 +69,7 @@ class Cgroup:
         """
         plan = self._plan(resources, fresh=True)
         made: list[str] = []
-        with ExitStack() as undo:
+        with contextlib.ExitStack() as undo:
             undo.callback(self.remove_made_parents)  # another container's parents, if it has left meanwhile
             undo.callback(tree.remove_unused, made)
             for mountpoint in self.hierarchies.mountpoints():
@@ -92,7 +92,7 @@ class Cgroup:
         plan = self._plan(resources, fresh=False)
         self._refuse_too_low_memory(resources)
         self._enable_controllers(plan)
-        with ExitStack() as undo:
+        with contextlib.ExitStack() as undo:
             for group in plan:
                 undo.callback(self._restore, tuple(self._now(write) for write in group))
                 self._apply([group])
@@ -106,12 +106,12 @@ class Cgroup:
         The limits stay root's. When the caller is an unprivileged user, who owns the cgroup already, errors are
         ignored.
         """
-        with failing("delegate", self.unified), suppress(PermissionError):
+        with failing("delegate", self.unified), contextlib.suppress(PermissionError):
             listed = os.path.exists(_OWNERS_FILES_LIST)
             names = files.read(_OWNERS_FILES_LIST).split() if listed else _OWNERS_FILES
             os.chown(self.unified, uid, -1)
             for name in names:
-                with suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError):
                     os.chown(f"{self.unified}/{name}", uid, -1)
 
     def join_self(self, *, unified: bool = True) -> None:
@@ -358,7 +358,7 @@ class Cgroup:
         return None
 
     def _restore(self, group: tuple[Write | None, ...]) -> None:
-        with suppress(OperationFailed, NotSupported):
+        with contextlib.suppress(OperationFailed, NotSupported):
             self._apply([tuple(filter(None, group))])
 
     def _write(self, write: Write) -> None:
@@ -403,7 +403,7 @@ class Cgroup:
         directory = self.directory("memory")
         usage = int(files.read(f"{directory}/memory.current"))
         if usage > memory.limit:
-            with suppress(OperationFailed):  # EAGAIN: that much cannot be reclaimed; ENOENT: before Linux 5.19
+            with contextlib.suppress(OperationFailed):  # EAGAIN: it cannot free that much; ENOENT: before Linux 5.19
                 files.write(f"{directory}/memory.reclaim", str(usage - memory.limit))
             usage = int(files.read(f"{directory}/memory.current"))
         if usage > memory.limit:

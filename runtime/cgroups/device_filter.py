@@ -9,11 +9,14 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
 
 from linux import syscalls
 from runtime.errors import failing
 from runtime.spec.values import DeviceRule
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # linux/bpf.h: BPF_DEVCG_ACC_*, BPF_DEVCG_DEV_*
 ACCESS_BITS = {"m": 1, "r": 2, "w": 4}

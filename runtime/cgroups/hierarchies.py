@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from types import MappingProxyType
 
 from runtime.cgroups import files
 from runtime.errors import NotSupported, OperationFailed
 from runtime.light import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _V1_CONTROLLERS = frozenset(
     {

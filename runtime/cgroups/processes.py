@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
 import time
-from collections.abc import Callable
 
 from runtime.cgroups import files, tree
 from runtime.errors import OperationFailed
-from runtime.light import signal
+from runtime.light import contextlib, signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _FREEZE_TIMEOUT = 2.0  # seconds; a task in uninterruptible sleep never freezes
 

@@ -11,7 +11,6 @@ of `runtime.cgroups.systemd_bus`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -19,6 +18,10 @@ from linux import cpu_lists
 from runtime.cgroups.v2 import cpu_weight, io_weight, swap_max
 from runtime.errors import SpecError
 from runtime.spec.values import CPU, DeviceRule, Memory, Resources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Property: TypeAlias = tuple[str, str, Any]  # name, D-Bus signature, value
 

@@ -5,13 +5,16 @@ Only the daemon and `crisp-oci --systemd-cgroup` use it; the zygote does not pre
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from jeepney import DBusAddress, DBusErrorResponse, MatchRule, Message, Properties, new_method_call
 
 from runtime.cgroups.systemd import Property
+from runtime.light import contextlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 SYSTEMD: Final = DBusAddress(
     "/org/freedesktop/systemd1", bus_name="org.freedesktop.systemd1", interface="org.freedesktop.systemd1.Manager"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
-from contextlib import suppress
 
 from runtime.cgroups import files
 from runtime.errors import OperationFailed
+from runtime.light import contextlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _RACES = 64  # attempts: a parent may vanish meanwhile, when another container leaves as its last
 # Extended attribute on each parent that was created on the way. It lives as long as the cgroup, so the last user can
@@ -37,7 +40,7 @@ def make(mountpoint: str, path: str, made: list[str], *, parent: bool = False) -
         else:
             made.append(directory)
             if parent:
-                with suppress(OSError):  # removed meanwhile, or an old kernel: then nobody removes it
+                with contextlib.suppress(OSError):  # removed meanwhile, or an old kernel: then nobody removes it
                     os.setxattr(directory, _MADE, b"1")
             return
     raise OperationFailed("mkdir", directory, errno.ENOENT)

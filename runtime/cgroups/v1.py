@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from runtime.cgroups.limits import Group, Write, check_swap, cpusets, hugepages, tasks
 from runtime.errors import SpecError
 from runtime.spec.values import CPU, BlockIO, DeviceRule, Memory, NetworkClass, RdmaLimit, Resources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def plan(resources: Resources) -> list[Group]:

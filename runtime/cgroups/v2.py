@@ -6,12 +6,15 @@ The specification has version 1's numbers. The conversions are the ones that Kub
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Set
 
 from runtime.cgroups import v1
 from runtime.cgroups.limits import Group, Write, check_swap, cpusets, hugepages, number, tasks
 from runtime.errors import SpecError
 from runtime.spec.values import CPU, BlockIO, Memory, Resources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Set
 
 _CORE_FILES = frozenset({"cgroup"})  # prefix of the files that belong to no controller
 

@@ -5,14 +5,13 @@ For a new container `--systemd-cgroup` decides which of them; later the containe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from runtime.cgroups import Cgroup
 from runtime.command.record import Record
 from runtime.spec.values import Resources, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     class CgroupDriver(Protocol):

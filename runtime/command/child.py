@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Mapping
 
-from runtime.light import signal, socket
+from runtime.light import contextlib, signal, socket
 from runtime.wire.reports import (
     Born,
     Console,
@@ -21,6 +19,7 @@ from runtime.wire.reports import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 

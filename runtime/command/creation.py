@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable
 
 from linux import syscalls
 from runtime import validation
@@ -26,7 +24,7 @@ from runtime.command.invocation import Context, in_user_namespace, owner_name, r
 from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import SpecError, failing
-from runtime.light import dataclass, json, replace, socket
+from runtime.light import contextlib, dataclass, json, replace, socket
 from runtime.namespaces import user as userns
 from runtime.process.capabilities import left_out
 from runtime.process.clone import clone_into
@@ -42,6 +40,7 @@ from runtime.wire.reports import INIT, Conversation, Reporter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
 BUNDLE_FLAGS: Final = (  # restore has them too

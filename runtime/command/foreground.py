@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable
 
 from runtime.command.flags import Flag
-from runtime.light import signal
+from runtime.light import contextlib, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 DETACH_FLAGS: Final = (

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from runtime.cgroups import Cgroup, CgroupInUse
 from runtime.command import removal
 from runtime.command.cgroup_driver import new_driver
 from runtime.command.invocation import Context
 from runtime.command.record import Record, no_cgroup
 from runtime.errors import RuntimeCoreError
-from runtime.light import replace
+from runtime.light import contextlib, replace
 from runtime.spec.devices import DEFAULT_RULES
 from runtime.spec.values import Resources, Spec
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Mapping
 
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.errors import failing
-from runtime.light import json, socket
+from runtime.light import contextlib, json, socket
 from runtime.spec.values import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, Final
 
 PIDFD_SOCKET: Final = Flag("pidfd-socket", argument="PATH", help="send a pidfd of the process to this unix socket")

@@ -5,14 +5,13 @@ The file names are runc's, so each can restore what the other has written.
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from linux.tables import NAMESPACE_FLAGS
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.criu import worker as criu
 from runtime.errors import NotSupported, failing
-from runtime.light import dataclass
+from runtime.light import contextlib, dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from runtime.command.flags import Flag, UsageError, parse, usage
 from runtime.command.log import Log
@@ -12,6 +11,7 @@ from runtime.errors import RuntimeCoreError, SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Final
 
 FAILED: Final = 1

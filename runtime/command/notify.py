@@ -6,13 +6,12 @@ the program does not know. A container has nothing else to tell the manager.
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from linux import syscalls
 from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import failing
-from runtime.light import replace, socket
+from runtime.light import contextlib, replace, socket
 from runtime.spec.values import Mount, Process, Spec
 
 TYPE_CHECKING = False

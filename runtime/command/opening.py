@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
@@ -12,6 +11,7 @@ from runtime.command.log import Log
 from runtime.command.record import Record, state_document
 from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import OperationFailed, RuntimeCoreError, failing
+from runtime.light import contextlib
 from runtime.process.hooks import run_hooks
 from runtime.spec.values import Spec
 from runtime.wire.reports import failure

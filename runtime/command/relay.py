@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -10,10 +9,12 @@ import select
 import signal
 import termios
 import tty
-from collections.abc import Iterator
+
+from runtime.light import contextlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Final
 
 _CHUNK: Final = 32768

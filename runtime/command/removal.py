@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
@@ -12,7 +11,7 @@ from runtime.command.log import Log
 from runtime.command.record import Record, state_document, status
 from runtime.command.store import Entry, NoContainer
 from runtime.errors import OperationFailed, RuntimeCoreError
-from runtime.light import signal
+from runtime.light import contextlib, signal
 from runtime.process.hooks import run_hooks
 from runtime.spec.values import Hooks, Spec
 

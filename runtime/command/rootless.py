@@ -6,16 +6,18 @@ group are mapped.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable
 
 from linux import syscalls
 from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError, failing
-from runtime.light import replace
+from runtime.light import contextlib, replace
 from runtime.namespaces.user import IDMappings
 from runtime.spec.devices import DEFAULT_DEVICES
 from runtime.spec.values import IDMapping, Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def enter_new(spec: Spec) -> Spec:

@@ -5,9 +5,7 @@ Imported only with that flag: the D-Bus library and its imports take as long as 
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 from linux import syscalls
@@ -17,10 +15,14 @@ from runtime.command.record import Record
 from runtime.command.unit_properties import unit_properties
 from runtime.command.units import SESSION, SYSTEM, Units
 from runtime.errors import SpecError, failing
-from runtime.light import signal
+from runtime.light import contextlib, signal
 from runtime.process.become import die_with_parent
 from runtime.process.init import leave_the_loop
 from runtime.spec.values import Resources, Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 _MEMBER: Final = "linux.cgroupsPath"
 

@@ -11,21 +11,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
 
 from runtime.command.record import Record
 from runtime.errors import OperationFailed, RuntimeCoreError, failing
-from runtime.light import json
+from runtime.light import contextlib, json
 from runtime.spec.parse import parse
 from runtime.spec.values import Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any, Final
 
 _ID_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")

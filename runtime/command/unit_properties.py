@@ -6,11 +6,14 @@ CRI-O and others set some (TimeoutStopUSec, CollectMode). Imported only with --s
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
 from typing import Any, Final
 
 from runtime.cgroups.systemd import Property
 from runtime.errors import SpecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _PREFIX: Final = "org.systemd.property."
 _SIGNATURES: Final = {

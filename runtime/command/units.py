@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, Final, Self
 
 from jeepney import Message, message_bus
@@ -17,7 +15,12 @@ from runtime.cgroups import Hierarchies, systemd_bus
 from runtime.cgroups.systemd import Property, Scope, limit_properties, scope_properties
 from runtime.cgroups.systemd_bus import failing_as
 from runtime.errors import RuntimeCoreError
+from runtime.light import contextlib
 from runtime.spec.values import Resources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SYSTEM: Final = "SYSTEM"
 SESSION: Final = "SESSION"

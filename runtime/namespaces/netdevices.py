@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Mapping
 
 from runtime.errors import OperationFailed, failing
 from runtime.light import socket
@@ -17,6 +16,7 @@ from runtime.spec.values import NetDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from typing import Final
 
 _NETLINK_ROUTE: Final = 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
-
 from linux.sysctls import path_of
 from runtime.errors import OperationFailed, failing
+from runtime.light import contextlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def write_sysctls(sysctls: Mapping[str, str]) -> None:
@@ -19,5 +21,5 @@ def write_sysctls(sysctls: Mapping[str, str]) -> None:
 def write_defaults(sysctls: Mapping[str, str]) -> None:
     """Write parameters that nobody asked for by name. Those that the kernel lacks or refuses are skipped."""
     for name, value in sysctls.items():
-        with suppress(OperationFailed):
+        with contextlib.suppress(OperationFailed):
             write_sysctls({name: value})

@@ -8,19 +8,18 @@ needs CAP_SETUID and CAP_SETGID in the parent namespace; an ordinary user has ne
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from linux import syscalls
 from linux.tables import NAMESPACE_FLAGS, namespace_file
 from runtime.errors import RuntimeCoreError, SpecError, failing
-from runtime.light import dataclass, field, replace, socket
+from runtime.light import contextlib, dataclass, field, replace, socket
 from runtime.spec.values import IDMapping, Spec
 from runtime.wire.reports import MAKER, Conversation, Ready, Reporter, receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Final
 
 OWNED_KINDS: Final = frozenset(("network", "ipc", "uts"))

@@ -6,18 +6,16 @@ the program must be in a PID namespace with other processes, the child clones it
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
 import resource
 import stat
 import struct
-from collections.abc import Callable, Sequence
 
 from linux import syscalls
 from runtime.errors import ExecFailed, NotSupported, OperationFailed, failing
-from runtime.light import signal
+from runtime.light import contextlib, signal
 from runtime.process import capabilities, scheduling
 from runtime.process.gate import Gate
 from runtime.process.labels import set_labels
@@ -29,6 +27,7 @@ from runtime.wire.reports import Born, Reporter, SeccompListener, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import Any, Final, NoReturn
 
     Arguments = tuple[Any, Any]

@@ -6,17 +6,17 @@ over, so that a profile written for a newer kernel works; `unknown` tells them t
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Collection, Iterable, Iterator
 
 from linux import capabilities as sets
 from linux.tables import CAPABILITIES
 from runtime.errors import OperationFailed, failing
+from runtime.light import contextlib
 from runtime.spec.values import Capabilities
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
     from typing import Any
 
 _NUMBERS = {name: number for number, name in enumerate(CAPABILITIES)}

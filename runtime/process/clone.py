@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 
 from linux import syscalls
 from runtime.cgroups import Cgroup
@@ -12,6 +11,7 @@ from runtime.spec.values import TimeOffset
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 

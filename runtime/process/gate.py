@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Mapping
 
 from linux.elf import executable, in_memory
 from runtime.errors import RuntimeCoreError
@@ -24,6 +23,7 @@ from runtime.wire.reports import Failed, NotExecuted, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Final, NoReturn
 
 _CODE: Final[dict[str, bytes]] = {

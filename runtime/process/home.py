@@ -5,11 +5,10 @@ containerd's CRI, docker and podman leave it to the runtime.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 
-from runtime.light import replace
+from runtime.light import contextlib, replace
 from runtime.spec.values import Process
 
 TYPE_CHECKING = False

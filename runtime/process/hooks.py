@@ -6,20 +6,19 @@ createContainer and startContainer the container's.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import time
-from collections.abc import Iterable, Mapping, Sequence
 
 from linux import syscalls
 from linux.tables import DEFAULT_PATH
 from runtime.errors import RuntimeCoreError, failing
-from runtime.light import json, signal
+from runtime.light import contextlib, json, signal
 from runtime.spec.values import Hook, Hooks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any, Final, NoReturn
 
 _MAX_OUTPUT: Final = 4096  # bytes of a failed hook's output that the error quotes

@@ -15,11 +15,9 @@ The loop, with SIGCHLD, SIGTERM and SIGINT blocked since before execve:
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import struct
-from collections.abc import Mapping
 
 from linux import syscalls
 from linux.elf import executable, in_memory
@@ -33,6 +31,7 @@ from runtime.seccomp.load import load_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Final, NoReturn
 
 INFRA_ID: Final = 65535
@@ -118,9 +117,8 @@ def enter_empty_root() -> None:
 def bring_loopback_up() -> None:
     """Set IFF_UP on `lo` of the caller's network namespace (netdevice(7))."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        request = array.array("B", struct.pack("16sH14x", b"lo", 0))
-        fcntl.ioctl(probe, 0x8913, request)  # SIOCGIFFLAGS
-        (flags,) = struct.unpack_from("H", request, 16)
+        answer = fcntl.ioctl(probe, 0x8913, struct.pack("16sH14x", b"lo", 0))  # SIOCGIFFLAGS
+        (flags,) = struct.unpack_from("H", answer, 16)
         fcntl.ioctl(probe, 0x8914, struct.pack("16sH14x", b"lo", flags | 1))  # SIOCSIFFLAGS
 
 

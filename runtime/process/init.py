@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Mapping, Sequence
 
 from linux import syscalls
 from linux.tables import NAMESPACE_FLAGS
@@ -34,6 +33,7 @@ from runtime.wire.reports import Executing, HooksDue, Reporter, Warned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Any, NoReturn
 
 @dataclass(slots=True)

@@ -6,14 +6,13 @@ program. Joining a PID namespace affects only children, so at the end the child 
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from linux import syscalls
 from linux.tables import NAMESPACE_FLAGS
 from runtime.cgroups import Cgroup
 from runtime.errors import failing
-from runtime.light import dataclass
+from runtime.light import contextlib, dataclass
 from runtime.namespaces import user as userns
 from runtime.namespaces.user import IDMappings
 from runtime.process import become as process

@@ -8,13 +8,12 @@ descriptor.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 
 from linux import syscalls
 from runtime.errors import OperationFailed, failing
-from runtime.light import socket
+from runtime.light import contextlib, socket
 from runtime.process import capabilities
 from runtime.process.infra import enter_empty_root
 from runtime.spec.values import Capabilities

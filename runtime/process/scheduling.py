@@ -7,17 +7,17 @@ nodes, while the container itself may not take them.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
 
 from linux import cpu_lists, syscalls
 from runtime.errors import SpecError, failing
+from runtime.light import contextlib
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from typing import Final
 
 POLICIES: Final[Mapping[str, int]] = {

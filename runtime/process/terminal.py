@@ -6,7 +6,6 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Callable
 
 from linux.terminal import resize
 from runtime.errors import NotSupported, failing
@@ -16,6 +15,7 @@ from runtime.wire.reports import Console, Reporter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 # Not from `termios`: importing it takes longer than the call.

@@ -8,7 +8,6 @@ LinuxContainerSecurityContext. A number is always an id, never a name: an image 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +15,10 @@ from linux.tables import HIGHEST_ID
 from runtime.errors import RuntimeCoreError
 from runtime.rootfs.foreign import TooLarge, read_foreign
 from runtime.wire.calls import Identity
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 _MAX_FILE: Final = 8 << 20  # an image can hold a passwd file of any size
 _ID_DIGITS: Final = 10

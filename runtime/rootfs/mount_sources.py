@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
 
 from linux import syscalls as sys
 from runtime.errors import failing
@@ -15,6 +14,7 @@ from runtime.rootfs.plan import MountPlan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Final
 
 # File systems that can be mounted without a path of the host.

@@ -6,7 +6,6 @@ Nothing here touches the kernel: `tree` carries the plans out.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from linux import syscalls as sys
 from runtime.errors import SpecError
@@ -16,6 +15,7 @@ from runtime.spec import values as oci
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Final
 
 # option -> (bits to set, bits to clear) of mount_setattr(2)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
 
 from linux import syscalls as sys
 from linux.resolve import open_inside
@@ -30,6 +29,7 @@ from runtime.spec.devices import DEFAULT_DEVICES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Final
 
 _DEVICE_TYPES: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}

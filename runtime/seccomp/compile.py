@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator
 
 from linux.syscalls import SECCOMP_NEW_LISTENER
 from runtime.errors import NotSupported, OperationFailed, SpecError
@@ -17,6 +16,7 @@ from runtime.spec.values import Seccomp, SeccompArg, SeccompRule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 FLAGS = {

@@ -6,7 +6,6 @@ The kernel does the same for two filters loaded in turn, but the first may forbi
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 from runtime.errors import SpecError
 
@@ -85,6 +84,6 @@ def _choose(answer: int, _behind: int) -> list[Instruction]:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     _Ending = Callable[[int, int], list[Instruction]]

@@ -5,8 +5,6 @@ Every error is a `SpecError` that names the member by its JSON path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-
 from linux.tables import HIGHEST_ID, NAMESPACE_FLAGS
 from runtime.errors import SpecError
 from runtime.spec.values import (
@@ -50,6 +48,7 @@ from runtime.spec.values import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any, TypeVar
 
     T = TypeVar("T")
@@ -77,7 +76,7 @@ def _kind(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
         return "a string with NUL" if "\0" in value else "a string"
-    return "a number" if isinstance(value, int | float) else "an object" if isinstance(value, Mapping) else "an array"
+    return "a number" if isinstance(value, int | float) else "an object" if isinstance(value, dict) else "an array"
 
 
 def _shown(value: Any) -> str:
@@ -122,7 +121,7 @@ class _Object:
     __slots__ = ("members", "path")
 
     def __init__(self, members: Any, path: str) -> None:
-        if not isinstance(members, Mapping):
+        if not isinstance(members, dict):
             raise SpecError(path, f"expected an object, got {_kind(members)}")
         self.members = spelled(members)
         self.path = path
@@ -216,7 +215,7 @@ class _Object:
         value = self.members.get(name)
         if value is None:
             return {}
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             raise SpecError(self.at(name), f"expected an object of strings, got {_kind(value)}")
         for key, text in value.items():
             if type(key) is not str or type(text) is not str:
@@ -243,7 +242,7 @@ class _Object:
         value = self.members.get(name)
         if value is None:
             return ()
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             raise self.wrong(name, "an object")
         path = self.at(name)
         return tuple(parse(key, _Object(each, f"{path}.{key}")) for key, each in value.items())

@@ -6,10 +6,13 @@ missing member only if that differs from every value.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
 
 from runtime.light import dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Mapping
 
 _NO_STRINGS: Mapping[str, str] = MappingProxyType({})
 

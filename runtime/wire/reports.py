@@ -61,16 +61,15 @@ nothing in its packets.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
-from collections.abc import Mapping, Sequence
 
 from runtime.errors import ExecFailed, RuntimeCoreError, from_json
-from runtime.light import dataclass, json, socket
+from runtime.light import contextlib, dataclass, json, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Any, Final
 
 MAX_PACKET: Final = 65536  # bytes of a report, and of an answer

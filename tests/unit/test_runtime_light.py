@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import copy
 import dataclasses
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.light import contexts as lightcontexts
 from runtime.light import jsons as lightjson
 from runtime.light import sockets as lightsocket
 from runtime.light.classes import dataclass, field, replace
 from runtime.spec.values import Process, User
 
-HEAVY = "argparse ast dataclasses enum inspect json re selectors signal socket subprocess typing".split()
+HEAVY = """
+    argparse ast collections contextlib dataclasses enum functools inspect json re selectors signal socket subprocess
+    typing
+""".split()
+
+_ENUM = ["enum", "functools", "collections"]
 
 
 @pytest.mark.parametrize("command", ["create", "delete", "exec", "kill", "run", "start", "state"])
@@ -28,7 +40,7 @@ def test_a_start_imports_nothing_heavy(command: str) -> None:
     modules = ", ".join(f"runtime.command.{name}" for name in ("main", "invocation", "store", f"verbs.{command}"))
     program = f"import sys; sys.path.append({os.getcwd()!r}); import {modules}; print([*sys.modules])"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
-    allowed = {"kill": ["enum", "signal"], "state": ["re", "enum", "json"]}.get(command, [])
+    allowed = {"kill": [*_ENUM, "signal"], "state": [*_ENUM, "re", "json", "contextlib"]}.get(command, [])
     loaded = set(HEAVY) & set(json.loads(done.stdout.replace("'", '"'))) - set(allowed)
     assert not loaded, "import these lazily, or by way of runtime.light and `if TYPE_CHECKING`"
 
@@ -90,3 +102,106 @@ def test_sockets_carry_descriptors() -> None:
         assert (data, len(fds)) == (b"two", 2)
         for fd in fds:
             os.close(fd)
+
+
+class Stopped(Exception):
+    pass
+
+
+# What a block, and each context and callback on a stack, does when its turn comes.
+_ACTS = st.sampled_from(
+    ["pass", "raise", "raise StopIteration", "raise RuntimeError", "raise from", "again", "suppress"]
+)
+_ENTRIES = st.lists(st.tuples(st.sampled_from(["context", "callback", "callback", "move"]), _ACTS), max_size=5)
+
+
+def _act(act: str, name: object, error: BaseException | None = None) -> bool:
+    match act:
+        case "raise":
+            raise Stopped(name)
+        case "raise StopIteration":
+            raise StopIteration(name)
+        case "raise RuntimeError":
+            raise RuntimeError(name)
+        case "raise from":
+            raise Stopped(name) from error
+        case "again" if error is not None:
+            raise error
+    return act == "suppress"
+
+
+def _story(module: Any, block: str, before: str, entries: list[tuple[str, str]]) -> list[object]:
+    """What happens, in order, and the chain of exceptions at the end; `before` was being handled meanwhile."""
+    happened: list[object] = []
+
+    @module.contextmanager
+    def context(act: str, name: int) -> Any:
+        try:
+            yield name
+        except BaseException as error:
+            happened.append((name, repr(error)))
+            if not _act(act, name, error):
+                raise
+        else:
+            _act(act, name)
+
+    def callback(act: str, name: int) -> None:
+        happened.append(name)
+        _act(act, name)
+
+    def run() -> None:
+        with module.suppress(KeyError, RuntimeError), module.ExitStack() as moved:
+            with module.ExitStack() as stack:
+                for name, (kind, act) in enumerate(entries):
+                    if kind == "context":
+                        assert stack.enter_context(context(act, name)) == name
+                    elif kind == "move":
+                        moved.push(stack.pop_all())
+                    else:
+                        stack.callback(callback, act, name)
+                _act(block, "block")
+            happened.append("after")
+
+    try:
+        try:
+            _act(before, "before")
+        finally:
+            run()
+    except BaseException as error:
+        chain: BaseException | None = error
+        while chain is not None:
+            happened.append((repr(chain), repr(chain.__cause__), chain.__suppress_context__))
+            chain = chain.__context__
+    return happened
+
+
+@settings(max_examples=400, deadline=None)
+@given(_ACTS, _ACTS, _ENTRIES)
+def test_contexts(block: str, before: str, entries: list[tuple[str, str]]) -> None:
+    assert _story(lightcontexts, block, before, entries) == _story(contextlib, block, before, entries)
+
+
+@pytest.mark.parametrize("yields", [0, 2])
+def test_a_context_yields_once(yields: int) -> None:
+    def generator() -> Any:
+        yield from range(yields)
+
+    def said(make: Callable[[Any], Any]) -> str:
+        with pytest.raises(RuntimeError) as caught, make(generator)():
+            pass
+        return str(caught.value)
+
+    assert said(lightcontexts.contextmanager) == said(contextlib.contextmanager)
+
+
+def test_what_is_used_of_a_stand_in_is_there() -> None:
+    """A type checker cannot tell: it sees the standard library."""
+    used = {
+        node.attr
+        for path in Path("runtime").rglob("*.py")
+        if re.search(r"^from runtime\.light import .*\bcontextlib\b", text := path.read_text(), re.MULTILINE)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "contextlib"
+    }
+    assert {"ExitStack", "contextmanager", "suppress"} <= used
+    assert not [name for name in used if not hasattr(lightcontexts, name)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from runtime.command import image_files, removal
 from runtime.command.flags import Flag, Options
 from runtime.command.image_files import Directories, criu_options
@@ -13,6 +11,7 @@ from runtime.command.removal import current_status
 from runtime.criu import worker as criu
 from runtime.criu.describe import describe
 from runtime.errors import NotSupported, RuntimeCoreError
+from runtime.light import contextlib
 from runtime.spec.values import Spec
 
 TYPE_CHECKING = False

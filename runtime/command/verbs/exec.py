@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from linux import syscalls
@@ -26,7 +25,7 @@ from runtime.command.record import Record, state_document
 from runtime.command.removal import current_status
 from runtime.command.store import Entry
 from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, failing
-from runtime.light import json, replace, socket
+from runtime.light import contextlib, json, replace, socket
 from runtime.namespaces import user as userns
 from runtime.process.capabilities import left_out
 from runtime.process.clone import clone_into

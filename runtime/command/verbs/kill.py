@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 
@@ -13,6 +12,7 @@ from runtime.command.record import Record
 from runtime.command.removal import current_status, kill_group
 from runtime.command.store import Entry
 from runtime.errors import RuntimeCoreError, failing
+from runtime.light import contextlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 from runtime.command.flags import Flag, Options, UsageError
 from runtime.command.invocation import Context
@@ -14,6 +13,7 @@ from runtime.spec.parse import spelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, Final
 
 FLAGS: Final = (

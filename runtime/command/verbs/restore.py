@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from linux import syscalls
@@ -21,6 +20,7 @@ from runtime.criu import worker as criu
 from runtime.criu.describe import external_mounts
 from runtime.criu.inherit import inherited_objects, make_mount_points
 from runtime.errors import NotSupported, failing
+from runtime.light import contextlib
 from runtime.process import scheduling
 from runtime.process.hooks import run_hooks
 from runtime.spec.values import Spec

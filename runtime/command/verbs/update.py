@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 
 from runtime.command.cgroup_driver import driver_of
 from runtime.command.flags import Flag, Options, UsageError
@@ -16,6 +15,7 @@ from runtime.spec.parse import parse_resources, spelled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, Final
 
 # Flag -> (object, member) of linux.resources.
