@@ -1,1 +1,1 @@
-"""The parent of a pod's processes: zygote, shim, and what the shim does for each container."""
+"""Implements the parent of a pod's processes: the zygote, the shim, and what the shim does for each container."""

@@ -1,7 +1,7 @@
-"""Clients attached to a running container: copies of its output, and input for it.
+"""Attaches clients to a running container: copies its output to them and passes their input on.
 
-No client keeps the container or its log waiting: what one does not read is kept on disk up to a bound, and a client
-beyond it is dropped. What a client writes waits in its pipe while the container does not read.
+No client can block the container or its log: unread output is kept on disk up to a limit, and a client beyond it is
+dropped. A client's input waits in its pipe while the container does not read.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from runtime.shim.reply import Reply
 from runtime.shim.stdio import Loop, OutputStream
 from runtime.wire.calls import AttachEnded
 
-MAX_UNREAD: Final = 64 << 20  # bytes kept for a client's stream, beside what its pipe holds
+MAX_UNREAD: Final = 64 << 20  # bytes kept for a client's stream, in addition to its pipe
 _CHUNK: Final = 64 << 10
 
 
 class Sink:
-    """A client's pipe for one stream; what the pipe has no room for waits in a file below `directory`.
+    """A client's pipe for one stream. Data that does not fit waits in a file below `directory`.
 
-    `on_lost` is called when the client has left its pipe, or with the reason why it is dropped.
+    `on_lost` is called with "" when the client has closed its pipe, or with the reason why the client is dropped.
     """
 
     def __init__(self, fd: int, directory: str, loop: Loop, on_lost: Callable[[str], None]) -> None:
@@ -39,7 +39,7 @@ class Sink:
         self._finishing = False
 
     def put(self, data: bytes) -> None:
-        """Pass on, at once or as soon as the client reads."""
+        """Write the data, now or when the client reads."""
         rest = memoryview(data)
         if not self._spool:
             try:
@@ -59,9 +59,9 @@ class Sink:
             if not self._spool:
                 self._loop.watch(self._fd, selectors.EVENT_WRITE, self._write)
             if not self._spool.put(data):
-                self._lose(f"the client was detached: it left more than {MAX_UNREAD >> 20} MiB of output unread")
+                self._lose(f"the client was detached: it has not read more than {MAX_UNREAD >> 20} MiB of output")
         except OSError as error:
-            self._lose(f"the client was detached: keep its unread output: {error.strerror}")
+            self._lose(f"the client was detached: could not store its unread output: {error.strerror}")
 
     def _write(self, _events: int) -> None:
         assert self._spool is not None
@@ -78,7 +78,7 @@ class Sink:
             self._close()
 
     def finish(self) -> None:
-        """Nothing more will come: close once all is read."""
+        """Close the pipe as soon as everything is written: no more data will come."""
         self._finishing = True
         if not self._spool:
             self._close()
@@ -98,10 +98,10 @@ class Sink:
 
 
 class Inflow:
-    """What a client writes, moved into a container's standard input.
+    """Copies a client's input to a container's standard input.
 
-    `on_end` is called when it writes no more, or with False when the container reads no more. Both descriptors are
-    duplicated.
+    `on_end` is called with True when the client has closed its end, or with False when the container has. Both
+    descriptors are duplicated.
     """
 
     def __init__(self, source: int, target: int, loop: Loop, on_end: Callable[[bool], None]) -> None:
@@ -136,10 +136,10 @@ class Inflow:
         except BlockingIOError:
             pass
         except OSError:
-            self.close()  # by which the client is told: EPIPE
+            self.close()  # the client gets EPIPE
             self._on_end(False)
             return
-        # One of the two is watched: nothing is read that cannot be kept.
+        # Only one of the two is watched: data is read only when it can be passed on.
         if self._waiting:
             self._loop.unwatch(self._source)
             self._loop.watch(self._target, selectors.EVENT_WRITE, self._write)
@@ -148,7 +148,7 @@ class Inflow:
             self._loop.watch(self._source, selectors.EVENT_READ, self._read)
 
     def close(self) -> None:
-        """Let go of both ends."""
+        """Close both descriptors."""
         for fd in (self._source, self._target):
             if fd >= 0:
                 self._loop.unwatch(fd)
@@ -163,13 +163,13 @@ class _Client:
 
 
 class Attachments:
-    """The clients of one container: of its outputs, and of its standard input's write end, -1 for none."""
+    """The clients of one container: of its outputs and of its standard input's write end (-1 for none)."""
 
     def __init__(
         self, outputs: Sequence[OutputStream], stdin: int, directory: str, loop: Loop, *, stdin_once: bool
     ) -> None:
-        """Owns `stdin` from here on; with `stdin_once` closes it when the first client's input ends. What clients do
-        not read is kept in `directory`.
+        """Owns `stdin` from now on. With `stdin_once` it is closed when the first client's input ends. Unread output is
+        stored in `directory`.
         """
         self._directory = directory
         self._outputs = {output.name: output for output in outputs}
@@ -177,13 +177,13 @@ class Attachments:
         self._loop = loop
         self._stdin_once = stdin_once
         self._clients: dict[str, _Client] = {}
-        self._inflows: dict[str, Inflow] = {}  # they outlive their client until all that it wrote is passed on
+        self._inflows: dict[str, Inflow] = {}  # an inflow outlives its client until all its input is passed on
 
     def attach(self, name: str, fds: Mapping[str, int], reply: Reply) -> None:
         """Attach a client by its pipes for "stdin", "stdout" and "stderr", which are duplicated.
 
-        Output goes to it from here on. `reply` is called once, at the end: with the container's exit code, with
-        nothing when the client was detached before, or with an error.
+        It gets all output from now on. `reply` is called once, at the end: with the container's exit code, with None if
+        the client was detached before, or with an error.
         """
         client = self._clients[name] = _Client(reply)
 
@@ -198,7 +198,7 @@ class Attachments:
                     self._outputs[stream].add_sink(sink)
                 elif self._stdin >= 0:
                     self._inflows[name] = Inflow(fd, self._stdin, self._loop, partial(self._input_ended, name))
-        except OSError as error:  # the shim has no descriptors left
+        except OSError as error:  # the shim has run out of descriptors
             self._end(name, OperationFailed.of("attach", name, error))
 
     def _input_ended(self, name: str, by_client: bool) -> None:
@@ -211,7 +211,7 @@ class Attachments:
             self.detach(name)
 
     def detach(self, name: str) -> None:
-        """End a client's attachment if there is one."""
+        """End a client's attachment, if there is one."""
         self._end(name, AttachEnded())
 
     def _end(self, name: str, result: AttachEnded | RuntimeCoreError) -> None:
@@ -224,7 +224,7 @@ class Attachments:
         client.reply(result)
 
     def close_stdin(self) -> None:
-        """The container gets no more input than what its pipe holds."""
+        """Close the container's input. What is in its pipe can still be read."""
         if self._stdin >= 0:
             os.close(self._stdin)
             self._stdin = -1
@@ -233,7 +233,7 @@ class Attachments:
         self._inflows.clear()
 
     def exited(self, code: int) -> None:
-        """The container has ended, and its outputs have."""
+        """End all attachments: the container has exited and its outputs are drained."""
         for name in list(self._clients):
             self._end(name, AttachEnded(code))
         self.close_stdin()

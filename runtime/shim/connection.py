@@ -1,4 +1,4 @@
-"""A shim's side of a connection."""
+"""Serves one connection between crispd and a shim."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
 
 
 class Server(Protocol):
-    """Who answers what comes."""
+    """Handles the calls of a connection."""
 
     def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None: ...
 
@@ -25,7 +25,7 @@ class Server(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What comes with a call: its descriptors, which are closed once the handler has returned, and who made it."""
+    """A call's descriptors, which are closed when the handler returns, its reply, and its connection."""
 
     fds: Sequence[int]
     reply: Reply
@@ -33,7 +33,7 @@ class Request:
 
 
 class Connection:
-    """One daemon talking to the shim."""
+    """One crispd that is connected to the shim."""
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self._server = server
@@ -69,7 +69,7 @@ class Connection:
             except BlockingIOError:
                 return
             except (OSError, ProtocolError) as error:
-                complain(f"connection: {error}")
+                complain(f"closing a connection of crispd: {error}")
                 alive = False
             if not alive:
                 self.close()

@@ -1,4 +1,4 @@
-"""A container in its shim: rootfs, init, exec'd processes, exit status."""
+"""Manages a container in its shim: rootfs, init, execs, exit status."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _PF_EXITING: Final = 0x4  # proc_pid_stat(5), flags; the kernel's sched.h
 
 
 class Container:
-    """Its life is drawn in `runtime.wire.states`. Calls answer through a `reply` callback, failures by raising.
+    """A container. `runtime.wire.states` draws its life cycle. Calls answer by a `reply` callback, or raise.
 
-    How its processes are made is its launcher's business.
+    Its launcher makes its processes.
     """
 
     def __init__(self, held: Holdings, launcher: Launcher) -> None:
@@ -44,16 +44,16 @@ class Container:
         self._outputs: list[OutputStream] = []
         self._console = -1
         self._stdin = -1
-        self._storage = ""  # a directory on disk, the container's own
+        self._storage = ""  # the container's directory on disk
         self._takes_stdin = False
         self._stdin_once = False
         self._attachments: Attachments | None = None
         self._exit_waiters: list[Callable[[], None]] = []
         self._start_waiters: list[Reply] = []
         self._early_exit: int | None = None
-        self._take_back_update: Callable[[], None] = lambda: None
+        self._revert_update: Callable[[], None] = lambda: None
         self.killed = False
-        self.pause: object = None  # the last `runtime.shim.pause.Pause` that stopped it
+        self.pause: object = None  # the last `runtime.shim.pause.Pause` that froze it
         self.state = StateMachine()
         self.started_at = 0
         self.exit: ExitStatus | None = None
@@ -63,7 +63,7 @@ class Container:
     def create(self, call: calls.Create) -> Created:
         """Mount the rootfs and the image volumes, and look up the user.
 
-        With `hold` the answer has the pid of a process, too, which waits for a scope to be made around it.
+        With `hold` the answer also has the pid of a placeholder process for a systemd scope.
         """
         self._storage = os.path.dirname(call.upper)
         try:
@@ -77,7 +77,7 @@ class Container:
         return Created(identity, holder)
 
     def rootfs(self) -> int:
-        """The rootfs of one that was created and has not been started; it stays the container's."""
+        """Return the rootfs of a container that was not started. It stays the container's."""
         if not self.state.can_start or self._held.rootfs < 0:
             raise NotRunning(f"open rootfs of container {self.id}: it is {self.state.name}")
         return self._held.rootfs
@@ -85,7 +85,7 @@ class Container:
     # -- running ------------------------------------------------------------------------------------------------------
 
     def start(self, call: calls.Start, fds: Sequence[int], reply: Reply) -> None:
-        """Run the program; `fds` came with the call. Replies once it runs, or with why it does not."""
+        """Run the program; `fds` came with the call. Replies when it runs, or with the error if it cannot."""
         if not self.state.can_start:
             raise RuntimeCoreError(f"start container {self.id}: it is {self.state.name}, not created")
         received = time.monotonic_ns()
@@ -111,14 +111,14 @@ class Container:
         self, call: calls.Start, process: oci.Process, undo: contextlib.ExitStack
     ) -> ContainerStdio:
         self._takes_stdin = call.stdin
-        # A terminal's input has no end: kubectl attaches again to one it said stdin_once of.
+        # A terminal's input has no end: kubectl attaches again although it asked for stdin_once.
         self._stdin_once = call.stdin_once and not process.terminal
         stdio = ContainerStdio.make(terminal=process.terminal, stdin=self._takes_stdin)
         undo.callback(stdio.close)
         return stdio
 
     def started(self, outputs: Sequence[tuple[int, str]], console: int) -> None:
-        """The program runs, with these outputs or that terminal. Raises OSError."""
+        """Note that the program runs, with these outputs or that terminal. Raises OSError."""
         assert self._log is not None
         clock = Clock()
         self._console = console
@@ -141,12 +141,12 @@ class Container:
             reply(self.describe())
 
     def exited_meanwhile(self) -> None:
-        """The end of the start is told: now tell of an exit that came before."""
+        """Handle an exit that came during the start, now that the start's result is reported."""
         if self._early_exit is not None:
             self.init_exited(self._early_exit)
 
     def start_failed(self, outputs: Sequence[tuple[int, str]]) -> None:
-        """The program will not run."""
+        """Note that the program will not run, and release everything."""
         for fd, _name in outputs:
             os.close(fd)
         self.state.become(EXITED)
@@ -161,14 +161,14 @@ class Container:
     # -- exited -------------------------------------------------------------------------------------------------------
 
     def init_exited(self, status: int) -> None:
-        """The init was reaped: `status` is its exit code, or minus the signal."""
+        """Handle the init's exit: `status` is its exit code, or minus the signal."""
         if self.state.is_starting:
-            self._early_exit = status  # told again once the end of the start is known
+            self._early_exit = status  # handled again when the start's result is known
         if not self.state.can_exec:
             return
         assert self._held.cgroup is not None
         if not self._held.has_own_pid_namespace():
-            # The kernel ends only a PID namespace with its init; what init left in a shared one is ours to end.
+            # Only a PID namespace ends with its init. In a shared one we must end the container's other processes.
             with contextlib.suppress(RuntimeCoreError):
                 self._held.cgroup.kill()
         for output in self._outputs:
@@ -197,12 +197,12 @@ class Container:
             exited()
 
     def signal(self, number: int) -> None:
-        """Send a signal to init; nothing happens when it is gone."""
+        """Send a signal to the init. Does nothing if it is gone."""
         if self.state.can_exec:
             self._launcher.signal(number)
 
     def kill(self) -> None:
-        """End every process of the container."""
+        """Kill every process of the container."""
         self.killed = True
         self._held.signal_init(signal.SIGKILL)
         if self._held.cgroup is not None and not self.state.is_over:
@@ -221,29 +221,29 @@ class Container:
             self._exit_waiters.append(exited)
 
     def wait_start(self, reply: Reply) -> None:
-        """Reply with what `describe` tells when no start is under way."""
+        """Reply with `describe()` as soon as no start is in progress."""
         if self.state.is_starting:
             self._start_waiters.append(reply)
         else:
             reply(self.describe())
 
     def update(self, call: calls.Update) -> Updated:
-        """Change the limits of a running container, all or none; one that has exited needs none."""
+        """Change the limits of a running container, all or none. Does nothing for one that has exited."""
         if self.state.is_over:
             return Updated()
         self._require_running("update")
         assert self._held.cgroup is not None
         if call.resources is None:
-            self._take_back_update()
+            self._revert_update()
             return Updated()
         try:
-            take_back = self._held.cgroup.update(parse_resources(call.resources))
+            revert = self._held.cgroup.update(parse_resources(call.resources))
         except RuntimeCoreError:
             if self._is_over():
                 return Updated()
             raise
         if not call.again:
-            self._take_back_update = take_back
+            self._revert_update = revert
         return self._set_oom_score(call.oom_score_adj)
 
     def _set_oom_score(self, score: int) -> Updated:
@@ -256,16 +256,16 @@ class Container:
         held.spec = replace(held.spec, process=replace(held.spec.process, oom_score_adj=score))  # for later execs
         if held.cgroup.set_oom_score_adj(score):
             return Updated()
-        return Updated((f"oom_score_adj {score} needs CAP_SYS_RESOURCE, which crisp lacks: kept as it is",))
+        return Updated((f"oom_score_adj {score} needs CAP_SYS_RESOURCE, which crisp does not have: not changed",))
 
     def freeze(self) -> None:
-        """Stop every process. Raises RuntimeCoreError unless it runs."""
+        """Freeze all processes. Raises RuntimeCoreError unless the container runs."""
         self._require_running("freeze")
         assert self._held.cgroup is not None
         self._held.cgroup.freeze()
 
     def thaw(self) -> None:
-        """Let them go on. Raises RuntimeCoreError."""
+        """Thaw the processes. Raises RuntimeCoreError."""
         if self.state.can_exec and self._held.cgroup is not None:
             self._held.cgroup.thaw()
 
@@ -277,7 +277,7 @@ class Container:
                 raise RuntimeCoreError(error.strerror or "") from error
 
     def delete(self) -> None:
-        """Let go of all that is left. The container is not running."""
+        """Release everything that is left. The container is not running."""
         self._launcher.commands.forget()
         if self._held.hooks is not None:
             self._held.hooks.begin_poststop()
@@ -287,7 +287,7 @@ class Container:
         self._release()
 
     def when_deleted(self, callback: Callable[[], None]) -> None:
-        """Call back once nothing that `delete` began needs the bundle any more."""
+        """Call back when nothing that `delete` has started needs the bundle any more."""
         self._launcher.when_released(callback)
 
     def describe(self) -> ContainerStatus:
@@ -296,7 +296,7 @@ class Container:
     # -- exec ---------------------------------------------------------------------------------------------------------
 
     def execute(self, call: calls.Exec, fds: Sequence[int], reply: Reply) -> None:
-        """Run another process with `fds` as its streams. Replies with its exit code when it ends."""
+        """Run another process with `fds` as its streams. Replies with its exit code when it exits."""
         self._require_running("exec in")
         if self._held.cgroup is not None and self._held.cgroup.is_frozen():
             raise NotRunning(f"exec in container {self.id}: it is paused")
@@ -308,7 +308,7 @@ class Container:
             raise
 
     def _unless_over(self, reply: Reply) -> Reply:
-        """`reply`, but for failures of an exec whose container ended meanwhile: that is the reason then."""
+        """Wrap `reply`: if the container has ended meanwhile, that is the reason for any failure of an exec."""
 
         def answer(result: calls.Answer | RuntimeCoreError) -> None:
             reply(self._over() if isinstance(result, RuntimeCoreError) and self._is_over() else result)
@@ -319,7 +319,7 @@ class Container:
         return NotRunning(f"exec in container {self.id}: it has just ended")
 
     def _is_over(self) -> bool:
-        """Whether init is dead or dying, though the loop may not have come to hear of it."""
+        """Return whether the init is dead or dying, even if the loop has not noticed yet."""
         held = self._held
         if not self.state.can_exec or held.pidfd < 0:
             return True
@@ -328,17 +328,17 @@ class Container:
         return bool(dead.poll(0)) or _is_exiting(held.pid)
 
     def wait_exec_running(self, key: str, reply: Reply) -> None:
-        """Reply once the exec'd program runs, or has ended, with the other end of its terminal if it has one."""
+        """Reply when the exec's program runs or has exited; with its terminal's master if it has one."""
         self._launcher.commands.wait_running(key, reply)
 
     def kill_exec(self, key: str) -> None:
-        """SIGKILL an exec'd process and all it started, daemonised children of its session included."""
+        """Kill an exec's process and everything that it started, including daemonised children in its session."""
         self._launcher.commands.kill(key)
 
     # -- attach -------------------------------------------------------------------------------------------------------
 
     def attach(self, call: calls.Attach, fds: Sequence[int], reply: Reply) -> None:
-        """Attach a client; `fds` are for what `streams` names. Replies when it is detached, or the container ends."""
+        """Attach a client; `fds` are those of `streams`. Replies when it is detached or the container exits."""
         self._require_running("attach to")
         assert self._attachments is not None
         self._attachments.attach(call.attach, dict(zip(call.streams, fds, strict=True)), reply)
@@ -371,8 +371,8 @@ class Container:
 
 
 def _is_exiting(pid: int) -> bool:
-    """Whether a process is on its way out. Its PID namespace takes nobody any more then (ENOMEM), and it has no others
-    left (ESRCH), but its end cannot be waited for before all in that namespace are gone.
+    """Return whether a process is exiting. Its PID namespace takes no new processes then (ENOMEM), and it has no other
+    namespaces left (ESRCH), but it cannot be reaped before everything in its PID namespace is gone.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

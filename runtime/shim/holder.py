@@ -1,4 +1,4 @@
-"""A process that holds a cgroup for systemd, which makes no scope without one (systemd.scope(5))."""
+"""Starts a placeholder process for a scope: systemd makes no scope without a process (systemd.scope(5))."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _NOBODY: Final = 65535
 
 
 def start_holder(program: int, empty_mount_namespace: int) -> tuple[int, int]:
-    """Clone one: its pid and a descriptor of it. It does nothing, costs a page or two, and dies with the caller."""
-    with failing("clone", "holder of a scope"):
+    """Clone a placeholder: return its pid and pidfd. It does nothing, takes a page or two, and dies with the caller."""
+    with failing("clone", "placeholder process of a scope"):
         pid, pidfd = syscalls.clone(0)
     if pid == 0:
         try:

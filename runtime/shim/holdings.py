@@ -1,4 +1,4 @@
-"""What a container has of the kernel between its creation and its end: mounts, a cgroup, its init."""
+"""Holds a container's kernel objects between its creation and its end: mounts, cgroup, init."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ from runtime.spec import values as oci
 from runtime.spec.parse import parse
 from runtime.wire.calls import Create, Identity, ImageMount
 
-_CGROUP_PATIENCE: Final = 2.0  # seconds; the delays up to it double
+_CGROUP_PATIENCE: Final = 2.0  # seconds; the delay doubles up to it
 _NAMESPACE_OF: Final = re.compile(r"/proc/([0-9]+)/ns/[a-z_]+")
 
 
 class Holdings:
-    """A container's, which its launcher uses and adds to. Descriptors are -1, and pids 0, where there is none."""
+    """A container's kernel objects, which its launcher uses and adds to. Missing descriptors are -1, missing pids 0."""
 
     def __init__(self, container_id: str, bundle: str, supervisor: Supervisor, hierarchies: Hierarchies) -> None:
         self.id = container_id
-        self.bundle = bundle  # the directory of config.json
+        self.bundle = bundle  # directory of config.json
         self.supervisor = supervisor
         self.hierarchies = hierarchies
         self.rootfs = -1
-        self.trees: dict[str, int] = {}  # mounted images, by the source that stands for each in config.json
-        self.spec: oci.Spec | None = None  # as of the start
-        self.mappings: userns.IDMappings | None = None  # of its user namespace
-        self.filter = b""  # of seccomp
+        self.trees: dict[str, int] = {}  # mounted images, by their source in config.json
+        self.spec: oci.Spec | None = None  # as read at the start
+        self.mappings: userns.IDMappings | None = None  # of the container's user namespace
+        self.filter = b""  # seccomp program
         self.filter_flags = 0
         self.hooks: ContainerHooks | None = None
         self.cgroup: Cgroup | None = None
         self.pid = 0
         self.pidfd = -1
-        self._holder = -1  # a process in the container's scope until the container's own is there
-        self._oom_kills_above = 0  # in the cgroup's parent, before the container was in it
+        self._placeholder = -1  # placeholder in the container's scope until the container's own process is in it
+        self._oom_kills_above = 0  # OOM kills in the parent cgroup before the container started
 
     # -- mounts -------------------------------------------------------------------------------------------------------
 
     def mount(self, call: Create) -> None:
-        """Mount the rootfs and the images. Raises RuntimeCoreError; what was mounted is for `release`."""
+        """Mount the rootfs and the images. Raises RuntimeCoreError; `release` unmounts what was mounted."""
         self.rootfs = self._mount_rootfs(call.lower, call.upper, call.work, call.label)
         for name, image in call.images.items():
             self.trees[name] = self._mount_image(image)
@@ -84,7 +84,7 @@ class Holdings:
     # -- config.json --------------------------------------------------------------------------------------------------
 
     def read_spec(self) -> tuple[oci.Spec, oci.Process]:
-        """What config.json says, now. Raises RuntimeCoreError for what cannot be started."""
+        """Read config.json. Raises RuntimeCoreError if it cannot be started."""
         with open(os.path.join(self.bundle, "config.json"), "rb") as file:
             spec = parse(json.load(file))
         if spec.process is None:
@@ -94,7 +94,7 @@ class Holdings:
         return spec, spec.process
 
     def _require_living_namespaces(self, spec: oci.Spec) -> None:
-        """Refuse namespaces of processes that are gone: since config.json was written their numbers may be others'."""
+        """Refuse namespaces of processes that have exited: their pids may belong to other processes by now."""
         for namespace in spec.linux.namespaces:
             holder = _NAMESPACE_OF.fullmatch(namespace.path)
             if holder and not self.supervisor.is_child(int(holder[1])):
@@ -103,7 +103,7 @@ class Holdings:
     # -- cgroup -------------------------------------------------------------------------------------------------------
 
     def make_cgroup(self, path: str, resources: oci.Resources, undo: contextlib.ExitStack) -> Cgroup:
-        """Make the container's cgroup with its limits. Raises RuntimeCoreError."""
+        """Create the container's cgroup with its limits. Raises RuntimeCoreError."""
         cgroup = Cgroup.at(self.hierarchies, path)
         self.supervisor.uses_cgroup(cgroup)
         cgroup.create(resources)
@@ -113,52 +113,52 @@ class Holdings:
         return cgroup
 
     def remove_cgroup(self, *, delay: float = 0.002) -> None:
-        """Remove it, if need be some time later."""
+        """Remove the cgroup. If it is busy, try again later."""
         if self.cgroup is None:
             return
         try:
             self.cgroup.remove()
         except RuntimeCoreError as error:
-            # Dying processes leave a cgroup a moment after their parent was told.
+            # Dying processes leave their cgroup slightly later than their parent gets SIGCHLD.
             if delay < _CGROUP_PATIENCE:
                 self.supervisor.later(delay, lambda: self.remove_cgroup(delay=2 * delay))
             else:
-                complain(f"container {self.id}: {error}")
+                complain(f"could not remove the cgroup of container {self.id}: {error}")
             return
         self.cgroup = None
 
     def was_oom_killed(self, signal_number: int) -> bool:
-        """Whether the kernel ended something in the cgroup for want of memory; `signal_number` ended the init."""
+        """Return whether the kernel killed a process in the cgroup for memory. `signal_number` ended the init."""
         assert self.cgroup is not None
         if self.cgroup.oom_kills() > 0:
             return True
-        # systemd may be quicker to remove the empty scope, and its count with it. The slice has counted, too.
+        # systemd may already have removed the empty scope and its counter. The slice has counted too.
         killed = signal_number == signal.SIGKILL and self.cgroup.is_gone()
         return killed and self.cgroup.oom_kills_above() > self._oom_kills_above
 
     def hold_scope(self) -> int:
-        """Have a process wait for a scope to be made around it: its pid."""
-        pid, self._holder = self.supervisor.start_holder()
+        """Start a placeholder process for a scope, and return its pid."""
+        pid, self._placeholder = self.supervisor.start_holder()
         return pid
 
     def leave_scope(self) -> None:
-        """End that process: the container's own is there."""
-        if self._holder >= 0:
+        """End the placeholder: the container's own process is in the scope."""
+        if self._placeholder >= 0:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._holder, signal.SIGKILL)
-            os.close(self._holder)
-            self._holder = -1
+                signal.pidfd_send_signal(self._placeholder, signal.SIGKILL)
+            os.close(self._placeholder)
+            self._placeholder = -1
 
     # -- init ---------------------------------------------------------------------------------------------------------
 
     def take_init(self, pid: int, pidfd: int) -> None:
-        """From now on that process is the container's init, in the place of what was so far."""
+        """Make a process the container's init, in place of the previous one."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
         self.pid, self.pidfd = pid, pidfd
 
     def signal_init(self, number: int) -> None:
-        """Send a signal; nothing happens when it is gone."""
+        """Send a signal to the init. Does nothing if it is gone."""
         if self.pid and self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
@@ -168,7 +168,7 @@ class Holdings:
         return namespace is not None and not namespace.path
 
     def release(self) -> None:
-        """Close all descriptors, and with them unmount what is detached."""
+        """Close all descriptors. This unmounts detached mounts."""
         self.leave_scope()
         userns.close_all(self.trees.values())
         self.trees = {}

@@ -1,4 +1,4 @@
-"""Hooks of a container in its shim: run by a process of their own, since the shim's loop waits for nobody."""
+"""Runs a container's hooks in a process of their own, because the shim's loop must not wait."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Failure = RuntimeCoreError | None
 
 
 class Children(Protocol):
-    """The part of a shim that knows its children."""
+    """The part of a shim that watches its children."""
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
 
 
 class ContainerHooks:
-    """The hooks that are not init's to run. Callbacks get the first failure, or None once all have ended well."""
+    """The hooks that init does not run. Callbacks get the first failure, or None if all succeeded."""
 
     def __init__(self, spec: Spec, container_id: str, bundle: str, children: Children) -> None:
         self._spec = spec
@@ -34,34 +34,34 @@ class ContainerHooks:
         self._have_run = False
 
     def begin_creation(self, pid: int, done: Callable[[dict[str, Any], Failure], None]) -> None:
-        """prestart and createRuntime; `done` also gets the state that init hands to its own hooks."""
+        """Start prestart and createRuntime hooks. `done` also gets the state for the init's own hooks."""
         self._have_run = True
         hooks, state = self._spec.hooks, self._state("creating", pid)
-        moments = (("prestart", hooks.prestart), ("createRuntime", hooks.create_runtime))
-        self._begin(moments, state, lambda failure: done(state, failure))
+        events = (("prestart", hooks.prestart), ("createRuntime", hooks.create_runtime))
+        self._begin(events, state, lambda failure: done(state, failure))
 
     def run_creation(self, pid: int) -> None:
-        """The same for a process that may wait. Raises the first failure."""
+        """Run prestart and createRuntime hooks, for a process that may wait. Raises the first failure."""
         state = self._state("creating", pid)
         run_hooks("prestart", self._spec.hooks.prestart, state)
         run_hooks("createRuntime", self._spec.hooks.create_runtime, state)
 
     def begin_poststart(self, pid: int, done: Callable[[Failure], None]) -> None:
-        """poststart; at once `done` if there are none."""
+        """Start poststart hooks. Calls `done` at once if there are none."""
         self._have_run = True
         self._begin((("poststart", self._spec.hooks.poststart),), self._state("running", pid), done)
 
     def begin_poststop(self) -> None:
-        """poststop, for a container that came to be. One that fails is told of, and the next one runs."""
+        """Start poststop hooks if creation hooks have run. A failure is logged, and the next hook runs."""
         if self._have_run:
-            moments = (("poststop", self._spec.hooks.poststop),)
-            self._begin(moments, self._state("stopped", 0), lambda _failure: None, self._tell)
+            events = (("poststop", self._spec.hooks.poststop),)
+            self._begin(events, self._state("stopped", 0), lambda _failure: None, self._log)
 
-    def _tell(self, failure: RuntimeCoreError) -> None:
+    def _log(self, failure: RuntimeCoreError) -> None:
         complain(f"container {self._id}: {failure}")
 
     def _state(self, status: str, pid: int) -> dict[str, Any]:
-        """What hooks get on their standard input (runtime-spec runtime.md "State")."""
+        """Return the state that hooks read on standard input (runtime-spec runtime.md "State")."""
         return {
             "ociVersion": self._spec.oci_version,
             "id": self._id,
@@ -73,67 +73,67 @@ class ContainerHooks:
 
     def _begin(
         self,
-        moments: Sequence[tuple[str, Sequence[Hook]]],
+        events: Sequence[tuple[str, Sequence[Hook]]],
         state: Mapping[str, Any],
         done: Callable[[Failure], None],
-        tell: Callable[[RuntimeCoreError], None] | None = None,
+        on_failure: Callable[[RuntimeCoreError], None] | None = None,
     ) -> None:
-        """Have a process run them, to the first that fails; to the last, if there is a `tell` for each failure."""
-        if not any(hooks for _kind, hooks in moments):
+        """Run the hooks in a child process up to the first failure, or with `on_failure` all of them."""
+        if not any(hooks for _kind, hooks in events):
             done(None)
             return
         try:
-            pid, told = _fork()
+            pid, report_fd = _fork()
         except RuntimeCoreError as error:
-            if tell is not None:
-                tell(error)
+            if on_failure is not None:
+                on_failure(error)
             done(error)
             return
         if pid == 0:
-            _run(moments, state, told, go_on=tell is not None)
+            _run(events, state, report_fd, go_on=on_failure is not None)
 
         def ended(status: int) -> None:
-            os.lseek(told, 0, os.SEEK_SET)
-            with os.fdopen(told, "rb") as file:
+            os.lseek(report_fd, 0, os.SEEK_SET)
+            with os.fdopen(report_fd, "rb") as file:
                 failures = [report.error for line in file if isinstance(report := decode(line), Failed)]
             if status and not failures:
-                failures = [RuntimeCoreError(f"run hooks: their process ended with {status}")]
+                failures = [RuntimeCoreError(f"run hooks: the process that runs them exited with {status}")]
             for failure in failures:
-                if tell is not None:
-                    tell(failure)
+                if on_failure is not None:
+                    on_failure(failure)
             done(failures[0] if failures else None)
 
         self._children.on_exit(pid, ended)
 
 
 def _fork() -> tuple[int, int]:
-    """A child, and a nameless file for what it has to tell. Raises OperationFailed.
+    """Fork, and return the pid and a memfd for the child's reports. Raises OperationFailed.
 
-    Nobody reads before it has ended, and a pipe may take less than all that the hooks have printed.
+    Not a pipe: nobody reads before the child has exited, and all output of the hooks may not fit into a pipe.
     """
     with failing("make process for", "hooks"):
-        told = os.memfd_create("hooks", os.MFD_CLOEXEC)
+        report_fd = os.memfd_create("hooks", os.MFD_CLOEXEC)
         try:
-            return syscalls.fork(), told
+            return syscalls.fork(), report_fd
         except OSError:
-            os.close(told)
+            os.close(report_fd)
             raise
 
 
 def _run(
-    moments: Sequence[tuple[str, Sequence[Hook]]], state: Mapping[str, Any], telling: int, *, go_on: bool
+    events: Sequence[tuple[str, Sequence[Hook]]], state: Mapping[str, Any], report_fd: int, *, go_on: bool
 ) -> NoReturn:
-    """Each failure is a line on `telling`."""
+    """Run the hooks in the child. Write a line to `report_fd` for each failure."""
     status = 1
     try:
         leave_the_loop()
-        syscalls.close_all_from(3, keep=(telling,))
-        for kind, hooks in moments:
+        syscalls.close_all_from(3, keep=(report_fd,))
+        for kind, hooks in events:
             for index, hook in enumerate(hooks):
                 try:
                     run_hooks(kind, (hook,), state, first=index)
                 except RuntimeCoreError as error:
-                    os.write(telling, encode(Failed(error)) + b"\n")
+                    os.write(report_fd, encode(Failed(error)) + b"\n")
                     if not go_on:
                         os._exit(status)
         status = 0

@@ -1,4 +1,4 @@
-"""A shim's event loop: descriptors, timers, and the children that it reaps."""
+"""Runs a shim's event loop: descriptors, timers, and children to reap."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 
 class EventLoop:
-    """Single-threaded. What a callback runs into is told in the shim's log, and ends nothing else."""
+    """A single-threaded loop. An exception in a callback is logged to the shim's log and stops nothing else."""
 
     def __init__(self) -> None:
         self._selector = selectors.EpollSelector()
         self._children: dict[int, Callable[[int], None]] = {}
-        self._commands = 0  # of external runtimes, that run
-        self._strays: dict[int, int] = {}  # statuses of children nobody has asked about, while there is a command
+        self._commands = 0  # running commands of external runtimes
+        self._strays: dict[int, int] = {}  # exit statuses of unknown children, kept while a command runs
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
         self._idle_timers = 0
@@ -27,33 +27,33 @@ class EventLoop:
         self._watch_children()
 
     def run(self) -> None:
-        """Call back until `stop`."""
+        """Run callbacks until `stop`."""
         while not self._stopped:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
             for key, events in self._selector.select(timeout):
                 if self._is_current(key) and not _survived(key.data, events):
-                    self.unwatch(key.fd)  # or it would fail again at once
+                    self.unwatch(key.fd)  # it would fail again at once
             while self._timers and self._timers[0][0] <= time.monotonic():
                 _survived(heapq.heappop(self._timers)[2])
 
     def stop(self) -> None:
-        """Return from `run` once the callback that is under way has returned."""
+        """Make `run` return after the present callback."""
         self._stopped = True
 
     @property
     def busy(self) -> bool:
-        """Whether there are timers that somebody waits for, or commands."""
+        """Whether there are commands, or timers that the shim must wait for before it exits."""
         return len(self._timers) > self._idle_timers or self._commands > 0
 
     def _is_current(self, key: selectors.SelectorKey) -> bool:
-        """Whether the descriptor is still watched for the same: an earlier event may have closed it, or reused it."""
+        """Return whether the watch is still valid: an earlier event may have closed the descriptor, or reused it."""
         try:
             return bool(self._selector.get_key(key.fd).data == key.data)
         except KeyError:
             return False
 
     def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
-        """Call `ready(events)` when the descriptor is; replaces an earlier watch."""
+        """Call `ready(events)` when the descriptor is ready. Replaces an earlier watch."""
         try:
             self._selector.modify(fd, events, ready)
         except KeyError:
@@ -64,12 +64,12 @@ class EventLoop:
             self._selector.unregister(fd)
 
     def later(self, delay: float, callback: Callable[[], None]) -> None:
-        """Call back in `delay` seconds."""
+        """Call back after `delay` seconds."""
         self._timer_count += 1
         heapq.heappush(self._timers, (time.monotonic() + delay, self._timer_count, callback))
 
     def idly(self, delay: float, callback: Callable[[], None]) -> None:
-        """The same for what nobody waits for when the shim leaves."""
+        """Call back after `delay` seconds, but do not keep the shim from exiting."""
 
         def run() -> None:
             self._idle_timers -= 1
@@ -93,7 +93,7 @@ class EventLoop:
         self.watch(reader, selectors.EVENT_READ, reap)
 
     def _reap(self) -> None:
-        """Collect every dead child: ours, and orphans of pods that share no PID namespace of their own."""
+        """Reap every dead child: our own, and orphans of containers without a PID namespace of their own."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -108,18 +108,21 @@ class EventLoop:
                 self._strays[pid] = os.waitstatus_to_exitcode(status)
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
-        """Call back with the exit code, or minus the signal, once the child is reaped."""
+        """Call back with the exit code, or minus the signal, when the child is reaped."""
         if (status := self._strays.pop(pid, None)) is not None:
             self.later(0, lambda: callback(status))
         else:
             self._children[pid] = callback
 
     def is_child(self, pid: int) -> bool:
-        """Whether the process is a child that was not reaped, so that its number means no other."""
+        """Return whether the process is a child that was not reaped, so its pid cannot be reused."""
         return pid in self._children
 
     def command_started(self, pid: int, done: Callable[[int], None]) -> None:
-        """Call `done` with how a command ends. Until then children may end that nobody has asked about yet."""
+        """Call `done` with a command's exit status.
+
+        Until then keep statuses of children that nobody has asked about.
+        """
         self._commands += 1
 
         def ended(status: int) -> None:
@@ -134,7 +137,7 @@ class EventLoop:
 
 
 def _survived(callback: Callable[..., None], *arguments: int) -> bool:
-    """Call back. What goes wrong is told in the shim's log and ends neither the loop nor the pod: False then."""
+    """Run a callback. Return False if it raised: the exception is logged and ends neither the loop nor the pod."""
     try:
         callback(*arguments)
     except Exception:

@@ -1,4 +1,4 @@
-"""Containers of a pod that are stopped together for a while, which ends with whoever asked for it."""
+"""Freezes containers of a pod together for a while, at most as long as the caller is connected."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from runtime.logs.writer import complain
 if TYPE_CHECKING:
     from runtime.shim.container import Container
 
-# A criu that dumps one of them puts it back into the state that it found, which may be after the pause's end.
+# criu puts a container that it dumps back into the state it found, perhaps after the pause has ended.
 _AGAIN_SECONDS: Final = (1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 class Pause:
-    """`begin`, and `end` by the caller, or `abandon` when it is gone or the time is over.
+    """The caller calls `begin` and `end`; `abandon` is called when the caller is gone or the time is over.
 
-    A container that a later pause has stopped, too, is that one's to let go on.
+    A container that a later pause has frozen too is thawed by that one.
     """
 
     def __init__(self, containers: Sequence[Container], later: Callable[[float, Callable[[], None]], None]) -> None:
@@ -27,7 +27,7 @@ class Pause:
         self._ended = False
 
     def begin(self, seconds: float) -> None:
-        """Stop every process of all; not for more than `seconds`. Raises RuntimeCoreError, when all go on."""
+        """Freeze all containers for at most `seconds`. Raises RuntimeCoreError after thawing all again."""
         try:
             for container in self._containers:
                 container.pause = self
@@ -38,7 +38,7 @@ class Pause:
         self._later(seconds, self.abandon)
 
     def end(self) -> None:
-        """Let all go on. Raises RuntimeCoreError for the first that cannot."""
+        """Thaw all containers. Raises the first RuntimeCoreError at the end."""
         self._ended = True
         failure: RuntimeCoreError | None = None
         for container in self._containers:
@@ -52,7 +52,7 @@ class Pause:
             raise failure
 
     def abandon(self) -> None:
-        """Let all go on, now and for some time."""
+        """Thaw all containers, now and repeatedly for some time."""
         if self._ended:
             return
         self._thaw()
@@ -63,4 +63,4 @@ class Pause:
         try:
             self.end()
         except RuntimeCoreError as error:
-            complain(f"thaw: {error}")
+            complain(f"could not thaw a container: {error}")

@@ -1,4 +1,4 @@
-"""What a shim makes once for its pod: the infra process, the pinned network namespace, the pod's /dev/shm."""
+"""Creates the shim's pod-wide objects: the infra process, the pinned network namespace, /dev/shm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runtime.wire.reports import INFRA, Conversation, Ended, Reporter, answer, r
 
 
 class Pod:
-    """Made as the call says, with the infra's program and the mount namespace that the zygote has."""
+    """A pod as MakePod describes it, made with the zygote's infra program and empty mount namespace."""
 
     def __init__(self, call: MakePod, infra_program: int, empty_mount_namespace: int) -> None:
         self._sandbox = call.sandbox
@@ -47,7 +47,7 @@ class Pod:
         return self._infra_pidfd >= 0
 
     def make(self) -> Made:
-        """Make all of it, or nothing. Raises RuntimeCoreError."""
+        """Make everything, or nothing. Raises RuntimeCoreError."""
         syscalls.set_process_title(f"crisp-shim {self._sandbox}")
         log = os.open(os.path.join(self.directory, "shim.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(log, 1)
@@ -66,7 +66,7 @@ class Pod:
         return Made(pid=os.getpid(), infra_pid=self.infra_pid, abilities=ABILITIES)
 
     def unmake(self) -> None:
-        """Undo `make`, but for the network namespace, which outlives the pod until its CNI DEL succeeded."""
+        """Undo `make`, except for the network namespace, which is kept until CNI DEL has succeeded."""
         if self._shm_size:
             with failing("unmount", self._shm_path()):
                 unmount_if_mounted(self._shm_path())
@@ -83,7 +83,7 @@ class Pod:
                 setattr(self, attribute, -1)
 
     def sockets(self) -> list[int]:
-        """New TCP sockets, IPv4 and where there is any IPv6, in the pod's network namespace. The caller closes them."""
+        """Return new TCP sockets, IPv4 and if possible IPv6, in the pod's network namespace. The caller closes them."""
         if "network" not in self._new:
             return _tcp_sockets()
         if not self.infra_alive:
@@ -110,13 +110,13 @@ class Pod:
                 if self._users is None:
                     self._clone_infra(flags, theirs)
                 else:
-                    # Born in the empty mount namespace: it could not go there from its user namespace.
+                    # Clone it in the empty mount namespace, which it could not enter from its user namespace.
                     with userns.inside(self._empty_mount_namespace, syscalls.CLONE_NEWNS):
                         self._clone_infra(flags | syscalls.CLONE_NEWUSER, theirs)
             if self._users is not None:
                 self._map_users(flags, self._users, ours)
             conversation = Conversation(INFRA)
-            while not isinstance(receive(ours, conversation), Ended):  # at the child's execve, milliseconds from here
+            while not isinstance(receive(ours, conversation), Ended):  # ends with the child's execve, in milliseconds
                 pass
         if conversation.outcome is not None:
             self._end_infra()
@@ -128,7 +128,7 @@ class Pod:
             self._infra_child(Reporter(channel))
 
     def _map_users(self, flags: int, users: userns.IDMappings, channel: socket.socket) -> None:
-        """Give the infra process its ids, do in its namespaces what the machine's root must, and let it go on."""
+        """Map the infra process's ids, do what needs the host's root in its namespaces, and let it continue."""
         try:
             userns.write_mappings(self.infra_pid, users)
             with failing("open", "user namespace"):
@@ -146,7 +146,7 @@ class Pod:
         try:
             leave_the_loop()
             if self._users is not None and reporter.await_answer() is None:
-                os._exit(1)  # what went wrong is known to the shim
+                os._exit(1)  # the shim knows why
             infra_main(
                 program_fd=self._infra_program,
                 mount_namespace=self._empty_mount_namespace if self._users is None else -1,
@@ -159,7 +159,7 @@ class Pod:
                 uid=_last_id(self._users.uids) if self._users else INFRA_ID,
                 gid=_last_id(self._users.gids) if self._users else INFRA_ID,
             )
-        except BaseException as error:  # nothing of the shim may go on in the child
+        except BaseException as error:  # the child must never return into the shim's code
             reporter.fail(error)
         os._exit(1)
 
@@ -184,7 +184,7 @@ def _tcp_sockets() -> list[int]:
 
 
 def _write_sysctls(sysctls: Mapping[str, str], owner: int) -> None:
-    """Those of IPC belong to the root of its user namespace since Linux 6.9, and to nobody else; before, to ours."""
+    """Write sysctls as root. IPC's belong to the root of the user namespace since Linux 6.9, before that to us."""
     for name, value in sysctls.items():
         try:
             write_sysctls({name: value})
@@ -196,5 +196,5 @@ def _write_sysctls(sysctls: Mapping[str, str], owner: int) -> None:
 
 
 def _last_id(mappings: Sequence[IDMapping]) -> int:
-    """Nobody's id, or the last one that a small user namespace has."""
+    """Return nobody's id, or the last id of a small user namespace."""
     return max(min(INFRA_ID, line.container_id + line.size - 1) for line in mappings if line.container_id <= INFRA_ID)

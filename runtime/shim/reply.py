@@ -1,4 +1,4 @@
-"""How what a call came to finds its way back to whoever made it."""
+"""Defines how a call's result is returned to its caller."""
 
 from __future__ import annotations
 

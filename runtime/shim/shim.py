@@ -1,9 +1,9 @@
-"""The shim: one small process a pod, parent of everything that runs in it, alive when crispd is not.
+"""Runs the shim: one small process per pod, the parent of everything in it. It survives crispd.
 
-Single-threaded, one epoll loop. It serves the calls of `runtime.wire.calls` on connections accepted from
-`<sandbox directory>/shim.sock` and on the one it was born with.
+It is single-threaded, with one epoll loop. It serves the calls of `runtime.wire.calls` on the connection that it was
+forked with and on those accepted from `<sandbox directory>/shim.sock`.
 
-An exit status is on disk (`exits/<container id>`) before anyone is told, so a daemon that was away finds it.
+An exit status is on disk (`exits/<container id>`) before it is reported, so a daemon that was away finds it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ACCEPT_PAUSE: Final = 1.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Inheritance:
-    """What a shim gets from the zygote with its birth."""
+    """What a shim inherits from the zygote."""
 
     hierarchies: Hierarchies
     infra_program: int
@@ -52,12 +52,12 @@ class Inheritance:
 
 
 class Shim:
-    """The pod, its containers, and the calls for them."""
+    """Serves the calls for a pod and its containers."""
 
     def __init__(self, birth: socket.socket, inheritance: Inheritance) -> None:
         self._inheritance = inheritance
         self._loop = loop = EventLoop()
-        # What containers need of the loop they have from the shim.
+        # Containers use the loop through the shim.
         self.watch, self.unwatch, self.later = loop.watch, loop.unwatch, loop.later
         self.on_exit, self.is_child, self.command_started = loop.on_exit, loop.is_child, loop.command_started
         self._connections: list[Connection] = []
@@ -65,7 +65,7 @@ class Shim:
         self._pauses: dict[Connection, Pause] = {}
         self._pod: Pod | None = None
         self._listener: socket.socket | None = None
-        self._cgroups: dict[str, Cgroup] = {}  # by the path of its parent
+        self._cgroups: dict[str, Cgroup] = {}  # by the path of the parent cgroup
         self._shutdown_replies: list[Reply] = []
         self._connections.append(Connection(self, birth))
 
@@ -80,11 +80,11 @@ class Shim:
 
     @property
     def user_namespace(self) -> int:
-        """A descriptor of the pod's own, -1 if it has none."""
+        """A descriptor of the pod's user namespace, -1 if it has none."""
         return self._pod.user_namespace if self._pod is not None else -1
 
     def start_holder(self) -> tuple[int, int]:
-        """A process to hold a scope: its pid and a descriptor of it, which the caller closes."""
+        """Start a placeholder process for a scope. Return its pid and pidfd; the caller closes the latter."""
         pid, pidfd = start_holder(self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
         self.on_exit(pid, lambda _status: None)
         return pid, pidfd
@@ -94,7 +94,7 @@ class Shim:
             connection.send({"event": event.event, **event.to_json()})
 
     def uses_cgroup(self, cgroup: Cgroup) -> None:
-        """Remember whose parents to remove with the pod: they may serve the container's siblings, too."""
+        """Remember the cgroup, to remove its parents with the pod: other containers may be in them too."""
         self._cgroups.setdefault(os.path.dirname(cgroup.path), cgroup)
 
     def record_exit(self, container_id: str, status: calls.ExitStatus) -> None:
@@ -105,7 +105,7 @@ class Shim:
                 json.dump(status.to_json(), file)
             os.rename(path + ".new", path)
         except OSError as error:
-            complain(f"record exit of {container_id}: {error}")
+            complain(f"could not record the exit of {container_id}: {error}")
 
     def forget(self, connection: Connection, fd: int) -> None:
         self.unwatch(fd)
@@ -114,12 +114,12 @@ class Shim:
         with contextlib.suppress(ValueError):
             self._connections.remove(connection)
         if self._pod is None and not self._connections:
-            self._loop.stop()  # crispd died before it asked for a pod: nobody could find this shim again
+            self._loop.stop()  # crispd died before it made a pod: nobody can find this shim
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
     def handle(self, message: Message, fds: Sequence[int], connection: Connection) -> None:
-        """Run one call. Its descriptors are closed after it: whoever cloned has them already."""
+        """Run one call, and close its descriptors afterwards: a cloned process has copies by then."""
         number = message.get("id")
 
         def reply(result: calls.Answer | RuntimeCoreError) -> None:
@@ -135,7 +135,7 @@ class Shim:
                 reply(answer)
         except RuntimeCoreError as error:
             reply(error)
-        except Exception as error:  # whatever a call runs into, the pod's other containers go on
+        except Exception as error:  # no error of a call may stop the pod's other containers
             reply(RuntimeCoreError(f"{message.get('call')}: {type(error).__name__}: {error}"))
         finally:
             for fd in fds:
@@ -219,7 +219,7 @@ class Shim:
         return calls.Done()
 
     def _sync(self, _call: calls.Sync, _request: Request) -> calls.Done:
-        return calls.Done()  # calls are taken in their order: those before it have begun
+        return calls.Done()  # calls are handled in order: all earlier ones have begun
 
     def _make_pod(self, call: calls.MakePod, _request: Request) -> calls.Made:
         if self._pod is not None:
@@ -228,7 +228,7 @@ class Shim:
         answer = pod.make()
         self._pod = pod
         self._listener = listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        # Bound by a relative name: a socket's path may have no more than 107 bytes, a state directory's any number.
+        # Bound by a relative name: a socket's path has at most 107 bytes, and the directory's path may be longer.
         with contextlib.chdir(pod.directory):
             umask = os.umask(0o077)
             try:
@@ -247,9 +247,9 @@ class Shim:
         except BlockingIOError:
             return
         except OSError as error:
-            complain(f"accept: {error}")
+            complain(f"could not accept a connection: {error}")
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                # It stays ready until there is room.
+                # The listener stays readable: try again later.
                 self.unwatch(self._listener.fileno())
                 self.later(_ACCEPT_PAUSE, self._listen)
             return
@@ -310,7 +310,7 @@ class Shim:
         )
 
     def _shutdown(self, _call: calls.Shutdown, request: Request) -> None:
-        """End everything, undo what `pod` made, answer, and leave once the last container's exit is recorded."""
+        """End all processes, undo MakePod, answer, and exit after the last container's exit is recorded."""
         self._shutdown_replies.append(request.reply)
         if len(self._shutdown_replies) > 1:
             return
@@ -341,12 +341,12 @@ class Shim:
             try:
                 pod.unmake()
             except RuntimeCoreError as error:
-                self._answer_shutdown(error)  # crispd may ask again
+                self._answer_shutdown(error)  # crispd may try again
                 return
         self._leave()
 
     def _leave(self) -> None:
-        # Containers' cgroups may still be waiting for the last process to be gone from them.
+        # Some containers' cgroups may still be waiting for their last process to leave.
         if self._loop.busy:
             self.later(0.005, self._leave)
             return
@@ -364,7 +364,7 @@ class Shim:
 
 
 _Asked = TypeVar("_Asked", bound=calls.Call)
-_Handler = Callable[[Shim, Any, Request], calls.Answer | None]  # None: it answers by the request's `reply`
+_Handler = Callable[[Shim, Any, Request], calls.Answer | None]  # None: the handler answers by the request's `reply`
 
 
 def _handled(
@@ -410,7 +410,7 @@ def _launcher(call: calls.Create, held: Holdings) -> Launcher:
 
 
 def shim_main(birth: socket.socket, inheritance: Inheritance) -> NoReturn:
-    """Be a shim until told to shut down. Called in a child of the zygote, whose other descriptors are closed."""
+    """Run a shim until it is shut down. Called in a child of the zygote."""
     status = 1
     try:
         os.setsid()

@@ -1,4 +1,4 @@
-"""The shim's ends of a container's standard streams: output into the log, input kept open for attach."""
+"""Handles the shim's ends of a container's standard streams: output goes to the log, input stays open for attach."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Loop(Protocol):
 
 
 class Sink(Protocol):
-    """Who gets a copy of an output."""
+    """Receives a copy of an output."""
 
     def put(self, data: bytes) -> None: ...
 
@@ -32,7 +32,7 @@ class Sink(Protocol):
 
 
 class OutputStream:
-    """One pipe or terminal read by the shim, written to the log, and then to every sink, as it comes."""
+    """A pipe or terminal that the shim reads: its data goes to the log, and then to every sink."""
 
     def __init__(self, fd: int, name: str, log: LogFile, clock: Clock, loop: Loop) -> None:
         os.set_blocking(fd, False)
@@ -50,14 +50,14 @@ class OutputStream:
         self._read_once()
 
     def _read_once(self) -> bool:
-        """Move one chunk to the log. False when nothing is left for now, or for ever."""
+        """Copy one chunk to the log. Return False if there is nothing to read now, or at end of file."""
         try:
             data = os.read(self._fd, _CHUNK)
         except BlockingIOError:
             return False
         except OSError as error:
-            if error.errno != errno.EIO:  # a terminal whose last user left
-                complain(f"read output: {error}")
+            if error.errno != errno.EIO:  # the terminal's other end is closed
+                complain(f"could not read a container's output: {error}")
             data = b""
         if not data:
             self.close()
@@ -68,14 +68,14 @@ class OutputStream:
         return True
 
     def add_sink(self, sink: Sink) -> None:
-        """Give it what is read from now on."""
+        """Send the sink everything that is read from now on."""
         if self._fd < 0:
             sink.finish()
         else:
             self._sinks.append(sink)
 
     def remove_sink(self, sink: Sink) -> None:
-        """Give it nothing any more, if it got anything."""
+        """Send the sink nothing any more. It is no error if it is unknown."""
         with contextlib.suppress(ValueError):
             self._sinks.remove(sink)
 
@@ -84,13 +84,13 @@ class OutputStream:
             self._log.write(records)
             self._log_failed = False
         except OSError as error:
-            # A full disk must not stop the container; what cannot be written is lost, and said so once.
+            # A full disk must not stop the container: output is lost, and that is logged once.
             if not self._log_failed:
-                complain(f"write log: {error}")
+                complain(f"could not write the container's log; output is lost: {error}")
             self._log_failed = True
 
     def drain(self) -> None:
-        """Read what the exited container left in the pipe, then close, whoever else still holds the other end."""
+        """Read what the exited container left in the pipe, then close it, even if others still have the other end."""
         limit = 1 << 12
         while self._fd >= 0 and limit and self._read_once():
             limit -= 1
@@ -110,15 +110,15 @@ class OutputStream:
 
 @dataclass(slots=True)
 class ContainerStdio:
-    """Both ends of a container's streams between clone and execve; afterwards only the shim's."""
+    """Both ends of a container's streams between clone and execve; after that only the shim's."""
 
-    child: tuple[int, int, int]  # what init makes its 0, 1 and 2; (-1, -1, -1) with a terminal
+    child: tuple[int, int, int]  # descriptors that become init's 0, 1 and 2; (-1, -1, -1) with a terminal
     outputs: list[tuple[int, str]]  # (descriptor to read, stream name)
-    stdin: int  # the write end, -1 when standard input is /dev/null
+    stdin: int  # write end, -1 if standard input is /dev/null
 
     @classmethod
     def make(cls, *, terminal: bool, stdin: bool) -> ContainerStdio:
-        """Pipes for the streams; with a terminal the pair is made by init, inside the container."""
+        """Make pipes for the streams. With a terminal there are none: init opens it inside the container."""
         if terminal:
             return cls((-1, -1, -1), [], -1)
         opened: list[int] = []
@@ -141,7 +141,7 @@ class ContainerStdio:
         self.child = (-1, -1, -1)
 
     def close(self) -> None:
-        """Close everything that is still ours."""
+        """Close all descriptors that are still ours."""
         self.close_child_ends()
         for fd, _name in self.outputs:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""What containers need of the shim that runs them."""
+"""Defines what containers use of their shim."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.wire.calls import Event, ExitStatus
 
 
 class Parent(Loop, Protocol):
-    """The shim's loop, and its children."""
+    """The shim's loop and its children."""
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
 
@@ -19,7 +19,7 @@ class Parent(Loop, Protocol):
 
 
 class Supervisor(Parent, Protocol):
-    """What is told of containers besides, and what they are made with."""
+    """The shim as containers see it: events, timers, cgroups, and what they are made with."""
 
     def emit(self, event: Event) -> None: ...
 

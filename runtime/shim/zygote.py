@@ -1,9 +1,8 @@
-"""The zygote: a fresh interpreter with this room loaded and its heap frozen, that forks shims and does nothing else.
+"""Runs the zygote: an interpreter with this package loaded and its heap frozen. It only forks shims.
 
 crispd starts it as `python -I -S` (no site-packages, no environment) with a SEQPACKET socket as descriptor 3. Each
-datagram carries one descriptor: with "fork" it is the shim's birth connection, on which the shim answers; with "probe"
-a directory, and the answer is "able" or why files in it cannot be id-mapped. The zygote ends when crispd does; its
-shims do not.
+datagram has one descriptor. With "fork" it is the new shim's connection to crispd. With "probe" it is a directory, and
+the answer is "able" or the reason why files in it cannot be id-mapped. The zygote exits with crispd; its shims do not.
 """
 
 from __future__ import annotations
@@ -32,14 +31,17 @@ from runtime.shim.shim import Inheritance, shim_main
 from runtime.spec.values import Resources
 
 _CONTROL: Final = 3
-_PRELOADED: Final = (devices_bpf, netdevices, v1, v2)  # by others only when they are needed
-_JOINS: Final = 64  # each that fails is another crispd's stop
+_PRELOADED: Final = (devices_bpf, netdevices, v1, v2)  # loaded here because others import them lazily, after the fork
+_JOINS: Final = 64  # attempts: each fails only if another crispd stops at that moment
 _USUAL_DESCRIPTORS: Final = 1024
-_SHIM_OOM_SCORE_ADJ: Final = -998  # shims go after the pods they serve
+_SHIM_OOM_SCORE_ADJ: Final = -998  # the OOM killer takes shims after their pods
 
 
 def main(own_cgroup: bool) -> None:
-    """Serve until the control socket closes. `own_cgroup`: enter the shims' cgroup, else crispd has that done."""
+    """Serve until the control socket is closed.
+
+    `own_cgroup`: enter the shims' cgroup ourselves, else crispd does it.
+    """
     control = socket.socket(fileno=_CONTROL)
     control.set_inheritable(False)
     os.umask(0o022)
@@ -52,12 +54,12 @@ def main(own_cgroup: bool) -> None:
     if own_cgroup:
         _leave_the_daemons_cgroup(inheritance.hierarchies)
     set_oom_score_adj(_SHIM_OOM_SCORE_ADJ)
-    # Shims, and with them what they clone into a container, are born so: until its execve an exec'd process has the
-    # shim's memory and descriptors, and root in the container could otherwise trace it (CVE-2016-9962).
+    # Inherited by shims and by what they clone into containers: until its execve an exec has the shim's memory and
+    # descriptors, and root in the container could otherwise trace it (CVE-2016-9962).
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps shims; nobody asks how they ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps shims; nobody needs their exit status
     layers_can_be_appended()
-    seal()  # all that is forked from here on, for as long as the pods live
+    seal()  # for every process forked from now on
     gc.collect()
     gc.freeze()
     control.send(b"ready")
@@ -73,7 +75,7 @@ def main(own_cgroup: bool) -> None:
 
 
 def _restore_signals() -> None:
-    """What whoever started crispd ignored (a shell does that to background jobs) must not be so in containers."""
+    """Reset signals that crispd's parent ignored (as a shell does for background jobs): containers would inherit it."""
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
@@ -85,7 +87,7 @@ def _fork_shim(control: socket.socket, birth_fd: int, inheritance: Inheritance) 
         pid = os.fork()
     except OSError as error:
         print(f"zygote: fork shim: {error}", file=sys.stderr, flush=True)
-        os.close(birth_fd)  # which tells crispd
+        os.close(birth_fd)  # crispd notices that
         return
     if pid == 0:
         control.close()
@@ -95,14 +97,14 @@ def _fork_shim(control: socket.socket, birth_fd: int, inheritance: Inheritance) 
 
 
 def _restore_descriptor_limit() -> None:
-    """crispd raised its own soft limit; a container starts with what every process of a Linux system does."""
+    """Reset the soft limit, which crispd has raised, to the usual value of a Linux system: containers inherit it."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     usual = _USUAL_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_USUAL_DESCRIPTORS, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (usual, hard))
 
 
 def _leave_the_daemons_cgroup(hierarchies: Hierarchies) -> None:
-    """Live in a cgroup outside of every pod: kubelet kills whatever it finds in a dead pod's."""
+    """Enter a cgroup outside all pods': kubelet kills every process in a dead pod's cgroup."""
     cgroup = Cgroup.at(hierarchies, SHIM_CGROUP)
     for attempt in range(_JOINS):
         try:
@@ -110,8 +112,8 @@ def _leave_the_daemons_cgroup(hierarchies: Hierarchies) -> None:
             cgroup.join_self()
             return
         except RuntimeCoreError as error:
-            # Another crispd that stops takes it away while it is empty.
+            # Another crispd that stops removes the cgroup while it is empty.
             if not isinstance(error, OperationFailed) or error.errno != errno.ENOENT or attempt == _JOINS - 1:
                 with contextlib.suppress(OSError):
-                    print(f"zygote: stays in crispd's cgroup: {error}", file=sys.stderr, flush=True)
+                    print(f"zygote: could not leave crispd's cgroup: {error}", file=sys.stderr, flush=True)
                 return

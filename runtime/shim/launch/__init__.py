@@ -1,1 +1,1 @@
-"""How a container's processes are made: by crisp itself, by another OCI runtime, or by criu from a checkpoint."""
+"""Makes a container's processes: by crisp itself, by another OCI runtime, or by criu from a checkpoint."""

@@ -1,4 +1,4 @@
-"""A start of a container, from the call to the answer: between its launcher, the container, and whoever asked."""
+"""Connects the parties of a start: the launcher, the container, and the caller who gets the answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Steps = tuple[tuple[str, int], ...]
 
 
 class Life(Protocol):
-    """What a start does to a container."""
+    """The part of a container that a start changes."""
 
     @property
     def killed(self) -> bool: ...
@@ -38,7 +38,7 @@ class Life(Protocol):
 
 
 class Attempt:
-    """A launcher calls `adopt`, and then once `succeed` or `fail`; a terminal's other end is the attempt's then."""
+    """One start. A launcher calls `adopt`, then `succeed` or `fail` once. `succeed` takes over the terminal."""
 
     def __init__(
         self,
@@ -53,28 +53,28 @@ class Attempt:
         self.call = call
         self.process = process
         self.stdio = stdio
-        self.received = received  # when, by the monotonic clock in nanoseconds
+        self.received = received  # time of the call, by the monotonic clock in nanoseconds
         self._life = life
         self._held = held
         self._reply = reply
 
     @property
     def killed(self) -> bool:
-        """Whether somebody wants the container to end, which does not run yet."""
+        """Whether the container was killed before it ran."""
         return self._life.killed
 
     def kill(self) -> None:
         self._life.kill()
 
     def adopt(self, pid: int, pidfd: int) -> None:
-        """That process, a child of the shim's, is the container's init; its end is the container's."""
+        """Make a child of the shim the container's init. When it exits, the container has exited."""
         self._held.take_init(pid, pidfd)
         self._held.supervisor.on_exit(pid, self._life.init_exited)
         if self._life.killed:
             self._life.kill()
 
     def succeed(self, console: int = -1, warnings: Sequence[str] = (), steps: Callable[[], Steps] = tuple) -> None:
-        """The program runs. Runs poststart hooks, and answers."""
+        """Note that the program runs; run poststart hooks and answer."""
         try:
             self._life.started(self.stdio.outputs, console)
         except OSError as error:
@@ -86,7 +86,7 @@ class Attempt:
             if failure is None:
                 self._reply(Started(self._held.pid, self._life.started_at, tuple(warnings), steps()))
                 return
-            # A container whose poststart hooks failed is ended, and was not started.
+            # If a poststart hook fails, the container is ended and the start fails.
             self._life.kill()
             self._life.wait(lambda: self._reply(failure))
 
@@ -97,6 +97,6 @@ class Attempt:
         self._life.exited_meanwhile()
 
     def fail(self, error: RuntimeCoreError) -> None:
-        """The program will not run."""
+        """Note that the program will not run, and answer with the error."""
         self._life.start_failed(self.stdio.outputs)
         self._reply(error)

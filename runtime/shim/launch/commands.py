@@ -1,4 +1,4 @@
-"""Commands in a container whose namespaces crisp itself joins: its own, and one that criu has restored."""
+"""Runs execs in containers whose namespaces crisp joins itself: its own ones, and those restored by criu."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.wire.calls import Exec
 
 
 class JoiningCommands:
-    """Each is a process that the shim clones, which joins what the container's init is in."""
+    """Clones each exec from the shim. The process joins the namespaces of the container's init."""
 
     def __init__(self, held: Holdings) -> None:
         self._held = held
@@ -50,7 +50,7 @@ class JoiningCommands:
 
 
 def _process(process: Process, call: Exec) -> Process:
-    """What runs: as the container's own process, but for the program and its terminal."""
+    """Return the exec's process: like the container's own, except for program and terminal."""
     process = replace(process, args=call.args, terminal=call.terminal, console_size=None)
     if call.terminal:
         process = replace(process, env=with_term(process.env))

@@ -1,7 +1,7 @@
-"""Containers that another OCI runtime makes (runc, crun): the shim runs its commands, and adopts what they leave.
+"""Runs containers of another OCI runtime (runc, crun): calls its commands and adopts the processes they leave.
 
-The shim is a subreaper: a container's init and a detached exec's process become its children when the command that made
-them ends. Streams, logs, exit statuses and limits are then the shim's business as for containers of its own.
+The shim is a subreaper: a container's init, or a detached exec, becomes its child when the command that made it exits.
+From then on the shim handles streams, logs, exit statuses and limits as for its own containers.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from runtime.wire.calls import ExternalRuntime, Start
 
 
 class ExternalLauncher:
-    """Has another runtime carry out config.json, in the cgroup that it will make."""
+    """Lets another runtime execute config.json, in the cgroup that it will make."""
 
     def __init__(self, held: Holdings, runtime: ExternalRuntime, cgroup: str) -> None:
-        """Raises NotSupported where the pod has a user namespace."""
+        """Raises NotSupported if the pod has a user namespace."""
         if held.supervisor.user_namespace >= 0:
-            reason = "only crisp's own runtime puts containers in a pod's user namespace"
+            reason = "only crisp's own runtime handler supports user namespaces of pods"
             raise NotSupported("create container with", runtime.path, reason)
         self._held = held
         self._program = Program(runtime, held)
         self._cgroup = cgroup
         self._mounted: list[str] = []
-        self._known = False  # the runtime has state of it
-        self._deleting = False  # and is taking it away
+        self._known = False  # the runtime has state of the container
+        self._deleting = False  # its `delete` is running
         self._deletion_waiters: list[Callable[[], None]] = []
         self.commands = DetachedCommands(held, self._program)
 
     def place(self) -> None:
-        """Attach the rootfs and the images where the other runtime finds them."""
+        """Attach the rootfs and the images to host paths, for the other runtime."""
         self._attach(self._held.rootfs, os.path.join(self._held.bundle, "rootfs"))
         for path, tree in self._held.trees.items():
             self._attach(tree, path)
@@ -58,10 +58,10 @@ class ExternalLauncher:
         self._mounted.append(path)
 
     def plan(self, _call: Start, _process: Process, _fds: Sequence[int]) -> None:
-        """The other runtime reads config.json itself, and has its filter from there."""
+        """Do nothing: the other runtime reads config.json, including the filter, itself."""
 
     def launch(self, attempt: Attempt, undo: contextlib.ExitStack) -> None:
-        """Run `create`, and then `start`."""
+        """Run `create`, then `start`."""
         held = self._held
         self._make_cgroup(undo)
         console = ConsoleSocket(held.bundle) if attempt.process.terminal else None
@@ -74,14 +74,14 @@ class ExternalLauncher:
         self._known = True
 
     def _make_cgroup(self, undo: contextlib.ExitStack) -> None:
-        """The container's cgroup, empty and without limits: parents that the runtime made it would not remove."""
+        """Make the cgroup, empty and without limits: the runtime would not remove parents that it makes itself."""
         if self._program.by_systemd:
             self._held.cgroup = Cgroup.at(self._held.hierarchies, self._cgroup)
         else:
             self._held.make_cgroup(self._cgroup, Resources(), undo)
 
     def signal(self, number: int) -> None:
-        """Have the runtime send it: its init may be another process than the one that we are the parent of."""
+        """Let the runtime send the signal: its init may be another process than our child."""
         self._program.run(["kill", self._held.id, str(number)], NO_STREAMS, lambda _status: None)
 
     def release(self) -> None:
@@ -103,7 +103,7 @@ class ExternalLauncher:
             callback()
 
     def when_released(self, callback: Callable[[], None]) -> None:
-        """The runtime's `delete` opens its log in the bundle."""
+        """Wait for the runtime's `delete`, which opens its log in the bundle."""
         if self._deleting:
             self._deletion_waiters.append(callback)
         else:
@@ -111,7 +111,7 @@ class ExternalLauncher:
 
 
 class _Launch:
-    """A start between the command `create` and the end of `start`."""
+    """A start, from the command `create` to the exit of `start`."""
 
     def __init__(
         self, container_id: str, program: Program, attempt: Attempt, console: ConsoleSocket | None, pid_file: str

@@ -1,4 +1,4 @@
-"""Commands in a container of another OCI runtime, by its `exec --detach`."""
+"""Runs execs in a container of another OCI runtime, with its `exec --detach`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime.wire.calls import Descriptors, Exec, ExecEnded
 
 
 class DetachedCommands:
-    """Each is a process that a command of the runtime leaves behind, which the shim adopts."""
+    """Lets the runtime's command start each exec, and adopts the process."""
 
     def __init__(self, held: Holdings, program: Program) -> None:
         self._held = held
@@ -64,11 +64,11 @@ class DetachedCommands:
             command.kill()
 
     def forget(self) -> None:
-        """They go when they end."""
+        """Do nothing: each command is removed when it exits."""
 
 
 class _Command:
-    """A detached exec: from the command that makes its process over to that process's end."""
+    """A detached exec, from the runtime's command to the process's exit."""
 
     def __init__(
         self,
@@ -92,13 +92,13 @@ class _Command:
         self._killed = False
 
     def wait_running(self, reply: Reply) -> None:
-        """Reply when the process runs, with the other end of its terminal if it has one; or when it never will."""
+        """Reply when the process runs, with its terminal's master if it has one; or when it never will."""
         self._running_reply = reply
         if self._pid:
             self._tell_running()
 
     def kill(self) -> None:
-        """End it and all that it started, at once or as soon as it is there."""
+        """Kill the process and everything that it started, now or as soon as it exists."""
         self._killed = True
         self._kill_family()
 

@@ -1,4 +1,4 @@
-"""The command line of another OCI runtime (runc, crun), as a shim runs it."""
+"""Runs the command line of another OCI runtime (runc, crun)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Done = Callable[[int], None]  # exit code, or minus the signal
 
 
 class CommandFailed(RuntimeCoreError):
-    """A command of the runtime failed: "/usr/sbin/runc create: exec: \"x\": executable file not found in $PATH"."""
+    """A command of the runtime failed. The message has the program, the command and the runtime's own error."""
 
 
 class Program:
-    """Another runtime's program for one container."""
+    """Another runtime's program, for one container."""
 
     def __init__(self, runtime: ExternalRuntime, held: Holdings) -> None:
         self.by_systemd = runtime.systemd
@@ -40,15 +40,15 @@ class Program:
         self._log = os.path.join(held.bundle, "runtime.log")
 
     def run(self, words: Sequence[str], streams: tuple[int, int, int], done: Done) -> None:
-        """Start a command of the runtime; `done` is called with how it ended. Raises OperationFailed."""
+        """Start a command of the runtime. `done` is called with its exit status. Raises OperationFailed."""
         flags = ["--root", self._runtime.root, "--log", self._log, "--log-format", "json"]
         argv = [self._runtime.path, *flags, *(["--systemd-cgroup"] if self.by_systemd else []), *words]
         with open(os.devnull, "r+b", buffering=0) as null, failing("run", self._runtime.path):
             sources = [null.fileno() if fd < 0 else fd for fd in streams]
-            # Not onto 0 to 2 at once: a source may be one of them.
+            # Duplicate first: a source may itself be 0, 1 or 2.
             high = [os.dup(fd) for fd in sources]
             try:
-                with on_every_cpu():  # only the newest runtimes do not hand down to containers what they were born with
+                with on_every_cpu():  # older runtimes pass their CPU affinity on to containers
                     pid = os.posix_spawn(
                         self._runtime.path,
                         argv,
@@ -63,7 +63,7 @@ class Program:
         self._supervisor.command_started(pid, done)
 
     def failure(self, command: str, status: int) -> CommandFailed:
-        """What the runtime said of its last failure, as its log has it."""
+        """Return the runtime's last error, from its log."""
         said = f"exit status {status}" if status >= 0 else f"killed by signal {-status}"
         with contextlib.suppress(OSError), open(self._log, "rb") as file:
             for line in file.read()[-_LOG_TAIL:].splitlines():
@@ -75,7 +75,7 @@ class Program:
 
 
 class ConsoleSocket:
-    """Where the runtime sends the other end of a terminal (SCM_RIGHTS)."""
+    """A socket to which the runtime sends a terminal's master (SCM_RIGHTS)."""
 
     def __init__(self, directory: str, name: str = "console") -> None:
         self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -91,11 +91,11 @@ class ConsoleSocket:
 
     @property
     def path(self) -> str:
-        """A name short enough for a socket's, however long the directory's is."""
+        """A path that is short enough for a socket, whatever the directory's path is."""
         return f"/proc/{os.getpid()}/fd/{self._directory}/{self._name}"
 
     def master(self) -> int:
-        """What was sent by the command that has ended. Raises OperationFailed."""
+        """Return the master that the command has sent. The command has exited. Raises OperationFailed."""
         with failing("receive terminal from", "runtime"):
             sender, _ = self._listener.accept()
             with sender:
@@ -116,12 +116,12 @@ def console_flag(console: ConsoleSocket | None) -> list[str]:
 
 
 def adopted(pid_file: str) -> tuple[int, int]:
-    """The process that a command left, now a child of ours: its pid and a descriptor of it, -1 if it has ended."""
+    """Return the pid and pidfd of the process that a command left, now our child; pidfd -1 if it was reaped."""
     with failing("adopt process of", pid_file):
         with open(pid_file) as file:
             pid = int(file.read())
         os.unlink(pid_file)
         try:
             return pid, os.pidfd_open(pid)
-        except ProcessLookupError:  # and was reaped, before the command that made it
+        except ProcessLookupError:  # reaped before the command that started it
             return pid, -1

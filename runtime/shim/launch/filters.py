@@ -1,4 +1,4 @@
-"""The seccomp filter that comes with a start."""
+"""Reads the seccomp filter of a Start call."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from runtime.wire.calls import Start
 
 
 def filter_of(call: Start, fds: Sequence[int]) -> tuple[bytes, int]:
-    """Its program, b"" for none, and the flags of seccomp(2). Raises RuntimeCoreError, IndexError without its file."""
+    """Return the program (b"" for none) and the flags for seccomp(2). Raises RuntimeCoreError, IndexError."""
     if not call.filter_bytes:
         return base64.b64decode(call.filter), call.filter_flags
     program = os.pread(fds[0], call.filter_bytes, 0)
     if len(program) != call.filter_bytes:
-        raise RuntimeCoreError("read seccomp filter: it is cut short")
+        raise RuntimeCoreError("read seccomp filter: the file is too short")
     return program, call.filter_flags

@@ -1,4 +1,4 @@
-"""What a container asks of whoever makes its processes."""
+"""Defines the interface between a container and the launcher that makes its processes."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from runtime.wire.calls import Exec, Start
 
 
 class Commands(Protocol):
-    """The exec'd processes of a container, by their keys."""
+    """The execs of a container, by key."""
 
     def begin(self, call: Exec, fds: Sequence[int], reply: Reply) -> None:
-        """Run one with `fds` as its streams. Replies with ExecEnded at its end. Raises RuntimeCoreError, OSError."""
+        """Start one with `fds` as its streams. Replies with ExecEnded at its exit. Raises RuntimeCoreError, OSError."""
 
     def wait_running(self, key: str, reply: Reply) -> None:
-        """Reply once it runs, or has ended, with the other end of its terminal if it has one."""
+        """Reply when the program runs or has exited; with its terminal's master if it has one."""
 
     def kill(self, key: str) -> None:
-        """SIGKILL it and all that it started, daemonised children of its session included."""
+        """Kill it and everything that it started, including daemonised children in its session."""
 
     def forget(self) -> None:
-        """Let go of what nobody has asked for; the container is gone."""
+        """Release the execs that nobody has asked for. The container is gone."""
 
 
 class Launcher(Protocol):
-    """One for each container; what it works with are the container's `Holdings`."""
+    """Makes the processes of one container. It works with the container's `Holdings`."""
 
     @property
     def commands(self) -> Commands: ...
 
     def place(self) -> None:
-        """The rootfs and the images are mounted. Raises RuntimeCoreError."""
+        """Do what is due when the rootfs and the images are mounted. Raises RuntimeCoreError."""
 
     def plan(self, call: Start, process: Process, fds: Sequence[int]) -> None:
-        """Refuse what cannot be started before anything is made for it; `fds` came with the call."""
+        """Refuse what cannot be started, before anything is made. `fds` came with the call."""
 
     def launch(self, attempt: Attempt, undo: contextlib.ExitStack) -> None:
-        """Make the cgroup and begin to make the init; what comes of it is told to the attempt, later.
+        """Create the cgroup and begin to make the init. The result goes to the attempt, later.
 
-        Raises RuntimeCoreError, when what is in `undo` is undone.
+        Raises RuntimeCoreError; then the caller runs `undo`.
         """
 
     def signal(self, number: int) -> None:
         """Send a signal to the init of the running container."""
 
     def release(self) -> None:
-        """The container has ended, or was never started: let go of what `place` and `launch` made."""
+        """Release what `place` and `launch` made. The container has exited or was never started."""
 
     def when_released(self, callback: Callable[[], None]) -> None:
-        """Call back once nothing that `release` began needs the bundle any more."""
+        """Call back when nothing that `release` has started needs the bundle any more."""

@@ -1,4 +1,4 @@
-"""Containers that crisp itself makes: their init is one clone away from the shim."""
+"""Starts crisp's own containers: the shim clones their init."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from runtime.wire import calls, reports
 
 
 class OwnLauncher:
-    """See `runtime.process.init` for what the init does."""
+    """Clones a container's init. For what the init does see `runtime.process.init`."""
 
     def __init__(self, held: Holdings) -> None:
         self._held = held
@@ -37,7 +37,7 @@ class OwnLauncher:
         self._clone_flags = 0
 
     def place(self) -> None:
-        """The rootfs is attached in the container's own mount namespace, by its init."""
+        """Do nothing: the init attaches the rootfs in the container's mount namespace."""
 
     def plan(self, call: calls.Start, _process: oci.Process, fds: Sequence[int]) -> None:
         held = self._held
@@ -104,7 +104,7 @@ class OwnLauncher:
         )
 
     def _place_of_rootfs(self, spec: oci.Spec) -> dict[str, Any]:
-        """In an almost empty mount namespace; in a copy of the host's, below the bundle, where hooks look for it."""
+        """Return where the init attaches the rootfs: in an empty mount namespace, or with hooks below the bundle."""
         if not enter_the_container(spec.hooks):
             return {"empty_mount_namespace": self._held.supervisor.empty_mount_namespace}
         rootfs = os.path.join(self._held.bundle, spec.root.path)
@@ -116,7 +116,7 @@ class OwnLauncher:
         self._held.signal_init(number)
 
     def release(self) -> None:
-        """All that there is are descriptors."""
+        """Do nothing: there are only descriptors."""
 
     def when_released(self, callback: Callable[[], None]) -> None:
         callback()
@@ -124,7 +124,7 @@ class OwnLauncher:
 
 @contextlib.contextmanager
 def _links(spec: oci.Spec) -> Iterator[int]:
-    """From where interfaces for the container come: the shim is in the host's network namespace. -1 if it gets none."""
+    """Open the source of interfaces for the container: the host's network namespace, the shim's. -1 if not needed."""
     if not spec.linux.net_devices:
         yield -1
         return
@@ -136,7 +136,7 @@ def _links(spec: oci.Spec) -> Iterator[int]:
 
 
 class Listening:
-    """The shim's end of the conversation with one init between clone and execve, which closes the channel."""
+    """The shim's side of the conversation with an init, from the clone to the execve, which closes the channel."""
 
     def __init__(self, held: Holdings, channel: socket.socket, start: Start, attempt: Attempt) -> None:
         self._held = held
@@ -149,7 +149,7 @@ class Listening:
         self._warnings: list[str] = []
 
     def take_what_is_there(self) -> None:
-        """Take what the init has said that is to bear the program, without waiting for more."""
+        """Read the reports of an init that has cloned the program, as far as they have arrived."""
         while self._conversation.awaits_birth and self._channel.fileno() >= 0 and self._take_one():
             pass
 
@@ -157,7 +157,7 @@ class Listening:
         self._take_one()
 
     def _take_one(self) -> bool:
-        """Take one message, if there is one, or the end of them, at which the program runs or never will."""
+        """Read one report, if there is one. At end of file the program runs, or never will."""
         try:
             report = reports.receive(self._channel, self._conversation, wait=False)
         except BlockingIOError:
@@ -182,8 +182,8 @@ class Listening:
                 self._held.hooks.begin_creation(self._held.pid, self._created)
 
     def _created(self, state: dict[str, Any], failure: RuntimeCoreError | None) -> None:
-        """The hooks of the creation have ended: let the init go on with this state, or end it."""
-        if self._channel.fileno() < 0:  # it has died meanwhile
+        """Let the init continue with this state after the creation hooks, or end it if one failed."""
+        if self._channel.fileno() < 0:  # the init has died meanwhile
             return
         if failure is not None:
             self._hook_failure = failure
@@ -197,7 +197,7 @@ class Listening:
         self._channel.close()
         failure = self._hook_failure or self._conversation.outcome
         if failure is None:
-            # Nothing was read before: until the program runs its pipes hold nothing.
+            # Start reading the output only now: before the program runs there is none.
             self._attempt.succeed(self._console, self._warnings, self._steps)
             return
         if self._console >= 0:

@@ -1,7 +1,7 @@
-"""Containers whose processes criu(8) makes again, from the images of a checkpoint.
+"""Restores containers with criu(8) from the images of a checkpoint.
 
-A process forked off the shim does it, for criu takes its time: in a mount namespace of its own it attaches the rootfs,
-and criu restores beside it. When it ends, what was restored is the shim's child, as any container is.
+A process forked off the shim does it, because criu takes time: it attaches the rootfs in its own mount namespace and
+lets criu restore beside it. When it exits, the restored init is the shim's child, as for any container.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _LOG: Final = "restore.log"
 
 
 class RestoredLauncher:
-    """Has criu make the processes of a container that goes on where another one was."""
+    """Lets criu make the processes of a container that continues from a checkpoint."""
 
     def __init__(self, held: Holdings) -> None:
         self._held = held
         self.commands = JoiningCommands(held)
 
     def place(self) -> None:
-        """The rootfs is attached in a mount namespace of the process that calls criu."""
+        """Do nothing: the process that calls criu attaches the rootfs."""
 
     def plan(self, call: calls.Start, _process: Process, fds: Sequence[int]) -> None:
         held = self._held
@@ -49,7 +49,7 @@ class RestoredLauncher:
         held.filter, held.filter_flags = filter_of(call, fds)
 
     def launch(self, attempt: Attempt, undo: contextlib.ExitStack) -> None:
-        """Have it restored by a process of its own."""
+        """Let a forked process restore the container."""
         held = self._held
         assert held.spec is not None
         cgroup = held.make_cgroup(held.spec.linux.cgroups_path, held.spec.linux.resources, undo)
@@ -70,7 +70,7 @@ class RestoredLauncher:
             attempt.fail(error)
             return
         pidfd = -1
-        with contextlib.suppress(ProcessLookupError):  # it has ended, and was reaped
+        with contextlib.suppress(ProcessLookupError):  # it has exited and was reaped
             pidfd = os.pidfd_open(pid)
         attempt.adopt(pid, pidfd)
         attempt.succeed(console)
@@ -79,14 +79,14 @@ class RestoredLauncher:
         self._held.signal_init(number)
 
     def release(self) -> None:
-        """All that there is are descriptors."""
+        """Do nothing: there are only descriptors."""
 
     def when_released(self, callback: Callable[[], None]) -> None:
         callback()
 
 
 def _outcome(channel: socket.socket) -> tuple[int, int]:
-    """The pid, and the master of the terminal or -1, that the process which has ended told. Raises its failure."""
+    """Return the init's pid and the terminal's master (or -1) that the exited process reported. Raises its error."""
     pid, console = 0, -1
     conversation = reports.Conversation(reports.RESTORER)
     while not isinstance(report := reports.receive(channel, conversation), reports.Ended):
@@ -103,7 +103,7 @@ def _outcome(channel: socket.socket) -> tuple[int, int]:
 
 
 class _Restoration:
-    """What the forked process does; it never returns to the shim's loop."""
+    """Runs in the forked process, and never returns to the shim's loop."""
 
     def __init__(
         self,
@@ -120,13 +120,13 @@ class _Restoration:
         self._reporter = reporter
         self._images = attempt.call.restore
         self._work = attempt.call.work
-        self._program = attempt.call.criu  # as crispd finds it, whose PATH is the operator's
+        self._program = attempt.call.criu  # found by crispd, which has the operator's PATH
 
     def run(self) -> NoReturn:
         try:
             leave_the_loop()
             process.die_with_parent()
-            scheduling.leave_the_makers_cpus()  # criu's, and with them those of what it makes
+            scheduling.leave_the_makers_cpus()  # criu's CPUs, which the processes it makes inherit
             with contextlib.ExitStack() as opened:
                 self._reporter.say(reports.Restored(self._restore(opened)))
             os._exit(0)
@@ -138,7 +138,7 @@ class _Restoration:
             os._exit(1)
 
     def _restore(self, opened: contextlib.ExitStack) -> int:
-        program = self._program or criu.find()  # without it, that is what to say, whatever else may be wrong
+        program = self._program or criu.find()  # first: if criu is missing, report that before anything else
         root = self._attach_mounts()
         make_mount_points(root, self._spec)
         directories = []
@@ -168,12 +168,12 @@ class _Restoration:
         return worker.call(criu.RESTORE, asked, os.path.join(self._work, _LOG), self._notified)
 
     def _attach_mounts(self) -> str:
-        """The rootfs and the images as mounts of a namespace of ours, which goes with us; where the rootfs is."""
+        """Attach the rootfs and the images in a new mount namespace, and return the rootfs's path."""
         held = self._held
         root = os.path.join(held.bundle, "rootfs")
         with failing("make mount namespace for", "criu"):
             syscalls.unshare(syscalls.CLONE_NEWNS)
-            # Not private: of volumes that propagate, criu copies how they do from where they come.
+            # Slave, not private: criu copies the propagation of volumes from their source mounts.
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
         with failing("mount", root):
             os.makedirs(root, 0o700, exist_ok=True)
