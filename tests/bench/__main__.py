@@ -18,11 +18,12 @@ from pathlib import Path
 from rich.console import Console
 
 from tests import box
-from tests.bench import layouts, oci, pull, report, streams
+from tests.bench import critest, layouts, oci, pull, report, streams
 from tests.bench.peers import PEERS, Containerd, Crisp, MountingCrisp, Peer, PeerFailed, TracedCrisp
 from tests.bench.phases import PHASES, Contender, down, up, warm_up
 from tests.bench.trace import print_trace
 from tests.bench.workload import Client
+from tests.e2e.critest import programs
 
 RESULTS = Path(__file__).parents[2] / "bench-results"
 DIRECTORY = "CRISP_BENCH_DIRECTORY"  # set inside the box
@@ -41,13 +42,16 @@ def main() -> int:
         console.print("bench: containers take root: run as root", style="red")
         return 1
     if DIRECTORY not in os.environ:
+        if arguments.what == "critest":
+            programs()  # built where they are missing, which takes a network
         return _in_a_box(sys.argv[1:])
     if arguments.what == "oci":
         oci.measure(Path(os.environ[DIRECTORY]), _TURNS * arguments.rounds, console)
         return 0
     status = 0
     try:
-        measures = {"pull": _pulls, "streams": _streams, "pods": _trace if arguments.trace else _measure}
+        pods = _trace if arguments.trace else _measure
+        measures = {"critest": _critest, "pull": _pulls, "streams": _streams, "pods": pods}
         measure = measures[arguments.what]
         asyncio.run(measure(arguments, Path(os.environ[DIRECTORY]), console))
     except* PeerFailed as failures:
@@ -58,7 +62,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    what = ("pods", "pull", "oci", "streams")
+    what = ("pods", "critest", "pull", "oci", "streams")
     parser.add_argument("what", nargs="?", choices=what, default="pods", help="what to measure (pods)")
     parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
@@ -139,6 +143,18 @@ async def _streams(arguments: argparse.Namespace, directory: Path, console: Cons
         measured = await streams.run(peers, arguments.rounds, versions, console)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "streams.json").write_text(json.dumps(measured, indent=1) + "\n")
+
+
+async def _critest(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
+    kinds = [kind for kind in (Crisp, Containerd) if not arguments.only or kind.name in arguments.only]
+    versions = {kind.name: version for kind in kinds if (version := kind.version()) is not None}
+    with ExitStack() as undo:
+        found = [kind for kind in kinds if kind.name in versions]
+        peers = [kind(directory / kind.name, 100 + number) for number, kind in enumerate(found)]
+        peers = _start(peers, directory, undo, console)
+        measured = critest.run(peers, arguments.pods, arguments.rounds, directory, versions, console)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "critest.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
 async def _trace(arguments: argparse.Namespace, directory: Path, console: Console) -> None:

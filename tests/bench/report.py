@@ -66,7 +66,12 @@ def advantage(figure: Figure, ours: float, theirs: float) -> float:
     return better / worse if better > 0 and worse > 0 else float("nan")
 
 
-def print_table(samples: Mapping[str, Samples], versions: Mapping[str, str], console: Console) -> None:
+def print_table(
+    samples: Mapping[str, Samples],
+    versions: Mapping[str, str],
+    console: Console,
+    figures: Sequence[Figure] = FIGURES,
+) -> None:
     """One column a runtime; then, against each of the others, how many times better the first is."""
     first, *others = samples
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), title="medians / 99th percentiles")
@@ -76,7 +81,7 @@ def print_table(samples: Mapping[str, Samples], versions: Mapping[str, str], con
         table.add_column(name, justify="right", no_wrap=True)
     for name in others:
         table.add_column(f"vs {name}", justify="right")
-    for figure in FIGURES:
+    for figure in figures:
         if not all(figure.name in of_one for of_one in samples.values()):
             continue
         medians = {name: median(of_one[figure.name]) for name, of_one in samples.items()}
