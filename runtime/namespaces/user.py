@@ -298,7 +298,7 @@ def effective(uid: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def inside(namespaces: int, flags: int) -> Iterator[None]:
-    """Run in other namespaces: in the one open at `namespaces`, or in those of that pidfd that `flags` name."""
+    """Run in another namespace open at `namespaces`, or if that is a pidfd, in its process's that `flags` name."""
     home = [
         (os.open(namespace_file("self", kind), os.O_RDONLY | os.O_CLOEXEC), flag)
         for kind, flag in NAMESPACE_FLAGS.items()

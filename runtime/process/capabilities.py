@@ -1,7 +1,7 @@
-"""Capability sets of the calling process (capabilities(7)): the steps between root and the container's user.
+"""Sets the caller's capabilities (capabilities(7)) on the way from root to the container's user.
 
-The order is `drop_bounding`, `set_keepcaps`, the change of user, `apply`. Names the kernel does not know are passed
-over, so that a profile written for a newer kernel works; `unknown` tells them to those who want to warn.
+The order is `drop_bounding`, `set_keepcaps`, the change of user, `apply`. Names that the kernel does not know are
+skipped, so that a profile written for a newer kernel works; `left_out` lists them for a warning.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 _NUMBERS = {name: number for number, name in enumerate(CAPABILITIES)}
 
 def unknown(names: Iterable[str]) -> list[str]:
-    """Those of the names that no kernel known to this module has."""
+    """Return the names that are not in the table of capabilities."""
     return [name for name in names if name not in _NUMBERS]
 
 
 def left_out(capabilities: Capabilities, path: str = "process.capabilities") -> list[str]:
-    """What of a configuration's sets has no effect, a sentence for each capability: for whoever can warn.
+    """Return a warning for each capability of a configuration that has no effect.
 
-    The kernel raises an ambient capability only where it is permitted and inheritable (capabilities(7)).
+    The kernel raises an ambient capability only if it is permitted and inheritable (capabilities(7)).
     """
     named = capabilities.bounding | capabilities.effective | capabilities.permitted | capabilities.inheritable
-    sentences = [f"{path}: no kernel is known to have {name!r}: left out" for name in unknown(sorted(named))]
+    sentences = [f"{path}: unknown capability {name!r}: left out" for name in unknown(sorted(named))]
     for name in sorted(capabilities.ambient):
         for needed in ("permitted", "inheritable"):
             if name not in getattr(capabilities, needed):
@@ -42,31 +42,31 @@ def left_out(capabilities: Capabilities, path: str = "process.capabilities") -> 
 
 
 def drop_bounding(keep: Iterable[str]) -> None:
-    """Drops all but the named from the bounding set; a name that is not in it any more does not come back.
+    """Drop all capabilities except `keep` from the bounding set. A dropped one cannot be added again.
 
-    Needs CAP_SETPCAP. Raises `OperationFailed` naming the capability.
+    Needs CAP_SETPCAP. Raises `OperationFailed`, which names the capability.
     """
     for number in _bits(~_mask(keep)):
         try:
             sets.drop_bounding(number)
         except OSError as refusal:
             if not sets.is_known(number):
-                return  # nor any above
+                return  # the kernel does not know the higher ones either
             if sets.in_bounding(number):
                 raise OperationFailed.of("drop", f"`{_name(number)}` from the bounding set", refusal) from None
 
 
 def set_keepcaps() -> None:
-    """Lets the permitted set survive a change from root to another user (PR_SET_KEEPCAPS)."""
+    """Keep the permitted set over a change from root to another user (PR_SET_KEEPCAPS)."""
     with failing("set", "PR_SET_KEEPCAPS"):
         sets.keep_at_setuid(True)
 
 
 def apply(capabilities: Capabilities, *, more: Collection[str] = ()) -> None:
-    """Sets the effective, permitted, inheritable and ambient sets, after the change of user; see `left_out`.
+    """Set the effective, permitted, inheritable and ambient sets, after the change of user; see `left_out`.
 
-    Of `more` those that the caller has stay permitted and effective besides, until `only`. Raises `OperationFailed`
-    naming a capability which the caller has not got and so cannot give.
+    Capabilities in `more` that the caller has stay permitted and effective too, until `only`. Raises
+    `OperationFailed`, which names a capability that the caller does not have.
     """
     has = _permitted()
     kept = _mask(more) & has

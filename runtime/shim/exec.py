@@ -1,4 +1,4 @@
-"""An exec'd process as its shim sees it: from the clone over its execve to its end."""
+"""Follows an exec'd process in the shim: from the clone to the execve and to its exit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.wire.calls import Descriptors, ExecEnded
 
 
 class Exec:
-    """`reply` is called once, at the process's end: with its exit code, or with why the program could not run.
+    """An exec. `reply` is called once, at its exit: with the exit code, or the error if the program could not run.
 
     `pid` and `pidfd` are of the process that joins the container, and then of the program where it `bears` that.
     """
@@ -37,7 +37,7 @@ class Exec:
 
     @property
     def unclaimed(self) -> bool:
-        """Whether it ended before anybody asked for its terminal, which holds what it wrote."""
+        """Whether it exited before the client asked for its terminal, which still holds its output."""
         return self._ended and not self._asked and self._master >= 0
 
     @property
@@ -46,13 +46,13 @@ class Exec:
         return self.pid != self._joining
 
     def take_what_is_there(self) -> None:
-        """Take the messages that have come, without waiting for more."""
+        """Handle the reports that have arrived, without waiting for more."""
         with contextlib.suppress(BlockingIOError):
             while self._receive():
                 pass
 
     def wait_running(self, reply: Reply) -> None:
-        """Reply when the program runs, with the other end of its terminal if it has one; or when it never will."""
+        """Reply when the program runs, with its terminal's master if it has one; or when it never will."""
         self._asked = True
         self._running_reply = reply
         if self._ended:
@@ -64,7 +64,7 @@ class Exec:
     def _ready(self, _events: int) -> None:
         try:
             goes_on = self._receive()
-        except BlockingIOError:  # it was taken meanwhile
+        except BlockingIOError:  # already handled
             return
         if not goes_on:
             self._loop.unwatch(self._channel.fileno())
@@ -72,7 +72,7 @@ class Exec:
                 self._tell_running()
 
     def _receive(self) -> bool:
-        """Take one message. False at the end of them, which execve makes."""
+        """Handle one report. Return False at end of file, i.e. at the execve."""
         match reports.receive(self._channel, self._conversation, wait=False):
             case reports.Ended():
                 return False
@@ -90,7 +90,7 @@ class Exec:
             reply(Descriptors((self._master,) if runs_in_terminal else ()))
 
     def exited(self, status: int) -> None:
-        """The process was reaped: `status` is its exit code, or minus the signal. Closes, unless it is `unclaimed`."""
+        """Handle the exit: `status` is the exit code, or minus the signal. Closes the exec unless it is `unclaimed`."""
         self._ended = True
         self._loop.unwatch(self._channel.fileno())
         self.take_what_is_there()

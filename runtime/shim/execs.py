@@ -1,4 +1,4 @@
-"""The exec'd processes of a container: begun, found again by their keys, and ended with all that they started."""
+"""Starts a container's execs, finds them by key, and kills them with everything that they started."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROUNDS: Final = 16
 
 
 class Execs:
-    """Those that run, and those that ended with a terminal which nobody has asked for yet."""
+    """The running execs, and those that exited with a terminal that nobody has asked for yet."""
 
     def __init__(self, parent: Parent) -> None:
         self._parent = parent
@@ -56,7 +56,7 @@ class Execs:
             self._parent.on_exit(pid, exited)
 
     def wait_running(self, key: str, reply: Reply) -> None:
-        """Reply once the program runs, or has ended, with the other end of its terminal if it has one."""
+        """Reply when the program runs or has exited; with its terminal's master if it has one."""
         entry = self._execs.get(key)
         if entry is None:
             reply(Descriptors())
@@ -66,14 +66,14 @@ class Execs:
         entry.wait_running(reply)
 
     def kill(self, key: str, cgroup: Cgroup | None) -> None:
-        """SIGKILL one and all it started, daemonised children of its session included."""
+        """Kill an exec and everything that it started, including daemonised children in its session."""
         entry = self._execs.get(key)
         if entry is None:
             return
         if entry.unclaimed:
             self._execs.pop(key).close()
         elif cgroup is not None:
-            entry.killed = True  # and so is what it is about to bear
+            entry.killed = True  # the program that it is about to clone is killed too
             kill_family(entry.pid, entry.pidfd, cgroup)
 
     def forget_unclaimed(self) -> None:
@@ -82,13 +82,13 @@ class Execs:
 
 
 def kill_family(first: int, pidfd: int, cgroup: Cgroup) -> None:
-    """SIGKILL a process of the cgroup, its descendants there, and what is in its session."""
+    """Send SIGKILL to a process of the cgroup, its descendants there, and the processes in its session."""
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
-    for _round in range(_ROUNDS):  # until a look finds nothing new: a stopped process starts no more
+    for _round in range(_ROUNDS):  # until no new process is found: a stopped process starts none
         with contextlib.ExitStack() as opened:
             held = _hold(_family(first, cgroup.pids()), opened)
-            # What is found again after its descriptor was opened is what the descriptor is of, or dead.
+            # A process that is still found after its pidfd was opened is the pidfd's process, or dead.
             family = _family(first, held.keys() & set(cgroup.pids()))
             for pid in family:
                 with contextlib.suppress(ProcessLookupError):
@@ -100,7 +100,7 @@ def kill_family(first: int, pidfd: int, cgroup: Cgroup) -> None:
 
 
 def _hold(pids: Iterable[int], opened: contextlib.ExitStack) -> Mapping[int, int]:
-    """A descriptor of each process that lives."""
+    """Open a pidfd for each process that exists."""
     held = {}
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
@@ -110,7 +110,7 @@ def _hold(pids: Iterable[int], opened: contextlib.ExitStack) -> Mapping[int, int
 
 
 def _family(root: int, candidates: Iterable[int]) -> list[int]:
-    """Those of the candidates that descend from `root` or are in its session, living ones only."""
+    """Return the living candidates that descend from `root` or are in its session."""
     parents: dict[int, int] = {}
     members: set[int] = set()
     for pid in candidates:
