@@ -1,4 +1,4 @@
-"""The operator's client: what the `crisp` command does, one module per command or family of commands.
+"""The operator's client, the `crisp` command: one module per command or family of commands.
 
-Nothing here touches the daemon's state but through its socket; log files are read where ContainerStatus says they are.
+It reaches the daemon's state only through the socket. Log files are read at the path that ContainerStatus gives.
 """

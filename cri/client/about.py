@@ -1,4 +1,4 @@
-"""`crisp version`, `crisp info` and `crisp config`: what runs, how it is, and how it is set."""
+"""`crisp version` and `crisp info`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cri.version import crisp_version
 
 
 def version(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Print the versions of this client and of the runtime it talks to."""
+    """Print the versions of this client and of the runtime that it talks to."""
     client = crisp_version()
     if arguments.output == "table":
-        print(f"client    crisp {client}")  # whether or not there is a runtime
+        print(f"client    crisp {client}")  # printed even if the runtime does not answer
     runtime = connection.read(connection.runtime.Version, api_pb2.VersionRequest())
     if arguments.output != "table":
         document({"client": client, "runtime": plain(runtime)}, arguments.output)
@@ -25,7 +25,7 @@ def version(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def info(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Print the runtime's conditions, handlers, image store and, as JSON or YAML, its verbose status."""
+    """Print the runtime's conditions, handlers and image store; as JSON or YAML also its verbose status."""
     runtime = connection.read(connection.runtime.Version, api_pb2.VersionRequest())
     status = connection.read(connection.runtime.Status, api_pb2.StatusRequest(verbose=True))
     usage = connection.read(connection.images.ImageFsInfo, api_pb2.ImageFsInfoRequest())

@@ -1,4 +1,4 @@
-"""The command line of `crisp`. Each command names the function that runs it, imported only then."""
+"""The command line of `crisp`. Each command names the function that runs it, which is imported only then."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import NoReturn
 
 from cri.client.exits import OWN_FAILURE
 
-FOREIGN_STATUS = ("run", "exec", "attach")  # commands whose exit status is otherwise that of a process in a container
+FOREIGN_STATUS = ("run", "exec", "attach")  # commands that exit with the status of a process in a container
 
 _Command = Callable[[str, str, str], argparse.ArgumentParser]
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when asked: that takes longer than all the rest of this module."""
+    """Looks the version up only on request: that takes longer than the rest of this module."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from cri.version import crisp_version
@@ -25,7 +25,7 @@ class _Version(argparse.Action):
 
 
 class _CommandParser(argparse.ArgumentParser):
-    """Exits with `OWN_FAILURE` where another status might be that of a process in a container."""
+    """Exits with `OWN_FAILURE` for commands whose exit status comes from a process in a container."""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -33,18 +33,18 @@ class _CommandParser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Build the whole command line."""
     root = argparse.ArgumentParser(
         prog="crisp",
-        description="See and steer the pods, containers and images of a crisp daemon (or any CRI v1 runtime).",
-        epilog="Containers and pods go by id, by an unambiguous beginning of one, or by name.",
+        description="Manage the pods, containers and images of a crisp daemon (or any CRI v1 runtime).",
+        epilog="Containers and pods are given by id, by a unique prefix of the id, or by name.",
     )
     root.add_argument("--version", action=_Version, nargs=0, help="print this client's version")
     _add_global(root, None, "table")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser)
 
     def command(name: str, target: str, summary: str) -> argparse.ArgumentParser:
-        # exec's own --timeout takes the place of the general one.
+        # exec's own --timeout replaces the general one.
         added = commands.add_parser(name, help=summary, description=f"{summary}.", conflict_handler="resolve")
         _add_global(added, argparse.SUPPRESS, argparse.SUPPRESS)
         added.set_defaults(target=target)
@@ -62,69 +62,70 @@ def _add_global(target: argparse.ArgumentParser, unset: str | None, output: str)
     target.add_argument(
         "--listen", "-r", default=unset, metavar="ADDRESS", help="the daemon's socket ($CRISP_LISTEN; as configured)"
     )
-    target.add_argument("-o", "--output", default=output, choices=("table", "json", "yaml"), help="form of the result")
+    formats = ("table", "json", "yaml")
+    target.add_argument("-o", "--output", default=output, choices=formats, help="format of the result")
     target.add_argument("--timeout", default=unset, type=_seconds, metavar="S", help="seconds to wait for an answer")
 
 
 def _add_lists(command: _Command) -> None:
     command("pods", "lists:pods", "List pods")
     containers = command("ps", "lists:containers", "List containers")
-    containers.add_argument("-a", "--all", action="store_true", help="also those that do not run")
+    containers.add_argument("-a", "--all", action="store_true", help="include those that do not run")
     command("images", "lists:images", "List images")
-    stats = command("stats", "usage:stats", "Print what running containers use")
+    stats = command("stats", "usage:stats", "Print the resource use of running containers")
     stats.add_argument("container", nargs="?", metavar="CONTAINER")
-    command("statsp", "usage:stats_of_pods", "Print what pods use")
-    top = command("top", "usage:top", "Show the busiest containers, again and again")
-    top.add_argument("-d", "--delay", type=_seconds, default=2.0, metavar="S", help="seconds between two looks (2)")
+    command("statsp", "usage:stats_of_pods", "Print the resource use of pods")
+    top = command("top", "usage:top", "Show the busiest containers, refreshed")
+    top.add_argument("-d", "--delay", type=_seconds, default=2.0, metavar="S", help="seconds between refreshes (2)")
     top.add_argument("--once", action="store_true", help="print them once")
-    command("events", "events:run", "Print what happens to pods and containers, as it happens")
+    command("events", "events:run", "Print events of pods and containers as they happen")
 
 
 def _add_run(command: _Command) -> None:
     run = command("run", "run:run", "Run a command in a new pod of one container and wait for it")
     run.add_argument("-d", "--detach", action="store_true", help="do not wait; print the container's id")
-    run.add_argument("--rm", action="store_true", help="remove the pod when the command has ended")
+    run.add_argument("--rm", action="store_true", help="remove the pod after the command has ended")
     run.add_argument("--name", help="name of the pod and of its container")
     run.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable")
     run.add_argument("-v", "--volume", action="append", default=[], metavar="HOST:CONTAINER[:ro]", help="bind mount")
     run.add_argument("-p", "--publish", action="append", default=[], metavar="[IP:]HOST:CONTAINER[/PROTOCOL]")
     run.add_argument("-u", "--user", default="", metavar="USER[:GID]", help="name or number to run as")
     run.add_argument("-w", "--workdir", default="", metavar="DIR", help="working directory in the container")
-    run.add_argument("--memory", metavar="SIZE", help="limit of memory, such as 64m")
-    run.add_argument("--cpus", type=float, metavar="N", help="limit of processor time, such as 0.5")
+    run.add_argument("--memory", metavar="SIZE", help="memory limit, such as 64m")
+    run.add_argument("--cpus", type=float, metavar="N", help="CPU limit, such as 0.5")
     run.add_argument("--host-network", action="store_true", help="use the node's own network")
     run.add_argument("--privileged", action="store_true", help="give the container all rights on the node")
     run.add_argument("image", metavar="IMAGE")
-    run.add_argument("command_line", nargs=argparse.REMAINDER, metavar="CMD", help="in place of the image's own")
+    run.add_argument("command_line", nargs=argparse.REMAINDER, metavar="CMD", help="instead of the image's own")
 
 
 def _add_running(command: _Command) -> None:
     execute = command("exec", "execution:run", "Run a command in a running container")
-    execute.add_argument("-i", "--interactive", action="store_true", help="pass standard input on to it")
+    execute.add_argument("-i", "--interactive", action="store_true", help="pass standard input to it")
     execute.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
-    execute.add_argument("-s", "--sync", action="store_true", help="wait, then print its output (so without -i and -t)")
+    execute.add_argument("-s", "--sync", action="store_true", help="wait, then print its output (not with -i or -t)")
     execute.add_argument(
-        "--timeout", dest="exec_timeout", default=0, type=_whole, metavar="S", help="seconds until it is killed"
+        "--timeout", dest="exec_timeout", default=0, type=_whole, metavar="S", help="kill it after so many seconds"
     )
     execute.add_argument("container", metavar="CONTAINER")
     execute.add_argument("command_line", nargs=argparse.REMAINDER, metavar="CMD")
     attach = command("attach", "attach:run", "Follow a running container's output; Ctrl-P Ctrl-Q leaves a terminal")
-    attach.add_argument("-i", "--interactive", action="store_true", help="pass standard input on to it")
+    attach.add_argument("-i", "--interactive", action="store_true", help="pass standard input to it")
     attach.add_argument("container", metavar="CONTAINER")
     forward = command("port-forward", "portforward:run", "Forward ports of this machine to ports in a pod")
-    forward.add_argument("--address", default="127.0.0.1", help="where to listen (127.0.0.1)")
+    forward.add_argument("--address", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     forward.add_argument("pod", metavar="POD")
     forward.add_argument("ports", nargs="+", metavar="[LOCAL:]PORT")
-    logs = command("logs", "logs:run", "Print what a container has written")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until the container ends")
+    logs = command("logs", "logs:run", "Print a container's log")
+    logs.add_argument("-f", "--follow", action="store_true", help="follow it until the container ends")
     logs.add_argument("--tail", type=_whole, metavar="N", help="only the last N lines")
-    logs.add_argument("--timestamps", action="store_true", help="when each line was written")
+    logs.add_argument("--timestamps", action="store_true", help="show when each line was written")
     logs.add_argument("container", metavar="CONTAINER")
-    inspect = command("inspect", "inspect:run", "Print all that is known of containers, pods or images")
-    inspect.add_argument("--type", choices=("container", "pod", "image"), help="look among these only")
+    inspect = command("inspect", "inspect:run", "Print all details of containers, pods or images")
+    inspect.add_argument("--type", choices=("container", "pod", "image"), help="search only these")
     inspect.add_argument("ids", nargs="+", metavar="ID")
     stop = command("stop", "lifecycle:stop", "Stop containers or pods")
-    stop.add_argument("-t", "--time", type=_whole, default=10, metavar="S", help="seconds until they are killed (10)")
+    stop.add_argument("-t", "--time", type=_whole, default=10, metavar="S", help="kill them after so many seconds (10)")
     stop.add_argument("ids", nargs="+", metavar="ID")
     remove = command("rm", "lifecycle:remove", "Remove containers or pods")
     remove.add_argument("-f", "--force", action="store_true", help="stop them first")
@@ -133,25 +134,25 @@ def _add_running(command: _Command) -> None:
 
 def _add_images(command: _Command) -> None:
     pull = command("pull", "images:pull", "Pull images from their registries")
-    pull.add_argument("--creds", metavar="USER:PASSWORD", help="in place of the daemon's own")
-    pull.add_argument("--auth-file", metavar="FILE", help="logins to use, such as ~/.docker/config.json")
+    pull.add_argument("--creds", metavar="USER:PASSWORD", help="login, instead of the daemon's own")
+    pull.add_argument("--auth-file", metavar="FILE", help="file with logins, such as ~/.docker/config.json")
     pull.add_argument("references", nargs="+", metavar="REF")
     remove = command("rmi", "images:remove", "Remove images")
     remove.add_argument("references", nargs="+", metavar="REF")
     image = command("image", "", "Import, export, name and verify images")
     actions = image.add_subparsers(dest="action", metavar="ACTION", required=True)
-    archive = actions.add_parser("import", help="Read an OCI layout or a docker archive")
-    archive.add_argument("--name", metavar="REF", help="name the image this, whatever the archive says")
+    archive = actions.add_parser("import", help="Import an OCI layout or a docker archive")
+    archive.add_argument("--name", metavar="REF", help="name for the image, instead of those in the archive")
     archive.add_argument("path", metavar="PATH")
     archive.set_defaults(target="images:import_archive")
-    export = actions.add_parser("export", help="Write an image to a new file or directory")
+    export = actions.add_parser("export", help="Export an image to a new file or directory")
     export.add_argument("--format", choices=("oci", "oci-archive", "docker-archive"), default="oci-archive")
     export.add_argument("reference", metavar="REF")
     export.add_argument("path", metavar="PATH")
     export.set_defaults(target="images:export")
-    verify = actions.add_parser("verify", help="Compare images with what was recorded of them; status 1 for damage")
-    verify.add_argument("--repair", action="store_true", help="pull damaged ones again")
-    verify.add_argument("references", nargs="*", metavar="REF", help="these only")
+    verify = actions.add_parser("verify", help="Check images for damage; exit status 1 if there is any")
+    verify.add_argument("--repair", action="store_true", help="pull damaged images again")
+    verify.add_argument("references", nargs="*", metavar="REF", help="check only these")
     verify.set_defaults(target="images:verify")
     tag = actions.add_parser("tag", help="Give an image another name")
     tag.add_argument("image", metavar="IMAGE", help="name or id")
@@ -160,19 +161,19 @@ def _add_images(command: _Command) -> None:
 
 
 def _add_about(command: _Command) -> None:
-    command("info", "about:info", "Print how the runtime is")
+    command("info", "about:info", "Print the runtime's condition")
     config = command("config", "config:run", "Print the configuration that crispd starts with")
-    config.add_argument("--config", metavar="FILE", help="in place of /etc/crisp/crisp.toml")
-    summary = "Find what keeps this machine from being a node, and what mends it"
+    config.add_argument("--config", metavar="FILE", help="instead of /etc/crisp/crisp.toml")
+    summary = "Check whether this machine can be a node, and show how to fix what is wrong"
     doctor = command("doctor", "doctor.command:run", summary)
-    doctor.add_argument("--offline", action="store_true", help="do not try whether registries answer")
+    doctor.add_argument("--offline", action="store_true", help="do not connect to registries")
     command("version", "about:version", "Print versions")
 
 
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is not a time to wait")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
     return seconds
 
 

@@ -1,4 +1,4 @@
-"""`crisp attach`: a running container's output here, and our input there."""
+"""`crisp attach`: connects to a running container's input and output."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cri.client.remote import attend
 from cri.v1 import api_pb2
 
 _LEAVE = b"\x10\x11"  # Ctrl-P Ctrl-Q
-_LOOKS, _INTERVAL = 10, 0.02  # at the container's state, which is known a moment after its streams' end; seconds
+_LOOKS, _INTERVAL = 10, 0.02  # checks of the container's state, which changes shortly after its streams end; seconds
 
 
 class Detacher:
-    """Looks for Ctrl-P Ctrl-Q in what is typed; a Ctrl-P is held back until it is known what follows."""
+    """Detects Ctrl-P Ctrl-Q in typed input. Holds a Ctrl-P back until the next key is known."""
 
     def __init__(self) -> None:
         self._held = b""
@@ -34,7 +34,7 @@ class Detacher:
 
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Stay until the container ends, or Ctrl-P Ctrl-Q in its terminal; its exit status becomes ours."""
+    """Stay attached until the container ends, or Ctrl-P Ctrl-Q in its terminal. Returns the container's exit status."""
     container = find_container(connection, arguments.container)
     tty = _has_terminal(connection, container.id)
     request = api_pb2.AttachRequest(
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def _exit_status(connection: Connection, container_id: str) -> int:
-    """The container's own: the stream does not tell it. 0 if it goes on, and merely our input ended."""
+    """Return the container's exit status, which the stream does not report; 0 if it runs on after our input's end."""
     for _ in range(_LOOKS):
         status = container_status(connection, container_id)
         if status.state == api_pb2.CONTAINER_EXITED:

@@ -1,4 +1,4 @@
-"""`crisp config`: the configuration that crispd starts with, and what of it the client itself goes by."""
+"""`crisp config`: the configuration that crispd starts with; the client takes the socket's address from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENVIRONMENT = "CRISP_LISTEN"
 
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Print the effective configuration: as TOML that tells where each value is from, or as JSON or YAML."""
+    """Print the effective configuration: as TOML with the source of each value, or as JSON or YAML."""
     from cri.client.render import document
 
     configuration = effective(Path(arguments.config).absolute() if arguments.config else None)
@@ -29,12 +29,12 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def listen_address() -> str:
-    """The daemon's socket where no option names it: $CRISP_LISTEN's, else the configured one. Raises UsageError."""
+    """Return the daemon's socket if no option names it: $CRISP_LISTEN, or the configured one. Raises UsageError."""
     return os.environ.get(ENVIRONMENT) or effective().listen
 
 
 def effective(path: Path | None = None) -> Configuration:
-    """The configuration of `path` (the default file when None) and its drop-ins. Raises UsageError."""
+    """Load the configuration at `path` (None: the default file) and its drop-ins. Raises UsageError."""
     from cri.daemon.loading import load
     from cri.errors import ConfigurationError
 

@@ -1,4 +1,4 @@
-"""The client's end of the daemon's socket."""
+"""The client's connection to the daemon's socket."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ READ_SECONDS = 10.0  # a list or a status
 CHANGE_SECONDS = 120.0  # kubelet's own default for calls that start or stop something
 NO_LIMIT = None
 
-# A reply may be two full streams of ExecSync (16 MiB each), above gRPC's default of 4 MiB.
+# An answer may contain two full outputs of ExecSync (16 MiB each); gRPC's default limit is 4 MiB.
 _OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.default_authority", "localhost"))
 
 
 class Connection:
-    """Calls on one daemon. A context manager; the channel closes with it.
+    """Calls to one daemon. A context manager, which closes the channel.
 
-    `timeout` (seconds) replaces every call's own limit when given.
+    `timeout` in seconds, if given, replaces the limit of every call.
     """
 
     def __init__(self, address: str, timeout: float | None = None) -> None:
-        """Nothing is connected before the first call. Raises UsageError if `address` is not a unix:// one."""
+        """Prepare without connecting. Raises UsageError if `address` is not a unix:// address."""
         path = socket_path(address)
         self.address = f"unix://{path}"
         self._path: Path | None = path
@@ -44,7 +44,7 @@ class Connection:
 
     @cached_property
     def admin(self) -> admin_pb2_grpc.AdminStub:
-        """crisp's own service; few commands need it."""
+        """The stub of crisp's own service, which few commands need."""
         from cri.admin.v1 import admin_pb2_grpc
 
         return admin_pb2_grpc.AdminStub(self._channel)
@@ -56,15 +56,15 @@ class Connection:
         self._channel.close()
 
     def read(self, method: Callable[..., Response], request: Any) -> Response:
-        """A call that only asks. Raises CallFailed, Unreachable."""
+        """Make a call that only reads. Raises CallFailed, Unreachable."""
         return self._call(method, request, READ_SECONDS)
 
     def change(self, method: Callable[..., Response], request: Any, limit: float | None = CHANGE_SECONDS) -> Response:
-        """A call that changes something; `limit` in seconds, None for as long as it takes. As `read`."""
+        """Make a call that changes something; `limit` in seconds, None for none. Raises CallFailed, Unreachable."""
         return self._call(method, request, limit)
 
     def stream(self, method: Callable[..., Iterable[Response]], request: Any) -> Iterator[Response]:
-        """The messages of a streaming call, for as long as it takes. As `read`."""
+        """Yield the messages of a streaming call, without a time limit. Raises CallFailed, Unreachable."""
         self._probe_once()
         try:
             yield from method(request, timeout=self._timeout)
@@ -85,27 +85,27 @@ class Connection:
 
 
 def socket_path(address: str) -> Path:
-    """The path in a `unix:///path` address; a bare absolute path will do. Raises UsageError for anything else."""
+    """Return the path in a `unix:///path` address, or of a bare absolute path. Raises UsageError for anything else."""
     path = Path(address.removeprefix("unix://").removeprefix("unix:"))
     if not path.is_absolute():
-        raise UsageError(f"listen address {address!r}: want unix:///path/to/the.sock")
+        raise UsageError(f"listen address {address!r}: expected unix:///path/to/the.sock")
     return path
 
 
 def probe(path: Path, address: str) -> None:
-    """Raise Unreachable, with what to do about it, unless somebody accepts connections at `path`.
+    """Raise Unreachable, with advice, unless a process accepts connections at `path`.
 
-    gRPC would try again and again, and then say only that it failed to connect.
+    gRPC would retry, and then only report that it failed to connect.
     """
     with socket.socket(socket.AF_UNIX) as attempt:
         try:
             attempt.connect(str(path))
         except FileNotFoundError:
-            reason = "is crispd up? the socket does not exist; systemctl start crispd, or sudo crispd"
+            reason = "the socket does not exist; is crispd running? systemctl start crispd, or sudo crispd"
         except ConnectionRefusedError:
-            reason = "is crispd up? nobody answers on the socket; systemctl restart crispd, or sudo crispd"
+            reason = "no process answers on the socket; is crispd running? systemctl restart crispd, or sudo crispd"
         except PermissionError:
-            reason = "may you open the socket? it belongs to root; run as root (sudo crisp ...)"
+            reason = "only root may open the socket; run as root: sudo crisp ..."
         except OSError as error:
             reason = error.strerror or str(error)
         else:
@@ -117,7 +117,7 @@ def _failure(error: grpc.RpcError) -> CallFailed:
     code = error.code()
     details = error.details() or "no details"
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        details = f"this runtime does not offer the call: {details}"
+        details = f"this runtime does not have the call: {details}"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED and "eadline" in details:
-        details = "no answer in time (--timeout sets how long to wait)"
+        details = "no answer in time; --timeout sets how long to wait"
     return CallFailed(details, code.name)

@@ -1,28 +1,28 @@
-"""The client's error family. `crisp` prints the message on standard error and exits with `exit_status`."""
+"""The client's errors. `crisp` prints the message on standard error and exits with `exit_status`."""
 
 
 class ClientError(Exception):
-    """Base of the family: the command could not do what it was asked."""
+    """Base class: the command failed."""
 
     exit_status = 1
 
 
 class UsageError(ClientError):
-    """An argument makes no sense; the message names it."""
+    """An argument is invalid; the message names it."""
 
     exit_status = 2
 
 
 class Unreachable(ClientError):
-    """The daemon's socket cannot be used; the message says why and what to do."""
+    """The daemon's socket cannot be used; the message gives the reason and advice."""
 
 
 class UnknownName(ClientError):
-    """Nothing, or more than one thing, has that id or name."""
+    """No object, or more than one, has that id or name."""
 
 
 class CallFailed(ClientError):
-    """The daemon refused a call. `code` is the gRPC status code's name ("NOT_FOUND")."""
+    """The daemon refused a call. `code` is the name of the gRPC status code ("NOT_FOUND")."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
@@ -34,4 +34,4 @@ class LogUnreadable(ClientError):
 
 
 class StreamFailed(ClientError):
-    """The streams of a command or container could not be had, or broke."""
+    """The streams of a command or container could not be opened, or broke."""

@@ -1,4 +1,4 @@
-"""`crisp events`."""
+"""`crisp events`: prints events as they happen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cri.v1 import api_pb2
 
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Print what happens to pods and containers, a line each, until interrupted; JSON is one document a line."""
+    """Print the events of pods and containers, one per line, until interrupted; JSON is one document per line."""
     for event in connection.stream(connection.runtime.GetContainerEvents, api_pb2.GetEventsRequest()):
         if arguments.output == "table":
             print(line(event), flush=True)
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def line(event: api_pb2.ContainerEventResponse) -> str:
-    """When, what, to what kind of object, its id and its name."""
+    """Format an event: time, type, kind of object, id and name."""
     when = datetime.fromtimestamp(event.created_at / 1e9).astimezone().isoformat(timespec="milliseconds")
     what = api_pb2.ContainerEventType.Name(event.container_event_type).split("_")[1].lower()
     pod = event.pod_sandbox_status

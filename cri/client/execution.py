@@ -1,4 +1,4 @@
-"""`crisp exec`: a command in a running container, by ExecSync or with streams."""
+"""`crisp exec`: runs a command in a container, by ExecSync or with streams."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cri.v1 import api_pb2
 
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Run a command to its end; its output becomes ours, and so does its exit status."""
+    """Run a command; its output and exit status become ours."""
     command = arguments.command_line[arguments.command_line[:1] == ["--"] :]
     if not command:
-        raise UsageError(f"exec {arguments.container}: no command given")
+        raise UsageError(f"exec {arguments.container}: give a command to run")
     container = find_container(connection, arguments.container)
     if arguments.interactive or arguments.tty:
         return _with_streams(arguments, connection, container.id, command)
@@ -32,8 +32,8 @@ def _with_streams(
     arguments: argparse.Namespace, connection: Connection, container_id: str, command: list[str]
 ) -> int:
     if arguments.sync or arguments.exec_timeout:
-        raise UsageError(f"exec {arguments.container}: --sync and --timeout are not for --interactive and --tty")
-    from cri.client.remote import attend  # takes longer to import than all else here
+        raise UsageError(f"exec {arguments.container}: --sync and --timeout cannot be used with --interactive or --tty")
+    from cri.client.remote import attend  # takes longer to import than everything else here
 
     stdin, tty = arguments.interactive, arguments.tty
     request = api_pb2.ExecRequest(

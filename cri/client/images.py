@@ -1,4 +1,4 @@
-"""`crisp pull`, `crisp rmi`, `crisp image import` and `crisp image tag`."""
+"""`crisp pull`, `crisp rmi` and `crisp image`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cri.v1 import api_pb2
 
 
 def pull(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Pull images; print the id of each."""
+    """Pull images and print their ids."""
     username, _, password = (arguments.creds or "").partition(":")
     auth_file = ""
     if arguments.auth_file:
         path = Path(arguments.auth_file).expanduser().absolute()
         if not os.access(path, os.R_OK):
-            raise UsageError(f"pull with --auth-file {path}: there is no such file, or it may not be read")
+            raise UsageError(f"pull with --auth-file {path}: the file does not exist or is not readable")
         auth_file = str(path)
     for reference in arguments.references:
         print(pull_image(connection, reference, username, password, auth_file))
@@ -33,9 +33,9 @@ def pull(arguments: argparse.Namespace, connection: Connection) -> int:
 def pull_image(
     connection: Connection, reference: str, username: str = "", password: str = "", auth_file: str = ""
 ) -> str:
-    """Pull an image, drawing each layer's progress if standard error is a terminal; the image's id. Raises CallFailed.
+    """Pull an image and return its id. Draws each layer's progress if stderr is a terminal. Raises CallFailed.
 
-    Runtimes without crisp's Admin service pull by CRI, and show nothing meanwhile.
+    Runtimes without crisp's Admin service pull by CRI, without progress.
     """
     request = admin_pb2.PullImageRequest(reference=reference, username=username, password=password, auth_file=auth_file)
     try:
@@ -56,7 +56,7 @@ def _watch(reference: str, events: Iterator[admin_pb2.PullImageResponse]) -> str
 
 
 def _draw(reference: str, events: Iterator[admin_pb2.PullImageResponse]) -> str:
-    from rich.console import Console  # 100 ms of import that only a terminal is worth
+    from rich.console import Console  # takes 100 ms to import, so only for a terminal
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -82,9 +82,9 @@ def remove(arguments: argparse.Namespace, connection: Connection) -> int:
 
     def remove_one(name: str) -> None:
         spec = api_pb2.ImageSpec(image=name)
-        # RemoveImage of what is not there succeeds; an operator wants to know.
+        # RemoveImage succeeds for an unknown image, but an operator wants to know.
         if not connection.read(connection.images.ImageStatus, api_pb2.ImageStatusRequest(image=spec)).HasField("image"):
-            raise UnknownName(f"remove image {name!r}: there is none of that id or name")
+            raise UnknownName(f"remove image {name!r}: no image has that id or name")
         connection.change(connection.images.RemoveImage, api_pb2.RemoveImageRequest(image=spec))
 
     return for_each(arguments.references, remove_one)
@@ -98,10 +98,10 @@ def tag(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def import_archive(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Read an OCI layout or a docker archive, on this machine, into the daemon's image store."""
+    """Import an OCI layout or a docker archive from this machine into the daemon's image store."""
     path = Path(arguments.path).absolute()
     if not os.access(path, os.R_OK):
-        raise UsageError(f"import {path}: there is no such file or directory, or it may not be read")
+        raise UsageError(f"import {path}: the file or directory does not exist or is not readable")
     request = admin_pb2.ImportImageRequest(path=str(path), name=arguments.name or "")
     reply = connection.change(connection.admin.ImportImage, request, NO_LIMIT)
     if arguments.output != "table":
@@ -113,7 +113,7 @@ def import_archive(arguments: argparse.Namespace, connection: Connection) -> int
 
 
 def export(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Write an image, as the daemon keeps it, to this machine's disk; print its digest."""
+    """Export an image, as the daemon stores it, to this machine's disk; print its digest."""
     path = str(Path(arguments.path).absolute())
     request = admin_pb2.ExportImageRequest(image=arguments.reference, path=path, format=arguments.format)
     print(connection.change(connection.admin.ExportImage, request, NO_LIMIT).digest)
@@ -121,7 +121,7 @@ def export(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def verify(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Look for damage in the daemon's images; 1 if there is some left."""
+    """Check the daemon's images for damage. Returns 1 if any is left."""
     found: list[admin_pb2.ImageVerdict] = []
     for reference in arguments.references or [""]:
         request = admin_pb2.VerifyImagesRequest(image=reference, repair=arguments.repair)

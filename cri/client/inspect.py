@@ -1,4 +1,4 @@
-"""`crisp inspect`: everything the daemon tells of one container, pod or image."""
+"""`crisp inspect`: prints all details of a container, pod or image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cri.v1 import api_pb2
 
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Print the verbose status of each named object; one object as itself, several as a list."""
+    """Print the verbose status of each object; several are printed as a list."""
     found = [_describe(connection, query, arguments.type) for query in arguments.ids]
-    # A table has no place for a runtime spec.
+    # A runtime spec does not fit in a table.
     form = "json" if arguments.output == "table" else arguments.output
     document(found[0] if len(found) == 1 else found, form)
     return 0
@@ -33,11 +33,11 @@ def _describe(connection: Connection, query: str, kind: str | None) -> dict[str,
         reply = connection.read(connection.images.ImageStatus, of_image)
         if reply.HasField("image"):
             return with_info(reply)
-    raise UnknownName(f"find {kind or 'container, pod or image'} {query!r}: there is none of that id or name")
+    raise UnknownName(f"find {kind or 'container, pod or image'} {query!r}: nothing has that id or name")
 
 
 def _find(connection: Connection, query: str, kind: str | None) -> names.Candidate | None:
-    """A container or pod of that id or name, the container where both answer to a name; None if neither does."""
+    """Find a container or pod by id or name; of both with one name, the container. Returns None if there is neither."""
     pods = names.pods(connection)
     of_pods = names.pod_candidates(pods)
     of_containers = names.container_candidates(names.containers(connection), pods)

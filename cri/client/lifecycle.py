@@ -1,4 +1,4 @@
-"""`crisp stop` and `crisp rm`: the ends of pods and containers."""
+"""`crisp stop` and `crisp rm`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cri.v1 import api_pb2
 
 
 def stop(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Stop containers, and pods with all that runs in them, giving each container --time seconds to end by itself."""
+    """Stop containers, and pods with their containers. Each container has --time seconds to end by itself."""
 
     def stop_one(query: str) -> None:
         found = names.find_object(connection, query)
@@ -28,7 +28,7 @@ def stop(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def remove(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Remove containers, and pods with their containers; what still runs only with --force."""
+    """Remove containers, and pods with their containers; running ones only with --force."""
 
     def remove_one(query: str) -> None:
         found = names.find_object(connection, query)
@@ -46,7 +46,7 @@ def remove(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def stop_container(connection: Connection, container_id: str, grace: int) -> None:
-    """Stop a container, killing it after `grace` seconds. Raises CallFailed."""
+    """Stop a container, and kill it after `grace` seconds. Raises CallFailed."""
     request = api_pb2.StopContainerRequest(container_id=container_id, timeout=grace)
     connection.change(connection.runtime.StopContainer, request, CHANGE_SECONDS + grace)
 
@@ -61,7 +61,7 @@ def stop_pod(connection: Connection, pod_id: str, grace: int) -> None:
 
 
 def remove_pod(connection: Connection, pod: api_pb2.PodSandbox) -> None:
-    """Stop and remove a pod with its containers, and the logs if `crisp run` made them. Raises CallFailed."""
+    """Stop and remove a pod with its containers, and the logs that `crisp run` made. Raises CallFailed."""
     connection.change(connection.runtime.StopPodSandbox, api_pb2.StopPodSandboxRequest(pod_sandbox_id=pod.id))
     connection.change(connection.runtime.RemovePodSandbox, api_pb2.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
     if RUN_ANNOTATION in pod.annotations:
@@ -69,7 +69,7 @@ def remove_pod(connection: Connection, pod: api_pb2.PodSandbox) -> None:
 
 
 def for_each(queries: list[str], act: Callable[[str], None]) -> int:
-    """Act on each, print it when done, tell of failures and go on; 1 if there were any, else 0."""
+    """Act on each and print it; on a failure print the error and go on. Returns 1 if any failed, else 0."""
     failed = 0
     for query in queries:
         try:

@@ -38,7 +38,7 @@ def pods(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def containers(arguments: argparse.Namespace, connection: Connection) -> int:
-    """List running containers, or with --all every one, newest first."""
+    """List running containers, or all with --all, newest first."""
     found = [
         container
         for container in names.containers(connection)
@@ -68,7 +68,7 @@ def containers(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def images(arguments: argparse.Namespace, connection: Connection) -> int:
-    """List images by name."""
+    """List images, sorted by name."""
     reply = connection.read(connection.images.ListImages, api_pb2.ListImagesRequest())
     found = sorted(reply.images, key=lambda image: (*image.repo_tags, *image.repo_digests, image.id))
     if arguments.output != "table":
@@ -84,15 +84,15 @@ def images(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def image_names(tags: Sequence[str], digests: Sequence[str]) -> list[tuple[str, str]]:
-    """Repository and tag of each name; of an image known only by digest, its repository."""
+    """Return repository and tag of each name; for an image without a tag, the repository of its digest."""
     if tags:
-        # The port of a registry also follows a colon: the tag's is the last.
+        # A registry's port also follows a colon; the tag's is the last one.
         return [(repository, tag) for repository, _, tag in (name.rpartition(":") for name in tags)]
     return [(digests[0].partition("@")[0] if digests else "<none>", "<none>")]
 
 
 def _tags(connection: Connection) -> dict[str, str]:
-    """A name for each image's id: kubelet makes containers of ids."""
+    """Return a name for each image id: kubelet creates containers by image id."""
     reply = connection.read(connection.images.ListImages, api_pb2.ListImagesRequest())
     return {image.id: image.repo_tags[0] for image in reply.images if image.repo_tags}
 

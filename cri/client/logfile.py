@@ -1,7 +1,7 @@
-"""CRI log files: their lines, their ends, and how they grow.
+"""Reads CRI log files: parses lines, finds the last lines, follows growth.
 
-One line is `TIMESTAMP SP STREAM SP TAGS SP CONTENT LF`; the tag P marks a piece of a longer line, F the line's end. No
-container is involved here: the format is pure, and a file is followed through renames by its directory's inotify.
+A line is `TIMESTAMP SP STREAM SP TAGS SP CONTENT LF`; the tag P marks a part of a longer line, F its end. Parsing is
+pure; a file is followed through renames by an inotify watch on its directory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STIRS = inotify.MODIFY | inotify.MOVED_TO | inotify.CREATE | inotify.ONLYDIR
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the file. `content` ends in a newline unless the entry is a piece of a longer line."""
+    """A line of the file. `content` ends in a newline unless the entry is a part of a longer line."""
 
     timestamp: bytes
     stream: str  # "stdout" or "stderr"
@@ -34,7 +34,7 @@ class Entry:
 
 
 def parse_entry(line: bytes) -> Entry | None:
-    """The entry in a line of the file (without its LF); None if the line is not one, torn by a crash for example."""
+    """Parse a line (without its LF); None if it is invalid, for example cut by a crash."""
     match = _LINE.fullmatch(line)
     if match is None:
         return None
@@ -44,14 +44,14 @@ def parse_entry(line: bytes) -> Entry | None:
 
 
 class Decoder:
-    """Bytes in, entries out. What is not an entry is counted in `malformed` and left out."""
+    """Converts bytes to entries. Invalid lines are counted in `malformed` and left out."""
 
     def __init__(self) -> None:
         self._rest = b""
         self.malformed = 0
 
     def feed(self, data: bytes) -> list[Entry]:
-        """The entries that `data` completes."""
+        """Return the entries that are complete with `data`."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         entries = [parse_entry(line) for line in lines]
         good = [entry for entry in entries if entry is not None]
@@ -60,11 +60,11 @@ class Decoder:
 
 
 def tail_offset(file: BinaryIO, count: int) -> int:
-    """Where the last `count` lines of the container's output begin. Reads no more of the file's end than that takes."""
+    """Return the offset of the last `count` lines of output. Reads only as much of the file's end as needed."""
     found, seen = 0, set[str]()
     for after, line in _backwards(file):
         entry = parse_entry(line)
-        # A stream's newest line may be in pieces, for good if it has no newline; it counts all the same.
+        # The newest line of a stream may be in parts, and may never get its newline; it counts as a line.
         if entry is not None and (not entry.partial or entry.stream not in seen):
             seen.add(entry.stream)
             found += 1
@@ -74,7 +74,7 @@ def tail_offset(file: BinaryIO, count: int) -> int:
 
 
 def _backwards(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """The file's lines that have their LF, last one first, each with the offset of what follows it."""
+    """Yield the complete lines of the file, last one first, each with the offset after it."""
     position = file.seek(0, os.SEEK_END)
     rest, unfinished = b"", True
     while position:
@@ -94,9 +94,9 @@ def _backwards(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 class LogFile:
-    """A log read from some line on, to its present end and, after `wait`, further; through rotations by rename.
+    """A log, read to its present end and, after `wait`, further, through rotations by rename.
 
-    A context manager. Raises LogUnreadable if there is no such file to begin with.
+    A context manager. Raises LogUnreadable if the file does not exist.
     """
 
     def __init__(self, path: Path, tail: int | None = None) -> None:
@@ -104,7 +104,7 @@ class LogFile:
         self._decoder = Decoder()
         with ExitStack() as undo:
             try:
-                # Watched before the first read, so that no growth falls between the two.
+                # Watch before the first read, so that no growth is missed in between.
                 self._watch = undo.enter_context(inotify.Inotify())
                 self._watch.add(str(path.parent), _STIRS)
                 self._file: BinaryIO = undo.enter_context(_open(path))
@@ -122,21 +122,21 @@ class LogFile:
 
     @property
     def malformed(self) -> int:
-        """How many lines so far were not in the CRI format."""
+        """Number of lines so far that were not in the CRI format."""
         return self._decoder.malformed
 
     def read(self) -> Iterator[Entry]:
-        """What has been written since the last time."""
+        """Yield the entries written since the last call."""
         yield from self._drain()
         while (successor := self._successor()) is not None:
-            # The old file was written to until the new one was there: nothing of it may be lost.
+            # The old file was written to until the new one existed: read its rest first.
             yield from self._drain()
             self._file.close()
             self._file = successor
             yield from self._drain()
 
     def wait(self, timeout: float) -> None:
-        """Return when something happened in the log's directory, or after `timeout` seconds."""
+        """Wait for a change in the log's directory, at most `timeout` seconds."""
         self._watch.wait(timeout)
 
     def _drain(self) -> Iterator[Entry]:
@@ -155,5 +155,5 @@ class LogFile:
 
 
 def _open(path: Path) -> BinaryIO:
-    """A log is a file: a pod that can reach its place may put a link or a pipe there."""
+    """Open a log. It must be a regular file: a pod that can write to the directory may put a link or pipe there."""
     return os.fdopen(open_to_read(str(path.absolute())), "rb", buffering=0)

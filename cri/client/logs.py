@@ -1,4 +1,4 @@
-"""`crisp logs`, and how a container's log reaches the operator's own standard output and error."""
+"""`crisp logs`: prints a container's log to standard output and standard error."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cri.client.logfile import Entry, LogFile
 from cri.client.names import find_container
 from cri.v1 import api_pb2
 
-_SOONEST, _LATEST = 0.005, 0.25  # seconds between questions whether the container still runs
+_SOONEST, _LATEST = 0.005, 0.25  # seconds between checks whether the container still runs
 
 
 class Printer:
-    """Writes entries to the stream they came from."""
+    """Writes each entry to the stream that it came from."""
 
     def __init__(self, timestamps: bool = False) -> None:
         self._timestamps = timestamps
-        self._within: set[str] = set()  # streams whose last entry was a piece of a line
+        self._within: set[str] = set()  # streams whose last entry was part of a line
 
     def print(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -36,10 +36,10 @@ class Printer:
 
 
 def follow(log: LogFile, running: Callable[[], bool], printer: Printer) -> None:
-    """Print a log as it grows, until `running` says no and all of it is out."""
+    """Print a log as it grows, until `running` returns False and everything is printed."""
     interval, alive, next_question = _SOONEST, True, 0.0
     while True:
-        # Asked before reading: what is logged after the end of a container does not exist.
+        # Check before reading: a container that has ended logs nothing more.
         if time.monotonic() >= next_question:
             alive = running()
             next_question = time.monotonic() + interval
@@ -51,13 +51,13 @@ def follow(log: LogFile, running: Callable[[], bool], printer: Printer) -> None:
 
 
 def container_status(connection: Connection, container_id: str) -> api_pb2.ContainerStatus:
-    """The status of a container. Raises CallFailed."""
+    """Return a container's status. Raises CallFailed."""
     request = api_pb2.ContainerStatusRequest(container_id=container_id)
     return connection.read(connection.runtime.ContainerStatus, request).status
 
 
 def is_running(connection: Connection, container_id: str) -> bool:
-    """Whether a container may still write; one that was removed may not."""
+    """Return whether a container may still write to its log; a removed one does not."""
     try:
         state = container_status(connection, container_id).state
     except CallFailed as error:
@@ -68,11 +68,11 @@ def is_running(connection: Connection, container_id: str) -> bool:
 
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Print a container's log: all of it, its last lines, or as it grows."""
+    """Print a container's log: all of it or its last lines; with --follow as it grows."""
     container = find_container(connection, arguments.container)
     path = container_status(connection, container.id).log_path
     if not path:
-        raise LogUnreadable(f"read log of {arguments.container}: the container was created without a log")
+        raise LogUnreadable(f"read log of {arguments.container}: the container has no log: it was created without one")
     printer = Printer(arguments.timestamps)
     with LogFile(Path(path), arguments.tail) as log:
         if arguments.follow:
@@ -80,5 +80,5 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
         else:
             printer.print(log.read())
         if log.malformed:
-            print(f"crisp: {path}: {log.malformed} lines not in the CRI log format were left out", file=sys.stderr)
+            print(f"crisp: {path}: left out {log.malformed} lines that are not in the CRI log format", file=sys.stderr)
     return 0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit status. Errors are told on standard error."""
+    """Run a command line and return its exit status. Errors are printed on standard error."""
     arguments = parser().parse_args(argv)
     foreign = arguments.command in FOREIGN_STATUS
     try:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"crisp: {error}", file=sys.stderr)
         return exit_status(error) if foreign else error.exit_status
     except BrokenPipeError:
-        # The reader has left; the interpreter must not fail a second time when it flushes at exit.
+        # The reader has left; prevent a second failure when the interpreter flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:

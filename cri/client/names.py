@@ -1,4 +1,4 @@
-"""Which object an operator means: an id, an unambiguous beginning of one, or a name."""
+"""Finds the object that an operator means: by id, unique prefix of the id, or name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cri.v1 import api_pb2
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Something that can be named. `live` ones win where a name is shared with what has ended."""
+    """An object with a name. `live` ones win if ended ones have the same name."""
 
     kind: str  # "container" or "pod"
     id: str
@@ -23,10 +23,10 @@ class Candidate:
 
 
 def resolve(query: str, candidates: Sequence[Candidate], kind: str = "container or pod") -> Candidate:
-    """The one candidate that `query` means: by its id, by its name, or by how its id begins.
+    """Return the candidate that `query` means: by id, by name, or by a prefix of its id.
 
-    A name goes before the beginning of an id, so that `crisp rm cafe` never removes what merely has such an id.
-    Raises UnknownName if there is none, or several.
+    A name wins over a prefix, so that `crisp rm cafe` never removes an object whose id happens to begin like that.
+    Raises UnknownName for no match or several.
     """
     named = [one for one in candidates if query in one.names]
     ways = (
@@ -40,13 +40,13 @@ def resolve(query: str, candidates: Sequence[Candidate], kind: str = "container 
             return found[0]
     several = named or ways[-1]
     if not several:
-        raise UnknownName(f"find {kind} {query!r}: there is none of that id or name")
+        raise UnknownName(f"find {kind} {query!r}: no object has that id or name")
     listed = ", ".join(f"{one.id[:13]} ({one.names[-1]})" for one in several[:5])
-    raise UnknownName(f"find {kind} {query!r}: {len(several)} answer to it: {listed}; use more of an id")
+    raise UnknownName(f"find {kind} {query!r}: {len(several)} match: {listed}; give more of an id")
 
 
 def pod_candidates(pods: Iterable[api_pb2.PodSandbox]) -> list[Candidate]:
-    """Pods go by their name and by namespace/name."""
+    """Return candidates for pods, named by name and by namespace/name."""
     return [
         Candidate(
             "pod",
@@ -62,7 +62,7 @@ def pod_candidates(pods: Iterable[api_pb2.PodSandbox]) -> list[Candidate]:
 def container_candidates(
     containers: Iterable[api_pb2.Container], pods: Iterable[api_pb2.PodSandbox]
 ) -> list[Candidate]:
-    """Containers go by their name, by pod/name, and by the name of a pod that has no other container."""
+    """Return candidates for containers, named by name, by pod/name, and by a pod's name if it is alone there."""
     pod_names = {pod.id: pod.metadata.name for pod in pods}
     containers = list(containers)
     population: dict[str, int] = {}
@@ -79,26 +79,26 @@ def container_candidates(
 
 
 def pods(connection: Connection) -> list[api_pb2.PodSandbox]:
-    """Every pod, newest first."""
+    """List all pods, newest first."""
     reply = connection.read(connection.runtime.ListPodSandbox, api_pb2.ListPodSandboxRequest())
     return sorted(reply.items, key=lambda pod: pod.created_at, reverse=True)
 
 
 def containers(connection: Connection) -> list[api_pb2.Container]:
-    """Every container, newest first."""
+    """List all containers, newest first."""
     reply = connection.read(connection.runtime.ListContainers, api_pb2.ListContainersRequest())
     return sorted(reply.containers, key=lambda container: container.created_at, reverse=True)
 
 
 def find_container(connection: Connection, query: str) -> api_pb2.Container:
-    """The container that `query` means. Raises UnknownName."""
+    """Find a container. Raises UnknownName."""
     found = resolve(query, container_candidates(containers(connection), pods(connection)), "container")
     container: api_pb2.Container = found.message
     return container
 
 
 def find_object(connection: Connection, query: str) -> Candidate:
-    """The pod or container that `query` means; of a pod and a container of one name, the pod. Raises UnknownName."""
+    """Find a pod or container; of both with one name, the pod. Raises UnknownName."""
     all_pods = pods(connection)
     of_pods = pod_candidates(all_pods)
     of_containers = container_candidates(containers(connection), all_pods)

@@ -1,4 +1,4 @@
-"""`crisp port-forward`: ports of this machine that lead to ports in a pod."""
+"""`crisp port-forward`: forwards local ports to ports in a pod."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from cri.v1 import api_pb2
 _PROTOCOL: Final = [Subprotocol("v4.channel.k8s.io")]
 _DATA, _FAILURE = 0, 1
 _CHUNK: Final = 64 << 10
-_PATIENCE = 10.0  # seconds in which a pod says nothing after our side has ended, which the protocol cannot tell it
+_PATIENCE = 10.0  # seconds of silence from the pod after our side ended, which the protocol cannot tell it
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A port here, 0 for any, and one in the pod."""
+    """A local port, 0 for any free one, and a port in the pod."""
 
     local: int
     remote: int
 
 
 def parse_forward(text: str) -> Forward:
-    """`[LOCAL:]PORT`; without LOCAL it is the same number, with an empty one any. Raises UsageError."""
+    """Parse `[LOCAL:]PORT`. Without LOCAL it is the same port, with an empty one any port. Raises UsageError."""
     local, colon, remote = text.rpartition(":")
     numbers = [int(part) if part.isascii() and part.isdigit() else -1 for part in (local or "0", remote)]
     if not (0 <= numbers[0] <= 0xFFFF and 0 < numbers[1] <= 0xFFFF):
-        raise UsageError(f"port-forward {text}: want PORT, LOCAL:PORT or :PORT, each a port's number")
+        raise UsageError(f"port-forward {text}: expected PORT, LOCAL:PORT or :PORT with port numbers")
     return Forward(numbers[0] if colon else numbers[1], numbers[1])
 
 
@@ -71,13 +71,13 @@ class _Client:
         self._port = port
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, which has a URL and a WebSocket of its own."""
+        """Serve one local connection. Each has a URL and a WebSocket of its own."""
         try:
             url = await asyncio.to_thread(self._url)
             async with open_socket(url, _PROTOCOL) as socket:
                 await _Exchange(socket, reader, writer, self._port).run()
         except (ClientError, OSError, InvalidHandshake) as error:
-            print(f"crisp: forward a connection to port {self._port}: {error}", file=sys.stderr)
+            print(f"crisp: could not forward a connection to port {self._port}: {error}", file=sys.stderr)
         finally:
             writer.close()
 
@@ -88,7 +88,7 @@ class _Client:
 
 
 class _Exchange:
-    """A connection here, joined to a WebSocket until the pod's side ends."""
+    """Copies between a local connection and a WebSocket until the pod's side ends."""
 
     def __init__(
         self, socket: ClientConnection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int
@@ -130,4 +130,4 @@ class _Exchange:
                     await self._writer.drain()
                 elif message[0] == _FAILURE:
                     text = message[1:].decode(errors="replace")
-                    print(f"crisp: forward a connection to port {self._port}: {text}", file=sys.stderr)
+                    print(f"crisp: could not forward a connection to port {self._port}: {text}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""The streams of a command in a container, joined to our own: Kubernetes' remotecommand, over WebSocket.
+"""Connects our standard streams to a command in a container: Kubernetes' remotecommand protocol over WebSocket.
 
-Each message begins with the number of the stream that it belongs to.
+Each message begins with the number of its stream.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from cri.client import terminal
 from cri.client.errors import StreamFailed
 
 _STDIN, _STDOUT, _STDERR, _OUTCOME, _RESIZE, _END = b"\0", 1, 2, 3, b"\4", b"\xff"
-_ENDS: Final = "v5.channel.k8s.io"  # version 5 has a message for the end of a stream
+_ENDS: Final = "v5.channel.k8s.io"  # version 5, which has a message for the end of a stream
 _VERSIONS: Final = [Subprotocol(_ENDS), Subprotocol("v4.channel.k8s.io")]
 _CHUNK: Final = 64 << 10
 _DEADLY: Final = (signal.SIGTERM, signal.SIGHUP)
 
-Keys = Callable[[bytes], bytes | None]  # what to send of what was typed; None to leave
+Keys = Callable[[bytes], bytes | None]  # converts typed input to what is sent; None to leave
 
 
 def open_socket(url: str, versions: list[Subprotocol]) -> connect:
-    """A connection to be awaited, to a URL that the daemon answered."""
+    """Return a connection (to be awaited) to a URL from the daemon."""
     address = url.replace("http", "ws", 1)
     return connect(address, subprotocols=versions, compression=None, max_size=None, ping_interval=None, proxy=None)
 
 
 def attend(url: str, *, stdin: bool, tty: bool, keys: Keys = lambda typed: typed) -> int:
-    """Stay until the command at the URL ends; its exit code, 0 when we left it by `keys`. Raises StreamFailed."""
+    """Stay until the command at the URL ends; return its exit code, 0 after leaving by `keys`. Raises StreamFailed."""
     with terminal.raw() if stdin and tty else contextlib.nullcontext():
         return asyncio.run(_Attendance(stdin, tty, keys).run(url))
 
@@ -56,7 +56,7 @@ class _Attendance:
             raise StreamFailed(f"connect to {url}: {error}") from error
 
     async def _until_killed(self, socket: ClientConnection) -> int:
-        """The outcome, or what shells say of the signal that ended us; the terminal is given back first."""
+        """Return the exit code, or 128 plus the signal that ended us; the terminal is restored first."""
         loop = asyncio.get_running_loop()
         killed: asyncio.Future[int | None] = loop.create_future()
 
@@ -92,7 +92,7 @@ class _Attendance:
                     _write(message[0], memoryview(message)[1:])
                 elif message[0] == _OUTCOME:
                     return _exit_code(message[1:])
-        raise StreamFailed("the daemon's connection ended before it told how the command did")
+        raise StreamFailed("the connection to the daemon ended before the command's exit status came")
 
     async def _send_input(self, socket: ClientConnection) -> int | None:
         with contextlib.suppress(ConnectionClosed):
@@ -119,18 +119,18 @@ class _Attendance:
 
 
 async def _input() -> AsyncIterator[bytes]:
-    """What comes on standard input, which stays as it is, blocking: others may share it."""
+    """Yield standard input. It stays in blocking mode, because other processes may share it."""
     loop = asyncio.get_running_loop()
     waits = True
     while True:
         try:
             if waits:
                 await _readable(loop)
-        except PermissionError:  # a file, which can always be read
+        except PermissionError:  # a regular file, which is always readable
             waits = False
         try:
             data = os.read(0, _CHUNK)
-        except BlockingIOError:  # somebody else made it so, and was quicker
+        except BlockingIOError:  # another process made it non-blocking and read first
             continue
         if not data:
             return
@@ -140,11 +140,11 @@ async def _input() -> AsyncIterator[bytes]:
 async def _readable(loop: asyncio.AbstractEventLoop) -> None:
     ready: asyncio.Future[None] = loop.create_future()
 
-    def told() -> None:
+    def on_readable() -> None:
         loop.remove_reader(0)
         ready.set_result(None)
 
-    loop.add_reader(0, told)
+    loop.add_reader(0, on_readable)
     try:
         await ready
     finally:
@@ -155,16 +155,16 @@ def _write(fd: int, data: memoryview) -> None:
     while data:
         try:
             data = data[os.write(fd, data) :]
-        except BlockingIOError:  # somebody who shares it made it so
+        except BlockingIOError:  # another process made it non-blocking
             select.select((), (fd,), ())
 
 
 def _exit_code(status: bytes) -> int:
-    """Of a metav1.Status. Raises StreamFailed for an end that is no exit."""
+    """Return the exit code in a metav1.Status. Raises StreamFailed if it has none."""
     outcome = json.loads(status)
     if outcome.get("status") == "Success":
         return 0
     for cause in outcome.get("details", {}).get("causes", ()):
         if cause.get("reason") == "ExitCode":
             return int(cause["message"])
-    raise StreamFailed(outcome.get("message") or "the daemon tells no reason")
+    raise StreamFailed(outcome.get("message") or "the daemon gave no reason")

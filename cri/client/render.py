@@ -1,4 +1,4 @@
-"""How results look: tables for people, JSON and YAML for programs, and quantities in words."""
+"""Formats results: tables for people, JSON and YAML for programs, and quantities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BINARY = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO | None = None) -> None:
-    """Print rows under upper-case columns: by rich on a terminal, else aligned text that awk and cut can split."""
+    """Print rows under upper-case columns: by rich on a terminal, otherwise as aligned text for awk and cut."""
     out = out or sys.stdout
     if out.isatty():
         _rich_table(columns, rows, out)
@@ -32,13 +32,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO | N
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], out: TextIO) -> None:
-    from rich.console import Console  # only a terminal is worth the 100 ms that rich takes to import
+    from rich.console import Console  # takes 100 ms to import, so only for a terminal
 
     Console(file=out, highlight=False).print(drawn(columns, rows))
 
 
 def drawn(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The table as rich draws it."""
+    """Return the table for rich."""
     from rich.table import Table
     from rich.text import Text
 
@@ -55,7 +55,7 @@ _STATE_STYLES = {"ready": "green", "running": "green", "notready": "yellow", "ex
 
 
 def document(value: Any, form: str, out: TextIO | None = None) -> None:
-    """Print a value of plain dicts and lists as "json" or "yaml"."""
+    """Print plain dicts and lists as "json" or "yaml"."""
     out = out or sys.stdout
     if form == "yaml":
         import yaml
@@ -66,14 +66,14 @@ def document(value: Any, form: str, out: TextIO | None = None) -> None:
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """A message as protobuf's JSON mapping has it (camelCase, 64-bit numbers as strings), unset scalars included."""
+    """Convert a message by protobuf's JSON mapping (camelCase, 64-bit numbers as strings), with unset scalars."""
     from google.protobuf.json_format import MessageToDict
 
     return MessageToDict(message, always_print_fields_with_no_presence=True)
 
 
 def with_info(message: Any) -> dict[str, Any]:
-    """A verbose status reply, its `info` map of JSON strings opened up."""
+    """Convert a verbose status answer, and parse the JSON in its `info` map."""
     result = plain(message)
     opened = {}
     for key, text in message.info.items():
@@ -81,7 +81,7 @@ def with_info(message: Any) -> dict[str, Any]:
             opened[key] = json.loads(text)
         except ValueError:
             opened[key] = text
-    # The customary single entry "info" needs no name of its own.
+    # The usual single entry "info" needs no name of its own.
     result["info"] = opened["info"] if list(opened) == ["info"] else opened
     return result
 
@@ -94,7 +94,7 @@ def new_layers(status: Any) -> str:
 
 
 def age(created_at: int, now: int) -> str:
-    """How long ago a moment was, in its largest whole unit ("5m"); both in nanoseconds since the epoch."""
+    """Return an age in its largest whole unit ("5m"). Both times are nanoseconds since the epoch."""
     if not created_at:
         return ""
     seconds = max(0, (now - created_at) // 1_000_000_000)
@@ -102,7 +102,7 @@ def age(created_at: int, now: int) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units, three digits ("5.24MB")."""
+    """Format bytes in decimal units with three digits ("5.24MB")."""
     amount = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 999.5:
@@ -112,14 +112,14 @@ def size(count: int) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes in a quantity such as "512", "64m" or "1.5GiB"; all units are binary. Raises UsageError."""
+    """Parse a quantity such as "512", "64m" or "1.5GiB"; all units are binary. Raises UsageError."""
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"parse size {text!r}: want a number with b, k, m, g or t, such as 64m")
+        raise UsageError(f"parse size {text!r}: expected a number with b, k, m, g or t, such as 64m")
     number, unit = match.groups()
     return int(float(number) * _BINARY[unit.lower()])
 
 
 def short(identifier: str) -> str:
-    """The part of an id that fits a table."""
+    """Shorten an id for a table."""
     return identifier.removeprefix("sha256:")[:13]

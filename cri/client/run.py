@@ -1,4 +1,4 @@
-"""`crisp run`: a pod of one container, its output here, its exit status ours."""
+"""`crisp run`: runs a pod of one container; its output and exit status become ours."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from cri.client.logfile import LogFile
 from cri.client.logs import Printer, container_status, follow, is_running
 from cri.v1 import api_pb2
 
-_GRACE = 10  # seconds a container has after the first Ctrl-C
+_GRACE = 10  # seconds that a container has after the first Ctrl-C
 
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Make the pod (pulling the image if need be), start the container, and wait for it unless --detach is given.
+    """Make the pod, pulling the image if needed; start the container, and wait for it unless --detach is given.
 
-    What was made is removed again if any step fails, or with --rm at the end; otherwise the pod is left stopped.
+    If a step fails, and with --rm at the end, everything is removed again; otherwise the pod is left stopped.
     """
     if arguments.detach and arguments.rm:
-        raise UsageError("run --detach --rm: nobody would be there to remove the pod")
+        raise UsageError("run: --detach and --rm exclude each other: no process would be left to remove the pod")
     name = arguments.name or runplan.pod_name(arguments.image, secrets.token_hex(3))
     pod_config = runplan.sandbox_config(arguments, name, str(uuid.uuid4()))
     image_id = _image(connection, arguments.image)
@@ -53,7 +53,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _image(connection: Connection, reference: str) -> str:
-    """The id of the image of that name, pulled if the node has none."""
+    """Return the id of the image, pulled if the node does not have it."""
     request = api_pb2.ImageStatusRequest(image=api_pb2.ImageSpec(image=reference))
     reply = connection.read(connection.images.ImageStatus, request)
     return reply.image.id if reply.HasField("image") else pull_image(connection, reference)
@@ -84,7 +84,7 @@ def _start_container(
 
 
 def _attend(connection: Connection, container_id: str) -> int:
-    """Print what the container writes until it ends; its exit status. An interrupt stops it, a second one at once."""
+    """Print the container's output until it ends; return its exit status. Ctrl-C stops it, a second one kills it."""
     printer = Printer()
     with LogFile(Path(container_status(connection, container_id).log_path)) as log:
         grace = _GRACE

@@ -1,4 +1,4 @@
-"""What `crisp run` asks of the daemon: its arguments turned into a pod of one container. Pure."""
+"""Converts the arguments of `crisp run` to the configuration of a pod with one container. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cri.client.errors import UsageError
 from cri.client.render import parse_size
 from cri.v1 import api_pb2
 
-RUN_ANNOTATION = "crisp.run/logs"  # marks pods whose log directory is ours to remove
+RUN_ANNOTATION = "crisp.run/logs"  # marks pods whose log directory the client removes
 LOG_ROOT = Path("/var/log/crisp")
 _CPU_PERIOD = 100_000  # microseconds, the kernel's default
 _PROTOCOLS = {"tcp": api_pb2.TCP, "udp": api_pb2.UDP, "sctp": api_pb2.SCTP}
@@ -23,21 +23,21 @@ _PROPAGATION = {
 
 
 def pod_name(image: str, token: str) -> str:
-    """A DNS label made of the image's short name and `token`."""
+    """Make a DNS label from the image's short name and `token`."""
     base = image.partition("@")[0].rpartition("/")[2].partition(":")[0].lower()
     return f"{re.sub(r'[^a-z0-9]+', '-', base).strip('-')[:40] or 'run'}-{token}"
 
 
 def log_directory(metadata: api_pb2.PodSandboxMetadata) -> Path:
-    """Where the logs of a pod made by `crisp run` lie. Raises UsageError for a name that is no file name."""
+    """Return the log directory of a pod made by `crisp run`. Raises UsageError for a name that is no file name."""
     name = f"{metadata.namespace}_{metadata.name}_{metadata.uid}"
     if "/" in name or "\0" in name:
-        raise UsageError(f"name a pod {metadata.name!r}: it may not contain a slash")
+        raise UsageError(f"name a pod {metadata.name!r}: a name must not contain a slash")
     return LOG_ROOT / name
 
 
 def sandbox_config(arguments: argparse.Namespace, name: str, uid: str) -> api_pb2.PodSandboxConfig:
-    """The pod. Raises UsageError for a port that makes no sense."""
+    """Return the pod's configuration. Raises UsageError for an invalid port."""
     metadata = api_pb2.PodSandboxMetadata(name=name, uid=uid, namespace="default")
     security = api_pb2.LinuxSandboxSecurityContext(
         privileged=arguments.privileged, namespace_options=_namespaces(arguments)
@@ -53,7 +53,7 @@ def sandbox_config(arguments: argparse.Namespace, name: str, uid: str) -> api_pb
 
 
 def container_config(arguments: argparse.Namespace, name: str, image: str) -> api_pb2.ContainerConfig:
-    """The pod's container, of the image whose id or reference is `image`. Raises UsageError."""
+    """Return the container's configuration; `image` is an id or reference. Raises UsageError."""
     security = api_pb2.LinuxContainerSecurityContext(
         privileged=arguments.privileged, namespace_options=_namespaces(arguments)
     )
@@ -80,20 +80,20 @@ def container_config(arguments: argparse.Namespace, name: str, image: str) -> ap
 
 
 def parse_variable(text: str) -> api_pb2.KeyValue:
-    """An environment variable, NAME=VALUE."""
+    """Parse an environment variable, NAME=VALUE."""
     name, separator, value = text.partition("=")
     if not name or not separator or not name.isprintable():
-        raise UsageError(f"set variable {name!r}: want NAME=VALUE")
+        raise UsageError(f"set variable {name!r}: expected NAME=VALUE")
     return api_pb2.KeyValue(key=name, value=os.fsencode(value))
 
 
 def parse_volume(text: str) -> api_pb2.Mount:
-    """A bind mount, HOST:CONTAINER[:OPTION,...] with the options ro, rw, private, rslave, rshared."""
+    """Parse a bind mount, HOST:CONTAINER[:OPTION,...] with the options ro, rw, private, rslave, rshared."""
     host, _, rest = text.partition(":")
     inside, _, options = rest.partition(":")
     if not host or not inside.startswith("/"):
-        raise UsageError(f"mount {text!r}: want HOST:CONTAINER[:ro], an absolute path in the container")
-    # A relative host path means one here, in the operator's working directory, not the daemon's.
+        raise UsageError(f"mount {text!r}: expected HOST:CONTAINER[:ro] with an absolute path in the container")
+    # A relative host path is relative to the operator's working directory, not the daemon's.
     mount = api_pb2.Mount(host_path=str(Path(host).absolute()), container_path=inside)
     for option in filter(None, options.split(",")):
         if option in _PROPAGATION:
@@ -101,17 +101,17 @@ def parse_volume(text: str) -> api_pb2.Mount:
         elif option in ("ro", "rw"):
             mount.readonly = option == "ro"
         else:
-            raise UsageError(f"mount {text!r}: unknown option {option!r}; there are ro, rw, private, rslave, rshared")
+            raise UsageError(f"mount {text!r}: unknown option {option!r}; expected ro, rw, private, rslave or rshared")
     return mount
 
 
 def parse_port(text: str) -> api_pb2.PortMapping:
-    """A published port, [IP:]HOST:CONTAINER[/tcp|udp|sctp]."""
+    """Parse a published port, [IP:]HOST:CONTAINER[/tcp|udp|sctp]."""
     ports, _, protocol = text.partition("/")
     address, _, host = ports.rpartition(":")[0].rpartition(":")
     inside = ports.rpartition(":")[2]
     if protocol not in ("", *_PROTOCOLS) or not (_is_port(host) and _is_port(inside)):
-        raise UsageError(f"publish {text!r}: want [IP:]HOST:CONTAINER[/tcp|udp|sctp]")
+        raise UsageError(f"publish {text!r}: expected [IP:]HOST:CONTAINER[/tcp|udp|sctp]")
     return api_pb2.PortMapping(
         protocol=_PROTOCOLS[protocol or "tcp"],
         host_ip=address.strip("[]"),
@@ -135,6 +135,6 @@ def _resources(arguments: argparse.Namespace) -> api_pb2.LinuxContainerResources
         resources.memory_limit_in_bytes = parse_size(arguments.memory)
     if arguments.cpus is not None:
         if not 0.01 <= arguments.cpus <= 10_000:
-            raise UsageError(f"limit cpus to {arguments.cpus:g}: want at least 0.01")
+            raise UsageError(f"limit cpus to {arguments.cpus:g}: expected between 0.01 and 10000")
         resources.cpu_period, resources.cpu_quota = _CPU_PERIOD, round(arguments.cpus * _CPU_PERIOD)
     return resources

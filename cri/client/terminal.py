@@ -1,4 +1,4 @@
-"""The operator's own terminal: raw while a remote one is shown in it, and always given back as it was."""
+"""The operator's terminal: raw while it shows a remote one, and always restored."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from contextlib import contextmanager
 
 @contextmanager
 def raw() -> Iterator[None]:
-    """Pass every key on as it is pressed, if standard input is a terminal."""
+    """Pass each key on as it is pressed, if standard input is a terminal."""
     stdin = sys.stdin.fileno()
     if not os.isatty(stdin):
         yield
         return
     before = termios.tcgetattr(stdin)
     try:
-        tty.setraw(stdin, termios.TCSADRAIN)  # what was typed already is kept
+        tty.setraw(stdin, termios.TCSADRAIN)  # keeps what was typed already
         yield
     finally:
         termios.tcsetattr(stdin, termios.TCSADRAIN, before)
 
 
 def size() -> tuple[int, int] | None:
-    """Columns and lines, None without a terminal."""
+    """Return columns and lines; None without a terminal."""
     for stream in (0, 1, 2):
         try:
             columns, lines = os.get_terminal_size(stream)

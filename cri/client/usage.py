@@ -14,13 +14,13 @@ from cri.v1 import api_pb2
 
 _COLUMNS = ("CONTAINER", "NAME", "POD", "CPU %", "MEM", "LIMIT", "SWAP", "DISK", "INODES")
 _POD_COLUMNS = ("POD ID", "NAME", "NAMESPACE", "CPU %", "MEM", "PROCESSES", "RX", "TX")
-_SAMPLE_SECONDS = 1.1  # what a daemon needs between two looks to tell a rate
+_SAMPLE_SECONDS = 1.1  # the time that a daemon needs between two samples for a rate
 
 Row = tuple[str, ...]
 
 
 def stats(arguments: argparse.Namespace, connection: Connection) -> int:
-    """What running containers use, busiest first: the one that is named, or all."""
+    """Print the use of running containers, busiest first: all, or the named one."""
     selected = api_pb2.ContainerStatsFilter()
     if arguments.container:
         selected.id = names.find_container(connection, arguments.container).id
@@ -36,7 +36,7 @@ def stats(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def stats_of_pods(arguments: argparse.Namespace, connection: Connection) -> int:
-    """What ready pods use, busiest first."""
+    """Print the use of ready pods, busiest first."""
     found = _pods(connection)
     if any(pod.linux.HasField("cpu") and not pod.linux.cpu.HasField("usage_nano_cores") for pod in found):
         time.sleep(_SAMPLE_SECONDS)
@@ -49,7 +49,7 @@ def stats_of_pods(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def top(arguments: argparse.Namespace, connection: Connection) -> int:
-    """The busiest containers, again and again; once, as text, with --once and where there is no terminal."""
+    """Show the busiest containers, refreshed. With --once, or without a terminal, print them once as text."""
 
     def look() -> list[Row]:
         return _rows(connection, _containers(connection, api_pb2.ContainerStatsFilter()))
@@ -82,7 +82,7 @@ def _rows(connection: Connection, found: Iterable[api_pb2.ContainerStats]) -> li
 
 
 def container_rows(found: Iterable[api_pb2.ContainerStats], pod_names: dict[str, str]) -> list[Row]:
-    """A row for each container that runs; `pod_names` is by container id."""
+    """Return a row for each running container; `pod_names` is by container id."""
     running = [one for one in found if one.HasField("cpu")]
     return [
         (
@@ -101,7 +101,7 @@ def container_rows(found: Iterable[api_pb2.ContainerStats], pod_names: dict[str,
 
 
 def pod_rows(found: Sequence[api_pb2.PodSandboxStats]) -> list[Row]:
-    """A row for each pod."""
+    """Return a row for each pod."""
     rows: list[Row] = []
     for pod in sorted(found, key=lambda pod: pod.linux.cpu.usage_nano_cores.value, reverse=True):
         network = pod.linux.network.default_interface
@@ -125,7 +125,7 @@ def _percent(cpu: api_pb2.CpuUsage) -> str:
 
 
 def _limit(memory: api_pb2.MemoryUsage) -> str:
-    """CRI tells what is left of it."""
+    """Return the memory limit. CRI has only what is left of it."""
     if not memory.HasField("available_bytes"):
         return ""
     return size(memory.available_bytes.value + memory.working_set_bytes.value)

@@ -461,4 +461,4 @@ def test_crisp_run_takes_bytes(daemon: Daemon) -> None:
     assert (done.returncode, done.stdout) == (0, b"\xff\xfe")
     wrong = subprocess.run([*run[:-2], b"\xff=1", BUSYBOX_IMAGE, "true"], capture_output=True, timeout=60)
     assert wrong.returncode == 125
-    assert b"want NAME=VALUE" in wrong.stderr
+    assert b"expected NAME=VALUE" in wrong.stderr

@@ -35,7 +35,7 @@ def test_a_query_means_one_thing(query: str, found: Candidate) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "message"), [("ca", r"2 answer to it: cafe01.*shop/web"), ("", "none"), ("x", "none")]
+    ("query", "message"), [("ca", r"2 match: cafe01.*shop/web"), ("", "no object has"), ("x", "no object has")]
 )
 def test_what_means_nothing_or_too_much_is_refused(query: str, message: str) -> None:
     with pytest.raises(UnknownName, match=message):

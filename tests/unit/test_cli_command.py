@@ -120,7 +120,7 @@ def test_what_the_daemon_refuses_is_told_as_it_says_it(capsys: pytest.CaptureFix
     assert main(["exec", "web", "missing"]) == 125
     assert capsys.readouterr().err == "crisp: exec missing in web: no such file\n"
     assert main(["info"]) == 1
-    assert "this runtime does not offer the call" in capsys.readouterr().err
+    assert "this runtime does not have the call" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("runtime")
@@ -168,7 +168,7 @@ def test_logs_are_read_where_the_status_says(runtime: Runtime, capfdbinary: pyte
     out, err = capfdbinary.readouterr()
     assert out == b"three\n"
     assert err.startswith(b"two\n")
-    assert b"1 lines not in the CRI log format" in err
+    assert b"left out 1 lines that are not in the CRI log format" in err
 
 
 @pytest.mark.usefixtures("runtime")
@@ -187,9 +187,9 @@ def test_pull_prefers_the_stream_of_progress(
 
 def test_a_daemon_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-r", f"unix://{tmp_path}/none.sock", "ps"]) == 1
-    assert "is crispd up? the socket does not exist" in capsys.readouterr().err
+    assert "the socket does not exist; is crispd running" in capsys.readouterr().err
     assert main(["-r", "tcp://localhost:1", "run", "image"]) == 125
-    assert "want unix:///" in capsys.readouterr().err
+    assert "expected unix:///" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("runtime")

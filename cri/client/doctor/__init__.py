@@ -1,1 +1,1 @@
-"""What `crisp doctor` looks at: a machine that is to be a node. Checks answer with findings and change nothing."""
+"""The checks of `crisp doctor`: can this machine be a node? They return findings and change nothing."""

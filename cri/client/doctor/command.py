@@ -1,4 +1,4 @@
-"""`crisp doctor`: is this machine fit to be a node, and what mends it where it is not?"""
+"""`crisp doctor`: checks whether this machine can be a node, and shows how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from cri.version import crisp_version
 if TYPE_CHECKING:
     from cri.client.connection import Connection
 
-_START = "systemctl enable --now crispd; journalctl -u crispd tells why it does not start"
+_START = "systemctl enable --now crispd; journalctl -u crispd shows why it does not start"
 
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Print what the checks find; 1 when something is wrong with which pods will not run."""
+    """Print the findings. Returns 1 if anything keeps pods from running."""
     findings = list(chain(examine(Machine(), not arguments.offline), daemon(connection)))
     if arguments.output == "table":
         rows = [(finding.level.value, finding.subject, finding.message) for finding in findings]
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
 
 
 def examine(machine: Machine, reach: bool) -> Iterator[Finding]:
-    """Every check of the machine itself; `reach`: also whether registries answer."""
+    """Run every check of the machine; with `reach` also check whether registries answer."""
     configuration = effective()
     yield from kernel.version(machine)
     yield from kernel.modules(machine)
@@ -53,7 +53,7 @@ def examine(machine: Machine, reach: bool) -> Iterator[Finding]:
 
 
 def daemon(connection: Connection) -> Iterator[Finding]:
-    """Does crispd answer, is it this version, and what does it say of itself?"""
+    """Check whether crispd answers, whether it has this version, and its conditions."""
     try:
         running = connection.read(connection.runtime.Version, api_pb2.VersionRequest())
         said = connection.read(connection.runtime.Status, api_pb2.StatusRequest(verbose=True))
@@ -61,8 +61,8 @@ def daemon(connection: Connection) -> Iterator[Finding]:
         yield Finding(Level.WRONG, "crispd", str(error), _START)
         return
     if running.runtime_name == "crisp" and running.runtime_version != crisp_version():
-        message = f"{running.runtime_version} runs and {crisp_version()} is installed"
-        yield Finding(Level.WARNING, "crispd", message, "systemctl restart crispd (pods go on)")
+        message = f"{running.runtime_version} runs, but {crisp_version()} is installed"
+        yield Finding(Level.WARNING, "crispd", message, "systemctl restart crispd (pods keep running)")
     else:
         yield Finding(Level.OK, "crispd", f"{running.runtime_name} {running.runtime_version} at {connection.address}")
     for condition in said.status.conditions:

@@ -1,4 +1,4 @@
-"""The kernel: its version, modules, sysctls, cgroups and security."""
+"""Checks of the kernel: its version, modules, sysctls, cgroups and security."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cri.client.doctor.machine import Finding, Level, Machine
 from linux import lsm
 
 _OLDEST = (5, 12)  # mount_setattr; clone3 into a cgroup and openat2 are older
-_OWN_CORE_NEEDS = "install a newer kernel: Debian 12 (6.1), Ubuntu 22.04 (5.15) and later have one"
+_OWN_CORE_NEEDS = "install a newer kernel, as in Debian 12 (6.1), Ubuntu 22.04 (5.15) and later"
 _CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
 _V1_CONTROLLERS = ("cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids")
 _INOTIFY_INSTANCES = 1024
@@ -16,7 +16,7 @@ _NO_CONTROLLER = "boot with cgroup_enable=memory (add it to GRUB_CMDLINE_LINUX i
 
 
 def version(machine: Machine) -> Iterator[Finding]:
-    """Is the kernel new enough for the runtime core?"""
+    """Check whether the kernel is new enough for the runtime core."""
     major, minor = machine.release()
     if (major, minor) < _OLDEST:
         needed = ".".join(map(str, _OLDEST))
@@ -26,7 +26,7 @@ def version(machine: Machine) -> Iterator[Finding]:
 
 
 def modules(machine: Machine) -> Iterator[Finding]:
-    """overlay for containers' root file systems, br_netfilter for Services."""
+    """Check for overlay, which containers' root file systems need, and br_netfilter, which Services need."""
     known = machine.text("/proc/filesystems").split()
     if "overlay" in known:
         yield Finding(Level.OK, "overlay", "there")
@@ -36,21 +36,21 @@ def modules(machine: Machine) -> Iterator[Finding]:
         yield Finding(Level.OK, "br_netfilter", "there")
     else:
         yield Finding(
-            Level.WARNING, "br_netfilter", "Services do not reach pods of the same bridge", _load("br_netfilter")
+            Level.WARNING, "br_netfilter", "Services do not reach pods on the same bridge", _load("br_netfilter")
         )
 
 
 def sysctls(machine: Machine) -> Iterator[Finding]:
-    """Forwarding, without which pods have no network, and limits that kubelet runs into."""
+    """Check forwarding, which pods' networks need, and limits that kubelet exceeds."""
     if machine.text("/proc/sys/net/ipv4/ip_forward") == "1":
         yield Finding(Level.OK, "forwarding", "on")
     else:
-        message = "packets between pods and the world are dropped"
+        message = "packets between pods and other hosts are dropped"
         yield Finding(Level.WRONG, "forwarding", message, _set("net.ipv4.ip_forward", "1"))
     instances = machine.text("/proc/sys/fs/inotify/max_user_instances")
     if instances.isdecimal() and int(instances) < _INOTIFY_INSTANCES:
         yield Finding(
-            Level.WARNING, "inotify", f"{instances} instances are gone after some {int(instances) // 6} pods",
+            Level.WARNING, "inotify", f"{instances} instances are used up by some {int(instances) // 6} pods",
             _set("fs.inotify.max_user_instances", "8192"),
         )  # fmt: skip
     if machine.text("/proc/sys/user/max_user_namespaces") == "0":
@@ -59,7 +59,7 @@ def sysctls(machine: Machine) -> Iterator[Finding]:
 
 
 def cgroups(machine: Machine, driver: str) -> Iterator[Finding]:
-    """The hierarchy, its controllers, and whether `driver` fits the machine."""
+    """Check the hierarchy, its controllers, and whether `driver` fits the machine."""
     unified = machine.text("/sys/fs/cgroup/cgroup.controllers").split()
     if unified:
         version, missing = "v2", [name for name in _CONTROLLERS if name not in unified]
@@ -69,33 +69,34 @@ def cgroups(machine: Machine, driver: str) -> Iterator[Finding]:
         yield Finding(Level.WRONG, "cgroups", f"{version}, without {', '.join(missing)}", _NO_CONTROLLER)
     elif version == "v1":
         yield Finding(
-            Level.WARNING, "cgroups", "v1: kubelet 1.35 and later refuses it as it is configured by default",
-            "failCgroupV1: false in kubelet's configuration, or boot with systemd.unified_cgroup_hierarchy=1",
+            Level.WARNING, "cgroups", "v1: kubelet 1.35 and later refuses it by default",
+            "set failCgroupV1: false in kubelet's configuration, or boot with systemd.unified_cgroup_hierarchy=1",
         )  # fmt: skip
     else:
         yield Finding(Level.OK, "cgroups", version)
     systemd_runs = machine.exists("/run/systemd/system")
     if driver == "cgroupfs" and systemd_runs:
         yield Finding(
-            Level.WARNING, "cgroup driver", "cgroupfs beside systemd: two programs write to one tree",
-            'cgroup_driver = "systemd" in crisp.toml, and cgroupDriver: systemd in kubelet\'s configuration',
+            Level.WARNING, "cgroup driver", "cgroupfs, but systemd runs: two programs write to one tree",
+            'set cgroup_driver = "systemd" in crisp.toml, and cgroupDriver: systemd in kubelet\'s configuration',
         )  # fmt: skip
     elif driver == "systemd" and not systemd_runs:
         yield Finding(
-            Level.WRONG, "cgroup driver", "systemd, which does not run here", 'cgroup_driver = "cgroupfs" in crisp.toml'
+            Level.WRONG, "cgroup driver", "systemd, but systemd does not run",
+            'set cgroup_driver = "cgroupfs" in crisp.toml',
         )
     else:
         yield Finding(Level.OK, "cgroup driver", driver)
 
 
 def security(machine: Machine) -> Iterator[Finding]:
-    """seccomp, and AppArmor's parser where AppArmor is on."""
+    """Check for seccomp, and for AppArmor's parser if AppArmor is on."""
     if "Seccomp:" not in machine.text("/proc/self/status"):
-        yield Finding(Level.WRONG, "seccomp", "the kernel has none", _OWN_CORE_NEEDS)
+        yield Finding(Level.WRONG, "seccomp", "the kernel does not have it", _OWN_CORE_NEEDS)
     else:
         yield Finding(Level.OK, "seccomp", "there")
     if lsm.apparmor_is_on(machine.path("/sys")) and not machine.program("apparmor_parser"):
-        message = "AppArmor is on, and nothing can load a profile for containers"
+        message = "AppArmor is on, but no program can load a profile for containers"
         yield Finding(Level.WARNING, "apparmor", message, "apt-get install apparmor")
 
 

@@ -1,4 +1,4 @@
-"""The machine as the checks see it, and what they find."""
+"""The machine as the checks see it, and their findings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONNECT_SECONDS = 3.0
 
 
 class Level(StrEnum):
-    """OK; WARNING: works, but not as well or not everything; WRONG: pods will not run."""
+    """OK; WARNING: it works, but slowly or not fully; WRONG: pods will not run."""
 
     OK = "ok"
     WARNING = "warning"
@@ -27,7 +27,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found, and where that is not OK the command or line of configuration that mends it."""
+    """A check's result, and unless it is OK the command or line of configuration that fixes it."""
 
     level: Level
     subject: str
@@ -40,7 +40,7 @@ Check = Callable[["Machine"], Iterable[Finding]]
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Room of a file system, in parts of one, and its kind as mount(8) names it."""
+    """Free space of a file system, as fractions, and its type as in mount(8)."""
 
     kind: str
     free_bytes: float
@@ -48,17 +48,17 @@ class Disk:
 
 
 class Machine:
-    """The one seam between the checks and the kernel. `root` is in the place of /."""
+    """The only access of the checks to the kernel. `root` stands for /."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
 
     def path(self, path: str | Path) -> Path:
-        """Where a path of that machine is."""
+        """Return the real path of a path of that machine."""
         return self._root / str(path).lstrip("/")
 
     def text(self, path: str | Path) -> str:
-        """A file's text without white space around it; "" when it cannot be read."""
+        """Return a file's text without surrounding white space; "" if it cannot be read."""
         try:
             return self.path(path).read_text(errors="replace").strip()
         except OSError:
@@ -68,16 +68,16 @@ class Machine:
         return self.path(path).exists()
 
     def release(self) -> tuple[int, int]:
-        """The kernel's version."""
+        """Return the kernel's version."""
         major, minor = os.uname().release.split(".")[:2]
         return int(major), int("".join(filter(str.isdigit, minor)) or 0)
 
     def program(self, name: str) -> str:
-        """A program's path, also in the sbin directories that users do not have in PATH; "" when there is none."""
+        """Return a program's path, also from the sbin directories that are not in users' PATH; "" if it is missing."""
         return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin") or ""
 
     def disk(self, path: Path) -> Disk:
-        """The file system that holds `path`, or will when it is made."""
+        """Return the file system of `path`, or of its nearest existing parent."""
         place = next(place for place in (path, *path.parents) if self.exists(place))
         room = os.statvfs(self.path(place))
         return Disk(
@@ -96,18 +96,18 @@ class Machine:
         return ""
 
     def clock_is_kept(self) -> bool | None:
-        """Does the kernel say that something keeps its clock right? None where it does not tell."""
+        """Return whether the kernel considers its clock synchronised; None if it cannot be asked."""
         try:
             return clock.is_synchronised()
         except OSError as error:
             return None if error.errno in (errno.EPERM, errno.ENOSYS) else False
 
     def now(self) -> float:
-        """Seconds since the epoch."""
+        """Return the seconds since the epoch."""
         return time.time()
 
     def reach(self, host: str) -> str:
-        """Why `host[:port]` (443 without one) accepts no connection; "" when it does."""
+        """Return why `host[:port]` (default 443) accepts no connection; "" if it does."""
         name, _, port = host.rpartition(":") if ":" in host else (host, "", "443")
         try:
             with socket.create_connection((name.strip("[]"), int(port)), _CONNECT_SECONDS):

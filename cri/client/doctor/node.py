@@ -1,4 +1,4 @@
-"""What lies on the machine: network configuration, registries, disks, clock, programs and memory."""
+"""Checks of the node: network configuration, registries, disks, clock, programs and swap."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NO_OVERLAY_ON = ("nfs", "nfs4", "overlay", "vfat", "fuse", "9p", "virtiofs")
 
 
 def cni(machine: Machine, conf_dir: Path, bin_dirs: Sequence[Path]) -> Iterator[Finding]:
-    """A configuration that can be read, and the plugins it names."""
+    """Check that there is a valid configuration, and the plugins that it names."""
     network, problems = read_conf_dir(machine.path(conf_dir))
     for problem in problems:
-        yield Finding(Level.WARNING, "cni", problem, f"mend or remove that file in {conf_dir}")
+        yield Finding(Level.WARNING, "cni", problem, f"fix or remove that file in {conf_dir}")
     if network is None:
         yield Finding(
             Level.WRONG, "cni", f"{conf_dir} has no network configuration: the node stays NotReady",
@@ -34,58 +34,58 @@ def cni(machine: Machine, conf_dir: Path, bin_dirs: Sequence[Path]) -> Iterator[
     )
     if absent:
         places = ", ".join(map(str, bin_dirs))
-        message = f"{network.name} needs {', '.join(absent)}, not found in {places}"
+        message = f"{network.name} needs {', '.join(absent)}: not found in {places}"
         yield Finding(Level.WRONG, "cni", message, "apt-get install containernetworking-plugins")
     else:
         yield Finding(Level.OK, "cni", f"{network.name}, plugins there")
 
 
 def registries(machine: Machine, configuration: Path, reach: bool) -> Iterator[Finding]:
-    """registries.conf can be read; with `reach`, the hosts it names, or Docker Hub when it names none, answer."""
+    """Check registries.conf; with `reach` also that its hosts answer, or Docker Hub if it names none."""
     try:
         found = load(machine.path(configuration))
     except ImageError as error:
-        yield Finding(Level.WRONG, "registries", str(error), f"mend {configuration}: see containers-registries.conf(5)")
+        yield Finding(Level.WRONG, "registries", str(error), f"fix {configuration}: see containers-registries.conf(5)")
         return
     if not reach:
         return
     for host in sorted({"registry-1.docker.io" if name == DEFAULT_DOMAIN else name for name in found.search}):
         if why := machine.reach(host):
-            remedy = "look at the machine's DNS, route and proxy (HTTPS_PROXY in crispd's unit), or name a mirror"
+            remedy = "check the machine's DNS, route and proxy (HTTPS_PROXY in crispd's unit), or set a mirror"
             yield Finding(Level.WARNING, "registries", f"{host} does not answer: {why}", f"{remedy} in {configuration}")
         else:
             yield Finding(Level.OK, "registries", f"{host} answers")
 
 
 def disks(machine: Machine, root: Path) -> Iterator[Finding]:
-    """Room under crisp's data, and a file system that can be overlay's upper one."""
+    """Check the free space for crisp's data, and that its file system can hold overlay's upper directory."""
     disk = machine.disk(root)
     if disk.kind.startswith(_NO_OVERLAY_ON):
         remedy = "set root in /etc/crisp/crisp.toml to a directory on ext4 or xfs"
         yield Finding(Level.WRONG, "disk", f"{root} is on {disk.kind}, where overlay cannot write", remedy)
     free = min(disk.free_bytes, disk.free_inodes)
-    what = "inodes" if disk.free_inodes < disk.free_bytes else "room"
+    what = "inodes" if disk.free_inodes < disk.free_bytes else "space"
     if free < _LITTLE:
         level = Level.WRONG if free < _TOO_LITTLE else Level.WARNING
         message = f"{free:.0%} of the {what} under {root} is free: kubelet evicts pods"
-        yield Finding(level, "disk", message, "crisp images, then crisp rmi what is not needed; or a larger disk")
+        yield Finding(level, "disk", message, "remove unneeded images (crisp images, crisp rmi), or use a larger disk")
     else:
         yield Finding(Level.OK, "disk", f"{free:.0%} of the {what} under {root} is free")
 
 
 def clock(machine: Machine) -> Iterator[Finding]:
-    """Certificates and leases need the right time."""
+    """Check the clock, which certificates and leases need."""
     remedy = "apt-get install systemd-timesyncd; timedatectl set-ntp true"
     if machine.now() < _OLD_YEARS:
-        yield Finding(Level.WRONG, "clock", "is years behind: no certificate is valid", remedy)
+        yield Finding(Level.WRONG, "clock", "is years behind, so no certificate is valid", remedy)
     elif machine.clock_is_kept() is False:
-        yield Finding(Level.WARNING, "clock", "nothing keeps it right", remedy)
+        yield Finding(Level.WARNING, "clock", "is not synchronised", remedy)
     else:
         yield Finding(Level.OK, "clock", "kept" if machine.clock_is_kept() else "plausible")
 
 
 def programs(machine: Machine) -> Iterator[Finding]:
-    """Python, what the usual CNI plugins run, and kubelet."""
+    """Check for Python, the programs of the usual CNI plugins, and kubelet."""
     running = ".".join(map(str, sys.version_info[:3]))
     yield Finding(Level.OK, "python", f"{running} ({sys.executable})")
     if not machine.program("iptables"):
@@ -95,7 +95,7 @@ def programs(machine: Machine) -> Iterator[Finding]:
 
 
 def swap(machine: Machine) -> Iterator[Finding]:
-    """kubelet does not start beside swap unless told to."""
+    """Check that swap is off: kubelet does not start with swap unless configured to."""
     if len(machine.text("/proc/swaps").splitlines()) > 1:
-        remedy = "swapoff -a and its lines out of /etc/fstab; or failSwapOn: false in kubelet's configuration"
+        remedy = "swapoff -a, and remove its lines from /etc/fstab; or set failSwapOn: false in kubelet's configuration"
         yield Finding(Level.WARNING, "swap", "is on: kubelet refuses to start by default", remedy)
