@@ -18,10 +18,13 @@ def check_host_limits(
     """Refuse (InvalidArgument) CPUs and memory nodes that are not online, and sizes of huge pages the kernel lacks."""
     _check_list(f"{field}.cpuset_cpus", resources.cpuset_cpus, sys / "devices/system/cpu/online", "CPUs")
     _check_list(f"{field}.cpuset_mems", resources.cpuset_mems, sys / "devices/system/node/online", "memory nodes")
+    # kubelet sets a limit of 0 for every size that it knows.
+    limited = [size for size, limit in resources.hugepage_limits.items() if limit]
+    if not limited:
+        return
     known = {int(path.name[len("hugepages-") : -len("kB")]) for path in sys.glob("kernel/mm/hugepages/hugepages-*kB")}
-    for size, limit in resources.hugepage_limits.items():
-        # kubelet sets a limit of 0 for every size that it knows.
-        if limit and _kibibytes(size) not in known:
+    for size in limited:
+        if _kibibytes(size) not in known:
             shown = ", ".join(f"{kibibytes}kB" for kibibytes in sorted(known)) or "none"
             raise InvalidArgument(f"{field}.hugepage_limits: this node has no huge pages of {size!r}, only: {shown}")
 
