@@ -104,6 +104,54 @@ def test_a_container_is_checkpointed_by_kubelet(cluster: Cluster) -> None:
     cluster.until(lambda: int(cluster.output("captured", "cat /count")) > before, "go on after it")
 
 
+def test_how_long_a_container_waits_is_in_the_nodes_summary(cluster: Cluster) -> None:
+    """KubeletPSI, for which kubelet has what the runtime says: it grows as processes wait for a core."""
+    busy = "for number in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait"
+    limits = {"limits": {"cpu": "500m", "memory": "64Mi"}}
+    cluster.run(pod("waiting", sh("main", busy, resources=limits)))
+
+    def told() -> Object:
+        pods = _raw(cluster, f"/api/v1/nodes/{NODE}/proxy/stats/summary")["pods"]
+        found = [one["containers"] for one in pods if one["podRef"]["name"] == "waiting"]
+        return dict(found[0][0]) if found and found[0] else {}
+
+    def waited() -> int:
+        return int(told().get("cpu", {}).get("psi", {}).get("some", {}).get("total", 0))
+
+    first = cluster.until(waited, "have waited for a core")
+    cluster.until(lambda: waited() > first, "wait for a core again")
+    assert {"some", "full"} <= told()["memory"]["psi"].keys() & told()["io"]["psi"].keys()
+
+
+def test_a_pods_own_limits_change_in_place(cluster: Cluster) -> None:
+    """InPlacePodLevelResourcesVerticalScaling: before kubelet changes the pod's cgroup it tells the runtime."""
+
+    def sums(memory: str) -> Object:
+        return {"limits": {"cpu": "500m", "memory": memory}, "requests": {"cpu": "100m", "memory": memory}}
+
+    cluster.run(pod("sums", sh("main", FOREVER), resources=sums("64Mi")))
+    lives = cluster.lives("sums")
+
+    def kept() -> int:
+        selector = {"io.kubernetes.pod.name": "sums"}
+        (sandbox,) = cluster.daemon.runtime.ListPodSandbox(
+            cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(label_selector=selector))
+        ).items
+        request = cri.PodSandboxStatusRequest(pod_sandbox_id=sandbox.id, verbose=True)
+        info = json.loads(cluster.daemon.runtime.PodSandboxStatus(request).info["info"])
+        return int(info["resources"]["memory_limit_in_bytes"])
+
+    assert kept() == 64 << 20
+    cluster.core.patch_namespaced_pod_resize("sums", NAMESPACE, {"spec": {"resources": sums("96Mi")}})
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods/sums"
+    cluster.until(
+        lambda: _raw(cluster, path)["status"].get("resources", {}).get("limits", {}).get("memory") == "96Mi",
+        "tell of the pod's new limits",
+    )
+    assert kept() == 96 << 20
+    assert cluster.lives("sums") == lives
+
+
 def _container(cluster: Cluster, name: str) -> Object:
     """The status of a pod's container, as the API has it: the client does not know new fields."""
     path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}"
