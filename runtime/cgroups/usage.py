@@ -125,8 +125,8 @@ class Usage:
 def read_usage(cgroup: Cgroup, *, detailed: bool = True) -> Usage | None:
     """Read the counters of the cgroup and those below it. None if it is gone or has no files.
 
-    Unless `detailed`, only what CRI's stats tell, from less than half of the files: of the CPU the total, of memory
-    what is used, the limits and the faults, the number of tasks, and the pressures. All else is 0, None or empty.
+    Without `detailed` it reads less than half of the files, and only what CRI's stats need: the CPU total, the used
+    memory, its limits and faults, the number of tasks, and the pressures. All other values are 0, None or empty.
     """
     unified = _Directory(cgroup.unified)
     tasks = _directory(cgroup, "pids")
@@ -164,7 +164,7 @@ class _Directory:
         except OSError:
             return ""
         try:
-            # These files are written in one piece: what is less than a page is all of it, and needs no read(2) more.
+            # A read of less than a page is the whole file: no second read(2) is needed.
             text = chunk = os.read(file, _PAGE)
             while len(chunk) == _PAGE:
                 text += (chunk := os.read(file, _PAGE))

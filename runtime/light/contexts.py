@@ -1,4 +1,4 @@
-"""The parts of `contextlib` that a start needs, without `functools` and `collections`, which `contextlib` imports."""
+"""Implements what a start needs of `contextlib`, which itself imports `functools` and `collections`."""
 
 # Type checkers see `contextlib` (see runtime.light).
 # mypy: ignore-errors
@@ -9,7 +9,7 @@ import sys
 
 
 class suppress:
-    """As contextlib.suppress, for exceptions that are in no group."""
+    """Suppress like contextlib.suppress, but not exceptions inside groups."""
 
     __slots__ = ("_kinds",)
 
@@ -24,7 +24,7 @@ class suppress:
 
 
 def contextmanager(function):
-    """As contextlib.contextmanager, for `with` alone: its contexts decorate no functions."""
+    """Make a context manager like contextlib.contextmanager, for `with` only, not as a decorator."""
 
     def begin(*arguments, **named):
         return _GeneratorContext(function(*arguments, **named))
@@ -76,7 +76,7 @@ def _as_before(error, trace):
 
 
 class ExitStack:
-    """As contextlib.ExitStack: callback, enter_context, push, pop_all and close."""
+    """A stack like contextlib.ExitStack, with callback, enter_context, push, pop_all and close."""
 
     def __init__(self):
         self._leaves = []
@@ -98,7 +98,7 @@ class ExitStack:
         return function
 
     def push(self, exit):
-        """Leave `exit`, a context that was entered before (or a function as its `__exit__`), with the stack."""
+        """Exit `exit`, an entered context or a function like `__exit__`, with the stack."""
         self._leaves.append(getattr(exit, "__exit__", exit))
         return exit
 
@@ -131,7 +131,7 @@ class ExitStack:
 
 
 def _chain(error, handled, pending):
-    """Have `error` say that it was raised while `pending` was handled, as after nested `with` statements."""
+    """Make `pending` the context of `error`, as nested `with` statements do."""
     while error.__context__ not in (None, handled, pending):
         error = error.__context__
     if error.__context__ is not None:

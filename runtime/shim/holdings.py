@@ -96,8 +96,8 @@ class Holdings:
     def _require_living_namespaces(self, spec: oci.Spec) -> None:
         """Refuse namespaces of processes that have exited: their pids may belong to other processes by now."""
         for namespace in spec.linux.namespaces:
-            holder = _NAMESPACE_OF.fullmatch(namespace.path)
-            if holder and not self.supervisor.is_child(int(holder[1])):
+            match = _NAMESPACE_OF.fullmatch(namespace.path)
+            if match and not self.supervisor.is_child(int(match[1])):
                 raise OperationFailed(f"join {namespace.type} namespace", namespace.path, errno.ESRCH)
 
     # -- cgroup -------------------------------------------------------------------------------------------------------
