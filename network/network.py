@@ -64,7 +64,7 @@ class Network:
             self._watch = DirectoryWatch(self._conf_dir, self._load)
         except OSError as error:
             # Nodes do run out of inotify instances. `_current` then reads the directory at each use.
-            _log.warning("watch %s: %s; it is read at each use instead", self._conf_dir, error.strerror)
+            _log.warning("could not watch %s: %s; it is read at each use instead", self._conf_dir, error.strerror)
         self._load()
 
     async def close(self) -> None:

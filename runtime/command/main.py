@@ -46,7 +46,7 @@ GLOBAL_FLAGS: Final = (
     Flag("debug", help="log debug messages too"),
     Flag("systemd-cgroup", help="let systemd make the cgroup; cgroupsPath is slice:prefix:name"),
     Flag("rootless", argument="WHEN", help="continue if cgroups may not be used: auto (default), true or false"),
-    Flag("criu", argument="FILE", help="ignored, as runc does"),
+    Flag("criu", argument="FILE", help="accepted and ignored, as by runc"),
     Flag("version", short="v", help="print the version"),
     Flag("help", short="h", help="print this help"),
 )

@@ -309,7 +309,7 @@ RESTORER: Final = Speaker(
     (Console, Restored, Failed), Restored, "criu's parent died before it had restored the container"
 )
 INFRA: Final = Speaker((Failed,), None, "")
-MAKER: Final = Speaker((Ready, Failed), Ready, "the maker of a namespace died before it was made")
+MAKER: Final = Speaker((Ready, Failed), Ready, "the process that makes a namespace died before it was done")
 _OF_THE_BORN: Final = (SeccompListener, Executing, Failed, NotExecuted)
 
 

@@ -90,7 +90,7 @@ class ExternalLauncher:
             try:
                 unmount_if_mounted(path)
             except OSError as error:
-                complain(f"unmount {path}: {error}")
+                complain(f"could not unmount {path}: {error}")
         if self._known:
             self._known = False
             self._program.run(["delete", "--force", self._held.id], NO_STREAMS, self._deleted)
