@@ -364,7 +364,7 @@ def test_a_cgroup_of_others_is_not_taken(bundle: Bundle) -> None:
     assert bundle.status() == "created"
     bundle.call("start", "one")
     done = bundle.call("exec", "--cgroup", "../../elsewhere", "one", "true", check=False)
-    assert "is not below" in done.stderr
+    assert "is not a sub cgroup path" in done.stderr
     (bundle.root / "one/config.json").write_text("{}")  # as a version may find it that asks for more
     bundle.call("delete", "--force", "one")
 
