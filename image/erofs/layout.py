@@ -47,8 +47,8 @@ _PREFIXES = (
 INODE_SIZE: Final = _INODE.size
 
 
-class TooLarge(ValueError):
-    """The format has no room for it."""
+class TooLarge(Exception):
+    """An index has no room for it."""
 
 
 @dataclass(frozen=True, slots=True)

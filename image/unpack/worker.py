@@ -218,10 +218,14 @@ def _unpack(request: dict[str, Any], descriptor: int, report: int, begin: _Begin
     blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy, tar)
     stream = ByteStream(blob.chunks())
     writer = LayerWriter(root, Located(index) if index is not None else None, marked=request["marked"])
-    usage = _written(writer, stream, root if index is not None else None)
-    if index is not None and tar is not None:
-        index.write(root, tar)
-        usage = LayerUsage(0, 1, usage.unsettled)
+    try:
+        usage = _written(writer, stream, root if index is not None else None)
+        if index is not None and tar is not None:
+            index.write(root, tar)
+            usage = LayerUsage(0, 1, usage.unsettled)
+    except TooLarge as error:
+        stream.drain()  # the tar is whole from then on, and what its digest says
+        return {"unfit": str(error)}
     for file in (copy, tar, index.file if index is not None else None):
         if file is not None:
             usage.size += os.fstat(file).st_blocks * 512
@@ -393,8 +397,6 @@ def _reply(request: dict[str, Any], blob: int, report: int, begin: _Begin) -> di
         kind, message = error.kind, str(error)
     except TarError as error:
         kind, message = "invalid", str(error)
-    except TooLarge as error:
-        kind, message = "invalid", f'an index has no room for it ({error}): pull it with image_layers = "unpacked"'
     except MemoryError:
         kind, message = "invalid", f"it takes more memory than the {DATA_LIMIT >> 20} MiB that a worker may have"
     except OSError as error:

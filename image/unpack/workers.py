@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -20,6 +21,8 @@ from image.errors import DigestMismatch, ImageError, InvalidImage, StorageFull
 from image.manifest import Blob
 from image.unpack.forker import Forker, Job
 
+_log = logging.getLogger(__name__)
+
 _LINGER_SECONDS = 1.0  # of the warm process after the last work
 _TRIES = 2
 _ERRORS: Mapping[str, type[ImageError]] = {"digest": DigestMismatch, "invalid": InvalidImage, "full": StorageFull}
@@ -29,6 +32,10 @@ class _Usage(msgspec.Struct, frozen=True):
     size: int  # bytes
     inodes: int
     adopts_root: bool = False
+
+
+class _Unfit(msgspec.Struct, frozen=True):
+    unfit: str = ""  # why an index has no room for the layer, whose tar is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,8 @@ class Workers:
     ) -> Unpacked:
         """Unpack `blob` into the empty `directory`. `source` gives its bytes, or is an open file at its beginning.
         They are also written into the new file `keep`, if given. `marked` is LayerWriter's. With `indexed` what comes
-        into the directory is its tar and an index over that, by which the kernel mounts it.
+        into the directory is its tar and an index over that, by which the kernel mounts it; or, if an index has no room
+        for it, its files all the same.
 
         Raises DigestMismatch, InvalidImage, StorageFull, ImageError, and what `source` raises; the directory's content
         is then of no use. The worker does not survive a cancellation.
@@ -143,11 +151,31 @@ class Workers:
                 kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
                 raise kind(f"unpack {what}: make a file in {directory.parent}: {error.strerror}") from error
             answer = await self._run(request, source, f"unpack {what}", directory.parent, (report.fileno(),))
+            if unfit := msgspec.convert(answer, _Unfit).unfit:
+                _log.warning("layer is unpacked: an index has no room for it", extra={"layer": name, "reason": unfit})
+                return await self._unpack_kept_tar(blob, directory, keep)
             usage = msgspec.convert(answer, _Usage)
             more = os.fstat(report.fileno()).st_size > 0
             if more:
                 undo.pop_all()
         return Unpacked(usage.size, usage.inodes, usage.adopts_root, report if more else None, indexed)
+
+    async def _unpack_kept_tar(self, blob: Blob, directory: Path, keep: Path | None) -> Unpacked:
+        """Unpack the tar that is in `directory` into a new directory in its place."""
+        place = directory.with_name(f"{directory.name}.tar")
+        os.rename(directory, place)
+        directory.mkdir()
+        directory.chmod(0o755)
+        tar = os.open(place / TAR, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            whole = Blob("", os.fstat(tar).st_size, blob.diff_id)
+            unpacked = await self.unpack(tar, whole, directory)
+        finally:
+            os.close(tar)
+            await self.remove_trees([place])
+        if keep is None:
+            return unpacked
+        return replace(unpacked, size=unpacked.size + keep.stat().st_blocks * 512, inodes=unpacked.inodes + 1)
 
     async def settle(self, directory: Path, lowers: Sequence[Below], unsettled: IO[bytes]) -> tuple[int, int]:
         """Do in an unpacked layer what was left for when those below it, topmost first, are there.

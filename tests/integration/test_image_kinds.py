@@ -182,6 +182,23 @@ async def test_a_file_that_no_file_system_has_room_for(workers: Workers, tmp_pat
     assert "File too large" in refusal
 
 
+async def test_what_an_index_has_no_room_for_is_unpacked(tmp_path: Path) -> None:
+    """A hundred pieces so far apart that their addresses do not suffice; the layer below says what its root is like."""
+    parts = [(number << 36, b"part") for number in range(100)]
+    built = build_image([layer(entry("./", mode=0o711)), layer(sparse("vast", 100 << 36, parts), entry("d/f", b"f"))])
+    settings = ImageSettings(image_layers="erofs", keep_blobs=True)
+    store = await ImageStore.open(tmp_path / "image", tmp_path / "none", settings)
+    (image,) = await store.import_archive(write_layout(tmp_path / "layout", {"": built}))
+    assert kinds(store, image) == ["tar+erofs", "unpacked"]
+    (top, _) = store.layers(image)
+    assert stat.S_IMODE(top.stat().st_mode) == 0o711
+    with (top / "vast").open("rb") as file:
+        assert os.pread(file.fileno(), 8, 99 << 36) == b"part\0\0\0\0"
+    assert os.listdir(tmp_path / "image/tmp") == []
+    assert [verdict.problems for verdict in await store.verify()] == [()]
+    await store.close()
+
+
 BASE = layer(entry("d/", mode=0o1777, uid=7), entry("d/old", b"old"), entry("d/base", b"base"))
 OVER = layer(entry("d/.wh.old", b""), entry("d/new", b"new"), entry("gone/.wh.x", b""))
 TOP = layer(entry("d/top", b"top"), entry("d/.wh.base", b""))
