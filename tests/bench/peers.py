@@ -142,7 +142,7 @@ class MountingCrisp(Crisp):
     name = "crisp-erofs"
 
     def command(self) -> list[str]:
-        return [*super().command(), "--image-layers=erofs"]
+        return [*super().command(), "--image-layers=erofs", "--state=/run/crisp-erofs"]
 
 
 class Containerd(Peer):
