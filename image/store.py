@@ -297,8 +297,9 @@ class ImageStore:
         self.hold(image.id)
         try:
             manifest, configuration = await self.documents(image)
-            blobs = tuple(layer.blob for layer in self._layers.get(self._catalogue[image.id].chain_ids))
-            kept = KeptImage(image.id, image.repo_tags, manifest, configuration, blobs)
+            layers = self._layers.get(self._catalogue[image.id].chain_ids)
+            blobs, tars = tuple(layer.blob for layer in layers), tuple(layer.tar for layer in layers)
+            kept = KeptImage(image.id, image.repo_tags, manifest, configuration, blobs, tars)
             return await asyncio.to_thread(export, kept, path, form)
         finally:
             self.release(image.id)

@@ -16,6 +16,7 @@ from typing import BinaryIO, Protocol
 
 import msgspec
 
+from image.configuration import parse_configuration
 from image.documents import decode
 from image.errors import DigestMismatch, ImageError, ImageNotFound, InvalidImage, StorageFull
 from image.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, parse_manifest
@@ -28,13 +29,14 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 @dataclass(frozen=True, slots=True)
 class KeptImage:
-    """An image with its blobs as they came, lowest layer first."""
+    """An image with its blobs as they came, lowest layer first, and the tars in them, where those are kept."""
 
     id: str
     names: tuple[str, ...]  # its tags
     manifest: bytes
     configuration: bytes
     layers: tuple[Path, ...]
+    tars: tuple[Path | None, ...]
 
 
 class _Sink(Protocol):
@@ -87,8 +89,8 @@ def export(image: KeptImage, path: Path, form: str) -> str:
     manifest = parse_manifest(image.manifest, "", image.id)
     if not isinstance(manifest, Manifest):
         raise InvalidImage(f"export {image.id}: its manifest is an index")
-    for blob in image.layers:
-        if not blob.is_file():
+    for blob, tar in zip(image.layers, image.tars, strict=True):
+        if not blob.is_file() and (tar is None or form != "docker-archive"):
             raise ImageNotFound(
                 f"export {image.id}: its layers' blobs were not kept; set keep_blobs = true, remove and pull it again"
             )
@@ -114,15 +116,25 @@ def _write_layout(image: KeptImage, manifest: Manifest, sink: _Sink) -> None:
 
 
 def _write_docker(image: KeptImage, manifest: Manifest, sink: _Sink) -> None:
-    """Layers stay compressed, which docker, podman and skopeo read."""
+    """Layers stay as they are kept, compressed or not, both of which docker, podman and skopeo read."""
     config = f"{image.id.removeprefix('sha256:')}.json"
-    names = [f"{layer.digest.removeprefix('sha256:')}.tar" for layer in manifest.layers]
+    layers = list(_docker_layers(image, manifest))
+    names = [f"{digest.removeprefix('sha256:')}.tar" for digest, _ in layers]
     document = [{"Config": config, "RepoTags": image.names, "Layers": names}]
     _add_bytes(sink, config, image.configuration)
-    for layer, name, path in zip(manifest.layers, names, image.layers, strict=True):
-        if name not in names[: names.index(name)]:
-            _add_blob(sink, name, path, layer.digest)
+    written = set()
+    for name, (digest, path) in zip(names, layers, strict=True):
+        if name not in written:
+            written.add(name)
+            _add_blob(sink, name, path, digest)
     _add_bytes(sink, "manifest.json", msgspec.json.encode(document))
+
+
+def _docker_layers(image: KeptImage, manifest: Manifest) -> Iterator[tuple[str, Path]]:
+    """Each layer's file, and the digest that it has."""
+    diff_ids = parse_configuration(image.configuration, image.id).diff_ids
+    for described, diff_id, blob, tar in zip(manifest.layers, diff_ids, image.layers, image.tars, strict=True):
+        yield (described.digest, blob) if tar is None or blob.is_file() else (diff_id, tar)
 
 
 class _Typed(msgspec.Struct, frozen=True, rename="camel"):

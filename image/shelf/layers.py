@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from image.erofs.index import describe_root
-from image.erofs.mount import INDEX, mount, name_of
+from image.erofs.mount import INDEX, TAR, mount, name_of
 from image.errors import ImageError
 from image.shelf.database import INDEXED, UNPACKED, LayerRecord
 from image.shelf.layer_files import (
@@ -81,6 +81,11 @@ class Layer:
     def blob(self) -> Path:
         """Where the layer is kept as it came, if blobs are kept."""
         return blob_of(self.path)
+
+    @property
+    def tar(self) -> Path | None:
+        """The tar of an indexed layer."""
+        return self.path / TAR if self.indexed else None
 
     @property
     def hides_below(self) -> bool:

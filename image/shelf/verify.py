@@ -6,9 +6,9 @@ import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from image.configuration import parse_configuration
-from image.erofs.mount import TAR
 from image.errors import ImageError, ImageNotFound, InvalidImage
 from image.manifest import Descriptor, Manifest, parse_manifest
 from image.model import Image
@@ -68,8 +68,8 @@ class Verifier:
         for position, layer in enumerate(layers):
             blob = described[position] if position < len(described) else None
             problems += await _layer_problems(self._workers, layer, blob)
-            if layer.indexed and position < len(diff_ids):
-                problems += await _tar_problems(self._workers, layer, diff_ids[position])
+            if layer.tar is not None and position < len(diff_ids):
+                problems += await _tar_problems(self._workers, layer.tar, diff_ids[position])
         return Verdict(image.id, (*image.repo_tags, *image.repo_digests), tuple(problems))
 
 
@@ -116,13 +116,13 @@ def _diff_ids(configuration: bytes, image_id: str) -> Sequence[str]:
         return ()
 
 
-async def _tar_problems(workers: Workers, layer: Layer, diff_id: str) -> Sequence[str]:
+async def _tar_problems(workers: Workers, tar: Path, diff_id: str) -> Sequence[str]:
     """What is wrong with the tar of an indexed layer: what is kept of it is what its digest was taken of."""
     try:
-        digest = await workers.digest(layer.path / TAR)
+        digest = await workers.digest(tar)
     except ImageError as error:
         return (str(error),)
-    return () if digest == diff_id else (f"layer {layer.chain_id}: {layer.path / TAR} is {digest}, not {diff_id}",)
+    return () if digest == diff_id else (f"{tar} is {digest}, not {diff_id}",)
 
 
 async def _blob_problems(workers: Workers, layer: Layer, blob: Descriptor) -> Sequence[str]:

@@ -31,22 +31,32 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         yield running
 
 
-async def _filled(tmp_path: Path) -> Path:
+async def _filled(tmp_path: Path, kind: str) -> Path:
     """A store with busybox in it, closed."""
     path = tmp_path / "additional"
-    store = await ImageStore.open(path, tmp_path / "registries.conf")
+    store = await ImageStore.open(path, tmp_path / "registries.conf", ImageSettings(image_layers=kind))
     await store.import_archive(busybox_layout(tmp_path / "layout", SHARED))
     await store.close()
     return path
 
 
-@pytest.fixture
-def additional(tmp_path: Path) -> Iterator[Path]:
-    path = asyncio.run(_filled(tmp_path))
+def _lent(tmp_path: Path, kind: str) -> Iterator[Path]:
+    """The same where nobody can write to it."""
+    path = asyncio.run(_filled(tmp_path, kind))
     subprocess.run(["mount", "--bind", path, path], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
     yield path
     subprocess.run(["umount", path], check=True)
+
+
+@pytest.fixture
+def additional(tmp_path: Path) -> Iterator[Path]:
+    yield from _lent(tmp_path, "unpacked")
+
+
+@pytest.fixture
+def indexed(tmp_path: Path) -> Iterator[Path]:
+    yield from _lent(tmp_path, "erofs")
 
 
 async def _open(tmp_path: Path, *additional: Path) -> ImageStore:
@@ -66,6 +76,16 @@ async def test_an_image_is_there_and_stays(tmp_path: Path, additional: Path) -> 
     empty = await ImageStore.open(tmp_path / "empty", tmp_path / "registries.conf")
     assert store.usage()[0].inodes == empty.usage()[0].inodes  # what others lend is not on our disk
     await empty.close()
+    await store.close()
+
+
+async def test_layers_that_are_mounted_are_lent_too(tmp_path: Path, indexed: Path) -> None:
+    """And nothing keeps their file system busy when the store is closed."""
+    store = await _open(tmp_path, indexed)
+    (image,) = store.images()
+    (only,) = store.layers(image)
+    assert (only / "bin/busybox").read_bytes() == Path("/bin/busybox").read_bytes()
+    assert [about["kind"] for about in store.layer_sizes(image)] == ["tar+erofs"]
     await store.close()
 
 

@@ -72,6 +72,26 @@ async def test_exports_are_byte_exact_for_skopeo_umoci_and_ourselves(tmp_path: P
             assert (again.id, again.repo_tags) == (image.id, ("example.io/busybox:1",))
 
 
+async def test_layers_that_are_mounted_are_exported_without_their_blobs(tmp_path: Path) -> None:
+    """As a docker-archive, which has no manifest's digest to keep."""
+    tars = [layer(entry("a", b"1")), layer(entry("b", b"2")), layer(entry("a", b"1"))]
+    source = write_layout(tmp_path / "source", {"example.io/a:1": build_image(tars)})
+    async with opened(tmp_path, keep_blobs=False, kind="erofs") as store:
+        (image,) = await store.import_archive(source)
+        with pytest.raises(ImageNotFound, match="keep_blobs"):
+            await store.export(image.id, tmp_path / "oci", "oci")
+        await store.export("example.io/a:1", tmp_path / "out", "docker-archive")
+        (tar,) = (tmp_path / "image/layers").glob("2/tar")
+        tar.write_bytes(b"damaged")
+        with pytest.raises(DigestMismatch, match="verify the store"):
+            await store.export(image.id, tmp_path / "again", "docker-archive")
+    run("skopeo", "copy", "-q", f"docker-archive:{tmp_path}/out", f"dir:{tmp_path}/from-docker")
+    assert image.id.removeprefix("sha256:") in os.listdir(tmp_path / "from-docker")
+    (tmp_path / "other").mkdir()
+    async with opened(tmp_path / "other") as store:
+        assert [again.id for again in await store.import_archive(tmp_path / "out")] == [image.id]
+
+
 async def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
     source = busybox_layout(tmp_path / "source", "example.io/busybox:1")
     async with opened(tmp_path, keep_blobs=False) as store:
