@@ -36,11 +36,12 @@ class DiskUse:
 class _Known:
     use: DiskUse | None = None
     due: float = 0.0
-    counting: asyncio.Future[None] | None = None
+    counting: asyncio.Future[None] | None = None  # the thread sets it to None
 
-    def is_being_counted(self) -> bool:
-        # A job may have ended before its future was written down.
-        return self.counting is not None and not self.counting.done()
+    def job(self) -> asyncio.Future[None] | None:
+        """The job that counts it just now. It may have ended before its future was written down."""
+        job = self.counting
+        return None if job is None or job.done() else job
 
 
 class WritableLayers:
@@ -65,13 +66,13 @@ class WritableLayers:
         due = [
             (known, directories(name))
             for name, known in zip(names, wanted, strict=True)
-            if not known.is_being_counted() and now >= known.due
+            if known.job() is None and now >= known.due
         ]
         if due:  # one job for all: of hundreds of containers, most take less time than the handing over of a job
             job = asyncio.get_running_loop().run_in_executor(self._thread, self._count_all, due)
             for known, _ in due:
                 known.counting = job
-        if under_way := {known.counting for known in wanted if known.counting is not None and known.is_being_counted()}:
+        if under_way := {running for known in wanted if (running := known.job()) is not None}:
             await asyncio.wait(under_way, timeout=_PATIENCE)
         found = {name: self._known[name].use for name in names if name in self._known}
         return {name: use for name, use in found.items() if use is not None}
