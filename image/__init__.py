@@ -1,1 +1,1 @@
-"""Images: references, registries, the content store, layers and their removal."""
+"""Images: references, registries, the store, its layers and their removal."""

@@ -1,4 +1,4 @@
-"""Image configurations: parsed, and held against the machine (OCI image-spec, config.md). No I/O."""
+"""Parses image configurations and compares them with the machine (OCI image-spec, config.md). No I/O."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG_LIMIT = 8 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """An image's configuration, with the very bytes its digest is of."""
+    """An image's configuration, with the bytes that its digest covers."""
 
     raw: bytes
     config: ImageConfig
@@ -35,12 +35,12 @@ class Configuration:
 
     @property
     def platform(self) -> Platform:
-        """What it says it runs on."""
+        """The platform that the configuration names."""
         return Platform(self.config.os, self.config.architecture, self.variant)
 
     @property
     def chain_ids(self) -> tuple[str, ...]:
-        """One id for each layer that also covers all layers under it (OCI image-spec, config.md, "Layer ChainID")."""
+        """Each layer's chain id, which covers all layers below as well (OCI image-spec, config.md, "Layer ChainID")."""
         chain: list[str] = []
         for diff_id in self.diff_ids:
             chain.append(digest_of(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
@@ -101,24 +101,24 @@ def parse_configuration(raw: bytes, what: str) -> Configuration:
 
 
 def doubt(configuration: Configuration, platforms: Sequence[Platform], what: str) -> str:
-    """What to warn of when the configuration says that it is for another machine; "" when it does not.
+    """Return a warning if the configuration names another platform than this machine's; "" otherwise.
 
-    Many a configuration says so wrongly, and what its image was chosen by is what counts. Raises OtherPlatform for
-    Windows, whose layers are no Linux file systems, and InvalidImage for more volumes than a container is given.
+    Many configurations name a wrong platform, so this refuses nothing that was chosen otherwise. Raises OtherPlatform
+    for Windows, whose layers are no Linux file systems, and InvalidImage for more volumes than a container may have.
     """
     if (volumes := len(configuration.config.volumes)) > VOLUMES_LIMIT:
         raise InvalidImage(f"pull {what}: it has {volumes} volumes, more than {VOLUMES_LIMIT}")
     platform = configuration.platform
     if platform.suits(platforms):
         return ""
-    claim = f"it says it is for {platform}, this node runs {platforms[0]}"
+    claim = f"its configuration is for {platform}, this node runs {platforms[0]}"
     if platform.normalised.os == "windows":
         raise OtherPlatform(f"pull {what}: {claim}")
     return claim
 
 
 def _nanoseconds(text: str) -> int:
-    """RFC 3339 to nanoseconds since the epoch; 0 for what is no time (seen in the wild: "", year 0001)."""
+    """Convert RFC 3339 to nanoseconds since the epoch; 0 for an invalid time (in use: "", year 0001)."""
     match = re.fullmatch(r"(.{19})(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)", text)
     if match is None:
         return 0

@@ -1,7 +1,7 @@
-"""JSON that others wrote, read as Go's programs read it, since those are what it was tried with.
+"""Parses JSON written by others as leniently as Go's programs, with which it was tested.
 
-A null is a member that is not there; as an element of a list or map it is the type's empty value. Bytes that are no
-UTF-8, and half of a surrogate pair, are U+FFFD.
+A null counts as a missing member; as an element of a list or map it is the type's empty value. Invalid UTF-8 and single
+surrogates become U+FFFD.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ _T = TypeVar("_T")
 
 _NULL: Final = b"null"
 _EMPTY: Final[dict[Any, Any]] = {str: "", int: 0, bool: False}
-_STRUCTURES: Final = 20_000  # with nulls or unknown members, of one document: manifests have hundreds
-_DIGITS: Final = 400  # more are no number that anybody meant, and cost their square to read
-# JSON can write half of a surrogate pair, which is no character. After an odd number of backslashes `\u` is only text.
+_STRUCTURES: Final = 20_000  # with nulls or unknown members, in one document: manifests have hundreds
+_DIGITS: Final = 400  # longer numbers mean nothing, and parsing them takes quadratic time
+# JSON can encode a single surrogate, which is no character. After an odd number of backslashes `\u` is plain text.
 _SURROGATES: Final = re.compile(
     rb"(?<!\\)((?:\\\\)*)(?:(\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2})|\\u[dD][89a-fA-F][\da-fA-F]{2})"
 )
 
 
 class Malformed(ValueError):
-    """The text is no JSON, or not of the form that was asked for."""
+    """The text is not JSON, or does not have the requested form."""
 
 
 def decode(raw: bytes, kind: type[_T]) -> _T:
-    """Parse `raw` as a `kind`, a structure of msgspec's or Any. Raises Malformed.
+    """Parse `raw` as a `kind`, a msgspec structure or Any. Raises Malformed.
 
-    Members that `kind` does not have are skipped and never made values of: nobody bounds how many there are.
+    Members that `kind` does not have are skipped without creating values: their number is unbounded.
     """
     try:
         return _as(raw, kind)
     except RecursionError:
         raise Malformed("nested too deep") from None
-    except ValueError:  # msgspec's own are, too
+    except ValueError:  # includes msgspec's errors
         pass
     try:
         text = _text(raw)
-        _as(text, msgspec.Raw)  # it is JSON, or nobody looks further
-        if kind is dict:  # whatever there is, with numbers that no float holds
+        _as(text, msgspec.Raw)  # fails unless it is JSON
+        if kind is dict:  # any object; numbers beyond a float's range become null
             found: _T = _as_object(text)
             return found
         return _as(_Mending().value(text, kind), kind)
@@ -56,7 +56,7 @@ def decode(raw: bytes, kind: type[_T]) -> _T:
 
 
 def convert(value: object, kind: type[_T]) -> _T:
-    """Take what was parsed already (YAML has nulls, too) as a `kind`. Raises Malformed."""
+    """Convert parsed data (YAML has nulls, too) to a `kind`. Raises Malformed."""
     try:
         raw = msgspec.json.encode(value)
     except RecursionError:
@@ -83,16 +83,16 @@ def _whole(text: str) -> int | None:
 
 
 class _Mending:
-    """Makes JSON that msgspec takes of JSON that it does not take, looking only into what it has to.
+    """Rewrites JSON that msgspec rejects so that it accepts it, visiting only the parts that need it.
 
-    Ends at the first value in which nothing helps, and after _STRUCTURES: what is left has the document refused.
+    Stops at the first value that cannot be fixed, and after _STRUCTURES; the document is then rejected.
     """
 
     def __init__(self) -> None:
         self._left = _STRUCTURES
 
     def value(self, raw: bytes, kind: Any) -> bytes:
-        """`raw` with other nulls, and without members that `kind` does not have."""
+        """Return `raw` with nulls replaced, and without members that `kind` does not have."""
         optional = get_origin(kind) in (UnionType, Union)
         if optional:
             kind = next(one for one in get_args(kind) if one is not NoneType)
@@ -140,7 +140,7 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 @cache
 def _members(kind: Any) -> dict[str, Any] | None:
-    """The members of a structure by their names in JSON; None for what is no structure."""
+    """Return the members of a structure by their JSON names; None for another type."""
     if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
         return None
     return {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
@@ -169,7 +169,7 @@ def _empty(kind: Any) -> bytes:
 
 
 def _text(raw: bytes) -> bytes:
-    """`raw` with characters only."""
+    """Return `raw` with invalid characters replaced."""
     whole = raw.decode(errors="replace").encode()
     if rb"\ud" in whole.lower():
         whole = _SURROGATES.sub(lambda found: found[1] + (found[2] or rb"\ufffd"), whole)

@@ -1,8 +1,8 @@
-"""The image room's error family. Messages read "verb object: reason"; the door maps each class to one gRPC code."""
+"""The errors of `image`. Messages read "verb object: reason". `cri/codes.py` maps each class to one gRPC code."""
 
 
 class ImageError(Exception):
-    """Base of the family: an operation on an image failed for a reason inside the node."""
+    """Base class: an operation on an image failed for a reason inside the node."""
 
 
 class InvalidReference(ImageError):
@@ -10,39 +10,39 @@ class InvalidReference(ImageError):
 
 
 class InvalidConfiguration(ImageError):
-    """registries.conf, or one of its drop-ins, cannot be used; the message names the file."""
+    """registries.conf, a drop-in or another file of configuration is invalid; the message names the file."""
 
 
 class RegistryBlocked(ImageError):
-    """registries.conf forbids pulling from there."""
+    """registries.conf blocks the registry."""
 
 
 class ImageNotFound(ImageError):
-    """The registry answered, and has no such image."""
+    """The registry answered that it has no such image."""
 
 
 class RegistryUnavailable(ImageError):
-    """The registry did not answer, or kept failing; trying again later may help."""
+    """The registry did not answer, or kept failing; a later retry may help."""
 
 
 class AuthenticationRequired(ImageError):
-    """The registry refused the credentials, or wants some."""
+    """The registry refused the credentials, or requires some."""
 
 
 class DigestMismatch(ImageError):
-    """What arrived is not what its digest or size promised."""
+    """The received content does not have the expected digest or size."""
 
 
 class InvalidImage(ImageError):
-    """A manifest, configuration, layer or archive is malformed, unsafe, or of a kind that is not an image."""
+    """A manifest, configuration, layer or archive is malformed, unsafe, or no image."""
 
 
 class NotAnImage(InvalidImage):
-    """It is well-formed and something else: an artifact, a signature."""
+    """It is well-formed but no image: an artifact or a signature."""
 
 
 class OtherPlatform(InvalidImage):
-    """The image is for machines of another kind."""
+    """The image is for other machines."""
 
 
 class SignatureRefused(ImageError):
@@ -50,16 +50,16 @@ class SignatureRefused(ImageError):
 
 
 class ProfileInvalid(ImageError):
-    """A security profile, or the request for one, that no further try makes better."""
+    """A security profile, or a request for one, is invalid: a retry does not help."""
 
 
 class ImageInUse(ImageError):
-    """The image is held by a container and cannot be removed."""
+    """A container uses the image, so it cannot be removed."""
 
 
 class ImageReadOnly(ImageError):
-    """The image is an additional store's: it cannot be changed or removed here."""
+    """The image is in an additional store, so it cannot be changed or removed."""
 
 
 class StorageFull(ImageError):
-    """The store's filesystem has no room left; the message names its path."""
+    """The store's file system is full; the message names the path."""

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class Imports:
-    """Those of one store. New layers are kept as `form` says."""
+    """The imports of one store. `form` determines how new layers are stored."""
 
     def __init__(
         self,
@@ -46,10 +46,10 @@ class Imports:
         self._platforms = platforms
         self._form = form
         self._tasks = Tasks()
-        self._inflated = count(1)  # archives that were decompressed
+        self._inflated = count(1)  # numbers of decompressed archives
 
     async def ended(self) -> None:
-        """Return when none is under way."""
+        """Wait until no import is in progress."""
         await self._tasks.ended()
 
     async def add(self, path: Path, name: str | None) -> list[Image]:
@@ -104,7 +104,7 @@ class Imports:
 
 
 def tag_name(text: str) -> str:
-    """The name an import is filed under. Raises InvalidReference, also for a digest: an archive has no registry's."""
+    """Return the name for an imported image. Raises InvalidReference; also for a digest, which only registries give."""
     reference = parse_reference(text)
     if reference.digest:
         raise InvalidReference(f"import as {text!r}: an imported image is named by a tag")

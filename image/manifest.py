@@ -1,6 +1,6 @@
-"""Manifests and indexes: parsed, validated, and chosen by platform. No I/O.
+"""Parses and validates manifests and indexes, and chooses by platform. No I/O.
 
-Accepted: OCI image-spec 1.1 and Docker schema 2. Refused with a reason: schema 1, artifacts.
+Accepts OCI image-spec 1.1 and Docker schema 2. Refuses schema 1 and artifacts, with a reason.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ LAYER_TYPE = re.compile(
 )
 CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
 
-# Registries take manifests of 4 MiB at least (distribution-spec, "Pushing Manifests"), and some more than that.
+# Registries must accept manifests of 4 MiB (distribution-spec, "Pushing Manifests"); some accept larger ones.
 MANIFEST_LIMIT = 8 << 20  # bytes
-NESTING = 4  # indexes in indexes
-_LAYERS_LIMIT = 500  # the kernel's OVL_MAX_STACK: overlayfs mounts no more
+NESTING = 4  # depth of nested indexes
+_LAYERS_LIMIT = 500  # the kernel's OVL_MAX_STACK, overlayfs' limit
 
-# Docker 1.10 pushed configurations as the first; what a configuration is, is seen when it is parsed.
+# Docker 1.10 pushed configurations with the first type; parsing shows whether it is a configuration.
 _UNTYPED = ("application/octet-stream", "")
-_UNNAMED_LIMIT = 8  # entries of an index, without a platform, that are looked into
+_UNNAMED_LIMIT = 8  # index entries without a platform to look into
 _IMAGE_LAYER = "application/vnd.oci.image.layer."
 _FOREIGN = re.compile(r"application/vnd\.(oci\.image\.layer\.nondistributable|docker\.image\.rootfs\.foreign)\..*")
 
@@ -57,12 +57,12 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def foreign(self) -> bool:
-        """Whether it is a layer that a registry may not have (image-spec layer.md, "Non-Distributable Layers")."""
+        """Whether it is a layer that the registry may not have (image-spec layer.md, "Non-Distributable Layers")."""
         return _FOREIGN.fullmatch(self.media_type) is not None
 
 
 class _Document(msgspec.Struct, frozen=True, rename="camel"):
-    """A manifest or an index, not yet known which."""
+    """A manifest or an index, before it is known which."""
 
     schema_version: int = 2
     media_type: str = ""
@@ -74,7 +74,7 @@ class _Document(msgspec.Struct, frozen=True, rename="camel"):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A manifest of an image, with the very bytes its digest is of."""
+    """An image's manifest, with the bytes that its digest covers."""
 
     raw: bytes
     config: Descriptor
@@ -92,8 +92,11 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A layer as it comes. A digest of "" (docker-archive has none) leaves only the content's, `diff_id`, to verify;
-    an archive that is no layer has neither."""
+    """A layer as it is transferred.
+
+    Without `digest` ("", as in a docker-archive) only the content's digest, `diff_id`, is verified; an archive that is
+    no layer has neither.
+    """
 
     digest: str
     size: int  # bytes
@@ -101,7 +104,7 @@ class Blob:
 
 
 def described_blobs(manifest: Manifest, configuration: Configuration, what: str) -> tuple[Blob, ...]:
-    """The layers of a manifest with the diff ids of its configuration. Raises InvalidImage when they do not pair."""
+    """Return a manifest's layers with the configuration's diff ids. Raises InvalidImage if their numbers differ."""
     if len(manifest.layers) != len(configuration.diff_ids):
         counts = f"{len(manifest.layers)} layers and {len(configuration.diff_ids)} diff ids"
         raise InvalidImage(f"pull {what}: {counts}")
@@ -110,7 +113,7 @@ def described_blobs(manifest: Manifest, configuration: Configuration, what: str)
 
 
 def parse_manifest(raw: bytes, content_type: str, what: str) -> Manifest | Index:
-    """Parse what a registry or layout gave for `what` (named in errors). Raises InvalidImage."""
+    """Parse a manifest or index from a registry or layout; `what` names it in errors. Raises InvalidImage."""
     try:
         document = decode(raw, _Document)
     except Malformed as error:
@@ -118,7 +121,7 @@ def parse_manifest(raw: bytes, content_type: str, what: str) -> Manifest | Index
     if document.schema_version != 2:
         raise InvalidImage(f"parse manifest of {what}: Docker schema {document.schema_version} is not supported")
     media_type = document.media_type or content_type.partition(";")[0].strip()
-    # One document that is both would mean different things to different readers (CVE-2021-41190).
+    # Readers could interpret a document that is both in different ways (CVE-2021-41190).
     if document.manifests is not None and (document.layers is not None or document.config is not None):
         raise InvalidImage(f"parse manifest of {what}: it is both an image manifest and an index")
     if document.manifests is not None or (document.config is None and media_type in INDEX_TYPES):
@@ -138,27 +141,27 @@ def parse_manifest(raw: bytes, content_type: str, what: str) -> Manifest | Index
 
 
 def _refuse_type(media_type: str, wanted: Sequence[str], what: str) -> None:
-    # Docker's registry serves an OCI manifest without mediaType under this neutral name.
+    # Docker's registry serves OCI manifests without mediaType under this generic type.
     if media_type not in (*wanted, "application/json", "application/octet-stream", ""):
         raise InvalidImage(f"parse manifest of {what}: media type {media_type} is not supported")
 
 
 def require_mountable(layers: int, what: str) -> None:
-    """Refuse an image of more layers than a container can be made of, before any is fetched. Raises InvalidImage."""
+    """Refuse an image with more layers than can be mounted, before any is fetched. Raises InvalidImage."""
     if layers > _LAYERS_LIMIT:
-        limit = f"the kernel's overlayfs mounts {_LAYERS_LIMIT} at most: build it with fewer, or squash it"
+        limit = f"overlayfs can mount at most {_LAYERS_LIMIT}: build it with fewer, or squash it"
         raise InvalidImage(f"pull {what}: it has {layers} layers, {limit}")
 
 
 def _refuse_layer(layer: Descriptor, what: str) -> None:
     if not LAYER_TYPE.fullmatch(layer.media_type):
-        # Some call themselves images and are none: cosign's signatures, for one.
+        # Some documents have an image's type without being images, for example cosign's signatures.
         kind = InvalidImage if layer.media_type.startswith(_IMAGE_LAYER) else NotAnImage
         raise kind(f"pull {what}: layer {layer.digest} has unsupported type {layer.media_type}")
 
 
 def checked(descriptor: Descriptor, what: str) -> Descriptor:
-    """The descriptor, fit to be asked for: its digest becomes part of a URL or path. Raises InvalidImage."""
+    """Return the descriptor if its digest can safely become part of a URL or path. Raises InvalidImage."""
     if not is_digest(descriptor.digest):
         raise InvalidImage(f"parse manifest of {what}: {descriptor.digest[:80]!r} is not a sha256 digest")
     if descriptor.size < 0:
@@ -169,16 +172,17 @@ def checked(descriptor: Descriptor, what: str) -> Descriptor:
 # --- platforms
 
 
-DOCUMENTS_LIMIT = 32  # manifests and configurations that a choice may read
+DOCUMENTS_LIMIT = 32  # manifests and configurations to read for one choice
 
 
 def choose(
     document: Manifest | Index, platforms: Sequence[Platform], what: str, depth: int = NESTING
 ) -> Generator[Descriptor, bytes, Manifest]:
-    """The manifest for the best of `platforms`, through as many indexes as there are.
+    """Choose the manifest for the best of `platforms`, through nested indexes.
 
-    A generator that yields what it wants to read, a manifest or a configuration, and is sent its bytes. An index's word
-    for what its entries run on is taken; where it has none, a configuration's is. Raises InvalidImage, OtherPlatform.
+    A generator: it yields descriptors of manifests or configurations to read, and is sent their bytes. An index's
+    statement about an entry's platform is trusted; without one the configuration's is. Raises InvalidImage,
+    OtherPlatform.
     """
     if isinstance(document, Manifest):
         return document
@@ -204,7 +208,7 @@ def choose(
 
 
 def _named(offered: Sequence[Descriptor], platforms: Sequence[Platform]) -> Descriptor | None:
-    """The entry for the best of `platforms`, the first of several."""
+    """Return the entry for the best of `platforms`; the first one if there are several."""
     for platform in platforms:
         for descriptor in offered:
             if descriptor.platform is not None and descriptor.platform.normalised == platform:

@@ -1,4 +1,4 @@
-"""Platforms: what images are for, and what this machine runs, in Go's words (OCI image-spec, image-index.md)."""
+"""Platforms of images and of this machine, in Go's terms (OCI image-spec, image-index.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-# Words of uname(2), Debian and other tools for what Go calls otherwise.
+# Names that uname(2), Debian and other tools use for Go's architectures.
 _ARCHITECTURES = {
     "x86_64": "amd64",
     "x86-64": "amd64",
@@ -24,9 +24,9 @@ _ARCHITECTURES = {
     "loongarch64": "loong64",
 }
 _ARM = {"armhf": "v7", "armel": "v6", "armv5l": "v5", "armv6l": "v6", "armv7l": "v7", "armv8l": "v8"}
-_USUAL_VARIANTS = {"amd64": ("v1",), "arm64": ("v8", "v8.0")}  # what says nothing beyond the architecture
+_USUAL_VARIANTS = {"amd64": ("v1",), "arm64": ("v8", "v8.0")}  # the same as no variant
 
-# What each machine runs beside its own, best first; "" is an arm image that does not say which: ARMv7 is what is meant.
+# Platforms that each machine runs, best first; "" stands for an arm image without a variant, which usually is ARMv7.
 _RUNS = {
     "amd64": (("amd64", ""), ("386", "")),
     "arm64": (("arm64", ""), ("arm", "v8"), ("arm", "v7"), ("arm", ""), ("arm", "v6"), ("arm", "v5")),
@@ -38,7 +38,7 @@ _RUNS = {
 
 
 class Platform(msgspec.Struct, frozen=True):
-    """What an image runs on (linux, arm64, v8)."""
+    """The platform of an image (linux, arm64, v8)."""
 
     os: str = ""
     architecture: str = ""
@@ -49,7 +49,7 @@ class Platform(msgspec.Struct, frozen=True):
 
     @property
     def normalised(self) -> Platform:
-        """The same in Go's words, without what goes without saying."""
+        """The platform in Go's terms, without redundant parts."""
         system, architecture, variant = (text.strip().lower() for text in (self.os, self.architecture, self.variant))
         architecture = _ARCHITECTURES.get(architecture, architecture)
         if architecture in _ARM:
@@ -61,7 +61,7 @@ class Platform(msgspec.Struct, frozen=True):
         return Platform(system, architecture, variant)
 
     def suits(self, platforms: Sequence[Platform]) -> bool:
-        """Whether one of `platforms` is, or may be, this one: what an image does not say is no hindrance."""
+        """Return whether the image may run on one of `platforms`; parts that it does not state match anything."""
         mine = self.normalised
         return any(
             mine.os in ("", there.os)
@@ -72,7 +72,7 @@ class Platform(msgspec.Struct, frozen=True):
 
 
 def node_platforms(machine: str = "") -> tuple[Platform, ...]:
-    """The platforms this machine runs, best first. `machine` is uname's; "" asks the kernel."""
+    """Return the platforms that this machine runs, best first. `machine` is as in uname; "" asks the kernel."""
     own = Platform("linux", machine or os.uname().machine).normalised
     key = "/".join(filter(None, (own.architecture, own.variant)))
     return tuple(Platform("linux", *one) for one in _RUNS.get(key, ((own.architecture, own.variant),)))

@@ -1,7 +1,7 @@
-"""Security profiles from registries (KEP-6061): artifacts of one file, pulled by digest, kept apart from images.
+"""Security profiles from registries (KEP-6061): artifacts with one file, pulled by digest, stored beside the images.
 
-A profile is known by the digest of its manifest. Its file and its record lie side by side below `profiles/`; the record
-is written last, so that what has one is whole.
+A profile is identified by its manifest's digest. Its file and its record are in `profiles/`. The record is written
+last, so a profile with a record is complete.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from image.trust.policy import Accept, Reject, Requirements
 from image.trust.signatures import KEPT_LIMIT, Signature
 
 PROFILE_LIMIT: Final = 1 << 20  # bytes of a profile
-_PROFILES: Final = 4096  # that are kept at most: kubelet removes those that no pod names
-_REFERENCES: Final = 256  # of one profile that are remembered
+_PROFILES: Final = 4096  # the most that are kept; kubelet removes those that no pod names
+_REFERENCES: Final = 256  # references to remember for one profile
 
-Check = Callable[[bytes], None]  # raises for content that is no profile of the kind that is wanted
+Check = Callable[[bytes], None]  # raises if the content is no profile of the requested kind
 
 
 class ProfileInfo(msgspec.Struct, frozen=True):
-    """A profile that was pulled."""
+    """A pulled profile."""
 
     digest: str  # of its manifest
     file: str  # digest of its content
     size: int  # bytes
-    references: tuple[str, ...] = ()  # by which it was pulled, as they were given
+    references: tuple[str, ...] = ()  # the references that it was pulled by, as given
     signatures: tuple[Signature, ...] = ()
 
 
@@ -52,10 +52,10 @@ class _Artifact(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Profiles:
-    """The profiles of one image store. Belongs to the store's event loop."""
+    """The profiles of one image store. Use it only on the store's event loop."""
 
     def __init__(self, directory: Path, registries: Registries, trust: Trust) -> None:
-        """Raises ImageError when the directory cannot be read."""
+        """Raises ImageError if the directory cannot be read."""
         self._directory = directory
         self._registries = registries
         self._trust = trust
@@ -70,11 +70,11 @@ class Profiles:
         return list(self._known.values())
 
     async def accepted(self, reference: str) -> bytes | None:
-        """The file of the profile that a digest-pinned reference names; None if it was not pulled.
+        """Return the file of the profile that a reference with digest names; None if it was not pulled.
 
-        The policy, as it is now, is asked of the reference: that another repository's word for the same digest was
-        good says nothing of this one. Raises SignatureRefused, InvalidConfiguration, InvalidReference, and ImageError
-        when the file cannot be read or is damaged.
+        The present policy is applied to this reference: acceptance of another repository's reference to the same digest
+        does not count. Raises SignatureRefused, InvalidConfiguration, InvalidReference, and ImageError if the file is
+        unreadable or damaged.
         """
         wanted = parse_reference(reference)
         info = self._known.get(wanted.digest)
@@ -90,18 +90,18 @@ class Profiles:
         except OSError as error:
             raise ImageError(f"read profile {path}: {error.strerror}") from error
         if digest_of(content) != info.file:
-            raise ImageError(f"read profile {path}: it is damaged: remove it, and it is pulled anew")
+            raise ImageError(f"read profile {path}: it is damaged: remove it and pull it again")
         return content
 
     async def pull(self, reference: str, media_type: str, credentials: Credentials | None, check: Check) -> bool:
-        """Have the profile here; True if it was, and no registry was asked.
+        """Pull a profile. Returns True if it was in the store and no registry was asked.
 
-        `media_type` is what its manifest has to say it is; `check` is called with content before that is kept. Raises
+        Its manifest must have the type `media_type`; `check` is called with the content before it is stored. Raises
         what `ImageStore.pull` does, InvalidReference for a reference without digest, and what `check` raises.
         """
         wanted = parse_reference(reference)
         if not wanted.digest:
-            raise InvalidImage(f"pull profile {reference}: the reference has no digest")
+            raise InvalidImage(f"pull profile {reference}: the reference must have a digest")
         async with self._locks[wanted.digest]:
             requirements = self._trust.policy().for_reference(wanted)
             known = self._known.get(wanted.digest)
@@ -114,13 +114,13 @@ class Profiles:
             return False
 
     async def remove(self, digest: str) -> None:
-        """Remove a profile; one that is not there is removed. Containers that have it keep it."""
+        """Remove a profile; an unknown one is no error. Containers keep their copies."""
         async with self._locks[digest]:
             if self._known.pop(digest, None) is not None:
                 await asyncio.to_thread(self._unlink, digest)
 
     async def _is_accepted(self, reference: Reference, known: ProfileInfo, requirements: Requirements) -> bool:
-        """Whether what is kept will do. If not, the reference's own registry may have signatures that will."""
+        """Return whether the stored signatures suffice. If not, the reference's own registry may have others."""
         try:
             await self._require(reference, known.signatures, requirements)
         except SignatureRefused:
@@ -145,13 +145,13 @@ class Profiles:
         content = await origin.document(layer, PROFILE_LIMIT)
         await asyncio.to_thread(check, content)
         if len(self._known) >= _PROFILES and reference.digest not in self._known:
-            raise ImageError(f"keep profile {reference}: {_PROFILES} are kept already: remove some")
+            raise ImageError(f"keep profile {reference}: the store is full with {_PROFILES} profiles: remove some")
         await asyncio.to_thread(self._write, self._file(reference.digest), content)
         return ProfileInfo(reference.digest, layer.digest, len(content), signatures=signatures)
 
     async def _keep(self, info: ProfileInfo, reference: str) -> None:
         before = self._known.get(info.digest, info)
-        # Those that were just found good go first, and the others stay: each is some repository's.
+        # The signatures that were just verified come first; the others, for other repositories, follow.
         signatures = tuple(dict.fromkeys((*info.signatures, *before.signatures)))[:KEPT_LIMIT]
         if reference in before.references and before.signatures == signatures:
             return
@@ -166,7 +166,7 @@ class Profiles:
             if path.suffix == ".record":
                 found.append(msgspec.json.decode(path.read_bytes(), type=ProfileInfo))
             elif not path.with_suffix(".record").exists():
-                path.unlink()  # of a pull or removal that was interrupted
+                path.unlink()  # left by an interrupted pull or removal
         return found
 
     def _file(self, digest: str) -> Path:
@@ -176,7 +176,7 @@ class Profiles:
         return self._file(digest).with_suffix(".record")
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Atomically, and durable once it returns. Raises ImageError."""
+        """Write a file atomically and durably. Raises ImageError."""
         draft = path.with_suffix(".new")
         try:
             with draft.open("wb") as file:
@@ -189,7 +189,7 @@ class Profiles:
             raise ImageError(f"write {path}: {error.strerror}") from error
 
     def _unlink(self, digest: str) -> None:
-        # The record first: without one the file is garbage.
+        # The record first: a file without a record is garbage.
         for path in (self._record(digest), self._file(digest)):
             path.unlink(missing_ok=True)
         sync_directory(self._directory)
@@ -203,8 +203,8 @@ def _only_layer(raw: bytes, media_type: str, what: str) -> Descriptor:
     configured = artifact.config.media_type if artifact.config else ""
     if media_type not in (artifact.artifact_type, configured):
         found = artifact.artifact_type or configured or "no type"
-        raise InvalidImage(f"pull profile {what}: it is of type {found}, not {media_type}")
+        raise InvalidImage(f"pull profile {what}: its type is {found}, not {media_type}")
     layers = artifact.layers or ()
     if len(layers) != 1:
-        raise InvalidImage(f"pull profile {what}: it has {len(layers)} layers; a profile is one")
+        raise InvalidImage(f"pull profile {what}: it has {len(layers)} layers; a profile has one")
     return checked(layers[0], what)

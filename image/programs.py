@@ -1,4 +1,4 @@
-"""Others' programs that are asked something: credential helpers, gpgv."""
+"""Runs other programs and returns their output: credential helpers, gpgv."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 
 async def ask(*command: str | Path, given: bytes = b"", seconds: float) -> tuple[int, bytes]:
-    """Run a program with `given` for input; its exit status, and what it printed.
+    """Run a program with `given` as input. Returns its exit status and its output.
 
-    One that takes longer than `seconds`, or whose caller leaves, is killed. Raises OSError when it cannot be run, and
-    TimeoutError.
+    It is killed after `seconds`, or if the caller is cancelled. Raises OSError if it cannot be run, and TimeoutError.
     """
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(

@@ -1,9 +1,9 @@
-"""Image references: distribution's grammar, and the short forms that docker made common.
+"""Image references: distribution's grammar, and docker's short forms.
 
     reference := name [":" tag] ["@" digest]      name := [domain "/"] path
 
-A name without a domain means docker.io, where a path of one component is under `library/`; a reference with neither
-tag nor digest means the tag `latest`. Other than docker, a domain is put in lower case (`lower_host` says why).
+A name without a domain is in docker.io, where a path of one component is under `library/`; a reference without tag
+and digest has the tag `latest`. Unlike docker, domains are converted to lower case (see `lower_host`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEXT_LIMIT = NAME_LIMIT + len(":") + 128 + len("@sha256:") + 64  # characters of
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A fully qualified reference. A digest, when there is one, decides; the tag beside it is only remembered."""
+    """A fully qualified reference. A digest determines the image; a tag beside it is only kept."""
 
     domain: str
     path: str
@@ -44,7 +44,7 @@ class Reference:
 
     @property
     def repository(self) -> str:
-        """Domain and path: what `repo_tags` and `repo_digests` begin with."""
+        """Domain and path, the beginning of `repo_tags` and `repo_digests`."""
         return f"{self.domain}/{self.path}"
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """The one name the store files it under: the digest form when there is a digest, else the tag form."""
+        """The name in the store: with the digest if there is one, else with the tag."""
         return f"{self.repository}@{self.digest}" if self.digest else f"{self.repository}:{self.tag}"
 
     def with_digest(self, digest: str) -> Reference:
@@ -62,18 +62,20 @@ class Reference:
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` is a digest of the only algorithm the store keeps: sha256."""
+    """Return whether `text` is a sha256 digest, the only algorithm in use."""
     return _SHA256.fullmatch(text) is not None
 
 
 def digest_of(content: bytes) -> str:
-    """The sha256 digest of a document or blob."""
+    """Return the sha256 digest of a document or blob."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def lower_host(text: str) -> str:
-    """A reference, or the beginning of one, with its registry in lower case. DNS does not tell A.io from a.io, and what
-    is forbidden to come from one may not come from the other."""
+    """Convert the registry in a reference, or in its beginning, to lower case.
+
+    DNS does not distinguish A.io from a.io, so a rule for one must apply to the other.
+    """
     host, slash, rest = text.partition("/")
     return host.lower() + slash + rest
 
@@ -87,7 +89,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def short_name(text: str) -> Reference | None:
-    """Path, tag and digest of a name that does not say its registry, unqualified; None for one that does.
+    """Return path, tag and digest of a name without a registry, unqualified; None if it names one.
 
     Raises InvalidReference.
     """
@@ -96,9 +98,9 @@ def short_name(text: str) -> Reference | None:
 
 
 def short_references(text: str, registries: tuple[str, ...]) -> tuple[Reference, ...]:
-    """What `text` may mean: itself when it names its registry, else one reference for each of `registries`, in order.
+    """Return the references that `text` may mean: itself with a registry, else one for each of `registries`, in order.
 
-    Raises InvalidReference, also when a short name meets an empty list.
+    Raises InvalidReference; also for a short name if the list is empty.
     """
     domain, path, tag, digest = _split(text)
     if domain:
@@ -109,12 +111,12 @@ def short_references(text: str, registries: tuple[str, ...]) -> tuple[Reference,
 
 
 def _split(text: str) -> tuple[str, str, str, str]:
-    """Domain ("" for a short name), path, tag and digest, each of valid form."""
+    """Return domain ("" for a short name), path, tag and digest, each of valid form."""
     if len(text) > TEXT_LIMIT:
         raise InvalidReference(f"parse reference {text[:32]!r}...: longer than {TEXT_LIMIT} characters")
     match = _REFERENCE.fullmatch(text)
     if match is None:
-        raise InvalidReference(f"parse reference {text!r}: want [registry/]path[:tag][@digest]")
+        raise InvalidReference(f"parse reference {text!r}: expected [registry/]path[:tag][@digest]")
     first, slash, rest = match["name"].partition("/")
     if slash and ("." in first or ":" in first or first == "localhost" or first.lower() != first):
         domain, path = first, rest

@@ -1,4 +1,4 @@
-"""What the daemon's configuration tells the image room."""
+"""The image room's settings from the daemon's configuration."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ LAYER_KINDS = ("auto", "erofs", "unpacked")
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """Paths that do not exist count as empty, unless an operator named them."""
+    """Paths that do not exist count as empty, unless the operator set them."""
 
-    auth_file: Path | None = None  # None: where podman's, skopeo's and docker's logins of root are
+    auth_file: Path | None = None  # None: root's files of podman, skopeo and docker
     certs_dirs: tuple[Path, ...] = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
-    signature_policy: Path | None = None  # None: the default policy if there is one, else everything is accepted
+    signature_policy: Path | None = None  # None: the default policy if it exists, else accept everything
     registries_d: Path = Path("/etc/containers/registries.d")
     progress_timeout: float = 300.0  # seconds without a byte after which a pull fails; 0 for none
-    parallel_downloads: int = 4  # layers of one pull at a time
+    parallel_downloads: int = 4  # layers of one pull to fetch at a time
     layer_limit: int = 64 << 30  # bytes that a layer may unpack to; 0 for no limit
-    keep_blobs: bool = False  # layers also as they came, for exports
-    image_layers: str = "unpacked"  # one of LAYER_KINDS: what new layers become
-    additional_stores: tuple[Path, ...] = ()  # only read; ours, and those before, come first
+    keep_blobs: bool = False  # keep layers also as transferred, for exports
+    image_layers: str = "unpacked"  # one of LAYER_KINDS: how new layers are stored
+    additional_stores: tuple[Path, ...] = ()  # never written; the node's own store and earlier ones win

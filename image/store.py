@@ -1,4 +1,4 @@
-"""The image store: what is pulled, imported, named, held, listed and removed. The room's front.
+"""The image store: pulls, imports, names, holds, lists and removes images. The front of `image`.
 
 <root>/images.db      the durable record (image.shelf.database)
 <root>/layers/<n>/    layers (image.shelf.layers); 0 is an empty one, for images that have none
@@ -47,7 +47,7 @@ _DEFAULTS = ImageSettings()
 
 
 class ImageStore:
-    """The images of one node. Belongs to the event loop it was opened on; its methods are to be called there."""
+    """The images of one node. Use it only on the event loop that opened it."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class ImageStore:
         around: Around | None,
         unmountable: str,
     ) -> None:
-        """For `open`."""
-        self.unmountable = unmountable  # what keeps the kernel from mounting indexed layers, "" if nothing does
+        """Use `open` instead."""
+        self.unmountable = unmountable  # why the kernel cannot mount indexed layers; "" if it can
         self._root = root
         self._settings = settings
         self._records = records
@@ -94,10 +94,10 @@ class ImageStore:
         pinned: Iterable[str] = (),
         around: Around | None = None,
     ) -> ImageStore:
-        """Open or make the store below `root`, and remove what interrupted pulls and removals left there.
+        """Open or make the store in `root`, and remove what interrupted pulls and removals left.
 
-        `pinned` names images that are reported as such, present or not; `around` is entered for a pull and for its
-        parts. Raises ImageError (also when another daemon has the store), InvalidConfiguration, InvalidReference.
+        Images named by `pinned` are reported as pinned; `around` is entered for each pull and its parts. Raises
+        ImageError (also if another daemon uses the store), InvalidConfiguration, InvalidReference.
         """
         async with AsyncExitStack() as undo:
             place = await asyncio.to_thread(StoreRoot.open, root)
@@ -106,7 +106,7 @@ class ImageStore:
             undo.push_async_callback(records.close)
             unmountable = await asyncio.to_thread(why_not, place.path / "tmp")
             if unmountable and settings.image_layers == "erofs":
-                raise ImageError(f'image_layers is "erofs", and layers cannot be mounted here: {unmountable}')
+                raise ImageError(f'image_layers: "erofs" is impossible on this kernel ({unmountable}): set "auto"')
             store = cls(place, registries_conf, settings, records, pinned, around, unmountable)
             undo.push_async_callback(store._workers.close)
             undo.push_async_callback(store._transport.close)
@@ -115,7 +115,7 @@ class ImageStore:
         return store
 
     async def close(self) -> None:
-        """End the pulls in flight, undone, and close everything."""
+        """Cancel and undo the pulls in flight, and close everything."""
         await self.pulls.close()
         await self._imports.ended()
         await self._recorder.ended()
@@ -126,15 +126,15 @@ class ImageStore:
         self._root.close()
 
     async def _load(self) -> None:
-        """Take over what the record, the directories and additional stores have; images that lack a layer go."""
+        """Load the recorded images and additional stores; remove images with missing layers."""
         kinds = (UNPACKED,) if self.unmountable else (UNPACKED, INDEXED)
         additional = await asyncio.to_thread(read_stores, self._settings.additional_stores, kinds)
         lent = {layer.chain_id for store in additional for layer in store.layers}
         images, layers = await self._records.call(Database.images), await self._records.call(Database.layers)
         if self.unmountable and any(layer.kind == INDEXED for layer in layers):
             raise ImageError(
-                f"open image store {self._root.path}: it has layers that cannot be mounted here: {self.unmountable}; "
-                "start the kernel that they were made with, or remove the directory and pull again"
+                f"open image store {self._root.path}: it has layers that this kernel cannot mount: {self.unmountable}; "
+                "boot the kernel that they were made with, or remove the directory and pull again"
             )
         there = await asyncio.to_thread(self._root.layer_names)
         own = [layer for layer in layers if base36(layer.number) in there]
@@ -143,7 +143,7 @@ class ImageStore:
         used = {chain_id for image in whole for chain_id in image.chain_ids}
         broken = [image.id for image in images if not usable.issuperset(image.chain_ids)]
         for image_id in broken:
-            _log.warning("a layer's directory is gone; the image is removed", extra={"image": image_id})
+            _log.warning("removed an image with a missing layer; pull it again", extra={"image": image_id})
         kept = [layer for layer in own if layer.chain_id in used]
         if broken or len(kept) < len(layers):
             gone = {layer.chain_id for layer in layers}.difference(layer.chain_id for layer in kept)
@@ -156,33 +156,33 @@ class ImageStore:
 
     @property
     def layer_kind(self) -> str:
-        """What the layers of new images become."""
+        """The kind of layers of new images."""
         return INDEXED if self._form.indexed else UNPACKED
 
     def images(self) -> list[Image]:
         return [known.image for known in self._catalogue]
 
     def find(self, name: str) -> Image | None:
-        """The image of an id ("sha256:<hex>", the bare hex, a unique prefix of three digits or more) or a reference."""
+        """Find an image by reference or id ("sha256:<hex>", bare hex, or a unique prefix of at least three digits)."""
         known = self._catalogue.find(name)
         return known.image if known is not None else None
 
     def layers(self, image: Image) -> list[Path]:
-        """The directories of an image's layers, topmost first: overlay's lowerdir. Raises ImageNotFound.
+        """Return the directories of an image's layers, topmost first, for overlay's lowerdir. Raises ImageNotFound.
 
-        Those that one above hides as a whole are left out. Never empty: an image without layers has an empty directory.
+        Layers that a higher one hides completely are left out. An image without layers has an empty directory.
         """
         return self.layers_of(image.id)
 
     def layers_of(self, image_id: str) -> list[Path]:
-        """The same of the image with that very id."""
+        """Like `layers`, for the image with this exact id."""
         known = self._catalogue.get(image_id)
         if known is None:
             raise ImageNotFound(f"find layers of {image_id}: the store has no such image")
         return self._layers.stack(known.chain_ids) or [self._root.empty_layer]
 
     def layer_sizes(self, image: Image) -> list[dict[str, str | int]]:
-        """Each layer, lowest first: its chain id, its kind, and the bytes and inodes it takes, unpacked and kept."""
+        """Return each layer, lowest first: chain id, kind, and the bytes and inodes on disk with its kept blob."""
         records = [layer.record for layer in self._layers.get(self._catalogue[image.id].chain_ids)]
         return [
             {"chainID": r.chain_id, "kind": r.kind, "bytes": r.size, "inodes": r.inodes}
@@ -191,9 +191,9 @@ class ImageStore:
         ]
 
     async def require_trusted(self, image: Image, name: str) -> None:
-        """Raise SignatureRefused unless the signature policy, as it is now, accepts the image under `name`.
+        """Raise SignatureRefused unless the present signature policy accepts the image under `name`.
 
-        By id it has to accept one of the image's names.
+        For an id the policy must accept one of the image's names.
         """
         policy = self._trust.policy()
         known = self._catalogue[image.id]
@@ -208,23 +208,24 @@ class ImageStore:
             else:
                 return
         if failure is None and policy.default != (Accept(),):
-            failure = SignatureRefused(f"accept {image.id}: it has no name for the signature policy to judge")
+            reason = "it has no name that the signature policy could accept: tag it, or pull it by name"
+            failure = SignatureRefused(f"accept {image.id}: {reason}")
         if failure is not None:
             raise failure
 
     async def documents(self, image: Image) -> tuple[bytes, bytes]:
-        """Manifest and configuration as they came. Raises ImageNotFound."""
+        """Return the original manifest and configuration. Raises ImageNotFound."""
         return await self._recorder.documents(image.id)
 
     def usage(self) -> tuple[FilesystemUsage, ...]:
-        """What layers and the record take."""
+        """Return the disk use of layers and database."""
         size, inodes = self._layers.usage()
         own_size, own_inodes = self._root.own_usage()
         mountpoint = os.fspath(self._root.path)
         return (FilesystemUsage(mountpoint=mountpoint, bytes=size + own_size, inodes=inodes + own_inodes),)
 
     async def tag(self, name: str, new: str) -> Image:
-        """Give the image that `name` finds the name `new` too, taken from the image that had it.
+        """Give the image that `name` finds the name `new` as well; another image with that name loses it.
 
         Raises ImageNotFound, InvalidReference.
         """
@@ -237,17 +238,16 @@ class ImageStore:
     # --- holding and removing
 
     def hold(self, image_id: str) -> None:
-        """Keep an image from being removed, until `release` was called as often."""
+        """Keep an image from being removed until `release` has been called as often."""
         self._recorder.hold(image_id)
 
     def release(self, image_id: str) -> None:
         self._recorder.release(image_id)
 
     async def remove(self, name: str) -> None:
-        """Remove the image that `name` finds, under all its names, and the layers only it has.
+        """Remove the image that `name` finds, with all its names and the layers that no other image has.
 
-        An unknown name is no error. Raises ImageInUse, ImageReadOnly. Goes on to its end though the
-        caller is cancelled.
+        An unknown name is no error. Raises ImageInUse, ImageReadOnly. It finishes even if the caller is cancelled.
         """
         await self._recorder.remove(name)
 
@@ -260,36 +260,35 @@ class ImageStore:
         progress: Callable[[PullProgress], None] | None = None,
         auth_file: Path | None = None,
     ) -> Image:
-        """Pull an image, or find that the store has what the registry has. An equal pull in flight is joined.
+        """Pull an image, unless the store has what the registry has. An identical pull in flight is joined.
 
-        Without credentials those that the node keeps are used, or the ones in `auth_file` (containers-auth.json(5)).
-        A pull whose callers were all cancelled is undone. Raises InvalidReference, InvalidConfiguration,
-        RegistryBlocked, ImageNotFound, AuthenticationRequired, RegistryUnavailable, DigestMismatch, InvalidImage,
-        StorageFull.
+        Without credentials the node's own are used, or those in `auth_file` (containers-auth.json(5)). A pull is undone
+        if all callers are cancelled. Raises InvalidReference, InvalidConfiguration, RegistryBlocked, ImageNotFound,
+        AuthenticationRequired, RegistryUnavailable, DigestMismatch, InvalidImage, StorageFull.
         """
         return await self.pulls.pull(reference, credentials, progress, auth_file)
 
     async def import_archive(self, path: Path, name: str | None = None) -> list[Image]:
-        """Add the images of an OCI layout (a directory or a tar) or a docker-archive that run on this node.
+        """Import images for this node's platform from an OCI layout (directory or tar) or a docker-archive.
 
-        A tar may be compressed with gzip or zstd. Images are named as the archive says, or `name` if there is but one.
+        A tar may be compressed with gzip or zstd. Names are the archive's, or `name` if there is only one image.
         Raises InvalidReference, InvalidImage, DigestMismatch, StorageFull.
         """
         return await self._imports.add(path, name)
 
     async def unpack_archive(self, source: AsyncIterator[bytes] | int, size: int, directory: Path) -> None:
-        """Unpack a tar, compressed or not, into the empty `directory`, as guarded as a layer (LayerWriter's `marked`).
+        """Unpack a tar, compressed or not, into the empty `directory`, as safely as a layer (see `marked`).
 
-        `source` gives its `size` bytes, or is an open file. Raises InvalidImage, StorageFull, ImageError.
+        `source` yields its `size` bytes, or is an open file. Raises InvalidImage, StorageFull, ImageError.
         """
         unpacked = await self._workers.unpack(source, Blob("", size, ""), directory, marked=True)
-        if unpacked.unsettled is not None:  # an archive lies on no layers
+        if unpacked.unsettled is not None:  # an archive has no layers below it
             unpacked.unsettled.close()
 
     async def export(self, name: str, path: Path, form: str) -> str:
-        """Write an image to the new file or directory `path`, in a form of `export.FORMATS`; its manifest's digest.
+        """Export an image to the new file or directory `path` in a format of `export.FORMATS`; return its digest.
 
-        Raises ImageNotFound, also when its blobs were not kept, InvalidImage, DigestMismatch, StorageFull.
+        Raises ImageNotFound (also if its blobs were not kept), InvalidImage, DigestMismatch, StorageFull.
         """
         image = self.find(name)
         if image is None:
@@ -307,13 +306,13 @@ class ImageStore:
     # --- verifying
 
     async def verify(self, name: str = "") -> list[Verdict]:
-        """Compare an image, or all, with what was recorded of it. Raises ImageNotFound."""
+        """Compare one image, or all, with the records. Raises ImageNotFound."""
         return await self._verifier.verify(name)
 
     async def repair(self, name: str = "") -> list[Verdict]:
-        """Pull damaged images again; the verdicts afterwards. Those that no registry gave stay as they are.
+        """Pull damaged images again, and return the new verdicts. Images that came from no registry stay as they are.
 
-        Raises ImageInUse, before anything is done, when containers use one, what `verify` raises, and, after all
-        others were repaired, what a pull did: such an image is gone.
+        Raises ImageInUse, before doing anything, if containers use a damaged image; what `verify` raises; and, after
+        the others are repaired, what a failed pull raised: its image is gone.
         """
         return await self._repairer.repair(name)

@@ -1,4 +1,4 @@
-"""Work that goes on to its end though whoever waits for it is cancelled."""
+"""Tasks that finish even if their waiters are cancelled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 
 
 class Tasks:
-    """Tasks of one event loop, each referred to until it ends."""
+    """Tasks of one event loop; keeps a reference to each until it ends."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
@@ -23,7 +23,7 @@ class Tasks:
         return task
 
     async def undisturbed(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Await `work` to its end even when cancelled: what it changes on disk and in memory goes together."""
+        """Await `work` to its end even if cancelled: its changes on disk and in memory belong together."""
         task = self.start(work)
         try:
             return await asyncio.shield(task)
@@ -33,6 +33,6 @@ class Tasks:
                     await asyncio.wait([task])
 
     async def ended(self) -> None:
-        """Return when none runs."""
+        """Wait until no task is running."""
         while self._running:
             await asyncio.wait(self._running)

@@ -1,1 +1,1 @@
-"""Images in files: read and written."""
+"""Reads and writes images in files."""

@@ -1,4 +1,4 @@
-"""Archives as files by name: a directory or a tar, whatever is in it. Blocking I/O."""
+"""Archives as named members: a directory or a tar. Blocking I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 
 
 class Archive(Protocol):
-    """A place with named members."""
+    """A set of named members."""
 
     path: Path
 
@@ -27,13 +27,13 @@ class Archive(Protocol):
     def size(self, member: str) -> int: ...
 
     def open(self, member: str) -> int:
-        """A new descriptor, positioned at the member's first byte. Raises InvalidImage when there is none."""
+        """Return a new descriptor at the member's first byte. Raises InvalidImage if it does not exist."""
 
     def close(self) -> None: ...
 
 
 class _Directory:
-    """Its members are named by documents in it: what they name is in it, too, whatever links there are."""
+    """A directory. Its documents name members, which must be inside it, whatever links there are."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -69,7 +69,7 @@ class _Directory:
 
 
 class _Tar:
-    """A tar in the open file `descriptor`, called `path`."""
+    """The tar in the open file `descriptor`; `path` is its name in errors."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -99,7 +99,7 @@ class _Tar:
 
     def open(self, member: str) -> int:
         found = self._member(member)
-        # An open of its own, since it has a position of its own; the file may have no name (any more).
+        # A new open file, because it has its own position; the file may have no name any more.
         descriptor = os.open(f"/proc/self/fd/{self._file.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
         os.lseek(descriptor, found.offset_data, os.SEEK_SET)
         return descriptor
@@ -108,7 +108,7 @@ class _Tar:
         self._file.close()
 
     def _member(self, name: str) -> tarfile.TarInfo:
-        """The regular file `name`, through one link: old `docker save` links a layer that two images share."""
+        """Find the regular file `name`, through one link: old `docker save` links layers that images share."""
         member = self._members.get(posixpath.normpath(name))
         if member is not None and member.issym():
             member = self._members.get(posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname)))
@@ -120,7 +120,7 @@ class _Tar:
 
 
 def open_file(path: Path) -> int:
-    """The archive at `path`, to be given to `open_archive`. Raises InvalidImage when there is nothing of the kind."""
+    """Open the archive at `path` for `open_archive`. Raises InvalidImage if it is neither file nor directory."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
@@ -132,14 +132,14 @@ def open_file(path: Path) -> int:
 
 
 def is_compressed(descriptor: int) -> bool:
-    """Whether it is a file compressed with gzip or zstd."""
+    """Return whether it is a file compressed with gzip or zstd."""
     return stat.S_ISREG(os.fstat(descriptor).st_mode) and os.pread(descriptor, 4, 0).startswith(_COMPRESSED)
 
 
 def open_archive(path: Path, descriptor: int) -> Archive:
-    """The archive that `descriptor`, which is closed with it, is open on; `path` is its name in errors.
+    """Return the archive in the open `descriptor`, which it closes; `path` is its name in errors.
 
-    Raises InvalidImage when it is none.
+    Raises InvalidImage if it is none.
     """
     if stat.S_ISDIR(os.fstat(descriptor).st_mode):
         return _Directory(path, descriptor)

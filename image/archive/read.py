@@ -1,4 +1,4 @@
-"""Images in files: an OCI image layout (a directory or a tar) and what `docker save` writes. Blocking I/O."""
+"""Reads images from OCI image layouts (directory or tar) and from what `docker save` writes. Blocking I/O."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ _NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.n
 
 @dataclass(frozen=True, slots=True)
 class ArchivedImage:
-    """An image found in an archive; `members[i]` is where the blob of layer i lies."""
+    """An image in an archive; `members[i]` is the member with layer i."""
 
-    names: tuple[str, ...]  # as written there, not normalised
+    names: tuple[str, ...]  # as in the archive, not normalised
     manifest: bytes
     configuration: Configuration
     members: tuple[str, ...]
     blobs: tuple[Blob, ...]
-    doubt: str = ""  # why it may not run here
+    doubt: str = ""  # why it may not run here; "" if nothing is wrong
 
 
 def archived_images(archive: Archive, platforms: Sequence[Platform]) -> list[ArchivedImage]:
-    """The images in `archive` that run on one of `platforms`. Raises InvalidImage, DigestMismatch."""
+    """Return the images in `archive` that run on one of `platforms`. Raises InvalidImage, DigestMismatch."""
     if archive.has("oci-layout"):
         return _layout_images(archive, platforms)
     if archive.has("manifest.json"):
@@ -80,7 +80,7 @@ def _layout_images(archive: Archive, platforms: Sequence[Platform]) -> list[Arch
     for descriptor in index.manifests:
         names = (descriptor.annotations or {}).get
         name = next(filter(None, map(names, _NAME_ANNOTATIONS)), "")
-        # A bare tag, as some tools write, names no image.
+        # A bare tag, as some tools write it, names no image.
         called = (name,) if "/" in name or ":" in name else ()
         try:
             image = _layout_image(archive, descriptor, called, platforms)
@@ -88,7 +88,7 @@ def _layout_images(archive: Archive, platforms: Sequence[Platform]) -> list[Arch
             reason = reason or error
         else:
             (doubtful if image.doubt and descriptor.platform in (None, Platform()) else found).append(image)
-    # What it is for is only what its configuration says: that is not to be trusted when there is nothing beside it.
+    # An image whose only statement of a platform is its configuration is accepted if there is no other image.
     if not found and len(doubtful) == 1:
         return doubtful
     if not found:
@@ -99,10 +99,10 @@ def _layout_images(archive: Archive, platforms: Sequence[Platform]) -> list[Arch
 def _layout_image(
     archive: Archive, descriptor: Descriptor, names: tuple[str, ...], platforms: Sequence[Platform]
 ) -> ArchivedImage:
-    """The image of an entry. Raises NotAnImage and OtherPlatform for what may lie beside one."""
+    """Return the image of an index entry. Raises NotAnImage and OtherPlatform for entries that may lie beside it."""
     what = f"{descriptor.digest} in {archive.path}"
     if descriptor.artifact_type or descriptor.media_type not in MANIFEST_TYPES:
-        raise NotAnImage(f"read {what}: it is no image, but {descriptor.artifact_type or descriptor.media_type}")
+        raise NotAnImage(f"read {what}: it is not an image, but {descriptor.artifact_type or descriptor.media_type}")
     claimed = descriptor.platform or Platform()
     if descriptor.media_type not in INDEX_TYPES and not claimed.suits(platforms):
         raise OtherPlatform(f"read {what}: it is for {claimed}, this node runs {platforms[0]}")
@@ -126,7 +126,7 @@ def _blob_path(digest: str) -> str:
 
 
 def _verified(archive: Archive, descriptor: Descriptor) -> bytes:
-    """A manifest or a configuration."""
+    """Read and verify a manifest or a configuration."""
     content = _read(archive, _blob_path(descriptor.digest), max(MANIFEST_LIMIT, CONFIG_LIMIT))
     if digest_of(content) != descriptor.digest:
         raise DigestMismatch(f"read {archive.path}: blob {descriptor.digest} has digest {digest_of(content)}")
@@ -165,7 +165,7 @@ def _docker_image(archive: Archive, image: _DockerImage, platforms: Sequence[Pla
 
 
 def _docker_manifest(configuration: Configuration, blobs: Sequence[Blob]) -> bytes:
-    """The manifest of an image that came without one: its layers as they are, uncompressed."""
+    """Make a manifest for an image without one, with its uncompressed layers."""
     config = {"mediaType": DOCKER_CONFIG, "digest": configuration.digest, "size": len(configuration.raw)}
     layers = [{"mediaType": DOCKER_LAYER, "digest": blob.diff_id, "size": blob.size} for blob in blobs]
     document = {"schemaVersion": 2, "mediaType": DOCKER_MANIFEST, "config": config, "layers": layers}

@@ -1,4 +1,4 @@
-"""Writes images of the store as OCI layouts and docker archives, of the very bytes they came in. Blocking I/O."""
+"""Exports images of the store as OCI layouts and docker archives, from the original bytes. Blocking I/O."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 
 @dataclass(frozen=True, slots=True)
 class KeptImage:
-    """An image with its blobs as they came, lowest layer first, and the tars in them, where those are kept."""
+    """An image with its original blobs, lowest layer first, and the tars in them where those were kept."""
 
     id: str
     names: tuple[str, ...]  # its tags
@@ -65,7 +65,7 @@ class _Archive:
 
 
 class _Hashed(io.RawIOBase):
-    """A file that hashes what is read of it."""
+    """A file that hashes what is read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
@@ -79,20 +79,21 @@ class _Hashed(io.RawIOBase):
 
 
 def export(image: KeptImage, path: Path, form: str) -> str:
-    """Write `image` to the new file or directory `path` in one of FORMATS; the digest of its manifest.
+    """Write `image` to the new file or directory `path` in one of FORMATS. Returns its manifest's digest.
 
-    Raises InvalidImage when the path or form cannot be, ImageNotFound when a layer's blob was not kept, DigestMismatch
-    when one is damaged, StorageFull. What was written is removed then.
+    Raises InvalidImage for an invalid path or format, ImageNotFound if a layer's blob was not kept, DigestMismatch for
+    a damaged one, StorageFull. After an error nothing is left.
     """
     if form not in FORMATS:
-        raise InvalidImage(f"export to {path}: form {form!r} is none of {', '.join(FORMATS)}")
+        raise InvalidImage(f"export to {path}: format {form!r} must be one of {', '.join(FORMATS)}")
     manifest = parse_manifest(image.manifest, "", image.id)
     if not isinstance(manifest, Manifest):
         raise InvalidImage(f"export {image.id}: its manifest is an index")
     for blob, tar in zip(image.layers, image.tars, strict=True):
         if not blob.is_file() and (tar is None or form != "docker-archive"):
             raise ImageNotFound(
-                f"export {image.id}: its layers' blobs were not kept; set keep_blobs = true, remove and pull it again"
+                f"export {image.id}: its layers' blobs were not kept: set keep_blobs = true, then remove the image and "
+                "pull it again"
             )
     with _made(path, form) as sink:
         (_write_docker if form == "docker-archive" else _write_layout)(image, manifest, sink)
@@ -116,7 +117,7 @@ def _write_layout(image: KeptImage, manifest: Manifest, sink: _Sink) -> None:
 
 
 def _write_docker(image: KeptImage, manifest: Manifest, sink: _Sink) -> None:
-    """Layers stay as they are kept, compressed or not, both of which docker, podman and skopeo read."""
+    """Write a docker archive. Layers stay as kept, compressed or not; docker, podman and skopeo accept both."""
     config = f"{image.id.removeprefix('sha256:')}.json"
     layers = list(_docker_layers(image, manifest))
     names = [f"{digest.removeprefix('sha256:')}.tar" for digest, _ in layers]
@@ -142,7 +143,7 @@ class _Typed(msgspec.Struct, frozen=True, rename="camel"):
 
 
 def _annotations(name: str) -> dict[str, str]:
-    """What containerd, and what skopeo and umoci call an image by."""
+    """Return the annotations by which containerd, skopeo and umoci name an image."""
     return {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
 
 
@@ -160,17 +161,17 @@ def _add_blob(sink: _Sink, name: str, path: Path, digest: str) -> None:
         sink.add(name, os.fstat(file.fileno()).st_size, hashed)  # type: ignore[arg-type]  # only `read` is asked for
         found = f"sha256:{hashed.sha256.hexdigest()}"
     if found != digest:
-        raise DigestMismatch(f"export blob {digest}: what is kept of it has digest {found}; verify the store")
+        raise DigestMismatch(f"export blob {digest}: the kept blob has digest {found}: run crisp image verify")
 
 
 @contextmanager
 def _made(path: Path, form: str) -> Iterator[_Sink]:
-    """The output, in place only when it is whole."""
+    """Make the output; it gets its name only when it is complete."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with ExitStack() as undo:
             if os.path.lexists(path):
-                raise InvalidImage(f"export to {path}: it exists")
+                raise InvalidImage(f"export to {path}: it exists already")
             undo.callback(_remover(draft))
             if form == "oci":
                 draft.mkdir()

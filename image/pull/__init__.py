@@ -1,1 +1,1 @@
-"""Pulls: one of them, and all that are in flight."""
+"""Pulls: a single one, and all that are in flight."""

@@ -1,4 +1,4 @@
-"""Pulls in flight: where an image may come from, who waits for it, and what became of them."""
+"""Pulls in flight: their sources, their waiters, and their results."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from image.unpack.workers import LayerForm, Workers
 
 _log = logging.getLogger(__name__)
 
-# What one search registry may answer while the next still has the short name.
+# Errors of one search registry after which the next one is tried for a short name.
 _NEXT_REGISTRY = (ImageNotFound, AuthenticationRequired, RegistryUnavailable, SignatureRefused)
 
-Around = Callable[[str, Mapping[str, str]], AbstractContextManager[object]]  # what is done, attributes
+Around = Callable[[str, Mapping[str, str]], AbstractContextManager[object]]  # takes a name and attributes
 _Key = tuple[tuple[Reference, ...], Credentials | None, Path | None]
 
 
@@ -39,7 +39,7 @@ def _unseen(_name: str, _attributes: Mapping[str, str]) -> AbstractContextManage
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A pull in flight and everybody who waits for it."""
+    """A pull in flight and its waiters."""
 
     task: asyncio.Task[Image]
     waiters: int = 0
@@ -47,7 +47,7 @@ class _Job:
 
 
 class Pulls:
-    """All pulls of one store."""
+    """All pulls of a store."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Pulls:
         form: LayerForm,
         around: Around | None = None,
     ) -> None:
-        """`around` is entered for a pull, and for its parts."""
+        """`around` is entered for each pull and its parts."""
         self._recorder = recorder
         self._catalogue = catalogue
         self._registries = registries
@@ -76,11 +76,11 @@ class Pulls:
 
     @property
     def in_flight(self) -> int:
-        """How many pulls there are just now."""
+        """Number of pulls in flight."""
         return len(self._jobs)
 
     async def close(self) -> None:
-        """End the pulls in flight, undone."""
+        """Cancel and undo the pulls in flight."""
         for job in self._jobs.values():
             job.task.cancel()
         await self._tasks.ended()
@@ -149,13 +149,13 @@ class Pulls:
         signed = any(not isinstance(requirement, Accept) for requirement in requirements)
         if not signed and (image := await self._as_known(reference, origin)):
             return image
-        failures: dict[str, ImageError] = {}  # by the digest of what could not be pulled
+        failures: dict[str, ImageError] = {}  # by the digest that could not be pulled
         while True:
             digest = ""
             try:
                 with self._around("resolve the name", {}):
                     resolved = await resolve(origin, reference)
-                if resolved.digest in failures:  # the next place has the very same: it is not a mirror's damage
+                if resolved.digest in failures:  # the next place has the same digest, so it is not damaged in a mirror
                     raise failures[resolved.digest]
                 digest = resolved.digest
                 return await self._resolved(resolved, origin, requirements if signed else (), listeners)
@@ -164,8 +164,10 @@ class Pulls:
                 origin.pass_over(error)
 
     async def _as_known(self, reference: Reference, origin: Origin) -> Image | None:
-        """The image that the store has, if the registry says that it is what the name stands for. Its manifest is not
-        fetched: that is what registries count."""
+        """Return the stored image if the registry confirms that the name still means it.
+
+        It does not fetch the manifest: registries count that as a pull.
+        """
         if not self._catalogue.has_some_of(reference.repository):
             return None
         with self._around("resolve the name", {}):

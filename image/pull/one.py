@@ -1,4 +1,4 @@
-"""One pull: from a reference to the manifest and configuration for this node, and to the layers' unpacking."""
+"""One pull: resolves a reference to manifest and configuration for this node, and unpacks the layers."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ Report = Callable[[PullProgress], None]
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a tag or digest stands for at its registry, just now."""
+    """The present meaning of a tag or digest at its registry."""
 
     reference: Reference
-    digest: str  # of the manifest or index that the registry gave for it
+    digest: str  # of the manifest or index that the registry returned
     document: Manifest | Index
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the image is filed under."""
+        """The image's names in the store."""
         return names(self.reference, self.digest)
 
 
 def names(reference: Reference, digest: str) -> tuple[str, ...]:
-    """What an image is filed under: the tag that was asked for, and the digest it had."""
+    """Return an image's names in the store: by the requested tag, and by its digest."""
     by_digest = reference.with_digest(digest).name
     return (by_digest,) if reference.digest else (reference.name, by_digest)
 
 
 async def resolve(origin: Origin, reference: Reference) -> Resolved:
-    """Ask what `reference` is. Raises what `Origin.manifest` does, and InvalidImage."""
+    """Resolve a reference at its registry. Raises what `Origin.manifest` does, and InvalidImage."""
 
     def read(raw: bytes, content_type: str) -> Resolved:
         return Resolved(reference, digest_of(raw), parse_manifest(raw, content_type, str(reference)))
@@ -91,7 +91,7 @@ async def _document(origin: Origin, wanted: Descriptor, what: str) -> bytes:
 async def get_configuration(
     origin: Origin, manifest: Manifest, platforms: Sequence[Platform], what: str
 ) -> tuple[Configuration, tuple[Blob, ...]]:
-    """The configuration of an image, and its layers. Raises what `Origin.document` does, and InvalidImage."""
+    """Fetch an image's configuration and describe its layers. Raises what `Origin.document` does, and InvalidImage."""
     raw = await origin.document(manifest.config, CONFIG_LIMIT)
     configuration = await asyncio.to_thread(parse_configuration, raw, what)
     blobs = described_blobs(manifest, configuration, what)
@@ -101,7 +101,7 @@ async def get_configuration(
 
 
 class LayerDownloads:
-    """Unpacks the layers of one image while they arrive, and tells how far each is."""
+    """Unpacks the layers of an image while they arrive, and reports the progress of each."""
 
     def __init__(
         self, origin: Origin, manifest: Manifest, blobs: Sequence[Blob], report: Report, counts: PullCounts
@@ -116,7 +116,7 @@ class LayerDownloads:
             self._tell(layer, 0, PullPhase.WAITING)
 
     def make(self, workers: Workers, form: LayerForm) -> Make:
-        """What `Layers.acquired` calls for a layer that is not there yet."""
+        """Return the function that `Layers.acquired` calls for a missing layer."""
 
         async def make(position: int, directory: Path) -> Unpacked:
             self._begun.add(position)
@@ -139,7 +139,7 @@ class LayerDownloads:
         return make
 
     def finish(self) -> None:
-        """Tell of the layers that were there already."""
+        """Report the layers that were already in the store."""
         for position, layer in enumerate(self._layers):
             if position not in self._begun:
                 self._counts.layers_shared += 1

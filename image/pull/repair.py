@@ -1,4 +1,4 @@
-"""Repairs images whose layers or documents are not what was recorded: they are removed, and pulled again."""
+"""Repairs images whose layers or documents differ from the records, by removing and pulling them again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 class Repairer:
-    """Those of one store."""
+    """The repairs of one store."""
 
     def __init__(self, verifier: Verifier, recorder: ImageRecorder, pulls: Pulls) -> None:
         self._verifier = verifier
@@ -26,7 +26,7 @@ class Repairer:
         pulled = [verdict for verdict in damaged if any("@" in one for one in verdict.names)]
         for verdict in pulled:
             self._recorder.require_free(verdict.id, f"repair image {verdict.id}")
-        for verdict in pulled:  # all of them before the first pull, or it would find damaged layers that they share
+        for verdict in pulled:  # all before the first pull, which would otherwise reuse shared damaged layers
             await self._recorder.remove(verdict.id)
         failures: list[ImageError] = []
         for verdict in pulled:

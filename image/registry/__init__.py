@@ -1,1 +1,1 @@
-"""Talking to registries: names to endpoints, authentication, HTTP."""
+"""Access to registries: from names to endpoints, authentication, HTTP."""

@@ -1,4 +1,4 @@
-"""What a registry answers: its refusals, where a blob's body begins, how fast it sends."""
+"""Interprets a registry's answers: errors, the start of a blob's body, the speed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import msgspec
 from image.documents import Malformed, decode
 from image.errors import AuthenticationRequired, ImageError, ImageNotFound, RegistryUnavailable
 
-_LEAST_PROGRESS = 64 << 10  # bytes within a progress timeout that tell a slow registry from one that drips
+_LEAST_PROGRESS = 64 << 10  # bytes within a progress timeout; with less the registry counts as stalled
 
 
 class Pace:
-    """How fast a registry sends, by the time that we wait for it and not for the disk."""
+    """Measures a registry's speed by the time spent waiting for it, not for the disk."""
 
     def __init__(self, limit: float, what: str) -> None:
         self._limit = limit
@@ -27,7 +27,7 @@ class Pace:
         self._since = time.monotonic()
 
     def received(self, size: int) -> None:
-        """Raises RegistryUnavailable when too little came in too long a time."""
+        """Count received bytes. Raises RegistryUnavailable if too few came in too long a time."""
         now = time.monotonic()
         self._waited += now - self._since
         self._since = now
@@ -48,12 +48,12 @@ class _ErrorBody(msgspec.Struct, frozen=True):
 
 
 async def refusal(response: aiohttp.ClientResponse, own: bool, what: str) -> ImageError:
-    """The error that an answer of another status means.
+    """Return the error for an answer with another status.
 
-    The words of a host that the registry redirected to are not repeated: it may be one that only this node reaches, and
-    errors are read by whoever may see a pod's events.
+    The text of a host that the registry redirected to is left out: the host may be reachable from this node only, and
+    everybody who sees a pod's events can read errors.
     """
-    text = f"get {what}: " + ("the registry" if own else f"{response.url.host}, where the registry sends us,")
+    text = f"get {what}: " + ("the registry" if own else f"{response.url.host}, to which the registry redirects,")
     text += f" answered {response.status}"
     if own and (said := await _said(response)):
         text += f": {said}"
@@ -73,7 +73,7 @@ async def _said(response: aiohttp.ClientResponse) -> str:
 
 
 def first_byte(response: aiohttp.ClientResponse, wanted: int) -> int:
-    """Where in the blob the body begins, at most at `wanted`: a server may ignore the range."""
+    """Return the offset in the blob where the body begins, at most `wanted`: a server may ignore the range."""
     if response.status != 206:
         return 0
     start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]

@@ -1,4 +1,4 @@
-"""How a registry asks for authentication, and what answers it (RFC 9110, distribution's token specification)."""
+"""Registries' authentication challenges and the answers (RFC 9110, distribution's token specification)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from image.errors import AuthenticationRequired
 from image.model import Credentials
 from image.reference import DEFAULT_DOMAIN
 
-_HEADER_LIMIT = 64 << 10  # characters of a header that are looked at
+_HEADER_LIMIT = 64 << 10  # characters of a header to parse
 
-# RFC 9110, 5.6.2 (token), 5.6.4 (quoted-string), 11.2 (auth-param, token68), 11.6.1. Values are also taken as servers
-# write them that forget to quote a URL.
+# RFC 9110, 5.6.2 (token), 5.6.4 (quoted-string), 11.2 (auth-param, token68), 11.6.1. Unquoted URLs, which some servers
+# send, are accepted as values.
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _SCHEME = re.compile(rf"(?P<scheme>{_TOKEN})(?=[\s,]|$)(?:[ \t]+[A-Za-z0-9._~+/-]++=*+[ \t]*(?=,|$))?")
 _PARAMETER = re.compile(
@@ -29,14 +29,14 @@ _JUNK = re.compile(r"[^,]+")
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way in that a WWW-Authenticate header offers. `scheme` is lower case."""
+    """A challenge of a WWW-Authenticate header. `scheme` is lower case."""
 
     scheme: str
     parameters: Mapping[str, str]
 
 
 def parse_challenges(header: str) -> tuple[Challenge, ...]:
-    """The challenges of one WWW-Authenticate header, as far as it can be understood."""
+    """Parse the challenges in a WWW-Authenticate header, as far as possible."""
     found: list[tuple[str, dict[str, str]]] = []
     header = header[:_HEADER_LIMIT]
     at = 0
@@ -54,13 +54,13 @@ def parse_challenges(header: str) -> tuple[Challenge, ...]:
 
 
 def basic(credentials: Credentials) -> str:
-    """The Authorization value of a name and a password."""
+    """Return the Authorization value for a name and password."""
     login = f"{credentials.username}:{credentials.password}"
     return "Basic " + base64.b64encode(login.encode(errors="surrogateescape")).decode()
 
 
 def usable_at(credentials: Credentials | None, domain: str) -> Credentials | None:
-    """The credentials if they are for the registry `domain`, else None."""
+    """Return the credentials if they are for the registry `domain`, else None."""
     if credentials is None or not credentials.server_address:
         return credentials
     host = re.sub(r"^https?://", "", credentials.server_address).partition("/")[0].lower()
@@ -75,7 +75,7 @@ class _Token(msgspec.Struct, frozen=True):
 
 
 def parse_token(body: bytes, realm: str) -> str:
-    """The bearer token in a token service's answer. Raises AuthenticationRequired when there is none."""
+    """Return the bearer token in a token service's answer. Raises AuthenticationRequired if there is none."""
     try:
         answer = decode(body, _Token)
     except Malformed as error:

@@ -1,6 +1,6 @@
-"""Credentials that the node itself keeps: containers-auth.json(5), docker's config.json, and credential helpers.
+"""The node's own credentials: containers-auth.json(5), docker's config.json, and credential helpers.
 
-Each file is read when it is needed, so that a login takes effect at the next pull.
+Each file is read at each use, so that a login takes effect at the next pull.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from image.model import Credentials
 from image.programs import ask
 from image.reference import DEFAULT_DOMAIN, lower_host
 
-NO_LOGINS = Path(os.devnull)  # an auth file for those who are to have no more than anybody may
-IN_FILES = "containers-auth.json"  # what `credential-helpers` of registries.conf calls these files themselves
+NO_LOGINS = Path(os.devnull)  # an auth file without any logins
+IN_FILES = "containers-auth.json"  # stands for these files in `credential-helpers` of registries.conf
 _HELPER_SECONDS = 30.0
 _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HELPER_ANSWER_LIMIT = 1 << 20  # bytes
-_TOKEN_USER = "<token>"  # a helper's word for "the secret is an identity token"
+_TOKEN_USER = "<token>"  # a helper's user name for an identity token
 _NOTHING_KEPT = ("credentials not found in native keychain", "no credentials")
 _HUB_KEY = "https://index.docker.io/v1/"
 
@@ -60,15 +60,15 @@ class _HelperAnswer(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 def default_files(home: Path = Path("/root"), runtime: Path = Path("/run/containers/0")) -> tuple[Path, ...]:
-    """Where root's logins by podman, skopeo and docker are kept, first come first."""
+    """Return the files with root's logins of podman, skopeo and docker; earlier ones win."""
     return runtime / "auth.json", home / ".config/containers/auth.json", home / ".docker/config.json"
 
 
 async def kept_credentials(location: str, files: Sequence[Path], helpers: Sequence[str] = ()) -> Credentials | None:
-    """What is kept for `location` ("host[:port]/repository"), the longest key first; None if nothing is.
+    """Return the credentials for `location` ("host[:port]/repository"); the longest key wins. None if there are none.
 
-    `helpers` are asked in their order, IN_FILES among them standing for the files; none at all means the files alone.
-    Raises AuthenticationRequired for a file that cannot be read or a helper that fails.
+    `helpers` are asked in order; IN_FILES among them stands for the files, and an empty list means only the files.
+    Raises AuthenticationRequired if a file is unreadable or a helper fails.
     """
     location = lower_host(location)
     host = location.partition("/")[0]
@@ -117,26 +117,26 @@ def _read(path: Path) -> _File:
 
 
 def _keys(location: str) -> Iterator[str]:
-    """"a.io/b/c", "a.io/b", "a.io"."""
+    """Yield "a.io/b/c", "a.io/b", "a.io"."""
     while location:
         yield location
         location = location.rpartition("/")[0]
 
 
 def _legacy_host(key: str) -> str:
-    """The registry of a key in docker's older form, such as "https://a.io/v1/"."""
+    """Return the registry of a key in docker's older form, such as "https://a.io/v1/"."""
     host = re.sub(r"^https?://", "", key)
     if host == key and "/" in key:
-        return ""  # a repository's key: `_keys` had it
+        return ""  # a repository's key, found by `_keys`
     host = host.partition("/")[0].lower()
     return DEFAULT_DOMAIN if host in ("index.docker.io", "registry-1.docker.io") else host
 
 
 async def _ask(helper: str, server: str) -> Credentials | None:
-    """Run `docker-credential-<helper> get`. The secret stays on its pipe."""
+    """Run `docker-credential-<helper> get`. The secret is passed through a pipe only."""
     what = f"ask credential helper {helper!r} for {server}"
     if not _HELPER_NAME.fullmatch(helper):
-        raise AuthenticationRequired(f"{what}: that is no helper's name")
+        raise AuthenticationRequired(f"{what}: not a valid name for a helper")
     try:
         status, said = await ask(
             f"docker-credential-{helper}", "get", given=server.encode(), seconds=_HELPER_SECONDS

@@ -1,4 +1,4 @@
-"""The places one reference can be pulled from, taken together: the first that has it serves it, the others step in."""
+"""All places that a reference can be pulled from: the first that has it is used, the others are fallbacks."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from image.manifest import Descriptor
 from image.reference import digest_of
 from image.registry.repository import Repository
 
-# What one place may fail with while another still has the image. The last two: a mirror's damaged copy.
+# Errors after which the next place is tried. The last two stand for a mirror's damaged copy.
 NEXT_PLACE = (ImageNotFound, AuthenticationRequired, RegistryUnavailable, DigestMismatch, InvalidImage)
 
 _T = TypeVar("_T")
 
 
 class Origin:
-    """Mirrors in order, then the registry itself, for the time of one pull."""
+    """The mirrors in order, then the registry itself; for one pull."""
 
     def __init__(self, repositories: Sequence[Repository]) -> None:
-        self._repositories = list(repositories)  # as they are to be asked from now on
+        self._repositories = list(repositories)  # in the order in which to ask them next
         self._order = tuple(repositories)
-        self._giver: Repository | None = None  # of the last manifest
+        self._giver: Repository | None = None  # where the last manifest came from
         self._passed_over: list[ImageError] = []
 
     async def digest(self, reference: str) -> str:
-        """The digest that a tag or digest stands for, if a place tells it without the manifest; else ""."""
+        """Return the digest of a tag or digest if a place reports it without the manifest; else ""."""
         for repository in self._repositories:
             if found := await repository.digest(reference):
                 return found
         return ""
 
     async def manifest(self, reference: str, read: Callable[[bytes, str], _T], *, aside: bool = False) -> _T:
-        """What `read` makes of the manifest of a tag or digest and its Content-Type; it raises InvalidImage for what is
-        none, and the next place is asked. Who gave it is asked first from now on.
+        """Fetch the manifest of a tag or digest, and return what `read` makes of it and its Content-Type.
 
-        Not if it was asked for `aside`: a mirror that lacks the image's signatures still has its layers. Raises what
-        the registry itself raised; the message also tells what its mirrors said.
+        If `read` raises InvalidImage the next place is asked. The place that had it is asked first from now on, except
+        with `aside`: a mirror without the image's signatures still has its layers. Raises the registry's own error; the
+        message has the mirrors' errors as well.
         """
         failures: list[ImageError] = []
         for repository in self._repositories:
@@ -64,9 +64,9 @@ class Origin:
         raise summed_up(failures)
 
     def pass_over(self, failure: ImageError) -> None:
-        """Ask neither the place that gave the manifest, of which nothing came but `failure`, nor those before it again.
+        """Stop using the place of the last manifest, from which nothing but `failure` came, and those before it.
 
-        When there is nobody after it, raise what went wrong.
+        If no place is left, raise the failures.
         """
         failures = [*self._passed_over, failure]
         after = self._order[self._order.index(self._giver) + 1 :] if self._giver is not None else ()
@@ -76,11 +76,11 @@ class Origin:
         self._repositories, self._order, self._giver = list(after), after, None
 
     def blob(self, descriptor: Descriptor) -> Delivery:
-        """The bytes of a blob."""
+        """Return a delivery of a blob."""
         return Delivery(self._repositories, descriptor)
 
     async def document(self, descriptor: Descriptor, limit: int) -> bytes:
-        """The whole of a small blob, verified. Raises DigestMismatch, also when it says to be over `limit` bytes."""
+        """Fetch and verify a small blob. Raises DigestMismatch; also if its size exceeds `limit` bytes."""
         if descriptor.size > limit:
             raise DigestMismatch(f"get blob {descriptor.digest}: {descriptor.size} bytes, over the limit of {limit}")
         delivery = self.blob(descriptor)
@@ -92,7 +92,7 @@ class Origin:
 
 
 class Delivery:
-    """One blob on its way, from the places that have it: from the first that gives it undamaged."""
+    """The transfer of one blob, from the first place that has it undamaged."""
 
     def __init__(self, places: Sequence[Repository], descriptor: Descriptor) -> None:
         self._places = list(places)
@@ -101,7 +101,7 @@ class Delivery:
         self._refused: list[ImageError] = []
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """Its bytes from the beginning. Raises what the first place raised, when no other steps in."""
+        """Yield the bytes from the beginning. Raises the first place's error if no other has the blob."""
         offset = 0
         self._gave = []
         failures: list[ImageError] = []
@@ -121,8 +121,10 @@ class Delivery:
             raise failures[0]
 
     def refuse(self, damage: ImageError) -> None:
-        """Have `pieces` begin again without the place that gave the first bytes of what is damaged: it may have been
-        another's copy that was gone on with. Raises when no other is left."""
+        """Make `pieces` start again without the place that sent the first bytes of damaged content.
+
+        Another place may have continued that content. Raises if no place is left.
+        """
         self._refused.append(damage)
         if len(self._places) == 1 or not self._gave:
             raise summed_up(self._refused)
@@ -130,7 +132,7 @@ class Delivery:
 
 
 def summed_up(failures: Sequence[ImageError]) -> ImageError:
-    """The last one, which is the registry's own, with the words of all; a refused signature goes before all others."""
+    """Return the last error, the registry's own, with the texts of all; a refused signature takes precedence."""
     refused = next((failure for failure in failures if isinstance(failure, SignatureRefused)), None)
     said = tuple(dict.fromkeys(map(str, reversed(failures))))
     if refused is not None or len(said) == 1:

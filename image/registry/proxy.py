@@ -1,5 +1,7 @@
-"""Which proxy a request goes through: HTTP_PROXY, HTTPS_PROXY and NO_PROXY as Go's programs read them, since that is
-how nodes are configured (NO_PROXY=10.0.0.0/8,.svc,registry.local:5000)."""
+"""Chooses the proxy for a request by HTTP_PROXY, HTTPS_PROXY and NO_PROXY, interpreted as Go's programs do.
+
+Nodes are configured that way, for example NO_PROXY=10.0.0.0/8,.svc,registry.local:5000.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,13 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The proxies in force, one for each scheme, and the hosts that are reached without."""
+    """The proxies, one per scheme, and the hosts to reach without."""
 
     by_scheme: Mapping[str, URL]
     exempt: tuple[str, ...]  # lower case: "*", host, .suffix, address or network, each but "*" with an optional port
 
     def for_url(self, url: URL) -> URL | None:
-        """The proxy for `url`; None for none. This machine itself is never asked for through one."""
+        """Return the proxy for `url`; None for a direct connection. This machine itself is always reached directly."""
         proxy = self.by_scheme.get(url.scheme)
         if proxy is None or url.host is None:
             return None
@@ -36,7 +38,7 @@ class Proxies:
 
 
 def from_environment(environment: Mapping[str, str]) -> Proxies:
-    """Upper case wins over lower case. Raises InvalidConfiguration for a proxy that is no http(s) URL."""
+    """Read the environment; upper case wins. Raises InvalidConfiguration for a proxy that is no http(s) URL."""
     by_scheme = {}
     for scheme in _SCHEMES:
         name = f"{scheme}_proxy"

@@ -1,4 +1,4 @@
-"""The registries that a node pulls from: what names mean, and where a reference comes from, as registries.conf says."""
+"""The registries of the node: the meanings of names and the sources of references, by registries.conf."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Keeper = Callable[[str], Awaitable[Credentials | None]]
 
 
 class Registries:
-    """registries.conf with its drop-ins, read when it has changed; and the credentials that the node keeps."""
+    """registries.conf with its drop-ins, reread when it changes, and the node's own credentials."""
 
     def __init__(self, path: Path, settings: ImageSettings, transport: Transport) -> None:
         """Raises InvalidConfiguration."""
@@ -34,16 +34,16 @@ class Registries:
         self._conf = load(path)
 
     def read(self) -> RegistriesConf:
-        """The configuration as it is on disk. Blocking. Raises InvalidConfiguration."""
+        """Read the configuration from disk. Blocking. Raises InvalidConfiguration."""
         stamp = self._stamped()
         conf = load(self._path)
         self._conf, self._stamp = conf, stamp
         return conf
 
     def meanings(self, name: str) -> tuple[Reference, ...]:
-        """What a name may mean, in the order in which to try. Raises InvalidReference.
+        """Return the references that a name may mean, in the order to try. Raises InvalidReference.
 
-        By the configuration as it is; by what it was before while it cannot be read, which a pull complains of.
+        Uses the present configuration, or the last valid one while it is invalid; a pull reports that.
         """
         stamp = self._stamped()
         if stamp != self._stamp:
@@ -60,7 +60,7 @@ class Registries:
         credentials: Credentials | None,
         auth_file: Path | None = None,
     ) -> Origin:
-        """Where `reference` may come from, with `credentials` or those that the node keeps, or `auth_file` has.
+        """Return the sources of `reference`, with `credentials`, or those of the node or of `auth_file`.
 
         Raises RegistryBlocked.
         """
@@ -73,13 +73,13 @@ class Registries:
         return Origin(repositories)
 
     def _keeper(self, conf: RegistriesConf, auth_file: Path | None) -> _Keeper:
-        """What finds the credentials that the node keeps for a location."""
+        """Return the function that finds the node's credentials for a location."""
         named = auth_file or self._settings.auth_file
         files = default_files() if named is None else (named,)
         return partial(kept_credentials, files=files, helpers=() if auth_file else conf.credential_helpers)
 
     def _stamped(self) -> _Stamp:
-        """What changes when a file of the configuration does."""
+        """Return a value that changes when a file of the configuration changes."""
         try:
             names = sorted(os.listdir(f"{self._path}.d"))
         except OSError:

@@ -1,9 +1,9 @@
-"""containers-registries.conf(5), version 2: where a reference is really fetched from.
+"""Reads containers-registries.conf(5), version 2: the places that references are fetched from.
 
-Understood: `unqualified-search-registries`, `short-name-mode`, `credential-helpers`, `[aliases]`, and `[[registry]]`
-with `prefix`, `location`, `insecure`, `blocked`, `mirror-by-digest-only` and its `[[registry.mirror]]` (`location`,
-`insecure`, `pull-from-mirror`), in the file itself and in the drop-ins of `<file>.d/*.conf`, in lexical order. Other
-keys are left alone.
+Supported keys: `unqualified-search-registries`, `short-name-mode`, `credential-helpers`, `[aliases]`, and
+`[[registry]]` with `prefix`, `location`, `insecure`, `blocked`, `mirror-by-digest-only` and its `[[registry.mirror]]`
+(`location`, `insecure`, `pull-from-mirror`); in the file and in its drop-ins `<file>.d/*.conf`, in lexical order.
+Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from image.reference import (
 
 _PULL_FROM_MIRROR = ("all", "digest-only", "tag-only")
 _SHORT_NAME_MODES = ("enforcing", "permissive", "disabled")
-_DOCKER_HUB = "registry-1.docker.io"  # where docker.io's registry really is
+_DOCKER_HUB = "registry-1.docker.io"  # the host of docker.io's registry
 
 
 class _Mirror(msgspec.Struct, frozen=True, rename="kebab"):
@@ -61,21 +61,23 @@ class _File(msgspec.Struct, frozen=True, rename="kebab"):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One place to fetch a repository from."""
+    """A place to fetch a repository from."""
 
     host: str  # host[:port] to connect to
     repository: str  # path of the repository there
-    insecure: bool  # certificates are not verified, and plain http will do
+    insecure: bool  # certificates are not verified, and plain http is allowed
     mirror: bool
-    insecure_hosts: frozenset[str] = frozenset()  # others of which the configuration says the same
+    insecure_hosts: frozenset[str] = frozenset()  # other hosts that the configuration marks insecure
 
     @property
     def plain_http_allowed(self) -> bool:
         return self.insecure or is_loopback(self.host)
 
     def insecure_at(self, url: URL) -> bool:
-        """Whether the certificate of `url`'s host is not to be verified: `insecure` is said of one host, and not of
-        those that it redirects to or whose tokens it wants."""
+        """Return whether not to verify the certificate of `url`'s host.
+
+        `insecure` is for one host, not for those that it redirects to or whose tokens it requires.
+        """
         if url.origin() == _origin(url.scheme, self.host):
             return self.insecure
         return any(url.origin() == _origin(url.scheme, host) for host in self.insecure_hosts)
@@ -85,7 +87,7 @@ class Endpoint:
 
     @property
     def location(self) -> str:
-        """Registry and repository as people write them, which is what credentials are kept under."""
+        """Registry and repository as people write them, the key for stored credentials."""
         return f"{DEFAULT_DOMAIN if self.host == _DOCKER_HUB else self.host}/{self.repository}"
 
 
@@ -96,11 +98,11 @@ class RegistriesConf:
     search: tuple[str, ...] = (DEFAULT_DOMAIN,)
     registries: tuple[_Registry, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
-    enforcing: bool = False  # a short name that several registries may have is refused
+    enforcing: bool = False  # refuse a short name that several registries may have
     credential_helpers: tuple[str, ...] = ()
 
     def meanings(self, text: str) -> tuple[Reference, ...]:
-        """What the name `text` may mean, in the order in which to try. Raises InvalidReference."""
+        """Return the references that the name `text` may mean, in the order to try. Raises InvalidReference."""
         short = short_name(text)
         alias = self.aliases.get(short.path) if short is not None else None
         if short is not None and alias is not None:
@@ -110,17 +112,17 @@ class RegistriesConf:
         return short_references(text, self.search)
 
     def to_pull(self, text: str) -> tuple[Reference, ...]:
-        """As `meanings`, but refuses what `short-name-mode` says is ambiguous. Raises InvalidReference."""
+        """Like `meanings`, but refuse names that are ambiguous by `short-name-mode`. Raises InvalidReference."""
         found = self.meanings(text)
         if self.enforcing and len(found) > 1:
             choice = ", ".join(str(reference) for reference in found)
             raise InvalidReference(
-                f"parse reference {text!r}: short-name-mode is enforcing and the name may mean {choice}: write which"
+                f"parse reference {text!r}: short-name-mode is enforcing and the name may mean {choice}: write one"
             )
         return found
 
     def endpoints(self, reference: Reference) -> tuple[Endpoint, ...]:
-        """Where to fetch `reference` from, in order: its mirrors, then the registry itself. Raises RegistryBlocked."""
+        """Return the places for `reference`, in order: mirrors, then the registry. Raises RegistryBlocked."""
         insecure = frozenset(self._insecure_hosts())
         return tuple(replace(endpoint, insecure_hosts=insecure) for endpoint in self._endpoints(reference))
 
@@ -143,7 +145,7 @@ class RegistriesConf:
             yield from (_host(mirror.location) for mirror in entry.mirror if mirror.insecure)
 
     def _entry(self, reference: Reference) -> tuple[_Registry | None, str]:
-        """The entry of the longest prefix that matches, and the text it matched."""
+        """Return the entry with the longest matching prefix, and the matching text."""
         best: tuple[_Registry | None, str] = (None, "")
         longest = -1
         for entry in self.registries:
@@ -160,7 +162,7 @@ def _serves(entry: _Registry, mirror: _Mirror, reference: Reference) -> bool:
 
 
 def _match(prefix: str, reference: Reference) -> str | None:
-    """The part of the reference that `prefix` covers; None when it does not match. `*.` covers any subdomain."""
+    """Return the part of the reference that `prefix` matches, or None. `*.` matches any subdomain."""
     text = str(reference)
     end = len(prefix)
     if prefix.startswith("*."):
@@ -190,7 +192,7 @@ def _origin(scheme: str, host: str) -> URL | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host[:port]` is this machine by its very name (localhost, 127.0.0.0/8, [::1])."""
+    """Return whether `host[:port]` names this machine literally (localhost, 127.0.0.0/8, [::1])."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -201,7 +203,7 @@ def is_loopback(host: str) -> bool:
 
 
 def load(path: Path) -> RegistriesConf:
-    """Read `path` and its drop-ins; what is missing counts as empty. Raises InvalidConfiguration naming the file."""
+    """Read `path` and its drop-ins; missing files count as empty. Raises InvalidConfiguration naming the file."""
     search: tuple[str, ...] = (DEFAULT_DOMAIN,)
     mode, helpers = "permissive", tuple[str, ...]()
     aliases: dict[str, str] = {}
@@ -214,7 +216,7 @@ def load(path: Path) -> RegistriesConf:
         helpers = helpers if parsed.credential_helpers is None else parsed.credential_helpers
         aliases.update(parsed.aliases)
         registries.update((entry.key, entry) for entry in parsed.registry)
-    in_force = {name: target for name, target in aliases.items() if target}  # an empty one takes an earlier one away
+    in_force = {name: target for name, target in aliases.items() if target}  # an empty target removes an earlier alias
     return RegistriesConf(search, tuple(registries.values()), in_force, mode == "enforcing", helpers)
 
 
@@ -222,19 +224,19 @@ def _read(file: Path) -> _File:
     try:
         document = tomllib.loads(file.read_text())
         if "registries" in document:
-            raise InvalidConfiguration(f"read {file}: version 1 format ([registries.*]); write [[registry]] tables")
+            raise InvalidConfiguration(f"read {file}: version 1 format ([registries.*]): write [[registry]] tables")
         parsed = msgspec.convert(document, _File)
         _validate(parsed)
     except FileNotFoundError:
         return _File()
-    except (OSError, ValueError, InvalidReference) as error:  # ValueError: TOML, UTF-8, msgspec's validation
+    except (OSError, ValueError, InvalidReference) as error:  # ValueError: from TOML, UTF-8 or msgspec
         raise InvalidConfiguration(f"read {file}: {error}") from error
     return parsed
 
 
 def _validate(parsed: _File) -> None:
     if parsed.short_name_mode not in (None, *_SHORT_NAME_MODES):
-        raise ValueError(f"short-name-mode {parsed.short_name_mode!r} is none of {', '.join(_SHORT_NAME_MODES)}")
+        raise ValueError(f"short-name-mode {parsed.short_name_mode!r} must be one of {', '.join(_SHORT_NAME_MODES)}")
     for name, target in parsed.aliases.items():
         if (named := short_name(name)) is None or named.tag or named.digest:
             raise ValueError(f"[aliases] {name!r}: must be a name without registry, tag and digest")

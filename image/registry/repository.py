@@ -1,5 +1,7 @@
-"""A client of one repository of a registry (OCI distribution-spec 1.1, pull only): manifests and blobs, authentication,
-redirects, retries."""
+"""A client for one repository of a registry (OCI distribution-spec 1.1, pull only).
+
+Fetches manifests and blobs, with authentication, redirects and retries.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,13 @@ from image.registry.transport import (
 _ACCEPT = {"Accept": ", ".join(MANIFEST_TYPES)}
 _FOUND = (200, 206)
 _RANGE_REFUSED = (400, 403, 405, 416, 501)
-_CHALLENGES = 3  # answered for one request: the registry's own, and of those that it redirects to
+_CHALLENGES = 3  # to answer for one request: the registry's, and those of hosts that it redirects to
 
 
 class Repository:
-    """One repository at one endpoint, for the time of one pull.
+    """A repository at one endpoint, for one pull.
 
-    `kept` finds the node's own credentials; it is asked when the registry wants some and none were given.
+    `kept` finds the node's own credentials; it is called if the registry requires some and none were given.
     """
 
     def __init__(
@@ -57,11 +59,11 @@ class Repository:
         self._authorization = ""
         if credentials is not None and credentials.registry_token:
             self._authorization = f"Bearer {credentials.registry_token}"
-        self._as_guest: dict[URL, str] = {}  # the same at hosts that the registry redirects to, by origin
+        self._as_guest: dict[URL, str] = {}  # for hosts that the registry redirects to, by origin
         self._authorizing = asyncio.Lock()
 
     async def digest(self, reference: str) -> str:
-        """The digest that a tag or digest stands for, as far as the registry tells it without the manifest; else "".
+        """Return the digest of a tag or digest, if the registry reports it without the manifest; else "".
 
         Registries that count downloads do not count this.
         """
@@ -69,15 +71,15 @@ class Repository:
         try:
             response, _ = await self._authorized("HEAD", f"manifests/{reference}", _ACCEPT, what)
         except (aiohttp.ClientError, TimeoutError, OSError, ImageError):
-            return ""  # it is asked for the manifest next, and what that fails with will be told
+            return ""  # the manifest is requested next, and its error is reported
         async with Answer(response):
-            told = response.headers.get("Docker-Content-Digest", "")
-            if response.status != 200 or response.content_type not in MANIFEST_TYPES or not is_digest(told):
+            found = response.headers.get("Docker-Content-Digest", "")
+            if response.status != 200 or response.content_type not in MANIFEST_TYPES or not is_digest(found):
                 return ""
-            return told if ":" not in reference or told == reference else ""
+            return found if ":" not in reference or found == reference else ""
 
     async def manifest(self, reference: str) -> tuple[bytes, str]:
-        """The manifest of a tag or digest, and its Content-Type. What a digest names is verified.
+        """Return the manifest of a tag or digest, and its Content-Type. With a digest it is verified.
 
         Raises ImageNotFound, AuthenticationRequired, RegistryUnavailable, DigestMismatch.
         """
@@ -88,13 +90,13 @@ class Repository:
         return raw, content_type
 
     async def blob(self, descriptor: Descriptor, offset: int = 0) -> AsyncGenerator[bytes, None]:
-        """The bytes of a blob from `offset` on, taken up again where a connection broke. Digests are not verified here.
+        """Yield the bytes of a blob from `offset` on, resuming after a broken connection. Does not verify the digest.
 
-        Raises as `manifest` does; DigestMismatch when there is more or less than the descriptor says.
+        Raises as `manifest` does; DigestMismatch if the size differs from the descriptor's.
         """
         what = f"blob {descriptor.digest} of {self.endpoint}"
         failures = 0
-        ranges = True  # whether the registry knows them
+        ranges = True  # whether the registry supports them
         pace = Pace(self._transport.progress_timeout, what)
         while offset < descriptor.size:
             headers = {"Range": f"bytes={offset}-"} if offset and ranges else {}
@@ -116,7 +118,7 @@ class Repository:
                             pace.wait()
                 if offset < descriptor.size:
                     ends = f"ends after {offset} of {descriptor.size} bytes"
-                    if response.content_length is not None:  # and no broken connection, which looks like an end without
+                    if response.content_length is not None:  # without a length a broken connection looks like the end
                         raise DigestMismatch(f"get {what}: {ends}")
                     raise aiohttp.ClientPayloadError(ends)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -140,8 +142,10 @@ class Repository:
         raise AssertionError("unreachable")
 
     async def _open(self, path: str, headers: Mapping[str, str], what: str) -> Answer:
-        """Send one GET until it succeeds or cannot; the answer's status is 200 or 206, or says that a range is not to
-        be had."""
+        """Send a GET until it succeeds or fails for good.
+
+        The answer's status is 200 or 206, or one that refuses the range.
+        """
         wanted = (*_FOUND, *_RANGE_REFUSED) if "Range" in headers else _FOUND
         for attempt in range(1, TRIES + 1):
             delay = back_off(attempt)
@@ -164,9 +168,9 @@ class Repository:
     async def _authorized(
         self, method: str, path: str, headers: Mapping[str, str], what: str
     ) -> tuple[aiohttp.ClientResponse, bool]:
-        """Send the request; when we are asked who we are, answer and send it again.
+        """Send the request; if the registry asks for authentication, answer and send it again.
 
-        What was answered, and whether the registry itself did, or a host that it redirected to.
+        Returns the answer, and whether it came from the registry itself rather than a host that it redirected to.
         """
         answered: set[URL] = set()
         while True:
@@ -183,7 +187,7 @@ class Repository:
                 if own and self._authorization == used[0]:
                     self._authorization = await self._answer_challenge(offered, response.url, what)
                 elif not own and self._as_guest.get(asker) == used[1].get(asker):
-                    # Without the registry's credentials, whatever the token service is called (CVE-2020-15157).
+                    # Without the registry's credentials, whatever the name of the token service (CVE-2020-15157).
                     self._as_guest[asker] = await self._token(offered, None, response.url, what)
             answered.add(asker)
 
@@ -194,14 +198,14 @@ class Repository:
             try:
                 response = await self._follow(method, url, headers)
             except aiohttp.ClientConnectorCertificateError:
-                raise  # it does speak TLS: falling back would hide whom we are talking to
+                raise  # it speaks TLS: falling back to http would hide its identity
             except (aiohttp.ClientConnectionError, ssl.SSLError) as error:
                 if scheme == schemes[-1]:
                     raise
                 first = error
                 continue
             if len(schemes) > 1 and scheme == "http":
-                if response.status == 400:  # a TLS server's word for plain http: the first error says more
+                if response.status == 400:  # a TLS server's answer to plain http: the first error says more
                     response.close()
                     raise first
                 self._transport.speaks_plain(self.endpoint)
@@ -209,12 +213,12 @@ class Repository:
         raise AssertionError("unreachable")
 
     async def _follow(self, method: str, url: URL, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
-        """Send with redirects. The registry's Authorization goes to itself, never to where it sends us."""
+        """Send, following redirects. The registry's Authorization is sent to the registry only."""
         origin = url.origin()
         for _ in range(REDIRECTS):
             own = url.origin() == origin
             authorization = self._authorization if own else self._as_guest.get(url.origin(), "")
-            if authorization:  # a URL's own user and one of ours cannot go into one header
+            if authorization:  # a URL's own user and ours cannot share the header
                 url = url.with_user(None)
             sent = {**headers, "Authorization": authorization} if authorization else headers
             response = await self._transport.request(method, url, sent, insecure=self.endpoint.insecure_at(url))
@@ -232,7 +236,7 @@ class Repository:
     # --- authentication
 
     async def _answer_challenge(self, offered: list[Challenge], asked_at: URL, what: str) -> str:
-        """The Authorization value that one of the registry's challenges asks for. Raises AuthenticationRequired."""
+        """Return the Authorization value for one of the registry's challenges. Raises AuthenticationRequired."""
         if self._credentials is None and self._kept is not None:
             self._credentials, self._kept = await self._kept(), None
             if self._credentials is not None and self._credentials.registry_token:
@@ -247,7 +251,8 @@ class Repository:
                     return value
                 raise AuthenticationRequired(f"get {what}: the registry refused the credentials")
         kinds = ", ".join(challenge.scheme for challenge in offered) or "nothing it names"
-        raise AuthenticationRequired(f"get {what}: the registry wants authentication ({kinds}); no credentials for it")
+        reason = f"the registry requires authentication ({kinds}), and no credentials for it are configured"
+        raise AuthenticationRequired(f"get {what}: {reason}")
 
     async def _token(self, offered: list[Challenge], credentials: Credentials | None, asked_at: URL, what: str) -> str:
         bearer = _bearer(offered)

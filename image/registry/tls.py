@@ -1,4 +1,4 @@
-"""containers-certs.d(5): the authorities to trust at one registry, and the client certificate to show there."""
+"""containers-certs.d(5): the CAs to trust for a registry, and the client certificate to send to it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _Stamp = tuple[tuple[str, int], ...]
 
 
 class HostCertificates:
-    """TLS contexts by host, made when first asked for and again when a file of the host's directory changed."""
+    """TLS contexts by host, made at the first use and again after a change in the host's directory."""
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._directories = directories
         self._made: dict[tuple[str, int, bool], tuple[_Stamp, ssl.SSLContext]] = {}
 
     def context(self, host: str, port: int, insecure: bool) -> ssl.SSLContext | bool:
-        """The context for `host`; where it has no directory, True (the system's authorities) or False (verify nothing).
+        """Return the context for `host`. Without a directory for it: True (the system's CAs) or False (verify nothing).
 
-        Blocking I/O. Raises InvalidConfiguration naming the file that cannot be used.
+        Blocking I/O. Raises InvalidConfiguration naming the unusable file.
         """
         directory = self._directory(host, port)
         if directory is None:
@@ -60,7 +60,7 @@ def _load(directory: Path, names: Sequence[str], insecure: bool) -> ssl.SSLConte
             elif path.suffix == ".cert":
                 context.load_cert_chain(path, path.with_suffix(".key"))
             elif path.suffix == ".key" and path.with_suffix(".cert").name not in names:
-                raise InvalidConfiguration(f"read {path}: its certificate {path.stem}.cert is missing")
+                raise InvalidConfiguration(f"read {path}: the certificate {path.stem}.cert for it is missing")
         except OSError as error:  # ssl.SSLError is one
             raise InvalidConfiguration(f"read {path}: {error.strerror or error}") from error
     return context

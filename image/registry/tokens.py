@@ -1,4 +1,4 @@
-"""Bearer tokens: what a registry's token service gives for a challenge (distribution's token specification)."""
+"""Fetches bearer tokens from a registry's token service (distribution's token specification)."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from image.registry.transport import (
 )
 
 _ANSWER_LIMIT = 4 << 20  # bytes
-# What services say that know no POST, or of it only that they do not: Docker's own, GitHub's, Google's, Artifactory.
+# Answers of services that have no POST, or only deny it: Docker's own, GitHub's, Google's, Artifactory's.
 _NO_POST = (401, 403, 404, 405)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRequest:
-    """A challenge to be answered, and by what means. `credentials` of None ask for what anybody may have."""
+    """A challenge to answer. `credentials` of None ask for anonymous access."""
 
     parameters: Mapping[str, str]  # of the challenge, `realm` among them
-    scope: str  # when the challenge has none
+    scope: str  # used if the challenge has none
     credentials: Credentials | None
-    asked_at: URL  # who sent the challenge
-    insecure: Callable[[URL], bool]  # whether a host's certificate is not to be verified
+    asked_at: URL  # the URL that sent the challenge
+    insecure: Callable[[URL], bool]  # whether not to verify a host's certificate
     what: str  # for errors
 
     @property
@@ -44,15 +44,15 @@ class TokenRequest:
         return (self.parameters.get("scope") or self.scope).split()
 
     def service(self) -> URL:
-        """The token service. Raises AuthenticationRequired for one that is not to be asked."""
+        """Return the token service's URL. Raises AuthenticationRequired if it must not be used."""
         realm = self.parameters["realm"]
         url = http_url(realm)
         if url is None:
-            raise self.refusal(f"{realm[:200]!r} is no http or https URL")
+            raise self.refusal(f"{realm[:200]!r} is not an http or https URL")
         if url.raw_user is not None or url.raw_password is not None:
-            raise self.refusal(f"at {url.host} is a URL with a user in it, whom we are not")
+            raise self.refusal(f"at {url.host} has a user name in its URL, which is not allowed")
         if url.scheme not in ("https", self.asked_at.scheme):
-            raise self.refusal(f"{realm[:200]} would see the credentials in clear")
+            raise self.refusal(f"{realm[:200]} would get the credentials unencrypted")
         return url
 
     def refusal(self, why: str) -> AuthenticationRequired:
@@ -60,7 +60,7 @@ class TokenRequest:
 
 
 async def get_token(transport: Transport, request: TokenRequest) -> str:
-    """A token that answers the challenge. Raises AuthenticationRequired, and what `Transport.request` does."""
+    """Fetch a token that answers the challenge. Raises AuthenticationRequired, and what `Transport.request` does."""
     service = request.service()
     credentials = request.credentials
     response = None
@@ -84,7 +84,7 @@ async def _get(transport: Transport, request: TokenRequest, service: URL) -> aio
     headers = {}
     login = request.credentials
     if login is not None and login.username:
-        # Beside an identity token, a name often has no password of its own: Azure's is such a one.
+        # Some services, such as Azure's, use a name without a password beside an identity token.
         headers["Authorization"] = basic(replace(login, password=login.password or login.identity_token))
     named = [("service", request.parameters["service"])] if request.parameters.get("service") else []
     url = service.update_query([*named, *(("scope", scope) for scope in request.scopes)])
@@ -99,7 +99,7 @@ async def _get(transport: Transport, request: TokenRequest, service: URL) -> aio
 
 
 async def _post(transport: Transport, request: TokenRequest, service: URL, token: str) -> aiohttp.ClientResponse:
-    """Exchange a refresh token (RFC 6749, section 6). It goes to the service itself and to nobody else."""
+    """Exchange a refresh token (RFC 6749, section 6). It is sent to the service itself only."""
     form = {
         "grant_type": "refresh_token",
         "refresh_token": token,
@@ -114,13 +114,13 @@ async def _post(transport: Transport, request: TokenRequest, service: URL, token
         if target is None:
             return response
         if not _is_same(service, target):
-            raise request.refusal(f"{service.with_query(None)} redirects to {target.host}, which would see the login")
+            raise request.refusal(f"{service.with_query(None)} redirects to {target.host}, which would get the login")
         url = target
     raise request.refusal(f"{service.with_query(None)} redirects more than {REDIRECTS} times")
 
 
 def _next(request: TokenRequest, response: aiohttp.ClientResponse, url: URL) -> URL | None:
-    """Where the service sends us on to, if it does; the answer is closed then."""
+    """Return the URL that the service redirects to, closing the answer; None if it does not redirect."""
     try:
         target = redirected(response, url)
         if target is None:
@@ -130,11 +130,11 @@ def _next(request: TokenRequest, response: aiohttp.ClientResponse, url: URL) -> 
         raise
     response.close()
     if url.scheme == "https" and target.scheme != "https":
-        raise request.refusal(f"at {url.host} redirects to {target.host} by http, which would show the token")
+        raise request.refusal(f"at {url.host} redirects to {target.host} by http, which would expose the token")
     return target.with_user(None)
 
 
 def _is_same(service: URL, url: URL) -> bool:
-    """Whether `url` is the service still: the same origin, or its own https."""
+    """Return whether `url` is still the service: the same origin, or its https variant."""
     usual = service.scheme == "http" and service.is_default_port() and url.is_default_port()
     return url.origin() == service.origin() or (usual and url.scheme == "https" and url.host == service.host)

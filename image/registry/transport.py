@@ -1,4 +1,4 @@
-"""HTTP as registries speak it: the connections of all pulls, what bounds an answer, and what a failure is called."""
+"""HTTP for registries: the connections of all pulls, limits of answers, and the texts of failures."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ REDIRECT = (301, 302, 303, 307, 308)
 CLIENT_ID = "crisp"
 
 _BACK_OFF = 0.2  # seconds before the second try; four times that before the third
-_RETRY_AFTER_LIMIT = 10.0  # seconds a registry may make us wait
+_RETRY_AFTER_LIMIT = 10.0  # the most seconds to wait at a registry's request
 _READ_BUFFER = 1 << 20  # bytes
-_HEADERS = 10 << 20  # bytes of an answer's headers, which is what Go's programs take
+_HEADERS = 10 << 20  # bytes of an answer's headers, the same as Go's limit
 _HEADER_COUNT = 10_000
 _CONNECT_SECONDS = 15.0
-_SILENCE_SECONDS = 60.0  # without a byte, before a request is tried again
-_TRANSIENT = (408, 425, 429)  # and 5xx, but for those that will say the same for ever
+_SILENCE_SECONDS = 60.0  # without a byte, until a request is retried
+_TRANSIENT = (408, 425, 429)  # and 5xx except permanent ones
 _FOR_EVER = (501, 505, 506, 510, 511)
 
 
 class _Handler(ResponseHandler):
-    """A connection whose answers' headers are bounded all together, and not one by one."""
+    """A connection that bounds the headers of an answer together, not one by one."""
 
     _received = 0
     _in_headers = True
 
     def set_response_params(self, **parameters: object) -> None:
-        """Called for each request."""
+        """Reset the count for a new request."""
         self._received, self._in_headers = 0, True
         super().set_response_params(**parameters)  # type: ignore[arg-type]  # they are only passed on
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Called with the headers when they are complete."""
+        """Stop counting: the headers are complete."""
         self._in_headers = False
         super().feed_data(data, size)
 
     def data_received(self, data: bytes) -> None:
-        """Called with what came."""
+        """Count received bytes until the headers are complete."""
         self._received += len(data) if self._in_headers else 0
         if self._received > _HEADERS + _READ_BUFFER:
             self.set_exception(HttpProcessingError(message=f"headers of more than {_HEADERS} bytes"))
@@ -74,10 +74,10 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class Transport:
-    """The connections of all pulls, and which hosts turned out to speak plain http. Opened on the running loop."""
+    """The connections of all pulls, and the hosts that turned out to use plain http. Make it on the running loop."""
 
     def __init__(self, settings: ImageSettings) -> None:
-        """Raises InvalidConfiguration when the environment names a proxy that cannot be used."""
+        """Raises InvalidConfiguration if the environment names an invalid proxy."""
         self._proxies = from_environment(os.environ)
         self._certificates = HostCertificates(settings.certs_dirs)
         self.progress_timeout = settings.progress_timeout
@@ -107,9 +107,9 @@ class Transport:
         insecure: bool = False,
         form: Mapping[str, str] | None = None,
     ) -> aiohttp.ClientResponse:
-        """Send one request; redirects are not followed. Raises aiohttp.ClientError, TimeoutError, OSError.
+        """Send one request without following redirects. Raises aiohttp.ClientError, TimeoutError, OSError.
 
-        `insecure` is not to verify who answers.
+        `insecure` turns verification of the server off.
         """
         tls, proxy = await self._tls(url, insecure), self._proxies.for_url(url)
         try:
@@ -118,12 +118,14 @@ class Transport:
             )
         except (aiohttp.ClientError, OSError):  # some of them are ValueErrors as well
             raise
-        except ValueError as error:  # what a server called a URL and no request can be made of
+        except ValueError as error:  # a server sent an unusable URL
             raise aiohttp.InvalidURL(url.host or "") from error
 
     async def small(self, url: URL, limit: int) -> bytes | None:
-        """A document of at most `limit` bytes that anybody may read; None if there is none. Raises RegistryUnavailable,
-        DigestMismatch when it is larger."""
+        """Fetch a public document of at most `limit` bytes; None if it does not exist.
+
+        Raises RegistryUnavailable; DigestMismatch if it is larger.
+        """
         what = f"{url.with_query(None)}"
         for attempt in range(1, TRIES + 1):
             try:
@@ -144,7 +146,7 @@ class Transport:
         return await asyncio.to_thread(self._certificates.context, url.host, url.port, insecure)
 
     def schemes(self, endpoint: Endpoint) -> tuple[str, ...]:
-        """The schemes to try at `endpoint`, in order."""
+        """Return the schemes to try at `endpoint`, in order."""
         if not endpoint.plain_http_allowed:
             return ("https",)
         return ("http",) if endpoint.host in self._plain else ("https", "http")
@@ -154,7 +156,7 @@ class Transport:
 
 
 class Answer:
-    """A response whose body is still to be read, closed on the way out."""
+    """A response whose body is to be read; closed on exit."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.response = response
@@ -169,7 +171,7 @@ class Answer:
 
 
 async def bounded(response: aiohttp.ClientResponse, limit: int, what: str) -> bytes:
-    """The whole body. Raises DigestMismatch when it is longer than `limit` bytes."""
+    """Return the whole body. Raises DigestMismatch if it exceeds `limit` bytes."""
     body = bytearray()
     async for piece in response.content.iter_any():
         body += piece
@@ -179,37 +181,37 @@ async def bounded(response: aiohttp.ClientResponse, limit: int, what: str) -> by
 
 
 def http_url(text: str, base: URL | None = None) -> URL | None:
-    """The URL that a server named, maybe relative to `base`; None for what is no http or https URL."""
+    """Return the URL that a server sent, maybe relative to `base`; None if it is not http or https."""
     try:
         url = URL(text) if base is None else base.join(URL(text, encoded=True))
         return url if url.scheme in ("http", "https") and url.host and url.port else None
-    except ValueError:  # some parts are looked at only when they are asked for
+    except ValueError:  # some parts are parsed only when read
         return None
 
 
 def redirected(response: aiohttp.ClientResponse, url: URL) -> URL | None:
-    """Where the answer to a request for `url` sends us; None when it does not. Raises aiohttp.ClientPayloadError."""
+    """Return the URL that an answer redirects to; None if it does not. Raises aiohttp.ClientPayloadError."""
     location = response.headers.get("Location")
     if response.status not in REDIRECT or location is None:
         return None
     target = http_url(location, url)
     if target is None:
-        raise aiohttp.ClientPayloadError("redirect to what is no http or https URL")
+        raise aiohttp.ClientPayloadError("it redirects to a URL that is not http or https")
     return target
 
 
 def is_transient(status: int) -> bool:
-    """Whether a request that was answered so may fare better in a moment."""
+    """Return whether a retry may succeed after this status."""
     return status in _TRANSIENT or (status >= 500 and status not in _FOR_EVER)
 
 
 def back_off(failures: int) -> float:
-    """Seconds to wait after so many failures in a row."""
+    """Return the seconds to wait after so many failures in a row."""
     return _BACK_OFF * 4.0 ** (failures - 1)
 
 
 def retry_after(response: aiohttp.ClientResponse, default: float) -> float:
-    """Seconds to wait before the next try (RFC 9110, 10.2.3: a number of them or a date)."""
+    """Return the seconds to wait before the next try (RFC 9110, 10.2.3: a number or a date)."""
     value = response.headers.get("Retry-After", "")
     if value.isdigit():
         return min(float(value), _RETRY_AFTER_LIMIT)
@@ -222,7 +224,7 @@ def retry_after(response: aiohttp.ClientResponse, default: float) -> float:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong on the wire, without URLs: they may be signed, and a proxy's may have its password in it."""
+    """Describe a network error without URLs: they may be signed, and a proxy's may contain its password."""
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return f"connect to proxy {error.host}:{error.port}: {_words(error.os_error)}"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -239,7 +241,7 @@ def reason(error: BaseException) -> str:
 
 
 def _words(error: OSError) -> str:
-    """The system's words for an error; asyncio puts words of its own around an address that refused."""
+    """Return the system's text for an error; asyncio puts text of its own around a refused address."""
     if isinstance(error, socket.gaierror) or not error.errno:
         return error.strerror or str(error)
     return os.strerror(error.errno)

@@ -1,1 +1,1 @@
-"""Signatures and the policy that asks for them."""
+"""Signatures, and the policy that requires them."""

@@ -1,4 +1,4 @@
-"""Enforces the signature policy: what is pulled, and what containers are made of, is what the policy accepts."""
+"""Enforces the signature policy: images are pulled and containers created only if it accepts them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class _SignatureManifest(msgspec.Struct, frozen=True):
 
 
 class Trust:
-    """The policy of one store. What it accepted is remembered until the policy, a key or the signatures change."""
+    """The policy of one store. Acceptance is cached until the policy, a key or the signatures change."""
 
     def __init__(self, settings: ImageSettings, transport: Transport) -> None:
         self._path = settings.signature_policy
@@ -57,9 +57,9 @@ class Trust:
         self._accepted: dict[tuple[object, ...], None] = {}
 
     def policy(self) -> Policy:
-        """The policy in force; everything is accepted when there is no default policy, and never was one.
+        """Return the policy in force; without a default policy, now and before, everything is accepted.
 
-        Raises InvalidConfiguration, also when a policy has vanished: it would be an easy way around it.
+        Raises InvalidConfiguration; also if a policy has disappeared, or removing it would be a way around it.
         """
         path = self._path or DEFAULT_POLICY
         stamp = _stamp(path)
@@ -72,7 +72,7 @@ class Trust:
     async def signatures(
         self, origin: Origin, reference: Reference, digests: Sequence[str], requirements: Requirements
     ) -> tuple[Signature, ...]:
-        """The signatures that `requirements` ask for, of manifests and indexes with `digests`, none of them verified.
+        """Fetch the signatures that `requirements` need, for manifests and indexes with `digests`. Verifies none.
 
         Raises RegistryUnavailable, AuthenticationRequired, InvalidConfiguration.
         """
@@ -93,7 +93,7 @@ class Trust:
         signatures: Sequence[Signature],
         requirements: Requirements,
     ) -> None:
-        """Raise SignatureRefused unless the image that `digests` stand for meets every requirement."""
+        """Raise SignatureRefused unless the image with these `digests` meets every requirement."""
         for requirement in requirements:
             if isinstance(requirement, Accept):
                 continue
@@ -120,19 +120,19 @@ class Trust:
         for signature in of_kind:
             claim = await verified_claim(signature, known)
             if claim is None:
-                reasons.append("one is not by a key of the policy")
+                reasons.append("one is not made by a key of the policy")
             elif claim.digest not in digests:
-                reasons.append(f"one is of {claim.digest}")
+                reasons.append(f"one covers {claim.digest}")
             elif not names_it(requirement.signed_identity, reference, claim.reference):
                 reasons.append(f"one is for {claim.reference!r}")
             else:
                 return
         kind = "simple" if simple else "sigstore"
-        why = "; ".join(dict.fromkeys(reasons)) or "it has none"
-        raise SignatureRefused(f"accept {reference}: the policy wants a {kind} signature: {why}")
+        why = "; ".join(dict.fromkeys(reasons)) or "there is none"
+        raise SignatureRefused(f"accept {reference}: the policy requires a {kind} signature: {why}")
 
     async def _beside(self, place: str, reference: Reference, digest: str) -> AsyncIterator[bytes]:
-        """The simple signatures in a lookaside store: <place>/<path>@sha256=<hex>/signature-<n>, from 1 on."""
+        """Yield the simple signatures in a lookaside store: <place>/<path>@sha256=<hex>/signature-<n>, from 1 on."""
         base = f"{place.rstrip('/')}/{reference.path}@{digest.replace(':', '=')}"
         for number in range(1, COUNT_LIMIT + 1):
             url = f"{base}/signature-{number}"
@@ -146,7 +146,7 @@ class Trust:
 
 
 async def _attached(origin: Origin, reference: Reference, digest: str) -> list[Signature]:
-    """The sigstore signatures that lie beside a manifest, under the tag sha256-<hex>.sig."""
+    """Fetch the sigstore signatures beside a manifest, from the tag sha256-<hex>.sig."""
     tag = f"{digest.replace(':', '-')}.sig"
 
     def read(raw: bytes, _: str) -> _SignatureManifest:
@@ -202,5 +202,5 @@ def _key_stamps(requirement: SignedBy | SigstoreSigned) -> _Stamp:
 
 
 def transport_of(path: Path, docker: bool) -> str:
-    """The name that policies call an archive's kind by."""
+    """Return the name of an archive's kind in policies."""
     return "docker-archive" if docker else "oci" if os.path.isdir(path) else "oci-archive"

@@ -1,7 +1,7 @@
-"""containers-policy.json(5): which images are accepted, and by whose signatures.
+"""Reads containers-policy.json(5): which images are accepted, and with whose signatures.
 
-Requirements understood: insecureAcceptAnything, reject, signedBy with GPG keys, sigstoreSigned with public keys. What
-is not understood (certificates of Fulcio, Rekor's promises) makes the file unusable rather than weaker than it reads.
+Supported requirements: insecureAcceptAnything, reject, signedBy with GPG keys, sigstoreSigned with public keys.
+Anything else (Fulcio certificates, Rekor) makes the file invalid, since ignoring it would weaken the policy.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ class _Strict(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields
 
 
 class Accept(_Strict, frozen=True, tag="insecureAcceptAnything"):
-    """Any image will do."""
+    """Accept any image."""
 
 
 class Reject(_Strict, frozen=True, tag="reject"):
-    """No image will do."""
+    """Accept no image."""
 
 
 class MatchExact(_Strict, frozen=True, tag="matchExact"):
-    """The signature names the very tag asked for."""
+    """The signature must name the requested tag."""
 
 
 class MatchRepoDigestOrExact(_Strict, frozen=True, tag="matchRepoDigestOrExact"):
-    """As matchExact; the repository alone when a digest was asked for."""
+    """Like matchExact; for a request by digest only the repository must match."""
 
 
 class MatchRepository(_Strict, frozen=True, tag="matchRepository"):
-    """The signature names the repository asked for."""
+    """The signature must name the requested repository."""
 
 
 class ExactReference(_Strict, frozen=True, tag="exactReference"):
-    """The signature names this reference, whatever was asked for."""
+    """The signature must name this reference, whatever was requested."""
 
     docker_reference: str
 
 
 class ExactRepository(_Strict, frozen=True, tag="exactRepository"):
-    """The signature names this repository, whatever was asked for."""
+    """The signature must name this repository, whatever was requested."""
 
     docker_repository: str
 
 
 class RemapIdentity(_Strict, frozen=True, tag="remapIdentity"):
-    """As matchRepoDigestOrExact, with `prefix` of what was asked for replaced."""
+    """Like matchRepoDigestOrExact, with `prefix` of the requested name replaced."""
 
     prefix: str
     signed_prefix: str
@@ -68,7 +68,7 @@ Identity = MatchExact | MatchRepoDigestOrExact | MatchRepository | ExactReferenc
 
 
 class SignedBy(_Strict, frozen=True, tag="signedBy"):
-    """A simple signature by one of some GPG keys."""
+    """Require a simple signature by one of the GPG keys."""
 
     key_type: Literal["GPGKeys"]
     key_path: str = ""
@@ -78,7 +78,7 @@ class SignedBy(_Strict, frozen=True, tag="signedBy"):
 
 
 class SigstoreSigned(_Strict, frozen=True, tag="sigstoreSigned"):
-    """A sigstore signature (cosign's) by one of some public keys."""
+    """Require a sigstore signature (cosign's) by one of the public keys."""
 
     key_path: str = ""
     key_paths: tuple[str, ...] = ()
@@ -98,17 +98,17 @@ class _File(_Strict, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy in force. All requirements of what the lookups give must be met."""
+    """A policy. All requirements that a lookup returns must be met."""
 
     default: Requirements = (Accept(),)
     transports: dict[str, dict[str, Requirements]] = field(default_factory=dict)
 
     def for_reference(self, reference: Reference) -> Requirements:
-        """What an image of a registry must meet: of its scopes the narrowest that the file has."""
+        """Return the requirements for an image from a registry: those of the narrowest scope in the file."""
         return self._first("docker", (*_scopes(reference), *_wildcards(reference.domain), ""))
 
     def for_archive(self, transport: str, path: Path) -> Requirements:
-        """What an image in a file or directory must meet; `transport` is "oci", "oci-archive" or "docker-archive"."""
+        """Return the requirements for an archive; `transport` is "oci", "oci-archive" or "docker-archive"."""
         return self._first(transport, (str(path), *map(str, path.parents), ""))
 
     def _first(self, transport: str, scopes: Sequence[str]) -> Requirements:
@@ -117,7 +117,7 @@ class Policy:
 
 
 def load_policy(path: Path) -> Policy:
-    """Read a policy. Raises InvalidConfiguration naming the file, also when there is none."""
+    """Read a policy. Raises InvalidConfiguration naming the file; also if it does not exist."""
     try:
         parsed = msgspec.json.decode(path.read_bytes(), type=_File)
     except OSError as error:
@@ -130,7 +130,8 @@ def load_policy(path: Path) -> Policy:
             raise InvalidConfiguration(f"read signature policy {path}: an empty list of requirements accepts nothing")
         for requirement in requirements:
             if isinstance(requirement, SignedBy | SigstoreSigned) and _sources(requirement) != 1:
-                raise InvalidConfiguration(f"read signature policy {path}: want keyPath, keyPaths or keyData, and one")
+                reason = "a requirement must have exactly one of keyPath, keyPaths and keyData"
+                raise InvalidConfiguration(f"read signature policy {path}: {reason}")
     of_registries: dict[str, Requirements] = {}
     for scope, requirements in parsed.transports.get("docker", {}).items():
         of_registries[lower_host(scope)] = of_registries.get(lower_host(scope), ()) + requirements
@@ -145,7 +146,7 @@ def _sources(requirement: SignedBy | SigstoreSigned) -> int:
 
 
 def keys(requirement: SignedBy | SigstoreSigned) -> list[bytes]:
-    """The keys of a requirement as they are kept. Raises InvalidConfiguration naming the file that cannot be read."""
+    """Return the keys of a requirement in their stored form. Raises InvalidConfiguration naming an unreadable file."""
     texts = [requirement.key_data] if requirement.key_data else []
     if isinstance(requirement, SigstoreSigned):
         texts += requirement.key_datas
@@ -162,7 +163,7 @@ def keys(requirement: SignedBy | SigstoreSigned) -> list[bytes]:
 
 
 def _scopes(reference: Reference) -> Iterator[str]:
-    """`a.io/b/c:tag`, `a.io/b/c`, `a.io/b`, `a.io`."""
+    """Yield `a.io/b/c:tag`, `a.io/b/c`, `a.io/b`, `a.io`."""
     yield reference.name
     scope = reference.repository
     while scope:
@@ -171,7 +172,7 @@ def _scopes(reference: Reference) -> Iterator[str]:
 
 
 def _wildcards(domain: str) -> Iterator[str]:
-    """`*.b.c` and `*.c` for `a.b.c`."""
+    """Yield `*.b.c` and `*.c` for `a.b.c`."""
     _, dot, rest = domain.partition(".")
     while dot:
         yield f"*.{rest}"
@@ -179,7 +180,7 @@ def _wildcards(domain: str) -> Iterator[str]:
 
 
 def names_it(identity: Identity, asked: Reference, signed: str) -> bool:
-    """Whether a signature of `signed` (its docker-reference) is one of what was asked for."""
+    """Return whether a signature for `signed` (its docker-reference) is valid for the requested reference."""
     try:
         found = parse_reference(signed)
     except InvalidReference:

@@ -1,4 +1,4 @@
-"""containers-registries.d(5): where the simple signatures of images lie."""
+"""Reads containers-registries.d(5): the locations of simple signatures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _File(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 def lookaside(directory: Path, reference: Reference) -> str:
-    """The URL (https, http or file) that the signatures of `reference` lie below; "" for none.
+    """Return the URL (https, http or file) of the signatures of `reference`; "" for none.
 
     Raises InvalidConfiguration naming the file.
     """
@@ -46,7 +46,7 @@ def lookaside(directory: Path, reference: Reference) -> str:
 
 
 def _read(path: Path) -> _File:
-    import yaml  # only a node that asks for simple signatures comes here
+    import yaml  # imported only if simple signatures are required
 
     try:
         return convert(yaml.safe_load(path.read_bytes()) or {}, _File)

@@ -1,7 +1,7 @@
-"""Signatures of images: what they are, and whether a key made them.
+"""Signatures of images, and their verification.
 
-A simple signature is an OpenPGP message around a claim; a sigstore signature is a claim and a raw signature beside it
-(cosign's specification). The claim is the same JSON in both: a digest of a manifest, and the name it may go by.
+A simple signature is an OpenPGP message that contains a claim; a sigstore signature is a claim with a raw signature
+beside it (cosign's specification). The claim is the same JSON in both: a manifest's digest, and a name for it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from image.errors import ImageError, InvalidConfiguration
 from image.programs import ask
 
 SIMPLE, SIGSTORE = "simple", "sigstore"
-SIGNATURE_LIMIT = 64 << 10  # bytes: one is some 1,000, and all of an image's are kept in memory
-COUNT_LIMIT = 32  # signatures of one manifest that are looked at
-KEPT_LIMIT = 4 * COUNT_LIMIT  # of one image: of both kinds, of its manifest and its index
+SIGNATURE_LIMIT = 64 << 10  # bytes: one has some 1,000, and all of an image are kept in memory
+COUNT_LIMIT = 32  # signatures of one manifest to check
+KEPT_LIMIT = 4 * COUNT_LIMIT  # per image: two kinds, for its manifest and its index
 _GPGV_SECONDS = 30.0
 _BLOCK = re.compile(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL)
 _BAD = {"BADSIG", "ERRSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG", "NODATA", "BADARMOR", "FAILURE"}
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """A signature as it was found. `signature` is empty for a simple one, which is all in `payload`."""
+    """A signature as it was found. `signature` is empty for a simple one, which is complete in `payload`."""
 
     kind: str  # SIMPLE or SIGSTORE
     payload: bytes
@@ -36,7 +36,7 @@ class Signature(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What a signature that is right says."""
+    """The content of a valid signature."""
 
     digest: str  # of a manifest or index
     reference: str  # docker-reference
@@ -64,10 +64,10 @@ _TYPES = {SIMPLE: "atomic container signature", SIGSTORE: "cosign container imag
 
 
 async def verified_claim(signature: Signature, keys: Sequence[bytes]) -> Claim | None:
-    """The claim, if one of `keys` signed it; else None.
+    """Return the claim if one of `keys` signed it; else None.
 
-    Keys are PEM for sigstore, OpenPGP (armoured or not) for simple signatures. Raises InvalidConfiguration for a key
-    that is none, ImageError when gpgv cannot be run.
+    Keys are PEM for sigstore, OpenPGP (armoured or not) for simple signatures. Raises InvalidConfiguration for an
+    invalid key, ImageError if gpgv cannot be run.
     """
     if signature.kind == SIMPLE:
         content = await _gpg_content(signature.payload, keys)
@@ -85,7 +85,7 @@ async def verified_claim(signature: Signature, keys: Sequence[bytes]) -> Claim |
 
 
 def _made_by(pem: bytes, signature: Signature) -> bool:
-    from cryptography.exceptions import InvalidSignature  # 60 ms of import that only policies with such keys are worth
+    from cryptography.exceptions import InvalidSignature  # takes 60 ms to import: only for policies with such keys
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
@@ -109,7 +109,7 @@ def _made_by(pem: bytes, signature: Signature) -> bool:
 
 
 async def _gpg_content(message: bytes, keys: Sequence[bytes]) -> bytes | None:
-    """The content of an OpenPGP message that one of `keys`, unexpired and unrevoked, signed."""
+    """Return the content of an OpenPGP message signed by one of `keys`, if that is neither expired nor revoked."""
     with tempfile.TemporaryDirectory(prefix="crisp-gpgv-") as name:
         directory = Path(name)
         (directory / "keys").write_bytes(b"".join(map(_dearmoured, keys)))
@@ -124,7 +124,7 @@ async def _gpg_content(message: bytes, keys: Sequence[bytes]) -> bytes | None:
 
 
 def _dearmoured(key: bytes) -> bytes:
-    """gpgv wants its keys in binary form."""
+    """Convert a key to the binary form that gpgv needs."""
     if b"-----BEGIN" not in key:
         return key
     found = b""
@@ -136,7 +136,7 @@ def _dearmoured(key: bytes) -> bytes:
         except binascii.Error as error:
             raise InvalidConfiguration(f"read GPG key of the signature policy: {error}") from None
     if not found:
-        raise InvalidConfiguration("read GPG key of the signature policy: no public key in it")
+        raise InvalidConfiguration("read GPG key of the signature policy: it contains no public key")
     return found
 
 
@@ -144,7 +144,7 @@ async def _run(*command: str | Path) -> tuple[int, str]:
     try:
         status, said = await ask(*command, seconds=_GPGV_SECONDS)
     except TimeoutError:
-        raise ImageError(f"run {command[0]}: not done within {_GPGV_SECONDS:g} s") from None
+        raise ImageError(f"run {command[0]}: it did not finish within {_GPGV_SECONDS:g} s") from None
     except OSError as error:
-        raise ImageError(f"run {command[0]}: {error.strerror} (Debian has it in the package gpgv)") from error
+        raise ImageError(f"run {command[0]}: {error.strerror}: install the package gpgv") from error
     return status, said.decode(errors="replace")

@@ -1,7 +1,7 @@
-"""What a worker may do: it reads what strangers wrote, and a hole in its reading is to lead no further than the layer.
+"""Confines workers: they parse untrusted data, and a bug in that must affect no more than the layer.
 
-The warm process gives up what none of its workers needs (`give_up`); each worker then goes into its directory (`enter`)
-and under a filter (`close_in`), which image.worker_filter makes.
+The warm process gives up what no worker needs (`give_up`). Each worker then enters its directory (`enter`) and loads a
+filter (`close_in`), which image.unpack.worker_filter compiles.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contextlib import suppress
 from linux import capabilities, syscalls
 from linux.errors import UnknownCall
 
-DATA_LIMIT = 512 << 20  # bytes of memory of its own: zstd's largest window is half of it
+DATA_LIMIT = 512 << 20  # bytes of private memory: zstd's largest window is half of it
 _ADDRESS_LIMIT = 2 << 30  # bytes
 _FILES_LIMIT = 4096
-_OOM_SCORE_ADJ = 1000  # the first to go: its layer is pulled again, a pod's memory is not
+_OOM_SCORE_ADJ = 1000  # killed first: a layer can be pulled again, a pod's memory cannot
 
 # linux/capability.h: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_CHROOT, SYS_ADMIN (trusted.* attributes), MKNOD, SETFCAP
 _CAPABILITIES = (0, 1, 3, 4, 18, 21, 27, 31)
@@ -28,9 +28,10 @@ _NODEV_NOSUID_NOEXEC = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID | 
 
 
 def give_up() -> None:
-    """Have the calling process, which must be of one thread, and its children keep what unpacking takes.
+    """Reduce the calling single-threaded process, and its children, to what unpacking needs.
 
-    What a machine does not let it give up (namespaces in a container, say) stays; capabilities always go.
+    What the machine does not allow (namespaces in a container, for example) is skipped; capabilities are always
+    dropped.
     """
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(str(_OOM_SCORE_ADJ))
@@ -57,10 +58,10 @@ def give_up() -> None:
 
 
 def enter(directory: str) -> int:
-    """Make `directory` the calling process's root and working directory; a descriptor of it. Raises OSError.
+    """Make `directory` the calling process's root and working directory. Returns its descriptor. Raises OSError.
 
-    All is done below descriptors anyway; should a way out be found, it ends in the same directory. It is a mount of its
-    own for this process, in which device nodes are not to be opened, though they can be made.
+    Files are accessed relative to descriptors anyway; if a way out is found it ends in this directory. It becomes a
+    private mount of this process, in which device nodes can be made but not opened.
     """
     try:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, directory, syscalls.OPEN_TREE_CLONE)
@@ -69,13 +70,13 @@ def enter(directory: str) -> int:
     else:
         with suppress(OSError):
             syscalls.mount_setattr(tree, "", syscalls.AT_EMPTY_PATH, attr_set=_NODEV_NOSUID_NOEXEC)
-        os.fchdir(tree)  # the descriptor stays open: it holds the mount
+        os.fchdir(tree)  # the descriptor stays open, which keeps the mount
     os.chroot(".")
     return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def enter_skeleton() -> int:
-    """Make an empty tree in memory, which is in no mount table, the calling process's root; a descriptor of it.
+    """Make an empty tmpfs, in no mount table, the calling process's root. Returns its descriptor.
 
     Raises OSError.
     """
@@ -87,19 +88,19 @@ def enter_skeleton() -> int:
         tree = syscalls.fsmount(context, _NODEV_NOSUID_NOEXEC)
     finally:
         os.close(context)
-    os.fchdir(tree)  # the descriptor stays open: it holds the mount
+    os.fchdir(tree)  # the descriptor stays open, which keeps the mount
     os.chroot(".")
     return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def is_full(skeleton: int) -> bool:
-    """Whether the tree in memory has no room for more."""
+    """Return whether the tmpfs is full."""
     room = os.fstatvfs(skeleton)
     return not room.f_ffree or not room.f_bfree
 
 
 def close_in(program: bytes) -> None:
-    """Give up chroot(2), and what the seccomp filter `program` refuses, if there is one."""
+    """Give up chroot(2), and load the seccomp filter `program`, if there is one."""
     _keep(number for number in _CAPABILITIES if number != _CAP_SYS_CHROOT)
     if program:
         with suppress(OSError):
@@ -108,13 +109,13 @@ def close_in(program: bytes) -> None:
 
 def _load(program: bytes) -> None:
     try:
-        # Before Linux 5.16 a filter would turn off speculation, which costs an interpreter a third.
+        # Before Linux 5.16 a filter would turn speculation off, which slows an interpreter down by a third.
         syscalls.load_filter(program, syscalls.SECCOMP_SPEC_ALLOW)
     except UnknownCall:
         syscalls.load_filter(program, 0)
 
 
 def _keep(numbers: Iterable[int]) -> None:
-    """Have no capabilities but these, of those that are there. Raises OSError."""
+    """Keep only these capabilities, as far as they are present. Raises OSError."""
     kept = capabilities.current()[1] & sum(1 << number for number in numbers)
     capabilities.become(kept, kept, 0)

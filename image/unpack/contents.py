@@ -1,4 +1,4 @@
-"""Where the content of a layer's files goes to: into them, or into the records of an index."""
+"""Where the contents of a layer's files go: into the files, or into the records of an index."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Contents(Protocol):
 
 
 class Written:
-    """Written into the files."""
+    """Writes contents into the files."""
 
     def put(self, descriptor: int, entry: Entry, reader: TarReader) -> None:
         if entry.segments is None:
@@ -32,7 +32,7 @@ class Written:
 
 
 class Located:
-    """Left in the tar, files having only their sizes. `index` is told where it is."""
+    """Leaves contents in the tar and reports their positions to `index`; the files only get their sizes."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -51,6 +51,6 @@ class Located:
 
 
 def write_all(descriptor: int, piece: memoryview) -> None:
-    """Write the whole of `piece`. Raises OSError."""
+    """Write all of `piece`. Raises OSError."""
     while piece:
         piece = piece[os.write(descriptor, piece) :]

@@ -1,4 +1,4 @@
-"""What an archive says of a layer's directories, kept to its end: making something in a directory changes its time."""
+"""Collects the attributes of a layer's directories until its end, since making an entry changes a directory's time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from image.unpack.tar_header import TarError
 IMPLIED = b"i"  # no entry described it
 WHITED = b"w"  # whiteouts were made in it
 BOTH = b"b"
-ONLY_ROOT = IMPLIED  # and the root's path
+ONLY_ROOT = IMPLIED  # followed by the root's path
 
 _IMPLIED_LIMIT = 1 << 16
-_MEMORY_LIMIT = 128 << 20  # bytes, about, that all names and their nodes may take
-_REPORT_LIMIT = 16 << 20  # bytes of paths that are left for when the layers below are known
-_NODE_COST = 230  # bytes a name takes beside its own, and its first child
+_MEMORY_LIMIT = 128 << 20  # bytes, approximately, for all names and their nodes
+_REPORT_LIMIT = 16 << 20  # bytes of the paths to report
+_NODE_COST = 230  # bytes per name, without the name and its first child
 _CHILDREN_COST = 230
 
 
@@ -29,17 +29,17 @@ class _Node:
 
 
 class Directories:
-    """Directories by their paths below the layer's root, which is b"". Raises TarError for too many of them."""
+    """Directories by path below the layer's root, which is b"". Raises TarError for too many."""
 
     def __init__(self) -> None:
         self._root = _Node()
         self._root.implied = True
         self._implied = 1
         self._taken = 0
-        self._reported = 0  # bytes of the paths that are left for when the layers below are known
+        self._reported = 0  # bytes of the paths to report
 
     def describe(self, path: bytes, mtime: int) -> None:
-        """There was an entry for it. `mtime` is in nanoseconds."""
+        """Record that an entry describes the directory. `mtime` is in nanoseconds."""
         node = self._node(path)
         node.mtime = mtime
         if node.implied:
@@ -48,7 +48,7 @@ class Directories:
             self._reported -= 0 if node.whited else len(path)
 
     def imply(self, path: bytes) -> None:
-        """It had to be made without an entry."""
+        """Record that the directory was made without an entry."""
         node = self._node(path)
         self._report(path, node)
         self._implied += not node.implied
@@ -57,13 +57,13 @@ class Directories:
             raise TarError(f"more than {_IMPLIED_LIMIT} directories have no entry of their own")
 
     def white(self, path: bytes) -> None:
-        """Something that the layers below may have was hidden in it."""
+        """Record that something of the lower layers was hidden in the directory."""
         node = self._node(path)
         self._report(path, node)
         node.whited = True
 
     def forget(self, path: bytes) -> None:
-        """It has gone, with all in it."""
+        """Record that the directory and its content were removed."""
         parent_path, _, name = path.rpartition(b"/")
         parent = self._find(parent_path)
         if parent is not None and parent.children is not None and (gone := parent.children.pop(name, None)) is not None:
@@ -76,12 +76,14 @@ class Directories:
                 pending += ((length + 1 + len(below), below, child) for below, child in (node.children or {}).items())
 
     def __iter__(self) -> Iterator[tuple[bytes, int | None]]:
-        """Each that has or lacks an entry, with its time if it has one."""
+        """Yield each directory, with its time if an entry gave one."""
         return ((path, node.mtime) for path, node in self._walk() if node.implied or node.mtime is not None)
 
     def unsettled(self) -> bytes:
-        """What cannot be settled before the layers below are known, for `parse_unsettled`: directories that are implied
-        or have whiteouts. ONLY_ROOT when the root alone has no entry."""
+        """Return what needs the lower layers, for `parse_unsettled`: directories implied or with whiteouts.
+
+        Returns ONLY_ROOT if only the root has no entry.
+        """
         said: list[bytes] = []
         for path, node in self._walk():
             if node.implied or node.whited:
@@ -133,7 +135,7 @@ class Directories:
 
 
 def parse_unsettled(said: bytes) -> tuple[list[bytes], list[bytes]]:
-    """The implied directories and those with whiteouts that `Directories.unsettled` told of."""
+    """Parse the result of `Directories.unsettled`: the implied directories, and those with whiteouts."""
     implied: list[bytes] = []
     whited: list[bytes] = []
     for item in said.split(b"\0") if said else ():

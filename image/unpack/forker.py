@@ -1,4 +1,4 @@
-"""The warm process that forks workers, and one worker at work: what it is given, what ends it, what it says."""
+"""The warm process that forks workers, and a single worker: its input, its output, its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKAGES = str(Path(__file__).resolve().parents[2])
 
 
 class Forker:
-    """The warm process (image.unpack.worker's `serve`) and our end of its socket."""
+    """The warm process (image.unpack.worker's `serve`) and the socket to it."""
 
     def __init__(self, process: asyncio.subprocess.Process, control: socket.socket) -> None:
         self._process = process
@@ -52,12 +52,12 @@ class Forker:
         return self._process.returncode is not None
 
     def fork(self, descriptors: Sequence[int]) -> None:
-        """Ask for a worker with these descriptors: the request, the blob, where to answer, what ends it."""
+        """Request a worker with these descriptors: the request, the blob, the answer, and the pipe that ends it."""
         with suppress(BrokenPipeError, ConnectionResetError):
             socket.send_fds(self._control, [b"fork"], descriptors)
 
     def let_go(self) -> None:
-        """It ends when it finds the socket closed; the event loop's child watcher collects it."""
+        """Close the socket, at which the process ends; the event loop's child watcher collects it."""
         self._control.close()
 
     async def end(self) -> None:
@@ -66,15 +66,15 @@ class Forker:
 
 
 class Job:
-    """One worker at work. It ends when `_life` is closed, be it by the death of the daemon."""
+    """One worker. It ends when `_life` is closed, even by the death of the daemon."""
 
     def __init__(self, forker: Forker, request: bytes, more: Sequence[int]) -> None:
         self._forker = forker
         self._request = request
-        self._more = more  # descriptors that this deed takes
+        self._more = more  # additional descriptors for this request
 
     async def run(self, source: AsyncIterator[bytes] | int | None) -> bytes:
-        """What the worker said; nothing if there never was one. It is gone on return, and on a cancellation."""
+        """Run the worker and return its answer, b"" if none started. It has ended on return and on cancellation."""
         with ExitStack() as ends:
             answer, answer_end = _pipe(ends)
             life_end, life = _pipe(ends)
@@ -105,7 +105,7 @@ def _pipe(ends: ExitStack) -> tuple[FileIO, FileIO]:
 
 
 def _paths() -> list[str]:
-    """Where the worker finds this package, and the libraries that decompress."""
+    """Return the directories of this package and of the decompression libraries, for the worker."""
     roots = [_PACKAGES]
     for library in _LIBRARIES:
         spec = find_spec(library)
@@ -115,7 +115,7 @@ def _paths() -> list[str]:
 
 
 async def _read_answer(descriptor: int) -> bytes:
-    """What comes until the other end is closed, or until it is too much to be an answer."""
+    """Read until the other end is closed, or the data is too long for an answer."""
     said = bytearray()
     while len(said) < _ANSWER_LIMIT and (piece := await _read(descriptor, _ANSWER_PIECE)):
         said += piece
@@ -136,7 +136,7 @@ async def _read(descriptor: int, size: int) -> bytes:
 
 
 async def _gone(descriptor: int) -> None:
-    """Wait, cancelled or not, until the worker that holds the other end has ended."""
+    """Wait, even if cancelled, until the worker at the other end has ended."""
     waiting = asyncio.ensure_future(_drain(descriptor))
     while not waiting.done():
         with suppress(asyncio.CancelledError):
@@ -144,10 +144,10 @@ async def _gone(descriptor: int) -> None:
 
 
 async def _feed(sink: FileIO, source: AsyncIterator[bytes]) -> None:
-    """Write `source` into the pipe. A worker that has already given up closes it: its answer says why."""
+    """Write `source` into the pipe. A worker that has failed closes the pipe; its answer has the reason."""
     descriptor = sink.fileno()
     os.set_blocking(descriptor, False)
-    with suppress(OSError):  # an unprivileged daemon may be past its share of pipe pages
+    with suppress(OSError):  # an unprivileged daemon may have reached its limit for pipes
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     with sink, suppress(BrokenPipeError):
         async for piece in source:
@@ -164,7 +164,7 @@ async def _write(sink: int, piece: bytes) -> None:
 
 
 async def _ready(descriptor: int, *, write: bool) -> None:
-    """Wait until `descriptor` can be written to, or read from."""
+    """Wait until `descriptor` is writable or readable."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     (loop.add_writer if write else loop.add_reader)(descriptor, _resolve, ready)

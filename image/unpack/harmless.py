@@ -1,5 +1,4 @@
-"""What an archive's entry says, before anything is made of it: names that lead nowhere else, and numbers that the
-kernel takes for what they are."""
+"""Checks archive entries before they are made: names must stay inside, and numbers must be valid for the kernel."""
 
 from __future__ import annotations
 
@@ -9,16 +8,16 @@ from linux.tables import HIGHEST_ID
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
-AUFS = b".wh..wh."  # aufs' own bookkeeping, of no meaning here
-AUFS_LINKS = b".wh..wh.plnk"  # but that hard links lead to files in it
-_DEPTH_LIMIT = 512  # components of one name
-_MAJOR_LIMIT, _MINOR_LIMIT = 0xFFF, 0xF_FFFF  # the kernel cuts larger numbers of devices: they would be others
+AUFS = b".wh..wh."  # aufs' own bookkeeping, which is ignored
+AUFS_LINKS = b".wh..wh.plnk"  # except that hard links lead to files in it
+_DEPTH_LIMIT = 512  # components per name
+_MAJOR_LIMIT, _MINOR_LIMIT = 0xFFF, 0xF_FFFF  # the kernel truncates larger device numbers
 
 
 def make_harmless(entry: Entry) -> None:
-    """Take from an entry what would be an order to the overlay, and what others read in another way than it was meant.
+    """Remove from an entry what would control the overlay.
 
-    Raises TarError for numbers that the kernel would take for others.
+    Raises TarError for numbers that the kernel would truncate.
     """
     if not (0 <= entry.uid <= HIGHEST_ID and 0 <= entry.gid <= HIGHEST_ID):
         entry.uid, entry.gid = _id(entry.uid), _id(entry.gid)
@@ -29,7 +28,7 @@ def make_harmless(entry: Entry) -> None:
 
 
 def _id(number: int) -> int:
-    """A user or group. A negative one is what a signed 32 bit number was: macOS' nobody is -2."""
+    """Normalise a user or group id. Negative ones come from signed 32-bit numbers: macOS' nobody is -2."""
     unsigned = number + (1 << 32) if -(1 << 31) <= number < 0 else number
     if not 0 <= unsigned <= HIGHEST_ID:
         raise TarError(f"owner {number} is out of range")
@@ -37,12 +36,12 @@ def _id(number: int) -> int:
 
 
 def is_whiteout_entry(entry: Entry) -> bool:
-    """Whether it is overlayfs' own whiteout, which hides as a `.wh.` entry does."""
+    """Return whether it is overlayfs' own whiteout, which hides like a `.wh.` entry."""
     return entry.kind == CHAR_DEVICE and (entry.major, entry.minor) == (0, 0)
 
 
 def is_bookkeeping(parent_path: bytes) -> bool:
-    """Whether what is in the directory is of aufs' own, and not wanted by hard links."""
+    """Return whether the directory is aufs' bookkeeping and no hard link needs it."""
     if AUFS not in parent_path:
         return False
     first, *others = parent_path.split(b"/")
@@ -50,9 +49,9 @@ def is_bookkeeping(parent_path: bytes) -> bool:
 
 
 def normalised(name: bytes) -> bytes:
-    """`name` as a path below the root: no leading slash, no empty, "." or ".." component; b"" is the root itself.
+    """Return `name` as a path below the root, without leading slash, empty, "." or ".." components; b"" is the root.
 
-    Raises TarError for what is no path at all.
+    Raises TarError if it is no path.
     """
     if b"\0" in name:
         raise TarError("a NUL in a name")

@@ -1,4 +1,4 @@
-"""The root directory of a layer of either kind: unpacked, or a tar with an index."""
+"""Opens the root directory of a layer of either kind: unpacked, or a tar with an index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from image.unpack.overlay import PLAIN_DIRECTORY
 
 
 def open_root(names: Sequence[str], *, indexed: bool) -> int:
-    """Open the root of the layer whose directory has one of `names`; it may change the first for the last meanwhile.
+    """Open the root of a layer whose directory has one of `names`; it may be renamed to the last one meanwhile.
 
     Raises OSError.
     """
@@ -27,6 +27,6 @@ def _open(name: str, indexed: bool) -> int:
         return os.open(name, PLAIN_DIRECTORY)
     mounted = mount(name)
     try:
-        return os.open(".", PLAIN_DIRECTORY, dir_fd=mounted)  # the mount's own is of O_PATH
+        return os.open(".", PLAIN_DIRECTORY, dir_fd=mounted)  # the mount's own descriptor is O_PATH
     finally:
         os.close(mounted)

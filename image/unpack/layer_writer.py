@@ -1,7 +1,7 @@
-"""Makes a layer's directory out of the entries of its tar, for use as an overlay lower layer.
+"""Makes a layer's directory from the entries of its tar, for use as an overlay lower layer.
 
-Everything is reached through descriptors below the layer's root: no name, symlink or hard link of an archive leads
-out of it. Whiteouts become what overlayfs knows: a 0/0 character device, and `trusted.overlay.opaque` on directories.
+Every access is relative to descriptors below the layer's root, so no name, symlink or hard link in an archive leads out
+of it. Whiteouts take overlayfs' form: a 0/0 character device, and `trusted.overlay.opaque` on directories.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(slots=True)
 class LayerUsage:
-    """What an unpacked layer takes on disk, and what only the layers below can settle (`Directories.unsettled`)."""
+    """A layer's disk use, and what needs the lower layers to be settled (`Directories.unsettled`)."""
 
     size: int  # bytes
     inodes: int
@@ -56,11 +56,11 @@ class LayerUsage:
 
 
 class LayerWriter:
-    """Writes entries below `root`, an open and empty directory that nobody else changes meanwhile.
+    """Writes entries below `root`, an open and empty directory that nobody else changes.
 
-    The process's umask must be 0. The working directory is changed at will. With `marked`, directories that hide those
-    below them may say so as overlayfs does (archives of a writable layer have that), else only by whiteouts. `contents`
-    takes what is in files.
+    The process's umask must be 0, and its working directory is changed. With `marked`, directories may be opaque by
+    overlayfs' attribute (as in archives of writable layers), otherwise only by whiteouts. `contents` takes the contents
+    of files.
     """
 
     def __init__(self, root: int, contents: Contents | None = None, *, marked: bool = False) -> None:
@@ -71,10 +71,10 @@ class LayerWriter:
         self._known = Directories()
         self._bytes = 0
         self._inodes = 1
-        self._counted = True  # until something was removed whose hard links we do not know
+        self._counted = True  # False after removing something with unknown hard links
 
     def write(self, reader: TarReader) -> LayerUsage:
-        """Write all entries. Raises TarError for what must not or cannot be unpacked, else OSError."""
+        """Write all entries. Raises TarError for what must not or cannot be unpacked, otherwise OSError."""
         for entry in reader:
             try:
                 self._write_entry(entry, reader)
@@ -119,7 +119,7 @@ class LayerWriter:
             self._replace_and_make(path, entry, reader)
 
     def _whited(self, path: bytes) -> Place:
-        """A directory that gets a whiteout: those in it are looked at again when the layers below are known."""
+        """Return a directory that gets a whiteout; its whiteouts are checked again when the lower layers are known."""
         place = self._open.find(path)
         self._known.white(place.path)
         return place
@@ -127,11 +127,11 @@ class LayerWriter:
     def _describe_root(self, entry: Entry) -> None:
         if entry.kind == DIRECTORY:
             self._describe_directory(Place(self._root, b""), entry)
-        elif entry.name:  # what has no name at all is skipped, as by others
+        elif entry.name:  # an entry without a name is skipped, as by other runtimes
             raise TarError("the layer's root must be a directory")
 
     def _replace_and_make(self, path: bytes, entry: Entry, reader: TarReader) -> None:
-        """Make what is no directory; what has the name already gives way, as in any archive."""
+        """Make something other than a directory, replacing what has the name already."""
         above, _, name = path.rpartition(b"/")
         parent = self._open.find(above)
         try:
@@ -171,7 +171,7 @@ class LayerWriter:
         descriptor = os.open(name, _WRITE, entry.mode & 0o777, dir_fd=parent)
         try:
             self._contents.put(descriptor, entry, reader)
-            # Each change of an inode is a journal transaction; most files are born as they should be.
+            # Each change of an inode is a journal transaction, and most files need none.
             there = os.fstat(descriptor)
             if (there.st_uid, there.st_gid) != (entry.uid, entry.gid):
                 os.fchown(descriptor, entry.uid, entry.gid)
@@ -206,7 +206,7 @@ class LayerWriter:
 
     @contextmanager
     def _link_target(self, link: bytes) -> Iterator[tuple[int, bytes]]:
-        """The directory and name a hard link points to, both below the root."""
+        """Open the directory that a hard link points to, below the root; yield it and the name in it."""
         path, _, name = normalised(link).rpartition(b"/")
         source = open_directory(self._root, path or b".")
         try:
@@ -215,12 +215,12 @@ class LayerWriter:
             os.close(source)
 
     def _describe(self, parent: int, name: bytes, entry: Entry) -> None:
-        """Owner, mode, attributes and time of what cannot be opened without side effects."""
+        """Set owner, mode, attributes and time of a file that cannot be opened without side effects."""
         os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         if entry.kind != SYMLINK:
             os.chmod(name, entry.mode, dir_fd=parent)
         if entry.xattrs:
-            os.fchdir(parent)  # there is no lsetxattr relative to a directory before Linux 6.13
+            os.fchdir(parent)  # before Linux 6.13 there is no lsetxattr relative to a directory
             _set_xattrs(name, entry.xattrs)
         os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
         self._inodes += 1
@@ -228,7 +228,7 @@ class LayerWriter:
     # --- directories
 
     def _account(self, walk: Walk) -> None:
-        """Count, and have described later, what had to be made on the way to a directory."""
+        """Count the directories made on the way to a directory, and record that they have no entries."""
         self._inodes += len(walk.made)
         self._counted = self._counted and not walk.replaced
         for made in walk.made:
@@ -261,7 +261,7 @@ class LayerWriter:
         self._known.describe(place.path, entry.mtime)
 
     def _finish_directories(self) -> None:
-        """Set the times of directories last: making an entry in one changes its own."""
+        """Set the times of directories last, because making an entry in one changes its time."""
         with Walk(self._root) as walk:
             for path, mtime in self._known:
                 descriptor = walk.go(path)
@@ -273,14 +273,14 @@ class LayerWriter:
     # --- removal
 
     def _remove_aufs_links(self) -> None:
-        """Names that hard links needed, and nobody else."""
+        """Remove the files that only hard links needed."""
         with suppress(FileNotFoundError):
             self._remove(Place(self._root, b""), AUFS_LINKS)
 
     def _white_out(self, parent: int, name: bytes) -> None:
-        """Hide `name` of the layers below. What this layer itself has under that name stays (image-spec, layer.md)."""
+        """Hide `name` of the lower layers. This layer's own file with that name stays (image-spec, layer.md)."""
         if name in (b"", b".", b".."):
-            raise TarError("whiteout of no name")
+            raise TarError("a whiteout without a name")
         try:
             make_whiteout(parent, name)
             self._inodes += 1
@@ -308,8 +308,11 @@ class LayerWriter:
 
 
 def _set_xattrs(target: int | bytes, xattrs: dict[bytes, bytes]) -> None:
-    """Set extended attributes. Those that the filesystem or the kind of file cannot have are dropped, as every runtime
-    does (macOS leaves com.apple.* ones in archives), but for `security.` ones, on which programs rely."""
+    """Set extended attributes.
+
+    Attributes that the file system or the kind of file cannot have are dropped, as by every runtime (macOS leaves
+    com.apple.* in archives); except `security.` ones, which programs rely on.
+    """
     for key, value in xattrs.items():
         try:
             if isinstance(target, int):

@@ -1,4 +1,4 @@
-"""The directories of a layer in the making, kept open while entries come that are in them."""
+"""Keeps the directories of a layer open while entries are made in them."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _OPEN = 128  # descriptors kept open
 
 
 class Place(NamedTuple):
-    """An open directory. Its path has no symlink in it, whatever links an entry's name leads through."""
+    """An open directory. Its path contains no symlinks, even if an entry's name does."""
 
     descriptor: int
     path: bytes
 
     def child(self, name: bytes) -> bytes:
-        """The path of what it has under `name`."""
+        """Return the path of an entry of the directory."""
         return self.path + b"/" + name if self.path else name
 
 
 class OpenDirectories:
-    """Directories below `root`, by their names as entries say them. A descriptor stays open until the next call.
+    """Directories below `root`, by the names in entries. A descriptor stays open until the next call.
 
-    What has to be made on the way to one is made, and `made` is told of the walk. Raises OSError.
+    Missing directories on the way are made; `made` is called with the walk. Raises OSError.
     """
 
     def __init__(self, root: int, made: Callable[[Walk], None]) -> None:
@@ -36,20 +36,20 @@ class OpenDirectories:
         self._open: dict[bytes, Place] = {}
 
     def find(self, name: bytes) -> Place:
-        """The directory that `name`, a normalised one, leads to."""
+        """Return the directory for `name`, a normalised one."""
         if not name:
             return self._root
         return self._open.get(name) or self._remember(name, self._opened(name))
 
     def enter(self, parent: Place, name: bytes) -> Place:
-        """The directory `parent` has under the last component of `name`, which is no symlink."""
+        """Return the directory that `parent` has under the last component of `name`, which is no symlink."""
         last = name.rpartition(b"/")[2]
         if (there := self._open.get(name)) is not None:
             return there
         return self._remember(name, Place(os.open(last, PLAIN_DIRECTORY, dir_fd=parent.descriptor), parent.child(last)))
 
     def forget(self) -> None:
-        """Close all: what names lead to may be something else from now on."""
+        """Close all: from now on names may lead elsewhere."""
         for place in self._open.values():
             os.close(place.descriptor)
         self._open.clear()

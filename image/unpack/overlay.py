@@ -1,5 +1,4 @@
-"""What overlayfs reads in a lower layer: whiteouts, opaque directories, and the attributes of directories that several
-layers share."""
+"""overlayfs' metadata in lower layers: whiteouts, opaque directories, and attributes of merged directories."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ def make_whiteout(parent: int, name: bytes) -> None:
 
 
 def mark_opaque(directory: int) -> None:
-    """Hide what the layers below have in this directory."""
+    """Hide the lower layers' entries of this directory."""
     os.setxattr(directory, OPAQUE_XATTR, b"y")
 
 
@@ -41,21 +40,21 @@ def is_opaque(directory: int) -> bool:
 
 
 class Lowers:
-    """The layers below one, topmost first, each opened when it is needed."""
+    """The layers below one, topmost first. Each is opened at its first use."""
 
     def __init__(self, openers: Sequence[Callable[[], int]]) -> None:
         self._openers = openers
         self._opened: list[int] = []
 
     def __iter__(self) -> Iterator[int]:
-        """Descriptors of their roots. Raises OSError."""
+        """Yield descriptors of their roots. Raises OSError."""
         for number, opener in enumerate(self._openers):
             if number == len(self._opened):
                 self._opened.append(opener())
             yield self._opened[number]
 
     def open_all(self) -> None:
-        """Open them now: it may not be possible later. Raises OSError."""
+        """Open all now, because it may be impossible later. Raises OSError."""
         for _ in self:
             pass
 
@@ -68,13 +67,14 @@ class Lowers:
 
 
 def settle(layer: int, lowers: Lowers, implied: Iterable[bytes], whited: Iterable[bytes]) -> tuple[int, int]:
-    """Make of a layer what only the layers below could tell: the bytes and inodes that were removed. Raises OSError.
+    """Finish a layer now that its lower layers are known. Returns the bytes and inodes removed. Raises OSError.
 
-    Directories that no entry described (`implied`) get what the layers below say of them: owner, mode, xattrs, time.
-    Without it an archive with `tmp/x` but no `tmp/` would turn the image's /tmp into a 0755 directory.
+    Directories without an entry (`implied`) get owner, mode, xattrs and time from the lower layers. Otherwise an
+    archive with `tmp/x` but no `tmp/` would make the image's /tmp a 0755 directory.
 
-    Of directories where something was hidden (`whited`) that are in no layer below, whiteouts are removed: overlayfs
-    looks for none in a directory that is in one layer only, and lists them. Nor does one stay that was made for them.
+    From directories with whiteouts (`whited`) that no lower layer has, the whiteouts are removed: overlayfs does not
+    interpret whiteouts in an unmerged directory, and lists them. A directory made only for whiteouts is removed as
+    well.
     """
     left = set(implied)
     size = inodes = 0
@@ -90,7 +90,7 @@ def settle(layer: int, lowers: Lowers, implied: Iterable[bytes], whited: Iterabl
 
 
 def adopt_root(layer: int, lower: int) -> None:
-    """Give the root of a layer what the layer below says of its own. Raises OSError."""
+    """Copy the attributes of the lower layer's root to a layer's root. Raises OSError."""
     _copy_attributes(lower, layer)
 
 
@@ -102,7 +102,7 @@ def _adopt(layer: int, lowers: Lowers, path: bytes) -> None:
         try:
             target = _open_plain(layer, path)
         except OSError as error:
-            if error.errno in _NOT_THERE:  # an entry replaced it, under another of its names
+            if error.errno in _NOT_THERE:  # an entry replaced it under another name
                 return
             raise
         try:
@@ -118,14 +118,15 @@ def _depth(path: bytes) -> int:
 
 
 def _is_merged(layer: int, lowers: Lowers, path: bytes) -> bool:
-    """Whether overlayfs finds the layer's directory `path` in a layer below, too. What is no directory any more has
-    nothing to be looked for in it, and counts as found."""
+    """Return whether overlayfs merges the directory `path` with a lower one; True if it is no directory any more."""
     return _is_below(layer, lowers, path, hidden=True)
 
 
 def _is_below(layer: int, lowers: Lowers, path: bytes, *, hidden: bool) -> bool:
-    """Whether the layers below have the directory `path`. Not if one on the way hides them; `hidden` says whether it
-    counts that the directory itself does."""
+    """Return whether the lower layers have the directory `path`.
+
+    An opaque parent hides it; with `hidden` being opaque itself hides it, too.
+    """
     descriptor = os.dup(layer)
     try:
         opaque = False
@@ -151,7 +152,7 @@ def _is_below(layer: int, lowers: Lowers, path: bytes, *, hidden: bool) -> bool:
 
 
 def _remove_whiteouts(layer: int, path: bytes) -> int:
-    """Remove those directly in the directory; how many there were."""
+    """Remove the whiteouts directly in the directory. Returns their number."""
     removed = 0
     directory = _open_plain(layer, path)
     try:
@@ -173,7 +174,7 @@ class _Gone:
 
 
 def _remove_if_needless(layer: int, lowers: Lowers, path: bytes, implied: Collection[bytes]) -> Iterator[_Gone]:
-    """Remove an empty directory that no entry described, and those above that were made for it alone."""
+    """Remove an empty directory without an entry, and its parents that were made for it alone."""
     while path and path in implied and not _is_below(layer, lowers, path, hidden=False):
         above, _, name = path.rpartition(b"/")
         parent = _open_plain(layer, above)
@@ -193,14 +194,14 @@ def _remove_if_needless(layer: int, lowers: Lowers, path: bytes, implied: Collec
 
 @contextmanager
 def _time_kept(directory: int) -> Iterator[None]:
-    """What is removed from the directory leaves no trace in its time."""
+    """Restore the directory's time after a removal."""
     there = os.fstat(directory)
     yield
     os.utime(directory, ns=(there.st_mtime_ns, there.st_mtime_ns))
 
 
 def _visible_directory(lowers: Iterable[int], path: bytes) -> int | None:
-    """A descriptor of the directory an overlay of `lowers` takes attributes of `path` from; None if it has none."""
+    """Open the directory from which an overlay of `lowers` takes the attributes of `path`; None if there is none."""
     for lower in lowers:
         descriptor = os.dup(lower)
         opaque = False
@@ -226,7 +227,7 @@ def _visible_directory(lowers: Iterable[int], path: bytes) -> int | None:
 
 
 def _open_plain(root: int, path: bytes) -> int:
-    """Open the directory `path` below `root`, following no symlink."""
+    """Open the directory `path` below `root` without following symlinks."""
     descriptor = os.dup(root)
     for name in path.split(b"/") if path else ():
         try:
@@ -238,7 +239,7 @@ def _open_plain(root: int, path: bytes) -> int:
 
 
 def has_attributes(directory: int) -> bool:
-    """Whether it has extended attributes that a layer above would adopt. Raises OSError."""
+    """Return whether it has extended attributes that a higher layer would adopt. Raises OSError."""
     return any(not key.encode().startswith(RESERVED_XATTRS) for key in os.listxattr(directory))
 
 

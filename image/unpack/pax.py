@@ -1,4 +1,4 @@
-"""The extended headers of pax archives: names, sizes, owners and times that ustar has no room for, and attributes."""
+"""Parses pax extended headers: names, sizes, owners and times beyond ustar's limits, and extended attributes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from image.unpack.tar_header import Entry, TarError
 
 SPARSE_KEYS = b"GNU.sparse."
 _XATTR = b"SCHILY.xattr."
-_XATTR_NAMES_LIMIT = 1 << 16  # bytes of the names of one file's attributes: the kernel's XATTR_LIST_MAX
-_KEYS = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")  # what is read of pax records, beside prefixes
+_XATTR_NAMES_LIMIT = 1 << 16  # bytes of a file's attribute names: the kernel's XATTR_LIST_MAX
+_KEYS = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")  # the pax records to read, beside those with a prefix
 _PREFIXES = (_XATTR, SPARSE_KEYS)
 
 
@@ -25,7 +25,7 @@ def parse_pax(data: bytes, records: dict[bytes, bytes]) -> None:
         at += length
         if key not in _KEYS and not key.startswith(_PREFIXES):
             continue
-        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # format 0.0 repeats them, one pair a segment
+        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):  # format 0.0 repeats them, one pair per segment
             records[b"GNU.sparse.map"] = records.get(b"GNU.sparse.map", b"") + value + b","
         elif value:
             records[key] = value
@@ -52,7 +52,7 @@ def apply_pax(entry: Entry, records: dict[bytes, bytes]) -> None:
 
 
 def _pax_time(text: bytes) -> int:
-    """Decimal seconds, maybe negative, maybe with a fraction, to nanoseconds."""
+    """Convert decimal seconds, maybe negative or with a fraction, to nanoseconds."""
     whole, _, fraction = text.partition(b".")
     negative = whole.startswith(b"-")
     seconds = decimal(whole.removeprefix(b"-") or b"0")

@@ -1,4 +1,4 @@
-"""Sparse files of tar archives: where the bytes that are stored lie in the file."""
+"""Sparse files in tar archives: the positions of the stored bytes in the file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SPARSE_LIMIT = 1 << 16  # segments of one sparse file
 
 
 def segment_numbers(fields: bytes) -> list[int]:
-    """Offsets and lengths of GNU sparse headers: 12 bytes each; an empty pair ends the list."""
+    """Parse offsets and lengths of GNU sparse headers, 12 bytes each; an empty pair ends the list."""
     numbers: list[int] = []
     for at in range(0, len(fields), 24):
         pair = fields[at : at + 24]
@@ -25,7 +25,7 @@ def pairs(numbers: list[int]) -> tuple[tuple[int, int], ...]:
 
 
 def check_segments(entry: Entry) -> None:
-    """Segments must ascend, not overlap, stay inside the file, and hold exactly what is stored."""
+    """Check that segments ascend, do not overlap, stay inside the file, and have the size of the stored data."""
     end = total = 0
     for offset, length in entry.segments or ():
         if offset < end:

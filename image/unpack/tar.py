@@ -1,6 +1,6 @@
-"""A streaming tar reader: ustar, pax and GNU, sparse files of every dialect, names as bytes. Standard library only.
+"""A streaming tar reader: ustar, pax and GNU, all forms of sparse files, names as bytes. Standard library only.
 
-It trusts nothing: sizes, counts and numbers are checked before they are used. It judges no names; who unpacks does.
+Sizes, counts and numbers are checked before use. Names are not judged; the caller must do that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from image.unpack.pax import SPARSE_KEYS, apply_pax, decimal, parse_pax
 from image.unpack.sparse import SPARSE_LIMIT, check_segments, pairs, segment_numbers
 from image.unpack.tar_header import BLOCK, DIRECTORY, REGULAR, Entry, TarError, number, parse_header
 
-EXTENSION_LIMIT = 1 << 20  # bytes of all pax headers and GNU long names that one entry has, kept global ones included
+EXTENSION_LIMIT = 1 << 20  # bytes of an entry's pax headers (with global ones) and GNU long names
 
 _CONTIGUOUS = b"7"
 _OLD_REGULAR = b"\0"
@@ -24,7 +24,7 @@ _ZEROS = bytes(BLOCK)
 
 
 class ByteStream:
-    """Exact reads over an iterator of chunks."""
+    """Reads exact numbers of bytes from an iterator of chunks."""
 
     __slots__ = ("_before", "_chunk", "_chunks", "_offset")
 
@@ -32,15 +32,15 @@ class ByteStream:
         self._chunks = chunks
         self._chunk = memoryview(b"")
         self._offset = 0
-        self._before = 0  # bytes of the chunks before this one
+        self._before = 0  # bytes in earlier chunks
 
     @property
     def position(self) -> int:
-        """How many bytes were read."""
+        """Number of bytes read so far."""
         return self._before + self._offset
 
     def read(self, size: int) -> bytes:
-        """Exactly `size` bytes; fewer only at the end of the stream."""
+        """Return exactly `size` bytes; fewer only at the end of the stream."""
         end = self._offset + size
         if end <= len(self._chunk):
             piece = bytes(self._chunk[self._offset : end])
@@ -49,7 +49,7 @@ class ByteStream:
         return b"".join(self.pieces(size))
 
     def pieces(self, size: int) -> Iterator[memoryview]:
-        """`size` bytes as views into the chunks; fewer only at the end of the stream."""
+        """Yield `size` bytes as views into the chunks; fewer only at the end of the stream."""
         while size > 0:
             if self._offset == len(self._chunk):
                 self._before += self._offset
@@ -64,21 +64,21 @@ class ByteStream:
             yield piece
 
     def drain(self) -> None:
-        """Read to the end, so that what produces the chunks sees all of it."""
+        """Read to the end, so that the producer of the chunks processes everything."""
         self._before += len(self._chunk) + sum(map(len, self._chunks))
         self._chunk, self._offset = memoryview(b""), 0
 
 
 class TarReader:
-    """Iterates the entries of a stream. What was not read of an entry's content is skipped."""
+    """Iterates over the entries of a stream. Unread content of an entry is skipped."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._unread = 0  # bytes of content of the current entry
         self._padding = 0
         self._globals: dict[bytes, bytes] = {}
-        self._kept = 0  # bytes of them
-        self._room = EXTENSION_LIMIT  # bytes that headers of the entry to come may still have
+        self._kept = 0  # bytes of the global records
+        self._room = EXTENSION_LIMIT  # bytes that the next entry's headers may still have
 
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self._next()) is not None:
@@ -86,11 +86,11 @@ class TarReader:
 
     @property
     def position(self) -> int:
-        """Where in the stream the content to be read next begins."""
+        """Position in the stream of the content to be read next."""
         return self._stream.position
 
     def content(self, size: int) -> Iterator[memoryview]:
-        """The next `size` bytes of the current entry's stored content. Raises TarError when the stream ends."""
+        """Yield the next `size` bytes of the current entry's stored content. Raises TarError if the stream ends."""
         if size > self._unread:
             raise TarError("content ends early")
         for piece in self._stream.pieces(size):
@@ -103,7 +103,7 @@ class TarReader:
     def _next(self) -> Entry | None:
         for _ in self.content(self._unread):
             pass
-        self._stream.read(self._padding)  # which some writers leave out after the last file
+        self._stream.read(self._padding)  # some writers omit it after the last file
         self._padding = 0
         self._room = EXTENSION_LIMIT - self._kept
         own: list[bytes] = []
@@ -138,12 +138,12 @@ class TarReader:
         return entry
 
     def _end(self, header: bytes) -> None:
-        """Two blocks of zeros end an archive; the end of the stream at a block's edge is taken for them."""
+        """Check the end: two blocks of zeros, or the end of the stream at a block boundary."""
         if header and self._stream.read(BLOCK) not in (_ZEROS, b""):
             raise TarError("a block of zeros inside the archive")
 
     def _globalise(self, header: bytes) -> None:
-        """Keep a global header's records. What later ones replace takes no room, so there may be many."""
+        """Keep a global header's records. A replaced record does not count, so there may be many headers."""
         parse_pax(header, self._globals)
         self._kept = sum(len(key) + len(value) for key, value in self._globals.items())
         self._room = EXTENSION_LIMIT - self._kept
@@ -166,7 +166,7 @@ class TarReader:
         if entry.kind in (_OLD_REGULAR, _CONTIGUOUS):
             entry.kind = REGULAR
         if entry.kind == REGULAR and entry.name.endswith(b"/"):
-            entry.kind = DIRECTORY  # version 7 archives have no other way to say so
+            entry.kind = DIRECTORY  # version 7 archives mark directories like this
             entry.stored = entry.size
         elif entry.kind in (REGULAR, _GNU_SPARSE):
             entry.stored = entry.size
@@ -208,7 +208,7 @@ class TarReader:
         entry.segments = pairs(numbers)
 
     def _sparse_map_in_content(self) -> list[int]:
-        """Pax sparse format 1.0: the map is lines of decimal numbers before the data, filled up to a block."""
+        """Read the map of pax sparse format 1.0: lines of decimal numbers before the data, padded to a block."""
         text = b""
         wanted = 1
         while text.count(b"\n") < wanted:

@@ -1,4 +1,4 @@
-"""One entry of a tar archive, and what its header says. Standard library only."""
+"""An entry of a tar archive, and the parsing of its header. Standard library only."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 
 
 class TarError(ValueError):
-    """The stream is not a tar archive this reader understands; the message says where it stopped being one."""
+    """The stream is no valid tar archive; the message says where it is invalid."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """One member of an archive. `size` is the file's; `stored` is how many bytes of it the archive has."""
+    """A member of an archive. `size` is the file's; `stored` is how many bytes the archive has of it."""
 
     name: bytes
     kind: bytes  # REGULAR, HARD_LINK, ...
@@ -72,15 +72,17 @@ def parse_header(header: bytes) -> Entry:
 
 
 def _checksums(header: bytes, field: bytes) -> Iterator[int]:
-    """What a header may be summed up to: its bytes, its own field counting as eight spaces; old tars took them for
-    signed ones, which differs where a name has some over 127."""
+    """Yield the valid checksums of a header: the sum of its bytes, with the checksum field as eight spaces.
+
+    Old tars summed signed bytes, which differs for names with bytes over 127.
+    """
     total = sum(header) - sum(field) + 8 * 0x20
     yield total
     yield total - 256 * sum(byte >> 7 for byte in header[:148] + header[156:])
 
 
 def number(field: bytes, signed: bool = False) -> int:
-    """A numeric header field: octal text, or GNU's big-endian binary when the top bit is set."""
+    """Parse a numeric field: octal text, or GNU's big-endian binary if the top bit is set."""
     if field[0] & 0x80:
         sign = 1 << (8 * len(field) - 1)
         value = int.from_bytes(field, "big") - sign

@@ -1,4 +1,4 @@
-"""Trees of any depth and any size: looked at, and removed. Changes the working directory."""
+"""Visits and removes trees of any depth and size. Changes the working directory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import stat
 from collections.abc import Iterator
 from itertools import islice
 
-_REMOVED_AT_ONCE = 10_000  # names of a directory
+_REMOVED_AT_ONCE = 10_000  # names of a directory per reading
 
 
 def inodes_below(root: int) -> Iterator[os.stat_result]:
-    """Each inode below the directory `root`, at any depth, and the directory's own, whatever names it has.
+    """Yield each inode below the directory `root`, and its own, once, whatever names it has.
 
-    Changes the working directory, meanwhile too. Raises OSError.
+    Changes the working directory, also in between. Raises OSError.
     """
     os.fchdir(root)
     yield os.lstat(b".")
@@ -40,7 +40,7 @@ def inodes_below(root: int) -> Iterator[os.stat_result]:
 
 
 def remove_tree(parent: int, name: bytes) -> None:
-    """Remove the directory `name` of `parent` with all in it, at any depth and any number.
+    """Remove the directory `name` of `parent` with its content, of any depth and size.
 
     Changes the working directory. Raises OSError.
     """
@@ -64,8 +64,10 @@ def remove_tree(parent: int, name: bytes) -> None:
 
 
 def _emptied() -> tuple[list[bytes], bool]:
-    """Remove what is no directory from the working directory, or from a part of it; which directories were met, and
-    whether that was all. It is done in parts: there may be more names than there is memory."""
+    """Remove files from (a part of) the working directory. Returns its directories, and whether that was everything.
+
+    It works in parts because the names may not fit in memory.
+    """
     directories: list[bytes] = []
     with os.scandir(b".") as scan:
         entries = list(islice(scan, _REMOVED_AT_ONCE))

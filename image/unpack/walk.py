@@ -1,5 +1,8 @@
-"""Opening directories below a root that nothing can lead out of: openat2(2) where there is something to open, and a
-walk of one component at a time, symlinks expanded by hand, where directories on the way are missing. Linux 5.6."""
+"""Opens directories below a root that nothing can lead out of. Linux 5.6.
+
+Existing ones are opened with openat2(2). If directories are missing it walks component by component and expands
+symlinks itself.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,30 @@ from image.unpack.overlay import PLAIN_DIRECTORY, is_whiteout, mark_opaque
 from linux import syscalls
 
 _SYMLINK_LIMIT = 40  # the kernel's own
-_DEPTH_LIMIT = 512  # directories below each other that are made, through symlinks
-_ENTERED_LIMIT = 4096  # and that are there: it bounds descriptors and memory
+_DEPTH_LIMIT = 512  # nesting of directories to make, through symlinks
+_ENTERED_LIMIT = 4096  # nesting of existing directories: bounds descriptors and memory
 
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS | syscalls.RESOLVE_NO_XDEV
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_MAGICLINKS
 
 
 def open_directory(root: int, path: bytes, *, links: bool = True) -> int:
-    """Open the directory `path` as if `root` were "/". Raises OSError, of ELOOP for any symlink unless `links`."""
+    """Open the directory `path` as if `root` were "/". Raises OSError; ELOOP for any symlink unless `links`."""
     resolve = _IN_ROOT if links else _IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS
     return syscalls.openat2(root, path, os.O_RDONLY | os.O_DIRECTORY, resolve)
 
 
 def open_beneath(root: int, path: bytes) -> int:
-    """Open `path` for reading, unless it, or a link on the way, leads out of `root`. Raises OSError, ValueError."""
+    """Open `path` for reading, unless it or a link on the way leads out of `root`. Raises OSError, ValueError."""
     if b"\0" in path:
-        raise ValueError("a NUL in it")
+        raise ValueError("the path contains a NUL")
     return syscalls.openat2(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, _BENEATH)
 
 
 class Walk:
-    """A walk below `root` that makes the directories it misses (mode 0755), each found by its parent's descriptor.
+    """Walks below `root`, making missing directories with mode 0755, each relative to its parent's descriptor.
 
-    `made` collects the paths of the directories made, as walked; `replaced` tells whether one took a whiteout's place.
+    `made` has the paths of new directories; `replaced` is True if one replaced a whiteout.
     """
 
     def __init__(self, root: int) -> None:
@@ -46,7 +49,7 @@ class Walk:
 
     @property
     def path(self) -> bytes:
-        """Of the directory reached, with no symlink in it."""
+        """The path of the present directory, without symlinks."""
         return b"/".join(self._names)
 
     def __enter__(self) -> Walk:
@@ -57,7 +60,7 @@ class Walk:
             os.close(descriptor)
 
     def descend(self, path: bytes) -> int:
-        """Walk `path` and return a new descriptor of the directory reached. Raises OSError."""
+        """Walk `path` and return a new descriptor of its directory. Raises OSError."""
         pending = path.split(b"/")[::-1]
         while pending:
             name = pending.pop()
@@ -73,10 +76,10 @@ class Walk:
         return os.dup(self._stack[-1])
 
     def go(self, path: bytes) -> int:
-        """Go to a directory that is there, no symlink on the way; its descriptor, good until the walk goes on.
+        """Go to an existing directory without symlinks on the way; return its descriptor, valid until the next move.
 
-        From where the walk is, so that a tree's directories one after the other cost an open each, and may lie deeper
-        than a path has room to say. Raises OSError.
+        It starts at the present directory, so that visiting a tree costs one open per directory, and the depth may
+        exceed the length of a path. Raises OSError.
         """
         names = path.split(b"/") if path else []
         common = 0
@@ -96,7 +99,7 @@ class Walk:
             self._names.pop()
 
     def _enter(self, name: bytes) -> bytes | None:
-        """Enter the directory `name`, made if missing; or the text of the symlink it is."""
+        """Enter the directory `name`, making it if missing; or return the target if it is a symlink."""
         here = self._stack[-1]
         try:
             there = os.lstat(name, dir_fd=here)

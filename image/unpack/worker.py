@@ -1,9 +1,9 @@
-"""The short-lived processes that do what would keep the daemon's interpreter busy: unpacking a layer, removing trees.
+"""Short-lived processes for work that would block the daemon's interpreter: unpacking layers, removing trees.
 
-`serve` is a fresh `python -I -S` with little more than the standard library, kept warm; it forks a worker for each
-request, and has given up all rights that no worker needs (image.unpack.confinement). A worker reads its request as JSON
-and a layer's blob from descriptors, and answers on another, after the line break that says that there is a worker, with
-{"ok": {...}} or {"error": kind, "message": text}.
+`serve` runs in a fresh `python -I -S` with little more than the standard library, which is kept warm. It forks a worker
+for each request, and has given up all rights that no worker needs (image.unpack.confinement). A worker reads its
+request (JSON) and a layer's blob from descriptors. On another one it answers with a line break, to say that it exists,
+and then with {"ok": {...}} or {"error": kind, "message": text}.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import IO, Any, NoReturn, cast
 
-import zstandard  # not later: a worker's root is the layer
+import zstandard  # imported now, because a worker's root is the layer
 from isal import isal_zlib
 
 from image.erofs.index import Index
@@ -40,17 +40,17 @@ from image.unpack.tar_header import TarError
 from image.unpack.trees import inodes_below, remove_tree
 from linux import syscalls
 
-_READ = 256 << 10  # bytes read of the blob at a time
-_CHUNK = 256 << 10  # bytes decompressed at a time
-_AHEAD = 8  # chunks decompressed before they are unpacked
+_READ = 256 << 10  # bytes to read of the blob at a time
+_CHUNK = 256 << 10  # bytes to decompress at a time
+_AHEAD = 8  # chunks to decompress ahead of the unpacking
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_ZSTD = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
-_ZSTD_WINDOW = 256 << 20  # bytes: `zstd --long=28`, half of what a worker may have
+_ZSTD_WINDOW = 256 << 20  # bytes: `zstd --long=28`, half of a worker's memory limit
 _PROGRAM_LIMIT = 1 << 16  # bytes of a seccomp filter
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What the kernel says of an entry that no correct archive has.
+# The kernel's errors for entries that no valid archive has.
 _INVALID = (
     errno.EEXIST,
     errno.EFBIG,
@@ -68,7 +68,7 @@ _INVALID = (
 
 
 class _Refused(Exception):
-    """The request cannot be done: `kind` is one the parent knows."""
+    """The request failed; `kind` is known to the parent."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ class _Refused(Exception):
 
 
 class _Blob:
-    """Reads, checks and decompresses a blob in a thread of its own, so that a second core helps."""
+    """Reads, verifies and decompresses a blob in a separate thread, to use a second core."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class _Blob:
         copy: int | None,
         tar: int | None,
     ) -> None:
-        """`copy` is a file for the blob as it comes, `tar` one for its content."""
+        """`copy` is a file for the blob as transferred, `tar` one for its content."""
         self._descriptor = descriptor
         self._limit = limit
         self._copy = copy
@@ -102,7 +102,7 @@ class _Blob:
         threading.Thread(target=self._run, daemon=True).start()
 
     def chunks(self) -> Iterator[bytes]:
-        """The content; ends only when both digests were right."""
+        """Yield the content. It ends only if both digests are right."""
         while chunk := self._chunks.get():
             if isinstance(chunk, BaseException):
                 raise chunk
@@ -136,7 +136,7 @@ class _Blob:
             yield piece
 
     def _check(self) -> None:
-        for _ in self._pieces():  # what follows the compressed stream counts for the digest too
+        for _ in self._pieces():  # the digest includes data after the compressed stream
             pass
         digest = f"sha256:{self._compressed.hexdigest()}"
         if self._digest and digest != self._digest:
@@ -163,7 +163,7 @@ def _decompress(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class _Source:
-    """Pieces as a file, each read giving what there is."""
+    """Makes chunks readable as a file; each read returns what is available."""
 
     def __init__(self, first: bytes, pieces: Iterator[bytes]) -> None:
         self._left = first
@@ -176,8 +176,8 @@ class _Source:
 
 
 def _unzstd(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """All frames of a zstd stream (RFC 8878)."""
-    source = cast(IO[bytes], _Source(first, pieces))  # of a file, only `read` is asked for
+    """Decompress all frames of a zstd stream (RFC 8878)."""
+    source = cast(IO[bytes], _Source(first, pieces))  # only `read` is used
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
         with decompressor.stream_reader(source, _READ, read_across_frames=True) as reader:
@@ -188,7 +188,7 @@ def _unzstd(first: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """All members of a gzip stream; zeros may follow the last."""
+    """Decompress all members of a gzip stream; zeros may follow the last one."""
     stream = isal_zlib.decompressobj(wbits=31)
     while piece:
         if chunk := stream.decompress(piece, _CHUNK):
@@ -236,7 +236,7 @@ def _unpack(request: dict[str, Any], descriptor: int, report: int, begin: _Begin
 
 
 def _written(writer: LayerWriter, stream: ByteStream, skeleton: int | None) -> LayerUsage:
-    """Write all of an archive; `skeleton` is the tree in memory, if it is written into that."""
+    """Write all entries of an archive; `skeleton` is the tmpfs, if they are written to one."""
     try:
         usage = writer.write(TarReader(stream))
     except OSError as error:
@@ -252,7 +252,7 @@ def _new_file(path: str) -> int:
 
 
 def _settle(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
-    """Make of a layer what could not be told before those below it were there."""
+    """Finish a layer whose lower layers exist now."""
     with _lowers(request) as lowers:
         layer = os.open(request["directory"], PLAIN_DIRECTORY)
         begin()
@@ -264,7 +264,7 @@ def _settle(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str
 
 
 def _index_again(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
-    """The same of a layer whose tar is read at `descriptor`: its index is written again."""
+    """Finish an indexed layer, whose tar is read at `descriptor`, by writing its index again."""
     with _lowers(request) as lowers:
         file = os.open(os.path.join(request["directory"], INDEX), os.O_RDWR | os.O_CLOEXEC)
         before = os.fstat(file).st_blocks
@@ -280,14 +280,14 @@ def _index_again(request: dict[str, Any], descriptor: int, begin: _Begin) -> dic
 
 
 def _lowers(request: dict[str, Any]) -> Lowers:
-    """The layers below, opened while that can still be done."""
+    """Open the lower layers while that is still possible."""
     lowers = Lowers([partial(open_root, below["names"], indexed=below["indexed"]) for below in request["lowers"]])
     lowers.open_all()
     return lowers
 
 
 def _inflate(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
-    """Decompress what `descriptor` has into a new file."""
+    """Decompress the file at `descriptor` into a new file."""
     copy = os.open(request["to"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     for chunk in _decompress(iter(lambda: os.read(descriptor, _READ), b"")):
         write_all(copy, memoryview(chunk))
@@ -309,7 +309,7 @@ def _remove(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _survey(request: dict[str, Any]) -> dict[str, Any]:
-    """Count a layer's inodes, and tell when one was last changed."""
+    """Count a layer's inodes, and find the time of the last change of one."""
     root = os.open(request["directory"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     inodes = changed = 0
     for there in inodes_below(root):
@@ -319,22 +319,22 @@ def _survey(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hash(request: dict[str, Any]) -> dict[str, Any]:
-    """The digest of a file."""
+    """Return the digest of a file."""
     with open(request["path"], "rb") as file:
         return {"digest": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
 
 
-_LAYER_DEEDS = {"settle": _settle, "index again": _index_again}
-_DEEDS = {"remove": _remove, "survey": _survey, "hash": _hash}
+_LAYER_ACTIONS = {"settle": _settle, "index again": _index_again}
+_ACTIONS = {"remove": _remove, "survey": _survey, "hash": _hash}
 
 
 def serve(control: int) -> None:
-    """Fork a worker for each message, which carries its descriptors, until the other end is closed."""
+    """Fork a worker for each message and its descriptors, until the other end is closed."""
     requests = socket.socket(fileno=control)
     program = requests.recv(_PROGRAM_LIMIT)[len(b"filter") :]
     give_up()
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the daemon, which ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it is meant for the daemon, which ends us
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects workers
     os.umask(0)
     gc.freeze()
@@ -362,10 +362,10 @@ def _fork(
 
 
 def _work(program: bytes, request: int, blob: int, answer: int, life: int, report: int) -> NoReturn:
-    """Do the one request and end the process, which ends as well when the other end of `life` is closed."""
+    """Carry out the request and end the process; it also ends when the other end of `life` is closed."""
 
     def begin() -> None:
-        close_in(program)  # before there are other threads, which it would not hold for
+        close_in(program)  # before other threads exist, to which it would not apply
         threading.Thread(target=_end_with, args=(life,), daemon=True).start()
 
     try:
@@ -376,7 +376,7 @@ def _work(program: bytes, request: int, blob: int, answer: int, life: int, repor
         text = traceback.format_exc().encode(errors="backslashreplace")
     while text:
         text = text[os.write(answer, text) :]
-    os._exit(0)  # the blob's thread may still be at work
+    os._exit(0)  # the blob's thread may still be running
 
 
 def _end_with(life: int) -> None:
@@ -386,19 +386,19 @@ def _end_with(life: int) -> None:
 
 def _reply(request: dict[str, Any], blob: int, report: int, begin: _Begin) -> dict[str, Any]:
     try:
-        deed = request["do"]
-        if deed == "unpack":
+        action = request["do"]
+        if action == "unpack":
             return {"ok": _unpack(request, blob, report, begin)}
-        if deed in _LAYER_DEEDS:
-            return {"ok": _LAYER_DEEDS[deed](request, blob, begin)}
+        if action in _LAYER_ACTIONS:
+            return {"ok": _LAYER_ACTIONS[action](request, blob, begin)}
         begin()
-        return {"ok": _inflate(request, blob) if deed == "inflate" else _DEEDS[deed](request)}
+        return {"ok": _inflate(request, blob) if action == "inflate" else _ACTIONS[action](request)}
     except _Refused as error:
         kind, message = error.kind, str(error)
     except TarError as error:
         kind, message = "invalid", str(error)
     except MemoryError:
-        kind, message = "invalid", f"it takes more memory than the {DATA_LIMIT >> 20} MiB that a worker may have"
+        kind, message = "invalid", f"it needs more than a worker's limit of {DATA_LIMIT >> 20} MiB of memory"
     except OSError as error:
         kind = "full" if error.errno in _FULL else "invalid" if error.errno in _INVALID else "failed"
         place = f"entry {str(error.filename)[:200]!r}: " if error.filename else ""

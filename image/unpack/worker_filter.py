@@ -1,4 +1,4 @@
-"""The seccomp filter of unpacking workers, compiled by libseccomp in the daemon."""
+"""The seccomp filter for unpacking workers, compiled with libseccomp in the daemon."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 _CLONE_THREAD = 0x10000
 _UNKNOWN_SYSCALL = -1
 
-# What unpacking never does: an interpreter and its libraries may need the rest, in this or in the next version.
+# What unpacking never uses. The rest is allowed, because the interpreter or a library may need it in some version.
 _REFUSED = """
 socket socketpair connect bind listen accept accept4 sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg
 fork vfork execve execveat kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo
@@ -32,12 +32,12 @@ shmget shmat shmctl msgget msgsnd msgrcv msgctl semget semop semctl semtimedop m
 
 @functools.cache
 def program() -> bytes:
-    """Classic BPF, an array of struct sock_filter; nothing, which is logged, where there is no libseccomp."""
+    """Return the filter as classic BPF, an array of struct sock_filter; b"" with a warning without libseccomp."""
     try:
         library: Any = __import__("pyseccomp")
         return _compiled(library)
     except (ImportError, RuntimeError, OSError) as error:
-        _log.warning("layers are unpacked without a seccomp filter", extra={"error": error})
+        _log.warning("layers are unpacked without a seccomp filter: install libseccomp", extra={"error": error})
         return b""
 
 
@@ -47,11 +47,11 @@ def _compiled(library: Any) -> bytes:
     for name in _REFUSED:
         if library.resolve_syscall(library.Arch.NATIVE, name) != _UNKNOWN_SYSCALL:
             rules.add_rule(refused, name)
-    # The flags of clone3 cannot be looked at; C libraries then use clone, whose can: it may make threads.
+    # A filter cannot see the flags of clone3; after ENOSYS C libraries use clone, which is allowed for threads only.
     rules.add_rule(library.ERRNO(errno.ENOSYS), "clone3")
     flags = 1 if os.uname().machine.startswith("s390") else 0
     rules.add_rule(refused, "clone", library.Arg(flags, library.MASKED_EQ, _CLONE_THREAD, 0))
-    rules.add_rule(refused, "prlimit64", library.Arg(0, library.NE, 0))  # of others
+    rules.add_rule(refused, "prlimit64", library.Arg(0, library.NE, 0))  # for other processes
     with os.fdopen(os.memfd_create("seccomp", os.MFD_CLOEXEC), "w+b") as file:
         rules.export_bpf(file)
         file.seek(0)

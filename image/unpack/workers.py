@@ -1,4 +1,4 @@
-"""Runs the unpacking workers: a process for a layer, fed through a pipe or from an open file."""
+"""Runs the unpacking workers: one process per layer, which reads from a pipe or an open file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from image.unpack.forker import Forker, Job
 
 _log = logging.getLogger(__name__)
 
-_LINGER_SECONDS = 1.0  # of the warm process after the last work
+_LINGER_SECONDS = 1.0  # until the idle warm process is ended
 _TRIES = 2
 _ERRORS: Mapping[str, type[ImageError]] = {"digest": DigestMismatch, "invalid": InvalidImage, "full": StorageFull}
 
@@ -35,15 +35,15 @@ class _Usage(msgspec.Struct, frozen=True):
 
 
 class _Unfit(msgspec.Struct, frozen=True):
-    unfit: str = ""  # why an index has no room for the layer, whose tar is there
+    unfit: str = ""  # why the layer does not fit in an index; its tar is there
 
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """What a layer takes on disk, and what is to be done when the layers below it are there.
+    """A layer's disk use, and what is left to do when the layers below it exist.
 
-    `adopts_root` says that its root is to get what the one below says of its own; `unsettled`, if there is more to do,
-    is a nameless file for `Workers.settle`, to be closed. `indexed` says that it is a tar with an index.
+    `adopts_root`: its root takes its attributes from the layer below. `unsettled`, if there is more to do, is an
+    unnamed file for `Workers.settle`, which the caller must close. `indexed`: it is a tar with an index.
     """
 
     size: int  # bytes
@@ -55,30 +55,30 @@ class Unpacked:
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """A layer below one that is being made: the names that its directory may have, and whether it is indexed."""
+    """A layer below a new one: the paths that its directory may have, and whether it is indexed."""
 
     names: Sequence[Path]
     indexed: bool
 
     @property
     def said(self) -> dict[str, Any]:
-        """For a worker."""
+        """The form for a worker's request."""
         return {"names": [os.fspath(name) for name in self.names], "indexed": self.indexed}
 
 
 @dataclass(frozen=True, slots=True)
 class LayerForm:
-    """What is kept of new layers: `blobs`, them as they came, too; `indexed`, their tars, each with an index."""
+    """How new layers are stored. `blobs`: keep them also as transferred. `indexed`: as tars with an index."""
 
     blobs: bool = False
     indexed: bool = False
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What an unpacked layer is found to be."""
+    """The present state of an unpacked layer."""
 
     inodes: int
-    changed: int  # nanoseconds since the epoch: when an inode of it was last changed
+    changed: int  # last change of an inode, nanoseconds since the epoch
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -90,12 +90,12 @@ class _Answer(msgspec.Struct, frozen=True):
 class Workers:
     """Unpacks layers and removes trees, each in a process of its own, forked in a millisecond from a warm one.
 
-    The warm one is started when it is needed and goes away after some idle time. `inherited` descriptors stay open in
-    every worker. Belongs to one event loop.
+    The warm process is started on demand and ends after an idle time. `inherited` descriptors stay open in every
+    worker. Use it on one event loop only.
     """
 
     def __init__(self, inherited: Sequence[int] = (), layer_limit: int = 0) -> None:
-        """`layer_limit` is how many bytes a layer may decompress to, 0 for any number."""
+        """`layer_limit` is how many bytes a layer may decompress to, 0 for no limit."""
         self._inherited = tuple(inherited)
         self._layer_limit = layer_limit
         self._forker: Forker | None = None
@@ -104,7 +104,7 @@ class Workers:
         self._ending: asyncio.TimerHandle | None = None
 
     async def close(self) -> None:
-        """End the warm process. No work may be under way."""
+        """End the warm process. No work may be in progress."""
         if self._ending is not None:
             self._ending.cancel()
         if (forker := self._forker) is not None:
@@ -121,15 +121,17 @@ class Workers:
         marked: bool = False,
         indexed: bool = False,
     ) -> Unpacked:
-        """Unpack `blob` into the empty `directory`. `source` gives its bytes, or is an open file at its beginning.
-        They are also written into the new file `keep`, if given. `marked` is LayerWriter's. With `indexed` what comes
-        into the directory is its tar and an index over that, by which the kernel mounts it; or, if an index has no room
-        for it, its files all the same.
+        """Unpack `blob` into the empty `directory`. `source` yields its bytes, or is an open file at its beginning.
 
-        Raises DigestMismatch, InvalidImage, StorageFull, ImageError, and what `source` raises; the directory's content
-        is then of no use. The worker does not survive a cancellation.
+        The blob is also written to the new file `keep`, if given. For `marked` see LayerWriter. With `indexed` the
+        directory gets the layer's tar and an index over it, which the kernel mounts; or the layer's files, if the index
+        has no room for it.
 
-        What the layers below have to be known for is not brought to the daemon: a small layer may have a lot of it.
+        Raises DigestMismatch, InvalidImage, StorageFull, ImageError, and what `source` raises; the directory is then
+        useless. A cancellation ends the worker.
+
+        What has to wait for the lower layers is kept in a file, not in the daemon's memory: a small layer may have much
+        of it.
         """
         name = blob.digest or blob.diff_id
         request = {
@@ -152,7 +154,7 @@ class Workers:
                 raise kind(f"unpack {what}: make a file in {directory.parent}: {error.strerror}") from error
             answer = await self._run(request, source, f"unpack {what}", directory.parent, (report.fileno(),))
             if unfit := msgspec.convert(answer, _Unfit).unfit:
-                _log.warning("layer is unpacked: an index has no room for it", extra={"layer": name, "reason": unfit})
+                _log.warning("layer is unpacked: it does not fit in an index", extra={"layer": name, "reason": unfit})
                 return await self._unpack_kept_tar(blob, directory, keep)
             usage = msgspec.convert(answer, _Usage)
             more = os.fstat(report.fileno()).st_size > 0
@@ -178,9 +180,9 @@ class Workers:
         return replace(unpacked, size=unpacked.size + keep.stat().st_blocks * 512, inodes=unpacked.inodes + 1)
 
     async def settle(self, directory: Path, lowers: Sequence[Below], unsettled: IO[bytes]) -> tuple[int, int]:
-        """Do in an unpacked layer what was left for when those below it, topmost first, are there.
+        """Finish an unpacked layer now that its `lowers`, topmost first, exist.
 
-        Returns the bytes and inodes that were removed. Raises ImageError, StorageFull.
+        Returns the bytes and inodes removed. Raises ImageError, StorageFull.
         """
         request = {"do": "settle", "directory": os.fspath(directory), "lowers": [below.said for below in lowers]}
         answer = await self._run(request, unsettled.fileno(), f"unpack layer into {directory}", directory.parent)
@@ -188,9 +190,9 @@ class Workers:
         return removed.size, removed.inodes
 
     async def index_again(self, directory: Path, lowers: Sequence[Below]) -> int:
-        """Write the index of a layer again, now that those below it, topmost first, are there.
+        """Write a layer's index again now that its `lowers`, topmost first, exist.
 
-        Returns by how many bytes it became smaller. Raises ImageError, StorageFull.
+        Returns by how many bytes it shrank. Raises ImageError, StorageFull.
         """
         request = {"do": "index again", "directory": os.fspath(directory), "lowers": [below.said for below in lowers]}
         what = f"index layer in {directory}"
@@ -206,23 +208,23 @@ class Workers:
     async def inflate(self, source: int, path: Path) -> None:
         """Decompress the open file `source`, gzip or zstd, into the new file `path`.
 
-        Raises InvalidImage, StorageFull, ImageError; what was written is then of no use.
+        Raises InvalidImage, StorageFull, ImageError; the written data is then useless.
         """
         request = {"do": "inflate", "to": os.fspath(path)}
         await self._run(request, source, "decompress archive", path.parent)
 
     async def survey(self, directory: Path) -> Survey:
-        """Look at every inode of an unpacked layer. Raises ImageError."""
+        """Inspect every inode of an unpacked layer. Raises ImageError."""
         request = {"do": "survey", "directory": os.fspath(directory)}
         return msgspec.convert(await self._run(request, None, f"look at {directory}", directory), Survey)
 
     async def digest(self, path: Path) -> str:
-        """The sha256 digest of a file. Raises ImageError."""
+        """Return the sha256 digest of a file. Raises ImageError."""
         answer = await self._run({"do": "hash", "path": os.fspath(path)}, None, f"read {path}", path)
         return str(answer["digest"])
 
     async def remove_trees(self, paths: Sequence[Path]) -> None:
-        """Remove files, and directories with all in them; missing ones do not matter. Raises ImageError."""
+        """Remove files and directory trees; missing ones are no error. Raises ImageError."""
         if paths:
             request = {"do": "remove", "paths": [os.fspath(path) for path in paths]}
             await self._run(request, None, f"remove {paths[0]}", paths[0].parent)
@@ -238,12 +240,12 @@ class Workers:
         self._busy += 1
         try:
             for _ in range(_TRIES):
-                # Not msgspec's: a path may have bytes that are not UTF-8, which the standard library escapes.
+                # The standard library's JSON: a path may have bytes that are not UTF-8, and msgspec refuses them.
                 job = Job(await self._warm(), json.dumps(request).encode(), more)
                 said = await job.run(source)
                 if said:
                     return _result(said, what, place)
-                self._forker = None  # it had died before it could fork
+                self._forker = None  # it died before it could fork
             raise ImageError(f"{what}: no worker could be started")
         finally:
             self._busy -= 1
@@ -271,7 +273,7 @@ def _result(said: bytes, what: str, place: Path) -> dict[str, Any]:
     try:
         answer = msgspec.convert(json.loads(said), _Answer)
     except (ValueError, RecursionError, msgspec.ValidationError):
-        raise ImageError(f"{what}: its worker was killed, or failed: {_last_line(said)}") from None
+        raise ImageError(f"{what}: its worker was killed or crashed: {_last_line(said)}") from None
     if answer.ok is not None:
         return answer.ok
     if answer.error == "full":
@@ -280,4 +282,4 @@ def _result(said: bytes, what: str, place: Path) -> dict[str, Any]:
 
 
 def _last_line(said: bytes) -> str:
-    return said.decode(errors="replace").strip().rpartition("\n")[2] or "it left no word"
+    return said.decode(errors="replace").strip().rpartition("\n")[2] or "it left no message"

@@ -254,7 +254,7 @@ def test_archives_that_are_none_are_refused(daemon: Daemon, parts: dict[str, byt
         "config.dump is not a JSON object": lambda: _archive(path, _without(parts, "config.dump", b"[" * 100_000)),
         "spec.dump: process": lambda: _archive(path, _without(parts, "spec.dump", json.dumps(wrong).encode())),
         "deleted.files is not a list": lambda: _archive(path, _without(parts, "deleted.files", b'{"a": 1}')),
-        "whiteout of no name": lambda: _archive(path, _without(parts, "deleted.files", b'[".."]')),
+        "whiteout without a name": lambda: _archive(path, _without(parts, "deleted.files", b'[".."]')),
         "registry.invalid/gone": lambda: _archive(path, _without(parts, "config.dump", elsewhere)),
         "checkpoint.tar': unpack archive": lambda: (path.write_bytes(b"x" * 10240), str(path))[1],
         "only root can write": lambda: (path.chmod(0o666), str(path))[1],

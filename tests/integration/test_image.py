@@ -385,9 +385,9 @@ EVIL = {
     "hard-link-to-directory": ([entry("d/"), entry("x", type=tarfile.LNKTYPE, linkname="d")], "is a directory"),
     "device-of-no-number": ([entry("w", type=tarfile.CHRTYPE, devmajor=4096, devminor=0)], "out of range"),
     "hard-link-to-whiteout": ([entry(".wh.w", b""), entry("x", type=tarfile.LNKTYPE, linkname="w")], "does not have"),
-    "whiteout-of-parent": ([entry("d/.wh...", b"")], "whiteout of no name"),
-    "whiteout-of-self": ([entry("d/.wh..", b"")], "whiteout of no name"),
-    "whiteout-of-nothing": ([entry("d/.wh.", b"")], "whiteout of no name"),
+    "whiteout-of-parent": ([entry("d/.wh...", b"")], "whiteout without a name"),
+    "whiteout-of-self": ([entry("d/.wh..", b"")], "whiteout without a name"),
+    "whiteout-of-nothing": ([entry("d/.wh.", b"")], "whiteout without a name"),
     "root-as-file": ([entry("x/..", b"file")], "root must be a directory"),
     "file-as-parent": ([entry("f", b""), entry("f/x", b"")], "Not a directory"),
     "device-as-parent": (

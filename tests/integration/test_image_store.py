@@ -107,7 +107,7 @@ async def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
             await store.export(image.id, tmp_path / "out", "zip")
         blob = store.layers(image)[0].with_suffix(".blob")
         blob.write_bytes(b"damaged")
-        with pytest.raises(DigestMismatch, match="verify the store"):
+        with pytest.raises(DigestMismatch, match="run crisp image verify"):
             await store.export(image.id, tmp_path / "out", "oci-archive")
         (verdict,) = await store.verify()
         assert "kept blob" in verdict.problems[0]

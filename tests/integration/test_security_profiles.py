@@ -165,7 +165,7 @@ def _pod_of(daemon: Daemon, reference: str) -> None:
         (_artifact(LOOSE, layers=2), "it has 2 layers"),
         (_artifact(LOOSE, layers=0), "it has 0 layers"),
         (_artifact(b" " * ((1 << 20) + 1)), "over the limit of 1048576"),
-        (build_image([layer(entry("f", b""))]), "it is of type application/vnd.oci.image.config.v1+json"),
+        (build_image([layer(entry("f", b""))]), "its type is application/vnd.oci.image.config.v1+json"),
     ],
     ids=["text", "list", "action", "listener", "notify", "two layers", "no layer", "large", "image"],
 )
@@ -183,7 +183,7 @@ def test_requests_that_cannot_be_served(node: Node) -> None:
     daemon, registry = node.daemon, node.registry
     reference = _push(registry, _artifact(LOOSE))
     for wrong, kind, said in (
-        (f"{registry.host}/profile:latest", cri.Seccomp, "the reference has no digest"),
+        (f"{registry.host}/profile:latest", cri.Seccomp, "the reference must have a digest"),
         (reference, cri.SecurityProfileKindUnspecified, "profile_kind 0 is not supported"),
     ):
         with pytest.raises(grpc.RpcError) as raised:

@@ -131,7 +131,7 @@ async def test_files_without_logins(document: str, tmp_path: Path) -> None:
     [
         ("{", "auth.json"),
         ({"auths": {"a.io": {"auth": "!"}}}, "auths 'a.io'"),
-        ({"credHelpers": {"a.io": "../evil"}}, "no helper's name"),
+        ({"credHelpers": {"a.io": "../evil"}}, "not a valid name for a helper"),
         ({"credHelpers": {"a.io": "absent"}}, "No such file"),
         ({"auths": []}, "auths"),
     ],
