@@ -31,8 +31,10 @@ class Witness(Protocol):
     def answered(self, call: str, about: Mapping[str, str], seconds: float) -> None:
         """The call has succeeded."""
 
-    def refused(self, call: str, about: Mapping[str, str], code: str, error: BaseException, seconds: float) -> None:
-        """It was answered with an error; `code` is gRPC's name of it."""
+    def refused(
+        self, call: str, about: Mapping[str, str], code: str, text: str, error: BaseException, seconds: float
+    ) -> None:
+        """It was answered with `text` because of the error; `code` is gRPC's name of it."""
 
     def left(self, call: str, about: Mapping[str, str], seconds: float) -> None:
         """Its caller went away before the answer."""

@@ -241,7 +241,7 @@ class _Account:
             witness.left(self._name, subject(self._request), seconds)
         elif isinstance(error, Exception):
             code = (code_of(error) or StatusCode.INTERNAL).name
-            witness.refused(self._name, subject(self._request), code, error, seconds)
+            witness.refused(self._name, subject(self._request), code, text_of(error), error, seconds)
 
     def _fields(self) -> dict[str, str]:
         return {"call": self._name, "ms": _since(self._started), **subject(self._request)}

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_MACHINE: Final = {"x86_64": 62, "aarch64": 183}  # e_machine
+MACHINES: Final = {"x86_64": 62, "aarch64": 183}  # e_machine
 _LOAD_ADDRESS: Final = 0x400000
 _HEADERS: Final = 64 + 56
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -22,7 +22,7 @@ def executable(code: bytes, machine: str) -> bytes:
     size = _HEADERS + len(code)
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     header = struct.pack(
-        "<HHIQQQIHHHHHH", 2, _MACHINE[machine], 1, _LOAD_ADDRESS + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0
+        "<HHIQQQIHHHHHH", 2, MACHINES[machine], 1, _LOAD_ADDRESS + _HEADERS, 64, 0, 0, 64, 56, 1, 0, 0, 0
     )
     segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _LOAD_ADDRESS, _LOAD_ADDRESS, size, size, 0x1000)
     return ident + header + segment + code

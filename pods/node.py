@@ -15,6 +15,7 @@ from network.errors import NetworkError
 from network.network import Network
 from pods.cgroups.driver import Cgroups
 from pods.checkpoint.write import Checkpoints
+from pods.diagnosis.inquiry import Diagnosis, inquire
 from pods.host import HostFacts
 from pods.inflight import Background
 from pods.life import information
@@ -154,6 +155,10 @@ class Node:
 
     def _trace(self, operation: str, teller: Teller) -> Trace:
         return Trace(operation, on=self.trace_start, reports=(teller.step, *self.step_reports))
+
+    def why(self, query: str) -> Diagnosis:
+        """Diagnose a pod, container or image by id or name, also one that is gone. Raises NotFound, InvalidArgument."""
+        return inquire(query, self.recorder.recordings(), self.containers())
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ class AdminCalls:
     """The calls of the service Admin."""
 
     def __init__(self, node: Node) -> None:
+        self._node = node
         self._images = node.images
 
     async def ImportImage(self, request: admin_pb2.ImportImageRequest) -> admin_pb2.ImportImageResponse:
@@ -54,6 +55,28 @@ class AdminCalls:
         name = fields.required("image", request.image)
         image = await self._images.tag(name, fields.required("name", request.name))
         return admin_pb2.TagImageResponse(id=image.id)
+
+    async def Why(self, request: admin_pb2.WhyRequest) -> admin_pb2.WhyResponse:
+        """Tell what is wrong with a pod, a container or an image, and what happened to it."""
+        found = self._node.why(fields.required("query", request.query))
+        return admin_pb2.WhyResponse(
+            subject=found.subject,
+            name=found.name,
+            cause=found.cause,
+            evidence=found.evidence,
+            remedy=found.remedy,
+            timeline=[
+                admin_pb2.Moment(
+                    at=one.at,
+                    container=one.container,
+                    text=one.text,
+                    took=one.took,
+                    count=one.count,
+                    wrong=one.wrong,
+                )
+                for one in found.timeline
+            ],
+        )
 
     async def PullImage(self, request: admin_pb2.PullImageRequest) -> AsyncIterator[admin_pb2.PullImageResponse]:
         """Pull an image. Sends the progress of its layers, then its id."""

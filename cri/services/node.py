@@ -10,6 +10,7 @@ from image.model import Credentials, FilesystemUsage, Image, PullProgress
 from image.profiles import ProfileInfo
 from image.shelf.verify import Verdict
 from network.model import NetworkStatus
+from pods.diagnosis.inquiry import Diagnosis
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
 from pods.state.events import Listener
 from pods.stats.stats import ContainerStats, SandboxStats
@@ -110,6 +111,8 @@ class Node(Protocol):
     def host(self) -> Host: ...
     @property
     def user_namespaces(self) -> bool: ...
+
+    def why(self, query: str) -> Diagnosis: ...
 
     async def run_sandbox(self, config: SandboxConfig, handler: str) -> str: ...
     async def stop_sandbox(self, sandbox_id: str) -> None: ...

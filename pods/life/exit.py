@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pods import log_fields
 from pods.errors import PodError
+from pods.life import last_words
 from pods.model import Container
 from pods.state.plugins import PluginEvent
 from pods.state.transitions import UNSEEN, Exited, StartFailed, is_over
@@ -53,6 +54,9 @@ class Exits:
             record = self._state.containers.get(container_id)
             if record is None or is_over(record.container):
                 return
+            if isinstance(event, Exited) and event.code and record.container.log_path:
+                words = await asyncio.to_thread(last_words.of, record.container.log_path)
+                self._state.recorder.part(container_id).wrote(words)
             try:
                 await self._state.record(container_id, event)
             except PodError as error:

@@ -49,7 +49,7 @@ class Stops:
             exited = self._state.exited(container_id)
             teller = self._state.recorder.part(container_id)
             if timeout > 0:
-                teller.said(f"stop: {container.stop_signal}, and SIGKILL {timeout:g} s later")
+                teller.said(f"stop: {container.stop_signal}, with {timeout:g} s to end")
                 await shim.call(Signal(container_id, signal_number(container.stop_signal)))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(exited.wait(), timeout)

@@ -55,6 +55,12 @@ class Said(_Entry, frozen=True, tag="said"):
     text: str
 
 
+class Wrote(_Entry, frozen=True, tag="wrote"):
+    """The last line that a container wrote before it ended with an error."""
+
+    text: str
+
+
 class Refused(_Entry, frozen=True, tag="refused"):
     """A call was answered with an error, `count` times, `at` last. `kinds` are the classes of it and of its causes."""
 
@@ -99,7 +105,7 @@ class Ran(_Entry, frozen=True, tag="ran"):
         return ("ran", self.about, self.command, self.code)
 
 
-Entry = Step | Life | Plugin | Said | Answered | Refused | Left | Ran
+Entry = Step | Life | Plugin | Said | Wrote | Answered | Refused | Left | Ran
 Counted = Refused | Ran
 
 _encoder: Final = msgspec.json.Encoder()

@@ -21,14 +21,14 @@ from typing import Final
 from image.errors import ImageError
 from image.reference import parse_reference
 from pods.model import SandboxMetadata
-from pods.recorder.entry import Answered, Left, Life, Plugin, Ran, Refused, Said, Step, cut
+from pods.recorder.entry import Answered, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote, cut
 from pods.recorder.files import Files
 from pods.recorder.recording import Recording, Subject, about_image
 
 _log: Final = logging.getLogger("crisp.recorder")
 _DELAY: Final = 0.25  # seconds until what has come is written
 _COMMAND: Final = 160  # characters of a command that is counted
-_CONTAINERS: Final = 64  # ids of one pod's containers that are known: one that crashes has many
+_IDS: Final = 64  # of one pod that are known: a container that crashes has many
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,11 @@ class Teller:
         """Something worth knowing."""
         self.recording.add(Said(time.time_ns(), self.about, level, cut(text)))
 
+    def wrote(self, text: str) -> None:
+        """The container's last line was this, and it ended with an error."""
+        if text:
+            self.recording.add(Wrote(time.time_ns(), self.about, cut(text)))
+
     def ran(self, command: str, code: int, took: int) -> None:
         """A command ended with that exit code."""
         self.recording.add(Ran(time.time_ns(), self.about, cut(command, _COMMAND), code, took))
@@ -103,7 +108,7 @@ class Recorder:
             self._complain(error)
         for recording in self._recordings.values():
             for entry in recording.entries():
-                if isinstance(entry, Life) and entry.about:
+                if isinstance(entry, Life):
                     self._know(recording, entry.id, entry.about)
         logging.getLogger().addHandler(self._listening)
 
@@ -159,6 +164,7 @@ class Recorder:
     def sandbox(self, sandbox_id: str, pod: SandboxMetadata, event: str) -> None:
         """A sandbox of that pod was begun, created, started, stopped, or deleted."""
         recording = self._of(Subject(pod.namespace, pod.name, pod.uid))
+        self._know(recording, sandbox_id, "")
         if event == "deleted":
             recording.sandboxes.discard(sandbox_id)
             self._sandboxes.pop(sandbox_id, None)
@@ -171,6 +177,7 @@ class Recorder:
         """There is a sandbox of that pod from an earlier daemon."""
         recording = self._sandboxes[sandbox_id] = self._of(Subject(pod.namespace, pod.name, pod.uid))
         recording.sandboxes.add(sandbox_id)
+        self._know(recording, sandbox_id, "")
         recording.add(Said(time.time_ns(), "", "info", "crispd has started again"))
 
     def container(self, sandbox_id: str, container_id: str, name: str, event: str, end: End | None = None) -> None:
@@ -192,10 +199,12 @@ class Recorder:
         if (recording := self._sandboxes.get(sandbox_id)) is not None:
             recording.add(Plugin(time.time_ns(), "", command, name, took, cut(failure)))
 
-    def refused(self, call: str, about: Mapping[str, str], code: str, error: BaseException, seconds: float) -> None:
-        """A call about these objects (cri.subject) was answered with an error."""
+    def refused(
+        self, call: str, about: Mapping[str, str], code: str, text: str, error: BaseException, seconds: float
+    ) -> None:
+        """A call about these objects (cri.subject) was answered with `text` because of an error."""
         kinds = tuple(type(one).__name__ for one in _chain(error))
-        text, took = cut(str(error)), int(seconds * 1e9)
+        text, took = cut(text), int(seconds * 1e9)
         for teller in self._tellers(about):
             teller.recording.add(Refused(time.time_ns(), teller.about, call, code, kinds, text, took))
 
@@ -217,14 +226,16 @@ class Recorder:
             recording = self._recordings[subject] = Recording(subject, self._bounds.size, self._changed)
         return recording
 
-    def _know(self, recording: Recording, container_id: str, name: str) -> None:
-        if container_id in recording.containers:
+    def _know(self, recording: Recording, object_id: str, name: str) -> None:
+        if object_id in recording.ids:
             return
-        recording.containers[container_id] = name
-        self._containers[container_id] = Teller(recording, name)
-        if len(recording.containers) > _CONTAINERS:
-            oldest = next(iter(recording.containers))
-            del recording.containers[oldest], self._containers[oldest]
+        recording.ids[object_id] = name
+        if name:
+            self._containers[object_id] = Teller(recording, name)
+        if len(recording.ids) > _IDS:
+            oldest = next(iter(recording.ids))
+            del recording.ids[oldest]
+            self._containers.pop(oldest, None)
 
     def _tellers(self, about: Mapping[str, object]) -> Iterator[Teller]:
         """Of what a call or a line of the log is about: the container or pod, and the image."""
@@ -321,8 +332,8 @@ class Recorder:
     def _forget(self, recording: Recording) -> None:
         del self._recordings[recording.subject]
         self._dirty.pop(recording.subject, None)
-        for container_id in recording.containers:
-            self._containers.pop(container_id, None)
+        for object_id in recording.ids:
+            self._containers.pop(object_id, None)
         self._writer.submit(self._remove, recording)
 
     def _remove(self, recording: Recording) -> None:

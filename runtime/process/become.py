@@ -16,7 +16,7 @@ import struct
 from linux import syscalls
 from runtime.errors import ExecFailed, NotSupported, OperationFailed, failing
 from runtime.light import contextlib, signal
-from runtime.process import capabilities, scheduling
+from runtime.process import capabilities, scheduling, unexecutable
 from runtime.process.gate import Gate
 from runtime.process.labels import set_labels
 from runtime.process.terminal import take_control
@@ -332,8 +332,7 @@ def _execute(
     try:
         os.execve(program, process.args, environment)
     except OSError as error:
-        reason = os.strerror(error.errno or 0).lower()
-        raise ExecFailed(f'exec: "{process.args[0]}": {reason}', error.errno or 0) from error
+        raise _refused(process.args[0], program, error.errno or 0) from error
 
 
 def _find_program(process: oci.Process) -> str:
@@ -345,16 +344,22 @@ def _find_program(process: oci.Process) -> str:
             reason = os.strerror(error.errno or 0).lower()
             raise ExecFailed(f'exec: "{name}": stat {name}: {reason}', error.errno or 0) from error
         if stat.S_ISDIR(mode) or not mode & 0o111:
-            raise ExecFailed(f'exec: "{name}": permission denied', errno.EACCES)
+            raise _refused(name, name, errno.EACCES)
         return name
     path = next((entry[5:] for entry in reversed(process.env) if entry.startswith("PATH=")), "")  # as execve's
-    refused = False
+    refused = ""
     for directory in path.split(":"):
         candidate = os.path.join(directory or ".", name)
         if os.path.isfile(candidate):
             if os.access(candidate, os.X_OK):
                 return candidate
-            refused = True
+            refused = candidate
     if refused:
-        raise ExecFailed(f'exec: "{name}": permission denied', errno.EACCES)
+        raise _refused(name, refused, errno.EACCES)
     raise ExecFailed(f'exec: "{name}": executable file not found in $PATH', errno.ENOENT)
+
+
+def _refused(name: str, path: str, number: int) -> ExecFailed:
+    """The kernel's refusal to execute `path`, in runc's words, and what the file itself adds."""
+    why = unexecutable.reason(path, number)
+    return ExecFailed(f'exec: "{name}": {os.strerror(number).lower()}{": " if why else ""}{why}', number)

@@ -18,6 +18,7 @@ from image.model import Credentials, FilesystemUsage, Image, PullPhase, PullProg
 from image.profiles import ProfileInfo
 from image.shelf.verify import Verdict
 from network.model import NetworkStatus
+from pods.diagnosis.inquiry import Diagnosis
 from pods.errors import NotFound
 from pods.model import (
     Container,
@@ -184,6 +185,9 @@ class FakeNode:
             ips=("1.2.3.4",),
         )
         return sandbox_id
+
+    def why(self, query: str) -> Diagnosis:
+        raise NotFound(f"nothing is recorded of {query!r}")
 
     async def stop_sandbox(self, sandbox_id: str) -> None:
         await self._change("stop_sandbox", sandbox_id)

@@ -57,7 +57,7 @@ async def test_a_failure_keeps_its_kinds_and_the_same_of_another_attempt_is_coun
     for digit in "ab":
         error = PodError(f"start container {digit * 64}: no")
         error.__cause__ = ExecFailed("no", 2)
-        recorder.refused("RunPodSandbox", _ABOUT, "INTERNAL", error, 0.5)
+        recorder.refused("RunPodSandbox", _ABOUT, "INTERNAL", str(error), error, 0.5)
     (entry,) = recorder.of_pod(_POD).recording.entries()
     assert isinstance(entry, Refused)
     assert (entry.kinds, entry.count, "b" * 64 in entry.text) == (("PodError", "ExecFailed"), 2, True)

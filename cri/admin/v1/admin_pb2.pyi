@@ -341,3 +341,98 @@ class ImageVerdict(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageVerdict: _TypeAlias = ImageVerdict  # noqa: Y015
+
+@_typing.final
+class WhyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    query: _builtins.str
+    """A pod, a container or an image, by id, by the beginning of an id, or by name; also one that is gone."""
+    def __init__(
+        self,
+        *,
+        query: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyRequest: _TypeAlias = WhyRequest  # noqa: Y015
+
+@_typing.final
+class WhyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    TIMELINE_FIELD_NUMBER: _builtins.int
+    subject: _builtins.str
+    """What it is about: "pod namespace/name", "container name of pod namespace/name", "image name"."""
+    name: _builtins.str
+    """Name of the cause, for programs: one of docs/why.md; "none" where nothing is wrong."""
+    cause: _builtins.str
+    evidence: _builtins.str
+    remedy: _builtins.str
+    @_builtins.property
+    def timeline(self) -> _containers.RepeatedCompositeFieldContainer[Global___Moment]: ...
+    def __init__(
+        self,
+        *,
+        subject: _builtins.str = ...,
+        name: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        evidence: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+        timeline: _abc.Iterable[Global___Moment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "evidence", b"evidence", "name", b"name", "remedy", b"remedy", "subject", b"subject", "timeline", b"timeline"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyResponse: _TypeAlias = WhyResponse  # noqa: Y015
+
+@_typing.final
+class Moment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOOK_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    WRONG_FIELD_NUMBER: _builtins.int
+    at: _builtins.int
+    """Nanoseconds since the epoch."""
+    container: _builtins.str
+    """Of the pod; empty for the pod itself."""
+    text: _builtins.str
+    took: _builtins.int
+    """Nanoseconds."""
+    count: _builtins.int
+    """How often it happened, the last time at `at`."""
+    wrong: _builtins.bool
+    def __init__(
+        self,
+        *,
+        at: _builtins.int = ...,
+        container: _builtins.str = ...,
+        text: _builtins.str = ...,
+        took: _builtins.int = ...,
+        count: _builtins.int = ...,
+        wrong: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "container", b"container", "count", b"count", "text", b"text", "took", b"took", "wrong", b"wrong"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Moment: _TypeAlias = Moment  # noqa: Y015

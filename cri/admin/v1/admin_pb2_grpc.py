@@ -59,6 +59,11 @@ class AdminStub:
                 request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesRequest.SerializeToString,
                 response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesResponse.FromString,
                 _registered_method=True)
+        self.Why = channel.unary_unary(
+                '/crisp.v1.Admin/Why',
+                request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
+                response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -99,6 +104,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Why(self, request, context):
+        """Tells why a pod, a container or an image is not as it should be, and what happened to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.VerifyImages,
                     request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesRequest.FromString,
                     response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesResponse.SerializeToString,
+            ),
+            'Why': grpc.unary_unary_rpc_method_handler(
+                    servicer.Why,
+                    request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.FromString,
+                    response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -263,6 +280,33 @@ class Admin:
             '/crisp.v1.Admin/VerifyImages',
             cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesRequest.SerializeToString,
             cri_dot_admin_dot_v1_dot_admin__pb2.VerifyImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Why(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.v1.Admin/Why',
+            cri_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
+            cri_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class AdminStub:
     """Writes an image, of the bytes it came in, to a new file or directory on the daemon's own host."""
     VerifyImages: _grpc.UnaryUnaryMultiCallable[_admin_pb2.VerifyImagesRequest, _admin_pb2.VerifyImagesResponse]
     """Compares images with what was recorded of them, and pulls damaged ones again if asked to."""
+    Why: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WhyRequest, _admin_pb2.WhyResponse]
+    """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -59,6 +61,8 @@ class AdminAsyncStub(AdminStub):
     """Writes an image, of the bytes it came in, to a new file or directory on the daemon's own host."""
     VerifyImages: _aio.UnaryUnaryMultiCallable[_admin_pb2.VerifyImagesRequest, _admin_pb2.VerifyImagesResponse]  # type: ignore[assignment]
     """Compares images with what was recorded of them, and pulls damaged ones again if asked to."""
+    Why: _aio.UnaryUnaryMultiCallable[_admin_pb2.WhyRequest, _admin_pb2.WhyResponse]  # type: ignore[assignment]
+    """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -100,5 +104,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.VerifyImagesResponse, _abc.Awaitable[_admin_pb2.VerifyImagesResponse]]:
         """Compares images with what was recorded of them, and pulls damaged ones again if asked to."""
+
+    @_abc_1.abstractmethod
+    def Why(
+        self,
+        request: _admin_pb2.WhyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.WhyResponse, _abc.Awaitable[_admin_pb2.WhyResponse]]:
+        """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,170 @@
+"""One question answered: whose recording is asked for, what its trouble is, and what happened, in lines for people."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from image.errors import ImageError
+from image.reference import parse_reference
+from pods.diagnosis import causes, troubles
+from pods.errors import InvalidArgument, NotFound
+from pods.model import Container, ContainerState
+from pods.recorder.entry import Answered, Counted, Entry, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote
+from pods.recorder.recording import Recording, Subject
+
+_SHORTEST: Final = 4  # digits of an id
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One line of a timeline. Times are nanoseconds."""
+
+    at: int
+    container: str
+    text: str
+    took: int = 0
+    count: int = 1
+    wrong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The answer. `name` is "none" where nothing is wrong."""
+
+    subject: str
+    name: str
+    cause: str
+    evidence: str
+    remedy: str
+    timeline: tuple[Moment, ...]
+
+
+def inquire(query: str, recordings: Iterable[Recording], containers: Iterable[Container]) -> Diagnosis:
+    """Answer for a pod, container or image; `containers` are those there are. Raises NotFound, InvalidArgument."""
+    recording, container = find(query, list(recordings))
+    known = recording.entries()
+    known = _with_ends(known, [one for one in containers if one.sandbox_id in recording.sandboxes])
+    entries = [entry for entry in known if not container or entry.about in ("", container)]
+    subject = _subject(recording.subject, container)
+    trouble = troubles.worst(entries)
+    timeline = tuple(_moment(entry) for entry in entries)
+    if trouble is None:
+        return Diagnosis(subject, "none", f"nothing is known to be wrong with {subject}", _last(entries), "-", timeline)
+    cause = causes.of(trouble)
+    return Diagnosis(subject, cause.name, cause.text, _evidence(trouble.entry), cause.remedy, timeline)
+
+
+def find(query: str, recordings: Sequence[Recording]) -> tuple[Recording, str]:
+    """The recording that `query` means, the latest of those that may be, and the container in it or ""."""
+    if not query:
+        raise InvalidArgument("query: must name a pod, a container or an image")
+    for candidates in (_by_id(query, recordings), _by_name(query, recordings), _by_image(query, recordings)):
+        if candidates:
+            return max(candidates, key=lambda found: (bool(found[0].sandboxes), found[0].last))
+    raise NotFound(f"nothing is recorded of a pod, container or image {query!r}")
+
+
+def _by_id(query: str, recordings: Sequence[Recording]) -> list[tuple[Recording, str]]:
+    if len(query) < _SHORTEST or not query.isalnum():
+        return []
+    return [
+        (recording, name)
+        for recording in recordings
+        for object_id, name in recording.ids.items()
+        if object_id.startswith(query)
+    ]
+
+
+def _by_name(query: str, recordings: Sequence[Recording]) -> list[tuple[Recording, str]]:
+    pods = [recording for recording in recordings if not recording.subject.is_image]
+    found = [(pod, "") for pod in pods if query in (pod.subject.name, str(pod.subject))]
+    if not found:
+        for pod in pods:
+            names = pod.names - {""}
+            found += [(pod, name) for name in names if query in (name, f"{pod.subject.name}/{name}")]
+    return found
+
+
+def _by_image(query: str, recordings: Sequence[Recording]) -> list[tuple[Recording, str]]:
+    name = query
+    with contextlib.suppress(ImageError):
+        name = parse_reference(query).name
+    return [(one, "") for one in recordings if one.subject.is_image and one.subject.name in (query, name)]
+
+
+def _with_ends(entries: list[Entry], containers: Iterable[Container]) -> list[Entry]:
+    """The entries, and the ends of containers that a recording has no room for any more."""
+    told = {entry.id for entry in entries if isinstance(entry, Life)}
+    ends: list[Entry] = [
+        Life(one.finished_at, one.config.metadata.name, one.id, "stopped", one.exit_code, one.reason)
+        for one in containers
+        if one.state is ContainerState.EXITED and one.id not in told
+    ]
+    return sorted([*ends, *entries], key=lambda entry: entry.at) if ends else entries
+
+
+def _subject(subject: Subject, container: str) -> str:
+    if subject.is_image:
+        return f"image {subject}"
+    return f"container {container} of pod {subject}" if container else f"pod {subject}"
+
+
+def _evidence(entry: Entry) -> str:
+    """Where and when the trouble was seen."""
+    match entry:
+        case Refused():
+            told = f"{entry.call} was answered with {entry.code} after {entry.took / 1e9:.2f} s"
+        case Life():
+            told = f"container {entry.id[:13]} ended"
+        case Ran():
+            told = f"ExecSync: it took {entry.took / 1e9:.2f} s"
+        case Left():
+            told = f"{entry.call} went on without its caller"
+        case Plugin():
+            told = f"the plugin ran for {entry.took / 1e9:.2f} s"
+        case _:
+            told = "the log has it"
+    if isinstance(entry, Counted) and entry.count > 1:
+        told = f"{told}, {entry.count} times since {_clock(entry.first)}, the last"
+    return f"{told} at {_clock(entry.at)}"
+
+
+def _clock(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at // 10**9))
+
+
+def _last(entries: Sequence[Entry]) -> str:
+    return f"the last that happened: {_moment(entries[-1]).text}" if entries else "nothing has happened yet"
+
+
+def _moment(entry: Entry) -> Moment:
+    match entry:
+        case Step(operation=operation, name=name):
+            return Moment(entry.at, entry.about, f"{operation}: {name}", entry.took)
+        case Life():
+            what = "container" if entry.about else "pod sandbox"
+            how = f": {causes.exit_text(entry)}" if entry.event == "stopped" and entry.about else ""
+            return Moment(entry.at, entry.about, f"{what} {entry.id[:13]} {entry.event}{how}", wrong=bool(entry.code))
+        case Plugin(failure=failure):
+            told = f": {failure}" if failure else ""
+            text = f"network plugin {entry.name} {entry.command}{told}"
+            return Moment(entry.at, "", text, entry.took, wrong=bool(failure))
+        case Said():
+            return Moment(entry.at, entry.about, entry.text, wrong=entry.level not in ("info", "debug"))
+        case Wrote(text=text):
+            return Moment(entry.at, entry.about, f"its last words: {text}")
+        case Answered():
+            return Moment(entry.at, entry.about, f"{entry.call} answered", entry.took)
+        case Refused():
+            text = f"{entry.call} refused ({entry.code}): {entry.text}"
+            return Moment(entry.at, entry.about, text, entry.took, entry.count, wrong=True)
+        case Left():
+            text = f"{entry.call}: its caller gave up"
+            return Moment(entry.at, entry.about, text, entry.took, wrong=True)
+        case Ran():
+            text = f"ran {entry.command!r}: exit code {entry.code}"
+            return Moment(entry.at, entry.about, text, entry.took, entry.count, wrong=bool(entry.code))

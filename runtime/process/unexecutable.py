@@ -1,0 +1,98 @@
+"""Why a program could not be executed, where the kernel's error does not say it: read from the file itself.
+
+A missing interpreter is ENOENT, as if the program were missing; a program of another architecture is ENOEXEC, as is a
+text without `#!`; and EACCES is a mode, a directory or a file system without execution.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+
+from linux.elf import MACHINES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_BEGINNING: Final = 4096
+_PT_INTERP: Final = 3
+_NAMES: Final = {
+    3: "i386", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64",
+    243: "riscv64", 258: "loongarch64",
+}  # fmt: skip  # elf.h's e_machine, as uname -m has them
+
+
+def reason(path: str, number: int) -> str:
+    """What is to be added to the error `number` of executing `path`; "" where it says all. Raises nothing."""
+    try:
+        if number == errno.EACCES:
+            return _refused(path)
+        if number in (errno.ENOENT, errno.ENOEXEC):
+            return _of_content(_beginning(path), number)
+    except (OSError, ValueError, struct.error):
+        pass
+    return ""
+
+
+def _refused(path: str) -> str:
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        return "it is a directory"
+    if not mode & 0o111:
+        return f"its mode {stat.S_IMODE(mode):04o} lets nobody execute it"
+    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+        return "the file system that it is on is mounted noexec"
+    return f"its mode is {stat.S_IMODE(mode):04o}, and the process runs as {os.geteuid()}:{os.getegid()}"
+
+
+def _beginning(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, _BEGINNING)
+    finally:
+        os.close(descriptor)
+
+
+def _of_content(content: bytes, number: int) -> str:
+    if content[:2] == b"#!":
+        words = content[2:].partition(b"\n")[0].split()
+        interpreter = words[0].decode(errors="replace") if words else ""
+        if interpreter.endswith("\r") or b"\r" in content.partition(b"\n")[0]:
+            return f'its interpreter "{interpreter}" ends in a carriage return: it has the line ends of DOS'
+        return f'its interpreter "{interpreter}" (#!) is not in the container, or has none itself'
+    if content[:4] == b"\x7fELF":
+        return _of_elf(content, number)
+    if number == errno.ENOEXEC:
+        return "it is empty" if not content else "it is no ELF file, and has no #! line"
+    return ""
+
+
+def _of_elf(content: bytes, number: int) -> str:
+    order = "<" if content[5] == 1 else ">"
+    (machine,) = struct.unpack_from(f"{order}H", content, 18)
+    own = os.uname().machine
+    if machine != MACHINES.get(own, machine):
+        return f"it is a program for {_NAMES.get(machine, f'machine {machine}')}, and this is {own}"
+    if number == errno.ENOENT and (interpreter := _elf_interpreter(content, order)):
+        return f'its loader "{interpreter}" is not in the container'
+    return ""
+
+
+def _elf_interpreter(content: bytes, order: str) -> str:
+    """PT_INTERP of elf(5), where it is in the file's beginning, as linkers put it."""
+    wide = content[4] == 2
+    start, size, count = (
+        struct.unpack_from(f"{order}Q", content, 32) + struct.unpack_from(f"{order}HH", content, 54)
+        if wide
+        else struct.unpack_from(f"{order}I", content, 28) + struct.unpack_from(f"{order}HH", content, 42)
+    )
+    for at in range(start, start + size * min(count, 64), size):
+        (kind,) = struct.unpack_from(f"{order}I", content, at)
+        if kind == _PT_INTERP:
+            form, offset = (f"{order}QQQQ", 8) if wide else (f"{order}IIII", 4)
+            begin, *_, length = struct.unpack_from(form, content, at + offset)
+            return content[begin : begin + length].rstrip(b"\0").decode(errors="replace")
+    return ""

@@ -1,0 +1,397 @@
+"""The catalogue of staged faults: the error and `crisp why` tell the cause of what goes wrong.
+
+Each row is staged as a user would meet it. docs/why.md has the causes in a table. The first line of the diagnosis is
+what the caller of CRI was told, where there was one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cri.admin.v1 import admin_pb2
+from cri.v1 import api_pb2 as cri
+from tests import faulty_registry
+from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
+from tests.faulty_registry import FaultyRegistry
+from tests.images import build_image, build_index, busybox_layer, digest, entry, layer
+from tests.integration.test_crisp_command import crisp
+from tests.waiting import until
+
+_CALL = {"timeout": CALL_SECONDS}
+Fields = Callable[[Path], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A container that does not start, or ends: the first line has all of `words`."""
+
+    name: str
+    cause: str
+    words: tuple[str, ...]
+    command: tuple[str, ...] = ("sleep", "60")
+    fields: Fields = lambda _place: {}
+    image: str = BUSYBOX
+
+
+def why(daemon: Daemon, query: str) -> admin_pb2.WhyResponse:
+    return daemon.admin.Why(admin_pb2.WhyRequest(query=query), **_CALL)
+
+
+def wrong(found: admin_pb2.WhyResponse, cause: str, words: tuple[str, ...], told: str | None = None) -> str:
+    """What a diagnosis lacks; "" for a right one. `told` is the text of the call's error."""
+    right = found.name == cause and all(word in found.cause for word in words) and found.evidence and found.remedy
+    if right and told in (None, found.cause):
+        return ""
+    return f"{found.name}: {found.cause!r} ({found.evidence!r}); wanted {cause} with {words}, told {told!r}"
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """What a call was answered with."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return str(error.details())
+    return "it succeeded"
+
+
+@pytest.fixture(scope="module")
+def pod(daemon: Daemon) -> Iterator[Pod]:
+    """A pod for all containers, with one that runs, so that its cgroup stays."""
+    with daemon.pod("faults") as running:
+        running.run("sleep", "100000", name="bystander")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs and files that are not what they should be."""
+    made = tmp_path_factory.mktemp("odd")
+    made.chmod(0o755)
+    elf = bytearray(Path("/bin/busybox").read_bytes())
+    _program(made / "data", b"not a program", 0o644)
+    _program(made / "script", b"#!/no/such/interpreter -x\n")
+    _program(made / "dos", b"#!/bin/sh\r\necho hello\r\n")
+    _program(made / "text", b"echo there is no first line that says who runs this\n")
+    _program(made / "empty", b"")
+    _program(made / "dynamic", Path(shutil.which("ls") or "").read_bytes())
+    struct.pack_into("<H", elf, 18, 183 if elf[18] == 62 else 62)
+    _program(made / "foreign", bytes(elf))
+    (made / "file").write_text("a file")
+    (made / "directory").mkdir()
+    (made / "loop").symlink_to("loop")
+    (made / "kill.json").write_text(
+        json.dumps(
+            {
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS"}],
+            }
+        )
+    )
+    return made
+
+
+def _program(path: Path, content: bytes, mode: int = 0o755) -> None:
+    path.write_bytes(content)
+    path.chmod(mode)
+
+
+def _mounts(*mounts: tuple[str, str], **more: Any) -> Fields:
+    return lambda place: {
+        "mounts": [cri.Mount(host_path=host.format(place), container_path=target, **more) for host, target in mounts]
+    }
+
+
+def _image_mount(image: str, sub_path: str = "") -> Fields:
+    mount = cri.Mount(container_path="/mnt", image=cri.ImageSpec(image=image), image_sub_path=sub_path, readonly=True)
+    return lambda _place: {"mounts": [mount]}
+
+
+def _loader(place: Path) -> dict[str, Any]:
+    """The C library's loader without the libraries."""
+    loader = next(iter([*Path("/lib64").glob("ld-linux*"), *Path("/lib").glob("ld-linux*")]))
+    return _mounts(("{}", "/odd"), (str(loader.resolve()), str(loader)))(place)
+
+
+def _linux(**fields: Any) -> Fields:
+    return lambda _place: {"linux": cri.LinuxContainerConfig(**fields)}
+
+
+def _security(**fields: Any) -> Fields:
+    return _linux(security_context=cri.LinuxContainerSecurityContext(**fields))
+
+
+def _resources(**fields: Any) -> Fields:
+    return _linux(resources=cri.LinuxContainerResources(**fields))
+
+
+def _seccomp(profile: str) -> Fields:
+    return lambda place: _security(seccomp=_profile(profile.format(place)))(place)
+
+
+def _profile(ref: str) -> cri.SecurityProfile:
+    return cri.SecurityProfile(profile_type=cri.SecurityProfile.Localhost, localhost_ref=ref)
+
+
+_ODD = _mounts(("{}", "/odd"))
+_NO_DEVICE = cri.Device(host_path="/dev/no-such", container_path="/dev/x", permissions="rw")
+
+REFUSED = (
+    Fault("missing", "program-missing", ("/no/such/program",), ("/no/such/program",)),
+    Fault("not-in-path", "program-missing", ("no-such-program", "$PATH"), ("no-such-program",)),
+    Fault("link-loop", "program-missing", ("/odd/loop", "symbolic links"), ("/odd/loop",), _ODD),
+    Fault("not-executable", "program-not-executable", ("/odd/data", "0644"), ("/odd/data",), _ODD),
+    Fault("directory", "program-not-executable", ("/odd/directory", "is a directory"), ("/odd/directory",), _ODD),
+    Fault("foreign", "wrong-architecture", ("/odd/foreign", "aarch64", "x86_64"), ("/odd/foreign",), _ODD),
+    Fault("no-shebang", "not-a-program", ("/odd/text", "#!"), ("/odd/text",), _ODD),
+    Fault("empty", "not-a-program", ("/odd/empty", "it is empty"), ("/odd/empty",), _ODD),
+    Fault("interpreter", "interpreter-missing", ("/odd/script", "/no/such/interpreter"), ("/odd/script",), _ODD),
+    Fault("dos", "interpreter-missing", ("/odd/dos", "carriage return"), ("/odd/dos",), _ODD),
+    Fault("elf-interpreter", "interpreter-missing", ("/odd/dynamic", "/ld-linux"), ("/odd/dynamic",), _ODD),
+    Fault("arguments", "arguments-too-long", ("204800 bytes",), ("true", "x" * (200 << 10))),
+    Fault("directory-is-file", "working-directory", ("/etc/passwd",), fields=lambda _: {"working_dir": "/etc/passwd"}),
+    Fault("user", "user-missing", ("nosuchuser",), fields=_security(run_as_username="nosuchuser")),
+    Fault("file-on-directory", "mount-file-directory", ("file", "/tmp"), fields=_mounts(("{}/file", "/tmp"))),
+    Fault("directory-on-file", "mount-file-directory", ("/group",), fields=_mounts(("{}/directory", "/etc/group"))),
+    Fault("below-source", "mount-source", ("file/below",), fields=_mounts(("{}/file/below", "/mnt"))),
+    Fault("source-loop", "mount-source", ("loop",), fields=_mounts(("{}/loop", "/mnt"))),
+    Fault("below-a-file", "mount-target", ("/etc/passwd/x",), fields=_mounts(("{}/directory", "/etc/passwd/x"))),
+    Fault("in-proc", "mount-target", ("/proc/none",), fields=_mounts(("{}/directory", "/proc/none"))),
+    Fault("relative", "invalid-request", ("relative/path",), fields=_mounts(("{}/directory", "relative/path"))),
+    Fault("sub-path", "image-sub-path", ("no/such",), fields=_image_mount(BUSYBOX, "no/such")),
+    Fault("image-volume", "image-not-here", ("localhost/none:1",), fields=_image_mount("localhost/none:1")),
+    Fault("device", "device", ("/dev/no-such",), fields=lambda _: {"devices": [_NO_DEVICE]}),
+    Fault("cdi", "device", ("a.b/c=1",), fields=lambda _: {"CDI_devices": [cri.CDIDevice(name="a.b/c=1")]}),
+    Fault("memory-small", "memory-too-small", ("65536",), fields=_resources(memory_limit_in_bytes=64 << 10)),
+    Fault("cpuset", "cpuset", ("99",), fields=_resources(cpuset_cpus="99")),
+    Fault("period", "limit-invalid", ("cpu_period",), fields=_resources(cpu_period=10, cpu_quota=10)),
+    Fault("huge", "limit-invalid", ("3KB",),
+          fields=_resources(hugepage_limits=[cri.HugepageLimit(page_size="3KB", limit=1)])),
+    Fault("unified", "cgroup-controller", ("memory.high",), fields=_resources(unified={"memory.high": "1"})),
+    Fault("seccomp-missing", "seccomp-profile", ("/no/such.json",), fields=_seccomp("/no/such.json")),
+    Fault("seccomp-bad", "seccomp-profile", ("not JSON",), fields=_seccomp("{}/file")),
+    Fault("apparmor", "apparmor", ("no-such",), fields=_security(apparmor=_profile("no-such"))),
+    Fault("capability", "invalid-request", ("NO_SUCH",),
+          fields=_security(capabilities=cri.Capability(add_capabilities=["NO_SUCH"]))),
+    Fault("image", "image-not-here", ("localhost/none:2",), image="localhost/none:2"),
+)  # fmt: skip
+
+ENDED = (
+    Fault("code", "exit-code", ("exit code 3", "no more tea"), ("sh", "-c", "echo no more tea; exit 3")),
+    Fault("segv", "crashed", ("SIGSEGV",), ("sh", "-c", "kill -SEGV $$")),
+    Fault("abort", "crashed", ("SIGABRT",), ("sh", "-c", "kill -ABRT $$")),
+    Fault("killed", "killed", ("SIGKILL",), ("sh", "-c", "sh -c 'kill -9 $PPID'; true")),
+    Fault("oom", "out-of-memory", ("memory limit 16777216 bytes",),
+          ("sh", "-c", "x=a; while :; do x=$x$x; done"), _resources(memory_limit_in_bytes=16 << 20)),
+    Fault("not-found", "command-not-found", ("127", "no-such-command"), ("sh", "-c", "no-such-command")),
+    Fault("not-run", "command-not-executable", ("126", "/etc/passwd"), ("sh", "-c", "/etc/passwd")),
+    Fault("library", "library-missing", ("/odd/dynamic", ".so"), ("/odd/dynamic",), _loader),
+    Fault("seccomp", "seccomp-killed", ("SIGSYS", "seccomp"), ("mkdir", "/x"), _seccomp("{}/kill.json")),
+)  # fmt: skip
+
+
+def test_containers_that_do_not_start(pod: Pod, place: Path) -> None:
+    failures = []
+    for fault in REFUSED:
+        run = partial(pod.run, *fault.command, name=fault.name, image=fault.image, **fault.fields(place))
+        told = refusal(run)
+        if failure := wrong(why(pod.daemon, f"faults/{fault.name}"), fault.cause, fault.words, told):
+            failures.append(f"{fault.name}: {failure}")
+    _remove_all(pod)
+    assert failures == []
+
+
+def test_containers_that_end(pod: Pod, place: Path) -> None:
+    failures = []
+    containers = {fault: pod.run(*fault.command, name=fault.name, **fault.fields(place)) for fault in ENDED}
+    for fault, container in containers.items():
+        pod.daemon.wait_exited(container)
+        if failure := wrong(why(pod.daemon, container[:12]), fault.cause, fault.words):
+            failures.append(f"{fault.name}: {failure}")
+    _remove_all(pod)
+    assert failures == []
+
+
+def _remove_all(pod: Pod) -> None:
+    request = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=pod.id))
+    for item in pod.daemon.runtime.ListContainers(request, **_CALL).containers:
+        if item.metadata.name != "bystander":
+            pod.daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=item.id), **_CALL)
+
+
+def test_states_names_and_commands(daemon: Daemon, pod: Pod) -> None:
+    ended = pod.run("true", name="ended")
+    daemon.wait_exited(ended)
+    runs = pod.run("sh", "-c", "trap '' TERM; while :; do sleep 1; done", name="runs")
+    other = daemon.sandbox_config("faults", labels={"other": "one"})
+    handled = daemon.sandbox_config("handled")
+    stop = cri.StopContainerRequest(container_id=runs, timeout=1)
+
+    def run_pod(config: cri.PodSandboxConfig, handler: str = "") -> Callable[[], object]:
+        request = cri.RunPodSandboxRequest(config=config, runtime_handler=handler)
+        return lambda: daemon.runtime.RunPodSandbox(request, **_CALL)
+
+    start = cri.StartContainerRequest(container_id=ended)
+    cases: tuple[tuple[str, str, tuple[str, ...], Callable[[], object], bool], ...] = (
+        ("faults/ended", "not-running", ("exited",), lambda: pod.exec(ended, "true"), True),
+        ("faults/ended", "not-running", ("exited",), lambda: daemon.runtime.StartContainer(start, **_CALL), True),
+        ("faults/ended", "name-held", (ended,), lambda: pod.create("false", name="ended"), True),
+        ("faults/runs", "program-missing", ("/no/such",), lambda: pod.exec(runs, "/no/such"), True),
+        ("faults/runs", "command-failed", ("exit 7", "code 7"), lambda: pod.exec(runs, "sh", "-c", "exit 7"), False),
+        ("faults/runs", "exec-timeout", ("within 1 s",), lambda: pod.exec(runs, "sleep", "100", timeout=1), True),
+        ("faults/runs", "stopped", ("SIGKILL", "SIGTERM"), lambda: daemon.runtime.StopContainer(stop, **_CALL), False),
+        ("faults", "name-held", (pod.id,), run_pod(other), True),
+        ("handled", "handler-missing", ("kata",), run_pod(handled, "kata"), True),
+    )
+    failures = []
+    for query, cause, words, call, refused in cases:
+        told = refusal(call)
+        if failure := wrong(why(daemon, query), cause, words, told if refused else None):
+            failures.append(f"{query}: {failure}")
+    _remove_all(pod)
+    assert failures == []
+
+
+_ANSWERS = {
+    "words": """echo '{"cniVersion":"1.0.0","code":7,"msg":"no bridge","details":"it is down"}'; exit 1""",
+    "later": """echo '{"cniVersion":"1.0.0","code":11,"msg":"try again later"}'; exit 1""",
+    "crashes": "echo 'panic: nil map' >&2; exit 2",
+    "killed": "kill -9 $$",
+    "nonsense": "echo hello",
+    "slow": "sleep 2; exit 1",
+}
+
+
+def _network(*plugins: dict[str, Any]) -> str:
+    return json.dumps({"cniVersion": "1.0.0", "name": "n", "plugins": plugins})
+
+
+def test_networks_and_pods(tmp_path: Path) -> None:
+    for name, answer in _ANSWERS.items():
+        _program(tmp_path / name, f'#!/bin/sh\n[ "$CNI_COMMAND" = DEL ] && exit 0\n{answer}\n'.encode())
+    with Daemon.running(f"--cni-bin-dir={tmp_path}") as daemon:
+        file = daemon.cni_conf_dir / "10-test.conflist"
+        bridge = json.loads(file.read_text())["plugins"][0]
+        bridge["ipam"]["ranges"] = [[{"subnet": "10.201.1.0/30"}]]
+        good = _network(bridge)
+        cases: tuple[tuple[str, str, tuple[str, ...], str, dict[str, Any]], ...] = (
+            ("net-words", "network-plugin", ("words", "no bridge: it is down", "7"), "", {}),
+            ("net-later", "network-later", ("try again later",), "", {}),
+            ("net-crashes", "network-plugin", ("exit status 2", "panic: nil map"), "", {}),
+            ("net-killed", "network-plugin", ("killed by signal 9",), "", {}),
+            ("net-nonsense", "network-plugin", ("malformed",), "", {}),
+            ("net-absent", "network-plugin-missing", ("absent", str(tmp_path)), "", {}),
+            ("net-bad", "network-not-ready", (str(file),), "{", {}),
+            ("net-first", "none", (), good, {}),
+            ("net-full", "no-address", ("10.201.1",), good, {}),
+            ("net-sysctl", "sysctl", ("net/no/such",), good, {"sysctls": {"net.no.such": "1"}}),
+            ("net-foreign-sysctl", "sysctl", ("vm.swappiness",), good, {"sysctls": {"vm.swappiness": "1"}}),
+            ("net-parent", "invalid-request", ("cgroup_parent",), good, {"cgroup_parent": "a/../b"}),
+        )
+        failures = []
+        for name, cause, words, network, linux in cases:
+            file.write_text(network or _network({"type": name.removeprefix("net-")}))
+            config = daemon.sandbox_config(name, linux=cri.LinuxPodSandboxConfig(**linux))
+            request = cri.RunPodSandboxRequest(config=config)
+            told = refusal(partial(daemon.runtime.RunPodSandbox, request, **_CALL))
+            if failure := wrong(why(daemon, f"default/{name}"), cause, words, told if cause != "none" else None):
+                failures.append(f"{name}: {failure}")
+        file.write_text(_network({"type": "slow"}))
+        impatient = cri.RunPodSandboxRequest(config=daemon.sandbox_config("impatient"))
+        refusal(lambda: daemon.runtime.RunPodSandbox(impatient, timeout=0.5))
+        until(lambda: "network plugin 'slow' (ADD) took" in why(daemon, "impatient").cause)
+        assert wrong(why(daemon, "impatient"), "deadline", ("RunPodSandbox", "gave up after 0.")) == ""
+        file.write_text(good)
+        assert failures == []
+
+
+async def test_images(tmp_path: Path) -> None:
+    good = build_image([busybox_layer()])
+    s390x = build_image([layer(entry("file", b"content"))], architecture="s390x")
+    foreign = build_index([(s390x, {"os": "linux", "architecture": "s390x"})])
+    lying = build_image([layer(entry("file", b"content"))], diff_ids=[digest(b"something else")])
+    artifact = build_image([layer(entry("file", b"content"))], config_type="application/vnd.example.thing.v1+json")
+    images = {"good:1": good, "foreign:1": foreign, "lying:1": lying, "artifact:1": artifact, "refused/a:1": good}
+    registry = FaultyRegistry(images=images)
+    manifest, blob = "/v2/good/manifests/1", registry.blob_path("good", list(good.blobs)[1])
+    status = faulty_registry.status
+
+    async def flipped(request: Any, content: bytes) -> Any:
+        return faulty_registry.web.Response(body=content[:-1] + bytes([content[-1] ^ 1]))
+
+    async with AsyncExitStack() as serving:
+        await serving.enter_async_context(registry.running())
+        refused = {"docker": {f"{registry.host}/refused": [{"type": "reject"}]}}
+        policy = {"default": [{"type": "insecureAcceptAnything"}], "transports": refused}
+        (tmp_path / "policy.json").write_text(json.dumps(policy))
+        conf = (
+            '[[registry]]\nlocation = "blocked.example"\nblocked = true\n[[registry]]\nprefix = "mirrored.example"\n'
+            f'location = "127.0.0.1:1"\ninsecure = true\n[[registry.mirror]]\nlocation = "{registry.host}/mirror"\n'
+        )
+        cases: tuple[tuple[str, str, list[Any], str, tuple[str, ...]], ...] = (
+            ("{}/absent:1", "", [], "image-missing", ("absent", "404")),
+            ("{}/good:1", manifest, [status(401)] * 2, "image-credentials", ("authentication",)),
+            ("{}/good:1", manifest, [status(403)], "image-credentials", ("403",)),
+            ("{}/good:1", manifest, [status(500)] * 3, "registry-unavailable", ("500",)),
+            ("{}/good:1", blob, [flipped], "image-damaged", (list(good.blobs)[1],)),
+            ("{}/lying:1", "", [], "image-damaged", (digest(b"something else"),)),
+            ("{}/foreign:1", "", [], "image-platform", ("s390x",)),
+            ("{}/artifact:1", "", [], "not-an-image", ("vnd.example.thing",)),
+            ("{}/refused/a:1", "", [], "image-policy", ("rejects",)),
+            ("blocked.example/a:1", "", [], "registry-blocked", ("blocked.example",)),
+            ("mirrored.example/a:1", "", [], "registry-unavailable", (f"{registry.host}/mirror", "127.0.0.1:1")),
+            ("127.0.0.1:1/a:1", "", [], "registry-unavailable", ("Connection refused",)),
+            ("no-such-host.invalid/a:1", "", [], "registry-name", ("no-such-host.invalid",)),
+            ("Bad//name", "", [], "image-name", ("Bad//name",)),
+        )
+        failures = []
+        with Daemon.running(f"--signature-policy={tmp_path}/policy.json", registries=conf) as daemon:
+            pod = daemon.sandbox_config("waits")
+            for name, path, faults, cause, words in cases:
+                image, registry.faults = name.format(registry.host), {path: list(faults)}
+                request = cri.PullImageRequest(image=cri.ImageSpec(image=image), sandbox_config=pod)
+                told = await asyncio.to_thread(refusal, partial(daemon.images.PullImage, request, **_CALL))
+                # The image's own recording, and that of the pod that waits for it.
+                found = [wrong(why(daemon, query), cause, words, told) for query in (image, "waits")]
+                failures += [f"{image}: {failure}" for failure in found if failure]
+            request = cri.PullImageRequest(image=cri.ImageSpec(image=f"{registry.host}/good:1"), sandbox_config=pod)
+            registry.faults = {}
+            await asyncio.to_thread(daemon.images.PullImage, request, **_CALL)
+            assert why(daemon, f"{registry.host}/good:1").name == "none"
+            await serving.aclose()  # the daemon keeps its connection as long as there is somebody
+        assert failures == []
+
+
+def test_what_is_gone_is_told_of_over_a_crash_of_crispd(fresh_daemon: Daemon) -> None:
+    daemon = fresh_daemon
+    with daemon.pod("gone") as pod:
+        container = pod.run("sh", "-c", "echo out of tea; exit 3")
+        daemon.wait_exited(container)
+        for _ in range(3):
+            refusal(lambda: pod.create("true"))  # the name is held
+    until(lambda: any(b'"deleted"' in path.read_bytes() for path in (daemon.root / "recorder").iterdir()))
+    daemon.kill9()
+    daemon.start()
+    done = crisp(daemon, "why", container[:10])
+    cause, evidence, remedy, _empty, subject, *timeline = done.stdout.splitlines()
+    assert (done.returncode, subject) == (1, "container main of pod default/gone:")
+    assert "is held by container" in cause
+    assert "3 times since" in evidence
+    assert "crisp rm -f" in remedy
+    for words in ("start container: program runs", "network plugin bridge ADD", "out of tea", "exit code 3", "deleted"):
+        assert any(words in line for line in timeline), words
+    answer = json.loads(crisp(daemon, "why", "-o", "json", "default/gone").stdout)
+    assert answer["name"] == "name-held"
+    done = crisp(daemon, "why", "never-was")
+    assert "nothing is recorded of a pod, container or image 'never-was'" in done.stderr
