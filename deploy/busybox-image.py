@@ -30,7 +30,7 @@ OCI = "application/vnd.oci.image."
 
 
 def main(directory: Path, name: str = "localhost/busybox:latest") -> None:
-    """Write the layout; `directory` is made if it is missing."""
+    """Write the image layout into `directory`, which is created if missing."""
     layer = root_filesystem(BUSYBOX)
     compressed = gzip.compress(layer, compresslevel=6, mtime=0)
     config = {
@@ -56,10 +56,10 @@ def main(directory: Path, name: str = "localhost/busybox:latest") -> None:
 
 
 def root_filesystem(busybox: Path) -> bytes:
-    """The uncompressed layer. Raises SystemExit if busybox needs shared libraries, which the image would lack."""
+    """Return the uncompressed layer. Raises SystemExit if busybox needs shared libraries: the image has none."""
     program = busybox.read_bytes()
     if b"/ld-linux" in program[:4096]:
-        raise SystemExit(f"make image: {busybox} is not static (install busybox-static)")
+        raise SystemExit(f"make image: {busybox} is not static: install busybox-static")
     applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w", format=tarfile.PAX_FORMAT) as tar:

@@ -1,11 +1,11 @@
 #!/bin/bash
 # Installs what crisp needs on Debian 12+ or Ubuntu 22.04+: system packages, and a virtual environment in .venv.
 #
-#   deploy/install-deps.sh            what the daemon needs to run
-#   deploy/install-deps.sh --tests    and what `deploy/test.sh` needs
-#   deploy/install-deps.sh --bench    and the runtimes that tests/bench compares with (starts Debian's containerd service)
+#   deploy/install-deps.sh            what the daemon needs
+#   deploy/install-deps.sh --tests    also what `deploy/test.sh` needs
+#   deploy/install-deps.sh --bench    also the runtimes that tests/bench compares with (starts Debian's containerd service)
 #
-# Does nothing, in well under a second and without root, when everything is there already.
+# If everything is installed, it does nothing: it takes well under a second, and needs no root.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,7 +27,7 @@ done
 
 is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
-# The distribution's own interpreter first: a root daemon should not depend on one in somebody's home.
+# Prefers the distribution's interpreter: a root daemon should not depend on one in a user's home.
 find_python() {
     local candidate
     for candidate in ${PYTHON:-} /usr/bin/python3 /usr/bin/python3.{14,13,12,11} "$(command -v python3 || true)"; do
@@ -38,7 +38,7 @@ find_python() {
     done
 }
 
-# Debian keeps ensurepip, which venv needs, in a package of its own.
+# venv needs ensurepip, which Debian has in a separate package.
 can_make_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
 
 python=$(find_python)
@@ -58,19 +58,19 @@ for package in "${packages[@]}"; do
 done
 if [ ${#missing[@]} -gt 0 ]; then
     if [ "$(id -u)" != 0 ]; then
-        echo "install-deps.sh: these packages are missing, and installing them takes root: ${missing[*]}" >&2
+        echo "install-deps.sh: packages are missing: ${missing[*]}: run this script as root to install them" >&2
         exit 1
     fi
     echo "Installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
     install=(apt-get install -q -y --no-install-recommends -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "${missing[@]}")
-    # Lists may be old or absent; a second try with fresh ones settles it without an update each time.
+    # apt's lists may be old or absent: update them only if the first try fails.
     "${install[@]}" </dev/null >/dev/null 2>&1 || { apt-get update -q </dev/null && "${install[@]}" </dev/null; }
 fi
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 
-# What was installed is remembered by a digest of what pyproject.toml asks for; the tests' set contains the daemon's.
+# The stamp holds a digest of pyproject.toml's requirements. [dev] contains what the daemon needs.
 digest=$(.venv/bin/python -I -S - <<'END'
 import hashlib, tomllib
 
@@ -83,7 +83,7 @@ END
 stamp=.venv/crisp-installed
 if ! grep -qxF -e "$digest [dev]" -e "$digest $extra" "$stamp" 2>/dev/null; then
     echo "Installing crisp and its Python packages into $PWD/.venv"
-    # Its warnings are about the making of packages; they are for us only when it fails.
+    # pip's warnings are about packaging: show them only if it fails.
     output=$(.venv/bin/python -m pip install --quiet --editable ".$extra" 2>&1 </dev/null) || {
         echo "$output" >&2
         exit 1

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Sets up and runs everything that must pass before a change lands:   sudo ./deploy/test.sh [--no-vm]
+# Installs and runs everything that must pass before a change is merged:   sudo ./deploy/test.sh [--no-vm]
 #
-# Lint, types, the contract of imports, unit tests and integration tests (in namespaces of their own: tests/box.py);
-# beside them kubelet and a cluster on crisp, critest, and the main path inside a Debian guest under QEMU, which --no-vm
-# leaves out. What is of Kubernetes (built once, some 8 minutes) and the guest's disk are kept in /var/cache/crisp-tests.
-# A step that fails stops none but what needs it; how each went, and how long it took, is told at the end.
+# Runs lint, types, import rules, unit tests, and integration tests (in their own namespaces: tests/box.py). In parallel:
+# kubelet and a cluster on crisp, critest, and the main path in a Debian guest under QEMU; --no-vm skips the guest.
+# /var/cache/crisp-tests keeps the Kubernetes programs (built once, some 8 minutes) and the guest's disk.
+# A failed step stops only the steps that need it. The end lists each step's result and duration.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,18 +15,18 @@ case ${1:-} in
     *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 if [ "$(id -u)" != 0 ]; then
-    echo "test.sh: integration tests take root: sudo ./deploy/test.sh" >&2
+    echo "test.sh: integration tests need root: run sudo ./deploy/test.sh" >&2
     exit 1
 fi
 
 begun=$SECONDS
 deploy/install-deps.sh --tests
 export PATH="$PWD/.venv/bin:$PATH"
-unset PYTHONDONTWRITEBYTECODE  # or each of hundreds of processes would compile all that it imports
+unset PYTHONDONTWRITEBYTECODE  # with it, hundreds of processes would each compile every import
 work=$(mktemp -d /tmp/crisp-test.XXXXXX)
 beside=""
 
-# Runs a command, and writes down how it went; what pytest says of a test that failed is said again at the end.
+# Runs a command and records its result. Keeps pytest's lines about failed tests, to repeat them at the end.
 step() {
     local from=$SECONDS verdict=passed said="$work/said.$BASHPID"
     printf '\n== %s\n' "$*"
@@ -36,7 +36,7 @@ step() {
     [ $verdict = passed ]
 }
 
-# One core's worth of work and much waiting.
+# These need one core, and wait a lot.
 checks() {
     step ruff check . || true
     step mypy || true
@@ -45,7 +45,7 @@ checks() {
     step timeout --foreground 3600 pytest -q tests/unit tests/integration || true
 }
 
-# The rest, which needs programs of Kubernetes: one thing after the other, since the guest's emulation takes two cores.
+# The steps that need Kubernetes programs, one after another: the guest's emulation takes two cores.
 nodes() {
     step tests/e2e/build-kubernetes.sh etcd kubelet kube-apiserver kube-controller-manager kube-scheduler || return 0
     step tests/e2e/build-critest.sh && step timeout --foreground 1800 pytest -q tests/e2e || true
@@ -59,13 +59,13 @@ on_exit() {
 trap on_exit EXIT
 trap 'exit 130' INT TERM
 
-set -m  # a process group of its own, to be ended as one
+set -m  # its own process group, to be killed as a whole
 nodes >"$work/nodes" 2>&1 </dev/null &
 beside=$!
 set +m
 checks
 tail -n +1 -f --pid="$beside" "$work/nodes"
-wait "$beside" || echo "FAILED 0 what runs beside the checks was ended" >>"$work/steps"
+wait "$beside" || echo "FAILED 0 the steps in parallel to the checks were killed" >>"$work/steps"
 beside=""
 
 printf '\n'

@@ -1,13 +1,13 @@
 #!/bin/bash
-# Shows a pod running through CRI on this machine, and takes everything away again:   sudo ./deploy/try.sh
+# Runs a pod through CRI on this machine, shows it, and removes it:   sudo ./deploy/try.sh
 #
-# Installs the packages crisp needs and a virtual environment in .venv; those stay. Nothing else does: the daemon, its
-# data, the network and the pod live in a directory under /tmp and are gone at the end, also when a step fails.
+# Installs the packages that crisp needs, and a virtual environment in .venv; both stay. Everything else (the daemon, its
+# data, the network, the pod) lives in a directory under /tmp and is removed at the end, also when a step fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ "$(id -u)" != 0 ]; then
-    echo "try.sh: containers take root: sudo ./deploy/try.sh" >&2
+    echo "try.sh: running containers needs root: run sudo ./deploy/try.sh" >&2
     exit 1
 fi
 
@@ -20,8 +20,8 @@ if [ -t 1 ]; then
 fi
 
 step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
-# The command as one would type it.
-tell() {
+# Prints the command as you would type it.
+print_command() {
     local word line='$'
     for word in "$@"; do
         [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
@@ -29,21 +29,21 @@ tell() {
     done
     printf '%s%s%s\n' "$dim" "$line${redirected:+ $redirected}" "$plain"
 }
-run() { tell "$@"; "$@"; }
-# The pod's page. In $work/page is the command that was shown, too.
+run() { print_command "$@"; "$@"; }
+# Fetches the pod's page. $work/page gets the printed command, too.
 fetch() {
     local print='print(urlopen("http://%s/", timeout=5).read().decode(), end="")'
     run python -c "from urllib.request import urlopen; $(printf "$print" "$address")" | tee "$work/page"
-    [ "$(tail -n 1 "$work/page")" = "Hello from a pod" ] || fail "the page is not what the pod serves"
+    [ "$(tail -n 1 "$work/page")" = "Hello from a pod" ] || fail "the page is not the one that the pod serves: see $work/page"
 }
 fail() { echo "try.sh: $*" >&2; exit 1; }
 
 has_link() { ip link show "$1" >/dev/null 2>&1; }
 
-# A value in the JSON on standard input.
+# Prints one value of the JSON on standard input.
 value() { python -c "import json, sys; print(json.load(sys.stdin)$1)"; }
 
-# A /24 of 10.88-10.99 that no route of this machine leads to.
+# Prints a /24 of 10.88-10.99 that this machine has no route to.
 free_network() {
     local second
     for second in {88..99}; do
@@ -52,15 +52,15 @@ free_network() {
             return
         fi
     done
-    fail "every network from 10.88.7.0/24 to 10.99.7.0/24 has a route on this machine"
+    fail "no free network for pods: this machine has routes to all of 10.88.7.0/24 to 10.99.7.0/24"
 }
 
 start_daemon() {
     echo 'nri_socket = ""' >"$work/crisp.toml"
-    # In a session of its own: Ctrl-C is for this script, which still needs the daemon to clean up.
+    # In its own session: Ctrl-C must stop this script only, which still needs the daemon for the clean-up.
     local command=(setsid crispd --config "$work/crisp.toml" --root "$work/root" --state "$work/state"
         --listen "$CRISP_LISTEN" --cni-conf-dir "$work/cni")
-    redirected=">>$work/crispd.log 2>&1 </dev/null &" tell "${command[@]}"
+    redirected=">>$work/crispd.log 2>&1 </dev/null &" print_command "${command[@]}"
     "${command[@]}" >>"$work/crispd.log" 2>&1 </dev/null &
     daemon=$!
     local _
@@ -74,7 +74,7 @@ start_daemon() {
     return 1
 }
 
-# What a step that failed left running.
+# Removes the pods that a failed step left.
 remove_pods() {
     kill -0 "$daemon" 2>/dev/null || start_daemon >/dev/null || return 0
     local id
@@ -94,11 +94,11 @@ remove_network() {
     if has_link "$bridge"; then
         ip link delete "$bridge"
     fi
-    # The bridge plugin turns forwarding on.
+    # The bridge plugin enabled forwarding.
     [ -z "$forwarding" ] || echo "$forwarding" >/proc/sys/net/ipv4/ip_forward
 }
 
-# What a pod leaves if its removal forgets something; a line for each.
+# Prints a line for each thing that a pod's removal forgot.
 leftovers() {
     grep -F -e "$work" /proc/self/mountinfo | sed 's/^/mount: /' || true
     pgrep -a -f -- "$work" | sed 's/^/process: /' || true
@@ -120,7 +120,7 @@ on_exit() {
     [ -n "$work" ] || exit "$status"
     if [ "$status" != 0 ]; then
         echo
-        echo "try.sh failed with status $status. crispd's log, $work/crispd.log, ends with:" >&2
+        echo "try.sh failed with status $status. The last lines of crispd's log, $work/crispd.log:" >&2
         tail -n 40 "$work/crispd.log" >&2 2>/dev/null || true
         [ -z "$daemon" ] || remove_pods || true
     fi
@@ -138,7 +138,7 @@ step "1. Packages and a virtual environment"
 run deploy/install-deps.sh
 
 started=$SECONDS
-! has_link "$bridge" || fail "there is a link $bridge already: is another try.sh running?"
+! has_link "$bridge" || fail "the link $bridge exists: is another try.sh running? If not, run: ip link delete $bridge"
 trap on_exit EXIT
 trap 'exit 130' INT TERM
 work=$(mktemp -d /tmp/crisp-try.XXXXXX)
@@ -158,8 +158,8 @@ cat >"$work/cni/10-try.conflist" <<END
 END
 run cat "$work/cni/10-try.conflist"
 
-step "3. The daemon, with data, state and socket of its own"
-start_daemon || fail "crispd does not answer"
+step "3. A daemon with its own data, state and socket"
+start_daemon || fail "crispd does not answer: see its log"
 run crisp version
 
 step "4. An image made from this machine's busybox, imported without a registry"
@@ -167,7 +167,7 @@ run deploy/busybox-image.py "$work/busybox"
 run crisp image import "$work/busybox"
 run crisp images
 
-step "5. A pod with a web server in it"
+step "5. A pod with a web server"
 echo "Hello from a pod" >"$work/www/index.html"
 run crisp run --detach --name web --memory 64m --volume "$work/www:/www:ro" localhost/busybox:latest \
     httpd -f -v -p 80 -h /www | tee "$work/container"
@@ -181,22 +181,22 @@ step "6. The page, over the pod network"
 address=$(crisp -o json inspect "$pod" | value '["status"]["network"]["ip"]')
 fetch
 
-step "7. A command in the container, and what the server wrote"
+step "7. A command in the container, and the server's log"
 run crisp exec "${container:0:13}" ps
 run crisp logs "${container:0:13}"
 
-step "8. The daemon dies; the pod does not notice"
+step "8. The daemon is killed; the pod still serves"
 run kill -KILL "$daemon"
 wait "$daemon" 2>/dev/null || true
 fetch
-start_daemon || fail "crispd does not answer"
+start_daemon || fail "crispd does not answer: see its log"
 run crisp ps
 
-step "9. Away with it"
+step "9. Clean up"
 run crisp rm --force "${pod:0:13}"
 run crisp rmi localhost/busybox:latest
 stop_daemon
 remove_network
 left=$(leftovers)
-[ -z "$left" ] || fail "this was left behind:"$'\n'"$left"
+[ -z "$left" ] || fail "the clean-up left this behind:"$'\n'"$left"
 echo "No mount, process, link, network namespace, cgroup or iptables rule is left. That took $((SECONDS - started)) s."
