@@ -513,6 +513,11 @@ def close_all_from(first: int, *, keep: Iterable[int]) -> None:
         low = fd + 1
 
 
+def has_close_range() -> bool:
+    """Whether the kernel has close_range(2), which Linux 5.9 brought. Closes nothing."""
+    return int(_syscall(SYS_CLOSE_RANGE, ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0xFFFFFFFF), 0)) == 0
+
+
 def close_on_exec_from(first: int) -> None:
     """Mark all descriptors from `first` up close-on-exec (close_range(2), Linux 5.11; else by /proc)."""
     if _syscall(SYS_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), CLOSE_RANGE_CLOEXEC) == 0:

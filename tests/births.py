@@ -39,6 +39,7 @@ def look(pid: int, event: str) -> dict[str, Any]:
         "namespaces": {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in KINDS},
         "status": {name: status[name] for name in _STATUS},
         "root": [root.st_dev, root.st_ino],
+        "exe": os.readlink(f"/proc/{pid}/exe"),
         "owner": proc.st_uid,
         "cgroup": groups,
         "files": {name: os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")},

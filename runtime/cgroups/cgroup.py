@@ -120,10 +120,19 @@ class Cgroup:
         In version 1 the thread is moved instead of the process. Moving a process takes a lock that blocks all forks on
         the machine (cgroup_threadgroup_rwsem), and a child with one thread is wholly moved this way.
         """
-        for mountpoint in dict.fromkeys(self.hierarchies.v1.values()):
-            files.write(self._joined(mountpoint) + "/tasks", "0")
+        for path in self.task_files():
+            files.write(path, "0")
         if unified and self.unified:
             files.write(self._joined(self.hierarchies.unified) + "/cgroup.procs", "0")
+
+    def task_files(self) -> list[str]:
+        """What a thread writes "0" to for joining in version 1."""
+        return [self._joined(mountpoint) + "/tasks" for mountpoint in dict.fromkeys(self.hierarchies.v1.values())]
+
+    @property
+    def joined_unified(self) -> str:
+        """The directory in the version 2 hierarchy of who joins, "" where the machine has none."""
+        return self.hierarchies.unified and self._joined(self.hierarchies.unified)
 
     def _joined(self, mountpoint: str) -> str:
         return mountpoint + dict(self.apart).get(mountpoint, self.path)
@@ -150,7 +159,7 @@ class Cgroup:
         """
         if not self.unified:
             return None
-        path = self._joined(self.hierarchies.unified)
+        path = self.joined_unified
         try:
             return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:

@@ -46,14 +46,14 @@ def drop_bounding(keep: Iterable[str]) -> None:
 
     Needs CAP_SETPCAP. Raises `OperationFailed`, which names the capability.
     """
-    for number in _bits(~_mask(keep)):
+    for number in bits(~mask(keep)):
         try:
             sets.drop_bounding(number)
         except OSError as refusal:
             if not sets.is_known(number):
                 return  # the kernel does not know the higher ones either
             if sets.in_bounding(number):
-                raise OperationFailed.of("drop", f"`{_name(number)}` from the bounding set", refusal) from None
+                raise OperationFailed.of("drop", f"`{name(number)}` from the bounding set", refusal) from None
 
 
 def set_keepcaps() -> None:
@@ -69,20 +69,20 @@ def apply(capabilities: Capabilities, *, more: Collection[str] = ()) -> None:
     `OperationFailed`, which names a capability that the caller does not have.
     """
     has = _permitted()
-    kept = _mask(more) & has
-    permitted = _mask(capabilities.permitted) & _known()
-    for number in _bits(permitted & ~has):
-        raise OperationFailed("add", f"`{_name(number)}` to the permitted set", errno.EPERM)
-    effective = _mask(capabilities.effective) & _known()
-    inheritable = _mask(capabilities.inheritable) & _known()
-    for number in _bits(effective & ~permitted):
-        raise OperationFailed("add", f"`{_name(number)}` to the effective set", errno.EPERM)
+    kept = mask(more) & has
+    permitted = mask(capabilities.permitted) & known()
+    for number in bits(permitted & ~has):
+        raise OperationFailed("add", f"`{name(number)}` to the permitted set", errno.EPERM)
+    effective = mask(capabilities.effective) & known()
+    inheritable = mask(capabilities.inheritable) & known()
+    for number in bits(effective & ~permitted):
+        raise OperationFailed("add", f"`{name(number)}` to the effective set", errno.EPERM)
     with failing("set", "capabilities"):
         sets.become(effective | kept, permitted | kept, inheritable)
     with contextlib.suppress(OSError):
         sets.clear_ambient()
-    for number in _bits(_mask(capabilities.ambient) & permitted & inheritable):
-        with failing("add", f"`{_name(number)}` to the ambient set"):
+    for number in bits(mask(capabilities.ambient) & permitted & inheritable):
+        with failing("add", f"`{name(number)}` to the ambient set"):
             sets.raise_ambient(number)
     with contextlib.suppress(OSError):
         sets.keep_at_setuid(False)
@@ -90,21 +90,21 @@ def apply(capabilities: Capabilities, *, more: Collection[str] = ()) -> None:
 
 def only(capabilities: Capabilities, *, more: Collection[str] = ()) -> tuple[Any, Any]:
     """capset(2)'s arguments to take away what `apply` left besides, but for `more`. Asks the kernel what it has."""
-    kept = _mask(more) & _permitted()
+    kept = mask(more) & _permitted()
     effective, permitted, inheritable = (
-        _mask(names) & _known()
+        mask(names) & known()
         for names in (capabilities.effective, capabilities.permitted, capabilities.inheritable)
     )
     return sets.arguments(effective | kept, permitted | kept, inheritable)
 
 
-def _known() -> int:
+def known() -> int:
     """The mask of what this kernel has."""
     count = next((number for number in range(len(CAPABILITIES), 0, -1) if sets.is_known(number - 1)), 0)
     return (1 << count) - 1
 
 
-def _mask(names: Iterable[str]) -> int:
+def mask(names: Iterable[str]) -> int:
     mask = 0
     for name in names:
         if name in _NUMBERS:
@@ -112,11 +112,11 @@ def _mask(names: Iterable[str]) -> int:
     return mask
 
 
-def _bits(mask: int) -> Iterator[int]:
+def bits(mask: int) -> Iterator[int]:
     return (number for number in range(sets.MOST) if mask >> number & 1)
 
 
-def _name(number: int) -> str:
+def name(number: int) -> str:
     return CAPABILITIES[number] if number < len(CAPABILITIES) else f"capability {number}"
 
 

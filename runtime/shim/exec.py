@@ -16,21 +16,26 @@ from runtime.wire.calls import Descriptors, ExecEnded
 class Exec:
     """An exec. `reply` is called once, at its exit: with the exit code, or the error if the program could not run.
 
-    `pid` and `pidfd` are of the process that joins the container, and then of the program where it `bears` that.
+    `pid` and `pidfd` are of the process that joins the container, and then of the one that it bears to be the program.
     """
 
     def __init__(
-        self, pid: int, pidfd: int, channel: socket.socket, loop: Loop, reply: Reply, *, bears: bool = True
+        self,
+        pid: int,
+        pidfd: int,
+        channel: socket.socket,
+        loop: Loop,
+        reply: Reply,
+        conversation: reports.Conversation,
     ) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.killed = False
-        self._joining = pid
         self._channel = channel
         self._loop = loop
         self._reply = reply
         self._running_reply: Reply | None = None
-        self._conversation = reports.Conversation(reports.EXEC, bears=bears)
+        self._conversation = conversation
         self._master = -1
         self._asked = False
         self._ended = False
@@ -41,9 +46,9 @@ class Exec:
         return self._ended and not self._asked and self._master >= 0
 
     @property
-    def born(self) -> bool:
-        """Whether the process that joined has told of another one, which is the program."""
-        return self.pid != self._joining
+    def awaits_birth(self) -> bool:
+        """Whether the process is to tell of another one yet."""
+        return self._conversation.awaits_birth
 
     def take_what_is_there(self) -> None:
         """Handle the reports that have arrived, without waiting for more."""

@@ -13,11 +13,13 @@ from runtime.cgroups import Cgroup
 from runtime.errors import failing
 from runtime.process.clone import clone_into
 from runtime.process.join import Join, exec_process
+from runtime.process.joining import Joinings
+from runtime.process.script import Runner
 from runtime.shim.exec import Exec
 from runtime.shim.reply import Reply
 from runtime.shim.supervisor import Parent
 from runtime.wire.calls import Descriptors
-from runtime.wire.reports import Reporter
+from runtime.wire.reports import EXEC, Conversation, Reporter
 
 _ROUNDS: Final = 16
 
@@ -25,35 +27,58 @@ _ROUNDS: Final = 16
 class Execs:
     """The running execs, and those that exited with a terminal that nobody has asked for yet."""
 
-    def __init__(self, parent: Parent) -> None:
+    def __init__(self, parent: Parent, runner: Runner) -> None:
         self._parent = parent
+        self._runner = runner
+        self._joinings = Joinings()
         self._execs: dict[str, Exec] = {}
 
     def begin(self, key: str, join: Join, reply: Reply) -> None:
         """Start one. Replies with its exit code when it ends."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, failing("clone", "exec"):
-            pid, pidfd = clone_into(join.cgroup, 0, lambda: exec_process(join, Reporter(theirs)))
-        execution = self._execs[key] = Exec(pid, pidfd, ours, self._parent, reply, bears=join.bears)
+        with theirs:
+            pid, pidfd, conversation = self._spawn(join, ours, theirs) or _fork(join, theirs)
+        execution = self._execs[key] = Exec(pid, pidfd, ours, self._parent, reply, conversation)
 
         def exited(status: int) -> None:
             execution.exited(status)
             if not execution.unclaimed:
                 del self._execs[key]
 
-        def joined(status: int) -> None:
-            execution.take_what_is_there()
-            if not execution.born:
-                exited(status)
-                return
-            self._parent.on_exit(execution.pid, exited)
-            if execution.killed:
-                kill_family(execution.pid, execution.pidfd, join.cgroup)
+        def follow(pid: int) -> None:
+            """The process that is to be the program, or to bear it."""
 
-        if join.bears:
-            self._parent.command_started(pid, joined)
-        else:
-            self._parent.on_exit(pid, exited)
+            def ended(status: int) -> None:
+                execution.take_what_is_there()
+                # What tells of a child of ours that was there before is a born process that somebody has got hold of.
+                if execution.pid == pid or self._parent.is_child(execution.pid):
+                    exited(status)
+                    return
+                follow(execution.pid)
+                if execution.killed:
+                    kill_family(execution.pid, execution.pidfd, join.cgroup)
+
+            if execution.awaits_birth:
+                self._parent.command_started(pid, ended)
+            else:
+                self._parent.on_exit(pid, exited)
+
+        follow(pid)
+
+    def _spawn(
+        self, join: Join, ours: socket.socket, theirs: socket.socket
+    ) -> tuple[int, int, Conversation] | None:
+        """By a list of system calls; None where there is none for it."""
+        joining = self._joinings.of(join) if self._runner.can_run and not join.process.terminal else None
+        program = joining.list_for(join.process.args) if joining is not None else None
+        if joining is None or program is None:
+            return None
+        try:
+            ours.send(program.image)
+            pid, pidfd = self._runner.spawn((*join.stdio, theirs.fileno(), join.init_pidfd))
+        except OSError:  # executable memory is forbidden (vm.memfd_noexec=2), or a module refuses it
+            return None
+        return pid, pidfd, Conversation(EXEC, bears=joining.births, undone=program.failure)
 
     def wait_running(self, key: str, reply: Reply) -> None:
         """Reply when the program runs or has exited; with its terminal's master if it has one."""
@@ -79,6 +104,12 @@ class Execs:
     def forget_unclaimed(self) -> None:
         for key in [key for key, execution in self._execs.items() if execution.unclaimed]:
             self._execs.pop(key).close()
+
+
+def _fork(join: Join, theirs: socket.socket) -> tuple[int, int, Conversation]:
+    with failing("clone", "exec"):
+        pid, pidfd = clone_into(join.cgroup, 0, lambda: exec_process(join, Reporter(theirs)))
+    return pid, pidfd, Conversation(EXEC, bears=join.bears)
 
 
 def kill_family(first: int, pidfd: int, cgroup: Cgroup) -> None:

@@ -24,6 +24,7 @@ from linux import syscalls
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NO_CALL, NotRunning, RuntimeCoreError
 from runtime.logs.writer import complain
+from runtime.process.script import Runner
 from runtime.shim.connection import Connection, Request
 from runtime.shim.container import Container
 from runtime.shim.holder import start_holder
@@ -49,6 +50,7 @@ class Inheritance:
     hierarchies: Hierarchies
     infra_program: int
     empty_mount_namespace: int
+    script_runner: Runner
 
 
 class Shim:
@@ -77,6 +79,10 @@ class Shim:
     @property
     def empty_mount_namespace(self) -> int:
         return self._inheritance.empty_mount_namespace
+
+    @property
+    def script_runner(self) -> Runner:
+        return self._inheritance.script_runner
 
     @property
     def user_namespace(self) -> int:

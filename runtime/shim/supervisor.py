@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from runtime.cgroups import Cgroup
+from runtime.process.script import Runner
 from runtime.shim.stdio import Loop
 from runtime.wire.calls import Event, ExitStatus
 
@@ -16,6 +17,8 @@ class Parent(Loop, Protocol):
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
 
     def command_started(self, pid: int, done: Callable[[int], None]) -> None: ...
+
+    def is_child(self, pid: int) -> bool: ...
 
 
 class Supervisor(Parent, Protocol):
@@ -29,12 +32,13 @@ class Supervisor(Parent, Protocol):
 
     def record_exit(self, container_id: str, status: ExitStatus) -> None: ...
 
-    def is_child(self, pid: int) -> bool: ...
-
     def start_holder(self) -> tuple[int, int]: ...
 
     @property
     def empty_mount_namespace(self) -> int: ...
+
+    @property
+    def script_runner(self) -> Runner: ...
 
     @property
     def user_namespace(self) -> int: ...

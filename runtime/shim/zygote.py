@@ -26,6 +26,7 @@ from runtime.namespaces import netdevices
 from runtime.namespaces import user as userns
 from runtime.process import infra
 from runtime.process.become import set_oom_score_adj
+from runtime.process.script import Runner
 from runtime.rootfs.overlay import layers_can_be_appended
 from runtime.shim.shim import Inheritance, shim_main
 from runtime.spec.values import Resources
@@ -50,7 +51,7 @@ def main(own_cgroup: bool) -> None:
     syscalls.close_all_from(_CONTROL, keep=(_CONTROL,))
     syscalls.set_name("crisp-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    inheritance = Inheritance(Hierarchies.detect(), infra.program_file(), infra.empty_mount_namespace())
+    inheritance = Inheritance(Hierarchies.detect(), infra.program_file(), infra.empty_mount_namespace(), Runner())
     if own_cgroup:
         _leave_the_daemons_cgroup(inheritance.hierarchies)
     set_oom_score_adj(_SHIM_OOM_SCORE_ADJ)

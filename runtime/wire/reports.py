@@ -27,6 +27,13 @@ An exec (runtime/process/join.py; its parent is runtime/shim/exec.py, or runtime
       | === end of file, by the execve =========>  | the program runs, or the exec died: see its exit status
       | --- Failed, end of file ----------------->  | instead
 
+or, as a list of system calls (runtime/process/joining.py), which has no JSON, and clones one or two further processes:
+
+      | <------------------------------ the list ---  | once, before anything else
+      | --- Born -------------------------------->  | as above, once for each
+      | === end of file, by the execve =========>  | as above
+      | --- Undone, end of file ----------------->  | instead: the errno, and which entry of the list it is from
+
 The restorer of a checkpointed container (both ends: runtime/shim/launch/restored.py; the parent reads after its exit):
 
       | --- Console ----------------------------->  | if the container has a terminal
@@ -69,12 +76,17 @@ from runtime.light import contextlib, dataclass, json, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, Final
 
 MAX_PACKET: Final = 65536  # bytes of a report, and of an answer
 _SHORT_REASON: Final = 4096
 _ERROR_NUMBER: Final = struct.Struct("=i")
+# What lists of system calls say: no JSON begins with a null byte.
+_BIRTH: Final = struct.Struct("=8sQ")
+_BIRTH_HEAD: Final = b"\0born\0\0\0"
+_UNDONE: Final = struct.Struct("=8sQQ")
+_UNDONE_HEAD: Final = b"\0undone\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +160,31 @@ class NotExecuted:
 
 
 @dataclass(frozen=True, slots=True)
+class Undone:
+    """The system call that is at an address of a list ended with this errno (runtime/process/script.py)."""
+
+    number: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """End of file. Never sent."""
 
 
-Report = Warned | Console | SeccompListener | HooksDue | Born | Executing | Restored | Ready | Failed | NotExecuted
+Report = (
+    Warned
+    | Console
+    | SeccompListener
+    | HooksDue
+    | Born
+    | Executing
+    | Restored
+    | Ready
+    | Failed
+    | NotExecuted
+    | Undone
+)
 _WITH_DESCRIPTOR: Final = (Console, SeccompListener, Born)
 
 
@@ -162,10 +194,17 @@ def encode(report: Report) -> bytes:
         return b'{"pid":%d}' % report.pid
     if isinstance(report, NotExecuted):
         return _ERROR_NUMBER.pack(report.number)
+    if isinstance(report, Undone):
+        return _UNDONE.pack(_UNDONE_HEAD, report.number, report.at)
     packet = json.dumps(_members(report)).encode()
     if len(packet) > MAX_PACKET and isinstance(report, Failed):
         return encode(Failed(RuntimeCoreError(str(report.error)[:_SHORT_REASON] + "...")))
     return packet
+
+
+def birth_by_list(pid: int = 0) -> bytes:
+    """A Born as a list says it, whose last eight bytes are the pid."""
+    return _BIRTH.pack(_BIRTH_HEAD, pid)
 
 
 def _members(report: Report) -> dict[str, Any]:
@@ -192,6 +231,8 @@ def decode(packet: bytes, fds: Sequence[int] = ()) -> Report | None:
     """Decode a packet. None if it is invalid or lacks its descriptor. Raises nothing."""
     if len(packet) == _ERROR_NUMBER.size:
         return NotExecuted(*_ERROR_NUMBER.unpack(packet))
+    if packet[:1] == b"\0":
+        return _decode_of_list(packet, fds)
     try:
         message = json.loads(packet)
     except ValueError:
@@ -215,6 +256,16 @@ def decode(packet: bytes, fds: Sequence[int] = ()) -> Report | None:
             return HooksDue()
         case {"ready": True}, _:
             return Ready()
+    return None
+
+
+def _decode_of_list(packet: bytes, fds: Sequence[int]) -> Report | None:
+    if len(packet) == _BIRTH.size and packet.startswith(_BIRTH_HEAD) and fds:
+        pid = _BIRTH.unpack(packet)[1]
+        return Born(pid, fds[0])
+    if len(packet) == _UNDONE.size and packet.startswith(_UNDONE_HEAD):
+        _head, number, at = _UNDONE.unpack(packet)
+        return Undone(number, at)
     return None
 
 
@@ -303,31 +354,44 @@ INIT: Final = Speaker(
     "the container's init died before its program ran",
 )
 EXEC: Final = Speaker(
-    (Console, SeccompListener, Born, Failed, NotExecuted), None, "the exec died before its program ran"
+    (Console, SeccompListener, Born, Failed, NotExecuted, Undone), None, "the exec died before its program ran"
 )
 RESTORER: Final = Speaker(
     (Console, Restored, Failed), Restored, "criu's parent died before it had restored the container"
 )
 INFRA: Final = Speaker((Failed,), None, "")
 MAKER: Final = Speaker((Ready, Failed), Ready, "the process that makes a namespace died before it was done")
-_OF_THE_BORN: Final = (SeccompListener, Executing, Failed, NotExecuted)
+_OF_THE_BORN: Final = (SeccompListener, Executing, Failed, NotExecuted, Undone)
 
 
 class Conversation:
     """The parent's side, without I/O: what the child has reported, and what it may still report.
 
-    `bears`: another process than the child will run the program. `listens`: the parent can pass on the filter's
-    listener. `program` is the name in execve's error.
+    `bears`: another process than the child will run the program; after so many births. `listens`: the parent can pass
+    on the filter's listener. `program` is the name in execve's error; `undone` names what failed in a list.
     """
 
-    def __init__(self, speaker: Speaker, *, bears: bool = False, listens: bool = False, program: str = "") -> None:
-        self.awaits_birth = bears
+    def __init__(
+        self,
+        speaker: Speaker,
+        *,
+        bears: int = False,
+        listens: bool = False,
+        program: str = "",
+        undone: Callable[[Undone], RuntimeCoreError] | None = None,
+    ) -> None:
+        self._births = int(bears)
+        self._undone = undone
         self.failure: RuntimeCoreError | None = None  # as reported by the child or by the process after it
         self._speaker = speaker
         self._born = False
         self._listens = listens
         self._program = program
         self._done = speaker.last is None
+
+    @property
+    def awaits_birth(self) -> bool:
+        return self._births > 0
 
     def take(self, packet: bytes, fds: Sequence[int]) -> Report | Ended | None:
         """Decode a packet; None if the child may not send this report now.
@@ -358,11 +422,14 @@ class Conversation:
 
     def _note(self, report: Report) -> None:
         if isinstance(report, Born):
-            self.awaits_birth, self._born = False, True
+            self._births -= 1
+            self._born = not self._births
         elif isinstance(report, SeccompListener):
             self._listens = False  # only one
         elif self._speaker.last is not None and isinstance(report, self._speaker.last):
             self._done = True
+        elif isinstance(report, Undone):
+            self.failure = self._undone(report) if self._undone else RuntimeCoreError("the process failed")
         else:
             self.failure = _failure(report, self._program) or self.failure
 

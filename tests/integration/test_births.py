@@ -110,7 +110,11 @@ def test_an_exec(daemon: Daemon, kind: str) -> None:
             assert pod.exec(container, "echo", "said").stdout == b"said\n"
             with pytest.raises(Exception, match="not found"):
                 pod.exec(container, "no-such-program")
-            _check(births.seen(), pid, programs=2)
+            seen = births.seen()
+            _check(seen, pid, programs=2)
+        own = look(pid, "container")["namespaces"]["pid"]
+        born = {one["exe"] for one in seen if one["event"] == "birth" and one["namespaces"]["pid"] == own}
+        assert born == {"/memfd:crisp-script (deleted)"}  # nothing of the shim's memory, which knows of others
 
 
 @confined

@@ -16,6 +16,7 @@ from runtime.shim.holdings import Holdings
 from runtime.shim.launch.attempt import Attempt
 from runtime.shim.launch.own import Listening
 from runtime.wire.calls import Answer, ExecEnded
+from runtime.wire.reports import EXEC, Conversation
 
 
 class _Loop:
@@ -41,7 +42,7 @@ def _descriptors() -> int:
 def test_an_exec_is_who_was_told_of_first() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     replies: list[Answer | RuntimeCoreError] = []
-    execution = Exec(10, _some_file(), ours, _Loop(), replies.append)
+    execution = Exec(10, _some_file(), ours, _Loop(), replies.append, Conversation(EXEC, bears=True))
     _say(theirs, {"pid": 11}, _some_file())
     execution.take_what_is_there()
     before = _descriptors()
@@ -50,7 +51,7 @@ def test_an_exec_is_who_was_told_of_first() -> None:
     _say(theirs, {"pid": 12})
     theirs.close()
     execution.exited(3)
-    assert (execution.pid, execution.born, replies) == (11, True, [ExecEnded(3)])
+    assert (execution.pid, execution.awaits_birth, replies) == (11, False, [ExecEnded(3)])
     assert _descriptors() == before - 3  # the channel's ends and the process's
 
 

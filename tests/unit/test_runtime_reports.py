@@ -30,6 +30,7 @@ from runtime.wire.reports import (
     Reporter,
     Restored,
     SeccompListener,
+    Undone,
     Warned,
     decode,
     encode,
@@ -46,6 +47,7 @@ _SAID: tuple[tuple[Report, bytes], ...] = (
     (Restored(12), b'{"restored": 12}'),
     (Ready(), b'{"ready": true}'),
     (NotExecuted(2), b"\x02\0\0\0"),
+    (Undone(2, 0x10000028), b"\0undone\0\x02\0\0\0\0\0\0\0\x28\0\0\x10\0\0\0\0"),
 )
 
 

@@ -18,7 +18,7 @@ class JoiningCommands:
 
     def __init__(self, held: Holdings) -> None:
         self._held = held
-        self._execs = Execs(held.supervisor)
+        self._execs = Execs(held.supervisor, held.supervisor.script_runner)
 
     def begin(self, call: Exec, fds: Sequence[int], reply: Reply) -> None:
         held = self._held

@@ -1,0 +1,506 @@
+"""The way of an exec'd process into its container as a list of system calls (runtime/process/script.py).
+
+What `runtime.process.join` does in a forked interpreter, in three processes that have nothing of the shim's memory:
+
+    first    on the host: the cgroups of version 1, affinity, keyring. It bears the next one into the version 2 cgroup,
+             which only root can do, and whose memory the shim must not share: it could be killed for the container
+    second   joins all namespaces, takes the container's null device, working directory, user, capabilities and filter,
+             and bears the third into the PID namespace; without the one or the other there is one process less
+    third    what the container sees from its birth on (CVE-2016-9962): session, lookup of the program, execve
+
+Each that bears another tells the shim of it before that goes on; `runtime.process.become` says why things are in this
+order. Two execs of a container differ by their program only, so the rest is made once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+
+from linux import capabilities as sets
+from linux import syscalls
+from runtime.errors import ExecFailed, OperationFailed, RuntimeCoreError
+from runtime.light import replace, signal
+from runtime.process import capabilities
+from runtime.process.join import Join, namespace_flags
+from runtime.process.script import BASE, CHANNEL, EVERY_ERROR, Script, fits
+from runtime.seccomp.passage import Passage
+from runtime.spec import values as oci
+from runtime.wire.reports import Undone, birth_by_list, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Final
+
+    Explanation = Callable[[int], RuntimeCoreError]
+
+_INIT: Final = 4  # the pidfd of the container's init
+_FIRST_FREE: Final = 5
+_ALL: Final = 2**64 - 1
+_MOST_ERRORS: Final = 4095
+_NULL: Final = os.makedev(1, 3)
+_AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = 0x100, 0x1000
+_MSG_NOSIGNAL: Final = 0x4000
+_X_OK: Final = 1
+_F_SETFD, _FD_CLOEXEC = 2, 1
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+_SECCOMP_SET_MODE_FILTER: Final = 1
+_PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT = 8, 24, 47
+_PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
+_STATX_BASIC: Final = 0x7FF
+_STATX_BYTES, _MODE_AT, _MODE_SHIFT, _RDEV_AT = 256, 24, 32, 128  # struct statx: the mode is the upper half of a word
+_REGULAR: Final = stat.S_IFREG << _MODE_SHIFT
+_CPU_MASK_BYTES: Final = 1024
+_PATH_MAX: Final = 4096
+_LIBRARYS_SIGNALS: Final = (32, 33)  # which glibc's posix_spawn has the child ignore
+_NO_KEYRINGS: Final = (errno.ENOSYS, errno.EPERM, errno.EDQUOT)
+_REFUSED: Final = (errno.EACCES, errno.EPERM)
+
+
+def obstacle(join: Join) -> str:
+    """Why this exec takes a forked interpreter, "" if a list can do it. The one place where that is decided."""
+    process = join.process
+    environment = [entry.partition("=") for entry in process.env]
+    for reason, holds in (
+        ("it has a terminal", process.terminal),
+        ("it waits at a gate, or gets descriptors", join.gate is not None or join.preserved),
+        ("it has resource limits", process.rlimits),
+        ("it gets a security label", process.apparmor_profile or process.selinux_label),
+        ("it is scheduled in a way of its own", process.scheduler or process.io_priority or process.exec_cpu_affinity),
+        ("it has a memory policy or a personality", join.spec.linux.memory_policy or join.spec.linux.personality),
+        ("its filter has a listener", join.filter_flags & syscalls.SECCOMP_NEW_LISTENER),
+        ("its HOME is to be looked up", not any(name == "HOME" and home for name, _, home in environment)),
+        ("it has odd arguments or variables", _is_odd(process)),
+        ("it has capabilities that crisp lacks", _lacks(join)),
+    ):
+        if holds:
+            return reason
+    return ""
+
+
+def _is_null_device(fd: int) -> bool:
+    status = os.fstat(fd)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL
+
+
+def _is_odd(process: oci.Process) -> bool:
+    return (
+        not process.args
+        or any("\0" in text for text in (*process.args, *process.env, process.cwd))
+        or any(entry.startswith("=") or "=" not in entry for entry in process.env)
+    )
+
+
+def _lacks(join: Join) -> bool:
+    wanted = join.process.capabilities
+    if wanted is None:
+        return False
+    permitted, effective = (capabilities.mask(names) for names in (wanted.permitted, wanted.effective))
+    return bool((permitted & ~_has(join) | effective & ~permitted) & capabilities.known())
+
+
+def _has(join: Join) -> int:
+    """What the second process is permitted: all that there is in a user namespace that it has just joined."""
+    return capabilities.known() if join.mappings is not None else sets.current()[1]
+
+
+class Joining:
+    """The lists of execs that differ in nothing but their arguments."""
+
+    def __init__(self, join: Join, null_streams: Sequence[int]) -> None:
+        """`null_streams` are those of the standard streams that are the host's /dev/null."""
+        self._join = join
+        self._null_streams = null_streams
+        self._script = Script()
+        self._filter_at = 0
+        self._late_filter: tuple[int, ...] = ()
+        self._last: tuple[tuple[str, ...], Script] | None = None
+        self._environment = self._cwd = self._place = 0
+        self.births = int(bool(join.cgroup.unified)) + int(join.bears)
+        self._plan()
+
+    def list_for(self, args: tuple[str, ...]) -> Program | None:
+        """The list that ends in these arguments' program. None where it is too long to be sent."""
+        if self._last is None or self._last[0] != args:
+            script = self._script.copy()
+            self._find_and_execute(script, args)
+            self._last = args, script
+        script = self._last[1]
+        if not fits(script.image):
+            self._last = None
+            return None
+        image = script.finished()
+        if script.passing:
+            passage = Passage.make()
+            for at in script.passing:
+                struct.pack_into("=Q", image, at, passage.word)
+            head = passage.before(b"")
+            image[self._filter_at : self._filter_at + len(head)] = head
+        return Program(bytes(image), {**self._script.names, **script.names})
+
+    # -- the list -----------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> None:
+        script, join = self._script, self._join
+        process = join.process
+        self._prepare_on_the_host()
+        if join.cgroup.unified:
+            self._bear_into_cgroup()
+        script.call("prctl", syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, about=("die with", "the shim"))
+        self._join_namespaces()
+        script.call("close", _INIT, about=("close", "pidfd"))
+        if self._null_streams:
+            self._use_own_null_device()
+        self._own_streams(process.user.uid)
+        self._enter_directory()
+        early = bool(join.filter_program) and not process.no_new_privileges
+        given_up = self._set_identity(("CAP_SYS_ADMIN",) if early else ())
+        self._enter_directory_as_user()
+        script.call("prctl", syscalls.PR_SET_DUMPABLE, 0, about=("hide", "process"))
+        script.call("fcntl", CHANNEL, _F_SETFD, _FD_CLOEXEC, about=("close at execve", "channel"))
+        pipe = self._pipe() if join.bears else 0
+        if early:
+            program = script.data(Passage().before(join.filter_program))
+            self._filter_at = program - BASE
+            self._load(script, program, len(Passage().before(join.filter_program)))
+            script.passing = []
+        if given_up:
+            script.call("capset", *given_up, about=("set", "capabilities"))
+        if join.bears:
+            self._bear_into_pid_namespace(pipe)
+            script.call("setsid", about=("begin", "session"))
+        else:
+            script.call("prctl", syscalls.PR_SET_PDEATHSIG, 0, about=("outlive", "the shim"))
+        if process.no_new_privileges:
+            script.call("prctl", syscalls.PR_SET_NO_NEW_PRIVS, 1, about=("set", "no_new_privs"))
+            if join.filter_program:
+                self._late_filter = script.data(join.filter_program), len(join.filter_program)
+        variables = dict(entry.partition("=")[::2] for entry in process.env)
+        addresses = [script.text(f"{name}={value}") for name, value in variables.items()]
+        self._environment = script.data(struct.pack(f"={len(addresses) + 1}Q", *addresses, 0))
+        goes_on = script.open_ways()
+        script.on_failure()
+        script.call("write", CHANNEL, BASE, len(encode(Undone(0, 0))), about=None, allow=EVERY_ERROR)
+        script.call("exit_group", 1, about=None)
+        script.end()
+        script.put(*goes_on)
+
+    def _prepare_on_the_host(self) -> None:
+        script, join = self._script, self._join
+        script.call("prctl", syscalls.PR_SET_DUMPABLE, 0, about=("hide", "process"))
+        script.call("prctl", syscalls.PR_SET_NAME, script.text("crisp-exec"), about=("name", "process"))
+        script.call("prctl", syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, about=("die with", "the shim"))
+        script.call("close_range", _FIRST_FREE, 2**32 - 1, 0, about=("close", "inherited descriptors"))
+        default = script.room(32)  # struct sigaction
+        for number in _LIBRARYS_SIGNALS:
+            script.call("rt_sigaction", number, default, 0, 8, about=("reset", f"signal {number}"))
+        zero = script.text("0")
+        for path in join.cgroup.task_files():
+            about = "write", f"`0` to `{path}`"
+            tasks = script.call("openat", syscalls.AT_FDCWD, script.text(path), os.O_WRONLY | os.O_CLOEXEC, about=about)
+            script.call("write", tasks, zero, 1, about=about)
+        mask = script.data(b"\xff" * _CPU_MASK_BYTES)
+        script.call("sched_setaffinity", 0, _CPU_MASK_BYTES, mask, about=None, allow=EVERY_ERROR)
+        self._new_keyring()
+        if join.process.oom_score_adj is not None:
+            score = str(join.process.oom_score_adj)
+            where = script.text("/proc/self/oom_score_adj")
+            opened = syscalls.AT_FDCWD, where, os.O_WRONLY | os.O_CLOEXEC
+            file = script.call("openat", *opened, about=None, allow=EVERY_ERROR)
+            closed = script.take(file.error)
+            script.call("write", file, script.text(score), len(score), about=None, allow=EVERY_ERROR)
+            script.put(closed)
+        script.call("setsid", about=("begin", "session"))
+        script.call("close_range", _FIRST_FREE, 2**32 - 1, 0, about=("close", "files of cgroups"))
+
+    def _new_keyring(self) -> None:
+        script = self._script
+        name = script.text(f"_ses.{self._join.container_id}")
+        script.call(
+            "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, name, about=("make", "session keyring"), allow=_NO_KEYRINGS
+        )
+
+    def _bear_into_cgroup(self) -> None:
+        script, join = self._script, self._join
+        path = join.cgroup.joined_unified
+        arguments = script.room(88)  # struct clone_args
+        pid, header, descriptor = self._announcement()
+        flags = syscalls.CLONE_PARENT | syscalls.CLONE_PIDFD | syscalls.CLONE_INTO_CGROUP
+        struct.pack_into("=QQ", script.image, arguments - BASE, flags, descriptor)
+        opened = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        script.call("openat", syscalls.AT_FDCWD, script.text(path), opened, about=("open", path), store=arguments + 80)
+        pipe = self._pipe(_FIRST_FREE + 1)
+        clone = script.call("clone3", arguments, 88, about=("clone", "exec"), store=pid)
+        self._after_birth(clone.zero, pipe, header, _FIRST_FREE + 1)
+        script.call("close", _FIRST_FREE, about=("close", path))
+
+    def _bear_into_pid_namespace(self, pipe: int) -> None:
+        script = self._script
+        pid, header, descriptor = self._announcement()
+        flags = syscalls.CLONE_PARENT | syscalls.CLONE_PIDFD
+        clone = script.call("clone", flags, 0, descriptor, about=("clone into", "PID namespace"), store=pid)
+        self._after_birth(clone.zero, pipe, header, _INIT)
+
+    def _announcement(self) -> tuple[int, int, int]:
+        """A message that tells of a child: the addresses of the child's pid in it, of its header, and of the pidfd."""
+        script = self._script
+        text = birth_by_list()
+        birth = script.data(text)
+        control = script.data(struct.pack("=Qiiii", 20, 1, 1, -1, 0))  # SOL_SOCKET, SCM_RIGHTS
+        vector = script.data(struct.pack("=QQ", birth, len(text)))
+        header = script.data(struct.pack("=QIIQQQQiI", 0, 0, 0, vector, 1, control, 24, 0, 0))
+        return birth + len(text) - 8, header, control + 16
+
+    def _pipe(self, first: int = _INIT) -> int:
+        """Two descriptors from `first` on, the next free numbers: the reading end, and the writing one."""
+        script = self._script
+        pipe = script.room(8)
+        script.call("pipe2", pipe, os.O_CLOEXEC, about=("make", "pipe"))
+        script.require(pipe, _ALL, first | (first + 1) << 32, about=("make", "pipe"))
+        return pipe
+
+    def _after_birth(self, born: int, buffer: int, header: int, told: int) -> None:
+        """The parent tells of the child, and lets it go on. Whom nobody has told of does not."""
+        script = self._script
+        telling = told + 1
+        child = script.take(born)
+        script.call("sendmsg", CHANNEL, header, _MSG_NOSIGNAL, about=("tell of", "process"))
+        script.call("write", telling, BASE, 1, about=("tell", "process"))
+        script.call("exit_group", 0, about=None)
+        script.end()
+        script.put(child)
+        script.call("close", telling, about=("close", "pipe"))
+        read = script.call("read", told, buffer, 1, about=("wait for", "parent"))
+        orphaned = script.take(read.zero)
+        script.call("close", told, about=("close", "pipe"))
+        goes_on = script.open_ways()
+        script.put(orphaned)
+        script.call("exit_group", 1, about=None)
+        script.end()
+        script.put(*goes_on)
+
+    def _join_namespaces(self) -> None:
+        script, join = self._script, self._join
+        if join.mappings is not None:
+            self._own_streams(join.mappings.uid(join.process.user.uid))
+        about = "join namespaces of", "container"
+        script.call("setns", _INIT, namespace_flags(join.spec), about=about)
+        if join.mappings is not None:
+            script.call("setresgid", 0, 0, 0, about=about)
+            script.call("setresuid", 0, 0, 0, about=about)
+            script.call("prctl", syscalls.PR_SET_DUMPABLE, 0, about=("hide", "process"))
+            self._new_keyring()
+
+    def _use_own_null_device(self) -> None:
+        script = self._script
+        path, status = script.text("/dev/null"), script.room(_STATX_BYTES)
+        opening, using = ("open", "/dev/null"), _fixed("use", "/dev/null", errno.EINVAL)
+
+        def require_it() -> None:
+            script.require(status + _MODE_AT, 0xF000 << _MODE_SHIFT, stat.S_IFCHR << _MODE_SHIFT, about=using)
+            script.require(status + _RDEV_AT, _ALL, os.major(_NULL) | os.minor(_NULL) << 32, about=using)
+
+        script.call("statx", syscalls.AT_FDCWD, path, _AT_SYMLINK_NOFOLLOW, _STATX_BASIC, status, about=opening)
+        require_it()
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+        opened = script.room(8)
+        script.call("openat", syscalls.AT_FDCWD, path, flags, about=opening, store=opened)
+        script.require(opened, _ALL, _INIT, about=opening)  # the next free number
+        script.call("statx", _INIT, script.text(""), _AT_EMPTY_PATH, _STATX_BASIC, status, about=opening)
+        require_it()
+        for stream in self._null_streams:
+            script.call("dup3", _INIT, stream, 0, about=using)
+        script.call("close", _INIT, about=using)
+
+    def _own_streams(self, uid: int) -> None:
+        for stream in (0, 1, 2) if uid else ():
+            if stream not in self._null_streams:
+                self._script.call("fchown", stream, uid, -1, about=None, allow=EVERY_ERROR)
+
+    def _enter_directory(self) -> None:
+        """As root first: a user's working directory may lie where only root gets to."""
+        script, cwd = self._script, self._join.process.cwd
+        self._cwd = script.text(cwd)
+        self._place = script.room(_PATH_MAX)
+        about = "enter working directory", cwd
+        refused = script.take(script.call("chdir", self._cwd, about=about, allow=_REFUSED).error)
+        self._require_inside()
+        script.put(refused)
+
+    def _require_inside(self) -> None:
+        """A working directory left outside the rootfs is a way to the host (CVE-2024-21626)."""
+        about = "enter working directory", self._join.process.cwd
+        outside = _fixed(*about, errno.ENOENT)
+        self._script.call("getcwd", self._place, _PATH_MAX, about=about)
+        self._script.require(self._place, 0xFF, ord("/"), about=outside)
+
+    def _enter_directory_as_user(self) -> None:
+        script = self._script
+        # Who came the way of the refused has nothing in the place of the directory's name.
+        entered = script.take(script.look(self._place, 0xFF).positive)
+        script.call("chdir", self._cwd, about=("enter working directory", self._join.process.cwd))
+        self._require_inside()
+        script.put(entered)
+
+    def _set_identity(self, more: Sequence[str]) -> tuple[int, int] | None:
+        """Take on user and capabilities, with `more` for a while: then capset(2)'s arguments to give those up."""
+        script, process = self._script, self._join.process
+        user, wanted = process.user, process.capabilities
+        if wanted is not None:
+            self._drop_bounding(wanted)
+        if wanted is None and more and user.uid:
+            wanted = oci.Capabilities()  # as the change of user leaves them
+        if wanted is not None:
+            script.call("prctl", _PR_SET_KEEPCAPS, 1, about=("keep", "capabilities"))
+        groups = user.additional_gids
+        about = "set groups", ",".join(map(str, groups)) or "none"
+        # A user namespace made without help denies it (setgroups in proc_pid_uid_map(5)); the caller's own stay.
+        packed = script.data(struct.pack(f"={len(groups)}I", *groups))
+        script.call("setgroups", len(groups), packed, about=about, allow=() if groups else (errno.EPERM,))
+        script.call("setresgid", user.gid, user.gid, user.gid, about=("set gid", str(user.gid)))
+        script.call("setresuid", user.uid, user.uid, user.uid, about=("set uid", str(user.uid)))
+        script.call("umask", 0o022 if user.umask is None else user.umask, about=None)
+        if wanted is None:
+            return None
+        known = capabilities.known()
+        permitted, effective, inheritable, ambient = (
+            capabilities.mask(names) & known
+            for names in (wanted.permitted, wanted.effective, wanted.inheritable, wanted.ambient)
+        )
+        kept = capabilities.mask(more) & _has(self._join)
+        about = "set", "capabilities"
+        script.call("capset", *self._sets(effective | kept, permitted | kept, inheritable), about=about)
+        script.call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, about=None, allow=EVERY_ERROR)
+        for number in capabilities.bits(ambient & permitted & inheritable):
+            about = "add", f"`{capabilities.name(number)}` to the ambient set"
+            script.call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, about=about)
+        script.call("prctl", _PR_SET_KEEPCAPS, 0, about=None, allow=EVERY_ERROR)
+        return self._sets(effective, permitted, inheritable) if more else None
+
+    def _drop_bounding(self, wanted: oci.Capabilities) -> None:
+        for number in capabilities.bits(capabilities.known() & ~capabilities.mask(wanted.bounding)):
+            if self._join.mappings is not None or sets.in_bounding(number):
+                about = "drop", f"`{capabilities.name(number)}` from the bounding set"
+                self._script.call("prctl", _PR_CAPBSET_DROP, number, about=about)
+
+    def _sets(self, effective: int, permitted: int, inheritable: int) -> tuple[int, int]:
+        """The addresses of capset(2)'s arguments."""
+        header, words = sets.arguments(effective, permitted, inheritable)
+        return self._script.data(bytes(header)), self._script.data(bytes(words))
+
+    def _load(self, script: Script, program: int, size: int) -> None:
+        described = script.data(struct.pack("=H6xQ", size // 8, program))
+        flags = self._join.filter_flags
+        script.call("seccomp", _SECCOMP_SET_MODE_FILTER, flags, described, about=("load", "seccomp filter"))
+
+    # -- the program --------------------------------------------------------------------------------------------------
+
+    def _find_and_execute(self, script: Script, args: tuple[str, ...]) -> None:
+        addresses = [script.text(argument) for argument in args]
+        arguments = script.data(struct.pack(f"={len(addresses) + 1}Q", *addresses, 0))
+        name = args[0]
+        chosen = 0
+        if "/" in name:
+            self._require_executable(script, addresses[0], name)
+        else:
+            chosen = self._look_up(script, name)
+        if self._late_filter:
+            self._load(script, *self._late_filter)
+        path = script.look(chosen) if chosen else addresses[0]
+        script.call("execve", path, arguments, self._environment, about=_no_exec(name))
+        script.end()
+
+    def _require_executable(self, script: Script, path: int, name: str) -> None:
+        status = script.room(_STATX_BYTES)
+        denied = _no_exec(name, errno.EACCES, "permission denied")
+        missing = _no_exec(name, before=f"stat {name}: ")
+        script.call("statx", syscalls.AT_FDCWD, path, 0, _STATX_BASIC, status, about=missing)
+        directory, executable = stat.S_IFDIR << _MODE_SHIFT, 0o111 << _MODE_SHIFT
+        script.require(status + _MODE_AT, 0xF000 << _MODE_SHIFT, directory, about=denied, unlike=True)
+        script.require(status + _MODE_AT, executable, 0, about=denied, unlike=True)
+
+    def _look_up(self, script: Script, name: str) -> int:
+        """Find the program as execvp(3) does: the address where its path's address comes to be."""
+        path = next((entry[5:] for entry in reversed(self._join.process.env) if entry.startswith("PATH=")), "")
+        status, refusal, chosen, one = script.room(_STATX_BYTES), script.room(8), script.room(8), script.data(b"1" * 8)
+        found: list[int] = []
+        for directory in path.split(":"):
+            candidate = script.text(os.path.join(directory or ".", name))
+            pointer = script.data(struct.pack("=Q", candidate))
+            arguments = syscalls.AT_FDCWD, candidate, 0, _STATX_BASIC, status
+            missing = script.take(script.call("statx", *arguments, about=None, allow=EVERY_ERROR).error)
+            other = script.take(script.look(status + _MODE_AT, 0xF000 << _MODE_SHIFT, _REGULAR).positive)
+            access = script.call("faccessat", syscalls.AT_FDCWD, candidate, _X_OK, about=None, allow=EVERY_ERROR)
+            refused = script.take(access.error)
+            script.look(pointer, store=chosen)
+            found += script.open_ways()
+            script.put(refused)
+            script.look(one, store=refusal)
+            script.put(missing, other)
+        denied = script.take(script.look(refusal).positive)
+        script.fail(_no_exec(name, errno.ENOENT, "executable file not found in $PATH"))
+        script.put(denied)
+        script.fail(_no_exec(name, errno.EACCES, "permission denied"))
+        script.put(*found)
+        return chosen
+
+
+class Program:
+    """A whole list, and what its entries do."""
+
+    def __init__(self, image: bytes, names: Mapping[int, object]) -> None:
+        self.image = image
+        self._names = names
+
+    def failure(self, undone: Undone) -> RuntimeCoreError:
+        """What failed, by the report of who failed, who may be a process that the container has got hold of."""
+        about = self._names.get(undone.at)
+        number = min(undone.number, _MOST_ERRORS)
+        if callable(about):
+            error = about(number)
+            assert isinstance(error, RuntimeCoreError)
+            return error
+        operation, what = about if isinstance(about, tuple) else ("become", "the program")
+        return OperationFailed(operation, what, number)
+
+
+def _fixed(operation: str, about: str, number: int) -> Explanation:
+    return lambda _number: OperationFailed(operation, about, number)
+
+
+def _no_exec(name: str, number: int = 0, reason: str = "", before: str = "") -> Explanation:
+    """As the words of runc have it; without a reason it is that of the error."""
+
+    def explained(found: int) -> RuntimeCoreError:
+        return ExecFailed(f'exec: "{name}": {before}{reason or os.strerror(found).lower()}', number or found)
+
+    return explained
+
+
+def _key(join: Join, null_streams: Sequence[int]) -> tuple[object, ...]:
+    """What two execs have to have in common. Most of it is the same object, which comparing tuples sees at once."""
+    alike = replace(join.process, args=())
+    return (
+        join.spec, alike, join.cgroup, join.filter_program, join.filter_flags, join.mappings, tuple(null_streams),
+        join.gate, join.preserved,
+    )  # fmt: skip
+
+
+class Joinings:
+    """The lists of one container's execs: those that were last like each other."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._joining: Joining | None = None
+
+    def of(self, join: Join) -> Joining | None:
+        """None where an interpreter is to be forked (`obstacle`)."""
+        null_streams = [stream for stream, fd in enumerate(join.stdio) if _is_null_device(fd)]
+        key = _key(join, null_streams)
+        if key != self._key:
+            self._joining = None if obstacle(join) else Joining(join, null_streams)
+            self._key = key
+        return self._joining

@@ -1,0 +1,170 @@
+"""A list of system calls, worked off by the program that is executed for it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from linux import syscalls
+from runtime.process.script import BASE, CHANNEL, EVERY_ERROR, Runner, Script
+from runtime.wire.reports import Undone, decode, encode
+from tests.waiting import until
+
+_READ, _WRITE = 4, 5  # where the ends of a pipe are in a list's process
+
+
+class _Run(NamedTuple):
+    status: int
+    said: bytes
+    reports: list[bytes]
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    made = Runner()
+    assert made.can_run
+    yield made
+    os.close(made.program)
+
+
+def _script() -> Script:
+    """One that reports failures, and can say something."""
+    script = Script()
+    script.on_failure()
+    script.call("write", CHANNEL, BASE, len(encode(Undone(0, 0))), about=None)
+    script.call("exit_group", 1, about=None)
+    script.end()
+    script.put(24)
+    return script
+
+
+def _say(script: Script, word: bytes) -> None:
+    script.call("write", _WRITE, script.data(word), len(word), about=None)
+
+
+def _run(runner: Runner, script: Script) -> _Run:
+    script.call("exit_group", 7, about=None)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    read, write = os.pipe()
+    null = os.open("/dev/null", os.O_RDWR)
+    with ours:
+        with theirs:
+            ours.send(script.finished())
+            pid, pidfd = runner.spawn((null, null, null, theirs.fileno(), read, write))
+        for fd in (pidfd, write, null):
+            os.close(fd)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with open(read, "rb") as file:
+            said = file.read()
+        return _Run(status, said, list(iter(lambda: ours.recv(100), b"")))
+
+
+def _files(pid: int) -> dict[int, str]:
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return found
+
+
+def test_a_result_is_a_later_ones_argument(runner: Runner) -> None:
+    script = _script()
+    opened = script.call("openat", syscalls.AT_FDCWD, script.text("/proc/self/comm"), os.O_RDONLY, about=None)
+    buffer = script.room(16)
+    read = script.call("read", opened, buffer, 16, about=None)
+    script.call("write", _WRITE, buffer, read, about=None)
+    assert _run(runner, script)[:2] == (7, b"%d\n" % runner.program)
+
+
+def test_what_is_looked_at_decides_the_way(runner: Runner) -> None:
+    script = _script()
+    word = script.data(b"\x12\x34\0\0\0\0\0\0")
+    for mask, expected in ((0xFFFF, 0x3412), (0xFF, 0x12), (0xFFFF, 0x12)):
+        unlike = script.take(script.look(word, mask, expected).positive)
+        _say(script, b"like ")
+        ways = script.open_ways()
+        script.put(unlike)
+        _say(script, b"unlike ")
+        script.put(*ways)
+    assert _run(runner, script)[:2] == (7, b"like like unlike ")
+
+
+@pytest.mark.parametrize("allowed", [(errno.ENOENT,), (errno.EPERM, errno.ENOENT, 127), EVERY_ERROR])
+def test_an_allowed_error_has_a_way_of_its_own(runner: Runner, allowed: tuple[int, ...]) -> None:
+    script = _script()
+    missing = script.call("chdir", script.text("/not/there"), about=None, allow=allowed)
+    elsewhere = script.take(missing.error)
+    _say(script, b"entered")
+    script.end()
+    script.put(elsewhere)
+    _say(script, b"missing")
+    assert _run(runner, script)[:2] == (7, b"missing")
+
+
+@pytest.mark.parametrize("allowed", [(), (errno.EPERM, 127)])
+def test_another_error_is_reported_with_its_place(runner: Runner, allowed: tuple[int, ...]) -> None:
+    script = _script()
+    _say(script, b"before")
+    failing = script.call("chdir", script.text("/not/there"), about="enter", allow=allowed)
+    _say(script, b"after")
+    status, said, reports = _run(runner, script)
+    assert (status, said) == (1, b"before")
+    assert [decode(report) for report in reports] == [Undone(errno.ENOENT, BASE + failing.at)]
+    assert script.names[BASE + failing.at] == "enter"
+
+
+def test_what_has_to_be_so_is_required(runner: Runner) -> None:
+    for expected, unlike, status in ((5, False, 7), (6, False, 1), (5, True, 1), (6, True, 7)):
+        script = _script()
+        script.require(script.data((5).to_bytes(8, "little")), 0xFF, expected, about="no", unlike=unlike)
+        assert _run(runner, script).status == status
+
+
+def test_a_child_goes_on_in_a_copy(runner: Runner) -> None:
+    script = _script()
+    number = script.room(8)
+    clone = script.call("clone", 17, about=None, store=number)  # SIGCHLD
+    child = script.take(clone.zero)
+    mine = script.take(script.look(number).positive)
+    script.put(child)
+    script.require(number, 2**64 - 1, 0, about="shared")
+    _say(script, b"child")
+    script.call("exit_group", 0, about=None)
+    script.end()
+    script.put(mine)
+    assert _run(runner, script)[:2] == (7, b"child")
+
+
+def test_its_process_has_nothing_of_the_callers_but_its_descriptors(runner: Runner) -> None:
+    os.environ["SECRET_OF_THE_CALLER"] = "1"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    read, write = os.pipe()
+    with ours, theirs, open("/etc/passwd", "rb"):
+        # In each other's places.
+        pid, pidfd = runner.spawn((write, read, ours.fileno(), theirs.fileno()))
+        try:
+            until(lambda: "/etc/passwd" not in _files(pid).values())  # a moment after posix_spawn returned
+            files = _files(pid)
+            expected = [os.readlink(f"/proc/self/fd/{fd}") for fd in (write, read, ours.fileno(), theirs.fileno())]
+            assert files.items() >= dict(enumerate(expected)).items()
+            with open(f"/proc/{pid}/environ", "rb") as environment, open(f"/proc/{pid}/maps") as maps:
+                assert environment.read() == b""
+                assert {line.split()[5] for line in maps if len(line.split()) > 5} <= {
+                    "/memfd:crisp-script", "[stack]", "[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]",
+                }  # fmt: skip
+            with open(f"/proc/{pid}/status") as status:
+                lines = dict(line.split(":\t") for line in status if line.startswith("Sig"))
+            assert int(lines["SigBlk"], 16) == 0
+            assert int(lines["SigIgn"], 16) & 0xFFFF_FFFF == 1 << 31  # which glibc leaves, and a list takes back
+        finally:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            for fd in (pidfd, read, write):
+                os.close(fd)
+            del os.environ["SECRET_OF_THE_CALLER"]
