@@ -70,6 +70,7 @@ class Recovery:
                 self._state.recorder.container(container.sandbox_id, container.id, container.config.metadata.name, "")
                 if is_over(container):
                     self._state.exited(container.id).set()
+        self._state.recorder.knows_all()
         for record in records[0]:
             await self._adopt(record)
         for container_record in records[1]:

@@ -125,7 +125,7 @@ def decode(line: bytes) -> Entry | None:
     """The entry of a line; None for one that was torn, or that another version wrote."""
     try:
         return _decoder.decode(line)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
 
 
@@ -138,7 +138,8 @@ def cut(text: str, longest: int = _LONGEST) -> str:
 
 
 def _shown(value: object) -> object:
-    return value.encode(errors="surrogateescape").decode(errors="replace") if isinstance(value, str) else value
+    # Plugins' JSON may have any lone surrogate, not only those that stand for bytes.
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
 
 
 def _without_ids(text: str) -> str:

@@ -33,15 +33,15 @@ class Files:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def read(self) -> Iterator[tuple[Subject, list[bytes], int]]:
-        """Of each file what it is about, its lines, and its size. Files that cannot be read are none."""
+        """Of each file what it is about, its lines, and its size. Files that are no recordings are removed."""
         for path in self._directory.iterdir():
-            if path.name.endswith(_NEW):
-                path.unlink()
-                continue
-            with contextlib.suppress(OSError, msgspec.DecodeError):
-                content = path.read_bytes()
-                lines = content.splitlines(keepends=True)
-                yield msgspec.json.decode(lines[0] if lines else b"", type=Subject), lines[1:], len(content)
+            with contextlib.suppress(OSError):
+                content = b"" if path.name.endswith(_NEW) else path.read_bytes()
+                subject, *lines = content.splitlines(keepends=True) or [b""]
+                try:
+                    yield msgspec.json.decode(subject, type=Subject), lines, len(content)
+                except (msgspec.DecodeError, RecursionError):
+                    path.unlink()  # nobody would find it, nor ever remove it
 
     def append(self, subject: Subject, lines: bytes) -> None:
         """Add lines."""
@@ -49,7 +49,7 @@ class Files:
         try:
             if os.fstat(descriptor).st_size == 0:
                 lines = msgspec.json.encode(subject) + b"\n" + lines
-            os.write(descriptor, lines)
+            _write(descriptor, lines)
         finally:
             os.close(descriptor)
 
@@ -60,10 +60,13 @@ class Files:
         content = msgspec.json.encode(subject) + b"\n" + lines
         descriptor = os.open(new, _FLAGS | os.O_TRUNC, 0o600)
         try:
-            os.write(descriptor, content)
+            _write(descriptor, content)
+            new.rename(path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
         finally:
             os.close(descriptor)
-        new.rename(path)
 
     def remove(self, subject: Subject) -> None:
         """Remove the file, if there is one."""
@@ -72,3 +75,9 @@ class Files:
     def _path(self, subject: Subject) -> Path:
         # Names in CRI are any text; a file's have 255 bytes and no slash.
         return self._directory / hashlib.sha256(msgspec.json.encode(subject)).hexdigest()[:32]
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    """Write all of it. A disk that is nearly full takes a part, and says so only of the next part."""
+    while content:
+        content = content[os.write(descriptor, content) :]

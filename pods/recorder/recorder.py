@@ -1,7 +1,7 @@
 """All recordings of a node: found by pod, sandbox and container; written behind; forgotten after a while.
 
-The recorder is on all the time, so it is cheap: what happens is encoded and put into memory, and a quarter of a second
-later one thread writes what has come together. A kill of crispd loses what came in that time. Nothing that the recorder
+The recorder is on all the time, so it is cheap: what happens is put into memory, and a quarter of a second later it is
+encoded together and one thread writes it. A kill of crispd loses what came in that time. Nothing that the recorder
 cannot do (a full disk) fails what it records.
 """
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,8 @@ _log: Final = logging.getLogger("crisp.recorder")
 _DELAY: Final = 0.25  # seconds until what has come is written
 _COMMAND: Final = 160  # characters of a command that is counted
 _IDS: Final = 64  # of one pod that are known: a container that crashes has many
+_NAME: Final = 253  # characters of an object's name; a call that is refused may have told any
+_CAUSES: Final = 8  # of an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +96,17 @@ class Recorder:
         self._writer = ThreadPoolExecutor(1, "recorder")
         self._writing: Future[None] | None = None
         self._complained = False
+        self._failed: set[Subject] = set()  # whose last lines were not written, or in part
         self._listening = _Listening(self)
         self._unknown = Recording(Subject("", ""), 0, lambda _recording: None)
+        self._knows_all = False  # the pods that there are
 
     async def open(self) -> None:
         """Read what an earlier daemon recorded, and listen to the log. A directory that cannot be read is empty."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         try:
-            for subject, lines, size in await asyncio.to_thread(self._read):
-                recording = self._recordings[subject] = Recording(subject, self._bounds.size, self._changed)
-                recording.load(lines)
-                recording.on_disk = size
+            for recording in await asyncio.to_thread(self._read):
+                self._recordings[recording.subject] = recording
         except OSError as error:
             self._complain(error)
         for recording in self._recordings.values():
@@ -120,6 +123,11 @@ class Recorder:
             self._timer = None
         self._writer.submit(self._write, self._take())
         self._writer.shutdown()
+        self._loop = None  # what is told from now on is not written
+
+    def knows_all(self) -> None:
+        """All pods that there are have been found again: those of other recordings are gone."""
+        self._knows_all = True
 
     # -- finding ------------------------------------------------------------------------------------------------------
 
@@ -129,7 +137,7 @@ class Recorder:
 
     def of_pod(self, pod: SandboxMetadata) -> Teller:
         """The pod's, whatever there is of the pod so far."""
-        return Teller(self._of(Subject(pod.namespace, pod.name, pod.uid)))
+        return Teller(self._of(_subject(pod.namespace, pod.name, pod.uid)))
 
     def of_image(self, name: str) -> Teller:
         """An image's, by its full name."""
@@ -163,7 +171,7 @@ class Recorder:
 
     def sandbox(self, sandbox_id: str, pod: SandboxMetadata, event: str) -> None:
         """A sandbox of that pod was begun, created, started, stopped, or deleted."""
-        recording = self._of(Subject(pod.namespace, pod.name, pod.uid))
+        recording = self._of(_subject(pod.namespace, pod.name, pod.uid))
         self._know(recording, sandbox_id, "")
         if event == "deleted":
             recording.sandboxes.discard(sandbox_id)
@@ -175,7 +183,7 @@ class Recorder:
 
     def found_again(self, sandbox_id: str, pod: SandboxMetadata) -> None:
         """There is a sandbox of that pod from an earlier daemon."""
-        recording = self._sandboxes[sandbox_id] = self._of(Subject(pod.namespace, pod.name, pod.uid))
+        recording = self._sandboxes[sandbox_id] = self._of(_subject(pod.namespace, pod.name, pod.uid))
         recording.sandboxes.add(sandbox_id)
         self._know(recording, sandbox_id, "")
         recording.add(Said(time.time_ns(), "", "info", "crispd has started again"))
@@ -183,6 +191,7 @@ class Recorder:
     def container(self, sandbox_id: str, container_id: str, name: str, event: str, end: End | None = None) -> None:
         """The same of a container, with how it ended if it has."""
         if (recording := self._sandboxes.get(sandbox_id)) is not None:
+            (recording.living.discard if event == "deleted" else recording.living.add)(container_id)
             self._know(recording, container_id, name)
             if event:
                 code, reason, detail = (0, "", "") if end is None else (end.code, end.reason, end.detail)
@@ -203,7 +212,7 @@ class Recorder:
         self, call: str, about: Mapping[str, str], code: str, text: str, error: BaseException, seconds: float
     ) -> None:
         """A call about these objects (cri.subject) was answered with `text` because of an error."""
-        kinds = tuple(type(one).__name__ for one in _chain(error))
+        kinds = tuple(type(one).__name__ for one in islice(_chain(error), _CAUSES))
         text, took = cut(text), int(seconds * 1e9)
         for teller in self._tellers(about):
             teller.recording.add(Refused(time.time_ns(), teller.about, call, code, kinds, text, took))
@@ -224,6 +233,7 @@ class Recorder:
         recording = self._recordings.get(subject)
         if recording is None:
             recording = self._recordings[subject] = Recording(subject, self._bounds.size, self._changed)
+            recording.last = time.time_ns()  # so that it is not forgotten before there is anything in it
         return recording
 
     def _know(self, recording: Recording, object_id: str, name: str) -> None:
@@ -233,19 +243,20 @@ class Recorder:
         if name:
             self._containers[object_id] = Teller(recording, name)
         if len(recording.ids) > _IDS:
-            oldest = next(iter(recording.ids))
-            del recording.ids[oldest]
-            self._containers.pop(oldest, None)
+            there = recording.living | recording.sandboxes
+            if (oldest := next((known for known in recording.ids if known not in there), None)) is not None:
+                del recording.ids[oldest]
+                self._containers.pop(oldest, None)
 
     def _tellers(self, about: Mapping[str, object]) -> Iterator[Teller]:
         """Of what a call or a line of the log is about: the container or pod, and the image."""
         container, sandbox, pod = (str(about.get(name, "")) for name in ("container", "sandbox", "pod"))
         namespace, _, rest = pod.partition("/")
         if (found := self.teller(container, sandbox)) is not None:
-            yield Teller(found.recording, found.about or str(about.get("container_name", "")))
+            yield Teller(found.recording, found.about or cut(str(about.get("container_name", "")), _NAME))
         elif rest.count("/") >= 2:
             name, uid, _attempt = rest.rsplit("/", 2)
-            yield Teller(self._of(Subject(namespace, name, uid)))
+            yield Teller(self._of(_subject(namespace, name, uid)))
         if (image := str(about.get("image", ""))) and not container and not sandbox:
             yield self.of_image(image)
 
@@ -272,6 +283,8 @@ class Recorder:
     # -- the disk -----------------------------------------------------------------------------------------------------
 
     def _changed(self, recording: Recording) -> None:
+        if self._recordings.get(recording.subject) is not recording:
+            return  # it was forgotten, and its file is removed
         self._dirty[recording.subject] = recording
         if self._timer is None and self._loop is not None:
             self._timer = self._loop.call_later(_DELAY, self._write_behind)
@@ -292,8 +305,12 @@ class Recorder:
         return [self._take_of(recording) for recording in dirty]
 
     def _take_of(self, recording: Recording) -> _Write:
-        lines, anew = recording.take_unwritten(), False
-        if recording.on_disk + len(lines) > 2 * self._bounds.size:
+        if recording.subject in self._failed:
+            self._failed.discard(recording.subject)
+            recording.spoil()
+        anew = recording.is_spoiled
+        lines = recording.whole() if anew else recording.take_unwritten()
+        if not anew and recording.on_disk + len(lines) > 2 * self._bounds.size:
             lines, anew = recording.whole(), True
         recording.on_disk = len(lines) + (0 if anew else recording.on_disk)
         return recording.subject, lines, anew
@@ -307,11 +324,21 @@ class Recorder:
                 else:
                     self._files.append(subject, lines)
             except OSError as error:
+                self._failed.add(subject)
                 self._complain(error)
 
-    def _read(self) -> list[tuple[Subject, list[bytes], int]]:
+    def _read(self) -> list[Recording]:
+        """In another thread: the recordings of an earlier daemon."""
         self._files.prepare()
-        return list(self._files.read())
+        found = []
+        for subject, lines, size in self._files.read():
+            recording = Recording(subject, self._bounds.size, self._changed)
+            recording.load(lines)
+            recording.on_disk = size
+            if lines and not lines[-1].endswith(b"\n"):
+                recording.spoil()  # what is added would be a part of the torn line
+            found.append(recording)
+        return found
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:
@@ -321,9 +348,12 @@ class Recorder:
     def _forget_old(self) -> None:
         """Forget recordings of what is gone that are too many or too old. Not before it is known what there is."""
         gone = [recording for recording in self._recordings.values() if not recording.sandboxes]
-        if not gone:
+        if not gone or not self._knows_all:
             return
-        oldest = time.time_ns() - int(self._bounds.seconds * 1e9)
+        now = time.time_ns()
+        for recording in gone:
+            recording.last = min(recording.last, now)  # the clock was ahead: it would never be old
+        oldest = now - int(self._bounds.seconds * 1e9)
         gone.sort(key=lambda recording: recording.last, reverse=True)
         for number, recording in enumerate(gone):
             if number >= self._bounds.kept or recording.last < oldest:
@@ -352,7 +382,14 @@ class _Listening(logging.Handler):
         self._recorder = recorder
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._recorder.listen(record)
+        try:
+            self._recorder.listen(record)
+        except Exception:  # as every handler: who logs is not to fail of it
+            self.handleError(record)
+
+
+def _subject(namespace: str, name: str, uid: str) -> Subject:
+    return Subject(cut(namespace, _NAME), cut(name, _NAME), cut(uid, _NAME))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

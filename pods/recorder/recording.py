@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _COUNTED: Final = 16  # different entries that are counted
 _STEPS: Final = 4  # the part of the room that steps may keep: one of so many
+_PENDING: Final = 64  # entries that are not encoded yet
+_NAMES: Final = 64
 
 
 class Subject(msgspec.Struct, frozen=True, array_like=True):
@@ -33,22 +35,25 @@ class Subject(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Recording:
-    """Two rings of lines, of steps and of all else. An entry is encoded when it comes, so that it costs its bytes.
+    """Two rings of lines, of steps and of all else.
 
     Steps are the most, and the first to make room: what went wrong is worth more than how long a start's steps took.
+    Entries are encoded together, later than they come: whoever tells must not wait for that. What waits to be written
+    is bounded, too: a disk may hang. Nothing here raises.
     """
 
     __slots__ = (
-        "_changed", "_counted", "_counted_lines", "_limit", "_lines", "_size", "_steps", "_steps_size", "_unwritten",
-        "ids", "last", "names", "on_disk", "sandboxes", "subject",
+        "_anew", "_changed", "_counted", "_counted_lines", "_limit", "_lines", "_names", "_pending", "_size",
+        "_steps", "_steps_size", "_unwritten", "_unwritten_size", "ids", "last", "living", "on_disk", "sandboxes",
+        "subject",
     )  # fmt: skip
 
     def __init__(self, subject: Subject, limit: int, changed: Callable[[Recording], None]) -> None:
-        """`limit` in bytes; `changed` is called with the recording when there is something to write."""
+        """`limit` in bytes, 0 to keep nothing; `changed` is called when there is something to write."""
         self.subject = subject
         self.sandboxes: set[str] = set()  # ids of those that there are; a pod without any is gone
         self.ids: dict[str, str] = {}  # of containers with their names, of sandboxes with ""
-        self.names: set[str] = set()  # of containers
+        self.living: set[str] = set()  # ids of containers that there are
         self.on_disk = 0  # bytes of the file
         self.last = 0  # time of the last entry
         self._limit = limit
@@ -56,22 +61,29 @@ class Recording:
         self._lines: deque[bytes] = deque()
         self._steps: deque[bytes] = deque()
         self._steps_size = 0
+        self._names: set[str] = set()
         self._counted: dict[tuple[object, ...], Counted] = {}
         self._counted_lines: dict[tuple[object, ...], bytes] = {}
         self._size = 0
+        self._pending: list[Entry] = []
         self._unwritten: list[bytes] = []
+        self._unwritten_size = 0
+        self._anew = False  # whether what is on disk is not what was written
 
     def add(self, entry: Entry) -> None:
         """Take an entry in; one that is the same as an earlier one but for its time is counted."""
+        if not self._limit:
+            return
         self.last = entry.at
-        self.names.add(entry.about)
-        line = self._count(entry) if entry.key else self._append(entry)
-        self._make_room()
-        self._unwritten.append(line)
-        self._changed(self)
+        self._pending.append(entry)
+        if len(self._pending) == 1:
+            self._changed(self)
+        elif len(self._pending) >= _PENDING:
+            self._settle()
 
     def entries(self) -> list[Entry]:
         """All that is kept, in the order of time."""
+        self._settle()
         found = [entry for line in (*self._lines, *self._steps) if (entry := decode(line)) is not None]
         return sorted([*found, *self._counted.values()], key=lambda entry: entry.at)
 
@@ -81,7 +93,7 @@ class Recording:
             if (entry := decode(line)) is None:
                 continue
             self.last = max(self.last, entry.at)
-            self.names.add(entry.about)
+            self._names.add(entry.about)
             if entry.key:
                 self._put(entry.key, entry, line)  # type: ignore[arg-type]
             else:
@@ -90,17 +102,38 @@ class Recording:
 
     def take_unwritten(self) -> bytes:
         """What is not on disk yet; it counts as written from now on."""
-        written, self._unwritten = b"".join(self._unwritten), []
+        self._settle()
+        written = b"".join(self._unwritten)
+        self._forget_unwritten()
         return written
 
     def whole(self) -> bytes:
         """All lines, for a file that is written anew; they count as written from now on."""
-        self._unwritten = []
+        self._settle()
+        self._forget_unwritten()
+        self._anew = False
         return b"".join(self._all())
+
+    def spoil(self) -> None:
+        """The file is torn, or lacks something that counts as written."""
+        self._anew = True
+
+    @property
+    def is_spoiled(self) -> bool:
+        """Whether the file has to be written anew."""
+        self._settle()
+        return self._anew
+
+    @property
+    def names(self) -> set[str]:
+        """Of the containers that it tells of; "" is the pod's own."""
+        self._settle()
+        return self._names
 
     @property
     def size(self) -> int:
         """In bytes."""
+        self._settle()
         return self._size
 
     def _all(self) -> Iterator[bytes]:
@@ -108,10 +141,37 @@ class Recording:
         yield from self._steps
         yield from self._counted_lines.values()
 
-    def _append(self, entry: Entry) -> bytes:
-        line = encode(entry)
-        self._append_line(entry, line)
-        return line
+    def _settle(self) -> None:
+        """Encode what has come since the last time; of what is counted once each."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        counted: dict[tuple[object, ...], Counted] = {}
+        for entry in pending:
+            self._names.add(entry.about)
+            if key := entry.key:
+                counted[key] = self._count(key, entry, counted.get(key))
+            else:
+                line = encode(entry)
+                self._append_line(entry, line)
+                self._is_unwritten(line)
+        for key, entry in counted.items():
+            line = encode(entry)
+            self._put(key, entry, line)
+            self._is_unwritten(line)
+        self._make_room()
+        if len(self._names) > _NAMES:  # calls that are refused may tell any
+            self._names = {*self.ids.values(), *(entry.about for entry in self.entries())}
+
+    def _is_unwritten(self, line: bytes) -> None:
+        self._unwritten.append(line)
+        self._unwritten_size += len(line)
+        if self._unwritten_size > self._limit:
+            self._forget_unwritten()
+            self._anew = True
+
+    def _forget_unwritten(self) -> None:
+        self._unwritten, self._unwritten_size = [], 0
 
     def _append_line(self, entry: Entry, line: bytes) -> None:
         self._size += len(line)
@@ -121,14 +181,11 @@ class Recording:
         else:
             self._lines.append(line)
 
-    def _count(self, entry: Entry) -> bytes:
+    def _count(self, key: tuple[object, ...], entry: Entry, earlier: Counted | None) -> Counted:
         assert isinstance(entry, Counted)
-        earlier = self._counted.get(entry.key)
+        earlier = earlier or self._counted.get(key)
         first, count = (entry.at, 1) if earlier is None else (earlier.first, earlier.count + 1)
-        entry = msgspec.structs.replace(entry, first=first, count=count)
-        line = encode(entry)
-        self._put(entry.key, entry, line)
-        return line
+        return msgspec.structs.replace(entry, first=first, count=count)
 
     def _put(self, key: tuple[object, ...], entry: Counted, line: bytes) -> None:
         self._size -= len(self._counted_lines.pop(key, b""))
