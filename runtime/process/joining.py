@@ -73,7 +73,7 @@ def obstacle(join: Join) -> str:
         ("it has a memory policy or a personality", join.spec.linux.memory_policy or join.spec.linux.personality),
         ("its filter has a listener", join.filter_flags & syscalls.SECCOMP_NEW_LISTENER),
         ("its HOME is to be looked up", not any(name == "HOME" and home for name, _, home in environment)),
-        ("it has odd arguments or variables", _is_odd(process)),
+        ("it has variables without a name or a value", not all(name and sign for name, sign, _ in environment)),
         ("it has capabilities that crisp lacks", _lacks(join)),
     ):
         if holds:
@@ -84,14 +84,6 @@ def obstacle(join: Join) -> str:
 def _is_null_device(fd: int) -> bool:
     status = os.fstat(fd)
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL
-
-
-def _is_odd(process: oci.Process) -> bool:
-    return (
-        not process.args
-        or any("\0" in text for text in (*process.args, *process.env, process.cwd))
-        or any(entry.startswith("=") or "=" not in entry for entry in process.env)
-    )
 
 
 def _lacks(join: Join) -> bool:
@@ -123,7 +115,9 @@ class Joining:
         self._plan()
 
     def list_for(self, args: tuple[str, ...]) -> Program | None:
-        """The list that ends in these arguments' program. None where it is too long to be sent."""
+        """The list that ends in these arguments' program. None where they are too long, or nothing to execute."""
+        if not args or any("\0" in argument for argument in args):
+            return None  # an interpreter says what is wrong with them
         if self._last is None or self._last[0] != args:
             script = self._script.copy()
             self._find_and_execute(script, args)

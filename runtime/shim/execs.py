@@ -69,8 +69,13 @@ class Execs:
         self, join: Join, ours: socket.socket, theirs: socket.socket
     ) -> tuple[int, int, Conversation] | None:
         """By a list of system calls; None where there is none for it."""
-        joining = self._joinings.of(join) if self._runner.can_run and not join.process.terminal else None
-        program = joining.list_for(join.process.args) if joining is not None else None
+        if join.process.terminal or not self._runner.can_run:
+            return None
+        try:
+            joining = self._joinings.of(join)
+            program = joining.list_for(join.process.args) if joining is not None else None
+        except UnicodeEncodeError:  # an interpreter says what cannot be written so
+            return None
         if joining is None or program is None:
             return None
         try:
