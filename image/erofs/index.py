@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from image.erofs.layout import (
@@ -60,7 +60,7 @@ class _Directory:
     at: int
     about: Attributes
     xattrs: bytes
-    pending: Iterator[os.DirEntry[bytes]]
+    pending: list[tuple[bytes, bool]]  # names, the first at the end, and whether they are directories
     names: list[tuple[bytes, int, int]]
     links: int = 2
 
@@ -147,18 +147,20 @@ class Index:
         path = [self._enter(b".", None)]
         while path:
             here = path[-1]
-            if (entry := next(here.pending, None)) is None:
+            if not here.pending:
                 self._finish(path.pop())
                 if path:
                     os.chdir(b"..")
-            elif entry.is_dir(follow_symlinks=False):
-                os.chdir(entry.name)
-                below = self._enter(entry.name, here)
+                continue
+            name, is_directory = here.pending.pop()
+            if is_directory:
+                os.chdir(name)
+                below = self._enter(name, here)
                 path.append(below)
             else:
-                there = entry.stat(follow_symlinks=False)
-                number = self._numbers.get(there.st_ino) or self._leaf(entry.name, there)
-                here.names.append((entry.name, number, ENTRY_TYPES[stat.S_IFMT(there.st_mode)]))
+                there = os.lstat(name)
+                number = self._numbers.get(there.st_ino) or self._leaf(name, there)
+                here.names.append((name, number, ENTRY_TYPES[stat.S_IFMT(there.st_mode)]))
 
     def _enter(self, name: bytes, parent: _Directory | None) -> _Directory:
         """Give the working directory an inode, which is written when its names are known."""
@@ -169,9 +171,10 @@ class Index:
             parent.names.append((name, number, DIRECTORY_TYPE))
             parent.links += 1
         with os.scandir(b".") as scan:
-            found = sorted(scan, key=lambda entry: entry.name)
+            # Not the entries themselves, which keep what they were asked: a directory may have very many.
+            found = sorted(((entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan), reverse=True)
         names = [(b".", number, DIRECTORY_TYPE), (b"..", parent.number if parent else number, DIRECTORY_TYPE)]
-        return _Directory(number, at, _attributes(there), xattrs, iter(found), names)
+        return _Directory(number, at, _attributes(there), xattrs, found, names)
 
     def _finish(self, it: _Directory) -> None:
         it.names.sort()  # there are names before "."
