@@ -129,7 +129,7 @@ class ImageStore:
         """Load the recorded images and additional stores; remove images with missing layers."""
         kinds = (UNPACKED,) if self.unmountable else (UNPACKED, INDEXED)
         additional = await asyncio.to_thread(read_stores, self._settings.additional_stores, kinds)
-        lent = {layer.chain_id for store in additional for layer in store.layers}
+        additional_layers = {layer.chain_id for store in additional for layer in store.layers}
         images, layers = await self._records.call(Database.images), await self._records.call(Database.layers)
         if self.unmountable and any(layer.kind == INDEXED for layer in layers):
             raise ImageError(
@@ -138,7 +138,7 @@ class ImageStore:
             )
         there = await asyncio.to_thread(self._root.layer_names)
         own = [layer for layer in layers if base36(layer.number) in there]
-        usable = {layer.chain_id for layer in own} | lent
+        usable = {layer.chain_id for layer in own} | additional_layers
         whole = [image for image in images if usable.issuperset(image.chain_ids)]
         used = {chain_id for image in whole for chain_id in image.chain_ids}
         broken = [image.id for image in images if not usable.issuperset(image.chain_ids)]

@@ -1,1 +1,1 @@
-"""EROFS: indexes over the tars of layers, by which the kernel mounts them as they are."""
+"""EROFS indexes over the tars of layers, by which the kernel mounts the tars as they are."""

@@ -1,4 +1,4 @@
-"""Writes the index of a layer: every inode with its attributes and names, and where in the tar its content is."""
+"""Writes the index of a layer: each inode with its attributes and names, and the place of its content in the tar."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from image.erofs.layout import (
     root_of,
 )
 
-_SIZE_LIMIT = 1 << 44  # bytes of one file, as others' file systems have it
-_INLINE_LIMIT = BLOCK - SLOT  # bytes behind an inode for which a place can always be found
+_SIZE_LIMIT = 1 << 44  # bytes of one file, like the limit of other file systems
+_INLINE_LIMIT = BLOCK - SLOT  # bytes after an inode that always fit in a block with it
 _CHUNKS = 1024  # of a sparse file, if it has few segments
 _CHUNKS_A_SEGMENT = 4
 _PIECE = 1 << 20  # bytes copied at a time
-_ROOT = 1  # the number of the root's inode: none has 0, which readdir(3) takes for no file
+_ROOT = 1  # the inode number of the root: readdir(3) skips number 0
 
 Content = Iterable[memoryview]
 
 
 @dataclass(frozen=True, slots=True)
 class Sparse:
-    """Where the chunks of a sparse file are."""
+    """The places of a sparse file's chunks."""
 
     bits: int
     addresses: bytes
@@ -54,7 +54,7 @@ class Sparse:
 
 @dataclass(slots=True)
 class _Directory:
-    """One that is being walked. Its names are known at its end, its place among inodes before those of its children."""
+    """A directory during the walk. Its inode is placed before its children's, but written after its names are known."""
 
     number: int
     at: int
@@ -67,9 +67,9 @@ class _Directory:
 
 @dataclass(slots=True)
 class Index:
-    """The index in the making in `file`, open and empty, over the content that it is told of. Raises TooLarge, OSError.
+    """Writes an index into `file`, which is open and empty. Raises TooLarge, OSError.
 
-    Content is told of by the number of the inode in the tree that `write` walks.
+    `place` and `expand` name an inode by its number in the tree that `write` walks.
     """
 
     file: int
@@ -77,12 +77,12 @@ class Index:
     _sparse: dict[int, Sparse] = field(default_factory=dict)
     _next: int = HEADER_BLOCKS
     _inodes: bytearray = field(default_factory=lambda: bytearray(SLOT * _ROOT))
-    _numbers: dict[int, int] = field(default_factory=dict)  # of files with several names
+    _numbers: dict[int, int] = field(default_factory=dict)  # of files with hard links
     _count: int = 0
     _last: tuple[int, int, int] = (0, 0, 0)  # inode, offset and size of the last content of the tar
 
     def place(self, ino: int, offset: int, size: int) -> None:
-        """The inode's content, of so many bytes, is at `offset` of the tar, behind what was told of before."""
+        """Note that the inode's content, `size` bytes, is at `offset` of the tar. Call it in the order of the tar."""
         block, odd = divmod(offset, BLOCK)
         if odd or TAR_BLOCK + block >= BLOCKS_LIMIT:
             raise TooLarge(f"content at {offset} of the archive")
@@ -90,8 +90,10 @@ class Index:
         self._last = ino, offset, size
 
     def expand(self, ino: int, size: int, segments: Sequence[tuple[int, int]], read: Callable[[int], Content]) -> None:
-        """Keep a sparse file's segments, which `read` gives one after the other: what an archive has of a file need
-        not lie at a block's edge. The holes of what is kept are holes of the index."""
+        """Copy a sparse file's segments, which `read` yields one after another, into the index.
+
+        In the archive they need not begin at a block. Holes of the file are holes in the index.
+        """
         if size >= _SIZE_LIMIT:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         limit = max(_CHUNKS, _CHUNKS_A_SEGMENT * len(segments))
@@ -113,7 +115,7 @@ class Index:
         self._sparse[ino] = Sparse(bits, table)
 
     def write(self, root: int, tar: int) -> None:
-        """Write the index of the tree below the open directory `root` over the open file `tar`.
+        """Write the index of the tree below the open directory `root`, over the open file `tar`.
 
         Changes the working directory.
         """
@@ -134,7 +136,7 @@ class Index:
         _write_at(self.file, memoryview(described), 0)
 
     def _keep_cut_off(self, tar: int, tar_size: int) -> None:
-        """Keep the last file of a tar that ends with it: the kernel reads whole blocks, and finds no part of one."""
+        """Copy the last file into the index if the tar ends within a block: the kernel reads whole blocks only."""
         ino, offset, size = self._last
         if offset + size <= tar_size - tar_size % BLOCK:
             return
@@ -163,7 +165,7 @@ class Index:
                 here.names.append((name, number, ENTRY_TYPES[stat.S_IFMT(there.st_mode)]))
 
     def _enter(self, name: bytes, parent: _Directory | None) -> _Directory:
-        """Give the working directory an inode, which is written when its names are known."""
+        """Reserve an inode for the working directory; `_finish` writes it when the names are known."""
         there = os.lstat(b".")
         xattrs = _xattrs(b".")
         number, at = self._append(bytes(INODE_SIZE), xattrs)
@@ -177,7 +179,7 @@ class Index:
         return _Directory(number, at, _attributes(there), xattrs, found, names)
 
     def _finish(self, it: _Directory) -> None:
-        it.names.sort()  # there are names before "."
+        it.names.sort()  # some names sort before "."
         content = directory_blocks(it.names)
         place = self._data(content)
         said = inode(it.about, it.number, PLAIN, place, size=len(content), links=it.links, xattrs=it.xattrs)
@@ -209,7 +211,7 @@ class Index:
         return number
 
     def _append(self, said: bytes, xattrs: bytes, behind: bytes = b"", *, whole: bool = False) -> tuple[int, int]:
-        """Put an inode behind the others: its number, and where it is. `whole`: what is behind it is in one block."""
+        """Append an inode; return its number and offset. `whole`: keep the inode and `behind` in one block."""
         at = len(self._inodes) + -len(self._inodes) % SLOT
         while whole and (at + len(said) + len(xattrs)) % BLOCK + len(behind) > BLOCK:
             at += SLOT
@@ -223,7 +225,7 @@ class Index:
         return place
 
     def _take(self, blocks: int) -> int:
-        """The first of so many blocks that nobody has."""
+        """Reserve so many blocks, and return the first."""
         place = self._next
         self._next += blocks
         if self._next > TAR_BLOCK:
@@ -232,7 +234,7 @@ class Index:
 
 
 def describe_root(path: str | os.PathLike[str], there: os.stat_result) -> None:
-    """Give the root directory of a written index these attributes. Raises OSError."""
+    """Set the attributes of the root directory of a written index. Raises OSError."""
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         at = root_of(os.pread(file, HEADER_BLOCKS * BLOCK, 0))

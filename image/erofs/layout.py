@@ -1,7 +1,7 @@
-"""EROFS on the disk, as far as an index over a tar needs it (Linux: Documentation/filesystems/erofs.rst).
+"""The on-disk format of EROFS, as far as an index over a tar needs it (Linux: Documentation/filesystems/erofs.rst).
 
-Blocks are of 512 bytes, as a tar's are. The index is the file system's own device; the tar is another one, whose blocks
-are addressed from TAR_BLOCK on. Everything is little-endian.
+Blocks have 512 bytes, as a tar's. The index is the file system's own device. The tar is a second device, whose blocks
+have addresses from TAR_BLOCK on. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Final
 
 BLOCK: Final = 512  # bytes
-SLOT: Final = 32  # bytes: inodes begin at multiples of it, and are numbered by them
-TAR_BLOCK: Final = 1 << 30  # the first of the tar's
+SLOT: Final = 32  # bytes: inodes begin at multiples of it; an inode's number is its slot's
+TAR_BLOCK: Final = 1 << 30  # the tar's first block
 BLOCKS_LIMIT: Final = 1 << 32
-HEADER_BLOCKS: Final = 3  # the first bytes that nobody uses, the super block, the table of devices
+HEADER_BLOCKS: Final = 3  # unused bytes, the super block, the device table
 
-PLAIN, INLINE, CHUNKED = 0, 2, 4  # where an inode's content is: in blocks one after the other, behind it, in chunks
-HOLE: Final = 0xFFFF_FFFF  # a chunk that is nowhere
+PLAIN, INLINE, CHUNKED = 0, 2, 4  # an inode's content: in adjacent blocks, after the inode, in chunks
+HOLE: Final = 0xFFFF_FFFF  # the address of a chunk without blocks
 
 DIRECTORY_TYPE: Final = 2
 ENTRY_TYPES: Final = {
@@ -48,12 +48,12 @@ INODE_SIZE: Final = _INODE.size
 
 
 class TooLarge(Exception):
-    """An index has no room for it."""
+    """It does not fit in an index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What is said of an inode of any kind."""
+    """The attributes that inodes of all kinds have."""
 
     mode: int
     uid: int
@@ -64,7 +64,7 @@ class Attributes:
 def inode(
     about: Attributes, number: int, layout: int, place: int, *, size: int, links: int, xattrs: bytes = b""
 ) -> bytes:
-    """An inode, what is to follow it left out. `place` is the first block, the device's numbers, or `chunks`."""
+    """Encode an inode, without what follows it. `place` is the first block, the device number, or `chunks`."""
     seconds, nanoseconds = divmod(about.mtime, 1_000_000_000)
     units = (len(xattrs) - _XATTRS.size) // 4 + 1 if xattrs else 0
     return _INODE.pack(
@@ -74,7 +74,7 @@ def inode(
 
 
 def described(said: bytes, about: Attributes) -> bytes:
-    """The inode `said` with other attributes."""
+    """Return the encoded inode `said` with other attributes."""
     layout, units, _, _, size, place, number, _, _, _, _, links = _INODE.unpack(said)
     seconds, nanoseconds = divmod(about.mtime, 1_000_000_000)
     return _INODE.pack(
@@ -83,7 +83,7 @@ def described(said: bytes, about: Attributes) -> bytes:
 
 
 def root_of(head: bytes) -> int:
-    """Where in an index with this header the inode of its root is, in bytes."""
+    """Return the offset, in bytes, of the root's inode in an index with this header."""
     values = _SUPER.unpack_from(head, _SUPER_OFFSET)
     return int(values[10]) * BLOCK + int(values[5]) * SLOT
 
@@ -93,7 +93,7 @@ def device_number(major: int, minor: int) -> int:
 
 
 def extended_attributes(pairs: Mapping[bytes, bytes]) -> bytes:
-    """What follows an inode with these attributes. Raises TooLarge."""
+    """Encode the extended attributes that follow an inode. Raises TooLarge."""
     if not pairs:
         return b""
     said = bytearray(_XATTRS.pack(0, 0))
@@ -110,7 +110,7 @@ def extended_attributes(pairs: Mapping[bytes, bytes]) -> bytes:
 
 
 def directory_blocks(entries: Iterable[tuple[bytes, int, int]]) -> bytes:
-    """The content of a directory: names, sorted as bytes, with the numbers and types of their inodes."""
+    """Encode a directory: names, sorted as bytes, with the numbers and types of their inodes."""
     blocks = bytearray()
     held: list[tuple[bytes, int, int]] = []
     taken = 0
@@ -134,12 +134,12 @@ def _directory_block(entries: list[tuple[bytes, int, int]]) -> bytes:
 
 
 def chunks(bits: int) -> int:
-    """The `place` of a file in chunks of `1 << bits` blocks, a table of whose addresses follows the inode."""
+    """Return `place` of a file in chunks of `1 << bits` blocks; a table of their addresses follows the inode."""
     return bits
 
 
 def header(*, blocks: int, inodes_at: int, root: int, inodes: int, tar_blocks: int, identity: bytes) -> bytes:
-    """The first HEADER_BLOCKS of an index that has so many blocks, its inodes from the block `inodes_at` on."""
+    """Encode the first HEADER_BLOCKS of an index with so many blocks, whose inodes begin at block `inodes_at`."""
     super_block = _SUPER.pack(
         *(_MAGIC, 0, 0, _BLOCK_BITS, 0, root, inodes, 0, 0, blocks, inodes_at, 0, identity, b"", _CHUNKS_AND_DEVICES),
         *(0, 1, _SUPER_OFFSET // _DEVICE_SLOT + 1, 0, 0, 0, 0, 0),

@@ -1,4 +1,4 @@
-"""Mounts of layers that are a tar with an index, without a loop device (Linux 6.12)."""
+"""Mounts layers that are a tar with an index, without a loop device (Linux 6.12)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TAR, INDEX = "tar", "index"  # the names of a layer's two files in its directory
 
 
 def mount(directory: str | os.PathLike[str]) -> int:
-    """A descriptor of a detached, read-only mount of the layer in `directory`. Raises OSError."""
+    """Mount the layer in `directory`, detached and read-only, and return the descriptor. Raises OSError."""
     context = syscalls.fsopen("erofs")
     try:
         syscalls.fsconfig_string(context, "source", os.path.join(directory, INDEX))
@@ -23,5 +23,5 @@ def mount(directory: str | os.PathLike[str]) -> int:
 
 
 def name_of(mounted: int) -> Path:
-    """What a mount that only a descriptor of ours holds is called by whoever may look into this process."""
+    """Return a path for a mount that only our descriptor holds. Processes that may inspect this one can use it."""
     return Path(f"/proc/{os.getpid()}/fd/{mounted}")

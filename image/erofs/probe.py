@@ -1,4 +1,4 @@
-"""Whether this machine can mount layers that are tars with indexes, found by doing it once."""
+"""Tests whether this machine can mount layers that are tars with indexes, by mounting some."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from linux import syscalls
 
 
 def why_not(place: Path) -> str:
-    """What keeps the kernel from mounting a layer whose files are in the file system of `place`; "" if nothing does.
+    """Return why the kernel cannot mount a layer in the file system of `place`; "" if it can.
 
-    As pods have them: two layers below an overlay, each known by a descriptor alone (Linux 6.15).
+    Mounts two layers below an overlay, as for a pod, each named by a descriptor only (Linux 6.15).
     """
     try:
         with ExitStack() as undo:
@@ -48,7 +48,7 @@ def why_not(place: Path) -> str:
 
 
 def _empty() -> bytes:
-    """The index of a layer that has nothing in it."""
+    """Encode the index of an empty layer."""
     content = directory_blocks([(b".", 1, DIRECTORY_TYPE), (b"..", 1, DIRECTORY_TYPE)])
     about = Attributes(stat.S_IFDIR | 0o755, 0, 0, 0)
     root = inode(about, 1, PLAIN, HEADER_BLOCKS, size=len(content), links=2)

@@ -1,7 +1,7 @@
-"""Additional image stores: directories of this format that were filled elsewhere, and are only read here.
+"""Reads additional image stores: directories in this store's format that another crispd filled.
 
-Their images are there as if they had been pulled, and their layers are shared by those that are. What changes in such a
-store while crispd runs is seen at its next start.
+Their images are usable as if they had been pulled, and pulled images share their layers. crispd sees changes in such a
+store at its next start.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AdditionalStore:
-    """What one has. `layers` are those whose directories are there, `images` those that are whole."""
+    """An additional store's content: the layers whose directories exist, and the images whose layers all do."""
 
     path: Path
     images: tuple[ImageRecord, ...]
     layers: tuple[LayerRecord, ...]
 
     def layer(self, record: LayerRecord) -> Path:
-        """A layer's directory."""
+        """Return a layer's directory."""
         return self.path / "layers" / base36(record.number)
 
 
 def read_stores(paths: Sequence[Path], kinds: Collection[str]) -> list[AdditionalStore]:
-    """The stores of these directories, with their layers of these kinds.
+    """Read the stores in these directories, with their layers of these kinds.
 
-    One that cannot be read is told of, and left out: a node goes on without it.
+    If a store cannot be read, log an error and leave it out: the node goes on without it.
     """
     stores = []
     for path in paths:
         try:
             stores.append(_read(path, kinds))
         except ImageError as error:
-            _log.error("additional image store not used", extra={"store": path, "error": error})
+            _log.error("additional image store is ignored: it cannot be read", extra={"store": path, "error": error})
     return stores
 
 
@@ -55,7 +55,7 @@ def _read(path: Path, kinds: Collection[str]) -> AdditionalStore:
     for image in images:
         if not usable.issuperset(image.chain_ids):
             _log.warning(
-                "a layer of an additional store's image is gone, or cannot be mounted here",
+                "image of an additional store is ignored: a layer is missing, or this kernel cannot mount it",
                 extra={"store": path, "image": image.id},
             )
     return AdditionalStore(path, tuple(image for image in images if usable.issuperset(image.chain_ids)), there)

@@ -1,4 +1,4 @@
-"""The images of a store as they are known in memory: by id, by name, by what a user may type."""
+"""Keeps a store's images in memory: by id, by name, by what a user may type."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from image.trust.signatures import Signature
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{3,63})")
 
-Meanings = Callable[[str], tuple[Reference, ...]]  # of a name that a user may type; raises InvalidReference
+Meanings = Callable[[str], tuple[Reference, ...]]  # the references that a typed name may mean; raises InvalidReference
 
 
 @dataclass(slots=True)
 class Known:
-    """An image of the store with the layers it is made of, lowest first."""
+    """An image of the store, with its layers, lowest first."""
 
     image: Image
     chain_ids: tuple[str, ...]
     manifest_digest: str
     signatures: tuple[Signature, ...]
-    lent: ImageRecord | None = None  # another store's, which has no record of ours
+    additional: ImageRecord | None = None  # set if it is an additional store's, and our database has no record
 
 
 class Catalogue:
-    """Which images there are, and which of them has which name: a name has one image at a time."""
+    """Knows which images exist, and their names. A name belongs to one image at a time."""
 
     def __init__(self, meanings: Meanings, pinned: set[str]) -> None:
         self._meanings = meanings
-        self._pinned = pinned  # names, in full
+        self._pinned = pinned  # full names
         self._images: dict[str, Known] = {}
         self._names: dict[str, str] = {}
 
@@ -51,20 +51,20 @@ class Catalogue:
         return self._images[image_id]
 
     def get(self, image_id: str) -> Known | None:
-        """The image with that very id."""
+        """Return the image with exactly this id."""
         return self._images.get(image_id)
 
     def named(self, name: str) -> str | None:
-        """The id of the image that has this name, which is one in full."""
+        """Return the id of the image that has this full name."""
         return self._names.get(name)
 
     def has_some_of(self, repository: str) -> bool:
-        """Whether there is an image of the repository ("host/path"), under whatever tag or digest."""
+        """Tell whether there is an image of the repository ("host/path"), with any tag or digest."""
         beginnings = (f"{repository}:", f"{repository}@")
         return any(name.startswith(beginnings) for name in self._names)
 
     def find(self, name: str) -> Known | None:
-        """The image of an id ("sha256:<hex>", the bare hex, a unique prefix of three digits or more) or a reference."""
+        """Find an image by id ("sha256:<hex>", the bare hex, a unique prefix of at least three digits) or reference."""
         if name in self._images:
             return self._images[name]
         return self._images.get(self._names.get(name) or self._by_reference(name) or self._by_id(name))
@@ -88,7 +88,7 @@ class Catalogue:
         return found[0] if len(found) == 1 else ""
 
     def references(self, image: Image, name: str) -> list[Reference]:
-        """As what the image was asked for by `name`: that reference, or all that it has if `name` is its id."""
+        """Return the references that `name` means for this image: all that it has, if `name` is its id."""
         own = (*image.repo_tags, *image.repo_digests)
         if self._by_id(name) != image.id:
             with suppress(InvalidReference):
@@ -97,13 +97,13 @@ class Catalogue:
         return [parse_reference(one) for one in own]
 
     def add(self, known: Known, names: tuple[str, ...]) -> Image:
-        """Have an image, or have one that was there as `known` says whose it is, under these names too."""
+        """Add an image, or update an existing one's origin from `known`, and give it these names."""
         kept = self._images.setdefault(known.image.id, known)
-        kept.lent = known.lent
+        kept.additional = known.additional
         return self.rename(kept, names)
 
     def rename(self, known: Known, names: tuple[str, ...]) -> Image:
-        """Give an image names, taken from whichever images had them."""
+        """Give names to an image, and take them from the images that had them."""
         losers = {self._names[name] for name in names if name in self._names} - {known.image.id}
         self._names.update(dict.fromkeys(names, known.image.id))
         for loser in losers:
@@ -121,5 +121,5 @@ class Catalogue:
             known.image,
             repo_tags=tuple(name for name in names if "@" not in name),
             repo_digests=tuple(name for name in names if "@" in name),
-            pinned=known.lent is not None or not self._pinned.isdisjoint(names),
+            pinned=known.additional is not None or not self._pinned.isdisjoint(names),
         )

@@ -1,4 +1,4 @@
-"""The durable record of images, their names and layers: `images.db`, SQLite. Every method is one transaction.
+"""Stores images, their names and layers in `images.db` (SQLite). Every method is one transaction.
 
 A connection belongs to the thread that opened it: the store calls it from a single-threaded executor.
 """
@@ -15,7 +15,7 @@ from image.errors import ImageError, ImageNotFound, StorageFull
 from image.trust.signatures import Signature
 
 _VERSION = 5
-_WITHOUT_KINDS = 4  # the version of stores whose layers are all unpacked; what is only read may be of it
+_WITHOUT_KINDS = 4  # the version without layer kinds: all are unpacked. Read-only stores may have it
 UNPACKED, INDEXED = "unpacked", "tar+erofs"  # the kinds of layers
 _SIGNATURES = """
 CREATE TABLE signatures (
@@ -47,7 +47,7 @@ CREATE TABLE image_layers (
 ) WITHOUT ROWID;
 {_SIGNATURES}
 """
-_UPGRADES = {  # what brings a database of that version to the next
+_UPGRADES = {  # upgrades a database from this version to the next
     1: _SIGNATURES,
     2: "ALTER TABLE layers ADD sealed INTEGER NOT NULL DEFAULT 0;",
     3: """
@@ -60,16 +60,18 @@ _UPGRADES = {  # what brings a database of that version to the next
     INSERT INTO layers_of_image SELECT image, position, chain_id FROM image_layers;
     DROP TABLE image_layers;
     ALTER TABLE layers_of_image RENAME TO image_layers;
-    """,  # an image's layers may be in another store
+    """,  # drops a foreign key: an image's layers may be in another store
     4: f"ALTER TABLE layers ADD kind TEXT NOT NULL DEFAULT '{UNPACKED}';",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """A layer on disk: `number` names its directory, `size` (bytes) and `inodes` are what it takes on disk, with its
-    kept blob. Since `sealed` (nanoseconds since the epoch, 0 if not known) nothing in it may have changed. `kind` says
-    what is in the directory: UNPACKED is the layer's files, INDEXED its tar and an EROFS index over it."""
+    """A layer on disk. `number` names its directory; `size` (bytes) and `inodes` are its disk usage, with a kept blob.
+
+    Nothing in it may have changed since `sealed` (nanoseconds since the epoch, 0 if unknown). `kind` is what the
+    directory holds: UNPACKED the layer's files, INDEXED its tar and an EROFS index over it.
+    """
 
     chain_id: str
     number: int
@@ -81,23 +83,23 @@ class LayerRecord:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image: its documents as they came, its layers from the lowest up, its names."""
+    """An image: its original documents, its layers from the lowest up, its names."""
 
     id: str
     manifest: bytes
     config: bytes
     chain_ids: tuple[str, ...]
     names: tuple[str, ...] = ()
-    signatures: tuple[Signature, ...] = ()  # what the signature policy asked for when it was pulled
+    signatures: tuple[Signature, ...] = ()  # those that the signature policy required at the pull
 
 
 class Database:
-    """Raises StorageFull when the disk is full, ImageError for every other failure, both naming the file."""
+    """Raises StorageFull if the disk is full, and ImageError for all other failures; both name the file."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """`read_only`: of a store that nobody changes, and may lie where nobody can."""
+        """`read_only`: for a store that nobody changes; its file system may be read-only."""
         self._path = path
-        self._kinds = True  # whether layers have them
+        self._kinds = True  # whether the layers table has the column
         if read_only:
             self._open_unchanging()
             return
@@ -113,20 +115,23 @@ class Database:
                 self._connection.executescript(f"BEGIN;{_UPGRADES[version]}PRAGMA user_version = {version + 1};COMMIT;")
                 version += 1
             if version not in (0, _VERSION):
-                raise ImageError(f"open {path}: schema version {version}, this program knows {_VERSION}")
+                raise ImageError(
+                    f"open {path}: schema version {version}, this crisp knows {_VERSION}: start the crisp that wrote it"
+                )
 
     def _open_unchanging(self) -> None:
         log = self._path.with_name(f"{self._path.name}-wal")
         if log.exists() and log.stat().st_size:
-            raise ImageError(f"open {self._path}: it is in use, or its crispd was killed: start and stop that")
+            raise ImageError(f"open {self._path}: it is in use, or its crispd was killed: start and stop that crispd")
         with self._explained("open"):
-            # Immutable: without locks and shared memory, which are files beside it.
+            # Immutable: SQLite makes no lock and shared memory files beside it.
             self._connection = sqlite3.connect(f"{self._path.as_uri()}?immutable=1", uri=True)
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         self._kinds = version != _WITHOUT_KINDS
         if version not in (_VERSION, _WITHOUT_KINDS):
             self._connection.close()
-            raise ImageError(f"open {self._path}: schema version {version}, this program knows {_VERSION}")
+            known = f"schema version {version}, this crisp knows {_VERSION}"
+            raise ImageError(f"open {self._path}: {known}: fill the store with this version of crisp")
 
     def close(self) -> None:
         self._connection.close()
@@ -150,7 +155,7 @@ class Database:
             return [LayerRecord(*row) for row in self._connection.execute(f"SELECT {columns} FROM layers")]
 
     def documents(self, image: str) -> tuple[bytes, bytes]:
-        """Manifest and configuration as they came. Raises ImageNotFound."""
+        """Return an image's original manifest and configuration. Raises ImageNotFound."""
         with self._explained("read"):
             row = self._connection.execute("SELECT manifest, config FROM images WHERE id = ?", (image,)).fetchone()
         if row is None:
@@ -158,7 +163,7 @@ class Database:
         return bytes(row[0]), bytes(row[1])
 
     def add(self, image: ImageRecord, new_layers: Iterable[LayerRecord]) -> None:
-        """Record an image with its layers; its names are taken from the images that had them."""
+        """Record an image with its layers. Its names are taken from the images that had them."""
         with self._transaction() as connection:
             connection.executemany(
                 "INSERT INTO layers (chain_id, number, size, inodes, sealed, kind) VALUES (?, ?, ?, ?, ?, ?)",
@@ -176,17 +181,17 @@ class Database:
             self._sign(image.id, image.signatures)
 
     def sign(self, image: str, signatures: Iterable[Signature]) -> None:
-        """Keep the signatures of an image in place of those it had."""
+        """Replace the signatures of an image."""
         with self._transaction():
             self._sign(image, signatures)
 
     def name(self, image: str, names: Iterable[str]) -> None:
-        """Give an image names, taken from the images that had them."""
+        """Give names to an image, and take them from the images that had them."""
         with self._transaction():
             self._name(image, names)
 
     def remove(self, images: Iterable[str], layers: Iterable[str]) -> None:
-        """Forget images with their names, and layers that no other image has."""
+        """Remove images with their names, and layers that no other image has."""
         with self._transaction() as connection:
             connection.executemany("DELETE FROM images WHERE id = ?", [(image,) for image in images])
             connection.executemany("DELETE FROM layers WHERE chain_id = ?", [(chain_id,) for chain_id in layers])

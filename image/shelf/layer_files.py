@@ -1,4 +1,4 @@
-"""The directories of layers on disk: their names, their making, and what brings them to the disk. Blocking I/O."""
+"""Names, creates and syncs the directories of layers. Blocking I/O."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 def blob_of(directory: Path) -> Path:
-    """Where the blob of the layer unpacked into `directory` is, if it is kept."""
+    """Return the path of the layer's kept blob, if blobs are kept; `directory` is the layer's."""
     return directory.with_name(f"{directory.name}{_BLOB_SUFFIX}")
 
 
 def make_layer_directory(path: Path) -> None:
-    """Make the empty directory that a layer is unpacked into. Raises StorageFull, ImageError."""
+    """Create the empty directory for unpacking a layer. Raises StorageFull, ImageError."""
     with explained(f"make {path}"):
         os.mkdir(path)
         os.chmod(path, 0o755)
 
 
 def base36(number: int) -> str:
-    """The name of the layer with that number."""
+    """Return the directory name of the layer with this number."""
     digits = ""
     while number:
         number, digit = divmod(number, 36)
@@ -37,13 +37,13 @@ def base36(number: int) -> str:
 
 
 def sync_directory(path: Path) -> None:
-    """fsync(2): the names in it are on the disk. Raises OSError."""
+    """fsync(2) a directory: its names are on the disk afterwards. Raises OSError."""
     with opened(path) as descriptor:
         os.fsync(descriptor)
 
 
 def sync_filesystem(path: Path) -> None:
-    """syncfs(2): everything written to the filesystem of `path` is on the disk, or OSError says that it is not."""
+    """syncfs(2) the file system of `path`: all that was written to it is on the disk afterwards. Raises OSError."""
     with opened(path) as descriptor:
         try:
             syscalls.syncfs(descriptor)
@@ -53,7 +53,7 @@ def sync_filesystem(path: Path) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A descriptor of a directory."""
+    """Open a directory for the time of the context."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -63,7 +63,7 @@ def opened(path: Path) -> Iterator[int]:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Raise StorageFull or ImageError, saying `what` was tried, for an OSError."""
+    """Turn an OSError into StorageFull or ImageError, whose message begins with `what`."""
     try:
         yield
     except OSError as error:

@@ -1,10 +1,10 @@
-"""The directories of layers: each made once, made durable, shared, and removed with its last user.
+"""Manages the directories of layers: creates each one once, makes it durable, shares it, removes it with its last user.
 
-A layer is made as tmp/<n> and becomes layers/<n>, where <n> is a short base 36 number: an overlay mount names all of an
-image's layers in one page of memory. Users of a layer are recorded images, and pulls in flight.
+A layer is created as tmp/<n> and renamed to layers/<n>, where <n> is a short base 36 number, because an overlay mount
+names all layers of an image in one page of memory. Users of a layer are recorded images and running pulls.
 
-What is in the directory is the layer's files, or, of an indexed one, its tar and the index by which the kernel mounts
-that. Such a mount is in no mount table: a descriptor of ours holds it up, from its first use to the layer's end.
+The directory holds the layer's files or, for an indexed layer, its tar and the index by which the kernel mounts it.
+Such a mount is in no mount table: a descriptor holds it, from its first use until the layer is removed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from image.unpack.layer_root import open_root
 from image.unpack.overlay import adopt_root, has_attributes, is_opaque
 from image.unpack.workers import Below, Unpacked, Workers
 
-_UNPACKERS = 16  # layers unpacked at a time, of all pulls: each is a process of some 15 MB
-_PARALLEL = 4  # of one pull: a registry that drips holds up itself, not the others' pulls
+_UNPACKERS = 16  # layers unpacked at a time by all pulls: each takes a process of some 15 MB
+_PARALLEL = 4  # by one pull: a slow registry must not delay other pulls
 _TRIES = 3
 
 
@@ -46,7 +46,7 @@ Make = Callable[[int, Path], Awaitable[Unpacked]]
 class Layer:
     """A layer in use. `record` is None until it is unpacked; `recorded` tells whether the database has it.
 
-    One that is `lent` is another store's: it is not ours to remove, nor does it take our disk.
+    If it is `additional`, it belongs to an additional store: it is never removed, and does not count as disk usage.
     """
 
     chain_id: str
@@ -56,14 +56,14 @@ class Layer:
     record: LayerRecord | None = None
     recorded: bool = False
     making: asyncio.Task[None] | None = None
-    lent: bool = False
+    additional: bool = False
     indexed: bool = False
     _hides: bool | None = None
     _mount: int | None = None
 
     @property
     def root(self) -> Path:
-        """The directory that has its files. Raises ImageError."""
+        """Return the directory with the layer's files; mount an indexed layer first. Raises ImageError."""
         if not self.indexed:
             return self.path
         if self._mount is None:
@@ -72,24 +72,24 @@ class Layer:
         return name_of(self._mount)
 
     def unmount(self) -> None:
-        """Let go of the mount. Containers that have it below them keep it."""
+        """Close the mount. Containers that use it as a lower layer keep it."""
         if self._mount is not None:
             os.close(self._mount)
             self._mount = None
 
     @property
     def blob(self) -> Path:
-        """Where the layer is kept as it came, if blobs are kept."""
+        """Return the path of the layer's original blob, if blobs are kept."""
         return blob_of(self.path)
 
     @property
     def tar(self) -> Path | None:
-        """The tar of an indexed layer."""
+        """Return the path of an indexed layer's tar."""
         return self.path / TAR if self.indexed else None
 
     @property
     def hides_below(self) -> bool:
-        """Whether nothing of the layers below it is to be seen. overlayfs would not look whether a root says so."""
+        """Tell whether the layer hides all layers below it. overlayfs does not check this at a layer's root."""
         if self._hides is None:
             with explained(f"read {self.path}"), opened(self.root) as root:
                 self._hides = is_opaque(root)
@@ -103,8 +103,8 @@ class Layer:
 class Layers:
     """The layers below a store's `root`. Belongs to one event loop.
 
-    `forget(chain_ids)` takes layers out of the durable record; `workers` remove them;
-    `parallel` layers of one image are made at a time.
+    `forget(chain_ids)` removes layers from the database; `workers` remove their directories. `parallel` layers of one
+    image are unpacked at a time.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Layers:
         self._unpackers = asyncio.Semaphore(_UNPACKERS)
 
     def load(self, records: Iterable[LayerRecord]) -> None:
-        """Take over what the durable record has; nobody uses it yet."""
+        """Load the database's layers; they have no user yet."""
         for record in records:
             path = self._final / base36(record.number)
             indexed = record.kind == INDEXED
@@ -132,21 +132,21 @@ class Layers:
             self._layers[record.chain_id] = layer
             self._next = max(self._next, record.number + 1)
 
-    def lend(self, records: Iterable[tuple[LayerRecord, Path]]) -> None:
-        """Have other stores' layers, in their directories, for those that are not here."""
+    def add_additional(self, records: Iterable[tuple[LayerRecord, Path]]) -> None:
+        """Add the layers of additional stores, with their directories, except those that this store has."""
         for record, path in records:
             if record.chain_id not in self._layers:
-                layer = Layer(record.chain_id, 0, path, 1, record, recorded=True, lent=True)
+                layer = Layer(record.chain_id, 0, path, 1, record, recorded=True, additional=True)
                 layer.indexed = record.kind == INDEXED
                 self._layers[record.chain_id] = layer
 
     def close(self) -> None:
-        """Let go of the mounts."""
+        """Close the mounts."""
         for layer in self._layers.values():
             layer.unmount()
 
     def stack(self, chain_ids: Sequence[str]) -> list[Path]:
-        """The directories to mount, topmost first: down to the first that hides what is below. Raises ImageError."""
+        """Return the directories to mount, topmost first, down to one that hides those below. Raises ImageError."""
         paths: list[Path] = []
         for chain_id in reversed(chain_ids):
             layer = self._layers[chain_id]
@@ -156,29 +156,29 @@ class Layers:
         return paths
 
     def get(self, chain_ids: Iterable[str]) -> list[Layer]:
-        """Layers that exist."""
+        """Return existing layers."""
         return [self._layers[chain_id] for chain_id in chain_ids]
 
     def size(self, chain_ids: Iterable[str]) -> int:
-        """Bytes that unpacked layers take."""
+        """Return the bytes that unpacked layers take."""
         records = [self._layers[chain_id].record for chain_id in chain_ids]
         return sum(record.size for record in records if record is not None)
 
     def usage(self) -> tuple[int, int]:
-        """Bytes and inodes of all our unpacked layers."""
-        own = [layer for layer in self._layers.values() if not layer.lent]
+        """Return the bytes and inodes of all unpacked layers of this store."""
+        own = [layer for layer in self._layers.values() if not layer.additional]
         records = [layer.record for layer in own if layer.record is not None]
         return sum(record.size for record in records), sum(record.inodes for record in records)
 
     # --- users
 
     def use(self, chain_ids: Iterable[str]) -> None:
-        """Count one more user of layers that exist."""
+        """Count one more user of existing layers."""
         for chain_id in chain_ids:
             self._layers[chain_id].users += 1
 
     def drop(self, chain_ids: Iterable[str]) -> list[Layer]:
-        """Count one user less; those nobody uses now are gone from here, for the caller to forget and `discard`."""
+        """Count one user less. Drop and return the layers without users: the caller must forget and `discard` them."""
         return self._drop([self._layers[chain_id] for chain_id in chain_ids])
 
     def _drop(self, layers: Iterable[Layer]) -> list[Layer]:
@@ -187,13 +187,13 @@ class Layers:
             layer.users -= 1
             if not layer.users:
                 dead.append(layer)
-            # A failed one has no future even while others still wait for it: who asks from now on begins anew.
+            # A failed layer is dropped even while others still wait for it: a new request starts again.
             if (not layer.users or layer.failed) and self._layers.get(layer.chain_id) is layer:
                 del self._layers[layer.chain_id]
         return dead
 
     async def discard(self, dead: Sequence[Layer]) -> None:
-        """Remove the directories of dropped layers, ending what still makes them. Raises ImageError."""
+        """Remove the directories of dropped layers, and cancel their creation if it runs. Raises ImageError."""
         making = [layer.making for layer in dead if layer.making is not None]
         for task in making:
             task.cancel()
@@ -205,10 +205,10 @@ class Layers:
 
     @asynccontextmanager
     async def acquired(self, chain_ids: Sequence[str], make: Make) -> AsyncIterator[list[Layer]]:
-        """The layers of `chain_ids`, lowest first, unpacked and kept for the time of the context.
+        """Provide the layers of `chain_ids`, lowest first, unpacked and kept for the time of the context.
 
-        `make(position, directory)` unpacks one that does not exist; one that somebody else is making is waited for.
-        Raises what `make` raises.
+        `make(position, directory)` unpacks a missing layer; if another caller is unpacking it, wait for that. Raises
+        what `make` raises.
         """
         layers = await self._acquire(chain_ids, make)
         try:
@@ -229,7 +229,7 @@ class Layers:
             except BaseException as error:
                 culprit = next((layer for layer in layers if layer.failed), None)
                 await self._let_go(layers)
-                # That another pull failed (its credentials, its registry) is no reason for this one to fail.
+                # Another pull's failure (its credentials, its registry) must not fail this one: try again.
                 if not isinstance(error, ImageError) or culprit is None or culprit in mine or attempt == _TRIES:
                     raise
         raise AssertionError("unreachable")
@@ -269,7 +269,7 @@ class Layers:
             make_layer_directory(layer.path)
             unpacked = await make(position, layer.path)
         with unpacked.unsettled or nullcontext():
-            for below in reversed(lower):  # when one is there, so are those below it: the rest is a look
+            for below in reversed(lower):  # once one is done, so are all below it: the loop waits once
                 if below.making is not None and below.record is None:
                     await asyncio.shield(below.making)
             layer.indexed = unpacked.indexed
@@ -280,7 +280,7 @@ class Layers:
         )
 
     async def _finish(self, layer: Layer, unpacked: Unpacked, lowers: Sequence[Below]) -> tuple[int, int]:
-        """Do what was left for when the layers below are there: the bytes and inodes that it saved."""
+        """Do what had to wait for the layers below. Returns the bytes and inodes that this saved."""
         if unpacked.unsettled is not None:
             async with self._unpackers:
                 if layer.indexed:
@@ -292,12 +292,12 @@ class Layers:
         return 0, 0
 
     def _below(self, layer: Layer) -> Below:
-        """Where a layer that is there may be found: another pull may give it its final name just now."""
-        names = (layer.path,) if layer.lent else (layer.path, self._final / base36(layer.number))
+        """Return the possible places of an existing layer: another pull may be giving it its final name just now."""
+        names = (layer.path,) if layer.additional else (layer.path, self._final / base36(layer.number))
         return Below(names, layer.indexed)
 
     async def sync(self, layers: Sequence[Layer]) -> None:
-        """Bring the content of unpacked layers to the disk. Raises StorageFull, ImageError."""
+        """Write the content of unpacked layers to the disk. Raises StorageFull, ImageError."""
         if any(not layer.recorded for layer in layers):
             await asyncio.to_thread(self._sync)
 
@@ -306,7 +306,7 @@ class Layers:
             sync_filesystem(self._temporary)
 
     async def settle(self, layers: Sequence[Layer]) -> None:
-        """Give synced layers their final names; only then may they be recorded. Raises StorageFull, ImageError."""
+        """Give synced layers their final names, which must precede their recording. Raises StorageFull, ImageError."""
         if layers:
             await asyncio.to_thread(self._settle, layers)
 
@@ -326,12 +326,12 @@ class Layers:
 
 
 def _adopt_root(layer: Layer, lower: Below) -> bool:
-    """Give the root of a layer what the one below says of its own; whether that could be done."""
+    """Copy the attributes of the root of the layer below to this layer's root; return False if that is impossible."""
     with explained(f"unpack layer into {layer.path}"):
         below = open_root([os.fspath(name) for name in lower.names], indexed=lower.indexed)
         try:
             if layer.indexed:
-                if has_attributes(below):  # for which its index has no room
+                if has_attributes(below):  # extended attributes, which do not fit in the written index
                     return False
                 describe_root(layer.path / INDEX, os.fstat(below))
             else:
@@ -343,6 +343,6 @@ def _adopt_root(layer: Layer, lower: Below) -> bool:
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:
-    """Mark a task's failure as seen: who waited for it has got it, and maybe nobody did."""
+    """Mark a task's exception as retrieved: waiters have got it, but maybe nobody waited."""
     with suppress(asyncio.CancelledError):
         task.exception()

@@ -1,4 +1,4 @@
-"""What changes which images there are: they are installed, named, held and removed, on disk and in memory together."""
+"""Changes the set of images: installs, names, holds and removes them, on disk and in memory together."""
 
 from __future__ import annotations
 
@@ -24,45 +24,45 @@ _log = logging.getLogger(__name__)
 
 
 class ImageRecorder:
-    """One change of a store's images at a time; each goes on to its end though its caller is cancelled."""
+    """Makes one change of a store's images at a time. A change completes even if its caller is cancelled."""
 
     def __init__(self, records: Records, layers: Layers, catalogue: Catalogue) -> None:
         self._records = records
         self._layers = layers
         self._catalogue = catalogue
-        self._lent: dict[str, ImageRecord] = {}  # by id, of all additional stores
+        self._additional: dict[str, ImageRecord] = {}  # by id: the images of all additional stores
         self._holds: Counter[str] = Counter()
         self._tasks = Tasks()
         self._changing = asyncio.Lock()
 
     async def ended(self) -> None:
-        """Return when no change is under way."""
+        """Return when no change is running."""
         await self._tasks.ended()
 
-    # --- taking over what there is
+    # --- loading
 
     def take_over(
         self, images: Sequence[ImageRecord], layers: Sequence[LayerRecord], additional: Sequence[AdditionalStore]
     ) -> None:
-        """Have the images that the record has, with their layers, and those of additional stores."""
+        """Load the database's images and layers, and those of additional stores."""
         self._layers.load(layers)
         for store in additional:
-            self._layers.lend((layer, store.layer(layer)) for layer in store.layers)
+            self._layers.add_additional((layer, store.layer(layer)) for layer in store.layers)
             for image in store.images:
-                self._lent.setdefault(image.id, image)
+                self._additional.setdefault(image.id, image)
         for image in images:
             self._layers.use(image.chain_ids)
             self._remember(image, parse_configuration(image.config, image.id), image.names)
-        for image_id in self._lent:
-            self._show_lent(image_id)
+        for image_id in self._additional:
+            self._show_additional(image_id)
 
-    def _show_lent(self, image_id: str) -> None:
-        """Have an additional store's image, unless it is here too, by those of its names that no other has."""
-        record = self._lent[image_id]
+    def _show_additional(self, image_id: str) -> None:
+        """Add an additional store's image, unless this store has it, with those of its names that are free."""
+        record = self._additional[image_id]
         if image_id not in self._catalogue:
             self._layers.use(record.chain_ids)
             names = tuple(name for name in record.names if self._catalogue.named(name) is None)
-            self._remember(record, parse_configuration(record.config, image_id), names, lent=record)
+            self._remember(record, parse_configuration(record.config, image_id), names, additional=record)
 
     # --- adding
 
@@ -74,9 +74,9 @@ class ImageRecorder:
         make: Make,
         signatures: tuple[Signature, ...] = (),
     ) -> Image:
-        """Unpack what is missing, bring it to the disk, record it: the image exists from the last step on.
+        """Unpack missing layers, sync them to the disk, and record the image: it exists after the last step.
 
-        Raises what `make` does, StorageFull, ImageError.
+        Raises what `make` raises, StorageFull, ImageError.
         """
         chain_ids = configuration.chain_ids
         async with self._layers.acquired(chain_ids, make) as layers:
@@ -102,7 +102,7 @@ class ImageRecorder:
         configuration: Configuration,
         names: tuple[str, ...],
         *,
-        lent: ImageRecord | None = None,
+        additional: ImageRecord | None = None,
     ) -> Image:
         image = Image(
             id=record.id,
@@ -112,11 +112,11 @@ class ImageRecorder:
             config=configuration.config,
             created=configuration.created,
         )
-        known = Known(image, record.chain_ids, digest_of(record.manifest), record.signatures, lent)
+        known = Known(image, record.chain_ids, digest_of(record.manifest), record.signatures, additional)
         return self._catalogue.add(known, names)
 
     async def name(self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...] = ()) -> Image | None:
-        """Name an image that the store has, and keep what signatures came with it; None if the store has it not."""
+        """Give names to an image, and keep its new signatures. Returns None if the store has no such image."""
         return await self._tasks.undisturbed(self._name(image_id, names, signatures))
 
     async def _name(self, image_id: str, names: tuple[str, ...], signatures: tuple[Signature, ...]) -> Image | None:
@@ -124,14 +124,14 @@ class ImageRecorder:
             known = self._catalogue.get(image_id)
             if known is None:
                 return None
-            if known.lent is not None:  # from now on it is ours, of layers that are not
+            if known.additional is not None:  # record it here; its layers stay in the additional store
                 all_names = (*known.image.repo_tags, *known.image.repo_digests, *names)
-                await self._records.call(Database.add, replace(known.lent, names=all_names), ())
-                known.lent = None
+                await self._records.call(Database.add, replace(known.additional, names=all_names), ())
+                known.additional = None
             else:
                 await self._records.call(Database.name, image_id, names)
             if not set(known.signatures).issuperset(signatures):
-                # Those that were just found good go first: each pull may bring others, and not all can be kept.
+                # The newest go first: each pull may bring more, and their number is limited.
                 known.signatures = tuple(dict.fromkeys((*signatures, *known.signatures)))[:KEPT_LIMIT]
                 await self._records.call(Database.sign, image_id, known.signatures)
             return self._catalogue.rename(known, names)
@@ -139,16 +139,16 @@ class ImageRecorder:
     # --- reading
 
     async def documents(self, image_id: str) -> tuple[bytes, bytes]:
-        """Manifest and configuration as they came. Raises ImageNotFound."""
+        """Return an image's original manifest and configuration. Raises ImageNotFound."""
         known = self._catalogue.get(image_id)
-        if known is not None and known.lent is not None:
-            return known.lent.manifest, known.lent.config
+        if known is not None and known.additional is not None:
+            return known.additional.manifest, known.additional.config
         return await self._records.call(Database.documents, image_id)
 
     # --- holding and removing
 
     def hold(self, image_id: str) -> None:
-        """Keep an image from being removed, until `release` was called as often."""
+        """Protect an image from removal, until `release` was called as often as `hold`."""
         self._holds[image_id] += 1
 
     def release(self, image_id: str) -> None:
@@ -157,12 +157,12 @@ class ImageRecorder:
             del self._holds[image_id]
 
     def require_free(self, image_id: str, what: str) -> None:
-        """Raise ImageInUse, saying `what` cannot be done, for an image that is held."""
+        """Raise ImageInUse, with a message that begins with `what`, if the image is held."""
         if holders := self._holds[image_id]:
-            raise ImageInUse(f"{what}: {holders} containers use {image_id}")
+            raise ImageInUse(f"{what}: {holders} containers use {image_id}: remove them first")
 
     async def remove(self, name: str) -> None:
-        """Remove the image that `name` finds, under all its names, and the layers only it has.
+        """Remove the image that `name` finds, under all its names, with the layers that no other image has.
 
         An unknown name is no error. Raises ImageInUse, ImageReadOnly.
         """
@@ -175,18 +175,18 @@ class ImageRecorder:
                 return
             image = known.image
             self.require_free(image.id, f"remove image {name}")
-            if known.lent is not None:
-                raise ImageReadOnly(f"remove image {name}: {image.id} is in an additional store, which is only read")
+            if known.additional is not None:
+                raise ImageReadOnly(f"remove image {name}: {image.id} is in an additional store, which is read-only")
             self._catalogue.remove(image.id)
             dead = self._layers.drop(known.chain_ids)
             gone = [layer.chain_id for layer in dead]
             try:
                 await self._records.call(Database.remove, [image.id], gone)
             except StorageFull:
-                # The record itself needs room. Were we to die between the two, the next start drops such an image.
+                # The database itself needs space. If crispd dies in between, its next start drops the image.
                 await self._layers.discard(dead)
                 await self._records.call(Database.remove, [image.id], gone)
-            if image.id in self._lent:
-                self._show_lent(image.id)
+            if image.id in self._additional:
+                self._show_additional(image.id)
         await self._layers.discard(dead)
         _log.info("image removed", extra={"image": image.id, "names": " ".join(image.repo_tags)})

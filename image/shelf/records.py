@@ -1,4 +1,4 @@
-"""The durable record on its own thread, for the event loop."""
+"""Runs the database in its own thread, for the event loop."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _T = TypeVar("_T")
 
 
 class Records:
-    """The database of one store. Belongs to the event loop it was opened on."""
+    """The database of one store. Belongs to the event loop that opened it."""
 
     def __init__(self, database: Database, thread: ThreadPoolExecutor) -> None:
-        """For `open`."""
+        """Use `open` instead."""
         self._database = database
         self._thread = thread
 
     @classmethod
     async def open(cls, path: Path) -> Records:
-        """Open or make the database. Raises StorageFull, ImageError."""
+        """Open or create the database. Raises StorageFull, ImageError."""
         with ExitStack() as undo:
             thread = ThreadPoolExecutor(1, "images")
             undo.callback(thread.shutdown)
@@ -39,10 +39,10 @@ class Records:
         self._thread.shutdown()
 
     async def call(self, method: Callable[Concatenate[Database, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Call a method of the database, after those that were called before."""
+        """Call a method of the database, after all earlier calls."""
         work = partial(method, self._database, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def forget_layers(self, chain_ids: Sequence[str]) -> None:
-        """Forget layers that no image has."""
+        """Remove layers that no image has."""
         await self.call(Database.remove, [], chain_ids)

@@ -1,4 +1,4 @@
-"""A store's place on disk: its directories, its lock, and what lies there that no record knows."""
+"""A store's root directory: its subdirectories, its lock, and files that no record names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from image.errors import ImageError, StorageFull
 
-_LOCK_WAIT = 10.0  # seconds: the workers of a daemon that was killed hold the lock until they notice
+_LOCK_WAIT = 10.0  # seconds: the workers of a killed daemon hold the lock until they notice its death
 _LOCK_STEP = 0.05  # seconds
 _EMPTY = "0"
 _OWN_FILES = ("images.db", "images.db-wal", "images.db-shm", "lock")
@@ -28,10 +28,10 @@ class StoreRoot:
 
     @classmethod
     def open(cls, path: Path) -> StoreRoot:
-        """Make what is missing, and lock it. Raises ImageError when another process keeps the lock, StorageFull."""
+        """Create missing directories, and lock the store. Raises StorageFull, ImageError (also if it is locked)."""
         try:
             path.mkdir(parents=True, exist_ok=True)
-            path.chmod(0o700)  # setuid programs of images are not for the host's users
+            path.chmod(0o700)  # the host's users must not run setuid programs of images
             for name in ("tmp", "layers", f"layers/{_EMPTY}"):
                 (path / name).mkdir(exist_ok=True)
             (path / "layers" / _EMPTY).chmod(0o755)
@@ -51,7 +51,7 @@ class StoreRoot:
 
     @property
     def inherited(self) -> tuple[int, ...]:
-        """Descriptors for worker processes: a worker that outlives the daemon keeps the store locked."""
+        """Return the descriptors that workers inherit: a worker that outlives the daemon keeps the store locked."""
         return (self._lock,)
 
     @property
@@ -62,13 +62,13 @@ class StoreRoot:
         return frozenset(os.listdir(self.path / "layers"))
 
     def garbage(self, known: Container[str]) -> list[Path]:
-        """Directories of layers that were being made, or that no record names."""
+        """Return the directories of unfinished layers, and of layers that no record names."""
         unfinished = list((self.path / "tmp").iterdir())
         unknown = [path for path in (self.path / "layers").iterdir() if path.stem not in known and path.name != _EMPTY]
         return unfinished + unknown
 
     def own_usage(self) -> tuple[int, int]:
-        """Bytes and inodes of all but the layers."""
+        """Return the bytes and inodes of everything except the layers."""
         size = inodes = 0
         for path in (*(self.path / name for name in _OWN_FILES), *(self.path / "profiles").glob("*")):
             with suppress(FileNotFoundError):
@@ -85,5 +85,5 @@ def _take(lock: int, path: Path) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise ImageError(f"open image store {path}: another daemon has it") from None
+                raise ImageError(f"open image store {path}: another daemon has it: stop that one") from None
             time.sleep(_LOCK_STEP)

@@ -1,4 +1,4 @@
-"""Whether what the store keeps is what it recorded: documents, layers' directories, kept blobs."""
+"""Checks that the store's content is what was recorded: documents, layers' directories, kept blobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from image.unpack.workers import Workers
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is wrong with an image; nothing, if `problems` is empty."""
+    """The problems of an image; none if `problems` is empty."""
 
     id: str
     names: tuple[str, ...]
@@ -29,7 +29,7 @@ class Verdict:
 
 
 class Verifier:
-    """Looks at the images of one store, each of which is held meanwhile."""
+    """Verifies images of one store; holds each one meanwhile."""
 
     def __init__(self, catalogue: Catalogue, layers: Layers, recorder: ImageRecorder, workers: Workers) -> None:
         self._catalogue = catalogue
@@ -45,7 +45,7 @@ class Verifier:
         verdicts = []
         for image in [known.image for known in ([one] if one is not None else self._catalogue)]:
             if image.id not in self._catalogue:
-                continue  # removed while others were looked at
+                continue  # removed while another was verified
             self._recorder.hold(image.id)
             try:
                 verdicts.append(await self._verify(image))
@@ -59,7 +59,7 @@ class Verifier:
         problems = []
         try:
             manifest = parse_manifest(raw, "", image.id)
-        except InvalidImage as error:  # what an earlier crispd took
+        except InvalidImage as error:  # an earlier crispd accepted it
             problems.append(str(error))
             manifest = None
         described = manifest.layers if isinstance(manifest, Manifest) else ()
@@ -74,7 +74,7 @@ class Verifier:
 
 
 def _document_problems(image_id: str, configuration: bytes, layers: int, diff_ids: int) -> list[str]:
-    """What is wrong with the recorded documents of an image."""
+    """Find problems in the recorded documents of an image."""
     problems = []
     if digest_of(configuration) != image_id:
         problems.append(f"its configuration has digest {digest_of(configuration)}")
@@ -84,10 +84,10 @@ def _document_problems(image_id: str, configuration: bytes, layers: int, diff_id
 
 
 async def _layer_problems(workers: Workers, layer: Layer, blob: Descriptor | None) -> list[str]:
-    """What is wrong with a layer's directory, and with the blob beside it, if there is one.
+    """Find problems in a layer's directory, and in its kept blob, if any.
 
-    A layer is never written to once it is recorded: an inode that is missing, is too many, or has changed since is
-    damage. That a disk gives back other bytes than were written is seen only of a kept blob.
+    Nothing writes to a recorded layer: a missing, additional or changed inode is damage. A disk that returns other
+    bytes than were written is noticed only for a kept blob.
     """
     record = layer.record
     if record is None:
@@ -112,12 +112,12 @@ async def _layer_problems(workers: Workers, layer: Layer, blob: Descriptor | Non
 def _diff_ids(configuration: bytes, image_id: str) -> Sequence[str]:
     try:
         return parse_configuration(configuration, image_id).diff_ids
-    except InvalidImage:  # its digest tells, too
+    except InvalidImage:  # its wrong digest is reported already
         return ()
 
 
 async def _tar_problems(workers: Workers, tar: Path, diff_id: str) -> Sequence[str]:
-    """What is wrong with the tar of an indexed layer: what is kept of it is what its digest was taken of."""
+    """Find problems in the tar of an indexed layer: its digest must be the layer's diff id."""
     try:
         digest = await workers.digest(tar)
     except ImageError as error:

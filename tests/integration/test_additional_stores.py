@@ -40,7 +40,7 @@ async def _filled(tmp_path: Path, kind: str) -> Path:
     return path
 
 
-def _lent(tmp_path: Path, kind: str) -> Iterator[Path]:
+def _filled(tmp_path: Path, kind: str) -> Iterator[Path]:
     """The same where nobody can write to it."""
     path = asyncio.run(_filled(tmp_path, kind))
     subprocess.run(["mount", "--bind", path, path], check=True)
@@ -51,12 +51,12 @@ def _lent(tmp_path: Path, kind: str) -> Iterator[Path]:
 
 @pytest.fixture
 def additional(tmp_path: Path) -> Iterator[Path]:
-    yield from _lent(tmp_path, "unpacked")
+    yield from _filled(tmp_path, "unpacked")
 
 
 @pytest.fixture
 def indexed(tmp_path: Path) -> Iterator[Path]:
-    yield from _lent(tmp_path, "erofs")
+    yield from _filled(tmp_path, "erofs")
 
 
 async def _open(tmp_path: Path, *additional: Path) -> ImageStore:
@@ -79,7 +79,7 @@ async def test_an_image_is_there_and_stays(tmp_path: Path, additional: Path) -> 
     await store.close()
 
 
-async def test_layers_that_are_mounted_are_lent_too(tmp_path: Path, indexed: Path) -> None:
+async def test_mounted_layers_of_additional_stores(tmp_path: Path, indexed: Path) -> None:
     """And nothing keeps their file system busy when the store is closed."""
     store = await _open(tmp_path, indexed)
     (image,) = store.images()
