@@ -70,7 +70,7 @@ class Node:
         self._stops = Stops(self._state, self._shims, self._exits, self._background)
         self._removals = Removals(self._state, self._shims, images, self._stops, self._background)
         self._creations = Creations(means, self._removals)
-        self._starts = Starts(self._state, self._shims, means.filters, self._background)
+        self._starts = Starts(self._state, self._shims, images, means.filters, self._background)
         end = PodEnd(self._state, self._shims, network, self._exits, self._cgroups)
         self._sandboxes = Sandboxes(end, self._stops, self._removals, self.host, self._background)
         self._resources = ResourceUpdates(self._state, self._shims, self.host, self._cgroups, self._background)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
+from image.errors import ImageError
 from pods import bundle, log_fields, log_place
+from pods.checkpoint import members
 from pods.errors import PodError
 from pods.model import Container
 from pods.state.plugins import PluginEvent
@@ -17,6 +20,7 @@ from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
 
 if TYPE_CHECKING:
+    from image.store import ImageStore
     from pods.inflight import Background
     from pods.life.shims import Shims
     from pods.model import Sandbox
@@ -30,9 +34,12 @@ _log = logging.getLogger("crisp.pods")
 class Starts:
     """Starts containers. A start goes on if its caller goes away."""
 
-    def __init__(self, state: State, shims: Shims, filters: FilterCache, background: Background) -> None:
+    def __init__(
+        self, state: State, shims: Shims, images: ImageStore, filters: FilterCache, background: Background
+    ) -> None:
         self._state = state
         self._shims = shims
+        self._images = images
         self._background = background
         self._filters = filters
 
@@ -49,7 +56,7 @@ class Starts:
                 if container.log_path:
                     log_place.make_log(container.log_path, sandbox.config.log_directory)
                 answer = await self._start_in_shim(container, sandbox, trace)
-            except (PodError, RuntimeCoreError, OSError) as error:
+            except (PodError, RuntimeCoreError, ImageError, OSError) as error:
                 await self._record_failure(container, str(error))
                 raise PodError(f"start container {container_id}: {error}") from error
             for warning in answer.warnings:
@@ -80,11 +87,21 @@ class Starts:
         if container.checkpoint:
             work = self._state.settings.container_root(container.id) / "criu"
             work.mkdir(mode=0o700, exist_ok=True)
-            call = dataclasses.replace(call, restore=container.checkpoint, work=str(work), criu=criu.find())
+            call = dataclasses.replace(call, restore=self._checkpoint(container), work=str(work), criu=criu.find())
         answer = await self._shims.of(container.sandbox_id).start(call, program)
         trace.add(answer.steps)
         trace.step("shim answered")
         return answer
+
+    def _checkpoint(self, container: Container) -> str:
+        """Return the directory of criu's images. Raises ImageError.
+
+        Of a layer that is mounted, the recorded path names a descriptor of the crispd that created the container, which
+        may have ended since: another process may have its number.
+        """
+        if not container.checkpoint_image_id:
+            return container.checkpoint
+        return os.fspath(self._images.layers_of(container.checkpoint_image_id)[0] / members.IMAGES)
 
     async def _filter(self, container: Container) -> tuple[bytes, int]:
         directory = self._state.settings.bundle_dir(container.id)

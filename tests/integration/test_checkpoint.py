@@ -215,7 +215,9 @@ def test_a_container_of_a_checkpoint_has_its_changes(daemon: Daemon, parts: dict
         assert not upper.parent.exists()
 
 
-def test_an_image_that_holds_a_checkpoint_takes_leave(daemon: Daemon, parts: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_image_that_holds_a_checkpoint_takes_leave(
+    daemon: Daemon, parts: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = layer(entry("checkpoint/"), *(entry(name, value) for name, value in parts.items()))
     image = build_image([content], {}, annotations={"org.criu.checkpoint.container.name": "origin"})
     name = "localhost/checkpoint:1"
@@ -223,13 +225,20 @@ def test_an_image_that_holds_a_checkpoint_takes_leave(daemon: Daemon, parts: dic
     with daemon.pod("copy") as pod, pytest.raises(grpc.RpcError, match="checkpoint_images = true") as refused:
         pod.create(name="copy", image=name)
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    (tmp_path / "crisp.toml").write_text("checkpoint_images = true\n")
+    (tmp_path / "crisp.toml").write_text('checkpoint_images = true\nimage_layers = "erofs"\n')
+    (tmp_path / "criu").write_text("#!/bin/false\n")
+    (tmp_path / "criu").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with Daemon.running(f"--config={tmp_path}/crisp.toml") as allowing:
         allowing.import_busybox()
         allowing.import_image(tmp_path / "layout")
         with allowing.pod("copy") as pod:
             container_id = pod.create(name="copy", image=name)
             assert (allowing.root / "containers" / container_id / "upper/etc/new").read_text() == "new"
+            allowing.kill9()  # with it goes its mount of the image, which the next daemon has under another name
+            allowing.start()
+            with pytest.raises(grpc.RpcError, match=r"checkpoint/descriptors\.json`: No such file"):
+                allowing.runtime.StartContainer(cri.StartContainerRequest(container_id=container_id), timeout=20)
 
 
 def _without(parts: dict[str, bytes], name: str, content: bytes | None = None) -> dict[str, bytes]:
