@@ -135,11 +135,17 @@ class Directories:
 
 
 def parse_unsettled(said: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Parse the result of `Directories.unsettled`: the implied directories, and those with whiteouts."""
+    """Parse the result of `Directories.unsettled`: the implied directories, and those with whiteouts.
+
+    Raises TarError for a path that leads elsewhere: an archive may have taken over the worker that wrote it, and the
+    one that reads it has the whole host below its root.
+    """
     implied: list[bytes] = []
     whited: list[bytes] = []
     for item in said.split(b"\0") if said else ():
         kind, path = item[:1], item[1:]
+        if path and not {b"", b".", b".."}.isdisjoint(path.split(b"/")):
+            raise TarError("a path that no archive has among those left for when the layers below are known")
         if kind != WHITED:
             implied.append(path)
         if kind != IMPLIED:

@@ -326,3 +326,12 @@ def test_directories_are_kept_by_path(steps: list[tuple[str, list[bytes]]]) -> N
     assert (set(told_implied), set(told_whited)) == (implied, whited)
     assert {path: time for path, time in known if time is not None} == {p: t for p, t in times.items() if t >= 0}
     assert {path for path, _ in known} == implied | {p for p, t in times.items() if t >= 0}
+
+
+@pytest.mark.parametrize("path", [b"..", b"../host", b"a/../../host", b"/host", b"a//b", b"./a"])
+def test_a_path_that_leads_out_of_a_layer_is_not_left_for_later(path: bytes) -> None:
+    """The worker that settles a layer goes where the report of another says, which an archive may have taken over."""
+    assert parse_unsettled(b"ia/b\0w\0b..a") == ([b"a/b", b"..a"], [b"", b"..a"])
+    for kind in (b"i", b"w", b"b"):
+        with pytest.raises(TarError):
+            parse_unsettled(b"ia\0" + kind + path)
