@@ -13,7 +13,7 @@ from typing import Any, Final
 from xml.etree import ElementTree
 
 from tests.daemon import Daemon
-from tests.images import BuiltImage, build_image, entry, layer
+from tests.images import BuiltImage, build_image, entry, layer, write_layout
 from tests.registry import Registry
 
 BUILD: Final = Path(__file__).with_name("build-critest.sh")
@@ -43,6 +43,11 @@ class Outcome:
     failed: dict[str, str]
     skipped: dict[str, str]
 
+    def summary(self) -> str:
+        """How many there were of each, and each skipped one with its reason."""
+        counts = f"{len(self.passed)} passed, {len(self.failed)} failed, {len(self.skipped)} skipped"
+        return "\n".join([f"critest: {counts}", *(f"  skipped {name}: {why}" for name, why in self.skipped.items())])
+
 
 @cache
 def programs() -> Path:
@@ -69,21 +74,41 @@ def fill(registry: Registry) -> None:
 
 def run(daemon: Daemon, nri_socket: Path, *arguments: str, skip: Sequence[str] = ()) -> Outcome:
     """Run critest's specs but those of `skip`, several at once, in random order. `arguments` are critest's own."""
-    report = daemon.directory / "critest.xml"
     skipping = [f"-ginkgo.skip={re.escape(name)}" for name in skip]
-    command = [
-        str(programs() / "critest"), f"-parallel={PROCESSES}", f"-runtime-endpoint={daemon.listen}",
-        f"-image-endpoint={daemon.listen}", f"-nri-socket={nri_socket}", f"-ginkgo.junit-report={report}",
-        "-ginkgo.no-color", *skipping, *arguments,
-    ]  # fmt: skip
+    more = (f"-parallel={PROCESSES}", f"-nri-socket={nri_socket}", *skipping, *arguments)
     environment = os.environ | {"PATH": f"{programs()}:{os.environ['PATH']}"}
+    return _run(programs() / "critest", daemon.listen, daemon.directory, more, environment)
+
+
+def run_alone(program: Path, endpoint: str, directory: Path, focus: Sequence[str]) -> Outcome:
+    """Run the specs whose names have one of the words of `focus`, one after the other; others are not told of."""
+    more = [f"-ginkgo.focus={re.escape(word)}" for word in focus]
+    outcome = _run(program, endpoint, directory, more, dict(os.environ))
+    skipped = {name: why for name, why in outcome.skipped.items() if any(word in name for word in focus)}
+    return Outcome(outcome.passed, outcome.failed, skipped)
+
+
+def _run(
+    program: Path, endpoint: str, directory: Path, arguments: Sequence[str], environment: dict[str, str]
+) -> Outcome:
+    report = directory / "critest.xml"
+    command = [
+        str(program), f"-runtime-endpoint={endpoint}", f"-image-endpoint={endpoint}", f"-ginkgo.junit-report={report}",
+        "-ginkgo.no-color", *arguments,
+    ]  # fmt: skip
     done = subprocess.run(
-        command, env=environment, cwd=daemon.directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command, env=environment, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     if not report.exists():
         raise RuntimeError(f"critest wrote no report (exit status {done.returncode}):\n{done.stdout[-4000:]}")
     return _outcome(report)
+
+
+def busybox_layout(directory: Path) -> Path:
+    """An OCI layout in `directory` with the image that most specs run, for where there is no registry."""
+    name, image = next(_images())
+    return write_layout(directory, {f"{next(iter(MIRRORS))}/{name}": image})
 
 
 def _outcome(report: Path) -> Outcome:

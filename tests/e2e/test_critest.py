@@ -14,7 +14,7 @@ from tests.daemon import BUSYBOX, Daemon
 from tests.e2e import critest
 from tests.registry import Registry
 
-# Benchmarks; an image that cannot be had; and what the machine has not, which tests/vm has.
+# Benchmarks, which tests.bench runs; an image that cannot be had; and what the machine has not, which tests/vm has.
 EXCUSED = ("benchmark", critest.IMPOSSIBLE, "AppArmor")
 SPECS_AT_LEAST = 120
 
@@ -39,9 +39,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 def test_critest_passes(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = critest.run(node.daemon, node.nri_socket, skip=[critest.IMPOSSIBLE])
     with capsys.disabled():
-        print(f"\ncritest: {len(outcome.passed)} passed, {len(outcome.failed)} failed, {len(outcome.skipped)} skipped")
-        for name, reason in outcome.skipped.items():
-            print(f"  skipped {name}: {reason}")
+        print(f"\n{outcome.summary()}")
     assert outcome.failed == {}
     unexplained = [name for name in outcome.skipped if not any(word in name for word in EXCUSED)]
     assert unexplained == []

@@ -20,7 +20,7 @@ from typing import Any
 from tests.vm.base import BaseImage, GuestError, disk_from, do, end_of
 
 MEMORY_MIB = 2048
-PAYLOAD_MIB = 160  # two thirds of it for kubelet
+PAYLOAD_MIB = 220  # most of it for kubelet and critest
 
 
 def run(image: BaseImage, payload: Path, boots: int, console: Path, timeout: float) -> list[dict[str, Any]]:

@@ -17,16 +17,18 @@ from typing import Any
 
 import pytest
 
-from tests.e2e import kubernetes
+from tests.e2e import critest, kubernetes
 from tests.vm import base, guest
 
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("bin", "cri", "image", "linux", "network", "pods", "runtime")
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE")
-PAYLOAD_FILES = ("tests/vm", "tests/e2e/__init__.py", "tests/e2e/manifests.py", "deploy")
+PAYLOAD_FILES = (
+    "tests/vm", "tests/e2e/__init__.py", "tests/e2e/critest.py", "tests/e2e/manifests.py", "deploy"
+)  # fmt: skip
 TOOLS = ("installer>=0.7", "pytest>=8")  # what the payload needs inside besides the project's own dependencies
 BOOTS = 3
-MODULES = ("crisp_oci.py", "first_boot.py", "second_boot.py", "kubelet_boot.py", "third_boot.py")
+MODULES = ("crisp_oci.py", "first_boot.py", "second_boot.py", "kubelet_boot.py", "third_boot.py", "critest_boot.py")
 TIMEOUT_SECONDS = 3300.0  # more than twice what a machine of two cores took that had other things to do
 
 
@@ -69,6 +71,8 @@ def _payload(directory: Path) -> Path:
         _copy(REPOSITORY / name, payload / name)
     shutil.copy(payload / "tests/vm/inside/run.py", payload)
     shutil.copy(kubernetes.directory("kubelet") / "kubelet", payload)
+    shutil.copy(critest.programs() / "critest", payload)
+    critest.busybox_layout(payload / "critest-image")
     # A build leaves files beside the sources; they are not to be in the checkout.
     for name in (*PACKAGES, *BUILD_FILES):
         _copy(REPOSITORY / name, source / name)
@@ -86,8 +90,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("name", _names())
-def test_inside(name: str, outcome: Outcome) -> None:
-    """A test of that name passed in the guest, in each of its variants."""
+def test_inside(name: str, outcome: Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    """A test of that name passed in the guest, in each of its variants; what it has to tell is printed."""
     # A module that could not be imported is reported under its own name alone.
     variants = [result for result in outcome.results if result["test"].split("[")[0] in (name, name.split("::")[0])]
     if not variants:
@@ -95,3 +99,6 @@ def test_inside(name: str, outcome: Outcome) -> None:
     failures = [f"{result['test']}: {result['text']}" for result in variants if result["outcome"] != "passed"]
     if failures:
         pytest.fail("\n".join(failures), pytrace=False)
+    if told := [result["text"] for result in variants if result["text"]]:
+        with capsys.disabled():
+            print("\n" + "\n".join(told))

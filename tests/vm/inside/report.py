@@ -37,7 +37,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 def _text(report: pytest.TestReport) -> str:
     if report.passed:
-        return ""
+        return "\n".join(str(value) for name, value in report.user_properties if name == "told")
     sections = [f"--- {title}\n{content}" for title, content in report.sections]
     return "\n".join([str(report.longrepr), *sections])
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PAYLOAD = Path("/payload")
-BOOTS = (("crisp_oci", "first_boot"), ("second_boot", "kubelet_boot"), ("third_boot",))
+BOOTS = (("crisp_oci", "first_boot"), ("second_boot", "kubelet_boot"), ("third_boot", "critest_boot"))
 BOOTED = Path("/var/lib/crisp-guest-booted")  # how often
 
 

@@ -1,0 +1,55 @@
+"""critest on the machine that users have: AppArmor, which the specs' own machine lacks, and what differs by the kernel.
+
+Run inside the guest by run.py, last: critest expects that nobody else uses the runtime.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import critest
+from tests.vm.inside.node import Service
+
+# Under emulation a spec takes seconds; tests/e2e runs the others. Each with how many there are at least.
+FOCUS = {
+    "AppArmor": 9,
+    "Container OOM": 1,
+    "seccomp default on the container": 1,
+    "seccomp localhost profile on the container": 1,
+    "runtime should support NamespaceMode_POD": 1,
+    "should support recursive readonly mounts": 1,
+    "listing stats for started containers [Conformance]": 1,
+}
+PROGRAM = Path("/payload/critest")
+IMAGE = Path("/payload/critest-image")
+
+
+@pytest.fixture(scope="module")
+def service() -> Service:
+    service = Service()
+    service.start()
+    service.import_image(IMAGE)
+    return service
+
+
+def test_critest(
+    service: Service,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    # It loads its profiles by sudo, which a machine of root alone has not.
+    sudo = tmp_path / "sudo"
+    sudo.write_text('#!/bin/sh\nexec "$@"\n')
+    sudo.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}:/usr/sbin:/sbin")
+    outcome = critest.run_alone(PROGRAM, service.listen, tmp_path, tuple(FOCUS))
+    record_property("told", outcome.summary())
+    assert outcome.failed == {}
+    assert outcome.skipped == {}
+    passed = {word: sum(word in name for name in outcome.passed) for word in FOCUS}
+    assert {word: count for word, count in passed.items() if count < FOCUS[word]} == {}
