@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.images import busybox_image
 from tests.recorded import Call
 from tests.registry import Registry
 from tests.stream_clients import STDOUT, Command
-from tests.waiting import until
+from tests.waiting import SECONDS
 
 VERSIONS = ("1.34", "1.36", "1.37")
 FILES = ("/etc/hosts", "/dev/termination-log")  # volumes that are one file
@@ -29,7 +30,6 @@ class Node:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self.names: dict[str, str] = {}
-        self.answers: list[tuple[str, bytes]] = []
         self._channel = grpc.insecure_channel(daemon.listen)
         self._methods = recorded.methods()
 
@@ -41,20 +41,17 @@ class Node:
         request = recorded.renamed(call.request, self.names)
         if call.name == "CreateContainer":
             _make_sources(cri.CreateContainerRequest.FromString(request))
-        answers = [self._ask(call, request)]
-
-        def is_as_it_was() -> bool:
-            code, answer = answers[-1]
+        deadline = time.monotonic() + SECONDS
+        while True:
+            code, answer = self._ask(call, request)
             now = recorded.made(call.method, request, code, answer)
-            if now.code == call.code and set(call.told) <= set(now.told):
+            missing = set(call.told) - set(now.told)
+            if now.code == call.code and not missing:
                 self.names.update(zip(call.ids, now.ids, strict=True))
-                return True
-            assert call.reads, f"{call.name}: {now.code} {now.told}, not {call.code} {call.told}"
-            answers.append(self._ask(call, request))
-            return False
-
-        until(is_as_it_was)
-        return answers[-1][1]
+                return answer
+            late = not call.reads or time.monotonic() > deadline
+            assert not late, f"{call.name}: {code}, not {call.code}, without {sorted(missing)}"
+            time.sleep(0.01)
 
     def _ask(self, call: Call, request: bytes) -> tuple[str, bytes]:
         try:
