@@ -20,7 +20,7 @@ from tests.registry import Registry
 from tests.stream_clients import STDOUT, Command
 from tests.waiting import SECONDS
 
-VERSIONS = ("1.34", "1.36", "1.37")
+VERSIONS = ("1.34", "1.35", "1.36", "1.37")
 FILES = ("/etc/hosts", "/dev/termination-log")  # volumes that are one file
 
 
