@@ -247,7 +247,19 @@ class Runner:
         finally:
             for descriptor in aside:
                 os.close(descriptor)
-        return pid, os.pidfd_open(pid)
+        try:
+            return pid, os.pidfd_open(pid)
+        except OSError:
+            end(pid)
+            raise
+
+
+def end(pid: int, pidfd: int = -1) -> None:
+    """Kill a child that has no list yet, and reap it."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    if pidfd >= 0:
+        os.close(pidfd)
 
 
 def fits(image: bytearray) -> bool:

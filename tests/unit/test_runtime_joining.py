@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from runtime.cgroups import Cgroup, Hierarchies
-from runtime.errors import OperationFailed
+from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.light import replace
 from runtime.process.gate import Gate
 from runtime.process.join import Join
 from runtime.process.joining import Joinings, Program, obstacle
+from runtime.process.script import Runner
+from runtime.shim.execs import Execs
+from runtime.shim.supervisor import Parent
 from runtime.spec.parse import parse
+from runtime.wire.calls import Answer
 from runtime.wire.reports import Undone
 
 _HIERARCHIES = Hierarchies({"cpu": "/sys/fs/cgroup/cpu"}, "/sys/fs/cgroup/unified", frozenset())
@@ -39,9 +44,9 @@ def _join(null: int, process: dict[str, Any] = {}, **members: Any) -> Join:  # n
         }
     )  # fmt: skip
     assert spec.process is not None
-    cgroup = Cgroup.at(_HIERARCHIES, "/a/b")
+    members.setdefault("cgroup", Cgroup.at(_HIERARCHIES, "/a/b"))
     return Join(
-        container_id="c", spec=spec, process=spec.process, init_pidfd=null, cgroup=cgroup, in_unified_cgroup=True,
+        container_id="c", spec=spec, process=spec.process, init_pidfd=null, in_unified_cgroup=True,
         stdio=(null, null, null), **members,
     )  # fmt: skip
 
@@ -122,3 +127,22 @@ def test_whatever_is_reported_becomes_an_error() -> None:
     program = Program(b"", {16: ("enter", "/x")})
     assert str(program.failure(Undone(errno.EACCES, 16))) == "enter `/x`: Permission denied"
     assert isinstance(program.failure(Undone(2**64 - 1, 2**64 - 1)), OperationFailed)
+
+
+def test_what_an_interpreter_reports_arrives_where_the_lists_program_cannot_be_executed(null: int) -> None:
+    """A packet that it left unread would have the shim read ECONNRESET in the place of the report."""
+
+    def follow(pid: int, done: Callable[[int], None]) -> None:
+        done(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    parent = SimpleNamespace(
+        command_started=follow, on_exit=follow, is_child=lambda _pid: False, unwatch=lambda _fd: None
+    )
+    runner = Runner()
+    os.dup2(null, runner.program)
+    cgroup = Cgroup.at(Hierarchies({"cpu": "/not/there"}, "", frozenset()), "/a")
+    join = _join(null, cgroup=cgroup, linux={"namespaces": [{"type": "mount"}]})
+    replies: list[Answer | RuntimeCoreError] = []
+    Execs(cast("Parent", parent), runner).begin("key", join, replies.append)
+    os.close(runner.program)
+    assert [str(reply) for reply in replies] == ["write `0` to `/not/there/a/tasks`: No such file or directory"]

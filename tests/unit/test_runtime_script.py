@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -168,3 +169,23 @@ def test_its_process_has_nothing_of_the_callers_but_its_descriptors(runner: Runn
             for fd in (pidfd, read, write):
                 os.close(fd)
             del os.environ["SECRET_OF_THE_CALLER"]
+
+
+def test_a_process_that_cannot_be_followed_is_ended(runner: Runner) -> None:
+    """It would run the program, and whoever has the error would have it run once more."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    kept = [os.open("/dev/null", os.O_RDWR) for _ in range(8)]  # the last is in nobody's place
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    with ours, theirs:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                runner.spawn((kept[-1],))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in kept:
+                os.close(fd)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
