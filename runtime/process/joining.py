@@ -64,6 +64,7 @@ def obstacle(join: Join) -> str:
     """Why this exec takes a forked interpreter, "" if a list can do it. The one place where that is decided."""
     process = join.process
     environment = [entry.partition("=") for entry in process.env]
+    home = next((value for name, _, value in reversed(environment) if name == "HOME"), "")
     for reason, holds in (
         ("it has a terminal", process.terminal),
         ("it waits at a gate, or gets descriptors", join.gate is not None or join.preserved),
@@ -72,7 +73,7 @@ def obstacle(join: Join) -> str:
         ("it is scheduled in a way of its own", process.scheduler or process.io_priority or process.exec_cpu_affinity),
         ("it has a memory policy or a personality", join.spec.linux.memory_policy or join.spec.linux.personality),
         ("its filter has a listener", join.filter_flags & syscalls.SECCOMP_NEW_LISTENER),
-        ("its HOME is to be looked up", not any(name == "HOME" and home for name, _, home in environment)),
+        ("its HOME is to be looked up", not home),
         ("it has variables without a name or a value", not all(name and sign for name, sign, _ in environment)),
         ("it has capabilities that crisp lacks", _lacks(join)),
     ):
@@ -144,6 +145,7 @@ class Joining:
         if join.cgroup.unified:
             self._bear_into_cgroup()
         script.call("prctl", syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, about=("die with", "the shim"))
+        script.call("setsid", about=("begin", "session"))  # `kill` finds the program's children by it
         self._join_namespaces()
         script.call("close", _INIT, about=("close", "pidfd"))
         if self._null_streams:
@@ -156,6 +158,8 @@ class Joining:
         script.call("prctl", syscalls.PR_SET_DUMPABLE, 0, about=("hide", "process"))
         script.call("fcntl", CHANNEL, _F_SETFD, _FD_CLOEXEC, about=("close at execve", "channel"))
         pipe = self._pipe() if join.bears else 0
+        if not join.bears:  # children do not inherit it; and a filter may forbid the call
+            script.call("prctl", syscalls.PR_SET_PDEATHSIG, 0, about=("outlive", "the shim"))
         if early:
             program = script.data(Passage().before(join.filter_program))
             self._filter_at = program - BASE
@@ -166,8 +170,6 @@ class Joining:
         if join.bears:
             self._bear_into_pid_namespace(pipe)
             script.call("setsid", about=("begin", "session"))
-        else:
-            script.call("prctl", syscalls.PR_SET_PDEATHSIG, 0, about=("outlive", "the shim"))
         if process.no_new_privileges:
             script.call("prctl", syscalls.PR_SET_NO_NEW_PRIVS, 1, about=("set", "no_new_privs"))
             if join.filter_program:
@@ -207,7 +209,6 @@ class Joining:
             closed = script.take(file.error)
             script.call("write", file, script.text(score), len(score), about=None, allow=EVERY_ERROR)
             script.put(closed)
-        script.call("setsid", about=("begin", "session"))
         script.call("close_range", _FIRST_FREE, 2**32 - 1, 0, about=("close", "files of cgroups"))
 
     def _new_keyring(self) -> None:

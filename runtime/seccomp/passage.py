@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 _NAMES: Final = (
     "clone", "sendmsg", "exit_group", "capset", "setsid", "ioctl", "prlimit64", "sched_setattr",
-    "openat", "openat2", "readlinkat", "fstatfs", "statx", "read", "write", "close",
+    "openat", "openat2", "readlinkat", "fstatfs", "statx", "read", "write", "close", "faccessat",
 )  # fmt: skip
 _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
-    "x86_64": (56, 46, 231, 126, 112, 16, 302, 314, 257, 437, 267, 138, 332, 0, 1, 3),
-    "aarch64": (220, 211, 94, 91, 157, 29, 261, 274, 56, 437, 78, 44, 291, 63, 64, 57),
+    "x86_64": (56, 46, 231, 126, 112, 16, 302, 314, 257, 437, 267, 138, 332, 0, 1, 3, 269),
+    "aarch64": (220, 211, 94, 91, 157, 29, 261, 274, 56, 437, 78, 44, 291, 63, 64, 57, 48),
 }
 _MACHINE: Final = os.uname().machine  # read once: a container's personality(2) can change what uname says
 _CLONE_FLAGS: Final = syscalls.CLONE_PARENT | syscalls.CLONE_PIDFD

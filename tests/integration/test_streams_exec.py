@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -20,7 +21,7 @@ from pods.streams.sessions import StreamSession
 from runtime.wire.calls import KillExec
 from tests.node import run_container, run_pod, running_node
 from tests.streams import finish, read_all, read_until, write
-from tests.waiting import SECONDS
+from tests.waiting import SECONDS, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 _MIB = 1 << 20
@@ -143,6 +144,22 @@ async def test_close_kills_the_command_and_its_family(node: Node, container: str
         while b"sleep 471" in (processes := (await node.exec_sync(container, ["ps", "-o", "args"], 60)).stdout):
             assert time.monotonic() < deadline, processes
         assert b"sleep 6000" in processes
+
+
+async def test_an_exec_in_the_hosts_pid_namespace_has_a_session(node: Node) -> None:
+    """Nobody is born there who could begin one; what a closed command leaves is found by it."""
+    options = NamespaceOptions(pid=NamespaceMode.NODE)
+    sandbox = await run_pod(node, "host-pid", security=SandboxSecurity(namespaces=options))
+    security = ContainerSecurity(namespaces=options)
+    container = await run_container(node, sandbox, "idle", "sleep", "6001", security=security)
+    session = await _open(node, container, "sh", "-c", "echo $$; (sleep 4721 & echo $! up); exec sleep 4722")
+    pid, orphan = (int(word) for word in (await read_until(session, b"up")).split()[:2])
+    assert (os.getsid(pid), os.getsid(orphan)) == (pid, pid)
+    await session.close()
+    assert await session.wait() == 137
+    await eventually(lambda: not Path(f"/proc/{orphan}").exists())
+    await node.stop_sandbox(sandbox)
+    await node.remove_sandbox(sandbox)
 
 
 async def test_a_terminals_output_is_not_lost_however_soon_the_command_ends(node: Node, container: str) -> None:

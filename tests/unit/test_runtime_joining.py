@@ -71,6 +71,7 @@ def test_a_probe_is_a_list(null: int) -> None:
         ({"execCPUAffinity": {"initial": "0"}}, {}),
         ({"env": ["PATH=/bin"]}, {}),
         ({"env": ["PATH=/bin", "HOME="]}, {}),
+        ({"env": ["PATH=/bin", "HOME=/", "HOME="]}, {}),
         ({"env": ["HOME=/", "odd"]}, {}),
         ({"capabilities": {"effective": ["CAP_KILL"]}}, {}),
         ({}, {"linux": {"personality": {"domain": "LINUX32"}}}),
