@@ -10,6 +10,7 @@ from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refuse
 
 _START_ERROR: Final = "StartError"
 _STOP: Final = "stop: "
+_LOST: Final = "lost its shim"
 _MOST: Final = 0.8
 # How much each kind of trouble matters beside others that are open, too.
 _FATAL, _FAILING, _NOTABLE = 3, 2, 1
@@ -64,7 +65,8 @@ def _open_troubles(entries: list[Entry]) -> list[Trouble]:
                 for call in _MAKES_GOOD.get(entry.call, ()):
                     troubles.pop((entry.about, call), None)
             case Said(level="error"):
-                troubles[entry.about, "said"] = Trouble(entry, _FAILING)
+                # A pod that is lost takes its containers along, whose ends nobody saw.
+                troubles[entry.about, "said"] = Trouble(entry, _FATAL if _LOST in entry.text else _FAILING)
             case Said(text=text) if text.startswith(_STOP):
                 before = f"{stops[entry.about]}, then " if entry.about in stops else ""
                 stops[entry.about] = before + text.removeprefix(_STOP)
@@ -89,6 +91,7 @@ def _live(entry: Life, troubles: dict[tuple[str, str], Trouble], stops: dict[str
         for call in ("RunPodSandbox",) if not entry.about else ("CreateContainer", "StartContainer"):
             troubles.pop((entry.about, call), None)
         stops.pop(entry.about, None)
+        troubles.pop((entry.about, "said"), None)
     elif entry.event == "stopped" and entry.about and entry.reason != _START_ERROR:
         if entry.code or entry.reason == "OOMKilled":
             stopped_by = stops.pop(entry.about, "")

@@ -54,9 +54,8 @@ class Exits:
             record = self._state.containers.get(container_id)
             if record is None or is_over(record.container):
                 return
-            if isinstance(event, Exited) and event.code and record.container.log_path:
-                words = await asyncio.to_thread(last_words.of, record.container.log_path)
-                self._state.recorder.part(container_id).wrote(words)
+            if isinstance(event, Exited) and event.code:
+                await self._record_last_words(record.container)
             try:
                 await self._state.record(container_id, event)
             except PodError as error:
@@ -66,6 +65,12 @@ class Exits:
                 await self._tell_of_stop(container_id)
         fields = log_fields.of_container(record.container) | {"code": event.code, "reason": event.reason}
         _log.info("container exited", extra=fields)
+
+    async def _record_last_words(self, container: Container) -> None:
+        sandbox = self._state.sandboxes.get(container.sandbox_id)
+        if container.log_path and sandbox is not None:
+            directory = sandbox.sandbox.config.log_directory
+            self._state.recorder.part(container.id).wrote(await last_words.of(container.log_path, directory))
 
     async def _tell_of_stop(self, container_id: str) -> None:
         record = self._state.containers.get(container_id)

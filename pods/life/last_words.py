@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Final
 
-_TAIL: Final = 4096
+from pods import log_place
+from runtime.logs.place import open_to_read
+
+_TAIL: Final = 4096  # bytes
 _LONGEST: Final = 300
+_SECONDS: Final = 1.0  # an exit does not wait longer for a file system that does not answer
 
 
-def of(log_path: str) -> str:
-    """The line without CRI's time, stream and tag; "" when there is none, or no log."""
+async def of(log_path: str, log_directory: str) -> str:
+    """Return the line without CRI's time, stream and tag; "" when there is none, or no log that can be read."""
     try:
-        descriptor = os.open(log_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+        return await asyncio.wait_for(asyncio.to_thread(_read, log_path, log_directory), _SECONDS)
+    except (OSError, TimeoutError):
         return ""
+
+
+def _read(log_path: str, log_directory: str) -> str:
+    descriptor = open_to_read(log_path, log_place.trusted(log_directory))
     try:
-        size = os.fstat(descriptor).st_size
-        tail = os.pread(descriptor, _TAIL, max(0, size - _TAIL))
-    except OSError:
-        return ""
+        tail = os.pread(descriptor, _TAIL, max(0, os.fstat(descriptor).st_size - _TAIL))
     finally:
         os.close(descriptor)
-    for line in reversed(tail.splitlines()):
+    return last_line(tail)
+
+
+def last_line(log: bytes) -> str:
+    """The last line that is not empty, of a log in CRI's format."""
+    for line in reversed(log.splitlines()):
         *head, text = line.split(b" ", 3)
         if len(head) == 3 and text.strip():
             return text.decode(errors="replace").strip()[:_LONGEST]

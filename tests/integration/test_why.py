@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -371,6 +374,23 @@ async def test_images(tmp_path: Path) -> None:
             assert why(daemon, f"{registry.host}/good:1").name == "none"
             await serving.aclose()  # the daemon keeps its connection as long as there is somebody
         assert failures == []
+
+
+def test_a_pod_whose_shim_was_killed_says_so(fresh_daemon: Daemon) -> None:
+    with fresh_daemon.pod("lost") as pod:
+        pod.run("sleep", "100000")
+        (shim,) = (path for path in (fresh_daemon.state / "sandboxes" / pod.id).glob("shim.sock"))
+        os.kill(_peer(shim), signal.SIGKILL)
+        until(lambda: why(fresh_daemon, "lost").name != "none")
+        assert wrong(why(fresh_daemon, "lost"), "pod-lost", ("lost its shim",)) == ""
+
+
+def _peer(path: Path) -> int:
+    """The process that listens on a socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[0])
 
 
 def test_what_is_gone_is_told_of_over_a_crash_of_crispd(fresh_daemon: Daemon) -> None:

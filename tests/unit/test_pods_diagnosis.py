@@ -9,6 +9,7 @@ import pytest
 from pods.diagnosis import causes, troubles
 from pods.diagnosis.inquiry import find
 from pods.errors import InvalidArgument, NotFound
+from pods.life import last_words
 from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote
 from pods.recorder.recording import Recording, Subject, about_image
 
@@ -43,6 +44,12 @@ def test_an_exit_weighs_more_than_a_probe_and_a_stop_less() -> None:
     ended = Life(3, "main", "c", "stopped", 0, "Completed")
     assert _worst(exited, Life(2, "main", "d", "started"), ended) is None
     assert _worst(Life(1, "main", "c", "stopped", 128, "StartError")) is None  # the call's refusal tells of it
+
+
+def test_the_last_line_of_a_log_is_found_without_what_cri_puts_before_it() -> None:
+    log = b"half a line\n2026-11-29T21:12:31Z stderr F sh: tea: not found\n2026-11-29T21:12:31Z stdout F \n"
+    assert last_words.last_line(log) == "sh: tea: not found"
+    assert last_words.last_line(b"") == last_words.last_line(b"no log\n") == ""
 
 
 def test_a_caller_that_left_is_told_what_took_its_time() -> None:
