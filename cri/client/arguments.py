@@ -123,6 +123,7 @@ def _add_running(command: _Command) -> None:
     logs.add_argument("container", metavar="CONTAINER")
     inspect = command("inspect", "inspect:run", "Print all details of containers, pods or images")
     inspect.add_argument("--type", choices=("container", "pod", "image"), help="search only these")
+    inspect.add_argument("--timeline", action="store_true", help="draw the last start of each as a chart instead")
     inspect.add_argument("ids", nargs="+", metavar="ID")
     why = command("why", "why:run", "Tell what is wrong with a pod, container or image, and what happened to it")
     why.add_argument("-n", "--lines", type=_whole, default=40, metavar="N", help="of the timeline, the last (40)")

@@ -14,10 +14,23 @@ from cri.v1 import api_pb2
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:
     """Print the verbose status of each object; several are printed as a list."""
+    if arguments.timeline:
+        return _draw(arguments, connection)
     found = [_describe(connection, query, arguments.type) for query in arguments.ids]
     # A runtime spec does not fit in a table.
     form = "json" if arguments.output == "table" else arguments.output
     document(found[0] if len(found) == 1 else found, form)
+    return 0
+
+
+def _draw(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Draw the last start of each named object."""
+    from cri.admin.v1 import admin_pb2
+    from cri.client import chart
+
+    for query in arguments.ids:
+        answer = connection.read(connection.admin.Why, admin_pb2.WhyRequest(query=query))
+        print("\n".join(chart.lines(answer)))
     return 0
 
 
