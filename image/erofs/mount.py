@@ -8,16 +8,21 @@ from pathlib import Path
 from linux import syscalls
 
 TAR, INDEX = "tar", "index"  # the names of a layer's two files in its directory
+# A container's own overlay says what its programs may do; of what a layer has, this process is to open no device.
+_ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID
 
 
 def mount(directory: str | os.PathLike[str]) -> int:
-    """Mount the layer in `directory`, detached and read-only, and return the descriptor. Raises OSError."""
+    """Mount the layer in `directory`, detached and read-only, and return the descriptor. Raises OSError.
+
+    Both files are named here: an index cannot say what else the kernel should read.
+    """
     context = syscalls.fsopen("erofs")
     try:
         syscalls.fsconfig_string(context, "source", os.path.join(directory, INDEX))
         syscalls.fsconfig_string(context, "device", os.path.join(directory, TAR))
         syscalls.fsconfig_create(context)
-        return syscalls.fsmount(context)
+        return syscalls.fsmount(context, _ATTRIBUTES)
     finally:
         os.close(context)
 

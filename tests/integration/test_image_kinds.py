@@ -32,6 +32,7 @@ from tests.images import BUSYBOX, build_image, digest, entry, layer, write_layou
 
 SEED, EVIL, AT_ONCE = 20_261_129, 200, 10
 LENGTHS = (1, 400, 480, 481, 511, 512, 513, 4095)  # of symbolic links: behind the inode, or in blocks
+MOUNTED = os.ST_RDONLY | os.ST_NODEV | os.ST_NOSUID
 NOW = 1_790_000_000  # seconds: what no entry describes has the time of its making
 
 
@@ -171,6 +172,7 @@ async def test_a_layer_with_everything(workers: Workers, tmp_path: Path) -> None
         try:
             assert os.pread(huge, 8, 1 << 41) == b"middle\0\0"
             assert os.pread(huge, 8, (1 << 42) - 3) == b"end"
+            assert os.fstatvfs(huge).f_flag & MOUNTED == MOUNTED
         finally:
             os.close(huge)
     shutil.rmtree(tmp_path / "again")
