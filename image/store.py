@@ -104,7 +104,9 @@ class ImageStore:
             undo.callback(place.close)
             records = await Records.open(place.path / "images.db")
             undo.push_async_callback(records.close)
-            unmountable = await asyncio.to_thread(why_not, place.path / "tmp")
+            kept = await records.call(Database.layers)
+            there = [place.path / "layers" / base36(layer.number) for layer in kept if layer.kind == INDEXED]
+            unmountable = await asyncio.to_thread(why_not, place.path / "tmp", there)
             if unmountable and settings.image_layers == "erofs":
                 raise ImageError(f'image_layers: "erofs" is impossible on this kernel ({unmountable}): set "auto"')
             store = cls(place, registries_conf, settings, records, pinned, around, unmountable)

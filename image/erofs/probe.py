@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import stat
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from image.erofs.layout import (
     BLOCK,
@@ -23,28 +25,43 @@ from image.erofs.mount import INDEX, TAR, mount, name_of
 from linux import syscalls
 
 
-def why_not(place: Path) -> str:
+def why_not(place: Path, there: Iterable[Path] = ()) -> str:
     """Return why the kernel cannot mount a layer in the file system of `place`; "" if it can.
 
-    Mounts two layers below an overlay, as for a pod, each named by a descriptor only (Linux 6.15).
+    A full disk has no room for a test: then the layers that are `there` are tried. What a killed test leaves in `place`
+    is not in the way of the next.
+    """
+    try:
+        with TemporaryDirectory(prefix="probe-", dir=place) as made:
+            Path(made, TAR).write_bytes(bytes(BLOCK))
+            Path(made, INDEX).write_bytes(_empty())
+            return _why_not(Path(made))
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return "" if full and any(not _why_not(layer) for layer in there) else _told(error)
+
+
+def _why_not(layer: Path) -> str:
+    """Return why `layer` cannot be mounted as pods use layers; "" if it can.
+
+    That is two below an overlay, each known by a descriptor alone (Linux 6.15).
     """
     try:
         with ExitStack() as undo:
             context = syscalls.fsopen("overlay")
             undo.callback(os.close, context)
-            for number in range(2):
-                layer = place / f"probe-{number}"
-                layer.mkdir()
-                undo.callback(shutil.rmtree, layer)
-                (layer / TAR).write_bytes(bytes(BLOCK))
-                (layer / INDEX).write_bytes(_empty())
+            for _ in range(2):
                 mounted = mount(layer)
                 undo.callback(os.close, mounted)
                 syscalls.fsconfig_string(context, "lowerdir+", os.fspath(name_of(mounted)))
             syscalls.fsconfig_create(context)
     except OSError as error:
-        return f"{error.filename or error}: {error.strerror}" if error.filename else str(error.strerror)
+        return _told(error)
     return ""
+
+
+def _told(error: OSError) -> str:
+    return f"{error.filename or error}: {error.strerror}" if error.filename else str(error.strerror)
 
 
 def _empty() -> bytes:

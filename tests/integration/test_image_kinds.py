@@ -7,12 +7,13 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import stat
 import subprocess
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -313,3 +314,37 @@ def test_what_cannot_be_mounted_is_told_of(tmp_path: Path) -> None:
             asyncio.run(told("erofs"))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_store_opens_on_a_full_disk_and_after_a_killed_probe(tmp_path: Path) -> None:
+    """Whether layers can be mounted is tried with files: no room for them, or older ones, are no reason to refuse."""
+    disk, place = tmp_path / "disk", tmp_path / "place"
+    place.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(16 << 20)
+
+    async def opened(*layers: bytes) -> bytes:
+        """What an image of the store has, which `layers` are imported for."""
+        store = await ImageStore.open(place / "image", tmp_path / "none", ImageSettings(image_layers="erofs"))
+        try:
+            if layers:
+                await store.import_archive(write_layout(tmp_path / "layout", {"": build_image(layers)}))
+            (image,) = store.images()
+            return (store.layers(image)[0] / "d/old").read_bytes()
+        finally:
+            await store.close()
+
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, place], check=True)
+    try:
+        assert asyncio.run(opened(BASE)) == b"old"
+        (place / "image/tmp/probe-0").mkdir()
+        with closing(sqlite3.connect(place / "image/images.db")) as killed:  # a killed crispd leaves SQLite's own files
+            killed.execute("SELECT count(*) FROM layers").fetchone()
+            with suppress(OSError), (place / "filler").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1 << 12))
+            assert asyncio.run(opened()) == b"old"
+        assert os.listdir(place / "image/tmp") == []
+    finally:
+        subprocess.run(["umount", place], check=True)
