@@ -264,7 +264,9 @@ class Node:
         """Run a command in a running container. `timeout` is in seconds, 0 for none."""
         begun = time.monotonic_ns()
         result = await exec_sync(self._state, self._shims, container_id, argv, timeout)
-        self.recorder.part(container_id).ran(" ".join(argv), result.exit_code, time.monotonic_ns() - begun)
+        # Arguments may hold passwords and tokens, which a recording would keep longer than the pod is there.
+        command = argv[0] if len(argv) == 1 else f"{argv[0]} (arguments: {len(argv) - 1})"
+        self.recorder.part(container_id).ran(command, result.exit_code, time.monotonic_ns() - begun)
         return result
 
     async def open_exec(

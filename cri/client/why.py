@@ -19,10 +19,15 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
     """Print cause, evidence and remedy, then the timeline. Returns 1 if something is wrong, 0 if not."""
     answer = connection.read(connection.admin.Why, admin_pb2.WhyRequest(query=arguments.object))
     if arguments.output == "table":
-        print("\n".join(_lines(answer, arguments.lines)))
+        print("\n".join(map(_printable, _lines(answer, arguments.lines))))
     else:
         document(plain(answer), arguments.output)
     return int(answer.name != "none")
+
+
+def _printable(line: str) -> str:
+    """Return a line without what a terminal would obey: parts of it are a container's or a registry's words."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
 
 
 def _lines(answer: admin_pb2.WhyResponse, last: int) -> Iterator[str]:

@@ -62,8 +62,9 @@ def find(query: str, recordings: Sequence[Recording]) -> tuple[Recording, str]:
     """The recording that `query` means, the latest of those that may be, and the container in it or ""."""
     if not query:
         raise InvalidArgument("query: must name a pod, a container or an image")
-    for candidates in (_by_id(query, recordings), _by_name(query, recordings), _by_image(query, recordings)):
-        if candidates:
+    # Names go first: one such as "cafe" may be the beginning of some id, too.
+    for by in (_by_name, _by_id, _by_image):
+        if candidates := by(query, recordings):
             return max(candidates, key=lambda found: (bool(found[0].sandboxes), found[0].last))
     raise NotFound(f"nothing is recorded of a pod, container or image {query!r}")
 

