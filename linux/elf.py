@@ -14,6 +14,7 @@ MACHINES: Final = {"x86_64": 62, "aarch64": 183}  # e_machine
 _LOAD_ADDRESS: Final = 0x400000
 _HEADERS: Final = 64 + 56
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_F_SEAL_EXEC: Final = 0x20  # Linux 6.3: nobody changes who may execute it
 _MFD_EXEC: Final = 0x10  # Linux 6.3: makes an executable memfd under vm.memfd_noexec=1
 
 
@@ -37,11 +38,14 @@ def in_memory(name: str, program: bytes, mode: int) -> int:
         writable = os.memfd_create(name, flags)
     try:
         os.write(writable, program)
-        # Without seals a container's root could reopen its program for writing (CVE-2019-5736), and others run it too.
-        fcntl.fcntl(writable, fcntl.F_ADD_SEALS, _SEALS)
         # execve refuses a file that is open for writing anywhere (ETXTBSY): reopen it read-only.
         readonly = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
         os.fchmod(readonly, mode)
+        # Without seals a container's root could reopen its program for writing (CVE-2019-5736), and others run it too.
+        try:
+            fcntl.fcntl(writable, fcntl.F_ADD_SEALS, _SEALS | _F_SEAL_EXEC)
+        except OSError:
+            fcntl.fcntl(writable, fcntl.F_ADD_SEALS, _SEALS)
         return readonly
     finally:
         os.close(writable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import socket
@@ -169,6 +170,18 @@ def test_its_process_has_nothing_of_the_callers_but_its_descriptors(runner: Runn
             for fd in (pidfd, read, write):
                 os.close(fd)
             del os.environ["SECRET_OF_THE_CALLER"]
+
+
+def test_who_reaches_its_program_changes_nothing_for_others(runner: Runner) -> None:
+    """A container's root who may trace reaches it by /proc/PID/exe, and all shims of the machine execute it."""
+    if not fcntl.fcntl(runner.program, fcntl.F_GET_SEALS) & 0x20:
+        pytest.skip("F_SEAL_EXEC needs Linux 6.3")
+    for mode in (0, 0o400, 0o777):
+        with pytest.raises(PermissionError):
+            os.chmod(f"/proc/self/fd/{runner.program}", mode)
+    with open(f"/proc/self/fd/{runner.program}", "r+b", buffering=0) as file, pytest.raises(PermissionError):
+        file.write(b"x")
+    assert _run(runner, _script()).status == 7
 
 
 def test_a_process_that_cannot_be_followed_is_ended(runner: Runner) -> None:
