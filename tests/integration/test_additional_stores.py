@@ -40,8 +40,8 @@ async def _filled(tmp_path: Path, kind: str) -> Path:
     return path
 
 
-def _filled(tmp_path: Path, kind: str) -> Iterator[Path]:
-    """The same where nobody can write to it."""
+def _mounted_read_only(tmp_path: Path, kind: str) -> Iterator[Path]:
+    """Fill a store, and mount it read-only."""
     path = asyncio.run(_filled(tmp_path, kind))
     subprocess.run(["mount", "--bind", path, path], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
@@ -51,12 +51,12 @@ def _filled(tmp_path: Path, kind: str) -> Iterator[Path]:
 
 @pytest.fixture
 def additional(tmp_path: Path) -> Iterator[Path]:
-    yield from _filled(tmp_path, "unpacked")
+    yield from _mounted_read_only(tmp_path, "unpacked")
 
 
 @pytest.fixture
 def indexed(tmp_path: Path) -> Iterator[Path]:
-    yield from _filled(tmp_path, "erofs")
+    yield from _mounted_read_only(tmp_path, "erofs")
 
 
 async def _open(tmp_path: Path, *additional: Path) -> ImageStore:
