@@ -64,7 +64,7 @@ def code_of(error: BaseException) -> StatusCode | None:
 
 
 def text_of(error: BaseException) -> str:
-    """What a client is told of an error: its message after the word that it is known by, where there is one."""
+    """Return the text that a client gets for an error: its message, after the word that kubelet knows it by, if any."""
     text = str(error) or type(error).__name__
     word = next((_WORDS[kind] for kind in type(error).__mro__ if kind in _WORDS), "")
     return f"{word}: {text}" if word else text

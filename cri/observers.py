@@ -15,29 +15,29 @@ class CallMeter(Protocol):
         """Record a call that took `seconds`; `code` is gRPC's name of its error, "" for none."""
 
 
-# Calls that belong to the story of a pod or an image, however they end; and those of which only a failure does.
-TOLD: Final = frozenset(
+# Calls that the recorder gets, whether they succeed or fail; and calls of which it gets only the failures.
+RECORDED: Final = frozenset(
     (
         "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "CreateContainer", "StartContainer", "StopContainer",
         "RemoveContainer", "UpdateContainerResources", "CheckpointContainer", "PullImage", "RemoveImage",
     )
 )  # fmt: skip
-TOLD_OF_FAILURE: Final = frozenset(("ExecSync", "Exec", "Attach", "PortForward", "ReopenContainerLog"))
+RECORDED_FAILURES: Final = frozenset(("ExecSync", "Exec", "Attach", "PortForward", "ReopenContainerLog"))
 
 
-class Witness(Protocol):
-    """Remembers calls. `about` is what a call is about (cri.subject)."""
+class CallRecorder(Protocol):
+    """Records calls. `about` names the objects of a call (cri.subject)."""
 
     def answered(self, call: str, about: Mapping[str, str], seconds: float) -> None:
-        """The call has succeeded."""
+        """Record a call that succeeded."""
 
     def refused(
         self, call: str, about: Mapping[str, str], code: str, text: str, error: BaseException, seconds: float
     ) -> None:
-        """It was answered with `text` because of the error; `code` is gRPC's name of it."""
+        """Record a call that failed with `error`; the client got `text`. `code` is gRPC's name of the error."""
 
     def left(self, call: str, about: Mapping[str, str], seconds: float) -> None:
-        """Its caller went away before the answer."""
+        """Record a call whose caller disconnected before the answer."""
 
 
 class Meter(Protocol):

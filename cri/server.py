@@ -22,7 +22,7 @@ from grpc import StatusCode
 from cri.admin.v1 import admin_pb2
 from cri.codes import code_of, text_of
 from cri.deadline import seconds_left, takes_deadline
-from cri.observers import TOLD, TOLD_OF_FAILURE
+from cri.observers import RECORDED, RECORDED_FAILURES
 from cri.services.admin import AdminCalls
 from cri.services.checkpoints import CheckpointCalls
 from cri.services.containers import ContainerCalls
@@ -39,7 +39,7 @@ from cri.v1 import api_pb2
 from pods.errors import InvalidArgument, Unimplemented
 
 if TYPE_CHECKING:
-    from cri.observers import CallMeter, Meter, Tracer, Witness
+    from cri.observers import CallMeter, CallRecorder, Meter, Tracer
     from cri.services.node import Node
     from cri.streaming.server import StreamingServer
 
@@ -61,11 +61,11 @@ def create_server(
     configuration: Mapping[str, object],
     meter: Meter | None = None,
     tracer: Tracer | None = None,
-    witness: Witness | None = None,
+    recorder: CallRecorder | None = None,
 ) -> grpc.aio.Server:
     """Make the server of CRI's two services and of the operator's own. It is not bound to an address yet.
 
-    A verbose Status shows `configuration`. `meter` and `tracer` observe CRI's calls, `witness` all calls.
+    A verbose Status shows `configuration`. `meter` and `tracer` observe CRI's calls, `recorder` all calls.
     """
     runtime = (
         SandboxCalls(node),
@@ -83,33 +83,33 @@ def create_server(
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers(
         [
-            _handlers(cri["RuntimeService"], runtime, Onlookers(meter, tracer, witness)),
-            _handlers(cri["ImageService"], [ImageCalls(node)], Onlookers(meter, tracer, witness)),
-            _handlers(admin["Admin"], [AdminCalls(node)], Onlookers(None, None, witness)),
+            _handlers(cri["RuntimeService"], runtime, Observers(meter, tracer, recorder)),
+            _handlers(cri["ImageService"], [ImageCalls(node)], Observers(meter, tracer, recorder)),
+            _handlers(admin["Admin"], [AdminCalls(node)], Observers(None, None, recorder)),
         ]
     )
     return server
 
 
-def _handlers(service: Any, groups: Iterable[object], onlookers: Onlookers) -> grpc.GenericRpcHandler[Any, Any]:
+def _handlers(service: Any, groups: Iterable[object], observers: Observers) -> grpc.GenericRpcHandler[Any, Any]:
     """Make gRPC's handlers for a service. Each method is taken from the group that has it."""
     bound = {}
     for method in service.methods:
         call = next((getattr(group, method.name) for group in groups if hasattr(group, method.name)), None)
-        bound[method.name] = _handler(method, call, onlookers)
+        bound[method.name] = _handler(method, call, observers)
     return grpc.method_handlers_generic_handler(service.full_name, bound)
 
 
-def _handler(method: Any, call: Any, onlookers: Onlookers) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(method: Any, call: Any, observers: Observers) -> grpc.RpcMethodHandler[Any, Any]:
     request, response = (message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type))
     decode = _decoding(request.FromString)
-    account = onlookers.account(method.name, timed=not method.server_streaming)
+    account = observers.account(method.name, timed=not method.server_streaming)
     if method.server_streaming:
         stream = _streaming(account, call or _missing_stream(method.name))
         return grpc.unary_stream_rpc_method_handler(stream, decode, response.SerializeToString)
     answer = _answering(account, call or _missing(method.name))
-    if onlookers.tracer is not None:
-        answer = onlookers.tracer.of_call(method.containing_service.full_name, method.name, answer)
+    if observers.tracer is not None:
+        answer = observers.tracer.of_call(method.containing_service.full_name, method.name, answer)
     return grpc.unary_unary_rpc_method_handler(answer, decode, response.SerializeToString)
 
 
@@ -173,36 +173,36 @@ def _streaming(account: Accounts, call: Stream) -> Callable[[Any, Context[Any, A
 
 
 @dataclass(frozen=True, slots=True)
-class Onlookers:
-    """Who looks on at calls."""
+class Observers:
+    """The observers of a service's calls."""
 
     meter: Meter | None
     tracer: Tracer | None
-    witness: Witness | None
+    recorder: CallRecorder | None
 
     def account(self, name: str, *, timed: bool) -> Accounts:
-        """What is around each call of that name."""
+        """Return what wraps each call of this name."""
         meter = self.meter.of_call(name, timed=timed) if self.meter else None
-        witness = self.witness if name in TOLD or name in TOLD_OF_FAILURE else None
-        return partial(_Account, name, meter, witness)
+        recorder = self.recorder if name in RECORDED or name in RECORDED_FAILURES else None
+        return partial(_Account, name, meter, recorder)
 
 
 class _Account:
     """Wraps one call: refuses an unreadable request, maps errors to codes, logs and records the end of the call."""
 
-    __slots__ = ("_context", "_meter", "_name", "_request", "_started", "_witness")
+    __slots__ = ("_context", "_meter", "_name", "_recorder", "_request", "_started")
 
     def __init__(
         self,
         name: str,
         meter: CallMeter | None,
-        witness: Witness | None,
+        recorder: CallRecorder | None,
         request: Any,
         context: Context[Any, Any],
     ) -> None:
         self._name = name
         self._meter = meter
-        self._witness = witness
+        self._recorder = recorder
         self._request = request
         self._context = context
         self._started = time.perf_counter()
@@ -214,8 +214,8 @@ class _Account:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._count(error)
-        if self._witness is not None:
-            self._tell(self._witness, error)
+        if self._recorder is not None:
+            self._record(self._recorder, error)
         if isinstance(error, asyncio.CancelledError):
             _log.debug("call cancelled by the client", extra=self._fields())
         elif isinstance(error, Exception):
@@ -233,15 +233,15 @@ class _Account:
             code = (code_of(error) or StatusCode.INTERNAL).name
         self._meter.ended(time.perf_counter() - self._started, code)
 
-    def _tell(self, witness: Witness, error: BaseException | None) -> None:
+    def _record(self, recorder: CallRecorder, error: BaseException | None) -> None:
         seconds = time.perf_counter() - self._started
-        if error is None and self._name in TOLD:
-            witness.answered(self._name, subject(self._request), seconds)
+        if error is None and self._name in RECORDED:
+            recorder.answered(self._name, subject(self._request), seconds)
         elif isinstance(error, asyncio.CancelledError):
-            witness.left(self._name, subject(self._request), seconds)
+            recorder.left(self._name, subject(self._request), seconds)
         elif isinstance(error, Exception):
             code = (code_of(error) or StatusCode.INTERNAL).name
-            witness.refused(self._name, subject(self._request), code, text_of(error), error, seconds)
+            recorder.refused(self._name, subject(self._request), code, text_of(error), error, seconds)
 
     def _fields(self) -> dict[str, str]:
         return {"call": self._name, "ms": _since(self._started), **subject(self._request)}

@@ -87,7 +87,7 @@ def with_info(message: Any) -> dict[str, Any]:
 
 
 def new_layers(status: Any) -> str:
-    """What a verbose status says that layers of new images become; "" of another runtime's."""
+    """Return how new layers are stored, from a verbose status; "" for another runtime."""
     said = with_info(status)["info"]
     layers = said.get("imageLayers") if isinstance(said, dict) else None
     return f"{layers['kind']} (EROFS: {layers['erofs']})" if layers else ""

@@ -125,7 +125,7 @@ def _percent(cpu: api_pb2.CpuUsage) -> str:
 
 
 def _limit(memory: api_pb2.MemoryUsage) -> str:
-    """Return the memory limit. CRI has only what is left of it."""
+    """Return the memory limit. CRI reports only the memory that is still available."""
     if not memory.HasField("available_bytes"):
         return ""
     return size(memory.available_bytes.value + memory.working_set_bytes.value)

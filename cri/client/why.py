@@ -40,7 +40,7 @@ def _lines(answer: admin_pb2.WhyResponse, last: int) -> Iterator[str]:
 
 
 def _timeline(moments: Iterable[admin_pb2.Moment]) -> Iterator[str]:
-    """A line each: when, how long after the one before it, what, how long it took, how often."""
+    """Yield a line for each entry: time, time since the previous entry, text, duration, count."""
     before = 0
     for one in moments:
         since = f"+{(one.at - before) / 1e9:.3f}" if before else ""

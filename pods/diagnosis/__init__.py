@@ -1,1 +1,1 @@
-"""Why a pod, a container or an image is not as it should be: a cause, its evidence and its remedy, from a recording."""
+"""Finds out what is wrong with a pod, a container or an image: cause, evidence and remedy, from a recording."""

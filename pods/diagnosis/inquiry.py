@@ -1,4 +1,4 @@
-"""One question answered: whose recording is asked for, what its trouble is, and what happened, in lines for people."""
+"""Answers one question of `crisp why`: finds the recording and its worst trouble, and formats the timeline."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The answer. `name` is "none" where nothing is wrong."""
+    """The answer. `name` is "none" if nothing is wrong."""
 
     subject: str
     name: str
@@ -44,7 +44,7 @@ class Diagnosis:
 
 
 def inquire(query: str, recordings: Iterable[Recording], containers: Iterable[Container]) -> Diagnosis:
-    """Answer for a pod, container or image; `containers` are those there are. Raises NotFound, InvalidArgument."""
+    """Diagnose a pod, container or image; `containers` are the existing ones. Raises NotFound, InvalidArgument."""
     recording, container = find(query, list(recordings))
     known = recording.entries()
     known = _with_ends(known, [one for one in containers if one.sandbox_id in recording.sandboxes])
@@ -59,7 +59,7 @@ def inquire(query: str, recordings: Iterable[Recording], containers: Iterable[Co
 
 
 def find(query: str, recordings: Sequence[Recording]) -> tuple[Recording, str]:
-    """The recording that `query` means, the latest of those that may be, and the container in it or ""."""
+    """Find the latest recording that matches `query`, and the container in it or ""."""
     if not query:
         raise InvalidArgument("query: must name a pod, a container or an image")
     # Names go first: one such as "cafe" may be the beginning of some id, too.
@@ -98,7 +98,7 @@ def _by_image(query: str, recordings: Sequence[Recording]) -> list[tuple[Recordi
 
 
 def _with_ends(entries: list[Entry], containers: Iterable[Container]) -> list[Entry]:
-    """The entries, and the ends of containers that a recording has no room for any more."""
+    """Return the entries, with the exits of containers that the recording has dropped."""
     told = {entry.id for entry in entries if isinstance(entry, Life)}
     ends: list[Entry] = [
         Life(one.finished_at, one.config.metadata.name, one.id, "stopped", one.exit_code, one.reason)
@@ -115,7 +115,7 @@ def _subject(subject: Subject, container: str) -> str:
 
 
 def _evidence(entry: Entry) -> str:
-    """Where and when the trouble was seen."""
+    """Describe where and when the trouble was seen."""
     match entry:
         case Refused():
             told = f"{entry.call} was answered with {entry.code} after {entry.took / 1e9:.2f} s"

@@ -1,4 +1,4 @@
-"""What went wrong and was not made good since: pure functions over the entries of a recording."""
+"""Finds what went wrong and was not resolved since: pure functions over the entries of a recording."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _START_ERROR: Final = "StartError"
 _STOP: Final = "stop: "
 _LOST: Final = "lost its shim"
 _MOST: Final = 0.8
-# How much each kind of trouble matters beside others that are open, too.
+# The weight of each kind of trouble.
 _FATAL, _FAILING, _NOTABLE = 3, 2, 1
-# An answer to the one makes good what was wrong with the others.
+# A successful call resolves earlier troubles of these calls.
 _MAKES_GOOD: Final = {
     "PullImage": ("PullImage",),
     "StopPodSandbox": ("StopPodSandbox",),
@@ -33,7 +33,7 @@ _MAKES_GOOD: Final = {
 class Trouble:
     """One thing that went wrong.
 
-    `stopped_by` is what told a container to end, `output` its last words, `during` what took the most of a call's time.
+    `stopped_by`: who told a container to end. `output`: its last line of output. `during`: what took most of a call.
     """
 
     entry: Entry
@@ -44,7 +44,7 @@ class Trouble:
 
 
 def worst(entries: Iterable[Entry]) -> Trouble | None:
-    """The trouble that matters most: the latest of those that weigh most, and were not made good."""
+    """Return the worst unresolved trouble: the latest of those with the highest weight."""
     found = _open_troubles(list(entries))
     return max(found, key=lambda trouble: (trouble.weight, trouble.entry.at), default=None)
 
@@ -104,7 +104,7 @@ def _live(entry: Life, troubles: dict[tuple[str, str], Trouble], stops: dict[str
 
 
 def _longest(left: Left, entries: Iterable[Entry]) -> str:
-    """What was under way when the caller left, and took the longest; "" while that has not ended."""
+    """Return the longest step or plugin run during the call; "" if none has ended."""
     begun = left.at - left.took
     timed = [one for one in entries if isinstance(one, Step | Plugin)]
     during = [one for one in timed if one.at > begun and one.at - one.took < left.at]

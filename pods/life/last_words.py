@@ -1,4 +1,4 @@
-"""The last line that a container has written to its log: where a program says why it ends."""
+"""Reads the last line of a container's log, in which a program often says why it ends."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from runtime.logs.place import open_to_read
 
 _TAIL: Final = 4096  # bytes
 _LONGEST: Final = 300
-_SECONDS: Final = 1.0  # an exit does not wait longer for a file system that does not answer
+_SECONDS: Final = 1.0  # the longest that an exit waits for a file system that hangs
 
 
 async def of(log_path: str, log_directory: str) -> str:
-    """Return the line without CRI's time, stream and tag; "" when there is none, or no log that can be read."""
+    """Return the last line, without CRI's time, stream and tag; "" if there is no line or no readable log."""
     try:
         return await asyncio.wait_for(asyncio.to_thread(_read, log_path, log_directory), _SECONDS)
     except (OSError, TimeoutError):
@@ -32,7 +32,7 @@ def _read(log_path: str, log_directory: str) -> str:
 
 
 def last_line(log: bytes) -> str:
-    """The last line that is not empty, of a log in CRI's format."""
+    """Return the last non-empty line of a log in CRI's format."""
     for line in reversed(log.splitlines()):
         *head, text = line.split(b" ", 3)
         if len(head) == 3 and text.strip():

@@ -1,4 +1,4 @@
-"""What a recording is made of: typed entries, each one line of JSON, in memory and on disk."""
+"""The entries of a recording: typed, each one line of JSON, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _LONGEST: Final = 1024  # bytes of a text
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
-    """`at` is nanoseconds since the epoch, `took` nanoseconds; `about`: a container's name, "" the pod itself."""
+    """`at` is nanoseconds since the epoch, `took` nanoseconds, `about` a container's name, or "" for the pod itself."""
 
     at: int
     about: str
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What makes two entries the same but for their time; () for one that is never counted."""
+        """Return what two entries must share to be counted as one; () if the entry is never counted."""
         return ()
 
 
@@ -40,7 +40,7 @@ class Life(_Entry, frozen=True, tag="life"):
 
 
 class Plugin(_Entry, frozen=True, tag="plugin"):
-    """A network plugin was run; `failure` is what it said of it."""
+    """A network plugin ran; `failure` is its error message."""
 
     command: str
     name: str
@@ -49,7 +49,7 @@ class Plugin(_Entry, frozen=True, tag="plugin"):
 
 
 class Said(_Entry, frozen=True, tag="said"):
-    """A line of the log that names the pod, or what is told to the recorder alone."""
+    """A line of the log that names the pod, or a remark for the recorder only."""
 
     level: str
     text: str
@@ -62,7 +62,7 @@ class Wrote(_Entry, frozen=True, tag="wrote"):
 
 
 class Refused(_Entry, frozen=True, tag="refused"):
-    """A call was answered with an error, `count` times, `at` last. `kinds` are the classes of it and of its causes."""
+    """A call failed `count` times, last at `at`. `kinds` are the classes of the error and of its causes."""
 
     call: str
     code: str
@@ -78,21 +78,21 @@ class Refused(_Entry, frozen=True, tag="refused"):
 
 
 class Answered(_Entry, frozen=True, tag="answered"):
-    """A call has succeeded."""
+    """A call succeeded."""
 
     call: str
     took: int
 
 
 class Left(_Entry, frozen=True, tag="left"):
-    """A call's caller went away before the answer: its deadline was over, or it had no more use for it."""
+    """A call's caller disconnected before the answer, for example at its deadline."""
 
     call: str
     took: int
 
 
 class Ran(_Entry, frozen=True, tag="ran"):
-    """A command was run in a container (ExecSync: probes), `count` times with that outcome, `at` last."""
+    """A command ran in a container (ExecSync: probes), `count` times with this exit code, last at `at`."""
 
     command: str
     code: int
@@ -113,16 +113,16 @@ _decoder: Final = msgspec.json.Decoder(Entry)
 
 
 def encode(entry: Entry) -> bytes:
-    """One line."""
+    """Encode an entry as one line."""
     try:
         return _encoder.encode(entry) + b"\n"
-    except UnicodeEncodeError:  # bytes that are no text (pods.octets), which nobody has to get back from here
+    except UnicodeEncodeError:  # bytes that are not text (pods.octets); nobody needs them back
         document = msgspec.to_builtins(entry)
         return _encoder.encode([_shown(value) for value in document]) + b"\n"
 
 
 def decode(line: bytes) -> Entry | None:
-    """The entry of a line; None for one that was torn, or that another version wrote."""
+    """Decode a line; None if it is incomplete, or if another version wrote it."""
     try:
         return _decoder.decode(line)
     except (msgspec.DecodeError, RecursionError):
@@ -130,7 +130,7 @@ def decode(line: bytes) -> Entry | None:
 
 
 def cut(text: str, longest: int = _LONGEST) -> str:
-    """A text that is not too long: its beginning and its end, where causes are told."""
+    """Shorten a text to its beginning and its end, which usually has the cause."""
     if len(text) <= longest:
         return text
     half = longest // 2 - 3
@@ -143,5 +143,5 @@ def _shown(value: object) -> object:
 
 
 def _without_ids(text: str) -> str:
-    """The text without ids, of which each attempt at something has a new one."""
+    """Return the text without ids, which differ between attempts."""
     return " ".join("ID" if len(word) >= 64 and word.strip("`'\":,.").isalnum() else word for word in text.split(" "))

@@ -1,6 +1,6 @@
-"""Recordings on disk: a file each, lines added at its end, written anew when it has grown to twice what is kept.
+"""Stores each recording in a file: appends lines, and rewrites the file when it has twice the size of the recording.
 
-Nothing is synced. What was written outlives a crispd that is killed, and is lost with the machine.
+Nothing is synced: the data survives a kill of crispd, but not a crash of the machine.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Files:
         self._directory = directory
 
     def prepare(self) -> None:
-        """Make the directory."""
+        """Create the directory."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def read(self) -> Iterator[tuple[Subject, list[bytes], int]]:
-        """Of each file what it is about, its lines, and its size. Files that are no recordings are removed."""
+        """Yield each file's subject, lines, and size in bytes. Remove files that are not recordings."""
         for path in self._directory.iterdir():
             with contextlib.suppress(OSError):
                 content = b"" if path.name.endswith(_NEW) else path.read_bytes()
@@ -41,10 +41,10 @@ class Files:
                 try:
                     yield msgspec.json.decode(subject, type=Subject), lines, len(content)
                 except (msgspec.DecodeError, RecursionError):
-                    path.unlink()  # nobody would find it, nor ever remove it
+                    path.unlink()  # nothing would find or remove it later
 
     def append(self, subject: Subject, lines: bytes) -> None:
-        """Add lines."""
+        """Append lines to a recording."""
         descriptor = os.open(self._path(subject), _FLAGS, 0o600)
         try:
             if os.fstat(descriptor).st_size == 0:
@@ -54,7 +54,7 @@ class Files:
             os.close(descriptor)
 
     def replace(self, subject: Subject, lines: bytes) -> None:
-        """Have these lines and no others."""
+        """Replace a recording's lines."""
         path = self._path(subject)
         new = path.with_name(path.name + _NEW)
         content = msgspec.json.encode(subject) + b"\n" + lines
@@ -73,11 +73,11 @@ class Files:
         self._path(subject).unlink(missing_ok=True)
 
     def _path(self, subject: Subject) -> Path:
-        # Names in CRI are any text; a file's have 255 bytes and no slash.
+        # CRI allows any name; a file's name has at most 255 bytes and no slash.
         return self._directory / hashlib.sha256(msgspec.json.encode(subject)).hexdigest()[:32]
 
 
 def _write(descriptor: int, content: bytes) -> None:
-    """Write all of it. A disk that is nearly full takes a part, and says so only of the next part."""
+    """Write all of it. A nearly full disk accepts a part, and reports the error only for the rest."""
     while content:
         content = content[os.write(descriptor, content) :]

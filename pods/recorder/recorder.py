@@ -1,8 +1,8 @@
-"""All recordings of a node: found by pod, sandbox and container; written behind; forgotten after a while.
+"""Keeps all recordings of a node, by pod, sandbox and container. Writes them in the background, and deletes old ones.
 
-The recorder is on all the time, so it is cheap: what happens is put into memory, and a quarter of a second later it is
-encoded together and one thread writes it. A kill of crispd loses what came in that time. Nothing that the recorder
-cannot do (a full disk) fails what it records.
+The recorder is always on, so it must be cheap: events are kept in memory, and a thread writes them a quarter of a
+second later. A kill of crispd loses the events of that time. A failure of the recorder (a full disk) never fails an
+operation.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from pods.recorder.files import Files
 from pods.recorder.recording import Recording, Subject, about_image
 
 _log: Final = logging.getLogger("crisp.recorder")
-_DELAY: Final = 0.25  # seconds until what has come is written
-_COMMAND: Final = 160  # characters of a command that is counted
-_IDS: Final = 64  # of one pod that are known: a container that crashes has many
-_NAME: Final = 253  # characters of an object's name; a call that is refused may have told any
-_CAUSES: Final = 8  # of an error
+_DELAY: Final = 0.25  # seconds between an event and its write
+_COMMAND: Final = 160  # characters of a command that are kept
+_IDS: Final = 64  # ids kept for each pod: a crashing container gets many
+_NAME: Final = 253  # characters of a name; a failed call may contain any name
+_CAUSES: Final = 8  # of an error, that are recorded
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much is recorded of one pod, in bytes, and of how many that are gone how much is kept for how long."""
+    """The limits: bytes for each pod; how many recordings of removed pods are kept, and for how many seconds."""
 
     size: int = 16 << 10
     kept: int = 200
@@ -45,7 +45,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a container ended; `detail` is what helps to tell why."""
+    """A container's exit code and reason; `detail` helps to find the cause."""
 
     code: int
     reason: str
@@ -53,7 +53,7 @@ class End:
 
 
 class Teller:
-    """Puts what happens to one pod, or one container of it, into its recording."""
+    """Adds entries about one pod, or one of its containers, to the recording."""
 
     __slots__ = ("about", "recording")
 
@@ -62,26 +62,26 @@ class Teller:
         self.about = about
 
     def step(self, operation: str, name: str, begun: int, ended: int) -> None:
-        """A step was taken (pods.trace.StepReport)."""
+        """Record a completed step (pods.trace.StepReport)."""
         at = time.time_ns() - (time.monotonic_ns() - ended)
         self.recording.add(Step(at, self.about, operation, name, ended - begun))
 
     def said(self, text: str, level: str = "info") -> None:
-        """Something worth knowing."""
+        """Record a remark."""
         self.recording.add(Said(time.time_ns(), self.about, level, cut(text)))
 
     def wrote(self, text: str) -> None:
-        """The container's last line was this, and it ended with an error."""
+        """Record the last output line of a container that ended with an error."""
         if text:
             self.recording.add(Wrote(time.time_ns(), self.about, cut(text)))
 
     def ran(self, command: str, code: int, took: int) -> None:
-        """A command ended with that exit code."""
+        """Record a command's exit code."""
         self.recording.add(Ran(time.time_ns(), self.about, cut(command, _COMMAND), code, took))
 
 
 class Recorder:
-    """Used on one loop, between `open` and `close`."""
+    """The recordings of a node. Use it on one event loop, between `open` and `close`."""
 
     def __init__(self, directory: Path, bounds: Bounds) -> None:
         self._files = Files(directory)
@@ -96,13 +96,13 @@ class Recorder:
         self._writer = ThreadPoolExecutor(1, "recorder")
         self._writing: Future[None] | None = None
         self._complained = False
-        self._failed: set[Subject] = set()  # whose last lines were not written, or in part
+        self._failed: set[Subject] = set()  # those whose last write failed
         self._listening = _Listening(self)
         self._unknown = Recording(Subject("", ""), 0, lambda _recording: None)
-        self._knows_all = False  # the pods that there are
+        self._knows_all = False  # whether all existing pods are known
 
     async def open(self) -> None:
-        """Read what an earlier daemon recorded, and listen to the log. A directory that cannot be read is empty."""
+        """Load the recordings of an earlier daemon, and attach to the log. An unreadable directory counts as empty."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         try:
             for recording in await asyncio.to_thread(self._read):
@@ -116,61 +116,61 @@ class Recorder:
         logging.getLogger().addHandler(self._listening)
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Write all remaining entries."""
         logging.getLogger().removeHandler(self._listening)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._writer.submit(self._write, self._take())
         self._writer.shutdown()
-        self._loop = None  # what is told from now on is not written
+        self._loop = None  # later entries are not written
 
     def knows_all(self) -> None:
-        """All pods that there are have been found again: those of other recordings are gone."""
+        """Note that all existing pods are known: the pods of other recordings are gone."""
         self._knows_all = True
 
     # -- finding ------------------------------------------------------------------------------------------------------
 
     def recordings(self) -> Iterator[Recording]:
-        """All of them, those of pods that are gone too."""
+        """Return all recordings, also those of removed pods."""
         return iter(self._recordings.values())
 
     def of_pod(self, pod: SandboxMetadata) -> Teller:
-        """The pod's, whatever there is of the pod so far."""
+        """Return the teller of a pod, which need not exist yet."""
         return Teller(self._of(_subject(pod.namespace, pod.name, pod.uid)))
 
     def of_image(self, name: str) -> Teller:
-        """An image's, by its full name."""
+        """Return the teller of an image, by its name."""
         with contextlib.suppress(ImageError):
             name = parse_reference(name).name
         return Teller(self._of(about_image(name)))
 
     def of_sandbox(self, sandbox_id: str) -> Teller | None:
-        """The recording of that sandbox's pod."""
+        """Return the teller of the sandbox's pod, or None."""
         recording = self._sandboxes.get(sandbox_id)
         return None if recording is None else Teller(recording)
 
     def of_container(self, container_id: str) -> Teller | None:
-        """The part of its pod's recording that is about the container."""
+        """Return the teller of a container, or None."""
         return self._containers.get(container_id)
 
     def within(self, sandbox_id: str, container: str) -> Teller:
-        """What is told of a container that is not there yet. Of a pod that is not known nothing is kept."""
+        """Return the teller of a container that does not exist yet. It records nothing if the pod is unknown."""
         found = self.of_sandbox(sandbox_id)
         return Teller(self._unknown if found is None else found.recording, container)
 
     def part(self, container_id: str) -> Teller:
-        """The container's. Of one that is not known nothing is kept."""
+        """Return the teller of a container. It records nothing if the container is unknown."""
         return self.of_container(container_id) or Teller(self._unknown)
 
     def teller(self, container: str, sandbox: str) -> Teller | None:
-        """The container's, or that of its pod while it is not known."""
+        """Return the teller of the container, or of its pod if the container is unknown."""
         return self.of_container(container) or self.of_sandbox(sandbox)
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
     def sandbox(self, sandbox_id: str, pod: SandboxMetadata, event: str) -> None:
-        """A sandbox of that pod was begun, created, started, stopped, or deleted."""
+        """Record that a sandbox of this pod was begun, created, started, stopped, or deleted."""
         recording = self._of(_subject(pod.namespace, pod.name, pod.uid))
         self._know(recording, sandbox_id, "")
         if event == "deleted":
@@ -182,14 +182,14 @@ class Recorder:
         recording.add(Life(time.time_ns(), "", sandbox_id, event))
 
     def found_again(self, sandbox_id: str, pod: SandboxMetadata) -> None:
-        """There is a sandbox of that pod from an earlier daemon."""
+        """Record that this daemon has taken over a sandbox from an earlier one."""
         recording = self._sandboxes[sandbox_id] = self._of(_subject(pod.namespace, pod.name, pod.uid))
         recording.sandboxes.add(sandbox_id)
         self._know(recording, sandbox_id, "")
         recording.add(Said(time.time_ns(), "", "info", "crispd has started again"))
 
     def container(self, sandbox_id: str, container_id: str, name: str, event: str, end: End | None = None) -> None:
-        """The same of a container, with how it ended if it has."""
+        """Record the same events of a container, with its exit if it has ended."""
         if (recording := self._sandboxes.get(sandbox_id)) is not None:
             (recording.living.discard if event == "deleted" else recording.living.add)(container_id)
             self._know(recording, container_id, name)
@@ -198,32 +198,32 @@ class Recorder:
                 recording.add(Life(time.time_ns(), name, container_id, event, code, reason, detail))
 
     def undone(self, sandbox_id: str) -> None:
-        """A sandbox that never was in the lists is gone again."""
+        """Record the rollback of a sandbox that was never in the lists."""
         if (recording := self._sandboxes.pop(sandbox_id, None)) is not None:
             recording.sandboxes.discard(sandbox_id)
             recording.add(Life(time.time_ns(), "", sandbox_id, "undone"))
 
     def plugin(self, sandbox_id: str, command: str, name: str, took: int, failure: str) -> None:
-        """A network plugin was run for a sandbox, which took so many nanoseconds."""
+        """Record a run of a network plugin for a sandbox; it took `took` nanoseconds."""
         if (recording := self._sandboxes.get(sandbox_id)) is not None:
             recording.add(Plugin(time.time_ns(), "", command, name, took, cut(failure)))
 
     def refused(
         self, call: str, about: Mapping[str, str], code: str, text: str, error: BaseException, seconds: float
     ) -> None:
-        """A call about these objects (cri.subject) was answered with `text` because of an error."""
+        """Record a call about these objects (cri.subject) that failed with `error`; the client got `text`."""
         kinds = tuple(type(one).__name__ for one in islice(_chain(error), _CAUSES))
         text, took = cut(text), int(seconds * 1e9)
         for teller in self._tellers(about):
             teller.recording.add(Refused(time.time_ns(), teller.about, call, code, kinds, text, took))
 
     def answered(self, call: str, about: Mapping[str, str], seconds: float) -> None:
-        """The call has succeeded."""
+        """Record a call that succeeded."""
         for teller in self._tellers(about):
             teller.recording.add(Answered(time.time_ns(), teller.about, call, int(seconds * 1e9)))
 
     def left(self, call: str, about: Mapping[str, str], seconds: float) -> None:
-        """The caller of such a call has gone away."""
+        """Record a call whose caller disconnected."""
         for teller in self._tellers(about):
             teller.recording.add(Left(time.time_ns(), teller.about, call, int(seconds * 1e9)))
 
@@ -233,7 +233,7 @@ class Recorder:
         recording = self._recordings.get(subject)
         if recording is None:
             recording = self._recordings[subject] = Recording(subject, self._bounds.size, self._changed)
-            recording.last = time.time_ns()  # so that it is not forgotten before there is anything in it
+            recording.last = time.time_ns()  # so that it is not forgotten while it is empty
         return recording
 
     def _know(self, recording: Recording, object_id: str, name: str) -> None:
@@ -249,7 +249,7 @@ class Recorder:
                 self._containers.pop(oldest, None)
 
     def _tellers(self, about: Mapping[str, object]) -> Iterator[Teller]:
-        """Of what a call or a line of the log is about: the container or pod, and the image."""
+        """Yield the tellers of the objects in a call or log line: the container or pod, and the image."""
         container, sandbox, pod = (str(about.get(name, "")) for name in ("container", "sandbox", "pod"))
         namespace, _, rest = pod.partition("/")
         if (found := self.teller(container, sandbox)) is not None:
@@ -261,7 +261,7 @@ class Recorder:
             yield self.of_image(image)
 
     def hear(self, record: logging.LogRecord) -> None:
-        """Take in a line of the log that names a pod or a container."""
+        """Record a line of the log that names a pod or a container."""
         about = {name: value for name in ("container", "sandbox", "pod") if (value := getattr(record, name, ""))}
         if about:
             text = record.getMessage()
@@ -271,7 +271,7 @@ class Recorder:
                 teller.said(text, record.levelname.lower())
 
     def listen(self, record: logging.LogRecord) -> None:
-        """The same from any thread."""
+        """Do the same as `hear`, from any thread."""
         loop = self._loop
         if loop is None or loop.is_closed():
             return
@@ -284,13 +284,13 @@ class Recorder:
 
     def _changed(self, recording: Recording) -> None:
         if self._recordings.get(recording.subject) is not recording:
-            return  # it was forgotten, and its file is removed
+            return  # it is forgotten, and its file removed
         self._dirty[recording.subject] = recording
         if self._timer is None and self._loop is not None:
             self._timer = self._loop.call_later(_DELAY, self._write_behind)
 
     def _write_behind(self) -> None:
-        """On the loop: hand what has come to the thread, unless that is still at the last."""
+        """On the loop: pass pending entries to the thread, unless it is still writing."""
         self._timer = None
         if self._writing is not None and not self._writing.done():
             assert self._loop is not None
@@ -300,7 +300,7 @@ class Recorder:
         self._writing = self._writer.submit(self._write, self._take())
 
     def _take(self) -> list[_Write]:
-        """On the loop: what is to be written."""
+        """On the loop: collect what must be written."""
         dirty, self._dirty = list(self._dirty.values()), {}
         return [self._take_of(recording) for recording in dirty]
 
@@ -316,7 +316,7 @@ class Recorder:
         return recording.subject, lines, anew
 
     def _write(self, writes: list[_Write]) -> None:
-        """In the thread."""
+        """In the thread: write to the files."""
         for subject, lines, anew in writes:
             try:
                 if anew:
@@ -328,7 +328,7 @@ class Recorder:
                 self._complain(error)
 
     def _read(self) -> list[Recording]:
-        """In another thread: the recordings of an earlier daemon."""
+        """In another thread: read the recordings of an earlier daemon."""
         self._files.prepare()
         found = []
         for subject, lines, size in self._files.read():
@@ -336,23 +336,23 @@ class Recorder:
             recording.load(lines)
             recording.on_disk = size
             if lines and not lines[-1].endswith(b"\n"):
-                recording.spoil()  # what is added would be a part of the torn line
+                recording.spoil()  # an appended line would join the incomplete one
             found.append(recording)
         return found
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:
             self._complained = True
-            _log.warning("recordings are not written (said once)", extra={"error": error})
+            _log.warning("writing a recording failed (logged once); crisp why may lack entries", extra={"error": error})
 
     def _forget_old(self) -> None:
-        """Forget recordings of what is gone that are too many or too old. Not before it is known what there is."""
+        """Forget recordings of removed pods that are too many or too old, once all existing pods are known."""
         gone = [recording for recording in self._recordings.values() if not recording.sandboxes]
         if not gone or not self._knows_all:
             return
         now = time.time_ns()
         for recording in gone:
-            recording.last = min(recording.last, now)  # the clock was ahead: it would never be old
+            recording.last = min(recording.last, now)  # the clock was ahead: otherwise it would never be old
         oldest = now - int(self._bounds.seconds * 1e9)
         gone.sort(key=lambda recording: recording.last, reverse=True)
         for number, recording in enumerate(gone):
@@ -371,11 +371,11 @@ class Recorder:
             self._files.remove(recording.subject)
 
 
-_Write = tuple[Subject, bytes, bool]  # lines to add, or all that there are to be
+_Write = tuple[Subject, bytes, bool]  # the lines; True: they replace the file
 
 
 class _Listening(logging.Handler):
-    """The lines of the log that warn of something and name a pod are in its recording."""
+    """Adds the log's warnings and errors that name a pod to its recording."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(logging.WARNING)
@@ -384,7 +384,7 @@ class _Listening(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._recorder.listen(record)
-        except Exception:  # as every handler: who logs is not to fail of it
+        except Exception:  # like every handler: logging must not fail the caller
             self.handleError(record)
 
 
@@ -393,7 +393,7 @@ def _subject(namespace: str, name: str, uid: str) -> Subject:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was made of."""
+    """Yield an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__

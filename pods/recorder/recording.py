@@ -1,4 +1,4 @@
-"""One recording: the last entries of a pod or an image, as many as there is room for."""
+"""One recording: the latest entries of a pod or an image, up to a limit of bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pods.recorder.entry import Counted, Entry, Step, cut, decode, encode
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_COUNTED: Final = 16  # different entries that are counted
-_STEPS: Final = 4  # the part of the room that steps may keep: one of so many
-_PENDING: Final = 64  # entries that are not encoded yet
+_COUNTED: Final = 16  # different counted entries
+_STEPS: Final = 4  # steps may keep 1/4 of the limit when space is short
+_PENDING: Final = 64  # entries that may wait to be encoded
 _NAMES: Final = 64
 
 
 class Subject(msgspec.Struct, frozen=True, array_like=True):
-    """What a recording is of: a pod, whose attempts share it, or an image by its full name (`namespace` is "")."""
+    """The subject of a recording: a pod, with all its attempts, or an image by its full name (`namespace` is "")."""
 
     namespace: str
     name: str
@@ -35,11 +35,11 @@ class Subject(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Recording:
-    """Two rings of lines, of steps and of all else.
+    """Two rings of lines: steps, and everything else.
 
-    Steps are the most, and the first to make room: what went wrong is worth more than how long a start's steps took.
-    Entries are encoded together, later than they come: whoever tells must not wait for that. What waits to be written
-    is bounded, too: a disk may hang. Nothing here raises.
+    Steps are the most frequent, and are dropped first: errors are worth more than durations. Entries are encoded later,
+    in batches, so that `add` is fast. The lines that wait to be written are bounded, too: a disk may hang. Nothing here
+    raises.
     """
 
     __slots__ = (
@@ -49,11 +49,11 @@ class Recording:
     )  # fmt: skip
 
     def __init__(self, subject: Subject, limit: int, changed: Callable[[Recording], None]) -> None:
-        """`limit` in bytes, 0 to keep nothing; `changed` is called when there is something to write."""
+        """`limit`: bytes to keep, 0 for none. `changed` is called when there is something to write."""
         self.subject = subject
-        self.sandboxes: set[str] = set()  # ids of those that there are; a pod without any is gone
-        self.ids: dict[str, str] = {}  # of containers with their names, of sandboxes with ""
-        self.living: set[str] = set()  # ids of containers that there are
+        self.sandboxes: set[str] = set()  # ids of existing sandboxes; a pod without any is gone
+        self.ids: dict[str, str] = {}  # container ids with names, sandbox ids with ""
+        self.living: set[str] = set()  # ids of existing containers
         self.on_disk = 0  # bytes of the file
         self.last = 0  # time of the last entry
         self._limit = limit
@@ -68,10 +68,10 @@ class Recording:
         self._pending: list[Entry] = []
         self._unwritten: list[bytes] = []
         self._unwritten_size = 0
-        self._anew = False  # whether what is on disk is not what was written
+        self._anew = False  # whether the file must be rewritten
 
     def add(self, entry: Entry) -> None:
-        """Take an entry in; one that is the same as an earlier one but for its time is counted."""
+        """Add an entry, or count it if it repeats an earlier one."""
         if not self._limit:
             return
         self.last = entry.at
@@ -82,13 +82,13 @@ class Recording:
             self._settle()
 
     def entries(self) -> list[Entry]:
-        """All that is kept, in the order of time."""
+        """Return all entries, in the order of time."""
         self._settle()
         found = [entry for line in (*self._lines, *self._steps) if (entry := decode(line)) is not None]
         return sorted([*found, *self._counted.values()], key=lambda entry: entry.at)
 
     def load(self, lines: Iterable[bytes]) -> None:
-        """Take in what a file holds; of an entry that was counted the last line is right."""
+        """Load a file's lines; the last line of a counted entry is the valid one."""
         for line in lines:
             if (entry := decode(line)) is None:
                 continue
@@ -101,38 +101,38 @@ class Recording:
         self._make_room()
 
     def take_unwritten(self) -> bytes:
-        """What is not on disk yet; it counts as written from now on."""
+        """Return the lines that are not on disk; they count as written from now on."""
         self._settle()
         written = b"".join(self._unwritten)
         self._forget_unwritten()
         return written
 
     def whole(self) -> bytes:
-        """All lines, for a file that is written anew; they count as written from now on."""
+        """Return all lines, to rewrite the file; they count as written from now on."""
         self._settle()
         self._forget_unwritten()
         self._anew = False
         return b"".join(self._all())
 
     def spoil(self) -> None:
-        """The file is torn, or lacks something that counts as written."""
+        """Note that the file is incomplete: it ends in half a line, or lacks lines that count as written."""
         self._anew = True
 
     @property
     def is_spoiled(self) -> bool:
-        """Whether the file has to be written anew."""
+        """Tell whether the file must be rewritten."""
         self._settle()
         return self._anew
 
     @property
     def names(self) -> set[str]:
-        """Of the containers that it tells of; "" is the pod's own."""
+        """Return the names of the containers with entries; "" is the pod itself."""
         self._settle()
         return self._names
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Return the size of all lines, in bytes."""
         self._settle()
         return self._size
 
@@ -142,7 +142,7 @@ class Recording:
         yield from self._counted_lines.values()
 
     def _settle(self) -> None:
-        """Encode what has come since the last time; of what is counted once each."""
+        """Encode the pending entries; each counted entry once."""
         if not self._pending:
             return
         pending, self._pending = self._pending, []
@@ -160,7 +160,7 @@ class Recording:
             self._put(key, entry, line)
             self._is_unwritten(line)
         self._make_room()
-        if len(self._names) > _NAMES:  # calls that are refused may tell any
+        if len(self._names) > _NAMES:  # failed calls may contain any name
             self._names = {*self.ids.values(), *(entry.about for entry in self.entries())}
 
     def _is_unwritten(self, line: bytes) -> None:
@@ -189,7 +189,7 @@ class Recording:
 
     def _put(self, key: tuple[object, ...], entry: Counted, line: bytes) -> None:
         self._size -= len(self._counted_lines.pop(key, b""))
-        self._counted.pop(key, None)  # so that the one which is longest ago is the first
+        self._counted.pop(key, None)  # keeps the dict in the order of the latest use
         self._counted[key], self._counted_lines[key] = entry, line
         self._size += len(line)
         if len(self._counted) > _COUNTED:
@@ -212,5 +212,5 @@ class Recording:
 
 
 def about_image(name: str) -> Subject:
-    """The subject of an image's recording."""
+    """Return the subject of an image's recording."""
     return Subject("", cut(name))
