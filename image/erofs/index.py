@@ -31,7 +31,7 @@ from image.erofs.layout import (
     extended_attributes,
     header,
     inode,
-    root_of,
+    inodes_of,
 )
 
 _SIZE_LIMIT = 1 << 44  # bytes of one file, like the limit of other file systems
@@ -39,7 +39,7 @@ _INLINE_LIMIT = BLOCK - SLOT  # bytes after an inode that always fit in a block 
 _CHUNKS = 1024  # of a sparse file, if it has few segments
 _CHUNKS_A_SEGMENT = 4
 _PIECE = 1 << 20  # bytes copied at a time
-_ROOT = 1  # the inode number of the root: readdir(3) skips number 0
+ROOT = 1  # the inode number of the root: readdir(3) skips number 0
 
 Content = Iterable[memoryview]
 
@@ -76,7 +76,7 @@ class Index:
     _plain: dict[int, int] = field(default_factory=dict)
     _sparse: dict[int, Sparse] = field(default_factory=dict)
     _next: int = HEADER_BLOCKS
-    _inodes: bytearray = field(default_factory=lambda: bytearray(SLOT * _ROOT))
+    _inodes: bytearray = field(default_factory=lambda: bytearray(SLOT * ROOT))
     _numbers: dict[int, int] = field(default_factory=dict)  # of files with hard links
     _count: int = 0
     _last: tuple[int, int, int] = (0, 0, 0)  # inode, offset and size of the last content of the tar
@@ -131,7 +131,7 @@ class Index:
         identity = hashlib.sha256(inodes).digest()[:16]
         tar_blocks = -(-tar_size // BLOCK)
         described = header(
-            blocks=self._next, inodes_at=at, root=_ROOT, inodes=self._count, tar_blocks=tar_blocks, identity=identity
+            blocks=self._next, inodes_at=at, root=ROOT, inodes=self._count, tar_blocks=tar_blocks, identity=identity
         )
         _write_at(self.file, memoryview(described), 0)
 
@@ -233,13 +233,15 @@ class Index:
         return place
 
 
-def describe_root(path: str | os.PathLike[str], there: os.stat_result) -> None:
-    """Set the attributes of the root directory of a written index. Raises OSError."""
+def describe(path: str | os.PathLike[str], directories: Iterable[tuple[int, os.stat_result]]) -> None:
+    """Set the attributes of `directories`, by inode number, in a written index. Raises OSError."""
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        at = root_of(os.pread(file, HEADER_BLOCKS * BLOCK, 0))
-        said = described(os.pread(file, INODE_SIZE, at), _attributes(there))
-        _write_at(file, memoryview(said), at)
+        begin = inodes_of(os.pread(file, HEADER_BLOCKS * BLOCK, 0))
+        for number, there in directories:
+            at = begin + number * SLOT
+            said = described(os.pread(file, INODE_SIZE, at), _attributes(there))
+            _write_at(file, memoryview(said), at)
     finally:
         os.close(file)
 

@@ -82,10 +82,9 @@ def described(said: bytes, about: Attributes) -> bytes:
     )
 
 
-def root_of(head: bytes) -> int:
-    """Return the offset, in bytes, of the root's inode in an index with this header."""
-    values = _SUPER.unpack_from(head, _SUPER_OFFSET)
-    return int(values[10]) * BLOCK + int(values[5]) * SLOT
+def inodes_of(head: bytes) -> int:
+    """Return the offset, in bytes, from which inodes are numbered in an index with this header."""
+    return int(_SUPER.unpack_from(head, _SUPER_OFFSET)[10]) * BLOCK
 
 
 def device_number(major: int, minor: int) -> int:

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from image.erofs.index import describe_root
+from image.erofs.index import ROOT, describe
 from image.erofs.mount import INDEX, TAR, mount, name_of
 from image.errors import ImageError
 from image.shelf.database import INDEXED, UNPACKED, LayerRecord
@@ -284,6 +284,8 @@ class Layers:
         if unpacked.unsettled is not None:
             async with self._unpackers:
                 if layer.indexed:
+                    if await self._workers.settle_index(layer.path, lowers, unpacked.unsettled):
+                        return 0, 0
                     return await self._workers.index_again(layer.path, lowers), 0
                 return await self._workers.settle(layer.path, lowers, unpacked.unsettled)
         if unpacked.adopts_root and lowers and not await asyncio.to_thread(_adopt_root, layer, lowers[0]):
@@ -333,7 +335,7 @@ def _adopt_root(layer: Layer, lower: Below) -> bool:
             if layer.indexed:
                 if has_attributes(below):  # extended attributes, which do not fit in the written index
                     return False
-                describe_root(layer.path / INDEX, os.fstat(below))
+                describe(layer.path / INDEX, [(ROOT, os.fstat(below))])
             else:
                 with opened(layer.path) as top:
                     adopt_root(top, below)

@@ -89,6 +89,41 @@ def settle(layer: int, lowers: Lowers, implied: Iterable[bytes], whited: Iterabl
     return size, inodes
 
 
+def attributes_to_adopt(
+    layer: int, lowers: Lowers, implied: Iterable[bytes], whited: Iterable[bytes]
+) -> list[tuple[int, os.stat_result]] | None:
+    """What `settle` would change, if that is no more than owners, modes and times of directories: their inodes, with
+    what the layers below say of them. None if it is more. Raises OSError."""
+    if not all(_is_merged(layer, lowers, path) for path in whited):
+        return None
+    found = []
+    for path in implied:
+        model = _visible_directory(lowers, path)
+        if model is None:
+            continue
+        try:
+            if has_attributes(model):
+                return None
+            if (number := _inode_of(layer, path)) is not None:
+                found.append((number, os.fstat(model)))
+        finally:
+            os.close(model)
+    return found
+
+
+def _inode_of(layer: int, path: bytes) -> int | None:
+    try:
+        directory = _open_plain(layer, path)
+    except OSError as error:
+        if error.errno in _NOT_THERE:  # an entry replaced it, under another of its names
+            return None
+        raise
+    try:
+        return os.fstat(directory).st_ino
+    finally:
+        os.close(directory)
+
+
 def adopt_root(layer: int, lower: int) -> None:
     """Copy the attributes of the lower layer's root to a layer's root. Raises OSError."""
     _copy_attributes(lower, layer)

@@ -26,7 +26,7 @@ from typing import IO, Any, NoReturn, cast
 import zstandard  # imported now, because a worker's root is the layer
 from isal import isal_zlib
 
-from image.erofs.index import Index
+from image.erofs.index import Index, describe
 from image.erofs.layout import TooLarge
 from image.erofs.mount import INDEX, TAR
 from image.unpack.confinement import DATA_LIMIT, close_in, enter, enter_skeleton, give_up, is_full
@@ -34,7 +34,7 @@ from image.unpack.contents import Located, write_all
 from image.unpack.directories import ONLY_ROOT, parse_unsettled
 from image.unpack.layer_root import open_root
 from image.unpack.layer_writer import LayerUsage, LayerWriter
-from image.unpack.overlay import PLAIN_DIRECTORY, Lowers, settle
+from image.unpack.overlay import PLAIN_DIRECTORY, Lowers, attributes_to_adopt, settle
 from image.unpack.tar import ByteStream, TarReader
 from image.unpack.tar_header import TarError
 from image.unpack.trees import inodes_below, remove_tree
@@ -263,6 +263,19 @@ def _settle(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str
     return {"size": size, "inodes": inodes}
 
 
+def _settle_index(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
+    """Finish an indexed layer by overwriting inodes of its index, if no more is needed; say whether that was so."""
+    with _lowers(request) as lowers:
+        layer = open_root([request["directory"]], indexed=True)
+        begin()
+        with open(descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            adopted = attributes_to_adopt(layer, lowers, *parse_unsettled(file.read()))
+        if adopted:
+            describe(os.path.join(request["directory"], INDEX), adopted)
+    return {"done": adopted is not None}
+
+
 def _index_again(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
     """Finish an indexed layer, whose tar is read at `descriptor`, by writing its index again."""
     with _lowers(request) as lowers:
@@ -324,7 +337,7 @@ def _hash(request: dict[str, Any]) -> dict[str, Any]:
         return {"digest": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
 
 
-_LAYER_ACTIONS = {"settle": _settle, "index again": _index_again}
+_LAYER_ACTIONS = {"settle": _settle, "settle index": _settle_index, "index again": _index_again}
 _ACTIONS = {"remove": _remove, "survey": _survey, "hash": _hash}
 
 

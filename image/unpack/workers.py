@@ -189,6 +189,15 @@ class Workers:
         removed = msgspec.convert(answer, _Usage)
         return removed.size, removed.inodes
 
+    async def settle_index(self, directory: Path, lowers: Sequence[Below], unsettled: IO[bytes]) -> bool:
+        """Finish an indexed layer like `settle`, if only attributes of directories change.
+
+        Returns whether that was so; if not, `index_again` is needed. Raises ImageError, StorageFull.
+        """
+        request = {"do": "settle index", "directory": os.fspath(directory), "lowers": [below.said for below in lowers]}
+        answer = await self._run(request, unsettled.fileno(), f"index layer in {directory}", directory.parent)
+        return bool(answer["done"])
+
     async def index_again(self, directory: Path, lowers: Sequence[Below]) -> int:
         """Write a layer's index again now that its `lowers`, topmost first, exist.
 

@@ -261,6 +261,32 @@ async def test_a_store_has_both_kinds_and_goes_on_with_what_it_has(tmp_path: Pat
     assert os.listdir(tmp_path / "image/layers") == ["0"]
 
 
+OVERS = {
+    "owners, modes and times": layer(entry("d/e/new", b"new"), entry("d/.wh.old", b"")),
+    "extended attributes": layer(entry("x/new", b"new"), entry("d/e/new", b"new")),
+    "whiteouts of nothing": layer(entry("q/.wh.g", b""), entry("d/e/new", b"new")),
+    "the root's alone": layer(entry("new", b"new")),
+}
+
+
+async def test_directories_without_entries_are_as_the_layers_below_say(tmp_path: Path) -> None:
+    below = layer(
+        entry("./", mode=0o711, uid=3), entry("d/", mode=0o1777, uid=7, mtime=1_500_000_000), entry("d/old", b""),
+        entry("d/e/", mode=0o700, gid=9), entry("x/", mode=0o750, xattrs={"user.a": "1"}),
+    )  # fmt: skip
+    for what, over in OVERS.items():
+        layout = write_layout(tmp_path / "layout", {"": build_image([below, over])})
+        found = []
+        for kind in ("unpacked", "erofs"):
+            root = tmp_path / kind
+            store = await ImageStore.open(root, tmp_path / "none", ImageSettings(image_layers=kind))
+            (image,) = await store.import_archive(layout)
+            found.append(await asyncio.to_thread(tree, store.layers(image)[0]))
+            await store.close()
+        assert found[0] == found[1], what
+        shutil.rmtree(layout)
+
+
 @contextmanager
 def overlaid(layers: list[Path], tmp_path: Path) -> Iterator[Path]:
     """As a container has them."""
