@@ -140,7 +140,7 @@ class SandboxSecurity(_Value, frozen=True):
 
 
 class SandboxConfig(_Value, frozen=True):
-    """What RunPodSandbox asked for (CRI `PodSandboxConfig`)."""
+    """A pod as requested by RunPodSandbox (CRI `PodSandboxConfig`)."""
 
     metadata: SandboxMetadata
     hostname: str = ""
@@ -210,7 +210,7 @@ class ContainerSecurity(_Value, frozen=True):
 
 
 class ContainerConfig(_Value, frozen=True):
-    """What CreateContainer asked for (CRI `ContainerConfig`)."""
+    """A container as requested by CreateContainer (CRI `ContainerConfig`)."""
 
     metadata: ContainerMetadata
     image: ImageSpec

@@ -78,7 +78,7 @@ def fault_of_path(path: str) -> str:
 
 
 def stays_inside(path: str) -> bool:
-    """Return whether a relative path stays below what it is joined to."""
+    """Return whether a relative path stays below the directory that it is joined to."""
     return ".." not in path.split("/")
 
 

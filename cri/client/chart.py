@@ -14,7 +14,7 @@ _PAUSE: Final = 10_000_000_000  # nanoseconds without anything that end a start
 
 
 def lines(answer: admin_pb2.WhyResponse) -> Iterator[str]:
-    """The chart, from the beginning of the last start on."""
+    """Return the chart's lines, from the beginning of the last start on."""
     bars = _last_start([one for one in answer.timeline if one.took])
     if not bars:
         yield f"{answer.subject}: no start is recorded"

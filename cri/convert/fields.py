@@ -102,7 +102,7 @@ def absolute(path: str, value: str) -> str:
 
 
 def usable(path: str, value: str) -> str:
-    """Accept a path that the kernel does not find too long, or ""."""
+    """Accept "", or a path that is not too long for the kernel."""
     if fault := rules.fault_of_path(text(path, value)):
         raise invalid(path, value, fault)
     return value

@@ -66,7 +66,7 @@ class Guests:
         self._wires.pop(wire, None)
 
     def open(self) -> Tally[tuple[str, str]]:
-        """Count the present connections with a token, by kind and transport."""
+        """Return the numbers of open connections with a token, by kind and transport."""
         return Tally(wire.label for wire in self._wires if wire.upgraded)
 
     def abort(self) -> None:

@@ -65,7 +65,7 @@ async def resolve(origin: Origin, reference: Reference) -> Resolved:
 
 
 async def choose_manifest(origin: Origin, resolved: Resolved, platforms: Sequence[Platform]) -> Manifest:
-    """The manifest of the image for one of `platforms`, through as many indexes as there are."""
+    """Return the image's manifest for one of `platforms`, through any number of nested indexes."""
     what = str(resolved.reference)
     chosen = choose(resolved.document, platforms, what)
     try:

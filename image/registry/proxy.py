@@ -20,7 +20,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """The proxies, one per scheme, and the hosts to reach without."""
+    """The proxies, one per scheme, and the hosts to reach without a proxy."""
 
     by_scheme: Mapping[str, URL]
     exempt: tuple[str, ...]  # lower case: "*", host, .suffix, address or network, each but "*" with an optional port

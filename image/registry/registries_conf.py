@@ -74,9 +74,9 @@ class Endpoint:
         return self.insecure or is_loopback(self.host)
 
     def insecure_at(self, url: URL) -> bool:
-        """Return whether not to verify the certificate of `url`'s host.
+        """Return whether to skip verifying the certificate of `url`'s host.
 
-        `insecure` is for one host, not for those that it redirects to or whose tokens it requires.
+        `insecure` applies to one host, not to hosts that it redirects to, and not to its token service.
         """
         if url.origin() == _origin(url.scheme, self.host):
             return self.insecure

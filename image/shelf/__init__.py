@@ -1,1 +1,1 @@
-"""What the store has: records, names, layers on disk."""
+"""The content of the store: records, names, layers on disk."""

@@ -1,4 +1,4 @@
-"""Where the contents of a layer's files go: into the files, or into the records of an index."""
+"""Puts the contents of a layer's files into the files, or notes their places for an index."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def _found(name: str, images: ImageStore) -> Image:
 
 
 async def unpacked(archive: str, directory: Path, images: ImageStore) -> ChosenImage:
-    """Unpack the checkpoint archive at the path `archive` into the new `directory`. Raises what that does."""
+    """Unpack the checkpoint `archive` (a path) into the new `directory`. Raises what the unpacking raises."""
     await restore.unpack(archive, directory, images)
     checkpoint = await restore.read(directory, images)
     return ChosenImage(checkpoint.base, checkpoint)

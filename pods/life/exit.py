@@ -79,7 +79,7 @@ class Exits:
             await self._state.happened(PluginEvent.STOP, sandbox.sandbox, record.container)
 
     async def lost(self, sandbox_id: str) -> None:
-        """The shim is gone: kill what still runs, and record every container as exited."""
+        """Handle a lost shim: kill what still runs, and record every container as exited."""
         record = self._state.sandboxes.get(sandbox_id)
         for container in list(self._state.containers_of(sandbox_id)):
             await self.end_unwatched(record.sandbox if record is not None else None, container)

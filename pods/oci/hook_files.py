@@ -35,7 +35,7 @@ class HookFile:
     has_bind_mounts: bool | None = None
 
     def wants(self, annotations: Mapping[str, str], command: str, *, bind_mounts: bool) -> bool:
-        """Return whether it applies to a container with these annotations, program, and volumes or none."""
+        """Return whether the hook applies to a container with these annotations, this program, and volumes or none."""
         if self.always is False or (self.has_bind_mounts is not None and self.has_bind_mounts != bind_mounts):
             return False
         for key, value in self.annotations:

@@ -39,7 +39,7 @@ class _Known:
     counting: asyncio.Future[None] | None = None  # the thread sets it to None
 
     def job(self) -> asyncio.Future[None] | None:
-        """The job that counts it just now. It may have ended before its future was written down."""
+        """The running count, if any. It may end before its future is stored."""
         job = self.counting
         return None if job is None or job.done() else job
 

@@ -99,7 +99,7 @@ class _Reading:
         return True
 
     def finish(self) -> None:
-        """Read what the ended command left. A child of it that keeps the pipe open is not waited for."""
+        """Read the remaining output of the ended command. Does not wait for a child that keeps the pipe open."""
         for _piece in range(MAX_OUTPUT // _PIECE):
             if not self._take():
                 break

@@ -13,7 +13,7 @@ LARGEST = (1 << 31) - 1
 
 
 class SendWindow:
-    """How much may be sent to the peer, on a stream or on the whole connection."""
+    """The window for sending to the peer, on a stream or on the whole connection."""
 
     __slots__ = ("left",)
 
@@ -27,7 +27,7 @@ class SendWindow:
 
 
 class ReceiveWindow:
-    """How much the peer may send. It is reopened in steps of half its size, not for every few bytes."""
+    """The window for receiving from the peer. It is reopened in steps of half its size, not for every few bytes."""
 
     __slots__ = ("_consumed", "_size", "left")
 
