@@ -1,15 +1,20 @@
-"""The way of an exec'd process into its container as a list of system calls (runtime/process/script.py).
+"""Writes an exec's way into its container as a list of system calls (runtime/process/script.py).
 
-What `runtime.process.join` does in a forked interpreter, in three processes that have nothing of the shim's memory:
+The list does what `runtime.process.join` does in a forked interpreter. Up to three processes execute it, and none has
+anything of the shim's memory:
 
-    first    on the host: the cgroups of version 1, affinity, keyring. It bears the next one into the version 2 cgroup,
-             which only root can do, and whose memory the shim must not share: it could be killed for the container
+    first    on the host: joins the version 1 cgroups, sets affinity and keyring, and clones the second into the
+             version 2 cgroup, which needs root
     second   joins all namespaces, takes the container's null device, working directory, user, capabilities and filter,
-             and bears the third into the PID namespace; without the one or the other there is one process less
-    third    what the container sees from its birth on (CVE-2016-9962): session, lookup of the program, execve
+             and clones the third into the PID namespace
+    third    is visible in the container from its birth (CVE-2016-9962): begins a session, finds the program, execve
 
-Each that bears another tells the shim of it before that goes on; `runtime.process.become` says why things are in this
-order. Two execs of a container differ by their program only, so the rest is made once.
+Without a version 2 cgroup the first does the second's part too; without a PID namespace the second does the third's.
+A process in the container's memory cgroup must not share the shim's memory: if the kernel kills it for the container's
+memory limit, it kills everybody who shares its memory.
+
+Each process reports the one it clones to the shim before that one continues. `runtime.process.become` explains the
+order of the steps. Execs of a container usually differ only in their arguments, so the rest of the list is made once.
 """
 
 from __future__ import annotations
@@ -61,7 +66,7 @@ _REFUSED: Final = (errno.EACCES, errno.EPERM)
 
 
 def obstacle(join: Join) -> str:
-    """Why this exec takes a forked interpreter, "" if a list can do it. The one place where that is decided."""
+    """Return why this exec needs a forked interpreter; "" if a list can do it. Only this function decides that."""
     process = join.process
     environment = [entry.partition("=") for entry in process.env]
     home = next((value for name, _, value in reversed(environment) if name == "HOME"), "")
@@ -96,15 +101,15 @@ def _lacks(join: Join) -> bool:
 
 
 def _has(join: Join) -> int:
-    """What the second process is permitted: all that there is in a user namespace that it has just joined."""
+    """Return the second process's permitted capabilities. It has all in a user namespace that it has just joined."""
     return capabilities.known() if join.mappings is not None else sets.current()[1]
 
 
 class Joining:
-    """The lists of execs that differ in nothing but their arguments."""
+    """Makes the lists of execs that differ only in their arguments."""
 
     def __init__(self, join: Join, null_streams: Sequence[int]) -> None:
-        """`null_streams` are those of the standard streams that are the host's /dev/null."""
+        """`null_streams` are the standard streams that are the host's /dev/null."""
         self._join = join
         self._null_streams = null_streams
         self._script = Script()
@@ -116,9 +121,9 @@ class Joining:
         self._plan()
 
     def list_for(self, args: tuple[str, ...]) -> Program | None:
-        """The list that ends in these arguments' program. None where they are too long, or nothing to execute."""
+        """Return the list that executes these arguments. None if it would be too long, or no program can get them."""
         if not args or any("\0" in argument for argument in args):
-            return None  # an interpreter says what is wrong with them
+            return None  # the forked interpreter reports what is wrong with them
         if self._last is None or self._last[0] != args:
             script = self._script.copy()
             self._find_and_execute(script, args)
@@ -240,7 +245,7 @@ class Joining:
         self._after_birth(clone.zero, pipe, header, _INIT)
 
     def _announcement(self) -> tuple[int, int, int]:
-        """A message that tells of a child: the addresses of the child's pid in it, of its header, and of the pidfd."""
+        """Make the message that reports a child. Returns the addresses of its pid, of the header and of the pidfd."""
         script = self._script
         text = birth_by_list()
         birth = script.data(text)
@@ -250,7 +255,7 @@ class Joining:
         return birth + len(text) - 8, header, control + 16
 
     def _pipe(self, first: int = _INIT) -> int:
-        """Two descriptors from `first` on, the next free numbers: the reading end, and the writing one."""
+        """Make a pipe, whose ends must become the descriptors `first` and `first` + 1. Returns their address."""
         script = self._script
         pipe = script.room(8)
         script.call("pipe2", pipe, os.O_CLOEXEC, about=("make", "pipe"))
@@ -258,7 +263,7 @@ class Joining:
         return pipe
 
     def _after_birth(self, born: int, buffer: int, header: int, told: int) -> None:
-        """The parent tells of the child, and lets it go on. Whom nobody has told of does not."""
+        """The parent reports the child and lets it continue. A child whose parent dies before that exits."""
         script = self._script
         telling = told + 1
         child = script.take(born)
@@ -316,7 +321,7 @@ class Joining:
                 self._script.call("fchown", stream, uid, -1, about=None, allow=EVERY_ERROR)
 
     def _enter_directory(self) -> None:
-        """As root first: a user's working directory may lie where only root gets to."""
+        """Change to the directory as root: only root may be able to reach it."""
         script, cwd = self._script, self._join.process.cwd
         self._cwd = script.text(cwd)
         self._place = script.room(_PATH_MAX)
@@ -326,7 +331,7 @@ class Joining:
         script.put(refused)
 
     def _require_inside(self) -> None:
-        """A working directory left outside the rootfs is a way to the host (CVE-2024-21626)."""
+        """Fail if the working directory is outside the rootfs: it would lead to the host (CVE-2024-21626)."""
         about = "enter working directory", self._join.process.cwd
         outside = _fixed(*about, errno.ENOENT)
         self._script.call("getcwd", self._place, _PATH_MAX, about=about)
@@ -334,14 +339,14 @@ class Joining:
 
     def _enter_directory_as_user(self) -> None:
         script = self._script
-        # Who came the way of the refused has nothing in the place of the directory's name.
+        # The directory's name is empty if root was refused.
         entered = script.take(script.look(self._place, 0xFF).positive)
         script.call("chdir", self._cwd, about=("enter working directory", self._join.process.cwd))
         self._require_inside()
         script.put(entered)
 
     def _set_identity(self, more: Sequence[str]) -> tuple[int, int] | None:
-        """Take on user and capabilities, with `more` for a while: then capset(2)'s arguments to give those up."""
+        """Take on user and capabilities, and keep `more` for now. Returns capset(2)'s arguments to drop those."""
         script, process = self._script, self._join.process
         user, wanted = process.user, process.capabilities
         if wanted is not None:
@@ -382,7 +387,7 @@ class Joining:
                 self._script.call("prctl", _PR_CAPBSET_DROP, number, about=about)
 
     def _sets(self, effective: int, permitted: int, inheritable: int) -> tuple[int, int]:
-        """The addresses of capset(2)'s arguments."""
+        """Write capset(2)'s arguments into the list and return their addresses."""
         header, words = sets.arguments(effective, permitted, inheritable)
         return self._script.data(bytes(header)), self._script.data(bytes(words))
 
@@ -418,7 +423,7 @@ class Joining:
         script.require(status + _MODE_AT, executable, 0, about=denied, unlike=True)
 
     def _look_up(self, script: Script, name: str) -> int:
-        """Find the program as execvp(3) does: the address where its path's address comes to be."""
+        """Find the program as execvp(3) does. Returns the address where the address of its path is stored."""
         path = next((entry[5:] for entry in reversed(self._join.process.env) if entry.startswith("PATH=")), "")
         status, refusal, chosen, one = script.room(_STATX_BYTES), script.room(8), script.room(8), script.data(b"1" * 8)
         found: list[int] = []
@@ -444,14 +449,14 @@ class Joining:
 
 
 class Program:
-    """A whole list, and what its entries do."""
+    """A finished list, and what its entries do."""
 
     def __init__(self, image: bytes, names: Mapping[int, object]) -> None:
         self.image = image
         self._names = names
 
     def failure(self, undone: Undone) -> RuntimeCoreError:
-        """What failed, by the report of who failed, who may be a process that the container has got hold of."""
+        """Return the error that a report stands for. Trusts nothing in it: the container may trace the sender."""
         about = self._names.get(undone.at)
         number = min(undone.number, _MOST_ERRORS)
         if callable(about):
@@ -467,7 +472,7 @@ def _fixed(operation: str, about: str, number: int) -> Explanation:
 
 
 def _no_exec(name: str, number: int = 0, reason: str = "", before: str = "") -> Explanation:
-    """As the words of runc have it; without a reason it is that of the error."""
+    """Explain a failure in runc's words. The default reason is the error's."""
 
     def explained(found: int) -> RuntimeCoreError:
         return ExecFailed(f'exec: "{name}": {before}{reason or os.strerror(found).lower()}', number or found)
@@ -476,7 +481,7 @@ def _no_exec(name: str, number: int = 0, reason: str = "", before: str = "") -> 
 
 
 def _key(join: Join, null_streams: Sequence[int]) -> tuple[object, ...]:
-    """What two execs have to have in common. Most of it is the same object, which comparing tuples sees at once."""
+    """Return what two execs must have in common. Comparing is cheap: most members are the same object in both."""
     alike = replace(join.process, args=())
     return (
         join.spec, alike, join.cgroup, join.filter_program, join.filter_flags, join.mappings, tuple(null_streams),
@@ -485,14 +490,14 @@ def _key(join: Join, null_streams: Sequence[int]) -> tuple[object, ...]:
 
 
 class Joinings:
-    """The lists of one container's execs: those that were last like each other."""
+    """Caches the last `Joining` of one container."""
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
         self._joining: Joining | None = None
 
     def of(self, join: Join) -> Joining | None:
-        """None where an interpreter is to be forked (`obstacle`)."""
+        """Return the exec's lists. None if an interpreter must be forked (`obstacle`)."""
         null_streams = [stream for stream, fd in enumerate(join.stdio) if _is_null_device(fd)]
         key = _key(join, null_streams)
         if key != self._key:

@@ -1,19 +1,19 @@
-"""A list of system calls, and the small program that makes them in the place of a forked interpreter.
+"""Makes a list of system calls, and runs it with a small program instead of a forked interpreter.
 
-Whoever forks a Python process to become a container's program pays for a copy of its page tables, for each page that
-the copy then touches, and for all the Python on the way. Here the way is a list, made beforehand: two hundred bytes of
-machine code in a memfd are executed by posix_spawn(3), receive the list on descriptor 3, and work it off:
+A fork of a Python process copies its page tables and the pages that the child touches, and then the child runs Python.
+Here the caller writes the list beforehand. posix_spawn(3) executes two hundred bytes of machine code from a memfd. The
+code receives the list on descriptor 3 and makes the calls:
 
     memory = mmap(BASE, SIZE); read(3, memory, SIZE)
-    loop: result = call number of the entry with its six arguments, as they stand there
-          number is LOOK: result = *first & second ^ third
-          a result above 0 is stored where the entry says; the next entry is one of three: for 0, for what is above, and
-          for an error that the entry has allowed
-    another error: leave number and entry in the header, and go on with what is there to be done then
+    loop: result = the entry's system call with its six arguments
+          if the number is LOOK: result = *first & second ^ third
+          store a result above 0 where the entry says; go on with one of three entries: for 0, for a result above 0, or
+          for an error that the entry allows
+    any other error: store errno and entry in the header, and go on with the entries for failures
 
-The list comes to lie where it was made for, so that it is addresses and plain numbers: an entry has another one's
-result because that stored it into the entry's argument. A child that the list clones goes on in a copy of it. Nothing
-that the caller knows but did not write into it is in that memory.
+The program maps the list at BASE, so entries contain absolute addresses. A result becomes a later call's argument
+because it is stored into that entry. A child that the list clones continues in a copy of the list. The memory contains
+the list and nothing else of the caller's.
 """
 
 from __future__ import annotations
@@ -75,45 +75,50 @@ _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
     "aarch64": (63, 64, 57, 56, 291, 24, 55, 49, 17, 167, 159, 149, 147, 166, 91, 59, 277, 220, 435, 211, 94, 157, 268,
                 219, 122, 48, 221, 25, 261, 436, 134),
 }  # fmt: skip
-_MACHINE: Final = os.uname().machine  # not asked for later: a personality of a container's can make it another one
+_MACHINE: Final = os.uname().machine  # read once: a container's personality(2) can change what uname says
 _HEADER: Final = 40
 _ENTRY: Final = struct.Struct("=13Q")
 _WORD: Final = struct.Struct("=Q")
 _ARGUMENTS_AT, _STORE_AT, _ZERO_AT, _POSITIVE_AT, _ERROR_AT = 8, 56, 64, 72, 80
 _ALL_BITS: Final = 2**64 - 1
-# What the interpreter ignores, and what shims do.
+# Signals that the interpreter ignores, and those that shims ignore.
 _IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-_MOST: Final = 160 << 10  # bytes of a list: a packet of that size goes through a socket with the usual buffers
+_MOST: Final = 160 << 10  # bytes of a list: it is one packet, and must fit into a socket's default buffer
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where in the list one system call is. As an argument of a later one: its result."""
+    """The offset of one system call in the list. As an argument of a later call it stands for its result."""
 
     at: int
 
     @property
     def zero(self) -> int:
-        """The way on for a result of 0."""
+        """The offset of the pointer to the next entry after a result of 0."""
         return self.at + _ZERO_AT
 
     @property
     def positive(self) -> int:
+        """The same, after a result above 0."""
         return self.at + _POSITIVE_AT
 
     @property
     def error(self) -> int:
-        """The way on for the errors that are allowed."""
+        """The same, after an allowed error."""
         return self.at + _ERROR_AT
 
 
 class Script:
-    """A list in the making. Each entry follows the one before, unless its ways are taken (`take`) and put elsewhere."""
+    """A list that is being made.
+
+    A way is a pointer to the next entry (`Entry.zero` and so on). A new entry is put at all open ways. These are the
+    ways of the entry before, except those that the caller took (`take`) to put them elsewhere (`put`).
+    """
 
     def __init__(self) -> None:
         self.image = bytearray(_HEADER)
-        self.names: dict[int, object] = {}  # of each entry's address: what it does, for whoever reads a failure
-        self.passing: list[int] | None = None  # where the sixth arguments of later entries are noted, if they are
+        self.names: dict[int, object] = {}  # what the entry at each address does, to explain a failure
+        self.passing: list[int] | None = None  # offsets of later calls' sixth arguments, if wanted
         self._ways: list[int] = [24]
 
     def data(self, content: bytes) -> int:
@@ -133,43 +138,44 @@ class Script:
     def call(
         self, name: str, *arguments: int | Entry, about: object, allow: Collection[int] = (), store: int = 0
     ) -> Entry:
-        """One system call. `allow`ed errors go on as success does; `store` is where a result above 0 is written."""
+        """Append a system call. Errors in `allow` continue like success. A result above 0 is written to `store`."""
         return self._append(_NUMBERS[_MACHINE][_NAMES.index(name)], arguments, about, allow, store)
 
     def look(self, address: int, mask: int = _ALL_BITS, expected: int = 0, *, store: int = 0) -> Entry:
-        """Compare the eight bytes at an address: 0 where what the mask leaves of them is as expected."""
+        """Append a comparison of the eight bytes at an address. The result is 0 if the masked value is `expected`."""
         return self._append(LOOK, (address, mask, expected), None, (), store)
 
     def require(self, address: int, mask: int, expected: int, *, about: object, unlike: bool = False) -> None:
-        """Fail with EBADF, and what this is about, where it is not as expected (or, `unlike`, where it is)."""
+        """Fail with EBADF unless the masked value is `expected`; with `unlike`, if it is."""
         look = self.look(address, mask, expected)
         right = self.take(look.positive if unlike else look.zero)
         self.fail(about)
         self.put(right)
 
     def fail(self, about: object) -> None:
-        """The way ends here."""
+        """Append a call that always fails (EBADF), so that `about` is reported."""
         self.call("close", _ALL_BITS, about=about)
         self.end()
 
     def take(self, way: int) -> int:
-        """Have that way not lead to the next entry."""
+        """Close an open way: the next entry is not put there. Returns it for `put`."""
         self._ways.remove(way)
         return way
 
     def put(self, *ways: int) -> None:
-        """Have these ways lead to the next entry."""
+        """Open ways: they lead to the next entry."""
         self._ways += ways
 
     def end(self) -> None:
-        """Nothing follows the last entry; ways that are put from now on lead to the next."""
+        """Close all open ways: nothing follows the last entry."""
         self._ways = []
 
     def on_failure(self) -> None:
-        """What follows is what is to be done after an error that is not allowed."""
+        """Begin the entries that are executed after an error that is not allowed."""
         self._ways = [32]
 
     def open_ways(self) -> list[int]:
+        """Close all open ways and return them for `put`."""
         ways, self._ways = self._ways, []
         return ways
 
@@ -198,7 +204,7 @@ class Script:
         return entry
 
     def copy(self) -> Script:
-        """Another one to go on with, whose names are new."""
+        """Return a copy that can be continued independently. It has only the names of its new entries."""
         other = Script()
         other.image = bytearray(self.image)
         other.passing = None if self.passing is None else list(self.passing)
@@ -206,14 +212,14 @@ class Script:
         return other
 
     def finished(self) -> bytearray:
-        """The list, in the caller's hands."""
+        """Return the list, with an empty report in its header. It is the script's own memory."""
         empty = encode(Undone(0, 0))
         self.image[: len(empty)] = empty
         return self.image
 
 
 class Runner:
-    """The program, and what it runs as."""
+    """Holds the program in a memfd and starts it."""
 
     def __init__(self) -> None:
         code = _CODE.get(_MACHINE) if syscalls.has_close_range() else None
@@ -221,20 +227,20 @@ class Runner:
 
     @property
     def can_run(self) -> bool:
-        """Whether there is a program for this machine, and the kernel has what lists are made of (Linux 5.9)."""
+        """Whether there is a program for this machine and the kernel has all calls of the lists (Linux 5.9)."""
         return self.program >= 0
 
     def spawn(self, descriptors: Sequence[int]) -> tuple[int, int]:
-        """Have it begin with these as descriptors 0, 1, 2 and so on, and nothing else of the caller's.
+        """Start the program with these descriptors as 0, 1, 2 and so on. Returns its pid and a pidfd.
 
-        Signals have no handlers then, and none is blocked. Single-threaded callers only. Returns its pid and a pidfd.
-        Raises OSError.
+        It inherits no other close-on-exec descriptors and no environment, has no signal handlers and blocks no signals.
+        The caller must be single-threaded. Raises OSError; then no process is left.
         """
         aside: list[int] = []
         try:
             actions = []
             for target, source in enumerate(descriptors):
-                if target != source < len(descriptors):  # another's place
+                if target != source < len(descriptors):  # another descriptor's target
                     aside.append(os.dup(source))
                     while aside[-1] < len(descriptors):
                         aside.append(os.dup(source))
@@ -263,5 +269,5 @@ def end(pid: int, pidfd: int = -1) -> None:
 
 
 def fits(image: bytearray) -> bool:
-    """Whether a list is not too long to be sent."""
+    """Whether the list is short enough to be sent."""
     return len(image) <= _MOST
