@@ -34,10 +34,12 @@ class CheckpointCalls:
         output = Path(fields.absolute("output_path", request.output_path))
         if not request.container_ids:
             raise fields.missing("container_ids")
+        found: set[str] = set()
         for index, container_id in enumerate(request.container_ids):
             fields.required(f"container_ids[{index}]", container_id)
-        if len(set(request.container_ids)) < len(request.container_ids):
-            raise InvalidArgument("container_ids: an id is repeated")
+            if container_id in found:
+                raise InvalidArgument(f"container_ids[{index}]: {container_id!r} is repeated")
+            found.add(container_id)
         await self._node.checkpoint_sandbox(sandbox_id, output, tuple(request.container_ids), seconds)
         return api_pb2.CheckpointPodResponse()
 

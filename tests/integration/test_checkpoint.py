@@ -255,9 +255,9 @@ def test_archives_that_are_none_are_refused(daemon: Daemon, parts: dict[str, byt
     elsewhere = json.dumps({"rootfsImageName": "registry.invalid/gone:1"}).encode()
     wrong = json.loads(parts["spec.dump"]) | {"process": {"args": 7}}
     bad = {
-        "no spec.dump": lambda: _archive(path, _without(parts, "spec.dump")),
-        "no config.dump": lambda: _archive(path, _without(parts, "config.dump")),
-        "no checkpoint/": lambda: (path.write_bytes(layer(*(entry(n, c) for n, c in parts.items()))), str(path))[1],
+        "not a checkpoint: it has no file spec.dump": lambda: _archive(path, _without(parts, "spec.dump")),
+        "it has no file config.dump": lambda: _archive(path, _without(parts, "config.dump")),
+        "no directory check": lambda: (path.write_bytes(layer(*(entry(n, c) for n, c in parts.items()))), str(path))[1],
         "it has no file spec.dump": lambda: _archive(path, _without(parts, "spec.dump"), (link, b"")),
         "descriptors.json' is not a regular file": lambda: _archive(path, parts, (outwards, b"")),
         "config.dump is not a JSON object": lambda: _archive(path, _without(parts, "config.dump", b"[" * 100_000)),

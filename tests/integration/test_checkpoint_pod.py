@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(daemon: Daemon, tmp_pat
         other, created = stranger.run("sleep", "1000"), pod.create("true", name="created")
         for ids, code, said in (
             ([], "INVALID_ARGUMENT", "container_ids: is required"),
-            ([container_id, container_id], "INVALID_ARGUMENT", "twice"),
+            ([container_id, container_id], "INVALID_ARGUMENT", f"container_ids[1]: {container_id!r} is repeated"),
             ([container_id, other], "INVALID_ARGUMENT", "is not in pod sandbox"),
             ([container_id, created], "FAILED_PRECONDITION", "is created, not running"),
             (["nothing"], "NOT_FOUND", "nothing"),
