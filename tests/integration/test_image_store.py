@@ -83,7 +83,7 @@ async def test_layers_that_are_mounted_are_exported_without_their_blobs(tmp_path
         await store.export("example.io/a:1", tmp_path / "out", "docker-archive")
         (tar,) = (tmp_path / "image/layers").glob("2/tar")
         tar.write_bytes(b"damaged")
-        with pytest.raises(DigestMismatch, match="verify the store"):
+        with pytest.raises(DigestMismatch, match="run crisp image verify"):
             await store.export(image.id, tmp_path / "again", "docker-archive")
     run("skopeo", "copy", "-q", f"docker-archive:{tmp_path}/out", f"dir:{tmp_path}/from-docker")
     assert image.id.removeprefix("sha256:") in os.listdir(tmp_path / "from-docker")
