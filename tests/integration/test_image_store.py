@@ -103,7 +103,7 @@ async def test_what_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
         (image,) = await store.import_archive(source)
         with pytest.raises(InvalidImage, match="exists"):
             await store.export(image.id, source, "oci")
-        with pytest.raises(InvalidImage, match="form 'zip'"):
+        with pytest.raises(InvalidImage, match="format 'zip'"):
             await store.export(image.id, tmp_path / "out", "zip")
         blob = store.layers(image)[0].with_suffix(".blob")
         blob.write_bytes(b"damaged")
