@@ -124,7 +124,7 @@ def test_events() -> None:
 def test_the_calls_that_architecture_names() -> None:
     page = (Path(__file__).parents[2] / "docs/architecture.md").read_text()
     section = page.partition("## The wire between crispd and a shim\n")[2].partition("\n## ")[0]
-    calls_named, events_named = section.partition("and the events")[::2]
+    calls_named, events_named = section.partition("The events are")[::2]
     for kinds, text in ((CALLS, calls_named), (EVENTS, events_named)):
         named = {word for word in text.split("`")[1::2] if "." not in word and "/" not in word}
         assert named == kinds.keys()
