@@ -432,7 +432,7 @@ def test_a_renewed_certificate_is_served_after_a_reload(tmp_path: Path) -> None:
             reload(daemon, '"configuration reloaded"')
             assert served(daemon) == renewed
             key.write_text("none")
-            reload(daemon, '"could not reload the configuration"')
+            reload(daemon, "could not reload the configuration")
             assert served(daemon) == renewed
 
 
