@@ -68,7 +68,9 @@ class Node:
         means = Means(self._state, self._shims, images, self.host, self._cgroups, self._background)
         self._exits = Exits(self._state, self._cgroups, self._background)
         self._stops = Stops(self._state, self._shims, self._exits, self._background)
-        self._removals = Removals(self._state, self._shims, images, self._stops, self._background)
+        self._removals = Removals(
+            self._state, self._shims, images, self._stops, self._cgroups, self._background
+        )
         self._creations = Creations(means, self._removals)
         self._starts = Starts(self._state, self._shims, images, means.filters, self._background)
         end = PodEnd(self._state, self._shims, network, self._exits, self._cgroups)

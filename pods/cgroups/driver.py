@@ -24,7 +24,8 @@ _KILLED_SECONDS: Final = 2.0
 class CgroupDriver(Protocol):
     """Manages a pod's cgroups, except the files in them, which the shims write. Every method raises PodError.
 
-    `hold` and `make` are for a container's creation, `update` for new limits, `remove_pod` for the pod's end.
+    `hold` and `make` are for a container's creation, `update` for new limits, `remove_container` and
+    `remove_pod` for the ends.
     """
 
     @property
@@ -49,6 +50,9 @@ class CgroupDriver(Protocol):
     async def update(self, sandbox: Sandbox, container_id: str, resources: Mapping[str, Any]) -> bool:
         """Hand over all limits after an update. Returns whether the driver wrote them to the cgroup's files."""
 
+    async def remove_container(self, sandbox: Sandbox, container_id: str) -> None:
+        """Remove what is left of the cgroup of an ended container of crisp's own handler. Best effort."""
+
     async def remove_pod(self, sandbox: Sandbox) -> None:
         """Remove a pod's cgroup that kubelet did not make. Best effort."""
 
@@ -72,6 +76,8 @@ class FileSystem:
 
     async def update(self, sandbox: Sandbox, container_id: str, resources: Mapping[str, Any]) -> bool:
         return False
+
+    async def remove_container(self, sandbox: Sandbox, container_id: str) -> None: ...
 
     async def remove_pod(self, sandbox: Sandbox) -> None:
         with contextlib.suppress(RuntimeCoreError):

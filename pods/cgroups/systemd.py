@@ -55,13 +55,19 @@ class Systemd:
             await self._units.set_properties(container_scope(sandbox, container_id).name, properties)
         return True
 
+    async def remove_container(self, sandbox: Sandbox, container_id: str) -> None:
+        """Stop the scope. systemd does so itself, unless the shim removed the cgroup before systemd saw it empty."""
+        await self._stop(container_scope(sandbox, container_id).name)
+
     async def remove_pod(self, sandbox: Sandbox) -> None:
         """Stop the slice of a pod without a parent."""
-        name = pod_slice(sandbox.id, sandbox.config)
+        await self._stop(pod_slice(sandbox.id, sandbox.config))
+
+    async def _stop(self, unit: str) -> None:
         try:
-            await self._units.stop(name)
+            await self._units.stop(unit)
         except PodError as error:
-            _log.warning("could not stop slice", extra={"slice": name, "error": error})
+            _log.warning("could not stop systemd unit", extra={"unit": unit, "error": error})
 
     async def _start(self, scope: Scope, description: str, pid: int, resources: Resources) -> None:
         devices = ""

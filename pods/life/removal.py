@@ -17,6 +17,7 @@ from runtime.wire.calls import Delete
 
 if TYPE_CHECKING:
     from image.store import ImageStore
+    from pods.cgroups.driver import Cgroups
     from pods.inflight import Background
     from pods.life.shims import Shims
     from pods.life.stop import Stops
@@ -29,10 +30,17 @@ class Removals:
     """Removes containers completely."""
 
     def __init__(
-        self, state: State, shims: Shims, images: ImageStore, stops: Stops, background: Background
+        self,
+        state: State,
+        shims: Shims,
+        images: ImageStore,
+        stops: Stops,
+        cgroups: Cgroups,
+        background: Background,
     ) -> None:
         self._state = state
         self._shims = shims
+        self._cgroups = cgroups
         self._images = images
         self._stops = stops
         self._background = background
@@ -62,6 +70,9 @@ class Removals:
     async def discard(self, container: Container) -> None:
         """Remove everything of a container that does not run."""
         await delete_in_shim(self._shims, container)
+        record = self._state.sandboxes.get(container.sandbox_id)
+        if record is not None and record.sandbox.runtime_handler in handlers.BUILT_IN:
+            await self._cgroups.of(record.sandbox).remove_container(record.sandbox, container.id)
         await remove_files(self._state, container)
         await self._state.forget_container(container.id)
         for image_id in container.images:
