@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 MOST: Final = 64  # the kernel keeps a set in two 32-bit words
 _VERSION_3: Final = 0x20080522
-_PR_SET_KEEPCAPS: Final = 8
+PR_SET_KEEPCAPS: Final = 8
 _PR_CAPBSET_READ: Final = 23
-_PR_CAPBSET_DROP: Final = 24
-_PR_CAP_AMBIENT: Final = 47
-_PR_CAP_AMBIENT_RAISE: Final = 2
-_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+PR_CAPBSET_DROP: Final = 24
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_RAISE: Final = 2
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 
 class _Header(ctypes.Structure):
@@ -70,18 +70,18 @@ def in_bounding(number: int) -> bool:
 
 def drop_bounding(number: int) -> None:
     """Remove the capability from the bounding set for good. EINVAL if the kernel does not know it."""
-    prctl(_PR_CAPBSET_DROP, number)
+    prctl(PR_CAPBSET_DROP, number)
 
 
 def raise_ambient(number: int) -> None:
-    prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number)
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, number)
 
 
 def clear_ambient() -> None:
     """Empty the ambient set. EINVAL before Linux 4.3, which introduced it."""
-    prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
 
 
 def keep_at_setuid(keep: bool) -> None:
     """Set whether the permitted set survives a change from root to another user (PR_SET_KEEPCAPS)."""
-    prctl(_PR_SET_KEEPCAPS, int(keep))
+    prctl(PR_SET_KEEPCAPS, int(keep))

@@ -117,10 +117,10 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 PROC_SUPER_MAGIC: Final = 0x9FA0
 SYSFS_MAGIC: Final = 0x62656572
 _STATFS_BYTES: Final = 256  # struct statfs is 120 on 64-bit machines
-_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+KEYCTL_JOIN_SESSION_KEYRING: Final = 1
 _IOPRIO_WHO_PROCESS: Final = 1
 _SECCOMP_MODE_FILTER: Final = 2
-_SECCOMP_SET_MODE_FILTER: Final = 1
+SECCOMP_SET_MODE_FILTER: Final = 1
 SECCOMP_SPEC_ALLOW: Final = 4
 SECCOMP_NEW_LISTENER: Final = 8
 _SOCK_FILTER_BYTES: Final = 8
@@ -408,7 +408,7 @@ def load_filter(program: bytes, flags: int) -> int:
     filter_ = ctypes.create_string_buffer(described)
     if "seccomp" not in _old and not flags:
         return check(libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), ctypes.byref(filter_), 0, 0), "")
-    mode, wide = ctypes.c_long(_SECCOMP_SET_MODE_FILTER), ctypes.c_long(flags)
+    mode, wide = ctypes.c_long(SECCOMP_SET_MODE_FILTER), ctypes.c_long(flags)
     result = check(_syscall(ctypes.c_long(_number("seccomp")), mode, wide, ctypes.byref(filter_)), "seccomp filter")
     if result and not flags & SECCOMP_NEW_LISTENER:
         raise OSError(_ESRCH, os.strerror(_ESRCH), f"thread {result}")
@@ -495,7 +495,7 @@ def personality(persona: int) -> None:
 
 def join_new_session_keyring(name: str) -> None:
     """Replace the session keyring by an empty one with that name (keyctl_join_session_keyring(3))."""
-    check(_syscall(_number("keyctl"), _KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name)), "session keyring")
+    check(_syscall(_number("keyctl"), KEYCTL_JOIN_SESSION_KEYRING, os.fsencode(name)), "session keyring")
 
 
 def close_all_from(first: int, *, keep: Iterable[int]) -> None:

@@ -47,14 +47,10 @@ _FIRST_FREE: Final = 5
 _ALL: Final = 2**64 - 1
 _MOST_ERRORS: Final = 4095
 _NULL: Final = os.makedev(1, 3)
-_AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = 0x100, 0x1000
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
 _MSG_NOSIGNAL: Final = 0x4000
 _X_OK: Final = 1
 _F_SETFD, _FD_CLOEXEC = 2, 1
-_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
-_SECCOMP_SET_MODE_FILTER: Final = 1
-_PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT = 8, 24, 47
-_PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 2, 4
 _STATX_BASIC: Final = 0x7FF
 _STATX_BYTES, _MODE_AT, _MODE_SHIFT, _RDEV_AT = 256, 24, 32, 128  # struct statx: the mode is the upper half of a word
 _REGULAR: Final = stat.S_IFREG << _MODE_SHIFT
@@ -220,7 +216,7 @@ class Joining:
         script = self._script
         name = script.text(f"_ses.{self._join.container_id}")
         script.call(
-            "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, name, about=("make", "session keyring"), allow=_NO_KEYRINGS
+            "keyctl", syscalls.KEYCTL_JOIN_SESSION_KEYRING, name, about=("make", "session keyring"), allow=_NO_KEYRINGS
         )
 
     def _bear_into_cgroup(self) -> None:
@@ -309,7 +305,7 @@ class Joining:
         opened = script.room(8)
         script.call("openat", syscalls.AT_FDCWD, path, flags, about=opening, store=opened)
         script.require(opened, _ALL, _INIT, about=opening)  # the next free number
-        script.call("statx", _INIT, script.text(""), _AT_EMPTY_PATH, _STATX_BASIC, status, about=opening)
+        script.call("statx", _INIT, script.text(""), syscalls.AT_EMPTY_PATH, _STATX_BASIC, status, about=opening)
         require_it()
         for stream in self._null_streams:
             script.call("dup3", _INIT, stream, 0, about=using)
@@ -354,7 +350,7 @@ class Joining:
         if wanted is None and more and user.uid:
             wanted = oci.Capabilities()  # as the change of user leaves them
         if wanted is not None:
-            script.call("prctl", _PR_SET_KEEPCAPS, 1, about=("keep", "capabilities"))
+            script.call("prctl", sets.PR_SET_KEEPCAPS, 1, about=("keep", "capabilities"))
         groups = user.additional_gids
         about = "set groups", ",".join(map(str, groups)) or "none"
         # A user namespace made without help denies it (setgroups in proc_pid_uid_map(5)); the caller's own stay.
@@ -373,18 +369,18 @@ class Joining:
         kept = capabilities.mask(more) & _has(self._join)
         about = "set", "capabilities"
         script.call("capset", *self._sets(effective | kept, permitted | kept, inheritable), about=about)
-        script.call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, about=None, allow=EVERY_ERROR)
+        script.call("prctl", sets.PR_CAP_AMBIENT, sets.PR_CAP_AMBIENT_CLEAR_ALL, about=None, allow=EVERY_ERROR)
         for number in capabilities.bits(ambient & permitted & inheritable):
             about = "add", f"`{capabilities.name(number)}` to the ambient set"
-            script.call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, about=about)
-        script.call("prctl", _PR_SET_KEEPCAPS, 0, about=None, allow=EVERY_ERROR)
+            script.call("prctl", sets.PR_CAP_AMBIENT, sets.PR_CAP_AMBIENT_RAISE, number, about=about)
+        script.call("prctl", sets.PR_SET_KEEPCAPS, 0, about=None, allow=EVERY_ERROR)
         return self._sets(effective, permitted, inheritable) if more else None
 
     def _drop_bounding(self, wanted: oci.Capabilities) -> None:
         for number in capabilities.bits(capabilities.known() & ~capabilities.mask(wanted.bounding)):
             if self._join.mappings is not None or sets.in_bounding(number):
                 about = "drop", f"`{capabilities.name(number)}` from the bounding set"
-                self._script.call("prctl", _PR_CAPBSET_DROP, number, about=about)
+                self._script.call("prctl", sets.PR_CAPBSET_DROP, number, about=about)
 
     def _sets(self, effective: int, permitted: int, inheritable: int) -> tuple[int, int]:
         """Write capset(2)'s arguments into the list and return their addresses."""
@@ -394,7 +390,7 @@ class Joining:
     def _load(self, script: Script, program: int, size: int) -> None:
         described = script.data(struct.pack("=H6xQ", size // 8, program))
         flags = self._join.filter_flags
-        script.call("seccomp", _SECCOMP_SET_MODE_FILTER, flags, described, about=("load", "seccomp filter"))
+        script.call("seccomp", syscalls.SECCOMP_SET_MODE_FILTER, flags, described, about=("load", "seccomp filter"))
 
     # -- the program --------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _ONE_MOUNT: Final = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
 _STEP: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MISSING: Final = (errno.ENOENT, errno.ENOTDIR)
-_AT_EMPTY_PATH: Final = 0x1000
 _STATX_MNT_ID: Final = 0x1000
 _STATX_BYTES: Final = 256
 _STATX_MASK_AT, _STATX_MNT_ID_AT = 0, 144
@@ -122,7 +121,7 @@ def _walk(proc: int, parts: list[str], passage: Passage) -> int:
 
 def _mount_of(fd: int, passage: Passage) -> int:
     found = ctypes.create_string_buffer(_STATX_BYTES)
-    passage.call("statx", fd, b"", _AT_EMPTY_PATH, _STATX_MNT_ID, found)
+    passage.call("statx", fd, b"", syscalls.AT_EMPTY_PATH, _STATX_MNT_ID, found)
     if not int.from_bytes(found.raw[_STATX_MASK_AT : _STATX_MASK_AT + 4], "little") & _STATX_MNT_ID:
         raise OSError(errno.EXDEV, "this kernel's statx(2) has no mount ids")
     return int.from_bytes(found.raw[_STATX_MNT_ID_AT : _STATX_MNT_ID_AT + 8], "little")
