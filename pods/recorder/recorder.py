@@ -105,14 +105,12 @@ class Recorder:
         """Load the recordings of an earlier daemon, and attach to the log. An unreadable directory counts as empty."""
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         try:
-            for recording in await asyncio.to_thread(self._read):
+            for recording, lives in await asyncio.to_thread(self._read):
                 self._recordings[recording.subject] = recording
+                for life in lives:
+                    self._know(recording, life.id, life.about)
         except OSError as error:
             self._complain(error)
-        for recording in self._recordings.values():
-            for entry in recording.entries():
-                if isinstance(entry, Life):
-                    self._know(recording, entry.id, entry.about)
         logging.getLogger().addHandler(self._listening)
 
     def close(self) -> None:
@@ -327,8 +325,8 @@ class Recorder:
                 self._failed.add(subject)
                 self._complain(error)
 
-    def _read(self) -> list[Recording]:
-        """In another thread: read the recordings of an earlier daemon."""
+    def _read(self) -> list[tuple[Recording, list[Life]]]:
+        """In another thread: read the recordings of an earlier daemon, each with what names its pods' objects."""
         self._files.prepare()
         found = []
         for subject, lines, size in self._files.read():
@@ -337,7 +335,7 @@ class Recorder:
             recording.on_disk = size
             if lines and not lines[-1].endswith(b"\n"):
                 recording.spoil()  # an appended line would join the incomplete one
-            found.append(recording)
+            found.append((recording, [entry for entry in recording.entries() if isinstance(entry, Life)]))
         return found
 
     def _complain(self, error: OSError) -> None:
