@@ -33,6 +33,7 @@ from tests.waiting import SECONDS
 REPOSITORY = Path(__file__).parent.parent
 BUSYBOX = "localhost/busybox:latest"
 CNI_BIN_DIRS = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
+LAYERS_VARIABLE = "CRISP_TEST_LAYERS"  # the kind of layers of daemons that do not say which, instead of the default
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 CALL_SECONDS = 120.0
@@ -280,6 +281,8 @@ class Daemon:
             "--log-level": "debug",
         }
         (self.directory / "crisp.toml").touch()
+        if layers := os.environ.get(LAYERS_VARIABLE):
+            flags["--image-layers"] = layers
         bin_dirs = [f"--cni-bin-dir={path}" for path in CNI_BIN_DIRS]
         return [f"{flag}={value}" for flag, value in flags.items()] + bin_dirs
 

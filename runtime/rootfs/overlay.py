@@ -39,6 +39,8 @@ def mount_overlay(lower: Sequence[str], upper: str = "", work: str = "", label: 
     ]
     if layers_can_be_appended():
         layers = [("lowerdir+", layer) for layer in lower]
+        if _are_of_several([*lower, *filter(None, (upper,))]):  # as mounted layers are
+            layers.append(("xino", "on"))  # all files have one device number then
         ways.insert(0, lambda: _configure(layers, upper, work, label, volatile=bool(upper)))
     with failing("mount overlay on", upper or lower[0]):
         for way in ways[:-1]:
@@ -170,6 +172,11 @@ def _configure(lower: Sequence[tuple[str, str]], upper: str, work: str, label: s
         return syscalls.fsmount(context)
     finally:
         os.close(context)
+
+
+def _are_of_several(directories: Sequence[str]) -> bool:
+    """Return whether they are on several file systems. If they are not, overlayfs logs that `xino` is useless."""
+    return len({os.stat(directory).st_dev for directory in directories}) > 1
 
 
 def _mount_joined(lower: Sequence[str], upper: str, work: str, label: str, *, volatile: bool) -> int:

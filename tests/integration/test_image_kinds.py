@@ -323,6 +323,20 @@ def test_containers_outlive_the_daemon_that_mounted_their_layers() -> None:
         assert json.loads(status.info["info"])["imageLayers"] == {"kind": "tar+erofs", "erofs": "mountable"}
 
 
+def test_a_root_of_several_layers_has_one_device_number(tmp_path: Path) -> None:
+    """Programs that stay on one file system (`du -x`) would leave out what other layers have."""
+    busybox = BUSYBOX.read_bytes()
+    tars = [layer(entry("bin/"), entry("bin/busybox", busybox, mode=0o755)), BASE, OVER, TOP]
+    with Daemon.running("--image-layers", "erofs") as daemon:
+        image = daemon.import_image(write_layout(tmp_path / "layout", {"": build_image(tars)}))
+        with daemon.pod("one") as pod:
+            script = "cd /; b=bin/busybox; $b touch d/own; for f in . $b d d/new d/top d/own; do $b stat -c %d $f; done"
+            made = pod.run("/bin/busybox", "sh", "-c", script, image=image)
+            assert daemon.wait_exited(made).exit_code == 0
+            found = [line.split()[-1] for line in pod.log().splitlines()]
+            assert (len(found), len(set(found))) == (6, 1)
+
+
 def test_what_cannot_be_mounted_is_told_of(tmp_path: Path) -> None:
     """Files of a tmpfs cannot be mounted: a store there unpacks layers, or says why it cannot do what it was told."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "kinds", tmp_path], check=True)
