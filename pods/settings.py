@@ -30,6 +30,7 @@ class NodeSettings:
     recording_bytes: int  # of one pod (pods.recorder)
     recordings_kept: int  # of pods that are gone
     recordings_hours: int  # that long
+    record_last_words: bool  # the last line of a container that ended with an error
     images: ImageSettings
 
     def sandbox_dir(self, sandbox_id: str) -> Path:

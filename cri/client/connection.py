@@ -23,7 +23,11 @@ CHANGE_SECONDS = 120.0  # kubelet's own default for calls that start or stop som
 NO_LIMIT = None
 
 # An answer may contain two full outputs of ExecSync (16 MiB each); gRPC's default limit is 4 MiB.
-_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.default_authority", "localhost"))
+_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.default_authority", "localhost"),
+    ("grpc.max_reconnect_backoff_ms", 1000),  # a restarted daemon is found again soon
+)
 
 
 class Connection:

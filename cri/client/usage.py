@@ -9,11 +9,13 @@ from collections.abc import Iterable, Sequence
 
 from cri.client import names
 from cri.client.connection import Connection
+from cri.client.errors import CallFailed, Unreachable
 from cri.client.render import document, drawn, plain, short, size, table
 from cri.v1 import api_pb2
 
 _COLUMNS = ("CONTAINER", "NAME", "POD", "CPU %", "MEM", "LIMIT", "SWAP", "DISK", "INODES")
 _POD_COLUMNS = ("POD ID", "NAME", "NAMESPACE", "CPU %", "MEM", "PROCESSES", "RX", "TX")
+_RESTARTING = ("UNAVAILABLE", "CANCELLED")  # how calls fail while the daemon restarts
 _SAMPLE_SECONDS = 1.1  # the time that a daemon needs between two samples for a rate
 
 Row = tuple[str, ...]
@@ -61,10 +63,20 @@ def top(arguments: argparse.Namespace, connection: Connection) -> int:
         return 0
     from rich.live import Live
 
-    with Live(drawn(_COLUMNS, look()), screen=True, auto_refresh=False) as screen:
+    rows = look()
+    with Live(drawn(_COLUMNS, rows), screen=True, auto_refresh=False) as screen:
         while True:
             time.sleep(arguments.delay)
-            screen.update(drawn(_COLUMNS, look()), refresh=True)
+            gone = ""
+            try:
+                rows = look()
+            except (CallFailed, Unreachable) as error:
+                if isinstance(error, CallFailed) and error.code not in _RESTARTING:
+                    raise
+                gone = f"{time.strftime('%H:%M:%S')} crispd does not answer; waiting, with the last figures above"
+            shown = drawn(_COLUMNS, rows)
+            shown.caption = gone
+            screen.update(shown, refresh=True)
 
 
 def _containers(connection: Connection, selected: api_pb2.ContainerStatsFilter) -> list[api_pb2.ContainerStats]:

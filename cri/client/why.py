@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:
-    """Print cause, evidence and remedy, then the timeline. Returns 1 if something is wrong, 0 if not."""
+    """Print cause, evidence and remedy, then the timeline; of others with that name, without the timeline.
+
+    Returns 1 if something is wrong, 0 if not.
+    """
     answer = connection.read(connection.admin.Why, admin_pb2.WhyRequest(query=arguments.object))
     if arguments.output == "table":
         print("\n".join(map(_printable, _lines(answer, arguments.lines))))
     else:
         document(plain(answer), arguments.output)
-    return int(answer.name != "none")
+    return int(any(one.name != "none" for one in (answer, *answer.others)))
 
 
 def _printable(line: str) -> str:
@@ -31,12 +34,20 @@ def _printable(line: str) -> str:
 
 
 def _lines(answer: admin_pb2.WhyResponse, last: int) -> Iterator[str]:
-    yield f"cause:    {answer.cause}"
-    yield f"evidence: {answer.name}: {answer.evidence}"
-    yield f"remedy:   {answer.remedy}"
+    yield from _diagnosis(answer)
     yield ""
     yield f"{answer.subject}:"
     yield from _timeline(answer.timeline[-last:] if last else ())
+    for other in answer.others:
+        yield ""
+        yield f"also {other.subject}:"
+        yield from _diagnosis(other)
+
+
+def _diagnosis(answer: admin_pb2.WhyResponse) -> Iterator[str]:
+    yield f"cause:    {answer.cause}"
+    yield f"evidence: {answer.name}: {answer.evidence}"
+    yield f"remedy:   {answer.remedy}"
 
 
 def _timeline(moments: Iterable[admin_pb2.Moment]) -> Iterator[str]:

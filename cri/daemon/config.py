@@ -230,6 +230,12 @@ class Configuration:
         "How long it is kept.",
         unit="hours", to=Component.NODE,
     )  # fmt: skip
+    record_last_words: bool = setting(
+        _WATCHING, kinds.BOOLEAN, True,
+        "Record the last line that a container wrote before it ended with an error. It may hold what the program "
+        "should not have logged.",
+        to=Component.NODE,
+    )  # fmt: skip
     tracing_endpoint: str = setting(
         _WATCHING, kinds.ADDRESS_IF_ANY, "",
         "OpenTelemetry collector to send traces to, by OTLP over gRPC without TLS, such as 127.0.0.1:4317; empty "

@@ -13,6 +13,7 @@ from image.model import Credentials, Image, PullProgress
 
 if TYPE_CHECKING:
     from cri.services.node import Node
+    from pods.diagnosis.inquiry import Diagnosis
 
 
 class AdminCalls:
@@ -58,25 +59,7 @@ class AdminCalls:
 
     async def Why(self, request: admin_pb2.WhyRequest) -> admin_pb2.WhyResponse:
         """Tell what is wrong with a pod, a container or an image, and what happened to it."""
-        found = self._node.why(fields.required("query", request.query))
-        return admin_pb2.WhyResponse(
-            subject=found.subject,
-            name=found.name,
-            cause=found.cause,
-            evidence=found.evidence,
-            remedy=found.remedy,
-            timeline=[
-                admin_pb2.Moment(
-                    at=one.at,
-                    container=one.container,
-                    text=one.text,
-                    took=one.took,
-                    count=one.count,
-                    wrong=one.wrong,
-                )
-                for one in found.timeline
-            ],
-        )
+        return _why(self._node.why(fields.required("query", request.query)))
 
     async def PullImage(self, request: admin_pb2.PullImageRequest) -> AsyncIterator[admin_pb2.PullImageResponse]:
         """Pull an image. Sends the progress of its layers, then its id."""
@@ -104,4 +87,27 @@ class AdminCalls:
 def _progress(event: PullProgress) -> admin_pb2.LayerProgress:
     return admin_pb2.LayerProgress(
         layer=event.layer, offset=event.offset, total=event.total, phase=event.phase.value
+    )
+
+
+def _why(found: Diagnosis) -> admin_pb2.WhyResponse:
+    return admin_pb2.WhyResponse(
+        subject=found.subject,
+        name=found.name,
+        cause=found.cause,
+        evidence=found.evidence,
+        remedy=found.remedy,
+        timeline=[
+            admin_pb2.Moment(
+                at=one.at,
+                container=one.container,
+                text=one.text,
+                took=one.took,
+                count=one.count,
+                wrong=one.wrong,
+                kind=one.kind,
+            )
+            for one in found.timeline
+        ],
+        others=map(_why, found.others),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from image.errors import ImageError
@@ -17,6 +17,11 @@ from pods.recorder.entry import Answered, Counted, Entry, Left, Life, Plugin, Ra
 from pods.recorder.recording import Recording, Subject
 
 _SHORTEST: Final = 4  # digits of an id
+_KINDS: Final[dict[type[Entry], str]] = {
+    Step: "step", Refused: "call", Answered: "call", Left: "call", Plugin: "plugin", Life: "life", Said: "log",
+    Wrote: "output", Ran: "command",
+}  # fmt: skip
+_OTHERS: Final = 50  # more objects of one name are not told of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +34,12 @@ class Moment:
     took: int = 0
     count: int = 1
     wrong: bool = False
+    kind: str = ""  # of the entry: "step", "call", "plugin", "life", "log", "output" or "command"
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The answer. `name` is "none" if nothing is wrong."""
+    """The answer. `name` is "none" if nothing is wrong. `others`: what else the query names, without timelines."""
 
     subject: str
     name: str
@@ -41,11 +47,24 @@ class Diagnosis:
     evidence: str
     remedy: str
     timeline: tuple[Moment, ...]
+    others: tuple[Diagnosis, ...] = ()
 
 
 def inquire(query: str, recordings: Iterable[Recording], containers: Iterable[Container]) -> Diagnosis:
     """Diagnose a pod, container or image; `containers` are the existing ones. Raises NotFound, InvalidArgument."""
-    recording, container = find(query, list(recordings))
+    first, *rest = find(query, list(recordings))
+    existing = list(containers)
+    answer = _diagnose(*first, existing)
+    others = []
+    for recording, name in rest[:_OTHERS]:
+        other = replace(_diagnose(recording, name, existing), timeline=())
+        if other.subject == answer.subject:  # an earlier pod of that name
+            other = replace(other, subject=f"{other.subject} (uid {recording.subject.uid})")
+        others.append(other)
+    return replace(answer, others=tuple(others))
+
+
+def _diagnose(recording: Recording, container: str, containers: Sequence[Container]) -> Diagnosis:
     known = recording.entries()
     known = _with_ends(known, [one for one in containers if one.sandbox_id in recording.sandboxes])
     entries = [entry for entry in known if not container or entry.about in ("", container)]
@@ -58,14 +77,18 @@ def inquire(query: str, recordings: Iterable[Recording], containers: Iterable[Co
     return Diagnosis(subject, cause.name, cause.text, _evidence(trouble.entry), cause.remedy, timeline)
 
 
-def find(query: str, recordings: Sequence[Recording]) -> tuple[Recording, str]:
-    """Find the latest recording that matches `query`, and the container in it or ""."""
+def find(query: str, recordings: Sequence[Recording]) -> list[tuple[Recording, str]]:
+    """Find recordings by `query`, each with the container in it or "": existing pods first, then the latest.
+
+    Raises NotFound, InvalidArgument.
+    """
     if not query:
         raise InvalidArgument("query: must name a pod, a container or an image")
     # Names go first: one such as "cafe" may be the beginning of some id, too.
     for by in (_by_name, _by_id, _by_image):
         if candidates := by(query, recordings):
-            return max(candidates, key=lambda found: (bool(found[0].sandboxes), found[0].last))
+            unique = {(found[0].subject, found[1]): found for found in candidates}.values()
+            return sorted(unique, key=lambda found: (not found[0].sandboxes, -found[0].last))
     raise NotFound(f"nothing is recorded of a pod, container or image {query!r}")
 
 
@@ -143,6 +166,10 @@ def _last(entries: Sequence[Entry]) -> str:
 
 
 def _moment(entry: Entry) -> Moment:
+    return replace(_shown(entry), kind=_KINDS[type(entry)])
+
+
+def _shown(entry: Entry) -> Moment:
     match entry:
         case Step(operation=operation, name=name):
             return Moment(entry.at, entry.about, f"{operation}: {name}", entry.took)

@@ -54,7 +54,7 @@ class Exits:
             record = self._state.containers.get(container_id)
             if record is None or is_over(record.container):
                 return
-            if isinstance(event, Exited) and event.code:
+            if isinstance(event, Exited) and event.code and self._state.settings.record_last_words:
                 await self._record_last_words(record.container)
             try:
                 await self._state.record(container_id, event)

@@ -13,8 +13,8 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from pods.model import SandboxMetadata
 from pods.recorder.entry import Answered, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote, cut
 from pods.recorder.files import Files
 from pods.recorder.recording import Recording, Subject, about_image
+from pods.recorder.writer import Writer
 
 _log: Final = logging.getLogger("crisp.recorder")
 _DELAY: Final = 0.25  # seconds between an event and its write
@@ -93,8 +94,7 @@ class Recorder:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._writer = ThreadPoolExecutor(1, "recorder")
-        self._writing: Future[None] | None = None
+        self._writer = Writer()
         self._complained = False
         self._failed: set[Subject] = set()  # those whose last write failed
         self._listening = _Listening(self)
@@ -114,13 +114,14 @@ class Recorder:
         logging.getLogger().addHandler(self._listening)
 
     def close(self) -> None:
-        """Write all remaining entries."""
+        """Write all remaining entries, unless the disk hangs."""
         logging.getLogger().removeHandler(self._listening)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._writer.submit(self._write, self._take())
-        self._writer.shutdown()
+        self._writer.submit(partial(self._write, self._take()))
+        if not self._writer.close():
+            _log.warning("the recorder's disk does not answer; crisp why may lack the last entries")
         self._loop = None  # later entries are not written
 
     def knows_all(self) -> None:
@@ -290,12 +291,12 @@ class Recorder:
     def _write_behind(self) -> None:
         """On the loop: pass pending entries to the thread, unless it is still writing."""
         self._timer = None
-        if self._writing is not None and not self._writing.done():
+        if self._writer.busy:
             assert self._loop is not None
             self._timer = self._loop.call_later(_DELAY, self._write_behind)
             return
         self._forget_old()
-        self._writing = self._writer.submit(self._write, self._take())
+        self._writer.submit(partial(self._write, self._take()))
 
     def _take(self) -> list[_Write]:
         """On the loop: collect what must be written."""
@@ -362,7 +363,7 @@ class Recorder:
         self._dirty.pop(recording.subject, None)
         for object_id in recording.ids:
             self._containers.pop(object_id, None)
-        self._writer.submit(self._remove, recording)
+        self._writer.submit(partial(self._remove, recording))
 
     def _remove(self, recording: Recording) -> None:
         with contextlib.suppress(OSError):

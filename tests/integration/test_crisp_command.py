@@ -185,3 +185,41 @@ def test_events_are_printed_as_they_happen(daemon: Daemon) -> None:
         events.wait()
         events.stdout.close()
     assert any(line.endswith(f"{ended[:13]}  default/told/main (3 Error)\n") for line in lines)
+
+
+def test_top_goes_on_over_a_restart_of_crispd(fresh_daemon: Daemon) -> None:
+    leader, follower = os.openpty()
+    with fresh_daemon.pod("busy") as pod:
+        pod.run("sleep", "100000", name="sleeper")
+        top = subprocess.Popen(
+            command(fresh_daemon, "top", "-d", "0.1"), cwd=REPOSITORY, stdin=follower, stdout=follower, stderr=follower,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"},
+        )  # fmt: skip
+        os.close(follower)
+        try:
+            _read_until(leader, b"sleeper")
+            fresh_daemon.kill9()
+            _read_until(leader, b"does not answer")
+            fresh_daemon.start()
+            _read_until(leader, b"sleeper", without=b"does not answer")
+            assert top.poll() is None
+        finally:
+            top.send_signal(signal.SIGINT)
+            while top.poll() is None:  # it may write before it ends
+                _read_until(leader, b"")
+            os.close(leader)
+    assert top.returncode == 128 + signal.SIGINT
+
+
+def _read_until(terminal: int, wanted: bytes, without: bytes = b"\xff") -> None:
+    """Read a terminal until one screen of it has `wanted` and not `without`."""
+    read = b""
+    while True:
+        assert select.select([terminal], [], [], SECONDS)[0]
+        try:
+            read += os.read(terminal, 1 << 16)
+        except OSError:  # the other side is closed
+            return
+        screens = read.split(b"CONTAINER")[1:-1]  # each begins with the columns' names
+        if not wanted or any(wanted in screen and without not in screen for screen in screens[-1:]):
+            return

@@ -393,7 +393,7 @@ def _peer(path: Path) -> int:
     return int(struct.unpack("3i", credentials)[0])
 
 
-def test_what_is_gone_is_told_of_over_a_crash_of_crispd(fresh_daemon: Daemon) -> None:
+def test_what_is_gone_is_told_of_over_a_crash_of_crispd(fresh_daemon: Daemon, tmp_path: Path) -> None:
     daemon = fresh_daemon
     with daemon.pod("gone") as pod:
         container = pod.run("sh", "-c", "echo out of tea; exit 3")
@@ -413,5 +413,42 @@ def test_what_is_gone_is_told_of_over_a_crash_of_crispd(fresh_daemon: Daemon) ->
         assert any(words in line for line in timeline), words
     answer = json.loads(crisp(daemon, "why", "-o", "json", "default/gone").stdout)
     assert answer["name"] == "name-held"
+    file = tmp_path / "trace.json"
+    assert crisp(daemon, "trace", "default/gone", "-o", str(file)).returncode == 0
+    events = [event for event in json.loads(file.read_text())["traceEvents"] if event["ph"] != "M"]
+    whole = next(one for one in events if one["name"] == "RunPodSandbox answered")
+    (plugin,) = (one for one in events if one["name"] == "network plugin bridge ADD")
+    (step,) = (one for one in events if one["name"] == "run pod sandbox: network added")
+    for inner in (plugin, step):  # one axis for what was asked, what the plugin did and what crisp did
+        assert whole["ts"] <= inner["ts"]
+        assert inner["ts"] + inner["dur"] <= whole["ts"] + whole["dur"]
+        assert inner["tid"] != whole["tid"]
+    assert {"start container: program runs", "StartContainer answered"} <= {event["name"] for event in events}
     done = crisp(daemon, "why", "never-was")
     assert "nothing is recorded of a pod, container or image 'never-was'" in done.stderr
+
+
+def test_each_pod_of_one_name_is_told_of(daemon: Daemon) -> None:
+    configs = [daemon.sandbox_config("twin") for _ in range(2)]
+    configs[1].metadata.namespace = "other"
+    with daemon.pod(config=configs[0]) as good, daemon.pod(config=configs[1]) as bad:
+        good.run("sleep", "100000")
+        daemon.wait_exited(bad.run("sh", "-c", "exit 3"))
+        found = why(daemon, "twin")
+        told = {one.subject: one.name for one in (found, *found.others)}
+        assert told == {"pod default/twin": "none", "pod other/twin": "exit-code"}
+        done = crisp(daemon, "why", "twin")
+        assert done.returncode == 1
+        assert f"also {found.others[0].subject}:" in done.stdout
+
+
+def test_last_words_are_not_recorded_if_nobody_wants_them(tmp_path: Path) -> None:
+    config = tmp_path / "crisp.toml"
+    config.write_text("record_last_words = false\n")
+    with Daemon.running(f"--config={config}") as daemon:
+        daemon.import_busybox()
+        with daemon.pod("quiet") as pod:
+            daemon.wait_exited(pod.run("sh", "-c", "echo the password is tea; exit 3"))
+        found = why(daemon, "quiet")
+        assert found.name == "exit-code"
+        assert "password" not in str(found)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pods.diagnosis import causes, troubles
-from pods.diagnosis.inquiry import find
+from pods.diagnosis.inquiry import find, inquire
 from pods.errors import InvalidArgument, NotFound
 from pods.life import last_words
 from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote
@@ -97,11 +97,13 @@ def test_a_pod_a_container_or_an_image_is_found_by_id_and_name() -> None:
         recording.add(Said(number, "main", "info", "x"))
     old.ids["abcdef"] = "main"
     every = (old, new, image)
-    assert find("web", every) == find("n/web", every) == (new, "")
-    assert find("abcd", every) == find("web/main", (old,)) == (old, "main")
-    assert find("a", every) == find("docker.io/library/a", every) == (image, "")
+    assert find("web", every) == find("n/web", every) == [(new, ""), (old, "")]
+    assert find("abcd", every) == find("web/main", (old,)) == [(old, "main")]
+    assert find("a", every) == find("docker.io/library/a", every) == [(image, "")]
     old.sandboxes.add("s")  # what there is goes before what is gone
-    assert find("web", every) == (old, "")
+    assert find("web", every) == [(old, ""), (new, "")]
+    told = inquire("web", every, ())
+    assert [(one.subject, one.timeline) for one in told.others] == [("pod n/web (uid 2)", ())]
     with pytest.raises(NotFound, match="nothing is recorded"):
         find("else", every)
     with pytest.raises(InvalidArgument):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pods.model import SandboxMetadata
 from pods.recorder.entry import Life, Plugin, Ran, Refused, Said, Step, decode, encode
 from pods.recorder.recorder import Bounds, Recorder
 from runtime.errors import ExecFailed
+from tests.waiting import until
 
 _POD = SandboxMetadata(name="web", uid="u", namespace="default")
 _ABOUT = {"pod": "default/web/u/0"}
@@ -132,8 +135,7 @@ async def test_what_is_gone_is_forgotten_by_number_and_by_age(tmp_path: Path) ->
     recorder = await _opened(tmp_path, Bounds(kept=2, seconds=3600))
     assert len(_recordings(recorder)) == 5
     recorder._write_behind()
-    assert recorder._writing is not None
-    recorder._writing.result()
+    until(lambda: not recorder._writer.busy)
     assert len(_recordings(recorder)) == 5  # nobody knows yet which pods there are
     recorder.found_again("s0", SandboxMetadata(name="p0", uid="u", namespace="n"))
     recorder.knows_all()
@@ -225,8 +227,7 @@ async def test_a_clock_that_was_ahead_and_one_who_tells_late(tmp_path: Path) -> 
 
     def write() -> None:
         recorder._write_behind()
-        assert recorder._writing is not None
-        recorder._writing.result()
+        until(lambda: not recorder._writer.busy)
 
     recorder = await _opened(tmp_path, Bounds(kept=1, seconds=3600))
     recorder.knows_all()
@@ -261,3 +262,18 @@ async def test_a_disk_that_takes_nothing_is_complained_of_once(
     recorder.close()
     message = "writing a recording failed (logged once); crisp why may lack entries"
     assert [record.message for record in caplog.records].count(message) == 1
+
+
+async def test_a_disk_that_hangs_does_not_hold_up_a_stop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = await _opened(tmp_path)
+    recorder.of_pod(_POD).said("line")
+    file = recorder._files._path(recorder.of_pod(_POD).recording.subject)
+    os.mkfifo(file)  # opening it for writing waits for a reader
+    thread = threading.Thread(target=recorder.close, daemon=True)
+    thread.start()
+    await asyncio.to_thread(thread.join, 60)
+    assert not thread.is_alive()
+    assert "the recorder's disk does not answer" in caplog.text
+    reader = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # lets the writer go
+    until(lambda: not recorder._writer.busy)
+    os.close(reader)

@@ -3,8 +3,8 @@
 isort:skip_file
 What an operator may ask of crispd that CRI v1 has no call for. Served on the same socket as CRI.
 
-Generate the Python of it, in the repository's root:
-  python -m grpc_tools.protoc -I. --python_out=. --mypy_out=. --grpc_python_out=. --mypy_grpc_out=. cri/admin/v1/admin.proto
+Generate the Python of it (needs the `dev` extra):
+  python -m cri.admin.v1
 """
 
 from collections import abc as _abc
@@ -372,6 +372,7 @@ class WhyResponse(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     REMEDY_FIELD_NUMBER: _builtins.int
     TIMELINE_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """What it is about: "pod namespace/name", "container name of pod namespace/name", "image name"."""
     name: _builtins.str
@@ -381,6 +382,10 @@ class WhyResponse(_message.Message):
     remedy: _builtins.str
     @_builtins.property
     def timeline(self) -> _containers.RepeatedCompositeFieldContainer[Global___Moment]: ...
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___WhyResponse]:
+        """What else has that name, existing pods first; without timelines."""
+
     def __init__(
         self,
         *,
@@ -390,10 +395,11 @@ class WhyResponse(_message.Message):
         evidence: _builtins.str = ...,
         remedy: _builtins.str = ...,
         timeline: _abc.Iterable[Global___Moment] | None = ...,
+        others: _abc.Iterable[Global___WhyResponse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "evidence", b"evidence", "name", b"name", "remedy", b"remedy", "subject", b"subject", "timeline", b"timeline"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "evidence", b"evidence", "name", b"name", "others", b"others", "remedy", b"remedy", "subject", b"subject", "timeline", b"timeline"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -409,6 +415,7 @@ class Moment(_message.Message):
     TOOK_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     WRONG_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     at: _builtins.int
     """Nanoseconds since the epoch."""
     container: _builtins.str
@@ -419,6 +426,8 @@ class Moment(_message.Message):
     count: _builtins.int
     """How often it happened, the last time at `at`."""
     wrong: _builtins.bool
+    kind: _builtins.str
+    """"step", "call", "plugin", "life", "log", "output" or "command"."""
     def __init__(
         self,
         *,
@@ -428,10 +437,11 @@ class Moment(_message.Message):
         took: _builtins.int = ...,
         count: _builtins.int = ...,
         wrong: _builtins.bool = ...,
+        kind: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "container", b"container", "count", b"count", "text", b"text", "took", b"took", "wrong", b"wrong"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "container", b"container", "count", b"count", "kind", b"kind", "text", b"text", "took", b"took", "wrong", b"wrong"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

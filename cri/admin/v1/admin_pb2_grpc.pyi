@@ -3,8 +3,8 @@
 isort:skip_file
 What an operator may ask of crispd that CRI v1 has no call for. Served on the same socket as CRI.
 
-Generate the Python of it, in the repository's root:
-  python -m grpc_tools.protoc -I. --python_out=. --mypy_out=. --grpc_python_out=. --mypy_grpc_out=. cri/admin/v1/admin.proto
+Generate the Python of it (needs the `dev` extra):
+  python -m cri.admin.v1
 """
 
 from collections import abc as _abc
