@@ -13,10 +13,12 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from image.archive.write import KeptImage, export
 from image.erofs.probe import why_not
+from image.erofs.seal import Seal
 from image.errors import ImageError, ImageNotFound, SignatureRefused
 from image.imports import Imports, tag_name
 from image.manifest import Blob
@@ -30,7 +32,7 @@ from image.registry.transport import Transport
 from image.settings import ImageSettings
 from image.shelf.additional import read_stores
 from image.shelf.catalogue import Catalogue
-from image.shelf.database import INDEXED, UNPACKED, Database
+from image.shelf.database import INDEXED, UNPACKED, Database, LayerRecord
 from image.shelf.layer_files import base36
 from image.shelf.layers import Layers
 from image.shelf.recorder import ImageRecorder
@@ -105,7 +107,9 @@ class ImageStore:
             records = await Records.open(place.path / "images.db")
             undo.push_async_callback(records.close)
             kept = await records.call(Database.layers)
-            there = [place.path / "layers" / base36(layer.number) for layer in kept if layer.kind == INDEXED]
+            there = [
+                (place.path / "layers" / base36(layer.number), Seal.parse(layer.seal)) for layer in kept if layer.seal
+            ]
             unmountable = await asyncio.to_thread(why_not, place.path / "tmp", there)
             if unmountable and settings.image_layers == "erofs":
                 raise ImageError(f'image_layers: "erofs" is impossible on this kernel ({unmountable}): set "auto"')
@@ -139,7 +143,8 @@ class ImageStore:
                 "boot the kernel that they were made with, or remove the directory and pull again"
             )
         there = await asyncio.to_thread(self._root.layer_names)
-        own = [layer for layer in layers if base36(layer.number) in there]
+        checked = [await self._checked(layer) for layer in layers if base36(layer.number) in there]
+        own = [layer for layer in checked if layer is not None]
         usable = {layer.chain_id for layer in own} | additional_layers
         whole = [image for image in images if usable.issuperset(image.chain_ids)]
         used = {chain_id for image in whole for chain_id in image.chain_ids}
@@ -153,6 +158,19 @@ class ImageStore:
         garbage = await asyncio.to_thread(self._root.garbage, {base36(layer.number) for layer in kept})
         await self._workers.remove_trees(garbage)
         self._recorder.take_over(whole, kept, additional)
+
+    async def _checked(self, layer: LayerRecord) -> LayerRecord | None:
+        """Check the index of a layer if the crisp that wrote it did not; None if that fails."""
+        if layer.kind != INDEXED or layer.seal:
+            return layer
+        try:
+            seal = await self._workers.check_index(self._root.path / "layers" / base36(layer.number))
+        except ImageError as error:
+            _log.warning("removing a layer that cannot be mounted", extra={"layer": layer.chain_id, "error": error})
+            return None
+        sealed = replace(layer, seal=seal)
+        await self._records.call(Database.reseal, sealed)
+        return sealed
 
     # --- reading
 
@@ -314,7 +332,8 @@ class ImageStore:
     async def repair(self, name: str = "") -> list[Verdict]:
         """Pull damaged images again, and return the new verdicts. Images that came from no registry stay as they are.
 
-        Raises ImageInUse, before doing anything, if containers use a damaged image; what `verify` raises; and, after
-        the others are repaired, what a failed pull raised: its image is gone.
+        If only indexes of layers are damaged, write them again, also of images in use. Raises ImageInUse, before any
+        pull, if containers use another damaged image; what `verify` raises; and, after the others are repaired, what a
+        failed pull raised: its image is gone.
         """
         return await self._repairer.repair(name)

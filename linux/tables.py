@@ -36,6 +36,7 @@ CAPABILITIES = (
 )  # fmt: skip
 
 # Prefixes of overlayfs's extended attributes (overlayfs.rst): for root's overlays and for unprivileged users'.
+SELINUX_LABEL = "security.selinux"  # the attribute of a file that has its label
 OVERLAY_ATTRIBUTES = "trusted.overlay."
 USERS_OVERLAY_ATTRIBUTES = "user.overlay."
 OVERLAY_OPAQUE = f"{OVERLAY_ATTRIBUTES}opaque"  # on a directory: "y" hides what the layers below have in it

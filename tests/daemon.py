@@ -281,7 +281,7 @@ class Daemon:
             "--log-level": "debug",
         }
         (self.directory / "crisp.toml").touch()
-        if layers := os.environ.get(LAYERS_VARIABLE):
+        if (layers := os.environ.get(LAYERS_VARIABLE)) and self.tree == REPOSITORY:
             flags["--image-layers"] = layers
         bin_dirs = [f"--cni-bin-dir={path}" for path in CNI_BIN_DIRS]
         return [f"{flag}={value}" for flag, value in flags.items()] + bin_dirs

@@ -20,6 +20,7 @@ from image.erofs.layout import (
     INLINE,
     INODE_SIZE,
     PLAIN,
+    SIZE_LIMIT,
     SLOT,
     TAR_BLOCK,
     Attributes,
@@ -33,8 +34,8 @@ from image.erofs.layout import (
     inode,
     inodes_of,
 )
+from linux.tables import SELINUX_LABEL
 
-_SIZE_LIMIT = 1 << 44  # bytes of one file, like the limit of other file systems
 _INLINE_LIMIT = BLOCK - SLOT  # bytes after an inode that always fit in a block with it
 _CHUNKS = 1024  # of a sparse file, if it has few segments
 _CHUNKS_A_SEGMENT = 4
@@ -94,7 +95,7 @@ class Index:
 
         In the archive they need not begin at a block. Holes of the file are holes in the index.
         """
-        if size >= _SIZE_LIMIT:
+        if size >= SIZE_LIMIT:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         limit = max(_CHUNKS, _CHUNKS_A_SEGMENT * len(segments))
         bits = max(3, (max(size - 1, 0) // BLOCK // limit).bit_length())
@@ -251,7 +252,8 @@ def _attributes(there: os.stat_result) -> Attributes:
 
 
 def _xattrs(name: bytes) -> bytes:
-    keys = os.listxattr(name, follow_symlinks=False)
+    # The machine's policy labels all files that are made. A label in the index would hold on all machines.
+    keys = [key for key in os.listxattr(name, follow_symlinks=False) if key != SELINUX_LABEL]
     return (
         extended_attributes({os.fsencode(key): os.getxattr(name, key, follow_symlinks=False) for key in keys})
         if keys

@@ -6,16 +6,18 @@ have addresses from TAR_BLOCK on. All numbers are little-endian.
 
 from __future__ import annotations
 
+import mmap
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 BLOCK: Final = 512  # bytes
 SLOT: Final = 32  # bytes: inodes begin at multiples of it; an inode's number is its slot's
 TAR_BLOCK: Final = 1 << 30  # the tar's first block
 BLOCKS_LIMIT: Final = 1 << 32
+SIZE_LIMIT: Final = 1 << 44  # bytes of one file, like the limit of other file systems
 HEADER_BLOCKS: Final = 3  # unused bytes, the super block, the device table
 
 PLAIN, INLINE, CHUNKED = 0, 2, 4  # an inode's content: in adjacent blocks, after the inode, in chunks
@@ -34,6 +36,7 @@ _SUPER = struct.Struct("<3I2BHQQ4I16s16sI3H2BIQB23x")
 _DEVICE = struct.Struct("<64s2I56x")
 _INODE = struct.Struct("<4HQ4IqII16x")
 _EXTENDED = 1
+_UNUSED = 16  # bytes at the end of an inode
 _NAME = struct.Struct("<QHBx")
 _XATTRS = struct.Struct("<IB7x")
 _XATTR = struct.Struct("<BBH")
@@ -49,6 +52,31 @@ INODE_SIZE: Final = _INODE.size
 
 class TooLarge(Exception):
     """It does not fit in an index."""
+
+
+class Malformed(Exception):
+    """An index has something that is not written here."""
+
+
+class Head(NamedTuple):
+    """What a header says."""
+
+    root: int
+    inodes: int
+    inodes_at: int  # block
+    identity: bytes
+
+
+class Inode(NamedTuple):
+    """What an encoded inode says, but for owner and time."""
+
+    layout: int
+    xattrs_size: int
+    mode: int
+    size: int
+    place: int
+    number: int
+    links: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +173,56 @@ def header(*, blocks: int, inodes_at: int, root: int, inodes: int, tar_blocks: i
     )
     device = _DEVICE.pack(b"", tar_blocks, TAR_BLOCK)
     return (bytes(_SUPER_OFFSET) + super_block + device).ljust(HEADER_BLOCKS * BLOCK, b"\0")
+
+
+def parse_header(head: bytes) -> Head:
+    """Return what a header says. Raises Malformed; whether it says more, only `header` can tell."""
+    if len(head) != HEADER_BLOCKS * BLOCK:
+        raise Malformed("it has no header")
+    said = _SUPER.unpack_from(head, _SUPER_OFFSET)
+    return Head(root=said[5], inodes=said[6], inodes_at=said[10], identity=said[12])
+
+
+def parse_inode(region: bytes | mmap.mmap, at: int) -> Inode:
+    """Return what an encoded inode says. Raises Malformed."""
+    form, units, mode, reserved, size, place, number, _, _, _, nanoseconds, links = _INODE.unpack_from(region, at)
+    layout, extended = form >> 1, form & _EXTENDED
+    unused = region[at + INODE_SIZE - _UNUSED : at + INODE_SIZE]
+    if not extended or reserved or layout not in (PLAIN, INLINE, CHUNKED) or nanoseconds >= 10**9 or any(unused):
+        raise Malformed(f"inode {number} has an unknown form")
+    return Inode(layout, _XATTRS.size + 4 * (units - 1) if units else 0, mode, size, place, number, links)
+
+
+def parse_xattrs(said: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield encoded extended attributes. Raises Malformed."""
+    if any(said[: _XATTRS.size]):
+        raise Malformed("attributes have an unknown header")
+    at, end = _XATTRS.size, len(said)
+    while at < end:
+        length, index, size = _XATTR.unpack_from(said, at)
+        at += _XATTR.size
+        name, value = said[at : at + length], said[at + length : at + length + size]
+        prefix = next((prefix for prefix, known in _PREFIXES if known == index), b"")
+        if not prefix or (prefix.endswith(b".") != bool(name)) or b"\0" in name or len(value) != size:
+            raise Malformed(f"an attribute of kind {index} has the name {name!r}")
+        yield prefix + name, value
+        at += length + size
+        at += -at % 4
+
+
+def entries_of(blocks: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the names of an encoded directory, with the numbers and types of their inodes. Raises Malformed."""
+    for start in range(0, len(blocks), BLOCK):
+        block = blocks[start : start + BLOCK]
+        heads = int.from_bytes(block[8:10], "little")  # the first name follows the heads
+        text = block.rstrip(b"\0")
+        if len(block) != BLOCK or not heads or heads % _NAME.size or heads >= len(text) or b"\0" in text[heads:]:
+            raise Malformed("a block of a directory has a wrong form")
+        found = list(_NAME.iter_unpack(block[:heads]))
+        ends = [at for _, at, _ in found[1:]] + [len(text)]
+        before = heads
+        for (number, at, kind), end in zip(found, ends, strict=True):
+            if at != before or not at < end <= len(text):
+                raise Malformed("a block of a directory has names at wrong places")
+            yield text[at:end], number, kind
+            before = end

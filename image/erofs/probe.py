@@ -22,26 +22,27 @@ from image.erofs.layout import (
     inode,
 )
 from image.erofs.mount import INDEX, TAR, mount, name_of
+from image.erofs.seal import Seal
 from linux import syscalls
 
 
-def why_not(place: Path, there: Iterable[Path] = ()) -> str:
+def why_not(place: Path, there: Iterable[tuple[Path, Seal]] = ()) -> str:
     """Return why the kernel cannot mount a layer in the file system of `place`; "" if it can.
 
-    A full disk has no room for a test: then the layers that are `there` are tried. What a killed test leaves in `place`
-    is not in the way of the next.
+    A full disk has no room for a test: then the layers that are `there`, with their seals, are tried. What a killed
+    test leaves in `place` is not in the way of the next.
     """
     try:
         with TemporaryDirectory(prefix="probe-", dir=place) as made:
             Path(made, TAR).write_bytes(bytes(BLOCK))
             Path(made, INDEX).write_bytes(_empty())
-            return _why_not(Path(made))
+            return _why_not(Path(made), None)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return "" if full and any(not _why_not(layer) for layer in there) else _told(error)
+        return "" if full and any(not _why_not(*layer) for layer in there) else _told(error)
 
 
-def _why_not(layer: Path) -> str:
+def _why_not(layer: Path, seal: Seal | None) -> str:
     """Return why `layer` cannot be mounted as pods use layers; "" if it can.
 
     That is two below an overlay, each known by a descriptor alone (Linux 6.15).
@@ -51,7 +52,7 @@ def _why_not(layer: Path) -> str:
             context = syscalls.fsopen("overlay")
             undo.callback(os.close, context)
             for _ in range(2):
-                mounted = mount(layer)
+                mounted = mount(layer, seal)
                 undo.callback(os.close, mounted)
                 syscalls.fsconfig_string(context, "lowerdir+", os.fspath(name_of(mounted)))
             syscalls.fsconfig_create(context)

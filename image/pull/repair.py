@@ -1,4 +1,7 @@
-"""Repairs images whose layers or documents differ from the records, by removing and pulling them again."""
+"""Repairs images whose layers or documents differ from the records, by removing and pulling them again.
+
+Indexes of layers are written again from the layers' tars, without a registry.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,12 @@ class Repairer:
     async def repair(self, name: str) -> list[Verdict]:
         """See `ImageStore.repair`."""
         damaged = [verdict for verdict in await self._verifier.verify(name) if verdict.problems]
+        indexed = [verdict for verdict in damaged if verdict.indexes]
+        for verdict in indexed:
+            await self._recorder.index_again(verdict.id, verdict.indexes)
+            _log.info("indexes of layers written again", extra={"image": verdict.id})
+        if indexed:
+            damaged = [verdict for verdict in await self._verifier.verify(name) if verdict.problems]
         pulled = [verdict for verdict in damaged if any("@" in one for one in verdict.names)]
         for verdict in pulled:
             self._recorder.require_free(verdict.id, f"repair image {verdict.id}")

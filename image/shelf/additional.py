@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from image.errors import ImageError
-from image.shelf.database import Database, ImageRecord, LayerRecord
+from image.shelf.database import INDEXED, Database, ImageRecord, LayerRecord
 from image.shelf.layer_files import base36
 
 _log = logging.getLogger(__name__)
@@ -46,16 +46,20 @@ def read_stores(paths: Sequence[Path], kinds: Collection[str]) -> list[Additiona
     return stores
 
 
+def _is_usable(layer: LayerRecord, kinds: Collection[str]) -> bool:
+    return layer.kind in kinds and (layer.kind != INDEXED or bool(layer.seal))
+
+
 def _read(path: Path, kinds: Collection[str]) -> AdditionalStore:
     with closing(Database(path / "images.db", read_only=True)) as database:
         images, layers = database.images(), database.layers()
     found = AdditionalStore(path, (), ())
-    there = tuple(layer for layer in layers if layer.kind in kinds and found.layer(layer).is_dir())
+    there = tuple(layer for layer in layers if _is_usable(layer, kinds) and found.layer(layer).is_dir())
     usable = {layer.chain_id for layer in there}
     for image in images:
         if not usable.issuperset(image.chain_ids):
             _log.warning(
-                "image of an additional store is ignored: a layer is missing, or this kernel cannot mount it",
+                "image of an additional store is ignored: a layer is missing, or cannot be mounted",
                 extra={"store": path, "image": image.id},
             )
     return AdditionalStore(path, tuple(image for image in images if usable.issuperset(image.chain_ids)), there)

@@ -14,8 +14,9 @@ from pathlib import Path
 from image.errors import ImageError, ImageNotFound, StorageFull
 from image.trust.signatures import Signature
 
-_VERSION = 5
-_WITHOUT_KINDS = 4  # the version without layer kinds: all are unpacked. Read-only stores may have it
+_VERSION = 6
+_KINDS, _SEALS = 5, 6  # the versions that brought the columns of layers. Read-only stores may have earlier ones,
+_UNCHANGEABLE = (4, 5, _VERSION)  # these
 UNPACKED, INDEXED = "unpacked", "tar+erofs"  # the kinds of layers
 _SIGNATURES = """
 CREATE TABLE signatures (
@@ -37,7 +38,8 @@ CREATE TABLE names (
 CREATE INDEX names_of_image ON names (image);
 CREATE TABLE layers (
     chain_id TEXT PRIMARY KEY, number INTEGER NOT NULL UNIQUE, size INTEGER NOT NULL, inodes INTEGER NOT NULL,
-    sealed INTEGER NOT NULL DEFAULT 0, kind TEXT NOT NULL DEFAULT '{UNPACKED}'
+    sealed INTEGER NOT NULL DEFAULT 0, kind TEXT NOT NULL DEFAULT '{UNPACKED}',
+    seal TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE TABLE image_layers (
     image TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
@@ -62,6 +64,7 @@ _UPGRADES = {  # upgrades a database from this version to the next
     ALTER TABLE layers_of_image RENAME TO image_layers;
     """,  # drops a foreign key: an image's layers may be in another store
     4: f"ALTER TABLE layers ADD kind TEXT NOT NULL DEFAULT '{UNPACKED}';",
+    5: "ALTER TABLE layers ADD seal TEXT NOT NULL DEFAULT '';",
 }
 
 
@@ -70,7 +73,8 @@ class LayerRecord:
     """A layer on disk. `number` names its directory; `size` (bytes) and `inodes` are its disk usage, with a kept blob.
 
     Nothing in it may have changed since `sealed` (nanoseconds since the epoch, 0 if unknown). `kind` is what the
-    directory holds: UNPACKED the layer's files, INDEXED its tar and an EROFS index over it.
+    directory holds: UNPACKED the layer's files, INDEXED its tar and an EROFS index over it, which was checked and has
+    this `seal` (image.erofs.seal; "" if an earlier crisp wrote it, which did not check).
     """
 
     chain_id: str
@@ -79,6 +83,7 @@ class LayerRecord:
     inodes: int
     sealed: int = 0
     kind: str = UNPACKED
+    seal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ class Database:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """`read_only`: for a store that nobody changes; its file system may be read-only."""
         self._path = path
-        self._kinds = True  # whether the layers table has the column
+        self._version = _VERSION
         if read_only:
             self._open_unchanging()
             return
@@ -127,8 +132,8 @@ class Database:
             # Immutable: SQLite makes no lock and shared memory files beside it.
             self._connection = sqlite3.connect(f"{self._path.as_uri()}?immutable=1", uri=True)
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        self._kinds = version != _WITHOUT_KINDS
-        if version not in (_VERSION, _WITHOUT_KINDS):
+        self._version = version
+        if version not in _UNCHANGEABLE:
             self._connection.close()
             known = f"schema version {version}, this crisp knows {_VERSION}"
             raise ImageError(f"open {self._path}: {known}: fill the store with this version of crisp")
@@ -151,7 +156,8 @@ class Database:
 
     def layers(self) -> list[LayerRecord]:
         with self._explained("read"):
-            columns = "chain_id, number, size, inodes, sealed" + ", kind" * self._kinds
+            later = ", kind" * (self._version >= _KINDS) + ", seal" * (self._version >= _SEALS)
+            columns = f"chain_id, number, size, inodes, sealed{later}"
             return [LayerRecord(*row) for row in self._connection.execute(f"SELECT {columns} FROM layers")]
 
     def documents(self, image: str) -> tuple[bytes, bytes]:
@@ -166,8 +172,8 @@ class Database:
         """Record an image with its layers. Its names are taken from the images that had them."""
         with self._transaction() as connection:
             connection.executemany(
-                "INSERT INTO layers (chain_id, number, size, inodes, sealed, kind) VALUES (?, ?, ?, ?, ?, ?)",
-                [(one.chain_id, one.number, one.size, one.inodes, one.sealed, one.kind) for one in new_layers],
+                "INSERT INTO layers (chain_id, number, size, inodes, sealed, kind, seal) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [(it.chain_id, it.number, it.size, it.inodes, it.sealed, it.kind, it.seal) for it in new_layers],
             )
             connection.execute(
                 "INSERT INTO images VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET manifest = excluded.manifest",
@@ -179,6 +185,14 @@ class Database:
             )
             self._name(image.id, image.names)
             self._sign(image.id, image.signatures)
+
+    def reseal(self, layer: LayerRecord) -> None:
+        """Record a layer's new index: its seal, its size and the time from which on nothing may change."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE layers SET seal = ?, size = ?, sealed = ? WHERE chain_id = ?",
+                (layer.seal, layer.size, layer.sealed, layer.chain_id),
+            )
 
     def sign(self, image: str, signatures: Iterable[Signature]) -> None:
         """Replace the signatures of an image."""

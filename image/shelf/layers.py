@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from image.erofs.index import ROOT, describe
 from image.erofs.mount import INDEX, TAR, mount, name_of
+from image.erofs.seal import Seal
 from image.errors import ImageError
 from image.shelf.database import INDEXED, UNPACKED, LayerRecord
 from image.shelf.layer_files import (
@@ -68,7 +69,7 @@ class Layer:
             return self.path
         if self._mount is None:
             with explained(f"mount layer in {self.path}"):
-                self._mount = mount(self.path)
+                self._mount = mount(self.path, Seal.parse(self._seal))
         return name_of(self._mount)
 
     def unmount(self) -> None:
@@ -76,6 +77,16 @@ class Layer:
         if self._mount is not None:
             os.close(self._mount)
             self._mount = None
+
+    @property
+    def seal(self) -> str | None:
+        """Return the seal of the index; None if the layer is unpacked."""
+        return self._seal if self.indexed else None
+
+    @property
+    def _seal(self) -> str:
+        assert self.record is not None
+        return self.record.seal
 
     @property
     def blob(self) -> Path:
@@ -277,7 +288,12 @@ class Layers:
         layer.record = LayerRecord(
             *(layer.chain_id, layer.number, unpacked.size - size, unpacked.inodes - inodes),
             kind=INDEXED if unpacked.indexed else UNPACKED,
+            seal=await self._checked(layer) if unpacked.indexed else "",
         )
+
+    async def _checked(self, layer: Layer) -> str:
+        async with self._unpackers:
+            return await self._workers.check_index(layer.path)
 
     async def _finish(self, layer: Layer, unpacked: Unpacked, lowers: Sequence[Below]) -> tuple[int, int]:
         """Do what had to wait for the layers below. Returns the bytes and inodes that this saved."""
@@ -296,7 +312,29 @@ class Layers:
     def _below(self, layer: Layer) -> Below:
         """Return the possible places of an existing layer: another pull may be giving it its final name just now."""
         names = (layer.path,) if layer.additional else (layer.path, self._final / base36(layer.number))
-        return Below(names, layer.indexed)
+        return Below(names, layer.seal)
+
+    async def index_again(self, chain_ids: Sequence[str], damaged: Collection[str]) -> list[LayerRecord]:
+        """Write the indexes of the layers `damaged` again, from their tars; `chain_ids` are an image's layers.
+
+        Returns their new records, which the caller must store. Containers keep the mounts that they have. Raises
+        ImageError, StorageFull.
+        """
+        layers = self.get(chain_ids)
+        records = []
+        for position, layer in enumerate(layers):
+            if layer.chain_id in damaged and layer.record is not None:
+                lowers = [self._below(one) for one in reversed(layers[:position])]
+                async with self._unpackers:
+                    await self._workers.index_again(layer.path, lowers)
+                seal = await self._checked(layer)
+                await asyncio.to_thread(self._sync)
+                layer.unmount()
+                files = (layer.path / TAR, layer.path / INDEX, layer.blob)
+                size = sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+                layer.record = replace(layer.record, seal=seal, size=size, sealed=time.time_ns())
+                records.append(layer.record)
+        return records
 
     async def sync(self, layers: Sequence[Layer]) -> None:
         """Write the content of unpacked layers to the disk. Raises StorageFull, ImageError."""
@@ -330,7 +368,7 @@ class Layers:
 def _adopt_root(layer: Layer, lower: Below) -> bool:
     """Copy the attributes of the root of the layer below to this layer's root; return False if that is impossible."""
     with explained(f"unpack layer into {layer.path}"):
-        below = open_root([os.fspath(name) for name in lower.names], indexed=lower.indexed)
+        below = open_root([os.fspath(name) for name in lower.names], seal=lower.seal)
         try:
             if layer.indexed:
                 if has_attributes(below):  # extended attributes, which do not fit in the written index

@@ -136,6 +136,16 @@ class ImageRecorder:
                 await self._records.call(Database.sign, image_id, known.signatures)
             return self._catalogue.rename(known, names)
 
+    async def index_again(self, image_id: str, damaged: Sequence[str]) -> None:
+        """Write the indexes of an image's layers `damaged` again. Raises StorageFull, ImageError."""
+        await self._tasks.undisturbed(self._index_again(image_id, damaged))
+
+    async def _index_again(self, image_id: str, damaged: Sequence[str]) -> None:
+        async with self._changing:
+            if (known := self._catalogue.get(image_id)) is not None:
+                for record in await self._layers.index_again(known.chain_ids, damaged):
+                    await self._records.call(Database.reseal, record)
+
     # --- reading
 
     async def documents(self, image_id: str) -> tuple[bytes, bytes]:

@@ -21,11 +21,15 @@ from image.unpack.workers import Workers
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The problems of an image; none if `problems` is empty."""
+    """The problems of an image; none if `problems` is empty.
+
+    If only indexes of its layers are damaged, which can be written again, `indexes` has the chain ids of these layers.
+    """
 
     id: str
     names: tuple[str, ...]
     problems: tuple[str, ...]
+    indexes: tuple[str, ...] = ()
 
 
 class Verifier:
@@ -65,12 +69,21 @@ class Verifier:
         described = manifest.layers if isinstance(manifest, Manifest) else ()
         problems += _document_problems(image.id, configuration, len(described), len(layers))
         diff_ids = await asyncio.to_thread(_diff_ids, configuration, image.id)
+        indexes: dict[str, list[str]] = {}
         for position, layer in enumerate(layers):
             blob = described[position] if position < len(described) else None
-            problems += await _layer_problems(self._workers, layer, blob)
+            found = await _layer_problems(self._workers, layer, blob)
+            index = await _index_problems(self._workers, layer)
             if layer.tar is not None and position < len(diff_ids):
-                problems += await _tar_problems(self._workers, layer.tar, diff_ids[position])
-        return Verdict(image.id, (*image.repo_tags, *image.repo_digests), tuple(problems))
+                tar = await _tar_problems(self._workers, layer.tar, diff_ids[position])
+                if index and not tar and not layer.additional:
+                    indexes[layer.chain_id] = [*found, *index]  # a damaged index is a change, too
+                    continue
+                found += tar
+            problems += found + index
+        names = (*image.repo_tags, *image.repo_digests)
+        others = tuple(problem for found in indexes.values() for problem in found)
+        return Verdict(image.id, names, (*problems, *others), () if problems else tuple(indexes))
 
 
 def _document_problems(image_id: str, configuration: bytes, layers: int, diff_ids: int) -> list[str]:
@@ -114,6 +127,17 @@ def _diff_ids(configuration: bytes, image_id: str) -> Sequence[str]:
         return parse_configuration(configuration, image_id).diff_ids
     except InvalidImage:  # its wrong digest is reported already
         return ()
+
+
+async def _index_problems(workers: Workers, layer: Layer) -> list[str]:
+    """Find problems in the index of an indexed layer: all of it must be as it was when it was checked."""
+    if layer.seal is None:
+        return []
+    try:
+        seal = await workers.check_index(layer.path)
+    except ImageError as error:
+        return [str(error)]
+    return [] if seal == layer.seal else [f"index of layer {layer.chain_id} in {layer.path} was changed"]
 
 
 async def _tar_problems(workers: Workers, tar: Path, diff_id: str) -> Sequence[str]:

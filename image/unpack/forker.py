@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from io import FileIO
@@ -52,7 +53,8 @@ class Forker:
         return self._process.returncode is not None
 
     def fork(self, descriptors: Sequence[int]) -> None:
-        """Request a worker with these descriptors: the request, the blob, the answer, and the pipe that ends it."""
+        """Request a worker with these descriptors: the request, the blob, the answer, the pipe that ends it, the socket
+        at which we get its pidfd, and what the request has more."""
         with suppress(BrokenPipeError, ConnectionResetError):
             socket.send_fds(self._control, [b"fork"], descriptors)
 
@@ -66,7 +68,10 @@ class Forker:
 
 
 class Job:
-    """One worker. It ends when `_life` is closed, even by the death of the daemon."""
+    """One worker. It is killed when its job is over, so none that was taken over by an image goes on.
+
+    If the daemon dies, the worker ends with its parent, or when its end of `life` is closed.
+    """
 
     def __init__(self, forker: Forker, request: bytes, more: Sequence[int]) -> None:
         self._forker = forker
@@ -79,12 +84,14 @@ class Job:
             answer, answer_end = _pipe(ends)
             life_end, life = _pipe(ends)
             blob_end, sink = _pipe(ends)
+            birth, birth_end = (ends.enter_context(one) for one in socket.socketpair(type=socket.SOCK_SEQPACKET))
             request = ends.enter_context(FileIO(os.memfd_create("request"), "r+"))
             request.write(self._request)
             request.seek(0)
             blob = source if isinstance(source, int) else blob_end.fileno()
-            self._forker.fork([request.fileno(), blob, answer_end.fileno(), life_end.fileno(), *self._more])
-            for end in (answer_end, life_end, blob_end):
+            own = (request.fileno(), blob, answer_end.fileno(), life_end.fileno(), birth_end.fileno())
+            self._forker.fork([*own, *self._more])
+            for end in (answer_end, life_end, blob_end, birth_end):
                 end.close()
             try:
                 os.set_blocking(answer.fileno(), False)
@@ -96,7 +103,7 @@ class Job:
                 return b"\n" + await _read_answer(answer.fileno())
             finally:
                 life.close()
-                await _gone(answer.fileno())
+                await _undisturbed(_gone(birth, answer.fileno()))
 
 
 def _pipe(ends: ExitStack) -> tuple[FileIO, FileIO]:
@@ -135,9 +142,25 @@ async def _read(descriptor: int, size: int) -> bytes:
             await _ready(descriptor, write=False)
 
 
-async def _gone(descriptor: int) -> None:
-    """Wait, even if cancelled, until the worker at the other end has ended."""
-    waiting = asyncio.ensure_future(_drain(descriptor))
+async def _gone(birth: socket.socket, answer: int) -> None:
+    """Kill the worker, and wait until it has ended."""
+    await _ready(birth.fileno(), write=False)
+    _, descriptors, _, _ = socket.recv_fds(birth, 1, 1, socket.MSG_CMSG_CLOEXEC)
+    if not descriptors:  # there is none; or its parent was killed, and it with it
+        await _drain(answer)
+        return
+    (worker,) = descriptors
+    try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(worker, signal.SIGKILL)
+        await _ready(worker, write=False)
+    finally:
+        os.close(worker)
+
+
+async def _undisturbed(doing: Coroutine[None, None, None]) -> None:
+    """Wait for the end of `doing`, even if cancelled."""
+    waiting = asyncio.ensure_future(doing)
     while not waiting.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([waiting])

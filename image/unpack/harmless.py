@@ -15,7 +15,7 @@ _MAJOR_LIMIT, _MINOR_LIMIT = 0xFFF, 0xF_FFFF  # the kernel truncates larger devi
 
 
 def make_harmless(entry: Entry) -> None:
-    """Remove from an entry what would control the overlay.
+    """Remove from an entry what would control the overlay, and its SELinux label.
 
     Raises TarError for numbers that the kernel would truncate.
     """

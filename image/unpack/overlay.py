@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from linux.tables import OVERLAY_ATTRIBUTES, OVERLAY_OPAQUE, USERS_OVERLAY_ATTRIBUTES
+from linux.tables import OVERLAY_ATTRIBUTES, OVERLAY_OPAQUE, SELINUX_LABEL, USERS_OVERLAY_ATTRIBUTES
 
 OPAQUE_XATTR = OVERLAY_OPAQUE.encode()
-RESERVED_XATTRS = (OVERLAY_ATTRIBUTES.encode(), USERS_OVERLAY_ATTRIBUTES.encode())
+# Attributes that an archive does not decide: they say what this machine does with a file.
+RESERVED_XATTRS = (OVERLAY_ATTRIBUTES.encode(), USERS_OVERLAY_ATTRIBUTES.encode(), SELINUX_LABEL.encode())
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 PLAIN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

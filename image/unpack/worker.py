@@ -20,14 +20,16 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import IO, Any, NoReturn, cast
 
 import zstandard  # imported now, because a worker's root is the layer
 from isal import isal_zlib
 
+from image.erofs.check import check
 from image.erofs.index import Index, describe
-from image.erofs.layout import TooLarge
+from image.erofs.layout import Malformed, TooLarge
 from image.erofs.mount import INDEX, TAR
 from image.unpack.confinement import DATA_LIMIT, close_in, enter, enter_skeleton, give_up, is_full
 from image.unpack.contents import Located, write_all
@@ -266,7 +268,7 @@ def _settle(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str
 def _settle_index(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
     """Finish an indexed layer by overwriting inodes of its index, if no more is needed; say whether that was so."""
     with _lowers(request) as lowers:
-        layer = open_root([request["directory"]], indexed=True)
+        layer = open_root([request["directory"]], seal=request["seal"])
         begin()
         with open(descriptor, "rb", closefd=False) as file:
             file.seek(0)
@@ -277,11 +279,9 @@ def _settle_index(request: dict[str, Any], descriptor: int, begin: _Begin) -> di
 
 
 def _index_again(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
-    """Finish an indexed layer, whose tar is read at `descriptor`, by writing its index again."""
+    """Finish an indexed layer, whose tar is read at `descriptor`, by writing a new index."""
     with _lowers(request) as lowers:
-        file = os.open(os.path.join(request["directory"], INDEX), os.O_RDWR | os.O_CLOEXEC)
-        before = os.fstat(file).st_blocks
-        os.ftruncate(file, 0)
+        file = _new_file(request["to"])
         root = enter_skeleton()
         begin()
         index = Index(file)
@@ -289,12 +289,24 @@ def _index_again(request: dict[str, Any], descriptor: int, begin: _Begin) -> dic
         usage = _written(LayerWriter(root, Located(index)), stream, root)
         settle(root, lowers, *parse_unsettled(usage.unsettled))
         index.write(root, descriptor)
-    return {"size": (before - os.fstat(file).st_blocks) * 512, "inodes": 0}
+    return {"size": os.fstat(file).st_blocks * 512, "inodes": 0}
+
+
+def _check_index(request: dict[str, Any], begin: _Begin) -> dict[str, Any]:
+    """Check an index that another worker wrote; return its seal."""
+    index, tar = (
+        os.open(os.path.join(request["directory"], name), os.O_RDONLY | os.O_CLOEXEC) for name in (INDEX, TAR)
+    )
+    begin()
+    try:
+        return {"seal": check(index, tar).text}
+    except Malformed as error:
+        raise _Refused("failed", str(error)) from None
 
 
 def _lowers(request: dict[str, Any]) -> Lowers:
     """Open the lower layers while that is still possible."""
-    lowers = Lowers([partial(open_root, below["names"], indexed=below["indexed"]) for below in request["lowers"]])
+    lowers = Lowers([partial(open_root, below["names"], seal=below["seal"]) for below in request["lowers"]])
     lowers.open_all()
     return lowers
 
@@ -352,7 +364,7 @@ def serve(control: int) -> None:
     os.umask(0)
     gc.freeze()
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, 16, 5)
+        message, descriptors, _, _ = socket.recv_fds(requests, 16, 6)
         if not message:
             return
         _fork(requests, program, *descriptors)
@@ -361,17 +373,38 @@ def serve(control: int) -> None:
 
 
 def _fork(
-    requests: socket.socket, program: bytes, request: int, blob: int, answer: int, life: int, report: int = -1
+    requests: socket.socket,
+    program: bytes,
+    request: int,
+    blob: int,
+    answer: int,
+    life: int,
+    birth: int,
+    report: int = -1,
 ) -> None:
     try:
         os.write(answer, b"\n")
-        if os.fork() == 0:
+        if (worker := os.fork()) == 0:
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             requests.close()
+            os.close(birth)
             _work(program, request, blob, answer, life, report)
+        _announce(worker, birth)
     except BrokenPipeError:
         pass  # cancelled already
     except OSError as error:
         os.write(answer, f"fork: {error.strerror}".encode())
+
+
+def _announce(worker: int, birth: int) -> None:
+    """Send a worker's pidfd to who asked for it, who kills it by that."""
+    with suppress(ProcessLookupError):  # it has ended already
+        pidfd = os.pidfd_open(worker)
+        try:
+            with socket.socket(fileno=os.dup(birth)) as asker:
+                socket.send_fds(asker, [b"b"], [pidfd])
+        finally:
+            os.close(pidfd)
 
 
 def _work(program: bytes, request: int, blob: int, answer: int, life: int, report: int) -> NoReturn:
@@ -404,6 +437,8 @@ def _reply(request: dict[str, Any], blob: int, report: int, begin: _Begin) -> di
             return {"ok": _unpack(request, blob, report, begin)}
         if action in _LAYER_ACTIONS:
             return {"ok": _LAYER_ACTIONS[action](request, blob, begin)}
+        if action == "check index":
+            return {"ok": _check_index(request, begin)}
         begin()
         return {"ok": _inflate(request, blob) if action == "inflate" else _ACTIONS[action](request)}
     except _Refused as error:

@@ -11,6 +11,7 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 _CLONE_THREAD = 0x10000
+_PR_SET_PDEATHSIG = 1
 _UNKNOWN_SYSCALL = -1
 
 # What unpacking never uses. The rest is allowed, because the interpreter or a library may need it in some version.
@@ -52,6 +53,7 @@ def _compiled(library: Any) -> bytes:
     flags = 1 if os.uname().machine.startswith("s390") else 0
     rules.add_rule(refused, "clone", library.Arg(flags, library.MASKED_EQ, _CLONE_THREAD, 0))
     rules.add_rule(refused, "prlimit64", library.Arg(0, library.NE, 0))  # for other processes
+    rules.add_rule(refused, "prctl", library.Arg(0, library.EQ, _PR_SET_PDEATHSIG))  # it has to end with its parent
     with os.fdopen(os.memfd_create("seccomp", os.MFD_CLOEXEC), "w+b") as file:
         rules.export_bpf(file)
         file.seek(0)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import msgspec
 
-from image.erofs.mount import TAR
+from image.erofs.mount import INDEX, TAR
 from image.errors import DigestMismatch, ImageError, InvalidImage, StorageFull
 from image.manifest import Blob
 from image.unpack.forker import Forker, Job
@@ -55,15 +55,15 @@ class Unpacked:
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """A layer below a new one: the paths that its directory may have, and whether it is indexed."""
+    """A layer below a new one: the paths that its directory may have, and its index's seal, None if it is unpacked."""
 
     names: Sequence[Path]
-    indexed: bool
+    seal: str | None
 
     @property
     def said(self) -> dict[str, Any]:
         """The form for a worker's request."""
-        return {"names": [os.fspath(name) for name in self.names], "indexed": self.indexed}
+        return {"names": [os.fspath(name) for name in self.names], "seal": self.seal}
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,25 +194,47 @@ class Workers:
 
         Returns whether that was so; if not, `index_again` is needed. Raises ImageError, StorageFull.
         """
-        request = {"do": "settle index", "directory": os.fspath(directory), "lowers": [below.said for below in lowers]}
+        own = Below([directory], await self.check_index(directory))  # the kernel reads it meanwhile
+        request = {
+            "do": "settle index",
+            "directory": os.fspath(directory),
+            "seal": own.seal,
+            "lowers": [below.said for below in lowers],
+        }
         answer = await self._run(request, unsettled.fileno(), f"index layer in {directory}", directory.parent)
         return bool(answer["done"])
 
     async def index_again(self, directory: Path, lowers: Sequence[Below]) -> int:
         """Write a layer's index again now that its `lowers`, topmost first, exist.
 
-        Returns by how many bytes it shrank. Raises ImageError, StorageFull.
+        The new file replaces the old one, which may be mounted or missing. Returns by how many bytes it is smaller.
+        Raises ImageError, StorageFull.
         """
-        request = {"do": "index again", "directory": os.fspath(directory), "lowers": [below.said for below in lowers]}
+        written = directory.with_name(f"{directory.name}.index")
+        request = {"do": "index again", "to": os.fspath(written), "lowers": [below.said for below in lowers]}
         what = f"index layer in {directory}"
         try:
             tar = os.open(directory / TAR, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise ImageError(f"{what}: open its tar: {error.strerror}") from error
+        before = 0
         try:
-            return msgspec.convert(await self._run(request, tar, what, directory.parent), _Usage).size
+            with suppress(FileNotFoundError):
+                before = (directory / INDEX).stat().st_blocks * 512
+            written.unlink(missing_ok=True)
+            size = msgspec.convert(await self._run(request, tar, what, directory.parent), _Usage).size
+            os.rename(written, directory / INDEX)
+        except OSError as error:
+            raise ImageError(f"{what}: {error.strerror}") from error
         finally:
             os.close(tar)
+            written.unlink(missing_ok=True)
+        return before - size
+
+    async def check_index(self, directory: Path) -> str:
+        """Check a layer's index, in another process than the one that wrote it; return its seal. Raises ImageError."""
+        request = {"do": "check index", "directory": os.fspath(directory)}
+        return str((await self._run(request, None, f"check index of layer in {directory}", directory))["seal"])
 
     async def inflate(self, source: int, path: Path) -> None:
         """Decompress the open file `source`, gzip or zstd, into the new file `path`.

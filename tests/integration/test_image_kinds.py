@@ -64,7 +64,7 @@ async def made(workers: Workers, place: Path, tar: bytes, *, indexed: bool) -> s
 
 @contextmanager
 def mounted(place: Path) -> Iterator[Path]:
-    descriptor = mount(place)
+    descriptor = mount(place, None)
     try:
         yield name_of(descriptor)
     finally:

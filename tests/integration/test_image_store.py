@@ -6,6 +6,8 @@ import asyncio
 import fcntl
 import json
 import os
+import sqlite3
+import stat
 import struct
 import subprocess
 import sys
@@ -18,7 +20,8 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from image.errors import DigestMismatch, ImageInUse, ImageNotFound, InvalidImage
+from image.errors import DigestMismatch, ImageError, ImageInUse, ImageNotFound, InvalidImage
+from image.model import Image
 from image.settings import LAYER_KINDS, ImageSettings
 from image.store import ImageStore
 from tests.daemon import Daemon
@@ -131,6 +134,61 @@ async def test_a_damaged_tar_is_found_and_repaired(tmp_path: Path) -> None:
             assert "2 inodes, not 3" in "".join(verdict.problems)
             assert [verdict.problems for verdict in await store.repair()] == [()]
             assert (store.layers(image)[-1] / "d/base").read_bytes() == b"b" * 10000
+
+
+async def test_a_changed_index_is_not_mounted_and_is_written_again(tmp_path: Path) -> None:
+    """From the tar alone: without a registry, and while containers use the image."""
+    below = layer(entry("d/", mode=0o1777), entry("d/base", b"base"), entry("d/gone", b""))
+    built = build_image([below, layer(entry("d/over", b"over"), entry("d/.wh.gone", b""))])
+
+    def look(store: ImageStore, image: Image) -> tuple[int, list[bytes], bytes]:
+        top, base = store.layers(image)
+        names = sorted(os.listdir(os.fsencode(top / "d")))
+        return stat.S_IMODE((top / "d").stat().st_mode), names, (base / "d/base").read_bytes()
+
+    async with opened(tmp_path, keep_blobs=False, kind="erofs") as store:
+        (image,) = await store.import_archive(write_layout(tmp_path / "layout", {"a:1": built}))
+        sound = look(store, image)
+        sizes = store.layer_sizes(image)
+    for number, change in (("2", "flip"), ("1", "flip"), ("2", "unlink")):
+        index = tmp_path / "image/layers" / number / "index"
+        if change == "flip":
+            content = index.read_bytes()
+            index.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+        else:
+            index.unlink()
+        async with opened(tmp_path, keep_blobs=False, kind="erofs") as store:
+            with pytest.raises(ImageError, match="changed: run crisp image verify" if change == "flip" else "No such"):
+                store.layers(image)
+            (verdict,) = await store.verify()
+            assert f"layers/{number}" in "".join(verdict.problems)
+            store.hold(image.id)
+            assert [verdict.problems for verdict in await store.repair()] == [()]
+            assert look(store, image) == sound
+            assert store.layer_sizes(image) == sizes
+        async with opened(tmp_path, keep_blobs=False, kind="erofs") as store:
+            assert look(store, image) == sound
+            assert [verdict.problems for verdict in await store.verify()] == [()]
+    assert os.listdir(tmp_path / "image/tmp") == []
+
+
+async def test_indexes_that_nobody_checked_are_checked_when_a_store_is_opened(tmp_path: Path) -> None:
+    """As a crisp before seals left them: a sound one is used from then on, another is removed with its image."""
+    built = {f"a:{number}": build_image([layer(entry("f", b"%d" % number))]) for number in range(2)}
+    async with opened(tmp_path, keep_blobs=False, kind="erofs") as store:
+        sound, other = await store.import_archive(write_layout(tmp_path / "layout", built))
+        content = (store.layers(sound)[0] / "f").read_bytes()
+    with sqlite3.connect(tmp_path / "image/images.db") as connection:
+        connection.executescript("ALTER TABLE layers DROP COLUMN seal; PRAGMA user_version = 5;")
+    connection.close()
+    index = tmp_path / "image/layers/2/index"
+    index.write_bytes(index.read_bytes()[:-512] + b"\xff" * 512)
+    for _ in range(2):
+        async with opened(tmp_path, keep_blobs=False, kind="erofs") as store:
+            assert [image.id for image in store.images()] == [sound.id]
+            assert (store.layers(sound)[0] / "f").read_bytes() == content
+            assert store.find(other.id) is None
+    assert sorted(os.listdir(tmp_path / "image/layers")) == ["0", "1"]
 
 
 @pytest.mark.parametrize("keep_blobs", [False, True])
