@@ -15,6 +15,7 @@ from network.errors import NetworkError
 from network.network import Network
 from pods.cgroups.driver import Cgroups
 from pods.checkpoint.write import Checkpoints
+from pods.diagnosis.bulletin import Bulletins
 from pods.diagnosis.inquiry import Diagnosis, inquire
 from pods.host import HostFacts
 from pods.inflight import Background
@@ -51,13 +52,21 @@ _CLOSE_SECONDS = 10.0
 class Node:
     """The sandboxes, containers, images and network of one machine. A cancelled method leaves nothing half done."""
 
-    def __init__(self, settings: NodeSettings, images: ImageStore, network: Network, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        images: ImageStore,
+        network: Network,
+        recorder: Recorder,
+        bulletins: Bulletins,
+    ) -> None:
         self.settings = settings
         self.images = images
         self.network = network
         self._background = Background()
         self._state = State(settings, recorder)
         self.events = self._state.events
+        self.bulletins = bulletins
         self.gate = self._state.gate
         self.trace_start = settings.trace_start
         self.step_reports: list[StepReport] = []  # each is called for each step of a start
@@ -98,7 +107,8 @@ class Node:
             )
             undo.push_async_callback(images.close)
             bounds = Bounds(settings.recording_bytes, settings.recordings_kept, settings.recordings_hours * 3600)
-            recorder = Recorder(settings.root / "recorder", bounds)
+            bulletins = Bulletins()
+            recorder = Recorder(settings.root / "recorder", bounds, bulletins.hear)
             await recorder.open()
             undo.callback(recorder.close)
             network = Network(
@@ -107,7 +117,7 @@ class Node:
             )
             await network.open()
             undo.push_async_callback(network.close)
-            node = cls(settings, images, network, recorder)
+            node = cls(settings, images, network, recorder, bulletins)
             records = await node._state.store.open()
             undo.callback(node._state.store.close)
             undo.push_async_callback(node._cgroups.close)

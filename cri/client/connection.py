@@ -69,20 +69,21 @@ class Connection:
 
     def stream(self, method: Callable[..., Iterable[Response]], request: Any) -> Iterator[Response]:
         """Yield the messages of a streaming call, without a time limit. Raises CallFailed, Unreachable."""
-        self._probe_once()
+        self.probe()
         try:
             yield from method(request, timeout=self._timeout)
         except grpc.RpcError as error:
             raise _failure(error) from None
 
     def _call(self, method: Callable[..., Response], request: Any, limit: float | None) -> Response:
-        self._probe_once()
+        self.probe()
         try:
             return method(request, timeout=limit if self._timeout is None else self._timeout)
         except grpc.RpcError as error:
             raise _failure(error) from None
 
-    def _probe_once(self) -> None:
+    def probe(self) -> None:
+        """Raise Unreachable, with advice, if nothing answers at the socket. Looks once."""
         if self._path is not None:
             probe(self._path, self.address)
             self._path = None

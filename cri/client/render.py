@@ -120,6 +120,11 @@ def parse_size(text: str) -> int:
     return int(float(number) * _BINARY[unit.lower()])
 
 
+def printable(text: str) -> str:
+    """Return a line without what a terminal would obey: parts of it may be a container's or a registry's words."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def short(identifier: str) -> str:
     """Shorten an id for a table."""
     return identifier.removeprefix("sha256:")[:13]

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cri.admin.v1 import admin_pb2
-from cri.client.render import document, plain
+from cri.client.render import document, plain, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,15 +22,10 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
     """
     answer = connection.read(connection.admin.Why, admin_pb2.WhyRequest(query=arguments.object))
     if arguments.output == "table":
-        print("\n".join(map(_printable, _lines(answer, arguments.lines))))
+        print("\n".join(map(printable, _lines(answer, arguments.lines))))
     else:
         document(plain(answer), arguments.output)
     return int(any(one.name != "none" for one in (answer, *answer.others)))
-
-
-def _printable(line: str) -> str:
-    """Return a line without what a terminal would obey: parts of it are a container's or a registry's words."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
 
 
 def _lines(answer: admin_pb2.WhyResponse, last: int) -> Iterator[str]:

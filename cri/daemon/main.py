@@ -119,6 +119,7 @@ async def serve(
         undo.enter_context(bound(server, configuration.socket))
         await server.start()
         undo.push_async_callback(server.stop, _GRACE_SECONDS)
+        undo.callback(node.bulletins.close)
         undo.callback(node.events.close)  # or open event streams would last until the grace period ends
         loop.add_signal_handler(signal.SIGHUP, _reload, node, streaming, configuration, reload, notifier)
         keeping_alive = loop.create_task(notifier.keep_alive())

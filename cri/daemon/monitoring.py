@@ -83,6 +83,7 @@ class Monitor:
         yield _gauge("crisp_containers", "Containers", "state", states)
         yield GaugeMetricFamily("crisp_shims", "Shims that the daemon is connected to", value=node.shim_count())
         yield GaugeMetricFamily("crisp_images", "Images in the store", value=len(node.images.images()))
+        yield from _causes(node)
         yield from _pulls(node)
         yield from _streams(self._guests)
         yield GaugeMetricFamily("crisp_event_listeners", "Open streams of GetContainerEvents", value=len(node.events))
@@ -133,6 +134,13 @@ def _streams(guests: Guests) -> Iterator[Metric]:
     for status, number in guests.refused.items():
         refused.add_metric([str(int(status))], number)
     yield refused
+
+
+def _causes(node: Node) -> Iterator[Metric]:
+    told = CounterMetricFamily("crisp_causes", "Troubles, by the name of the cause (docs/why.md)", labels=["cause"])
+    for name, number in sorted(node.bulletins.counts.items()):
+        told.add_metric([name], number)
+    yield told
 
 
 def _pulls(node: Node) -> Iterator[Metric]:

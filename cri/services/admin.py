@@ -13,7 +13,9 @@ from image.model import Credentials, Image, PullProgress
 
 if TYPE_CHECKING:
     from cri.services.node import Node
+    from pods.diagnosis.bulletin import Bulletin
     from pods.diagnosis.inquiry import Diagnosis
+    from pods.state.events import Listener
 
 
 class AdminCalls:
@@ -61,6 +63,11 @@ class AdminCalls:
         """Tell what is wrong with a pod, a container or an image, and what happened to it."""
         return _why(self._node.why(fields.required("query", request.query)))
 
+    def GetCauses(self, request: admin_pb2.GetCausesRequest) -> AsyncIterator[admin_pb2.CauseResponse]:
+        """Stream the cause of each trouble from now on. A client that reads too slowly gets RESOURCE_EXHAUSTED."""
+        # Listen here: a generator's body would not run before gRPC asks for the first message.
+        return _causes(self._node.bulletins.listen())
+
     async def PullImage(self, request: admin_pb2.PullImageRequest) -> AsyncIterator[admin_pb2.PullImageResponse]:
         """Pull an image. Sends the progress of its layers, then its id."""
         name = fields.required("reference", request.reference)
@@ -88,6 +95,19 @@ def _progress(event: PullProgress) -> admin_pb2.LayerProgress:
     return admin_pb2.LayerProgress(
         layer=event.layer, offset=event.offset, total=event.total, phase=event.phase.value
     )
+
+
+async def _causes(listener: Listener[Bulletin]) -> AsyncIterator[admin_pb2.CauseResponse]:
+    async for one in listener:
+        yield admin_pb2.CauseResponse(
+            at=one.at,
+            subject=one.subject,
+            container=one.container,
+            id=one.object_id,
+            name=one.name,
+            cause=one.cause,
+            remedy=one.remedy,
+        )
 
 
 def _why(found: Diagnosis) -> admin_pb2.WhyResponse:

@@ -28,7 +28,7 @@ class EventCalls:
         return _messages(self._node.events.listen())
 
 
-async def _messages(listener: Listener) -> AsyncIterator[api_pb2.ContainerEventResponse]:
+async def _messages(listener: Listener[Event]) -> AsyncIterator[api_pb2.ContainerEventResponse]:
     async for event in listener:
         yield _message(event)
 

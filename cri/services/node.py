@@ -10,9 +10,10 @@ from image.model import Credentials, FilesystemUsage, Image, PullProgress
 from image.profiles import ProfileInfo
 from image.shelf.verify import Verdict
 from network.model import NetworkStatus
+from pods.diagnosis.bulletin import Bulletin
 from pods.diagnosis.inquiry import Diagnosis
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
-from pods.state.events import Listener
+from pods.state.events import Event, Listener
 from pods.stats.stats import ContainerStats, SandboxStats
 from pods.stats.writable_layers import DiskUse
 
@@ -71,7 +72,13 @@ class Network(Protocol):
 class Events(Protocol):
     """`pods.state.events.Events`"""
 
-    def listen(self) -> Listener: ...
+    def listen(self) -> Listener[Event]: ...
+
+
+class Bulletins(Protocol):
+    """`pods.diagnosis.bulletin.Bulletins`"""
+
+    def listen(self) -> Listener[Bulletin]: ...
 
 
 class Settings(Protocol):
@@ -105,6 +112,8 @@ class Node(Protocol):
     def network(self) -> Network: ...
     @property
     def events(self) -> Events: ...
+    @property
+    def bulletins(self) -> Bulletins: ...
     @property
     def settings(self) -> Settings: ...
     @property

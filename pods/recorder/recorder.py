@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ from typing import Final
 from image.errors import ImageError
 from image.reference import parse_reference
 from pods.model import SandboxMetadata
-from pods.recorder.entry import Answered, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote, cut
+from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote, cut
 from pods.recorder.files import Files
 from pods.recorder.recording import Recording, Subject, about_image
 from pods.recorder.writer import Writer
@@ -84,9 +84,13 @@ class Teller:
 class Recorder:
     """The recordings of a node. Use it on one event loop, between `open` and `close`."""
 
-    def __init__(self, directory: Path, bounds: Bounds) -> None:
+    def __init__(
+        self, directory: Path, bounds: Bounds, heard: Callable[[Subject, Entry], None] | None = None
+    ) -> None:
+        """`heard` is called for each new entry except steps."""
         self._files = Files(directory)
         self._bounds = bounds
+        self._heard = heard
         self._recordings: dict[Subject, Recording] = {}
         self._sandboxes: dict[str, Recording] = {}
         self._containers: dict[str, Teller] = {}
@@ -231,7 +235,7 @@ class Recorder:
     def _of(self, subject: Subject) -> Recording:
         recording = self._recordings.get(subject)
         if recording is None:
-            recording = self._recordings[subject] = Recording(subject, self._bounds.size, self._changed)
+            recording = self._recordings[subject] = Recording(subject, self._bounds.size, self._changed, self._heard)
             recording.last = time.time_ns()  # so that it is not forgotten while it is empty
         return recording
 
@@ -331,7 +335,7 @@ class Recorder:
         self._files.prepare()
         found = []
         for subject, lines, size in self._files.read():
-            recording = Recording(subject, self._bounds.size, self._changed)
+            recording = Recording(subject, self._bounds.size, self._changed, self._heard)
             recording.load(lines)
             recording.on_disk = size
             if lines and not lines[-1].endswith(b"\n"):

@@ -43,13 +43,22 @@ class Recording:
     """
 
     __slots__ = (
-        "_anew", "_changed", "_counted", "_counted_lines", "_limit", "_lines", "_names", "_pending", "_size",
+        "_anew", "_changed", "_counted", "_counted_lines", "_heard", "_limit", "_lines", "_names", "_pending", "_size",
         "_steps", "_steps_size", "_unwritten", "_unwritten_size", "ids", "last", "living", "on_disk", "sandboxes",
         "subject",
     )  # fmt: skip
 
-    def __init__(self, subject: Subject, limit: int, changed: Callable[[Recording], None]) -> None:
-        """`limit`: bytes to keep, 0 for none. `changed` is called when there is something to write."""
+    def __init__(
+        self,
+        subject: Subject,
+        limit: int,
+        changed: Callable[[Recording], None],
+        heard: Callable[[Subject, Entry], None] | None = None,
+    ) -> None:
+        """`limit`: bytes to keep, 0 for none.
+
+        `changed` is called when there is something to write, `heard` for each entry except steps.
+        """
         self.subject = subject
         self.sandboxes: set[str] = set()  # ids of existing sandboxes; a pod without any is gone
         self.ids: dict[str, str] = {}  # container ids with names, sandbox ids with ""
@@ -58,6 +67,7 @@ class Recording:
         self.last = 0  # time of the last entry
         self._limit = limit
         self._changed = changed
+        self._heard = heard
         self._lines: deque[bytes] = deque()
         self._steps: deque[bytes] = deque()
         self._steps_size = 0
@@ -80,6 +90,8 @@ class Recording:
             self._changed(self)
         elif len(self._pending) >= _PENDING:
             self._settle()
+        if self._heard is not None and type(entry) is not Step:
+            self._heard(self.subject, entry)
 
     def entries(self) -> list[Entry]:
         """Return all entries, in the order of time."""

@@ -7,11 +7,13 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, Generic, TypeVar
 from weakref import WeakSet
 
 from pods.errors import PodError, ResourceExhausted, Unavailable
 from pods.model import Container, ContainerState, Sandbox, SandboxState
+
+Told = TypeVar("Told")
 
 QUEUE: Final = 4096  # events that a listener may lag behind
 
@@ -60,18 +62,18 @@ def container_changes(old: Container | None, new: Container | None) -> tuple[Eve
     return (EventKind.STOPPED,) if new.state is ContainerState.EXITED else ()
 
 
-class Listener:
+class Listener(Generic[Told]):
     """Iterates over events since its creation. It ends only by an error, which says why no more follow."""
 
     def __init__(self) -> None:
-        self._queue: deque[Event] = deque()
+        self._queue: deque[Told] = deque()
         self._ready = asyncio.Event()
         self._failure: PodError | None = None
 
-    def __aiter__(self) -> Listener:
+    def __aiter__(self) -> Listener[Told]:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> Told:
         """Return the next event. Raises ResourceExhausted after a loss, Unavailable when the node closes."""
         while not self._queue:
             if self._failure is not None:
@@ -80,7 +82,7 @@ class Listener:
             await self._ready.wait()
         return self._queue.popleft()
 
-    def take(self, event: Event) -> bool:
+    def take(self, event: Told) -> bool:
         """Queue an event. Returns False if there was no room."""
         if len(self._queue) >= QUEUE:
             self._queue.clear()
@@ -104,16 +106,16 @@ class Events:
     """The listeners. One without other references is dropped."""
 
     def __init__(self) -> None:
-        self._listeners: WeakSet[Listener] = WeakSet()
+        self._listeners: WeakSet[Listener[Event]] = WeakSet()
         self._last = 0
         self._closed: PodError | None = None
 
     def __len__(self) -> int:
         return len(self._listeners)
 
-    def listen(self) -> Listener:
+    def listen(self) -> Listener[Event]:
         """Return a new listener, which gets every event after this call."""
-        listener = Listener()
+        listener: Listener[Event] = Listener()
         if self._closed:
             listener.fail(self._closed)
         else:

@@ -174,7 +174,10 @@ def test_events_are_printed_as_they_happen(daemon: Daemon) -> None:
     try:
         assert events.stdout is not None
         # Another pod while the command does not listen yet, or began to in the middle of this one's life.
-        while not any(f"created  container  {ended[:13]}" in line for line in lines):
+        while not all(
+            any(wanted in line for line in lines)
+            for wanted in (f"created  container  {ended[:13]}", f"{ended[:13]}  default/told/main: exit-code: ")
+        ):
             with daemon.pod("told") as pod:
                 ended = pod.run("sh", "-c", "exit 3")
                 daemon.wait_exited(ended)

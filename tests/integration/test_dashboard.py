@@ -1,4 +1,4 @@
-"""deploy/grafana-dashboard.json shows what a daemon tells, and is a dashboard that Grafana can draw."""
+"""The dashboard and the alert rules use what a daemon tells, and Grafana and Prometheus can read them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from pods.diagnosis.bulletin import NAMES
+
 DASHBOARD = Path(__file__).parents[2] / "deploy/grafana-dashboard.json"
+RULES = Path(__file__).parents[2] / "deploy/prometheus-rules.yml"
 FUNCTIONS = {"sum", "by", "rate", "increase", "histogram_quantile"}
 PROMETHEUS = {"instance", "job"}  # labels that it adds itself
 
@@ -24,6 +28,12 @@ def _expressions() -> Iterator[tuple[str, str]]:
     for panel in _panels():
         for target in panel.get("targets", ()):
             yield panel["title"], target["expr"]
+    for rule in _rules():
+        yield rule["alert"], rule["expr"]
+
+
+def _rules() -> list[dict[str, Any]]:
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
 def assert_shows_only(text: str) -> None:
@@ -40,7 +50,7 @@ def assert_shows_only(text: str) -> None:
         selected = set(re.findall(r"(\w+)\s*=~?", bare))
         names = set(re.findall(r"[a-z_]\w*", bare)) - FUNCTIONS - grouped - selected
         assert names, title
-        for name in names:
+        for name in names - {"up"}:  # Prometheus' own
             assert name in labels, f"{title}: no metric {name}"
             assert (grouped | selected) - PROMETHEUS <= labels[name], f"{title}: labels of {name}"
 
@@ -62,3 +72,11 @@ def test_grafana_can_draw_it() -> None:
     for title, expression in _expressions():
         for left, right in ("()", "{}", "[]"):
             assert expression.count(left) == expression.count(right), title
+
+
+def test_each_alert_names_causes_that_there_are() -> None:
+    for rule in _rules():
+        for wanted in re.findall(r'cause=~?"([^"]*)"', rule["expr"]):
+            for name in wanted.split("|"):
+                assert [one for one in NAMES if re.fullmatch(name, one)], f"{rule['alert']}: {name}"
+        assert set(rule["annotations"]) == {"summary", "description"}

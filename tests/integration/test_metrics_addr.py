@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cri.v1 import api_pb2 as cri
+from pods.diagnosis.bulletin import NAMES
 from tests.daemon import Daemon
 from tests.images import build_image, busybox_image, busybox_layer, compress
 from tests.integration.test_dashboard import assert_shows_only
@@ -51,6 +52,9 @@ def test_calls_errors_steps_and_objects_are_counted() -> None:
         events.initial_metadata()
         with daemon.pod("counted") as pod:
             pod.run("sleep", "100")
+            daemon.wait_exited(pod.run("sh", "-c", "exit 3", name="ends"))
+            with pytest.raises(grpc.RpcError):
+                pod.run("/no/such", name="refused")
             with pytest.raises(grpc.RpcError):
                 daemon.status("nothing")
             samples = _samples(port)
@@ -61,10 +65,14 @@ def test_calls_errors_steps_and_objects_are_counted() -> None:
 
     assert value("crisp_cri_calls_total", rpc="RunPodSandbox") == 1
     assert value("crisp_cri_call_seconds_count", rpc="RunPodSandbox") == 1
+    causes = {dict(key[1])["cause"]: number for key, number in samples.items() if key[0] == "crisp_causes_total"}
+    assert {cause for cause, number in causes.items() if number} == {"exit-code", "program-missing"}
+    assert causes["exit-code"] == causes["program-missing"] == 1
+    assert set(causes) == NAMES  # as many time series as there are names, whatever happens
     assert 0 < value("crisp_cri_call_seconds_sum", rpc="StartContainer") < 20
     assert value("crisp_cri_errors_total", rpc="ContainerStatus", code="NOT_FOUND") == 1
     assert value("crisp_start_step_seconds_count", operation="run_pod_sandbox", step="network added") == 1
-    assert value("crisp_start_step_seconds_count", operation="start_container", step="program runs") == 1
+    assert value("crisp_start_step_seconds_count", operation="start_container", step="program runs") == 2
     assert value("crisp_pods", state="ready") == 1
     assert value("crisp_containers", state="running") == 1
     assert (value("crisp_shims"), value("crisp_images"), value("crisp_event_listeners")) == (1, 1, 1)

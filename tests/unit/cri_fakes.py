@@ -18,6 +18,7 @@ from image.model import Credentials, FilesystemUsage, Image, PullPhase, PullProg
 from image.profiles import ProfileInfo
 from image.shelf.verify import Verdict
 from network.model import NetworkStatus
+from pods.diagnosis.bulletin import Bulletins
 from pods.diagnosis.inquiry import Diagnosis
 from pods.errors import NotFound
 from pods.model import (
@@ -155,6 +156,7 @@ class FakeNode:
     profiles: FakeProfiles = field(default_factory=FakeProfiles)
     network: FakeNetwork = field(default_factory=FakeNetwork)
     events: Events = field(default_factory=Events)
+    bulletins: Bulletins = field(default_factory=Bulletins)
     stats: FakeStats = field(default_factory=FakeStats)
     settings: FakeSettings = field(default_factory=FakeSettings)
     pods: dict[str, Sandbox] = field(default_factory=dict)

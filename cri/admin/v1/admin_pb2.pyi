@@ -406,6 +406,63 @@ class WhyResponse(_message.Message):
 Global___WhyResponse: _TypeAlias = WhyResponse  # noqa: Y015
 
 @_typing.final
+class GetCausesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCausesRequest: _TypeAlias = GetCausesRequest  # noqa: Y015
+
+@_typing.final
+class CauseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    at: _builtins.int
+    """Nanoseconds since the epoch."""
+    subject: _builtins.str
+    """"namespace/name" of a pod, or an image's name."""
+    container: _builtins.str
+    """Of the pod; empty for the pod itself, or an image."""
+    id: _builtins.str
+    """Id of the container or the pod, where one is known."""
+    name: _builtins.str
+    """Name of the cause: one of docs/why.md."""
+    cause: _builtins.str
+    remedy: _builtins.str
+    def __init__(
+        self,
+        *,
+        at: _builtins.int = ...,
+        subject: _builtins.str = ...,
+        container: _builtins.str = ...,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cause", b"cause", "container", b"container", "id", b"id", "name", b"name", "remedy", b"remedy", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CauseResponse: _TypeAlias = CauseResponse  # noqa: Y015
+
+@_typing.final
 class Moment(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

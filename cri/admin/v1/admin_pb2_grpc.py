@@ -64,6 +64,11 @@ class AdminStub:
                 request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
                 response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.FromString,
                 _registered_method=True)
+        self.GetCauses = channel.unary_stream(
+                '/crisp.v1.Admin/GetCauses',
+                request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetCausesRequest.SerializeToString,
+                response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.CauseResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -111,6 +116,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCauses(self, request, context):
+        """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -143,6 +155,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Why,
                     request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.FromString,
                     response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.SerializeToString,
+            ),
+            'GetCauses': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetCauses,
+                    request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetCausesRequest.FromString,
+                    response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.CauseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -307,6 +324,33 @@ class Admin:
             '/crisp.v1.Admin/Why',
             cri_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
             cri_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCauses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crisp.v1.Admin/GetCauses',
+            cri_dot_admin_dot_v1_dot_admin__pb2.GetCausesRequest.SerializeToString,
+            cri_dot_admin_dot_v1_dot_admin__pb2.CauseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class AdminStub:
     """Compares images with what was recorded of them, and pulls damaged ones again if asked to."""
     Why: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WhyRequest, _admin_pb2.WhyResponse]
     """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
+    GetCauses: _grpc.UnaryStreamMultiCallable[_admin_pb2.GetCausesRequest, _admin_pb2.CauseResponse]
+    """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -63,6 +65,8 @@ class AdminAsyncStub(AdminStub):
     """Compares images with what was recorded of them, and pulls damaged ones again if asked to."""
     Why: _aio.UnaryUnaryMultiCallable[_admin_pb2.WhyRequest, _admin_pb2.WhyResponse]  # type: ignore[assignment]
     """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
+    GetCauses: _aio.UnaryStreamMultiCallable[_admin_pb2.GetCausesRequest, _admin_pb2.CauseResponse]  # type: ignore[assignment]
+    """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -112,5 +116,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.WhyResponse, _abc.Awaitable[_admin_pb2.WhyResponse]]:
         """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
+
+    @_abc_1.abstractmethod
+    def GetCauses(
+        self,
+        request: _admin_pb2.GetCausesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.CauseResponse], _abc.AsyncIterator[_admin_pb2.CauseResponse]]:
+        """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
