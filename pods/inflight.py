@@ -74,11 +74,6 @@ class Flights:
                 else:
                     flight.task.add_done_callback(lambda _task: self._land(name, flight, undo))
 
-    def is_under_way(self, name: object) -> bool:
-        """Return whether a request for the name is in flight and its result will be kept."""
-        flight = self._flights.get(name)
-        return flight is not None and flight.undoing is None
-
     def _land(self, name: object, flight: _Flight, undo: Callable[[str], Awaitable[None]]) -> None:
         """Forget the finished work, after undoing it if no caller took the result."""
         if flight.waiters or flight.undoing is not None or self._flights.get(name) is not flight:

@@ -24,6 +24,7 @@ from pods.life.creation import Creations, Means
 from pods.life.exit import Exits
 from pods.life.pod_checkpoints import PodCheckpoints
 from pods.life.pod_end import PodEnd
+from pods.life.pod_restores import PodRestores
 from pods.life.recovery import Recovery
 from pods.life.removal import Removals
 from pods.life.resource_updates import ResourceUpdates
@@ -85,9 +86,8 @@ class Node:
         end = PodEnd(self._state, self._shims, network, self._exits, self._cgroups)
         self._sandboxes = Sandboxes(end, self._stops, self._removals, self.host, self._background)
         self._resources = ResourceUpdates(self._state, self._shims, self.host, self._cgroups, self._background)
-        self._pod_checkpoints = PodCheckpoints(
-            self._state, self._shims, images, self._sandboxes, self._creations, self._background
-        )
+        self._pod_checkpoints = PodCheckpoints(self._state, self._shims, self._background)
+        self._pod_restores = PodRestores(self._state, self._shims, images, self._sandboxes, self._creations)
         self.profiles = SecurityProfiles(images, self.host)
         self._checkpoints = Checkpoints(self._state, self._background)
         self._recovery = Recovery(
@@ -251,7 +251,7 @@ class Node:
     ) -> tuple[str, dict[str, str]]:
         """Create a pod and containers that will resume from a checkpoint. Returns its id, and theirs by name."""
         trace = self._trace("restore pod sandbox", self.recorder.of_pod(config.metadata))
-        restored = await self._pod_checkpoints.restore(directory, config, handler, containers, seconds, trace)
+        restored = await self._pod_restores.restore(directory, config, handler, containers, seconds, trace)
         trace.finish(restored[0])
         return restored
 

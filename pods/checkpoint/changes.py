@@ -8,15 +8,23 @@ descriptor is then examined and read.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from linux.tables import OVERLAY_ATTRIBUTES, OVERLAY_OPAQUE
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+_BUFFER: Final = 1 << 20
+_SYNCED_BYTES: Final = 16 << 20
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SEEN: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -32,13 +40,43 @@ _KINDS: Final = {
 }
 
 
-def write_changes(upper: Path, target: Path) -> list[str]:
+class TimedFile(io.FileIO):
+    """A new file whose writes fail after a deadline. It goes to disk as it grows, so that a last fsync is short."""
+
+    def __init__(self, path: Path, deadline: float | None) -> None:
+        """`deadline` is of time.monotonic(); None for none. Raises OSError."""
+        super().__init__(os.open(path, _NEW, 0o600), "wb")
+        self._deadline = deadline
+        self._unsynced = 0
+
+    def write(self, data: Buffer, /) -> int:
+        """Write like any file. Raises TimeoutError."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise TimeoutError("the deadline is exceeded")
+        written = super().write(data)
+        self._unsynced += written
+        if self._unsynced >= _SYNCED_BYTES:
+            os.fdatasync(self.fileno())
+            self._unsynced = 0
+        return written
+
+
+def buffered(path: Path, deadline: float | None) -> io.BufferedWriter:
+    """Open a `TimedFile` for writes of any size."""
+    return io.BufferedWriter(TimedFile(path, deadline), _BUFFER)
+
+
+def write_changes(upper: Path, target: Path, deadline: float | None = None) -> list[str]:
     """Pack a writable layer. Returns the paths that it deletes from lower layers; the archive marks opaque directories.
 
-    Sockets, and files removed meanwhile, are left out. Raises OSError, ValueError for a tree that is too deep.
+    Sockets, and files removed meanwhile, are left out. Raises OSError, ValueError for a tree that is too deep, and
+    TimeoutError after the deadline (`TimedFile`).
     """
     deleted: list[str] = []
-    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
+    with (
+        buffered(target, deadline) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
         packing = _Packing(archive)
         for name, seen in _below(upper):
             status = os.fstat(seen)

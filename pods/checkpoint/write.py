@@ -14,19 +14,21 @@ import logging
 import os
 import shutil
 import tarfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pods import log_fields, log_place
 from pods.cgroups.places import container_cgroup
 from pods.checkpoint import members
-from pods.checkpoint.changes import add_file
+from pods.checkpoint.changes import add_file, buffered
 from pods.checkpoint.changes import write_changes as _write_changes
-from pods.errors import FailedPrecondition, InvalidArgument, PodError
+from pods.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, PodError
 from pods.model import Container
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.criu import worker as criu
 from runtime.criu.describe import describe
+from runtime.criu.pids import PROCESSES, highest
 from runtime.errors import NotSupported, RuntimeCoreError
 from runtime.logs.place import open_to_read
 from runtime.spec.parse import parse
@@ -49,9 +51,10 @@ class Checkpoints:
         self._background = background
 
     async def checkpoint(self, container_id: str, location: str, timeout: int) -> None:
-        """Write the archive to the file `location`. criu gives up after `timeout` seconds; 0 means 10.
+        """Write the archive to the file `location`, within `timeout` seconds; 0 means no limit.
 
-        Raises NotFound, InvalidArgument, PodError, and FailedPrecondition if it does not run or criu is not installed.
+        Raises NotFound, InvalidArgument, DeadlineExceeded, PodError, and FailedPrecondition if it does not run or criu
+        is not installed.
         """
         found = self._state.find_container(container_id).container.id
         target = Path(location)
@@ -65,8 +68,12 @@ class Checkpoints:
             sandbox = self._state.find_sandbox(container.sandbox_id).sandbox
             settings = self._state.settings
             work = settings.container_root(container_id) / "checkpoint"
+            deadline = time.monotonic() + timeout if timeout else None
             try:
-                await asyncio.to_thread(write_archive, settings, sandbox, container, work, target, timeout)
+                await asyncio.to_thread(write_archive, settings, sandbox, container, work, target, deadline)
+            except TimeoutError as error:
+                reason = f"checkpoint container {container_id}: did not finish within {timeout} s"
+                raise DeadlineExceeded(reason) from error
             except NotSupported as error:
                 raise FailedPrecondition(f"checkpoint container {container_id}: {error}") from error
             except (RuntimeCoreError, OSError, ValueError) as error:
@@ -77,11 +84,17 @@ class Checkpoints:
 
 
 def write_archive(
-    settings: NodeSettings, sandbox: Sandbox, container: Container, work: Path, target: Path, timeout: int
-) -> None:
+    settings: NodeSettings,
+    sandbox: Sandbox,
+    container: Container,
+    work: Path,
+    target: Path,
+    deadline: float | None,
+) -> int:
     """Checkpoint a running container into the file `target`. It works in the directory `work` and leaves that there.
 
-    criu gives up after `timeout` seconds; 0 means 10. Raises RuntimeCoreError, OSError.
+    `deadline` is of time.monotonic(). Returns the largest pid of the container's processes in their PID namespace.
+    Raises RuntimeCoreError, OSError, TimeoutError.
     """
     criu.find()
     root, bundle = settings.container_root(container.id), settings.bundle_dir(container.id)
@@ -89,15 +102,17 @@ def write_archive(
     shutil.rmtree(work, ignore_errors=True)  # left by a killed daemon
     (work / members.IMAGES).mkdir(parents=True, mode=0o700)
     text = (bundle / "config.json").read_bytes()
-    _dump(container.pid, parse(json.loads(text)), cgroup, work, timeout)
+    _dump(container.pid, parse(json.loads(text)), cgroup, work, deadline)
+    with open(work / members.IMAGES / PROCESSES, "rb") as file:
+        last_pid = highest(file.read())
     parts = {
         members.SPEC: text,
         members.CONFIG: json.dumps(_description(container)).encode(),
-        members.DELETED: json.dumps(_write_changes(root / "upper", work / members.CHANGES)).encode(),
+        members.DELETED: json.dumps(_write_changes(root / "upper", work / members.CHANGES, deadline)).encode(),
     }
     new = target.with_name(f".{target.name}.new")
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
+        with buffered(new, deadline) as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 for name, content in parts.items():
                     _add(archive, name, content)
@@ -112,9 +127,10 @@ def write_archive(
         with contextlib.suppress(FileNotFoundError):
             new.unlink()
         raise
+    return last_pid
 
 
-def _dump(pid: int, spec: Spec, cgroup_path: str, work: Path, timeout: int) -> None:
+def _dump(pid: int, spec: Spec, cgroup_path: str, work: Path, deadline: float | None) -> None:
     cgroup = Cgroup.at(Hierarchies.detect(), cgroup_path)
     with contextlib.ExitStack() as opened:
         fds = []
@@ -134,9 +150,9 @@ def _dump(pid: int, spec: Spec, cgroup_path: str, work: Path, timeout: int) -> N
             "freeze_cgroup": cgroup.freezer_directory(),
             "external": describe(pid, spec, cgroup, str(work / members.IMAGES)),
         }
-        if timeout:
-            asked["timeout"] = timeout
-        criu.Worker().call(criu.DUMP, asked, str(work / members.CRIU_LOG))
+        if deadline is not None:  # criu gives up after ten seconds if it cannot stop all processes, unless told so
+            asked["timeout"] = max(1, int(deadline - time.monotonic()))
+        criu.Worker(deadline=deadline).call(criu.DUMP, asked, str(work / members.CRIU_LOG))
 
 
 def _description(container: Container) -> dict[str, Any]:

@@ -72,6 +72,16 @@ _log = logging.getLogger("crisp.pods")
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """A container that is created as far as plugins need not hear of it."""
+
+    container: Container
+    user: Identity
+    document: dict[str, Any]  # config.json
+    placeholder: int  # pid of the process that keeps the container's scope, or 0
+
+
+@dataclass(frozen=True, slots=True)
 class Means:
     """The parts of the node that create containers."""
 
@@ -93,39 +103,47 @@ class Creations:
         self._removals = removals
         self._flights = Flights(means.background)
 
-    async def create(self, sandbox_id: str, config: ContainerConfig, trace: Trace, archive: str = "") -> str:
-        """Create a container in a ready sandbox and return its id. See `Flights` for repeated and abandoned requests.
+    async def create(self, sandbox_id: str, config: ContainerConfig, trace: Trace) -> str:
+        """Create a container in a ready sandbox and return its id.
 
-        `archive` is the path of the checkpoint to restore it from, if any.
+        See `Flights` for repeated and abandoned requests.
         """
         sandbox = self._state.ready_sandbox(sandbox_id)
         return await self._flights.run(
             (sandbox.id, config.metadata.name, config.metadata.attempt),
-            (config, archive),
-            lambda: self._make(sandbox.id, config, trace, archive),
+            config,
+            lambda: self._make(sandbox.id, config, trace),
             self._removals.remove,
-            made=lambda: self._made(sandbox.id, config, archive),
+            made=lambda: self._made(sandbox.id, config),
         )
 
-    async def _make(self, sandbox_id: str, config: ContainerConfig, trace: Trace, archive: str) -> str:
+    async def _make(self, sandbox_id: str, config: ContainerConfig, trace: Trace) -> str:
         sandbox = self._state.find_sandbox(sandbox_id).sandbox
         container_id = secrets.token_hex(32)
         fields = {"container": container_id, "container_name": config.metadata.name, "sandbox": sandbox.id}
-        with _explained(config):
+        with explained(config):
             async with Undo(fields, self._state.recorder.within(sandbox.id, config.metadata.name).said) as undo:
-                container = await Creation(self._means, sandbox, container_id, config, trace, undo).run(archive)
+                container = await Creation(self._means, sandbox, container_id, config, trace, undo).run()
                 undo.discard()
-        await self._state.happened(PluginEvent.POST_CREATE, sandbox, container)
-        _log.info("container created", extra=log_fields.of_container(container) | {"image": config.image.image})
+        await self.created(sandbox, container)
         return container_id
 
-    def _made(self, sandbox_id: str, config: ContainerConfig, archive: str) -> str | None:
+    async def created(self, sandbox: Sandbox, container: Container) -> None:
+        """Tell plugins and the log of a container that has become visible."""
+        await self._state.happened(PluginEvent.POST_CREATE, sandbox, container)
+        fields = log_fields.of_container(container) | {"image": container.config.image.image}
+        _log.info("container created", extra=fields)
+
+    def restoration(self, sandbox: Sandbox, config: ContainerConfig, trace: Trace, undo: Undo) -> Creation:
+        """Begin the creation of a container in a sandbox that is not visible yet. The caller publishes both."""
+        return Creation(self._means, sandbox, secrets.token_hex(32), config, trace, undo)
+
+    def _made(self, sandbox_id: str, config: ContainerConfig) -> str | None:
         """Return the id of the container that the same request made. Raises AlreadyExists if another has the name."""
         held = self._holder(sandbox_id, config)
         if held is None:
             return None
-        same = held.config == config and (not archive or bool(held.checkpoint))
-        if same and can_start(held):
+        if held.config == config and can_start(held):
             return held.id
         name = f"{config.metadata.name}/{config.metadata.attempt}"
         raise AlreadyExists(f"name {name!r} is held by container {held.id} until it is removed")
@@ -162,24 +180,42 @@ class Creation:
         self._document: dict[str, Any] | None = None  # config.json as the plugins know it
         self._target_pid = 0  # pid of the container whose PID namespace is joined
 
-    async def run(self, archive: str) -> Container:
+    async def run(self) -> Container:
         """Take all steps. Raises what CreateContainer answers; the caller's `Undo` then cleans up."""
+        prepared = await self.prepare()
+        # Plugins hear of the container until it is in the lists: see `PluginGate`.
+        async with self._state.gate.passing():
+            return await self._publish(await self.finish(prepared))
+
+    async def prepare(self, archive: str = "", deadline: float | None = None) -> Prepared:
+        """Take the steps before plugins hear of the container.
+
+        `archive` is the path of the checkpoint to restore it from, if any, which must be unpacked by the `deadline` of
+        the event loop's clock. Raises what CreateContainer answers, and TimeoutError.
+        """
         # Registered first, so that it runs last, after the container is forgotten.
         self._undo.register("release the images", self._release)
-        chosen = await self._choose_image(archive)
+        async with asyncio.timeout_at(deadline):
+            chosen = await self._choose_image(archive)
         plan = container_plan.plan(self._id, self._sandbox, self._config, chosen, self._images)
         await self._reserve(plan, chosen)
         found = await self._look_up(plan)
-        await self._make_layer(plan)
+        await self._make_layer(plan, deadline)
         identity, placeholder = await self._make_rootfs(plan, found)
         volumes = await self._make_volumes(plan, found, identity)
         document = self._configure(plan, found, identity, volumes)
         await self._prepare_sources(plan, found)
-        # Plugins hear of the container until it is in the lists: see `PluginGate`.
-        async with self._state.gate.passing():
-            container, document = await self._ask_plugins(plan.container, document)
-            await self._write(document, placeholder)
-            return await self._publish(container, identity)
+        return Prepared(plan.container, identity, document, placeholder)
+
+    async def finish(self, prepared: Prepared) -> ContainerRecord:
+        """Take the other steps, inside the plugins' gate. Returns the record that the caller makes visible."""
+        container, document = await self._ask_plugins(prepared.container, prepared.document)
+        await self._write(document, prepared.placeholder)
+        assert self._intent is not None
+        await asyncio.wrap_future(self._intent)
+        user = prepared.user
+        found = ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
+        return ContainerRecord(container=msgspec.structs.replace(container, user=found), finished=True)
 
     # -- what is wanted -----------------------------------------------------------------------------------------------
 
@@ -233,12 +269,13 @@ class Creation:
 
     # -- what is made -------------------------------------------------------------------------------------------------
 
-    async def _make_layer(self, plan: Plan) -> None:
+    async def _make_layer(self, plan: Plan, deadline: float | None) -> None:
         """Make the bundle and the writable layer, with a checkpoint's changes."""
         make_layer_directories(self._root, plan.layers, self._users)
         self._bundle.mkdir(parents=True, mode=0o700)
         if plan.checkpoint is not None:
-            await restore.write_changes(plan.checkpoint, self._root / "upper", self._images)
+            async with asyncio.timeout_at(deadline):
+                await restore.write_changes(plan.checkpoint, self._root / "upper", self._images)
         self._trace.step("directories made")
 
     async def _make_rootfs(self, plan: Plan, found: HostObjects) -> tuple[Identity, int]:
@@ -365,19 +402,15 @@ class Creation:
             await making
             self._trace.step("scope made")
 
-    async def _publish(self, container: Container, user: Identity) -> Container:
+    async def _publish(self, record: ContainerRecord) -> Container:
         """Make the container durable and visible. Raises FailedPrecondition if its pod was stopped meanwhile."""
-        assert self._intent is not None
-        await asyncio.wrap_future(self._intent)
-        found = ContainerUser(uid=user.uid, gid=user.gid, additional_gids=user.additional_gids)
-        container = msgspec.structs.replace(container, user=found)
-        await self._state.save_container(ContainerRecord(container=container, finished=True))
+        await self._state.save_container(record)
         self._trace.step("container durable")
         # Checked after the container is visible: a stop ends the containers that it sees.
         now = self._state.sandboxes.get(self._sandbox.id)
         if now is None or now.sandbox.state is not SandboxState.READY:
             raise FailedPrecondition(f"pod sandbox {self._sandbox.id} was stopped while the container was created")
-        return container
+        return record.container
 
 
 def _check_adjusted(document: dict[str, Any]) -> None:
@@ -389,7 +422,7 @@ def _check_adjusted(document: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _explained(config: ContainerConfig) -> Iterator[None]:
+def explained(config: ContainerConfig) -> Iterator[None]:
     """Turn the errors of lower rooms into this room's."""
     try:
         yield

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pods.host import HostFacts
     from pods.life.pod_end import PodEnd
     from pods.model import SandboxConfig
+    from pods.state.store import ContainerRecord
     from pods.trace import Trace
     from pods.undo import Undo
 
@@ -46,6 +47,21 @@ class _Texts:
     sysctls: Mapping[str, str]
 
 
+class Content(Protocol):
+    """The containers that a pod is created with. They become durable and visible together with it."""
+
+    last_pid: int  # of the processes that will continue in the pod's PID namespace
+
+    async def prepare(self, sandbox: Sandbox, undo: Undo) -> None:
+        """Create the containers, as far as plugins need not hear of it."""
+
+    async def finish(self) -> Sequence[ContainerRecord]:
+        """Create the rest, inside the plugins' gate, and return the containers' records."""
+
+    async def created(self, records: Sequence[ContainerRecord]) -> None:
+        """Tell of the containers, which have become visible."""
+
+
 class PodCreation:
     """The creation of one pod sandbox."""
 
@@ -58,6 +74,7 @@ class PodCreation:
         handler: str,
         trace: Trace,
         undo: Undo,
+        content: Content | None = None,
     ) -> None:
         self._end = end
         self._state, self._shims, self._network = end.state, end.shims, end.network
@@ -65,6 +82,7 @@ class PodCreation:
         self._config = config
         self._trace = trace
         self._undo = undo
+        self._content = content
         self._host = host
         self._users = user_namespaces.mappings_of(config)
         self._has_network = config.security.namespaces.network is not NamespaceMode.NODE
@@ -91,10 +109,15 @@ class PodCreation:
         made = msgspec.structs.replace(
             self._sandbox, state=SandboxState.READY, ips=ips, infra_pid=infra_pid, created_at=time.time_ns()
         )
+        if self._content is not None:
+            await self._content.prepare(made, self._undo)
         # Plugins hear of the pod until it is in the lists: see `PluginGate`.
         async with self._state.gate.passing():
             await self._tell_plugins(made)
-            await self._publish(made)
+            records = await self._content.finish() if self._content is not None else ()
+            await self._publish(made, records)
+        if self._content is not None:
+            await self._content.created(records)
         return made
 
     def _plan(self) -> _Texts:
@@ -169,6 +192,7 @@ class PodCreation:
             netns=self._sandbox.netns,
             shm_size=0 if options.ipc is NamespaceMode.NODE else _SHM_SIZE,
             users=user_namespaces.shim_argument(self._users),
+            last_pid=self._content.last_pid if self._content is not None else 0,
         )
 
     async def _add_network(self) -> tuple[str, ...]:
@@ -194,8 +218,9 @@ class PodCreation:
         self._undo.register("tell plugins of the pod's stop", self._state.happened, PluginEvent.STOP_SANDBOX, sandbox)
         await self._state.happens(PluginEvent.RUN_SANDBOX, sandbox)
 
-    async def _publish(self, sandbox: Sandbox) -> None:
-        await self._state.save_sandbox(SandboxRecord(sandbox=sandbox, finished=True, network=self._has_network))
+    async def _publish(self, sandbox: Sandbox, containers: Sequence[ContainerRecord]) -> None:
+        record = SandboxRecord(sandbox=sandbox, finished=True, network=self._has_network)
+        await self._state.save_sandbox(record, containers)
         self._trace.step("sandbox durable")
 
 

@@ -23,6 +23,7 @@ from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
     from pods.host import HostFacts
+    from pods.life.pod_creation import Content
     from pods.life.pod_end import PodEnd
     from pods.life.removal import Removals
     from pods.life.stop import Stops
@@ -47,20 +48,22 @@ class Sandboxes:
 
     # -- run ----------------------------------------------------------------------------------------------------------
 
-    async def run(self, config: SandboxConfig, handler: str, trace: Trace) -> str:
-        """Make a sandbox and return its id. See `Flights` for repeated and abandoned requests."""
+    async def run(
+        self, config: SandboxConfig, handler: str, trace: Trace, content: Content | None = None, request: object = None
+    ) -> str:
+        """Make a sandbox, with its containers if `content` is given, and return its id.
+
+        `request` is what a repeated request must have in common with this one, beside configuration and handler. See
+        `Flights` for repeated and abandoned requests.
+        """
         check_handler(handler, config, self._state.settings.runtime_handlers)
         return await self._flights.run(
             pod_name(config),
-            (config, handler),
-            lambda: self._make(config, handler, trace),
+            (config, handler, request),
+            lambda: self._make(config, handler, trace, content),
             self._undo,
             made=lambda: self._made(config),
         )
-
-    def is_known(self, config: SandboxConfig) -> bool:
-        """Return whether the pod exists or is being made by another request, which then cleans it up."""
-        return self._holder(config) is not None or self._flights.is_under_way(pod_name(config))
 
     def _made(self, config: SandboxConfig) -> str | None:
         """Return the id of the sandbox that the same request made. Raises AlreadyExists if another has the name."""
@@ -75,13 +78,13 @@ class Sandboxes:
         metadata = config.metadata
         return next((r for r in self._state.sandboxes.values() if r.sandbox.config.metadata == metadata), None)
 
-    async def _make(self, config: SandboxConfig, handler: str, trace: Trace) -> str:
+    async def _make(self, config: SandboxConfig, handler: str, trace: Trace, content: Content | None) -> str:
         sandbox_id = secrets.token_hex(32)
         recorder = self._state.recorder
         recorder.sandbox(sandbox_id, config.metadata, "begun")
         told = recorder.within(sandbox_id, "").said
         async with Undo({"sandbox": sandbox_id, "pod": pod_name(config)}, told) as undo:
-            making = PodCreation(self._end, self._host, sandbox_id, config, handler, trace, undo)
+            making = PodCreation(self._end, self._host, sandbox_id, config, handler, trace, undo, content)
             sandbox = await making.run()
             undo.discard()
         _log.info("pod sandbox made", extra=log_fields.of_sandbox(sandbox) | {"ips": ",".join(sandbox.ips)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -82,11 +82,15 @@ class State:
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
-    async def save_sandbox(self, record: SandboxRecord) -> None:
-        await self.store.put(record)
+    async def save_sandbox(self, record: SandboxRecord, containers: Sequence[ContainerRecord] = ()) -> None:
+        """Save a sandbox, and new containers that become durable and visible together with it."""
+        await self.store.put(record, *containers)
         old = self.sandboxes.get(record.sandbox.id)
         self.sandboxes[record.sandbox.id] = record
+        self.containers.update((one.container.id, one) for one in containers)
         self._tell_sandbox(old.sandbox if old else None, record.sandbox)
+        for one in containers:
+            self._tell_container(None, one.container)
 
     async def save_container(self, record: ContainerRecord) -> None:
         await self.store.put(record)

@@ -43,6 +43,7 @@ class ContainerRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=T
 
 Record = SandboxRecord | ContainerRecord
 _Write = tuple[str, tuple[str, ...]]
+_Writes = tuple[_Write, ...]  # one transaction's
 
 
 class Store:
@@ -50,7 +51,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._queue: queue.SimpleQueue[tuple[_Write, Future[None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[_Writes, Future[None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._open_failure: Future[tuple[list[SandboxRecord], list[ContainerRecord]]] = Future()
 
@@ -62,18 +63,13 @@ class Store:
         except (sqlite3.Error, msgspec.DecodeError, OSError) as error:
             raise PodError(f"open state database `{self._path}`: {error}") from error
 
-    async def put(self, record: Record) -> None:
-        """Insert or replace the record."""
-        await asyncio.wrap_future(self.begin_put(record))
+    async def put(self, *records: Record) -> None:
+        """Insert or replace the records: all of them or, after a crash, none."""
+        await asyncio.wrap_future(self.begin_put(*records))
 
-    def begin_put(self, record: Record) -> Future[None]:
-        """Start a `put` without waiting: the future is done once the record is on disk."""
-        if isinstance(record, SandboxRecord):
-            table, key = "sandboxes", record.sandbox.id
-        else:
-            table, key = "containers", record.container.id
-        body = octets.encode(record)
-        return self._submit((f"INSERT OR REPLACE INTO {table} (id, record) VALUES (?, ?)", (key, body)))
+    def begin_put(self, *records: Record) -> Future[None]:
+        """Start a `put` without waiting: the future is done once the records are on disk."""
+        return self._submit(*(_insertion(record) for record in records))
 
     async def delete_sandbox(self, sandbox_id: str) -> None:
         await asyncio.wrap_future(self._submit(("DELETE FROM sandboxes WHERE id = ?", (sandbox_id,))))
@@ -86,10 +82,10 @@ class Store:
         self._queue.put(None)
         self._thread.join()
 
-    def _submit(self, write: _Write) -> Future[None]:
+    def _submit(self, *writes: _Write) -> Future[None]:
         future: Future[None] = Future()
         future.set_running_or_notify_cancel()  # cancelling the waiter does not cancel the write
-        self._queue.put((write, future))
+        self._queue.put((writes, future))
         return future
 
     def _run(self) -> None:
@@ -136,9 +132,9 @@ class Store:
             [octets.decode(body, ContainerRecord) for body in rows("containers")],
         )
 
-    def _next_batch(self) -> tuple[list[tuple[_Write, Future[None]]], bool]:
+    def _next_batch(self) -> tuple[list[tuple[_Writes, Future[None]]], bool]:
         """Return the waiting writes, at least one; and whether the store is closing."""
-        batch: list[tuple[_Write, Future[None]]] = []
+        batch: list[tuple[_Writes, Future[None]]] = []
         entry = self._queue.get()
         while entry is not None:
             batch.append(entry)
@@ -149,18 +145,27 @@ class Store:
         return batch, True
 
 
-def _commit(database: sqlite3.Connection, batch: list[tuple[_Write, Future[None]]]) -> None:
+def _insertion(record: Record) -> _Write:
+    if isinstance(record, SandboxRecord):
+        table, key = "sandboxes", record.sandbox.id
+    else:
+        table, key = "containers", record.container.id
+    return f"INSERT OR REPLACE INTO {table} (id, record) VALUES (?, ?)", (key, octets.encode(record))
+
+
+def _commit(database: sqlite3.Connection, batch: list[tuple[_Writes, Future[None]]]) -> None:
     try:
         database.execute("BEGIN IMMEDIATE")
-        for (statement, parameters), _future in batch:
-            database.execute(statement, parameters)
+        for writes, _future in batch:
+            for statement, parameters in writes:
+                database.execute(statement, parameters)
         database.execute("COMMIT")
     except sqlite3.Error as error:
         with contextlib.suppress(sqlite3.Error):  # this thread must go on; later writes report what is wrong
             database.execute("ROLLBACK")
         failure = PodError(f"write state database: {error}")
-        for _write, future in batch:
+        for _writes, future in batch:
             future.set_exception(failure)
     else:
-        for _write, future in batch:
+        for _writes, future in batch:
             future.set_result(None)

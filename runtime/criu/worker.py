@@ -6,12 +6,15 @@ Encodes only the fields that crisp uses. criu(8) describes them under the option
 from __future__ import annotations
 
 import os
+import resource
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from runtime.errors import NotSupported, RuntimeCoreError, failing
-from runtime.light import dataclass, socket
+from runtime.light import contextlib, dataclass, signal, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ OPTIONS: Final[Mapping[str, int]] = {
 CGROUP_MODES: Final[Mapping[str, int]] = {"ignore": 0, "soft": 3, "full": 4, "strict": 5}
 _LOG_LEVEL: Final = 4
 _LONGEST_MESSAGE: Final = 1 << 20
+_GIVING_UP_MILLISECONDS: Final = 400
 _HARMLESS: Final = "setup RLIMIT_NOFILE for self"  # logged by every run without CAP_SYS_RESOURCE; criu continues
 
 
@@ -82,10 +86,18 @@ class Worker:
     """Runs one criu process for one request. It inherits the descriptors `keep` under the same numbers."""
 
     def __init__(
-        self, prepare: Callable[[], None] | None = None, keep: Sequence[int] = (), program: str = ""
+        self,
+        prepare: Callable[[], None] | None = None,
+        keep: Sequence[int] = (),
+        program: str = "",
+        deadline: float | None = None,
     ) -> None:
-        """`prepare` runs in the child before criu; `program` is criu's path. Raises RuntimeCoreError."""
+        """`prepare` runs in the child before criu; `program` is criu's path; `deadline` is of time.monotonic().
+
+        Raises RuntimeCoreError.
+        """
         program = program or find()
+        self._deadline = deadline
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, failing("execute", program):
             self._process = subprocess.Popen(
@@ -95,6 +107,9 @@ class Worker:
                 stderr=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), *keep),
                 preexec_fn=prepare,
+                process_group=None if deadline is None else 0,
+                # A write beyond RLIMIT_FSIZE must be an error, not a signal: see `_give_up`.
+                restore_signals=deadline is None,
             )
 
     def call(
@@ -106,16 +121,23 @@ class Worker:
     ) -> int:
         """Dump or restore, and return the pid of a restored process. `log` is the path of criu's log.
 
-        `notified` is called for each notification, while criu waits. Raises RuntimeCoreError.
+        `notified` is called for each notification, while criu waits. Raises RuntimeCoreError, and TimeoutError after
+        the deadline: then criu has ended, and the processes that it dumped are as before.
         """
         asked: dict[str, Value] = {"log_level": _LOG_LEVEL, "log_file": os.path.basename(log), **options}
         failure: RuntimeCoreError | OSError | None = None
         try:
             self._socket.send(request(kind, asked))
             while True:
-                message, fds, _flags, _address = socket.recv_fds(
-                    self._socket, _LONGEST_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC
-                )
+                if self._deadline is not None:
+                    self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
+                try:
+                    message, fds, _flags, _address = socket.recv_fds(
+                        self._socket, _LONGEST_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC
+                    )
+                except TimeoutError:
+                    self._give_up()
+                    raise
                 if not message:
                     raise RuntimeCoreError(f"criu ended without an answer{last_error(log)}")
                 answer = decode(message)
@@ -135,6 +157,23 @@ class Worker:
         finally:
             self._socket.close()
             self._process.wait()
+
+    def _give_up(self) -> None:
+        """End criu before it has answered.
+
+        A criu that is killed leaves its code in the process that it just dumps. So first let its next write to a file
+        fail: it then removes that code and lets the process continue. Kill it only if that takes too long.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (0, 0))
+        watched = os.pidfd_open(self._process.pid)
+        try:
+            poll = select.poll()
+            poll.register(watched, select.POLLIN)
+            if not poll.poll(_GIVING_UP_MILLISECONDS):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        finally:
+            os.close(watched)
 
 
 def last_error(log: str) -> str:
@@ -192,18 +231,24 @@ def _varint(value: int) -> bytes:
 
 def decode(message: bytes) -> dict[int, int | bytes]:
     """Decode the fields of a message by number; the last value counts. Raises RuntimeCoreError for an invalid one."""
-    fields: dict[int, int | bytes] = {}
+    return dict(fields_of(message))
+
+
+def fields_of(message: bytes) -> list[tuple[int, int | bytes]]:
+    """Decode the fields of a message: number and value, in order. Raises RuntimeCoreError for an invalid one."""
+    fields: list[tuple[int, int | bytes]] = []
     at = 0
     try:
         while at < len(message):
             key, at = _read_varint(message, at)
             if key & 7 == 0:
-                fields[key >> 3], at = _read_varint(message, at)
+                number, at = _read_varint(message, at)
+                fields.append((key >> 3, number))
             elif key & 7 == 2:
                 length, at = _read_varint(message, at)
                 if at + length > len(message):
                     raise ValueError("the message is truncated")
-                fields[key >> 3] = message[at : at + length]
+                fields.append((key >> 3, message[at : at + length]))
                 at += length
             else:
                 raise ValueError(f"wire type {key & 7}")

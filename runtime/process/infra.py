@@ -130,6 +130,7 @@ def infra_main(
     hostname: str,
     new_network: bool,
     new_uts: bool,
+    last_pid: int,
     sysctls: Mapping[str, str],
     default_sysctls: Mapping[str, str],
     uid: int,
@@ -147,6 +148,8 @@ def infra_main(
             bring_loopback_up()
     write_sysctls(sysctls)
     write_defaults(default_sysctls)
+    if last_pid:  # the file is of the writer's PID namespace, in which nobody else is yet
+        write_sysctls({"kernel.ns_last_pid": str(last_pid)})
     if mount_namespace >= 0:
         with failing("enter", "empty root"):
             syscalls.setns(mount_namespace, syscalls.CLONE_NEWNS)

@@ -33,6 +33,7 @@ def _hold(program: int, empty_mount_namespace: int) -> NoReturn:
         title="crisp-scope",
         hostname="",
         new_network=False,
+        last_pid=0,
         new_uts=False,
         sysctls={},
         default_sysctls={},

@@ -33,6 +33,7 @@ class Pod:
         self._default_sysctls = call.default_sysctls
         self._new = call.new
         self._netns = call.netns
+        self._last_pid = call.last_pid if "pid" in call.new else 0
         self._shm_size = call.shm_size
         self._infra_program = infra_program
         self._empty_mount_namespace = empty_mount_namespace
@@ -154,6 +155,7 @@ class Pod:
                 hostname=self._hostname,
                 new_network="network" in self._new,
                 new_uts="uts" in self._new,
+                last_pid=self._last_pid,
                 sysctls=self._sysctls if self._users is None else {},
                 default_sysctls=self._default_sysctls if self._users is None else {},
                 uid=_last_id(self._users.uids) if self._users else INFRA_ID,

@@ -276,6 +276,7 @@ class MakePod(Call):
     shm_size: int  # bytes of the pod's /dev/shm, 0 for none
     default_sysctls: Mapping[str, str] = field(default_factory=dict)  # skipped if the kernel lacks them
     users: UserMappings | None = None  # for a new user namespace, which owns the other new namespaces
+    last_pid: int = 0  # new processes in a new PID namespace get larger pids than this one
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -255,3 +256,121 @@ def test_no_pod_stays_stopped_when_crispd_dies(criu: None, fresh_daemon: Daemon,
 def _ignored(pod: Pod, output: Path, container_ids: list[str]) -> None:
     with suppress(grpc.RpcError):
         _checkpoint(pod, output, container_ids)
+
+
+# Its last process has a pid beyond 200, but those before it are gone; then it forks no more.
+LATE = "i=0; while [ $i -lt 200 ]; do true & wait; i=$((i+1)); done; sleep 100000 & echo $!; wait"
+# Forks nothing until /volume/go is there; then takes some 400 pids, in whatever order the kernel gives them.
+CROWD = (
+    "while ! test -e /volume/go; do read -t 0.2 line </volume/pipe; done; "
+    "i=0; while [ $i -lt 400 ]; do sleep 100000 & i=$((i+1)); done; echo done; wait"
+)
+
+
+def test_no_new_process_takes_the_pid_of_one_that_is_to_continue(daemon: Daemon, tmp_path: Path) -> None:
+    output, volume = tmp_path / "checkpoint", tmp_path / "volume"
+    for directory in (output, volume):
+        directory.mkdir()
+    os.mkfifo(volume / "pipe")
+    held = os.open(volume / "pipe", os.O_RDWR)  # so that the container's reads wait for content, not for a writer
+    try:
+        mounts = [cri.Mount(container_path="/volume", host_path=str(volume))]
+        crowd, late = _config("crowd", CROWD, "POD", mounts=mounts), _config("late", LATE, "POD")
+        with daemon.pod(config=_pod_config(daemon, "crowded", "POD")) as pod:
+            made = _start(pod, crowd, late)
+            until(lambda: pod.log("late"))
+            assert _numbers(pod, "late")[0] > 200
+            _checkpoint(pod, output, made)
+        (volume / "go").touch()
+        target = _pod_config(daemon, "crowded-again", "POD")
+        with _restored(daemon, output, target, crowd, late) as (pod, ids):
+            for name in ("crowd", "late"):
+                start = cri.StartContainerRequest(container_id=ids[name])
+                daemon.runtime.StartContainer(start, timeout=CALL_SECONDS)
+                if name == "crowd":
+                    until(lambda: "done" in pod.log("crowd"))
+            assert daemon.status(ids["late"]).state == cri.CONTAINER_RUNNING
+    finally:
+        os.close(held)
+
+
+def test_a_pod_is_never_seen_before_its_containers(criu: None, fresh_daemon: Daemon, tmp_path: Path) -> None:
+    """Neither by events, nor in lists after a crash of crispd: then nothing of it is left."""
+    daemon, output = fresh_daemon, tmp_path / "checkpoint"
+    output.mkdir()
+    daemon.import_busybox()
+    both = [_config(name, COUNT, "CONTAINER") for name in ("one", "two")]
+    with daemon.pod(config=_pod_config(daemon, "seen", "CONTAINER")) as pod:
+        _checkpoint(pod, output, _start(pod, *both))
+    target = _pod_config(daemon, "seen-again", "CONTAINER")
+    events = daemon.runtime.GetContainerEvents(cri.GetEventsRequest())
+    events.initial_metadata()
+    with _restored(daemon, output, target, *both) as (_pod, ids):
+        first = next(events)
+        assert {one.id for one in first.containers_statuses} == set(ids.values())
+        assert first.pod_sandbox_status.state == cri.SANDBOX_READY
+    events.cancel()
+    call = threading.Thread(target=_ignored_restore, args=(daemon, output, target, both))
+    call.start()
+    until(lambda: list((daemon.root / "containers").iterdir()))  # the first container is being created
+    daemon.kill9()
+    call.join()
+    daemon.start()
+    assert not daemon.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=CALL_SECONDS).items
+    assert not daemon.runtime.ListContainers(cri.ListContainersRequest(), timeout=CALL_SECONDS).containers
+    assert not list((daemon.root / "containers").iterdir())
+
+
+def _ignored_restore(
+    daemon: Daemon, source: Path, config: cri.PodSandboxConfig, containers: list[cri.ContainerConfig]
+) -> None:
+    request = cri.RestorePodRequest(checkpoint_path=str(source), config=config, container_configs=containers)
+    with suppress(grpc.RpcError):
+        daemon.runtime.RestorePod(request, timeout=CALL_SECONDS)
+
+
+@pytest.mark.cri("CheckpointContainer", "timeout")
+@pytest.mark.parametrize("whole", [True, False], ids=["pod", "container"])
+def test_a_deadline_holds_inside_criu(daemon: Daemon, tmp_path: Path, whole: bool) -> None:
+    """criu is stopped, and thereby ended as hard as it can be; the containers run on, and no file stays."""
+    output = tmp_path / "checkpoint"
+    output.mkdir()
+    names = ("first", "second")
+    with daemon.pod(config=_pod_config(daemon, f"slow-{whole}", "CONTAINER")) as pod:
+        made = _start(pod, *(_config(name, COUNT, "CONTAINER") for name in names))
+        until(lambda: all(_numbers(pod, name) for name in names))
+        stopper = threading.Thread(target=_stop_criu, args=(daemon,))
+        stopper.start()
+        request = cri.CheckpointContainerRequest(container_id=made[0], location=str(output / "archive"), timeout=2)
+        with pytest.raises(grpc.RpcError) as raised:
+            (
+                _checkpoint(pod, output, made, timeout=4.0)
+                if whole
+                else daemon.runtime.CheckpointContainer(request, timeout=CALL_SECONDS)
+            )
+        stopper.join()
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        for name in names:
+            counted = len(_numbers(pod, name))
+            until(lambda name=name, counted=counted: len(_numbers(pod, name)) > counted + 5)
+        until(lambda: not os.listdir(output))
+        assert not _criu_of(daemon)
+        # The next one succeeds.
+        _checkpoint(pod, output, made)
+
+
+def _criu_of(daemon: Daemon) -> list[int]:
+    """The pids of the criu workers that the daemon runs."""
+    found = []
+    for entry in os.listdir("/proc"):
+        with suppress(OSError, ValueError):
+            status = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+            if int(status[1]) == daemon.pid() and b"swrk" in Path("/proc", entry, "cmdline").read_bytes():
+                found.append(int(entry))
+    return found
+
+
+def _stop_criu(daemon: Daemon) -> None:
+    found: list[int] = []
+    until(lambda: found.extend(_criu_of(daemon)) or found)
+    os.kill(found[0], signal.SIGSTOP)

@@ -71,7 +71,7 @@ async def test_a_container_that_is_undone_once_it_is_known_holds_no_images(
     means = Means(state, nobody, images, nobody, nobody, nobody)  # type: ignore[arg-type]
     with pytest.raises(LookupError):
         async with Undo({}) as undo:
-            await Creation(means, _SANDBOX, "c", _CONFIG, Trace("create", on=False), undo).run(archive)
+            await Creation(means, _SANDBOX, "c", _CONFIG, Trace("create", on=False), undo).prepare(archive)
     assert not state.containers
     assert images.held["i"] == 0
 

@@ -36,11 +36,11 @@ _WIRE: list[tuple[Value, str]] = [
     (
         calls.MakePod(
             "s", "/run/s", "host", {"a": "1"}, ("ipc", "pid"), "/run/netns/s", 64, default_sysctls={"b": "2"},
-            users=calls.UserMappings(((0, 1000, 10),), ((0, 2000, 10),)),
+            users=calls.UserMappings(((0, 1000, 10),), ((0, 2000, 10),)), last_pid=300,
         ),
         '{"sandbox": "s", "directory": "/run/s", "hostname": "host", "sysctls": {"a": "1"}, "new": ["ipc", "pid"], '
         '"netns": "/run/netns/s", "shm_size": 64, "default_sysctls": {"b": "2"}, '
-        '"users": {"uids": [[0, 1000, 10]], "gids": [[0, 2000, 10]]}}',
+        '"users": {"uids": [[0, 1000, 10]], "gids": [[0, 2000, 10]]}, "last_pid": 300}',
     ),
     (
         calls.Create(

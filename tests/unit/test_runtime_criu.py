@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import struct
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.criu import worker as criu
+from runtime.criu.pids import highest
 from runtime.errors import NotSupported, RuntimeCoreError
+from tests.waiting import until
 
 VALUES = st.booleans() | st.integers(0, 2**63 - 1) | st.text(max_size=20) | st.binary(max_size=200)
 
@@ -50,3 +57,61 @@ def test_without_criu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(NotSupported, match="apt-get install"):
         criu.find("criu-that-nobody-has")
+
+
+def test_the_largest_id_of_the_image_of_processes() -> None:
+    def entry(*fields: tuple[int, int]) -> bytes:
+        message = b"".join(bytes((number << 3, value)) for number, value in fields)
+        return struct.pack("<I", len(message)) + message
+
+    image = bytes(8) + entry((1, 5), (2, 90), (3, 5), (4, 5), (5, 5), (5, 7), (5, 6)) + entry((1, 6), (3, 9), (4, 11))
+    assert highest(image) == 11
+    assert highest(image[: -len(entry((1, 6), (3, 9), (4, 11)))]) == 7  # a thread's; that of a parent does not count
+    assert highest(bytes(8)) == 0
+    with pytest.raises(RuntimeCoreError, match="truncated"):
+        highest(image + b"\1")
+
+
+# Writes files for ever, as criu does with memory; it tells whether it could tidy up before it ended.
+WRITES = """#!{python} -IS
+import os, sys
+with open({told!r}, "w") as told:
+    pass
+try:
+    while True:
+        with open({written!r}, "wb") as file:
+            file.write(b"x")
+except OSError as error:
+    os.rename({told!r}, {told!r} + "." + os.strerror(error.errno).replace(" ", "-"))
+"""
+
+
+def test_criu_may_tidy_up_at_the_deadline(tmp_path: Path) -> None:
+    program, told = tmp_path / "criu", tmp_path / "told"
+    program.write_text(WRITES.format(python=sys.executable, told=str(told), written=str(tmp_path / "written")))
+    program.chmod(0o755)
+    # A deadline that leaves the program time to begin: with one that does not, it is killed before it has begun.
+    worker = criu.Worker(program=str(program), deadline=time.monotonic() + 3600)
+    until(lambda: (tmp_path / "written").exists())
+    worker._deadline = time.monotonic()
+    with pytest.raises(TimeoutError):
+        worker.call(criu.DUMP, {}, str(tmp_path / "log"))
+    assert (tmp_path / "told.File-too-large").exists()
+
+
+def test_a_criu_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "criu"
+    program.write_text("#!/bin/sh\nsleep 1000000 & wait\n")
+    program.chmod(0o755)
+    worker = criu.Worker(program=str(program), deadline=time.monotonic())
+    with pytest.raises(TimeoutError):
+        worker.call(criu.DUMP, {}, str(tmp_path / "log"))
+    until(lambda: not _has_group(worker._process.pid))  # with all that it has started
+
+
+def _has_group(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
