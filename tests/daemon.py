@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,7 @@ class Daemon:
     """One crispd process and the directory it lives in. `Daemon.running()` makes one for a `with` block.
 
     `runtime`, `images` and `admin` are gRPC stubs of the running process; a restart replaces them. `tree` is where the
-    next start takes its modules from.
+    next start takes its modules from, `into` a command that runs another one: in other namespaces, say.
     """
 
     runtime: api_pb2_grpc.RuntimeServiceStub
@@ -67,10 +67,16 @@ class Daemon:
     admin: admin_pb2_grpc.AdminStub
 
     def __init__(
-        self, directory: Path, arguments: tuple[str, ...], registries: str, ipv6: bool, tree: Path
+        self,
+        directory: Path,
+        arguments: tuple[str, ...],
+        registries: str,
+        ipv6: bool,
+        tree: Path,
+        into: Sequence[str],
     ) -> None:
         number = next(_numbers)
-        self.directory, self.tree = directory, tree
+        self.directory, self.tree, self.into = directory, tree, into
         self.bridge = f"crispt{number}"
         self.root, self.state, self.logs = directory / "root", directory / "state", directory / "logs"
         self.cni_conf_dir, self.leases = directory / "cni", directory / "leases"
@@ -86,19 +92,24 @@ class Daemon:
     @classmethod
     @contextmanager
     def running(
-        cls, *arguments: str, registries: str = "", ipv6: bool = False, tree: Path = REPOSITORY
+        cls,
+        *arguments: str,
+        registries: str = "",
+        ipv6: bool = False,
+        tree: Path = REPOSITORY,
+        into: Sequence[str] = (),
     ) -> Iterator[Self]:
         """A started daemon; afterwards it is emptied, stopped, and must have left nothing.
 
         `arguments` are added to crispd's; `registries` is the text of its registries.conf; `ipv6` gives pods a second
-        address (which costs a second for duplicate address detection); `tree` is another checkout that crispd is of.
-        Raises DaemonFailed.
+        address (which costs a second for duplicate address detection); `tree` is another checkout that crispd is of;
+        `into` runs its command. Raises DaemonFailed.
         """
         before = leaks.Snapshot.take()
         # A socket's path has 107 bytes, and a shim's ends in 64 digits of an id.
         directory = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))
         leaks.claim(directory)
-        daemon = cls(directory, arguments, registries, ipv6, tree)
+        daemon = cls(directory, arguments, registries, ipv6, tree, into)
         with ExitStack() as undo:
             undo.callback(daemon.end)
             daemon.start()
@@ -131,7 +142,9 @@ class Daemon:
         """Start crispd and return when it says READY=1 (sd_notify). Raises DaemonFailed if it exits or keeps silent."""
         notify = self.directory / "notify"
         notify.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "cri.daemon", *self._flags(), *self._arguments]
+        # Namespaces of mounts that are joined have another working directory.
+        into = [*self.into, "env", f"--chdir={self.tree}"] if self.into else []
+        command = [*into, sys.executable, "-m", "cri.daemon", *self._flags(), *self._arguments]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self._log.open("ab") as log:
             ready.bind(str(notify))
             self.process = subprocess.Popen(

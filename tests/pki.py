@@ -6,28 +6,36 @@ import base64
 import json
 import ssl
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+LOOPBACK: Final = ("IP:127.0.0.1", "DNS:localhost")
 
 
 class Authority:
-    """Its certificate, and what it issues: certificates for 127.0.0.1 and localhost, and signed tokens."""
+    """Its certificate and key, and what it issues: certificates for some names, and signed tokens."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir()
-        self.certificate, self._key = directory / "ca.pem", directory / "ca.key"
+        self.certificate, self.key = directory / "ca.pem", directory / "ca.key"
         extensions = ("-addext", "basicConstraints=critical,CA:TRUE")
-        files = ("-keyout", self._key, "-out", self.certificate)
+        files = ("-keyout", self.key, "-out", self.certificate)
         _openssl("req", "-x509", *_NEW_KEY, "-days", "1", "-subj", "/CN=test authority", *extensions, *files)
 
-    def issue(self, directory: Path, name: str, organization: str = "") -> tuple[Path, Path]:
-        """A certificate, good for servers and clients alike, and its key. `organization` is a group to Kubernetes."""
+    def issue(
+        self, directory: Path, name: str, organization: str = "", names: Sequence[str] = LOOPBACK
+    ) -> tuple[Path, Path]:
+        """A certificate, good for servers and clients alike, and its key.
+
+        `organization` is a group to Kubernetes; a server has `names` ("IP:127.0.0.1", "DNS:localhost").
+        """
         request, certificate, key = (directory / f"{name}.{kind}" for kind in ("csr", "pem", "key"))
         subject = (f"/O={organization}" if organization else "") + f"/CN={name}"
         _openssl("req", *_NEW_KEY, "-subj", subject, "-keyout", key, "-out", request)
         extensions = directory / f"{name}.ext"
-        extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
-        by = ("-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial", "-days", "1", "-extfile", extensions)
+        extensions.write_text(f"subjectAltName={','.join(names)}\nextendedKeyUsage=serverAuth,clientAuth\n")
+        by = ("-CA", self.certificate, "-CAkey", self.key, "-CAcreateserial", "-days", "1", "-extfile", extensions)
         _openssl("x509", "-req", "-in", request, *by, "-out", certificate)
         return certificate, key
 
@@ -36,7 +44,7 @@ class Authority:
         chain = [base64.b64encode(ssl.PEM_cert_to_DER_cert(self.certificate.read_text())).decode()]
         header = {"typ": "JWT", "alg": "RS256", "x5c": chain}
         text = ".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
-        return f"{text}.{_base64url(_openssl('dgst', '-sha256', '-sign', self._key, content=text.encode()))}"
+        return f"{text}.{_base64url(_openssl('dgst', '-sha256', '-sign', self.key, content=text.encode()))}"
 
 
 _NEW_KEY = ("-newkey", "rsa:2048", "-nodes")

@@ -1,4 +1,4 @@
-"""A registry for tests: Debian's docker-registry on a free port of the loopback, with its own storage."""
+"""A registry for tests: Debian's docker-registry on a free port, of the loopback if nothing else is said."""
 
 from __future__ import annotations
 
@@ -19,19 +19,27 @@ _START_LIMIT = 60.0  # seconds
 class Registry:
     """A running registry; a context manager. `auth` and `tls` are those sections of its configuration.
 
-    Only one without them can be pushed to; it may be started again with them on the same directory.
+    Only one without them can be pushed to; it may be started again with them on the same directory. `storage` is where
+    it keeps images, if not in its directory.
     """
 
     def __init__(
-        self, directory: Path, auth: dict[str, Any] | None = None, tls: dict[str, Any] | None = None
+        self,
+        directory: Path,
+        auth: dict[str, Any] | None = None,
+        tls: dict[str, Any] | None = None,
+        *,
+        address: str = "127.0.0.1",
+        storage: Path | None = None,
     ) -> None:
         self.directory = directory
-        self.port = _free_port()
+        self._address, self.port = address, _free_port(address)
+        self._storage = storage or directory / "storage"
         directory.mkdir(parents=True, exist_ok=True)
         config = {
             "version": 0.1,
             "log": {"level": "error", "accesslog": {"disabled": True}},
-            "storage": {"filesystem": {"rootdirectory": str(directory / "storage")}, "delete": {"enabled": True}},
+            "storage": {"filesystem": {"rootdirectory": str(self._storage)}, "delete": {"enabled": True}},
             "http": {"addr": self.host, **({"tls": tls} if tls else {})},
             **({"auth": auth} if auth else {}),
         }
@@ -41,7 +49,7 @@ class Registry:
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self._address}:{self.port}"
 
     def __enter__(self) -> Registry:
         with open(self.directory / "log", "wb") as log:
@@ -49,7 +57,7 @@ class Registry:
         deadline = time.monotonic() + _START_LIMIT
         while True:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                socket.create_connection((self._address, self.port), 1).close()
                 return self
             except OSError:
                 if time.monotonic() > deadline or self._process.poll() is not None:
@@ -81,12 +89,12 @@ class Registry:
     def blob_path(self, digest: str) -> Path:
         """Where the registry keeps a blob: tests damage it there."""
         key = digest.removeprefix("sha256:")
-        return self.directory / "storage/docker/registry/v2/blobs/sha256" / key[:2] / key / "data"
+        return self._storage / "docker/registry/v2/blobs/sha256" / key[:2] / key / "data"
 
     def _call(
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> http.client.HTTPMessage:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection(self._address, self.port, timeout=30)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -98,7 +106,7 @@ class Registry:
             connection.close()
 
 
-def _free_port() -> int:
+def _free_port(address: str) -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])

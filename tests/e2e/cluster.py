@@ -1,39 +1,30 @@
-"""A cluster of one node: Debian's etcd, a real API server, controller manager, scheduler and kubelet, on a crispd.
+"""A cluster of one node: a control plane and a kubelet, on a crispd that tests may kill.
 
-All of it in the tests' box. There is no kube-proxy and no DNS: what a service's address would need is not a runtime's.
+All of it in the tests' box. There is no kube-proxy and no DNS: tests/e2e/conformance has a cluster with both.
 """
 
 from __future__ import annotations
 
-import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from ssl import create_default_context
 from typing import Any, Final, TypeVar
 
-import yaml
 from kubernetes import client
 from kubernetes.stream import stream
 
 from tests.daemon import Daemon
-from tests.e2e import kubernetes
-from tests.e2e.kubelet import NODE, NODE_IP, Kubelet, complaints, free_port
-from tests.pki import Authority
+from tests.e2e.control_plane import ControlPlane
+from tests.e2e.kubelet import NODE, NODE_IP, Kubelet, free_port
 
-PROGRAMS: Final = ("etcd", "kubelet", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 NAMESPACE: Final = "default"
 START_SECONDS: Final = 90.0
-STOP_SECONDS: Final = 20.0
 CLEAR_SECONDS: Final = 90.0
 T = TypeVar("T")
 
 
 class ClusterFailed(Exception):
-    """A part of the cluster did not start, or do in time what a test waits for; carries the ends of the logs."""
+    """A command in a pod failed, or what a test waits for did not happen in time; carries the ends of the logs."""
 
 
 class Cluster:
@@ -41,14 +32,13 @@ class Cluster:
 
     def __init__(self, daemon: Daemon, gates: Mapping[str, bool]) -> None:
         self.daemon = daemon
-        self._gates = "--feature-gates=" + ",".join(f"{name}={str(open_).lower()}" for name, open_ in gates.items())
+        opened = "--feature-gates=" + ",".join(f"{name}={str(open_).lower()}" for name, open_ in gates.items())
         self.kubelet: Kubelet
-        self.directory = daemon.directory / "cluster"
-        self.directory.mkdir()
-        self.address = f"https://127.0.0.1:{free_port()}"
-        self._authority = Authority(self.directory / "authority")
-        self._programs = kubernetes.directory(*PROGRAMS)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        ports = [free_port() for _ in range(3)]
+        self.control = ControlPlane(
+            daemon.directory / "cluster", "127.0.0.1", ports, advertised=NODE_IP, flags=[opened]
+        )
+        self.address = self.control.address
 
     @classmethod
     @contextmanager
@@ -57,19 +47,20 @@ class Cluster:
         are kubelet's."""
         with ExitStack() as undo:
             cluster = cls(daemon, gates)
-            undo.callback(cluster._stop)
-            cluster._start_servers()
-            cluster._connect()
+            undo.callback(cluster.control.processes.stop)
+            cluster.control.start_servers()
+            cluster.api = cluster.control.connect()
+            cluster.core, cluster.apps = client.CoreV1Api(cluster.api), client.AppsV1Api(cluster.api)
             undo.callback(cluster.api.close)
             kubelet = Kubelet.running(
                 daemon,
-                f"--kubeconfig={cluster._kubeconfig(f'system:node:{NODE}', 'system:nodes')}",
-                identity=cluster._issue("probe", "system:masters"),
+                f"--kubeconfig={cluster.control.kubeconfig(f'system:node:{NODE}', 'system:nodes')}",
+                identity=cluster.control.issue("probe", "system:masters"),
                 address=NODE_IP,
                 authentication={
                     "anonymous": {"enabled": False},
                     "webhook": {"enabled": True},
-                    "x509": {"clientCAFile": str(cluster._authority.certificate)},
+                    "x509": {"clientCAFile": str(cluster.control.authority.certificate)},
                 },
                 authorization={"mode": "Webhook"},
                 featureGates=dict(gates),
@@ -77,7 +68,7 @@ class Cluster:
             )
             cluster.kubelet = undo.enter_context(kubelet)
             undo.callback(cluster.clear)
-            cluster._start_controllers()
+            cluster.control.start_controllers()
             cluster.until(cluster._is_ready, "have a ready node, and what a pod's admission takes", START_SECONDS)
             yield cluster
 
@@ -85,9 +76,7 @@ class Cluster:
         """What `condition` answers once that is true. Raises ClusterFailed: wait for the cluster to `what`."""
         deadline = time.monotonic() + seconds
         while not (answer := condition()):
-            for name, process in self._processes.items():
-                if process.poll() is not None:
-                    raise ClusterFailed(f"{name} exited with {process.returncode}\n{self.log(name)}")
+            self.control.processes.check()
             if time.monotonic() > deadline:
                 raise ClusterFailed(f"wait for the cluster to {what}: not in {seconds} s\n{self.summary()}")
             time.sleep(0.1)
@@ -152,11 +141,7 @@ class Cluster:
         events = self.core.list_namespaced_event(NAMESPACE).items
         bad = [event for event in events if event.type != "Normal"]
         lines += [f"event {event.involved_object.name}: {event.reason}: {event.message}" for event in bad]
-        return "\n".join([*lines, self.kubelet.log(), self.daemon.log(), *map(self.log, self._processes)])
-
-    def log(self, name: str) -> str:
-        """The end of what a program complained of."""
-        return complaints(self.directory / f"{name}.log", name)
+        return "\n".join([*lines, self.kubelet.log(), self.daemon.log(), self.control.processes.logs()])
 
     def clear(self) -> None:
         """Delete every object of the tests and wait until the node has nothing of them."""
@@ -172,109 +157,6 @@ class Cluster:
         ):
             delete(NAMESPACE, body=at_once)
         self.until(lambda: not self.core.list_namespaced_pod(NAMESPACE).items, "be rid of its pods", CLEAR_SECONDS)
-
-    def _start_servers(self) -> None:
-        data, peers, clients = self.directory / "etcd", free_port(), free_port()
-        self._start(
-            "etcd",
-            f"--data-dir={data}",
-            f"--listen-client-urls=http://127.0.0.1:{clients}",
-            f"--advertise-client-urls=http://127.0.0.1:{clients}",
-            f"--listen-peer-urls=http://127.0.0.1:{peers}",
-            f"--initial-advertise-peer-urls=http://127.0.0.1:{peers}",
-            f"--initial-cluster=default=http://127.0.0.1:{peers}",
-            "--unsafe-no-fsync",  # it is thrown away
-        )
-        server, server_key = self._issue("apiserver")
-        caller, caller_key = self._issue("apiserver-kubelet-client", "system:masters")
-        self._account_key = self.directory / "accounts.key"
-        subprocess.run(["openssl", "genrsa", "-out", self._account_key, "2048"], check=True, capture_output=True)
-        self._start(
-            "kube-apiserver",
-            f"--etcd-servers=http://127.0.0.1:{clients}",
-            "--bind-address=127.0.0.1",
-            f"--secure-port={self.address.rpartition(':')[2]}",
-            f"--advertise-address={NODE_IP}",
-            f"--tls-cert-file={server}",
-            f"--tls-private-key-file={server_key}",
-            f"--client-ca-file={self._authority.certificate}",
-            f"--kubelet-client-certificate={caller}",
-            f"--kubelet-client-key={caller_key}",
-            "--kubelet-preferred-address-types=InternalIP",
-            "--service-account-issuer=https://kubernetes.default.svc",
-            f"--service-account-key-file={self._account_key}",
-            f"--service-account-signing-key-file={self._account_key}",
-            "--service-cluster-ip-range=10.96.0.0/24",
-            "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction",
-            "--allow-privileged=true",
-            self._gates,
-        )
-        self.until(self._answers, "have an API server", START_SECONDS)
-
-    def _start_controllers(self) -> None:
-        common = ("--leader-elect=false", "--secure-port=0", self._gates)
-        self._start(
-            "kube-controller-manager",
-            f"--kubeconfig={self._kubeconfig('system:kube-controller-manager')}",
-            f"--service-account-private-key-file={self._account_key}",
-            f"--root-ca-file={self._authority.certificate}",
-            "--use-service-account-credentials=true",
-            *common,
-        )
-        self._start("kube-scheduler", f"--kubeconfig={self._kubeconfig('system:kube-scheduler')}", *common)
-
-    def _start(self, name: str, *arguments: str) -> None:
-        with (self.directory / f"{name}.log").open("wb") as log:
-            command = [self._programs / name, *arguments]
-            self._processes[name] = subprocess.Popen(
-                command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-
-    def _stop(self) -> None:
-        for process in reversed(self._processes.values()):
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-    def _issue(self, name: str, organization: str = "") -> tuple[Path, Path]:
-        return self._authority.issue(self.directory, name, organization)
-
-    def _kubeconfig(self, user: str, organization: str = "") -> Path:
-        certificate, key = self._issue(user, organization)
-        path = self.directory / f"{user}.kubeconfig"
-        server = {"server": self.address, "certificate-authority": str(self._authority.certificate)}
-        path.write_text(
-            yaml.safe_dump(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "clusters": [{"name": "test", "cluster": server}],
-                    "users": [{"name": user, "user": {"client-certificate": str(certificate), "client-key": str(key)}}],
-                    "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
-                    "current-context": "test",
-                }
-            )
-        )
-        return path
-
-    def _connect(self) -> None:
-        settings = client.Configuration(host=self.address)
-        settings.ssl_ca_cert = str(self._authority.certificate)
-        settings.cert_file, settings.key_file = map(str, self._issue("admin", "system:masters"))
-        self.api = client.ApiClient(settings)
-        self.core, self.apps = client.CoreV1Api(self.api), client.AppsV1Api(self.api)
-
-    def _answers(self) -> bool:
-        context = create_default_context(cafile=str(self._authority.certificate))
-        try:
-            with urllib.request.urlopen(f"{self.address}/readyz", context=context, timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
 
     def _is_ready(self) -> bool:
         nodes: Sequence[Any] = self.core.list_node().items

@@ -6,13 +6,12 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
-from xml.etree import ElementTree
 
 from tests.daemon import Daemon
+from tests.e2e import ginkgo
 from tests.images import BuiltImage, build_image, entry, layer, write_layout
 from tests.registry import Registry
 
@@ -33,20 +32,6 @@ www-data:x:33:33:www-data:/var/www:/bin/false
 nobody:x:65534:65534:nobody:/home:/bin/false
 """
 _GROUP: Final = "root:x:0:\ndaemon:x:1:\nbin:x:2:\nwww-data:x:33:\nnogroup:x:65534:\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The names of critest's specs by how they ended; those that were skipped with the reason."""
-
-    passed: tuple[str, ...]
-    failed: dict[str, str]
-    skipped: dict[str, str]
-
-    def summary(self) -> str:
-        """How many there were of each, and each skipped one with its reason."""
-        counts = f"{len(self.passed)} passed, {len(self.failed)} failed, {len(self.skipped)} skipped"
-        return "\n".join([f"critest: {counts}", *(f"  skipped {name}: {why}" for name, why in self.skipped.items())])
 
 
 @cache
@@ -72,7 +57,7 @@ def fill(registry: Registry) -> None:
         registry.push(repository, tag, image)
 
 
-def run(daemon: Daemon, nri_socket: Path, *arguments: str, skip: Sequence[str] = ()) -> Outcome:
+def run(daemon: Daemon, nri_socket: Path, *arguments: str, skip: Sequence[str] = ()) -> ginkgo.Outcome:
     """Run critest's specs but those of `skip`, several at once, in random order. `arguments` are critest's own."""
     skipping = [f"-ginkgo.skip={re.escape(name)}" for name in skip]
     more = (f"-parallel={PROCESSES}", f"-nri-socket={nri_socket}", *skipping, *arguments)
@@ -80,17 +65,17 @@ def run(daemon: Daemon, nri_socket: Path, *arguments: str, skip: Sequence[str] =
     return _run(programs() / "critest", daemon.listen, daemon.directory, more, environment)
 
 
-def run_alone(program: Path, endpoint: str, directory: Path, focus: Sequence[str]) -> Outcome:
+def run_alone(program: Path, endpoint: str, directory: Path, focus: Sequence[str]) -> ginkgo.Outcome:
     """Run the specs whose names have one of the words of `focus`, one after the other; others are not told of."""
     more = [f"-ginkgo.focus={re.escape(word)}" for word in focus]
     outcome = _run(program, endpoint, directory, more, dict(os.environ))
     skipped = {name: why for name, why in outcome.skipped.items() if any(word in name for word in focus)}
-    return Outcome(outcome.passed, outcome.failed, skipped)
+    return ginkgo.Outcome(outcome.passed, outcome.failed, skipped, outcome.seconds)
 
 
 def _run(
     program: Path, endpoint: str, directory: Path, arguments: Sequence[str], environment: dict[str, str]
-) -> Outcome:
+) -> ginkgo.Outcome:
     report = directory / "critest.xml"
     command = [
         str(program), f"-runtime-endpoint={endpoint}", f"-image-endpoint={endpoint}", f"-ginkgo.junit-report={report}",
@@ -102,30 +87,13 @@ def _run(
     )  # fmt: skip
     if not report.exists():
         raise RuntimeError(f"critest wrote no report (exit status {done.returncode}):\n{done.stdout[-4000:]}")
-    return _outcome(report)
+    return ginkgo.read(report)
 
 
 def busybox_layout(directory: Path) -> Path:
     """An OCI layout in `directory` with the image that most specs run, for where there is no registry."""
     name, image = next(_images())
     return write_layout(directory, {f"{next(iter(MIRRORS))}/{name}": image})
-
-
-def _outcome(report: Path) -> Outcome:
-    passed, failed, skipped = [], {}, {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        name = case.get("name", "")
-        if not name.startswith("[It]"):
-            continue
-        problem, omitted = case.find("failure"), case.find("skipped")
-        problem = case.find("error") if problem is None else problem
-        if problem is not None:
-            failed[name] = (problem.get("message") or "") + (problem.text or "")
-        elif omitted is not None:
-            skipped[name] = omitted.get("message") or ""
-        else:
-            passed.append(name)
-    return Outcome(tuple(passed), failed, skipped)
 
 
 def _images() -> Iterator[tuple[str, BuiltImage]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -12,8 +12,11 @@ KUBELETS_DIRECTORIES = tuple(map(Path, ("/var/lib/kubelet", "/var/log/containers
 
 
 @contextmanager
-def covered_directories(store: Path) -> Iterator[None]:
-    """Directories below `store` in the place of kubelet's own, in this mount namespace: for use in a box."""
+def covered_directories(store: Path, into: Sequence[str] = ()) -> Iterator[None]:
+    """Directories below `store` in the place of kubelet's own, in this mount namespace or where `into` runs a command.
+
+    For use in a box.
+    """
     with ExitStack() as undo:
         for target in KUBELETS_DIRECTORIES:
             source = store / target.name
@@ -21,10 +24,10 @@ def covered_directories(store: Path) -> Iterator[None]:
             if not target.exists():
                 target.mkdir(parents=True)
                 undo.callback(target.rmdir)
-            subprocess.run(["mount", "--bind", source, target], check=True)
-            undo.callback(subprocess.run, ["umount", "--recursive", target], check=True)
+            subprocess.run([*into, "mount", "--bind", source, target], check=True)
+            undo.callback(subprocess.run, [*into, "umount", "--recursive", target], check=True)
             # Its mounts must be seen in containers, and theirs (Bidirectional) by it.
-            subprocess.run(["mount", "--make-shared", target], check=True)
+            subprocess.run([*into, "mount", "--make-shared", target], check=True)
         yield
 
 

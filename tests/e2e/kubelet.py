@@ -22,6 +22,7 @@ import yaml
 from tests import cgroups
 from tests.daemon import REPOSITORY, Daemon
 from tests.e2e import ground, kubernetes
+from tests.e2e.processes import complaints
 
 SAMPLE = REPOSITORY / "deploy/kubelet.yaml"
 NODE = "node"
@@ -29,7 +30,6 @@ NODE_IP = "192.0.2.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 CLEAR_SECONDS = 60.0
-LOG_LINES = 60
 T = TypeVar("T")
 
 
@@ -246,12 +246,6 @@ class Kubelet:
         if self.process is None:
             raise KubeletFailed("kubelet is not running")
         return self.process
-
-
-def complaints(log: Path, name: str) -> str:
-    """The last errors and warnings in the log of a program of Kubernetes."""
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return "\n".join([f"--- {name}'s log:", *[line for line in lines if line[:1] in "EFW"][-LOG_LINES:]])
 
 
 def free_port() -> int:

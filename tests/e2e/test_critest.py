@@ -39,7 +39,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 def test_critest_passes(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     outcome = critest.run(node.daemon, node.nri_socket, skip=[critest.IMPOSSIBLE])
     with capsys.disabled():
-        print(f"\n{outcome.summary()}")
+        print(f"\n{outcome.summary('critest')}")
     assert outcome.failed == {}
     unexplained = [name for name in outcome.skipped if not any(word in name for word in EXCUSED)]
     assert unexplained == []

@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("bin", "cri", "image", "linux", "network", "pods", "runtime")
 BUILD_FILES = ("pyproject.toml", "README.md", "LICENSE")
 PAYLOAD_FILES = (
-    "tests/vm", "tests/e2e/__init__.py", "tests/e2e/critest.py", "tests/e2e/manifests.py", "deploy"
+    "tests/vm", "tests/e2e/__init__.py", "tests/e2e/critest.py", "tests/e2e/ginkgo.py", "tests/e2e/manifests.py",
+    "deploy",
 )  # fmt: skip
 TOOLS = ("installer>=0.7", "pytest>=8")  # what the payload needs inside besides the project's own dependencies
 BOOTS = 3
