@@ -8,6 +8,7 @@ import cri.streaming.errors
 import image.errors
 import network.errors
 import pods.errors
+import runtime.client
 import runtime.errors
 
 _CODES: dict[type[BaseException], StatusCode] = {
@@ -40,6 +41,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     network.errors.PluginNotFound: StatusCode.UNAVAILABLE,  # Status then reports the network as not ready, too
     network.errors.InvalidAttachment: StatusCode.INVALID_ARGUMENT,
     network.errors.NetworkError: StatusCode.INTERNAL,
+    runtime.client.ShimSilent: StatusCode.UNAVAILABLE,
     runtime.errors.RuntimeCoreError: StatusCode.INTERNAL,
 }
 
@@ -55,7 +57,12 @@ _WORDS: dict[type[BaseException], str] = {
 
 
 def code_of(error: BaseException) -> StatusCode | None:
-    """Return an error's code, found by its nearest ancestor class; None for an error that is not the rooms'."""
+    """Return an error's code, found by its nearest ancestor class; None for an error that is not the rooms'.
+
+    What failed because a shim does not answer may be tried again, whatever the operation was.
+    """
+    if isinstance(error.__cause__, runtime.client.ShimSilent):
+        error = error.__cause__
     for kind in type(error).__mro__:
         code = _CODES.get(kind)
         if code is not None:

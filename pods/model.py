@@ -316,3 +316,11 @@ class ExecResult(_Value, frozen=True):
     stdout: bytes
     stderr: bytes
     exit_code: int
+
+
+class SilentShim(_Value, frozen=True):
+    """A pod whose shim lives but does not answer. `pod` is namespace/name/uid/attempt."""
+
+    sandbox_id: str
+    pod: str
+    seconds: float

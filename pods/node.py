@@ -32,7 +32,8 @@ from pods.life.sandboxes import Sandboxes
 from pods.life.shims import Shims
 from pods.life.start import Starts
 from pods.life.stop import Stops
-from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
+from pods.log_fields import pod_name
+from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig, SilentShim
 from pods.recorder.recorder import Bounds, Recorder, Teller
 from pods.security.apparmor import load_default_profile
 from pods.security.pulled_profiles import SecurityProfiles
@@ -45,7 +46,7 @@ from pods.streams.logs import reopen_log
 from pods.streams.ports import open_port
 from pods.streams.sessions import StreamSession, open_attach, open_exec
 from pods.trace import Around, StepReport, Trace
-from runtime.wire.calls import ExitStatus
+from runtime.wire.calls import ExitStatus, ShimState
 
 _CLOSE_SECONDS = 10.0
 
@@ -73,7 +74,7 @@ class Node:
         self.step_reports: list[StepReport] = []  # each is called for each step of a start
         self.stats = Stats(self._state)
         self._cgroups = Cgroups(settings.cgroup_driver)
-        self._shims = Shims(settings, self._cgroups, self._exited, self._lost)
+        self._shims = Shims(settings, self._cgroups, self._exited, self._lost, self._returned)
         self.host = HostFacts.detect()
         means = Means(self._state, self._shims, images, self.host, self._cgroups, self._background)
         self._exits = Exits(self._state, self._cgroups, self._background)
@@ -155,6 +156,19 @@ class Node:
     def _lost(self, sandbox_id: str) -> None:
         lost = self._recovery.sandbox_lost(sandbox_id)
         self._background.detach(lost, f"record the loss of pod sandbox {sandbox_id}")
+
+    def _returned(self, sandbox_id: str, state: ShimState) -> None:
+        heard = self._recovery.heard_again(sandbox_id, state)
+        self._background.detach(heard, f"learn what happened in pod sandbox {sandbox_id}")
+
+    def silent_shims(self) -> list[SilentShim]:
+        """Return the pods whose shims do not answer."""
+        now = time.monotonic()
+        return [
+            SilentShim(sandbox_id=sandbox_id, pod=pod_name(record.sandbox.config), seconds=now - since)
+            for sandbox_id, since in self._shims.silent()
+            if (record := self._state.sandboxes.get(sandbox_id)) is not None
+        ]
 
     def shim_count(self) -> int:
         """Return how many shims the node is connected to."""

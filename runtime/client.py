@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import os
 import socket
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -19,8 +20,11 @@ from runtime.light import replace
 from runtime.wire.calls import (
     FILTER_BY_DESCRIPTOR,
     Answer,
+    Attach,
     Descriptors,
     Event,
+    Exec,
+    GetState,
     Made,
     ShimState,
     Start,
@@ -31,7 +35,12 @@ from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
 
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.shim.zygote import main; main("
 _ZYGOTE_SECONDS: Final = 30.0
+_ZYGOTE_EXIT_SECONDS: Final = 5.0
 _PROBE_ANSWER: Final = 4096
+QUIET_SECONDS: Final = 10.0  # after which a shim that has not taken a call is asked whether it is there
+ANSWER_SECONDS: Final = 10.0  # that it then has: it takes calls within milliseconds, also on a machine with much to do
+_CREDENTIALS: Final = struct.Struct("iII")  # ucred of unix(7)
+_LASTING: Final = frozenset({Exec.call, Attach.call})  # answered when the command or the client ends
 # Forked shims overwrite these arguments in memory with their own title: reserve room for it.
 _TITLE_ROOM: Final = "crisp zygote".ljust(96)
 
@@ -52,6 +61,10 @@ class Call(Protocol[AnswerOf]):
 
 class ShimGone(RuntimeCoreError):
     """The connection to the shim ended before it answered."""
+
+
+class ShimSilent(RuntimeCoreError):
+    """The shim lives but takes no calls: somebody stopped it, or the kernel does not return from a system call."""
 
 
 class ShimTooOld(RuntimeCoreError):
@@ -117,7 +130,12 @@ class Zygote:
             os.close(fd)
         return "" if answer == "able" else answer or "the zygote ended"
 
-    async def spawn(self, on_event: Callable[[Event], None], on_lost: Callable[[], None]) -> ShimClient:
+    async def spawn(
+        self,
+        on_event: Callable[[Event], None],
+        on_lost: Callable[[], None],
+        on_voice: Callable[[ShimState | None], None] = lambda _state: None,
+    ) -> ShimClient:
         """Fork a shim. The answer to its first call shows that it runs. Raises RuntimeCoreError."""
         with failing("fork", "shim"):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -128,7 +146,7 @@ class Zygote:
                 except OSError:
                     await self.replace(generation)
                     self._send(theirs)
-        return ShimClient(ours, on_event, on_lost)
+        return ShimClient(ours, on_event, on_lost, on_voice)
 
     async def replace(self, generation: int) -> None:
         """Start a new process in place of the given one, unless that was done already. Raises RuntimeCoreError."""
@@ -152,8 +170,11 @@ class Zygote:
             self._control.close()
             self._control = None
         if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(5)
+            try:
+                self._process.wait(_ZYGOTE_EXIT_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()  # somebody stopped it: it has no work of its own to finish
+                self._process.wait()
             self._process = None
 
 
@@ -196,26 +217,48 @@ def _readonly_interpreter() -> int:
 
 
 class ShimClient:
-    """A connection to one shim: sends calls, returns answers, and reports the shim's events."""
+    """A connection to one shim: sends calls, returns answers, and reports the shim's events.
+
+    A shim takes calls in order and at once, however long their answers need. So an answer shows that it has taken all
+    calls up to that one. A shim that takes no call for `QUIET_SECONDS`, and then does not answer a question within
+    `ANSWER_SECONDS`, is set apart: what waits for it fails with ShimSilent, further calls fail at once, and
+    `on_voice` gets its state when it answers again, after every call that it was sent. Commands and attachments that
+    had begun stay: their bytes do not need the answer.
+    """
 
     def __init__(
-        self, sock: socket.socket, on_event: Callable[[Event], None], on_lost: Callable[[], None]
+        self,
+        sock: socket.socket,
+        on_event: Callable[[Event], None],
+        on_lost: Callable[[], None],
+        on_voice: Callable[[ShimState | None], None] = lambda _state: None,
     ) -> None:
+        """`on_voice` is called with None when the shim falls silent, and with its state when it answers again."""
         sock.setblocking(False)
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
         self._outbox = Outbox(sock)
-        self._pending: dict[int, tuple[asyncio.Future[Any], type[Answer]]] = {}
+        self._pending: dict[int, tuple[asyncio.Future[Any], type[Answer], str]] = {}
         self._count = 0
+        self._taken = 0  # the last call that the shim is known to have taken
+        self._timer: asyncio.TimerHandle | None = None
+        self._question = 0  # number of the call that asks a quiet shim, or one set apart, whether it is there
+        self.silent_since = 0.0  # time.monotonic(); 0 for a shim that answers
+        self.pid = 0  # of the shim, once known
         self.abilities: tuple[str, ...] = ()  # as the shim reported them
         self._on_event = on_event
         self._on_lost = on_lost
+        self._on_voice = on_voice
         self._loop.add_reader(sock.fileno(), self._readable)
 
     @classmethod
     async def connect(
-        cls, directory: Path, on_event: Callable[[Event], None], on_lost: Callable[[], None]
+        cls,
+        directory: Path,
+        on_event: Callable[[Event], None],
+        on_lost: Callable[[], None],
+        on_voice: Callable[[ShimState | None], None] = lambda _state: None,
     ) -> ShimClient:
         """Connect to the running shim of a sandbox directory. Raises ShimGone if there is none."""
         try:
@@ -224,13 +267,18 @@ class ShimClient:
             raise ShimGone(f"connect to shim in `{directory}`: {error.strerror}") from error
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            sock.setblocking(False)  # a shim that takes no connections must not hold us
             sock.connect(f"/proc/self/fd/{fd}/shim.sock")  # works for any length of the directory's path
         except OSError as error:
             sock.close()
             raise ShimGone(f"connect to shim in `{directory}`: {error.strerror}") from error
         finally:
             os.close(fd)
-        return cls(sock, on_event, on_lost)
+        client = cls(sock, on_event, on_lost, on_voice)
+        client.pid, _uid, _gid = _CREDENTIALS.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        return client
 
     async def call(self, call: Call[AnswerOf], fds: Sequence[int] = ()) -> AnswerOf:
         """Make a call and wait for its answer. Raises the error that the shim reports, or ShimGone."""
@@ -248,14 +296,86 @@ class ShimClient:
 
     def begin(self, call: Call[AnswerOf], fds: Sequence[int] = ()) -> asyncio.Future[AnswerOf]:
         """Send a call now and return the future of its answer. The descriptors may be closed on return."""
+        if self.silent_since:
+            raise self._silence(call.call)
+        answer = self._send(call, fds)
+        self._watch()
+        return answer
+
+    def tell(self, call: Call[Answer]) -> None:
+        """Send a call whose answer nobody needs, also to a shim that is set apart: it takes it when it can."""
+        if self.alive:
+            self._send(call, ())
+            self._watch()
+
+    def _send(self, call: Call[AnswerOf], fds: Sequence[int]) -> asyncio.Future[AnswerOf]:
         if self._sock.fileno() < 0:
             raise ShimGone(f"{call.call}: the shim is gone")
         self._count += 1
         future: asyncio.Future[AnswerOf] = self._loop.create_future()
-        self._pending[self._count] = future, call.answer
+        self._pending[self._count] = future, call.answer, call.call
         self._outbox.put({"id": self._count, "call": call.call, **call.to_json()}, fds)
         self._flush()
         return future
+
+    # -- a shim that does not answer ----------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        if self._timer is None and self.alive and not self.silent_since:
+            self._timer = self._loop.call_later(QUIET_SECONDS, self._check, self._count)
+
+    def _check(self, waited_for: int) -> None:
+        """Look, some time after call `waited_for`, whether the shim has taken it; if not, ask it."""
+        self._timer = None
+        if self._taken >= waited_for:
+            if any(number > self._taken for number in self._pending):  # later ones, which are not that old yet
+                self._watch()
+            return
+        self._ask()
+        if not self.alive:
+            return
+        self._timer = self._loop.call_later(ANSWER_SECONDS, self.set_apart)
+
+    def _ask(self) -> None:
+        self._send(GetState(), ())
+        self._question = self._count
+
+    def set_apart(self) -> None:
+        """Treat the shim as silent until it answers again."""
+        if self.silent_since or not self.alive:
+            return
+        self._stop_timer()
+        self.silent_since = time.monotonic()
+        for number, (future, _kind, name) in list(self._pending.items()):
+            if number > self._taken or name not in _LASTING:
+                del self._pending[number]
+                if not future.done():
+                    _fail(future, self._silence(name))
+        self._ask()  # answered after all that it was sent
+        self._on_voice(None)
+
+    def _silence(self, call: str) -> ShimSilent:
+        who = f"pid {self.pid}" if self.pid else "pid not known"
+        return ShimSilent(
+            f"{call}: the pod's shim ({who}) does not answer; it is asked again, and stopping the pod ends it"
+        )
+
+    def _took(self, number: int, state: ShimState | None) -> None:
+        self._taken = max(self._taken, number)
+        if number < self._question or not self._question:
+            return
+        self._question = 0
+        self._stop_timer()
+        if self._pending and max(self._pending) > number:
+            self._watch()
+        if self.silent_since and state is not None:
+            self.silent_since = 0.0
+            self._on_voice(state)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def start(self, call: Start, program: bytes) -> Started:
         """Start a container under a seccomp filter (b"" for none). Raises as `call` does."""
@@ -306,21 +426,26 @@ class ShimClient:
             if (event := read_event(message)) is not None:
                 self._on_event(event)
             return
-        future, kind = self._pending.pop(message.get("id", 0), (None, Answer))
+        number = message.get("id", 0)
+        future, kind, _call = self._pending.pop(number, (None, Answer, ""))
         if future is None or future.done() or "error" in message or kind is not Descriptors:
             close_all(fds)
         if future is None or future.done():
+            self._took(number, None)
             return
         if "error" in message:
+            self._took(number, None)
             _fail(future, _error_of(message["error"]))
             return
         try:
             answer = Descriptors(tuple(fds)) if kind is Descriptors else kind.from_json(message["ok"])
         except (KeyError, TypeError, ValueError) as error:
+            self._took(number, None)
             _fail(future, RuntimeCoreError(f"the shim's answer is no {kind.__name__}: {error}"))
             return
         if isinstance(answer, (Made, ShimState)):
-            self.abilities = answer.abilities
+            self.abilities, self.pid = answer.abilities, answer.pid
+        self._took(number, answer if isinstance(answer, ShimState) else None)
         future.set_result(answer)
 
     def _lose(self) -> None:
@@ -332,13 +457,14 @@ class ShimClient:
         """Close the connection; pending calls fail with ShimGone. The shim lives on."""
         if not self.alive:
             return
+        self._stop_timer()
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         self._outbox.close()
         self._decoder.close()
         self._sock.close()
         pending, self._pending = self._pending, {}
-        for future, _kind in pending.values():
+        for future, _kind, _call in pending.values():
             if not future.done():
                 _fail(future, ShimGone("the shim's connection ended"))
 

@@ -82,6 +82,8 @@ class Monitor:
         states = Tally(container.state.value for container in node.containers())
         yield _gauge("crisp_containers", "Containers", "state", states)
         yield GaugeMetricFamily("crisp_shims", "Shims that the daemon is connected to", value=node.shim_count())
+        silent = len(node.silent_shims())
+        yield GaugeMetricFamily("crisp_shims_silent", "Shims that live but do not answer", value=silent)
         yield GaugeMetricFamily("crisp_images", "Images in the store", value=len(node.images.images()))
         yield from _causes(node)
         yield from _pulls(node)

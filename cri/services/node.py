@@ -12,7 +12,7 @@ from image.shelf.verify import Verdict
 from network.model import NetworkStatus
 from pods.diagnosis.bulletin import Bulletin
 from pods.diagnosis.inquiry import Diagnosis
-from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig
+from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig, SilentShim
 from pods.state.events import Event, Listener
 from pods.stats.stats import ContainerStats, SandboxStats
 from pods.stats.writable_layers import DiskUse
@@ -122,6 +122,7 @@ class Node(Protocol):
     def user_namespaces(self) -> bool: ...
 
     def why(self, query: str) -> Diagnosis: ...
+    def silent_shims(self) -> list[SilentShim]: ...
 
     async def run_sandbox(self, config: SandboxConfig, handler: str) -> str: ...
     async def stop_sandbox(self, sandbox_id: str) -> None: ...

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _KUBELET_API = "0.1.0"  # kubelet's own version of the call, the same since 2016
 
+SHIMS_ANSWER = "ShimsAnswer"
+_NAMED = 10  # pods in the condition's message
+
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +44,7 @@ class StatusCalls:
             api_pb2.RuntimeCondition(
                 type="NetworkReady", status=network.ready, reason=network.reason, message=network.message
             ),
+            self._shims(),
         ]
         able = api_pb2.RuntimeHandlerFeatures(
             recursive_read_only_mounts=self._node.host.recursive_read_only,
@@ -63,10 +67,28 @@ class StatusCalls:
             info=info(self._details()) if request.verbose else None,
         )
 
+    def _shims(self) -> api_pb2.RuntimeCondition:
+        """Make the condition of crisp's own. kubelet does not read it: the node's other pods are well."""
+        silent = self._node.silent_shims()
+        if not silent:
+            return api_pb2.RuntimeCondition(type=SHIMS_ANSWER, status=True)
+        named = ", ".join(f"{one.pod} (for {one.seconds:.0f} s)" for one in silent[:_NAMED])
+        more = f" and {len(silent) - _NAMED} more" if len(silent) > _NAMED else ""
+        return api_pb2.RuntimeCondition(
+            type=SHIMS_ANSWER,
+            status=False,
+            reason="ShimsSilent",
+            message=f"the shims of these pods do not answer: {named}{more}; delete a pod to end its shim",
+        )
+
     def _details(self) -> dict[str, object]:
         images = self._node.images
         layers = {"kind": images.layer_kind, "erofs": images.unmountable or "mountable"}
-        return {"config": self._configuration, "imageLayers": layers}
+        silent = [
+            {"sandbox": one.sandbox_id, "pod": one.pod, "seconds": round(one.seconds)}
+            for one in self._node.silent_shims()
+        ]
+        return {"config": self._configuration, "imageLayers": layers, "silentShims": silent}
 
     async def RuntimeConfig(self, request: api_pb2.RuntimeConfigRequest) -> api_pb2.RuntimeConfigResponse:
         """Return the cgroup driver, which kubelet follows."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import bundle, handlers, log_fields, pod_files
+from pods import bundle, foreign_files, handlers, log_fields, pod_files
 from pods.cgroups.places import container_cgroup
 from pods.checkpoint import restore
 from pods.errors import (
@@ -257,8 +257,8 @@ class Creation:
         validate(plan.config, self._sandbox, self._host)
         self._target_pid = container_plan.target_pid(plan.container, self._state)
         profile = await pulled_profile(plan.config.security, self._images)
-        # In a thread: a volume may be on a network file system whose server does not answer.
-        return await asyncio.to_thread(
+        return await foreign_files.touch(
+            f"find the volumes of container {plan.config.metadata.name!r}",
             find_host_objects,
             plan.config,
             self._host,
@@ -326,7 +326,7 @@ class Creation:
             if label:
                 relabel_pod_files(directory, label)
 
-        await asyncio.to_thread(prepare)
+        await foreign_files.touch(f"prepare the volumes of container {plan.config.metadata.name!r}", prepare)
 
     # -- config.json --------------------------------------------------------------------------------------------------
 

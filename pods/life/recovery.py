@@ -15,7 +15,7 @@ from pods.errors import PodError
 from pods.model import SandboxState
 from pods.state.store import ContainerRecord, SandboxRecord
 from pods.state.transitions import Ran, Started, can_start, is_over
-from runtime.client import ShimClient, ShimGone
+from runtime.client import ShimClient, ShimGone, ShimSilent
 from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
 from runtime.wire.states import RUNNING, STARTING
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pods.state.memory import State
 
 _log = logging.getLogger("crisp.pods")
-_ANSWER_SECONDS: Final = 10.0
+_ANSWER_SECONDS: Final = 5.0
 
 
 class Recovery:
@@ -71,8 +71,7 @@ class Recovery:
                 if is_over(container):
                     self._state.exited(container.id).set()
         self._state.recorder.knows_all()
-        for record in records[0]:
-            await self._adopt(record)
+        await asyncio.gather(*(self._adopt(record) for record in records[0]))
         for container_record in records[1]:
             if not container_record.finished:
                 with _survived("undo unfinished container", container_record.container.id):
@@ -92,6 +91,19 @@ class Recovery:
         else:
             await self._without_shim(sandbox_id)
 
+    async def heard_again(self, sandbox_id: str, now: calls.ShimState) -> None:
+        """Learn what happened while a shim did not answer, and undo what was asked of it then."""
+        record = self._state.sandboxes.get(sandbox_id)
+        if record is None:
+            return
+        shim = self._shims.of(sandbox_id)
+        await self._catch_up(record, shim, now)
+        for container_id in now.containers:
+            if container_id not in self._state.containers:
+                # Asked for before the silence, and given up; the shim made it afterwards.
+                with _survived("delete a container that was given up", container_id):
+                    await shim.call(calls.Delete(container_id))
+
     async def _adopt(self, record: SandboxRecord) -> None:
         sandbox_id = record.sandbox.id
         shim = await self._find(sandbox_id)
@@ -101,13 +113,15 @@ class Recovery:
             return
         if shim is not None:
             try:
-                await self._catch_up(record, shim)
+                now = await asyncio.wait_for(shim.call(calls.GetState()), _ANSWER_SECONDS)
+                await self._catch_up(record, shim, now)
                 return
             except ShimGone:
                 pass
-            except TimeoutError:
+            except (TimeoutError, ShimSilent):
+                shim.set_apart()
                 fields = log_fields.of_sandbox(record.sandbox)
-                _log.error("shim does not answer; the pod sandbox keeps its last known state", extra=fields)
+                _log.error("the pod sandbox keeps its last known state until its shim answers", extra=fields)
                 return
         await self._without_shim(sandbox_id)
 
@@ -122,9 +136,8 @@ class Recovery:
         await self._sandboxes.lost(sandbox_id)
         await self._exits.lost(sandbox_id)
 
-    async def _catch_up(self, record: SandboxRecord, shim: ShimClient) -> None:
-        """Record what happened while no daemon listened. Raises ShimGone, TimeoutError."""
-        now = await asyncio.wait_for(shim.call(calls.GetState()), _ANSWER_SECONDS)
+    async def _catch_up(self, record: SandboxRecord, shim: ShimClient, now: calls.ShimState) -> None:
+        """Record what happened while no daemon listened, or the shim did not speak. Raises ShimGone, ShimSilent."""
         if not now.infra_alive and record.sandbox.state is SandboxState.READY:
             await self._sandboxes.lost(record.sandbox.id)
         for container in list(self._state.containers_of(record.sandbox.id)):

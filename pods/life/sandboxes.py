@@ -19,6 +19,7 @@ from pods.model import SandboxConfig, SandboxState
 from pods.state.plugins import PluginEvent
 from pods.state.store import SandboxRecord
 from pods.undo import Undo
+from runtime.client import ShimSilent
 from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Sandboxes:
                 sandbox = msgspec.structs.replace(record.sandbox, state=SandboxState.NOT_READY)
                 record = msgspec.structs.replace(record, sandbox=sandbox)
                 await self._state.save_sandbox(record)
-            await self._stops.stop_all(sandbox_id)
+            await self._end_containers(sandbox_id)
             await self._state.happened(PluginEvent.STOP_SANDBOX, record.sandbox)
             await self._end.tear_down(record)
             sandbox = msgspec.structs.replace(record.sandbox, infra_pid=0, netns="")
@@ -129,6 +130,14 @@ class Sandboxes:
                 msgspec.structs.replace(record, sandbox=sandbox, network=False, stopped=True)
             )
             _log.info("pod sandbox stopped", extra=log_fields.of_sandbox(sandbox))
+
+    async def _end_containers(self, sandbox_id: str) -> None:
+        try:
+            await self._stops.stop_all(sandbox_id)
+        except ShimSilent:
+            # It would keep the pod for ever. Its containers end as those of any lost shim.
+            await self._shims.kill(sandbox_id)
+            await self._stops.stop_all(sandbox_id)
 
     async def lost(self, sandbox_id: str) -> None:
         """Mark the sandbox not ready: its shim or infra process is gone, so nothing in it runs."""

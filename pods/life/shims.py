@@ -1,32 +1,53 @@
-"""The node's shims: forks them, connects again after a restart, passes on their events, and ends them."""
+"""The node's shims: forks them, connects again after a restart, passes on their events, and ends them.
+
+A shim that does not answer is set apart (`runtime.client.ShimClient`): it harms its own pod alone, and no longer than
+until that pod is stopped.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from linux.mounts import unmount_if_mounted, unpin_namespace
 from pods import pod_files
 from pods.cgroups.driver import Cgroups
+from pods.errors import Unavailable
 from pods.settings import NodeSettings
 from runtime.cgroups import SHIM_CGROUP
-from runtime.client import ShimClient, ShimGone, Zygote
+from runtime.client import ShimClient, ShimGone, ShimSilent, Zygote
 from runtime.errors import failing
-from runtime.wire.calls import Event, Exited, ExitStatus, InfraExited, Made, MakePod, Shutdown
+from runtime.wire.calls import Event, Exited, ExitStatus, InfraExited, Made, MakePod, ShimState, Shutdown, Sync
 
 _log = logging.getLogger("crisp.pods")
 
 ExitHandler = Callable[[str, ExitStatus], None]  # container id
 LossHandler = Callable[[str], None]  # sandbox id
+ReturnHandler = Callable[[str, ShimState], None]  # sandbox id
+
+_ROLL_CALL_SECONDS: Final = 60.0
+_END_SECONDS: Final = 10.0  # for a killed shim to go: the kernel may hold it in a system call
 
 
 class Shims:
-    """Connections to shims by sandbox id. `on_exit` and `on_loss` are called on the event loop."""
+    """Connections to shims by sandbox id. `on_exit`, `on_loss` and `on_return` are called on the event loop.
+
+    `on_return` gets the state of a shim that answers again.
+    """
 
     def __init__(
-        self, settings: NodeSettings, cgroups: Cgroups, on_exit: ExitHandler, on_loss: LossHandler
+        self,
+        settings: NodeSettings,
+        cgroups: Cgroups,
+        on_exit: ExitHandler,
+        on_loss: LossHandler,
+        on_return: ReturnHandler,
     ) -> None:
         self._settings = settings
         self._cgroups = cgroups
@@ -35,6 +56,8 @@ class Shims:
         self.idmap_refusal = "not asked yet"  # why pods cannot have user namespaces; "" if they can
         self._on_exit = on_exit
         self._on_loss = on_loss
+        self._on_return = on_return
+        self._roll_call: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -44,16 +67,40 @@ class Shims:
         await self._zygote.start()
         directory = self._settings.root / "image"
         self.idmap_refusal = await asyncio.to_thread(self._zygote.probe_idmap, directory)
+        self._call_the_roll()
+
+    def _call_the_roll(self) -> None:
+        """Ask every shim now and then: one that nobody needs right now may have stopped, and its logs with it."""
+        for client in self._clients.values():
+            if client.alive and not client.silent_since:
+                client.tell(Sync())
+        self._roll_call = asyncio.get_running_loop().call_later(_ROLL_CALL_SECONDS, self._call_the_roll)
+
+    def silent(self) -> Iterator[tuple[str, float]]:
+        """Yield the sandbox of each shim that does not answer, and since when (time.monotonic())."""
+        for sandbox_id, client in self._clients.items():
+            if client.alive and client.silent_since:
+                yield sandbox_id, client.silent_since
 
     async def make_pod(self, call: MakePod) -> Made:
         """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError after undoing them."""
         generation = self._zygote.generation
         try:
             return await (await self._fork(call.sandbox)).call(call)
-        except ShimGone:
-            # A dying zygote loses the requests that it has accepted, and may accept some more.
+        except (ShimGone, ShimSilent):
+            # A dying zygote loses the requests that it has accepted, and may accept some more. A stopped one forks
+            # nothing.
+            self._drop(call.sandbox)
             await self._zygote.replace(generation)
+        try:
             return await (await self._fork(call.sandbox)).call(call)
+        except ShimSilent:
+            self._drop(call.sandbox)  # a shim without a pod ends with its connection
+            raise
+
+    def _drop(self, sandbox_id: str) -> None:
+        if (client := self._clients.pop(sandbox_id, None)) is not None:
+            client.close()
 
     async def _fork(self, sandbox_id: str) -> ShimClient:
         client = await self._zygote.spawn(*self._handlers(sandbox_id))
@@ -74,18 +121,50 @@ class Shims:
         return client
 
     async def end(self, sandbox_id: str) -> None:
-        """Shut the shim down and unmount what it left on the host. Raises RuntimeCoreError."""
+        """Shut the shim down, or kill it if it does not answer; unmount what it left on the host.
+
+        Raises RuntimeCoreError, Unavailable.
+        """
         client = self._clients.get(sandbox_id)
         if client is not None and client.alive:
             try:
                 await client.call(Shutdown())
             except ShimGone:
                 _log.warning("shim died while it shut down", extra={"sandbox": sandbox_id})
+            except ShimSilent:
+                await self.kill(sandbox_id)
             client.close()
         self._clients.pop(sandbox_id, None)
         directory = self._settings.sandbox_dir(sandbox_id)
         unmount_if_mounted(str(directory / "shm"))
         pod_files.unmount(directory)
+
+    async def kill(self, sandbox_id: str) -> None:
+        """Kill a shim that does not answer; its pod is over. Raises Unavailable if the kernel does not let it go."""
+        client = self._clients.get(sandbox_id)
+        if client is None or not client.alive or not client.pid:
+            return
+        try:
+            pidfd = os.pidfd_open(client.pid)
+        except ProcessLookupError:
+            return
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, pidfd)
+            if sandbox_id.encode() not in Path(f"/proc/{client.pid}/cmdline").read_bytes():
+                return  # it is dead, and another process has its number
+            _log.error("killing a shim that does not answer", extra={"sandbox": sandbox_id, "pid": client.pid})
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            ended = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            loop.add_reader(pidfd, ended.set)
+            undo.callback(loop.remove_reader, pidfd)
+            try:
+                await asyncio.wait_for(ended.wait(), _END_SECONDS)
+            except TimeoutError:
+                raise Unavailable(
+                    f"end pod sandbox {sandbox_id}: the kernel holds its shim (pid {client.pid}) in a system call, as "
+                    "for a file system whose server does not answer: end that server, or unmount it with `umount -f`"
+                ) from None
 
     def unpin(self, path: str | Path) -> None:
         """Unmount a pod's network namespace. Raises RuntimeCoreError."""
@@ -94,13 +173,17 @@ class Shims:
 
     def close(self) -> None:
         """Disconnect; the shims run on."""
+        if self._roll_call is not None:
+            self._roll_call.cancel()
         for client in self._clients.values():
             client.close()
         self._clients.clear()
         self._zygote.close()
         self._cgroups.remove_unused(SHIM_CGROUP)  # stays while any shim, of this or another daemon, is in it
 
-    def _handlers(self, sandbox_id: str) -> tuple[Callable[[Event], None], Callable[[], None]]:
+    def _handlers(
+        self, sandbox_id: str
+    ) -> tuple[Callable[[Event], None], Callable[[], None], Callable[[ShimState | None], None]]:
         def on_event(event: Event) -> None:
             if isinstance(event, Exited):
                 self._on_exit(event.container, event.exit)
@@ -111,4 +194,11 @@ class Shims:
             if self._clients.pop(sandbox_id, None) is not None:
                 self._on_loss(sandbox_id)
 
-        return on_event, on_lost
+        def on_voice(state: ShimState | None) -> None:
+            if state is None:
+                _log.error("shim does not answer; its pod is set apart", extra={"sandbox": sandbox_id})
+            else:
+                _log.warning("shim answers again", extra={"sandbox": sandbox_id})
+                self._on_return(sandbox_id, state)
+
+        return on_event, on_lost, on_voice

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pods.errors import NotFound
 from pods.oci.signals import signal_number
 from pods.state.transitions import can_start, can_stop
 from runtime.client import ShimGone
 from runtime.errors import RuntimeCoreError
-from runtime.wire.calls import Kill, Signal
+from runtime.wire.calls import Kill, Signal, Sync
 
 if TYPE_CHECKING:
     from pods.inflight import Background
     from pods.life.exit import Exits
     from pods.life.shims import Shims
     from pods.state.memory import State
+    from runtime.client import ShimClient
+
+_ASK_SECONDS: Final = 10.0
 
 
 class Stops:
@@ -56,7 +59,7 @@ class Stops:
             if not exited.is_set():
                 teller.said("stop: SIGKILL")
                 await shim.call(Kill(container_id))
-            await exited.wait()
+            await _ended(shim, exited)
         except ShimGone:
             # Do not wait for the handling of the lost shim: the caller relies on the container having ended.
             sandbox = self._state.sandboxes.get(container.sandbox_id)
@@ -87,3 +90,13 @@ class Stops:
             await self._exits.record_unseen(container_id)
         else:
             await self.stop_now(container_id, 0)
+
+
+async def _ended(shim: ShimClient, exited: asyncio.Event) -> None:
+    """Wait for the exit as long as the shim, which reports it, answers. Raises ShimGone, ShimSilent."""
+    while True:
+        try:
+            await asyncio.wait_for(exited.wait(), _ASK_SECONDS)
+            return
+        except TimeoutError:
+            await shim.call(Sync())

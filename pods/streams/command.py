@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from pods.errors import FailedPrecondition, PodError
-from runtime.client import ShimClient, ShimGone
+from runtime.client import ShimClient, ShimGone, ShimSilent
 from runtime.errors import NotRunning, RuntimeCoreError
 from runtime.wire import calls
 
@@ -58,9 +58,9 @@ class Command:
 
     def kill(self) -> None:
         """Kill the command and everything that it started, unless it has ended."""
-        if not self.answer.done():
-            with contextlib.suppress(ShimGone):
-                self._shim.begin(calls.KillExec(self._container_id, self._key))
+        unheard = self.answer.done() and isinstance(self.answer.exception(), ShimSilent)  # it may run the command later
+        if unheard or not self.answer.done():
+            self._shim.tell(calls.KillExec(self._container_id, self._key))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from linux.terminal import resize
 from pods.streams.command import Command, explained, fresh_key
 from pods.streams.pipes import PIPE_BYTES, Pipes, closed, readable
-from runtime.client import ShimClient, ShimGone
+from runtime.client import ShimClient
 from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
 
@@ -153,8 +153,7 @@ class AttachSession(StreamSession):
 
 
 def _detach(shim: ShimClient, end: calls.Detach) -> None:
-    with contextlib.suppress(ShimGone):
-        shim.begin(end)
+    shim.tell(end)
 
 
 def _grace(ended: bool, tty: bool) -> float | None:

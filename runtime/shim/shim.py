@@ -241,7 +241,7 @@ class Shim:
                 listener.bind("shim.sock")
             finally:
                 os.umask(umask)
-        listener.listen(8)
+        listener.listen(64)  # of a stopped shim, that many crispds in a row can ask whether it is there
         self._listen()
         self.on_exit(pod.infra_pid, self._infra_exited)
         return answer

@@ -30,6 +30,7 @@ from pods.model import (
     Sandbox,
     SandboxConfig,
     SandboxState,
+    SilentShim,
 )
 from pods.state.events import Events
 from pods.stats.stats import ContainerStats, SandboxStats
@@ -190,6 +191,9 @@ class FakeNode:
 
     def why(self, query: str) -> Diagnosis:
         raise NotFound(f"nothing is recorded of {query!r}")
+
+    def silent_shims(self) -> list[SilentShim]:
+        return []
 
     async def stop_sandbox(self, sandbox_id: str) -> None:
         await self._change("stop_sandbox", sandbox_id)

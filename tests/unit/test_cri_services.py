@@ -362,10 +362,11 @@ async def test_what_the_runtime_says_about_itself(client: Client) -> None:
     assert (version.version, version.runtime_name, version.runtime_api_version) == ("0.1.0", "crisp", "v1")
     assert version.runtime_version
     status = await client.call("Status", verbose=True)
-    runtime_ready, network_ready = status.status.conditions
+    runtime_ready, network_ready, shims_answer = status.status.conditions
     assert (runtime_ready.type, runtime_ready.status) == ("RuntimeReady", True)
     assert (network_ready.type, network_ready.status) == ("NetworkReady", False)
     assert network_ready.reason == "NoConfiguration"
+    assert (shims_answer.type, shims_answer.status) == ("ShimsAnswer", True)
     assert [handler.name for handler in status.runtime_handlers] == ["", "crisp", "runc"]
     assert [handler.features.recursive_read_only_mounts for handler in status.runtime_handlers] == [True, True, False]
     assert [handler.features.user_namespaces for handler in status.runtime_handlers] == [True, True, False]

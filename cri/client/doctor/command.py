@@ -19,6 +19,7 @@ from cri.version import crisp_version
 if TYPE_CHECKING:
     from cri.client.connection import Connection
 
+_NEEDED = ("RuntimeReady", "NetworkReady")  # what kubelet waits for
 _START = "systemctl enable --now crispd; journalctl -u crispd shows why it does not start"
 
 
@@ -69,6 +70,7 @@ def daemon(connection: Connection) -> Iterator[Finding]:
         if condition.status:
             yield Finding(Level.OK, condition.type, "yes")
         else:
-            yield Finding(Level.WRONG, condition.type, f"{condition.reason}: {condition.message}", "see above")
+            level = Level.WRONG if condition.type in _NEEDED else Level.WARNING
+            yield Finding(level, condition.type, f"{condition.reason}: {condition.message}", "see above")
     if layers := new_layers(said):
         yield Finding(Level.OK, "new layers", layers)
