@@ -17,6 +17,7 @@ class ImageSettings:
     signature_policy: Path | None = None  # None: the default policy if it exists, else accept everything
     registries_d: Path = Path("/etc/containers/registries.d")
     progress_timeout: float = 300.0  # seconds without a byte after which a pull fails; 0 for none
+    least_speed: int = 1024  # bytes a second, in each progress timeout; with less a pull fails
     parallel_downloads: int = 4  # layers of one pull to fetch at a time
     layer_limit: int = 64 << 30  # bytes that a layer may unpack to; 0 for no limit
     keep_blobs: bool = False  # keep layers also as transferred, for exports

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from image.shelf.recorder import ImageRecorder
 from image.shelf.records import Records
 from image.shelf.root import StoreRoot
 from image.shelf.verify import Verdict, Verifier
+from image.tasks import Tasks
 from image.trust.enforce import Trust
 from image.trust.policy import Accept
 from image.unpack.workers import LayerForm, Workers
@@ -46,6 +48,7 @@ from image.unpack.workers import LayerForm, Workers
 _log = logging.getLogger(__name__)
 
 _DEFAULTS = ImageSettings()
+_KEPT_SECONDS = 3600.0  # for which layers of an interrupted pull wait for the next try
 
 
 class ImageStore:
@@ -68,7 +71,11 @@ class ImageStore:
         self._records = records
         self._transport = Transport(settings)
         self._workers = Workers(root.inherited, settings.layer_limit)
-        self._layers = Layers(root.path, records.forget_layers, self._workers, settings.parallel_downloads)
+        self._layers = Layers(
+            root.path, records.forget_layers, records.keep_layers, self._workers, settings.parallel_downloads
+        )
+        self._unasked: asyncio.TimerHandle | None = None  # removes kept layers that no pull asked for
+        self._tasks = Tasks()
         self._trust = Trust(settings, self._transport)
         registries = Registries(registries_conf, settings, self._transport)
         names = {reference.name for name in pinned for reference in registries.meanings(name)}
@@ -121,7 +128,11 @@ class ImageStore:
         return store
 
     async def close(self) -> None:
-        """Cancel and undo the pulls in flight, and close everything."""
+        """Cancel the pulls in flight, and close everything. What they have finished stays for the next crispd."""
+        if self._unasked is not None:
+            self._unasked.cancel()
+        await self._tasks.ended()
+        self._layers.keep_finished()
         await self.pulls.close()
         await self._imports.ended()
         await self._recorder.ended()
@@ -151,13 +162,24 @@ class ImageStore:
         broken = [image.id for image in images if not usable.issuperset(image.chain_ids)]
         for image_id in broken:
             _log.warning("removed an image with a missing layer; pull it again", extra={"image": image_id})
-        kept = [layer for layer in own if layer.chain_id in used]
+        oldest = time.time_ns() - int(_KEPT_SECONDS * 1e9)
+        unasked = [layer.chain_id for layer in own if layer.chain_id not in used and layer.sealed > oldest]
+        kept = [layer for layer in own if layer.chain_id in used or layer.chain_id in unasked]
         if broken or len(kept) < len(layers):
             gone = {layer.chain_id for layer in layers}.difference(layer.chain_id for layer in kept)
             await self._records.call(Database.remove, broken, gone)
         garbage = await asyncio.to_thread(self._root.garbage, {base36(layer.number) for layer in kept})
         await self._workers.remove_trees(garbage)
         self._recorder.take_over(whole, kept, additional)
+        if unasked:
+            loop = asyncio.get_running_loop()
+            self._unasked = loop.call_later(_KEPT_SECONDS, lambda: self._tasks.start(self._drop_unasked(unasked)))
+
+    async def _drop_unasked(self, chain_ids: Sequence[str]) -> None:
+        try:
+            await self._recorder.drop_unused(chain_ids)
+        except ImageError as error:
+            _log.warning("layers of an unfinished pull were not removed", extra={"error": error})
 
     async def _checked(self, layer: LayerRecord) -> LayerRecord | None:
         """Check the index of a layer if the crisp that wrote it did not; None if that fails."""

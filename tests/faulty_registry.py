@@ -129,8 +129,9 @@ def _ranged(request: web.Request, content: bytes, media_type: str) -> web.Respon
     if start is None:
         headers = {"Content-Type": media_type, "Docker-Content-Digest": digest(content)}
         return web.Response(body=content, headers=headers)
-    headers = {"Content-Type": media_type, "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-    return web.Response(status=206, body=content[start:], headers=headers)
+    end = min(request.http_range.stop or len(content), len(content))
+    headers = {"Content-Type": media_type, "Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+    return web.Response(status=206, body=content[start:end], headers=headers)
 
 
 # --- faults
@@ -156,6 +157,26 @@ async def half(request: web.Request, content: bytes) -> web.StreamResponse | Non
     assert request.transport is not None
     request.transport.close()
     return response
+
+
+async def cut_range(request: web.Request, content: bytes) -> web.StreamResponse | None:
+    """The connection ends in the middle of a range."""
+    start, end = request.http_range.start or 0, request.http_range.stop or len(content)
+    response = web.StreamResponse(status=206)
+    response.content_length = end - start
+    response.headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+    await response.prepare(request)
+    await response.write(content[start : (start + end) // 2])
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+async def to_the_end(request: web.Request, content: bytes) -> web.StreamResponse | None:
+    """The end of a range is ignored."""
+    start = request.http_range.start or 0
+    headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+    return web.Response(status=206, body=content[start:], headers=headers)
 
 
 async def whole_again(request: web.Request, content: bytes) -> web.StreamResponse | None:

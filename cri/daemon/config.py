@@ -125,8 +125,14 @@ class Configuration:
     )  # fmt: skip
     pull_progress_timeout: int = setting(
         _PULLS, kinds.whole(0, 86_400), int(_IMAGES.progress_timeout),
-        "How long a registry may send nothing before a pull fails; 0 for no limit.",
+        "How long a registry may send nothing, or too little, before a pull fails; 0 for no limit.",
         unit="seconds", to=Component.IMAGES, attribute="progress_timeout",
+    )  # fmt: skip
+    pull_least_speed: int = setting(
+        _PULLS, kinds.whole(0, 1 << 30), _IMAGES.least_speed,
+        "How fast a registry must send, on average over each pull_progress_timeout, or the pull fails; 0 for as little "
+        "as 64 KiB in that time.",
+        unit="bytes a second", to=Component.IMAGES, attribute="least_speed",
     )  # fmt: skip
     parallel_downloads: int = setting(
         _PULLS, kinds.whole(1, 64), _IMAGES.parallel_downloads,

@@ -18,6 +18,7 @@ from image.errors import (
 )
 from image.manifest import Descriptor
 from image.reference import digest_of
+from image.registry import ranges
 from image.registry.repository import Repository
 
 # Errors after which the next place is tried. The last two stand for a mirror's damaged copy.
@@ -107,7 +108,7 @@ class Delivery:
         failures: list[ImageError] = []
         for place in self._places:
             try:
-                async with aclosing(place.blob(self._descriptor, offset)) as pieces:
+                async with aclosing(ranges.blob(place, self._descriptor, offset)) as pieces:
                     async for piece in pieces:
                         if place not in self._gave:
                             self._gave.append(place)

@@ -97,7 +97,8 @@ class Repository:
         what = f"blob {descriptor.digest} of {self.endpoint}"
         failures = 0
         ranges = True  # whether the registry supports them
-        pace = Pace(self._transport.progress_timeout, what)
+        transport = self._transport
+        pace = Pace(transport.progress_timeout, transport.least_speed, what, descriptor.size, offset)
         while offset < descriptor.size:
             headers = {"Range": f"bytes={offset}-"} if offset and ranges else {}
             try:
@@ -127,6 +128,39 @@ class Repository:
                 if failures == TRIES:
                     raise RegistryUnavailable(f"get {what}: {reason(error)}") from error
                 await asyncio.sleep(back_off(failures))
+
+    async def part(self, descriptor: Descriptor, start: int, end: int, *, of: int = 1) -> bytes | None:
+        """Return the bytes of a blob from `start` to `end`; None if the registry sends something else.
+
+        `of` is how many parts come at once, which share the speed. Raises as `blob` does.
+        """
+        what = f"blob {descriptor.digest} of {self.endpoint}"
+        found = bytearray()
+        failures = 0
+        pace = Pace(self._transport.progress_timeout, self._transport.least_speed // of, what, descriptor.size, start)
+        while start + len(found) < end:
+            at = start + len(found)
+            headers = {"Range": f"bytes={at}-{end - 1}"}
+            try:
+                async with await self._open(f"blobs/{descriptor.digest}", headers, what) as response:
+                    if response.status != 206 or first_byte(response, at) != at:
+                        return None
+                    async for piece in response.content.iter_any():
+                        pace.received(len(piece))
+                        found += piece
+                        failures = 0
+                        if start + len(found) > end:
+                            return None
+                        pace.wait()
+                if start + len(found) < end:
+                    raise aiohttp.ClientPayloadError(f"a range ends after {len(found)} of {end - start} bytes")
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                failures += 1
+                pace.received(0)
+                if failures == TRIES:
+                    raise RegistryUnavailable(f"get {what}: {reason(error)}") from error
+                await asyncio.sleep(back_off(failures))
+        return bytes(found)
 
     # --- one request
 

@@ -81,6 +81,7 @@ class Transport:
         self._proxies = from_environment(os.environ)
         self._certificates = HostCertificates(settings.certs_dirs)
         self.progress_timeout = settings.progress_timeout
+        self.least_speed = settings.least_speed
         silence = min(_SILENCE_SECONDS, settings.progress_timeout or _SILENCE_SECONDS)
         self._session = aiohttp.ClientSession(
             auto_decompress=False,

@@ -171,10 +171,7 @@ class Database:
     def add(self, image: ImageRecord, new_layers: Iterable[LayerRecord]) -> None:
         """Record an image with its layers. Its names are taken from the images that had them."""
         with self._transaction() as connection:
-            connection.executemany(
-                "INSERT INTO layers (chain_id, number, size, inodes, sealed, kind, seal) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                [(it.chain_id, it.number, it.size, it.inodes, it.sealed, it.kind, it.seal) for it in new_layers],
-            )
+            self._add_layers(new_layers)
             connection.execute(
                 "INSERT INTO images VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET manifest = excluded.manifest",
                 (image.id, image.manifest, image.config),
@@ -185,6 +182,11 @@ class Database:
             )
             self._name(image.id, image.names)
             self._sign(image.id, image.signatures)
+
+    def add_layers(self, layers: Iterable[LayerRecord]) -> None:
+        """Record layers that no image has."""
+        with self._transaction():
+            self._add_layers(layers)
 
     def reseal(self, layer: LayerRecord) -> None:
         """Record a layer's new index: its seal, its size and the time from which on nothing may change."""
@@ -209,6 +211,12 @@ class Database:
         with self._transaction() as connection:
             connection.executemany("DELETE FROM images WHERE id = ?", [(image,) for image in images])
             connection.executemany("DELETE FROM layers WHERE chain_id = ?", [(chain_id,) for chain_id in layers])
+
+    def _add_layers(self, layers: Iterable[LayerRecord]) -> None:
+        self._connection.executemany(
+            "INSERT INTO layers (chain_id, number, size, inodes, sealed, kind, seal) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(it.chain_id, it.number, it.size, it.inodes, it.sealed, it.kind, it.seal) for it in layers],
+        )
 
     def _name(self, image: str, names: Iterable[str]) -> None:
         self._connection.executemany("REPLACE INTO names VALUES (?, ?)", [(name, image) for name in names])

@@ -114,20 +114,23 @@ class Layer:
 class Layers:
     """The layers below a store's `root`. Belongs to one event loop.
 
-    `forget(chain_ids)` removes layers from the database; `workers` remove their directories. `parallel` layers of one
-    image are unpacked at a time.
+    `forget(chain_ids)` removes layers from the database, `keep(records)` adds some that no image has; `workers` remove
+    their directories. `parallel` layers of one image are unpacked at a time.
     """
 
     def __init__(
         self,
         root: Path,
         forget: Callable[[Sequence[str]], Awaitable[None]],
+        keep: Callable[[Sequence[LayerRecord]], Awaitable[None]],
         workers: Workers,
         parallel: int = _PARALLEL,
     ) -> None:
         self._final = root / "layers"
         self._temporary = root / "tmp"
         self._forget = forget
+        self._keep = keep
+        self._keeping = False
         self._workers = workers
         self._parallel = parallel
         self._layers: dict[str, Layer] = {}
@@ -150,6 +153,17 @@ class Layers:
                 layer = Layer(record.chain_id, 0, path, 1, record, recorded=True, additional=True)
                 layer.indexed = record.kind == INDEXED
                 self._layers[record.chain_id] = layer
+
+    def keep_finished(self) -> None:
+        """From now on, keep the finished layers of cancelled pulls: the store will be closed."""
+        self._keeping = True
+
+    def unused(self, chain_ids: Iterable[str]) -> list[Layer]:
+        """Drop and return those layers that have no user: the caller must forget and `discard` them."""
+        found = [layer for layer in map(self._layers.get, chain_ids) if layer is not None and not layer.users]
+        for layer in found:
+            del self._layers[layer.chain_id]
+        return found
 
     def close(self) -> None:
         """Close the mounts."""
@@ -212,7 +226,7 @@ class Layers:
             await asyncio.wait(making)
         for layer in dead:
             layer.unmount()
-        await self._workers.remove_trees([path for layer in dead for path in (layer.path, layer.blob)])
+        await self._workers.remove_trees(await asyncio.to_thread(_unlink, dead))
 
     @asynccontextmanager
     async def acquired(self, chain_ids: Sequence[str], make: Make) -> AsyncIterator[list[Layer]]:
@@ -247,9 +261,22 @@ class Layers:
 
     async def _let_go(self, layers: Sequence[Layer]) -> None:
         dead = self._drop(layers)
+        if self._keeping:
+            kept = [layer for layer in dead if layer.record is not None and not layer.recorded]
+            with suppress(ImageError):  # such as a full disk: they are removed then
+                await self._keep_finished(kept)
+            dead = [layer for layer in dead if not (layer in kept and layer.recorded)]
         if recorded := [layer.chain_id for layer in dead if layer.recorded]:
             await self._forget(recorded)
         await self.discard(dead)
+
+    async def _keep_finished(self, layers: Sequence[Layer]) -> None:
+        await self.sync(layers)
+        await self.settle(layers)
+        await self._keep([layer.record for layer in layers if layer.record is not None])
+        for layer in layers:
+            layer.recorded = True
+            layer.unmount()
 
     def _join(
         self,
@@ -330,8 +357,8 @@ class Layers:
                 seal = await self._checked(layer)
                 await asyncio.to_thread(self._sync)
                 layer.unmount()
-                files = (layer.path / TAR, layer.path / INDEX, layer.blob)
-                size = sum(file.stat().st_blocks * 512 for file in files if file.is_file())
+                files = (layer.path, layer.path / TAR, layer.path / INDEX, layer.blob)
+                size = sum(file.stat().st_blocks * 512 for file in files if file.exists())
                 layer.record = replace(layer.record, seal=seal, size=size, sealed=time.time_ns())
                 records.append(layer.record)
         return records
@@ -363,6 +390,24 @@ class Layers:
                     layer.record = replace(layer.record, sealed=time.time_ns())
             sync_directory(self._final)
             sync_directory(self._temporary)
+
+
+def _unlink(layers: Sequence[Layer]) -> list[Path]:
+    """Remove the files of indexed layers, which are few; return what is left for a worker."""
+    left: list[Path] = []
+    for layer in layers:
+        if not layer.indexed:
+            left += (layer.path, layer.blob)
+            continue
+        try:
+            for file in (layer.path / TAR, layer.path / INDEX, layer.blob):
+                file.unlink(missing_ok=True)
+            layer.path.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:  # something else is in it, or it was not made to its end
+            left += (layer.path, layer.blob)
+    return left
 
 
 def _adopt_root(layer: Layer, lower: Below) -> bool:

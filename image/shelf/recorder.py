@@ -64,6 +64,16 @@ class ImageRecorder:
             names = tuple(name for name in record.names if self._catalogue.named(name) is None)
             self._remember(record, parse_configuration(record.config, image_id), names, additional=record)
 
+    async def drop_unused(self, chain_ids: Sequence[str]) -> None:
+        """Remove layers that no image and no pull has. Raises ImageError."""
+        await self._tasks.undisturbed(self._drop_unused(chain_ids))
+
+    async def _drop_unused(self, chain_ids: Sequence[str]) -> None:
+        async with self._changing:
+            dead = self._layers.unused(chain_ids)
+            await self._records.call(Database.remove, (), [layer.chain_id for layer in dead])
+        await self._layers.discard(dead)
+
     # --- adding
 
     async def install(

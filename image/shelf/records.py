@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from image.shelf.database import Database
+from image.shelf.database import Database, LayerRecord
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -42,6 +42,10 @@ class Records:
         """Call a method of the database, after all earlier calls."""
         work = partial(method, self._database, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def keep_layers(self, layers: Sequence[LayerRecord]) -> None:
+        """Record layers that no image has yet."""
+        await self.call(Database.add_layers, layers)
 
     async def forget_layers(self, chain_ids: Sequence[str]) -> None:
         """Remove layers that no image has."""

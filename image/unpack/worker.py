@@ -213,6 +213,7 @@ def _unpack(request: dict[str, Any], descriptor: int, report: int, begin: _Begin
     directory, keep = request["directory"], request["keep"]
     copy = _new_file(keep) if keep else None
     index = tar = None
+    own = os.stat(directory).st_blocks * 512
     if request["indexed"]:
         tar, index = _new_file(os.path.join(directory, TAR)), Index(_new_file(os.path.join(directory, INDEX)))
     root = enter(directory) if index is None else enter_skeleton()
@@ -224,7 +225,7 @@ def _unpack(request: dict[str, Any], descriptor: int, report: int, begin: _Begin
         usage = _written(writer, stream, root if index is not None else None)
         if index is not None and tar is not None:
             index.write(root, tar)
-            usage = LayerUsage(0, 1, usage.unsettled)
+            usage = LayerUsage(own, 1, usage.unsettled)
     except TooLarge as error:
         stream.drain()  # the tar is whole from then on, and what its digest says
         return {"unfit": str(error)}

@@ -60,7 +60,7 @@ def indexed(tmp_path: Path) -> Iterator[Path]:
 
 
 async def _open(tmp_path: Path, *additional: Path) -> ImageStore:
-    settings = ImageSettings(additional_stores=additional)
+    settings = ImageSettings(additional_stores=additional, image_layers="unpacked")
     return await ImageStore.open(tmp_path / "own", tmp_path / "registries.conf", settings)
 
 

@@ -294,7 +294,7 @@ async def test_everything_a_layer_may_contain(store: ImageStore, tmp_path: Path)
         os.umask(old)
 
     def shown(name: str) -> tuple[int, int, int]:
-        there = (root / name).lstat()
+        there = os.lstat(f"{root}/{name}")
         return stat.S_IMODE(there.st_mode), there.st_uid, there.st_gid
 
     assert shown(".") == (0o711, 3, 4)
@@ -700,6 +700,43 @@ async def test_a_killed_daemon_leaves_nothing_half_visible(tmp_path: Path) -> No
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+async def test_what_a_pull_has_finished_stays_over_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is removed if nobody asks for it any more."""
+    built = build_image([layer(entry("x", os.urandom(5000))), layer(entry("y", os.urandom(500_000)))])
+    root = tmp_path / "image"
+
+    async def stopped(registry: FaultyRegistry, slow: str) -> None:
+        """Begin a pull, and close the store when one layer is finished and the other is not."""
+        registry.faults[slow] = [faulty_registry.endless_wait]
+        steps: list[PullProgress] = []
+        store = await ImageStore.open(root, tmp_path / "registries.conf")
+        pull = asyncio.create_task(store.pull(f"{registry.host}/a:1", progress=steps.append))
+        await until(lambda: any(step.phase == PullPhase.COMPLETE for step in steps) and not registry.faults[slow])
+        await until(lambda: store._layers.usage()[1])
+        await store.close()
+        with pytest.raises(asyncio.CancelledError):
+            await pull
+        assert trees(root) == {f"layers/{name}" for name in ("1", "2") if (root / "layers" / name).exists()}
+        assert len(trees(root)) == 1
+
+    async with FaultyRegistry({"a:1": built}).running() as registry:
+        sizes = {len(blob): registry.blob_path("a", key) for key, blob in built.blobs.items()}
+        quick, slow = (sizes[size] for size in sorted(sizes)[-2:])
+        await stopped(registry, slow)
+        store = await ImageStore.open(root, tmp_path / "registries.conf")
+        assert store.images() == []
+        image = await store.pull(f"{registry.host}/a:1")
+        assert (registry.count()[quick], registry.count()[slow]) == (1, 2)
+        assert [verdict.problems for verdict in await store.verify()] == [()]
+        await store.remove(image.id)
+        await store.close()
+        await stopped(registry, slow)
+        monkeypatch.setattr("image.store._KEPT_SECONDS", 0.0)
+        store = await ImageStore.open(root, tmp_path / "registries.conf")
+        assert trees(root) == set()
+        await store.close()
+
+
 async def test_one_daemon_a_store_and_a_lost_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("image.shelf.root._LOCK_WAIT", 0.1)
     store = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf")
@@ -707,7 +744,8 @@ async def test_one_daemon_a_store_and_a_lost_layer(tmp_path: Path, monkeypatch: 
         await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf")
     (image,) = await store.import_archive(busybox_layout(tmp_path / "layout"))
     await store.close()
-    store.layers(image)[0].rename(tmp_path / "stolen")
+    assert store.layers(image)
+    (tmp_path / "image/layers/1").rename(tmp_path / "stolen")
     again = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf")
     assert again.images() == []
     await again.import_archive(tmp_path / "layout")

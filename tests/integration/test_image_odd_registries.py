@@ -509,6 +509,47 @@ def _architecture(image: BuiltImage) -> str:
 
 
 @pytest.mark.trial("resumed-blobs", "a layer that ends early, or whose range is refused, is taken up again")
+async def test_a_large_layer_comes_by_ranges_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the registry can; if it sends something else, or a connection breaks, the layer comes all the same."""
+    monkeypatch.setattr("image.registry.ranges.LARGE", 100_000)
+    monkeypatch.setattr("image.registry.ranges.RANGE", 40_000)
+    built = build_image([layer(entry("large", os.urandom(300_000)))])
+    (key,) = set(built.blobs) - {built.id}
+    size = len(built.blobs[key])
+    all_at_once = asyncio.Event()
+    waiting = 0
+
+    async def together(request: web.Request, content: bytes) -> web.StreamResponse | None:
+        nonlocal waiting
+        waiting += 1
+        if waiting == 3:
+            all_at_once.set()
+        await asyncio.wait_for(all_at_once.wait(), 60)
+        return None
+
+    async def well(request: web.Request, content: bytes) -> web.StreamResponse | None:
+        return None
+
+    odd = faulty_registry
+    cases: dict[str, tuple[list[Fault], int]] = {
+        "at once": ([well, together, together, together], 0),
+        "broken": ([odd.cut_range, odd.reset, odd.cut_range], 0),
+        "the end is ignored": ([odd.to_the_end], 1),
+        "ignored later": ([well, odd.whole_again], 1),
+        "refused later": ([well, odd.status(416)], 1),
+    }
+    for what, (faults, whole) in cases.items():
+        (tmp_path / what).mkdir()
+        async with FaultyRegistry({"a:1": built}).running() as registry, opened(tmp_path / what) as store:
+            path = registry.blob_path("a", key)
+            registry.faults[path] = list(faults)
+            await store.pull(f"{registry.host}/a:1")
+            asked = [seen.range for seen in registry.seen if seen.path == path]
+            assert sum(not one or one.endswith("-") for one in asked) == whole, (what, asked)
+            assert f"bytes=0-{39_999}" in asked
+            assert whole or f"bytes=280000-{size - 1}" in asked
+
+
 async def test_ranges_that_are_refused(tmp_path: Path) -> None:
     image = build_image([layer(entry("x", os.urandom(300_000)))])
     (blob,) = set(image.blobs) - {image.id}

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from image.errors import InvalidImage
+from image.settings import ImageSettings
 from image.store import ImageStore
 from tests import faulty_registry
 from tests.faulty_registry import FaultyRegistry
@@ -33,7 +34,8 @@ KEPT = (0, 1, 3, 4, 21, 27, 31)  # CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMI
 
 @pytest_asyncio.fixture
 async def store(tmp_path: Path) -> AsyncIterator[ImageStore]:
-    opened = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf")
+    settings = ImageSettings(image_layers="unpacked")  # the worker's root is the layer then
+    opened = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf", settings)
     yield opened
     await opened.close()
 
