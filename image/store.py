@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from image.pull.repair import Repairer
 from image.registry.registries import Registries
 from image.registry.transport import Transport
 from image.settings import ImageSettings
+from image.shelf.accounting import StoreBytes, account
 from image.shelf.additional import read_stores
 from image.shelf.catalogue import Catalogue
 from image.shelf.database import INDEXED, UNPACKED, Database, LayerRecord
@@ -265,6 +266,15 @@ class ImageStore:
         own_size, own_inodes = self._root.own_usage()
         mountpoint = os.fspath(self._root.path)
         return (FilesystemUsage(mountpoint=mountpoint, bytes=size + own_size, inodes=inodes + own_inodes),)
+
+    async def accounts(self, used: Container[str]) -> StoreBytes:
+        """Return what holds the store's bytes; `used` are ids of images that containers use."""
+        images, shared, unused = account(self._catalogue, self._layers, used)
+        in_work, names = self._layers.places()
+        left = [path for path in await asyncio.to_thread(self._root.garbage, names) if path not in in_work]
+        unfinished = tuple(path for path in left if path.parent.name == "tmp")
+        strays = tuple(path for path in left if path.parent.name != "tmp")
+        return StoreBytes(tuple(images), shared, unused, self._root.own_usage()[0], unfinished, strays)
 
     async def tag(self, name: str, new: str) -> Image:
         """Give the image that `name` finds the name `new` as well; another image with that name loses it.

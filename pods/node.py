@@ -40,6 +40,7 @@ from pods.security.pulled_profiles import SecurityProfiles
 from pods.settings import NodeSettings
 from pods.state.memory import State
 from pods.state.plugins import Plugins
+from pods.stats.holdings import Holding
 from pods.stats.stats import Stats
 from pods.streams.exec_sync import exec_sync
 from pods.streams.logs import reopen_log
@@ -185,6 +186,10 @@ class Node:
     def why(self, query: str) -> Diagnosis:
         """Diagnose a pod, container or image by id or name, also one that is gone. Raises NotFound, InvalidArgument."""
         return inquire(query, self.recorder.recordings(), self.containers())
+
+    async def holdings(self) -> list[Holding]:
+        """Return what holds the disk."""
+        return await self.stats.holdings(self.images)
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
 

@@ -78,7 +78,9 @@ def _add_lists(command: _Command) -> None:
     top = command("top", "usage:top", "Show the busiest containers, refreshed")
     top.add_argument("-d", "--delay", type=_seconds, default=2.0, metavar="S", help="seconds between refreshes (2)")
     top.add_argument("--once", action="store_true", help="print them once")
-    command("events", "events:run", "Print events of pods and containers as they happen")
+    command("events", "events:run", "Print events of pods and containers, and causes of troubles, as they happen")
+    usage = command("df", "df:run", "Show what holds the disk, and what removal would free")
+    usage.add_argument("-v", "--verbose", action="store_true", help="each image, container and log")
 
 
 def _add_run(command: _Command) -> None:

@@ -68,6 +68,23 @@ class AdminCalls:
         # Listen here: a generator's body would not run before gRPC asks for the first message.
         return _causes(self._node.bulletins.listen())
 
+    async def GetHoldings(self, request: admin_pb2.GetHoldingsRequest) -> admin_pb2.GetHoldingsResponse:
+        """Tell what holds each byte of the disk."""
+        return admin_pb2.GetHoldingsResponse(
+            holdings=[
+                admin_pb2.Holding(
+                    kind=one.kind,
+                    name=one.name,
+                    id=one.id,
+                    bytes=one.bytes,
+                    shared=one.shared,
+                    frees=one.frees,
+                    users=one.users,
+                )
+                for one in await self._node.holdings()
+            ]
+        )
+
     async def PullImage(self, request: admin_pb2.PullImageRequest) -> AsyncIterator[admin_pb2.PullImageResponse]:
         """Pull an image. Sends the progress of its layers, then its id."""
         name = fields.required("reference", request.reference)

@@ -195,6 +195,11 @@ class Layers:
         records = [layer.record for layer in own if layer.record is not None]
         return sum(record.size for record in records), sum(record.inodes for record in records)
 
+    def places(self) -> tuple[set[Path], set[str]]:
+        """Return the directories of layers that are being made, and the directory names of all layers."""
+        making = {layer.path for layer in self._layers.values() if layer.record is None}
+        return making, {base36(layer.number) for layer in self._layers.values() if not layer.additional}
+
     # --- users
 
     def use(self, chain_ids: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from pods.cgroups.places import container_cgroup, pod_cgroup
 from pods.errors import PodError
 from pods.model import Container, ContainerState, Sandbox
+from pods.stats import holdings
 from pods.stats.cpu_rates import CpuRates
+from pods.stats.holdings import Holding
 from pods.stats.interfaces import Interface, interfaces
 from pods.stats.processes import Processes, look_at
 from pods.stats.writable_layers import DiskUse, WritableLayers
@@ -28,6 +31,7 @@ from runtime.errors import RuntimeCoreError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from image.store import ImageStore
     from pods.state.memory import State
 
 _T = TypeVar("_T")
@@ -120,6 +124,23 @@ class Stats:
             inodes=sum(count.inodes for count in counts),
             counted_at=min((count.counted_at for count in counts), default=time.time_ns()),
         )
+
+    async def holdings(self, images: ImageStore) -> list[Holding]:
+        """Return what holds the disk. Takes as long as reading all writable layers; the caller may give up."""
+        containers = [record.container for record in self._state.containers.values()]
+        pods = {record.sandbox.id: record.sandbox for record in self._state.sandboxes.values()}
+        known = frozenset(self._state.containers)
+        store = await images.accounts({image_id for one in containers for image_id in one.images})
+        root, stopped = self._state.settings.root, threading.Event()
+
+        def read() -> list[Holding]:
+            of_containers = list(holdings.of_containers(root, containers, pods, stopped))
+            return [*of_containers, *holdings.of_rest(root, store, known, stopped)]
+
+        try:
+            return [*holdings.of_images(store, containers, pods), *await asyncio.to_thread(read)]
+        finally:
+            stopped.set()
 
     async def _in_thread(self, read: Callable[[], _T]) -> _T:
         names = {*self._state.containers, *self._state.sandboxes}

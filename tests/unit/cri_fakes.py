@@ -33,6 +33,7 @@ from pods.model import (
     SilentShim,
 )
 from pods.state.events import Events
+from pods.stats.holdings import Holding
 from pods.stats.stats import ContainerStats, SandboxStats
 from pods.stats.writable_layers import DiskUse
 
@@ -194,6 +195,9 @@ class FakeNode:
 
     def silent_shims(self) -> list[SilentShim]:
         return []
+
+    async def holdings(self) -> list[Holding]:
+        return [Holding("own", "databases and caches", 1)]
 
     async def stop_sandbox(self, sandbox_id: str) -> None:
         await self._change("stop_sandbox", sandbox_id)

@@ -463,6 +463,85 @@ class CauseResponse(_message.Message):
 Global___CauseResponse: _TypeAlias = CauseResponse  # noqa: Y015
 
 @_typing.final
+class GetHoldingsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHoldingsRequest: _TypeAlias = GetHoldingsRequest  # noqa: Y015
+
+@_typing.final
+class GetHoldingsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def holdings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holding]: ...
+    def __init__(
+        self,
+        *,
+        holdings: _abc.Iterable[Global___Holding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holdings", b"holdings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHoldingsResponse: _TypeAlias = GetHoldingsResponse  # noqa: Y015
+
+@_typing.final
+class Holding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    FREES_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"image", "shared layers", "container" (its writable layer and its image's volumes), "log", "recordings", "own"
+    (databases and caches), "unfinished" (of pulls) or "stray" (nobody's).
+    """
+    name: _builtins.str
+    id: _builtins.str
+    """Of an image or a container."""
+    bytes: _builtins.int
+    shared: _builtins.int
+    """What an image has beside `bytes`, in layers that other images have, too."""
+    frees: _builtins.int
+    """What its removal would free; 0 while it is in use."""
+    @_builtins.property
+    def users(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        name: _builtins.str = ...,
+        id: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        shared: _builtins.int = ...,
+        frees: _builtins.int = ...,
+        users: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "frees", b"frees", "id", b"id", "kind", b"kind", "name", b"name", "shared", b"shared", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Holding: _TypeAlias = Holding  # noqa: Y015
+
+@_typing.final
 class Moment(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -69,6 +69,11 @@ class AdminStub:
                 request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetCausesRequest.SerializeToString,
                 response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.CauseResponse.FromString,
                 _registered_method=True)
+        self.GetHoldings = channel.unary_unary(
+                '/crisp.v1.Admin/GetHoldings',
+                request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsRequest.SerializeToString,
+                response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -123,6 +128,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetHoldings(self, request, context):
+        """Tells what holds each byte of the disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -160,6 +172,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetCauses,
                     request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetCausesRequest.FromString,
                     response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.CauseResponse.SerializeToString,
+            ),
+            'GetHoldings': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHoldings,
+                    request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsRequest.FromString,
+                    response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -351,6 +368,33 @@ class Admin:
             '/crisp.v1.Admin/GetCauses',
             cri_dot_admin_dot_v1_dot_admin__pb2.GetCausesRequest.SerializeToString,
             cri_dot_admin_dot_v1_dot_admin__pb2.CauseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHoldings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.v1.Admin/GetHoldings',
+            cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsRequest.SerializeToString,
+            cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

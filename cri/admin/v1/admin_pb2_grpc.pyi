@@ -49,6 +49,8 @@ class AdminStub:
     """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
     GetCauses: _grpc.UnaryStreamMultiCallable[_admin_pb2.GetCausesRequest, _admin_pb2.CauseResponse]
     """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens."""
+    GetHoldings: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetHoldingsRequest, _admin_pb2.GetHoldingsResponse]
+    """Tells what holds each byte of the disk."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -67,6 +69,8 @@ class AdminAsyncStub(AdminStub):
     """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
     GetCauses: _aio.UnaryStreamMultiCallable[_admin_pb2.GetCausesRequest, _admin_pb2.CauseResponse]  # type: ignore[assignment]
     """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens."""
+    GetHoldings: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetHoldingsRequest, _admin_pb2.GetHoldingsResponse]  # type: ignore[assignment]
+    """Tells what holds each byte of the disk."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -124,5 +128,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.CauseResponse], _abc.AsyncIterator[_admin_pb2.CauseResponse]]:
         """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens."""
+
+    @_abc_1.abstractmethod
+    def GetHoldings(
+        self,
+        request: _admin_pb2.GetHoldingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetHoldingsResponse, _abc.Awaitable[_admin_pb2.GetHoldingsResponse]]:
+        """Tells what holds each byte of the disk."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
