@@ -16,7 +16,7 @@ from network.network import Network
 from pods.cgroups.driver import Cgroups
 from pods.checkpoint.write import Checkpoints
 from pods.diagnosis.bulletin import Bulletins
-from pods.diagnosis.inquiry import Diagnosis, inquire
+from pods.diagnosis.inquiry import Diagnosis, inquire, survey
 from pods.host import HostFacts
 from pods.inflight import Background
 from pods.life import information
@@ -186,6 +186,10 @@ class Node:
     def why(self, query: str) -> Diagnosis:
         """Diagnose a pod, container or image by id or name, also one that is gone. Raises NotFound, InvalidArgument."""
         return inquire(query, self.recorder.recordings(), self.containers())
+
+    async def survey(self, *, everything: bool) -> list[Diagnosis]:
+        """Diagnose all that is in trouble, or everything that is recorded."""
+        return await survey(list(self.recorder.recordings()), self.containers(), everything=everything)
 
     async def holdings(self) -> list[Holding]:
         """Return what holds the disk."""

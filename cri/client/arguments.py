@@ -129,7 +129,9 @@ def _add_running(command: _Command) -> None:
     inspect.add_argument("ids", nargs="+", metavar="ID")
     why = command("why", "why:run", "Tell what is wrong with a pod, container or image, and what happened to it")
     why.add_argument("-n", "--lines", type=_whole, default=40, metavar="N", help="of the timeline, the last (40)")
-    why.add_argument("object", metavar="POD|CONTAINER|IMAGE", help="also one that is gone")
+    why.add_argument(
+        "object", nargs="?", metavar="POD|CONTAINER|IMAGE", help="also one that is gone; without: all that is wrong"
+    )
     trace = command("trace", "trace:run", "Write what happened to a pod as a trace for Perfetto")
     trace.add_argument("-o", "--output", dest="file", metavar="FILE", default=None, help="instead of standard output")
     trace.add_argument("object", metavar="POD|CONTAINER|IMAGE", help="also one that is gone")
@@ -176,6 +178,10 @@ def _add_about(command: _Command) -> None:
     summary = "Check whether this machine can be a node, and show how to fix what is wrong"
     doctor = command("doctor", "doctor.command:run", summary)
     doctor.add_argument("--offline", action="store_true", help="do not connect to registries")
+    summary = "Write an archive for a bug report, without environments, arguments, annotations, logins and output"
+    bundle = command("bundle", "bundle:run", summary)
+    bundle.add_argument("-o", "--output", dest="file", metavar="FILE", default=None, help="crisp-bundle-TIME.tar.gz")
+    bundle.add_argument("--offline", action="store_true", help="do not connect to registries")
     command("version", "about:version", "Print versions")
 
 

@@ -20,12 +20,27 @@ def run(arguments: argparse.Namespace, connection: Connection) -> int:
 
     Returns 1 if something is wrong, 0 if not.
     """
+    if arguments.object is None:
+        return _all(arguments, connection)
     answer = connection.read(connection.admin.Why, admin_pb2.WhyRequest(query=arguments.object))
     if arguments.output == "table":
         print("\n".join(map(printable, _lines(answer, arguments.lines))))
     else:
         document(plain(answer), arguments.output)
     return int(any(one.name != "none" for one in (answer, *answer.others)))
+
+
+def _all(arguments: argparse.Namespace, connection: Connection) -> int:
+    """Print all that is wrong on the node."""
+    answer = connection.read(connection.admin.WhyAll, admin_pb2.WhyAllRequest())
+    if arguments.output != "table":
+        document(plain(answer), arguments.output)
+    elif not answer.answers:
+        print("nothing is known to be wrong on this node")
+    for number, one in enumerate(answer.answers if arguments.output == "table" else ()):
+        heading = [""] if number else []
+        print("\n".join(map(printable, [*heading, f"{one.subject}:", *_diagnosis(one)])))
+    return int(bool(answer.answers))
 
 
 def _lines(answer: admin_pb2.WhyResponse, last: int) -> Iterator[str]:

@@ -63,6 +63,11 @@ class AdminCalls:
         """Tell what is wrong with a pod, a container or an image, and what happened to it."""
         return _why(self._node.why(fields.required("query", request.query)))
 
+    async def WhyAll(self, request: admin_pb2.WhyAllRequest) -> admin_pb2.WhyAllResponse:
+        """Tell all that is wrong on the node, or everything that is recorded."""
+        found = await self._node.survey(everything=request.everything)
+        return admin_pb2.WhyAllResponse(answers=map(_why, found))
+
     def GetCauses(self, request: admin_pb2.GetCausesRequest) -> AsyncIterator[admin_pb2.CauseResponse]:
         """Stream the cause of each trouble from now on. A client that reads too slowly gets RESOURCE_EXHAUSTED."""
         # Listen here: a generator's body would not run before gRPC asks for the first message.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Sequence
@@ -21,6 +22,8 @@ _KINDS: Final[dict[type[Entry], str]] = {
     Step: "step", Refused: "call", Answered: "call", Left: "call", Plugin: "plugin", Life: "life", Said: "log",
     Wrote: "output", Ran: "command",
 }  # fmt: skip
+_RECENT: Final = 3_600_000_000_000  # nanoseconds
+_WANTED: Final = "stopped"  # the cause of an end that somebody asked for
 _OTHERS: Final = 50  # more objects of one name are not told of
 
 
@@ -64,17 +67,46 @@ def inquire(query: str, recordings: Iterable[Recording], containers: Iterable[Co
     return replace(answer, others=tuple(others))
 
 
+async def survey(
+    recordings: Iterable[Recording], containers: Iterable[Container], *, everything: bool
+) -> list[Diagnosis]:
+    """Diagnose all of a node: existing pods first, then the latest.
+
+    Without `everything`: each pod, container and image with a trouble that nobody wanted, of removed pods those of the
+    last hour, without timelines. With it: one diagnosis of each recording.
+    """
+    existing = list(containers)
+    since = time.time_ns() - _RECENT
+    found: list[Diagnosis] = []
+    for recording in sorted(recordings, key=lambda one: (not one.sandboxes, -one.last)):
+        if everything:
+            found.append(_diagnose(recording, "", existing))
+        elif recording.sandboxes or recording.last > since:
+            open_ones = troubles.of_each(_entries(recording, existing))
+            told = (_judged(_subject(recording.subject, one.entry.about), one) for one in open_ones)
+            found += [one for one in told if one.name != _WANTED]
+        await asyncio.sleep(0)  # each takes up to some milliseconds
+    return found
+
+
 def _diagnose(recording: Recording, container: str, containers: Sequence[Container]) -> Diagnosis:
-    known = recording.entries()
-    known = _with_ends(known, [one for one in containers if one.sandbox_id in recording.sandboxes])
+    known = _entries(recording, containers)
     entries = [entry for entry in known if not container or entry.about in ("", container)]
     subject = _subject(recording.subject, container)
     trouble = troubles.worst(entries)
     timeline = tuple(_moment(entry) for entry in entries)
     if trouble is None:
         return Diagnosis(subject, "none", f"nothing is known to be wrong with {subject}", _last(entries), "-", timeline)
+    return replace(_judged(subject, trouble), timeline=timeline)
+
+
+def _judged(subject: str, trouble: troubles.Trouble) -> Diagnosis:
     cause = causes.of(trouble)
-    return Diagnosis(subject, cause.name, cause.text, _evidence(trouble.entry), cause.remedy, timeline)
+    return Diagnosis(subject, cause.name, cause.text, _evidence(trouble.entry), cause.remedy, ())
+
+
+def _entries(recording: Recording, containers: Iterable[Container]) -> list[Entry]:
+    return _with_ends(recording.entries(), [one for one in containers if one.sandbox_id in recording.sandboxes])
 
 
 def find(query: str, recordings: Sequence[Recording]) -> list[tuple[Recording, str]]:

@@ -49,6 +49,14 @@ def worst(entries: Iterable[Entry]) -> Trouble | None:
     return max(found, key=lambda trouble: (trouble.weight, trouble.entry.at), default=None)
 
 
+def of_each(entries: Iterable[Entry]) -> list[Trouble]:
+    """Return the worst unresolved trouble of the pod itself and of each container."""
+    worst_of: dict[str, Trouble] = {}
+    for trouble in sorted(_open_troubles(list(entries)), key=lambda trouble: (trouble.weight, trouble.entry.at)):
+        worst_of[trouble.entry.about] = trouble
+    return list(worst_of.values())
+
+
 def _open_troubles(entries: list[Entry]) -> list[Trouble]:
     troubles: dict[tuple[str, str], Trouble] = {}
     stops: dict[str, str] = {}  # by container

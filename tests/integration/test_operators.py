@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
-from tests.daemon import Daemon
+import grpc
+
+from cri.v1 import api_pb2 as cri
+from tests.daemon import CALL_SECONDS, Daemon
 from tests.images import build_image, busybox_layer, entry, layer, write_layout
 from tests.integration.test_crisp_command import crisp
 
@@ -52,3 +57,51 @@ def test_each_byte_has_a_holder(fresh_daemon: Daemon, tmp_path: Path) -> None:
         assert table.splitlines()[-1].startswith("all ")
     (stray / "file").unlink()
     stray.rmdir()
+
+
+def test_a_bundle_has_what_helps_and_no_secret(tmp_path: Path) -> None:
+    """Each secret has SECRET in it, wherever it was planted."""
+    plugin = tmp_path / "talks"
+    plugin.write_text(
+        "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && exit 0\n"
+        """echo '{"cniVersion":"1.0.0","code":7,"msg":"GET https://admin:SECRET1@ipam/?token=SECRET2: 401",'
+echo '"details":"Authorization: Bearer SECRET3, \\"password\\": \\"SECRET4\\""}'; exit 1\n"""
+    )
+    plugin.chmod(0o755)
+    with Daemon.running(f"--cni-bin-dir={tmp_path}") as daemon, daemon.pod("talks") as pod:
+        daemon.import_busybox()
+        container = pod.run(
+            *("sh", "-c", "echo the key is SECRET5; exit 3", "SECRET6"),
+            envs=[cri.KeyValue(key="A", value=b"SECRET7")],
+            annotations={"a": "SECRET8"},
+            labels={"a": "SECRET9"},
+        )
+        daemon.wait_exited(container)
+        with contextlib.suppress(grpc.RpcError):
+            pod.run("sleep", "100", name="works")
+            pod.exec(pod.run("sleep", "100", name="again"), "sh", "-c", "exit 1", "SECRET10")
+        login = cri.AuthConfig(username="me", password="SECRET11")
+        pull = cri.PullImageRequest(image=cri.ImageSpec(image="127.0.0.1:1/a:1"), auth=login)
+        with contextlib.suppress(grpc.RpcError):
+            daemon.images.PullImage(pull, timeout=CALL_SECONDS)
+        conf = {"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "talks", "key": "SECRET12"}]}
+        (daemon.cni_conf_dir / "00-talks.conflist").write_text(json.dumps(conf))
+        config = daemon.sandbox_config("no-network")
+        with contextlib.suppress(grpc.RpcError):
+            daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config), timeout=CALL_SECONDS)
+        done = crisp(daemon, "bundle", "--offline", "-o", str(tmp_path / "bundle.tar.gz"))
+        assert done.returncode == 0, done.stderr
+        shown = crisp(daemon, "why")
+        (daemon.cni_conf_dir / "00-talks.conflist").unlink()
+    with tarfile.open(tmp_path / "bundle.tar.gz") as archive:
+        members = {path.name.partition("/")[2]: archive.extractfile(path).read().decode() for path in archive}  # type: ignore[union-attr]
+    assert all("SECRET" not in content for content in members.values())
+    told = {one["subject"]: one for one in json.loads(members["why.json"])}
+    assert told["pod default/talks"]["name"] == "exit-code"
+    assert "exit code 3: [left out]" in told["pod default/talks"]["cause"]
+    assert told["pod default/no-network"]["name"] == "network-plugin"
+    assert "401" in told["pod default/no-network"]["cause"]
+    assert told["image 127.0.0.1:1/a:1"]["name"] == "registry-unavailable"
+    assert {"versions.json", "doctor.json", "containers.json", "machine.txt"} <= set(members)
+    for subject in ("container main of pod default/talks", "image 127.0.0.1:1/a:1", "pod default/no-network"):
+        assert f"{subject}:" in shown.stdout.splitlines()

@@ -196,6 +196,9 @@ class FakeNode:
     def silent_shims(self) -> list[SilentShim]:
         return []
 
+    async def survey(self, *, everything: bool) -> list[Diagnosis]:
+        return []
+
     async def holdings(self) -> list[Holding]:
         return [Holding("own", "databases and caches", 1)]
 

@@ -406,6 +406,46 @@ class WhyResponse(_message.Message):
 Global___WhyResponse: _TypeAlias = WhyResponse  # noqa: Y015
 
 @_typing.final
+class WhyAllRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVERYTHING_FIELD_NUMBER: _builtins.int
+    everything: _builtins.bool
+    """Also what is well, with timelines: one answer for each pod and image."""
+    def __init__(
+        self,
+        *,
+        everything: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["everything", b"everything"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyAllRequest: _TypeAlias = WhyAllRequest  # noqa: Y015
+
+@_typing.final
+class WhyAllResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WhyResponse]: ...
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___WhyResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyAllResponse: _TypeAlias = WhyAllResponse  # noqa: Y015
+
+@_typing.final
 class GetCausesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -64,6 +64,11 @@ class AdminStub:
                 request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
                 response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.FromString,
                 _registered_method=True)
+        self.WhyAll = channel.unary_unary(
+                '/crisp.v1.Admin/WhyAll',
+                request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyAllRequest.SerializeToString,
+                response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyAllResponse.FromString,
+                _registered_method=True)
         self.GetCauses = channel.unary_stream(
                 '/crisp.v1.Admin/GetCauses',
                 request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetCausesRequest.SerializeToString,
@@ -121,6 +126,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WhyAll(self, request, context):
+        """Tells all that is wrong on the node, or everything that is recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCauses(self, request, context):
         """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens.
         """
@@ -167,6 +179,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Why,
                     request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.FromString,
                     response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.SerializeToString,
+            ),
+            'WhyAll': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhyAll,
+                    request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyAllRequest.FromString,
+                    response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.WhyAllResponse.SerializeToString,
             ),
             'GetCauses': grpc.unary_stream_rpc_method_handler(
                     servicer.GetCauses,
@@ -341,6 +358,33 @@ class Admin:
             '/crisp.v1.Admin/Why',
             cri_dot_admin_dot_v1_dot_admin__pb2.WhyRequest.SerializeToString,
             cri_dot_admin_dot_v1_dot_admin__pb2.WhyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhyAll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.v1.Admin/WhyAll',
+            cri_dot_admin_dot_v1_dot_admin__pb2.WhyAllRequest.SerializeToString,
+            cri_dot_admin_dot_v1_dot_admin__pb2.WhyAllResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class AdminStub:
     """Compares images with what was recorded of them, and pulls damaged ones again if asked to."""
     Why: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WhyRequest, _admin_pb2.WhyResponse]
     """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
+    WhyAll: _grpc.UnaryUnaryMultiCallable[_admin_pb2.WhyAllRequest, _admin_pb2.WhyAllResponse]
+    """Tells all that is wrong on the node, or everything that is recorded."""
     GetCauses: _grpc.UnaryStreamMultiCallable[_admin_pb2.GetCausesRequest, _admin_pb2.CauseResponse]
     """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens."""
     GetHoldings: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetHoldingsRequest, _admin_pb2.GetHoldingsResponse]
@@ -67,6 +69,8 @@ class AdminAsyncStub(AdminStub):
     """Compares images with what was recorded of them, and pulls damaged ones again if asked to."""
     Why: _aio.UnaryUnaryMultiCallable[_admin_pb2.WhyRequest, _admin_pb2.WhyResponse]  # type: ignore[assignment]
     """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
+    WhyAll: _aio.UnaryUnaryMultiCallable[_admin_pb2.WhyAllRequest, _admin_pb2.WhyAllResponse]  # type: ignore[assignment]
+    """Tells all that is wrong on the node, or everything that is recorded."""
     GetCauses: _aio.UnaryStreamMultiCallable[_admin_pb2.GetCausesRequest, _admin_pb2.CauseResponse]  # type: ignore[assignment]
     """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens."""
     GetHoldings: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetHoldingsRequest, _admin_pb2.GetHoldingsResponse]  # type: ignore[assignment]
@@ -120,6 +124,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.WhyResponse, _abc.Awaitable[_admin_pb2.WhyResponse]]:
         """Tells why a pod, a container or an image is not as it should be, and what happened to it."""
+
+    @_abc_1.abstractmethod
+    def WhyAll(
+        self,
+        request: _admin_pb2.WhyAllRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.WhyAllResponse, _abc.Awaitable[_admin_pb2.WhyAllResponse]]:
+        """Tells all that is wrong on the node, or everything that is recorded."""
 
     @_abc_1.abstractmethod
     def GetCauses(
