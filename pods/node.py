@@ -17,6 +17,7 @@ from pods.cgroups.driver import Cgroups
 from pods.checkpoint.write import Checkpoints
 from pods.diagnosis.bulletin import Bulletins
 from pods.diagnosis.inquiry import Diagnosis, inquire, survey
+from pods.diagnosis.troubles import SECCOMP
 from pods.host import HostFacts
 from pods.inflight import Background
 from pods.life import information
@@ -36,11 +37,13 @@ from pods.log_fields import pod_name
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig, SilentShim
 from pods.recorder.recorder import Bounds, Recorder, Teller
 from pods.security.apparmor import load_default_profile
+from pods.security.denials import ALLOWED, Call, Denials, DeniedIn
+from pods.security.filter_cache import FilterCache
 from pods.security.pulled_profiles import SecurityProfiles
 from pods.settings import NodeSettings
 from pods.state.memory import State
 from pods.state.plugins import Plugins
-from pods.stats.holdings import Holding
+from pods.stats.holdings import Holding, name_of
 from pods.stats.stats import Stats
 from pods.streams.exec_sync import exec_sync
 from pods.streams.logs import reopen_log
@@ -77,7 +80,9 @@ class Node:
         self._cgroups = Cgroups(settings.cgroup_driver)
         self._shims = Shims(settings, self._cgroups, self._exited, self._lost, self._returned)
         self.host = HostFacts.detect()
-        means = Means(self._state, self._shims, images, self.host, self._cgroups, self._background)
+        filters = FilterCache(log=settings.seccomp_denials)
+        means = Means(self._state, self._shims, images, self.host, self._cgroups, self._background, filters)
+        self.denials = Denials(self._state.containers.__contains__, self._denied)
         self._exits = Exits(self._state, self._cgroups, self._background)
         self._stops = Stops(self._state, self._shims, self._exits, self._background)
         self._removals = Removals(
@@ -127,6 +132,8 @@ class Node:
             await node._shims.start()
             undo.callback(node._shims.close)
             undo.callback(node.stats.close)
+            node.denials.open()
+            undo.callback(node.denials.close)
             await asyncio.gather(node._recovery.recover(images, records), load_default_profile(node.host))
             undo.pop_all()
             return node
@@ -137,6 +144,7 @@ class Node:
         self._shims.close()
         await self._cgroups.close()
         self.stats.close()
+        self.denials.close()
         await self.network.close()
         await self.images.close()
         self.recorder.close()
@@ -171,6 +179,10 @@ class Node:
             if (record := self._state.sandboxes.get(sandbox_id)) is not None
         ]
 
+    def _denied(self, container_id: str, call: Call, program: str) -> None:
+        if call.action != ALLOWED:
+            self.recorder.part(container_id).said(f"{SECCOMP}{call.name} ({call.action}), first called by {program!r}")
+
     def shim_count(self) -> int:
         """Return how many shims the node is connected to."""
         return len(self._shims)
@@ -190,6 +202,13 @@ class Node:
     async def survey(self, *, everything: bool) -> list[Diagnosis]:
         """Diagnose all that is in trouble, or everything that is recorded."""
         return await survey(list(self.recorder.recordings()), self.containers(), everything=everything)
+
+    def denied(self, container_id: str = "") -> list[DeniedIn]:
+        """Return the calls that seccomp profiles denied or reported, by container. Raises NotFound."""
+        wanted = [self.container(container_id).id, ""] if container_id else self.denials.containers()
+        pods = {one.id: one for one in self.sandboxes()}
+        found = {one.id: name_of(one, pods) for one in self.containers()}
+        return [DeniedIn(one, found.get(one, ""), self.denials.of(one)) for one in wanted]
 
     async def holdings(self) -> list[Holding]:
         """Return what holds the disk."""

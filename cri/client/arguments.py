@@ -178,6 +178,17 @@ def _add_about(command: _Command) -> None:
     summary = "Check whether this machine can be a node, and show how to fix what is wrong"
     doctor = command("doctor", "doctor.command:run", summary)
     doctor.add_argument("--offline", action="store_true", help="do not connect to registries")
+    seccomp = command("seccomp", "", "Show system calls that seccomp profiles denied, and learn a profile from a run")
+    actions = seccomp.add_subparsers(dest="action", metavar="ACTION", required=True)
+    denials = actions.add_parser("denials", help="Show the calls that profiles denied, by container")
+    denials.add_argument("container", nargs="?", metavar="CONTAINER")
+    denials.set_defaults(target="seccomp:denials")
+    learn = actions.add_parser("learn", help="Run an image without restriction, and write a profile of what it called")
+    learn.add_argument("-w", "--write", metavar="FILE", required=True, help="the profile, for localhostProfile")
+    learn.add_argument("--seconds", type=_whole, default=0, metavar="S", help="stop it after so many seconds")
+    learn.add_argument("image", metavar="IMAGE")
+    learn.add_argument("command_line", nargs=argparse.REMAINDER, metavar="CMD", help="instead of the image's own")
+    learn.set_defaults(target="seccomp:learn")
     summary = "Write an archive for a bug report, without environments, arguments, annotations, logins and output"
     bundle = command("bundle", "bundle:run", summary)
     bundle.add_argument("-o", "--output", dest="file", metavar="FILE", default=None, help="crisp-bundle-TIME.tar.gz")

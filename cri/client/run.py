@@ -6,6 +6,7 @@ import argparse
 import secrets
 import signal
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,31 @@ from cri.client.logs import Printer, container_status, follow, is_running
 from cri.v1 import api_pb2
 
 _GRACE = 10  # seconds that a container has after the first Ctrl-C
+
+
+def run_with(
+    arguments: argparse.Namespace,
+    connection: Connection,
+    seccomp: api_pb2.SecurityProfile,
+    started: Callable[[str], None],
+    ended: Callable[[], None],
+) -> int:
+    """Run a container with a seccomp profile, wait for it, and remove its pod.
+
+    `started` gets its id; `ended` is called when it has ended, before its removal.
+    """
+    name = runplan.pod_name(arguments.image, secrets.token_hex(3))
+    pod_config = runplan.sandbox_config(arguments, name, str(uuid.uuid4()))
+    container_config = runplan.container_config(arguments, "main", _image(connection, arguments.image))
+    container_config.linux.security_context.seccomp.CopyFrom(seccomp)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with ExitStack() as undo:
+        pod_id = _start_pod(connection, pod_config, undo)
+        container_id = _start_container(connection, pod_id, pod_config, container_config)
+        started(container_id)
+        status = _attend(connection, container_id)
+        ended()
+    return status
 
 
 def run(arguments: argparse.Namespace, connection: Connection) -> int:

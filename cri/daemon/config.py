@@ -242,6 +242,13 @@ class Configuration:
         "should not have logged.",
         to=Component.NODE,
     )  # fmt: skip
+    seccomp_denials: bool = setting(
+        _WATCHING, kinds.BOOLEAN, False,
+        "Have the kernel report each system call that a container's seccomp profile answers with an error, so that "
+        "`crisp seccomp denials` and `crisp why` name it. Containers notice nothing; the kernel's log gets a line for "
+        "many of these calls.",
+        to=Component.NODE,
+    )  # fmt: skip
     tracing_endpoint: str = setting(
         _WATCHING, kinds.ADDRESS_IF_ANY, "",
         "OpenTelemetry collector to send traces to, by OTLP over gRPC without TLS, such as 127.0.0.1:4317; empty "

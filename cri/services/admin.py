@@ -73,6 +73,33 @@ class AdminCalls:
         # Listen here: a generator's body would not run before gRPC asks for the first message.
         return _causes(self._node.bulletins.listen())
 
+    async def GetDenials(self, request: admin_pb2.GetDenialsRequest) -> admin_pb2.GetDenialsResponse:
+        """Tell which system calls seccomp profiles denied, by container."""
+        denials = self._node.denials
+        unreadable, lost = denials.unreadable, 0
+        if not unreadable:
+            try:
+                lost = denials.lost
+            except OSError as error:
+                unreadable = f"ask audit for its status: {error.strerror}"
+        return admin_pb2.GetDenialsResponse(
+            denials=[
+                admin_pb2.Denials(
+                    container_id=one.container_id,
+                    name=one.name,
+                    calls=[
+                        admin_pb2.DeniedCall(name=call.name, action=call.action, count=count)
+                        for call, count in one.calls.counts.most_common()
+                    ],
+                    more=one.calls.more,
+                )
+                for one in self._node.denied(fields.text("container_id", request.container_id))
+            ],
+            unreadable=unreadable,
+            reported=self._node.settings.seccomp_denials,
+            lost=lost,
+        )
+
     async def GetHoldings(self, request: admin_pb2.GetHoldingsRequest) -> admin_pb2.GetHoldingsResponse:
         """Tell what holds each byte of the disk."""
         return admin_pb2.GetHoldingsResponse(

@@ -241,7 +241,8 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
     name = _signal(entry.code)
     if name is signal.SIGSYS:
         remedy = "allow the system call in the seccomp profile: the kernel's log (dmesg, SECCOMP) has its number"
-        return Cause("seccomp-killed", f"{text}: the seccomp profile forbids a call that it made", remedy)
+        call = trouble.denied or "a call that it made"
+        return Cause("seccomp-killed", f"{text}: the seccomp profile forbids {call}", remedy)
     if name in _CRASHES:
         return Cause("crashed", text + said, "debug the program: see crisp logs, and its core dump if there is one")
     if name is signal.SIGKILL:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote
 
 _START_ERROR: Final = "StartError"
+SECCOMP: Final = "the seccomp profile denied "  # begins a remark about a call
 _STOP: Final = "stop: "
 _LOST: Final = "lost its shim"
 _MOST: Final = 0.8
@@ -34,6 +35,7 @@ class Trouble:
     """One thing that went wrong.
 
     `stopped_by`: who told a container to end. `output`: its last line of output. `during`: what took most of a call.
+    `denied`: the last call that its seccomp profile denied.
     """
 
     entry: Entry
@@ -41,6 +43,7 @@ class Trouble:
     stopped_by: str = ""
     output: str = ""
     during: str = ""
+    denied: str = ""
 
 
 def worst(entries: Iterable[Entry]) -> Trouble | None:
@@ -61,6 +64,7 @@ def _open_troubles(entries: list[Entry]) -> list[Trouble]:
     troubles: dict[tuple[str, str], Trouble] = {}
     stops: dict[str, str] = {}  # by container
     words: dict[str, str] = {}
+    denied: dict[str, str] = {}
     for entry in entries:
         match entry:
             case Refused():
@@ -78,6 +82,8 @@ def _open_troubles(entries: list[Entry]) -> list[Trouble]:
             case Said(text=text) if text.startswith(_STOP):
                 before = f"{stops[entry.about]}, then " if entry.about in stops else ""
                 stops[entry.about] = before + text.removeprefix(_STOP)
+            case Said(text=text) if text.startswith(SECCOMP):
+                denied[entry.about] = text.removeprefix(SECCOMP)
             case Wrote(text=text):
                 words[entry.about] = text
             case Ran():
@@ -91,7 +97,8 @@ def _open_troubles(entries: list[Entry]) -> list[Trouble]:
                 troubles["", "plugin"] = Trouble(entry, _NOTABLE)
             case _:
                 pass
-    return list(troubles.values())
+    # The kernel's report of a call may arrive after the exit that it caused.
+    return [replace(one, denied=denied.get(one.entry.about, "")) for one in troubles.values()]
 
 
 def _live(entry: Life, troubles: dict[tuple[str, str], Trouble], stops: dict[str, str], words: dict[str, str]) -> None:

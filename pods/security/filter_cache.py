@@ -19,9 +19,10 @@ Filter = tuple[bytes, int]  # BPF program, flags of seccomp(2)
 
 
 class FilterCache:
-    """The filters of the most recently used profiles."""
+    """The filters of the most recently used profiles. With `log` the kernel reports calls that they deny."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, log: bool = False) -> None:
+        self._flags = FLAGS["SECCOMP_FILTER_FLAG_LOG"] if log else 0
         self._filters: OrderedDict[bytes, Filter] = OrderedDict()
 
     async def of(self, document: dict[str, Any]) -> Filter:
@@ -38,7 +39,8 @@ class FilterCache:
             if len(self._filters) > _KEPT:
                 self._filters.popitem(last=False)
         self._filters.move_to_end(key)
-        return found
+        program, flags = found
+        return program, flags | self._flags
 
 
 def compile_profile(profile: dict[str, Any]) -> Filter:

@@ -120,6 +120,15 @@ def _check_listener(seccomp: Seccomp, possible: bool) -> None:
             raise SpecError(name, f"{_PASSING_CALL} cannot be {_NOTIFYING}: the listener itself is passed on with it")
 
 
+def syscall_name(architecture: int, number: int) -> str:
+    """Return the name of a system call; "" if libseccomp does not know it. `architecture` is an AUDIT_ARCH constant."""
+    try:
+        name = _libseccomp().resolve_syscall(architecture, number)
+    except (ValueError, NotSupported):
+        return ""
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
 def _libseccomp() -> Any:
     try:
         return __import__("pyseccomp")

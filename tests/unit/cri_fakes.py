@@ -32,6 +32,7 @@ from pods.model import (
     SandboxState,
     SilentShim,
 )
+from pods.security.denials import Denials, DeniedIn
 from pods.state.events import Events
 from pods.stats.holdings import Holding
 from pods.stats.stats import ContainerStats, SandboxStats
@@ -140,6 +141,7 @@ class FakeSettings:
 
     root: Path = Path("/")
     cgroup_driver: str = "cgroupfs"
+    seccomp_denials: bool = False
     runtime_handlers: Mapping[str, Path] = field(default_factory=lambda: {"runc": Path("/usr/sbin/runc")})
 
 
@@ -158,6 +160,7 @@ class FakeNode:
     profiles: FakeProfiles = field(default_factory=FakeProfiles)
     network: FakeNetwork = field(default_factory=FakeNetwork)
     events: Events = field(default_factory=Events)
+    denials: Denials = field(default_factory=lambda: Denials(lambda _id: False, lambda *_call: None))
     bulletins: Bulletins = field(default_factory=Bulletins)
     stats: FakeStats = field(default_factory=FakeStats)
     settings: FakeSettings = field(default_factory=FakeSettings)
@@ -197,6 +200,9 @@ class FakeNode:
         return []
 
     async def survey(self, *, everything: bool) -> list[Diagnosis]:
+        return []
+
+    def denied(self, container_id: str = "") -> list[DeniedIn]:
         return []
 
     async def holdings(self) -> list[Holding]:

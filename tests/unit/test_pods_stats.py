@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pods.stats import writable_layers
+from pods.stats import tally
 from pods.stats.cpu_rates import CpuRates
 from pods.stats.interfaces import Interface, interfaces, parse
 from pods.stats.processes import look_at
@@ -108,16 +108,16 @@ async def test_layers_of_many_containers_are_counted_by_one_job(tmp_path: Path) 
 async def test_a_layer_of_any_number_of_linked_files_is_counted_in_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writable_layers, "_MOST_LINKED", 5)
+    monkeypatch.setattr(tally, "_MOST_LINKED", 5)
     for number in range(20):
         (tmp_path / f"{number}").write_bytes(b"x" * 4096)
         for name in ("a", "b"):
             os.link(tmp_path / f"{number}", tmp_path / f"{number}{name}")
-    tally = writable_layers._Tally(lambda: False)
-    tally.add(tmp_path)
-    assert round(tally.inodes) == 21
-    assert round(tally.bytes) == tmp_path.stat().st_blocks * 512 + 20 * 4096
-    assert len(tally._linked) == 5
+    counted = tally.Tally(lambda: False)
+    counted.add(tmp_path)
+    assert round(counted.inodes) == 21
+    assert round(counted.bytes) == tmp_path.stat().st_blocks * 512 + 20 * 4096
+    assert len(counted._linked) == 5
 
 
 def test_interfaces_are_those_of_net_dev_with_the_default_one_first() -> None:

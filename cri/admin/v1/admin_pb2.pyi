@@ -503,6 +503,116 @@ class CauseResponse(_message.Message):
 Global___CauseResponse: _TypeAlias = CauseResponse  # noqa: Y015
 
 @_typing.final
+class GetDenialsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
+    container_id: _builtins.str
+    """Of this container alone, by id; empty: of all."""
+    def __init__(
+        self,
+        *,
+        container_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDenialsRequest: _TypeAlias = GetDenialsRequest  # noqa: Y015
+
+@_typing.final
+class GetDenialsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DENIALS_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
+    REPORTED_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    unreadable: _builtins.str
+    """Why the kernel's audit records cannot be read; empty if they can."""
+    reported: _builtins.bool
+    """Whether calls are reported that profiles answer with an error (seccomp_denials)."""
+    lost: _builtins.int
+    """Reports that the kernel dropped since it booted, and how often crispd was too slow: numbers may be too low."""
+    @_builtins.property
+    def denials(self) -> _containers.RepeatedCompositeFieldContainer[Global___Denials]: ...
+    def __init__(
+        self,
+        *,
+        denials: _abc.Iterable[Global___Denials] | None = ...,
+        unreadable: _builtins.str = ...,
+        reported: _builtins.bool = ...,
+        lost: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denials", b"denials", "lost", b"lost", "reported", b"reported", "unreadable", b"unreadable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDenialsResponse: _TypeAlias = GetDenialsResponse  # noqa: Y015
+
+@_typing.final
+class Denials(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    container_id: _builtins.str
+    """Empty: processes that ended before anybody saw where they belonged."""
+    name: _builtins.str
+    """"namespace/pod/container"; empty for a container that is gone."""
+    more: _builtins.int
+    """Calls of further names."""
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeniedCall]: ...
+    def __init__(
+        self,
+        *,
+        container_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        calls: _abc.Iterable[Global___DeniedCall] | None = ...,
+        more: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "container_id", b"container_id", "more", b"more", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Denials: _TypeAlias = Denials  # noqa: Y015
+
+@_typing.final
+class DeniedCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    action: _builtins.str
+    """"errno", "kill_process", "kill_thread", "trap", "trace", "user_notif"; "log" of a call that was allowed."""
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        action: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "count", b"count", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeniedCall: _TypeAlias = DeniedCall  # noqa: Y015
+
+@_typing.final
 class GetHoldingsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -79,6 +79,11 @@ class AdminStub:
                 request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsRequest.SerializeToString,
                 response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsResponse.FromString,
                 _registered_method=True)
+        self.GetDenials = channel.unary_unary(
+                '/crisp.v1.Admin/GetDenials',
+                request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsRequest.SerializeToString,
+                response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -147,6 +152,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDenials(self, request, context):
+        """Tells which system calls seccomp profiles denied, by container.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -194,6 +206,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetHoldings,
                     request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsRequest.FromString,
                     response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsResponse.SerializeToString,
+            ),
+            'GetDenials': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDenials,
+                    request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsRequest.FromString,
+                    response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -439,6 +456,33 @@ class Admin:
             '/crisp.v1.Admin/GetHoldings',
             cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsRequest.SerializeToString,
             cri_dot_admin_dot_v1_dot_admin__pb2.GetHoldingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDenials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.v1.Admin/GetDenials',
+            cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsRequest.SerializeToString,
+            cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,6 +53,8 @@ class AdminStub:
     """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens."""
     GetHoldings: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetHoldingsRequest, _admin_pb2.GetHoldingsResponse]
     """Tells what holds each byte of the disk."""
+    GetDenials: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDenialsRequest, _admin_pb2.GetDenialsResponse]
+    """Tells which system calls seccomp profiles denied, by container."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -75,6 +77,8 @@ class AdminAsyncStub(AdminStub):
     """Tells the cause of each trouble of a pod, a container or an image from now on, as it happens."""
     GetHoldings: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetHoldingsRequest, _admin_pb2.GetHoldingsResponse]  # type: ignore[assignment]
     """Tells what holds each byte of the disk."""
+    GetDenials: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDenialsRequest, _admin_pb2.GetDenialsResponse]  # type: ignore[assignment]
+    """Tells which system calls seccomp profiles denied, by container."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -148,5 +152,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetHoldingsResponse, _abc.Awaitable[_admin_pb2.GetHoldingsResponse]]:
         """Tells what holds each byte of the disk."""
+
+    @_abc_1.abstractmethod
+    def GetDenials(
+        self,
+        request: _admin_pb2.GetDenialsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetDenialsResponse, _abc.Awaitable[_admin_pb2.GetDenialsResponse]]:
+        """Tells which system calls seccomp profiles denied, by container."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
