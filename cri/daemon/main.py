@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 _ROOT_MODE = 0o700  # images hold set-uid programs: no local user may reach them by path (CVE-2021-41103)
 _STATE_MODE = 0o711
 _GRACE_SECONDS = 5.0  # for calls in flight when the daemon stops
+# gRPC's newer I/O passes each message through a pool of threads: 16 context switches and 0.8 ms of CPU an empty call,
+# instead of 9 and 0.6 ms. A gRPC that does not know a name ignores it.
+GRPC_EXPERIMENTS = "-event_engine_listener,-event_engine_client"
 
 _log = logging.getLogger("cri.daemon")  # stable for users who filter the log, unlike the module's name
 
@@ -67,6 +70,7 @@ def run(configuration: Configuration, reload: Reload) -> None:
         raise StartupError("start: crispd must run as root: try sudo crispd")
     logfmt.start(logfmt.LEVELS[configuration.log_level])
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C core would write to stderr in a format of its own
+    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
     # Imported late: gRPC, the HTTP client and the node take ten times as long to import as everything above.
     from cri.codes import code_of
     from pods.node import Node

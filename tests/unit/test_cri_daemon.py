@@ -17,13 +17,14 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from grpc._cython import cygrpc
 
 from cri.daemon import logfmt
 from cri.daemon import main as daemon
 from cri.daemon.config import Configuration
 from cri.daemon.directories import occupied
 from cri.daemon.loading import load
-from cri.daemon.main import raise_descriptor_limit
+from cri.daemon.main import GRPC_EXPERIMENTS, raise_descriptor_limit
 from cri.daemon.notify import Notifier
 from cri.errors import ConfigurationError, StartupError
 from cri.sockets import bound
@@ -194,3 +195,10 @@ def test_a_line_of_the_log() -> None:
     line = logfmt.LogfmtFormatter().format(record)
     assert "\n" not in line
     assert "traceback=" in line
+
+
+def test_the_installed_grpc_knows_the_experiments_that_are_off() -> None:
+    """It ignores names that it does not know: each call would then cost a quarter more, and nobody would notice."""
+    program = Path(cygrpc.__file__).read_bytes()
+    for name in GRPC_EXPERIMENTS.split(","):
+        assert name.removeprefix("-").encode() in program
