@@ -2,7 +2,8 @@
 
 <root>/images.db      the durable record (image.shelf.database)
 <root>/layers/<n>/    layers (image.shelf.layers); 0 is an empty one, for images that have none
-<root>/tmp/           layers in the making; what lies there when the store opens is garbage
+<root>/tmp/           layers in the making
+<root>/garbage/       what interrupted pulls and removals left, until it is removed
 <root>/lock           held by the daemon and its workers: one daemon a store
 """
 
@@ -92,6 +93,7 @@ class ImageStore:
         self.profiles = Profiles(root.path / "profiles", registries, self._trust)
         self._imports = Imports(root, self._recorder, self._trust, self._workers, platforms, form=form)
         self._verifier = Verifier(self._catalogue, self._layers, self._recorder, self._workers)
+        self._cleaning: asyncio.Task[None] | None = None
         self._repairer = Repairer(self._verifier, self._recorder, self.pulls)
 
     @classmethod
@@ -104,7 +106,7 @@ class ImageStore:
         pinned: Iterable[str] = (),
         around: Around | None = None,
     ) -> ImageStore:
-        """Open or make the store in `root`, and remove what interrupted pulls and removals left.
+        """Open or make the store in `root`, and begin to remove what interrupted pulls and removals left.
 
         Images named by `pinned` are reported as pinned; `around` is entered for each pull and its parts. Raises
         ImageError (also if another daemon uses the store), InvalidConfiguration, InvalidReference.
@@ -132,6 +134,8 @@ class ImageStore:
         """Cancel the pulls in flight, and close everything. What they have finished stays for the next crispd."""
         if self._unasked is not None:
             self._unasked.cancel()
+        if self._cleaning is not None:
+            self._cleaning.cancel()  # the next crispd goes on
         await self._tasks.ended()
         self._layers.keep_finished()
         await self.pulls.close()
@@ -169,12 +173,20 @@ class ImageStore:
         if broken or len(kept) < len(layers):
             gone = {layer.chain_id for layer in layers}.difference(layer.chain_id for layer in kept)
             await self._records.call(Database.remove, broken, gone)
-        garbage = await asyncio.to_thread(self._root.garbage, {base36(layer.number) for layer in kept})
-        await self._workers.remove_trees(garbage)
+        names = {base36(layer.number) for layer in kept}
+        await self._workers.remove_trees(await asyncio.to_thread(self._root.set_aside, names))
         self._recorder.take_over(whole, kept, additional)
+        # It may take minutes, and no pod should wait for it.
+        self._cleaning = self._tasks.start(self._clean())
         if unasked:
             loop = asyncio.get_running_loop()
             self._unasked = loop.call_later(_KEPT_SECONDS, lambda: self._tasks.start(self._drop_unasked(unasked)))
+
+    async def _clean(self) -> None:
+        try:
+            await self._workers.remove_trees(await asyncio.to_thread(self._root.aside))
+        except ImageError as error:
+            _log.warning("could not remove what interrupted pulls and removals left", extra={"error": error})
 
     async def _drop_unasked(self, chain_ids: Sequence[str]) -> None:
         try:

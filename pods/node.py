@@ -125,6 +125,7 @@ class Node:
             await network.open()
             undo.push_async_callback(network.close)
             node = cls(settings, images, network, recorder, bulletins)
+            undo.callback(node._state.garbage.close)
             records = await node._state.store.open()
             undo.callback(node._state.store.close)
             undo.push_async_callback(node._cgroups.close)
@@ -141,6 +142,7 @@ class Node:
     async def close(self) -> None:
         """Release everything; containers and shims live on."""
         await self._background.drain(_CLOSE_SECONDS)
+        self._state.garbage.close()
         self._shims.close()
         await self._cgroups.close()
         self.stats.close()

@@ -43,6 +43,10 @@ class NodeSettings:
     def container_root(self, container_id: str) -> Path:
         return self.root / "containers" / container_id
 
+    def directories_of(self, container_id: str) -> tuple[Path, Path]:
+        """Return all directories of a container."""
+        return self.bundle_dir(container_id), self.container_root(container_id)
+
     def netns_path(self, sandbox_id: str) -> Path:
         # Where `ip netns` and network agents in containers look for namespaces.
         return Path("/run/netns") / f"crisp-{sandbox_id}"

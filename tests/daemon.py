@@ -246,6 +246,11 @@ class Daemon:
             time.sleep(0.01)
         return status
 
+    def _left(self) -> list[str]:
+        places = (self.state / "sandboxes", self.state / "containers", self.root / "containers", self.root / "network")
+        left = [str(path) for place in places if place.is_dir() for path in place.iterdir()]
+        return left + [str(path) for path in self.leases.rglob("10.*")]
+
     def empty(self) -> None:
         """Stop and remove every sandbox, starting crispd if it was killed.
 
@@ -255,9 +260,9 @@ class Daemon:
             self.start()
         for sandbox in self.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=CALL_SECONDS).items:
             Pod(self, sandbox.id, cri.PodSandboxConfig()).remove()
-        places = (self.state / "sandboxes", self.state / "containers", self.root / "containers", self.root / "network")
-        left = [str(path) for place in places if place.is_dir() for path in place.iterdir()]
-        left += [str(path) for path in self.leases.rglob("10.*")]
+        deadline = time.monotonic() + SECONDS  # containers' files go after their removals are answered
+        while (left := self._left()) and time.monotonic() < deadline:
+            time.sleep(0.01)
         if left:
             raise DaemonFailed("empty crispd: these files stayed:\n  " + "\n  ".join(left) + f"\n{self.log()}")
         deadline = time.monotonic() + leaks.GRACE_SECONDS

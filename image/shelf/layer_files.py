@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from image.errors import ImageError, StorageFull
-from linux import syscalls
+from linux import syscalls, trees
 
 _BLOB_SUFFIX = ".blob"
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -49,6 +50,22 @@ def sync_filesystem(path: Path) -> None:
             syscalls.syncfs(descriptor)
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def remove_small(paths: Iterable[Path], seconds: float) -> list[Path]:
+    """Remove files and directory trees, if they exist, for so long. Returns those that are left. Raises ImageError."""
+    end = time.monotonic() + seconds
+    return [path for path in paths if not _removed(path, end)]
+
+
+def _removed(path: Path, end: float) -> bool:
+    with explained(f"remove {path}"):
+        try:
+            return trees.remove_tree(os.fspath(path), lambda: time.monotonic() > end)
+        except NotADirectoryError:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+    return True
 
 
 @contextmanager

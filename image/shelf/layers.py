@@ -28,6 +28,7 @@ from image.shelf.layer_files import (
     explained,
     make_layer_directory,
     opened,
+    remove_small,
     sync_directory,
     sync_filesystem,
 )
@@ -38,6 +39,7 @@ from image.unpack.workers import Below, Unpacked, Workers
 _UNPACKERS = 16  # layers unpacked at a time by all pulls: each takes a process of some 15 MB
 _PARALLEL = 4  # by one pull: a slow registry must not delay other pulls
 _TRIES = 3
+_QUICK_SECONDS = 0.05
 
 
 Make = Callable[[int, Path], Awaitable[Unpacked]]
@@ -231,7 +233,10 @@ class Layers:
             await asyncio.wait(making)
         for layer in dead:
             layer.unmount()
-        await self._workers.remove_trees(await asyncio.to_thread(_unlink, dead))
+        paths = [path for layer in dead for path in (layer.path, layer.blob)]
+        if paths:
+            # A small layer is gone before a worker's interpreter would have started.
+            await self._workers.remove_trees(await asyncio.to_thread(remove_small, paths, _QUICK_SECONDS))
 
     @asynccontextmanager
     async def acquired(self, chain_ids: Sequence[str], make: Make) -> AsyncIterator[list[Layer]]:
@@ -395,24 +400,6 @@ class Layers:
                     layer.record = replace(layer.record, sealed=time.time_ns())
             sync_directory(self._final)
             sync_directory(self._temporary)
-
-
-def _unlink(layers: Sequence[Layer]) -> list[Path]:
-    """Remove the files of indexed layers, which are few; return what is left for a worker."""
-    left: list[Path] = []
-    for layer in layers:
-        if not layer.indexed:
-            left += (layer.path, layer.blob)
-            continue
-        try:
-            for file in (layer.path / TAR, layer.path / INDEX, layer.blob):
-                file.unlink(missing_ok=True)
-            layer.path.rmdir()
-        except FileNotFoundError:
-            pass
-        except OSError:  # something else is in it, or it was not made to its end
-            left += (layer.path, layer.blob)
-    return left
 
 
 def _adopt_root(layer: Layer, lower: Below) -> bool:

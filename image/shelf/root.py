@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Container
 from contextlib import suppress
@@ -15,8 +16,9 @@ from image.errors import ImageError, StorageFull
 _LOCK_WAIT = 10.0  # seconds: the workers of a killed daemon hold the lock until they notice its death
 _LOCK_STEP = 0.05  # seconds
 _EMPTY = "0"
+_GARBAGE = "garbage"
 _OWN_FILES = ("images.db", "images.db-wal", "images.db-shm", "lock")
-_OWN_DIRECTORIES = 5  # the root, layers, layers/0, profiles, tmp
+_OWN_DIRECTORIES = 6  # the root, garbage, layers, layers/0, profiles, tmp
 
 
 class StoreRoot:
@@ -62,7 +64,28 @@ class StoreRoot:
         return frozenset(os.listdir(self.path / "layers"))
 
     def garbage(self, known: Container[str]) -> list[Path]:
-        """Return the directories of unfinished layers, and of layers that no record names."""
+        """Return the directories of unfinished layers, of layers that no record names, and what was set aside."""
+        return self._unwanted(known) + self.aside()
+
+    def aside(self) -> list[Path]:
+        """Return what was ever set aside and is there yet."""
+        aside = self.path / _GARBAGE
+        return list(aside.iterdir()) if aside.is_dir() else []
+
+    def set_aside(self, known: Container[str]) -> list[Path]:
+        """Move what `garbage` returns aside, because new layers may get the names. Returns what could not be moved."""
+        aside = self.path / _GARBAGE
+        with suppress(OSError):  # the disk may be full
+            aside.mkdir(exist_ok=True)
+        in_the_way = []
+        for path in self._unwanted(known):
+            try:
+                path.rename(aside / secrets.token_hex(8))
+            except OSError:
+                in_the_way.append(path)
+        return in_the_way
+
+    def _unwanted(self, known: Container[str]) -> list[Path]:
         unfinished = list((self.path / "tmp").iterdir())
         unknown = [path for path in (self.path / "layers").iterdir() if path.stem not in known and path.name != _EMPTY]
         return unfinished + unknown

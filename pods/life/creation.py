@@ -176,6 +176,7 @@ class Creation:
         self._root, self._bundle = self._settings.container_root(container_id), self._settings.bundle_dir(container_id)
         self._users = user_namespaces.mappings_of(sandbox.config)
         self._held: tuple[str, ...] = ()  # ids of the images that this creation keeps from removal
+        self._listed = False  # whether the container was in the lists: then whoever forgets it releases the images
         self._intent: Future[None] | None = None
         self._document: dict[str, Any] | None = None  # config.json as the plugins know it
         self._target_pid = 0  # pid of the container whose PID namespace is joined
@@ -239,7 +240,7 @@ class Creation:
         self._intend(plan.container)
 
     def _release(self) -> None:
-        if self._id in self._state.containers:
+        if self._listed:
             return  # the container's removal releases them
         for image_id in self._held:
             self._images.release(image_id)
@@ -247,10 +248,14 @@ class Creation:
     def _intend(self, container: Container) -> Future[None]:
         """Write an unfinished record: the next daemon removes the container if this one is killed."""
         if self._intent is None:
-            self._undo.register("forget the container", self._state.forget_container, self._id)
+            self._undo.register("forget the container", self._forget)
             self._undo.register("remove the container's files", remove_files, self._state, container)
         self._intent = self._state.store.begin_put(ContainerRecord(container=container))
         return self._intent
+
+    async def _forget(self) -> None:
+        if await self._state.forget_container(self._id):
+            self._listed = False  # and nobody else removes it
 
     async def _look_up(self, plan: Plan) -> HostObjects:
         """Refuse invalid combinations, and find on the host what the request names."""
@@ -405,6 +410,7 @@ class Creation:
     async def _publish(self, record: ContainerRecord) -> Container:
         """Make the container durable and visible. Raises FailedPrecondition if its pod was stopped meanwhile."""
         await self._state.save_container(record)
+        self._listed = True
         self._trace.step("container durable")
         # Checked after the container is visible: a stop ends the containers that it sees.
         now = self._state.sandboxes.get(self._sandbox.id)

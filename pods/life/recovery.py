@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from pods import log_fields
-from pods.directories import remove_trees
 from pods.errors import PodError
 from pods.model import SandboxState
 from pods.state.store import ContainerRecord, SandboxRecord
@@ -75,7 +74,7 @@ class Recovery:
         for container_record in records[1]:
             if not container_record.finished:
                 with _survived("undo unfinished container", container_record.container.id):
-                    await self._removals.discard(container_record.container)
+                    await self._removals.discard_unfinished(container_record.container)
         await self._clean_state_directory()
 
     async def sandbox_lost(self, sandbox_id: str) -> None:
@@ -192,7 +191,7 @@ class Recovery:
             shutil.rmtree(directory, ignore_errors=True)
         for parent in (self._state.settings.state / "containers", self._state.settings.root / "containers"):
             there = list(parent.iterdir()) if parent.is_dir() else ()
-            await remove_trees(place for place in there if place.name not in self._state.containers)
+            self._state.garbage.put(place for place in there if place.name not in self._state.containers)
 
 
 @contextlib.contextmanager

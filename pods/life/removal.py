@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from typing import TYPE_CHECKING
 
 from pods import bundle, handlers, log_fields
-from pods.directories import remove_trees
-from pods.errors import NotFound
+from pods.errors import NotFound, PodError
 from pods.model import Container
 from pods.state.plugins import PluginEvent
 from runtime.client import ShimGone
@@ -62,19 +60,40 @@ class Removals:
             container, document = record.container, None
             if self._state.plugins is not None:
                 document = bundle.read_config(self._state.settings.bundle_dir(container_id))
-            await self.discard(container)
+            await self._discard(container)
             if (sandbox := self._state.sandboxes.get(container.sandbox_id)) is not None:
                 await self._state.happened(PluginEvent.REMOVE, sandbox.sandbox, container, document)
             _log.info("container removed", extra=log_fields.of_container(container))
 
-    async def discard(self, container: Container) -> None:
-        """Remove everything of a container that does not run."""
+    async def _discard(self, container: Container) -> None:
+        if await self._forget(container):
+            self._release(container)
+
+    async def discard_unfinished(self, container: Container) -> None:
+        """Remove everything of a container whose creation an earlier daemon did not finish."""
+        await self._forget(container)
+        self._release(container)
+
+    async def _forget(self, container: Container) -> bool:
+        """Remove everything of a container that does not run, but its holds on images. Its files go a little later.
+
+        Returns whether the container was in the lists, so that of two callers only one gets True.
+        """
         await delete_in_shim(self._shims, container)
         record = self._state.sandboxes.get(container.sandbox_id)
         if record is not None and record.sandbox.runtime_handler in handlers.BUILT_IN:
             await self._cgroups.of(record.sandbox).remove_container(record.sandbox, container.id)
-        await remove_files(self._state, container)
-        await self._state.forget_container(container.id)
+        unmount_files(self._state, container)
+        # A container without a record is gone: if crispd dies before its files are, the next one removes them.
+        try:
+            listed = await self._state.forget_container(container.id)
+        except PodError:  # the database itself needs space, which the files may have
+            await self._state.garbage.remove(self._state.settings.directories_of(container.id))
+            listed = await self._state.forget_container(container.id)
+        self._state.garbage.put(self._state.settings.directories_of(container.id))
+        return listed
+
+    def _release(self, container: Container) -> None:
         for image_id in container.images:
             self._images.release(image_id)
 
@@ -87,10 +106,14 @@ async def delete_in_shim(shims: Shims, container: Container) -> None:
 
 async def remove_files(state: State, container: Container) -> None:
     """Remove bundle and writable layer. Call it after the shim has released them."""
+    unmount_files(state, container)
+    await state.garbage.remove(state.settings.directories_of(container.id))
+
+
+def unmount_files(state: State, container: Container) -> None:
+    """Unmount what another runtime may have left on a container's directories, and remove its own files."""
     settings = state.settings
-    directory, root = settings.bundle_dir(container.id), settings.container_root(container.id)
     sandbox = state.sandboxes.get(container.sandbox_id)
     if sandbox is None or sandbox.sandbox.runtime_handler not in handlers.BUILT_IN:
-        handlers.clean_up(container.id, directory, root / "volumes", settings.state)
-    shutil.rmtree(directory, ignore_errors=True)
-    await remove_trees([root])
+        volumes = settings.container_root(container.id) / "volumes"
+        handlers.clean_up(container.id, settings.bundle_dir(container.id), volumes, settings.state)

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from pods.directories import Garbage
 from pods.errors import FailedPrecondition, InvalidArgument, NotFound
 from pods.model import Container, Sandbox, SandboxState
 from pods.recorder.recorder import End, Recorder
@@ -33,6 +34,7 @@ class State:
         self.recorder = recorder
         self.plugins: Plugins | None = None  # None while none is connected
         self.gate = PluginGate()
+        self.garbage = Garbage()
         self._exited: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # kept while held or awaited
 
@@ -123,13 +125,15 @@ class State:
         else:
             self.recorder.undone(sandbox_id)
 
-    async def forget_container(self, container_id: str) -> None:
+    async def forget_container(self, container_id: str) -> bool:
+        """Delete the record. Returns whether the container was in the lists until now."""
         await self.store.delete_container(container_id)
         gone = self.containers.pop(container_id, None)
         if (exited := self._exited.pop(container_id, None)) is not None:
             exited.set()  # a stop may still wait for it
         if gone is not None:
             self._tell_container(gone.container, None)
+        return gone is not None
 
     # -- telling ------------------------------------------------------------------------------------------------------
 

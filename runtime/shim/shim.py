@@ -60,7 +60,7 @@ class Shim:
         self._inheritance = inheritance
         self._loop = loop = EventLoop()
         # Containers use the loop through the shim.
-        self.watch, self.unwatch, self.later = loop.watch, loop.unwatch, loop.later
+        self.watch, self.unwatch, self.later, self.idly = loop.watch, loop.unwatch, loop.later, loop.idly
         self.on_exit, self.is_child, self.command_started = loop.on_exit, loop.is_child, loop.command_started
         self._connections: list[Connection] = []
         self._containers: dict[str, Container] = {}
@@ -166,7 +166,7 @@ class Shim:
 
     def _freeze(self, call: calls.Freeze, request: Request) -> calls.Done:
         self._end_pause(request.connection)
-        pause = Pause([self._container(container_id) for container_id in call.containers], self._loop.idly)
+        pause = Pause([self._container(container_id) for container_id in call.containers], self.idly)
         pause.begin(call.seconds)
         self._pauses[request.connection] = pause
         return calls.Done()

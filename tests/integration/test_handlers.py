@@ -164,6 +164,20 @@ def test_a_removal_waits_for_the_runtimes_own(tmp_path: Path) -> None:
         pod.remove()
 
 
+def test_a_removal_outlasts_a_runtime_whose_own_hangs(tmp_path: Path) -> None:
+    hanging = tmp_path / "hanging-runc"
+    hanging.write_text(f'#!/bin/sh\ncase "$*" in *" delete "*) exec sleep 3600;; esac\nexec {RUNC} "$@"\n')
+    hanging.chmod(0o755)
+    with _running(tmp_path, str(hanging)) as daemon:
+        pod = _pod(daemon, "hangs")
+        container_id = pod.run("sleep", "100")
+        daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id), timeout=CALL_SECONDS)
+        daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container_id), timeout=CALL_SECONDS)
+        assert _known_to_runc(daemon) == []
+        until(lambda: not (daemon.root / "containers" / container_id).exists())
+        pod.remove()
+
+
 def test_the_daemon_may_be_killed(tmp_path: Path) -> None:
     with _running(tmp_path) as daemon:
         pod = _pod(daemon, "survivor")

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import tarfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -24,10 +24,12 @@ from image.errors import DigestMismatch, ImageError, ImageInUse, ImageNotFound, 
 from image.model import Image
 from image.settings import LAYER_KINDS, ImageSettings
 from image.store import ImageStore
+from image.unpack.workers import Workers
 from tests.daemon import Daemon
 from tests.faulty_registry import FaultyRegistry
 from tests.images import build_image, busybox_layout, digest, entry, layer, write_layout
 from tests.registry import Registry
+from tests.waiting import eventually, until
 
 
 @asynccontextmanager
@@ -38,6 +40,33 @@ async def opened(root: Path, keep_blobs: bool = True, kind: str = "unpacked") ->
         yield store
     finally:
         await store.close()
+
+
+@pytest.mark.trial("garbage-delays-no-start", "a store opens without waiting until what a crash left is removed")
+async def test_a_store_opens_before_garbage_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New layers get the names that the garbage had, while it is still there."""
+    source = busybox_layout(tmp_path / "source", "example.io/busybox:1")
+    async with opened(tmp_path) as store:
+        (image,) = await store.import_archive(source)
+        await store.remove(image.id)
+    for left in ("tmp/1", "tmp/archive-0", "layers/1"):
+        (tmp_path / "image" / left / "etc").mkdir(parents=True)
+    going_on, remove_trees = asyncio.Event(), Workers.remove_trees
+
+    async def slow(workers: Workers, paths: Sequence[Path]) -> None:
+        if paths and paths[0].parent.name == "garbage":
+            await going_on.wait()
+        await remove_trees(workers, paths)
+
+    monkeypatch.setattr(Workers, "remove_trees", slow)
+    async with opened(tmp_path) as store:
+        (image,) = await store.import_archive(source)
+        assert len(list((tmp_path / "image/garbage").iterdir())) == 3
+    async with opened(tmp_path) as store:  # goes on where the other was closed
+        going_on.set()
+        await eventually(lambda: not list((tmp_path / "image/garbage").iterdir()))
+        assert await store.verify(image.id)
+        assert all((place / "bin/busybox").exists() for place in store.layers(image))
 
 
 def run(*command: str | Path) -> bytes:
@@ -260,6 +289,7 @@ import asyncio, sys
 from pathlib import Path
 from image.settings import ImageSettings
 from image.store import ImageStore
+from image.unpack.workers import Workers
 async def main():
     root = Path(sys.argv[1])
     settings = ImageSettings(keep_blobs=True, image_layers=sys.argv[4])
@@ -357,4 +387,5 @@ def test_fifty_containers_take_the_disk_of_one_image(daemon: Daemon) -> None:
             daemon.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image.id)))
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert used() - before < 50 * 32 << 10  # each has some directories, overlay's own among them
+    until(lambda: not list((daemon.root / "containers").iterdir()))
     assert used() == before

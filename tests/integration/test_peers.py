@@ -400,7 +400,7 @@ def test_a_volume_that_is_mounted_is_no_overlay_is_counted_and_goes_away(daemon:
         used = daemon.runtime.ContainerStats(stats, **_CALL).stats.writable_layer.used_bytes.value
         assert used >= 4 << 20
         daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
-        assert not directory.exists()
+        until(lambda: not directory.exists())
 
 
 @_VOLUMES

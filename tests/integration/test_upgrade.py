@@ -447,7 +447,7 @@ def test_what_stops_is_gone(upgraded: Upgraded, kind: str) -> None:
     _stop(daemon, counter)
     assert daemon.status(counter).exit_code == 137
     _end(upgraded, kind, counter)
-    assert not (daemon.root / "containers" / counter).exists()
+    until(lambda: not (daemon.root / "containers" / counter).exists())
     _remove(daemon, containers[kind, "done"])
     pod.remove()
     assert not (daemon.state / "sandboxes" / pod.id).exists()

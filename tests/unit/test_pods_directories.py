@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pods import directories
-from pods.directories import make_directories, remove_tree, remove_trees
+from pods.directories import Garbage, make_directories, remove_tree
 from tests.waiting import eventually
 
 
@@ -115,12 +115,13 @@ async def test_a_small_tree_waits_for_no_large_ones(tmp_path: Path, monkeypatch:
         for file in range(30):
             (place / f"many{file}").touch()
     monkeypatch.setattr(os, "unlink", slow_unlink)
-    removal = asyncio.create_task(remove_trees(large))
+    garbage = Garbage()
+    removal = asyncio.create_task(garbage.remove(large))
     for number in range(20):
         small = tmp_path / f"small{number}"
         (small / "directory").mkdir(parents=True)
         (small / "directory/file").touch()
-        await remove_trees([small])
+        await garbage.remove([small])
         assert not small.exists()
     assert not removal.done()
     small_ones_gone.set()
@@ -134,7 +135,7 @@ async def test_a_removal_goes_on_when_nobody_waits_for_it(tmp_path: Path, monkey
     for number in range(300):
         (top / f"{number}/directory").mkdir(parents=True)
         (top / f"{number}/file").touch()
-    removal = asyncio.create_task(remove_trees([top]))
+    removal = asyncio.create_task(Garbage().remove([top]))
     await asyncio.sleep(0)
     removal.cancel()
     await eventually(lambda: not top.exists())
@@ -159,8 +160,9 @@ async def test_a_removal_whose_caller_is_cancelled_is_no_fault_in_its_thread(
             threading.Thread(target=run).start()
 
     going_on = threading.Event()
-    monkeypatch.setattr(directories, "_threads", Threads())
-    removal = asyncio.create_task(remove_trees([tmp_path / "top"]))
+    garbage = Garbage()
+    monkeypatch.setattr(garbage, "_threads", Threads())
+    removal = asyncio.create_task(garbage.remove([tmp_path / "top"]))
     await asyncio.sleep(0)
     removal.cancel()
     await asyncio.wait({removal})
@@ -176,3 +178,32 @@ def test_a_removal_may_stop_anywhere(tmp_path: Path) -> None:
         turns += 1
     assert turns > 200
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_closed_garbage_leaves_the_rest_to_the_next_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon's stop waits for one file at most, not for trees that take minutes."""
+    monkeypatch.setattr(directories, "_TURN", 0.0)
+    at_a_file, going_on = threading.Event(), threading.Event()
+    unlink = os.unlink
+
+    def slow_unlink(name: str, *, dir_fd: int) -> None:
+        at_a_file.set()
+        going_on.wait(60)
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", slow_unlink)
+    for top in ("large", "waiting", "also waiting"):
+        (tmp_path / top).mkdir()
+        for number in range(300):
+            (tmp_path / top / f"{number}").touch()
+    garbage = Garbage()
+    done = garbage.put(sorted(tmp_path.iterdir()))
+    await asyncio.to_thread(at_a_file.wait)
+    closing = asyncio.create_task(asyncio.to_thread(garbage.close))
+    await eventually(lambda: garbage._closing.is_set())
+    going_on.set()
+    await closing
+    assert all(one.done() for one in (*done, *garbage.put([tmp_path / "large"])))
+    assert sum(len(list(top.iterdir())) for top in tmp_path.iterdir()) > 890

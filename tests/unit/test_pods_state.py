@@ -67,3 +67,11 @@ async def test_locks_serialise_and_are_not_kept(state: State) -> None:
     assert order == ["a", "a", "b", "b", "c", "c"]
     gc.collect()
     assert not state._locks
+
+
+async def test_of_two_that_forget_a_container_one_is_told_that_it_was_there(state: State) -> None:
+    """That one releases the container's images: a removal and the undoing of a creation may meet."""
+    await state.save_container(_record())
+    told = await asyncio.gather(state.forget_container("c"), state.forget_container("c"))
+    assert sorted(told) == [False, True]
+    assert not await state.forget_container("never")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from linux import syscalls
 from linux.mounts import unmount_if_mounted
@@ -22,6 +24,8 @@ from runtime.shim.launch.external_commands import DetachedCommands
 from runtime.shim.launch.external_program import NO_STREAMS, ConsoleSocket, Program, adopted, console_flag
 from runtime.spec.values import Process, Resources
 from runtime.wire.calls import ExternalRuntime, Start
+
+_DELETE_SECONDS: Final = 20.0  # kubelet waits two minutes for RemoveContainer
 
 
 class ExternalLauncher:
@@ -93,8 +97,15 @@ class ExternalLauncher:
                 complain(f"could not unmount {path}: {error}")
         if self._known:
             self._known = False
-            self._program.run(["delete", "--force", self._held.id], NO_STREAMS, self._deleted)
+            pid = self._program.run(["delete", "--force", self._held.id], NO_STREAMS, self._deleted)
             self._deleting = True
+            self._held.supervisor.idly(_DELETE_SECONDS, lambda: self._end_deletion(pid))
+
+    def _end_deletion(self, pid: int) -> None:
+        """Kill a `delete` that hangs. crispd removes what the runtime keeps of the container."""
+        if self._deleting:
+            complain(f"{self._program.path} delete of container {self._held.id} took {_DELETE_SECONDS:g} s: killed")
+            os.kill(pid, signal.SIGKILL)
 
     def _deleted(self, _status: int) -> None:
         self._deleting = False

@@ -39,8 +39,11 @@ class Program:
         self._supervisor = held.supervisor
         self._log = os.path.join(held.bundle, "runtime.log")
 
-    def run(self, words: Sequence[str], streams: tuple[int, int, int], done: Done) -> None:
-        """Start a command of the runtime. `done` is called with its exit status. Raises OperationFailed."""
+    def run(self, words: Sequence[str], streams: tuple[int, int, int], done: Done) -> int:
+        """Start a command of the runtime. `done` is called with its exit status. Returns its pid.
+
+        Raises OperationFailed.
+        """
         flags = ["--root", self._runtime.root, "--log", self._log, "--log-format", "json"]
         argv = [self._runtime.path, *flags, *(["--systemd-cgroup"] if self.by_systemd else []), *words]
         with open(os.devnull, "r+b", buffering=0) as null, failing("run", self._runtime.path):
@@ -61,6 +64,12 @@ class Program:
                 for fd in high:
                     os.close(fd)
         self._supervisor.command_started(pid, done)
+        return pid
+
+    @property
+    def path(self) -> str:
+        """The program's path."""
+        return self._runtime.path
 
     def failure(self, command: str, status: int) -> CommandFailed:
         """Return the runtime's last error, from its log."""
