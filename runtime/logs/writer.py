@@ -21,6 +21,7 @@ from runtime.logs.place import open_to_append
 
 _NEWLINE: Final = 10
 MAX_LINE: Final = 16 << 10  # bytes of content in one record; longer lines continue in records tagged P
+_PART: Final = MAX_LINE // 2
 
 
 def complain(text: str) -> None:
@@ -39,6 +40,8 @@ class LineFormatter:
 
     def feed(self, data: bytes, timestamp: bytes) -> bytes:
         """Return the records of the complete lines so far, and keep the beginning of the next line."""
+        if self._has_short_lines(data):
+            return self._feed_short(data, timestamp)
         lines = (self._pending + data).split(b"\n") if self._pending else data.split(b"\n")
         rest = lines.pop()
         full = timestamp + self._full
@@ -51,6 +54,21 @@ class LineFormatter:
             rest = self._split_long(rest, timestamp, records)
         self._pending = rest
         return b"".join(records)
+
+    def _has_short_lines(self, data: bytes) -> bool:
+        """Return whether a line ends in the data, and none is too long for one record. Looks at few of the bytes."""
+        first = data.find(b"\n")
+        if first < 0 or len(self._pending) + first > MAX_LINE:
+            return False
+        # A line of MAX_LINE bytes would fill one of these parts.
+        return all(data.find(b"\n", start, start + _PART) >= 0 for start in range(0, len(data) - _PART + 1, _PART))
+
+    def _feed_short(self, data: bytes, timestamp: bytes) -> bytes:
+        """Do what `feed` does without a loop over lines, which costs seven times as much."""
+        full = timestamp + self._full
+        pending, end = self._pending, data.rfind(b"\n")
+        self._pending = data[end + 1 :]
+        return b"".join((full, pending, data[:end].replace(b"\n", b"\n" + full), b"\n"))
 
     def _split_long(self, line: bytes, timestamp: bytes, records: list[bytes]) -> bytes:
         start = 0

@@ -28,7 +28,9 @@ def _content(records: bytes) -> bytes:
     return b"".join(out)
 
 
-_SPECIAL = st.sampled_from([b"\n", b"x" * MAX_LINE, b"y" * (2 * MAX_LINE + 5)])
+_SPECIAL = st.sampled_from(
+    [b"\n", b"x" * MAX_LINE, b"y" * (2 * MAX_LINE + 5), b"z" * (MAX_LINE // 2 - 1) + b"\n", (b"w" * 99 + b"\n") * 655]
+)
 
 
 @pytest.mark.trial("last-line", "A log's reader gets every byte that the program wrote, and no newline that it did not")
@@ -37,6 +39,17 @@ def test_every_byte_is_logged_once_and_in_order(chunks: list[bytes]) -> None:
     formatter = LineFormatter("stdout")
     records = b"".join(formatter.feed(chunk, _STAMP) for chunk in chunks) + formatter.finish(_STAMP)
     assert _content(records) == b"".join(chunks)
+
+
+@given(st.lists(st.sampled_from([0, 1, 99, MAX_LINE // 2 - 1, MAX_LINE // 2, MAX_LINE - 1, MAX_LINE, MAX_LINE + 1])))
+def test_lines_of_any_length_are_full_if_they_fit(lengths: list[int]) -> None:
+    """In one chunk or in many, so that quick ways and others give the same records."""
+    lines = [b"x" * length + b"\n" for length in lengths]
+    one, many = LineFormatter("stdout"), LineFormatter("stdout")
+    chunks = [line[at : at + 5000] for line in lines for at in range(0, len(line), 5000)]
+    records = one.feed(b"".join(lines), _STAMP)
+    assert records == b"".join(many.feed(chunk, _STAMP) for chunk in chunks)
+    assert records.count(b" P ") == lengths.count(MAX_LINE + 1)
 
 
 def test_lines_are_tagged_full_and_long_ones_partial() -> None:
