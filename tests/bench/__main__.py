@@ -18,9 +18,9 @@ from pathlib import Path
 from rich.console import Console
 
 from tests import box
-from tests.bench import critest, layouts, oci, pull, report, streams
+from tests.bench import critest, history, layouts, logs, node, oci, pull, report, streams
 from tests.bench.peers import PEERS, Containerd, Crisp, MountingCrisp, Peer, PeerFailed, TracedCrisp
-from tests.bench.phases import PHASES, Contender, down, up, warm_up
+from tests.bench.phases import PHASES, Contender, down, idle_processors, up, warm_up
 from tests.bench.trace import print_trace
 from tests.bench.workload import Client
 from tests.e2e.critest import programs
@@ -52,6 +52,7 @@ def main() -> int:
     try:
         pods = _trace if arguments.trace else _measure
         measures = {"critest": _critest, "pull": _pulls, "streams": _streams, "pods": pods}
+        measures |= {"node": _node, "logs": _node, "restart": _node}
         measure = measures[arguments.what]
         asyncio.run(measure(arguments, Path(os.environ[DIRECTORY]), console))
     except* PeerFailed as failures:
@@ -62,7 +63,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    what = ("pods", "critest", "pull", "oci", "streams")
+    what = ("pods", "critest", "pull", "oci", "streams", "node", "logs", "restart")
     parser.add_argument("what", nargs="?", choices=what, default="pods", help="what to measure (pods)")
     parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
@@ -143,6 +144,36 @@ async def _streams(arguments: argparse.Namespace, directory: Path, console: Cons
         measured = await streams.run(peers, arguments.rounds, versions, console)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "streams.json").write_text(json.dumps(measured, indent=1) + "\n")
+
+
+async def _node(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
+    """What a node of some size takes: `node`, `logs` and `restart`."""
+    kinds = [kind for kind in PEERS if not arguments.only or kind.name in arguments.only]
+    versions = {kind.name: version for kind in kinds if (version := kind.version()) is not None}
+    with ExitStack() as undo:
+        found = [kind for kind in kinds if kind.name in versions]
+        peers = [kind(directory / kind.name, 100 + number) for number, kind in enumerate(found)]
+        peers = _start(peers, directory, undo, console)
+        versions = {peer.name: versions[peer.name] for peer in peers}
+        async with AsyncExitStack() as close:
+            contenders = [Contender(peer, _client(peer)) for peer in peers]
+            for one in contenders:
+                close.push_async_callback(one.client.close)
+            noise = [await idle_processors()]
+            if arguments.what == "logs":
+                await logs.run(contenders, arguments.rounds, versions, console)
+            elif arguments.what == "node":
+                await node.run(contenders, arguments.pods, versions, console)
+            else:
+                await node.run_restarts(contenders, arguments.pods, arguments.rounds, versions, console)
+            noise.append(await idle_processors())
+    figures = logs.FIGURES if arguments.what == "logs" else node.FIGURES
+    samples = {one.peer.name: dict(one.samples) for one in contenders}
+    run = history.Run.now(arguments.what, arguments.pods, statistics.mean(noise), versions, samples, figures)
+    history.append(RESULTS / "history.jsonl", run)
+    if run.busy_processors > NOISY:
+        console.print(f"{run.busy_processors:.1f} processors were busy with something else", style="yellow")
+    console.print(f"written: {RESULTS}/history.jsonl", highlight=False)
 
 
 async def _critest(arguments: argparse.Namespace, directory: Path, console: Console) -> None:

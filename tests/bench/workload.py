@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,37 +20,49 @@ from tests.bench.peers import PeerFailed
 Item = TypeVar("Item")
 
 _CALL_SECONDS = 60.0
+_SLEEP = ("sleep", "86400")
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod and its only container."""
+    """A pod and its first container."""
 
     id: str
     container_id: str
+    log: Path
 
 
 class Client:
     """Calls on one runtime. Times are in milliseconds, by the name of the call. Raises PeerFailed."""
 
     def __init__(self, address: str, logs: Path, cgroup_parent: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=(("grpc.default_authority", "localhost"),))
-        self._runtime: Any = api_pb2_grpc.RuntimeServiceStub(self._channel)
         self._address = address
+        self._connect()
         self._logs = logs
         self._cgroup_parent = cgroup_parent
         self._numbers = itertools.count()
 
+    def _connect(self) -> None:
+        self._channel = grpc.aio.insecure_channel(self._address, options=(("grpc.default_authority", "localhost"),))
+        self._runtime: Any = api_pb2_grpc.RuntimeServiceStub(self._channel)
+
     async def close(self) -> None:
         await self._channel.close(None)
+
+    async def connect_again(self) -> None:
+        """Forget the connection: after a restart of the daemon gRPC would wait a while before it tries again."""
+        await self.close()
+        self._connect()
 
     async def version(self) -> dict[str, float]:
         """The smallest call there is: what the client, gRPC and the daemon's server cost by themselves."""
         _, taken = await self._timed("Version", api_pb2.VersionRequest())
         return {"Version": taken}
 
-    async def run_pod(self) -> tuple[Pod, dict[str, float]]:
-        """A new pod whose container sleeps."""
+    async def run_pod(
+        self, command: Sequence[str] = _SLEEP, *, more: Sequence[str] = ()
+    ) -> tuple[Pod, dict[str, float]]:
+        """A new pod whose container runs `command`. `more` are the names of further containers, which sleep."""
         name = f"bench-{next(self._numbers)}"
         logs = self._logs / name
         logs.mkdir(parents=True)
@@ -61,14 +73,35 @@ class Client:
             linux=api_pb2.LinuxPodSandboxConfig(cgroup_parent=self._cgroup_parent),
         )
         pod, sandbox_ms = await self._timed("RunPodSandbox", api_pb2.RunPodSandboxRequest(config=config))
-        request = api_pb2.CreateContainerRequest(
-            pod_sandbox_id=pod.pod_sandbox_id, config=_container(), sandbox_config=config
-        )
+        container_id, times = await self._run_container(pod.pod_sandbox_id, config, "main", command)
+        for other in more:
+            await self._run_container(pod.pod_sandbox_id, config, other, _SLEEP)
+        times = {"RunPodSandbox": sandbox_ms, **times}
+        return Pod(pod.pod_sandbox_id, container_id, logs / "main.log"), times | {"pod start": sum(times.values())}
+
+    async def _run_container(
+        self, pod_id: str, pod_config: api_pb2.PodSandboxConfig, name: str, command: Sequence[str]
+    ) -> tuple[str, dict[str, float]]:
+        config = _container(name, command)
+        request = api_pb2.CreateContainerRequest(pod_sandbox_id=pod_id, config=config, sandbox_config=pod_config)
         container, create_ms = await self._timed("CreateContainer", request)
         start = api_pb2.StartContainerRequest(container_id=container.container_id)
         _, start_ms = await self._timed("StartContainer", start)
-        times = {"RunPodSandbox": sandbox_ms, "CreateContainer": create_ms, "StartContainer": start_ms}
-        return Pod(pod.pod_sandbox_id, container.container_id), times | {"pod start": sum(times.values())}
+        return container.container_id, {"CreateContainer": create_ms, "StartContainer": start_ms}
+
+    async def lists(self) -> dict[str, float]:
+        """What kubelet asks every second, to learn what has changed."""
+        _, pods_ms = await self._timed("ListPodSandbox", api_pb2.ListPodSandboxRequest())
+        _, containers_ms = await self._timed("ListContainers", api_pb2.ListContainersRequest())
+        return {"ListPodSandbox": pods_ms, "ListContainers": containers_ms}
+
+    async def pods(self) -> int:
+        """How many pods the runtime knows."""
+        return len((await self._timed("ListPodSandbox", api_pb2.ListPodSandboxRequest()))[0].items)
+
+    async def stop_container(self, pod: Pod) -> None:
+        """Kill the pod's container."""
+        await self._timed("StopContainer", api_pb2.StopContainerRequest(container_id=pod.container_id, timeout=0))
 
     async def remove_pod(self, pod: Pod) -> dict[str, float]:
         """End a pod with its container, as kubelet's garbage collection would."""
@@ -112,12 +145,12 @@ async def at_a_time(width: int, items: Iterable[Item], act: Callable[[Item], Awa
             group.create_task(work())
 
 
-def _container() -> api_pb2.ContainerConfig:
+def _container(name: str = "main", command: Sequence[str] = _SLEEP) -> api_pb2.ContainerConfig:
     resources = api_pb2.LinuxContainerResources(cpu_shares=102, memory_limit_in_bytes=64 << 20)
     return api_pb2.ContainerConfig(
-        metadata=api_pb2.ContainerMetadata(name="main"),
+        metadata=api_pb2.ContainerMetadata(name=name),
         image=api_pb2.ImageSpec(image=BUSYBOX),
-        command=["sleep", "86400"],
-        log_path="main.log",
+        command=command,
+        log_path=f"{name}.log",
         linux=api_pb2.LinuxContainerConfig(resources=resources),
     )
