@@ -189,6 +189,15 @@ def _add_about(command: _Command) -> None:
     learn.add_argument("image", metavar="IMAGE")
     learn.add_argument("command_line", nargs=argparse.REMAINDER, metavar="CMD", help="instead of the image's own")
     learn.set_defaults(target="seccomp:learn")
+    summary = "Take over the settings and images of containerd or CRI-O, without the network"
+    migrate = command("migrate", "migrate.command:run", summary)
+    sources = ("containerd", "crio")
+    migrate.add_argument("--from", dest="source", required=True, choices=sources, help="the other runtime")
+    migrate.add_argument("--dry-run", action="store_true", help="only print what would be done")
+    migrate.add_argument("--images-only", action="store_true", help="write no configuration")
+    migrate.add_argument("--config", metavar="FILE", help="its configuration, if it is not in the usual place")
+    migrate.add_argument("--root", metavar="DIR", help="its store, if it is not in the usual place")
+    migrate.add_argument("--directory", metavar="DIR", default="/etc", help="write drop-ins below this (/etc)")
     summary = "Write an archive for a bug report, without environments, arguments, annotations, logins and output"
     bundle = command("bundle", "bundle:run", summary)
     bundle.add_argument("-o", "--output", dest="file", metavar="FILE", default=None, help="crisp-bundle-TIME.tar.gz")

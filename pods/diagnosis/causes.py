@@ -41,6 +41,9 @@ def _known(name: str, kinds: str, pattern: str, remedy: str) -> Known:
 
 # The first matching row wins.
 KNOWN: Final = (
+    # -- what others said: their words could be anything
+    _known("hook", "HookFailed", "", "the message has the hook's output; fix or remove the hook in hooks_dirs"),
+    _known("nri", "NriError CallRefused PluginGone WireError", "", "read the plugin's log, or stop the plugin"),
     # -- programs
     _known("wrong-architecture", "ExecFailed", "it is a program for",
            "use an image for this machine's architecture (docker buildx --platform), or another node"),
@@ -141,9 +144,9 @@ KNOWN: Final = (
     # -- rights
     _known("seccomp-profile", "", "\\.seccomp|seccomp (filter|profile)",
            "put the profile (JSON) at localhostProfile below kubelet's seccomp directory, on every node"),
-    _known("apparmor", "", "\\.apparmor|AppArmor",
+    _known("apparmor", "", "\\.apparmor|AppArmor|apply label `[^`:]+`",
            "load the profile on this node (apparmor_parser -r), or request none if AppArmor is off"),
-    _known("selinux", "", "SELinux|\\.selinux",
+    _known("selinux", "", "SELinux|\\.selinux|apply label `[^`]+:[^`]+`",
            "correct seLinuxOptions, or load the policy that has these types"),
     _known("sysctl", "", "config\\.linux\\.sysctls",
            "correct the name: a pod can set only sysctls of its own namespaces that the kernel has"),

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests import box
-from tests.bench import critest, history, layouts, logs, node, oci, pull, report, streams
+from tests.bench import critest, history, layouts, logs, node, oci, pull, report, streams, words
 from tests.bench.peers import PEERS, Containerd, Crisp, MountingCrisp, Peer, PeerFailed, TracedCrisp
 from tests.bench.phases import PHASES, Contender, down, idle_processors, up, warm_up
 from tests.bench.trace import print_trace
@@ -52,7 +52,7 @@ def main() -> int:
     try:
         pods = _trace if arguments.trace else _measure
         measures = {"critest": _critest, "pull": _pulls, "streams": _streams, "pods": pods}
-        measures |= {"node": _node, "logs": _node, "restart": _node}
+        measures |= {"words": _words, "node": _node, "logs": _node, "restart": _node}
         measure = measures[arguments.what]
         asyncio.run(measure(arguments, Path(os.environ[DIRECTORY]), console))
     except* PeerFailed as failures:
@@ -63,7 +63,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    what = ("pods", "critest", "pull", "oci", "streams", "node", "logs", "restart")
+    what = ("pods", "critest", "pull", "oci", "streams", "node", "logs", "restart", "words")
     parser.add_argument("what", nargs="?", choices=what, default="pods", help="what to measure (pods)")
     parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
@@ -174,6 +174,16 @@ async def _node(arguments: argparse.Namespace, directory: Path, console: Console
     if run.busy_processors > NOISY:
         console.print(f"{run.busy_processors:.1f} processors were busy with something else", style="yellow")
     console.print(f"written: {RESULTS}/history.jsonl", highlight=False)
+
+
+async def _words(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
+    found = {peer.name: version for peer in (Crisp, Containerd) if (version := peer.version()) is not None}
+    kinds = [kind for kind in (Crisp, Containerd) if kind.name in found]
+    with ExitStack() as undo:
+        peers = [kind(directory / kind.name, 100 + number) for number, kind in enumerate(kinds)]
+        peers = _start(peers, directory, undo, console)
+        words.run(peers, directory, found)
+    console.print(f"written: {words.PAGE}", highlight=False)
 
 
 async def _critest(arguments: argparse.Namespace, directory: Path, console: Console) -> None:

@@ -12,7 +12,9 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
 from tests.faulty_registry import FaultyRegistry
 from tests.images import build_image, build_index, busybox_layer, digest, entry, layer
 from tests.integration.test_crisp_command import crisp
+from tests.nri_plugin import Plugin, objection
+from tests.pki import Authority
 from tests.waiting import until
 
 _CALL = {"timeout": CALL_SECONDS}
@@ -79,8 +83,11 @@ def pod(daemon: Daemon) -> Iterator[Pod]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Programs and files that are not what they should be."""
-    made = tmp_path_factory.mktemp("odd")
+    return stage(tmp_path_factory.mktemp("odd"))
+
+
+def stage(made: Path) -> Path:
+    """Make programs and files that are not what they should be (also for `python -m tests.bench words`)."""
     made.chmod(0o755)
     elf = bytearray(Path("/bin/busybox").read_bytes())
     _program(made / "data", b"not a program", 0o644)
@@ -319,6 +326,14 @@ def test_networks_and_pods(tmp_path: Path) -> None:
         assert failures == []
 
 
+def _unknown_authority(directory: Path) -> ssl.SSLContext:
+    """The TLS of a registry whose certificate nobody knows."""
+    certificate, key = Authority(directory / "ca").issue(directory, "registry")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+    return tls
+
+
 async def test_images(tmp_path: Path) -> None:
     good = build_image([busybox_layer()])
     s390x = build_image([layer(entry("file", b"content"))], architecture="s390x")
@@ -326,7 +341,7 @@ async def test_images(tmp_path: Path) -> None:
     lying = build_image([layer(entry("file", b"content"))], diff_ids=[digest(b"something else")])
     artifact = build_image([layer(entry("file", b"content"))], config_type="application/vnd.example.thing.v1+json")
     images = {"good:1": good, "foreign:1": foreign, "lying:1": lying, "artifact:1": artifact, "refused/a:1": good}
-    registry = FaultyRegistry(images=images)
+    registry, secret = FaultyRegistry(images=images), FaultyRegistry(images={"good:1": good})
     manifest, blob = "/v2/good/manifests/1", registry.blob_path("good", list(good.blobs)[1])
     status = faulty_registry.status
 
@@ -372,8 +387,63 @@ async def test_images(tmp_path: Path) -> None:
             registry.faults = {}
             await asyncio.to_thread(daemon.images.PullImage, request, **_CALL)
             assert why(daemon, f"{registry.host}/good:1").name == "none"
+            await serving.enter_async_context(secret.running(_unknown_authority(tmp_path)))
+            image = f"{secret.host}/good:1"
+            pull = cri.PullImageRequest(image=cri.ImageSpec(image=image))
+            told = await asyncio.to_thread(refusal, partial(daemon.images.PullImage, pull, **_CALL))
+            if failure := wrong(why(daemon, image), "registry-tls", ("certificate",), told):
+                failures.append(failure)
             await serving.aclose()  # the daemon keeps its connection as long as there is somebody
         assert failures == []
+
+
+def test_hooks_plugins_and_propagation(tmp_path: Path) -> None:
+    hooks = tmp_path / "hooks.d"
+    hooks.mkdir()
+    _program(tmp_path / "refuses", b"#!/bin/sh\necho no licence >&2\nexit 4\n")
+    for stage_name in ("createRuntime", "createContainer"):
+        hook = {"path": str(tmp_path / "refuses")}
+        document = {"version": "1.0.0", "hook": hook, "when": {"annotations": {"^fail$": stage_name}}}
+        (hooks / f"{stage_name}.json").write_text(json.dumps({**document, "stages": [stage_name]}))
+        if stage_name == "createRuntime":
+            document["hook"] = {"path": str(tmp_path / "none")}
+            document["when"] = {"annotations": {"^fail$": "missing"}}
+            (hooks / "missing.json").write_text(json.dumps({**document, "stages": [stage_name]}))
+    settings = tmp_path / "crisp.toml"
+    settings.write_text(f'hooks_dirs = ["{hooks}"]\n')
+    socket_path = tmp_path / "nri.sock"
+    private = tmp_path / "private"
+    private.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "--make-private", "private", private], check=True)
+
+    def mount(propagation: cri.MountPropagation.ValueType) -> dict[str, Any]:
+        return {"mounts": [cri.Mount(host_path=str(private), container_path="/mnt", propagation=propagation)]}
+
+    cases: tuple[tuple[str, str, tuple[str, ...], dict[str, Any]], ...] = (
+        ("runtime-hook", "hook", ("no licence",), {"annotations": {"fail": "createRuntime"}}),
+        ("container-hook", "hook", ("no licence",), {"annotations": {"fail": "createContainer"}}),
+        ("missing-hook", "hook", (str(tmp_path / "none"),), {"annotations": {"fail": "missing"}}),
+        ("both-ways", "mount-propagation", (str(private), "not shared"), mount(cri.PROPAGATION_BIDIRECTIONAL)),
+        ("slave", "mount-propagation", (str(private), "neither shared"), mount(cri.PROPAGATION_HOST_TO_CONTAINER)),
+    )
+    failures = []
+    try:
+        with Daemon.running(f"--config={settings}", f"--nri-socket={socket_path}") as daemon:
+            daemon.import_busybox()
+            with daemon.pod("odd") as pod, Plugin.connected(socket_path, name="strict", index="05") as plugin:
+                for name, cause, words, fields in cases:
+                    told = refusal(partial(pod.run, "sleep", "60", name=name, **fields))
+                    if failure := wrong(why(daemon, f"odd/{name}"), cause, words, told):
+                        failures.append(f"{name}: {failure}")
+                for method in ("CreateContainer", "StartContainer"):
+                    plugin.answers[method] = objection("not on my watch")
+                    told = refusal(partial(pod.run, "sleep", "60", name=method))
+                    if failure := wrong(why(daemon, f"odd/{method}"), "nri", ("05-strict", "not on my watch"), told):
+                        failures.append(f"{method}: {failure}")
+                    del plugin.answers[method]
+    finally:
+        subprocess.run(["umount", private], check=True)
+    assert failures == []
 
 
 def test_a_pod_whose_shim_was_killed_says_so(fresh_daemon: Daemon) -> None:

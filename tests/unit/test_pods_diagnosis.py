@@ -82,6 +82,12 @@ def test_last_words_belong_to_the_exit_that_follows() -> None:
         ("PodError OperationFailed", "create container 'a': write: No space left on device", "disk-full"),
         ("PodError NotSupported", "set pids limit `100`: no pids cgroup controller", "cgroup-controller"),
         ("PodError", "run it: nobody has thought of this", "other"),
+        ("PodError HookFailed", "error running createRuntime hook #0: `/x`: No space left on device", "hook"),
+        ("PodError CallRefused", "05-strict: CreateContainer: its certificate is missing", "nri"),
+        ("InvalidArgument", "config.mounts[0].selinux_relabel: label '/srv' 'a:b:c': Invalid argument", "selinux"),
+        ("InvalidArgument", "config.mounts[0].selinux_relabel: '/etc' is a directory of the system", "selinux"),
+        ("PodError OperationFailed", "start container a: apply label `u:r:x_t:s0`: Invalid argument", "selinux"),
+        ("PodError OperationFailed", "start container a: apply label `web`: Permission denied", "apparmor"),
     ],
 )
 def test_an_error_is_known_by_its_classes_before_its_words(kinds: str, text: str, name: str) -> None:

@@ -1,0 +1,1 @@
+"""`crisp migrate`: takes over containerd's or CRI-O's configuration and images."""
