@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from cri import server
 from cri.v1 import api_pb2
+from tests.matrix import nested
 from tests.matrix.markers import markers
 from tests.matrix.table import Row, Section, by_name, page
 
@@ -84,7 +85,7 @@ def sections() -> list[Section]:
                 names = [*known, *(name for name in more if name not in known)]
                 rows += [Row(name, groups.get(prefix + name, ()), note=_NOTES.get(prefix + name, "")) for name in names]
             made.append(Section(method.name, tuple(rows)))
-    return made
+    return made + nested.sections(_EXPANDED, groups)
 
 
 def marked() -> list[str]:

@@ -581,6 +581,7 @@ def test_an_images_user_is_a_number_or_a_name(user: str, uid: int | None, userna
     assert (message.id, message.size, message.pinned) == ("sha256:1", 5, True)
 
 
+@pytest.mark.cri("PullImage", "auth")
 def test_credentials_come_in_three_forms_or_not_at_all() -> None:
     assert credentials(api_pb2.AuthConfig()) is None
     plain = credentials(api_pb2.AuthConfig(username="u", password="p", server_address="h"))
@@ -592,6 +593,9 @@ def test_credentials_come_in_three_forms_or_not_at_all() -> None:
     token = credentials(api_pb2.AuthConfig(registry_token="t"))
     assert token is not None
     assert token.registry_token == "t"
+    refreshed = credentials(api_pb2.AuthConfig(identity_token="i"))
+    assert refreshed is not None
+    assert refreshed.identity_token == "i"
 
 
 def test_metrics_tell_the_limits_in_force() -> None:
