@@ -134,3 +134,13 @@ def test_the_shell_of_the_minikube_recipe_parses() -> None:
     assert blocks
     for block in blocks:
         subprocess.run(["bash", "-n", "-c", block], check=True)
+
+
+def test_the_debian_package_is_made_of_files_that_exist() -> None:
+    script = DEPLOY / "package.sh"
+    subprocess.run(["bash", "-n", script], check=True)
+    named = re.findall(r"(?<![\w/])(?:deploy|docs)/[\w./-]+(?![\w*$])", script.read_text())
+    assert {name for name in named if not name.endswith("/") and not (DEPLOY.parent / name).exists()} == set()
+    for name in ("postinst", "prerm", "postrm"):
+        assert os.access(DEPLOY / "debian" / name, os.X_OK)
+        subprocess.run(["sh", "-n", DEPLOY / "debian" / name], check=True)

@@ -23,6 +23,8 @@ GOOD = {
     "proc/sys/net/ipv4/ip_forward": "1\n",
     "proc/sys/user/max_user_namespaces": "95000\n",
     "run/systemd/system/any": "",
+    "usr/lib/systemd/system/crispd.service": "",
+    "usr/lib/x86_64-linux-gnu/libseccomp.so.2": "",
     "sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids\n",
     "sys/module/apparmor/parameters/enabled": "Y\n",
 }
@@ -79,6 +81,7 @@ def all_checks(machine: Machine, driver: str) -> Iterable[Finding]:
     yield from node.clock(machine)
     yield from node.swap(machine)
     yield from node.programs(machine)
+    yield from node.service(machine)
 
 
 def test_nothing_is_found_on_a_good_machine(tmp_path: Path) -> None:
@@ -91,7 +94,7 @@ def test_each_thing_that_is_wrong_is_found_and_has_a_remedy(tmp_path: Path) -> N
     found = [f for f in all_checks(MadeUp(tmp_path, BAD, good=False), "systemd") if f.level is not Level.OK]
     assert {finding.subject for finding in found if finding.level is Level.WRONG} == {
         "kernel", "overlay", "forwarding", "cgroups", "cgroup driver", "seccomp", "cni", "registries", "disk", "clock",
-        "iptables",
+        "iptables", "libseccomp",
     }  # fmt: skip
     assert {finding.subject for finding in found if finding.level is Level.WARNING} == {
         "br_netfilter", "inotify", "user namespaces", "apparmor", "cni", "swap", "kubelet",
@@ -107,6 +110,12 @@ def test_a_directory_without_networks_says_how_to_get_one(tmp_path: Path) -> Non
     (finding,) = node.cni(Machine(tmp_path), CONF_DIR, (BIN_DIR,))
     assert finding.level is Level.WRONG
     assert "10-crisp-bridge.conflist" in finding.remedy
+
+
+def test_a_wheel_alone_brings_no_service(tmp_path: Path) -> None:
+    files = {name: text for name, text in GOOD.items() if "crispd" not in name}
+    (finding,) = node.service(MadeUp(tmp_path, files, good=True))
+    assert (finding.level, finding.subject) == (Level.WARNING, "service")
 
 
 def test_the_real_machine_can_be_asked() -> None:

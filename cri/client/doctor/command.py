@@ -51,6 +51,7 @@ def examine(machine: Machine, reach: bool) -> Iterator[Finding]:
     yield from node.clock(machine)
     yield from node.swap(machine)
     yield from node.programs(machine)
+    yield from node.service(machine)
 
 
 def daemon(connection: Connection) -> Iterator[Finding]:

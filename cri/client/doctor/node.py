@@ -94,6 +94,18 @@ def programs(machine: Machine) -> Iterator[Finding]:
         yield Finding(Level.WARNING, "kubelet", "is not installed", "see docs/install.md")
 
 
+def service(machine: Machine) -> Iterator[Finding]:
+    """Check for what a wheel does not bring: the library that compiles seccomp profiles, and systemd's unit."""
+    patterns = ("lib/libseccomp.so.2", "lib64/libseccomp.so.2", "lib/*/libseccomp.so.2", "local/lib/libseccomp.so.2")
+    if not any(any(machine.path("/usr").glob(pattern)) for pattern in patterns):
+        message = "is not installed: seccomp profiles cannot be compiled"
+        yield Finding(Level.WRONG, "libseccomp", message, "apt-get install libseccomp2")
+    units = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+    if machine.exists("/run/systemd/system") and not any(machine.exists(f"{unit}/crispd.service") for unit in units):
+        remedy = "install the Debian package (deploy/package.sh) or by deploy/install.sh; or start crispd yourself"
+        yield Finding(Level.WARNING, "service", "systemd has no crispd.service to start with the machine", remedy)
+
+
 def swap(machine: Machine) -> Iterator[Finding]:
     """Check that swap is off: kubelet does not start with swap unless configured to."""
     if len(machine.text("/proc/swaps").splitlines()) > 1:
