@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Final, ParamSpec
 
@@ -30,32 +30,32 @@ class Undo:
         self._fields = fields
         self._told = told
         self.failed = False  # whether a clean-up failed
-        self._stack = contextlib.AsyncExitStack()
+        self._registered: list[tuple[str, Callable[[], Awaitable[object] | object]]] = []
 
     def register(
         self, name: str, undoing: Callable[_P, Awaitable[object] | object], *args: _P.args, **kwargs: _P.kwargs
     ) -> None:
         """Add a clean-up. `name` completes "undo: ..." in the log."""
 
-        async def run() -> None:
-            _log.info("undo: %s", name, extra=self._fields)
-            self._told(f"undo: {name}")
-            try:
-                done = undoing(*args, **kwargs)
-                if inspect.isawaitable(done):
-                    await done
-            except BaseException as error:
-                self.failed = True
-                if not isinstance(error, Exception):
-                    raise
-                trace = None if isinstance(error, _EXPECTED) else error
-                _log.error("undo failed: %s", name, extra={**self._fields, "error": error}, exc_info=trace)
+        self._registered.append((name, partial(undoing, *args, **kwargs)))
 
-        self._stack.push_async_callback(run)
+    async def _run(self, name: str, undoing: Callable[[], Awaitable[object] | object]) -> None:
+        _log.info("undo: %s", name, extra=self._fields)
+        self._told(f"undo: {name}")
+        try:
+            done = undoing()
+            if inspect.isawaitable(done):
+                await done
+        except BaseException as error:
+            self.failed = True
+            if not isinstance(error, Exception):
+                raise
+            trace = None if isinstance(error, _EXPECTED) else error
+            _log.error("undo failed: %s", name, extra={**self._fields, "error": error}, exc_info=trace)
 
     def discard(self) -> None:
         """Keep what was made: run no clean-up."""
-        self._stack.pop_all()
+        self._registered.clear()
 
     async def __aenter__(self) -> Undo:
         return self
@@ -63,4 +63,11 @@ class Undo:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._stack.__aexit__(kind, error, traceback)
+        ended: BaseException | None = None
+        while self._registered:
+            try:
+                await self._run(*self._registered.pop())
+            except BaseException as found:  # a cancellation: the other clean-ups run nevertheless
+                ended = found
+        if ended is not None:
+            raise ended

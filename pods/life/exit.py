@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pods import log_fields
 from pods.errors import PodError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pods.state.memory import State
 
 _log = logging.getLogger("crisp.pods")
+_SIGNALS: Final = 128  # a greater exit code: a signal has ended the container
 
 
 class Exits:
@@ -54,7 +55,7 @@ class Exits:
             record = self._state.containers.get(container_id)
             if record is None or is_over(record.container):
                 return
-            if isinstance(event, Exited) and event.code and self._state.settings.record_last_words:
+            if isinstance(event, Exited) and self._may_say_why(container_id, event):
                 await self._record_last_words(record.container)
             try:
                 await self._state.record(container_id, event)
@@ -65,6 +66,15 @@ class Exits:
                 await self._tell_of_stop(container_id)
         fields = log_fields.of_container(record.container) | {"code": event.code, "reason": event.reason}
         _log.info("container exited", extra=fields)
+
+    def _may_say_why(self, container_id: str, event: Exited) -> bool:
+        """Whether the log may tell why the container ended. If crispd has sent the signal that ended it, that is known.
+
+        A reading takes a thread, for which a stop would wait.
+        """
+        by_signal = event.code > _SIGNALS and not event.oom
+        asked = self._state.settings.record_last_words and bool(event.code)
+        return asked and not (by_signal and container_id in self._state.ending)
 
     async def _record_last_words(self, container: Container) -> None:
         sandbox = self._state.sandboxes.get(container.sandbox_id)

@@ -51,6 +51,7 @@ class Stops:
             shim = self._shims.of(container.sandbox_id)
             exited = self._state.exited(container_id)
             teller = self._state.recorder.part(container_id)
+            self._state.ending.add(container_id)
             if timeout > 0:
                 teller.said(f"stop: {container.stop_signal}, with {timeout:g} s to end")
                 await shim.call(Signal(container_id, signal_number(container.stop_signal)))

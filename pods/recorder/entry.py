@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LONGEST: Final = 1024  # bytes of a text
 
@@ -27,6 +30,18 @@ class Step(_Entry, frozen=True, tag="step"):
     operation: str
     name: str
     took: int
+
+
+class Steps(_Entry, frozen=True, tag="steps"):
+    """Steps of one operation that followed each other: one line instead of many. `steps` are `at`, `name`, `took`."""
+
+    operation: str
+    steps: list[tuple[int, str, int]]
+
+    def each(self) -> Iterator[Step]:
+        """Yield the steps one by one."""
+        for at, name, took in self.steps:
+            yield Step(at, self.about, self.operation, name, took)
 
 
 class Life(_Entry, frozen=True, tag="life"):
@@ -107,12 +122,13 @@ class Ran(_Entry, frozen=True, tag="ran"):
 
 Entry = Step | Life | Plugin | Said | Wrote | Answered | Refused | Left | Ran
 Counted = Refused | Ran
+Line = Entry | Steps  # what is in memory and on disk
 
 _encoder: Final = msgspec.json.Encoder()
-_decoder: Final = msgspec.json.Decoder(Entry)
+_decoder: Final = msgspec.json.Decoder(Line)
 
 
-def encode(entry: Entry) -> bytes:
+def encode(entry: Line) -> bytes:
     """Encode an entry as one line."""
     try:
         return _encoder.encode(entry) + b"\n"
@@ -121,7 +137,7 @@ def encode(entry: Entry) -> bytes:
         return _encoder.encode([_shown(value) for value in document]) + b"\n"
 
 
-def decode(line: bytes) -> Entry | None:
+def decode(line: bytes) -> Line | None:
     """Decode a line; None if it is incomplete, or if another version wrote it."""
     try:
         return _decoder.decode(line)

@@ -22,7 +22,7 @@ from typing import Final
 from image.errors import ImageError
 from image.reference import parse_reference
 from pods.model import SandboxMetadata
-from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote, cut
+from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Said, Wrote, cut
 from pods.recorder.files import Files
 from pods.recorder.recording import Recording, Subject, about_image
 from pods.recorder.writer import Writer
@@ -65,7 +65,7 @@ class Teller:
     def step(self, operation: str, name: str, begun: int, ended: int) -> None:
         """Record a completed step (pods.trace.StepReport)."""
         at = time.time_ns() - (time.monotonic_ns() - ended)
-        self.recording.add(Step(at, self.about, operation, name, ended - begun))
+        self.recording.step(self.about, operation, name, at, ended - begun)
 
     def said(self, text: str, level: str = "info") -> None:
         """Record a remark."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from pods.recorder.entry import Counted, Entry, Step, cut, decode, encode
+from pods.recorder.entry import Counted, Entry, Line, Step, Steps, cut, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,12 +75,12 @@ class Recording:
         self._counted: dict[tuple[object, ...], Counted] = {}
         self._counted_lines: dict[tuple[object, ...], bytes] = {}
         self._size = 0
-        self._pending: list[Entry] = []
+        self._pending: list[Line] = []
         self._unwritten: list[bytes] = []
         self._unwritten_size = 0
         self._anew = False  # whether the file must be rewritten
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Line) -> None:
         """Add an entry, or count it if it repeats an earlier one."""
         if not self._limit:
             return
@@ -93,10 +93,22 @@ class Recording:
         if self._heard is not None and type(entry) is not Step:
             self._heard(self.subject, entry)
 
+    def step(self, about: str, operation: str, name: str, at: int, took: int) -> None:
+        """Add a step. It joins the line of the step before, if nothing came between them."""
+        last = self._pending[-1] if self._pending else None
+        if type(last) is Steps and last.operation == operation and last.about == about:
+            last.steps.append((at, name, took))
+            self.last = at
+        else:
+            self.add(Steps(at, about, operation, [(at, name, took)]))
+
     def entries(self) -> list[Entry]:
-        """Return all entries, in the order of time."""
+        """Return all entries, in the order of time; steps one by one."""
         self._settle()
-        found = [entry for line in (*self._lines, *self._steps) if (entry := decode(line)) is not None]
+        found: list[Entry] = []
+        for line in (*self._lines, *self._steps):
+            if (entry := decode(line)) is not None:
+                found += entry.each() if isinstance(entry, Steps) else (entry,)
         return sorted([*found, *self._counted.values()], key=lambda entry: entry.at)
 
     def load(self, lines: Iterable[bytes]) -> None:
@@ -185,15 +197,15 @@ class Recording:
     def _forget_unwritten(self) -> None:
         self._unwritten, self._unwritten_size = [], 0
 
-    def _append_line(self, entry: Entry, line: bytes) -> None:
+    def _append_line(self, entry: Line, line: bytes) -> None:
         self._size += len(line)
-        if isinstance(entry, Step):
+        if isinstance(entry, Step | Steps):
             self._steps.append(line)
             self._steps_size += len(line)
         else:
             self._lines.append(line)
 
-    def _count(self, key: tuple[object, ...], entry: Entry, earlier: Counted | None) -> Counted:
+    def _count(self, key: tuple[object, ...], entry: Line, earlier: Counted | None) -> Counted:
         assert isinstance(entry, Counted)
         earlier = earlier or self._counted.get(key)
         first, count = (entry.at, 1) if earlier is None else (earlier.first, earlier.count + 1)

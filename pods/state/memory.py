@@ -35,6 +35,7 @@ class State:
         self.plugins: Plugins | None = None  # None while none is connected
         self.gate = PluginGate()
         self.garbage = Garbage()
+        self.ending: set[str] = set()  # ids of containers that crispd has told to end, until they have
         self._exited: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # kept while held or awaited
 
@@ -116,6 +117,7 @@ class State:
             self.containers[container_id] = record
             self._tell_container(before, container)
             if is_over(container):
+                self.ending.discard(container_id)
                 self.exited(container_id).set()
 
     async def forget_sandbox(self, sandbox_id: str) -> None:
@@ -129,6 +131,7 @@ class State:
         """Delete the record. Returns whether the container was in the lists until now."""
         await self.store.delete_container(container_id)
         gone = self.containers.pop(container_id, None)
+        self.ending.discard(container_id)
         if (exited := self._exited.pop(container_id, None)) is not None:
             exited.set()  # a stop may still wait for it
         if gone is not None:

@@ -62,20 +62,24 @@ def _initialiser(cls, names, defaults):
     # Use the slots' descriptors, which bypass a frozen class's __setattr__.
     members = [(name, cls.__dict__[name].__set__, defaults.get(name, _MISSING)) for name in names]
 
+    count = len(members)
+
     def __init__(self, *args, **kwargs):
-        if len(args) > len(members):
-            raise TypeError(f"{cls.__name__}() takes {len(members)} arguments, got {len(args)}")
-        for (name, put, _default), value in zip(members, args, strict=False):
-            if name in kwargs:
-                raise TypeError(f"{cls.__name__}() got {name!r} twice")
-            put(self, value)
-        for name, put, default in members[len(args) :]:
-            if name in kwargs:
-                put(self, kwargs.pop(name))
-            elif default is _MISSING:
+        rest = members
+        if args:
+            if len(args) > count:
+                raise TypeError(f"{cls.__name__}() takes {count} arguments, got {len(args)}")
+            for (name, put, _default), value in zip(members, args, strict=False):
+                if name in kwargs:
+                    raise TypeError(f"{cls.__name__}() got {name!r} twice")
+                put(self, value)
+            rest = members[len(args) :]
+        take = kwargs.pop
+        for name, put, default in rest:
+            value = take(name, default)
+            if value is _MISSING:
                 raise TypeError(f"{cls.__name__}() lacks {name!r}")
-            else:
-                put(self, default.make() if type(default) is _Factory else default)
+            put(self, value.make() if type(value) is _Factory else value)
         if kwargs:
             raise TypeError(f"{cls.__name__}() has no {', '.join(kwargs)}")
 

@@ -23,19 +23,19 @@ class Value:
 
     def to_json(self) -> dict[str, Any]:
         """Return the value as a JSON-serialisable object; `from_json` is the inverse."""
-        return {name: _written(getattr(self, name)) for name in _members(self)}
+        return {
+            name: member if type(member := getattr(self, name)) in _PLAIN else _written(member)
+            for name in _members(self)
+        }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """Build the value from `to_json`'s result. Raises TypeError if a member without a default is missing."""
-        read = cls.READ
-        return cls(
-            **{
-                name: read[name](record[name]) if name in read else record[name]
-                for name in _members(cls)
-                if name in record
-            }
-        )
+        members = {name: record[name] for name in _members(cls) if name in record}
+        for name, read in cls.READ.items():
+            if name in members:
+                members[name] = read(members[name])
+        return cls(**members)
 
 
 def _members(value: Value | type[Value]) -> tuple[str, ...]:
@@ -43,12 +43,10 @@ def _members(value: Value | type[Value]) -> tuple[str, ...]:
 
 
 def _written(member: Any) -> object:
-    if type(member) in _PLAIN:
-        return member
     if isinstance(member, Value):
         return member.to_json()
     if isinstance(member, tuple):
-        return [_written(item) for item in member]
+        return [item if type(item) in _PLAIN else _written(item) for item in member]
     if isinstance(member, dict):
         return {key: _written(item) for key, item in member.items()}
     return member

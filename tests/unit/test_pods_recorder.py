@@ -14,7 +14,7 @@ import pytest
 from pods.errors import PodError
 from pods.model import SandboxMetadata
 from pods.recorder.entry import Life, Plugin, Ran, Refused, Said, Step, decode, encode
-from pods.recorder.recorder import Bounds, Recorder
+from pods.recorder.recorder import Bounds, Recorder, Teller
 from runtime.errors import ExecFailed
 from tests.waiting import until
 
@@ -42,6 +42,28 @@ def test_an_entry_comes_back_as_it_was_and_a_torn_line_is_none() -> None:
     assert decode(encode(plugin)) == Plugin(1, "", "ADD", "bridge", 5, "its JSON has �")
     refused = Refused(1, "main", "ExecSync", "INTERNAL", ("PodError", "ExecFailed"), "no \udcff", 5)
     assert decode(encode(refused)) == Refused(1, "main", "ExecSync", "INTERNAL", ("PodError", "ExecFailed"), "no �", 5)
+
+
+async def test_steps_that_follow_each_other_share_a_line_and_are_told_one_by_one(tmp_path: Path) -> None:
+    recorder = await _opened(tmp_path)
+    pod, main = recorder.of_pod(_POD), Teller(recorder.of_pod(_POD).recording, "main")
+    at = [time.monotonic_ns() + number * 10**9 for number in range(6)]
+    for number in range(3):
+        pod.step("run", f"step {number}", at[number], at[number + 1])
+    main.step("start", "cloned", at[3], at[4])
+    main.said("between")
+    main.step("start", "runs", at[4], at[5])
+    recorder.close()
+    (file,) = tmp_path.iterdir()
+    assert len(file.read_bytes().splitlines()) == 1 + 4
+    again = await _opened(tmp_path)
+    steps = [entry for entry in again.of_pod(_POD).recording.entries() if isinstance(entry, Step)]
+    assert [(step.about, step.operation, step.name, step.took) for step in steps] == [
+        *(("", "run", f"step {number}", 10**9) for number in range(3)),
+        ("main", "start", "cloned", 10**9),
+        ("main", "start", "runs", 10**9),
+    ]
+    again.close()
 
 
 async def test_the_oldest_makes_room_and_what_repeats_is_counted(tmp_path: Path) -> None:
