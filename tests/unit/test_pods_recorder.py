@@ -47,7 +47,8 @@ def test_an_entry_comes_back_as_it_was_and_a_torn_line_is_none() -> None:
 async def test_steps_that_follow_each_other_share_a_line_and_are_told_one_by_one(tmp_path: Path) -> None:
     recorder = await _opened(tmp_path)
     pod, main = recorder.of_pod(_POD), Teller(recorder.of_pod(_POD).recording, "main")
-    at = [time.monotonic_ns() + number * 10**9 for number in range(6)]
+    begun = time.monotonic_ns()
+    at = [begun + number * 10**9 for number in range(6)]
     for number in range(3):
         pod.step("run", f"step {number}", at[number], at[number + 1])
     main.step("start", "cloned", at[3], at[4])
