@@ -30,6 +30,7 @@ from runtime.errors import ExecFailed, OperationFailed, RuntimeCoreError
 from runtime.light import replace, signal
 from runtime.process import capabilities
 from runtime.process.join import Join, namespace_flags
+from runtime.process.labelling import write_labels
 from runtime.process.script import BASE, CHANNEL, EVERY_ERROR, Script, fits
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
@@ -70,7 +71,6 @@ def obstacle(join: Join) -> str:
         ("it has a terminal", process.terminal),
         ("it waits at a gate, or gets descriptors", join.gate is not None or join.preserved),
         ("it has resource limits", process.rlimits),
-        ("it gets a security label", process.apparmor_profile or process.selinux_label),
         ("it is scheduled in a way of its own", process.scheduler or process.io_priority or process.exec_cpu_affinity),
         ("it has a memory policy or a personality", join.spec.linux.memory_policy or join.spec.linux.personality),
         ("its filter has a listener", join.filter_flags & syscalls.SECCOMP_NEW_LISTENER),
@@ -152,6 +152,8 @@ class Joining:
         if self._null_streams:
             self._use_own_null_device()
         self._own_streams(process.user.uid)
+        if not join.bears:
+            write_labels(script, process, _INIT)
         self._enter_directory()
         early = bool(join.filter_program) and not process.no_new_privileges
         given_up = self._set_identity(("CAP_SYS_ADMIN",) if early else ())
@@ -171,6 +173,7 @@ class Joining:
         if join.bears:
             self._bear_into_pid_namespace(pipe)
             script.call("setsid", about=("begin", "session"))
+            write_labels(script, process, _INIT)
         if process.no_new_privileges:
             script.call("prctl", syscalls.PR_SET_NO_NEW_PRIVS, 1, about=("set", "no_new_privs"))
             if join.filter_program:

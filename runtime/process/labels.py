@@ -19,28 +19,36 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_ONE_MOUNT: Final = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
-_STEP: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_MISSING: Final = (errno.ENOENT, errno.ENOTDIR)
+ONE_MOUNT: Final = syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+STEP: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+MISSING: Final = (errno.ENOENT, errno.ENOTDIR)
 _STATX_MNT_ID: Final = 0x1000
 _STATX_BYTES: Final = 256
 _STATX_MASK_AT, _STATX_MNT_ID_AT = 0, 144
-_LINK_BYTES: Final = 64
+LINK_BYTES: Final = 64
+NO_PROC: Final = "/proc is not a proc file system"
+NO_MODULE: Final = "the security module is not enabled"
+
+
+def labels_of(process: oci.Process) -> list[tuple[str, tuple[str, ...]]]:
+    """Return what to write, and the attributes in a process's /proc of which the first that exists takes it."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    if process.apparmor_profile:
+        found.append((f"exec {process.apparmor_profile}", ("attr/apparmor/exec", "attr/exec")))
+    if process.selinux_label:
+        found.append((process.selinux_label, ("attr/exec",)))
+    return found
 
 
 def set_labels(process: oci.Process, passage: Passage) -> None:
     """Set the labels of the configuration for the next execve. Raises RuntimeCoreError."""
-    for label, paths in (
-        (process.apparmor_profile and f"exec {process.apparmor_profile}", ("attr/apparmor/exec", "attr/exec")),
-        (process.selinux_label, ("attr/exec",)),
-    ):
-        if label:
-            _write_attribute(paths, label, passage)
+    for label, paths in labels_of(process):
+        _write_attribute(paths, label, passage)
 
 
 def _write_attribute(paths: tuple[str, ...], label: str, passage: Passage) -> None:
     with failing("apply label", label):
-        proc = passage.call("openat", syscalls.AT_FDCWD, b"/proc", _STEP | os.O_DIRECTORY)
+        proc = passage.call("openat", syscalls.AT_FDCWD, b"/proc", STEP | os.O_DIRECTORY)
         try:
             _require_proc(proc, "/proc", label, passage)
             own = _own_directory(proc, passage)
@@ -57,7 +65,7 @@ def _write_attribute(paths: tuple[str, ...], label: str, passage: Passage) -> No
                     passage.call("close", attribute)
         finally:
             passage.call("close", proc)
-    raise NotSupported("apply label", label, "the security module is not enabled")
+    raise NotSupported("apply label", label, NO_MODULE)
 
 
 def _require_proc(fd: int, path: str, label: str, passage: Passage) -> None:
@@ -65,14 +73,14 @@ def _require_proc(fd: int, path: str, label: str, passage: Passage) -> None:
     passage.call("fstatfs", fd, result)
     # The inode number of its root proves nothing: a tmpfs's root has inode 1 as well.
     if syscalls.filesystem_type_of(result.raw) != syscalls.PROC_SUPER_MAGIC:
-        reason = "/proc is not a proc file system" if path == "/proc" else f"{path} is not a file of proc"
+        reason = NO_PROC if path == "/proc" else f"{path} is not a file of proc"
         raise NotSupported("apply label", label, reason)
 
 
 def _own_directory(proc: int, passage: Passage) -> str:
     """Read the link `thread-self`, which only the root of a proc file system has and which nothing can cover."""
-    buffer = ctypes.create_string_buffer(_LINK_BYTES)
-    length = passage.call("readlinkat", proc, b"thread-self", buffer, _LINK_BYTES)
+    buffer = ctypes.create_string_buffer(LINK_BYTES)
+    length = passage.call("readlinkat", proc, b"thread-self", buffer, LINK_BYTES)
     own = buffer.raw[:length].decode()
     process, task, thread = own.split("/") if own.count("/") == 2 else ("", "", "")
     if not (process.isdigit() and task == "task" and thread.isdigit()):
@@ -82,18 +90,18 @@ def _own_directory(proc: int, passage: Passage) -> str:
 
 def _open_attribute(proc: int, path: str, passage: Passage) -> int:
     """Open the attribute for writing; -1 if the kernel does not have it."""
-    how = syscalls.open_how(os.O_WRONLY | os.O_CLOEXEC, _ONE_MOUNT)
+    how = syscalls.open_how(os.O_WRONLY | os.O_CLOEXEC, ONE_MOUNT)
     try:
         return passage.call("openat2", proc, path.encode(), how, ctypes.sizeof(how))
     except OSError as error:
-        if error.errno in _MISSING:
+        if error.errno in MISSING:
             return -1
         if error.errno != errno.ENOSYS:
             raise
     try:
         return _walk(proc, path.split("/"), passage)
     except OSError as error:
-        if error.errno in _MISSING:
+        if error.errno in MISSING:
             return -1
         raise
 
@@ -101,11 +109,11 @@ def _open_attribute(proc: int, path: str, passage: Passage) -> int:
 def _walk(proc: int, parts: list[str], passage: Passage) -> int:
     """Open the attribute without openat2(2) (before Linux 5.6). Compares mount ids, which statx(2) has since 5.8."""
     mount = _mount_of(proc, passage)
-    directory = passage.call("openat", proc, b".", _STEP | os.O_DIRECTORY)
+    directory = passage.call("openat", proc, b".", STEP | os.O_DIRECTORY)
     try:
         for depth, part in enumerate(parts, 1):
             last = depth == len(parts)
-            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC if last else _STEP | os.O_DIRECTORY
+            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC if last else STEP | os.O_DIRECTORY
             entry = passage.call("openat", directory, part.encode(), flags)
             if _mount_of(entry, passage) != mount:
                 passage.call("close", entry)

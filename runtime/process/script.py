@@ -67,13 +67,13 @@ _NAMES: Final = (
     "read", "write", "close", "openat", "statx", "dup3", "fchown", "chdir", "getcwd", "prctl", "setgroups", "setresgid",
     "setresuid", "umask", "capset", "pipe2", "seccomp", "clone", "clone3", "sendmsg", "exit_group", "setsid", "setns",
     "keyctl", "sched_setaffinity", "faccessat", "execve", "fcntl", "prlimit64", "close_range",
-    "rt_sigaction",
+    "rt_sigaction", "openat2", "readlinkat", "fstatfs",
 )  # fmt: skip
 _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
     "x86_64": (0, 1, 3, 257, 332, 292, 93, 80, 79, 157, 116, 119, 117, 95, 126, 293, 317, 56, 435, 46, 231, 112, 308,
-               250, 203, 269, 59, 72, 302, 436, 13),
+               250, 203, 269, 59, 72, 302, 436, 13, 437, 267, 138),
     "aarch64": (63, 64, 57, 56, 291, 24, 55, 49, 17, 167, 159, 149, 147, 166, 91, 59, 277, 220, 435, 211, 94, 157, 268,
-                219, 122, 48, 221, 25, 261, 436, 134),
+                219, 122, 48, 221, 25, 261, 436, 134, 437, 78, 44),
 }  # fmt: skip
 _MACHINE: Final = os.uname().machine  # read once: a container's personality(2) can change what uname says
 _HEADER: Final = 40

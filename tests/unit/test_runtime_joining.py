@@ -52,7 +52,8 @@ def _join(null: int, process: dict[str, Any] = {}, **members: Any) -> Join:  # n
 
 
 def test_a_probe_is_a_list(null: int) -> None:
-    join = _join(null, {"noNewPrivileges": True, "oomScoreAdj": 100, "user": {"uid": 1, "gid": 2}})
+    labels = {"apparmorProfile": "a", "selinuxLabel": "b"}
+    join = _join(null, {"noNewPrivileges": True, "oomScoreAdj": 100, "user": {"uid": 1, "gid": 2}, **labels})
     assert obstacle(join) == ""
     joining = Joinings().of(join)
     assert joining is not None
@@ -64,8 +65,6 @@ def test_a_probe_is_a_list(null: int) -> None:
     [
         ({"terminal": True}, {}),
         ({"rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}]}, {}),
-        ({"apparmorProfile": "a"}, {}),
-        ({"selinuxLabel": "a"}, {}),
         ({"ioPriority": {"class": "IOPRIO_CLASS_IDLE", "priority": 1}}, {}),
         ({"scheduler": {"policy": "SCHED_BATCH"}}, {}),
         ({"execCPUAffinity": {"initial": "0"}}, {}),
