@@ -31,7 +31,8 @@ from runtime.light import replace, signal
 from runtime.process import capabilities
 from runtime.process.join import Join, namespace_flags
 from runtime.process.labelling import write_labels
-from runtime.process.script import BASE, CHANNEL, EVERY_ERROR, Script, fits
+from runtime.process.refusal import Refusal, report_refusal
+from runtime.process.script import BASE, CHANNEL, EVERY_ERROR, Entry, Script, fits
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
 from runtime.wire.reports import Undone, birth_by_list, encode
@@ -403,28 +404,32 @@ class Joining:
         name = args[0]
         chosen = 0
         if "/" in name:
-            self._require_executable(script, addresses[0], name)
+            status = script.room(_STATX_BYTES)
+            missing = _no_exec(name, before=f"stat {name}: ")
+            script.call("statx", syscalls.AT_FDCWD, addresses[0], 0, _STATX_BASIC, status, about=missing)
         else:
             chosen = self._look_up(script, name)
         if self._late_filter:
             self._load(script, *self._late_filter)
-        path = script.look(chosen) if chosen else addresses[0]
-        script.call("execve", path, arguments, self._environment, about=_no_exec(name))
-        script.end()
 
-    def _require_executable(self, script: Script, path: int, name: str) -> None:
-        status = script.room(_STATX_BYTES)
-        denied = _no_exec(name, errno.EACCES, "permission denied")
-        missing = _no_exec(name, before=f"stat {name}: ")
-        script.call("statx", syscalls.AT_FDCWD, path, 0, _STATX_BASIC, status, about=missing)
-        directory, executable = stat.S_IFDIR << _MODE_SHIFT, 0o111 << _MODE_SHIFT
-        script.require(status + _MODE_AT, 0xF000 << _MODE_SHIFT, directory, about=denied, unlike=True)
-        script.require(status + _MODE_AT, executable, 0, about=denied, unlike=True)
+        def path() -> int | Entry:
+            return script.look(chosen) if chosen else addresses[0]
+
+        refused = script.from_now_on_failure()
+        user = self._join.process.user
+        about = Refusal(name, user.uid, user.gid)
+        script.call("execve", path(), arguments, self._environment, about=about)
+        script.end()
+        script.put(refused)
+        report_refusal(script, path)
 
     def _look_up(self, script: Script, name: str) -> int:
-        """Find the program as execvp(3) does. Returns the address where the address of its path is stored."""
+        """Find the program as execvp(3) does. Returns the address where the address of its path is stored.
+
+        Of files that the process may not execute it is the last one: execve refuses it, and the reason is reported.
+        """
         path = next((entry[5:] for entry in reversed(self._join.process.env) if entry.startswith("PATH=")), "")
-        status, refusal, chosen, one = script.room(_STATX_BYTES), script.room(8), script.room(8), script.data(b"1" * 8)
+        status, refusal, chosen = script.room(_STATX_BYTES), script.room(8), script.room(8)
         found: list[int] = []
         for directory in path.split(":"):
             candidate = script.text(os.path.join(directory or ".", name))
@@ -437,13 +442,11 @@ class Joining:
             script.look(pointer, store=chosen)
             found += script.open_ways()
             script.put(refused)
-            script.look(one, store=refusal)
+            script.look(pointer, store=refusal)
             script.put(missing, other)
-        denied = script.take(script.look(refusal).positive)
+        denied = script.take(script.look(refusal, store=chosen).positive)
         script.fail(_no_exec(name, errno.ENOENT, "executable file not found in $PATH"))
-        script.put(denied)
-        script.fail(_no_exec(name, errno.EACCES, "permission denied"))
-        script.put(*found)
+        script.put(denied, *found)
         return chosen
 
 
@@ -458,6 +461,8 @@ class Program:
         """Return the error that a report stands for. Trusts nothing in it: the container may trace the sender."""
         about = self._names.get(undone.at)
         number = min(undone.number, _MOST_ERRORS)
+        if isinstance(about, Refusal):
+            return about.error(number, undone.facts)
         if callable(about):
             error = about(number)
             assert isinstance(error, RuntimeCoreError)

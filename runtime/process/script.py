@@ -77,6 +77,8 @@ _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 _MACHINE: Final = os.uname().machine  # read once: a container's personality(2) can change what uname says
 _HEADER: Final = 40
+_FAILURE_AT: Final = 32  # in the header: the pointer to the entries for failures
+SCRATCH: Final = BASE + (512 << 10)  # memory that is not sent, and zero until the list writes to it
 _ENTRY: Final = struct.Struct("=13Q")
 _WORD: Final = struct.Struct("=Q")
 _ARGUMENTS_AT, _STORE_AT, _ZERO_AT, _POSITIVE_AT, _ERROR_AT = 8, 56, 64, 72, 80
@@ -145,10 +147,9 @@ class Script:
         """Append a comparison of the eight bytes at an address. The result is 0 if the masked value is `expected`."""
         return self._append(LOOK, (address, mask, expected), None, (), store)
 
-    def require(self, address: int, mask: int, expected: int, *, about: object, unlike: bool = False) -> None:
-        """Fail with EBADF unless the masked value is `expected`; with `unlike`, if it is."""
-        look = self.look(address, mask, expected)
-        right = self.take(look.positive if unlike else look.zero)
+    def require(self, address: int, mask: int, expected: int, *, about: object) -> None:
+        """Fail with EBADF unless the masked value is `expected`."""
+        right = self.take(self.look(address, mask, expected).zero)
         self.fail(about)
         self.put(right)
 
@@ -172,7 +173,13 @@ class Script:
 
     def on_failure(self) -> None:
         """Begin the entries that are executed after an error that is not allowed."""
-        self._ways = [32]
+        self._ways = [_FAILURE_AT]
+
+    def from_now_on_failure(self) -> int:
+        """Append that other entries are executed after an error. Returns the way to them, for `put`."""
+        pointer = self.room(8)
+        self.look(pointer, store=BASE + _FAILURE_AT)
+        return pointer - BASE
 
     def open_ways(self) -> list[int]:
         """Close all open ways and return them for `put`."""

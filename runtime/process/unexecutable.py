@@ -12,12 +12,13 @@ import stat
 import struct
 
 from linux.elf import MACHINES
+from runtime.light import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-_BEGINNING: Final = 4096
+BEGINNING: Final = 4096
 _PT_INTERP: Final = 3
 _NAMES: Final = {
     3: "i386", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64",
@@ -25,33 +26,56 @@ _NAMES: Final = {
 }  # fmt: skip  # elf.h's e_machine, as uname -m has them
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a file: mode, flags of its file system, and its beginning, None if it was not read."""
+
+    mode: int
+    mount_flags: int = 0
+    beginning: bytes | None = None
+
+
 def reason(path: str, number: int) -> str:
     """What is to be added to the error `number` of executing `path`; "" where it says all. Raises nothing."""
     try:
         if number == errno.EACCES:
-            return _refused(path)
-        if number in (errno.ENOENT, errno.ENOEXEC):
-            return _of_content(_beginning(path), number)
-    except (OSError, ValueError, struct.error):
+            facts = Facts(os.stat(path).st_mode, os.statvfs(path).f_flag)
+        elif number in (errno.ENOENT, errno.ENOEXEC):
+            facts = Facts(0, 0, _beginning(path))
+        else:
+            return ""
+    except (OSError, ValueError):
+        return ""
+    return explain(number, facts, os.geteuid(), os.getegid())
+
+
+def explain(number: int, facts: Facts, uid: int, gid: int) -> str:
+    """Return what the facts add to the error `number` that a process of this user got. Trusts none of them."""
+    try:
+        if number == errno.EACCES:
+            return _refused(facts, uid, gid)
+        if number in (errno.ENOENT, errno.ENOEXEC) and facts.beginning is not None:
+            return _of_content(facts.beginning, number)
+    except (ValueError, IndexError, struct.error):
         pass
     return ""
 
 
-def _refused(path: str) -> str:
-    mode = os.stat(path).st_mode
+def _refused(facts: Facts, uid: int, gid: int) -> str:
+    mode = facts.mode
     if stat.S_ISDIR(mode):
         return "it is a directory"
     if not mode & 0o111:
         return f"its mode {stat.S_IMODE(mode):04o} lets nobody execute it"
-    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+    if facts.mount_flags & os.ST_NOEXEC:
         return "the file system that it is on is mounted noexec"
-    return f"its mode is {stat.S_IMODE(mode):04o}, and the process runs as {os.geteuid()}:{os.getegid()}"
+    return f"its mode is {stat.S_IMODE(mode):04o}, and the process runs as {uid}:{gid}"
 
 
 def _beginning(path: str) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return os.read(descriptor, _BEGINNING)
+        return os.read(descriptor, BEGINNING)
     finally:
         os.close(descriptor)
 

@@ -161,10 +161,14 @@ class NotExecuted:
 
 @dataclass(frozen=True, slots=True)
 class Undone:
-    """The system call that is at an address of a list ended with this errno (runtime/process/script.py)."""
+    """The system call that is at an address of a list ended with this errno (runtime/process/script.py).
+
+    `facts` explain an execve's; they come in a second report, since the filter may kill who collects them.
+    """
 
     number: int
     at: int
+    facts: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +199,7 @@ def encode(report: Report) -> bytes:
     if isinstance(report, NotExecuted):
         return _ERROR_NUMBER.pack(report.number)
     if isinstance(report, Undone):
-        return _UNDONE.pack(_UNDONE_HEAD, report.number, report.at)
+        return _UNDONE.pack(_UNDONE_HEAD, report.number, report.at) + report.facts
     packet = json.dumps(_members(report)).encode()
     if len(packet) > MAX_PACKET and isinstance(report, Failed):
         return encode(Failed(RuntimeCoreError(str(report.error)[:_SHORT_REASON] + "...")))
@@ -263,9 +267,9 @@ def _decode_of_list(packet: bytes, fds: Sequence[int]) -> Report | None:
     if len(packet) == _BIRTH.size and packet.startswith(_BIRTH_HEAD) and fds:
         pid = _BIRTH.unpack(packet)[1]
         return Born(pid, fds[0])
-    if len(packet) == _UNDONE.size and packet.startswith(_UNDONE_HEAD):
-        _head, number, at = _UNDONE.unpack(packet)
-        return Undone(number, at)
+    if len(packet) >= _UNDONE.size and packet.startswith(_UNDONE_HEAD):
+        _head, number, at = _UNDONE.unpack_from(packet)
+        return Undone(number, at, packet[_UNDONE.size :])
     return None
 
 

@@ -557,6 +557,26 @@ def test_exec_of_nothing_and_of_what_is_not_there(pod: Pod, target: str) -> None
     assert "executable file not found" in raised.value.details()
 
 
+@pytest.mark.cri("ExecSync", "cmd")
+@pytest.mark.parametrize("no_new_privs", [False, True])
+def test_exec_says_what_is_wrong_with_a_file(pod: Pod, no_new_privs: bool) -> None:
+    """Under a filter, which the exec's process loads early or late."""
+    profile = cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault)
+    security = cri.LinuxContainerSecurityContext(seccomp=profile, no_new_privs=no_new_privs)
+    linux = cri.LinuxContainerConfig(security_context=security)
+    container = pod.run("sleep", "1000", name=f"odd-{no_new_privs}", linux=linux)
+    script = "echo '#!/not/there' >/lonely; echo echo >/text; chmod +x /lonely /text; echo true >/bin/closed"
+    assert pod.exec(container, "sh", "-c", script).exit_code == 0
+    for path, told in (
+        ("/lonely", 'no such file or directory: its interpreter "/not/there" .#!. is not in the container'),
+        ("/text", "exec format error: it is no ELF file"),
+        ("/tmp", "permission denied: it is a directory"),
+        ("closed", "permission denied: its mode 0644 lets nobody execute it"),
+    ):
+        with pytest.raises(grpc.RpcError, match=f'exec: "{path}": {told}'):
+            pod.exec(container, path)
+
+
 @pytest.mark.cri("ExecSync", "timeout")
 def test_exec_timeout_kills_the_whole_tree(pod: Pod, target: str) -> None:
     begun = time.monotonic()
