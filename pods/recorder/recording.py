@@ -90,7 +90,7 @@ class Recording:
             self._changed(self)
         elif len(self._pending) >= _PENDING:
             self._settle()
-        if self._heard is not None and type(entry) is not Step:
+        if self._heard is not None and not isinstance(entry, Step | Steps):
             self._heard(self.subject, entry)
 
     def step(self, about: str, operation: str, name: str, at: int, took: int) -> None:
