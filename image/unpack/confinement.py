@@ -22,7 +22,8 @@ _OOM_SCORE_ADJ = 1000  # killed first: a layer can be pulled again, a pod's memo
 # linux/capability.h: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_CHROOT, SYS_ADMIN (trusted.* attributes), MKNOD, SETFCAP
 _CAPABILITIES = (0, 1, 3, 4, 18, 21, 27, 31)
 _CAP_SYS_CHROOT = 18
-_SKELETON_INODES = 1 << 20  # about as many KiB of the kernel's memory
+_SKELETON_INODES = range(1 << 16, 1 << 20)  # about as many KiB of the kernel's memory, attributes included
+_SKELETON_SHARE = 64  # of the machine's memory: 16 workers, which is the most, take a quarter
 _SKELETON_BYTES = 256 << 20  # of long symbolic links; there is no other content
 _NODEV_NOSUID_NOEXEC = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
 
@@ -78,11 +79,14 @@ def enter(directory: str) -> int:
 def enter_skeleton() -> int:
     """Make an empty tmpfs, in no mount table, the calling process's root. Returns its descriptor.
 
-    Raises OSError.
+    What it takes of memory is bounded, and counted in the daemon's cgroup. Raises OSError.
     """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    inodes = min(max(memory // _SKELETON_SHARE // 1024, _SKELETON_INODES.start), _SKELETON_INODES.stop)
+    size = min(memory // _SKELETON_SHARE, _SKELETON_BYTES)
     context = syscalls.fsopen("tmpfs")
     try:
-        for key, value in (("nr_inodes", str(_SKELETON_INODES)), ("size", str(_SKELETON_BYTES)), ("mode", "0755")):
+        for key, value in (("nr_inodes", str(inodes)), ("size", str(size)), ("mode", "0755")):
             syscalls.fsconfig_string(context, key, value)
         syscalls.fsconfig_create(context)
         tree = syscalls.fsmount(context, _NODEV_NOSUID_NOEXEC)
