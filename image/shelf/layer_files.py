@@ -37,6 +37,15 @@ def base36(number: int) -> str:
     return digits or "0"
 
 
+def sync_file(path: Path) -> None:
+    """fsync(2) a file: its content is on the disk afterwards. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(path: Path) -> None:
     """fsync(2) a directory: its names are on the disk afterwards. Raises OSError."""
     with opened(path) as descriptor:

@@ -30,6 +30,7 @@ from image.shelf.layer_files import (
     opened,
     remove_small,
     sync_directory,
+    sync_file,
     sync_filesystem,
 )
 from image.unpack.layer_root import open_root
@@ -365,7 +366,7 @@ class Layers:
                 async with self._unpackers:
                     await self._workers.index_again(layer.path, lowers)
                 seal = await self._checked(layer)
-                await asyncio.to_thread(self._sync)
+                await asyncio.to_thread(self._sync, [layer])
                 layer.unmount()
                 files = (layer.path, layer.path / TAR, layer.path / INDEX, layer.blob)
                 size = sum(file.stat().st_blocks * 512 for file in files if file.exists())
@@ -375,12 +376,20 @@ class Layers:
 
     async def sync(self, layers: Sequence[Layer]) -> None:
         """Write the content of unpacked layers to the disk. Raises StorageFull, ImageError."""
-        if any(not layer.recorded for layer in layers):
-            await asyncio.to_thread(self._sync)
+        if fresh := [layer for layer in layers if not layer.recorded]:
+            await asyncio.to_thread(self._sync, fresh)
 
-    def _sync(self) -> None:
+    def _sync(self, layers: Sequence[Layer]) -> None:
         with explained(f"write {self._temporary}"):
-            sync_filesystem(self._temporary)
+            if not all(layer.indexed for layer in layers):
+                sync_filesystem(self._temporary)
+                return
+            # They are few files: nothing has to wait for what containers have written to the file system.
+            for layer in layers:
+                for file in (layer.path / TAR, layer.path / INDEX, layer.blob):
+                    with suppress(FileNotFoundError):  # blobs are not always kept
+                        sync_file(file)
+                sync_directory(layer.path)
 
     async def settle(self, layers: Sequence[Layer]) -> None:
         """Give synced layers their final names, which must precede their recording. Raises StorageFull, ImageError."""
