@@ -742,9 +742,8 @@ async def test_one_daemon_a_store_and_a_lost_layer(tmp_path: Path, monkeypatch: 
     store = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf")
     with pytest.raises(ImageError, match="another daemon has it"):
         await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf")
-    (image,) = await store.import_archive(busybox_layout(tmp_path / "layout"))
+    await store.import_archive(busybox_layout(tmp_path / "layout"))
     await store.close()
-    assert store.layers(image)
     (tmp_path / "image/layers/1").rename(tmp_path / "stolen")
     again = await ImageStore.open(tmp_path / "image", tmp_path / "registries.conf")
     assert again.images() == []

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -90,6 +93,29 @@ async def test_a_worker_has_only_what_it_needs(store: ImageStore, tmp_path: Path
             assert int(hard["Max open files"]) <= 4096
         finally:
             pull.cancel()
+            await asyncio.wait([pull])
+
+
+@CONFINED
+async def test_a_worker_that_does_not_end_is_killed(store: ImageStore, tmp_path: Path) -> None:
+    """It does nothing of its own accord: as one that an image took over might."""
+    built = build_image([layer(entry("x", os.urandom(400_000)))])
+    (blob,) = (key for key in built.blobs if key != built.id)
+    async with FaultyRegistry({"a:1": built}).running() as registry:
+        registry.faults[registry.blob_path("a", blob)] = [faulty_registry.endless_wait]
+        pull = asyncio.create_task(store.pull(f"{registry.host}/a:1"))
+        await asyncio.to_thread(until, lambda: _working(tmp_path / "image/tmp"), 20)
+        worker = _working(tmp_path / "image/tmp")
+        assert worker is not None
+        pidfd = os.pidfd_open(int(worker.name))
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+            pull.cancel()
+            assert (await asyncio.to_thread(select.select, [pidfd], [], [], 60))[0]
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
             await asyncio.wait([pull])
 
 
