@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pods.errors import ImageVolumeNotFound, InvalidArgument
+from image.errors import ImageError
+from pods.errors import ImageVolumeFailed, ImageVolumeNotFound, InvalidArgument
 from pods.model import ContainerConfig, Mount, MountedImage, Propagation
 from runtime.wire.calls import ImageMount
 
@@ -30,14 +31,19 @@ def find(config: ContainerConfig, images: ImageStore) -> tuple[MountedImage, ...
 def shim_argument(
     config: ContainerConfig, mounted: tuple[MountedImage, ...], images: ImageStore, volumes_dir: Path
 ) -> dict[str, ImageMount]:
-    """Return the argument of the shim's `create`: each mount's source, with the image's layers and the path in them."""
-    return {
-        source(volumes_dir, entry.mount): ImageMount(
-            lower=tuple(str(layer) for layer in images.layers_of(entry.image_id)),
-            sub_path=config.mounts[entry.mount].image_sub_path,
-        )
-        for entry in mounted
-    }
+    """Return the argument of the shim's `create`: each mount's source, with the image's layers and the path in them.
+
+    Raises ImageVolumeFailed.
+    """
+    found = {}
+    for entry in mounted:
+        try:
+            lower = tuple(str(layer) for layer in images.layers_of(entry.image_id))
+        except ImageError as error:
+            raise ImageVolumeFailed(f"mount image of config.mounts[{entry.mount}]: {error}") from error
+        path = config.mounts[entry.mount].image_sub_path
+        found[source(volumes_dir, entry.mount)] = ImageMount(lower=lower, sub_path=path)
+    return found
 
 
 def source(volumes_dir: Path, mount: int) -> str:

@@ -149,18 +149,26 @@ def test_what_cannot_be(pod: Pod, fields: dict[str, Any], code: grpc.StatusCode,
     assert words in raised.value.details()
 
 
-def test_one_that_cannot_be_mounted_is_known_by_its_word(fresh_daemon: Daemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "file"), [("unpacked", "f"), ("erofs", "index")])
+def test_one_that_cannot_be_mounted_is_known_by_its_word(kind: str, file: str, tmp_path: Path) -> None:
     """kubelet counts those in its metrics."""
-    fresh_daemon.import_image(write_layout(tmp_path, {ONE: build_image([layer(entry("f", b"1"))])}))
-    with fresh_daemon.pod("unmountable") as pod:
-        first = pod.create("true", name="first", mounts=[_mount(ONE)])
-        (file,) = Path(fresh_daemon.root, "image/layers").glob("*/f")
-        away = file.parent.rename(fresh_daemon.directory / "away")
-        try:
-            with pytest.raises(grpc.RpcError) as raised:
-                pod.create("true", name="second", mounts=[_mount(ONE)])
-        finally:
-            away.rename(file.parent)
-        assert raised.value.code() is grpc.StatusCode.INTERNAL
-        assert raised.value.details().startswith("ImageVolumeMountFailed: ")
-        assert fresh_daemon.status(first).state == cri.CONTAINER_CREATED
+    built = build_image([layer(entry("f", b"1"))])
+    with Daemon.running("--image-layers", kind) as daemon:
+        daemon.import_image(write_layout(tmp_path / "layout", {ONE: built}))
+        daemon.import_busybox()
+        with daemon.pod("unmountable") as pod:
+            first = pod.create("true", name="first", mounts=[_mount(ONE)])
+            daemon.restart()  # what is mounted stays usable
+            (found,) = Path(daemon.root, "image/layers").glob(f"1/{file}")
+            place = found.parent if kind == "unpacked" else found
+            away = place.rename(tmp_path / "away")
+            if kind == "erofs":
+                place.write_bytes(away.read_bytes() + bytes(512))
+            try:
+                with pytest.raises(grpc.RpcError) as raised:
+                    pod.create("true", name="second", mounts=[_mount(ONE)])
+            finally:
+                away.rename(place)
+            assert raised.value.code() is grpc.StatusCode.INTERNAL
+            assert raised.value.details().startswith("ImageVolumeMountFailed: ")
+            assert daemon.status(first).state == cri.CONTAINER_CREATED
