@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def layer(*entries: tuple[tarfile.TarInfo, bytes], format: int = tarfile.PAX_FOR
     return buffer.getvalue()
 
 
+@lru_cache(maxsize=4)  # images share layers
 def compress(content: bytes) -> bytes:
     return gzip.compress(content, 1, mtime=0)
 

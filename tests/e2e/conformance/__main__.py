@@ -1,0 +1,83 @@
+"""`python -m tests.e2e.conformance`: Kubernetes' conformance tests on two nodes of crisp. Takes root."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests import box
+from tests.e2e import kubernetes
+from tests.e2e.conformance import images, suite
+from tests.e2e.conformance.nodes import TwoNodes
+
+RESULTS = Path(__file__).parents[3] / "conformance-results"
+PROCESSES = 6
+
+
+def main() -> int:
+    """Run the suite, print the table, and leave nothing but the results: exit status 0, or 1 if a test failed."""
+    arguments = _parser().parse_args()
+    if os.geteuid() != 0:
+        print("conformance: nodes take root: run as root", file=sys.stderr)
+        return 1
+    if not box.inside():  # where there is a network
+        prepare()
+        return 0 if arguments.build else box.run([sys.executable, "-m", "tests.e2e.conformance", *sys.argv[1:]])
+    output = arguments.output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="c", dir="/tmp"))
+    try:
+        return _run(arguments, directory, output)
+    finally:
+        shutil.rmtree(directory)
+
+
+def prepare() -> Path:
+    """Build what is missing, programs and images. Returns the images."""
+    kubernetes.directory(*suite.PROGRAMS, *images.PROGRAMS, "kubelet", "kube-proxy", "kube-apiserver",
+                         "kube-controller-manager", "kube-scheduler")  # fmt: skip
+    return images.prepare()
+
+
+def _run(arguments: argparse.Namespace, directory: Path, output: Path) -> int:
+    choice = (arguments.focus, arguments.skip, arguments.timeout)
+    parts = [
+        suite.Part("parallel", "Conformance && !Serial", arguments.processes, *choice),
+        suite.Part("serial", "Conformance && Serial", 1, *choice),
+    ]
+    outcomes = {}
+    with TwoNodes.running(directory, images.prepare()) as cluster:
+        for part in parts:
+            if arguments.part in (part.name, "all"):
+                begun = time.monotonic()
+                print(f"{part.name}: see {output / part.name}.log", flush=True)
+                outcomes[part.name] = suite.run(cluster, part, output)
+                print(f"{part.name}: {time.monotonic() - begun:.0f} s", flush=True)
+        suite.keep_logs(cluster, output)
+    told = suite.table(outcomes)
+    (output / "table.md").write_text(told + "\n")
+    print(told)
+    return int(any(outcome.failed for outcome in outcomes.values()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.e2e.conformance", description=__doc__)
+    parser.add_argument(
+        "--part", choices=("all", "parallel", "serial"), default="all", help="which tests (%(default)s)"
+    )
+    parser.add_argument("--focus", metavar="REGEX", default="", help="only tests whose names match")
+    parser.add_argument("--skip", metavar="REGEX", default="", help="no tests whose names match")
+    parser.add_argument("--processes", type=int, default=PROCESSES, help="tests at a time, of the parallel part")
+    parser.add_argument("--timeout", metavar="TIME", default="6h", help="of each part, as 90m (%(default)s)")
+    parser.add_argument("--output", metavar="DIR", type=Path, default=RESULTS, help="logs and reports (%(default)s)")
+    parser.add_argument("--build", action="store_true", help="build programs and images, and run nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
