@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from linux.user_namespaces import STARTED_IN_ONE
+
 # Kinds of namespaces: config.json's name (runtime-spec config-linux.md "Namespaces"), the file in /proc/PID/ns, and the
 # flag of clone(2). They are joined in this order: the user namespace before those that need its capabilities, and
 # after a PID namespace, which may be its parent's.
@@ -39,7 +41,8 @@ CAPABILITIES = (
 SELINUX_LABEL = "security.selinux"  # the attribute of a file that has its label
 OVERLAY_ATTRIBUTES = "trusted.overlay."
 USERS_OVERLAY_ATTRIBUTES = "user.overlay."
-OVERLAY_OPAQUE = f"{OVERLAY_ATTRIBUTES}opaque"  # on a directory: "y" hides what the layers below have in it
+# On a directory: "y" hides what the layers below have in it. In a user namespace overlays are mounted with userxattr.
+OVERLAY_OPAQUE = f"{USERS_OVERLAY_ATTRIBUTES if STARTED_IN_ONE else OVERLAY_ATTRIBUTES}opaque"
 
 
 def capability_names(mask: int) -> frozenset[str]:

@@ -130,6 +130,7 @@ class Node:
             undo.callback(node._state.store.close)
             undo.push_async_callback(node._cgroups.close)
             await node._cgroups.driver.open()
+            node._cgroups.report_restrictions()
             await node._shims.start()
             undo.callback(node._shims.close)
             undo.callback(node.stats.close)

@@ -147,12 +147,16 @@ class Daemon:
         command = [*into, sys.executable, "-m", "cri.daemon", *self._flags(), *self._arguments]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self._log.open("ab") as log:
             ready.bind(str(notify))
+            notify.chmod(0o777)  # crispd may be another user
             self.process = subprocess.Popen(
                 command, cwd=self.tree, env=os.environ | {"NOTIFY_SOCKET": str(notify)}, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log,
+                stdout=log, stderr=log, preexec_fn=self.before_exec,
             )  # fmt: skip
             self._wait_until_ready(ready)
         self.connect()
+
+    def before_exec(self) -> None:
+        """What crispd's process does before it executes it."""
 
     def connect(self) -> None:
         """Make the stubs of a daemon that is up."""

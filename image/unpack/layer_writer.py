@@ -41,6 +41,7 @@ from image.unpack.tar_header import (
 )
 from image.unpack.trees import inodes_below, remove_tree
 from image.unpack.walk import Walk, open_directory
+from linux.user_namespaces import STARTED_IN_ONE
 
 _INLINE_SYMLINK = 59  # bytes an ext4 inode holds; a longer target takes a block
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -161,6 +162,8 @@ class LayerWriter:
             make_whiteout(parent, name)
             self._inodes += 1
         elif entry.kind in (CHAR_DEVICE, BLOCK_DEVICE):
+            if STARTED_IN_ONE:  # nobody can make devices in a user namespace; containerd leaves them out, too
+                return
             kind = stat.S_IFCHR if entry.kind == CHAR_DEVICE else stat.S_IFBLK
             os.mknod(name, kind | 0o600, os.makedev(entry.major, entry.minor), dir_fd=parent)
             self._describe(parent, name, entry)

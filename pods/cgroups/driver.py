@@ -92,6 +92,23 @@ class Cgroups:
         self._drivers: Mapping[str, CgroupDriver] = {CGROUPFS: FileSystem(self._cgroup), SYSTEMD: Systemd()}
         self.driver = self._drivers[driver]  # for new pods
 
+    def report_restrictions(self) -> None:
+        """Log once what cgroups cannot do for containers if crispd is in a user namespace."""
+        found = Hierarchies.usable()
+        if not found.restricted:
+            return
+        controllers = sorted({*found.v1, *found.unified_controllers})
+        if not found.mountpoints():
+            _log.warning(
+                "crispd is in a user namespace and may make no cgroups: containers have no limits and no statistics; "
+                "delegate cgroups to it (see docs/rootless.md)"
+            )
+            return
+        _log.warning(
+            "crispd is in a user namespace: only limits of the delegated controllers are set, and devices are not "
+            "filtered", extra={"controllers": controllers},
+        )  # fmt: skip
+
     def of(self, sandbox: Sandbox) -> CgroupDriver:
         """Return the driver of a pod's creation."""
         return self._drivers[sandbox.cgroup_driver]
@@ -130,5 +147,5 @@ class Cgroups:
 
     def _cgroup(self, path: str) -> Cgroup:
         if self._hierarchies is None:
-            self._hierarchies = Hierarchies.detect()
+            self._hierarchies = Hierarchies.usable()
         return Cgroup.at(self._hierarchies, path)

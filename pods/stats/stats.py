@@ -220,7 +220,7 @@ class Stats:
     def _cgroup(self, path: str) -> Cgroup:
         if self._hierarchies is None:
             try:
-                self._hierarchies = Hierarchies.detect()
+                self._hierarchies = Hierarchies.usable()
             except RuntimeCoreError as error:
                 raise PodError(f"read cgroup {path}: {error}") from error
         return Cgroup.at(self._hierarchies, path)

@@ -175,7 +175,8 @@ class Cgroup:
 
     def pids(self) -> list[int]:
         """Return the processes in the cgroup and below it."""
-        return processes.pids(self._tracking_v1() or self.unified)
+        directory = self._tracking_v1() or self.unified
+        return processes.pids(directory) if directory else []
 
     def is_populated(self) -> bool:
         """Return whether there is a process in the cgroup or below it, in either version.
@@ -189,7 +190,8 @@ class Cgroup:
 
     def set_oom_score_adj(self, value: int) -> bool:
         """Set the OOM score adjustment of every process. False if the caller lacks the capability for it."""
-        return processes.set_oom_score_adj(self._tracking_v1() or self.unified, self.path, value)
+        directory = self._tracking_v1() or self.unified
+        return bool(directory) and processes.set_oom_score_adj(directory, self.path, value)
 
     def kill(self) -> None:
         """Send SIGKILL to every process in the cgroup and below it. They may still be exiting on return."""
@@ -211,6 +213,8 @@ class Cgroup:
         """Stop every process. ETIMEDOUT if one does not stop in 2 s; then all run again."""
         if freezer := self._freezer():
             processes.freeze_v1(freezer)
+        elif not self.unified:
+            raise NotSupported("freeze", self.path, "crisp may not make cgroups here")
         else:
             processes.freeze_v2(self.unified)
 
@@ -294,6 +298,8 @@ class Cgroup:
         if self.hierarchies.pure_v2:
             return ""
         homes = self.hierarchies.v1
+        if not homes:
+            return ""
         return next(homes[name] for name in ("freezer", "pids", "memory", *homes) if name in homes) + self.path
 
     def _freezer(self) -> str:
@@ -326,7 +332,7 @@ class Cgroup:
             if write.controller and not self.hierarchies.home(write.controller):
                 if write.controller == "devices" and self.unified:
                     return False  # `_filter_devices` applies the rules
-                if not write.optional:
+                if not (write.optional or self.hierarchies.restricted):
                     raise NotSupported(
                         "set", f"`{write.file}` to `{write.value}`", f"no {write.controller} cgroup controller"
                     )
@@ -391,7 +397,7 @@ class Cgroup:
         return NotSupported("set", target, f"no such file in `{directory}`")
 
     def _filter_devices(self, resources: Resources) -> None:
-        if not resources.devices or "devices" in self.hierarchies.v1:
+        if not resources.devices or "devices" in self.hierarchies.v1 or self.hierarchies.restricted:
             return
         fd = self._open_unified("", os.O_RDONLY | os.O_DIRECTORY)
         assert fd is not None, "`_plan` refuses device rules if neither version can filter"
@@ -407,7 +413,7 @@ class Cgroup:
         memory = resources.memory
         if not (memory and memory.check_before_update and memory.limit and memory.limit > 0):
             return
-        if "memory" in self.hierarchies.v1:
+        if "memory" in self.hierarchies.v1 or (self.hierarchies.restricted and not self.hierarchies.home("memory")):
             return
         directory = self.directory("memory")
         usage = int(files.read(f"{directory}/memory.current"))

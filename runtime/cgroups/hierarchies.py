@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from types import MappingProxyType
 
+from linux.user_namespaces import STARTED_IN_ONE
 from runtime.cgroups import files
 from runtime.errors import NotSupported, OperationFailed
 from runtime.light import dataclass
@@ -12,6 +13,7 @@ from runtime.light import dataclass
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Final
 
 _V1_CONTROLLERS = frozenset(
     {
@@ -33,6 +35,25 @@ class Hierarchies:
     v1: Mapping[str, str]
     unified: str
     unified_controllers: frozenset[str]
+    # Whether limits that cannot be set are left out, and devices are not filtered: see `usable`.
+    restricted: bool = False
+
+    @classmethod
+    def usable(cls) -> Hierarchies:
+        """Return the hierarchies in which this process may make cgroups.
+
+        In a user namespace these are the ones whose root it owns, perhaps none. There nobody may filter devices.
+        """
+        if not STARTED_IN_ONE:
+            return cls.detect()
+        try:
+            found = cls.detect()
+        except NotSupported:
+            return NO_HIERARCHIES
+        v1 = {name: home for name, home in found.v1.items() if name != "devices" and os.access(home, os.W_OK)}
+        unified = found.unified if found.unified and os.access(found.unified, os.W_OK) else ""
+        controllers = found.unified_controllers if unified else frozenset()
+        return cls(MappingProxyType(v1), unified, controllers, restricted=True)
 
     @classmethod
     def detect(cls, mountinfo_text: str | None = None, root: str = "") -> Hierarchies:
@@ -72,6 +93,9 @@ class Hierarchies:
         if controller in self.v1:
             return self.v1[controller]
         return self.unified if controller in self.unified_controllers else ""
+
+
+NO_HIERARCHIES: Final = Hierarchies(MappingProxyType({}), "", frozenset(), restricted=True)
 
 
 def _controllers(unified: str) -> frozenset[str]:

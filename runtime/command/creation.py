@@ -6,6 +6,7 @@ import os
 import time
 
 from linux import syscalls
+from linux.user_namespaces import in_user_namespace
 from runtime import validation
 from runtime.command import removal
 from runtime.command.child import Child, Launch
@@ -20,7 +21,7 @@ from runtime.command.handover import (
     send_listener,
     write_pid_file,
 )
-from runtime.command.invocation import Context, in_user_namespace, owner_name, require_readonly_interpreter
+from runtime.command.invocation import Context, owner_name, require_readonly_interpreter
 from runtime.command.record import Record, start_time, state_document
 from runtime.command.store import NOTIFY_DIRECTORY, Entry
 from runtime.errors import SpecError, failing
@@ -272,7 +273,7 @@ class _Maker:
     def _clone_host_trees(self, undo: contextlib.ExitStack) -> dict[str, int]:
         if not self._in_user_namespace:
             return {}
-        from runtime.command.rootless import host_trees
+        from runtime.rootfs.host_trees import host_trees
 
         trees = host_trees(device.path for device in self._spec.linux.devices)
         undo.callback(userns.close_all, trees.values())

@@ -6,6 +6,7 @@ import os
 import sys
 
 from linux import syscalls
+from linux.user_namespaces import in_user_namespace
 from runtime.cgroups import Hierarchies
 from runtime.command.flags import UsageError
 from runtime.command.log import Log
@@ -44,12 +45,6 @@ def first(operands: list[str], name: str) -> tuple[str, list[str]]:
     if not operands:
         raise UsageError(f"expected {name}")
     return operands[0], operands[1:]
-
-
-def in_user_namespace() -> bool:
-    """Return whether we are in a user namespace. Its root cannot make devices and may mount only some file systems."""
-    with open("/proc/self/uid_map", "rb") as file:
-        return file.read().split() != [b"0", b"0", b"4294967295"]
 
 
 def default_root() -> str:

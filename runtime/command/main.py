@@ -104,7 +104,7 @@ def _rootless(when: str) -> bool:
         raise UsageError(f"--rootless: expected auto, true or false, got {when!r}")
     if when != "auto":
         return when == "true"
-    from runtime.command.invocation import in_user_namespace
+    from linux.user_namespaces import in_user_namespace
 
     return os.geteuid() != 0 or in_user_namespace()
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 
 from linux import syscalls
-from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError, failing
+from runtime.errors import NotSupported, RuntimeCoreError, SpecError, failing
 from runtime.light import contextlib, replace
 from runtime.namespaces.user import IDMappings
-from runtime.spec.devices import DEFAULT_DEVICES
 from runtime.spec.values import IDMapping, Spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    pass
 
 
 def enter_new(spec: Spec) -> Spec:
@@ -119,15 +118,3 @@ def _become_root() -> None:
         os.setresuid(0, 0, 0)
         # The change of ids cleared it; without it we could not access our own children in /proc.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
-
-
-def host_trees(devices: Iterable[str]) -> dict[str, int]:
-    """Clone the host's devices and /sys as detached mounts, by path: a user namespace cannot make or mount them."""
-    trees = {}
-    for path in dict.fromkeys((*(device.path for device in DEFAULT_DEVICES), *devices, "/sys")):
-        try:
-            recursive = syscalls.AT_RECURSIVE if path == "/sys" else 0
-            trees[path] = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE | recursive)
-        except OSError as error:
-            raise OperationFailed.of("clone", path, error) from error
-    return trees

@@ -14,6 +14,7 @@ from typing import Final
 
 from linux import syscalls
 from linux.syscalls import open_in_root
+from linux.user_namespaces import STARTED_IN_ONE
 from runtime.errors import OPEN_IN_IMAGE, failing
 from runtime.namespaces import user as userns
 from runtime.rootfs.mount_sources import new_filesystem
@@ -168,6 +169,8 @@ def _configure(lower: Sequence[tuple[str, str]], upper: str, work: str, label: s
             syscalls.fsconfig_string(context, key, value)
         if volatile:
             syscalls.fsconfig_flag(context, "volatile")
+        if STARTED_IN_ONE:  # where nobody may read or write attributes of the kind "trusted"
+            syscalls.fsconfig_flag(context, "userxattr")
         syscalls.fsconfig_create(context)
         return syscalls.fsmount(context)
     finally:
@@ -188,6 +191,7 @@ def _mount_joined(lower: Sequence[str], upper: str, work: str, label: str, *, vo
             return _configure([("lowerdir", joined)], upper, work, label, volatile=volatile)
         own = f",upperdir={upper},workdir={work}" if upper else ""
         own += f',context="{label}"' if label else ""  # labels contain commas
+        own += ",userxattr" * STARTED_IN_ONE
         return _mount_and_detach(f"lowerdir={joined}{own}" + ",volatile" * volatile, upper or lower[0])
 
 

@@ -51,7 +51,7 @@ def main(own_cgroup: bool) -> None:
     syscalls.close_all_from(_CONTROL, keep=(_CONTROL,))
     syscalls.set_name("crisp-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    inheritance = Inheritance(Hierarchies.detect(), infra.program_file(), infra.empty_mount_namespace(), Runner())
+    inheritance = Inheritance(Hierarchies.usable(), infra.program_file(), infra.empty_mount_namespace(), Runner())
     if own_cgroup:
         _leave_the_daemons_cgroup(inheritance.hierarchies)
     set_oom_score_adj(_SHIM_OOM_SCORE_ADJ)

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.cgroups import Cgroup, Hierarchies, files, systemd, tree, v1, v2
+from runtime.cgroups import hierarchies as hierarchies_module
+from runtime.cgroups.hierarchies import NO_HIERARCHIES
 from runtime.cgroups.limits import Group
 from runtime.errors import NotSupported, OperationFailed, RuntimeCoreError, SpecError
 from runtime.spec import values as spec
@@ -554,3 +556,33 @@ def test_cgroups_deeper_than_pythons_stack_are_removed(tmp_path: Path) -> None:
     tree.remove(top)
     assert os.listdir(tmp_path) == []
     assert tree.descendants(top) == []
+
+
+def test_without_hierarchies_limits_are_left_out_and_nothing_fails() -> None:
+    """As in a user namespace that no cgroups were delegated to."""
+    cgroup = Cgroup.at(NO_HIERARCHIES, "/pods/one")
+    memory = spec.Memory(limit=1 << 20, check_before_update=True)
+    limited = spec.Resources(pids_limit=9, devices=(spec.DeviceRule(False),), memory=memory)
+    cgroup.create(limited)
+    cgroup.update(limited)()
+    cgroup.join_self()
+    cgroup.kill()
+    cgroup.thaw()
+    cgroup.remove()
+    cgroup.remove_made_parents()
+    assert (cgroup.pids(), cgroup.is_populated(), cgroup.oom_kills(), cgroup.is_frozen()) == ([], False, 0, False)
+    assert not cgroup.set_oom_score_adj(-5)
+    with pytest.raises(NotSupported, match="freeze"):
+        cgroup.freeze()
+
+
+def test_in_a_user_namespace_only_what_is_delegated_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, kept = tmp_path / "given", tmp_path / "kept"
+    for directory in (theirs, kept):
+        directory.mkdir()
+    found = Hierarchies({"memory": str(theirs), "devices": str(theirs), "cpu": str(kept)}, str(kept), frozenset({"io"}))
+    monkeypatch.setattr(hierarchies_module, "STARTED_IN_ONE", True)
+    monkeypatch.setattr(Hierarchies, "detect", lambda: found)
+    monkeypatch.setattr(os, "access", lambda path, _mode: path == str(theirs))
+    usable = Hierarchies.usable()
+    assert (dict(usable.v1), usable.unified, usable.restricted) == ({"memory": str(theirs)}, "", True)

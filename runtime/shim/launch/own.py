@@ -6,9 +6,10 @@ import contextlib
 import os
 import selectors
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from linux.user_namespaces import STARTED_IN_ONE
 from runtime import validation
 from runtime.cgroups import Cgroup
 from runtime.errors import RuntimeCoreError, failing
@@ -17,6 +18,7 @@ from runtime.namespaces import user as userns
 from runtime.process.clone import clone_into
 from runtime.process.hooks import enter_the_container
 from runtime.process.init import Start, clock_offsets, clone_flags, container_init
+from runtime.rootfs.host_trees import host_trees
 from runtime.rootfs.plan import MountPlan, plan_mounts
 from runtime.shim.holdings import Holdings
 from runtime.shim.hook_process import ContainerHooks
@@ -59,8 +61,8 @@ class OwnLauncher:
         undo.callback(namespaces.close)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(ours.close)
-        with theirs, _links(held.spec) as links:
-            start = self._start(held.spec, cgroup, namespaces, links, attempt)
+        with theirs, _links(held.spec) as links, _host_trees(held.spec) as trees:
+            start = self._start(held.spec, cgroup, namespaces, links, trees, attempt)
             if start.trace:
                 start.steps += [("shim received", attempt.received)]
                 start.step("cgroup made")
@@ -82,7 +84,13 @@ class OwnLauncher:
         held.supervisor.watch(ours.fileno(), selectors.EVENT_READ, listening.ready)
 
     def _start(
-        self, spec: oci.Spec, cgroup: Cgroup, namespaces: userns.UserNamespaces, links: int, attempt: Attempt
+        self,
+        spec: oci.Spec,
+        cgroup: Cgroup,
+        namespaces: userns.UserNamespaces,
+        links: int,
+        host_trees: Mapping[str, int],
+        attempt: Attempt,
     ) -> Start:
         held = self._held
         return Start(
@@ -99,13 +107,17 @@ class OwnLauncher:
             users=namespaces,
             trees=held.trees,
             links=links,
+            host_trees=host_trees,
             trace=attempt.call.trace,
             **self._place_of_rootfs(spec),
         )
 
     def _place_of_rootfs(self, spec: oci.Spec) -> dict[str, Any]:
-        """Return where the init attaches the rootfs: in an empty mount namespace, or with hooks below the bundle."""
-        if not enter_the_container(spec.hooks):
+        """Return where the init attaches the rootfs: in an empty mount namespace, or with hooks below the bundle.
+
+        In a user namespace it is there, too, because only beside a visible proc another one can be mounted.
+        """
+        if not enter_the_container(spec.hooks) and not STARTED_IN_ONE:
             return {"empty_mount_namespace": self._held.supervisor.empty_mount_namespace}
         rootfs = os.path.join(self._held.bundle, spec.root.path)
         with failing("make", rootfs):
@@ -120,6 +132,16 @@ class OwnLauncher:
 
     def when_released(self, callback: Callable[[], None]) -> None:
         callback()
+
+
+@contextlib.contextmanager
+def _host_trees(spec: oci.Spec) -> Iterator[Mapping[str, int]]:
+    """Clone the host's devices and /sys if we can make neither, being in a user namespace."""
+    trees = host_trees(device.path for device in spec.linux.devices) if STARTED_IN_ONE else {}
+    try:
+        yield trees
+    finally:
+        userns.close_all(trees.values())
 
 
 @contextlib.contextmanager
