@@ -31,8 +31,14 @@ def dataclass(cls=None, *, frozen=False, slots=True):
 
 def replace(value, /, **changes):
     """Return a copy of `value` with other members."""
-    members = {name: getattr(value, name) for name in value.__slots__}
-    return type(value)(**(members | changes))
+    cls = type(value)
+    made = object.__new__(cls)
+    take, puts = changes.pop, cls.__dict__
+    for name in cls.__slots__:
+        puts[name].__set__(made, take(name) if name in changes else getattr(value, name))
+    if changes:
+        raise TypeError(f"{cls.__name__}() has no {', '.join(changes)}")
+    return made
 
 
 def _make(cls, frozen):

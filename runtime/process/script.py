@@ -83,8 +83,8 @@ _ENTRY: Final = struct.Struct("=13Q")
 _WORD: Final = struct.Struct("=Q")
 _ARGUMENTS_AT, _STORE_AT, _ZERO_AT, _POSITIVE_AT, _ERROR_AT = 8, 56, 64, 72, 80
 _ALL_BITS: Final = 2**64 - 1
-# Signals that the interpreter ignores, and those that shims ignore.
-_IGNORED: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+# All that can be set, except the library's own: posix_spawn(3) first asks for the state of each one that is missing.
+_SIGNALS: Final = tuple(sorted({*range(1, 65)} - {signal.SIGKILL, signal.SIGSTOP, 32, 33}))
 _MOST: Final = 160 << 10  # bytes of a list: it is one packet, and must fit into a socket's default buffer
 
 
@@ -255,7 +255,7 @@ class Runner:
                 actions.append((os.POSIX_SPAWN_DUP2, source, target))
             pid = os.posix_spawn(
                 f"/proc/self/fd/{self.program}", ("crisp-exec",), {},
-                file_actions=actions, setsigmask=(), setsigdef=_IGNORED,
+                file_actions=actions, setsigmask=(), setsigdef=_SIGNALS,
             )  # fmt: skip
         finally:
             for descriptor in aside:

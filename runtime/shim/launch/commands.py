@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from runtime.light import replace
 from runtime.process.join import Join
 from runtime.shim.execs import Execs
 from runtime.shim.holdings import Holdings
