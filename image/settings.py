@@ -21,5 +21,5 @@ class ImageSettings:
     parallel_downloads: int = 4  # layers of one pull to fetch at a time
     layer_limit: int = 64 << 30  # bytes that a layer may unpack to; 0 for no limit
     keep_blobs: bool = False  # keep layers also as transferred, for exports
-    image_layers: str = "unpacked"  # one of LAYER_KINDS: how new layers are stored
+    image_layers: str = "auto"  # one of LAYER_KINDS: how new layers are stored
     additional_stores: tuple[Path, ...] = ()  # never written; the node's own store and earlier ones win

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from tests import box
 from tests.bench import critest, history, layouts, logs, node, oci, pull, report, streams, words
-from tests.bench.peers import PEERS, Containerd, Crisp, MountingCrisp, Peer, PeerFailed, TracedCrisp
+from tests.bench.peers import PEERS, Containerd, Crisp, Peer, PeerFailed, TracedCrisp, UnpackingCrisp
 from tests.bench.phases import PHASES, Contender, down, idle_processors, up, warm_up
 from tests.bench.trace import print_trace
 from tests.bench.workload import Client
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("what", nargs="?", choices=what, default="pods", help="what to measure (pods)")
     parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
-    names = [peer.name for peer in (*PEERS, MountingCrisp)]
+    names = [peer.name for peer in (*PEERS, UnpackingCrisp)]
     parser.add_argument("--only", action="append", choices=names, help="leave the other runtimes out; may be repeated")
     parser.add_argument("--trace", action="store_true", help="instead, print where crispd spends a pod's start")
     return parser
@@ -120,7 +120,7 @@ async def _measure(arguments: argparse.Namespace, directory: Path, console: Cons
 
 
 async def _pulls(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
-    kinds = [Crisp, MountingCrisp, Containerd]
+    kinds = [Crisp, UnpackingCrisp, Containerd]
     versions = {kind.name: version for kind in kinds if (version := kind.version()) is not None}
     with ExitStack() as undo:
         peers = [

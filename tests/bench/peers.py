@@ -151,13 +151,13 @@ class TracedCrisp(Crisp):
         return [*super().command(), "--trace-start"]
 
 
-class MountingCrisp(Crisp):
-    """crispd when it mounts layers instead of unpacking them."""
+class UnpackingCrisp(Crisp):
+    """crispd when it unpacks layers instead of mounting them."""
 
-    name = "crisp-erofs"
+    name = "crisp-unpacked"
 
     def command(self) -> list[str]:
-        return [*super().command(), "--image-layers=erofs", "--state=/run/crisp-erofs"]
+        return [*super().command(), "--image-layers=unpacked", "--state=/run/crisp-unpacked"]
 
 
 class Containerd(Peer):
