@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from network.conflist import ConfList, Plugin
-from network.errors import NetworkError, PluginFailed
+from network.errors import NetworkError, PluginFailed, PluginNotFound
 from network.invocation import Verb, attachment_verb, list_verb
 from network.model import Attachment, NetworkResult
 from network.plugin import find_plugin, run_plugin
 from network.result import parse_result
 
+_GC_SECONDS = 20.0  # pods that start meanwhile wait for it
 AroundPlugin = Callable[[str, str, str], AbstractContextManager[object]]  # command, plugin, sandbox id or ""
 
 
@@ -59,10 +60,20 @@ class Chain:
         return result
 
     async def delete(self, verb: Verb, result: dict[str, Any] | None) -> None:
-        """Run DEL in reverse order. Each plugin gets the result of the whole ADD (from version 0.4.0 on)."""
+        """Run DEL in reverse order. Each plugin gets the result of the whole ADD (from version 0.4.0 on).
+
+        Goes on past a plugin that is not there, so that the others give back addresses and links; then raises
+        PluginNotFound, since what that plugin made is still to be removed.
+        """
         known = result if verb.conflist.at_least("0.4.0") else None
+        missing: PluginNotFound | None = None
         for plugin in reversed(verb.conflist.plugins):
-            await self._run(verb, plugin, known)
+            try:
+                await self._run(verb, plugin, known)
+            except PluginNotFound as error:
+                missing = missing or error
+        if missing is not None:
+            raise missing
 
     async def check(self, verb: Verb, result: dict[str, Any]) -> None:
         """Run CHECK in order. Each plugin gets the result of the whole ADD."""
@@ -79,9 +90,10 @@ class Chain:
         """Run GC on every plugin, also after one has failed, and return the errors."""
         verb = list_verb("GC", conflist, self.bin_dirs, self.path, valid)
         errors: list[NetworkError] = []
+        short = replace(self, seconds=min(self.seconds, _GC_SECONDS))
         for plugin in conflist.plugins:
             try:
-                await self._run(verb, plugin, None)
+                await short._run(verb, plugin, None)
             except NetworkError as error:
                 errors.append(error)
         return errors

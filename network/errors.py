@@ -14,6 +14,10 @@ class NetworkNotReady(NetworkError):
     """There is no usable network configuration yet. Trying again may help."""
 
 
+class NetworkBusy(NetworkError):
+    """The operation has to wait for others to end. Trying again helps."""
+
+
 class InvalidConfiguration(NetworkError):
     """A network configuration file violates the CNI specification. The message names the file and the problem."""
 

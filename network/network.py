@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from linux.tables import DEFAULT_PATH
 from network.cache import Entry, ResultCache
 from network.chain import AroundPlugin, Chain, no_context
 from network.conflist import ConfList, parse_conflist, read_conf_dir
-from network.errors import InvalidAttachment, NetworkError, NetworkNotReady, PluginNotFound
+from network.errors import InvalidAttachment, NetworkBusy, NetworkError, NetworkNotReady, PluginNotFound
 from network.invocation import require_valid
 from network.model import Attachment, NetworkResult, NetworkStatus
 from network.namespace import is_namespace
@@ -55,6 +55,8 @@ class Network:
         self._conflist: ConfList | None = None
         self._problems: list[str] = []
         self._watch: DirectoryWatch | None = None
+        self._adding = 0  # ADDs under way
+        self._collecting: asyncio.Task[list[NetworkError]] | None = None  # a plugins' GC under way
         self._locks: weakref.WeakValueDictionary[tuple[str, str], asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def open(self) -> None:
@@ -121,7 +123,8 @@ class Network:
             async with contextlib.AsyncExitStack() as undo:
                 undo.push_async_callback(self._undo, entry)
                 await self._begin(entry)
-                result = await self._chain.add(verb, attachment)
+                async with self._exclusive_of_gc():
+                    result = await self._chain.add(verb, attachment)
                 self._cache.complete(attachment, result.raw)
                 undo.pop_all()
             return result
@@ -158,7 +161,8 @@ class Network:
     async def gc(self, valid: Iterable[Attachment]) -> None:
         """Remove every cached attachment that is not in `valid`, then run the plugins' GC (from version 1.1.0 on).
 
-        Goes on after a failure. Raises one NetworkError that names all failures.
+        Goes on after a failure. Raises one NetworkError that names all failures, and NetworkBusy, before the plugins'
+        GC, while an ADD is under way: plugins need not bear both at once.
         """
         stay = {(attachment.sandbox_id, attachment.ifname): attachment for attachment in valid}
         errors: list[NetworkError] = []
@@ -170,9 +174,24 @@ class Network:
                     errors.append(error)
         conflist = self._current()
         if conflist is not None and conflist.at_least("1.1.0") and not conflist.disable_gc:
-            errors += await self._chain.gc(conflist, stay.values())
+            if self._adding:
+                raise NetworkBusy("garbage-collect the network: pods are being added to it; try again later")
+            # What is cached now may have been added since the caller looked.
+            stay |= {(one.sandbox_id, one.ifname): one for one in self.attachments()}
+            self._collecting = asyncio.create_task(self._chain.gc(conflist, stay.values()), name="CNI GC")
+            errors += await self._collecting
         if errors:
             raise NetworkError(f"garbage-collect the network: {'; '.join(map(str, errors))}")
+
+    @contextlib.asynccontextmanager
+    async def _exclusive_of_gc(self) -> AsyncIterator[None]:
+        while self._collecting is not None and not self._collecting.done():
+            await asyncio.wait([self._collecting])
+        self._adding += 1
+        try:
+            yield
+        finally:
+            self._adding -= 1
 
     def was_begun(self, attachment: Attachment) -> bool:
         """Return whether a plugin may have been run to add the attachment and it has not been removed since."""

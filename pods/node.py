@@ -23,6 +23,7 @@ from pods.inflight import Background
 from pods.life import information
 from pods.life.creation import Creations, Means
 from pods.life.exit import Exits
+from pods.life.network_upkeep import NetworkUpkeep
 from pods.life.pod_checkpoints import PodCheckpoints
 from pods.life.pod_end import PodEnd
 from pods.life.pod_restores import PodRestores
@@ -92,6 +93,7 @@ class Node:
         self._starts = Starts(self._state, self._shims, images, means.filters, self._background)
         end = PodEnd(self._state, self._shims, network, self._exits, self._cgroups)
         self._sandboxes = Sandboxes(end, self._stops, self._removals, self.host, self._background)
+        self._upkeep = NetworkUpkeep(self._state, network, self._sandboxes)
         self._resources = ResourceUpdates(self._state, self._shims, self.host, self._cgroups, self._background)
         self._pod_checkpoints = PodCheckpoints(self._state, self._shims, self._background)
         self._pod_restores = PodRestores(self._state, self._shims, images, self._sandboxes, self._creations)
@@ -137,11 +139,13 @@ class Node:
             node.denials.open()
             undo.callback(node.denials.close)
             await asyncio.gather(node._recovery.recover(images, records), load_default_profile(node.host))
+            node._upkeep.start()
             undo.pop_all()
             return node
 
     async def close(self) -> None:
         """Release everything; containers and shims live on."""
+        await self._upkeep.close()
         await self._background.drain(_CLOSE_SECONDS)
         self._state.garbage.close()
         self._shims.close()

@@ -86,7 +86,7 @@ class PodCreation:
         self._host = host
         self._users = user_namespaces.mappings_of(config)
         self._has_network = config.security.namespaces.network is not NamespaceMode.NODE
-        self._sandbox = Sandbox(
+        self.sandbox = Sandbox(
             id=sandbox_id,
             config=config,
             runtime_handler=handler,
@@ -107,7 +107,7 @@ class PodCreation:
         ips = await self._add_network()
         self._write_hosts(texts.hostname, ips)
         made = msgspec.structs.replace(
-            self._sandbox, state=SandboxState.READY, ips=ips, infra_pid=infra_pid, created_at=time.time_ns()
+            self.sandbox, state=SandboxState.READY, ips=ips, infra_pid=infra_pid, created_at=time.time_ns()
         )
         if self._content is not None:
             await self._content.prepare(made, self._undo)
@@ -128,16 +128,16 @@ class PodCreation:
             "config.linux.security_context.namespace_options",
             self._shims.idmap_refusal,
         )
-        places_of(self._settings.cgroup_driver).pod(self._sandbox.id, config)
+        places_of(self._settings.cgroup_driver).pod(self.sandbox.id, config)
         check_sysctls(config)
         return _Texts(
-            hostname=pod_contents.hostname(self._sandbox.id, config, self._host.hostname),
+            hostname=pod_contents.hostname(self.sandbox.id, config, self._host.hostname),
             resolv_conf=pod_contents.resolv_conf(config.dns, _read(_HOST_RESOLV_CONF)),
             sysctls=sandbox_sysctls(config),
         )
 
     def _intend(self) -> Future[None]:
-        record = SandboxRecord(sandbox=self._sandbox, network=self._has_network)
+        record = SandboxRecord(sandbox=self.sandbox, network=self._has_network)
         self._end.register(record, self._undo)
         return self._state.store.begin_put(record)
 
@@ -146,7 +146,7 @@ class PodCreation:
         self._trace.step("intent durable")
 
     def _write_files(self, texts: _Texts) -> None:
-        directory, config = self._settings.sandbox_dir(self._sandbox.id), self._config
+        directory, config = self._settings.sandbox_dir(self.sandbox.id), self._config
         directory.mkdir(parents=True, mode=0o700)
         (directory / EXITS).mkdir()
         place = pod_files.make(directory, len(texts.resolv_conf) + _size(_HOST_HOSTS))
@@ -179,8 +179,8 @@ class PodCreation:
         if options.pid is NamespaceMode.POD:
             new.append("pid")
         return MakePod(
-            sandbox=self._sandbox.id,
-            directory=str(self._settings.sandbox_dir(self._sandbox.id)),
+            sandbox=self.sandbox.id,
+            directory=str(self._settings.sandbox_dir(self.sandbox.id)),
             hostname=texts.hostname,
             sysctls=texts.sysctls,
             default_sysctls=default_sysctls(
@@ -189,7 +189,7 @@ class PodCreation:
                 icmp=self._settings.enable_unprivileged_icmp,
             ),
             new=tuple(new),
-            netns=self._sandbox.netns,
+            netns=self.sandbox.netns,
             shm_size=0 if options.ipc is NamespaceMode.NODE else _SHM_SIZE,
             users=user_namespaces.shim_argument(self._users),
             last_pid=self._content.last_pid if self._content is not None else 0,
@@ -198,14 +198,14 @@ class PodCreation:
     async def _add_network(self) -> tuple[str, ...]:
         if not self._has_network:
             return ()
-        ips = (await self._network.add(attachment_of(self._sandbox))).ips
+        ips = (await self._network.add(attachment_of(self.sandbox))).ips
         self._trace.step("network added")
         return ips
 
     def _write_hosts(self, hostname: str, addresses: tuple[str, ...]) -> None:
         """Write the /etc/hosts for containers without kubelet's: the host's own, or the pod's name and addresses."""
         text = pod_contents.hosts(hostname, addresses) if self._has_network else _read(_HOST_HOSTS)
-        hosts = pod_files.place(self._settings.sandbox_dir(self._sandbox.id)) / "hosts"
+        hosts = pod_files.place(self._settings.sandbox_dir(self.sandbox.id)) / "hosts"
         hosts.write_text(text, errors="surrogateescape")
         user_namespaces.give(hosts, self._users)
 

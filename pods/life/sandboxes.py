@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +15,7 @@ from pods.errors import AlreadyExists, NotFound, PodError
 from pods.handlers import check_handler
 from pods.inflight import Background, Flights
 from pods.life.pod_creation import PodCreation
+from pods.life.pod_end import attachment_of
 from pods.log_fields import pod_name
 from pods.model import SandboxConfig, SandboxState
 from pods.state.plugins import PluginEvent
@@ -23,6 +25,7 @@ from runtime.client import ShimSilent
 from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
+    from network.model import Attachment
     from pods.host import HostFacts
     from pods.life.pod_creation import Content
     from pods.life.pod_end import PodEnd
@@ -46,6 +49,8 @@ class Sandboxes:
         self._host = host
         self._background = background
         self._flights = Flights(background)
+        self._making: dict[str, PodCreation] = {}  # by sandbox id, until they are made or undone
+        self.on_network_failure: Callable[[], None] = lambda: None
 
     # -- run ----------------------------------------------------------------------------------------------------------
 
@@ -84,12 +89,29 @@ class Sandboxes:
         recorder = self._state.recorder
         recorder.sandbox(sandbox_id, config.metadata, "begun")
         told = recorder.within(sandbox_id, "").said
-        async with Undo({"sandbox": sandbox_id, "pod": pod_name(config)}, told) as undo:
-            making = PodCreation(self._end, self._host, sandbox_id, config, handler, trace, undo, content)
-            sandbox = await making.run()
-            undo.discard()
+        try:
+            async with Undo({"sandbox": sandbox_id, "pod": pod_name(config)}, told) as undo:
+                making = self._making[sandbox_id] = PodCreation(
+                    self._end, self._host, sandbox_id, config, handler, trace, undo, content
+                )
+                sandbox = await making.run()
+                undo.discard()
+        except NetworkError:
+            self.on_network_failure()
+            raise
+        finally:
+            self._making.pop(sandbox_id, None)
         _log.info("pod sandbox made", extra=log_fields.of_sandbox(sandbox) | {"ips": ",".join(sandbox.ips)})
         return sandbox_id
+
+    def in_the_making(self) -> Iterator[str]:
+        """Yield the ids of sandboxes that are being made or undone."""
+        yield from self._making
+
+    def being_attached(self) -> Iterator[Attachment]:
+        """Yield the network attachments of sandboxes that are being made or undone."""
+        for making in self._making.values():
+            yield attachment_of(making.sandbox)
 
     async def _undo(self, sandbox_id: str) -> None:
         """Undo a sandbox whose id no caller has. Mark it unfinished first, so that a crash does not keep its name."""

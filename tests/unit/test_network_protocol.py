@@ -14,10 +14,11 @@ import pytest
 
 from linux import inotify
 from network import readiness
-from network.errors import NetworkError, PluginFailed, PluginNotFound
+from network.errors import NetworkBusy, NetworkError, PluginFailed, PluginNotFound
 from network.model import DNS, Attachment, PortMapping
 from network.network import Network
 from network.plugin import find_plugin, run_plugin
+from tests.waiting import eventually
 
 POD = Attachment("s1", "/proc/self/ns/net", "web", "default", "uid-1")
 RESULT = {"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24"}]}
@@ -175,6 +176,48 @@ async def test_gc_removes_what_is_stale_and_tells_the_plugins_what_stays(stage: 
     stage.plugin("first", {"code": 50, "msg": "not today"}, also='[ $CNI_COMMAND = GC ] && { echo "$0" >&2; exit 1; }')
     with pytest.raises(NetworkError, match=r"garbage-collect the network: .*first"):
         await stage.network.gc([POD])
+
+
+async def test_a_missing_plugin_keeps_no_other_from_removing(stage: Stage) -> None:
+    for name in ("first", "second", "third"):
+        stage.plugin(name)
+    stage.configure(*({"type": name} for name in ("first", "second", "third")))
+    await until_ready(stage.network)
+    await stage.network.add(POD)
+    (stage.root / "bin" / "second").rename(stage.root / "aside")
+    with pytest.raises(PluginNotFound, match='"second"'):
+        await stage.network.remove(POD)
+    assert [call[0] for call in stage.told("DEL")] == ["third", "first"]
+    assert stage.network.attachments() == [POD]  # what "second" made is still to be removed
+    (stage.root / "aside").rename(stage.root / "bin" / "second")
+    await stage.network.remove(POD)
+    assert [call[0] for call in stage.told("DEL")] == ["third", "second", "first"]
+    assert stage.network.attachments() == []
+
+
+async def test_plugins_are_never_asked_for_an_add_and_a_gc_at_once(stage: Stage) -> None:
+    gate = stage.root / "gate"
+    stage.plugin("first", also=f"while [ -e {gate} ]; do sleep 0.01; done")
+    stage.configure({"type": "first"})
+    await until_ready(stage.network)
+    order = stage.root / "order"
+    gate.touch()
+    adding = asyncio.create_task(stage.network.add(POD))
+    await eventually(lambda: order.exists() and "ADD" in order.read_text())
+    with pytest.raises(NetworkBusy):
+        await stage.network.gc([POD])
+    gate.unlink()
+    await adding
+    gate.touch()
+    collecting = asyncio.create_task(stage.network.gc([POD]))
+    await eventually(lambda: "GC" in order.read_text())
+    later = Attachment("s2", "/proc/self/ns/net", "new", "default", "uid-2")
+    adding = asyncio.create_task(stage.network.add(later))
+    await eventually(lambda: later in stage.network.attachments())
+    assert order.read_text().count("ADD") == 1
+    gate.unlink()
+    await asyncio.gather(collecting, adding)
+    assert [call[1] for call in stage.told("ADD", "GC")] == ["ADD", "GC", "ADD"]
 
 
 async def test_status_asks_plugins_of_1_1_and_again_when_the_answer_is_old(
