@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -368,6 +368,13 @@ class ImageStore:
             self.release(image.id)
 
     # --- verifying
+
+    def missing_layers(self) -> Iterator[tuple[str, Path]]:
+        """Yield the layers of images, by id, whose directories are gone."""
+        for known in self._catalogue:
+            for layer in self._layers.get(known.chain_ids):
+                if not layer.path.exists():
+                    yield known.image.id, layer.path
 
     async def verify(self, name: str = "") -> list[Verdict]:
         """Compare one image, or all, with the records. Raises ImageNotFound."""

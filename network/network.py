@@ -7,7 +7,8 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from network.readiness import Readiness
 from network.watch import DirectoryWatch
 
 NOT_READY = "NetworkPluginNotReady"
+_LEASES = "/var/lib/cni/networks"  # host-local's default
 PLUGIN_SECONDS = 120.0  # well under the four minutes that kubelet gives a whole RunPodSandbox
 
 _log = logging.getLogger(__name__)
@@ -200,6 +202,19 @@ class Network:
     def attachments(self) -> list[Attachment]:
         """Return all attachments that were added and not removed, also by earlier processes."""
         return [entry.attachment for entry in self._cache.entries()]
+
+    def leases(self) -> Iterator[tuple[Path, str]]:
+        """Yield the files in which host-local keeps the addresses of the current network, and whose they are."""
+        conflist = self._current()
+        for plugin in conflist.plugins if conflist is not None else ():
+            ipam = plugin.config.get("ipam")
+            if conflist is None or not isinstance(ipam, dict) or ipam.get("type") != "host-local":
+                continue
+            directory = Path(str(ipam.get("dataDir") or _LEASES)) / conflist.name
+            for place in sorted(directory.iterdir()) if directory.is_dir() else ():
+                with contextlib.suppress(OSError, ValueError):
+                    ip_address(place.name)
+                    yield place, place.read_text(errors="replace").split()[0]
 
     def _current(self) -> ConfList | None:
         if self._watch is None:

@@ -49,7 +49,7 @@ class Garbage:
         self._threads = ThreadPoolExecutor(2, "removal")
         self._threads_of_large = ThreadPoolExecutor(2, "removal of large trees")
         self._closing = threading.Event()
-        self._begun: set[Future[None]] = set()
+        self._begun: dict[Future[None], Path] = {}
 
     def put(self, tops: Iterable[Path]) -> list[Future[None]]:
         """Begin to run `remove_tree` on each. The futures are done when they are gone; nobody needs to wait for them.
@@ -63,9 +63,13 @@ class Garbage:
         """Remove each, and wait for that. It goes on if the caller is cancelled."""
         await asyncio.gather(*(asyncio.wrap_future(done) for done in self.put(tops)))
 
+    def under_way(self) -> set[Path]:
+        """Return the trees whose removal has not ended."""
+        return set(dict(self._begun).values())
+
     def close(self) -> None:
         """Finish what takes no longer than `_LAST_TURN`; then stop when each thread has removed the file it is at."""
-        wait(self._begun, _LAST_TURN)
+        wait(list(self._begun), _LAST_TURN)
         self._closing.set()
         for threads in (self._threads, self._threads_of_large):
             threads.shutdown()
@@ -73,8 +77,8 @@ class Garbage:
     def _begin(self, top: Path) -> Future[None]:
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()  # cancelling the waiter does not cancel the removal
-        self._begun.add(done)
-        done.add_done_callback(self._begun.discard)
+        self._begun[done] = top
+        done.add_done_callback(lambda gone: self._begun.pop(gone, None))
         self._submit(self._threads, top, done)
         return done
 

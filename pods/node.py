@@ -14,6 +14,7 @@ from image.store import ImageStore
 from network.errors import NetworkError
 from network.network import Network
 from pods.cgroups.driver import Cgroups
+from pods.check.check import Check, Disagreement, Parts
 from pods.checkpoint.write import Checkpoints
 from pods.diagnosis.bulletin import Bulletins
 from pods.diagnosis.inquiry import Diagnosis, inquire, survey
@@ -103,6 +104,13 @@ class Node:
             self._state, self._shims, self._sandboxes, self._exits, self._stops, self._removals, self._background
         )
 
+        self._check = Check(
+            Parts(
+                *(self._state, self._shims, network, images, self._cgroups),
+                *(self._sandboxes, self._creations, self._recovery, self._upkeep),
+            )
+        )
+
     @classmethod
     async def open(cls, settings: NodeSettings, around: Around | None = None) -> Node:
         """Open the stores and the network, start the zygote, and recover what an earlier daemon left.
@@ -176,6 +184,10 @@ class Node:
     def _returned(self, sandbox_id: str, state: ShimState) -> None:
         heard = self._recovery.heard_again(sandbox_id, state)
         self._background.detach(heard, f"learn what happened in pod sandbox {sandbox_id}")
+
+    async def check(self, *, repair: bool) -> list[Disagreement]:
+        """Hold records and machine against each other; mend what can be mended if `repair`. Raises PodError."""
+        return await self._check.run(repair=repair)
 
     def silent_shims(self) -> list[SilentShim]:
         """Return the pods whose shims do not answer."""

@@ -31,6 +31,7 @@ class Undo:
         self._told = told
         self.failed = False  # whether a clean-up failed
         self._registered: list[tuple[str, Callable[[], Awaitable[object] | object]]] = []
+        self._at_end: list[Callable[[], object]] = []
 
     def register(
         self, name: str, undoing: Callable[_P, Awaitable[object] | object], *args: _P.args, **kwargs: _P.kwargs
@@ -53,6 +54,10 @@ class Undo:
             trace = None if isinstance(error, _EXPECTED) else error
             _log.error("undo failed: %s", name, extra={**self._fields, "error": error}, exc_info=trace)
 
+    def at_end(self, work: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Call `work` when the block ends, after the clean-ups if they run."""
+        self._at_end.append(partial(work, *args, **kwargs))
+
     def discard(self) -> None:
         """Keep what was made: run no clean-up."""
         self._registered.clear()
@@ -69,5 +74,7 @@ class Undo:
                 await self._run(*self._registered.pop())
             except BaseException as found:  # a cancellation: the other clean-ups run nevertheless
                 ended = found
+        for work in self._at_end:
+            work()
         if ended is not None:
             raise ended

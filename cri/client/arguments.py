@@ -202,6 +202,8 @@ def _add_about(command: _Command) -> None:
     bundle = command("bundle", "bundle:run", summary)
     bundle.add_argument("-o", "--output", dest="file", metavar="FILE", default=None, help="crisp-bundle-TIME.tar.gz")
     bundle.add_argument("--offline", action="store_true", help="do not connect to registries")
+    check = command("check", "check:run", "Check whether records and machine agree; exit status 1 if they do not")
+    check.add_argument("--repair", action="store_true", help="mend what can be mended")
     command("version", "about:version", "Print versions")
 
 

@@ -1,4 +1,5 @@
-"""crisp's own calls for operators: ImportImage, ExportImage, TagImage, VerifyImages, PullImage with progress."""
+"""crisp's own calls for operators: ImportImage, ExportImage, TagImage, VerifyImages, Why, Check, PullImage with
+progress."""
 
 from __future__ import annotations
 
@@ -58,6 +59,17 @@ class AdminCalls:
         name = fields.required("image", request.image)
         image = await self._images.tag(name, fields.required("name", request.name))
         return admin_pb2.TagImageResponse(id=image.id)
+
+    async def Check(self, request: admin_pb2.CheckRequest) -> admin_pb2.CheckResponse:
+        """Find where records and machine disagree; with `repair`, mend it."""
+        return admin_pb2.CheckResponse(
+            disagreements=[
+                admin_pb2.Disagreement(
+                    kind=one.kind, object=one.object, text=one.text, repaired=one.repaired, advice=one.advice
+                )
+                for one in await self._node.check(repair=request.repair)
+            ]
+        )
 
     async def Why(self, request: admin_pb2.WhyRequest) -> admin_pb2.WhyResponse:
         """Tell what is wrong with a pod, a container or an image, and what happened to it."""

@@ -102,6 +102,11 @@ class Creations:
         self._state = means.state
         self._removals = removals
         self._flights = Flights(means.background)
+        self._making: set[str] = set()
+
+    def in_the_making(self) -> Iterator[str]:
+        """Yield the ids of containers that are being made or undone."""
+        yield from self._making
 
     async def create(self, sandbox_id: str, config: ContainerConfig, trace: Trace) -> str:
         """Create a container in a ready sandbox and return its id.
@@ -123,7 +128,7 @@ class Creations:
         fields = {"container": container_id, "container_name": config.metadata.name, "sandbox": sandbox.id}
         with explained(config):
             async with Undo(fields, self._state.recorder.within(sandbox.id, config.metadata.name).said) as undo:
-                container = await Creation(self._means, sandbox, container_id, config, trace, undo).run()
+                container = await self._begin(sandbox, container_id, config, trace, undo).run()
                 undo.discard()
         await self.created(sandbox, container)
         return container_id
@@ -136,7 +141,14 @@ class Creations:
 
     def restoration(self, sandbox: Sandbox, config: ContainerConfig, trace: Trace, undo: Undo) -> Creation:
         """Begin the creation of a container in a sandbox that is not visible yet. The caller publishes both."""
-        return Creation(self._means, sandbox, secrets.token_hex(32), config, trace, undo)
+        return self._begin(sandbox, secrets.token_hex(32), config, trace, undo)
+
+    def _begin(
+        self, sandbox: Sandbox, container_id: str, config: ContainerConfig, trace: Trace, undo: Undo
+    ) -> Creation:
+        self._making.add(container_id)
+        undo.at_end(self._making.discard, container_id)
+        return Creation(self._means, sandbox, container_id, config, trace, undo)
 
     def _made(self, sandbox_id: str, config: ContainerConfig) -> str | None:
         """Return the id of the container that the same request made. Raises AlreadyExists if another has the name."""

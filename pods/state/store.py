@@ -50,7 +50,7 @@ class Store:
     """The database. `put` and `delete_*` return once the change is on disk; they raise PodError."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._queue: queue.SimpleQueue[tuple[_Writes, Future[None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._open_failure: Future[tuple[list[SandboxRecord], list[ContainerRecord]]] = Future()
@@ -61,7 +61,7 @@ class Store:
         try:
             return await asyncio.wrap_future(self._open_failure)
         except (sqlite3.Error, msgspec.DecodeError, OSError) as error:
-            raise PodError(f"open state database `{self._path}`: {error}") from error
+            raise PodError(f"open state database `{self.path}`: {error}") from error
 
     async def put(self, *records: Record) -> None:
         """Insert or replace the records: all of them or, after a crash, none."""
@@ -105,10 +105,10 @@ class Store:
                 return
 
     def _connect(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         mask = os.umask(0o077)
         try:
-            database = sqlite3.connect(self._path, isolation_level=None)
+            database = sqlite3.connect(self.path, isolation_level=None)
         finally:
             os.umask(mask)
         database.execute("PRAGMA journal_mode = WAL")
@@ -143,6 +143,27 @@ class Store:
             except queue.Empty:
                 return batch, False
         return batch, True
+
+
+def read_all(path: Path) -> tuple[list[str], dict[str, Record]]:
+    """Read the database beside its writer: what is damaged in it, and its records by id. Blocks. Raises PodError."""
+    found: dict[str, Record] = {}
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            problems = [text for (text,) in database.execute("PRAGMA integrity_check") if text != "ok"]
+            for table in ("sandboxes", "containers"):
+                for object_id, body in database.execute(f"SELECT id, record FROM {table}"):
+                    try:
+                        found[object_id] = (
+                            octets.decode(body, SandboxRecord)
+                            if table == "sandboxes"
+                            else octets.decode(body, ContainerRecord)
+                        )
+                    except msgspec.DecodeError as error:
+                        problems.append(f"record {object_id}: {error}")
+    except sqlite3.Error as error:
+        return [str(error)], found
+    return problems, found
 
 
 def _insertion(record: Record) -> _Write:

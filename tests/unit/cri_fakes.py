@@ -18,6 +18,7 @@ from image.model import Credentials, FilesystemUsage, Image, PullPhase, PullProg
 from image.profiles import ProfileInfo
 from image.shelf.verify import Verdict
 from network.model import NetworkStatus
+from pods.check.check import Disagreement
 from pods.diagnosis.bulletin import Bulletins
 from pods.diagnosis.inquiry import Diagnosis
 from pods.errors import NotFound
@@ -195,6 +196,9 @@ class FakeNode:
 
     def why(self, query: str) -> Diagnosis:
         raise NotFound(f"nothing is recorded of {query!r}")
+
+    async def check(self, *, repair: bool) -> list[Disagreement]:
+        return []
 
     def silent_shims(self) -> list[SilentShim]:
         return []

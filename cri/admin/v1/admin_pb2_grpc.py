@@ -84,6 +84,11 @@ class AdminStub:
                 request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsRequest.SerializeToString,
                 response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsResponse.FromString,
                 _registered_method=True)
+        self.Check = channel.unary_unary(
+                '/crisp.v1.Admin/Check',
+                request_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.CheckRequest.SerializeToString,
+                response_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.CheckResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -159,6 +164,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Check(self, request, context):
+        """Holds records and machine against each other, and mends what can be mended if asked to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -211,6 +223,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetDenials,
                     request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsRequest.FromString,
                     response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsResponse.SerializeToString,
+            ),
+            'Check': grpc.unary_unary_rpc_method_handler(
+                    servicer.Check,
+                    request_deserializer=cri_dot_admin_dot_v1_dot_admin__pb2.CheckRequest.FromString,
+                    response_serializer=cri_dot_admin_dot_v1_dot_admin__pb2.CheckResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -483,6 +500,33 @@ class Admin:
             '/crisp.v1.Admin/GetDenials',
             cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsRequest.SerializeToString,
             cri_dot_admin_dot_v1_dot_admin__pb2.GetDenialsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Check(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.v1.Admin/Check',
+            cri_dot_admin_dot_v1_dot_admin__pb2.CheckRequest.SerializeToString,
+            cri_dot_admin_dot_v1_dot_admin__pb2.CheckResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,8 @@ class AdminStub:
     """Tells what holds each byte of the disk."""
     GetDenials: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetDenialsRequest, _admin_pb2.GetDenialsResponse]
     """Tells which system calls seccomp profiles denied, by container."""
+    Check: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CheckRequest, _admin_pb2.CheckResponse]
+    """Holds records and machine against each other, and mends what can be mended if asked to."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -79,6 +81,8 @@ class AdminAsyncStub(AdminStub):
     """Tells what holds each byte of the disk."""
     GetDenials: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetDenialsRequest, _admin_pb2.GetDenialsResponse]  # type: ignore[assignment]
     """Tells which system calls seccomp profiles denied, by container."""
+    Check: _aio.UnaryUnaryMultiCallable[_admin_pb2.CheckRequest, _admin_pb2.CheckResponse]  # type: ignore[assignment]
+    """Holds records and machine against each other, and mends what can be mended if asked to."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -160,5 +164,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetDenialsResponse, _abc.Awaitable[_admin_pb2.GetDenialsResponse]]:
         """Tells which system calls seccomp profiles denied, by container."""
+
+    @_abc_1.abstractmethod
+    def Check(
+        self,
+        request: _admin_pb2.CheckRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CheckResponse, _abc.Awaitable[_admin_pb2.CheckResponse]]:
+        """Holds records and machine against each other, and mends what can be mended if asked to."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
