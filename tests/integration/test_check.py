@@ -7,6 +7,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_what_is_under_way_is_no_disagreement(fresh_daemon: Daemon) -> None:
 @pytest.mark.parametrize("repair", [False, True])
 def test_the_command(fresh_daemon: Daemon, repair: bool) -> None:
     daemon = fresh_daemon
-    command = [Path(os.sys.executable).parent / "crisp", "--listen", daemon.listen, "check"]  # type: ignore[attr-defined]
+    command = [Path(sys.executable).parent / "crisp", "--listen", daemon.listen, "check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "records and machine agree\n")
     place = daemon.state / "containers" / _STRANGER

@@ -1,0 +1,1 @@
+"""The crash matrix: every mutating call, with a process killed at each point where something outside crispd changes."""
