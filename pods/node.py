@@ -44,7 +44,7 @@ from pods.security.filter_cache import FilterCache
 from pods.security.pulled_profiles import SecurityProfiles
 from pods.settings import NodeSettings
 from pods.state.memory import State
-from pods.state.plugins import Plugins
+from pods.state.plugins import Plugins, RequiredPlugins
 from pods.stats.holdings import Holding, name_of
 from pods.stats.stats import Stats
 from pods.streams.exec_sync import exec_sync
@@ -173,6 +173,19 @@ class Node:
     @plugins.setter
     def plugins(self, plugins: Plugins | None) -> None:
         self._state.plugins = plugins
+
+    @property
+    def required_plugins(self) -> RequiredPlugins | None:
+        """The NRI plugins without which no pod or container is made; None if there are none such."""
+        return self._state.required
+
+    @required_plugins.setter
+    def required_plugins(self, required: RequiredPlugins | None) -> None:
+        self._state.required = required
+
+    def missing_plugins(self) -> list[str] | None:
+        """Return the required plugins that are not connected; None if none is required."""
+        return None if self._state.required is None else self._state.required.missing()
 
     def _exited(self, container_id: str, status: ExitStatus) -> None:
         self._exits.exited(container_id, status)

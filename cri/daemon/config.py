@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from cri.daemon import kinds, logfmt
 from cri.daemon.keys import Component, Flag, keys_of, setting
+from cri.plugin_policy import PluginPolicy
 from image.settings import LAYER_KINDS, ImageSettings
 
 _IMAGES = ImageSettings()  # the source of the defaults below
@@ -93,6 +94,14 @@ class Configuration:
         "Socket for NRI plugins. Only root can open it; a plugin can change any container. If another runtime serves "
         "the default socket, crispd runs without plugins. Empty: no socket.",
         flag=Flag("FILE", "serve NRI plugins at this socket; off when empty"),
+    )  # fmt: skip
+
+    nri_plugins: Mapping[str, PluginPolicy] = setting(
+        _PLUGINS, kinds.NRI_PLUGINS, {},
+        "NRI plugins by name, each in a table of its own, such as `[nri_plugins.policy]`. `failure` says what happens "
+        "to a new pod or container if the plugin is not connected or does not answer: it goes on (ignore, as for "
+        "plugins without a table), it fails (fail), or it waits `wait_seconds` (60) for the plugin to connect, and "
+        "then fails (wait). `seconds` (2) is the plugin's time for an answer. kubelet gives a call two minutes.",
     )  # fmt: skip
 
     registries_conf: Path = setting(
@@ -292,7 +301,9 @@ KEYS: Final = keys_of(Configuration)
 def plain(value: object) -> object:
     """Convert a key's value to the types of TOML and JSON."""
     if isinstance(value, Mapping):
-        return {name: {"path": str(path)} for name, path in value.items()}
+        return {
+            name: asdict(one) if isinstance(one, PluginPolicy) else {"path": str(one)} for name, one in value.items()
+        }
     if isinstance(value, tuple):
         return [str(item) for item in value]
     if value is None:

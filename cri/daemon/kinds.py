@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
+from cri.plugin_policy import FAILURES, PluginPolicy
+
 T = TypeVar("T")
 
 UNIX: Final = "unix://"
@@ -82,6 +84,20 @@ def _runtimes(value: object) -> Mapping[str, Path]:
     return found
 
 
+def _plugins(value: object) -> Mapping[str, PluginPolicy]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be {_A_TABLE}")
+    found = {}
+    for name, about in value.items():
+        if not isinstance(about, Mapping) or not name or not about.keys() <= _POLICY.keys():
+            raise ValueError(f"has {name!r}: must be a table with some of the keys {', '.join(_POLICY)}")
+        try:
+            found[name] = PluginPolicy(**{key: _POLICY[key].check(one) for key, one in about.items()})
+        except ValueError as error:
+            raise ValueError(f"has {name!r} with a value that {error}") from None
+    return found
+
+
 def whole(least: int, most: int) -> Kind[int]:
     """A whole number within bounds."""
     words = f"a whole number from {least} to {most}"
@@ -117,4 +133,10 @@ PATHS_IF_ANY: Final[Kind[tuple[Path, ...]]] = Kind(_PATHS, lambda value: () if v
 LISTEN: Final = Kind(_A_PATH, _listen)
 ADDRESS: Final = Kind(_AN_ADDRESS, _address)
 ADDRESS_IF_ANY: Final = Kind(f"{_AN_ADDRESS}, or empty", lambda value: _address(value) if value else "")
+_POLICY: Final[Mapping[str, Kind[Any]]] = {
+    "failure": one_of(*FAILURES),
+    "seconds": whole(1, 100),
+    "wait_seconds": whole(1, 110),
+}
+NRI_PLUGINS: Final = Kind(_A_TABLE, _plugins)
 RUNTIMES: Final = Kind(_A_TABLE, _runtimes)

@@ -118,7 +118,7 @@ async def serve(
         undo.push_async_callback(streaming.close)
         await streaming.start()
         monitor = await _monitor(node, streaming, configuration.metrics_addr, undo)
-        await _plugins(node, configuration.nri_socket, undo)
+        await _plugins(node, configuration, undo)
         server = create_server(node, streaming, configuration.values(), monitor, tracing, node.recorder)
         undo.enter_context(bound(server, configuration.socket))
         await server.start()
@@ -138,17 +138,24 @@ async def serve(
         _log.info("stopping; containers keep running")
 
 
-async def _plugins(node: Node, path: Path | None, undo: contextlib.AsyncExitStack) -> None:
-    """Serve NRI plugins at `path`, if set. Raises StartupError, but not for the default: another runtime may use it."""
+async def _plugins(node: Node, configuration: Configuration, undo: contextlib.AsyncExitStack) -> None:
+    """Serve NRI plugins, if there is a socket. Raises StartupError.
+
+    Not so for the default socket, which another runtime may serve, unless pods need a plugin.
+    """
+    path, policies = configuration.nri_socket, configuration.nri_plugins
+    required = any(policy.required for policy in policies.values())
+    if path is None and required:
+        raise StartupError("nri_plugins: pods need a plugin, and nri_socket is empty: set it")
     if path is not None:
         from cri.nri.hub import Hub
 
-        hub = Hub(node, path)
+        hub = Hub(node, path, policies)
         undo.push_async_callback(hub.close)
         try:
             await hub.start()
         except StartupError as error:
-            if path != KEYS["nri_socket"].default:
+            if required or path != KEYS["nri_socket"].default:
                 raise
             _log.warning("could not serve NRI plugins; going on without", extra={"error": error})
 

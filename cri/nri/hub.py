@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,13 +17,14 @@ from cri.nri import describe
 from cri.nri.adjust import Adjustments
 from cri.nri.connection import PLUGIN_CHANNEL, RUNTIME_CHANNEL, TtrpcConnection
 from cri.nri.errors import CallRefused, NriError
-from cri.nri.plugin import PACKAGE, REQUEST_SECONDS, UNIMPLEMENTED, Plugin, asking
+from cri.nri.plugin import PACKAGE, UNIMPLEMENTED, Plugin, asking
 from cri.nri.resources import Updates, resources_message
 from cri.nri.v1alpha1 import api_pb2 as nri
+from cri.plugin_policy import WAIT, PluginPolicy
 from cri.sockets import SocketPath
 from cri.version import crisp_version
 from pods import bundle, log_fields
-from pods.errors import PodError
+from pods.errors import PodError, Unavailable
 from pods.oci.cdi import add_edits, find_edits
 from pods.state.plugins import PluginEvent
 
@@ -67,8 +69,11 @@ class _Notification:
 class Hub:
     """All plugins of a node, ordered by index."""
 
-    def __init__(self, node: Node, path: Path) -> None:
+    def __init__(self, node: Node, path: Path, policies: Mapping[str, PluginPolicy]) -> None:
+        """`policies` are by the plugins' names, without index."""
         self._node = node
+        self._policies = policies
+        self._changed = asyncio.Event()  # a plugin has connected
         self._socket = SocketPath(path)
         self._plugins: list[Plugin] = []
         self._connected: set[asyncio.Task[None]] = set()
@@ -77,6 +82,8 @@ class Hub:
 
     async def start(self) -> None:
         """Listen. Raises StartupError if the path is in use, or the socket cannot be made."""
+        if any(policy.required for policy in self._policies.values()):
+            self._node.required_plugins = self
         path = self._socket.path
         try:
             self._socket.clear()
@@ -90,6 +97,7 @@ class Hub:
 
     async def close(self) -> None:
         """Disconnect all plugins and remove the socket."""
+        self._node.required_plugins = None
         self._node.plugins = None
         if self._server is not None:
             self._server.close()
@@ -97,6 +105,32 @@ class Hub:
         for task in self._connected:
             task.cancel()
         await asyncio.gather(*self._connected, *self._working, return_exceptions=True)
+
+    # -- plugins that pods need ----------------------------------------------------------------------------------------
+
+    def missing(self) -> list[str]:
+        there = {plugin.name[3:] for plugin in self._plugins}
+        return sorted(name for name, policy in self._policies.items() if policy.required and name not in there)
+
+    async def ready(self, *, wait: bool) -> None:
+        begun = asyncio.get_running_loop().time()
+        while missing := self.missing():
+            patience = min(self._patience(name, wait) for name in missing)
+            left = begun + patience - asyncio.get_running_loop().time()
+            self._changed.clear()
+            if left > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), left)
+            elif missing := self.missing():
+                waited = f" after {patience} s" if patience else ""
+                raise Unavailable(
+                    f"NRI plugins that pods need are not connected{waited}: {', '.join(missing)}: start them, or "
+                    "remove them from nri_plugins"
+                )
+
+    def _patience(self, name: str, wait: bool) -> int:
+        policy = self._policies[name]
+        return policy.wait_seconds if wait and policy.failure == WAIT else 0
 
     # -- the seam -----------------------------------------------------------------------------------------------------
 
@@ -350,11 +384,12 @@ class Hub:
 
     async def _admit(self, plugin: Plugin) -> None:
         plugin.name = plugin.registered.result()
+        plugin.policy = self._policies.get(plugin.name[3:], PluginPolicy())
         configure = nri.ConfigureRequest(
             runtime_name="crisp",
             runtime_version=crisp_version(),
             registration_timeout=int(REGISTRATION_SECONDS * 1000),
-            request_timeout=int(REQUEST_SECONDS * 1000),
+            request_timeout=plugin.policy.seconds * 1000,
             NRI_version="0.11.0",
         )
         answer = await plugin.call("Configure", configure, nri.ConfigureResponse, REGISTRATION_SECONDS)
@@ -366,6 +401,7 @@ class Hub:
             self._plugins.append(plugin)
             self._plugins.sort(key=lambda one: one.name)
             self._node.plugins = self
+            self._changed.set()
             await self._tell_of_removed(plugin, sandboxes, containers)
         _log.info("plugin connected", extra={"plugin": plugin.name})
 

@@ -13,10 +13,10 @@ from google.protobuf.message import Message
 
 from cri.nri.connection import TtrpcConnection
 from cri.nri.errors import NriError, PluginGone, WireError
-from pods.errors import PodError
+from cri.plugin_policy import PluginPolicy
+from pods.errors import PodError, Unavailable
 
 PACKAGE: Final = "nri.pkg.api.v1alpha1"
-REQUEST_SECONDS: Final = 2.0  # containerd's and CRI-O's default
 UNIMPLEMENTED: Final = 12  # a plugin's answer to a call it does not have
 
 _Answer = TypeVar("_Answer", bound=Message)
@@ -32,6 +32,7 @@ class Plugin:
     registered: asyncio.Future[str]  # index-name
     name: str = ""
     events: int = 0
+    policy: PluginPolicy = field(default_factory=PluginPolicy)
     # Ids of the pods and containers that it was told of, until their removal; it hears of no others.
     known: set[str] = field(default_factory=set)
 
@@ -39,11 +40,13 @@ class Plugin:
         return bool(self.events & 1 << (event - 1))
 
     async def call(
-        self, method: str, request: Message, answer: type[_Answer], seconds: float = REQUEST_SECONDS
+        self, method: str, request: Message, answer: type[_Answer], seconds: float | None = None
     ) -> _Answer:
         """Call the plugin. Raises what `TtrpcConnection.call` does; a plugin that does not answer is disconnected."""
         try:
-            return await self.connection.call(f"{PACKAGE}.Plugin", method, request, answer, seconds)
+            return await self.connection.call(
+                f"{PACKAGE}.Plugin", method, request, answer, self.policy.seconds if seconds is None else seconds
+            )
         except PluginGone:
             self.connection.close()  # a plugin that hangs must not delay the next pods
             raise
@@ -51,12 +54,19 @@ class Plugin:
 
 @contextlib.contextmanager
 def asking(plugin: Plugin, method: str) -> Iterator[None]:
-    """Turn an objection into PodError. A plugin that is gone, or an event too long for NRI, is logged and skipped."""
+    """Turn an objection into PodError. A plugin that is gone, or an event too long for NRI, is logged and skipped.
+
+    If pods need the plugin, those are errors too.
+    """
     try:
         yield
-    except PluginGone as error:
-        _log.error("plugin disconnected: it is gone or did not answer", extra={"plugin": plugin.name, "error": error})
-    except WireError as error:  # the event is too long for NRI
-        _log.error("could not tell plugin of an event", extra={"plugin": plugin.name, "call": method, "error": error})
+    except (PluginGone, WireError) as error:
+        if plugin.policy.required:
+            raise Unavailable(f"NRI plugin {plugin.name}, which pods need: {method}: {error}") from error
+        if isinstance(error, WireError):  # the event is too long for NRI
+            text = "could not tell plugin of an event"
+        else:
+            text = "plugin disconnected: it is gone or did not answer"
+        _log.error("%s", text, extra={"plugin": plugin.name, "call": method, "error": error})
     except NriError as error:
         raise PodError(f"NRI plugin {plugin.name}: {method}: {error}") from error

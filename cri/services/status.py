@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cri.convert.documents import info
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _KUBELET_API = "0.1.0"  # kubelet's own version of the call, the same since 2016
 
+PLUGINS_READY = "NRIPluginsReady"
 SHIMS_ANSWER = "ShimsAnswer"
 _NAMED = 10  # pods in the condition's message
 
@@ -45,6 +46,7 @@ class StatusCalls:
                 type="NetworkReady", status=network.ready, reason=network.reason, message=network.message
             ),
             self._shims(),
+            *self._plugins(),
         ]
         able = api_pb2.RuntimeHandlerFeatures(
             recursive_read_only_mounts=self._node.host.recursive_read_only,
@@ -80,6 +82,17 @@ class StatusCalls:
             reason="ShimsSilent",
             message=f"the shims of these pods do not answer: {named}{more}; delete a pod to end its shim",
         )
+
+    def _plugins(self) -> Iterator[api_pb2.RuntimeCondition]:
+        """Yield the condition of the NRI plugins that pods need, if they need any."""
+        missing = self._node.missing_plugins()
+        if missing:
+            message = f"new pods need these NRI plugins, which are not connected: {', '.join(missing)}"
+            yield api_pb2.RuntimeCondition(
+                type=PLUGINS_READY, status=False, reason="NRIPluginsMissing", message=message
+            )
+        elif missing is not None:
+            yield api_pb2.RuntimeCondition(type=PLUGINS_READY, status=True)
 
     def _details(self) -> dict[str, object]:
         images = self._node.images

@@ -196,6 +196,7 @@ class Creation:
     async def run(self) -> Container:
         """Take all steps. Raises what CreateContainer answers; the caller's `Undo` then cleans up."""
         prepared = await self.prepare()
+        await self._state.require_plugins(wait=True)
         # Plugins hear of the container until it is in the lists: see `PluginGate`.
         async with self._state.gate.passing():
             return await self._publish(await self.finish(prepared))
@@ -384,6 +385,7 @@ class Creation:
     async def _ask_plugins(
         self, container: Container, document: dict[str, Any]
     ) -> tuple[Container, dict[str, Any]]:
+        await self._state.require_plugins(wait=False)
         if self._state.plugins is None:
             return container, document
         self._document = document

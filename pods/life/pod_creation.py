@@ -111,6 +111,7 @@ class PodCreation:
         )
         if self._content is not None:
             await self._content.prepare(made, self._undo)
+        await self._state.require_plugins(wait=True)
         # Plugins hear of the pod until it is in the lists: see `PluginGate`.
         async with self._state.gate.passing():
             await self._tell_plugins(made)
@@ -210,6 +211,7 @@ class PodCreation:
         user_namespaces.give(hosts, self._users)
 
     async def _tell_plugins(self, sandbox: Sandbox) -> None:
+        await self._state.require_plugins(wait=False)
         if self._state.plugins is None:
             return
         self._undo.register(

@@ -15,7 +15,7 @@ from pods.model import Container, Sandbox, SandboxState
 from pods.recorder.recorder import End, Recorder
 from pods.settings import NodeSettings
 from pods.state.events import Events, container_changes, sandbox_changes
-from pods.state.plugins import PluginEvent, PluginGate, Plugins
+from pods.state.plugins import PluginEvent, PluginGate, Plugins, RequiredPlugins
 from pods.state.store import ContainerRecord, SandboxRecord, Store
 from pods.state.transitions import Event, after, is_over, require_running
 
@@ -33,11 +33,20 @@ class State:
         self.events = Events()
         self.recorder = recorder
         self.plugins: Plugins | None = None  # None while none is connected
+        self.required: RequiredPlugins | None = None  # None if pods need no plugin
         self.gate = PluginGate()
         self.garbage = Garbage()
         self.ending: set[str] = set()  # ids of containers that crispd has told to end, until they have
         self._exited: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # kept while held or awaited
+
+    async def require_plugins(self, *, wait: bool) -> None:
+        """Make sure that the plugins without which nothing is made are there. Raises Unavailable.
+
+        Wait only outside the gate, which a plugin that connects closes.
+        """
+        if self.required is not None:
+            await self.required.ready(wait=wait)
 
     async def happens(self, event: PluginEvent, sandbox: Sandbox, container: Container | None = None) -> None:
         """Tell plugins, if any. Raises PodError if one objects."""

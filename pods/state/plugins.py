@@ -52,6 +52,16 @@ class Plugins(Protocol):
         """Tell the plugins a pod's new totals. Raises PodError if one objects."""
 
 
+class RequiredPlugins(Protocol):
+    """The plugins without which no pod or container is made."""
+
+    def missing(self) -> list[str]:
+        """Return the names of those that are not connected."""
+
+    async def ready(self, *, wait: bool) -> None:
+        """Return if all are connected, after waiting for those that may be waited for. Raises Unavailable."""
+
+
 class PluginGate:
     """Keeps a new plugin from missing, or hearing twice of, a pod or container.
 

@@ -17,7 +17,7 @@ from cri.daemon.config import KEYS
 from cri.nri.v1alpha1 import api_pb2 as nri
 from cri.v1 import api_pb2 as cri
 from cri.v1.api_pb2_grpc import RuntimeServiceStub
-from tests.daemon import Daemon, DaemonFailed
+from tests.daemon import Daemon, DaemonFailed, Pod
 from tests.nri_plugin import HANG, Plugin, objection
 from tests.stream_clients import WebSocketClient
 from tests.waiting import until
@@ -513,3 +513,52 @@ def test_a_plugin_leaves_the_bytes_of_others_values_alone(daemon: Daemon, socket
             container = pod.run("sleep", "1000", envs=[cri.KeyValue(key="BIN", value=b"\xff\xfe")])
             assert pod.exec(container, "sh", "-c", 'printf %s "$FROM$BIN"').stdout == b"plugin\xff\xfe"
         assert "BIN=\\xff\\xfe" in plugin.request("CreateContainer").container.env
+
+
+@pytest.fixture
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon whose pods need the plugin "judge", and wait for "slow"."""
+    place = tmp_path_factory.mktemp("strict")
+    settings = place / "crisp.toml"
+    settings.write_text(
+        '[nri_plugins.judge]\nfailure = "fail"\nseconds = 3\n[nri_plugins.slow]\nfailure = "wait"\nwait_seconds = 100\n'
+    )
+    with Daemon.running(f"--nri-socket={place}/nri.sock", f"--config={settings}") as running:
+        running.import_busybox()
+        yield running
+
+
+def _plugins_ready(daemon: Daemon) -> cri.RuntimeCondition:
+    conditions = daemon.runtime.Status(cri.StatusRequest(), **_CALL).status.conditions
+    return next(one for one in conditions if one.type == "NRIPluginsReady")
+
+
+def test_pods_that_need_a_plugin(strict: Daemon) -> None:
+    """Without it, or without its answer, none is made; one that may be waited for is."""
+    daemon, socket = strict, Path(next(flag for flag in strict._arguments if "nri" in flag).partition("=")[2])
+    assert "judge, slow" in _plugins_ready(daemon).message
+    with Plugin.connected(socket, name="slow"):
+        with pytest.raises(grpc.RpcError, match=r"not connected: judge: start") as refusal, daemon.pod("refused"):
+            pass
+        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+    with Plugin.connected(socket, name="judge"):
+        until(lambda: "judge" not in _plugins_ready(daemon).message)
+        asked = daemon.runtime.RunPodSandbox.future(
+            cri.RunPodSandboxRequest(config=daemon.sandbox_config("patient")), **_CALL
+        )
+        until(lambda: list((daemon.root / "network").iterdir()))  # all that comes before plugins is made
+        assert not asked.done()
+        with Plugin.connected(socket, name="slow"):
+            sandbox = asked.result().pod_sandbox_id
+            assert _plugins_ready(daemon).status
+            pod = Pod(daemon, sandbox, daemon.sandbox_config("patient"))
+            assert pod.run("sleep", "1000", name="well")
+            with Plugin.connected(socket, name="other", CreateContainer=HANG):
+                assert pod.run("sleep", "1000", name="well-too")  # others that hang are dropped as ever
+    with Plugin.connected(socket, name="slow"), Plugin.connected(socket, name="judge", CreateContainer=HANG):
+        until(lambda: _plugins_ready(daemon).status)
+        with pytest.raises(grpc.RpcError, match="which pods need: CreateContainer: no answer in 3 s"):
+            pod.create("true", name="unjudged")
+    with pytest.raises(grpc.RpcError, match="not connected"):
+        pod.create("true", name="alone")
+    pod.remove()  # an end needs none

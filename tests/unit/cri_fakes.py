@@ -200,6 +200,9 @@ class FakeNode:
     async def check(self, *, repair: bool) -> list[Disagreement]:
         return []
 
+    def missing_plugins(self) -> list[str] | None:
+        return None
+
     def silent_shims(self) -> list[SilentShim]:
         return []
 
