@@ -60,8 +60,13 @@ class Store:
         self._thread.start()
         try:
             return await asyncio.wrap_future(self._open_failure)
-        except (sqlite3.Error, msgspec.DecodeError, OSError) as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise PodError(f"open state database `{self.path}`: {error}") from error
+        except (sqlite3.Error, msgspec.DecodeError) as error:
+            raise PodError(
+                f"open state database `{self.path}`: it is damaged: {error}: put a copy back, or move it away: crispd "
+                "then ends and removes the pods that it cannot know any more"
+            ) from error
 
     async def put(self, *records: Record) -> None:
         """Insert or replace the records: all of them or, after a crash, none."""
@@ -106,6 +111,7 @@ class Store:
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._refuse_emptied()
         mask = os.umask(0o077)
         try:
             database = sqlite3.connect(self.path, isolation_level=None)
@@ -118,10 +124,23 @@ class Store:
             raise PodError(
                 f"its schema version is {version}, this crisp knows {SCHEMA_VERSION}: start the crisp that wrote it"
             )
+        problems = [text for (text,) in database.execute("PRAGMA quick_check(3)") if text != "ok"]
+        if problems:
+            raise sqlite3.DatabaseError("; ".join(problems))
         for table in ("sandboxes", "containers"):
             database.execute(f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT")
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         return database
+
+    def _refuse_emptied(self) -> None:
+        """Raise sqlite3.Error for an empty file where there are pods: SQLite would take it for a new database."""
+        beside = self.path.with_name(f"{self.path.name}-wal")
+        if not self.path.exists() or self.path.stat().st_size or (beside.exists() and beside.stat().st_size):
+            return
+        for name in ("containers", "network"):
+            place = self.path.with_name(name)
+            if place.is_dir() and any(place.iterdir()):
+                raise sqlite3.DatabaseError(f"it is empty, but `{place}` is not")
 
     def _load(self, database: sqlite3.Connection) -> tuple[list[SandboxRecord], list[ContainerRecord]]:
         def rows(table: str) -> list[str]:

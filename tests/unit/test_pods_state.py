@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from pods.errors import PodError
 from pods.model import Container, ContainerConfig, ContainerMetadata, ContainerState, ImageSpec
 from pods.state.memory import State
-from pods.state.store import ContainerRecord
+from pods.state.store import ContainerRecord, Store
 from pods.state.transitions import Exited
 
 
@@ -75,3 +80,50 @@ async def test_of_two_that_forget_a_container_one_is_told_that_it_was_there(stat
     told = await asyncio.gather(state.forget_container("c"), state.forget_container("c"))
     assert sorted(told) == [False, True]
     assert not await state.forget_container("never")
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _emptied(path: Path) -> None:
+    (path.parent / "network").mkdir()
+    (path.parent / "network" / "s1@eth0.json").touch()
+    os.truncate(path, 0)
+
+
+def _garbled(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 8192)
+
+
+def _no_database(path: Path) -> None:
+    path.write_bytes(b"not a database, " * 1000)
+
+
+def _no_record(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("UPDATE containers SET record = '{'")
+
+
+def _newer(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA user_version = 7")
+
+
+@pytest.mark.parametrize("damage", [_cut, _emptied, _garbled, _no_database, _no_record, _newer])
+async def test_a_damaged_database_is_refused_and_left_as_it_is(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "crisp.db"
+    store = Store(path)
+    await store.open()
+    for number in range(200):
+        await store.put(_record(f"c{number}"))
+    store.close()
+    damage(path)
+    before = path.read_bytes()
+    with pytest.raises(PodError, match="put a copy back" if damage is not _newer else "start the crisp that wrote it"):
+        await Store(path).open()
+    assert path.read_bytes() == before
