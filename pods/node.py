@@ -101,7 +101,8 @@ class Node:
         self.profiles = SecurityProfiles(images, self.host)
         self._checkpoints = Checkpoints(self._state, self._background)
         self._recovery = Recovery(
-            self._state, self._shims, self._sandboxes, self._exits, self._stops, self._removals, self._background
+            *(self._state, self._shims, network, self._sandboxes),
+            *(self._exits, self._stops, self._removals, self._background),
         )
 
         self._check = Check(

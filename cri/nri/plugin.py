@@ -62,7 +62,7 @@ def asking(plugin: Plugin, method: str) -> Iterator[None]:
         yield
     except (PluginGone, WireError) as error:
         if plugin.policy.required:
-            raise Unavailable(f"NRI plugin {plugin.name}, which pods need: {method}: {error}") from error
+            raise Unavailable(f"NRI plugin {plugin.name}, which pods need: {error}") from error
         if isinstance(error, WireError):  # the event is too long for NRI
             text = "could not tell plugin of an event"
         else:

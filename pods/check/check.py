@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import shutil
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from pods.cgroups.places import container_cgroup
 from pods.check import there
 from pods.errors import PodError
 from pods.model import ContainerState, SandboxState
-from pods.state.store import read_all
 from pods.state.transitions import is_over
 from runtime.client import ShimGone, ShimSilent
 from runtime.errors import RuntimeCoreError
@@ -126,17 +123,17 @@ class Check:
         sandboxes = [record.sandbox for record in self._state.sandboxes.values()]
         try:
             seen = await asyncio.to_thread(there.look, self._settings, sandboxes)
-            stored = await asyncio.to_thread(read_all, self._state.store.path)
+            stored = await self._state.store.read()
         except (OSError, RuntimeCoreError) as error:
             raise PodError(f"check: {error}") from error
         known |= self._known()  # also what was made meanwhile
         states = await self._shim_states()
         found = [
             *self._database(*stored),
+            *self._network(),  # before the namespaces that plugins need
             *self._files(seen, known),
             *self._kernel(seen, known),
             *self._shims(seen, known, states),
-            *self._network(),
             *self._images(),
         ]
         return {(one.kind, one.object): one for one in found}
@@ -208,7 +205,7 @@ class Check:
     def _files(self, seen: There, known: set[str]) -> Iterator[_Found]:
         for sandbox_id in seen.sandbox_dirs - known:
             place = self._settings.sandbox_dir(sandbox_id)
-            yield _Found("directory", str(place), "belongs to no pod", self._pod_remover(sandbox_id, place))
+            yield _Found("directory", str(place), "belongs to no pod", self._pod_remover(sandbox_id))
         places = [self._settings.bundle_dir(container_id) for container_id in seen.bundles - known]
         places += [self._settings.container_root(container_id) for container_id in seen.layers - known]
         for place in set(places) - self._state.garbage.under_way():
@@ -223,15 +220,8 @@ class Check:
     def _tree_remover(self, place: Path) -> Mend:
         return lambda: self._state.garbage.remove([place])
 
-    def _pod_remover(self, sandbox_id: str, place: Path) -> Mend:
-        async def remove() -> None:
-            with contextlib.suppress(ShimGone):
-                await self._parts.shims.find(sandbox_id)
-            await self._parts.shims.end(sandbox_id)
-            self._parts.shims.unpin(self._settings.netns_path(sandbox_id))
-            shutil.rmtree(place, ignore_errors=True)
-
-        return remove
+    def _pod_remover(self, sandbox_id: str) -> Mend:
+        return lambda: self._parts.recovery.remove_unknown(sandbox_id)
 
     # -- mounts, namespaces, cgroups ----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from network.errors import NetworkError
 from pods import log_fields
 from pods.errors import PodError
 from pods.model import SandboxState
@@ -21,6 +22,7 @@ from runtime.wire.states import RUNNING, STARTING
 
 if TYPE_CHECKING:
     from image.store import ImageStore
+    from network.network import Network
     from pods.inflight import Background
     from pods.life.exit import Exits
     from pods.life.removal import Removals
@@ -40,6 +42,7 @@ class Recovery:
         self,
         state: State,
         shims: Shims,
+        network: Network,
         sandboxes: Sandboxes,
         exits: Exits,
         stops: Stops,
@@ -48,6 +51,7 @@ class Recovery:
     ) -> None:
         self._state = state
         self._shims = shims
+        self._network = network
         self._sandboxes = sandboxes
         self._exits = exits
         self._stops = stops
@@ -177,6 +181,18 @@ class Recovery:
         if known.exit is not None:
             await self._exits.record(container_id, known.exit)
 
+    async def remove_unknown(self, sandbox_id: str) -> None:
+        """Remove what is left of a pod without a record. Raises NetworkError, RuntimeCoreError, PodError, OSError."""
+        await self._find(sandbox_id)
+        for attachment in self._network.attachments():
+            if attachment.sandbox_id == sandbox_id:
+                # While there is a namespace: without it plugins leave what they cannot find any more.
+                with _survived("remove the network of an unknown pod sandbox", sandbox_id):
+                    await self._network.remove(attachment)
+        await self._shims.end(sandbox_id)
+        self._shims.unpin(self._state.settings.netns_path(sandbox_id))
+        shutil.rmtree(self._state.settings.sandbox_dir(sandbox_id), ignore_errors=True)
+
     async def _clean_state_directory(self) -> None:
         """Remove shims and directories without a record: the daemon died before the record was on disk."""
         sandboxes = self._state.settings.state / "sandboxes"
@@ -184,11 +200,8 @@ class Recovery:
             if directory.name in self._state.sandboxes:
                 continue
             _log.info("removing the remains of an unfinished pod sandbox", extra={"sandbox": directory.name})
-            await self._find(directory.name)
-            with contextlib.suppress(RuntimeCoreError):
-                await self._shims.end(directory.name)
-                self._shims.unpin(self._state.settings.netns_path(directory.name))
-            shutil.rmtree(directory, ignore_errors=True)
+            with _survived("remove unknown pod sandbox", directory.name):
+                await self.remove_unknown(directory.name)
         for parent in (self._state.settings.state / "containers", self._state.settings.root / "containers"):
             there = list(parent.iterdir()) if parent.is_dir() else ()
             self._state.garbage.put(place for place in there if place.name not in self._state.containers)
@@ -199,5 +212,5 @@ def _survived(operation: str, object_id: str) -> Iterator[None]:
     """Log an error and go on: one object that cannot be undone must not keep the daemon from serving the others."""
     try:
         yield
-    except (PodError, RuntimeCoreError, OSError) as error:
+    except (NetworkError, PodError, RuntimeCoreError, OSError) as error:
         _log.error("%s failed", operation, extra={"id": object_id, "error": error})

@@ -44,6 +44,8 @@ class ContainerRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=T
 Record = SandboxRecord | ContainerRecord
 _Write = tuple[str, tuple[str, ...]]
 _Writes = tuple[_Write, ...]  # one transaction's
+_Batched = tuple[_Writes, Future[None]]
+Stored = tuple[list[str], dict[str, Record]]  # what is damaged; records by id
 
 
 class Store:
@@ -51,7 +53,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._queue: queue.SimpleQueue[tuple[_Writes, Future[None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Batched | Future[Stored] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
         self._open_failure: Future[tuple[list[SandboxRecord], list[ContainerRecord]]] = Future()
 
@@ -82,6 +84,13 @@ class Store:
     async def delete_container(self, container_id: str) -> None:
         await asyncio.wrap_future(self._submit(("DELETE FROM containers WHERE id = ?", (container_id,))))
 
+    async def read(self) -> Stored:
+        """Read everything again, after the writes that wait. A second connection would keep descriptors open."""
+        reader: Future[Stored] = Future()
+        reader.set_running_or_notify_cancel()
+        self._queue.put(reader)
+        return await asyncio.wrap_future(reader)
+
     def close(self) -> None:
         """Commit the waiting writes and close the database."""
         self._queue.put(None)
@@ -102,9 +111,11 @@ class Store:
             return
         self._open_failure.set_result(state)
         while True:
-            batch, closing = self._next_batch()
+            batch, readers, closing = self._next_batch()
             if batch:
                 _commit(database, batch)
+            for reader in readers:
+                reader.set_result(_read(database))
             if closing:
                 database.close()
                 return
@@ -151,36 +162,32 @@ class Store:
             [octets.decode(body, ContainerRecord) for body in rows("containers")],
         )
 
-    def _next_batch(self) -> tuple[list[tuple[_Writes, Future[None]]], bool]:
-        """Return the waiting writes, at least one; and whether the store is closing."""
-        batch: list[tuple[_Writes, Future[None]]] = []
+    def _next_batch(self) -> tuple[list[_Batched], list[Future[Stored]], bool]:
+        """Return what waits, at least one entry: writes, readers, and whether the store is closing."""
+        batch: list[_Batched] = []
+        readers: list[Future[Stored]] = []
         entry = self._queue.get()
         while entry is not None:
-            batch.append(entry)
+            if isinstance(entry, Future):
+                readers.append(entry)
+            else:
+                batch.append(entry)
             try:
                 entry = self._queue.get_nowait()
             except queue.Empty:
-                return batch, False
-        return batch, True
+                return batch, readers, False
+        return batch, readers, True
 
 
-def read_all(path: Path) -> tuple[list[str], dict[str, Record]]:
-    """Read the database beside its writer: what is damaged in it, and its records by id. Blocks. Raises PodError."""
+def _read(database: sqlite3.Connection) -> Stored:
     found: dict[str, Record] = {}
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-            problems = [text for (text,) in database.execute("PRAGMA integrity_check") if text != "ok"]
-            for table in ("sandboxes", "containers"):
-                for object_id, body in database.execute(f"SELECT id, record FROM {table}"):
-                    try:
-                        found[object_id] = (
-                            octets.decode(body, SandboxRecord)
-                            if table == "sandboxes"
-                            else octets.decode(body, ContainerRecord)
-                        )
-                    except msgspec.DecodeError as error:
-                        problems.append(f"record {object_id}: {error}")
-    except sqlite3.Error as error:
+        problems = [text for (text,) in database.execute("PRAGMA integrity_check") if text != "ok"]
+        for object_id, body in database.execute("SELECT id, record FROM sandboxes"):
+            found[object_id] = octets.decode(body, SandboxRecord)
+        for object_id, body in database.execute("SELECT id, record FROM containers"):
+            found[object_id] = octets.decode(body, ContainerRecord)
+    except (sqlite3.Error, msgspec.DecodeError) as error:
         return [str(error)], found
     return problems, found
 
@@ -193,7 +200,7 @@ def _insertion(record: Record) -> _Write:
     return f"INSERT OR REPLACE INTO {table} (id, record) VALUES (?, ?)", (key, octets.encode(record))
 
 
-def _commit(database: sqlite3.Connection, batch: list[tuple[_Writes, Future[None]]]) -> None:
+def _commit(database: sqlite3.Connection, batch: list[_Batched]) -> None:
     try:
         database.execute("BEGIN IMMEDIATE")
         for writes, _future in batch:

@@ -55,7 +55,8 @@ def test_each_disagreement_is_found_and_mended(fresh_daemon: Daemon) -> None:
         mount_tmpfs(str(daemon.state / "sandboxes" / _STRANGER / "shm"), {})
         subprocess.run(["ip", "netns", "add", f"crisp-{_STRANGER}"], check=True)
         for hierarchy in cgroups.hierarchies():
-            (hierarchy / f"crisp/{pod.id}/{_STRANGER}").mkdir(parents=True, exist_ok=True)
+            if (parent := hierarchy / f"crisp/{pod.id}").is_dir():
+                (parent / _STRANGER).mkdir()
         with closing(sqlite3.connect(daemon.root / "crisp.db", isolation_level=None)) as database:
             database.execute("DELETE FROM containers WHERE id = ?", (created,))
             (body,) = database.execute("SELECT record FROM containers WHERE id = ?", (gone,)).fetchone()
@@ -121,7 +122,7 @@ def test_the_command(fresh_daemon: Daemon, repair: bool) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "records and machine agree\n")
     place = daemon.state / "containers" / _STRANGER
-    place.mkdir()
+    place.mkdir(parents=True)
     done = subprocess.run([*command, *(["--repair"] if repair else [])], capture_output=True, text=True)
     assert done.returncode == (0 if repair else 1), done.stderr
     assert str(place) in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -86,7 +87,8 @@ def _cut(daemon: Daemon, turn: int) -> None:
     until(lambda: len(_plugins()) > turn or all(call.done() for call in calls))
     daemon.kill9()
     for pid in _plugins()[:turn]:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     until(lambda: not _plugins())
     daemon.start()
     for config in configs:
