@@ -27,6 +27,7 @@ class NodeSettings:
     cdi_spec_dirs: tuple[Path, ...]  # later ones win
     hooks_dirs: tuple[Path, ...]  # later ones win
     runtime_handlers: Mapping[str, Path]  # other OCI runtimes' programs
+    container_log_limit: int  # bytes of one log, 0 for any; the one before is kept beside it
     recording_bytes: int  # of one pod (pods.recorder)
     recordings_kept: int  # of pods that are gone
     recordings_hours: int  # that long

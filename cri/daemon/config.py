@@ -230,6 +230,13 @@ class Configuration:
         "Log each step of a pod's and container's start, with its duration.",
         flag=Flag("", "log each step of a start and its duration"), reloaded=True, to=Component.NODE,
     )  # fmt: skip
+    container_log_limit: int = setting(
+        _WATCHING, kinds.whole(0, 1 << 50), 0,
+        "How large a container's log may become before crisp begins a new one and keeps the last beside it, as NAME.1; "
+        "0 for any size. kubelet rotates logs too (containerLogMaxSize), but looks only every ten seconds: choose "
+        "several times its size. In force for containers that start from then on.",
+        unit="bytes", to=Component.NODE,
+    )  # fmt: skip
     recording_bytes: int = setting(
         _WATCHING, kinds.whole(4096, 1 << 20), 16 << 10,
         "How much of what happens to a pod is recorded, for `crisp why`; the oldest makes room.",

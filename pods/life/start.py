@@ -83,6 +83,7 @@ class Starts:
             stdin_once=container.config.stdin_once,
             filter_flags=flags,
             trace=trace.on,
+            log_limit=self._state.settings.container_log_limit,
         )
         if container.checkpoint:
             work = self._state.settings.container_root(container.id) / "criu"

@@ -56,6 +56,21 @@ def open_to_append(path: str, trusted: str = "", *, make: bool = False) -> int:
         os.close(directory)
 
 
+def set_aside(path: str, trusted: str, fd: int) -> None:
+    """Rename the log that is open as `fd` to `path`.1, over an earlier one. Does nothing if `path` is another file now.
+
+    Raises OSError as `open_to_append` does.
+    """
+    directory, name = _directory_of(path, trusted, make=False)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            there, ours = os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(fd)
+            if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                os.rename(name, f"{name}.1", src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
 def open_to_read(path: str, trusted: str = "") -> int:
     """Open an existing log for reading. Raises OSError, whose text says what is in the way."""
     directory, name = _directory_of(path, trusted, make=False)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from runtime.logs.place import open_to_append
+from runtime.logs.place import open_to_append, set_aside
 
 _NEWLINE: Final = 10
 MAX_LINE: Final = 16 << 10  # bytes of content in one record; longer lines continue in records tagged P
@@ -103,12 +103,15 @@ class Clock:
 class LogFile:
     """An append-only log file that can be reopened after rotation. An empty path discards all output.
 
-    For `trusted` see `place.open_to_append`.
+    For `trusted` see `place.open_to_append`. Before a file exceeds `limit` bytes (0: none) it is renamed to `path`.1,
+    and a new one is begun: kubelet looks only every ten seconds, and a disk may be full before.
     """
 
-    def __init__(self, path: str, trusted: str = "") -> None:
+    def __init__(self, path: str, trusted: str = "", limit: int = 0) -> None:
         self._path = path
         self._trusted = trusted
+        self._limit = limit
+        self._size = 0
         self._fd = -1
         self._torn = False
         self.reopen()
@@ -122,11 +125,23 @@ class LogFile:
             os.close(self._fd)
         self._fd = fresh
         self._torn = False
+        self._size = os.fstat(fresh).st_size if self._limit else 0
+
+    def _rotate(self) -> None:
+        try:
+            set_aside(self._path, self._trusted, self._fd)
+            self.reopen()
+        except OSError as error:
+            complain(f"could not begin a new log: {error}")
+            self._size = 0  # try again after as many bytes
 
     def write(self, records: bytes) -> None:
         """Append. On OSError (ENOSPC, EIO) the rest is lost, but the next record starts a new line."""
         if self._fd < 0 or not records:
             return
+        if self._limit and self._size and self._size + len(records) > self._limit:
+            self._rotate()
+        self._size += len(records)
         if self._torn:
             records = b"\n" + records
         written = os.write(self._fd, records)

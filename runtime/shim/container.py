@@ -102,7 +102,7 @@ class Container:
 
     def _open_log(self, call: calls.Start, undo: contextlib.ExitStack) -> None:
         try:
-            self._log = LogFile(call.log, call.log_trusted)
+            self._log = LogFile(call.log, call.log_trusted, call.log_limit)
         except OSError as error:
             raise RuntimeCoreError(f"open log: {error.strerror}") from error
         undo.callback(self._close_log)

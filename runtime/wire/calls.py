@@ -440,6 +440,7 @@ class Start(Call):
     restore: str = ""  # directory of criu's images, if the container is restored
     work: str = ""  # directory of criu's log
     criu: str = ""  # path of criu, found by crispd, which has the operator's PATH
+    log_limit: int = 0  # bytes after which a new log is begun; 0 for none
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,3 +88,19 @@ def test_where_all_logs_are_may_be_a_link(daemon: Daemon, tmp_path: Path) -> Non
         daemon.wait_exited(container)
         log = daemon.logs / "linked/main.log"
         until(lambda: "hello" in log.read_text())
+
+
+def test_a_log_has_a_bound(tmp_path: Path) -> None:
+    """A container that writes without end takes twice the bound, and its last line is there."""
+    settings = tmp_path / "crisp.toml"
+    settings.write_text("container_log_limit = 1000000\n")
+    with Daemon.running(f"--config={settings}") as daemon:
+        daemon.import_busybox()
+        with daemon.pod("talks") as pod:
+            container = pod.run("sh", "-c", "yes 0123456789 | head -n 400000; echo the end")
+            daemon.wait_exited(container)
+            logs = sorted(Path(pod.config.log_directory).iterdir())
+            assert [log.name for log in logs] == ["main.log", "main.log.1"]
+            assert all(0 < log.stat().st_size <= 1_000_000 for log in logs)
+            assert pod.log().splitlines()[-1].endswith(" stdout F the end")
+            assert logs[1].read_bytes().endswith(b" stdout F 0123456789\n")

@@ -57,10 +57,10 @@ _WIRE: list[tuple[Value, str]] = [
     ),
     (
         calls.Start("c", "/l", "/var/log", stdin=True, stdin_once=True, filter_bytes=8, filter="AA==", filter_flags=2,
-                    trace=True, restore="/r", work="/w", criu="/criu"),
+                    trace=True, restore="/r", work="/w", criu="/criu", log_limit=9),
         '{"container": "c", "log": "/l", "log_trusted": "/var/log", "stdin": true, "stdin_once": true, '
         '"filter_bytes": 8, "filter": "AA==", "filter_flags": 2, "trace": true, '
-        '"restore": "/r", "work": "/w", "criu": "/criu"}',
+        '"restore": "/r", "work": "/w", "criu": "/criu", "log_limit": 9}',
     ),
     (calls.Exec("c", "1", ("sh", "-c"), terminal=True),
      '{"container": "c", "exec": "1", "args": ["sh", "-c"], "terminal": true}'),

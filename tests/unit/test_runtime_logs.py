@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -111,3 +112,30 @@ def test_complaining_to_a_full_disk_raises_nothing() -> None:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(full)
+
+
+def test_a_log_has_a_bound(tmp_path: Path) -> None:
+    """However much is written, and whatever kubelet renames; no record is torn."""
+    path = tmp_path / "0.log"
+    log = LogFile(str(path), limit=1000)
+    record = b"t stdout F " + b"x" * 88 + b"\n"
+    for _ in range(25):
+        log.write(record)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["0.log", "0.log.1"]
+    assert (tmp_path / "0.log.1").read_bytes() == record * 10
+    assert path.read_bytes() == record * 5
+    path.rename(tmp_path / "0.log.20260102-030405")  # kubelet's, before it asks to reopen
+    for _ in range(7):
+        log.write(record)
+    assert (tmp_path / "0.log.20260102-030405").read_bytes() == record * 10
+    assert path.read_bytes() == record * 2
+    log.reopen()
+    log.write(record)
+    assert path.read_bytes() == record * 3
+    log.close()
+    again = LogFile(str(path), limit=1000)
+    again.write(record * 8)
+    assert path.read_bytes() == record * 8
+    again.write(b"y" * 5000)  # more than the bound at once
+    assert path.read_bytes() == b"y" * 5000
+    again.close()
