@@ -106,6 +106,13 @@ KNOWN: Final = (
            "put a CNI configuration into cni_conf_dir; a network plugin's agent does this when it runs"),
     _known("network-plugin", "PluginFailed InvalidAttachment NetworkError", "",
            "the message is the plugin's; run `crisp doctor`, and read the log of the network's agent"),
+    # -- what does not answer
+    _known("shim-silent", "", "shim \\(pid [^)]*\\) does not answer",
+           "continue the shim (kill -CONT), repair the file system that holds it, or delete the pod, which ends it"),
+    _known("volume-silent", "", "server of a network or FUSE file system",
+           "repair the volume's server, or unmount it: umount -f"),
+    _known("nri-plugin-missing", "", "NRI plugins? .*pods need",
+           "start the plugin, or remove it from nri_plugins"),
     # -- mounts
     _known("mount-file-directory", "WrongMountPoint", "the source is a",
            "mount a file on a file and a directory on a directory (subPath picks a file of a volume)"),

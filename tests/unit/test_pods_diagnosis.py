@@ -81,6 +81,8 @@ def test_last_words_belong_to_the_exit_that_follows() -> None:
         ("StorageFull", "write layer to /var/lib/crisp: No space left on device", "disk-full"),
         ("PodError OperationFailed", "create container 'a': write: No space left on device", "disk-full"),
         ("PodError NotSupported", "set pids limit `100`: no pids cgroup controller", "cgroup-controller"),
+        ("PodError ShimSilent", "exec: the pod's shim (pid 7) does not answer; it is asked again", "shim-silent"),
+        ("Unavailable", "NRI plugin 10-a, which pods need: no answer in 3 s", "nri-plugin-missing"),
         ("PodError", "run it: nobody has thought of this", "other"),
         ("PodError HookFailed", "error running createRuntime hook #0: `/x`: No space left on device", "hook"),
         ("PodError CallRefused", "05-strict: CreateContainer: its certificate is missing", "nri"),
