@@ -46,3 +46,18 @@ def test_what_is_discarded_is_not_undone() -> None:
     undone: list[str] = []
     _run(undone, fails=False, discards=True)
     assert undone == []
+
+
+@pytest.mark.parametrize("discards", [False, True])
+def test_what_is_at_the_end_comes_after_all_undoings_and_always(discards: bool) -> None:
+    done: list[str] = []
+
+    async def run() -> None:
+        async with Undo({}) as undo:
+            undo.at_end(done.append, "end")
+            undo.register("take away", done.append, "undone")
+            if discards:
+                undo.discard()
+
+    asyncio.run(run())
+    assert done == ["end"] if discards else ["undone", "end"]
