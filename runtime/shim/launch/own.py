@@ -66,6 +66,11 @@ class OwnLauncher:
             if start.trace:
                 start.steps += [("shim received", attempt.received)]
                 start.step("cgroup made")
+            listening = Listening(held, ours, start, attempt)
+            with failing("watch", "container init"):
+                # Before there is a process: the kernel may refuse it, and nobody would hear of the init.
+                held.supervisor.watch(ours.fileno(), selectors.EVENT_READ, listening.ready)
+            undo.callback(held.supervisor.unwatch, ours.fileno())
             with failing("clone", "container init"):
                 pid, pidfd = clone_into(
                     cgroup,
@@ -75,13 +80,11 @@ class OwnLauncher:
                 )
         start.step("cloned")
         namespaces.close()
-        listening = Listening(held, ours, start, attempt)
         if start.bears:
             held.take_init(pid, pidfd)
             held.supervisor.command_started(pid, lambda _status: listening.take_what_is_there())
         else:
             attempt.adopt(pid, pidfd)
-        held.supervisor.watch(ours.fileno(), selectors.EVENT_READ, listening.ready)
 
     def _start(
         self,
