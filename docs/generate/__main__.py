@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from docs.generate import configuration, man, markdown, pictures
+from docs.generate import configuration, figures, man, markdown, pictures
 from docs.generate.commands import crisp, crisp_oci, crispd
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +20,8 @@ def files() -> Mapping[str, str]:
         "docs/reference/crispd.md": markdown.page(crispd()),
         "docs/reference/crisp.md": markdown.page(crisp()),
         "docs/reference/crisp-oci.md": markdown.page(crisp_oci()),
+        "README.md": figures.filled(ROOT, "README.md"),
+        "docs/scale.md": figures.filled(ROOT, "docs/scale.md"),
         "docs/pictures.md": pictures.page(ROOT),
         "docs/man/crispd.8": man.page(crispd()),
         "docs/man/crisp.1": man.page(crisp()),

@@ -26,6 +26,7 @@ from tests.bench.workload import Client
 from tests.e2e.critest import programs
 
 RESULTS = Path(__file__).parents[2] / "bench-results"
+PUBLISHED = Path(__file__).parents[2] / "docs/figures.jsonl"
 DIRECTORY = "CRISP_BENCH_DIRECTORY"  # set inside the box
 _TURNS = 10  # of each runtime command in a round
 NOISY = 0.3  # processors busy without us
@@ -69,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
     names = [peer.name for peer in (*PEERS, UnpackingCrisp)]
     parser.add_argument("--only", action="append", choices=names, help="leave the other runtimes out; may be repeated")
+    parser.add_argument(
+        "--publish", action="store_true", help="add the figures to docs/figures.jsonl, from which README is generated"
+    )
     parser.add_argument("--trace", action="store_true", help="instead, print where crispd spends a pod's start")
     return parser
 
@@ -115,6 +119,8 @@ async def _measure(arguments: argparse.Namespace, directory: Path, console: Cons
         "versions": measured,
     }
     report.write_json(RESULTS / "bench.json", samples, about)
+    run = history.Run.now("pods", arguments.pods, noise, measured, samples, report.FIGURES)
+    _keep(run, publish=arguments.publish)
     report.draw_plot(RESULTS / "bench.png", samples)
     console.print(f"written: {RESULTS}/bench.json, bench.png", highlight=False)
 
@@ -170,7 +176,7 @@ async def _node(arguments: argparse.Namespace, directory: Path, console: Console
     figures = logs.FIGURES if arguments.what == "logs" else node.FIGURES
     samples = {one.peer.name: dict(one.samples) for one in contenders}
     run = history.Run.now(arguments.what, arguments.pods, statistics.mean(noise), versions, samples, figures)
-    history.append(RESULTS / "history.jsonl", run)
+    _keep(run, publish=arguments.publish)
     if run.busy_processors > NOISY:
         console.print(f"{run.busy_processors:.1f} processors were busy with something else", style="yellow")
     console.print(f"written: {RESULTS}/history.jsonl", highlight=False)
@@ -184,6 +190,11 @@ async def _words(arguments: argparse.Namespace, directory: Path, console: Consol
         peers = _start(peers, directory, undo, console)
         words.run(peers, directory, found)
     console.print(f"written: {words.PAGE}", highlight=False)
+
+
+def _keep(run: history.Run, *, publish: bool) -> None:
+    for path in (RESULTS / "history.jsonl", *([PUBLISHED] if publish else [])):
+        history.append(path, run)
 
 
 async def _critest(arguments: argparse.Namespace, directory: Path, console: Console) -> None:

@@ -19,7 +19,7 @@ from tests.bench.peers import PeerFailed
 
 Item = TypeVar("Item")
 
-_CALL_SECONDS = 60.0
+CALL_SECONDS = 60.0
 _SLEEP = ("sleep", "86400")
 
 
@@ -126,7 +126,7 @@ class Client:
     async def _timed(self, method: str, request: Any) -> tuple[Any, float]:
         before = time.perf_counter()
         try:
-            reply = await getattr(self._runtime, method)(request, timeout=_CALL_SECONDS)
+            reply = await getattr(self._runtime, method)(request, timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise PeerFailed(f"{method} at {self._address}: {error.code().name}: {error.details()}") from None
         return reply, (time.perf_counter() - before) * 1000
