@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-import aiohttp
 import msgspec
 
 from image.documents import Malformed, decode
 from image.errors import AuthenticationRequired, ImageError, ImageNotFound, RegistryUnavailable
+from image.registry.later import aiohttp
 
 _LEAST_PROGRESS = 64 << 10  # bytes within a progress timeout; with less the registry counts as stalled
 

@@ -9,7 +9,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-import aiohttp
 from yarl import URL
 
 from image.errors import AuthenticationRequired, DigestMismatch, ImageError, RegistryUnavailable
@@ -18,6 +17,7 @@ from image.model import Credentials
 from image.reference import digest_of, is_digest
 from image.registry.answers import Pace, first_byte, refusal
 from image.registry.auth import Challenge, basic, parse_challenges
+from image.registry.later import aiohttp
 from image.registry.registries_conf import Endpoint
 from image.registry.tokens import TokenRequest, get_token
 from image.registry.transport import (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import aiohttp
 from msgspec.structs import replace
 from yarl import URL
 
 from image.errors import AuthenticationRequired
 from image.model import Credentials
 from image.registry.auth import basic, parse_token
+from image.registry.later import aiohttp
 from image.registry.transport import (
     CLIENT_ID,
     REDIRECTS,

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 
-import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import HttpProcessingError, RawResponseMessage
-from aiohttp.streams import StreamReader
 from yarl import URL
 
 from image.errors import DigestMismatch, RegistryUnavailable
+from image.registry.later import aiohttp
 from image.registry.proxy import from_environment
 from image.registry.registries_conf import Endpoint
 from image.registry.tls import HostCertificates
@@ -31,46 +27,9 @@ CLIENT_ID = "crisp"
 
 _BACK_OFF = 0.2  # seconds before the second try; four times that before the third
 _RETRY_AFTER_LIMIT = 10.0  # the most seconds to wait at a registry's request
-_READ_BUFFER = 1 << 20  # bytes
-_HEADERS = 10 << 20  # bytes of an answer's headers, the same as Go's limit
-_HEADER_COUNT = 10_000
-_CONNECT_SECONDS = 15.0
 _SILENCE_SECONDS = 60.0  # without a byte, until a request is retried
 _TRANSIENT = (408, 425, 429)  # and 5xx except permanent ones
 _FOR_EVER = (501, 505, 506, 510, 511)
-
-
-class _Handler(ResponseHandler):
-    """A connection that bounds the headers of an answer together, not one by one."""
-
-    _received = 0
-    _in_headers = True
-
-    def set_response_params(self, **parameters: object) -> None:
-        """Reset the count for a new request."""
-        self._received, self._in_headers = 0, True
-        super().set_response_params(**parameters)  # type: ignore[arg-type]  # they are only passed on
-
-    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Stop counting: the headers are complete."""
-        self._in_headers = False
-        super().feed_data(data, size)
-
-    def data_received(self, data: bytes) -> None:
-        """Count received bytes until the headers are complete."""
-        self._received += len(data) if self._in_headers else 0
-        if self._received > _HEADERS + _READ_BUFFER:
-            self.set_exception(HttpProcessingError(message=f"headers of more than {_HEADERS} bytes"))
-            if self.transport is not None:
-                self.transport.close()
-            return
-        super().data_received(data)
-
-
-class _Connector(aiohttp.TCPConnector):
-    def __init__(self) -> None:
-        super().__init__(limit=0, ttl_dns_cache=10)
-        self._factory = functools.partial(_Handler, loop=self._loop)  # type: ignore[assignment]  # it is invariant
 
 
 class Transport:
@@ -82,22 +41,20 @@ class Transport:
         self._certificates = HostCertificates(settings.certs_dirs)
         self.progress_timeout = settings.progress_timeout
         self.least_speed = settings.least_speed
-        silence = min(_SILENCE_SECONDS, settings.progress_timeout or _SILENCE_SECONDS)
-        self._session = aiohttp.ClientSession(
-            auto_decompress=False,
-            connector=_Connector(),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": CLIENT_ID, "Accept-Encoding": "identity"},
-            max_line_size=_HEADERS,
-            max_field_size=_HEADERS,
-            max_headers=_HEADER_COUNT,
-            read_bufsize=_READ_BUFFER,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence),
-        )
+        self._silence = min(_SILENCE_SECONDS, settings.progress_timeout or _SILENCE_SECONDS)
+        self._session: aiohttp.ClientSession | None = None
         self._plain: set[str] = set()
 
     async def close(self) -> None:
-        await self._session.close()
+        if self._session is not None:
+            await self._session.close()
+
+    async def _opened(self) -> aiohttp.ClientSession:
+        opening = await asyncio.to_thread(_opening) if self._session is None else None
+        if self._session is None:
+            assert opening is not None
+            self._session = opening(self._silence, CLIENT_ID)
+        return self._session
 
     async def request(
         self,
@@ -113,8 +70,9 @@ class Transport:
         `insecure` turns verification of the server off.
         """
         tls, proxy = await self._tls(url, insecure), self._proxies.for_url(url)
+        session = await self._opened()
         try:
-            return await self._session.request(
+            return await session.request(
                 method, url, headers=headers, data=form, allow_redirects=False, ssl=tls, proxy=proxy
             )
         except (aiohttp.ClientError, OSError):  # some of them are ValueErrors as well
@@ -222,6 +180,13 @@ def retry_after(response: aiohttp.ClientResponse, default: float) -> float:
     except (ValueError, TypeError):
         return default
     return min(max(seconds, default), _RETRY_AFTER_LIMIT)
+
+
+def _opening() -> Callable[[float, str], aiohttp.ClientSession]:
+    """Import aiohttp, which takes a third of a second: not on the event loop, and not before anything is pulled."""
+    from image.registry.session import open_session
+
+    return open_session
 
 
 def reason(error: BaseException) -> str:
