@@ -58,7 +58,7 @@ def filled(root: Path, name: str) -> str:
 def _overview(runs: Sequence[Run]) -> str:
     newest = {run.what: run for run in runs}
     versions = newest["pods"].versions
-    lines = [_line("", *(versions[name] for name in (_OURS, _PEER))), _line("---", "---", "---")]
+    lines = [_line("", *(f"{name} {versions[name]}" for name in (_OURS, _PEER))), _line("---", "---", "---")]
     for text, what, figures in _OVERVIEW:
         if what in newest:
             results = newest[what].results
@@ -70,7 +70,8 @@ def _node(runs: Sequence[Run]) -> str:
     if not runs:
         return ""
     run = runs[-1]
-    lines = [_line("", *(run.versions[name] for name in run.results)), _line(*["---"] * (1 + len(run.results)))]
+    runtimes = [f"{name} {run.versions[name]}" for name in run.results]
+    lines = [_line("", *runtimes), _line("---", *["---"] * len(runtimes))]
     for name, value in next(iter(run.results.values())).items():
         cells = (_with_tail(of_one.get(name)) for of_one in run.results.values())
         lines.append(_line(f"{name}, {value.unit}" + (", p50 / p99" if value.p99 is not None else ""), *cells))

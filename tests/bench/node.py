@@ -78,8 +78,7 @@ async def _fill(one: Contender, pods: int) -> None:
     await at_a_time(WIDTH, range(pods), one_pod)
     one.note({"up": time.monotonic() - began, "CPU a pod": 1000 * (worked_seconds() - worked) / pods})
     await asyncio.sleep(1)  # helpers that end by themselves
-    daemon = one.peer.daemon_pids()
-    family = {pid for pid in processes() - before - daemon if command_name(pid) != _WORKLOAD}
+    family = {pid for pid in processes() - before if command_name(pid) != _WORKLOAD}
     one.note({"memory a pod, page tables included": memory_bytes(family) / pods / _MEBI})
     assert one.peer.process is not None
     one.note({"memory of the daemon": memory_bytes({one.peer.process.pid}) / _MEBI})
