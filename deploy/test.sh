@@ -3,7 +3,7 @@
 #
 # Runs lint, types, import rules, unit tests, and integration tests (in their own namespaces: tests/box.py). In parallel:
 # kubelet and a cluster on crisp, critest, and the main path in a Debian guest under QEMU; --no-vm skips the guest.
-# /var/cache/crisp-tests keeps the Kubernetes programs (built once, some 8 minutes) and the guest's disk.
+# /var/cache/crisp-tests keeps the Kubernetes programs and runsc (built once, some 12 minutes) and the guest's disk.
 # A failed step stops only the steps that need it. The end lists each step's result and duration.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -42,6 +42,7 @@ checks() {
     step mypy || true
     step lint-imports || true
     step tests/criu.sh || true
+    step tests/e2e/build-runsc.sh || true
     step timeout --foreground 3600 pytest -q tests/unit tests/integration || true
 }
 

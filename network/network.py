@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from linux.tables import DEFAULT_PATH
+from network.addresses import put_back
 from network.cache import Entry, ResultCache
 from network.chain import AroundPlugin, Chain, no_context
 from network.conflist import ConfList, parse_conflist, read_conf_dir
@@ -131,8 +132,10 @@ class Network:
                 undo.pop_all()
             return result
 
-    async def remove(self, attachment: Attachment) -> None:
+    async def remove(self, attachment: Attachment, *, taken_over: bool = False) -> None:
         """Run DEL in reverse through the list that the attachment was added with. May be repeated.
+
+        `taken_over` tells that a sandbox may have taken the addresses off the interface, where plugins look for them.
 
         An attachment that is not in the cache is removed by the current configuration, if there is one. `netns` may be
         "" or gone. On failure the attachment stays cached, so that the caller can try again. Raises PluginNotFound,
@@ -147,6 +150,8 @@ class Network:
             if entry is None and (conflist := self._current()) is not None:
                 entry = Entry(attachment, msgspec.Raw(conflist.raw))
             if entry is not None:
+                if taken_over and entry.result is not None and is_namespace(attachment.netns):
+                    await asyncio.to_thread(put_back, attachment.netns, entry.result, attachment.ifname)
                 await self._delete(entry, attachment.netns)
 
     async def check(self, attachment: Attachment) -> None:

@@ -1,7 +1,8 @@
 """Runtime handlers: crisp's own runtime core, and other OCI runtimes named in the configuration.
 
 A pod has one handler. crisp makes every sandbox (namespaces, network, infra process) itself. With another handler, that
-runtime makes the pod's containers, and the pod's shim supervises them as usual (`runtime/shim/launch/external.py`).
+runtime makes the pod's containers, and the pod's shim supervises them as usual (`runtime/shim/launch/external.py`). A
+runtime with sandboxes of its own (gVisor) makes one more, in the pod's namespaces (`runtime/shim/launch/sandbox.py`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pods.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from pods.host import HostFacts
 from pods.model import NamespaceMode, Sandbox, SandboxConfig
 from pods.security.seccomp_profile import BASE
+from runtime.handler import Handler
 from runtime.wire.calls import ExternalRuntime
 
 BUILT_IN: Final = ("", "crisp")
 _VERSION: Final = "1.0.2"  # of the OCI specification: it has all that crisp writes, and crun 1.8 accepts no later one
 
 
-def check_handler(handler: str, config: SandboxConfig, external: Mapping[str, Path]) -> None:
+def check_handler(handler: str, config: SandboxConfig, external: Mapping[str, Handler]) -> None:
     """Refuse a handler that is not configured or cannot serve this pod. Raises InvalidArgument, Unimplemented."""
     if handler in BUILT_IN:
         return
@@ -38,8 +40,8 @@ def check_handler(handler: str, config: SandboxConfig, external: Mapping[str, Pa
         )
 
 
-def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> ExternalRuntime | None:
-    """Return the runtime for the shim's `create` call; None for crisp's own. Raises FailedPrecondition."""
+def handler_of(sandbox: Sandbox, external: Mapping[str, Handler]) -> Handler | None:
+    """Return the pod's handler as it is configured; None for crisp's own. Raises FailedPrecondition."""
     handler = sandbox.runtime_handler
     if handler in BUILT_IN:
         return None
@@ -48,13 +50,26 @@ def runtime_of(sandbox: Sandbox, external: Mapping[str, Path], state: Path) -> E
             f"runtime_handlers: {handler!r} of pod sandbox {sandbox.id} is no longer configured: "
             "add it, or remove the pod"
         )
-    root = state / "handlers" / handler
+    return external[handler]
+
+
+def runtime_of(sandbox: Sandbox, handler: Handler, state: Path) -> ExternalRuntime:
+    """Return the runtime for the shim, and make its state directory."""
+    root = state / "handlers" / sandbox.runtime_handler
+    if handler.has_sandboxes:
+        root /= sandbox.id  # runsc mounts an empty network namespace there, which goes with the pod
     root.mkdir(parents=True, mode=0o711, exist_ok=True)
     by_systemd = places_of(sandbox.cgroup_driver).by_systemd
-    return ExternalRuntime(str(external[handler]), str(root), by_systemd)
+    return ExternalRuntime(str(handler.path), str(root), by_systemd)
 
 
-def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str, host: HostFacts) -> None:
+def has_sandbox(sandbox: Sandbox, external: Mapping[str, Handler]) -> bool:
+    """Return whether the pod has a sandbox that another runtime made."""
+    handler = external.get(sandbox.runtime_handler)
+    return handler is not None and handler.has_sandboxes
+
+
+def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str, host: HostFacts, *, in_sandbox: bool) -> None:
     """Change a config.json into what other runtimes accept. Raises Unimplemented."""
     if BASE in document["linux"]:
         raise Unimplemented(
@@ -64,12 +79,24 @@ def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str, host: H
     document["ociVersion"] = _VERSION
     if not host.hugetlb:  # kubelet limits every page size; runc fails on a hybrid host with it on v2 only
         document["linux"]["resources"].pop("hugepageLimits", None)
-    document["linux"]["cgroupsPath"] = places_of(sandbox.cgroup_driver).oci_path(sandbox, container_id)
+    if in_sandbox:
+        del document["linux"]["cgroupsPath"]  # the sandbox's cgroup has all processes; crisp makes the container's
+    else:
+        document["linux"]["cgroupsPath"] = places_of(sandbox.cgroup_driver).oci_path(sandbox, container_id)
 
 
 def clean_up(container_id: str, bundle: Path, volumes: Path, state: Path) -> None:
     """Remove what another runtime left of a container whose shim, which would have called it, is gone."""
     for path in (bundle / "rootfs", *volumes.glob("image-*")):
         unmount_if_mounted(str(path))
-    for kept in state.glob(f"handlers/*/{container_id}"):
-        shutil.rmtree(kept, ignore_errors=True)
+    forget(container_id, state)
+
+
+def forget(object_id: str, state: Path) -> None:
+    """Remove another runtime's state of a container, or of a sandbox and all that is in it."""
+    for kept in (*state.glob(f"handlers/*/{object_id}"), *state.glob(f"handlers/*/*/{object_id}_sandbox:*")):
+        if kept.is_dir():
+            unmount_if_mounted(str(kept / "null-netns"))
+            shutil.rmtree(kept, ignore_errors=True)
+        else:
+            kept.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from image.settings import ImageSettings
+from runtime.handler import Handler
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class NodeSettings:
     enable_unprivileged_icmp: bool
     cdi_spec_dirs: tuple[Path, ...]  # later ones win
     hooks_dirs: tuple[Path, ...]  # later ones win
-    runtime_handlers: Mapping[str, Path]  # other OCI runtimes' programs
+    runtime_handlers: Mapping[str, Handler]  # other OCI runtimes
     container_log_limit: int  # bytes of one log, 0 for any; the one before is kept beside it
     recording_bytes: int  # of one pod (pods.recorder)
     recordings_kept: int  # of pods that are gone

@@ -15,6 +15,7 @@ from cri.daemon import kinds, logfmt
 from cri.daemon.keys import Component, Flag, keys_of, setting
 from cri.plugin_policy import PluginPolicy
 from image.settings import LAYER_KINDS, ImageSettings
+from runtime.handler import OCI, Handler
 
 _IMAGES = ImageSettings()  # the source of the defaults below
 
@@ -178,10 +179,11 @@ class Configuration:
         flag=Flag("NAME", "image reported as pinned; pods need none"), to=Component.NODE,
     )  # fmt: skip
 
-    runtime_handlers: Mapping[str, Path] = setting(
+    runtime_handlers: Mapping[str, Handler] = setting(
         _RUNTIMES, kinds.RUNTIMES, {},
         'Other OCI runtimes, each in a table of its own, such as `[runtime_handlers.runc]` with '
-        '`path = "/usr/sbin/runc"`. A RuntimeClass names one as its handler.',
+        '`path = "/usr/sbin/runc"`. A RuntimeClass names one as its handler. gVisor\'s runsc needs `kind = "gvisor"`. '
+        '`options` is a list of flags for every command, such as `["--platform=systrap"]`.',
         to=Component.NODE,
     )  # fmt: skip
 
@@ -308,14 +310,21 @@ KEYS: Final = keys_of(Configuration)
 def plain(value: object) -> object:
     """Convert a key's value to the types of TOML and JSON."""
     if isinstance(value, Mapping):
-        return {
-            name: asdict(one) if isinstance(one, PluginPolicy) else {"path": str(one)} for name, one in value.items()
-        }
+        return {name: asdict(one) if isinstance(one, PluginPolicy) else _handler(one) for name, one in value.items()}
     if isinstance(value, tuple):
         return [str(item) for item in value]
     if value is None:
         return ""
     return value if isinstance(value, bool | int) else str(value)
+
+
+def _handler(handler: Handler) -> dict[str, object]:
+    members: dict[str, object] = {"path": str(handler.path)}
+    if handler.kind != OCI:
+        members["kind"] = handler.kind
+    if handler.options:
+        members["options"] = list(handler.options)
+    return members
 
 
 def _literal(value: object) -> str:

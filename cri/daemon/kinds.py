@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from cri.plugin_policy import FAILURES, PluginPolicy
+from runtime.handler import KINDS, OCI, Handler
 
 T = TypeVar("T")
 
@@ -71,17 +72,31 @@ def _address(value: object) -> str:
     return f"{host}:{port}"
 
 
-def _runtimes(value: object) -> Mapping[str, Path]:
+def _runtimes(value: object) -> Mapping[str, Handler]:
     if not isinstance(value, Mapping):
         raise ValueError(f"must be {_A_TABLE}")
     found = {}
     for name, about in value.items():
         if name in ("", "crisp") or not _HANDLER.fullmatch(name):
             raise ValueError(f"has {name!r}: a name has lower-case letters, digits, '-' and '.', and is not crisp")
-        if not isinstance(about, Mapping) or set(about) != {"path"}:
-            raise ValueError(f"has {name!r}: must be a table with the key path")
-        found[name] = _path(about["path"])
+        if not isinstance(about, Mapping) or "path" not in about or not set(about) <= {"path", "kind", "options"}:
+            raise ValueError(f"has {name!r}: must be a table with the key path, and perhaps kind and options")
+        found[name] = Handler(_path(about["path"]), _kind(name, about), _options(name, about))
     return found
+
+
+def _kind(name: str, about: Mapping[str, object]) -> str:
+    kind = about.get("kind", OCI)
+    if kind not in KINDS:
+        raise ValueError(f"has {name!r}: kind must be one of {', '.join(KINDS)}")
+    return str(kind)
+
+
+def _options(name: str, about: Mapping[str, object]) -> tuple[str, ...]:
+    options = about.get("options", [])
+    if not isinstance(options, list) or not all(str(option).startswith("-") for option in options):
+        raise ValueError(f'has {name!r}: options must be a list of flags such as "--platform=systrap"')
+    return tuple([_string(option) for option in options])
 
 
 def _plugins(value: object) -> Mapping[str, PluginPolicy]:

@@ -19,6 +19,7 @@ from pods.state.events import Event, Listener
 from pods.stats.holdings import Holding
 from pods.stats.stats import ContainerStats, SandboxStats
 from pods.stats.writable_layers import DiskUse
+from runtime.handler import Handler
 
 
 class Images(Protocol):
@@ -60,9 +61,7 @@ class Stats(Protocol):
     """`pods.stats.stats.Stats`"""
 
     async def containers(self, containers: Sequence[Container]) -> list[ContainerStats]: ...
-    async def sandboxes(
-        self, sandboxes: Sequence[Sandbox], *, detailed: bool = False
-    ) -> list[SandboxStats]: ...
+    async def sandboxes(self, sandboxes: Sequence[Sandbox], *, detailed: bool = False) -> list[SandboxStats]: ...
     async def disk(self) -> DiskUse: ...
 
 
@@ -103,7 +102,7 @@ class Settings(Protocol):
     @property
     def seccomp_denials(self) -> bool: ...
     @property
-    def runtime_handlers(self) -> Mapping[str, Path]: ...
+    def runtime_handlers(self) -> Mapping[str, Handler]: ...
 
 
 class Host(Protocol):

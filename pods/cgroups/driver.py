@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -124,8 +125,9 @@ class Cgroups:
             return
         try:
             cgroup.kill_in_pod()
-            cgroup.wait_empty(_KILLED_SECONDS)
-            cgroup.remove()
+            with contextlib.suppress(RuntimeCoreError):  # gVisor's processes are in version 1's hierarchies alone
+                cgroup.wait_empty(_KILLED_SECONDS)
+            _remove(cgroup)
         except RuntimeCoreError as error:
             _log.warning("could not remove cgroup", extra={"cgroup": cgroup.path, "error": error})
 
@@ -149,3 +151,16 @@ class Cgroups:
         if self._hierarchies is None:
             self._hierarchies = Hierarchies.usable()
         return Cgroup.at(self._hierarchies, path)
+
+
+def _remove(cgroup: Cgroup) -> None:
+    """Remove a cgroup whose processes were killed. They leave it slightly after they died. Raises RuntimeCoreError."""
+    deadline = time.monotonic() + _KILLED_SECONDS
+    while True:
+        try:
+            cgroup.remove()
+            return
+        except RuntimeCoreError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)

@@ -312,7 +312,7 @@ class Creation:
 
     def _create_call(self, plan: Plan, found: HostObjects) -> Create:
         volumes_dir, config = self._root / "volumes", plan.config
-        other = handlers.runtime_of(self._sandbox, self._settings.runtime_handlers, self._settings.state)
+        handler = handlers.handler_of(self._sandbox, self._settings.runtime_handlers)
         return Create(
             container=self._id,
             bundle=str(self._bundle),
@@ -322,11 +322,12 @@ class Creation:
             user=user_request(config, plan.image.config),
             mount_points=mount_points.shim_argument(config, found.mount_sources, found.directories, volumes_dir),
             images=mounted_images.shim_argument(config, plan.container.mounted_images, self._images, volumes_dir),
-            hold=not other and self._means.cgroups.of(self._sandbox).hold,
+            hold=(handler is None or handler.has_sandboxes) and self._means.cgroups.of(self._sandbox).hold,
             label=found.labels.files,
             restored=plan.checkpoint is not None,
-            runtime=other,
-            cgroup=container_cgroup(self._sandbox, self._id) if other else "",
+            runtime=handlers.runtime_of(self._sandbox, handler, self._settings.state) if handler else None,
+            cgroup=container_cgroup(self._sandbox, self._id) if handler else "",
+            flags=handler.options if handler else (),
         )
 
     async def _make_volumes(self, plan: Plan, found: HostObjects, user: Identity) -> Mapping[str, str]:
@@ -348,20 +349,17 @@ class Creation:
 
     # -- config.json --------------------------------------------------------------------------------------------------
 
-    def _configure(
-        self, plan: Plan, found: HostObjects, user: Identity, volumes: Mapping[str, str]
-    ) -> dict[str, Any]:
+    def _configure(self, plan: Plan, found: HostObjects, user: Identity, volumes: Mapping[str, str]) -> dict[str, Any]:
         document = build_config(self._context(plan, found, user, volumes))
         if plan.checkpoint is not None and (ignored := plan.checkpoint.adapt(document)):
             fields = log_fields.of_container(plan.container) | {"mounts": ignored}
             _log.warning("left out mounts that the checkpointed container did not have", extra=fields)
         if self._sandbox.runtime_handler not in handlers.BUILT_IN:
-            handlers.adapt(document, self._sandbox, self._id, self._host)
+            in_sandbox = handlers.has_sandbox(self._sandbox, self._settings.runtime_handlers)
+            handlers.adapt(document, self._sandbox, self._id, self._host, in_sandbox=in_sandbox)
         return document
 
-    def _context(
-        self, plan: Plan, found: HostObjects, user: Identity, volumes: Mapping[str, str]
-    ) -> ContainerContext:
+    def _context(self, plan: Plan, found: HostObjects, user: Identity, volumes: Mapping[str, str]) -> ContainerContext:
         sandbox, sandbox_dir = self._sandbox, self._settings.sandbox_dir(self._sandbox.id)
         return ContainerContext(
             container_id=self._id,

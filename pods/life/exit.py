@@ -8,7 +8,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from pods import log_fields
+from pods import handlers, log_fields
 from pods.errors import PodError
 from pods.life import last_words
 from pods.model import Container
@@ -91,6 +91,8 @@ class Exits:
     async def lost(self, sandbox_id: str) -> None:
         """Handle a lost shim: kill what still runs, and record every container as exited."""
         record = self._state.sandboxes.get(sandbox_id)
+        if record is not None and record.sandbox.runtime_handler not in handlers.BUILT_IN:
+            await asyncio.to_thread(self._cgroups.kill_container, record.sandbox, sandbox_id)
         for container in list(self._state.containers_of(sandbox_id)):
             await self.end_unwatched(record.sandbox if record is not None else None, container)
 
@@ -107,9 +109,12 @@ class Exits:
 
     async def clear_cgroups(self, sandbox: Sandbox) -> None:
         """Remove cgroups that a dead shim left, and kill what is in them. Usually there are none."""
-        for container in list(self._state.containers_of(sandbox.id)):
-            if self._cgroups.has_container(sandbox, container.id):
-                await asyncio.to_thread(self._cgroups.kill_container, sandbox, container.id)
+        names = [container.id for container in self._state.containers_of(sandbox.id)]
+        if sandbox.runtime_handler not in handlers.BUILT_IN:
+            names.append(sandbox.id)  # of a sandbox that the other runtime made
+        for name in names:
+            if self._cgroups.has_container(sandbox, name):
+                await asyncio.to_thread(self._cgroups.kill_container, sandbox, name)
 
     def _status_on_disk(self, container: Container) -> ExitStatus | None:
         directory = self._state.settings.sandbox_dir(container.sandbox_id)

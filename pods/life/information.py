@@ -78,4 +78,5 @@ def _runtime_type(sandbox: Sandbox, settings: NodeSettings) -> str:
     """Return "crisp" for crisp's own runtime core, or the path of another runtime."""
     if sandbox.runtime_handler in handlers.BUILT_IN:
         return "crisp"
-    return str(settings.runtime_handlers.get(sandbox.runtime_handler, ""))
+    handler = settings.runtime_handlers.get(sandbox.runtime_handler)
+    return str(handler.path) if handler is not None else ""

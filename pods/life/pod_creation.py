@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from pods import log_place, pod_files
-from pods.cgroups.places import places_of
+from pods import bundle, handlers, log_place, pod_files
+from pods.cgroups.places import container_cgroup, places_of
 from pods.errors import InvalidArgument
 from pods.life.pod_end import attachment_of
 from pods.model import NamespaceMode, Sandbox, SandboxState
 from pods.oci import pod_contents
+from pods.oci.sandbox import sandbox_document
 from pods.security import user_namespaces
 from pods.security.sysctls import check_sysctls, default_sysctls, sandbox_sysctls
 from pods.state.plugins import PluginEvent
 from pods.state.store import SandboxRecord
 from runtime.errors import OperationFailed
-from runtime.wire.calls import EXITS, MakePod
+from runtime.wire.calls import EXITS, MakePod, MakeSandbox
 
 if TYPE_CHECKING:
     from pods.host import HostFacts
@@ -85,6 +86,7 @@ class PodCreation:
         self._content = content
         self._host = host
         self._users = user_namespaces.mappings_of(config)
+        self._infra_pid = 0
         self._has_network = config.security.namespaces.network is not NamespaceMode.NODE
         self.sandbox = Sandbox(
             id=sandbox_id,
@@ -102,12 +104,13 @@ class PodCreation:
         # The record must be on disk before a plugin runs; it is written while the shim makes the pod.
         intent = self._intend()
         self._write_files(texts)
-        infra_pid = await self._make_pod(texts)
+        await self._make_pod(texts)
         await self._wait_for(intent)
         ips = await self._add_network()
         self._write_hosts(texts.hostname, ips)
+        await self._make_sandbox(texts)
         made = msgspec.structs.replace(
-            self.sandbox, state=SandboxState.READY, ips=ips, infra_pid=infra_pid, created_at=time.time_ns()
+            self.sandbox, state=SandboxState.READY, ips=ips, infra_pid=self._infra_pid, created_at=time.time_ns()
         )
         if self._content is not None:
             await self._content.prepare(made, self._undo)
@@ -159,8 +162,8 @@ class PodCreation:
             log_place.make_log_directory(config.log_directory)
         self._trace.step("files written")
 
-    async def _make_pod(self, texts: _Texts) -> int:
-        """Have a shim make the namespaces and the infra process. Returns the infra process's pid."""
+    async def _make_pod(self, texts: _Texts) -> None:
+        """Have a shim make the namespaces and the infra process."""
         try:
             made = await self._shims.make_pod(self._pod_call(texts))
         except OperationFailed as error:
@@ -168,7 +171,7 @@ class PodCreation:
                 raise InvalidArgument(f"config.linux.sysctls: {error}") from error
             raise
         self._trace.step("shim and infra process made")
-        return made.infra_pid
+        self._infra_pid = made.infra_pid
 
     def _pod_call(self, texts: _Texts) -> MakePod:
         config, options = self._config, self._config.security.namespaces
@@ -209,6 +212,24 @@ class PodCreation:
         hosts = pod_files.place(self._settings.sandbox_dir(self.sandbox.id)) / "hosts"
         hosts.write_text(text, errors="surrogateescape")
         user_namespaces.give(hosts, self._users)
+
+    async def _make_sandbox(self, texts: _Texts) -> None:
+        """Have the shim let another runtime make its sandbox. It takes over the pod's network, so that comes first."""
+        handler = handlers.handler_of(self.sandbox, self._settings.runtime_handlers)
+        if handler is None or not handler.has_sandboxes:
+            return
+        place = self._settings.sandbox_dir(self.sandbox.id) / "sandbox"
+        place.mkdir(mode=0o700)
+        bundle.write_config(place, sandbox_document(self.sandbox, self._infra_pid, texts.hostname, self._host))
+        call = MakeSandbox(
+            sandbox=self.sandbox.id,
+            bundle=str(place),
+            runtime=handlers.runtime_of(self.sandbox, handler, self._settings.state),
+            flags=(*handler.options, *(() if self._has_network else ("--network=host",))),
+            cgroup=container_cgroup(self.sandbox, self.sandbox.id),
+        )
+        await self._shims.of(self.sandbox.id).call(call)
+        self._trace.step("sandbox of the runtime made")
 
     async def _tell_plugins(self, sandbox: Sandbox) -> None:
         await self._state.require_plugins(wait=False)

@@ -11,7 +11,7 @@ import msgspec
 
 from network.model import DNS, Attachment
 from network.model import PortMapping as NetworkPort
-from pods import log_fields
+from pods import handlers, log_fields
 
 if TYPE_CHECKING:
     from network.network import Network
@@ -40,11 +40,14 @@ class PodEnd:
         """Remove the network, shim, infra process and pinned namespace, as far as they exist. May be repeated."""
         sandbox = record.sandbox
         if record.network:
-            await self.network.remove(attachment_of(sandbox))
+            other = sandbox.runtime_handler not in handlers.BUILT_IN
+            await self.network.remove(attachment_of(sandbox), taken_over=other)
         await self.shims.end(sandbox.id)
         if sandbox.netns:
             self.shims.unpin(sandbox.netns)
         await self.exits.clear_cgroups(sandbox)
+        if sandbox.runtime_handler not in handlers.BUILT_IN:
+            handlers.forget(sandbox.id, self.state.settings.state)
         await self.cgroups.remove_pod(sandbox)
 
     async def erase(self, sandbox_id: str) -> None:

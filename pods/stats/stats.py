@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from pods import handlers
 from pods.cgroups.places import container_cgroup, pod_cgroup
 from pods.errors import PodError
 from pods.model import Container, ContainerState, Sandbox
@@ -186,7 +187,9 @@ class Stats:
         path = container_cgroup(sandbox, container.id)
         reading = _Reading(time.time_ns(), path)
         processes = None
-        if container.state is ContainerState.RUNNING:
+        if handlers.has_sandbox(sandbox, self._state.settings.runtime_handlers):
+            reading = self._in_sandbox(sandbox, container, detailed=detailed)
+        elif container.state is ContainerState.RUNNING:
             reading = self._read(container.id, path, container.started_at, detailed=detailed)
             if detailed and reading.usage is not None:
                 processes = self._processes(path, container.pid)
@@ -199,6 +202,14 @@ class Stats:
             layer=layers.get(container.id),
             processes=processes,
         )
+
+    def _in_sandbox(self, sandbox: Sandbox, container: Container, *, detailed: bool) -> _Reading:
+        """Read the sandbox's use if this is the only container that runs in it: the host cannot tell several apart."""
+        running = [one.id for one in self._state.containers_of(sandbox.id) if one.state is ContainerState.RUNNING]
+        path = container_cgroup(sandbox, sandbox.id)
+        if running != [container.id]:
+            return _Reading(time.time_ns(), path)
+        return self._read(container.id, path, container.started_at, detailed=detailed)
 
     def _read(self, name: str, path: str, begun: int, *, detailed: bool) -> _Reading:
         taken_at, now = time.time_ns(), time.monotonic_ns()

@@ -8,10 +8,11 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from pods import handlers
 from pods.errors import FailedPrecondition, PodError
 from runtime.client import ShimGone
 from runtime.errors import NotRunning, RuntimeCoreError
-from runtime.wire.calls import Sockets
+from runtime.wire.calls import Forward, Sockets
 
 if TYPE_CHECKING:
     from pods.life.shims import Shims
@@ -24,12 +25,18 @@ async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> s
     Raises NotFound, InvalidArgument, FailedPrecondition, PodError.
     """
     sandbox = state.ready_sandbox(sandbox_id)
+    # A sandbox has its own network stack: only its runtime gets to its loopback interface.
+    in_sandbox = handlers.has_sandbox(sandbox, state.settings.runtime_handlers)
     try:
-        fds = await shims.of(sandbox.id).call_for_descriptors(Sockets())
+        fds = await shims.of(sandbox.id).call_for_descriptors(Forward(port) if in_sandbox else Sockets())
     except (ShimGone, NotRunning) as error:  # its end is not recorded yet
         raise FailedPrecondition(f"pod sandbox {sandbox.id} is gone: {error}") from error
     except RuntimeCoreError as error:
         raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {error}") from error
+    if in_sandbox:
+        connected = socket.socket(fileno=fds[0])
+        connected.setblocking(False)
+        return connected
     with contextlib.ExitStack() as undo:
         sockets = [undo.enter_context(socket.socket(fileno=fd)) for fd in fds]
         failure: OSError | None = None

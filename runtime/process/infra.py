@@ -58,10 +58,29 @@ _CODE: Final[dict[str, bytes]] = {
     ),
 }
 
+# What precedes the loop where the signals are not blocked before execve: rt_sigprocmask(SIG_BLOCK, set).
+_BLOCK: Final[dict[str, bytes]] = {
+    "x86_64": bytes.fromhex(
+        "eb08 0240010000000000"  # jump over the set
+        "bf00000000 488d35ecffffff 31d2 41ba08000000 b80e000000 0f05"  # edi=0; lea rsi,[set]; edx=0; r10d=8; eax=14
+    ),
+    "aarch64": bytes.fromhex(
+        "03000014 0240010000000000"  # jump over the set
+        "000080d2 a1ffff10 020080d2 030180d2 e81080d2 010000d4"  # x0=0; adr x1,set; x2=0; x3=8; x8=135; svc
+    ),
+}
+
+
 def program(machine: str | None = None) -> bytes:
     """Return the infra loop as a static ELF executable (elf(5)) for this or the named architecture."""
     machine = machine or os.uname().machine
     return executable(_CODE[machine], machine)
+
+
+def pause_program(machine: str | None = None) -> bytes:
+    """Return a static ELF executable of the loop for a container: another runtime blocks no signals before execve."""
+    machine = machine or os.uname().machine
+    return executable(_BLOCK[machine] + _CODE[machine], machine)
 
 
 def filter_program(machine: str | None = None) -> bytes:

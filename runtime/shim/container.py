@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -107,9 +106,7 @@ class Container:
             raise RuntimeCoreError(f"open log: {error.strerror}") from error
         undo.callback(self._close_log)
 
-    def _make_streams(
-        self, call: calls.Start, process: oci.Process, undo: contextlib.ExitStack
-    ) -> ContainerStdio:
+    def _make_streams(self, call: calls.Start, process: oci.Process, undo: contextlib.ExitStack) -> ContainerStdio:
         self._takes_stdin = call.stdin
         # A terminal's input has no end: kubectl attaches again although it asked for stdin_once.
         self._stdin_once = call.stdin_once and not process.terminal
@@ -130,7 +127,8 @@ class Container:
         self._attachments = Attachments(
             self._outputs, stdin, self._storage, self._supervisor, stdin_once=self._stdin_once
         )
-        self._held.leave_scope()
+        if self._launcher.fills_cgroup:
+            self._held.leave_scope()
         self.state.become(RUNNING)
         self.started_at = time.time_ns()
         self._tell_start()
@@ -204,10 +202,8 @@ class Container:
     def kill(self) -> None:
         """Kill every process of the container."""
         self.killed = True
-        self._held.signal_init(signal.SIGKILL)
-        if self._held.cgroup is not None and not self.state.is_over:
-            with contextlib.suppress(RuntimeCoreError):
-                self._held.cgroup.kill_in_pod()
+        if not self.state.is_over:
+            self._launcher.kill()
 
     def _require_running(self, operation: str) -> None:
         if not self.state.can_exec:

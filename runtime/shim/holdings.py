@@ -47,6 +47,7 @@ class Holdings:
         self.pid = 0
         self.pidfd = -1
         self._placeholder = -1  # placeholder in the container's scope until the container's own process is in it
+        self.sandbox_cgroup: Cgroup | None = None  # where the processes are, if they are not in `cgroup`
         self._oom_kills_above = 0  # OOM kills in the parent cgroup before the container started
 
     # -- mounts -------------------------------------------------------------------------------------------------------
@@ -130,6 +131,8 @@ class Holdings:
     def was_oom_killed(self, signal_number: int) -> bool:
         """Return whether the kernel killed a process in the cgroup for memory. `signal_number` ended the init."""
         assert self.cgroup is not None
+        if self.sandbox_cgroup is not None:
+            return signal_number == signal.SIGKILL and self.sandbox_cgroup.oom_kills() > 0
         if self.cgroup.oom_kills() > 0:
             return True
         # systemd may already have removed the empty scope and its counter. The slice has counted too.
@@ -162,6 +165,13 @@ class Holdings:
         if self.pid and self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
+
+    def kill(self) -> None:
+        """Kill the init and every process in the cgroup."""
+        self.signal_init(signal.SIGKILL)
+        if self.cgroup is not None:
+            with contextlib.suppress(RuntimeCoreError):
+                self.cgroup.kill_in_pod()
 
     def has_own_pid_namespace(self) -> bool:
         namespace = self.spec.linux.namespace("pid") if self.spec else None

@@ -33,6 +33,8 @@ from runtime.shim.launch.external import ExternalLauncher
 from runtime.shim.launch.launcher import Launcher
 from runtime.shim.launch.own import OwnLauncher
 from runtime.shim.launch.restored import RestoredLauncher
+from runtime.shim.launch.sandbox import Sandbox
+from runtime.shim.launch.sandboxed import SandboxedLauncher
 from runtime.shim.loop import EventLoop
 from runtime.shim.pause import Pause
 from runtime.shim.pod import Pod
@@ -41,6 +43,7 @@ from runtime.wire import calls
 from runtime.wire.frames import Message
 
 _ACCEPT_PAUSE: Final = 1.0  # seconds
+_BEGINNINGS: Final = frozenset(kind.call for kind in (calls.MakeSandbox, calls.Create, calls.Start, calls.Exec))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Shim:
         self._containers: dict[str, Container] = {}
         self._pauses: dict[Connection, Pause] = {}
         self._pod: Pod | None = None
+        self._sandbox: Sandbox | None = None
         self._listener: socket.socket | None = None
         self._cgroups: dict[str, Cgroup] = {}  # by the path of the parent cgroup
         self._shutdown_replies: list[Reply] = []
@@ -151,7 +155,7 @@ class Shim:
         name = message["call"]
         if self._pod is None and name not in (calls.MakePod.call, calls.Shutdown.call):
             raise RuntimeCoreError(f"{name}: the shim has no pod yet")
-        if self._shutdown_replies and name in (calls.Create.call, calls.Start.call, calls.Exec.call):
+        if self._shutdown_replies and name in _BEGINNINGS:
             raise RuntimeCoreError(f"{name}: the pod is being shut down")
         if name not in _HANDLERS:
             raise RuntimeCoreError(f"{NO_CALL} {name!r}")
@@ -246,6 +250,19 @@ class Shim:
         self.on_exit(pod.infra_pid, self._infra_exited)
         return answer
 
+    def _make_sandbox(self, call: calls.MakeSandbox, request: Request) -> None:
+        assert self._pod is not None
+        if self._sandbox is not None:
+            raise RuntimeCoreError("the pod has a sandbox already")
+        # Without its sandbox the pod is as good as without its namespaces.
+        self._sandbox = Sandbox(call, self, self._inheritance.hierarchies, self._pod.kill_infra)
+        self._sandbox.make(request.reply)
+
+    def _forward(self, call: calls.Forward, request: Request) -> None:
+        if self._sandbox is None:
+            raise RuntimeCoreError("the pod has no sandbox")
+        self._sandbox.forward(call.port, request.reply)
+
     def _accept(self, _events: int) -> None:
         assert self._listener is not None
         try:
@@ -277,7 +294,7 @@ class Shim:
         if call.container in self._containers:
             raise RuntimeCoreError(f"the shim has a container {call.container!r} already")
         held = Holdings(call.container, call.bundle, self, self._inheritance.hierarchies)
-        container = Container(held, _launcher(call, held))
+        container = Container(held, _launcher(call, held, self._sandbox))
         answer = container.create(call)
         self._containers[call.container] = container
         return answer
@@ -335,6 +352,19 @@ class Shim:
             return
         for container in self._containers.values():
             container.delete()
+        self._end_sandbox(list(self._containers.values()))
+
+    def _end_sandbox(self, deleted: list[Container]) -> None:
+        """End the sandbox, if there is one, after its containers' deletion."""
+        if self._sandbox is None:
+            self._end_infra()
+        elif deleted:
+            deleted.pop().when_deleted(lambda: self._end_sandbox(deleted))
+        else:
+            sandbox, self._sandbox = self._sandbox, None
+            sandbox.end(self._end_infra)
+
+    def _end_infra(self) -> None:
         if self._pod is not None and self._pod.infra_alive:
             self.on_exit(self._pod.infra_pid, lambda _status: self._end_pod(self._pod))
             self._pod.kill_infra()
@@ -382,8 +412,10 @@ def _handled(
 _HANDLERS: Final[Mapping[str, tuple[type[calls.Call], _Handler]]] = dict(
     (
         _handled(calls.MakePod, Shim._make_pod),
+        _handled(calls.MakeSandbox, Shim._make_sandbox),
         _handled(calls.GetState, Shim._state),
         _handled(calls.Sockets, Shim._give_sockets),
+        _handled(calls.Forward, Shim._forward),
         _handled(calls.Sync, Shim._sync),
         _handled(calls.Freeze, Shim._freeze),
         _handled(calls.Thaw, Shim._thaw),
@@ -407,11 +439,13 @@ _HANDLERS: Final[Mapping[str, tuple[type[calls.Call], _Handler]]] = dict(
 )
 
 
-def _launcher(call: calls.Create, held: Holdings) -> Launcher:
+def _launcher(call: calls.Create, held: Holdings, sandbox: Sandbox | None) -> Launcher:
     if call.restored:
         return RestoredLauncher(held)
+    if call.runtime is not None and sandbox is not None:
+        return SandboxedLauncher(held, call.runtime, call, sandbox)
     if call.runtime is not None:
-        return ExternalLauncher(held, call.runtime, call.cgroup)
+        return ExternalLauncher(held, call.runtime, call.cgroup, call.flags)
     return OwnLauncher(held)
 
 
@@ -433,5 +467,3 @@ def shim_main(birth: socket.socket, inheritance: Inheritance) -> NoReturn:
         raise
     finally:
         os._exit(status)
-
-

@@ -11,6 +11,8 @@ The shim takes calls in order. It answers each when its result is there, whateve
 
     MakePod                         ------>  a newly forked shim makes the pod's namespaces
                                     <------  Made
+    MakeSandbox                     ------>  for gVisor: makes the sandbox, when the pod has its network
+                                    <------  Done
     Create                          ------>  mounts the rootfs, finds the user
                                     <------  Created
     OpenRootfs                      ------>
@@ -30,6 +32,7 @@ The shim takes calls in order. It answers each when its result is there, whateve
       ReopenLog, Signal, Kill       ------>  Done
       Freeze                        ------>  Done; ends with Thaw, with the connection, or after its time
       Sockets                       ------>  Descriptors <sockets in the pod's network namespace>
+      Forward                       ------>  Descriptors <a connection into the pod's sandbox>
                                     <======  Exited, when the exit status is on disk
     Delete                          ------>  Done
                                     <======  InfraExited: the pod's namespaces are gone; containers are killed
@@ -280,6 +283,43 @@ class MakePod(Call):
 
 
 @dataclass(frozen=True, slots=True)
+class ExternalRuntime(Value):
+    """Another OCI runtime: its program, its state directory, and whether systemd makes its cgroups.
+
+    Older shims accept exactly these members. Put new ones into `Create`.
+    """
+
+    path: str
+    root: str
+    systemd: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MakeSandbox(Call):
+    """Let a runtime with sandboxes make the pod's, before the first container."""
+
+    call: ClassVar[str] = "sandbox"
+    answer: ClassVar[type[Done]] = Done
+    READ: ClassVar[Readers] = {"runtime": ExternalRuntime.from_json, "flags": tuple}
+
+    sandbox: str  # the pod's id
+    bundle: str  # directory of the config.json of the sandbox's own container
+    runtime: ExternalRuntime
+    flags: tuple[str, ...]  # for every command
+    cgroup: str  # the cgroup of the sandbox's processes, which the runtime will make
+
+
+@dataclass(frozen=True, slots=True)
+class Forward(Call):
+    """Get a stream socket that is connected to a TCP port on the loopback interface in the pod's sandbox."""
+
+    call: ClassVar[str] = "forward"
+    answer: ClassVar[type[Descriptors]] = Descriptors
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class GetState(Call):
     call: ClassVar[str] = "state"
     answer: ClassVar[type[ShimState]] = ShimState
@@ -366,18 +406,6 @@ class ImageMount(Value):
 
 
 @dataclass(frozen=True, slots=True)
-class ExternalRuntime(Value):
-    """Another OCI runtime: its program, its state directory, and whether systemd makes its cgroups.
-
-    Older shims accept exactly these members. Put new ones into `Create`.
-    """
-
-    path: str
-    root: str
-    systemd: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Create(Call):
     """Mount a container's rootfs and its image volumes, and look up its user."""
 
@@ -389,6 +417,7 @@ class Create(Call):
         "mount_points": tuple_of(MountPoint),
         "images": mapping_to(ImageMount),
         "runtime": optional(ExternalRuntime),
+        "flags": tuple,
     }
 
     container: str
@@ -403,7 +432,8 @@ class Create(Call):
     label: str = ""  # SELinux label of the rootfs
     restored: bool = False  # the container is restored by criu
     runtime: ExternalRuntime | None = None  # another runtime; None for crisp's own
-    cgroup: str = ""  # with `runtime`: the cgroup that it will make
+    cgroup: str = ""  # with `runtime`: the cgroup that it will make; in a sandbox, which has its own, crisp makes it
+    flags: tuple[str, ...] = ()  # with `runtime`: for every command
 
 
 @dataclass(frozen=True, slots=True)
@@ -587,7 +617,7 @@ class Resize(Call):
 CALLS: Final[Mapping[str, type[Call]]] = {
     kind.call: kind
     for kind in (
-        MakePod, GetState, Sockets, Sync, Freeze, Thaw, Shutdown,
+        MakePod, MakeSandbox, GetState, Sockets, Forward, Sync, Freeze, Thaw, Shutdown,
         Create, OpenRootfs, Start, WaitStart, Update, ReopenLog, Signal, Kill, Delete,
         Exec, WaitExecRunning, KillExec, Attach, Detach, Resize,
     )

@@ -38,6 +38,7 @@ from pods.state.events import Events
 from pods.stats.holdings import Holding
 from pods.stats.stats import ContainerStats, SandboxStats
 from pods.stats.writable_layers import DiskUse
+from runtime.handler import Handler
 
 
 @dataclass
@@ -143,7 +144,7 @@ class FakeSettings:
     root: Path = Path("/")
     cgroup_driver: str = "cgroupfs"
     seccomp_denials: bool = False
-    runtime_handlers: Mapping[str, Path] = field(default_factory=lambda: {"runc": Path("/usr/sbin/runc")})
+    runtime_handlers: Mapping[str, Handler] = field(default_factory=lambda: {"runc": Handler(Path("/usr/sbin/runc"))})
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from cri.errors import ConfigurationError
 from cri.streaming.address import StreamAddress
 from image.settings import ImageSettings
 from pods.settings import NodeSettings
+from runtime.handler import Handler
 
 
 def write(path: Path, text: str) -> Path:
@@ -116,3 +117,16 @@ def test_each_flag_sets_a_key_and_nothing_when_it_is_not_given() -> None:
     assert given == {"config": None} | {name: None for name, key in KEYS.items() if key.flag}
     repeated = vars(command_line().parse_args(["--cni-bin-dir", "/a", "--cni-bin-dir", "/b"]))
     assert repeated["cni_bin_dirs"] == ["/a", "/b"]
+
+
+def test_a_handler_has_a_kind_and_flags(tmp_path: Path) -> None:
+    file = tmp_path / "crisp.toml"
+    file.write_text('[runtime_handlers.g]\npath = "/runsc"\nkind = "gvisor"\noptions = ["--platform=kvm"]\n')
+    loaded = load(path=file)
+    assert loaded.runtime_handlers == {"g": Handler(Path("/runsc"), "gvisor", ("--platform=kvm",))}
+    file.write_text(loaded.to_toml())
+    assert load(path=file).runtime_handlers == loaded.runtime_handlers
+    for wrong in ('kind = "kata"', 'options = "--x"', 'options = ["x"]', "colour = 1"):
+        file.write_text(f'[runtime_handlers.g]\npath = "/runsc"\n{wrong}\n')
+        with pytest.raises(ConfigurationError, match="runtime_handlers"):
+            load(path=file)

@@ -47,13 +47,13 @@ _WIRE: list[tuple[Value, str]] = [
             "c", "/b", ("/1", "/2"), "/u", "/w", calls.UserRequest("web", 5, (6,), merge=False),
             (calls.MountPoint("/s", "/d", directory=True, tree="t", field="mounts[0]"),),
             {"t": calls.ImageMount(("/3",), "sub")}, hold=True, label="l", restored=True,
-            runtime=calls.ExternalRuntime("/runc", "/root", systemd=False), cgroup="/g",
+            runtime=calls.ExternalRuntime("/runc", "/root", systemd=False), cgroup="/g", flags=("--x",),
         ),
         '{"container": "c", "bundle": "/b", "lower": ["/1", "/2"], "upper": "/u", "work": "/w", '
         '"user": {"user": "web", "group": 5, "supplemental": [6], "merge": false}, "mount_points": [{"source": "/s", '
         '"destination": "/d", "directory": true, "tree": "t", "field": "mounts[0]"}], '
         '"images": {"t": {"lower": ["/3"], "sub_path": "sub"}}, "hold": true, "label": "l", "restored": true, '
-        '"runtime": {"path": "/runc", "root": "/root", "systemd": false}, "cgroup": "/g"}',
+        '"runtime": {"path": "/runc", "root": "/root", "systemd": false}, "cgroup": "/g", "flags": ["--x"]}',
     ),
     (
         calls.Start("c", "/l", "/var/log", stdin=True, stdin_once=True, filter_bytes=8, filter="AA==", filter_flags=2,
@@ -62,6 +62,10 @@ _WIRE: list[tuple[Value, str]] = [
         '"filter_bytes": 8, "filter": "AA==", "filter_flags": 2, "trace": true, '
         '"restore": "/r", "work": "/w", "criu": "/criu", "log_limit": 9}',
     ),
+    (calls.MakeSandbox("s", "/b", calls.ExternalRuntime("/runsc", "/root", systemd=True), ("--x",), "/g"),
+     '{"sandbox": "s", "bundle": "/b", "runtime": {"path": "/runsc", "root": "/root", "systemd": true}, '
+     '"flags": ["--x"], "cgroup": "/g"}'),
+    (calls.Forward(80), '{"port": 80}'),
     (calls.Exec("c", "1", ("sh", "-c"), terminal=True),
      '{"container": "c", "exec": "1", "args": ["sh", "-c"], "terminal": true}'),
     (calls.Attach("c", "1", ("stdout",)), '{"container": "c", "attach": "1", "streams": ["stdout"]}'),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from linux.elf import in_memory
 from runtime.process import infra
 from tests.waiting import until
 
@@ -41,12 +42,11 @@ def _overwrite(program: int) -> None:
         file.write(b"changed")
 
 
-def _child() -> int:
-    """Start the program with a dead child of its own to reap."""
-    program = infra.program_file()
+def _child(program: int, blocked: set[signal.Signals]) -> int:
+    """Start the program with a child of its own to reap, which is soon dead."""
     pid = os.fork()
     if pid == 0:
-        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if os.fork() == 0:
             time.sleep(0.1)
             os._exit(0)
@@ -60,8 +60,13 @@ def _children(pid: int) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_reaps_waits_and_ends(number: signal.Signals) -> None:
-    pid = _child()
+@pytest.mark.parametrize("kind", ["infra", "pause"])
+def test_it_reaps_waits_and_ends(number: signal.Signals, kind: str) -> None:
+    """The pause program blocks its signals itself."""
+    if kind == "infra":
+        pid = _child(infra.program_file(), {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
+    else:
+        pid = _child(in_memory("pause", infra.pause_program(), 0o555), set())
     try:
         until(lambda: Path(f"/proc/{pid}/cmdline").read_bytes() == b"crisp-infra test\0")
         until(lambda: _children(pid) == "")

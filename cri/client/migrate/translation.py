@@ -91,6 +91,8 @@ class Translation:
         ]
         for name, path in self.handlers.items():
             lines += [f"\n[runtime_handlers.{json.dumps(name)}]\n", f"path = {json.dumps(path)}\n"]
+            if path.endswith("/runsc"):
+                lines.append('kind = "gvisor"\n')
         return "".join(lines)
 
     def registries(self) -> str:

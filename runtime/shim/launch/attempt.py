@@ -73,6 +73,11 @@ class Attempt:
         if self._life.killed:
             self._life.kill()
 
+    def adopt_through(self, pid: int, pidfd: int) -> Callable[[int], None]:
+        """Take a process that stands for an init which is no process of ours. Returns what is called at its exit."""
+        self._held.take_init(pid, pidfd)
+        return self._life.init_exited
+
     def succeed(self, console: int = -1, warnings: Sequence[str] = (), steps: Callable[[], Steps] = tuple) -> None:
         """Note that the program runs; run poststart hooks and answer."""
         try:

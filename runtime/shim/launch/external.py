@@ -22,6 +22,7 @@ from runtime.shim.holdings import Holdings
 from runtime.shim.launch.attempt import Attempt
 from runtime.shim.launch.external_commands import DetachedCommands
 from runtime.shim.launch.external_program import NO_STREAMS, ConsoleSocket, Program, adopted, console_flag
+from runtime.shim.launch.launcher import Commands
 from runtime.spec.values import Process, Resources
 from runtime.wire.calls import ExternalRuntime, Start
 
@@ -31,19 +32,21 @@ _DELETE_SECONDS: Final = 20.0  # kubelet waits two minutes for RemoveContainer
 class ExternalLauncher:
     """Lets another runtime execute config.json, in the cgroup that it will make."""
 
-    def __init__(self, held: Holdings, runtime: ExternalRuntime, cgroup: str) -> None:
+    fills_cgroup = True
+
+    def __init__(self, held: Holdings, runtime: ExternalRuntime, cgroup: str, flags: Sequence[str] = ()) -> None:
         """Raises NotSupported if the pod has a user namespace."""
         if held.supervisor.user_namespace >= 0:
             reason = "only crisp's own runtime handler supports user namespaces of pods"
             raise NotSupported("create container with", runtime.path, reason)
         self._held = held
-        self._program = Program(runtime, held)
+        self._program = Program(runtime, held.bundle, held.supervisor, flags)
         self._cgroup = cgroup
         self._mounted: list[str] = []
         self._known = False  # the runtime has state of the container
         self._deleting = False  # its `delete` is running
         self._deletion_waiters: list[Callable[[], None]] = []
-        self.commands = DetachedCommands(held, self._program)
+        self.commands: Commands = DetachedCommands(held, self._program)
 
     def place(self) -> None:
         """Attach the rootfs and the images to host paths, for the other runtime."""
@@ -87,6 +90,9 @@ class ExternalLauncher:
     def signal(self, number: int) -> None:
         """Let the runtime send the signal: its init may be another process than our child."""
         self._program.run(["kill", self._held.id, str(number)], NO_STREAMS, lambda _status: None)
+
+    def kill(self) -> None:
+        self._held.kill()
 
     def release(self) -> None:
         mounted, self._mounted = self._mounted, []

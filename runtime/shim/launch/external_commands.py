@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from runtime.errors import RuntimeCoreError
 from runtime.shim.execs import kill_family
@@ -16,13 +17,19 @@ from runtime.shim.reply import Reply
 from runtime.spec.values import with_term
 from runtime.wire.calls import Descriptors, Exec, ExecEnded
 
+_INNER: Final = ".inner"  # suffix of the file with a process's pid inside the sandbox
+
 
 class DetachedCommands:
-    """Lets the runtime's command start each exec, and adopts the process."""
+    """Lets the runtime's command start each exec, and adopts the process.
 
-    def __init__(self, held: Holdings, program: Program) -> None:
+    In a sandbox, that is not the process itself, but a command of the runtime that ends with it.
+    """
+
+    def __init__(self, held: Holdings, program: Program, *, in_sandbox: bool = False) -> None:
         self._held = held
         self._program = program
+        self._in_sandbox = in_sandbox
         self._running: dict[str, _Command] = {}
 
     def begin(self, call: Exec, fds: Sequence[int], reply: Reply) -> None:
@@ -31,11 +38,10 @@ class DetachedCommands:
         with open(f"{place}.json", "w") as file:
             json.dump(self._process(call), file)
         console = ConsoleSocket(bundle, os.path.basename(place)) if call.terminal else None
-        command = _Command(
-            self._held, self._program, place, console, reply, lambda: self._running.pop(call.exec, None)
-        )
+        kind = _SandboxedCommand if self._in_sandbox else _Command
+        command = kind(self._held, self._program, place, console, reply, lambda: self._running.pop(call.exec, None))
         self._running[call.exec] = command
-        words = ["exec", "--process", f"{place}.json", "--pid-file", f"{place}.pid", "--detach"]
+        words = ["exec", "--process", f"{place}.json", "--pid-file", f"{place}.pid", "--detach", *command.words()]
         streams = NO_STREAMS if call.terminal else (fds[0], fds[1], fds[2])
         try:
             self._program.run([*words, *console_flag(console), self._held.id], streams, command.made)
@@ -91,6 +97,10 @@ class _Command:
         self._pidfd = -1
         self._killed = False
 
+    def words(self) -> list[str]:
+        """Return more flags for `exec`."""
+        return []
+
     def wait_running(self, reply: Reply) -> None:
         """Reply when the process runs, with its terminal's master if it has one; or when it never will."""
         self._running_reply = reply
@@ -139,9 +149,26 @@ class _Command:
         self._forget()
         if self._console is not None:
             self._console.close()
-        for suffix in (".json", ".pid"):
+        for suffix in (".json", ".pid", _INNER):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._place + suffix)
         for fd in (self._pidfd, self._master):
             if fd >= 0:
                 os.close(fd)
+
+
+class _SandboxedCommand(_Command):
+    """An exec in a sandbox, whose process only the runtime can kill."""
+
+    def words(self) -> list[str]:
+        return ["--internal-pid-file", self._place + _INNER]
+
+    def _kill_family(self) -> None:
+        """Kill the process and those in its process group."""
+        try:
+            with open(self._place + _INNER) as file:
+                pid = int(file.read())
+        except (FileNotFoundError, ValueError):  # it does not run yet, or not any more
+            return
+        words = ["kill", "--pgid", str(pid), self._held.id, str(int(signal.SIGKILL))]
+        self._program.run(words, NO_STREAMS, lambda _status: None)

@@ -10,10 +10,11 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from linux import syscalls
 from linux.tables import DEFAULT_PATH
 from runtime.errors import RuntimeCoreError, failing
 from runtime.process.scheduling import on_every_cpu
-from runtime.shim.holdings import Holdings
+from runtime.shim.supervisor import Supervisor
 from runtime.wire.calls import ExternalRuntime
 
 NO_STREAMS: Final = (-1, -1, -1)
@@ -31,28 +32,42 @@ class CommandFailed(RuntimeCoreError):
 
 
 class Program:
-    """Another runtime's program, for one container."""
+    """Another runtime's program, for one container. `flags` go before every command."""
 
-    def __init__(self, runtime: ExternalRuntime, held: Holdings) -> None:
+    def __init__(
+        self, runtime: ExternalRuntime, bundle: str, supervisor: Supervisor, flags: Sequence[str] = ()
+    ) -> None:
         self.by_systemd = runtime.systemd
         self._runtime = runtime
-        self._supervisor = held.supervisor
-        self._log = os.path.join(held.bundle, "runtime.log")
+        self._supervisor = supervisor
+        self._flags = tuple(flags)
+        self._log = os.path.join(bundle, "runtime.log")
 
     def run(self, words: Sequence[str], streams: tuple[int, int, int], done: Done) -> int:
         """Start a command of the runtime. `done` is called with its exit status. Returns its pid.
 
         Raises OperationFailed.
         """
+        pid = self._spawn(words, streams)
+        self._supervisor.command_started(pid, done)
+        return pid
+
+    def run_long(self, words: Sequence[str], streams: tuple[int, int, int], done: Done) -> None:
+        """Start a command that leaves no processes, and may run as long as the pod. Raises OperationFailed."""
+        self._supervisor.on_exit(self._spawn(words, streams), done)
+
+    def _spawn(self, words: Sequence[str], streams: tuple[int, int, int]) -> int:
         flags = ["--root", self._runtime.root, "--log", self._log, "--log-format", "json"]
-        argv = [self._runtime.path, *flags, *(["--systemd-cgroup"] if self.by_systemd else []), *words]
+        flags += ["--systemd-cgroup"] if self.by_systemd else []
+        argv = [self._runtime.path, *flags, *self._flags, *words]
         with open(os.devnull, "r+b", buffering=0) as null, failing("run", self._runtime.path):
             sources = [null.fileno() if fd < 0 else fd for fd in streams]
             # Duplicate first: a source may itself be 0, 1 or 2.
             high = [os.dup(fd) for fd in sources]
+            syscalls.close_on_exec_from(3)  # a command that goes on must not keep the shim's connections open
             try:
                 with on_every_cpu():  # older runtimes pass their CPU affinity on to containers
-                    pid = os.posix_spawn(
+                    return os.posix_spawn(
                         self._runtime.path,
                         argv,
                         _ENVIRONMENT,
@@ -63,8 +78,6 @@ class Program:
             finally:
                 for fd in high:
                     os.close(fd)
-        self._supervisor.command_started(pid, done)
-        return pid
 
     @property
     def path(self) -> str:
@@ -84,7 +97,7 @@ class Program:
 
 
 class ConsoleSocket:
-    """A socket to which the runtime sends a terminal's master (SCM_RIGHTS)."""
+    """A socket to which the runtime connects, and sends a terminal's master (SCM_RIGHTS)."""
 
     def __init__(self, directory: str, name: str = "console") -> None:
         self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -105,13 +118,16 @@ class ConsoleSocket:
 
     def master(self) -> int:
         """Return the master that the command has sent. The command has exited. Raises OperationFailed."""
-        with failing("receive terminal from", "runtime"):
-            sender, _ = self._listener.accept()
-            with sender:
-                _data, fds, _flags, _address = socket.recv_fds(sender, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+        with failing("receive terminal from", "runtime"), self.connection() as sender:
+            _data, fds, _flags, _address = socket.recv_fds(sender, 4096, 1, socket.MSG_CMSG_CLOEXEC)
         if not fds:
             raise RuntimeCoreError("receive terminal from runtime: none was sent")
         return fds[0]
+
+    def connection(self) -> socket.socket:
+        """Return the command's connection. Raises OSError if there is none."""
+        connected, _address = self._listener.accept()
+        return connected
 
     def close(self) -> None:
         self._listener.close()

@@ -34,6 +34,10 @@ class Launcher(Protocol):
     @property
     def commands(self) -> Commands: ...
 
+    @property
+    def fills_cgroup(self) -> bool:
+        """Whether the container's processes are in its cgroup, so that a scope needs no placeholder any more."""
+
     def place(self) -> None:
         """Do what is due when the rootfs and the images are mounted. Raises RuntimeCoreError."""
 
@@ -48,6 +52,9 @@ class Launcher(Protocol):
 
     def signal(self, number: int) -> None:
         """Send a signal to the init of the running container."""
+
+    def kill(self) -> None:
+        """Kill every process of the container, which is not over. Does nothing if it has none."""
 
     def release(self) -> None:
         """Release what `place` and `launch` made. The container has exited or was never started."""

@@ -32,6 +32,8 @@ from runtime.wire import calls, reports
 class OwnLauncher:
     """Clones a container's init. For what the init does see `runtime.process.init`."""
 
+    fills_cgroup = True
+
     def __init__(self, held: Holdings) -> None:
         self._held = held
         self.commands = JoiningCommands(held)
@@ -129,6 +131,9 @@ class OwnLauncher:
 
     def signal(self, number: int) -> None:
         self._held.signal_init(number)
+
+    def kill(self) -> None:
+        self._held.kill()
 
     def release(self) -> None:
         """Do nothing: there are only descriptors."""

@@ -35,6 +35,8 @@ _LOG: Final = "restore.log"
 class RestoredLauncher:
     """Lets criu make the processes of a container that continues from a checkpoint."""
 
+    fills_cgroup = True
+
     def __init__(self, held: Holdings) -> None:
         self._held = held
         self.commands = JoiningCommands(held)
@@ -77,6 +79,9 @@ class RestoredLauncher:
 
     def signal(self, number: int) -> None:
         self._held.signal_init(number)
+
+    def kill(self) -> None:
+        self._held.kill()
 
     def release(self) -> None:
         """Do nothing: there are only descriptors."""
