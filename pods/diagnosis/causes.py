@@ -258,6 +258,8 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
     if name is signal.SIGKILL:
         remedy = "find out who sent it: the node's OOM killer (dmesg), or a user with root; crisp did not"
         return Cause("killed", text + said, remedy)
+    if trouble.denied:
+        said = f"{said} (before, its seccomp profile denied {trouble.denied})"
     return Cause("exit-code", text + said, "the program ended by itself: see crisp logs for its output")
 
 

@@ -7,10 +7,14 @@ with SECCOMP_FILTER_FLAG_LOG (the setting seccomp_denials). What happens to the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
+import os
 import re
+import select
 import socket
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +25,7 @@ from linux import audit
 from runtime.seccomp.compile import ACTIONS, syscall_name
 
 _log: Final = logging.getLogger("crisp.pods")
-_TURN: Final = 256  # records in one turn of the loop
+_TURN: Final = 256  # records that are counted at a time
 _PIDS: Final = 4096
 _CALLS: Final = 512  # names kept for each container
 _CONTAINERS: Final = 4096
@@ -59,26 +63,21 @@ class Denials:
     """Listens to audit, if it can be read. `unreadable` says why not.
 
     `known` tells whether a container with this id exists; `told` gets each container's first call of a name.
-    `cgroups_of` returns the text of a process' /proc/PID/cgroup, None if it is gone.
     """
 
-    def __init__(
-        self,
-        known: Callable[[str], bool],
-        told: Callable[[str, Call, str], None],
-        cgroups_of: Callable[[int], str | None] | None = None,
-    ) -> None:
+    def __init__(self, known: Callable[[str], bool], told: Callable[[str, Call, str], None]) -> None:
         self._known = known
         self._told = told
-        self._cgroups_of = cgroups_of or _cgroups_of
         self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = -1
         self._pids: OrderedDict[int, str] = OrderedDict()  # processes may have ended when their record is read
         self._calls: OrderedDict[str, Calls] = OrderedDict()
         self.unreadable = "not listening"
         self.missed = 0  # how often records were lost because crispd was too slow
 
     def open(self) -> None:
-        """Begin to listen, on the running loop."""
+        """Begin to listen. What is heard is counted on the running loop."""
         self.unreadable = audit.why_unreadable()
         if self.unreadable:
             return
@@ -87,13 +86,19 @@ class Denials:
         except OSError as error:
             self.unreadable = f"listen to audit: {error.strerror}"
             return
-        asyncio.get_running_loop().add_reader(self._socket, self._read)
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # A thread: the loop may be busy, and the process soon gone. The kernel names no container, only a process.
+        arguments = (asyncio.get_running_loop(), self._socket, self._stop)
+        self._thread = threading.Thread(target=self._listen, args=arguments, name="denials", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Stop listening."""
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
+        if self._socket is not None and self._thread is not None:
+            os.eventfd_write(self._stop, 1)
+            self._thread.join()
             self._socket.close()
+            os.close(self._stop)
             self._socket = None
 
     def of(self, container_id: str) -> Calls:
@@ -109,26 +114,34 @@ class Denials:
         """Return the ids of containers with calls."""
         return list(self._calls)
 
-    def _read(self) -> None:
-        assert self._socket is not None
-        for _ in range(_TURN):
+    def _listen(self, loop: asyncio.AbstractEventLoop, listening: socket.socket, stop: int) -> None:
+        """In the thread: read records, with the cgroups of their processes."""
+        waiting = select.poll()
+        for descriptor in (listening.fileno(), stop):
+            waiting.register(descriptor, select.POLLIN)
+        while not any(descriptor == stop for descriptor, _events in waiting.poll()):
+            batch: list[tuple[audit.SeccompRecord, str | None]] = []
             try:
-                record = audit.receive(self._socket)
+                while len(batch) < _TURN:
+                    if (record := audit.receive(listening)) is not None:
+                        batch.append((record, _cgroups_of(record.pid)))
             except BlockingIOError:
-                return
+                pass
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    _log.warning("reading audit failed; denied calls are not counted any more", extra={"error": error})
                     self.unreadable = f"read audit: {error.strerror}"
-                    self.close()
+                    _log.warning("reading audit failed; denied calls are not counted any more", extra={"error": error})
                     return
                 self.missed += 1
-                continue
-            if record is not None:
-                self._take(record)
+            with contextlib.suppress(RuntimeError):  # crispd is ending
+                loop.call_soon_threadsafe(self._take_all, batch)
 
-    def _take(self, record: audit.SeccompRecord) -> None:
-        container_id = self._container(record.pid)
+    def _take_all(self, batch: list[tuple[audit.SeccompRecord, str | None]]) -> None:
+        for record, cgroups in batch:
+            self._take(record, cgroups)
+
+    def _take(self, record: audit.SeccompRecord, cgroups: str | None) -> None:
+        container_id = self._container(record.pid, cgroups)
         if container_id is None:
             return  # another program of this machine
         calls = self._calls.setdefault(container_id, Calls())
@@ -142,12 +155,11 @@ class Denials:
         if calls.counts[call] == 1 and container_id:
             self._told(container_id, call, record.program)
 
-    def _container(self, pid: int) -> str | None:
+    def _container(self, pid: int, cgroups: str | None) -> str | None:
         """Return the id of the process' container; "" if it is gone, None for a process outside of containers."""
-        text = self._cgroups_of(pid)
-        if text is None:
+        if cgroups is None:
             return self._pids.get(pid, "")
-        found = next((one for one in _ID.findall(text) if self._known(one)), None)
+        found = next((one for one in _ID.findall(cgroups) if self._known(one)), None)
         if found is not None:
             self._pids[pid] = found
             self._pids.move_to_end(pid)
@@ -157,6 +169,7 @@ class Denials:
 
 
 def _cgroups_of(pid: int) -> str | None:
+    """Return the text of a process' /proc/PID/cgroup; None if it is gone."""
     try:
         with open(f"/proc/{pid}/cgroup") as file:
             return file.read()

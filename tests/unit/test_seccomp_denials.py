@@ -45,11 +45,10 @@ def test_a_record_is_read_with_any_program_s_name() -> None:
 def test_calls_are_counted_by_container_also_of_processes_that_are_gone() -> None:
     told: list[tuple[str, Call, str]] = []
     where = {10: f"0::/kubepods/pod1/{'c' * 64}\n", 11: "0::/system.slice/ssh.service\n"}
-    denials = Denials(lambda found: found == "c" * 64, lambda *one: told.append(one), where.get)
+    denials = Denials(lambda found: found == "c" * 64, lambda *one: told.append(one))
     for pid in (10, 10, 11, 12):
-        denials._take(audit.SeccompRecord(pid, "sh", _X86_64, 83, _ERRNO, 0))
-    del where[10]  # it has ended, but was seen
-    denials._take(audit.SeccompRecord(10, "sh", _X86_64, 83, _ERRNO, 0))
+        denials._take(audit.SeccompRecord(pid, "sh", _X86_64, 83, _ERRNO, 0), where.get(pid))
+    denials._take(audit.SeccompRecord(10, "sh", _X86_64, 83, _ERRNO, 0), None)  # it has ended, but was seen
     assert denials.of("c" * 64).counts == {Call("mkdir", "errno"): 3}
     assert denials.of("").counts == {Call("mkdir", "errno"): 1}
     assert told == [("c" * 64, Call("mkdir", "errno"), "sh")]
@@ -122,3 +121,6 @@ def test_the_call_that_killed_a_program_is_named_also_if_its_report_comes_late()
     cause = causes.of(trouble)
     assert cause.name == "seccomp-killed"
     assert "forbids mkdir (kill_process)" in cause.text
+    ended = troubles.worst([said, Life(4, "main", "c", "stopped", 9, "Error")])
+    assert ended is not None
+    assert "exit code 9 (before, its seccomp profile denied mkdir" in causes.of(ended).text
