@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests import box
-from tests.bench import critest, history, layouts, logs, node, oci, pull, report, streams, words
+from tests.bench import critest, history, layouts, logs, node, oci, pull, recorder, report, streams, words
 from tests.bench.peers import PEERS, Containerd, Crisp, Peer, PeerFailed, TracedCrisp, UnpackingCrisp
 from tests.bench.phases import PHASES, Contender, down, idle_processors, up, warm_up
 from tests.bench.trace import print_trace
@@ -53,7 +53,7 @@ def main() -> int:
     try:
         pods = _trace if arguments.trace else _measure
         measures = {"critest": _critest, "pull": _pulls, "streams": _streams, "pods": pods}
-        measures |= {"words": _words, "node": _node, "logs": _node, "restart": _node}
+        measures |= {"words": _words, "recorder": _recorder, "node": _node, "logs": _node, "restart": _node}
         measure = measures[arguments.what]
         asyncio.run(measure(arguments, Path(os.environ[DIRECTORY]), console))
     except* PeerFailed as failures:
@@ -64,7 +64,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    what = ("pods", "critest", "pull", "oci", "streams", "node", "logs", "restart", "words")
+    what = ("pods", "critest", "pull", "oci", "streams", "node", "logs", "restart", "words", "recorder")
     parser.add_argument("what", nargs="?", choices=what, default="pods", help="what to measure (pods)")
     parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
@@ -180,6 +180,18 @@ async def _node(arguments: argparse.Namespace, directory: Path, console: Console
     if run.busy_processors > NOISY:
         console.print(f"{run.busy_processors:.1f} processors were busy with something else", style="yellow")
     console.print(f"written: {RESULTS}/history.jsonl", highlight=False)
+
+
+async def _recorder(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
+    with ExitStack() as undo:
+        crisp = Crisp(directory / "crisp", 100)
+        _start([crisp], directory, undo, console)
+        async with AsyncExitStack() as close:
+            one = Contender(crisp, _client(crisp))
+            close.push_async_callback(one.client.close)
+            measured = await recorder.run(one, arguments.pods, directory, console)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "recorder.json").write_text(json.dumps(measured, indent=1) + "\n")
 
 
 async def _words(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
