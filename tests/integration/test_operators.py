@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from cri.v1 import api_pb2 as cri
-from tests.daemon import CALL_SECONDS, Daemon
+from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon
 from tests.images import build_image, busybox_layer, entry, layer, write_layout
 from tests.integration.test_crisp_command import crisp
 
@@ -57,6 +57,14 @@ def test_each_byte_has_a_holder(fresh_daemon: Daemon, tmp_path: Path) -> None:
         assert table.splitlines()[-1].startswith("all ")
     (stray / "file").unlink()
     stray.rmdir()
+
+
+def test_where_audit_cannot_be_read_it_is_said(daemon: Daemon) -> None:
+    done = crisp(daemon, "seccomp", "denials")  # tests run in a PID namespace
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["CONTAINER", "NAME"])
+    assert "denied calls cannot be counted: crispd runs in a PID namespace of its own" in done.stderr
+    done = crisp(daemon, "seccomp", "learn", "-w", "/nowhere", BUSYBOX)
+    assert "learn a seccomp profile: crispd runs in a PID namespace" in done.stderr
 
 
 def test_a_bundle_has_what_helps_and_no_secret(tmp_path: Path) -> None:
