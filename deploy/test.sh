@@ -43,6 +43,7 @@ checks() {
     step lint-imports || true
     step tests/criu.sh || true
     step tests/e2e/build-runsc.sh || true
+    step tests/programs.sh || true
     step timeout --foreground 3600 pytest -q tests/unit tests/integration || true
 }
 

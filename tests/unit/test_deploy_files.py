@@ -57,7 +57,7 @@ def test_settings_of_the_machine_are_well_formed() -> None:
 def test_the_test_command_runs_all_and_tells_how_each_went(broken: str, tmp_path: Path) -> None:
     """Nothing of it is real: each program tells what it was called with, and one fails."""
     builds = (f"tests/e2e/build-{name}.sh" for name in ("critest", "kubernetes", "runsc"))
-    scripts = ("deploy/install-deps.sh", "tests/criu.sh", *builds)
+    scripts = ("deploy/install-deps.sh", "tests/criu.sh", "tests/programs.sh", *builds)
     programs = [*scripts, "id", *(f".venv/bin/{name}" for name in ("ruff", "mypy", "lint-imports", "pytest"))]
     program = f"""#!/bin/sh
 [ "$1" != -u ] || exec echo 0
