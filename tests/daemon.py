@@ -151,13 +151,10 @@ class Daemon:
             notify.chmod(0o777)  # crispd may be another user
             self.process = subprocess.Popen(
                 command, cwd=self.tree, env=os.environ | {"NOTIFY_SOCKET": str(notify)}, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, preexec_fn=self.before_exec,
+                stdout=log, stderr=log,
             )  # fmt: skip
             self._wait_until_ready(ready)
         self.connect()
-
-    def before_exec(self) -> None:
-        """What crispd's process does before it executes it."""
 
     def connect(self) -> None:
         """Make the stubs of a daemon that is up."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cri.v1 import api_pb2 as cri
-from linux import syscalls
-from tests import cgroups
+from tests import cgroups, enter_user_namespace
 from tests.daemon import Daemon
-
-FIRST, COUNT = 4_400_000, 131_072  # the host's ids that the namespace has, from 0 on
-_KINDS = syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC
+from tests.enter_user_namespace import FIRST
 
 
 class RootlessDaemon(Daemon):
@@ -25,33 +23,8 @@ class RootlessDaemon(Daemon):
         for path in (self.directory, *self.directory.rglob("*")):
             os.chown(path, FIRST, FIRST, follow_symlinks=False)
         self.directory.chmod(0o755)
+        self.into = [sys.executable, "-m", enter_user_namespace.__name__]
         super().start()
-
-    def before_exec(self) -> None:
-        """Enter new user, mount, network and IPC namespaces, and become root there."""
-        ready, told = os.pipe(), os.pipe()
-        pid = os.fork()
-        if pid == 0:  # stays outside, where the ids can be mapped
-            try:
-                os.read(ready[0], 1)
-                for name in ("uid_map", "gid_map"):
-                    Path(f"/proc/{os.getppid()}/{name}").write_text(f"0 {FIRST} {COUNT}\n")
-                os.write(told[1], b"1")
-            finally:
-                os._exit(0)
-        os.close(told[1])
-        syscalls.unshare(_KINDS)
-        os.write(ready[1], b"1")
-        mapped = os.read(told[0], 1)
-        os.waitpid(pid, 0)
-        for descriptor in (*ready, told[0]):
-            os.close(descriptor)
-        assert mapped
-        os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-        syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
-        syscalls.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")  # as rootlesskit's --copy-up=/run
 
     def directory_of_its_own(self, name: str) -> Path:
         """A directory that its root owns."""
