@@ -64,6 +64,6 @@ def test_a_pod_keeps_the_driver_that_it_was_made_with(tmp_path: Any) -> None:
     assert cgroups.driver is not cgroups.of(_sandbox(SYSTEMD))
     assert (cgroups.driver.hold, cgroups.of(_sandbox(SYSTEMD)).hold) == (False, True)
     for driver, systemd in ((CGROUPFS, False), (SYSTEMD, True)):
-        other = runtime_of(_sandbox(driver, runtime_handler="runc"), {"runc": tmp_path / "runc"}, tmp_path)
+        other = runtime_of(_sandbox(driver, runtime_handler="runc"), Handler(tmp_path / "runc"), tmp_path)
         assert other is not None
         assert other.systemd is systemd
