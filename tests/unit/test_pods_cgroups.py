@@ -11,6 +11,7 @@ from pods.cgroups.driver import Cgroups
 from pods.cgroups.places import CGROUPFS, SYSTEMD, container_cgroup, places_of, pod_cgroup
 from pods.errors import InvalidArgument
 from pods.handlers import runtime_of
+from runtime.handler import Handler
 
 
 def _sandbox(driver: str, parent: str = "", **fields: Any) -> model.Sandbox:
