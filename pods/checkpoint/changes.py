@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-_BUFFER: Final = 1 << 20
+_BUFFER: Final = 256 << 10
 _SYNCED_BYTES: Final = 16 << 20
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SEEN: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -23,6 +23,7 @@ from pods.checkpoint.changes import add_file, write_changes
 from pods.directories import remove_tree
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
 from tests.images import build_image, entry, layer, write_layout
+from tests.waiting import until
 
 
 def _refused(pod: Pod, container_id: str, location: str, timeout: int = 5) -> tuple[str, str]:
@@ -212,7 +213,7 @@ def test_a_container_of_a_checkpoint_has_its_changes(daemon: Daemon, parts: dict
             daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container_id), timeout=20)
         assert daemon.status(container_id).reason == "StartError"
         daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container_id), timeout=20)
-        assert not upper.parent.exists()
+        until(lambda: not upper.parent.exists())
 
 
 def test_an_image_that_holds_a_checkpoint_takes_leave(
@@ -275,4 +276,4 @@ def test_archives_that_are_none_are_refused(daemon: Daemon, parts: dict[str, byt
                 pod.create(name="copy", image=make())
             assert re.search(said, str(refused.value.details())), (said, refused.value.details())
         assert not daemon.runtime.ListContainers(cri.ListContainersRequest(), timeout=20).containers
-        assert not list((daemon.root / "containers").iterdir())
+        until(lambda: not list((daemon.root / "containers").iterdir()))

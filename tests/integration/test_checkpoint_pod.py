@@ -318,7 +318,7 @@ def test_a_pod_is_never_seen_before_its_containers(criu: None, fresh_daemon: Dae
     daemon.start()
     assert not daemon.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), timeout=CALL_SECONDS).items
     assert not daemon.runtime.ListContainers(cri.ListContainersRequest(), timeout=CALL_SECONDS).containers
-    assert not list((daemon.root / "containers").iterdir())
+    until(lambda: not list((daemon.root / "containers").iterdir()))
 
 
 def _ignored_restore(
