@@ -36,8 +36,8 @@ class Terminal:
         self.before = termios.tcgetattr(self.slave)
         self.resize(columns, 24)
         self.process = subprocess.Popen(
-            command(daemon, *arguments), cwd=REPOSITORY, stdin=self.slave, stdout=self.slave, stderr=self.slave,
-            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            ["setsid", "--ctty", *command(daemon, *arguments)], cwd=REPOSITORY,
+            stdin=self.slave, stdout=self.slave, stderr=self.slave,
         )  # fmt: skip
         self.seen = b""
 
