@@ -35,11 +35,19 @@ def enter() -> None:
     for descriptor in (*ready, told[0]):
         os.close(descriptor)
     assert mapped
+    tree = Path.cwd()
+    closed = next((path for path in reversed(tree.parents) if not path.stat().st_mode & 0o001), None)
+    opened = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     syscalls.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")  # as rootlesskit's --copy-up=/run
+    if closed is not None:  # a checkout in root's home: others cannot get there
+        syscalls.mount("tmpfs", str(closed), "tmpfs", 0, "mode=755")
+        tree.mkdir(parents=True)
+        syscalls.mount(f"/proc/self/fd/{opened}", str(tree), None, syscalls.MS_BIND | syscalls.MS_REC)
+    os.close(opened)
 
 
 if __name__ == "__main__":
