@@ -125,9 +125,7 @@ class Repository:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failures += 1
                 pace.received(0)
-                if failures == TRIES:
-                    raise RegistryUnavailable(f"get {what}: {reason(error)}") from error
-                await asyncio.sleep(back_off(failures))
+                await _wait_to_retry(failures, what, error)
 
     async def part(self, descriptor: Descriptor, start: int, end: int, *, of: int = 1) -> bytes | None:
         """Return the bytes of a blob from `start` to `end`; None if the registry sends something else.
@@ -157,9 +155,7 @@ class Repository:
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 failures += 1
                 pace.received(0)
-                if failures == TRIES:
-                    raise RegistryUnavailable(f"get {what}: {reason(error)}") from error
-                await asyncio.sleep(back_off(failures))
+                await _wait_to_retry(failures, what, error)
         return bytes(found)
 
     # --- one request
@@ -170,9 +166,7 @@ class Repository:
                 async with await self._open(path, headers, what) as response:
                     return await bounded(response, limit, what), response.headers.get("Content-Type", "")
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                if attempt == TRIES:
-                    raise RegistryUnavailable(f"get {what}: {reason(error)}") from error
-                await asyncio.sleep(back_off(attempt))
+                await _wait_to_retry(attempt, what, error)
         raise AssertionError("unreachable")
 
     async def _open(self, path: str, headers: Mapping[str, str], what: str) -> Answer:
@@ -295,6 +289,13 @@ class Repository:
         insecure = self.endpoint.insecure_at
         request = TokenRequest(bearer.parameters, scope, credentials, asked_at, insecure, what)
         return f"Bearer {await get_token(self._transport, request)}"
+
+
+async def _wait_to_retry(failures: int, what: str, error: Exception) -> None:
+    """Wait after the failures so far, the last of which is `error`. Raises RegistryUnavailable after too many."""
+    if failures == TRIES:
+        raise RegistryUnavailable(f"get {what}: {reason(error)}") from error
+    await asyncio.sleep(back_off(failures))
 
 
 def _bearer(offered: list[Challenge]) -> Challenge | None:
