@@ -82,7 +82,7 @@ case "${{0##*/}} $*" in "{broken}"*) echo "FAILED tests/x.py::test_y - $0" && ex
     assert all(broken in command for command in failed)
     ending = done.stdout.rpartition(verdicts[-1][1])[2]
     assert ("FAILED tests/x.py::test_y - " in ending) == bool(broken)
-    suites = [f"tests/{name}" for name in ("unit tests/integration", "e2e", "vm")]
+    suites = [f"tests/{name}" for name in ("unit tests/integration --timeout 600", "e2e", "vm")]
     wanted = suites[:1] if broken == "build-kubernetes.sh" else suites
     assert [suite for suite in suites if f"pytest -q {suite}\n" in done.stdout.partition("passed ")[0]] == wanted
 

@@ -78,7 +78,10 @@ class Service(Daemon):
         return self._condition("RuntimeReady")
 
     def files_left(self) -> list[str]:
-        """What there is of pods in crispd's directories and of addresses in the network's."""
+        """What there is of pods in crispd's directories and of addresses in the network's.
+
+        A container's files go a moment after the answer to RemoveContainer: wait for none.
+        """
         places = (self.state / "sandboxes", self.state / "containers", self.root / "containers", self.root / "network")
         left = [str(path) for place in places if place.is_dir() for path in place.iterdir()]
         return left + [str(path) for path in self.leases.glob("10.*")]

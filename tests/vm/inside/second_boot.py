@@ -11,6 +11,7 @@ from tests import leaks
 from tests.daemon import BUSYBOX, CALL_SECONDS, Pod
 from tests.vm.inside.first_boot import EXIT_SECONDS, EXPECTED
 from tests.vm.inside.node import Service, left_since, systemctl
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -61,5 +62,5 @@ def test_the_old_pod_goes_away_with_all_it_had(service: Service, expected: dict[
     assert not (service.leases / expected["address"]).exists(), "a lease outlived its boot"
     Pod(service, expected["sandbox"], cri.PodSandboxConfig()).remove()
     assert left_since(before) == []
-    assert service.files_left() == []
+    until(lambda: not service.files_left())
     assert not service.runtime.ListContainers(cri.ListContainersRequest(), timeout=CALL_SECONDS).containers

@@ -43,7 +43,7 @@ def test_nothing_is_left_once_they_are_taken_away(service: Service) -> None:
         service.runtime.RemovePodSandbox(
             cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox.id), timeout=CALL_SECONDS
         )
-    assert service.files_left() == []
+    until(lambda: not service.files_left())
     until(lambda: not _scopes(), kubelet.SECONDS)
 
 
