@@ -621,7 +621,7 @@ async def test_a_pull_nobody_waits_for_is_undone_and_can_be_repeated(store: Imag
     async with FaultyRegistry({"a:1": built}).running() as registry:
         registry.faults[registry.blob_path("a", slow)] = [faulty_registry.endless_wait]
         pulls = [asyncio.create_task(store.pull(f"{registry.host}/a:1")) for _ in range(2)]
-        await until(lambda: trees(tmp_path / "image"))
+        await until(lambda: trees(tmp_path / "image") and not registry.faults[registry.blob_path("a", slow)])
         pulls[0].cancel()
         await asyncio.sleep(0.1)
         assert not pulls[1].done()
