@@ -61,6 +61,7 @@ def collecting() -> Iterator[Collector]:
 def test_a_traced_pod_start_is_seen_in_its_parts() -> None:
     with collecting() as collector:
         with Daemon.running(f"--tracing-endpoint=127.0.0.1:{collector.port}") as daemon:
+            daemon.may_hold("socket")  # spans are sent every five seconds, over one connection
             daemon.import_busybox()
             with daemon.pod("untraced"):
                 pass
