@@ -23,6 +23,7 @@ from pods.security import user_namespaces
 from pods.security.sysctls import check_sysctls, default_sysctls, sandbox_sysctls
 from pods.state.plugins import PluginEvent
 from pods.state.store import SandboxRecord
+from runtime.client import ShimGone
 from runtime.errors import OperationFailed
 from runtime.wire.calls import EXITS, MakePod, MakeSandbox
 
@@ -87,6 +88,7 @@ class PodCreation:
         self._host = host
         self._users = user_namespaces.mappings_of(config)
         self._infra_pid = 0
+        self.lost = False  # its shim or infra process ended before anybody knew of the sandbox
         self._has_network = config.security.namespaces.network is not NamespaceMode.NODE
         self.sandbox = Sandbox(
             id=sandbox_id,
@@ -118,6 +120,7 @@ class PodCreation:
         # Plugins hear of the pod until it is in the lists: see `PluginGate`.
         async with self._state.gate.passing():
             await self._tell_plugins(made)
+            self._require_alive()
             records = await self._content.finish() if self._content is not None else ()
             await self._publish(made, records)
         if self._content is not None:
@@ -170,6 +173,7 @@ class PodCreation:
             if error.operation == "set sysctl":  # only the kernel knows which sysctls and values it accepts
                 raise InvalidArgument(f"config.linux.sysctls: {error}") from error
             raise
+        self.lost = False  # if a first shim was lost, this is another one
         self._trace.step("shim and infra process made")
         self._infra_pid = made.infra_pid
 
@@ -240,6 +244,11 @@ class PodCreation:
         )
         self._undo.register("tell plugins of the pod's stop", self._state.happened, PluginEvent.STOP_SANDBOX, sandbox)
         await self._state.happens(PluginEvent.RUN_SANDBOX, sandbox)
+
+    def _require_alive(self) -> None:
+        self._shims.of(self.sandbox.id)
+        if self.lost:
+            raise ShimGone(f"the infra process of pod sandbox {self.sandbox.id} is gone")
 
     async def _publish(self, sandbox: Sandbox, containers: Sequence[ContainerRecord]) -> None:
         record = SandboxRecord(sandbox=sandbox, finished=True, network=self._has_network)

@@ -96,6 +96,8 @@ class Sandboxes:
                 )
                 sandbox = await making.run()
                 undo.discard()
+            if making.lost:  # while it was written, as ready
+                self._shims.lose(sandbox_id)
         except NetworkError:
             self.on_network_failure()
             raise
@@ -164,7 +166,11 @@ class Sandboxes:
     async def lost(self, sandbox_id: str) -> None:
         """Mark the sandbox not ready: its shim or infra process is gone, so nothing in it runs."""
         record = self._state.sandboxes.get(sandbox_id)
-        if record is not None and record.sandbox.state is SandboxState.READY:
+        if record is None and (making := self._making.get(sandbox_id)) is not None:
+            making.lost = True
+            fields = log_fields.of_sandbox(making.sandbox)
+            _log.error("pod sandbox lost its shim or infra process while it was made", extra=fields)
+        elif record is not None and record.sandbox.state is SandboxState.READY:
             sandbox = msgspec.structs.replace(record.sandbox, state=SandboxState.NOT_READY)
             await self._state.save_sandbox(msgspec.structs.replace(record, sandbox=sandbox))
             _log.error("pod sandbox lost its shim or infra process", extra=log_fields.of_sandbox(sandbox))

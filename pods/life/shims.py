@@ -166,6 +166,10 @@ class Shims:
                     "for a file system whose server does not answer: end that server, or unmount it with `umount -f`"
                 ) from None
 
+    def lose(self, sandbox_id: str) -> None:
+        """Handle a loss again that came before the sandbox was known."""
+        self._on_loss(sandbox_id)
+
     def unpin(self, path: str | Path) -> None:
         """Unmount a pod's network namespace. Raises RuntimeCoreError."""
         with failing("unpin network namespace", str(path)):

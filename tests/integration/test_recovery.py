@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cri.admin.v1 import admin_pb2
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon, Pod
 from tests.waiting import until
@@ -134,6 +136,39 @@ def test_an_infra_process_that_dies_takes_its_pod_along(fresh_daemon: Daemon) ->
         os.kill(int(infra), signal.SIGKILL)
         assert daemon.wait_exited(container).exit_code == 137
         _until(lambda: pod.status().state == cri.SANDBOX_NOTREADY)
+
+
+@pytest.mark.parametrize("victim", ["crisp-shim", "crisp-infra"])
+def test_a_pod_whose_process_dies_while_it_is_made_is_not_made(victim: str, tmp_path: Path) -> None:
+    """A plugin holds the call after the shim has answered."""
+    begun, gate, plugin = tmp_path / "begun", tmp_path / "gate", tmp_path / "waits"
+    os.mkfifo(gate)
+    lines = ('[ "$CNI_COMMAND" = ADD ] || exit 0', f"touch {begun}", f"read go <{gate}", "echo '{}'")
+    plugin.write_text("\n".join(("#!/bin/sh", *lines, "")))
+    plugin.chmod(0o755)
+    with Daemon.running("--cni-bin-dir", str(tmp_path)) as daemon:
+        daemon.import_busybox()
+        (daemon.cni_conf_dir / "10-test.conflist").write_text(
+            json.dumps({"cniVersion": "1.0.0", "name": "waits", "plugins": [{"type": "waits"}]})
+        )
+        request = cri.RunPodSandboxRequest(config=daemon.sandbox_config("short"))
+        call = daemon.runtime.RunPodSandbox.future(request, **_CALL)
+        _until(begun.exists)
+        pid = int(subprocess.run(["pgrep", "-f", f"^{victim} "], capture_output=True, text=True).stdout)
+        descriptor = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        select.select([descriptor], [], [])
+        os.close(descriptor)
+        _until(lambda: "lost its shim or infra process" in daemon.log())
+        gate.write_text("go\n")
+        assert " is gone" in call.exception().details()
+        assert not daemon.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), **_CALL).items
+        assert not daemon.admin.Check(admin_pb2.CheckRequest(), **_CALL).disagreements
+        begun.unlink()
+        call = daemon.runtime.RunPodSandbox.future(request, **_CALL)
+        _until(begun.exists)
+        gate.write_text("go\n")
+        Pod(daemon, call.result().pod_sandbox_id, request.config).remove()
 
 
 def test_the_zygote_is_replaced(fresh_daemon: Daemon) -> None:
