@@ -2,8 +2,9 @@
 # Installs and runs everything that must pass before a change is merged:   sudo ./deploy/test.sh [--no-vm]
 #
 # Runs lint, types, import rules, unit tests, and integration tests (in their own namespaces: tests/box.py). In parallel:
-# kubelet and a cluster on crisp, critest, and the main path in a Debian guest under QEMU; --no-vm skips the guest.
-# /var/cache/crisp-tests keeps the Kubernetes programs and runsc (built once, some 12 minutes) and the guest's disk.
+# kubelet and a cluster on crisp, critest, a part of Kubernetes' conformance tests (docs/conformance.md), and the main path in
+# a Debian guest under QEMU; --no-vm skips the guest.
+# /var/cache/crisp-tests keeps the Kubernetes programs and runsc (built once, some 30 minutes) and the guest's disk.
 # A failed step stops only the steps that need it. The end lists each step's result and duration.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,7 +13,7 @@ guest=yes
 case ${1:-} in
     --no-vm) guest=no ;;
     "") ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 if [ "$(id -u)" != 0 ]; then
     echo "test.sh: integration tests need root: run sudo ./deploy/test.sh" >&2
@@ -52,6 +53,8 @@ checks() {
 nodes() {
     step tests/e2e/build-kubernetes.sh etcd kubelet kube-apiserver kube-controller-manager kube-scheduler || return 0
     step tests/e2e/build-critest.sh && step timeout --foreground 1800 pytest -q tests/e2e || true
+    step timeout --foreground 3000 python -m tests.e2e.conformance --build &&
+        step timeout --foreground 1800 python -m tests.e2e.conformance --part quick || true
     [ $guest = no ] || step timeout --foreground 3600 pytest -q tests/vm || true
 }
 

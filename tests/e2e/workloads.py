@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.daemon import BUSYBOX
 from tests.e2e.manifests import FOREVER, Object, pod, sh
 
 
@@ -27,14 +26,6 @@ def deployment(app: str, replicas: int, **container: Any) -> Object:
     return _workload("Deployment", app, sh("main", FOREVER, **container), replicas=replicas)
 
 
-def daemon_set(app: str) -> Object:
-    return _workload("DaemonSet", app, sh("main", FOREVER))
-
-
-def stateful_set(app: str, replicas: int) -> Object:
-    return _workload("StatefulSet", app, sh("main", FOREVER), replicas=replicas, serviceName=app)
-
-
 def job(name: str, script: str, **spec: Any) -> Object:
     return {
         "apiVersion": "batch/v1",
@@ -52,28 +43,6 @@ def cron_job(name: str) -> Object:
         "metadata": {"name": name},
         "spec": {"schedule": "* * * * *", "jobTemplate": {"spec": job(name, "true")["spec"]}},
     }
-
-
-def configured() -> Object:
-    """A pod with files of the cluster: a config map, a secret, both and a token in one volume, and a sub path."""
-    return pod(
-        "configured",
-        sh("main", FOREVER, volumeMounts=[
-            {"name": "map", "mountPath": "/map"},
-            {"name": "secret", "mountPath": "/secret"},
-            {"name": "all", "mountPath": "/all"},
-            {"name": "map", "mountPath": "/etc/one", "subPath": "greeting"},
-        ], env=[{"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "greeting"}}}]),
-        volumes=[
-            {"name": "map", "configMap": {"name": "settings"}},
-            {"name": "secret", "secret": {"secretName": "password", "defaultMode": 0o400}},
-            {"name": "all", "projected": {"sources": [
-                {"configMap": {"name": "settings", "items": [{"key": "greeting", "path": "deep/down"}]}},
-                {"secret": {"name": "password"}},
-                {"serviceAccountToken": {"path": "token"}},
-            ]}},
-        ],
-    )  # fmt: skip
 
 
 def talking() -> Object:
@@ -94,13 +63,6 @@ def apart() -> Object:
     return pod("apart", sh("main", FOREVER), hostUsers=False, runtimeClassName="crisp")
 
 
-def with_image() -> Object:
-    """A pod that sees another image's files."""
-    image = {"name": "image", "image": {"reference": BUSYBOX, "pullPolicy": "Never"}}
-    mounts = [{"name": "image", "mountPath": "/image"}]
-    return pod("with-image", sh("main", FOREVER, volumeMounts=mounts), volumes=[image])
-
-
 def hungry(kind: str, mebibytes: int) -> Object:
     """A pod that takes, when it is told to, so much of "memory" or of "disk", and holds it.
 
@@ -111,13 +73,6 @@ def hungry(kind: str, mebibytes: int) -> Object:
     volume = {"name": "volume", "emptyDir": {"medium": "Memory"} if kind == "memory" else {}}
     mounts = [{"name": "volume", "mountPath": "/volume"}]
     return pod(kind, sh("main", script, volumeMounts=mounts, resources={"requests": {"cpu": "10m"}}), volumes=[volume])
-
-
-def resized() -> Object:
-    """A pod whose limits can change while it runs."""
-    resources = {"limits": {"cpu": "200m", "memory": "48Mi"}, "requests": {"cpu": "100m", "memory": "48Mi"}}
-    policy = [{"resourceName": name, "restartPolicy": "NotRequired"} for name in ("cpu", "memory")]
-    return pod("resized", sh("main", FOREVER, resources=resources, resizePolicy=policy))
 
 
 def polite() -> Object:

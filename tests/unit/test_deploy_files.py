@@ -53,12 +53,16 @@ def test_settings_of_the_machine_are_well_formed() -> None:
     assert rotated.count("{") == rotated.count("}") == 1
 
 
-@pytest.mark.parametrize("broken", ["", "mypy", "pytest -q tests/unit", "build-kubernetes.sh", "pytest -q tests/e2e"])
+@pytest.mark.parametrize(
+    "broken",
+    ["", "mypy", "pytest -q tests/unit", "build-kubernetes.sh", "pytest -q tests/e2e",
+     "python -m tests.e2e.conformance --build"],
+)  # fmt: skip
 def test_the_test_command_runs_all_and_tells_how_each_went(broken: str, tmp_path: Path) -> None:
     """Nothing of it is real: each program tells what it was called with, and one fails."""
     builds = (f"tests/e2e/build-{name}.sh" for name in ("critest", "kubernetes", "runsc"))
     scripts = ("deploy/install-deps.sh", "tests/criu.sh", "tests/programs.sh", *builds)
-    programs = [*scripts, "id", *(f".venv/bin/{name}" for name in ("ruff", "mypy", "lint-imports", "pytest"))]
+    programs = [*scripts, "id", *(f".venv/bin/{name}" for name in ("ruff", "mypy", "lint-imports", "pytest", "python"))]
     program = f"""#!/bin/sh
 [ "$1" != -u ] || exec echo 0
 echo "ran $0 $*"
@@ -82,9 +86,13 @@ case "${{0##*/}} $*" in "{broken}"*) echo "FAILED tests/x.py::test_y - $0" && ex
     assert all(broken in command for command in failed)
     ending = done.stdout.rpartition(verdicts[-1][1])[2]
     assert ("FAILED tests/x.py::test_y - " in ending) == bool(broken)
-    suites = [f"tests/{name}" for name in ("unit tests/integration --timeout 600", "e2e", "vm")]
-    wanted = suites[:1] if broken == "build-kubernetes.sh" else suites
-    assert [suite for suite in suites if f"pytest -q {suite}\n" in done.stdout.partition("passed ")[0]] == wanted
+    suites = [f"pytest -q tests/{name}" for name in ("unit tests/integration --timeout 600", "e2e", "vm")]
+    conformance = "python -m tests.e2e.conformance --part quick"
+    wanted = suites[:1] if broken == "build-kubernetes.sh" else [*suites, conformance]
+    if broken.startswith("python"):
+        wanted.remove(conformance)
+    ran = done.stdout.partition("passed ")[0]
+    assert [suite for suite in (*suites, conformance) if f"/{suite}\n" in ran] == wanted
 
 
 def test_prometheus_scrapes_crispd_and_kubelet() -> None:

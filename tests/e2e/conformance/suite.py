@@ -22,7 +22,7 @@ _NOT_CHOSEN: Final = "skipped"  # what a report says of tests that nobody asked 
 class Part:
     """Tests that run together: those with the labels, whose names match `focus` and not `skip`.
 
-    What is not done after `timeout` is told as not run.
+    What is not done after `timeout` is told as not run. Fewer than `at_least` that passed are a failure, too.
     """
 
     name: str
@@ -31,6 +31,37 @@ class Part:
     focus: str = ""
     skip: str = ""
     timeout: str = "6h"
+    at_least: int = 1
+
+
+PROCESSES: Final = 6
+ALL: Final = (
+    Part("parallel", "Conformance && !Serial", PROCESSES),
+    Part("serial", "Conformance && Serial", 1),
+)
+# What tells most of a runtime in a few minutes: no test of the API alone, none that waits for minutes.
+QUICK: Final = Part(
+    "quick",
+    "Conformance && !Serial && !Slow",
+    PROCESSES,
+    focus="|".join((
+        r"\[sig-node\] (Container |Containers|Ephemeral|ImageVolume|InitContainer|Kubelet|Pod InPlace|Pods |PreStop)",
+        r"\[sig-node\] (Probing|RuntimeClass should schedule|Security|Sysctls|Variable)",
+        r"\[sig-node\] (ConfigMap|Secrets) should be consumable",
+        r"\[sig-storage\] (EmptyDir volumes|Projected combined)",
+        r"\[sig-storage\] Downward API volume should (update labels|set mode|provide container's)",
+        r"\[sig-network\] (DNS should (provide DNS for the|support)|HostPort|Networking Granular)",
+        r"\[sig-network\] Services should be able to create",
+        r"\[sig-apps\] (Job should run|Deployment RollingUpdate|StatefulSet .* a working scale)",
+        r"\[sig-cli\] Kubectl logs",
+    )),
+    skip="|".join((
+        r"should \*not\*", "monotonically", "500 podspec", "never be ready", "GRPC", "cat /tmp/health", "0644", "0666",
+        "failing subpath", "writing subpaths", "init containers fail on a RestartAlways", "expected status",
+    )),
+    timeout="20m",
+    at_least=80,
+)  # fmt: skip
 
 
 def run(cluster: TwoNodes, part: Part, output: Path) -> ginkgo.Outcome:
@@ -84,7 +115,7 @@ def table(outcomes: Mapping[str, ginkgo.Outcome]) -> str:
             numbers = " | ".join(str(count[kind]) for kind in (*kinds, "seconds"))
             lines.append(f"| {part} | {group} | {numbers} |")
     for outcome in outcomes.values():
-        lines += [f"failed: {name}\n    {_first_lines(why)}" for name, why in outcome.failed.items()]
+        lines += [f"FAILED {name}\n    {_first_lines(why)}" for name, why in outcome.failed.items()]
         lines += [f"skipped: {name}: {why}" for name, why in outcome.skipped.items()]
     return "\n".join(lines)
 
