@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
@@ -421,12 +421,16 @@ class ShimClient:
             self._lose()
 
     def _take(self, message: Message, fds: list[int]) -> None:
+        """Take an event or an answer. Raises ProtocolError if it is neither."""
         if "event" in message:
             close_all(fds)
-            if (event := read_event(message)) is not None:
+            if (event := _event_of(message)) is not None:
                 self._on_event(event)
             return
         number = message.get("id", 0)
+        if not isinstance(number, int):
+            close_all(fds)
+            raise ProtocolError(f"answer to {number!r:.80}")
         future, kind, _call = self._pending.pop(number, (None, Answer, ""))
         if future is None or future.done() or "error" in message or kind is not Descriptors:
             close_all(fds)
@@ -439,7 +443,7 @@ class ShimClient:
             return
         try:
             answer = Descriptors(tuple(fds)) if kind is Descriptors else kind.from_json(message["ok"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._took(number, None)
             _fail(future, RuntimeCoreError(f"the shim's answer is no {kind.__name__}: {error}"))
             return
@@ -475,8 +479,15 @@ def _fail(answer: asyncio.Future[Any], error: RuntimeCoreError) -> None:
     answer.exception()
 
 
-def _error_of(record: Mapping[str, Any]) -> RuntimeCoreError:
-    error = from_json(record)
+def _event_of(message: Message) -> Event | None:
+    try:
+        return read_event(message)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ProtocolError(f"not an event: {error}") from error
+
+
+def _error_of(record: object) -> RuntimeCoreError:
+    error = from_json(record) if isinstance(record, dict) else RuntimeCoreError(f"the shim's error is {record!r:.80}")
     if error.message.startswith(NO_CALL):
         return ShimTooOld("an older crisp started this pod and its shim cannot do this: recreate the pod")
     return error

@@ -59,7 +59,7 @@ def _table(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text())
     except OSError as error:
         raise ConfigurationError(f"read configuration {file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: from TOML, UTF-8, or a number of too many digits
         raise ConfigurationError(f"parse configuration {file}: {error}") from error
 
 

@@ -229,7 +229,7 @@ def _read(file: Path) -> _File:
         _validate(parsed)
     except FileNotFoundError:
         return _File()
-    except (OSError, ValueError, InvalidReference) as error:  # ValueError: from TOML, UTF-8 or msgspec
+    except (OSError, ValueError, RecursionError, InvalidReference) as error:  # ValueError: from TOML, UTF-8 or msgspec
         raise InvalidConfiguration(f"read {file}: {error}") from error
     return parsed
 

@@ -122,7 +122,7 @@ def load_policy(path: Path) -> Policy:
         parsed = msgspec.json.decode(path.read_bytes(), type=_File)
     except OSError as error:
         raise InvalidConfiguration(f"read signature policy {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidConfiguration(f"read signature policy {path}: {error}") from None
     lists = [parsed.default, *(found for scopes in parsed.transports.values() for found in scopes.values())]
     for requirements in lists:

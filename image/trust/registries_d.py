@@ -52,5 +52,5 @@ def _read(path: Path) -> _File:
         return convert(yaml.safe_load(path.read_bytes()) or {}, _File)
     except OSError as error:
         raise InvalidConfiguration(f"read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, Malformed) as error:
+    except (yaml.YAMLError, Malformed, ValueError, RecursionError) as error:  # ValueError: a date, say, that is none
         raise InvalidConfiguration(f"read {path}: {' '.join(str(error).split())}") from None

@@ -85,13 +85,14 @@ async def verified_claim(signature: Signature, keys: Sequence[bytes]) -> Claim |
 
 
 def _made_by(pem: bytes, signature: Signature) -> bool:
-    from cryptography.exceptions import InvalidSignature  # takes 60 ms to import: only for policies with such keys
+    # It takes 60 ms to import: only for policies with such keys.
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
     try:
         key = serialization.load_pem_public_key(pem)
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise InvalidConfiguration(f"read public key of the signature policy: {error}") from None
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):

@@ -56,12 +56,12 @@ class Decoder:
             del self._buffer[:end]
             try:
                 message = json.loads(body)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ProtocolError(f"frame is not JSON: {error}") from error
             if not isinstance(message, dict):
                 raise ProtocolError("frame is not a JSON object")
             count = message.get("fds", 0)
-            if not isinstance(count, int) or count > len(self._fds):
+            if not isinstance(count, int) or not 0 <= count <= len(self._fds):
                 raise ProtocolError(f"frame announces {count} descriptors, got {len(self._fds)}")
             yield message, [self._fds.popleft() for _ in range(count)]
 

@@ -61,18 +61,21 @@ class Bucket:
     def _items(self) -> Iterator[tuple[bytes, bytes, bool]]:
         try:
             page = self._page(self._root) if self._root else self._inline
-            yield from self._walk(page, 0)
+            yield from self._walk(page, 0, set())
         except struct.error as error:
             raise Damaged(f"a page is cut off: {error}") from error
 
-    def _walk(self, page: bytes, depth: int) -> Iterator[tuple[bytes, bytes, bool]]:
+    def _walk(self, page: bytes, depth: int, seen: set[int]) -> Iterator[tuple[bytes, bytes, bool]]:
         _id, kind, count, _overflow = _PAGE.unpack_from(page)
         if depth > _DEEPEST:
             raise Damaged("pages refer to each other in a circle")
         for number in range(count):
             if kind == _BRANCH:
                 child = _BRANCH_ELEMENT.unpack_from(page, _PAGE.size + number * _BRANCH_ELEMENT.size)[2]
-                yield from self._walk(self._page(child), depth + 1)
+                if child in seen:
+                    raise Damaged("a page is in the tree twice")
+                seen.add(child)
+                yield from self._walk(self._page(child), depth + 1, seen)
             elif kind == _LEAF:
                 at = _PAGE.size + number * _LEAF_ELEMENT.size
                 flags, position, key_size, value_size = _LEAF_ELEMENT.unpack_from(page, at)
