@@ -23,6 +23,12 @@ MIRRORS: Final = {
 }  # fmt: skip
 # An image by a digest that only its own registry has.
 IMPOSSIBLE: Final = "public image with digest should be pulled and removed"
+# Why specs with these words in their names do not run where tests/e2e does.
+SKIPPED: Final = {
+    IMPOSSIBLE: "it names an image by a digest, which no stand-in has; PullImage by digest is tests/integration's",
+    "benchmark": "it measures and asserts nothing: python -m tests.bench critest runs it, beside other runtimes",
+    "AppArmor": "this machine's kernel has no AppArmor: tests/vm runs it in its guest",
+}
 _TITLE: Final = "master process"  # what critest looks for in nginx's command line
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSWD: Final = """root:x:0:0:root:/root:/bin/sh

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,6 +21,17 @@ class Outcome:
         """How many there were of each, and each skipped one with its reason."""
         counts = f"{len(self.passed)} passed, {len(self.failed)} failed, {len(self.skipped)} skipped"
         return "\n".join([f"{name}: {counts}", *(f"  skipped {spec}: {why}" for spec, why in self.skipped.items())])
+
+    def explained(self, reasons: Mapping[str, str]) -> Outcome:
+        """The same, with the reason for each skipped spec whose name has the word that the reason is for.
+
+        Ginkgo tells none for specs that its flags leave out.
+        """
+        skipped = {
+            name: next((reason for word, reason in reasons.items() if word in name), why)
+            for name, why in self.skipped.items()
+        }
+        return replace(self, skipped=skipped)
 
 
 def read(*reports: Path) -> Outcome:

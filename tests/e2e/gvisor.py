@@ -16,8 +16,11 @@ from tests.daemon import Daemon
 from tests.e2e import critest
 from tests.registry import Registry
 
-# Benchmarks; an image that cannot be had; and what is no property of the handler.
-SKIPPED = ("benchmark", critest.IMPOSSIBLE, "AppArmor", "NRI")
+SKIPPED = {
+    **critest.SKIPPED,
+    "AppArmor": "the host's profiles are not for what runs in a sandbox of its own",
+    "NRI": "it is no property of a handler: tests/e2e runs it with crisp's own",
+}
 
 
 def main(words: list[str]) -> int:
@@ -37,19 +40,21 @@ def main(words: list[str]) -> int:
             daemon.registries_conf.write_text(critest.registries(registry))
             focus = [f"-ginkgo.focus={word}" for word in words]
             handler = f"-runtime-handler={gvisor.HANDLER}"
-            outcome = critest.run(daemon, directory / "nri.sock", handler, *focus, skip=SKIPPED)
-            print(_table(outcome))
+            outcome = critest.run(daemon, directory / "nri.sock", handler, *focus, skip=tuple(SKIPPED))
+            print(_table(outcome.explained({} if words else SKIPPED)))
             return int(bool(outcome.failed))
 
 
 def _table(outcome: critest.Outcome) -> str:
-    """What passed and failed, by critest's subjects, then each failure with its reason."""
+    """What passed and failed, by critest's subjects, then each failure and each skipped spec with its reason."""
     passed, failed = Counter(map(_subject, outcome.passed)), Counter(map(_subject, outcome.failed))
     rows = [f"{'critest with gVisor':<44}{'passed':>8}{'failed':>8}"]
     rows += [f"{name:<44}{passed[name]:>8}{failed[name]:>8}" for name in sorted(passed | failed)]
     rows.append(f"{'all':<44}{passed.total():>8}{failed.total():>8}")
     for name, why in sorted(outcome.failed.items()):
         rows.append(f"FAILED {name.removeprefix('[It] [k8s.io] ')}\n    {' '.join(why.split())[:300]}")
+    reasons = ((name, why) for name, why in sorted(outcome.skipped.items()) if why)  # others were not picked
+    rows += [f"skipped {name.removeprefix('[It] [k8s.io] ')}: {why}" for name, why in reasons]
     return "\n".join(rows)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from image.settings import LAYER_KINDS
 from tests import box, leaks
+from tests.answers import told as told
 from tests.daemon import Daemon
 from tests.oci import Bundle
 

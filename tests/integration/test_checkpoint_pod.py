@@ -97,6 +97,8 @@ def _numbers(pod: Pod, name: str) -> list[int]:
     return [int(line.split()[3]) for line in pod.log(name).splitlines()]
 
 
+@pytest.mark.answer("RestorePodResponse")
+@pytest.mark.answer("RestoredContainer")
 @pytest.mark.cri("CheckpointPod", "pod_sandbox_id", "output_path", "container_ids")
 @pytest.mark.cri("RestorePod", "checkpoint_path", "config", "container_configs", "runtime_handler")
 @pytest.mark.parametrize("pids", ["CONTAINER", "POD"])

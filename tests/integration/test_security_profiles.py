@@ -82,6 +82,9 @@ def _with(reference: str, base: cri.SecurityProfileBase | None = None) -> cri.Li
     return cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(seccomp=profile))
 
 
+@pytest.mark.answer("PullSecurityProfileResponse")
+@pytest.mark.answer("ListSecurityProfilesResponse")
+@pytest.mark.answer("SecurityProfileInfo")
 @pytest.mark.cri("PullSecurityProfile", "image", "profile_kind")
 @pytest.mark.cri("ListSecurityProfiles")
 @pytest.mark.cri("RemoveSecurityProfile", "digest")

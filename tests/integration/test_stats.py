@@ -85,6 +85,10 @@ def test_a_pod_is_told_with_its_network_and_its_containers(daemon: Daemon, pod: 
     assert [interface.name for interface in linux.network.interfaces] == ["eth0"]
 
 
+@pytest.mark.answer("ListContainerStatsResponse")
+@pytest.mark.answer("ListPodSandboxStatsResponse")
+@pytest.mark.answer("StreamContainerStatsResponse")
+@pytest.mark.answer("StreamPodSandboxStatsResponse")
 @pytest.mark.cri("ListContainerStats", "filter")
 @pytest.mark.cri("ListPodSandboxStats", "filter")
 @pytest.mark.cri("StreamContainerStats", "filter")
@@ -153,6 +157,14 @@ def test_the_filesystem_of_writable_layers_has_what_containers_wrote(daemon: Dae
     assert info.image_filesystems[0].used_bytes.value > 500_000
 
 
+@pytest.mark.answer("ListMetricDescriptorsResponse")
+@pytest.mark.answer("MetricDescriptor")
+@pytest.mark.answer("ListPodSandboxMetricsResponse")
+@pytest.mark.answer("PodSandboxMetrics")
+@pytest.mark.answer("ContainerMetrics")
+@pytest.mark.answer("Metric")
+@pytest.mark.answer("DoubleValue")
+@pytest.mark.answer("StreamPodSandboxMetricsResponse")
 @pytest.mark.cri("ListMetricDescriptors", "descriptors")
 @pytest.mark.cri("ListPodSandboxMetrics", "metrics", "container_metrics")
 @pytest.mark.cri("StreamPodSandboxMetrics", "pod_sandbox_metrics")
@@ -160,15 +172,29 @@ def test_metrics_are_those_of_cadvisor_and_fit_their_descriptors(daemon: Daemon,
     told = daemon.runtime.ListMetricDescriptors(cri.ListMetricDescriptorsRequest(), **_CALL).descriptors
     keys = {one.name: list(one.label_keys) for one in told}
     assert len(keys) == len(told)
+    assert {tuple(names[:6]) for names in keys.values()} == {("container", "id", "image", "name", "namespace", "pod")}
+    help_texts = {one.name: one.help for one in told}
+    assert help_texts["container_memory_rss"] == "Anonymous memory"
+    assert all(help_texts.values())
     answer = daemon.runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest(), **_CALL)
     (of_pod,) = (one for one in answer.pod_metrics if one.pod_sandbox_id == pod.id)
     (of_worker,) = of_pod.container_metrics
-    values = {}
+    assert of_worker.container_id == worker
+    values, fractions = {}, {}
     for metric in (*of_pod.metrics, *of_worker.metrics):
         labels = dict(zip(keys[metric.name], metric.label_values, strict=True))
         own = tuple(labels[key] for key in keys[metric.name][6:])
         assert (metric.name, own) not in values  # Prometheus takes no value twice
         values[metric.name, own] = metric.value.value
+        if metric.HasField("double_value"):
+            fractions[metric.name, own] = metric.double_value.value
+            assert int(metric.double_value.value) == metric.value.value
+        counter = metric.name.endswith("_failcnt") or (
+            metric.name.endswith("_total") and metric.name != "container_fs_inodes_total"
+        )
+        assert metric.metric_type == (cri.COUNTER if counter else cri.GAUGE), metric.name
+        assert metric.timestamp == 0  # the value is of now
+        assert labels["name"] == (pod.id if metric in of_pod.metrics else worker)
         assert (labels["pod"], labels["namespace"]) == (pod.config.metadata.name, pod.config.metadata.namespace)
         assert labels["container"] == ("" if metric in of_pod.metrics else "worker")
     assert values["container_network_transmit_bytes_total", ("eth0",)] >= 3 * 64
@@ -180,5 +206,7 @@ def test_metrics_are_those_of_cadvisor_and_fit_their_descriptors(daemon: Daemon,
     assert abs(values["container_last_seen", ()] - time.time()) < 60
     usage = _container(daemon, worker).cpu.usage_core_nano_seconds.value
     assert 0 <= usage // 10**9 - values["container_cpu_usage_seconds_total", ("total",)] <= 20
+    assert 0 <= usage / 10**9 - fractions["container_cpu_usage_seconds_total", ("total",)] <= 20
+    assert fractions["container_start_time_seconds", ()] == daemon.status(worker).started_at / 10**9
     pieces = daemon.runtime.StreamPodSandboxMetrics(cri.StreamPodSandboxMetricsRequest(), **_CALL)
     assert pod.id in {one.pod_sandbox_id for piece in pieces for one in piece.pod_sandbox_metrics}

@@ -69,6 +69,7 @@ def ports_url(daemon: Daemon, pod: Pod, *ports: int) -> str:
     return str(daemon.runtime.PortForward(request, timeout=CALL_SECONDS).url)
 
 
+@pytest.mark.answer("ExecResponse")
 @pytest.mark.cri("Exec", "container_id", "cmd", "stdin", "stdout", "stderr")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("version", range(1, 6))
@@ -250,6 +251,7 @@ def test_ten_at_once(daemon: Daemon, container: str) -> None:
 # -- attach -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.answer("AttachResponse")
 @pytest.mark.cri("Attach", "container_id", "stdin", "stdout", "stderr")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_attach_leave_and_attach_again(daemon: Daemon, pod: Pod, transport: str) -> None:
@@ -312,6 +314,7 @@ def port_client(daemon: Daemon, pod: Pod, transport: str) -> SpdyClient:
     return TunnelClient(url, "SPDY/3.1+portforward.k8s.io")
 
 
+@pytest.mark.answer("PortForwardResponse")
 @pytest.mark.cri("PortForward", "pod_sandbox_id", "port")
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_connections_are_forwarded(daemon: Daemon, pod: Pod, echo: int, transport: str) -> None:

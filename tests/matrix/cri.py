@@ -1,4 +1,4 @@
-"""docs/cri.md: the calls of CRI v1 and what they take, from the descriptors of api.proto."""
+"""docs/cri.md: the calls of CRI v1, what they take and what they answer, from the descriptors of api.proto."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from cri import server
 from cri.v1 import api_pb2
-from tests.matrix import nested
+from tests.matrix import answers, nested
 from tests.matrix.markers import markers
 from tests.matrix.table import Row, Section, by_name, page
 
@@ -44,7 +44,7 @@ _NOTES: Final[Mapping[str, str]] = {
 _INTRODUCTION: Final = """
 Every call of CRI v1 and the members of its request, as `cri/v1/api.proto` has them, with the tests that fail when one
 does not work. Rows in words are about what a call does beside its members. What is not supported is answered with the
-gRPC code that is given.
+gRPC code that is given. The members of messages in requests and in answers follow the calls.
 """
 
 
@@ -85,7 +85,7 @@ def sections() -> list[Section]:
                 names = [*known, *(name for name in more if name not in known)]
                 rows += [Row(name, groups.get(prefix + name, ()), note=_NOTES.get(prefix + name, "")) for name in names]
             made.append(Section(method.name, tuple(rows)))
-    return made + nested.sections(_EXPANDED, groups)
+    return [*made, *nested.sections(_EXPANDED, groups), *answers.sections()]
 
 
 def marked() -> list[str]:

@@ -11,6 +11,7 @@ from cri.daemon.config import Configuration
 from cri.daemon.main import settings
 from pods.recorder.recorder import Bounds, Recorder
 from pods.state.memory import State
+from tests.answers import told as told
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 
 from runtime.spec import parse as spec_parse
-from tests.matrix import cri, oci
+from tests.matrix import answers, cri, oci
 from tests.matrix.__main__ import stale
 from tests.matrix.markers import markers
 from tests.matrix.table import strangers, untested
@@ -31,6 +31,7 @@ def test_markers_name_what_there_is() -> None:
     rows = [row.name for section in oci.sections() for row in section.rows]
     assert strangers(oci.marked(), rows) == []
     assert strangers(cri.marked(), cri.calls()) == []
+    assert answers.strangers() == []
 
 
 def test_members_are_named_as_the_parser_reads_them() -> None:
