@@ -374,54 +374,57 @@ def _interface(pid: int) -> dict[str, int]:
 def test_an_image_is_told_whole(told: Told, tmp_path: Path) -> None:
     built = build_image([busybox_layer()], {"User": "www:7", "Labels": {"a": "b"}})
     name = "pinned.test/kept"
-    with Daemon.running(f"--pause-image={name}:1", "--image-layers=unpacked") as daemon:
-        with Registry(tmp_path / "registry") as registry:
-            conf = f'[[registry]]\nprefix = "pinned.test"\nlocation = "{registry.host}"\ninsecure = true\n'
-            daemon.registries_conf.write_text(conf)
-            digest, spec = registry.push("kept", "1", built), cri.ImageSpec(image=f"{name}:1")
-            told(
-                daemon.images.PullImage(cri.PullImageRequest(image=spec), **_CALL),
-                cri.PullImageResponse(image_ref=built.id),
-            )
-            answer = daemon.images.ImageStatus(cri.ImageStatusRequest(image=spec, verbose=True), **_CALL)
-            detailed = _verbose(answer)
-            assert detailed["labels"] == {"a": "b"}
-            assert detailed["manifest"] == json.loads(built.manifest)
-            layers = sum(layer["bytes"] for layer in detailed["layers"])
-            layer_bytes = _blocks(daemon.root / "image")
-            documents = len(built.manifest) + len(built.blobs[built.id])
-            image = cri.Image(
-                id=built.id, repo_tags=[f"{name}:1"], repo_digests=[f"{name}@{digest}"], username="www", pinned=True,
-                size=between(answer.image.size, len(busybox_layer()) // 2 + documents, layer_bytes + documents),
-            )  # fmt: skip
-            assert answer.image.size == layers + documents
-            told(answer, cri.ImageStatusResponse(image=image, info=dict(answer.info)))
-            told(daemon.images.ListImages(cri.ListImagesRequest(), **_CALL), cri.ListImagesResponse(images=[image]))
-            (page,) = daemon.images.StreamImages(cri.StreamImagesRequest(), **_CALL)
-            told(page, cri.StreamImagesResponse(images=[image]))
-            usage, before = daemon.images.ImageFsInfo(cri.ImageFsInfoRequest(), **_CALL), time.time_ns() - 60 * 10**9
-            (images,), (containers,) = usage.image_filesystems, usage.container_filesystems
-            store = cri.FilesystemIdentifier(mountpoint=os.fspath(daemon.root / "image"))
-            told(
-                usage,
-                cri.ImageFsInfoResponse(
-                    image_filesystems=[
-                        cri.FilesystemUsage(
-                            timestamp=between(images.timestamp, before, time.time_ns()), fs_id=store,
-                            used_bytes=cri.UInt64Value(
-                                value=between(images.used_bytes.value, layers, layer_bytes + _MIB)
-                            ),
-                            inodes_used=cri.UInt64Value(value=between(images.inodes_used.value, 5, 10_000)),
-                        )
-                    ],
-                    container_filesystems=[
-                        cri.FilesystemUsage(
-                            timestamp=between(containers.timestamp, before, time.time_ns()), fs_id=store,
-                            used_bytes=cri.UInt64Value(), inodes_used=cri.UInt64Value(),
-                        )
-                    ],
-                ),
-            )  # fmt: skip
+    # The registry ends first, and takes the daemon's connections to it with it.
+    running = Daemon.running(f"--pause-image={name}:1", "--image-layers=unpacked")
+    with running as daemon, Registry(tmp_path / "registry") as registry:
+        conf = f'[[registry]]\nprefix = "pinned.test"\nlocation = "{registry.host}"\ninsecure = true\n'
+        daemon.registries_conf.write_text(conf)
+        digest, spec = registry.push("kept", "1", built), cri.ImageSpec(image=f"{name}:1")
+        told(
+            daemon.images.PullImage(cri.PullImageRequest(image=spec), **_CALL),
+            cri.PullImageResponse(image_ref=built.id),
+        )
+        pinned = cri.PullImageRequest(image=cri.ImageSpec(image=f"{name}@{digest}"))
+        told(daemon.images.PullImage(pinned, **_CALL), cri.PullImageResponse(image_ref=built.id))
+        answer = daemon.images.ImageStatus(cri.ImageStatusRequest(image=spec, verbose=True), **_CALL)
+        detailed = _verbose(answer)
+        assert detailed["labels"] == {"a": "b"}
+        assert detailed["manifest"] == json.loads(built.manifest)
+        layers = sum(layer["bytes"] for layer in detailed["layers"])
+        layer_bytes = _blocks(daemon.root / "image")
+        documents = len(built.manifest) + len(built.blobs[built.id])
+        image = cri.Image(
+            id=built.id, repo_tags=[f"{name}:1"], repo_digests=[f"{name}@{digest}"], username="www", pinned=True,
+            size=between(answer.image.size, len(busybox_layer()) // 2 + documents, layer_bytes + documents),
+        )  # fmt: skip
+        assert answer.image.size == layers + documents
+        told(answer, cri.ImageStatusResponse(image=image, info=dict(answer.info)))
+        told(daemon.images.ListImages(cri.ListImagesRequest(), **_CALL), cri.ListImagesResponse(images=[image]))
+        (page,) = daemon.images.StreamImages(cri.StreamImagesRequest(), **_CALL)
+        told(page, cri.StreamImagesResponse(images=[image]))
+        usage, before = daemon.images.ImageFsInfo(cri.ImageFsInfoRequest(), **_CALL), time.time_ns() - 60 * 10**9
+        (images,), (containers,) = usage.image_filesystems, usage.container_filesystems
+        store = cri.FilesystemIdentifier(mountpoint=os.fspath(daemon.root / "image"))
+        told(
+            usage,
+            cri.ImageFsInfoResponse(
+                image_filesystems=[
+                    cri.FilesystemUsage(
+                        timestamp=between(images.timestamp, before, time.time_ns()), fs_id=store,
+                        used_bytes=cri.UInt64Value(
+                            value=between(images.used_bytes.value, layers, layer_bytes + _MIB)
+                        ),
+                        inodes_used=cri.UInt64Value(value=between(images.inodes_used.value, 5, 10_000)),
+                    )
+                ],
+                container_filesystems=[
+                    cri.FilesystemUsage(
+                        timestamp=between(containers.timestamp, before, time.time_ns()), fs_id=store,
+                        used_bytes=cri.UInt64Value(), inodes_used=cri.UInt64Value(),
+                    )
+                ],
+            ),
+        )  # fmt: skip
 
 
 def _blocks(directory: Path) -> int:
