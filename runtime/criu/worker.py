@@ -63,6 +63,13 @@ _LOG_LEVEL: Final = 4
 _LONGEST_MESSAGE: Final = 1 << 20
 _GIVING_UP_MILLISECONDS: Final = 400
 _HARMLESS: Final = "setup RLIMIT_NOFILE for self"  # logged by every run without CAP_SYS_RESOURCE; criu continues
+# What criu says of a known lack, and what the caller can do about it.
+_REMEDIES: Final[Mapping[str, str]] = {
+    "Can't get 1:16 opt: Operation not supported": (  # SO_PASSCRED, only of Unix sockets since Linux 6.16
+        "this criu cannot checkpoint TCP and UDP sockets on Linux 6.16 and later: "
+        "take a later criu or an older kernel, or let the program use Unix sockets"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +184,17 @@ class Worker:
 
 
 def last_error(log: str) -> str:
-    """Return the first error in criu's log, as ": REASON (see PATH)"."""
+    """Return the first error in criu's log, as ": REASON (see PATH)", with what to do about it where that is known."""
     try:
         with open(log, encoding="utf-8", errors="replace") as file:
             errors = [line.strip() for line in file if "Error (" in line and _HARMLESS not in line]
     except OSError:
         return ""
     # The first error is the cause; the later ones follow from it.
-    return f": {errors[0].partition('Error ')[2]} (see {log})" if errors else f" (see {log})"
+    if not errors:
+        return f" (see {log})"
+    remedy = next((f": {advice}" for said, advice in _REMEDIES.items() if said in errors[0]), "")
+    return f": {errors[0].partition('Error ')[2]}{remedy} (see {log})"
 
 
 def request(kind: int, options: Mapping[str, Value]) -> bytes:

@@ -216,6 +216,36 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(daemon: Daemon, tmp_pat
     assert not daemon.runtime.ListPodSandbox(cri.ListPodSandboxRequest(filter=filter), timeout=CALL_SECONDS).items
 
 
+def test_a_listener_goes_on_or_is_refused_with_what_to_do(daemon: Daemon, tmp_path: Path) -> None:
+    """Which of the two is criu's affair: 4.1 asks TCP sockets for an option that they have not since Linux 6.16."""
+    output = tmp_path / "checkpoint"
+    output.mkdir()
+    listens = _config("listens", "httpd -f -p 7000 -h /etc", "CONTAINER")
+
+    def served(pod: Pod, container_id: str) -> bytes:
+        until(lambda: pod.exec(container_id, "wget", "-q", "-O-", "http://127.0.0.1:7000/hostname").exit_code == 0)
+        return pod.exec(container_id, "wget", "-q", "-O-", "http://127.0.0.1:7000/hostname").stdout
+
+    with daemon.pod(config=_pod_config(daemon, "listening", "CONTAINER")) as pod:
+        made = _start(pod, listens)
+        assert served(pod, made[0]) == b"listening\n"
+        refusal = ""
+        try:
+            _checkpoint(pod, output, made)
+        except grpc.RpcError as error:
+            refusal = error.details()
+        assert served(pod, made[0]) == b"listening\n"  # in either case
+        if refusal:
+            assert "take a later criu or an older kernel" in refusal
+            assert os.listdir(output) == []
+            return
+    target = _pod_config(daemon, "listening-again", "CONTAINER")
+    with _restored(daemon, output, target, listens) as (pod, ids):
+        start = cri.StartContainerRequest(container_id=ids["listens"])
+        daemon.runtime.StartContainer(start, timeout=CALL_SECONDS)
+        assert served(pod, ids["listens"]) == b"listening-again\n"
+
+
 @pytest.mark.cri("Attach", "tty")
 def test_a_terminal_is_the_containers_again(daemon: Daemon, tmp_path: Path) -> None:
     output = tmp_path / "checkpoint"

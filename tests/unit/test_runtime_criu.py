@@ -115,3 +115,16 @@ def _has_group(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_known_lack_of_criu_is_told_with_what_to_do(tmp_path: Path) -> None:
+    log = tmp_path / "dump.log"
+    log.write_text(
+        "(00.06) Error (criu/util.c:1533): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n"
+        "(00.07) Error (criu/sockets.c:628): sockets: Can't get 1:16 opt: Operation not supported\n"
+        "(00.08) Error (criu/cr-dump.c:2111): Dumping FAILED.\n"
+    )
+    said = criu.last_error(str(log))
+    assert said.startswith(": (criu/sockets.c:628): sockets: Can't get 1:16 opt: Operation not supported: this criu")
+    assert "take a later criu or an older kernel" in said
+    assert said.endswith(f"(see {log})")
