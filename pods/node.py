@@ -17,11 +17,11 @@ from pods.cgroups.driver import Cgroups
 from pods.check.check import Check, Disagreement, Parts
 from pods.checkpoint.write import Checkpoints
 from pods.diagnosis.bulletin import Bulletins
-from pods.diagnosis.inquiry import Diagnosis, inquire, survey
+from pods.diagnosis.inquiry import Diagnosis, Present, inquire, survey
 from pods.diagnosis.troubles import SECCOMP
 from pods.host import HostFacts
 from pods.inflight import Background
-from pods.life import information
+from pods.life import information, last_words
 from pods.life.creation import Creations, Means
 from pods.life.exit import Exits
 from pods.life.network_upkeep import NetworkUpkeep
@@ -37,6 +37,7 @@ from pods.life.start import Starts
 from pods.life.stop import Stops
 from pods.log_fields import pod_name
 from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig, SilentShim
+from pods.recorder.entry import Runs
 from pods.recorder.recorder import Bounds, Recorder, Teller
 from pods.security.apparmor import load_default_profile
 from pods.security.denials import ALLOWED, Call, Denials, DeniedIn
@@ -75,6 +76,7 @@ class Node:
         self._state = State(settings, recorder)
         self.events = self._state.events
         self.bulletins = bulletins
+        self._commands: dict[int, tuple[str, Runs]] = {}  # of ExecSync, that have not ended, with their sandboxes' ids
         self.gate = self._state.gate
         self.trace_start = settings.trace_start
         self.step_reports: list[StepReport] = []  # each is called for each step of a start
@@ -230,11 +232,14 @@ class Node:
 
     def why(self, query: str) -> Diagnosis:
         """Diagnose a pod, container or image by id or name, also one that is gone. Raises NotFound, InvalidArgument."""
-        return inquire(query, self.recorder.recordings(), self.containers())
+        return inquire(query, self.recorder.recordings(), self._present())
 
     async def survey(self, *, everything: bool) -> list[Diagnosis]:
         """Diagnose all that is in trouble, or everything that is recorded."""
-        return await survey(list(self.recorder.recordings()), self.containers(), everything=everything)
+        return await survey(list(self.recorder.recordings()), self._present(), everything=everything)
+
+    def _present(self) -> Present:
+        return Present(self.containers(), list(self._commands.values()))
 
     def denied(self, container_id: str = "") -> list[DeniedIn]:
         """Return the calls that seccomp profiles denied or reported, by container. Raises NotFound."""
@@ -350,10 +355,19 @@ class Node:
     async def exec_sync(self, container_id: str, argv: Sequence[str], timeout: float) -> ExecResult:
         """Run a command in a running container. `timeout` is in seconds, 0 for none."""
         begun = time.monotonic_ns()
-        result = await exec_sync(self._state, self._shims, container_id, argv, timeout)
         # Arguments may hold passwords and tokens, which a recording would keep longer than the pod is there.
         command = argv[0] if len(argv) == 1 else f"{argv[0]} (arguments: {len(argv) - 1})"
-        self.recorder.part(container_id).ran(command, result.exit_code, time.monotonic_ns() - begun)
+        container = self.running_container(container_id)
+        runs = Runs(time.time_ns(), container.config.metadata.name, command, max(timeout, 0))
+        self._commands[id(runs)] = container.sandbox_id, runs
+        try:
+            result = await exec_sync(self._state, self._shims, container.id, argv, timeout)
+        finally:
+            del self._commands[id(runs)]
+        took = time.monotonic_ns() - begun
+        told = bool(result.exit_code) and self.settings.record_last_words
+        words = last_words.of_output(result.stderr or result.stdout) if told else ""
+        self.recorder.part(container.id).ran(command, result.exit_code, took, words)
         return result
 
     async def open_exec(

@@ -33,7 +33,7 @@ class NodeSettings:
     recordings_kept: int  # of pods that are gone
     recordings_hours: int  # that long
     seccomp_denials: bool  # the kernel reports calls that profiles answer with an error
-    record_last_words: bool  # the last line of a container that ended with an error
+    record_last_words: bool  # the last lines of a container that ended with an error
     images: ImageSettings
 
     def sandbox_dir(self, sandbox_id: str) -> Path:

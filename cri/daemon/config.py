@@ -256,7 +256,7 @@ class Configuration:
     )  # fmt: skip
     record_last_words: bool = setting(
         _WATCHING, kinds.BOOLEAN, True,
-        "Record the last line that a container wrote before it ended with an error. It may hold what the program "
+        "Record the last lines that a container wrote before it ended with an error. It may hold what the program "
         "should not have logged.",
         to=Component.NODE,
     )  # fmt: skip

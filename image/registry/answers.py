@@ -55,8 +55,8 @@ class _ErrorBody(msgspec.Struct, frozen=True):
     errors: tuple[_ErrorItem, ...] = ()
 
 
-async def refusal(response: aiohttp.ClientResponse, own: bool, what: str) -> ImageError:
-    """Return the error for an answer with another status.
+async def refusal(response: aiohttp.ClientResponse, own: bool, what: str, *, with_login: bool = False) -> ImageError:
+    """Return the error for an answer with another status. `with_login`: the request had credentials.
 
     The text of a host that the registry redirected to is left out: the host may be reachable from this node only, and
     everybody who sees a pod's events can read errors.
@@ -68,7 +68,7 @@ async def refusal(response: aiohttp.ClientResponse, own: bool, what: str) -> Ima
     if response.status == 404:
         return ImageNotFound(text)
     if response.status in (401, 403):
-        return AuthenticationRequired(text)
+        return AuthenticationRequired(text + (", though credentials were sent" if own and with_login else ""))
     return RegistryUnavailable(text)
 
 

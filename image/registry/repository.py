@@ -185,7 +185,7 @@ class Repository:
                 if response.status in wanted:
                     return Answer(response)
                 async with Answer(response):
-                    failure = await refusal(response, own, what)
+                    failure = await refusal(response, own, what, with_login=self._sent_login)
                 if not is_transient(response.status):
                     raise failure
                 delay = retry_after(response, delay)
@@ -262,6 +262,11 @@ class Repository:
         raise aiohttp.ClientPayloadError(f"more than {REDIRECTS} redirects")
 
     # --- authentication
+
+    @property
+    def _sent_login(self) -> bool:
+        """Tell whether requests have credentials, or a token that was got with them."""
+        return self._credentials is not None and bool(self._authorization)
 
     async def _answer_challenge(self, offered: list[Challenge], asked_at: URL, what: str) -> str:
         """Return the Authorization value for one of the registry's challenges. Raises AuthenticationRequired."""

@@ -76,7 +76,8 @@ async def get_token(transport: Transport, request: TokenRequest) -> str:
         if is_transient(response.status):
             raise aiohttp.ClientConnectionError(f"token service {name} answered {response.status}")
         if response.status != 200:
-            raise request.refusal(f"{name} answered {response.status}")
+            sent = ", though credentials were sent" if credentials is not None else ""
+            raise request.refusal(f"{name} answered {response.status}{sent}")
         return parse_token(await bounded(response, _ANSWER_LIMIT, f"token from {name}"), str(name))
 
 

@@ -30,6 +30,8 @@ _RETRY_AFTER_LIMIT = 10.0  # the most seconds to wait at a registry's request
 _SILENCE_SECONDS = 60.0  # without a byte, until a request is retried
 _TRANSIENT = (408, 425, 429)  # and 5xx except permanent ones
 _FOR_EVER = (501, 505, 506, 510, 511)
+# OpenSSL's reasons, of several versions, for an answer that is not TLS.
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL")
 
 
 class Transport:
@@ -208,6 +210,11 @@ def reason(error: BaseException) -> str:
 
 def _words(error: OSError) -> str:
     """Return the system's text for an error; asyncio puts text of its own around a refused address."""
+    if isinstance(error, ssl.SSLError):  # its number is not the system's
+        if isinstance(error, ssl.SSLCertVerificationError) or not error.reason:
+            return f"TLS: {error}"
+        told = f"TLS: {error.reason.replace('_', ' ').lower()}"
+        return f"{told}: does it speak plain http?" if error.reason in _NOT_TLS else told
     if isinstance(error, socket.gaierror) or not error.errno:
         return error.strerror or str(error)
     return os.strerror(error.errno)

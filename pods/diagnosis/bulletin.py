@@ -71,8 +71,10 @@ class Bulletins:
                 before = self._contexts.pop((subject, entry.about), ())
                 if entry.event == "stopped":
                     self._judge(subject, entry, before)
+                    if not entry.code and entry.about:
+                        self._keep(subject, entry)  # the next may be one too many
 
-    def _keep(self, subject: Subject, entry: Entry) -> None:
+    def _keep(self, subject: Subject, entry: Said | Wrote | Life) -> None:
         key = subject, entry.about
         context = self._contexts.setdefault(key, deque(maxlen=_CONTEXT))
         context.append(entry)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pods.diagnosis.troubles import Trouble
-from pods.recorder.entry import Left, Life, Plugin, Ran, Refused, Said
+from pods.recorder.entry import Left, Life, Plugin, Ran, Refused, Runs, Said
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,24 @@ KNOWN: Final = (
     _known("hook", "HookFailed", "", "the message has the hook's output; fix or remove the hook in hooks_dirs"),
     _known("nri", "NriError CallRefused PluginGone WireError", "", "read the plugin's log, or stop the plugin"),
     # -- programs
-    _known("wrong-architecture", "ExecFailed", "it is a program for",
+    _known("program-hidden", "ExecFailed", "the volume on `",
+           "mount the volume elsewhere, or put the program into it: a volume hides what the image has at its place"),
+    _known("wrong-architecture", "ExecFailed", "it is a program for|is no program that",
            "use an image for this machine's architecture (docker buildx --platform), or another node"),
-    _known("interpreter-missing", "ExecFailed", "its interpreter|its loader",
-           "install it in the image, or use a base image with the C library that the program was linked to (a glibc "
-           "program does not run on Alpine's musl)"),
+    _known("not-a-program", "ExecFailed", "byte order mark|in UTF-16|after white space",
+           "save the script as UTF-8 without a byte order mark, beginning with #!"),
     _known("not-a-program", "ExecFailed", "exec format error",
            "begin the script with #! and its interpreter, or run it with one: command: [sh, /the/script]"),
     _known("program-not-executable", "ExecFailed", "permission denied",
            "chmod +x the file in the image (or set the volume's defaultMode), or run it as another user"),
+    _known("interpreter-missing", "ExecFailed", "carriage return",
+           "save the script with the line ends of Unix (dos2unix)"),
+    _known("interpreter-missing", "ExecFailed", "its interpreter|its loader",
+           "install it in the image, or use a base image with the C library that the program was linked to (a glibc "
+           "program does not run on Alpine's musl)"),
+    _known("program-missing", "ExecFailed", "it is one word, with spaces",
+           "make each word an item of its own: command: [httpd, -f], or let a shell split it: "
+           "command: [sh, -c, httpd -f]"),
     _known("program-missing", "ExecFailed", "no such file|not found in \\$PATH|too many levels",
            "look for it in the image: crisp run --rm IMAGE ls -l PATH; `command` replaces the image's entrypoint"),
     _known("arguments-too-long", "", "has \\d+ bytes, more than|[Aa]rgument list too long",
@@ -66,6 +75,9 @@ KNOWN: Final = (
            "use a number (runAsUser), or add the user or group to the image's /etc/passwd or /etc/group"),
     # -- images
     _known("image-name", "InvalidReference", "", "write [registry/]path[:tag][@digest], in lower case"),
+    _known("image-credentials", "AuthenticationRequired", "refused the credentials|credentials were sent",
+           "correct the login in the imagePullSecret (or the node's auth_file): its name, its password, or its right "
+           "to this repository"),
     _known("image-credentials", "AuthenticationRequired", "",
            "add an imagePullSecret for the registry to the pod, or a login to the node's auth_file"),
     _known("image-missing", "ImageNotFound", "",
@@ -84,6 +96,8 @@ KNOWN: Final = (
            "free space on the file system named in the message"),
     _known("not-an-image", "InvalidImage NotAnImage", "",
            "correct the name, if it names something other than an image; otherwise rebuild and push the image"),
+    _known("registry-tls", "RegistryUnavailable", "plain http",
+           "set insecure = true for the registry in registries.conf if it has no TLS, or correct its port"),
     _known("registry-tls", "RegistryUnavailable", "(?i)certificate|tls|ssl",
            "put the registry's certificate authority into registry_certs_dirs/HOST/ca.crt, or renew "
            "the registry's certificate"),
@@ -114,6 +128,9 @@ KNOWN: Final = (
     _known("nri-plugin-missing", "", "NRI plugins? .*pods need",
            "start the plugin, or remove it from nri_plugins"),
     # -- mounts
+    _known("mount-file-directory", "WrongMountPoint", "the source is a directory",
+           "correct subPath: for one that the volume lacks, such as a mistyped key of a ConfigMap, kubelet makes an "
+           "empty directory; or mount the directory on a directory"),
     _known("mount-file-directory", "WrongMountPoint", "the source is a",
            "mount a file on a file and a directory on a directory (subPath picks a file of a volume)"),
     _known("mount-target", "WrongMountPoint", "",
@@ -155,6 +172,8 @@ KNOWN: Final = (
            "load the profile on this node (apparmor_parser -r), or request none if AppArmor is off"),
     _known("selinux", "", "SELinux|\\.selinux|apply label `[^`]+:[^`]+`",
            "correct seLinuxOptions, or load the policy that has these types"),
+    _known("sysctl", "", "config\\.linux\\.sysctls: set sysctl .*(Invalid argument|out of range|too large)",
+           "correct the value, which the kernel does not accept (several numbers have spaces between them)"),
     _known("sysctl", "", "config\\.linux\\.sysctls",
            "correct the name: a pod can set only sysctls of its own namespaces that the kernel has"),
     _known("user-namespace", "", "user namespace|userns_options",
@@ -180,12 +199,19 @@ KNOWN: Final = (
 OTHERS: Final = frozenset(
     (
         "out-of-memory", "library-missing", "command-not-found", "command-not-executable", "seccomp-killed", "crashed",
-        "killed", "exit-code", "stopped", "command-failed", "deadline", "other", "none",
+        "killed", "exit-code", "stopped", "command-failed", "deadline", "other", "none", "ends-well", "restarted",
+        "command-runs", "stopping", "port-taken",
     )
 )  # fmt: skip
 _OTHER: Final = "see the timeline, and crispd's log: journalctl -u crispd"
 # Messages of the dynamic loaders of glibc and musl.
 _LIBRARY: Final = re.compile(r"error while loading shared libraries: |Error loading shared library |Error relocating ")
+# Lines of a stack trace, or after one, which do not say what went wrong.
+_FRAME: Final = re.compile(
+    r"\s|at |\.\.\. |\S+\(.*\)$|goroutine \d|created by |Traceback |stack backtrace|note: run with|exit status |"
+    r"Node\.js v\d|\^|[}\])]+;?$"
+)
+_TAKEN: Final = re.compile(r"(?i)address (is )?(already )?in use|EADDRINUSE")
 _CRASHES: Final = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP)
 _SIGNAL: Final = 128  # plus the signal's number: the exit code of a program killed by a signal
 
@@ -194,7 +220,8 @@ def of(trouble: Trouble) -> Cause:
     """Return the cause of a trouble."""
     match trouble.entry:
         case Refused() as entry:
-            return of_error(entry.kinds, entry.text)
+            cause = of_error(entry.kinds, entry.text)
+            return replace(cause, text=cause.text + _then(trouble))
         case Plugin() as entry:
             return of_error(("PluginFailed",), entry.failure)
         case Left() as entry:
@@ -202,7 +229,16 @@ def of(trouble: Trouble) -> Cause:
         case Life() as entry:
             return _of_exit(entry, trouble)
         case Ran() as entry:
-            return _of_command(entry)
+            return _of_command(entry, trouble)
+        case Runs() as entry:
+            return _of_running(entry)
+        case Said() as entry if trouble.stopped_by:
+            text = f"container {entry.about!r} has not ended since it was told to ({trouble.stopped_by})"
+            remedy = (
+                "have the program end on that signal (a container's first process ignores what it does not handle), "
+                "or give it less time: terminationGracePeriodSeconds, kubectl delete --grace-period"
+            )
+            return Cause("stopping", text, remedy)
         case Said() as entry:
             return of_error((), entry.text)
         case entry:
@@ -219,6 +255,9 @@ def of_error(kinds: tuple[str, ...], text: str) -> Cause:
 
 def exit_text(entry: Life) -> str:
     """Say how a container ended."""
+    if entry.reason == "OOMKilled" and entry.code != _SIGNAL + signal.SIGKILL:
+        limit = f" ({entry.detail})" if entry.detail else ""
+        return f"exit code {entry.code}, and another process than its first was killed for lack of memory{limit}"
     if entry.reason == "OOMKilled":
         return f"out of memory (exit code {entry.code}{', ' if entry.detail else ''}{entry.detail})"
     if (name := _signal(entry.code)) is not None:
@@ -234,12 +273,24 @@ def _of_left(entry: Left, during: str) -> Cause:
 
 def _of_exit(entry: Life, trouble: Trouble) -> Cause:
     text = f"container {entry.about!r} ended: {exit_text(entry)}"
+    if trouble.stopped_by and trouble.times > 1:
+        text = f"container {entry.about!r} was stopped and started again ({trouble.stopped_by})"
+        remedy = "see kubectl describe pod: kubelet does so if a liveness or startup probe or a postStart hook fails"
+        return Cause("restarted", text, remedy)
     if trouble.stopped_by:
         remedy = "none, if the stop was intended; SIGKILL (137) means that it did not end within its grace period"
         return Cause("stopped", f"{text}, by a stop ({trouble.stopped_by})", remedy)
-    said = f": {trouble.output}" if trouble.output else ""
+    said = f": {headline(trouble.output)}" if trouble.output else ""
     if entry.reason == "OOMKilled":
-        return Cause("out-of-memory", text, "raise the memory limit, or find out what uses the memory: crisp stats")
+        first = entry.code == _SIGNAL + signal.SIGKILL
+        remedy = "raise the memory limit, or find out what uses the memory: crisp stats, while it runs"
+        return Cause("out-of-memory", text if first else text + said, remedy)
+    if not entry.code:
+        remedy = (
+            "if it should go on, give it a command that stays in the foreground (a shell without input ends at once); "
+            "if it has done its work: restartPolicy: OnFailure, or a Job"
+        )
+        return Cause("ends-well", f"{text}, again and again: its program ends by itself, without an error", remedy)
     if entry.code == 127 and _LIBRARY.search(trouble.output):
         remedy = "install the library in the image, or set LD_LIBRARY_PATH to its directory"
         return Cause("library-missing", text + said, remedy)
@@ -248,6 +299,9 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
         return Cause("command-not-found", text + said, remedy)
     if entry.code == 126:
         return Cause("command-not-executable", text + said, "chmod +x the file that the shell should run")
+    if _TAKEN.search(trouble.output):
+        remedy = "use another port, or end what has this one: ss -ltnp (on the node if the pod has hostNetwork: true)"
+        return Cause("port-taken", text + said, remedy)
     name = _signal(entry.code)
     if name is signal.SIGSYS:
         remedy = "allow the system call in the seccomp profile: the kernel's log (dmesg, SECCOMP) has its number"
@@ -260,13 +314,43 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
         return Cause("killed", text + said, remedy)
     if trouble.denied:
         said = f"{said} (before, its seccomp profile denied {trouble.denied})"
-    return Cause("exit-code", text + said, "the program ended by itself: see crisp logs for its output")
+    remedy = "the program ended by itself: see crisp logs for its output"
+    if "permission denied" in said.lower():
+        remedy = f"{remedy}; compare the owner and mode of what it names with the container's user (runAsUser, fsGroup)"
+    return Cause("exit-code", text + said, remedy)
 
 
-def _of_command(entry: Ran) -> Cause:
+def headline(output: str) -> str:
+    """Return the line of a program's last ones that says most: the last that is none of a stack trace."""
+    lines = output.split("\n")
+    known = [line for line in lines if _LIBRARY.search(line) or _TAKEN.search(line)]
+    telling = known or [line for line in lines if not _FRAME.match(line)]
+    return (telling or lines)[-1].strip()
+
+
+def _of_command(entry: Ran, trouble: Trouble) -> Cause:
     text = f"command {entry.command!r} in container {entry.about!r} failed: exit code {entry.code}"
+    text += (f": {entry.words}" if entry.words else "") + _then(trouble)
     remedy = "try it: crisp exec -s CONTAINER ...; kubelet restarts a container whose liveness probe fails"
+    if trouble.stopped_by:
+        remedy = (
+            "correct the postStart hook, or the liveness or startup probe, that ran it: kubelet restarts a container "
+            "for which one fails"
+        )
     return Cause("command-failed", text, remedy)
+
+
+def _of_running(entry: Runs) -> Cause:
+    text = f"command {entry.command!r} in container {entry.about!r} has not ended, and has no time limit"
+    remedy = (
+        "correct it, if it is a hook: kubelet waits for a postStart hook, and before a pod's end for a preStop hook "
+        "until the grace period is over (kubectl delete --grace-period=1 shortens it)"
+    )
+    return Cause("command-runs", text, remedy)
+
+
+def _then(trouble: Trouble) -> str:
+    return f"; then the container was stopped ({trouble.stopped_by})" if trouble.stopped_by else ""
 
 
 def _signal(code: int) -> signal.Signals | None:

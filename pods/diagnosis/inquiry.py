@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,13 +14,13 @@ from image.reference import parse_reference
 from pods.diagnosis import causes, troubles
 from pods.errors import InvalidArgument, NotFound
 from pods.model import Container, ContainerState
-from pods.recorder.entry import Answered, Counted, Entry, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote
+from pods.recorder.entry import Answered, Counted, Entry, Left, Life, Plugin, Ran, Refused, Runs, Said, Step, Wrote
 from pods.recorder.recording import Recording, Subject
 
 _SHORTEST: Final = 4  # digits of an id
 _KINDS: Final[dict[type[Entry], str]] = {
     Step: "step", Refused: "call", Answered: "call", Left: "call", Plugin: "plugin", Life: "life", Said: "log",
-    Wrote: "output", Ran: "command",
+    Wrote: "output", Ran: "command", Runs: "command",
 }  # fmt: skip
 _RECENT: Final = 3_600_000_000_000  # nanoseconds
 _WANTED: Final = "stopped"  # the cause of an end that somebody asked for
@@ -53,48 +53,52 @@ class Diagnosis:
     others: tuple[Diagnosis, ...] = ()
 
 
-def inquire(query: str, recordings: Iterable[Recording], containers: Iterable[Container]) -> Diagnosis:
-    """Diagnose a pod, container or image; `containers` are the existing ones. Raises NotFound, InvalidArgument."""
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What there is now: the containers, and the commands (ExecSync) that run, with their sandboxes' ids."""
+
+    containers: Sequence[Container] = ()
+    running: Sequence[tuple[str, Runs]] = ()
+
+
+def inquire(query: str, recordings: Iterable[Recording], present: Present) -> Diagnosis:
+    """Diagnose a pod, container or image. Raises NotFound, InvalidArgument."""
     first, *rest = find(query, list(recordings))
-    existing = list(containers)
-    answer = _diagnose(*first, existing)
+    answer = _diagnose(*first, present)
     others = []
     for recording, name in rest[:_OTHERS]:
-        other = replace(_diagnose(recording, name, existing), timeline=())
+        other = replace(_diagnose(recording, name, present), timeline=())
         if other.subject == answer.subject:  # an earlier pod of that name
             other = replace(other, subject=f"{other.subject} (uid {recording.subject.uid})")
         others.append(other)
     return replace(answer, others=tuple(others))
 
 
-async def survey(
-    recordings: Iterable[Recording], containers: Iterable[Container], *, everything: bool
-) -> list[Diagnosis]:
+async def survey(recordings: Iterable[Recording], present: Present, *, everything: bool) -> list[Diagnosis]:
     """Diagnose all of a node: existing pods first, then the latest.
 
     Without `everything`: each pod, container and image with a trouble that nobody wanted, of removed pods those of the
     last hour, without timelines. With it: one diagnosis of each recording.
     """
-    existing = list(containers)
     since = time.time_ns() - _RECENT
     found: list[Diagnosis] = []
     for recording in sorted(recordings, key=lambda one: (not one.sandboxes, -one.last)):
         if everything:
-            found.append(_diagnose(recording, "", existing))
+            found.append(_diagnose(recording, "", present))
         elif recording.sandboxes or recording.last > since:
-            open_ones = troubles.of_each(_entries(recording, existing))
+            open_ones = troubles.of_each(_entries(recording, present), time.time_ns())
             told = (_judged(_subject(recording.subject, one.entry.about), one) for one in open_ones)
             found += [one for one in told if one.name != _WANTED]
         await asyncio.sleep(0)  # each takes up to some milliseconds
     return found
 
 
-def _diagnose(recording: Recording, container: str, containers: Sequence[Container]) -> Diagnosis:
-    known = _entries(recording, containers)
+def _diagnose(recording: Recording, container: str, present: Present) -> Diagnosis:
+    known = _entries(recording, present)
     entries = [entry for entry in known if not container or entry.about in ("", container)]
     subject = _subject(recording.subject, container)
-    trouble = troubles.worst(entries)
-    timeline = tuple(_moment(entry) for entry in entries)
+    trouble = troubles.worst(entries, time.time_ns())
+    timeline = tuple(moment for entry in entries for moment in _moments(entry))
     if trouble is None:
         return Diagnosis(subject, "none", f"nothing is known to be wrong with {subject}", _last(entries), "-", timeline)
     return replace(_judged(subject, trouble), timeline=timeline)
@@ -102,11 +106,13 @@ def _diagnose(recording: Recording, container: str, containers: Sequence[Contain
 
 def _judged(subject: str, trouble: troubles.Trouble) -> Diagnosis:
     cause = causes.of(trouble)
-    return Diagnosis(subject, cause.name, cause.text, _evidence(trouble.entry), cause.remedy, ())
+    return Diagnosis(subject, cause.name, cause.text, _evidence(trouble), cause.remedy, ())
 
 
-def _entries(recording: Recording, containers: Iterable[Container]) -> list[Entry]:
-    return _with_ends(recording.entries(), [one for one in containers if one.sandbox_id in recording.sandboxes])
+def _entries(recording: Recording, present: Present) -> list[Entry]:
+    running = [entry for sandbox_id, entry in present.running if sandbox_id in recording.sandboxes]
+    containers = [one for one in present.containers if one.sandbox_id in recording.sandboxes]
+    return _with_the_present(recording.entries(), running, containers)
 
 
 def find(query: str, recordings: Sequence[Recording]) -> list[tuple[Recording, str]]:
@@ -152,15 +158,15 @@ def _by_image(query: str, recordings: Sequence[Recording]) -> list[tuple[Recordi
     return [(one, "") for one in recordings if one.subject.is_image and one.subject.name in (query, name)]
 
 
-def _with_ends(entries: list[Entry], containers: Iterable[Container]) -> list[Entry]:
-    """Return the entries, with the exits of containers that the recording has dropped."""
+def _with_the_present(entries: list[Entry], running: Sequence[Runs], containers: Iterable[Container]) -> list[Entry]:
+    """Return the entries, with commands that run, and exits of containers that the recording has dropped."""
     told = {entry.id for entry in entries if isinstance(entry, Life)}
     ends: list[Entry] = [
         Life(one.finished_at, one.config.metadata.name, one.id, "stopped", one.exit_code, one.reason)
         for one in containers
         if one.state is ContainerState.EXITED and one.id not in told
     ]
-    return sorted([*ends, *entries], key=lambda entry: entry.at) if ends else entries
+    return sorted([*ends, *entries, *running], key=lambda entry: entry.at) if ends or running else entries
 
 
 def _subject(subject: Subject, container: str) -> str:
@@ -169,15 +175,22 @@ def _subject(subject: Subject, container: str) -> str:
     return f"container {container} of pod {subject}" if container else f"pod {subject}"
 
 
-def _evidence(entry: Entry) -> str:
+def _evidence(trouble: troubles.Trouble) -> str:
     """Describe where and when the trouble was seen."""
+    entry = trouble.entry
     match entry:
+        case Life() if trouble.times > 1:
+            told = f"it ended so {trouble.times} times in a row, the last"
         case Refused():
             told = f"{entry.call} was answered with {entry.code} after {entry.took / 1e9:.2f} s"
         case Life():
             told = f"container {entry.id[:13]} ended"
         case Ran():
             told = f"ExecSync: it took {entry.took / 1e9:.2f} s"
+        case Runs():
+            told = f"ExecSync: it runs for {(time.time_ns() - entry.at) / 1e9:.0f} s, since it was asked for"
+        case Said() if trouble.stopped_by:
+            told = f"it was told {(time.time_ns() - entry.at) / 1e9:.0f} s ago,"
         case Left():
             told = f"{entry.call} went on without its caller"
         case Plugin():
@@ -194,11 +207,19 @@ def _clock(at: int) -> str:
 
 
 def _last(entries: Sequence[Entry]) -> str:
-    return f"the last that happened: {_moment(entries[-1]).text}" if entries else "nothing has happened yet"
+    return f"the last that happened: {_shown(entries[-1]).text}" if entries else "nothing has happened yet"
 
 
-def _moment(entry: Entry) -> Moment:
-    return replace(_shown(entry), kind=_KINDS[type(entry)])
+def _moments(entry: Entry) -> Iterator[Moment]:
+    """Yield an entry's lines. What a program wrote has lines of its own (`crisp bundle` leaves them out)."""
+    kind = _KINDS[type(entry)]
+    if isinstance(entry, Wrote):
+        for line in entry.text.split("\n"):
+            yield replace(_shown(Wrote(entry.at, entry.about, line)), kind=kind)
+    else:
+        yield replace(_shown(entry), kind=kind)
+    if isinstance(entry, Ran) and entry.words:
+        yield replace(_shown(Wrote(entry.at, entry.about, entry.words)), kind=_KINDS[Wrote])
 
 
 def _shown(entry: Entry) -> Moment:
@@ -225,6 +246,9 @@ def _shown(entry: Entry) -> Moment:
         case Left():
             text = f"{entry.call}: its caller gave up"
             return Moment(entry.at, entry.about, text, entry.took, wrong=True)
+        case Runs():
+            limit = f"a time limit of {entry.limit:g} s" if entry.limit else "no time limit"
+            return Moment(entry.at, entry.about, f"runs {entry.command!r}, which has {limit}")
         case Ran():
             text = f"ran {entry.command!r}: exit code {entry.code}"
             return Moment(entry.at, entry.about, text, entry.took, entry.count, wrong=bool(entry.code))

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote
+from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Runs, Said, Step, Wrote
 
 _START_ERROR: Final = "StartError"
 SECCOMP: Final = "the seccomp profile denied "  # begins a remark about a call
 _STOP: Final = "stop: "
 _LOST: Final = "lost its shim"
 _MOST: Final = 0.8
+_PATIENCE: Final = 10_000_000_000  # nanoseconds until what is under way is a trouble
+_AT_ONCE: Final = 2_000_000_000  # nanoseconds between a failed hook or probe and kubelet's stop of the container
+_STREAMS: Final = ("ExecSync", "Exec", "Attach", "PortForward")
 # The weight of each kind of trouble.
 _FATAL, _FAILING, _NOTABLE = 3, 2, 1
 # A successful call resolves earlier troubles of these calls.
@@ -34,8 +37,8 @@ _MAKES_GOOD: Final = {
 class Trouble:
     """One thing that went wrong.
 
-    `stopped_by`: who told a container to end. `output`: its last line of output. `during`: what took most of a call.
-    `denied`: the last call that its seccomp profile denied.
+    `stopped_by`: who told a container to end. `output`: its last lines of output. `during`: what took most of a call.
+    `denied`: the last call that its seccomp profile denied. `times`: how often in a row it ended so.
     """
 
     entry: Entry
@@ -44,34 +47,47 @@ class Trouble:
     output: str = ""
     during: str = ""
     denied: str = ""
+    times: int = 1
 
 
-def worst(entries: Iterable[Entry]) -> Trouble | None:
-    """Return the worst unresolved trouble: the latest of those with the highest weight."""
-    found = _open_troubles(list(entries))
+def worst(entries: Iterable[Entry], now: int = 0) -> Trouble | None:
+    """Return the worst unresolved trouble: the latest of those with the highest weight.
+
+    `now`: the time, by which something may have been under way for too long; 0 does not ask for that.
+    """
+    found = _open_troubles(list(entries), now)
     return max(found, key=lambda trouble: (trouble.weight, trouble.entry.at), default=None)
 
 
-def of_each(entries: Iterable[Entry]) -> list[Trouble]:
+def of_each(entries: Iterable[Entry], now: int = 0) -> list[Trouble]:
     """Return the worst unresolved trouble of the pod itself and of each container."""
     worst_of: dict[str, Trouble] = {}
-    for trouble in sorted(_open_troubles(list(entries)), key=lambda trouble: (trouble.weight, trouble.entry.at)):
+    for trouble in sorted(_open_troubles(list(entries), now), key=lambda trouble: (trouble.weight, trouble.entry.at)):
         worst_of[trouble.entry.about] = trouble
     return list(worst_of.values())
 
 
-def _open_troubles(entries: list[Entry]) -> list[Trouble]:
+@dataclass(slots=True)
+class _Containers:
+    """What is known of containers, by name, while the entries are read."""
+
+    stops: dict[str, str]  # who told them to end
+    told: dict[str, Said]  # the first of these remarks, of those that have not ended
+    words: dict[str, str]
+    ends: dict[str, tuple[str, int]]  # kind of the last end, and how many in a row
+
+
+def _open_troubles(entries: list[Entry], now: int) -> list[Trouble]:
     troubles: dict[tuple[str, str], Trouble] = {}
-    stops: dict[str, str] = {}  # by container
-    words: dict[str, str] = {}
+    known = _Containers({}, {}, {}, {})
     denied: dict[str, str] = {}
     for entry in entries:
         match entry:
             case Refused():
-                weight = _NOTABLE if entry.call in ("ExecSync", "Exec", "Attach", "PortForward") else _FATAL
+                weight = _NOTABLE if entry.call in _STREAMS else _FATAL
                 troubles[entry.about, entry.call] = Trouble(entry, weight)
             case Left():
-                if entry.call not in ("ExecSync", "Exec", "Attach", "PortForward"):
+                if entry.call not in _STREAMS:
                     troubles[entry.about, entry.call] = Trouble(entry, _FATAL, during=_longest(entry, entries))
             case Answered():
                 for call in _MAKES_GOOD.get(entry.call, ()):
@@ -80,42 +96,80 @@ def _open_troubles(entries: list[Entry]) -> list[Trouble]:
                 # A pod that is lost takes its containers along, whose ends nobody saw.
                 troubles[entry.about, "said"] = Trouble(entry, _FATAL if _LOST in entry.text else _FAILING)
             case Said(text=text) if text.startswith(_STOP):
-                before = f"{stops[entry.about]}, then " if entry.about in stops else ""
-                stops[entry.about] = before + text.removeprefix(_STOP)
+                before = f"{known.stops[entry.about]}, then " if entry.about in known.stops else ""
+                known.stops[entry.about] = before + text.removeprefix(_STOP)
+                known.told.setdefault(entry.about, entry)
             case Said(text=text) if text.startswith(SECCOMP):
                 denied[entry.about] = text.removeprefix(SECCOMP)
             case Wrote(text=text):
-                words[entry.about] = text
+                known.words[entry.about] = text
             case Ran():
                 if entry.code:
                     troubles[entry.about, entry.command] = Trouble(entry, _NOTABLE)
                 else:
                     troubles.pop((entry.about, entry.command), None)
+            case Runs(limit=0) if now - entry.at > _PATIENCE:
+                troubles[entry.about, "runs"] = Trouble(entry, _FAILING)
             case Life():
-                _live(entry, troubles, stops, words)
+                _live(entry, troubles, known)
             case Plugin(failure=failure) if failure:
                 troubles["", "plugin"] = Trouble(entry, _NOTABLE)
             case _:
                 pass
+    for told in known.told.values():
+        if now - told.at > _PATIENCE:
+            troubles[told.about, "stop"] = Trouble(told, _FAILING, known.stops[told.about])
     # The kernel's report of a call may arrive after the exit that it caused.
     return [replace(one, denied=denied.get(one.entry.about, "")) for one in troubles.values()]
 
 
-def _live(entry: Life, troubles: dict[tuple[str, str], Trouble], stops: dict[str, str], words: dict[str, str]) -> None:
-    if entry.event == "started":
-        for call in ("RunPodSandbox",) if not entry.about else ("CreateContainer", "StartContainer"):
-            troubles.pop((entry.about, call), None)
-        stops.pop(entry.about, None)
-        troubles.pop((entry.about, "said"), None)
-    elif entry.event == "stopped" and entry.about and entry.reason != _START_ERROR:
-        if entry.code or entry.reason == "OOMKilled":
-            stopped_by = stops.pop(entry.about, "")
-            weight = _NOTABLE if stopped_by else _FAILING
-            troubles[entry.about, "exit"] = Trouble(entry, weight, stopped_by, words.pop(entry.about, ""))
+def _live(entry: Life, troubles: dict[tuple[str, str], Trouble], known: _Containers) -> None:
+    about = entry.about
+    if not about:
+        if entry.event == "stopped":
+            known.stops.setdefault("", "the pod was stopped")
         else:
-            troubles.pop((entry.about, "exit"), None)
-    elif entry.event == "stopped" and not entry.about:
-        stops.setdefault("", "the pod was stopped")
+            known.ends.clear()  # containers of another sandbox
+    if entry.event == "started":
+        for call in ("RunPodSandbox",) if not about else ("CreateContainer", "StartContainer"):
+            troubles.pop((about, call), None)
+        known.stops.pop(about, None)
+        troubles.pop((about, "said"), None)
+    if entry.event in ("started", "stopped", "deleted"):
+        told = known.told.pop(about, None)
+        if entry.event == "stopped" and about and entry.reason != _START_ERROR:
+            _end(entry, told, troubles, known)
+
+
+def _end(entry: Life, told: Said | None, troubles: dict[tuple[str, str], Trouble], known: _Containers) -> None:
+    """Take a container's end. `told`: it was told to."""
+    about = entry.about
+    output, stopped_by = known.words.pop(about, ""), known.stops.pop(about, "")
+    failed = bool(entry.code) or entry.reason == "OOMKilled"
+    kind = "stopped" if stopped_by else "failed" if failed else "well"
+    before, count = known.ends.get(about, ("", 0))
+    times = count + 1 if kind == before else 1
+    known.ends[about] = kind, times
+    troubles.pop((about, "exit"), None)
+    if told is not None and (key := _blamed(told, troubles)) is not None:
+        troubles[key] = replace(troubles[key], stopped_by=stopped_by)
+    elif kind == "failed" or (failed and times == 1):
+        weight = _NOTABLE if stopped_by else _FAILING
+        troubles[about, "exit"] = Trouble(entry, weight, stopped_by, output, times=times)
+    elif times > 1:  # what ends by itself or is stopped is started again
+        weight = _NOTABLE if stopped_by else _FAILING
+        troubles[about, "exit"] = Trouble(entry, weight, stopped_by, times=times)
+
+
+def _blamed(told: Said, troubles: dict[tuple[str, str], Trouble]) -> tuple[str, str] | None:
+    """Return the command that failed just before a container was told to end: a hook or a probe."""
+    failures = [
+        (one.entry.at, key)
+        for key, one in troubles.items()
+        if one.entry.about == told.about and 0 <= told.at - one.entry.at < _AT_ONCE
+        if isinstance(one.entry, Ran) or (isinstance(one.entry, Refused) and one.entry.call == "ExecSync")
+    ]
+    return max(failures)[1] if failures else None
 
 
 def _longest(left: Left, entries: Iterable[Entry]) -> str:

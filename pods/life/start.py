@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import time
@@ -12,11 +13,12 @@ from image.errors import ImageError
 from pods import bundle, log_fields, log_place
 from pods.checkpoint import members
 from pods.errors import PodError
+from pods.life.hidden import hidden
 from pods.model import Container
 from pods.state.plugins import PluginEvent
 from pods.state.transitions import Started, StartFailed, require_startable
 from runtime.criu import worker as criu
-from runtime.errors import RuntimeCoreError
+from runtime.errors import ExecFailed, RuntimeCoreError
 from runtime.wire import calls
 
 if TYPE_CHECKING:
@@ -57,8 +59,9 @@ class Starts:
                     log_place.make_log(container.log_path, sandbox.config.log_directory)
                 answer = await self._start_in_shim(container, sandbox, trace)
             except (PodError, RuntimeCoreError, ImageError, OSError) as error:
-                await self._record_failure(container, str(error))
-                raise PodError(f"start container {container_id}: {error}") from error
+                told = f"{error}{self._hidden(container, error)}"
+                await self._record_failure(container, told)
+                raise PodError(f"start container {container_id}: {told}") from error
             for warning in answer.warnings:
                 self._state.recorder.part(container_id).said(warning, "warning")
                 _warn_once(warning)
@@ -93,6 +96,17 @@ class Starts:
         trace.add(answer.steps)
         trace.step("shim answered")
         return answer
+
+    def _hidden(self, container: Container, error: Exception) -> str:
+        """Return what to add to the error if a volume hides the program."""
+        if not isinstance(error, ExecFailed) or error.errno != errno.ENOENT:
+            return ""
+        process = (bundle.read_config(self._state.settings.bundle_dir(container.id)) or {}).get("process", {})
+        try:
+            layers = self._images.layers_of(container.image_id)
+        except ImageError:
+            return ""
+        return hidden(str(error), container.config.mounts, process, layers)
 
     def _checkpoint(self, container: Container) -> str:
         """Return the directory of criu's images. Raises ImageError.

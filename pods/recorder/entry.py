@@ -71,7 +71,7 @@ class Said(_Entry, frozen=True, tag="said"):
 
 
 class Wrote(_Entry, frozen=True, tag="wrote"):
-    """The last line that a container wrote before it ended with an error."""
+    """The last lines that a container wrote before it ended with an error."""
 
     text: str
 
@@ -107,20 +107,31 @@ class Left(_Entry, frozen=True, tag="left"):
 
 
 class Ran(_Entry, frozen=True, tag="ran"):
-    """A command ran in a container (ExecSync: probes), `count` times with this exit code, last at `at`."""
+    """A command ran in a container (ExecSync: probes), `count` times with this exit code, last at `at`.
+
+    `words` is the last line that it wrote, if it failed.
+    """
 
     command: str
     code: int
     took: int
     count: int = 1
     first: int = 0
+    words: str = ""
 
     @property
     def key(self) -> tuple[object, ...]:
         return ("ran", self.about, self.command, self.code)
 
 
-Entry = Step | Life | Plugin | Said | Wrote | Answered | Refused | Left | Ran
+class Runs(_Entry, frozen=True, tag="runs"):
+    """A command (ExecSync) that has not ended; `limit` is in seconds, 0 for none. No recording has it."""
+
+    command: str
+    limit: float
+
+
+Entry = Step | Life | Plugin | Said | Wrote | Answered | Refused | Left | Ran | Runs
 Counted = Refused | Ran
 Line = Entry | Steps  # what is in memory and on disk
 

@@ -72,13 +72,14 @@ class Teller:
         self.recording.add(Said(time.time_ns(), self.about, level, cut(text)))
 
     def wrote(self, text: str) -> None:
-        """Record the last output line of a container that ended with an error."""
+        """Record the last output lines of a container that ended with an error."""
         if text:
             self.recording.add(Wrote(time.time_ns(), self.about, cut(text)))
 
-    def ran(self, command: str, code: int, took: int) -> None:
-        """Record a command's exit code."""
-        self.recording.add(Ran(time.time_ns(), self.about, cut(command, _COMMAND), code, took))
+    def ran(self, command: str, code: int, took: int, words: str = "") -> None:
+        """Record a command's exit code, and the last line that it wrote."""
+        command, words = cut(command, _COMMAND), cut(words)
+        self.recording.add(Ran(time.time_ns(), self.about, command, code, took, words=words))
 
 
 class Recorder:

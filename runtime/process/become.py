@@ -342,7 +342,8 @@ def _find_program(process: oci.Process) -> str:
             mode = os.stat(name).st_mode
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
-            raise ExecFailed(f'exec: "{name}": stat {name}: {reason}', error.errno or 0) from error
+            added = unexecutable.one_word(name)
+            raise ExecFailed(f'exec: "{name}": stat {name}: {reason}{added}', error.errno or 0) from error
         if stat.S_ISDIR(mode) or not mode & 0o111:
             raise _refused(name, name, errno.EACCES)
         return name
@@ -356,7 +357,8 @@ def _find_program(process: oci.Process) -> str:
             refused = candidate
     if refused:
         raise _refused(name, refused, errno.EACCES)
-    raise ExecFailed(f'exec: "{name}": executable file not found in $PATH', errno.ENOENT)
+    added = unexecutable.one_word(name)
+    raise ExecFailed(f'exec: "{name}": executable file not found in $PATH{added}', errno.ENOENT)
 
 
 def _refused(name: str, path: str, number: int) -> ExecFailed:

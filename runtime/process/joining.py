@@ -33,6 +33,7 @@ from runtime.process.join import Join, namespace_flags
 from runtime.process.labelling import write_labels
 from runtime.process.refusal import Refusal, report_refusal
 from runtime.process.script import BASE, CHANNEL, EVERY_ERROR, Entry, Script, fits
+from runtime.process.unexecutable import one_word
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
 from runtime.wire.reports import Undone, birth_by_list, encode
@@ -479,7 +480,8 @@ def _no_exec(name: str, number: int = 0, reason: str = "", before: str = "") -> 
     """Explain a failure in runc's words. The default reason is the error's."""
 
     def explained(found: int) -> RuntimeCoreError:
-        return ExecFailed(f'exec: "{name}": {before}{reason or os.strerror(found).lower()}', number or found)
+        told = f"{before}{reason or os.strerror(found).lower()}{one_word(name)}"
+        return ExecFailed(f'exec: "{name}": {told}', number or found)
 
     return explained
 

@@ -1,7 +1,8 @@
 """Why a program could not be executed, where the kernel's error does not say it: read from the file itself.
 
 A missing interpreter is ENOENT, as if the program were missing; a program of another architecture is ENOEXEC, as is a
-text without `#!`; and EACCES is a mode, a directory or a file system without execution.
+text without `#!`; and EACCES is a mode, a directory or a file system without execution. Each of these may also be true
+of the interpreter that the file names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
     from typing import Final
 
 BEGINNING: Final = 4096
+_DEPTH: Final = 5  # interpreters of interpreters, as many as the kernel follows
 _PT_INTERP: Final = 3
+_MARKS: Final = {  # byte order marks
+    b"\xef\xbb\xbf#!": "its #! comes after a byte order mark, but must be the first two bytes",
+    b"\xff\xfe#\0!\0": "it is text in UTF-16, in which the kernel finds no #! line",
+    b"\xfe\xff\0#\0!": "it is text in UTF-16, in which the kernel finds no #! line",
+}
 _NAMES: Final = {
     3: "i386", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 62: "x86_64", 183: "aarch64",
     243: "riscv64", 258: "loongarch64",
@@ -37,16 +44,37 @@ class Facts:
 
 def reason(path: str, number: int) -> str:
     """What is to be added to the error `number` of executing `path`; "" where it says all. Raises nothing."""
+    return _reason(path, number, 0)
+
+
+def _reason(path: str, number: int, depth: int) -> str:
     try:
-        if number == errno.EACCES:
-            facts = Facts(os.stat(path).st_mode, os.statvfs(path).f_flag)
-        elif number in (errno.ENOENT, errno.ENOEXEC):
-            facts = Facts(0, 0, _beginning(path))
-        else:
+        if number not in (errno.EACCES, errno.ENOENT, errno.ENOEXEC):
             return ""
+        facts = Facts(os.stat(path).st_mode, os.statvfs(path).f_flag)
+        if stat.S_ISREG(facts.mode) and (number != errno.EACCES or os.access(path, os.X_OK)):
+            content = _beginning(path)
+            if told := _of_its_interpreter(content, number, depth):
+                return told
+            facts = Facts(facts.mode, facts.mount_flags, content)
     except (OSError, ValueError):
         return ""
     return explain(number, facts, os.geteuid(), os.getegid())
+
+
+def _of_its_interpreter(content: bytes, number: int, depth: int) -> str:
+    """What an existing interpreter lacks; "" if there is none."""
+    if content[:2] != b"#!" or not (words := _first_line(content).split()) or depth == _DEPTH:
+        return ""
+    interpreter = words[0].decode(errors="replace")
+    if not os.path.exists(words[0]) or not (why := _reason(os.fsdecode(words[0]), number, depth + 1)):
+        return ""
+    return f'its interpreter "{interpreter}" (#!): {why}'
+
+
+def one_word(name: str) -> str:
+    """What to add if no program has this name: it may be a whole command line."""
+    return ": it is one word, with spaces in it: are the arguments words of their own?" if len(name.split()) > 1 else ""
 
 
 def explain(number: int, facts: Facts, uid: int, gid: int) -> str:
@@ -82,16 +110,30 @@ def _beginning(path: str) -> bytes:
 
 def _of_content(content: bytes, number: int) -> str:
     if content[:2] == b"#!":
-        words = content[2:].partition(b"\n")[0].split()
+        words = _first_line(content).split()
         interpreter = words[0].decode(errors="replace") if words else ""
-        if interpreter.endswith("\r") or b"\r" in content.partition(b"\n")[0]:
+        if b"\r" in _first_line(content):
             return f'its interpreter "{interpreter}" ends in a carriage return: it has the line ends of DOS'
+        if not words:
+            return "its #! line names no interpreter"
+        if number == errno.ENOEXEC:
+            return f'its interpreter "{interpreter}" (#!) is no program that {os.uname().machine} executes'
         return f'its interpreter "{interpreter}" (#!) is not in the container, or has none itself'
     if content[:4] == b"\x7fELF":
         return _of_elf(content, number)
-    if number == errno.ENOEXEC:
-        return "it is empty" if not content else "it is no ELF file, and has no #! line"
-    return ""
+    if number != errno.ENOEXEC:
+        return ""
+    for mark, told in _MARKS.items():
+        if content.startswith(mark):
+            return told
+    if content.lstrip()[:2] == b"#!":
+        return "its #! comes after white space, but must be the first two bytes"
+    return "it is empty" if not content else "it is no ELF file, and has no #! line"
+
+
+def _first_line(content: bytes) -> bytes:
+    """What is after `#!` in the first line."""
+    return content[2:].partition(b"\n")[0]
 
 
 def _of_elf(content: bytes, number: int) -> str:

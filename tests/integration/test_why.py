@@ -50,18 +50,22 @@ class Fault:
     command: tuple[str, ...] = ("sleep", "60")
     fields: Fields = lambda _place: {}
     image: str = BUSYBOX
+    remedy: str = ""  # what it has among others
 
 
 def why(daemon: Daemon, query: str) -> admin_pb2.WhyResponse:
     return daemon.admin.Why(admin_pb2.WhyRequest(query=query), **_CALL)
 
 
-def wrong(found: admin_pb2.WhyResponse, cause: str, words: tuple[str, ...], told: str | None = None) -> str:
+def wrong(
+    found: admin_pb2.WhyResponse, cause: str, words: tuple[str, ...], told: str | None = None, remedy: str = ""
+) -> str:
     """What a diagnosis lacks; "" for a right one. `told` is the text of the call's error."""
     right = found.name == cause and all(word in found.cause for word in words) and found.evidence and found.remedy
-    if right and told in (None, found.cause):
+    if right and told in (None, found.cause) and remedy in found.remedy:
         return ""
-    return f"{found.name}: {found.cause!r} ({found.evidence!r}); wanted {cause} with {words}, told {told!r}"
+    got = f"{found.name}: {found.cause!r} ({found.evidence!r}; {found.remedy!r})"
+    return f"{got}; wanted {cause} with {words} and {remedy!r}, told {told!r}"
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -98,6 +102,12 @@ def stage(made: Path) -> Path:
     _program(made / "dynamic", Path(shutil.which("ls") or "").read_bytes())
     struct.pack_into("<H", elf, 18, 183 if elf[18] == 62 else 62)
     _program(made / "foreign", bytes(elf))
+    _program(made / "by-foreign", b"#!/odd/foreign\n")
+    _program(made / "by-data", b"#!/odd/data\n")
+    _program(made / "by-dynamic", b"#!/odd/dynamic\n")
+    _program(made / "mark", b"\xef\xbb\xbf#!/bin/sh\n")
+    _program(made / "wide", "#!/bin/sh\n".encode("utf-16"))
+    _program(made / "late", b"\n#!/bin/sh\n")
     (made / "file").write_text("a file")
     (made / "directory").mkdir()
     (made / "loop").symlink_to("loop")
@@ -169,11 +179,20 @@ REFUSED = (
     Fault("interpreter", "interpreter-missing", ("/odd/script", "/no/such/interpreter"), ("/odd/script",), _ODD),
     Fault("dos", "interpreter-missing", ("/odd/dos", "carriage return"), ("/odd/dos",), _ODD),
     Fault("elf-interpreter", "interpreter-missing", ("/odd/dynamic", "/ld-linux"), ("/odd/dynamic",), _ODD),
+    Fault("by-foreign", "wrong-architecture", ('"/odd/foreign" (#!): ', "aarch64"), ("/odd/by-foreign",), _ODD),
+    Fault("by-data", "program-not-executable", ('"/odd/data" (#!): ', "0644"), ("/odd/by-data",), _ODD),
+    Fault("by-dynamic", "interpreter-missing", ('"/odd/dynamic" (#!): ', "/ld-linux"), ("/odd/by-dynamic",), _ODD),
+    Fault("mark", "not-a-program", ("byte order mark",), ("/odd/mark",), _ODD, remedy="without a byte order mark"),
+    Fault("wide", "not-a-program", ("UTF-16",), ("/odd/wide",), _ODD, remedy="UTF-8"),
+    Fault("late", "not-a-program", ("after white space",), ("/odd/late",), _ODD),
+    Fault("one-word", "program-missing", ("httpd -f", "one word"), ("httpd -f",), remedy="[httpd, -f]"),
+    Fault("one-path", "program-missing", ("/bin/httpd -f", "one word"), ("/bin/httpd -f",), remedy="[httpd, -f]"),
     Fault("arguments", "arguments-too-long", ("204800 bytes",), ("true", "x" * (200 << 10))),
     Fault("directory-is-file", "working-directory", ("/etc/passwd",), fields=lambda _: {"working_dir": "/etc/passwd"}),
     Fault("user", "user-missing", ("nosuchuser",), fields=_security(run_as_username="nosuchuser")),
     Fault("file-on-directory", "mount-file-directory", ("file", "/tmp"), fields=_mounts(("{}/file", "/tmp"))),
-    Fault("directory-on-file", "mount-file-directory", ("/group",), fields=_mounts(("{}/directory", "/etc/group"))),
+    Fault("directory-on-file", "mount-file-directory", ("/group",), fields=_mounts(("{}/directory", "/etc/group")),
+          remedy="correct subPath"),
     Fault("below-source", "mount-source", ("file/below",), fields=_mounts(("{}/file/below", "/mnt"))),
     Fault("source-loop", "mount-source", ("loop",), fields=_mounts(("{}/loop", "/mnt"))),
     Fault("below-a-file", "mount-target", ("/etc/passwd/x",), fields=_mounts(("{}/directory", "/etc/passwd/x"))),
@@ -204,6 +223,12 @@ ENDED = (
     Fault("killed", "killed", ("SIGKILL",), ("sh", "-c", "sh -c 'kill -9 $PPID'; true")),
     Fault("oom", "out-of-memory", ("memory limit 16777216 bytes",),
           ("sh", "-c", "x=a; while :; do x=$x$x; done"), _resources(memory_limit_in_bytes=16 << 20)),
+    Fault("oom-child", "out-of-memory", ("exit code 1, and another process", "memory limit 16777216 bytes", "no end"),
+          ("sh", "-c", "sh -c 'x=a; while :; do x=$x$x; done'; echo no end; exit 1"),
+          _resources(memory_limit_in_bytes=16 << 20)),
+    Fault("stack", "exit-code", ("exit code 1: Error: no tea",),
+          ("sh", "-c", r"printf 'Error: no tea\n    at main\n    at run\n' >&2; exit 1")),
+    Fault("port", "port-taken", ("in use",), ("sh", "-c", "echo bind: Address already in use; exit 1"), remedy="ss -l"),
     Fault("not-found", "command-not-found", ("127", "no-such-command"), ("sh", "-c", "no-such-command")),
     Fault("not-run", "command-not-executable", ("126", "/etc/passwd"), ("sh", "-c", "/etc/passwd")),
     Fault("library", "library-missing", ("/odd/dynamic", ".so"), ("/odd/dynamic",), _loader),
@@ -216,7 +241,8 @@ def test_containers_that_do_not_start(pod: Pod, place: Path) -> None:
     for fault in REFUSED:
         run = partial(pod.run, *fault.command, name=fault.name, image=fault.image, **fault.fields(place))
         told = refusal(run)
-        if failure := wrong(why(pod.daemon, f"faults/{fault.name}"), fault.cause, fault.words, told):
+        found = why(pod.daemon, f"faults/{fault.name}")
+        if failure := wrong(found, fault.cause, fault.words, told, fault.remedy):
             failures.append(f"{fault.name}: {failure}")
     _remove_all(pod)
     assert failures == []
@@ -227,7 +253,7 @@ def test_containers_that_end(pod: Pod, place: Path) -> None:
     containers = {fault: pod.run(*fault.command, name=fault.name, **fault.fields(place)) for fault in ENDED}
     for fault, container in containers.items():
         pod.daemon.wait_exited(container)
-        if failure := wrong(why(pod.daemon, container[:12]), fault.cause, fault.words):
+        if failure := wrong(why(pod.daemon, container[:12]), fault.cause, fault.words, remedy=fault.remedy):
             failures.append(f"{fault.name}: {failure}")
     _remove_all(pod)
     assert failures == []
@@ -244,6 +270,8 @@ def test_states_names_and_commands(daemon: Daemon, pod: Pod) -> None:
     ended = pod.run("true", name="ended")
     daemon.wait_exited(ended)
     runs = pod.run("sh", "-c", "trap '' TERM; while :; do sleep 1; done", name="runs")
+    end = cri.StopContainerRequest(timeout=1)
+    end.container_id = pod.run("sh", "-c", "trap '' TERM; while :; do sleep 1; done", name="other")
     other = daemon.sandbox_config("faults", labels={"other": "one"})
     handled = daemon.sandbox_config("handled")
     stop = cri.StopContainerRequest(container_id=runs, timeout=1)
@@ -258,9 +286,13 @@ def test_states_names_and_commands(daemon: Daemon, pod: Pod) -> None:
         ("faults/ended", "not-running", ("exited",), lambda: daemon.runtime.StartContainer(start, **_CALL), True),
         ("faults/ended", "name-held", (ended,), lambda: pod.create("false", name="ended"), True),
         ("faults/runs", "program-missing", ("/no/such",), lambda: pod.exec(runs, "/no/such"), True),
-        ("faults/runs", "command-failed", ("sh", "code 7"), lambda: pod.exec(runs, "sh", "-c", "exit 7"), False),
+        ("faults/runs", "command-failed", ("sh", "code 7: no tea"),
+         lambda: pod.exec(runs, "sh", "-c", "echo no tea >&2; exit 7"), False),
         ("faults/runs", "exec-timeout", ("within 1 s",), lambda: pod.exec(runs, "sleep", "100", timeout=1), True),
-        ("faults/runs", "stopped", ("SIGKILL", "SIGTERM"), lambda: daemon.runtime.StopContainer(stop, **_CALL), False),
+        # What kubelet does after a hook or a probe has failed.
+        ("faults/runs", "exec-timeout", ("within 1 s", "then the container was stopped (SIGTERM"),
+         lambda: daemon.runtime.StopContainer(stop, **_CALL), False),
+        ("faults/other", "stopped", ("SIGKILL", "SIGTERM"), lambda: daemon.runtime.StopContainer(end, **_CALL), False),
         ("faults", "name-held", (pod.id,), run_pod(other), True),
         ("handled", "handler-missing", ("kata",), run_pod(handled, "kata"), True),
     )
@@ -273,6 +305,43 @@ def test_states_names_and_commands(daemon: Daemon, pod: Pod) -> None:
     assert failures == []
 
 
+def test_a_container_that_ends_well_again_and_again(daemon: Daemon) -> None:
+    with daemon.pod("loops") as pod:
+        for _ in range(3):
+            container = pod.run("sh")
+            daemon.wait_exited(container)
+            daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
+        found = why(daemon, "loops")
+        assert wrong(found, "ends-well", ("exit code 0, again and again",), remedy="restartPolicy") == ""
+        assert "3 times in a row" in found.evidence
+
+
+def test_a_hook_that_does_not_end_is_told_of(daemon: Daemon) -> None:
+    """As kubelet runs a preStop hook: without a time limit."""
+    with daemon.pod("hooked") as pod:
+        container = pod.run("sleep", "1000")
+        script = "until [ -e /drained ]; do sleep 1; done"
+        request = cri.ExecSyncRequest(container_id=container, cmd=["sh", "-c", script])
+        hook = daemon.runtime.ExecSync.future(request, **_CALL)
+        until(lambda: why(daemon, "hooked").name == "command-runs", 60, 0.2)
+        assert wrong(why(daemon, "hooked"), "command-runs", ("'sh (arguments: 2)'",), remedy="preStop") == ""
+        pod.exec(container, "touch", "/drained")
+        assert hook.result().exit_code == 0
+        assert why(daemon, "hooked").name == "none"
+
+
+def test_a_volume_that_hides_the_program_is_named(daemon: Daemon, pod: Pod, place: Path) -> None:
+    hides = _mounts(("{}/directory", "/bin"))(place)
+    for name, command in (("hides", ("/bin/httpd", "-f")), ("hides-too", ("httpd", "-f"))):
+        told = refusal(partial(pod.run, *command, name=name, **hides))
+        found = why(daemon, f"faults/{name}")
+        assert wrong(found, "program-hidden", ("the volume on `/bin` hides the image's `/bin/httpd`",), told) == ""
+    told = refusal(partial(pod.run, "/bin/none", name="absent", **hides))
+    assert wrong(why(daemon, "faults/absent"), "program-missing", ("/bin/none",), told) == ""
+    _remove_all(pod)
+
+
+_PORTS = "net.ipv4.ip_local_port_range"
 _ANSWERS = {
     "words": """echo '{"cniVersion":"1.0.0","code":7,"msg":"no bridge","details":"it is down"}'; exit 1""",
     "later": """echo '{"cniVersion":"1.0.0","code":11,"msg":"try again later"}'; exit 1""",
@@ -307,6 +376,7 @@ def test_networks_and_pods(tmp_path: Path) -> None:
             ("net-full", "no-address", ("10.201.1",), good, {}),
             ("net-sysctl", "sysctl", ("net/no/such",), good, {"sysctls": {"net.no.such": "1"}}),
             ("net-foreign-sysctl", "sysctl", ("vm.swappiness",), good, {"sysctls": {"vm.swappiness": "1"}}),
+            ("net-value", "sysctl", ("1-2", "Invalid argument"), good, {"sysctls": {_PORTS: "1-2"}}),
             ("net-parent", "invalid-request", ("cgroup_parent",), good, {"cgroup_parent": "a/../b"}),
         )
         failures = []
@@ -315,7 +385,9 @@ def test_networks_and_pods(tmp_path: Path) -> None:
             config = daemon.sandbox_config(name, linux=cri.LinuxPodSandboxConfig(**linux))
             request = cri.RunPodSandboxRequest(config=config)
             told = refusal(partial(daemon.runtime.RunPodSandbox, request, **_CALL))
-            if failure := wrong(why(daemon, f"default/{name}"), cause, words, told if cause != "none" else None):
+            remedy = "correct the value" if name == "net-value" else ""
+            found = why(daemon, f"default/{name}")
+            if failure := wrong(found, cause, words, told if cause != "none" else None, remedy):
                 failures.append(f"{name}: {failure}")
         file.write_text(_network({"type": "slow"}))
         impatient = cri.RunPodSandboxRequest(config=daemon.sandbox_config("impatient"))
@@ -348,6 +420,9 @@ async def test_images(tmp_path: Path) -> None:
     async def flipped(request: Any, content: bytes) -> Any:
         return faulty_registry.web.Response(body=content[:-1] + bytes([content[-1] ^ 1]))
 
+    async def encrypted(request: Any, content: bytes) -> Any:
+        return await status(307, {"Location": f"https://{registry.host}{manifest}"})(request, content)
+
     async with AsyncExitStack() as serving:
         await serving.enter_async_context(registry.running())
         refused = {"docker": {f"{registry.host}/refused": [{"type": "reject"}]}}
@@ -362,6 +437,7 @@ async def test_images(tmp_path: Path) -> None:
             ("{}/good:1", manifest, [status(401)] * 2, "image-credentials", ("authentication",)),
             ("{}/good:1", manifest, [status(403)], "image-credentials", ("403",)),
             ("{}/good:1", manifest, [status(500)] * 3, "registry-unavailable", ("500",)),
+            ("{}/good:1", manifest, [encrypted] * 3, "registry-tls", ("TLS", "does it speak plain http?")),
             ("{}/good:1", blob, [flipped], "image-damaged", (list(good.blobs)[1],)),
             ("{}/lying:1", "", [], "image-damaged", (digest(b"something else"),)),
             ("{}/foreign:1", "", [], "image-platform", ("s390x",)),
@@ -381,10 +457,16 @@ async def test_images(tmp_path: Path) -> None:
                 request = cri.PullImageRequest(image=cri.ImageSpec(image=image), sandbox_config=pod)
                 told = await asyncio.to_thread(refusal, partial(daemon.images.PullImage, request, **_CALL))
                 # The image's own recording, and that of the pod that waits for it.
-                found = [wrong(why(daemon, query), cause, words, told) for query in (image, "waits")]
-                failures += [f"{image}: {failure}" for failure in found if failure]
+                lacks = [wrong(why(daemon, query), cause, words, told) for query in (image, "waits")]
+                failures += [f"{image}: {failure}" for failure in lacks if failure]
             request = cri.PullImageRequest(image=cri.ImageSpec(image=f"{registry.host}/good:1"), sandbox_config=pod)
-            registry.faults = {}
+            registry.faults, registry.login = {}, "deploy:right"
+            request.auth.username, request.auth.password = "deploy", "wrong"
+            for registry.basic in (True, False):
+                told = await asyncio.to_thread(refusal, partial(daemon.images.PullImage, request, **_CALL))
+                found = why(daemon, f"{registry.host}/good:1")
+                failures += filter(None, [wrong(found, "image-credentials", ("cred",), told, "correct the login")])
+            request.auth.password = "right"
             await asyncio.to_thread(daemon.images.PullImage, request, **_CALL)
             assert why(daemon, f"{registry.host}/good:1").name == "none"
             await serving.enter_async_context(secret.running(_unknown_authority(tmp_path)))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pods.diagnosis import causes, troubles
-from pods.diagnosis.inquiry import find, inquire
+from pods.diagnosis.inquiry import Present, find, inquire
 from pods.errors import InvalidArgument, NotFound
 from pods.life import last_words
-from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Said, Step, Wrote
+from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Runs, Said, Step, Wrote
 from pods.recorder.recording import Recording, Subject, about_image
 
 _PAGE = Path(__file__).parents[2] / "docs/why.md"
@@ -46,10 +46,91 @@ def test_an_exit_weighs_more_than_a_probe_and_a_stop_less() -> None:
     assert _worst(Life(1, "main", "c", "stopped", 128, "StartError")) is None  # the call's refusal tells of it
 
 
-def test_the_last_line_of_a_log_is_found_without_what_cri_puts_before_it() -> None:
+_SECOND = 1_000_000_000
+
+
+def _cause(*entries: Entry, now: int = 0) -> causes.Cause:
+    trouble = troubles.worst(entries, now)
+    assert trouble is not None
+    return causes.of(trouble)
+
+
+def test_the_hook_or_probe_that_a_stop_is_for_is_the_cause() -> None:
+    hook = Ran(10 * _SECOND, "main", "cp (arguments: 2)", 1, 5, words="cp: no such file")
+    stop = Said(10 * _SECOND + 5, "main", "info", "stop: SIGTERM, with 1 s to end")
+    ended = Life(11 * _SECOND, "main", "c", "stopped", 143, "Error")
+    found = _cause(hook, stop, ended)
+    assert found.name == "command-failed"
+    assert "exit code 1: cp: no such file; then the container was stopped (SIGTERM, with 1 s to end)" in found.text
+    probe = _refused(10 * _SECOND, "ExecSync", "main", "exec in container c: 'sh' did not end within 2 s")
+    assert "did not end within 2 s; then the container was stopped" in _cause(probe, stop, ended).text
+    assert _cause(Ran(7 * _SECOND, "main", "cp", 1, 5), stop, ended).name == "stopped"  # that was another matter
+    assert _cause(Ran(10 * _SECOND, "other", "cp", 1, 5), stop, ended).name == "stopped"
+
+
+def test_what_ends_or_is_stopped_again_and_again_is_a_trouble_though_it_ends_well() -> None:
+    first, second = (Life(at, "main", f"c{at}", "stopped", 0, "Completed") for at in (2, 4))
+    assert _worst(first) is None
+    assert _cause(first, Life(3, "main", "c4", "started"), second).name == "ends-well"
+    assert _worst(first, Life(3, "", "t", "created"), second) is None  # an init container of another sandbox
+    assert _worst(first, second, Life(5, "main", "c5", "stopped", 1, "Error"), Life(6, "main", "c6", "stopped")) is None
+    stops = [Said(at, "main", "info", "stop: SIGTERM, with 1 s to end") for at in (1, 3)]
+    assert _worst(stops[0], first) is None
+    assert _cause(stops[0], first, stops[1], second).name == "restarted"
+
+
+def test_what_is_under_way_for_long_is_told_of() -> None:
+    runs = Runs(_SECOND, "main", "sh (arguments: 2)", 0)
+    assert _cause(runs, now=12 * _SECOND).name == "command-runs"
+    assert troubles.worst([runs], 10 * _SECOND) is None
+    assert troubles.worst([Runs(_SECOND, "main", "sh", 60)], 50 * _SECOND) is None  # a probe
+    stop = Said(_SECOND, "main", "info", "stop: SIGTERM, with 7200 s to end")
+    found = _cause(stop, now=12 * _SECOND)
+    assert (found.name, "SIGTERM, with 7200 s" in found.text) == ("stopping", True)
+    assert troubles.worst([stop], 10 * _SECOND) is None
+    assert troubles.worst([stop, Life(2 * _SECOND, "main", "c", "stopped", 0, "Completed")], 90 * _SECOND) is None
+
+
+def test_a_process_that_was_killed_for_memory_is_not_the_first_one_if_that_ended_otherwise() -> None:
+    ended = Life(2, "main", "c", "stopped", 1, "OOMKilled", "memory limit 1024 bytes")
+    found = _cause(Wrote(1, "main", "import did not end well"), ended)
+    assert found.name == "out-of-memory"
+    assert "exit code 1, and another process than its first was killed" in found.text
+    assert "memory limit 1024 bytes" in found.text
+    assert found.text.endswith("import did not end well")
+
+
+_JAVA = """starting
+Exception in thread "main" java.lang.IllegalStateException: DB_URL is not set
+\tat shop.Settings.require(Settings.java:41)
+\tat shop.Settings.load(Settings.java:22)
+\tat shop.Main.main(Main.java:12)"""
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (_JAVA, 'Exception in thread "main" java.lang.IllegalStateException: DB_URL is not set'),
+        ("panic: no tea\n\ngoroutine 1 [running]:\nmain.main()\n\t/a.go:9 +0x1d\nexit status 2", "panic: no tea"),
+        ("Traceback (most recent call last):\n  File 'a.py', line 1\nValueError: no tea", "ValueError: no tea"),
+        ("Error: no tea\n    at main (a.js:3:4)\n\nNode.js v22.1.0", "Error: no tea"),
+        ("bind: Address already in use\ngiving up", "bind: Address already in use"),
+        ("  only\n  this", "this"),
+    ],
+)
+def test_the_line_of_the_last_ones_that_says_most(output: str, told: str) -> None:
+    log = b"".join(b"2026-11-29T21:12:31Z stderr F %s\n" % line.encode() for line in output.split("\n"))
+    assert causes.headline(last_words.last_lines(log)) == told
+
+
+def test_the_last_lines_of_a_log_are_few_and_without_what_cri_puts_before_them() -> None:
     log = b"half a line\n2026-11-29T21:12:31Z stderr F sh: tea: not found\n2026-11-29T21:12:31Z stdout F \n"
-    assert last_words.last_line(log) == "sh: tea: not found"
-    assert last_words.last_line(b"") == last_words.last_line(b"no log\n") == ""
+    assert last_words.last_lines(log) == "sh: tea: not found"
+    assert last_words.last_lines(b"") == last_words.last_lines(b"no log\n") == ""
+    head = b"2026-11-29T21:12:31Z stderr F "
+    long = b"".join(head + b"%d\n" % number for number in range(100)) + head + b"boom\n" + (head + b"  at x\n") * 100
+    assert last_words.last_lines(long) == "96\n97\n98\n99\nboom\n  at x\n  at x"
+    assert len(last_words.last_lines((head + b"x" * 900 + b"\n") * 9)) < 700
 
 
 def test_a_caller_that_left_is_told_what_took_its_time() -> None:
@@ -96,6 +177,23 @@ def test_an_error_is_known_by_its_classes_before_its_words(kinds: str, text: str
     assert causes.of_error(tuple(kinds.split()), text).name == name
 
 
+@pytest.mark.parametrize(
+    ("kinds", "text", "remedy"),
+    [
+        ("ExecFailed", 'exec: "/a": exec format error: its interpreter "/b" (#!): it is a program for arm', "platform"),
+        ("AuthenticationRequired", "get it: the registry refused the credentials", "correct the login"),
+        ("AuthenticationRequired", "get it: answered 403, though credentials were sent", "correct the login"),
+        ("AuthenticationRequired", "get it: the registry answered 403", "add an imagePullSecret"),
+        ("WrongMountPoint", "the source is a directory, '/f' in the container is a file", "subPath"),
+        ("InvalidArgument", "config.linux.sysctls: set sysctl `a.b=c`: Invalid argument", "correct the value"),
+        ("InvalidArgument", "config.linux.sysctls: set sysctl `a.b=c`: No such file or directory", "correct the name"),
+        ("RegistryUnavailable", "connect to a:1: TLS: wrong version number: does it speak plain http?", "insecure"),
+    ],
+)
+def test_the_remedy_is_for_what_happened(kinds: str, text: str, remedy: str) -> None:
+    assert remedy in causes.of_error(tuple(kinds.split()), text).remedy
+
+
 def test_a_pod_a_container_or_an_image_is_found_by_id_and_name() -> None:
     old, new, image = (
         Recording(subject, 4096, lambda _recording: None)
@@ -110,7 +208,7 @@ def test_a_pod_a_container_or_an_image_is_found_by_id_and_name() -> None:
     assert find("a", every) == find("docker.io/library/a", every) == [(image, "")]
     old.sandboxes.add("s")  # what there is goes before what is gone
     assert find("web", every) == [(old, ""), (new, "")]
-    told = inquire("web", every, ())
+    told = inquire("web", every, Present())
     assert [(one.subject, one.timeline) for one in told.others] == [("pod n/web (uid 2)", ())]
     with pytest.raises(NotFound, match="nothing is recorded"):
         find("else", every)

@@ -22,6 +22,7 @@ _FILES = {
     "dos": (b"#!/bin/sh\r\necho\r\n", 0o755, 'no such file or directory: its interpreter "/bin/sh" ends in a carriage'),
     "lonely": (b"#!/not/there -x\n", 0o755, 'no such file or directory: its interpreter "/not/there" (#!) is not in'),
     "foreign": (_FOREIGN.ljust(200, b"\0"), 0o755, "exec format error: it is a program for s390x, and this is "),
+    "mark": (b"\xef\xbb\xbf#!/bin/sh\n", 0o755, "exec format error: its #! comes after a byte order mark"),
     "closed": (b"#!/bin/sh\n", 0o644, "permission denied: its mode 0644 lets nobody execute it"),
 }
 

@@ -1,0 +1,35 @@
+"""Which volume hides a program that was not found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pods.life.hidden import hidden
+from pods.model import Mount
+
+_MOUNTS = (Mount("/etc/hosts"), Mount("/app/"), Mount("/opt/node"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ('exec: "/app/server": stat /app/server: no such file or directory', "the volume on `/app` hides"),
+        ('exec: "./server": stat ./server: no such file or directory', "hides the image's `/app/server`"),
+        ('exec: "server": executable file not found in $PATH', "hides the image's `/app/server`"),
+        ('exec: "/run": no such file or directory: its interpreter "/opt/node/node" (#!) is', "`/opt/node/node`"),
+        ('exec: "/app/other": stat /app/other: no such file or directory', ""),
+        ('exec: "/bin/sh": stat /bin/sh: no such file or directory', ""),
+        ('exec: "/appserver": stat /appserver: no such file or directory', ""),
+    ],
+)
+def test_a_volume_hides_what_the_image_has(tmp_path: Path, error: str, told: str) -> None:
+    for name in ("app/server", "opt/node/node", "bin/sh", "appserver"):
+        path = tmp_path / "upper" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    process = {"env": ["A=b", "PATH=/usr/bin:/app"], "cwd": "/app"}
+    found = hidden(error, _MOUNTS, process, [tmp_path / "lower", tmp_path / "upper"])
+    assert told in found
+    assert bool(found) == bool(told)
