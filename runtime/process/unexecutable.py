@@ -48,18 +48,27 @@ def reason(path: str, number: int) -> str:
 
 
 def _reason(path: str, number: int, depth: int) -> str:
+    if number not in (errno.EACCES, errno.ENOENT, errno.ENOEXEC):
+        return ""
     try:
-        if number not in (errno.EACCES, errno.ENOENT, errno.ENOEXEC):
-            return ""
-        facts = Facts(os.stat(path).st_mode, os.statvfs(path).f_flag)
-        if stat.S_ISREG(facts.mode) and (number != errno.EACCES or os.access(path, os.X_OK)):
-            content = _beginning(path)
-            if told := _of_its_interpreter(content, number, depth):
-                return told
-            facts = Facts(facts.mode, facts.mount_flags, content)
+        content = _content(path, number)
+        if content is not None and (told := _of_its_interpreter(content, number, depth)):
+            return told
+        facts = Facts(0, 0, content)
+        if number == errno.EACCES:
+            facts = Facts(os.stat(path).st_mode, os.statvfs(path).f_flag)
     except (OSError, ValueError):
         return ""
     return explain(number, facts, os.geteuid(), os.getegid())
+
+
+def _content(path: str, number: int) -> bytes | None:
+    """The beginning of a file that may itself be executed; None of one that may not, or not be read."""
+    try:
+        refused = number == errno.EACCES and not os.access(path, os.X_OK)
+        return None if refused or not os.path.isfile(path) else _beginning(path)
+    except PermissionError:
+        return None
 
 
 def _of_its_interpreter(content: bytes, number: int, depth: int) -> str:
