@@ -239,6 +239,14 @@ class Configuration:
         "several times its size. In force for containers that start from then on.",
         unit="bytes", to=Component.NODE,
     )  # fmt: skip
+    container_log_rate: int = setting(
+        _WATCHING, kinds.whole(0, 1 << 40), 0,
+        "How many bytes a second of a container's output are logged; 0 for any. Lines above it are dropped, and a line "
+        "of the log says how many; the container is not held up, and who is attached to it gets everything. A quarter "
+        "of a MiB, or one second's bytes if that is more, may come at once. In force for containers that start from "
+        "then on.",
+        unit="bytes", to=Component.NODE,
+    )  # fmt: skip
     recording_bytes: int = setting(
         _WATCHING, kinds.whole(4096, 1 << 20), 16 << 10,
         "How much of what happens to a pod is recorded, for `crisp why`; the oldest makes room.",

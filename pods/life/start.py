@@ -87,6 +87,7 @@ class Starts:
             filter_flags=flags,
             trace=trace.on,
             log_limit=self._state.settings.container_log_limit,
+            log_rate=self._state.settings.container_log_rate,
         )
         if container.checkpoint:
             work = self._state.settings.container_root(container.id) / "criu"

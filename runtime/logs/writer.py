@@ -22,6 +22,7 @@ from runtime.logs.place import open_to_append, set_aside
 _NEWLINE: Final = 10
 MAX_LINE: Final = 16 << 10  # bytes of content in one record; longer lines continue in records tagged P
 _PART: Final = MAX_LINE // 2
+_BURST: Final = 256 << 10  # bytes: more than the records of what is read at once, unless its lines are very short
 
 
 def complain(text: str) -> None:
@@ -100,17 +101,52 @@ class Clock:
         return f"{self._prefix}.{nanos:09d}Z".encode()
 
 
+class Rate:
+    """Decides which records are written if there are too many: `rate` bytes a second, and one second's at once.
+
+    Whole records are dropped and counted; the container is not held up.
+    """
+
+    def __init__(self, rate: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._now = rate, now
+        self._most = max(rate, _BURST)
+        self._left = float(self._most)
+        self._at = now()
+        self._lines = self._bytes = 0  # dropped since it was told
+
+    def passes(self, records: bytes) -> bool:
+        """Return whether the records may be written; else count them as dropped."""
+        at = self._now()
+        self._left, self._at = min(self._most, self._left + (at - self._at) * self._rate), at
+        if len(records) <= self._left:
+            self._left -= len(records)
+            return True
+        self._lines += records.count(b"\n")
+        self._bytes += len(records)
+        return False
+
+    def told(self, timestamp: bytes) -> bytes:
+        """Return the record that tells what was dropped since the last one; b"" if nothing was."""
+        if not self._lines:
+            return b""
+        text = f"crisp dropped {self._lines} lines ({self._bytes} bytes): more than {self._rate} bytes a second"
+        self._lines = self._bytes = 0
+        return b"%b stderr F %b\n" % (timestamp, text.encode())
+
+
 class LogFile:
     """An append-only log file that can be reopened after rotation. An empty path discards all output.
 
     For `trusted` see `place.open_to_append`. Before a file exceeds `limit` bytes (0: none) it is renamed to `path`.1,
-    and a new one is begun: kubelet looks only every ten seconds, and a disk may be full before.
+    and a new one is begun: kubelet looks only every ten seconds, and a disk may be full before. For `rate` see `Rate`;
+    0 for any.
     """
 
-    def __init__(self, path: str, trusted: str = "", limit: int = 0) -> None:
+    def __init__(self, path: str, trusted: str = "", limit: int = 0, rate: int = 0) -> None:
         self._path = path
         self._trusted = trusted
         self._limit = limit
+        self._rate = Rate(rate) if rate else None
         self._size = 0
         self._fd = -1
         self._torn = False
@@ -139,6 +175,13 @@ class LogFile:
         """Append. On OSError (ENOSPC, EIO) the rest is lost, but the next record starts a new line."""
         if self._fd < 0 or not records:
             return
+        if self._rate is not None:
+            if not self._rate.passes(records):
+                return
+            records = self._rate.told(records.partition(b" ")[0]) + records
+        self._append(records)
+
+    def _append(self, records: bytes) -> None:
         if self._limit and self._size and self._size + len(records) > self._limit:
             self._rotate()
         self._size += len(records)
@@ -152,6 +195,12 @@ class LogFile:
         self._torn = False
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._fd < 0:
+            return
+        if self._rate is not None and (told := self._rate.told(Clock().stamp())):
+            try:
+                self._append(told)
+            except OSError as error:
+                complain(f"could not write how many lines of a log were dropped: {error}")
+        os.close(self._fd)
+        self._fd = -1

@@ -101,7 +101,7 @@ class Container:
 
     def _open_log(self, call: calls.Start, undo: contextlib.ExitStack) -> None:
         try:
-            self._log = LogFile(call.log, call.log_trusted, call.log_limit)
+            self._log = LogFile(call.log, call.log_trusted, call.log_limit, call.log_rate)
         except OSError as error:
             raise RuntimeCoreError(f"open log: {error.strerror}") from error
         undo.callback(self._close_log)

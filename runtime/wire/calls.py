@@ -471,6 +471,7 @@ class Start(Call):
     work: str = ""  # directory of criu's log
     criu: str = ""  # path of criu, found by crispd, which has the operator's PATH
     log_limit: int = 0  # bytes after which a new log is begun; 0 for none
+    log_rate: int = 0  # bytes a second above which output is dropped; 0 for none
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,27 @@ def test_where_all_logs_are_may_be_a_link(daemon: Daemon, tmp_path: Path) -> Non
         until(lambda: "hello" in log.read_text())
 
 
+def test_a_log_has_a_rate(tmp_path: Path) -> None:
+    """What a container writes above it is dropped and counted; its neighbour in the pod loses nothing."""
+    settings = tmp_path / "crisp.toml"
+    settings.write_text("container_log_rate = 10000\n")
+    with Daemon.running(f"--config={settings}") as daemon:
+        daemon.import_busybox()
+        with daemon.pod("floods") as pod:
+            flood = pod.run("sh", "-c", "yes 0123456789 | head -n 500000", name="flood")
+            quiet = pod.run("sh", "-c", "for i in $(seq 100); do echo line $i; done", name="quiet")
+            daemon.wait_exited(quiet)
+            assert [line.split(" F ")[1] for line in pod.log("quiet").splitlines()] == [
+                f"line {number}" for number in range(1, 101)
+            ]
+            daemon.wait_exited(flood)
+            lines = pod.log("flood").splitlines()
+            dropped = [int(line.split()[5]) for line in lines if " stderr F crisp dropped " in line]
+            written = sum(line.endswith(" stdout F 0123456789") for line in lines)
+            assert dropped
+            assert written + sum(dropped) == 500_000
+
+
 def test_a_log_has_a_bound(tmp_path: Path) -> None:
     """A container that writes without end takes twice the bound, and its last line is there."""
     settings = tmp_path / "crisp.toml"

@@ -57,10 +57,10 @@ _WIRE: list[tuple[Value, str]] = [
     ),
     (
         calls.Start("c", "/l", "/var/log", stdin=True, stdin_once=True, filter_bytes=8, filter="AA==", filter_flags=2,
-                    trace=True, restore="/r", work="/w", criu="/criu", log_limit=9),
+                    trace=True, restore="/r", work="/w", criu="/criu", log_limit=9, log_rate=10),
         '{"container": "c", "log": "/l", "log_trusted": "/var/log", "stdin": true, "stdin_once": true, '
         '"filter_bytes": 8, "filter": "AA==", "filter_flags": 2, "trace": true, '
-        '"restore": "/r", "work": "/w", "criu": "/criu", "log_limit": 9}',
+        '"restore": "/r", "work": "/w", "criu": "/criu", "log_limit": 9, "log_rate": 10}',
     ),
     (calls.MakeSandbox("s", "/b", calls.ExternalRuntime("/runsc", "/root", systemd=True), ("--x",), "/g"),
      '{"sandbox": "s", "bundle": "/b", "runtime": {"path": "/runsc", "root": "/root", "systemd": true}, '

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.logs.writer import MAX_LINE, Clock, LineFormatter, LogFile, complain
+from runtime.logs.writer import MAX_LINE, Clock, LineFormatter, LogFile, Rate, complain
 
 _STAMP = b"2026-01-02T03:04:05.000000006Z"
 _RECORD = re.compile(rb"(?P<time>\S+) (?P<stream>stdout|stderr) (?P<tag>[PF]) (?P<content>[^\n]*)\n")
@@ -51,6 +51,20 @@ def test_lines_of_any_length_are_full_if_they_fit(lengths: list[int]) -> None:
     records = one.feed(b"".join(lines), _STAMP)
     assert records == b"".join(many.feed(chunk, _STAMP) for chunk in chunks)
     assert records.count(b" P ") == lengths.count(MAX_LINE + 1)
+
+
+def test_what_is_above_the_rate_is_dropped_and_counted() -> None:
+    now = [0.0]
+    rate = Rate(300_000, lambda: now[0])
+    part = b"t stdout F 0\n" * 10_000  # 130,000 bytes
+    assert [rate.passes(part) for _ in range(4)] == [True, True, False, False]
+    now[0] += 0.5
+    assert rate.passes(part)
+    text = b"crisp dropped 20000 lines (260000 bytes): more than 300000 bytes a second"
+    assert rate.told(b"t") == b"t stderr F " + text + b"\n"
+    assert rate.told(b"t") == b""
+    now[0] += 3600.0
+    assert [rate.passes(part) for _ in range(3)] == [True, True, False]
 
 
 def test_lines_are_tagged_full_and_long_ones_partial() -> None:
