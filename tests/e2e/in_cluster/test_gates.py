@@ -152,6 +152,42 @@ def test_a_pods_own_limits_change_in_place(cluster: Cluster) -> None:
     assert cluster.lives("sums") == lives
 
 
+def test_a_containers_limits_change_in_place(cluster: Cluster) -> None:
+    """InPlacePodVerticalScaling: the kernel has the new limit, the status tells it, and the container lives on."""
+
+    def limits(memory: str) -> Object:
+        return {"limits": {"cpu": "200m", "memory": memory}, "requests": {"cpu": "100m", "memory": memory}}
+
+    cluster.run(pod("resized", sh("main", FOREVER, resources=limits("64Mi"))))
+    lives = cluster.lives("resized")
+    patch = {"spec": {"containers": [{"name": "main", "resources": limits("96Mi")}]}}
+    cluster.core.patch_namespaced_pod_resize("resized", NAMESPACE, patch)
+    cluster.until(
+        lambda: _container(cluster, "resized")["resources"]["limits"]["memory"] == "96Mi", "tell of the new limits"
+    )
+    container_id = _container(cluster, "resized")["containerID"].rpartition("/")[2]
+    assert cluster.daemon.status(container_id).resources.linux.memory_limit_in_bytes == 96 << 20
+    limit = "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+    seen = cluster.output("resized", f"cat {limit} 2>/dev/null || cat /sys/fs/cgroup/memory.max")
+    assert int(seen) == 96 << 20
+    assert cluster.lives("resized") == lives
+
+
+def test_mounts_groups_and_proc_as_the_runtime_says_it_can(cluster: Cluster) -> None:
+    """RecursiveReadOnlyMounts, SupplementalGroupsPolicy and ProcMountType: kubelet looks at what the runtime tells."""
+    volume = {"name": "disk", "mountPath": "/disk", "readOnly": True, "recursiveReadOnly": "Enabled"}
+    main = sh("main", FOREVER, volumeMounts=[volume], securityContext={"procMount": "Unmasked"})
+    groups = {"runAsUser": 0, "supplementalGroups": [4000], "supplementalGroupsPolicy": "Strict"}
+    volumes = [{"name": "disk", "emptyDir": {}}]
+    cluster.run(pod("able", main, hostUsers=False, securityContext=groups, volumes=volumes))
+    told = _container(cluster, "able")
+    (mount,) = (one for one in told["volumeMounts"] if one["name"] == "disk")
+    assert mount["recursiveReadOnly"] == "Enabled"
+    assert told["user"]["linux"]["supplementalGroups"] == [0, 4000]
+    assert cluster.output("able", "id -G") == "0 4000\n"
+    assert " /proc/kcore " not in cluster.output("able", "cat /proc/self/mountinfo")
+
+
 def _container(cluster: Cluster, name: str) -> Object:
     """The status of a pod's container, as the API has it: the client does not know new fields."""
     path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}"
