@@ -87,7 +87,7 @@ echo '"details":"Authorization: Bearer SECRET3, \\"password\\": \\"SECRET4\\""}'
         daemon.wait_exited(container)
         with contextlib.suppress(grpc.RpcError):
             pod.run("sleep", "100", name="works")
-            pod.exec(pod.run("sleep", "100", name="again"), "sh", "-c", "exit 1", "SECRET10")
+            pod.exec(pod.run("sleep", "100", name="again"), "sh", "-c", "echo SECRET$((6 + 7)) >&2; exit 1", "SECRET10")
         login = cri.AuthConfig(username="me", password="SECRET11")
         pull = cri.PullImageRequest(image=cri.ImageSpec(image="127.0.0.1:1/a:1"), auth=login)
         with contextlib.suppress(grpc.RpcError):
