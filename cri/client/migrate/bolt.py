@@ -62,7 +62,7 @@ class Bucket:
         try:
             page = self._page(self._root) if self._root else self._inline
             yield from self._walk(page, 0, set())
-        except struct.error as error:
+        except (struct.error, OverflowError) as error:
             raise Damaged(f"a page is cut off: {error}") from error
 
     def _walk(self, page: bytes, depth: int, seen: set[int]) -> Iterator[tuple[bytes, bytes, bool]]:
