@@ -62,6 +62,7 @@ class Daemon:
     next start takes its modules from, `into` a command that runs another one: in other namespaces, say.
     """
 
+    python = sys.executable
     module = "cri.daemon"
     runtime: api_pb2_grpc.RuntimeServiceStub
     images: api_pb2_grpc.ImageServiceStub
@@ -145,7 +146,7 @@ class Daemon:
         notify.unlink(missing_ok=True)
         # Namespaces of mounts that are joined have another working directory.
         into = [*self.into, "env", f"--chdir={self.tree}"] if self.into else []
-        command = [*into, sys.executable, "-m", self.module, *self._flags(), *self._arguments]
+        command = [*into, self.python, "-m", self.module, *self._flags(), *self._arguments]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, self._log.open("ab") as log:
             ready.bind(str(notify))
             notify.chmod(0o777)  # crispd may be another user
