@@ -5,6 +5,7 @@ Standard output is the results port: one line of JSON for each test. Everything 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PAYLOAD = Path("/payload")
-BOOTS = (("crisp_oci", "first_boot"), ("second_boot", "kubelet_boot"), ("third_boot", "critest_boot"))
+BOOTS = PAYLOAD / "boots.json"  # the modules that each boot runs
 BOOTED = Path("/var/lib/crisp-guest-booted")  # how often
 
 
@@ -22,8 +23,9 @@ def main() -> None:
     mark_booted(number + 1)
     if number == 0:
         install()
-    run_tests(BOOTS[number])
-    if BOOTS[number] != BOOTS[-1]:
+    boots = json.loads(BOOTS.read_text())
+    run_tests(boots[number])
+    if number + 1 < len(boots):
         cut_power()
 
 
