@@ -209,7 +209,10 @@ class Network:
         return [entry.attachment for entry in self._cache.entries()]
 
     def leases(self) -> Iterator[tuple[Path, str]]:
-        """Yield the files in which host-local keeps the addresses of the current network, and whose they are."""
+        """Yield the files in which host-local keeps the addresses of the current network, and whose they are.
+
+        That is "" while host-local has made the file and not yet written it, and where it was killed there.
+        """
         conflist = self._current()
         for plugin in conflist.plugins if conflist is not None else ():
             ipam = plugin.config.get("ipam")
@@ -219,7 +222,7 @@ class Network:
             for place in sorted(directory.iterdir()) if directory.is_dir() else ():
                 with contextlib.suppress(OSError, ValueError):
                     ip_address(place.name)
-                    yield place, place.read_text(errors="replace").split()[0]
+                    yield place, next(iter(place.read_text(errors="replace").split()), "")
 
     def _current(self) -> ConfList | None:
         if self._watch is None:

@@ -318,7 +318,8 @@ class Check:
                              advice="delete the pod when you can")  # fmt: skip
         for place, sandbox_id in network.leases():
             if sandbox_id not in valid and sandbox_id not in cached:
-                yield _Found("address", str(place), f"is reserved for {sandbox_id}, which is no pod of crisp's",
+                holder = f"{sandbox_id}, which is no pod of crisp's" if sandbox_id else "nobody: host-local was killed"
+                yield _Found("address", str(place), f"is reserved for {holder}",
                              advice=f"unless another runtime has that pod: rm {place}")  # fmt: skip
 
     def _images(self) -> Iterator[_Found]:

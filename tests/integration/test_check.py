@@ -82,14 +82,18 @@ def test_what_cannot_be_mended_is_told(fresh_daemon: Daemon) -> None:
         (lease,) = daemon.leases.rglob("10.*")
         stranger = lease.parent / "10.255.255.254"
         stranger.write_text(f"{_STRANGER}\r\neth0")
+        unfinished = lease.parent / "10.255.255.253"
+        unfinished.touch()  # as host-local does before it writes whose it is
         shutil.rmtree(daemon.root / "containers" / container)
         layer = next(path for path in (daemon.root / "image/layers").iterdir() if path.name != "0" and path.is_dir())
         layer.rename(layer.with_suffix(".aside"))
         found = _check(daemon, repair=True)
         assert {kind for kind, _ in found} == {"address", "directory", "image"}
         assert all(one.advice and not one.repaired for one in found.values())
+        assert "nobody" in found["address", str(unfinished)].text
         layer.with_suffix(".aside").rename(layer)
         stranger.unlink()
+        unfinished.unlink()
         daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container), **_CALL)
         assert _check(daemon) == {}
 
