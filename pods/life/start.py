@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import errno
 import logging
@@ -59,7 +60,7 @@ class Starts:
                     log_place.make_log(container.log_path, sandbox.config.log_directory)
                 answer = await self._start_in_shim(container, sandbox, trace)
             except (PodError, RuntimeCoreError, ImageError, OSError) as error:
-                told = f"{error}{self._hidden(container, error)}"
+                told = f"{error}{await self._hidden(container, error)}"
                 await self._record_failure(container, told)
                 raise PodError(f"start container {container_id}: {told}") from error
             for warning in answer.warnings:
@@ -98,16 +99,16 @@ class Starts:
         trace.step("shim answered")
         return answer
 
-    def _hidden(self, container: Container, error: Exception) -> str:
+    async def _hidden(self, container: Container, error: Exception) -> str:
         """Return what to add to the error if a volume hides the program."""
         if not isinstance(error, ExecFailed) or error.errno != errno.ENOENT:
             return ""
         process = (bundle.read_config(self._state.settings.bundle_dir(container.id)) or {}).get("process", {})
         try:
             layers = self._images.layers_of(container.image_id)
-        except ImageError:
+            return await asyncio.to_thread(hidden, str(error), container.config.mounts, process, layers)
+        except (ImageError, OSError):
             return ""
-        return hidden(str(error), container.config.mounts, process, layers)
 
     def _checkpoint(self, container: Container) -> str:
         """Return the directory of criu's images. Raises ImageError.

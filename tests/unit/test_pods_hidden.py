@@ -30,6 +30,23 @@ def test_a_volume_hides_what_the_image_has(tmp_path: Path, error: str, told: str
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     process = {"env": ["A=b", "PATH=/usr/bin:/app"], "cwd": "/app"}
+    (tmp_path / "lower").mkdir()
     found = hidden(error, _MOUNTS, process, [tmp_path / "lower", tmp_path / "upper"])
     assert told in found
     assert bool(found) == bool(told)
+
+
+def test_no_link_of_the_image_leads_out_of_its_layer(tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host/server").touch()
+    error = 'exec: "/app/server": stat /app/server: no such file or directory'
+    for number, link in enumerate((str(tmp_path / "host"), "../host")):
+        layer = tmp_path / f"layer{number}"
+        layer.mkdir()
+        (layer / "app").symlink_to(link)
+        assert hidden(error, _MOUNTS, {}, [layer]) == ""
+    (layer / "srv").mkdir()
+    (layer / "srv/server").touch()
+    (layer / "app").unlink()
+    (layer / "app").symlink_to("/srv")
+    assert "hides" in hidden(error, _MOUNTS, {}, [layer])
