@@ -153,12 +153,9 @@ def _end(entry: Life, told: Said | None, troubles: dict[tuple[str, str], Trouble
     troubles.pop((about, "exit"), None)
     if told is not None and (key := _blamed(told, troubles)) is not None:
         troubles[key] = replace(troubles[key], stopped_by=stopped_by)
-    elif kind == "failed" or (failed and times == 1):
+    elif failed or times > 1:  # what ends by itself or is stopped is started again
         weight = _NOTABLE if stopped_by else _FAILING
         troubles[about, "exit"] = Trouble(entry, weight, stopped_by, output, times=times)
-    elif times > 1:  # what ends by itself or is stopped is started again
-        weight = _NOTABLE if stopped_by else _FAILING
-        troubles[about, "exit"] = Trouble(entry, weight, stopped_by, times=times)
 
 
 def _blamed(told: Said, troubles: dict[tuple[str, str], Trouble]) -> tuple[str, str] | None:
