@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Final
 
+import grpc
 import yaml
 
 from cri.v1 import api_pb2 as cri
@@ -78,6 +79,21 @@ def running(service: Service, pod: str) -> str:
     return newest.id if newest is not None and newest.state == cri.CONTAINER_RUNNING else ""
 
 
+def ends(service: Service, pod: str) -> list[str]:
+    """The reasons of its exited containers, without those that kubelet removes while this asks."""
+    reasons = []
+    for one in containers(service, pod):
+        try:
+            status = service.status(one.id)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            continue
+        if status.state == cri.CONTAINER_EXITED:
+            reasons.append(status.reason)
+    return reasons
+
+
 def ready_sandboxes(service: Service) -> dict[str, str]:
     """Their ids, by the pods' names."""
     ready = cri.PodSandboxFilter(state=cri.PodSandboxStateValue(state=cri.SANDBOX_READY))
@@ -89,7 +105,7 @@ def ready_sandboxes(service: Service) -> dict[str, str]:
 def get(path: str, method: str = "GET") -> str:
     """What kubelet's own API answers; its certificate is signed by itself."""
     request = urllib.request.Request(f"https://127.0.0.1:10250{path}", method=method)
-    with urllib.request.urlopen(request, timeout=30, context=ssl._create_unverified_context()) as answer:
+    with urllib.request.urlopen(request, timeout=SECONDS, context=ssl._create_unverified_context()) as answer:
         return str(answer.read().decode())
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cri.v1 import api_pb2 as cri
 from tests.e2e import manifests
 from tests.vm.inside import kubelet
 from tests.vm.inside.node import CGROUPS, Process, Service, systemctl
@@ -66,12 +65,8 @@ def test_kubelet_finds_it_ready_and_tells_what_it_uses(service: Service) -> None
 
 
 def test_a_pod_over_its_memory_is_killed_and_started_again(service: Service) -> None:
-    def ends() -> list[str]:
-        found = kubelet.containers(service, "starved")
-        return [service.status(one.id).reason for one in found if one.state == cri.CONTAINER_EXITED]
-
-    until(lambda: "OOMKilled" in ends(), kubelet.SECONDS, 0.5)
-    until(lambda: kubelet.containers(service, "starved")[0].metadata.attempt > 0, kubelet.SECONDS, 0.5)
+    until(lambda: "OOMKilled" in kubelet.ends(service, "starved"), kubelet.SECONDS, 0.5)
+    until(lambda: any(one.metadata.attempt for one in kubelet.containers(service, "starved")), kubelet.SECONDS, 0.5)
 
 
 def test_restarts_of_the_units_disturb_no_pod(service: Service) -> None:
