@@ -14,6 +14,8 @@ import json
 import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,16 @@ MEMORY_MIB = 2048
 PAYLOAD_MIB = 220  # most of it for kubelet and critest
 
 
-def run(image: BaseImage, payload: Path, boots: int, console: Path, timeout: float) -> list[dict[str, Any]]:
-    """Boot a copy of the base disk `boots` times with the payload directory, and return the JSON lines it printed.
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """The JSON lines that the payload printed, and how many seconds each boot took, the tests included."""
+
+    results: list[dict[str, Any]]
+    seconds: list[float]
+
+
+def run(image: BaseImage, payload: Path, boots: int, console: Path, timeout: float) -> Ran:
+    """Boot a copy of the base disk `boots` times with the payload directory, and return what it printed.
 
     The console goes to the file `console`. Raises GuestError when the last boot is not over after `timeout` seconds,
     and when the payload printed something else or nothing.
@@ -36,9 +46,11 @@ def run(image: BaseImage, payload: Path, boots: int, console: Path, timeout: flo
         do(work, "cp", "--sparse=always", "--reflink=auto", str(image.disk), str(disk))
         disk_from(payload, payload_disk, "payload", PAYLOAD_MIB)
         # A new process each time: a machine that QEMU 7.2 reset was seen to hang for minutes while it loaded modules.
+        ends = [time.monotonic()]
         for _ in range(boots):
             _boot(_qemu(image, disk, payload_disk, console, results), console, deadline - time.monotonic())
-        return _parsed(results.read_text(), console)
+            ends.append(time.monotonic())
+        return Ran(_parsed(results.read_text(), console), [end - begin for begin, end in pairwise(ends)])
 
 
 def _boot(qemu: list[str], console: Path, seconds: float) -> None:

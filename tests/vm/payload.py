@@ -35,6 +35,7 @@ class Outcome:
 
     results: list[dict[str, Any]]
     console: Path
+    seconds: list[float]  # of each boot
 
     def check(self, name: str) -> str:
         """What a test of that name had to tell, in each of its variants. Fails unless it passed in all of them."""
@@ -46,6 +47,12 @@ class Outcome:
         if failures:
             pytest.fail("\n".join(failures), pytrace=False)
         return "\n".join(result["text"] for result in variants if result["text"])
+
+    def times(self, slowest: int = 10) -> str:
+        """How long the boots took, and the slowest tests, each on a line of its own."""
+        boots = " + ".join(f"{seconds:.0f}" for seconds in self.seconds)
+        tests = sorted(self.results, key=lambda result: -result["seconds"])[:slowest]
+        return "\n".join([f"guest: {boots} s", *(f"{one['seconds']:5.0f} s  {one['test']}" for one in tests)])
 
 
 def names(boots: Boots) -> list[str]:
@@ -82,7 +89,8 @@ def run(payload: Path, boots: Boots, seconds: float) -> Outcome:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     image = base.base_image([*project["dependencies"], *TOOLS])
     console = payload.parent / "console"
-    return Outcome(guest.run(image, payload, len(boots), console, seconds), console)
+    ran = guest.run(image, payload, len(boots), console, seconds)
+    return Outcome(ran.results, console, ran.seconds)
 
 
 def _copy(source: Path, target: Path) -> None:

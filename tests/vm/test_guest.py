@@ -12,20 +12,23 @@ import pytest
 
 from tests.e2e import critest, kubernetes
 from tests.vm import payload
+from tests.vm.conftest import TIMES
 
 BOOTS = (("crisp_oci", "first_boot"), ("second_boot", "kubelet_boot"), ("third_boot", "critest_boot"))
 TIMEOUT_SECONDS = 3300.0  # more than twice what a machine of two cores took that had other things to do
 
 
 @pytest.fixture(scope="session")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> payload.Outcome:
+def outcome(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> payload.Outcome:
     if os.geteuid() != 0:
         pytest.skip("making a guest takes root")
     made = payload.make(tmp_path_factory.mktemp("guest"), BOOTS)
     shutil.copy(kubernetes.directory("kubelet") / "kubelet", made)
     shutil.copy(critest.programs() / "critest", made)
     critest.busybox_layout(made / "critest-image")
-    return payload.run(made, BOOTS, TIMEOUT_SECONDS)
+    outcome = payload.run(made, BOOTS, TIMEOUT_SECONDS)
+    pytestconfig.stash[TIMES] = outcome.times()
+    return outcome
 
 
 @pytest.mark.parametrize("name", payload.names(BOOTS))

@@ -27,7 +27,7 @@ from tests.waiting import until
 
 EXPECTED = Path("/var/lib/crisp-guest-expected.json")  # what the second boot has to find
 MEBIBYTE = 1 << 20
-NETWORK_SECONDS = 60.0
+NETWORK_SECONDS = 300.0
 ALL_CAPABILITIES = f"CapEff:\t{(2 << int(Path('/proc/sys/kernel/cap_last_cap').read_text())) - 1:016x}"
 PAGE = "a page from a pod"
 LIMITS = cri.LinuxContainerResources(
@@ -53,7 +53,7 @@ COUNTER = """
 mkfifo /never; exec 3<>/never
 i=0; while :; do echo $i; i=$((i+1)); [ $((i%1000)) -gt 0 ] || read -t 1 x <&3; done
 """
-EXIT_SECONDS = 30.0  # for what takes a moment where nothing else runs
+EXIT_SECONDS = 300.0  # for what takes a moment where nothing else runs, and no emulation
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,8 @@ def test_a_container_is_checkpointed_and_goes_on(service: Service, tmp_path: Pat
     with service.pod(config=service.sandbox_config(f"checkpoint-{pids.lower()}", linux=sandbox)) as pod:
         container_id = pod.run("sh", "-c", script, name="main", linux=linux)
         before = Process.of(service, container_id)
-        request = cri.CheckpointContainerRequest(container_id=container_id, location=str(archive), timeout=60)
-        service.runtime.CheckpointContainer(request, timeout=60)
+        request = cri.CheckpointContainerRequest(container_id=container_id, location=str(archive), timeout=120)
+        service.runtime.CheckpointContainer(request, timeout=CALL_SECONDS)
         counted = pod.log("main").count("\n")
         deadline = time.monotonic() + EXIT_SECONDS
         while pod.log("main").count("\n") <= counted:
@@ -183,8 +183,8 @@ def checkpointed(service: Service, tmp_path_factory: pytest.TempPathFactory, req
     with service.pod(config=_pod_with_pids(service, "origin", request.param)) as pod:
         container_id = pod.run("sh", "-c", script, name="main", **_restorable(volume, request.param))
         until(lambda: pod.log("main").count("\n") > 1000, EXIT_SECONDS)
-        checkpoint = cri.CheckpointContainerRequest(container_id=container_id, location=str(archive), timeout=60)
-        service.runtime.CheckpointContainer(checkpoint, timeout=60)
+        checkpoint = cri.CheckpointContainerRequest(container_id=container_id, location=str(archive), timeout=120)
+        service.runtime.CheckpointContainer(checkpoint, timeout=CALL_SECONDS)
         counted = pod.log("main").count("\n")
     return Checkpointed(request.param, archive, counted, volume)
 
@@ -235,7 +235,8 @@ def test_a_container_is_made_from_a_checkpoint(service: Service, checkpointed: C
             service.kill9()
         counted = pod.log("copy").count("\n")
         until(lambda: pod.log("copy").count("\n") > counted, EXIT_SECONDS)
-        service.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=0), timeout=30)
+        stop = cri.StopContainerRequest(container_id=container_id, timeout=0)
+        service.runtime.StopContainer(stop, timeout=CALL_SECONDS)
         assert service.status(container_id).exit_code == 137
         if kind == "image":
             with pytest.raises(grpc.RpcError, match="1 containers use"):
@@ -510,7 +511,7 @@ def test_the_stop_signal_is_obeyed(service: Service, workload: Workload) -> None
     deadline = time.monotonic() + CALL_SECONDS
     while "ready" not in workload.pod.log("polite") and time.monotonic() < deadline:
         time.sleep(0.05)
-    request = cri.StopContainerRequest(container_id=container_id, timeout=30)
+    request = cri.StopContainerRequest(container_id=container_id, timeout=300)
     service.runtime.StopContainer(request, timeout=CALL_SECONDS)
     status = service.status(container_id)
     assert (status.exit_code, status.reason) == (4, "Error")
