@@ -22,7 +22,7 @@ BINARIES = {"python3": "/usr/bin/python3.11", "nginx": "/usr/sbin/nginx"} | {
 _ASK = "rm -f /told; until test -s /told; do kill -USR1 1; sleep 0.1; done; cat /told"
 _SHELL = "v=$(cat /proc/sys/kernel/random/uuid); trap 'echo $v >/new; mv /new /told' USR1; while :; do sleep 0.1; done"
 _PYTHON = """
-import os, signal, threading
+import os, signal, socket, threading
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 def value():
     return os.urandom(8).hex()
@@ -53,6 +53,17 @@ def all_of_them():
         done.acquire()
     return " ".join(sorted(told))
 answer(all_of_them)
+"""
+_CONNECTED = """
+listener = socket.create_server(("127.0.0.1", 7777))
+client = socket.create_connection(listener.getsockname())
+server, peer = listener.accept()
+listener.close()
+mine = f"{value()} {peer[1]}"
+def through_the_connection():
+    client.sendall(mine.encode())
+    return server.recv(100).decode()
+answer(through_the_connection)
 """
 _NGINX = (
     'echo "daemon off; user root; pid /tmp/nginx.pid; events {{}} http {{ access_log off; '
@@ -88,6 +99,7 @@ class Program:
     args: tuple[str, ...]
     ask: tuple[str, ...] = _sh(_ASK)
     tty: bool = False
+    tcp: bool = False  # criu 4.1 refuses it on Linux 6.18, and 3.17 captures it on 6.1, which the guest has
 
 
 PROGRAMS = (
@@ -104,12 +116,25 @@ PROGRAMS = (
         "nginx", "nginx (master and worker) at a Unix socket", _sh(_NGINX.format(listen="unix:/tmp/nginx.sock")),
         _python(_GET),
     ),
+    Program(
+        "redis-tcp", "Redis at a TCP port",
+        ("/opt/redis-server", "--port", "6379", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""),
+        _sh(f"/opt/redis-cli {_RUN_ID}"), tcp=True,
+    ),
+    Program(
+        "nginx-tcp", "nginx at a TCP port", _sh(_NGINX.format(listen="80")), _sh("wget -qO- http://127.0.0.1/"),
+        tcp=True,
+    ),
+    Program(
+        "connected", "an established TCP connection inside the pod (127.0.0.1)", _python(_PYTHON + _CONNECTED), tcp=True
+    ),
 )  # fmt: skip
 
 
 def table() -> str:
     """The table of the documentation."""
-    return "\n".join(["| program | continues |", "| --- | --- |", *(f"| {one.what} | yes |" for one in PROGRAMS)])
+    lines = ["| program | criu 4.1, Linux 6.18 | criu 3.17, Linux 6.1 |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {one.what} | {'no' if one.tcp else 'yes'} | yes |" for one in PROGRAMS)])
 
 
 def unpacked() -> Path:

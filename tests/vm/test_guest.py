@@ -10,7 +10,9 @@ import shutil
 
 import pytest
 
+from tests import programs
 from tests.e2e import critest, kubernetes
+from tests.images import write_layout
 from tests.vm import payload
 from tests.vm.conftest import TIMES
 
@@ -26,6 +28,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Confi
     shutil.copy(kubernetes.directory("kubelet") / "kubelet", made)
     shutil.copy(critest.programs() / "critest", made)
     critest.busybox_layout(made / "critest-image")
+    write_layout(made / "programs-image", {programs.IMAGE: programs.image(programs.unpacked())})
     outcome = payload.run(made, BOOTS, TIMEOUT_SECONDS)
     pytestconfig.stash[TIMES] = outcome.times()
     return outcome

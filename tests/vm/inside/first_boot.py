@@ -19,7 +19,8 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from tests import leaks
+from tests import leaks, programs
+from tests.checkpoints import carried_over
 from tests.daemon import BUSYBOX, CALL_SECONDS, Pod
 from tests.images import build_image, write_layout
 from tests.vm.inside.node import CGROUPS, NETWORK, Process, Service, left_since, systemctl
@@ -27,6 +28,7 @@ from tests.waiting import until
 
 EXPECTED = Path("/var/lib/crisp-guest-expected.json")  # what the second boot has to find
 MEBIBYTE = 1 << 20
+PROGRAMS = Path("/payload/programs-image")
 NETWORK_SECONDS = 300.0
 ALL_CAPABILITIES = f"CapEff:\t{(2 << int(Path('/proc/sys/kernel/cap_last_cap').read_text())) - 1:016x}"
 PAGE = "a page from a pod"
@@ -243,6 +245,13 @@ def test_a_container_is_made_from_a_checkpoint(service: Service, checkpointed: C
                 _remove_image(service, image)
     if kind == "image":
         _remove_image(service, image)
+
+
+def test_programs_with_tcp_sockets_go_on(service: Service, tmp_path: Path) -> None:
+    """The criu of this machine can capture them on its kernel. The others take minutes more, under emulation."""
+    service.import_image(PROGRAMS, programs.IMAGE)
+    carried_over(service, tmp_path, [one for one in programs.PROGRAMS if one.tcp or one.name == "threads"])
+    _remove_image(service, programs.IMAGE)
 
 
 def _remove_image(service: Service, name: str) -> None:
