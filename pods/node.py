@@ -53,9 +53,10 @@ from pods.streams.logs import reopen_log
 from pods.streams.ports import open_port
 from pods.streams.sessions import StreamSession, open_attach, open_exec
 from pods.trace import Around, StepReport, Trace
-from runtime.wire.calls import ExitStatus, ShimState
+from runtime.wire.calls import Exited, Logged, ShimState
 
 _CLOSE_SECONDS = 10.0
+_STATES_SECONDS = 1.0  # that shims have to tell how much was logged: a scrape waits for them
 
 
 class Node:
@@ -190,8 +191,9 @@ class Node:
         """Return the required plugins that are not connected; None if none is required."""
         return None if self._state.required is None else self._state.required.missing()
 
-    def _exited(self, container_id: str, status: ExitStatus) -> None:
-        self._exits.exited(container_id, status)
+    def _exited(self, event: Exited) -> None:
+        self._state.log_counts.heard(event.container, event.logged)
+        self._exits.exited(event.container, event.exit)
 
     def _lost(self, sandbox_id: str) -> None:
         lost = self._recovery.sandbox_lost(sandbox_id)
@@ -217,6 +219,15 @@ class Node:
     def _denied(self, container_id: str, call: Call, program: str) -> None:
         if call.action != ALLOWED:
             self.recorder.part(container_id).said(f"{SECCOMP}{call.name} ({call.action}), first called by {program!r}")
+
+    async def logged(self) -> Logged:
+        """Return what all containers have logged since crispd started."""
+        counts = self._state.log_counts
+        for state in await self._shims.states(_STATES_SECONDS):
+            for container_id, status in state.containers.items():
+                counts.heard(container_id, status.logged)
+        counts.forget_but(self._state.containers)
+        return counts.total
 
     def shim_count(self) -> int:
         """Return how many shims the node is connected to."""

@@ -30,6 +30,7 @@ class NodeSettings:
     runtime_handlers: Mapping[str, Handler]  # other OCI runtimes
     container_log_limit: int  # bytes of one log, 0 for any; the one before is kept beside it
     container_log_rate: int  # bytes a second of one container, 0 for any; what is above is dropped
+    container_log_rate_most: int  # how far pods may raise that, bytes a second
     recording_bytes: int  # of one pod (pods.recorder)
     recordings_kept: int  # of pods that are gone
     recordings_hours: int  # that long

@@ -247,6 +247,12 @@ class Configuration:
         "then on.",
         unit="bytes", to=Component.NODE,
     )  # fmt: skip
+    container_log_rate_most: int = setting(
+        _WATCHING, kinds.whole(0, 1 << 40), 0,
+        "How far a pod's annotation crisp/log-rate may raise container_log_rate. With less than that, as by default, "
+        "annotations can only lower it. Where container_log_rate is 0 they may ask for any.",
+        unit="bytes", to=Component.NODE,
+    )  # fmt: skip
     recording_bytes: int = setting(
         _WATCHING, kinds.whole(4096, 1 << 20), 16 << 10,
         "How much of what happens to a pod is recorded, for `crisp why`; the oldest makes room.",

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from cri.errors import StartupError
 from cri.version import crisp_version
+from runtime.wire.calls import Logged
 
 if TYPE_CHECKING:
     from cri.streaming.connection import Guests
@@ -63,6 +64,7 @@ class Monitor:
         self._node = node
         self._guests = guests
         self._runner: web.AppRunner | None = None
+        self._logged = Logged()  # at the last scrape
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.registry.register(self)
@@ -87,6 +89,7 @@ class Monitor:
         yield GaugeMetricFamily("crisp_images", "Images in the store", value=len(node.images.images()))
         yield from _causes(node)
         yield from _pulls(node)
+        yield from _logs(self._logged)
         yield from _streams(self._guests)
         yield GaugeMetricFamily("crisp_event_listeners", "Open streams of GetContainerEvents", value=len(node.events))
         yield _gauge("crisp_build_info", "The version that runs", "version", {crisp_version(): 1})
@@ -111,6 +114,7 @@ class Monitor:
             self._runner = None
 
     async def _answer(self, request: web.Request) -> web.Response:
+        self._logged = await self._node.logged()
         encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self.registry), headers={"Content-Type": content_type})
 
@@ -120,6 +124,21 @@ def _gauge(name: str, text: str, label: str, values: Any) -> GaugeMetricFamily:
     for value, number in values.items():
         family.add_metric([value], number)
     return family
+
+
+def _logs(logged: Logged) -> Iterator[Metric]:
+    """In sum: a label for each pod would be a time series for each, and most of them say nothing."""
+    fates = (
+        ("written", logged.bytes, logged.lines),
+        ("dropped", logged.dropped_bytes, logged.dropped_lines),
+        ("failed", logged.lost_bytes, logged.lost_lines),
+    )
+    size = CounterMetricFamily("crisp_container_log_bytes", "Output of containers, by its fate", labels=["fate"])
+    lines = CounterMetricFamily("crisp_container_log_lines", "Lines of that output, by their fate", labels=["fate"])
+    for fate, some_bytes, some_lines in fates:
+        size.add_metric([fate], some_bytes)
+        lines.add_metric([fate], some_lines)
+    yield from (size, lines)
 
 
 def _streams(guests: Guests) -> Iterator[Metric]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import bundle, foreign_files, handlers, log_fields, pod_files
+from pods import bundle, foreign_files, handlers, log_fields, log_rate, pod_files
 from pods.cgroups.places import container_cgroup
 from pods.checkpoint import restore
 from pods.errors import (
@@ -114,6 +114,7 @@ class Creations:
         See `Flights` for repeated and abandoned requests.
         """
         sandbox = self._state.ready_sandbox(sandbox_id)
+        log_rate.check(sandbox.config, config, self._state.settings)
         return await self._flights.run(
             (sandbox.id, config.metadata.name, config.metadata.attempt),
             config,

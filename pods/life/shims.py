@@ -23,11 +23,11 @@ from pods.settings import NodeSettings
 from runtime.cgroups import SHIM_CGROUP
 from runtime.client import ShimClient, ShimGone, ShimSilent, Zygote
 from runtime.errors import failing
-from runtime.wire.calls import Event, Exited, ExitStatus, InfraExited, Made, MakePod, ShimState, Shutdown, Sync
+from runtime.wire.calls import Event, Exited, GetState, InfraExited, Made, MakePod, ShimState, Shutdown, Sync
 
 _log = logging.getLogger("crisp.pods")
 
-ExitHandler = Callable[[str, ExitStatus], None]  # container id
+ExitHandler = Callable[[Exited], None]
 LossHandler = Callable[[str], None]  # sandbox id
 ReturnHandler = Callable[[str, ShimState], None]  # sandbox id
 
@@ -75,6 +75,14 @@ class Shims:
             if client.alive and not client.silent_since:
                 client.tell(Sync())
         self._roll_call = asyncio.get_running_loop().call_later(_ROLL_CALL_SECONDS, self._call_the_roll)
+
+    async def states(self, seconds: float) -> list[ShimState]:
+        """Return the states of all shims that tell them within some seconds."""
+        asked = [one.begin(GetState()) for one in self._clients.values() if one.alive and not one.silent_since]
+        if not asked:
+            return []
+        done, _ = await asyncio.wait(asked, timeout=seconds)
+        return [answer.result() for answer in done if answer.exception() is None]
 
     def silent(self) -> Iterator[tuple[str, float]]:
         """Yield the sandbox of each shim that does not answer, and since when (time.monotonic())."""
@@ -190,7 +198,7 @@ class Shims:
     ) -> tuple[Callable[[Event], None], Callable[[], None], Callable[[ShimState | None], None]]:
         def on_event(event: Event) -> None:
             if isinstance(event, Exited):
-                self._on_exit(event.container, event.exit)
+                self._on_exit(event)
             elif isinstance(event, InfraExited) and sandbox_id in self._clients:
                 self._on_loss(sandbox_id)
 

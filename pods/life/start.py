@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from image.errors import ImageError
-from pods import bundle, log_fields, log_place
+from pods import bundle, log_fields, log_place, log_rate
 from pods.checkpoint import members
 from pods.errors import PodError
 from pods.life.hidden import hidden
@@ -88,12 +88,13 @@ class Starts:
             filter_flags=flags,
             trace=trace.on,
             log_limit=self._state.settings.container_log_limit,
-            log_rate=self._state.settings.container_log_rate,
+            log_rate=log_rate.of(sandbox.config, container.config, self._state.settings),
         )
         if container.checkpoint:
             work = self._state.settings.container_root(container.id) / "criu"
             work.mkdir(mode=0o700, exist_ok=True)
             call = dataclasses.replace(call, restore=self._checkpoint(container), work=str(work), criu=criu.find())
+        self._state.log_counts.begun(container.id)
         answer = await self._shims.of(container.sandbox_id).start(call, program)
         trace.add(answer.steps)
         trace.step("shim answered")

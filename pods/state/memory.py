@@ -15,6 +15,7 @@ from pods.model import Container, Sandbox, SandboxState
 from pods.recorder.recorder import End, Recorder
 from pods.settings import NodeSettings
 from pods.state.events import Events, container_changes, sandbox_changes
+from pods.state.log_counts import LogCounts
 from pods.state.plugins import PluginEvent, PluginGate, Plugins, RequiredPlugins
 from pods.state.store import ContainerRecord, SandboxRecord, Store
 from pods.state.transitions import Event, after, is_over, require_running
@@ -36,6 +37,7 @@ class State:
         self.required: RequiredPlugins | None = None  # None if pods need no plugin
         self.gate = PluginGate()
         self.garbage = Garbage()
+        self.log_counts = LogCounts()
         self.ending: set[str] = set()  # ids of containers that crispd has told to end, until they have
         self._exited: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # kept while held or awaited

@@ -134,6 +134,19 @@ class Rate:
         return b"%b stderr F %b\n" % (timestamp, text.encode())
 
 
+class Counts:
+    """Bytes and lines of a log."""
+
+    __slots__ = ("bytes", "lines")
+
+    def __init__(self) -> None:
+        self.bytes = self.lines = 0
+
+    def add(self, records: bytes) -> None:
+        self.bytes += len(records)
+        self.lines += records.count(b"\n")
+
+
 class LogFile:
     """An append-only log file that can be reopened after rotation. An empty path discards all output.
 
@@ -147,6 +160,7 @@ class LogFile:
         self._trusted = trusted
         self._limit = limit
         self._rate = Rate(rate) if rate else None
+        self.written, self.dropped, self.lost = Counts(), Counts(), Counts()
         self._size = 0
         self._fd = -1
         self._torn = False
@@ -175,11 +189,18 @@ class LogFile:
         """Append. On OSError (ENOSPC, EIO) the rest is lost, but the next record starts a new line."""
         if self._fd < 0 or not records:
             return
+        told = b""
         if self._rate is not None:
             if not self._rate.passes(records):
+                self.dropped.add(records)
                 return
-            records = self._rate.told(records.partition(b" ")[0]) + records
-        self._append(records)
+            told = self._rate.told(records.partition(b" ")[0])
+        try:
+            self._append(told + records)
+        except OSError:
+            self.lost.add(records)
+            raise
+        self.written.add(records)
 
     def _append(self, records: bytes) -> None:
         if self._limit and self._size and self._size + len(records) > self._limit:

@@ -40,6 +40,7 @@ class Container:
         self._launcher = launcher
         self._supervisor = held.supervisor
         self._log: LogFile | None = None
+        self._logged = calls.Logged()  # until the log was closed
         self._outputs: list[OutputStream] = []
         self._console = -1
         self._stdin = -1
@@ -187,7 +188,7 @@ class Container:
         assert self._attachments is not None
         self._attachments.exited(self.exit.code)
         self._tell_exit()
-        self._supervisor.emit(calls.Exited(self.id, self.exit))
+        self._supervisor.emit(calls.Exited(self.id, self.exit, self._logged))
 
     def _tell_exit(self) -> None:
         waiters, self._exit_waiters = self._exit_waiters, []
@@ -287,7 +288,8 @@ class Container:
         self._launcher.when_released(callback)
 
     def describe(self) -> ContainerStatus:
-        return ContainerStatus(self.state.name, self._held.pid, self.started_at, self.exit)
+        logged = self._logged if self._log is None else _counted(self._log)
+        return ContainerStatus(self.state.name, self._held.pid, self.started_at, self.exit, logged)
 
     # -- exec ---------------------------------------------------------------------------------------------------------
 
@@ -354,7 +356,7 @@ class Container:
     def _close_log(self) -> None:
         if self._log is not None:
             self._log.close()
-            self._log = None
+            self._logged, self._log = _counted(self._log), None
 
     def _release(self) -> None:
         for attribute in ("_console", "_stdin"):
@@ -364,6 +366,11 @@ class Container:
                 setattr(self, attribute, -1)
         self._held.release()
         self._launcher.release()
+
+
+def _counted(log: LogFile) -> calls.Logged:
+    written, dropped, lost = log.written, log.dropped, log.lost
+    return calls.Logged(written.bytes, written.lines, dropped.bytes, dropped.lines, lost.bytes, lost.lines)
 
 
 def _is_exiting(pid: int) -> bool:

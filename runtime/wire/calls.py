@@ -110,14 +110,33 @@ def exit_file(sandbox_directory: str, container: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Logged(Value):
+    """What became of a container's output. `lines` are records of its log: lines, and pieces of long ones."""
+
+    bytes: int = 0
+    lines: int = 0
+    dropped_bytes: int = 0  # above `Start.log_rate`
+    dropped_lines: int = 0
+    lost_bytes: int = 0  # the log could not be written
+    lost_lines: int = 0
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Logged:
+        if not all(type(record.get(name, 0)) is int for name in cls.__slots__):
+            raise TypeError("what was logged is counted in whole numbers")
+        return cls(**{name: record[name] for name in cls.__slots__ if name in record})
+
+
+@dataclass(frozen=True, slots=True)
 class Exited(Event):
     """A container has exited. Not sent if its start failed, since the answer to Start says so."""
 
     event: ClassVar[str] = "exit"
-    READ: ClassVar[Readers] = {"exit": ExitStatus.from_json}
+    READ: ClassVar[Readers] = {"exit": ExitStatus.from_json, "logged": Logged.from_json}
 
     container: str
     exit: ExitStatus
+    logged: Logged = Logged()
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +241,13 @@ class Updated(Answer):
 class ContainerStatus(Answer):
     """The status of one container of a shim. `state` is one of `runtime.wire.states`."""
 
-    READ: ClassVar[Readers] = {"exit": optional(ExitStatus)}
+    READ: ClassVar[Readers] = {"exit": optional(ExitStatus), "logged": Logged.from_json}
 
     state: str
     pid: int = 0
     started_at: int = 0  # nanoseconds since 1970, 0 for one that never ran
     exit: ExitStatus | None = None
+    logged: Logged = Logged()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon, Pod
@@ -90,13 +93,29 @@ def test_where_all_logs_are_may_be_a_link(daemon: Daemon, tmp_path: Path) -> Non
         until(lambda: "hello" in log.read_text())
 
 
+def _counted(port: int, unit: str) -> dict[str, float]:
+    """What crispd's metrics say of all containers' output, by its fate."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    samples = (sample for family in families for sample in family.samples)
+    return {one.labels["fate"]: one.value for one in samples if one.name == f"crisp_container_log_{unit}_total"}
+
+
 def test_a_log_has_a_rate(tmp_path: Path) -> None:
     """What a container writes above it is dropped and counted; its neighbour in the pod loses nothing."""
     settings = tmp_path / "crisp.toml"
-    settings.write_text("container_log_rate = 10000\n")
-    with Daemon.running(f"--config={settings}") as daemon:
+    settings.write_text("container_log_rate = 10000000\ncontainer_log_rate_most = 100000000\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    with Daemon.running(f"--config={settings}", f"--metrics-addr=127.0.0.1:{port}") as daemon:
         daemon.import_busybox()
-        with daemon.pod("floods") as pod:
+        rates = {"crisp/log-rate": "10000", "log-rate.crisp/quiet": "100000000", "log-rate.crisp/greedy": "100000001"}
+        with daemon.pod(config=daemon.sandbox_config("floods", annotations=rates)) as pod:
+            with pytest.raises(grpc.RpcError, match=r"log-rate\.crisp/greedy") as refusal:
+                pod.create("true", name="greedy")
+            assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "100000000 bytes a second at most" in refusal.value.details()
             flood = pod.run("sh", "-c", "yes 0123456789 | head -n 500000", name="flood")
             quiet = pod.run("sh", "-c", "for i in $(seq 100); do echo line $i; done", name="quiet")
             daemon.wait_exited(quiet)
@@ -109,6 +128,15 @@ def test_a_log_has_a_rate(tmp_path: Path) -> None:
             written = sum(line.endswith(" stdout F 0123456789") for line in lines)
             assert dropped
             assert written + sum(dropped) == 500_000
+            ended = {"written": written + 100, "dropped": sum(dropped), "failed": 0}
+            assert _counted(port, "lines") == ended
+            assert _counted(port, "bytes")["dropped"] > 10 * sum(dropped)
+            running = pod.run("sh", "-c", "echo one; echo two; sleep 1000", name="running")
+            until(lambda: _counted(port, "lines") == ended | {"written": written + 102})
+            daemon.restart()
+            pod.run("echo", "three", name="later")
+            until(lambda: _counted(port, "lines")["written"] == 1)  # counted since crispd started
+            daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=running), **_CALL)
 
 
 def test_a_log_has_a_bound(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from runtime.wire.calls import (
 from runtime.wire.values import Value
 
 _EXIT = ExitStatus(137, signal=9, oom=True, finished_at=1_700_000_000_000_000_000)
-_STATUS = ContainerStatus("exited", pid=7, started_at=5, exit=_EXIT)
+_LOGGED = calls.Logged(1, 2, 3, 4, 5, 6)
+_STATUS = ContainerStatus("exited", pid=7, started_at=5, exit=_EXIT, logged=_LOGGED)
 _OLD_EXIT = '{"code": 128, "signal": 0, "oom": false, "finished_at": 5, "start_failed": true}'
 
 # As shims and crispds have always said it: members are added, and these stay.
@@ -83,13 +84,15 @@ _WIRE: list[tuple[Value, str]] = [
     (ShimState(1, 2, True, {"c": _STATUS}, ("a",)),
      '{"pid": 1, "infra_pid": 2, "infra_alive": true, "containers": {"c": {"state": "exited", "pid": 7, '
      '"started_at": 5, "exit": {"code": 137, "signal": 9, "oom": true, "finished_at": 1700000000000000000, '
-     '"start_failed": false}}}, "abilities": ["a"]}'),
+     '"start_failed": false}, "logged": {"bytes": 1, "lines": 2, "dropped_bytes": 3, "dropped_lines": 4, '
+     '"lost_bytes": 5, "lost_lines": 6}}}, "abilities": ["a"]}'),
     (ExecEnded(3), '{"code": 3}'),
     (AttachEnded(), '{"code": null}'),
     (Updated(("w",)), '{"warnings": ["w"]}'),
     (ExitStatus(128, finished_at=5, start_failed=True), _OLD_EXIT),
     (calls.Exited("c", ExitStatus(128, finished_at=5, start_failed=True)),
-     f'{{"container": "c", "exit": {_OLD_EXIT}}}'),
+     f'{{"container": "c", "exit": {_OLD_EXIT}, "logged": {{"bytes": 0, "lines": 0, "dropped_bytes": 0, '
+     '"dropped_lines": 0, "lost_bytes": 0, "lost_lines": 0}}'),
 ]  # fmt: skip
 
 
@@ -103,6 +106,7 @@ def test_what_earlier_versions_leave_out() -> None:
     assert Started.from_json({"pid": 7, "started_at": 5}) == Started(7, 5)
     assert Created.from_json({"uid": 1, "gid": 2, "additional_gids": [2], "home": "/"}).holder == 0
     assert AttachEnded.from_json({}) == AttachEnded()
+    assert ContainerStatus.from_json({"state": "running"}).logged == calls.Logged()
     assert Made.from_json({"pid": 1, "infra_pid": 2}).abilities == ()
     assert ExitStatus.from_json({"code": 1, "signal": 0, "oom": False, "finished_at": 5}).start_failed is False
     create = {"container": "c", "bundle": "/b", "lower": [], "upper": "", "work": "", "user": {"user": ""}}

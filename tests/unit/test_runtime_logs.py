@@ -115,6 +115,7 @@ def test_a_record_after_a_torn_one_has_a_line_of_its_own(tmp_path) -> None:  # t
     log.write(b"fourth\n")
     log.close()
     assert path.read_bytes() == b"first\nseco\nthird\nfourth\n"
+    assert (log.written.bytes, log.written.lines, log.lost.bytes, log.lost.lines) == (13, 2, 13, 2)
 
 
 def test_complaining_to_a_full_disk_raises_nothing() -> None:
