@@ -2,20 +2,24 @@
 
 A whole run goes on after a cell that fails, with a new daemon, and tells of all of them at its end.
 
-    sudo CRASHES=all .venv/bin/python -m pytest -q -s tests/integration/test_crashes.py
+    sudo CRASHES=all .venv/bin/python -m pytest -q -s tests/integration/test_crashes.py -k point
+    sudo KILLS=500 .venv/bin/python -m pytest -q -s tests/integration/test_crashes.py -k instants
 """
 
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Iterator
 
 from tests.crash.calls import ROWS, Row
 from tests.crash.killable import CrashDaemon
 from tests.crash.matrix import VICTIMS, Matrix
-from tests.daemon import DaemonFailed
+from tests.crash.storm import Storm
+from tests.daemon import Daemon, DaemonFailed
 
+_KILLS = int(os.environ.get("KILLS", "0"))
 _ALL = os.environ.get("CRASHES") == "all"
 
 
@@ -53,3 +57,11 @@ def test_a_process_killed_at_a_point_of_each_call() -> None:
     print(matrix.table())
     assert not failures, "\n\n".join(failures)
     assert sum(matrix.kills.values()) >= 0.9 * sum(matrix.cells.values())
+
+
+def test_processes_killed_at_random_instants(fresh_daemon: Daemon) -> None:
+    storm = Storm(fresh_daemon, random.randrange(1 << 32) if _KILLS else 1)
+    for at_once in [50] * (_KILLS // 50) or [12]:
+        storm.run(at_once)  # then all pods end, and records and machine must agree
+        print(dict(storm.kills), dict(storm.lives), flush=True)
+    assert storm.lives["whole"]
