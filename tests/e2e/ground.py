@@ -32,10 +32,13 @@ def covered_directories(store: Path, into: Sequence[str] = ()) -> Iterator[None]
 
 
 @contextmanager
-def address(ip: str) -> Iterator[str]:
-    """An address of the node: 127.0.0.1 is none to kubelet. For use in a box, whose only link is lo."""
-    subprocess.run(["ip", "address", "add", f"{ip}/32", "dev", "lo"], check=True)
+def address(ip: str, into: Sequence[str] = ()) -> Iterator[str]:
+    """An address of the node, here or where `into` runs a command: 127.0.0.1 is none to kubelet.
+
+    For use in a box, whose only link is lo.
+    """
+    subprocess.run([*into, "ip", "address", "add", f"{ip}/32", "dev", "lo"], check=True)
     try:
         yield ip
     finally:
-        subprocess.run(["ip", "address", "delete", f"{ip}/32", "dev", "lo"], check=True)
+        subprocess.run([*into, "ip", "address", "delete", f"{ip}/32", "dev", "lo"], check=True)

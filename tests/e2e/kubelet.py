@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -47,8 +47,9 @@ class Kubelet:
         arguments: tuple[str, ...],
         settings: Mapping[str, Any],
         identity: tuple[Path, Path] | None = None,
+        into: Sequence[str] = (),
     ) -> None:
-        self.daemon = daemon
+        self.daemon, self.into = daemon, into
         self.directory = daemon.directory / "kubelet"
         self.manifests = self.directory / "manifests"
         self.port = free_port()
@@ -62,22 +63,28 @@ class Kubelet:
     @classmethod
     @contextmanager
     def running(
-        cls, daemon: Daemon, *arguments: str, identity: tuple[Path, Path] | None = None, **settings: Any
+        cls,
+        daemon: Daemon,
+        *arguments: str,
+        identity: tuple[Path, Path] | None = None,
+        into: Sequence[str] = (),
+        **settings: Any,
     ) -> Iterator[Self]:
         """A started kubelet on its own cgroup and directories; afterwards its pods are gone and it is stopped.
 
         `arguments` are added to its command line, `settings` to its configuration file (deploy/kubelet.yaml).
-        `identity` is a certificate and its key for those who ask its API.
+        `identity` is a certificate and its key for those who ask its API; `into` is a command that runs it, in other
+        namespaces.
         """
         with ExitStack() as undo:
             directory = daemon.directory / "node"
             directory.mkdir()
-            undo.enter_context(ground.covered_directories(directory))
-            undo.enter_context(ground.address(NODE_IP))
+            undo.enter_context(ground.covered_directories(directory, into))
+            undo.enter_context(ground.address(NODE_IP, into))
             root = f"/crisp-e2e-{daemon.directory.name}"
             undo.enter_context(cgroups.tree(root.lstrip("/")))
             undo.callback(daemon.empty)
-            kubelet = cls(daemon, root, arguments, settings, identity)
+            kubelet = cls(daemon, root, arguments, settings, identity, into)
             undo.callback(kubelet.end)
             kubelet.start()
             undo.callback(kubelet.clear)
@@ -92,8 +99,9 @@ class Kubelet:
         command = [program, f"--config={config}", f"--hostname-override={NODE}", f"--node-ip={NODE_IP}", "--v=2"]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *self._arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory
-            )
+                [*self.into, *command, *self._arguments],
+                cwd=self.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
         self.until(self._is_healthy, "be healthy", START_SECONDS)
 
     def configuration(self) -> dict[str, Any]:
@@ -164,7 +172,7 @@ class Kubelet:
             self.start()
         for manifest in self.manifests.iterdir():
             manifest.unlink()
-        volumes = Path("/var/lib/kubelet/pods")
+        volumes = self.daemon.directory / "node/kubelet/pods"
         self.until(lambda: not self.pods() and not os.listdir(volumes), "be rid of its pods", CLEAR_SECONDS)
 
     def pods(self) -> dict[str, dict[str, Any]]:
