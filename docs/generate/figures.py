@@ -45,7 +45,9 @@ def filled(root: Path, name: str) -> str:
     runs = read(root / "docs/figures.jsonl")
     tables: dict[str, Callable[[int], str]] = {
         "overview": lambda _pods: _overview(runs),
-        "node": lambda pods: _node([run for run in runs if run.what == "node" and run.pods == pods]),
+        "critest": lambda pods: _newest(runs, "critest", pods),
+        "node": lambda pods: _newest(runs, "node", pods),
+        "stats": lambda pods: _newest(runs, "stats", pods),
         "runs": lambda _pods: _runs(runs),
     }
 
@@ -66,10 +68,11 @@ def _overview(runs: Sequence[Run]) -> str:
     return "".join(lines)
 
 
-def _node(runs: Sequence[Run]) -> str:
-    if not runs:
+def _newest(runs: Sequence[Run], what: str, pods: int) -> str:
+    fitting = [run for run in runs if (run.what, run.pods) == (what, pods)]
+    if not fitting:
         return ""
-    run = runs[-1]
+    run = fitting[-1]
     runtimes = [f"{name} {run.versions[name]}" for name in run.results]
     lines = [_line("", *runtimes), _line("---", *["---"] * len(runtimes))]
     for name, value in next(iter(run.results.values())).items():

@@ -53,7 +53,8 @@ def main() -> int:
     try:
         pods = _trace if arguments.trace else _measure
         measures = {"critest": _critest, "pull": _pulls, "streams": _streams, "pods": pods}
-        measures |= {"words": _words, "recorder": _recorder, "node": _node, "logs": _node, "restart": _node}
+        measures |= {"words": _words, "recorder": _recorder}
+        measures |= dict.fromkeys(("node", "stats", "logs", "restart"), _node)
         measure = measures[arguments.what]
         asyncio.run(measure(arguments, Path(os.environ[DIRECTORY]), console))
     except* PeerFailed as failures:
@@ -64,7 +65,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    what = ("pods", "critest", "pull", "oci", "streams", "node", "logs", "restart", "words", "recorder")
+    what = ("pods", "critest", "pull", "oci", "streams", "node", "stats", "logs", "restart", "words", "recorder")
     parser.add_argument("what", nargs="?", choices=what, default="pods", help="what to measure (pods)")
     parser.add_argument("--pods", type=_positive, default=15, metavar="N", help="pods of a round (15)")
     parser.add_argument("--rounds", type=_positive, default=3, metavar="N", help="rounds, runtimes taking turns (3)")
@@ -153,7 +154,7 @@ async def _streams(arguments: argparse.Namespace, directory: Path, console: Cons
 
 
 async def _node(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
-    """What a node of some size takes: `node`, `logs` and `restart`."""
+    """What a node of some size takes: `node`, `stats`, `logs` and `restart`."""
     kinds = [kind for kind in PEERS if not arguments.only or kind.name in arguments.only]
     versions = {kind.name: version for kind in kinds if (version := kind.version()) is not None}
     with ExitStack() as undo:
@@ -170,10 +171,12 @@ async def _node(arguments: argparse.Namespace, directory: Path, console: Console
                 await logs.run(contenders, arguments.rounds, versions, console)
             elif arguments.what == "node":
                 await node.run(contenders, arguments.pods, versions, console)
+            elif arguments.what == "stats":
+                await node.run_stats(contenders, arguments.pods, arguments.rounds, versions, console)
             else:
                 await node.run_restarts(contenders, arguments.pods, arguments.rounds, versions, console)
             noise.append(await idle_processors())
-    figures = logs.FIGURES if arguments.what == "logs" else node.FIGURES
+    figures = {"logs": logs.FIGURES, "stats": node.STATS_FIGURES}.get(arguments.what, node.FIGURES)
     samples = {one.peer.name: dict(one.samples) for one in contenders}
     run = history.Run.now(arguments.what, arguments.pods, statistics.mean(noise), versions, samples, figures)
     _keep(run, publish=arguments.publish)
@@ -216,9 +219,16 @@ async def _critest(arguments: argparse.Namespace, directory: Path, console: Cons
         found = [kind for kind in kinds if kind.name in versions]
         peers = [kind(directory / kind.name, 100 + number) for number, kind in enumerate(found)]
         peers = _start(peers, directory, undo, console)
-        measured = critest.run(peers, arguments.pods, arguments.rounds, directory, versions, console)
+        versions = {peer.name: versions[peer.name] for peer in peers}
+        noise = [await idle_processors()]
+        samples = critest.run(peers, arguments.pods, arguments.rounds, directory, versions, console)
+        noise.append(await idle_processors())
+    run = history.Run.now(
+        "critest", arguments.pods, statistics.mean(noise), versions, samples, critest.FIGURES
+    )
+    _keep(run, publish=arguments.publish)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "critest.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (RESULTS / "critest.json").write_text(json.dumps({"versions": versions, "samples": samples}, indent=1) + "\n")
 
 
 async def _trace(arguments: argparse.Namespace, directory: Path, console: Console) -> None:

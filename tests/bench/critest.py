@@ -8,7 +8,6 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -34,8 +33,8 @@ FIGURES = tuple(report.Figure(name, "ms") for name in _CALLS)
 
 def run(
     peers: Sequence[Peer], pods: int, rounds: int, directory: Path, versions: Mapping[str, str], console: Console
-) -> dict[str, Any]:
-    """Measure `pods` pods and containers a round, one after the other; print a table, and return every sample.
+) -> dict[str, Samples]:
+    """Measure `pods` pods and containers a round, one after the other; print a table, and return samples by runtime.
 
     Raises PeerFailed.
     """
@@ -51,7 +50,7 @@ def run(
                 for name, values in _measure(peer, pods, registry, directory / f"critest-{peer.name}-{number}").items():
                     samples[peer.name][name] += values
     report.print_table(samples, {peer.name: versions[peer.name] for peer in peers}, console, FIGURES)
-    return {"versions": dict(versions), "samples": samples}
+    return samples
 
 
 def _measure(peer: Peer, pods: int, registry: Registry, output: Path) -> Samples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -40,6 +41,13 @@ FIGURES = (
     report.Figure("start to the first answer", "ms", tail=False),
     report.Figure("down", "s", tail=False),
 )
+STATS_FIGURES = (
+    report.Figure("ListContainerStats", "ms"),
+    report.Figure("ListPodSandboxStats", "ms"),
+    report.Figure("ListPodSandboxMetrics", "ms"),
+    *(report.Figure(f"CPU, {name}", "ms", tail=False) for name in ("ListContainerStats", "ListPodSandboxStats",
+                                                                  "ListPodSandboxMetrics")),
+)  # fmt: skip
 RESTART_FIGURES = tuple(figure for figure in FIGURES if figure.name.startswith(("stop", "start")))
 
 
@@ -66,6 +74,39 @@ async def run_restarts(
         await restart(one, rounds)
         await _empty(one)
     report.print_table({one.peer.name: one.samples for one in contenders}, versions, console, RESTART_FIGURES)
+
+
+async def run_stats(
+    contenders: Sequence[Contender], pods: int, rounds: int, versions: Mapping[str, str], console: Console
+) -> None:
+    """Note what it takes to tell of `pods` pods, runtimes taking turns. Print a table. Raises PeerFailed."""
+    for one in contenders:
+        console.print(f"{one.peer.name}: {pods} pods", style="dim")
+        await _fill(one, pods)
+    spent: list[dict[str, float]] = [defaultdict(float) for _ in contenders]
+    for number in range(_LOOKS * rounds):
+        first = number % len(contenders)
+        for index in (*range(first, len(contenders)), *range(first)):
+            await _tell(contenders[index], spent[index])
+    for one, seconds in zip(contenders, spent, strict=True):
+        # Of all calls together: a tick of the kernel's account is as long as what a small process does in one.
+        one.note({f"CPU, {name}": 1000 * value / (_LOOKS * rounds) for name, value in seconds.items()})
+        await _empty(one)
+    report.print_table({one.peer.name: one.samples for one in contenders}, versions, console, STATS_FIGURES)
+
+
+async def _tell(one: Contender, spent: dict[str, float]) -> None:
+    """Ask in each way. Add to `spent` the processor seconds of the runtime: they stand on a busy machine."""
+    for ask in (one.client.container_stats, one.client.pod_stats, one.client.metrics):
+        worked = _worked_without_us()
+        taken = await ask()
+        one.note(taken)
+        for name in taken:
+            spent[name] += _worked_without_us() - worked
+
+
+def _worked_without_us() -> float:
+    return worked_seconds() - time.process_time()
 
 
 async def _fill(one: Contender, pods: int) -> None:

@@ -111,9 +111,25 @@ class Client:
 
     async def stats(self) -> dict[str, float]:
         """What everybody uses, in the two ways that kubelet may ask."""
-        _, containers_ms = await self._timed("ListContainerStats", api_pb2.ListContainerStatsRequest())
-        _, pods_ms = await self._timed("ListPodSandboxStats", api_pb2.ListPodSandboxStatsRequest())
-        return {"ListContainerStats": containers_ms, "ListPodSandboxStats": pods_ms}
+        return await self.container_stats() | await self.pod_stats()
+
+    async def container_stats(self) -> dict[str, float]:
+        """Of every container, as kubelet asks unless PodAndContainerStatsFromCRI is on."""
+        _, taken = await self._timed("ListContainerStats", api_pb2.ListContainerStatsRequest())
+        return {"ListContainerStats": taken}
+
+    async def pod_stats(self) -> dict[str, float]:
+        """Of every pod with its containers."""
+        _, taken = await self._timed("ListPodSandboxStats", api_pb2.ListPodSandboxStatsRequest())
+        return {"ListPodSandboxStats": taken}
+
+    async def metrics(self) -> dict[str, float]:
+        """cAdvisor's metrics of all pods; nothing from a runtime that has not this call."""
+        try:
+            _, taken = await self._timed("ListPodSandboxMetrics", api_pb2.ListPodSandboxMetricsRequest())
+        except PeerFailed:
+            return {}
+        return {"ListPodSandboxMetrics": taken}
 
     async def execute(self, pod: Pod) -> dict[str, float]:
         """`true` by ExecSync."""
