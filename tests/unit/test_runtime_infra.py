@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import time
 from pathlib import Path
 
 import pytest
@@ -42,17 +41,24 @@ def _overwrite(program: int) -> None:
         file.write(b"changed")
 
 
-def _child(program: int, blocked: set[signal.Signals]) -> int:
-    """Start the program with a child of its own to reap, which is soon dead."""
+def _child(program: int, blocked: set[signal.Signals], lives: tuple[int, int]) -> int:
+    """Start the program with a child of its own to reap, which ends when this process closes the pipe `lives`."""
     pid = os.fork()
     if pid == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if os.fork() == 0:
-            time.sleep(0.1)
+            os.close(lives[1])
+            os.read(lives[0], 1)
             os._exit(0)
         os.execve(program, ["crisp-infra test"], {})
     os.close(program)
     return pid
+
+
+def _waits(pid: int) -> bool:
+    """Whether it is in the system call that its loop begins with. Before, a signal may find nobody who wants it."""
+    wanted = {"x86_64": "128", "aarch64": "137"}[os.uname().machine]  # rt_sigtimedwait
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == wanted
 
 
 def _children(pid: int) -> str:
@@ -63,12 +69,15 @@ def _children(pid: int) -> str:
 @pytest.mark.parametrize("kind", ["infra", "pause"])
 def test_it_reaps_waits_and_ends(number: signal.Signals, kind: str) -> None:
     """The pause program blocks its signals itself."""
+    lives = os.pipe()
     if kind == "infra":
-        pid = _child(infra.program_file(), {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
+        pid = _child(infra.program_file(), {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}, lives)
     else:
-        pid = _child(in_memory("pause", infra.pause_program(), 0o555), set())
+        pid = _child(in_memory("pause", infra.pause_program(), 0o555), set(), lives)
     try:
         until(lambda: Path(f"/proc/{pid}/cmdline").read_bytes() == b"crisp-infra test\0")
+        until(lambda: _waits(pid))
+        os.close(lives[1])
         until(lambda: _children(pid) == "")
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
         assert int(Path(f"/proc/{pid}/statm").read_text().split()[0]) < 100  # pages: no libc, no interpreter
@@ -76,4 +85,7 @@ def test_it_reaps_waits_and_ends(number: signal.Signals, kind: str) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     except BaseException:
         os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
         raise
+    finally:
+        os.close(lives[0])
