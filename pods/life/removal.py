@@ -10,6 +10,7 @@ from pods import bundle, handlers, log_fields
 from pods.errors import NotFound, PodError
 from pods.model import Container
 from pods.state.plugins import PluginEvent
+from pods.state.transitions import can_stop
 from runtime.client import ShimGone
 from runtime.wire.calls import Delete
 
@@ -52,11 +53,18 @@ class Removals:
         await self._background.shielded(self._remove(found))
 
     async def _remove(self, container_id: str) -> None:
+        while not await self._remove_stopped(container_id):
+            pass  # it was started between its stop and its removal, which happens once
+
+    async def _remove_stopped(self, container_id: str) -> bool:
+        """Stop the container and remove it. Returns False if it runs by then."""
         await self._stops.stop_now(container_id, 0)
         async with self._state.lock(container_id):
             record = self._state.containers.get(container_id)
             if record is None:
-                return
+                return True
+            if can_stop(record.container):
+                return False
             container, document = record.container, None
             if self._state.plugins is not None:
                 document = bundle.read_config(self._state.settings.bundle_dir(container_id))
@@ -64,6 +72,7 @@ class Removals:
             if (sandbox := self._state.sandboxes.get(container.sandbox_id)) is not None:
                 await self._state.happened(PluginEvent.REMOVE, sandbox.sandbox, container, document)
             _log.info("container removed", extra=log_fields.of_container(container))
+            return True
 
     async def _discard(self, container: Container) -> None:
         if await self._forget(container):

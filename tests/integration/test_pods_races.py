@@ -97,6 +97,31 @@ def test_a_full_disk_hides_no_exit(fresh_daemon: Daemon) -> None:
             holder.wait()
 
 
+def test_a_start_before_a_removal_that_waits(fresh_daemon: Daemon) -> None:
+    """Both wait for an update, the removal first, which has seen that nothing runs; it removes what runs by then."""
+    daemon = fresh_daemon
+    with daemon.pod("waits") as pod:
+        container = pod.create("sleep", "600")
+        limits = cri.LinuxContainerResources(cpu_shares=512)
+        update = cri.UpdateContainerResourcesRequest(container_id=container, linux=limits)
+        holder = _lock_database(daemon.root / "crisp.db")
+        try:
+            calls = [
+                daemon.runtime.UpdateContainerResources.future(update, **_CALL),
+                daemon.runtime.RemoveContainer.future(cri.RemoveContainerRequest(container_id=container), **_CALL),
+                daemon.runtime.StartContainer.future(cri.StartContainerRequest(container_id=container), **_CALL),
+            ]
+            daemon.runtime.Version(cri.VersionRequest(), **_CALL)  # all of them have come
+            assert not any(call.done() for call in calls)
+        finally:
+            holder.kill()
+            holder.wait()
+        _updated, removed, _started = (call.exception() for call in calls)
+        assert removed is None
+        with pytest.raises(grpc.RpcError, match="not found"):
+            daemon.status(container)
+
+
 def _lock_database(path: Path) -> subprocess.Popen[bytes]:
     """Hold SQLite's write lock, so that writes fail as they do on a full disk."""
     code = (
