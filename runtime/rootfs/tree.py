@@ -55,7 +55,8 @@ class Rootfs:
         self._users = users or UserNamespaces()
         self._container = container = self._users.mappings
         self._owner = container.root if container else (0, 0)
-        self._until_finished: list[tuple[int, int]] = []  # mounts, with attributes that forbid making mount points
+        # Mounts, with attributes that forbid making mount points, and their destination.
+        self._until_finished: list[tuple[int, int, str]] = []
         self.proc_contexts: list[int] = []  # opened for the container's PID namespace, if we are not in it
         # Clones of host paths, by path: what root of a user namespace cannot make or mount.
         self.host_trees: Mapping[str, int] = {}
@@ -124,12 +125,12 @@ class Rootfs:
         if plan.propagation:
             flags = sys.AT_EMPTY_PATH | (sys.AT_RECURSIVE if plan.propagation_recursive else 0)
             sys.mount_setattr(mount, "", flags, propagation=plan.propagation)
-        self._set_late(mount, late)
+        self._set_late(mount, late, plan.destination)
 
-    def _set_late(self, mount: int, attributes: int) -> None:
+    def _set_late(self, mount: int, attributes: int, destination: str) -> None:
         """Let `restrict` set the attributes, so that later mounts, devices and links can still be made below."""
         if attributes:
-            self._until_finished.append((mount, attributes))
+            self._until_finished.append((mount, attributes, destination))
 
     def _with_mode(self, plan: MountPlan) -> MountPlan:
         """Give a tmpfs without a mode the mode of the directory that it covers, if there is one."""
@@ -179,7 +180,7 @@ class Rootfs:
             sys.move_mount(tree, base, name)
         for name, target in cgroups.links:
             os.symlink(target, name, dir_fd=base)
-        self._set_late(base, attrs)
+        self._set_late(base, attrs, plan.destination)
 
     def _place(self, mount: int, destination: str, *, is_directory: bool, what: str, follow: bool = True) -> None:
         target = self._open_point(destination, is_directory=is_directory, follow=follow)
@@ -294,8 +295,9 @@ class Rootfs:
 
         After this nothing can be made below read-only mounts.
         """
-        for mount, attributes in self._until_finished:
-            sys.mount_setattr(mount, "", sys.AT_EMPTY_PATH, attr_set=attributes)
+        for mount, attributes, destination in self._until_finished:
+            with failing("set attributes of the mount on", destination):
+                sys.mount_setattr(mount, "", sys.AT_EMPTY_PATH, attr_set=attributes)
         for path in linux.readonly_paths:
             with failing("make read-only", path):
                 self._make_readonly(path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from linux import syscalls as sys
-from runtime.errors import SpecError
+from runtime.errors import OperationFailed, SpecError
 from runtime.namespaces.user import IDMappings
 from runtime.rootfs.plan import plan_mount, plan_mounts
+from runtime.rootfs.tree import Rootfs
 from runtime.spec.values import IDMapping, Linux, Mount, Root, Spec
 
 
@@ -93,3 +94,10 @@ def test_file_systems_of_a_user_namespace_belong_to_its_root() -> None:
     tmpfs, devpts = plan_mounts(spec, _USERS)
     assert tmpfs.data == (("mode", "755"), ("gid", "2003"), ("uid", "1000"))
     assert devpts.data == (("newinstance", None), ("gid", "2005"))
+
+
+def test_an_attribute_that_is_set_at_the_end_fails_with_its_mount() -> None:
+    rootfs = Rootfs(-1)
+    rootfs._set_late(-1, sys.MOUNT_ATTR_RDONLY, "/sys")
+    with pytest.raises(OperationFailed, match="set attributes of the mount on `/sys`"):
+        rootfs.restrict(Linux(), readonly=False)
