@@ -6,6 +6,7 @@ not killed itself has all of its answers, its exit code and its log; one that wa
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -32,6 +33,7 @@ _CODE: Final = 7
 _PROGRAM: Final = f"i=0; while [ $i -lt {_LINES} ]; do echo line $i; i=$((i+1)); sleep 0.01; done; exit {_CODE}"
 _WEIGHTS: Final = {"crispd": 1, "shim": 3, "infra": 2, "zygote": 3}  # a start of crispd takes longest
 _PAUSES: Final = (0.0, 0.4)  # seconds between kills
+_numbers = itertools.count(1)
 
 
 @dataclass
@@ -98,13 +100,12 @@ class Storm:
     # -- living -------------------------------------------------------------------------------------------------------
 
     def _work(self, worker: int) -> None:
-        number = 0
         while not self._over.is_set() and not self.failures:
-            number += 1
+            name = f"storm{worker}-{next(_numbers)}"
             try:
-                _Life(self, f"storm{worker}-{number}").live()
+                _Life(self, name).live()
             except (AssertionError, grpc.RpcError) as error:
-                self.failures.append(f"pod storm{worker}-{number}: {error!r}")
+                self.failures.append(f"pod {name}: {error!r}")
 
     def until_up(self) -> None:
         assert self._up.wait(CALL_SECONDS)
