@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -205,6 +206,8 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(daemon: Daemon, tmp_pat
         _restored(daemon, output, target, runs, options={"a": ""}),
     ):
         pass
+    request = cri.RestorePodRequest(checkpoint_path=str(output), config=target, container_configs=[runs])
+    refused(lambda: daemon.runtime.RestorePod(request), "INVALID_ARGUMENT", "deadline: is required")
     shared = _pod_config(daemon, "shared", "POD")
     pids_shared = _config("runs", COUNT, "POD")
     with pytest.raises(grpc.RpcError, match="own pid namespace"), _restored(daemon, output, shared, pids_shared):
@@ -283,6 +286,30 @@ def test_no_pod_stays_stopped_when_crispd_dies(criu: None, fresh_daemon: Daemon,
             for name in ("counts-0", "counts-1", "counts-2"):
                 counted = len(_numbers(pod, name))
                 until(lambda name=name, counted=counted: len(_numbers(pod, name)) > counted, 30)
+
+
+def test_no_process_stays_stopped_when_the_shim_dies(criu: None, fresh_daemon: Daemon, tmp_path: Path) -> None:
+    """It takes its pod along, and on version 1 a process that is frozen would not die."""
+    daemon, output = fresh_daemon, tmp_path / "checkpoint"
+    output.mkdir()
+    with daemon.pod(config=_pod_config(daemon, "orphan", "CONTAINER")) as pod:
+        made = _start(pod, *(_config(f"counts-{number}", COUNT, "CONTAINER") for number in range(3)))
+        pids = [_pid(daemon, one) for one in made]
+        shim = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        call = threading.Thread(target=_ignored, args=(pod, output, made))
+        call.start()
+        until(lambda: os.listdir(output))
+        os.kill(shim, signal.SIGKILL)
+        call.join()
+        for container_id in made:
+            assert daemon.wait_exited(container_id).exit_code == 255
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        assert os.listdir(output) == []
+
+
+def _pid(daemon: Daemon, container_id: str) -> int:
+    request = cri.ContainerStatusRequest(container_id=container_id, verbose=True)
+    return int(json.loads(daemon.runtime.ContainerStatus(request, timeout=CALL_SECONDS).info["info"])["pid"])
 
 
 def _ignored(pod: Pod, output: Path, container_ids: list[str]) -> None:

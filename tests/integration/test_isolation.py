@@ -49,17 +49,22 @@ def test_options_of_mounts(daemon: Daemon, tmp_path: Path) -> None:
                 cri.Mount(container_path="/deep", host_path=str(plain), mount_options=["rnodev"]),
                 cri.Mount(container_path="/image", image=cri.ImageSpec(image=BUSYBOX), mount_options=["noexec"],
                           readonly=True),
+                cri.Mount(container_path="/recursive", host_path=str(plain), readonly=True, recursive_read_only=True,
+                          mount_options=["rnoexec", "nosuid"]),
             ]  # fmt: skip
             container_id = pod.run("sleep", "1000", mounts=mounts)
             mountinfo = pod.exec(container_id, "cat", "/proc/self/mountinfo").stdout.decode()
             found = {path: _flags(mountinfo, path) & {"ro", "noexec", "nodev", "nosuid"} for path in (
-                "/locked", "/free", "/bound", "/deep", "/deep/below", "/bound/below", "/image",
+                "/locked", "/free", "/bound", "/deep", "/deep/below", "/bound/below", "/image", "/recursive",
+                "/recursive/below",
             )}  # fmt: skip
             assert {"ro", "nosuid", "noexec"} <= found["/locked"]
             assert (found["/free"], found["/bound"]) == (set(), {"noexec", "nodev", "nosuid"})
             assert "nodev" in found["/deep"] & found["/deep/below"]
             assert "noexec" not in found["/bound/below"]
             assert {"ro", "noexec"} <= found["/image"]
+            assert found["/recursive"] == {"ro", "noexec", "nosuid"}
+            assert {"ro", "noexec"} <= found["/recursive/below"]
             assert pod.exec(container_id, "/free/program").stdout == b"ran\n"
             for program in ("/bound/program", "/image/bin/busybox"):
                 answer = pod.exec(container_id, "sh", "-c", f"{program}; true")
@@ -74,16 +79,20 @@ def test_options_of_mounts(daemon: Daemon, tmp_path: Path) -> None:
 def test_a_cgroup_namespace_or_the_nodes(daemon: Daemon) -> None:
     handlers = daemon.runtime.Status(cri.StatusRequest()).runtime_handlers
     assert all(handler.features.cgroup_namespaces for handler in handlers if handler.name in ("", "crisp"))
-    with daemon.pod("cgroups") as pod:
-        for mode, own in ((cri.CONTAINER, True), (cri.NODE, False)):
-            options = cri.NamespaceOption(pid=cri.CONTAINER, cgroupns_options=cri.CgroupNamespace(mode=mode))
-            linux = cri.LinuxContainerConfig(
-                security_context=cri.LinuxContainerSecurityContext(namespace_options=options)
-            )
-            container_id = pod.run("sleep", "1000", name=f"mode-{mode}", linux=linux)
-            shown = pod.exec(container_id, "cat", "/proc/self/cgroup").stdout.decode().splitlines()
-            paths = {line.split(":", 2)[2] for line in shown if ":memory:" in line or line.startswith("0::")}
-            assert all((path == "/") == own for path in paths), shown
+    for privileged in (False, True):
+        sandbox = cri.LinuxSandboxSecurityContext(privileged=privileged)
+        config = daemon.sandbox_config(
+            f"cgroups-{privileged}", linux=cri.LinuxPodSandboxConfig(security_context=sandbox)
+        )
+        with daemon.pod(config=config) as pod:
+            for mode, own in ((cri.CONTAINER, True), (cri.NODE, False)):
+                options = cri.NamespaceOption(pid=cri.CONTAINER, cgroupns_options=cri.CgroupNamespace(mode=mode))
+                security = cri.LinuxContainerSecurityContext(namespace_options=options, privileged=privileged)
+                linux = cri.LinuxContainerConfig(security_context=security)
+                container_id = pod.run("sleep", "1000", name=f"mode-{mode}", linux=linux)
+                shown = pod.exec(container_id, "cat", "/proc/self/cgroup").stdout.decode().splitlines()
+                paths = {line.split(":", 2)[2] for line in shown if ":memory:" in line or line.startswith("0::")}
+                assert all((path == "/") == own for path in paths), shown
 
 
 @pytest.mark.cri("CreateContainer", "security_context.cgroup_mount_mode")

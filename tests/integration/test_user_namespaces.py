@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,29 @@ def test_writes_belong_to_the_container(pod: Pod) -> None:
     assert _output(pod, "id -u; id -G; touch /x", code=1, linux=_linux(**user))[:2] == ["1234", "0 77"]
     assert _output(pod, "echo again > /dev/stdout; tty; test -r $(tty) && echo readable", tty=True,
                    linux=_linux(**user))[1:] == ["/dev/pts/0", "readable"]
+
+
+@pytest.mark.cri("CreateContainer", "mounts.mount_options")
+def test_an_id_mapped_mount_has_its_options_and_the_hosts(pod: Pod, tmp_path: Path) -> None:
+    """Recursive read-only too; what the host's mount forbids stays forbidden."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nosuid,nodev,mode=755", "crisp-test", closed], check=True)
+    try:
+        mapped: dict[str, Any] = {"host_path": str(closed), "uidMappings": LINES, "gidMappings": LINES}
+        mapped["mount_options"] = ["noexec"]
+        mounts = [
+            cri.Mount(container_path="/some", **mapped),
+            cri.Mount(container_path="/all", readonly=True, recursive_read_only=True, **mapped),
+        ]
+        look = "grep -E ' (/some|/all) ' /proc/self/mountinfo | cut -d' ' -f5,6; stat -c %u /some"
+        told = _output(pod, look, mounts=mounts)
+        flags = {line.split()[0]: set(line.split()[1].split(",")) for line in told[:2]}
+        assert {"rw", "nosuid", "nodev", "noexec"} <= flags["/some"]
+        assert {"ro", "nosuid", "nodev", "noexec"} <= flags["/all"]
+        assert told[2] == "0"
+    finally:
+        subprocess.run(["umount", closed], check=True)
 
 
 @pytest.mark.cri("CreateContainer", "mounts.uidMappings")
