@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from image.unpack.tar_header import Entry, TarError
+from image.unpack.tar_header import Entry, TarError, bounded_time
 
 SPARSE_KEYS = b"GNU.sparse."
 _XATTR = b"SCHILY.xattr."
@@ -43,7 +43,7 @@ def apply_pax(entry: Entry, records: dict[bytes, bytes]) -> None:
     if (value := records.get(b"gid")) is not None:
         entry.gid = _signed_decimal(value)
     if (value := records.get(b"mtime")) is not None:
-        entry.mtime = _pax_time(value)
+        entry.mtime = bounded_time(_pax_time(value))
     xattrs = {key[len(_XATTR) :]: value for key, value in records.items() if key.startswith(_XATTR)}
     if sum(map(len, xattrs)) + len(xattrs) > _XATTR_NAMES_LIMIT:
         raise TarError(f"extended attributes with names of more than {_XATTR_NAMES_LIMIT} bytes")

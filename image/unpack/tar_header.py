@@ -63,12 +63,17 @@ def parse_header(header: bytes) -> Entry:
         number(mode) & 0o7777,
         number(uid, signed=True),
         number(gid, signed=True),
-        number(mtime, signed=True) * 1_000_000_000,
+        bounded_time(number(mtime, signed=True) * 1_000_000_000),
         number(size),
         link.partition(b"\0")[0],
         number(major) if device else 0,
         number(minor) if device else 0,
     )
+
+
+def bounded_time(nanoseconds: int) -> int:
+    """Return a time that file systems can hold, 0 for any other, as containerd does: no archive is worth it."""
+    return nanoseconds if -(1 << 31) * 1_000_000_000 <= nanoseconds < 1 << 63 else 0
 
 
 def _checksums(header: bytes, field: bytes) -> Iterator[int]:

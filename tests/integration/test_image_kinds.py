@@ -58,7 +58,8 @@ async def test_a_layer_with_everything(workers: Workers, tmp_path: Path) -> None
     tar = layer(
         entry("./", mode=0o711, mtime=5, xattrs={"user.root": "r"}),
         entry("old", b"x" * 513, mtime=-5), entry("late", b"x" * 511, mtime=1 << 33),
-        entry("exactly", b"x" * 4096, pax_headers={}), entry("empty", b""), entry("large", os.urandom(300_000)),
+        entry("beyond", b"1", mtime=1 << 60), entry("exactly", b"x" * 4096, pax_headers={}), entry("empty", b""),
+        entry("large", os.urandom(300_000)),
         entry("owned", b"1", uid=4_294_967_294, gid=70_000, mode=0o6755, xattrs=odd),
         entry("acl", b"1", xattrs={"system.posix_acl_access": access.decode("utf-8", "surrogateescape")}),
         entry("!before a dot", b"1"), entry("d/", mode=0o1777, xattrs={"user.d": "d"}), *many,

@@ -144,6 +144,9 @@ def test_numbers_of_headers() -> None:
     uid, size, mtime = 108, 124, 136
     assert read(with_field(uid, b"\x80" + b"\xff" * 7))[0][0].uid == 2**56 - 1
     assert read(with_field(mtime, b"\xff" * 12))[0][0].mtime == -(10**9)
+    # A file system has a place for times from 1901 on; os.utime has none for what 64 bits do not hold.
+    for beyond in (b"\x80" + b"\x7f" * 11, b"\xff\x80" + b"\0" * 10, b"\xff" * 7 + b"\x7f" + b"\xff" * 4):
+        assert read(with_field(mtime, beyond))[0][0].mtime == 0
     for value in (b"\xff" * 12, b"99999999999\0", b"1_000 \0\0\0\0\0\0", b"-0000000001\0"):
         with pytest.raises(TarError):
             read(with_field(size, value))
