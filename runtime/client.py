@@ -34,7 +34,7 @@ from runtime.wire.calls import (
 from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
 
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.shim.zygote import main; main("
-_ZYGOTE_SECONDS: Final = 30.0
+_ZYGOTE_SECONDS: Final = 60.0  # it takes 0.05 where the processor is free
 _ZYGOTE_EXIT_SECONDS: Final = 5.0
 _PROBE_ANSWER: Final = 4096
 QUIET_SECONDS: Final = 10.0  # after which a shim that has not taken a call is asked whether it is there
@@ -106,6 +106,8 @@ class Zygote:
         except OSError as error:
             ours.close()
             self._process.kill()
+            if isinstance(error, TimeoutError):
+                raise RuntimeCoreError(f"start zygote: it was not ready within {_ZYGOTE_SECONDS:.0f} s") from error
             raise OperationFailed.of("start", "zygote", error) from error
         if ready != b"ready":
             ours.close()

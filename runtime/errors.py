@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from errno import ETIMEDOUT
 
 from linux.errors import MissingCall
 
@@ -64,8 +65,8 @@ class OperationFailed(RuntimeCoreError):
 
     @classmethod
     def of(cls, operation: str, object: str, error: OSError) -> OperationFailed:
-        """Convert Python's OSError."""
-        return cls(operation, object, error.errno or 0)
+        """Convert Python's OSError; its timeouts have no number."""
+        return cls(operation, object, error.errno or (ETIMEDOUT if isinstance(error, TimeoutError) else 0))
 
 
 class ImageMountFailed(RuntimeCoreError):

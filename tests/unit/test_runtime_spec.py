@@ -225,6 +225,7 @@ def test_exec_and_update_parse_their_part_alone() -> None:
     [
         (errors.OperationFailed("mount", "`a` on `b`", errno.EPERM), "mount `a` on `b`: Operation not permitted"),
         (errors.OperationFailed("mkdir", "/x", errno.EEXIST), "mkdir `/x`: File exists"),
+        (errors.OperationFailed.of("ask", "/x", TimeoutError("timed out")), "ask `/x`: Connection timed out"),
         (errors.SpecError("a.b", "is required"), "a.b: is required"),
         (errors.NotSupported("set pids limit", "9", "no controller"), "set pids limit `9`: no controller"),
         (errors.RuntimeCoreError("lost"), "lost"),
