@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import struct
 
 from linux import syscalls
 from linux.elf import executable, in_memory
 from linux.tables import AUDIT_ARCHITECTURES
 from runtime.errors import failing
-from runtime.light import signal, socket
+from runtime.light import contextlib, signal, socket
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
 from runtime.rootfs.tree import ATTACH_POINT
@@ -31,7 +32,7 @@ from runtime.seccomp.load import load_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Final, NoReturn
 
 INFRA_ID: Final = 65535
@@ -141,8 +142,31 @@ def bring_loopback_up() -> None:
         fcntl.ioctl(probe, 0x8914, struct.pack("16sH14x", b"lo", flags | 1))  # SIOCSIFFLAGS
 
 
+@contextlib.contextmanager
+def own_pidfd() -> Iterator[int]:
+    """A pidfd of the caller, for the child that it clones meanwhile. Raises OSError."""
+    fd = os.pidfd_open(os.getpid())
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill the caller when its parent dies, or exit if it is dead. `parent` is the parent's pidfd.
+
+    In a new PID namespace nobody can tell by number who the parent is. Raises OSError.
+    """
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+    dead = select.poll()
+    dead.register(parent, select.POLLIN)
+    if dead.poll(0):
+        os._exit(1)
+
+
 def infra_main(
     *,
+    parent: int,
     program_fd: int,
     mount_namespace: int,
     title: str,
@@ -157,7 +181,8 @@ def infra_main(
 ) -> NoReturn:
     """Set up the namespaces that the caller was cloned into, then execute the infra program. Raises on failure.
 
-    `mount_namespace` is -1 if the caller is in the empty one already.
+    The program dies with its parent, whose pidfd `parent` is. `mount_namespace` is -1 if the caller is in the empty
+    one already.
     """
     if new_uts and hostname:
         with failing("set hostname", hostname):
@@ -176,8 +201,7 @@ def infra_main(
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-        # After the change of ids, which clears it. Without the shim nobody would end this process.
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with(parent)  # after the change of ids, which clears it: without the shim nobody would end this process
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
         for fd in (0, 1, 2):

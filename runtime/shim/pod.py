@@ -15,7 +15,7 @@ from linux.tables import NAMESPACE_FLAGS
 from runtime.errors import NotRunning, OperationFailed, failing
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
-from runtime.process.infra import INFRA_ID, infra_main
+from runtime.process.infra import INFRA_ID, die_with, infra_main, own_pidfd
 from runtime.process.init import leave_the_loop
 from runtime.spec.values import IDMapping
 from runtime.wire.calls import ABILITIES, Made, MakePod
@@ -107,13 +107,13 @@ class Pod:
         flags = sum(NAMESPACE_FLAGS[kind] for kind in self._new)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
-            with theirs, failing("clone", "infra process"):
+            with theirs, failing("clone", "infra process"), own_pidfd() as shim:
                 if self._users is None:
-                    self._clone_infra(flags, theirs)
+                    self._clone_infra(flags, theirs, shim)
                 else:
                     # Clone it in the empty mount namespace, which it could not enter from its user namespace.
                     with userns.inside(self._empty_mount_namespace, syscalls.CLONE_NEWNS):
-                        self._clone_infra(flags | syscalls.CLONE_NEWUSER, theirs)
+                        self._clone_infra(flags | syscalls.CLONE_NEWUSER, theirs, shim)
             if self._users is not None:
                 self._map_users(flags, self._users, ours)
             conversation = Conversation(INFRA)
@@ -123,10 +123,10 @@ class Pod:
             self._end_infra()
             raise conversation.outcome
 
-    def _clone_infra(self, flags: int, channel: socket.socket) -> None:
+    def _clone_infra(self, flags: int, channel: socket.socket, shim: int) -> None:
         self.infra_pid, self._infra_pidfd = syscalls.clone(flags)
         if self.infra_pid == 0:
-            self._infra_child(Reporter(channel))
+            self._infra_child(Reporter(channel), shim)
 
     def _map_users(self, flags: int, users: userns.IDMappings, channel: socket.socket) -> None:
         """Map the infra process's ids, do what needs the host's root in its namespaces, and let it continue."""
@@ -143,12 +143,14 @@ class Pod:
             self._end_infra()
             raise
 
-    def _infra_child(self, reporter: Reporter) -> None:
+    def _infra_child(self, reporter: Reporter, shim: int) -> None:
         try:
+            die_with(shim)  # it has a copy of the shim's end, and would wait for an answer for ever
             leave_the_loop()
             if self._users is not None and reporter.await_answer() is None:
                 os._exit(1)  # the shim knows why
             infra_main(
+                parent=shim,
                 program_fd=self._infra_program,
                 mount_namespace=self._empty_mount_namespace if self._users is None else -1,
                 title=f"crisp-infra {self._sandbox}",

@@ -16,6 +16,8 @@ from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from runtime.client import ShimClient, ShimGone, Zygote
 from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
+from tests.births import Births
+from tests.waiting import eventually
 
 _BUSYBOX = "/bin/busybox"
 
@@ -79,6 +81,19 @@ async def _created(shim: ShimClient, directory: Path, name: str = "c", **namespa
 
 def _start(shim: ShimClient, container: str) -> asyncio.Future[calls.Started]:
     return shim.begin(calls.Start(container, log=""))
+
+
+async def test_an_infra_process_does_not_outlive_its_shim(zygote: Zygote, tmp_path: Path) -> None:
+    """Not even one that was just born, and has not asked for it yet."""
+    shim = await _spawn(zygote)
+    children = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children")
+    await eventually(children.read_text)
+    (pid,) = children.read_text().split()
+    with Births.below(int(pid), kill_at=1) as births:
+        with pytest.raises(ShimGone):
+            await asyncio.wait_for(shim.call(_pod(tmp_path)), 60)
+        (born,) = [one["pid"] for one in births.seen() if one["event"] == "birth"]
+    await eventually(lambda: not Path(f"/proc/{born}").exists())
 
 
 class _Nonsense(calls.Call):
