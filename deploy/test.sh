@@ -46,7 +46,7 @@ checks() {
     step tests/e2e/build-runsc.sh || true
     step tests/programs.sh || true
     # A test that hangs fails with its stacks, and the others go on.
-    step timeout --foreground 3600 pytest -q tests/unit tests/integration --timeout 600 --durations 20 || true
+    step timeout --foreground 4800 pytest -q tests/unit tests/integration --timeout 600 --durations 20 || true
 }
 
 # The steps that need Kubernetes programs, one after another: the guest's emulation takes two cores.
