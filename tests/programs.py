@@ -173,5 +173,6 @@ def _python_modules(root: Path) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
         below[:] = [one for one in below if one in ("collections", "encodings", "importlib", "re")]
         for name in sorted(names):
             path = Path(directory, name)
-            if path.suffix == ".py":
-                yield entry(path.relative_to(root).as_posix(), path.resolve().read_bytes())
+            file = path.resolve()  # Debian's sitecustomize.py leads to /etc, of this machine
+            if path.suffix == ".py" and file.is_relative_to(root.resolve()):
+                yield entry(path.relative_to(root).as_posix(), file.read_bytes())
