@@ -1,7 +1,8 @@
 """Looks at processes in the moment of their birth and at their execve, by ptrace(2): nothing can happen in between.
 
 As a program it traces a process and its children to come, and prints one JSON object a birth and an execve, until its
-standard input ends: {"event": "birth" | "exec", "pid": ..., "namespaces": {...}, "status": {...}, ...}.
+standard input ends: {"event": "birth" | "exec", "pid": ..., "namespaces": {...}, "status": {...}, ...}. With a number
+it kills the process at that birth, before the newborn's first instruction.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import json
 import os
 import select
+import signal as signals
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,10 +56,10 @@ class Births:
 
     @classmethod
     @contextlib.contextmanager
-    def below(cls, pid: int) -> Iterator[Self]:
-        """Trace that process; it goes on untraced afterwards."""
+    def below(cls, pid: int, *, kill_at: int = 0) -> Iterator[Self]:
+        """Trace that process; it goes on untraced afterwards. With `kill_at` it is killed at that birth."""
         tracer = subprocess.Popen(
-            [sys.executable, "-m", "tests.births", str(pid)],
+            [sys.executable, "-m", "tests.births", str(pid), str(kill_at)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
         assert tracer.stdout is not None
@@ -79,10 +81,11 @@ def _ptrace(request: int, pid: int, data: int = 0) -> None:
         raise OSError(error, os.strerror(error))
 
 
-def _trace(seed: int) -> None:
+def _trace(seed: int, kill_at: int) -> None:
     _ptrace(_SEIZE, seed, _FORK | _VFORK | _CLONE | _EXEC)
     print("ready", flush=True)
     known = {seed}
+    births = 0
     poll = select.poll()
     poll.register(0, select.POLLIN | select.POLLHUP)
     while not poll.poll(0):
@@ -100,6 +103,11 @@ def _trace(seed: int) -> None:
         if event == _STOP_EVENT and pid not in known:
             known.add(pid)
             print(json.dumps(look(pid, "birth")), flush=True)
+            births += 1
+            if births == kill_at:
+                os.kill(seed, signals.SIGKILL)
+                while os.WIFSTOPPED(os.waitpid(seed, _WALL)[1]):
+                    pass  # dead, and its descriptors closed, before the newborn does anything
         elif event == _EXEC_EVENT:
             print(json.dumps(look(pid, "exec")), flush=True)
         with contextlib.suppress(ProcessLookupError):
@@ -107,4 +115,4 @@ def _trace(seed: int) -> None:
 
 
 if __name__ == "__main__":
-    _trace(int(sys.argv[1]))
+    _trace(int(sys.argv[1]), int(sys.argv[2]))
