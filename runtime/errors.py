@@ -133,7 +133,8 @@ def from_json(record: Mapping[str, Any]) -> RuntimeCoreError:
     try:
         kind = _FAMILY.get(record.get("error", ""), RuntimeCoreError)
         error = kind(*(record[name] for name in kind.members))
-        str(error)  # raises if a member has the wrong type
+        if not str(error):  # raises if a member has the wrong type
+            raise ValueError("an error without a word")
     except (KeyError, TypeError, ValueError, OverflowError):
         return RuntimeCoreError(str(record.get("message") or record.get("reason") or dict(record)))
     return error

@@ -8,7 +8,7 @@ import socket
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runtime.errors import ExecFailed, OperationFailed, RuntimeCoreError, SpecError
@@ -92,6 +92,7 @@ def test_a_long_failure_is_cut_to_a_packet() -> None:
     ),
     max_leaves=6,
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+@example(b'{"failed": {"message": ""}}')
 def test_what_is_no_report_is_none_and_raises_nothing(packet: bytes) -> None:
     report = decode(packet)
     assert report is None or isinstance(report, Report)
