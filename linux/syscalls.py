@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import struct
 import sys
 
@@ -373,6 +374,13 @@ def openat2(dirfd: int, path: str | bytes, flags: int, resolve: int) -> int:
 def open_in_root(root: int, path: str, flags: int, resolve: int = IN_ROOT) -> int:
     """Open `path` as if the directory `root` were `/`; never leaves it."""
     return openat2(root, path.lstrip("/") or ".", flags, resolve)
+
+
+def has_ended(pidfd: int) -> bool:
+    """Return whether the process is dead, if perhaps not reaped."""
+    ended = select.poll()
+    ended.register(pidfd, select.POLLIN)
+    return bool(ended.poll(0))
 
 
 def pidfd_open(pid: int) -> int:

@@ -23,6 +23,23 @@ def hierarchies() -> list[Path]:
 
 
 @contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Freeze the cgroup of a process, of either version; it may be removed meanwhile."""
+    lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    places = {kinds: path for _, kinds, path in lines}
+    if "freezer" in places:
+        file, on, off = ROOT / f"freezer{places['freezer']}/freezer.state", "FROZEN", "THAWED"
+    else:
+        file, on, off = Path(f"{ROOT}{places['']}/cgroup.freeze"), "1", "0"
+    file.write_text(on)
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            file.write_text(off)
+
+
+@contextmanager
 def tree(name: str) -> Iterator[list[Path]]:
     """An empty cgroup below the root of every hierarchy, which can hold processes; removed with all below it."""
     made = [directory / name for directory in hierarchies()]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import struct
 
 from linux import syscalls
@@ -158,9 +157,7 @@ def die_with(parent: int) -> None:
     In a new PID namespace nobody can tell by number who the parent is. Raises OSError.
     """
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    dead = select.poll()
-    dead.register(parent, select.POLLIN)
-    if dead.poll(0):
+    if syscalls.has_ended(parent):
         os._exit(1)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from linux import syscalls
 from linux.terminal import resize as resize_terminal
 from runtime.errors import NotRunning, RuntimeCoreError, failing
 from runtime.logs.writer import Clock, LogFile
@@ -321,9 +321,7 @@ class Container:
         held = self._held
         if not self.state.can_exec or held.pidfd < 0:
             return True
-        dead = select.poll()
-        dead.register(held.pidfd, select.POLLIN)
-        return bool(dead.poll(0)) or _is_exiting(held.pid)
+        return syscalls.has_ended(held.pidfd) or _is_exiting(held.pid)
 
     def wait_exec_running(self, key: str, reply: Reply) -> None:
         """Reply when the exec's program runs or has exited; with its terminal's master if it has one."""

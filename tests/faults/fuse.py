@@ -1,4 +1,4 @@
-"""A file system of one directory whose listing is asked for and never given: no signal ends who waits for it."""
+"""File systems that nobody serves, or whose one directory's listing is asked for and never given."""
 
 from __future__ import annotations
 
@@ -25,8 +25,24 @@ _BUFFER: Final = 1 << 17
 
 
 @contextmanager
+def dead_directory(place: Path) -> Iterator[None]:
+    """Mount what nobody ever serves; at the end it is known to be dead, and who waits for it gets an error."""
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
+    subprocess.run(["mount", "-i", "-t", "fuse", "-o", options, "dead", place], check=True, pass_fds=[device])
+    try:
+        yield
+    finally:
+        os.close(device)
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@contextmanager
 def silent_directory(place: Path) -> Iterator[threading.Event]:
-    """Mount it at a place. Yields what is set once somebody waits for the listing, who gets an error at the end."""
+    """Mount a directory whose listing is never given: no signal ends who waits for it, who gets an error at the end.
+
+    Yields what is set once somebody waits.
+    """
     device = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other"
     with ExitStack() as undo:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from cri.v1 import api_pb2 as cri
-from tests import faulty_registry
+from tests import cgroups, faulty_registry
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
-from tests.faults.fuse import silent_directory
+from tests.faults.fuse import dead_directory, silent_directory
 from tests.faulty_registry import FaultyRegistry
 from tests.images import build_image, entry, layer
 from tests.nri_plugin import HANG, Plugin
@@ -47,7 +47,14 @@ def _ending(calls: list[Any]) -> Iterator[None]:
         call.exception(timeout=CALL_SECONDS)
 
 
-def _pid_of(daemon: Daemon, container: str) -> int:
+def shim_of(pod: Pod) -> int:
+    """The pid of its shim."""
+    found = subprocess.run(["pgrep", "-f", f"^crisp-shim {pod.id}"], capture_output=True, text=True, check=True)
+    return int(found.stdout.split()[0])
+
+
+def pid_of(daemon: Daemon, container: str) -> int:
+    """The pid of its first process."""
     request = cri.ContainerStatusRequest(container_id=container, verbose=True)
     return int(json.loads(daemon.runtime.ContainerStatus(request, **_CALL).info["info"])["pid"])
 
@@ -57,8 +64,7 @@ def stopped_shim(node: Node) -> Iterator[None]:
     daemon = node.daemon
     with daemon.pod("victim") as pod, ExitStack() as after:
         container = pod.run("sleep", "1000")
-        found = subprocess.run(["pgrep", "-f", f"^crisp-shim {pod.id}"], capture_output=True, text=True, check=True)
-        shim = int(found.stdout.split()[0])
+        shim = shim_of(pod)
         os.kill(shim, signal.SIGSTOP)
         request = cri.ExecSyncRequest(container_id=container, cmd=["true"], timeout=60)
         calls = [daemon.runtime.ExecSync.future(request, **_CALL) for _ in range(_AT_ONCE)]
@@ -83,13 +89,9 @@ def dead_volume(node: Node) -> Iterator[None]:
     """The root of a FUSE file system whose server never answered."""
     daemon = node.daemon
     with tempfile.TemporaryDirectory(dir=daemon.directory) as place, daemon.pod("victim") as pod, ExitStack() as after:
-        device = os.open("/dev/fuse", os.O_RDWR)
-        options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
-        subprocess.run(["mount", "-i", "-t", "fuse", "-o", options, "dead", place], check=True, pass_fds=[device])
         calls: list[Any] = []
         after.enter_context(_ending(calls))
-        after.callback(subprocess.run, ["umount", "-l", place], check=True)
-        after.callback(os.close, device)
+        after.enter_context(dead_directory(Path(place)))
         for number in range(_AT_ONCE):
             request = _with_volume(daemon, pod, Path(place), number, "sleep", "1000")
             calls.append(daemon.runtime.CreateContainer.future(request, **_CALL))
@@ -107,7 +109,7 @@ def process_in_state_d(node: Node) -> Iterator[None]:
         request = _with_volume(daemon, pod, Path(place), 0, "ls", "/data")
         container = daemon.runtime.CreateContainer(request, **_CALL).container_id
         daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container), **_CALL)
-        stat = Path("/proc", str(_pid_of(daemon, container)), "stat")
+        stat = Path("/proc", str(pid_of(daemon, container)), "stat")
         until(asked.is_set)
         stop = cri.StopContainerRequest(container_id=container, timeout=0)
         calls += [daemon.runtime.StopContainer.future(stop, **_CALL) for _ in range(_AT_ONCE)]
@@ -121,17 +123,11 @@ def frozen_cgroup(node: Node) -> Iterator[None]:
     daemon = node.daemon
     with daemon.pod("victim") as pod, ExitStack() as after:
         container = pod.run("sleep", "1000")
-        pid = _pid_of(daemon, container)
-        lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
-        places = {kinds: path for _, kinds, path in lines}
-        if "freezer" in places:
-            file, on, off = Path(f"/sys/fs/cgroup/freezer{places['freezer']}/freezer.state"), "FROZEN", "THAWED"
-        else:
-            file, on, off = Path(f"/sys/fs/cgroup{places['']}/cgroup.freeze"), "1", "0"
-        file.write_text(on)
         request = cri.ExecSyncRequest(container_id=container, cmd=["true"], timeout=60)
-        after.enter_context(_ending([daemon.runtime.ExecSync.future(request, **_CALL) for _ in range(_AT_ONCE)]))
-        after.callback(file.write_text, off)
+        calls: list[Any] = []
+        after.enter_context(_ending(calls))
+        after.enter_context(cgroups.frozen(pid_of(daemon, container)))
+        calls += [daemon.runtime.ExecSync.future(request, **_CALL) for _ in range(_AT_ONCE)]
         yield
 
 

@@ -18,7 +18,10 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from tests.daemon import CALL_SECONDS, CNI_BIN_DIRS, Daemon, Pod
+from tests import cgroups
+from tests.daemon import CALL_SECONDS, CNI_BIN_DIRS, Daemon
+from tests.faults.fuse import dead_directory
+from tests.faults.kinds import pid_of, shim_of
 from tests.waiting import until
 
 _CALL = {"timeout": CALL_SECONDS}
@@ -39,11 +42,6 @@ def _others_answer(daemon: Daemon, *, new_pod: bool = True) -> None:
             container = pod.run("sleep", "1000")
             assert pod.exec(container, "echo", "here").stdout == b"here\n"
             runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=0), **_CALL)
-
-
-def _shim_of(pod: Pod) -> int:
-    found = subprocess.run(["pgrep", "-f", f"^crisp-shim {pod.id}"], capture_output=True, text=True).stdout
-    return int(found.split()[0])
 
 
 @contextlib.contextmanager
@@ -69,7 +67,7 @@ def test_a_stopped_shim(fresh_daemon: Daemon) -> None:
         ends = pod.run("sh", "-c", "trap 'exit 5' TERM; echo set; while :; do sleep 0.01; done", name="ends")
         until(lambda: "set" in pod.log("ends"))
         assert _condition(daemon).status
-        with _stopped(_shim_of(pod)):
+        with _stopped(shim_of(pod)):
             asked = daemon.runtime.ExecSync.future(
                 cri.ExecSyncRequest(container_id=runs, cmd=["touch", "/late"], timeout=100), **_CALL
             )
@@ -99,7 +97,7 @@ def test_a_stopped_shim(fresh_daemon: Daemon) -> None:
             daemon.start()
             assert pod.status().state == cri.SANDBOX_READY
             assert not _condition(daemon).status
-            os.kill(_pid_of(daemon, ends), signal.SIGTERM)
+            os.kill(pid_of(daemon, ends), signal.SIGTERM)
             with pytest.raises(grpc.RpcError, match="does not answer"):
                 pod.exec(runs, "true")
             _others_answer(daemon)
@@ -114,16 +112,11 @@ def _containers(daemon: Daemon) -> list[cri.Container]:
     return list(daemon.runtime.ListContainers(cri.ListContainersRequest(), **_CALL).containers)
 
 
-def _pid_of(daemon: Daemon, container: str) -> int:
-    request = cri.ContainerStatusRequest(container_id=container, verbose=True)
-    return int(json.loads(daemon.runtime.ContainerStatus(request, **_CALL).info["info"])["pid"])
-
-
 def test_a_pod_whose_shim_does_not_answer_can_be_ended(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     with daemon.pod("held") as pod:
         container = pod.run("sleep", "1000")
-        with _stopped(_shim_of(pod)):
+        with _stopped(shim_of(pod)):
             pod.remove()
         assert not _containers(daemon)
         with pytest.raises(grpc.RpcError, match="not found"):
@@ -141,13 +134,7 @@ def test_a_stopped_zygote_is_replaced(fresh_daemon: Daemon) -> None:
 def test_volumes_on_a_dead_file_system(fresh_daemon: Daemon, tmp_path: Path) -> None:
     """More of them than the daemon's pool has threads."""
     daemon = fresh_daemon
-    device = os.open("/dev/fuse", os.O_RDWR)
-    options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
-    subprocess.run(["mount", "-i", "-t", "fuse", "-o", options, "dead", tmp_path], check=True, pass_fds=[device])
-    with contextlib.ExitStack() as undo:
-        undo.callback(subprocess.run, ["umount", "-l", tmp_path], check=True)
-        undo.callback(os.close, device)  # nobody ever read it; now its file system is known to be dead
-        pod = undo.enter_context(daemon.pod("dead"))
+    with dead_directory(tmp_path), daemon.pod("dead") as pod:
         mount = cri.Mount(host_path=str(tmp_path), container_path="/data")
         calls = [
             daemon.runtime.CreateContainer.future(
@@ -177,28 +164,12 @@ def test_a_frozen_container(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     with daemon.pod("frozen") as pod:
         container = pod.run("sleep", "1000")
-        with _frozen(_pid_of(daemon, container)):
+        with cgroups.frozen(pid_of(daemon, container)):
             with pytest.raises(grpc.RpcError) as refusal:
                 pod.exec(container, "true", timeout=1)
             assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION  # "it is paused"
             _others_answer(daemon)
             pod.remove()
-
-
-@contextlib.contextmanager
-def _frozen(pid: int) -> Iterator[None]:
-    lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
-    places = {kinds: path for _, kinds, path in lines}
-    if "freezer" in places:
-        file, on, off = Path(f"/sys/fs/cgroup/freezer{places['freezer']}/freezer.state"), "FROZEN", "THAWED"
-    else:
-        file, on, off = Path(f"/sys/fs/cgroup{places['']}/cgroup.freeze"), "1", "0"
-    file.write_text(on)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            file.write_text(off)
 
 
 def test_a_network_plugin_that_hangs(tmp_path: Path) -> None:
