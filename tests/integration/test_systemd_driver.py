@@ -84,7 +84,7 @@ def test_a_container_is_a_scope_in_its_pods_slice(units: FakeSystemd) -> None:
         path = f"{POD_SLICE}/crisp-{container}.scope"
         pid = _pid(daemon, container)
         assert _cgroups_of(pid) == {path}
-        assert Cgroup.at(Hierarchies.detect(), path).pids() == [pid]  # what held the scope is gone
+        until(lambda: Cgroup.at(Hierarchies.detect(), path).pids() == [pid])  # what held the scope is killed
         (call,) = units.called("StartTransientUnit", f"crisp-{container}.scope")
         told = {name: call.properties[name] for name in ("Slice", "Delegate", "TasksMax", "CPUQuotaPerSecUSec")}
         assert told == {
