@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, NoReturn
 
+
 @dataclass(slots=True)
 class Start:
     """Everything that a container's init needs. The clone inherits the descriptors."""
@@ -140,7 +141,7 @@ def _initialise(start: Start, reporter: Reporter) -> NoReturn:
     process.die_with_parent()
     start.cgroup.join_self(unified=not start.in_unified_cgroup)
     scheduling.leave_the_makers_cpus()
-    if owner := _cgroup_owner(start):
+    if owner := cgroup_owner(start):
         start.cgroup.delegate(owner)
     start.step("cgroup joined")
     shared = _open_pid_namespace(spec)
@@ -234,7 +235,7 @@ def _creation_hooks(hooks: oci.Hooks, start: Start, reporter: Reporter) -> dict[
     return state
 
 
-def _cgroup_owner(start: Start) -> int:
+def cgroup_owner(start: Start) -> int:
     """Return the host's id of the user who gets the container's cgroup, 0 if it stays root's.
 
     runtime-spec config-linux.md, "Cgroup ownership": only on version 2, with a new cgroup namespace and the cgroup file

@@ -85,7 +85,7 @@ def obstacle(join: Join) -> str:
     return ""
 
 
-def _is_null_device(fd: int) -> bool:
+def is_null_device(fd: int) -> bool:
     status = os.fstat(fd)
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL
 
@@ -106,17 +106,21 @@ def _has(join: Join) -> int:
 class Joining:
     """Makes the lists of execs that differ only in their arguments."""
 
-    def __init__(self, join: Join, null_streams: Sequence[int]) -> None:
+    def __init__(self, join: Join, null_streams: Sequence[int], first_free: int = _FIRST_FREE) -> None:
         """`null_streams` are the standard streams that are the host's /dev/null."""
         self._join = join
+        self._first_free = first_free
         self._null_streams = null_streams
         self._script = Script()
         self._filter_at = 0
         self._late_filter: tuple[int, ...] = ()
         self._last: tuple[tuple[str, ...], Script] | None = None
         self._environment = self._cwd = self._place = 0
-        self.births = int(bool(join.cgroup.unified)) + int(join.bears)
+        self.births = self._count_births()
         self._plan()
+
+    def _count_births(self) -> int:
+        return int(bool(self._join.cgroup.unified)) + int(self._join.bears)
 
     def list_for(self, args: tuple[str, ...]) -> Program | None:
         """Return the list that executes these arguments. None if it would be too long, or no program can get them."""
@@ -143,14 +147,19 @@ class Joining:
 
     def _plan(self) -> None:
         script, join = self._script, self._join
-        process = join.process
         self._prepare_on_the_host()
         if join.cgroup.unified:
-            self._bear_into_cgroup()
+            self._bear_on_the_host(0, "exec")
         script.call("prctl", syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, about=("die with", "the shim"))
         script.call("setsid", about=("begin", "session"))  # `kill` finds the program's children by it
         self._join_namespaces()
         script.call("close", _INIT, about=("close", "pidfd"))
+        self._become()
+
+    def _become(self) -> None:
+        """Append the way from root in the container's file system to what remains to be done for one program."""
+        script, join = self._script, self._join
+        process = join.process
         if self._null_streams:
             self._use_own_null_device()
         self._own_streams(process.user.uid)
@@ -195,7 +204,7 @@ class Joining:
         script.call("prctl", syscalls.PR_SET_DUMPABLE, 0, about=("hide", "process"))
         script.call("prctl", syscalls.PR_SET_NAME, script.text("crisp-exec"), about=("name", "process"))
         script.call("prctl", syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, about=("die with", "the shim"))
-        script.call("close_range", _FIRST_FREE, 2**32 - 1, 0, about=("close", "inherited descriptors"))
+        script.call("close_range", self._first_free, 2**32 - 1, 0, about=("close", "inherited descriptors"))
         default = script.room(32)  # struct sigaction
         for number in _LIBRARYS_SIGNALS:
             script.call("rt_sigaction", number, default, 0, 8, about=("reset", f"signal {number}"))
@@ -215,7 +224,7 @@ class Joining:
             closed = script.take(file.error)
             script.call("write", file, script.text(score), len(score), about=None, allow=EVERY_ERROR)
             script.put(closed)
-        script.call("close_range", _FIRST_FREE, 2**32 - 1, 0, about=("close", "files of cgroups"))
+        script.call("close_range", self._first_free, 2**32 - 1, 0, about=("close", "files of cgroups"))
 
     def _new_keyring(self) -> None:
         script = self._script
@@ -224,19 +233,25 @@ class Joining:
             "keyctl", syscalls.KEYCTL_JOIN_SESSION_KEYRING, name, about=("make", "session keyring"), allow=_NO_KEYRINGS
         )
 
-    def _bear_into_cgroup(self) -> None:
+    def _bear_on_the_host(self, namespaces: int, what: str) -> None:
+        """Clone into the version 2 cgroup, if there is one, and into these new namespaces."""
         script, join = self._script, self._join
         path = join.cgroup.joined_unified
+        told = self._first_free
         arguments = script.room(88)  # struct clone_args
         pid, header, descriptor = self._announcement()
-        flags = syscalls.CLONE_PARENT | syscalls.CLONE_PIDFD | syscalls.CLONE_INTO_CGROUP
+        flags = syscalls.CLONE_PARENT | syscalls.CLONE_PIDFD | namespaces
+        if path:
+            flags |= syscalls.CLONE_INTO_CGROUP
+            opening = script.text(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            script.call("openat", syscalls.AT_FDCWD, *opening, about=("open", path), store=arguments + 80)
+            told += 1
         struct.pack_into("=QQ", script.image, arguments - BASE, flags, descriptor)
-        opened = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        script.call("openat", syscalls.AT_FDCWD, script.text(path), opened, about=("open", path), store=arguments + 80)
-        pipe = self._pipe(_FIRST_FREE + 1)
-        clone = script.call("clone3", arguments, 88, about=("clone", "exec"), store=pid)
-        self._after_birth(clone.zero, pipe, header, _FIRST_FREE + 1)
-        script.call("close", _FIRST_FREE, about=("close", path))
+        pipe = self._pipe(told)
+        clone = script.call("clone3", arguments, 88, about=("clone", what), store=pid)
+        self._after_birth(clone.zero, pipe, header, told)
+        if path:
+            script.call("close", self._first_free, about=("close", path))
 
     def _bear_into_pid_namespace(self, pipe: int) -> None:
         script = self._script
@@ -416,6 +431,7 @@ class Joining:
         def path() -> int | Entry:
             return script.look(chosen) if chosen else addresses[0]
 
+        self._announce(script)
         refused = script.from_now_on_failure()
         user = self._join.process.user
         about = Refusal(name, user.uid, user.gid)
@@ -423,6 +439,9 @@ class Joining:
         script.end()
         script.put(refused)
         report_refusal(script, path)
+
+    def _announce(self, script: Script) -> None:
+        """Append what is due when only execve is left. Nothing for an exec."""
 
     def _look_up(self, script: Script, name: str) -> int:
         """Find the program as execvp(3) does. Returns the address where the address of its path is stored.
@@ -504,7 +523,7 @@ class Joinings:
 
     def of(self, join: Join) -> Joining | None:
         """Return the exec's lists. None if an interpreter must be forked (`obstacle`)."""
-        null_streams = [stream for stream, fd in enumerate(join.stdio) if _is_null_device(fd)]
+        null_streams = [stream for stream, fd in enumerate(join.stdio) if is_null_device(fd)]
         key = _key(join, null_streams)
         if key != self._key:
             self._joining = None if obstacle(join) else Joining(join, null_streams)

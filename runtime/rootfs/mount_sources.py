@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 # File systems that can be mounted without a path of the host.
-_OF_NO_PATH: Final = frozenset({"tmpfs", "ramfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2"})
+OF_NO_PATH: Final = frozenset({"tmpfs", "ramfs", "proc", "sysfs", "devpts", "mqueue", "cgroup", "cgroup2"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def open_sources(
                 sources[index] = [
                     sys.open_tree(sys.AT_FDCWD, path, sys.OPEN_TREE_CLONE) for _name, path in cgroups.directories
                 ]
-        elif not plan.bind and plan.type not in _OF_NO_PATH:
+        elif not plan.bind and plan.type not in OF_NO_PATH:
             with failing(f"mount `{plan.type or plan.source}` on", plan.destination):
                 sources[index] = [_of_a_path(plan)]
     return sources

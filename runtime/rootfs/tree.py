@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Final
 
-_DEVICE_TYPES: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
-_LINKS: Final = (
+DEVICE_TYPES: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+LINKS: Final = (
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
     ("stdout", "/proc/self/fd/1"),
@@ -249,7 +249,7 @@ class Rootfs:
             for device in (*(d for d in DEFAULT_DEVICES if d.path not in listed), *devices):
                 with failing("make device", device.path):
                     self._make_device(device)
-            for name, target in _LINKS:
+            for name, target in LINKS:
                 with failing("link", f"/dev/{name}"):
                     if _symlink(target, name, directory):
                         self._give(name, directory)
@@ -265,7 +265,7 @@ class Rootfs:
         try:
             number = os.makedev(device.major, device.minor)
             mode = stat.S_IMODE(device.file_mode if device.file_mode is not None else 0o666)
-            kind, owner = _DEVICE_TYPES[device.type], self._owner_of(device)
+            kind, owner = DEVICE_TYPES[device.type], self._owner_of(device)
             try:
                 _make_node(name, parent, kind | mode, number)
             except FileExistsError:

@@ -353,7 +353,7 @@ class Speaker:
 
 
 INIT: Final = Speaker(
-    (Warned, Console, HooksDue, SeccompListener, Born, Executing, Failed),
+    (Warned, Console, HooksDue, SeccompListener, Born, Executing, Failed, Undone),
     Executing,
     "the container's init died before its program ran",
 )

@@ -18,6 +18,8 @@ from runtime.namespaces import user as userns
 from runtime.process.clone import clone_into
 from runtime.process.hooks import enter_the_container
 from runtime.process.init import Start, clock_offsets, clone_flags, container_init
+from runtime.process.script import end
+from runtime.process.starting import Starting
 from runtime.rootfs.host_trees import host_trees
 from runtime.rootfs.plan import MountPlan, plan_mounts
 from runtime.shim.holdings import Holdings
@@ -73,20 +75,45 @@ class OwnLauncher:
                 # Before there is a process: the kernel may refuse it, and nobody would hear of the init.
                 held.supervisor.watch(ours.fileno(), selectors.EVENT_READ, listening.ready)
             undo.callback(held.supervisor.unwatch, ours.fileno())
-            with failing("clone", "container init"):
-                pid, pidfd = clone_into(
-                    cgroup,
-                    self._clone_flags,
-                    lambda: container_init(start, reports.Reporter(theirs)),
-                    clocks=clock_offsets(held.spec),
-                )
+            process = self._by_list(start, ours, theirs, listening) or self._by_fork(start, theirs)
         start.step("cloned")
         namespaces.close()
-        if start.bears:
-            held.take_init(pid, pidfd)
-            held.supervisor.command_started(pid, lambda _status: listening.take_what_is_there())
-        else:
-            attempt.adopt(pid, pidfd)
+        listening.follow(*process)
+
+    def _by_fork(self, start: Start, theirs: socket.socket) -> tuple[int, int]:
+        with failing("clone", "container init"):
+            return clone_into(
+                start.cgroup,
+                self._clone_flags,
+                lambda: container_init(start, reports.Reporter(theirs)),
+                clocks=clock_offsets(start.spec),
+            )
+
+    def _by_list(
+        self, start: Start, ours: socket.socket, theirs: socket.socket, listening: Listening
+    ) -> tuple[int, int] | None:
+        """Start the init as a list of system calls. None if there is none for it, and then there is no process."""
+        runner = self._held.supervisor.script_runner
+        if not runner.can_run:
+            return None
+        try:
+            starting = Starting.of(start)
+            program = starting.list_for(start.process.args) if starting is not None else None
+        except UnicodeEncodeError:
+            return None
+        if starting is None or program is None:
+            return None
+        try:
+            pid, pidfd = runner.spawn((*start.stdio, theirs.fileno(), *starting.descriptors))
+        except OSError:  # executable memory is forbidden (vm.memfd_noexec=2), or a module refuses it
+            return None
+        try:
+            ours.send(program.image)
+        except OSError:  # net.core.wmem_default is smaller than the list
+            end(pid, pidfd)
+            return None
+        listening.is_told_by_list(starting.births, program.failure)
+        return pid, pidfd
 
     def _start(
         self,
@@ -178,6 +205,20 @@ class Listening:
         self._hook_failure: RuntimeCoreError | None = None
         self._warnings: list[str] = []
 
+    def is_told_by_list(self, births: int, undone: Callable[[reports.Undone], RuntimeCoreError]) -> None:
+        """Expect the reports of a list of system calls."""
+        self._conversation = reports.Conversation(reports.INIT, bears=births, undone=undone)
+
+    def follow(self, pid: int, pidfd: int) -> None:
+        """Follow the process that runs the program, or that clones the one which does."""
+        if not self._conversation.awaits_birth:
+            self._attempt.adopt(pid, pidfd)
+            return
+        self._held.take_init(pid, pidfd)
+        self._held.supervisor.command_started(pid, lambda _status: self.take_what_is_there())
+        if self._attempt.killed:
+            self._attempt.kill()
+
     def take_what_is_there(self) -> None:
         """Read the reports of an init that has cloned the program, as far as they have arrived."""
         while self._conversation.awaits_birth and self._channel.fileno() >= 0 and self._take_one():
@@ -202,7 +243,7 @@ class Listening:
             case reports.Executing(steps):
                 self._start.steps.extend(steps)
             case reports.Born(pid, pidfd):
-                self._attempt.adopt(pid, pidfd)
+                self.follow(pid, pidfd)
             case reports.Console(master):
                 self._console = master
             case reports.Warned(text):

@@ -1,0 +1,197 @@
+"""Writes the way of a container's init into its container as a list of system calls (runtime/process/script.py).
+
+The list does what `runtime.process.init` does in a forked interpreter, for the inits of usual pods; `Starting.of` says
+which. Up to three processes execute it:
+
+    first    on the host: joins the version 1 cgroups, sets affinity, keyring and OOM score, and clones the second into
+             the version 2 cgroup and into new namespaces
+    second   joins the pod's namespaces, opens what the mounts take from the host, makes the mount namespace, and
+             assembles the root; then it goes on as an exec does (runtime/process/joining.py), up to the execve
+    third    only if the PID namespace has other processes: see runtime/process/joining.py
+"""
+
+from __future__ import annotations
+
+import os
+
+from linux import capabilities as sets
+from linux import syscalls
+from linux.sysctls import path_of
+from linux.tables import NAMESPACE_FLAGS
+from linux.user_namespaces import STARTED_IN_ONE
+from runtime.light import signal
+from runtime.process.assembling import Assembly, Obstacle
+from runtime.process.init import Start, cgroup_owner, cgroup_view, clone_flags
+from runtime.process.join import Join
+from runtime.process.joining import Joining, is_null_device, obstacle
+from runtime.process.script import CHANNEL, Script
+from runtime.wire.reports import Executing, encode
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_ROOTFS, _TEMPLATE, _FIRST_TREE = 4, 5, 6
+_CAP_SYS_RESOURCE: Final = 24
+
+
+class _StartingJoin(Join):
+    """An init, as far as it becomes its program in the way of an exec."""
+
+    __slots__ = ()
+
+    @property
+    def bears(self) -> bool:
+        namespace = self.spec.linux.namespace("pid")
+        return namespace is not None and bool(namespace.path)
+
+
+class Starting(Joining):
+    """Makes the list of one init."""
+
+    def __init__(self, start: Start, join: Join, null_streams: list[int]) -> None:
+        self._start = start
+        self._trees = {source: _FIRST_TREE + index for index, source in enumerate(start.trees)}
+        self.descriptors = (start.rootfs, start.empty_mount_namespace, *start.trees.values())
+        super().__init__(join, null_streams, _FIRST_TREE + len(self._trees))
+
+    @classmethod
+    def of(cls, start: Start) -> Starting | None:
+        """Return the init's list. None if an interpreter must be forked."""
+        join = _StartingJoin(
+            container_id=start.container_id,
+            spec=start.spec,
+            process=start.process,
+            init_pidfd=-1,
+            cgroup=start.cgroup,
+            in_unified_cgroup=False,
+            stdio=start.stdio,
+            filter_program=start.filter_program,
+            filter_flags=start.filter_flags,
+            gate=start.gate,
+            preserved=start.preserved,
+        )
+        if _obstacle(start) or obstacle(join):
+            return None
+        try:
+            return cls(start, join, [stream for stream, fd in enumerate(start.stdio) if is_null_device(fd)])
+        except Obstacle:
+            return None
+
+    def _count_births(self) -> int:
+        return int(self._is_cloned) + int(self._join.bears)
+
+    @property
+    def _is_cloned(self) -> bool:
+        return bool(self._join.cgroup.unified) or bool(clone_flags(self._join.spec))
+
+    def _plan(self) -> None:
+        script, start = self._script, self._start
+        spec = start.spec
+        self._prepare_on_the_host()
+        if self._is_cloned:
+            self._bear_on_the_host(clone_flags(spec), "container init")
+        script.call("prctl", syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, about=("die with", "the shim"))
+        script.call("setsid", about=("begin", "session"))
+        assembly = Assembly(script, start.mounts, start.rootfs, _ROOTFS, self._first_free)
+        shared = -1
+        if start.bears:
+            pid = spec.linux.namespace("pid")
+            assert pid is not None
+            about = "join pid namespace", pid.path
+            shared = assembly.opening(
+                "openat", syscalls.AT_FDCWD, script.text(pid.path), os.O_RDONLY | os.O_CLOEXEC, about=about
+            )
+        self._enter_namespaces(assembly)
+        view = cgroup_view(start.cgroup, namespaced=spec.linux.namespace("cgroup") is not None)
+        contexts = assembly.open_sources(view, self._trees, shared)
+        assembly.enter(_TEMPLATE, start.attach_point)
+        assembly.populate(view, contexts, spec.linux.devices)
+        assembly.make_directory(start.process.cwd)
+        assembly.pivot()
+        assembly.restrict(spec.linux, readonly=spec.root.readonly)
+        if shared >= 0:
+            script.call("setns", shared, syscalls.CLONE_NEWPID, about=("enter namespace", "pid"))
+        script.call("close_range", CHANNEL + 1, 2**32 - 1, 0, about=("close", "inherited descriptors"))
+        self._become()
+
+    def _enter_namespaces(self, assembly: Assembly) -> None:
+        script, spec = self._script, self._start.spec
+        for namespace in spec.linux.namespaces:
+            if namespace.path and namespace.type not in ("pid", "mount", "user"):
+                about = f"join {namespace.type} namespace", namespace.path
+                opening = script.text(namespace.path), os.O_RDONLY | os.O_CLOEXEC
+                opened = assembly.opening("openat", syscalls.AT_FDCWD, *opening, about=about)
+                script.call("setns", opened, NAMESPACE_FLAGS[namespace.type], about=about)
+            elif namespace.type == "cgroup":
+                script.call("unshare", syscalls.CLONE_NEWCGROUP, about=("make", "cgroup namespace"))
+        uts = spec.linux.namespace("uts")
+        for name, text, setting in (
+            ("sethostname", spec.hostname, "set hostname"),
+            ("setdomainname", spec.domainname, "set domain name"),
+        ):
+            if text and uts is not None:
+                script.call(name, script.text(text), len(os.fsencode(text)), about=(setting, text))
+        for parameter, value in spec.linux.sysctl.items():
+            about = "set sysctl", f"{parameter}={value}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            path = script.text(f"/proc/sys/{path_of(parameter)}")
+            opened = assembly.opening("openat", syscalls.AT_FDCWD, path, flags, 0o666, about=about)
+            script.call("write", opened, script.text(value), len(os.fsencode(value)), about=about)
+
+    def _announce(self, script: Script) -> None:
+        report = encode(Executing())
+        script.call("write", CHANNEL, script.data(report), len(report), about=("tell of", "program"))
+
+
+def _obstacle(start: Start) -> str:
+    spec = start.spec
+    hooks = spec.hooks
+    for reason, holds in (
+        ("it is in a user namespace", start.users.held or start.users.mappings is not None or STARTED_IN_ONE),
+        ("it has no mount namespace to copy", start.empty_mount_namespace < 0),
+        ("hooks", hooks.prestart or hooks.create_runtime or hooks.create_container or hooks.start_container),
+        ("it gets interfaces, or devices of the host", start.links >= 0 or start.host_trees),
+        ("it has a time namespace", spec.linux.namespace("time")),
+        ("its keyring stays", not start.keyring),
+        ("it owns its cgroup", cgroup_owner(start)),
+        ("its OOM score may be refused", _score_may_be_refused(start)),
+        ("proc of another PID namespace", start.bears and not _can_name_pid_namespaces()),
+    ):
+        if holds:
+            return reason
+    return ""
+
+
+def _score_may_be_refused(start: Start) -> bool:
+    score = start.process.oom_score_adj
+    if score is None or sets.current()[1] >> _CAP_SYS_RESOURCE & 1:
+        return False
+    with open("/proc/self/oom_score_adj", "rb") as file:
+        return score < int(file.read())
+
+
+_named: list[bool] = []
+
+
+def _can_name_pid_namespaces() -> bool:
+    """Whether a proc file system can be made for a PID namespace that is named (Linux 6.18)."""
+    if not _named:
+        _named.append(_try_to_name())
+    return _named[0]
+
+
+def _try_to_name() -> bool:
+    try:
+        context = syscalls.fsopen("proc")
+        try:
+            own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                syscalls.fsconfig_descriptor(context, "pidns", own)
+            finally:
+                os.close(own)
+        finally:
+            os.close(context)
+    except OSError:
+        return False
+    return True
