@@ -113,6 +113,7 @@ class OwnLauncher:
             end(pid, pidfd)
             return None
         listening.is_told_by_list(starting.births, program.failure)
+        start.step("list sent")
         return pid, pidfd
 
     def _start(

@@ -1,0 +1,80 @@
+"""A container's init as a list of system calls makes the same container as the forked interpreter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from cri.v1 import api_pb2 as cri
+from tests.daemon import Daemon, Pod
+
+# Two variables are more than a list may have, so an interpreter is forked. The program's environment is not compared.
+_TOO_LONG = [cri.KeyValue(key=f"LONG{number}", value=b"x" * 100_000) for number in range(2)]
+_LOOK = """
+sed 's/^[0-9]* [0-9]* [0-9:]* //' /proc/self/mountinfo
+ls -laR /dev | grep -v fd
+grep -vE '^(Vm|Rss|Hugetlb|vol|nonvol|Pid|Tgid|Ngid|NSpid|NStgid|PPid|State|FDSize|NSpgid|NSsid|Name|Threads)' /proc/1/status
+cat /proc/1/limits /proc/1/oom_score_adj /proc/self/cgroup
+ls -l /proc/1/fd | sed 's/.* //;s/[0-9]*]/N/'
+ls -l /proc/1/cwd; hostname; id; umask
+ls -l /proc/1/ns | sed 's/.*-> //' | grep -E 'net|ipc|uts'
+for path in /proc/kcore /proc/timer_list /sys/firmware /proc/acpi; do ls -ld $path; wc -c < $path; done
+echo a > /proc/sys/kernel/hostname
+"""
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    with Daemon.running("--trace-start") as daemon:
+        daemon.import_busybox()
+        with daemon.pod("first"):
+            pass  # makes the bridge
+        yield daemon
+
+
+@pytest.fixture
+def pod(daemon: Daemon) -> Iterator[Pod]:
+    with daemon.pod("listed") as pod:
+        yield pod
+
+
+@pytest.mark.parametrize("pid", ["CONTAINER", "POD"])
+@pytest.mark.parametrize("user", [0, 1234])
+def test_a_listed_init_makes_the_same_container(pod: Pod, pid: str, user: int) -> None:
+    seen = []
+    for way, env in ("listed", []), ("forked", _TOO_LONG):
+        security = cri.LinuxContainerSecurityContext(
+            namespace_options=cri.NamespaceOption(pid=cri.NamespaceMode.Value(pid)),
+            run_as_user=cri.Int64Value(value=user),
+            supplemental_groups=[7, 8],
+            masked_paths=["/proc/kcore", "/proc/timer_list", "/sys/firmware", "/proc/acpi", "/nothing"],
+            readonly_paths=["/proc/sys", "/proc/bus", "/nowhere"],
+            no_new_privs=bool(user),
+        )
+        container = pod.run(
+            "sleep", "86400",
+            name=f"{way}-{pid.lower()}-{user}",
+            envs=env,
+            working_dir="/var/not/there",
+            mounts=[
+                cri.Mount(container_path="/dev/termination-log", host_path="/etc/hostname"),
+                cri.Mount(container_path="/var/run/secrets/deep/er", host_path="/usr/share", readonly=True),
+            ],
+            linux=cri.LinuxContainerConfig(
+                security_context=security, resources=cri.LinuxContainerResources(oom_score_adj=900)
+            ),
+        )  # fmt: skip
+        answer = pod.exec(container, "sh", "-c", _LOOK)
+        text = re.sub(r"[0-9a-f]{64}", "ID", (answer.stdout + answer.stderr).decode())
+        seen.append(re.sub(r"(upperdir|workdir)=\S*|lowerdir\S*|/tmp/\S*|\d\d:\d\d", "", text))
+    assert seen[0] == seen[1]
+
+
+def test_a_listed_init_is_told_of_in_the_steps(daemon: Daemon, pod: Pod) -> None:
+    listed = pod.run("sleep", "86400", name="short")
+    forked = pod.run("sleep", "86400", name="long", envs=_TOO_LONG)
+    lines = daemon.log().splitlines()
+    assert any(listed in line and "list sent" in line for line in lines)
+    assert any(forked in line and "mounts made" in line and "list sent" not in line for line in lines)
