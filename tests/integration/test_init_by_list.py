@@ -13,13 +13,14 @@ from tests.daemon import Daemon, Pod
 # Two variables are more than a list may have, so an interpreter is forked. The program's environment is not compared.
 _TOO_LONG = [cri.KeyValue(key=f"LONG{number}", value=b"x" * 100_000) for number in range(2)]
 _LOOK = """
+P=$(pgrep -f '^sleep SECONDS')
 sed 's/^[0-9]* [0-9]* [0-9:]* //' /proc/self/mountinfo
 ls -laR /dev | grep -v fd
-grep -vE '^(Vm|Rss|Hugetlb|vol|nonvol|Pid|Tgid|Ngid|NSpid|NStgid|PPid|State|FDSize|NSpgid|NSsid|Name|Threads)' /proc/1/status
-cat /proc/1/limits /proc/1/oom_score_adj /proc/self/cgroup
-ls -l /proc/1/fd | sed 's/.* //;s/[0-9]*]/N/'
-ls -l /proc/1/cwd; hostname; id; umask
-ls -l /proc/1/ns | sed 's/.*-> //' | grep -E 'net|ipc|uts'
+grep -vE '^(Vm|Rss|Hugetlb|vol|nonvol|Pid|Tgid|Ngid|NS|PPid|State|FDSize)' /proc/$P/status
+cat /proc/$P/limits /proc/$P/oom_score_adj /proc/self/cgroup
+ls -l /proc/$P/fd | sed 's/.* //;s/[0-9]*]/N/'
+ls -l /proc/$P/cwd; hostname; id; umask
+ls -l /proc/$P/ns | sed 's/.*-> //' | grep -E 'net|ipc|uts'
 for path in /proc/kcore /proc/timer_list /sys/firmware /proc/acpi; do ls -ld $path; wc -c < $path; done
 echo a > /proc/sys/kernel/hostname
 """
@@ -53,8 +54,9 @@ def test_a_listed_init_makes_the_same_container(pod: Pod, pid: str, user: int) -
             readonly_paths=["/proc/sys", "/proc/bus", "/nowhere"],
             no_new_privs=bool(user),
         )
+        seconds = f"8640{len(seen)}"
         container = pod.run(
-            "sleep", "86400",
+            "sleep", seconds,
             name=f"{way}-{pid.lower()}-{user}",
             envs=env,
             working_dir="/var/not/there",
@@ -66,7 +68,7 @@ def test_a_listed_init_makes_the_same_container(pod: Pod, pid: str, user: int) -
                 security_context=security, resources=cri.LinuxContainerResources(oom_score_adj=900)
             ),
         )  # fmt: skip
-        answer = pod.exec(container, "sh", "-c", _LOOK)
+        answer = pod.exec(container, "sh", "-c", _LOOK.replace("SECONDS", seconds))
         text = re.sub(r"[0-9a-f]{64}", "ID", (answer.stdout + answer.stderr).decode())
         seen.append(re.sub(r"(upperdir|workdir)=\S*|lowerdir\S*|/tmp/\S*|\d\d:\d\d", "", text))
     assert seen[0] == seen[1]
