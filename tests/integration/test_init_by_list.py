@@ -71,6 +71,7 @@ def test_a_listed_init_makes_the_same_container(pod: Pod, pid: str, user: int) -
         answer = pod.exec(container, "sh", "-c", _LOOK.replace("SECONDS", seconds))
         text = re.sub(r"[0-9a-f]{64}", "ID", (answer.stdout + answer.stderr).decode())
         seen.append(re.sub(r"(upperdir|workdir)=\S*|lowerdir\S*|/tmp/\S*|\d\d:\d\d", "", text))
+    assert "CapEff" in seen[0] and "Max open files" in seen[0]
     assert seen[0] == seen[1]
 
 
