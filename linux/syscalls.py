@@ -526,6 +526,13 @@ def has_close_range() -> bool:
     return int(_syscall(SYS_CLOSE_RANGE, ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(0xFFFFFFFF), 0)) == 0
 
 
+def has_mount_setattr() -> bool:
+    """Whether the kernel has mount_setattr(2), which Linux 5.12 brought. Changes nothing."""
+    attr = _MountAttr(0, 0, 0, 0)
+    result = _syscall(SYS_MOUNT_SETATTR, -1, b"", AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr))
+    return int(result) == 0 or ctypes.get_errno() != _ENOSYS
+
+
 def close_on_exec_from(first: int) -> None:
     """Mark all descriptors from `first` up close-on-exec (close_range(2), Linux 5.11; else by /proc)."""
     if _syscall(SYS_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), CLOSE_RANGE_CLOEXEC) == 0:

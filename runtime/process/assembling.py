@@ -71,7 +71,7 @@ class Assembly:
         self._empty = script.text("")
         self._status = script.room(_STATX_BYTES)
         self._sources: dict[int, list[int]] = {}
-        self._late: list[tuple[int, int]] = []
+        self._late: list[tuple[int, int, str]] = []
         self._attributes: dict[tuple[int, int, int], int] = {}
         self._hows: dict[tuple[int, int], int] = {}
         self._texts: dict[str, int] = {}
@@ -96,6 +96,8 @@ class Assembly:
             if _is_below(destination, other.destination):
                 if place.path != other.destination or other.bind or other.type not in ("tmpfs", "sysfs", "proc"):
                     raise Obstacle(f"{destination} is below another mount")
+                if other.type != "tmpfs" and (plan.bind or plan.type not in ("cgroup", "cgroup2")):
+                    raise Obstacle(f"{destination} is in a file system of the kernel")
                 if plan.type == "tmpfs" and not _has_mode(plan):
                     raise Obstacle(f"the mode of {destination} is that of what it covers")
                 return _Place(destination, -1 if other.type == "tmpfs" else -2)
@@ -267,7 +269,7 @@ class Assembly:
                 if plan.propagation:
                     self._set(mount, about, propagation=plan.propagation, tree=plan.propagation_recursive)
                 if attributes & _LATE:
-                    self._late.append((mount, attributes & _LATE))
+                    self._late.append((mount, attributes & _LATE, plan.destination))
         self._make_devices(devices)
 
     def _with_mode(self, plan: MountPlan, place: _Place) -> MountPlan:
@@ -305,7 +307,7 @@ class Assembly:
         for name, target in cgroups.links:
             script.call("symlinkat", self.text(target), base, self.text(name), about=about)
         if attributes:
-            self._late.append((base, attributes))
+            self._late.append((base, attributes, plan.destination))
 
     def _place(self, mount: int, plan: MountPlan, place: _Place, about: About) -> None:
         if place.mode == -1:
@@ -359,6 +361,8 @@ class Assembly:
         wanted = [*(device for device in DEFAULT_DEVICES if device.path not in listed), *devices]
         if len({device.path for device in wanted}) != len(wanted):
             raise Obstacle("a device is listed twice")
+        if any(not _fits(device) or (device.path == "/dev/null" and not _is_null(device)) for device in wanted):
+            raise Obstacle("of the number of a device")
         umask = os.umask(0)
         os.umask(umask)
         made: set[str] = set()
@@ -382,7 +386,7 @@ class Assembly:
                     made.add(above)
                 parent = self._inside(above, about)
             mode = stat.S_IMODE(device.file_mode if device.file_mode is not None else 0o666)
-            number = os.makedev(device.major, device.minor) & 0xFFFFFFFF
+            number = os.makedev(device.major, device.minor)
             script.call("mknodat", parent, self.text(name), DEVICE_TYPES[device.type] | mode, number, about=about)
             owner = device.uid or 0, device.gid or 0
             if owner != (0, 0):
@@ -403,7 +407,10 @@ class Assembly:
         if any(path == plan.destination for plan in self._plans):
             return
         about = "make working directory", path
-        if any(_is_below(path, plan.destination) for plan in self._plans):
+        above = [plan for plan in self._plans if _is_below(path, plan.destination)]
+        if any(plan.bind for plan in above):  # there may be links that lead to what is missing
+            raise Obstacle(f"the working directory {path} is in a volume")
+        if above:
             script = self._script
             call = script.call("openat2", *self._at(path, sys.IN_ROOT), about=about, allow=(errno.ENOENT,))
             missing = script.take(call.error)
@@ -438,8 +445,8 @@ class Assembly:
         script.call("chdir", self.text("/"), about=about)
 
     def restrict(self, linux: oci.Linux, *, readonly: bool) -> None:
-        for mount, attributes in self._late:
-            self._set(mount, ("set attributes of", "mount"), attributes)
+        for mount, attributes, destination in self._late:
+            self._set(mount, ("set attributes of the mount on", destination), attributes)
         for path in linux.readonly_paths:
             self._make_readonly(path, ("make read-only", path))
         if linux.masked_paths:
@@ -513,6 +520,15 @@ def _mounting(plan: MountPlan) -> Callable[[int], RuntimeCoreError]:
 
 def _has_mode(plan: MountPlan) -> bool:
     return any(key == "mode" for key, _value in plan.data)
+
+
+def _fits(device: oci.Device) -> bool:
+    """Whether mknod(2) can be given the number: it takes 32 bits."""
+    return 0 <= device.major < 1 << 12 and 0 <= device.minor < 1 << 20
+
+
+def _is_null(device: oci.Device) -> bool:
+    return device.type in ("c", "u") and (device.major, device.minor) == (os.major(_NULL), os.minor(_NULL))
 
 
 def _path_of(fd: int) -> str:

@@ -175,8 +175,12 @@ def set_oom_score_adj(value: int) -> str:
             raise
         with open("/proc/self/oom_score_adj") as file:
             kept = file.read().strip()
-        return f"oom_score_adj {value} needs CAP_SYS_RESOURCE, which crisp does not have: kept at {kept}"
+        return oom_score_warning(value, kept)
     return ""
+
+
+def oom_score_warning(value: int, kept: str) -> str:
+    return f"oom_score_adj {value} needs CAP_SYS_RESOURCE, which crisp does not have: kept at {kept}"
 
 
 def _set_rlimit(limit: oci.Rlimit) -> None:

@@ -40,7 +40,7 @@ from runtime.wire.reports import Undone, birth_by_list, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Final
 
     Explanation = Callable[[int], RuntimeCoreError]
@@ -59,6 +59,7 @@ _STATX_BYTES, _MODE_AT, _MODE_SHIFT, _RDEV_AT = 256, 24, 32, 128  # struct statx
 _REGULAR: Final = stat.S_IFREG << _MODE_SHIFT
 _CPU_MASK_BYTES: Final = 1024
 _PATH_MAX: Final = 4096
+OOM_SCORE: Final = "/proc/self/oom_score_adj"
 _LIBRARYS_SIGNALS: Final = (32, 33)  # which glibc's posix_spawn has the child ignore
 _NO_KEYRINGS: Final = (errno.ENOSYS, errno.EPERM, errno.EDQUOT)
 _REFUSED: Final = (errno.EACCES, errno.EPERM)
@@ -105,6 +106,8 @@ def _has(join: Join) -> int:
 
 class Joining:
     """Makes the lists of execs that differ only in their arguments."""
+
+    _name = "crisp-exec"
 
     def __init__(self, join: Join, null_streams: Sequence[int], first_free: int = _FIRST_FREE) -> None:
         """`null_streams` are the standard streams that are the host's /dev/null."""
@@ -194,15 +197,19 @@ class Joining:
         self._environment = script.data(struct.pack(f"={len(addresses) + 1}Q", *addresses, 0))
         goes_on = script.open_ways()
         script.on_failure()
+        self._try_again(script)
         script.call("write", CHANNEL, BASE, len(encode(Undone(0, 0))), about=None, allow=EVERY_ERROR)
         script.call("exit_group", 1, about=None)
         script.end()
         script.put(*goes_on)
 
+    def _try_again(self, script: Script) -> None:
+        """Append what precedes the report of a failure. Nothing for an exec."""
+
     def _prepare_on_the_host(self) -> None:
         script, join = self._script, self._join
         script.call("prctl", syscalls.PR_SET_DUMPABLE, 0, about=("hide", "process"))
-        script.call("prctl", syscalls.PR_SET_NAME, script.text("crisp-exec"), about=("name", "process"))
+        script.call("prctl", syscalls.PR_SET_NAME, script.text(self._name), about=("name", "process"))
         script.call("prctl", syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, about=("die with", "the shim"))
         script.call("close_range", self._first_free, 2**32 - 1, 0, about=("close", "inherited descriptors"))
         default = script.room(32)  # struct sigaction
@@ -217,14 +224,21 @@ class Joining:
         script.call("sched_setaffinity", 0, _CPU_MASK_BYTES, mask, about=None, allow=EVERY_ERROR)
         self._new_keyring()
         if join.process.oom_score_adj is not None:
-            score = str(join.process.oom_score_adj)
-            where = script.text("/proc/self/oom_score_adj")
-            opened = syscalls.AT_FDCWD, where, os.O_WRONLY | os.O_CLOEXEC
-            file = script.call("openat", *opened, about=None, allow=EVERY_ERROR)
-            closed = script.take(file.error)
-            script.call("write", file, script.text(score), len(score), about=None, allow=EVERY_ERROR)
-            script.put(closed)
+            self._set_oom_score(str(join.process.oom_score_adj))
         script.call("close_range", self._first_free, 2**32 - 1, 0, about=("close", "files of cgroups"))
+
+    def _set_oom_score(self, score: str) -> None:
+        """An exec goes on without it."""
+        self._script.put(*self._write_oom_score(score, EVERY_ERROR))
+
+    def _write_oom_score(self, score: str, allow: Collection[int]) -> list[int]:
+        """Append the writing. Returns the ways after an allowed error."""
+        script, about = self._script, ("set oom_score_adj", score)
+        opening = syscalls.AT_FDCWD, script.text(OOM_SCORE), os.O_WRONLY | os.O_CLOEXEC
+        file = script.call("openat", *opening, about=about, allow=allow)
+        refused = [script.take(file.error)]
+        written = script.call("write", file, script.text(score), len(score), about=about, allow=allow)
+        return [*refused, script.take(written.error)]
 
     def _new_keyring(self) -> None:
         script = self._script

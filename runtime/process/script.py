@@ -81,7 +81,8 @@ _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 _MACHINE: Final = os.uname().machine  # read once: a container's personality(2) can change what uname says
 _HEADER: Final = 40
-_FAILURE_AT: Final = 32  # in the header: the pointer to the entries for failures
+# In the header: the error and the entry that it is of, and the pointer to the entries for failures.
+_NUMBER_AT, _FAILED_AT, _FAILURE_AT = 8, 16, 32
 SCRATCH: Final = BASE + (512 << 10)  # memory that is not sent, and zero until the list writes to it
 _ENTRY: Final = struct.Struct("=13Q")
 _WORD: Final = struct.Struct("=Q")
@@ -185,6 +186,22 @@ class Script:
         self.look(pointer, store=BASE + _FAILURE_AT)
         return pointer - BASE
 
+    def repeat_on(self, number: int, times: int) -> None:
+        """Append, as the first entries on failure, that a call with this error is made again; so often in one list."""
+        others: list[int] = []
+        for _time in range(times):
+            others.append(self.take(self.look(BASE + _NUMBER_AT, expected=number).positive))
+            next_failure = self.from_now_on_failure()
+            self._go_to_what_failed()
+            self.put(next_failure)
+        self.put(*others)
+
+    def _go_to_what_failed(self) -> None:
+        """Append a jump: the address of the entry that failed becomes the next entry's."""
+        jump = self.look(BASE + _FAILED_AT)
+        _WORD.pack_into(self.image, jump.at + _STORE_AT, BASE + jump.positive)
+        self.end()
+
     def open_ways(self) -> list[int]:
         """Close all open ways and return them for `put`."""
         ways, self._ways = self._ways, []
@@ -241,8 +258,10 @@ class Runner:
         """Whether there is a program for this machine and the kernel has all calls of the lists (Linux 5.9)."""
         return self.program >= 0
 
-    def spawn(self, descriptors: Sequence[int]) -> tuple[int, int]:
+    def spawn(self, descriptors: Sequence[int], *title: str) -> tuple[int, int]:
         """Start the program with these descriptors as 0, 1, 2 and so on. Returns its pid and a pidfd.
+
+        `title` is what process lists show.
 
         It inherits no other close-on-exec descriptors and no environment, has no signal handlers and blocks no signals.
         The caller must be single-threaded. Raises OSError; then no process is left.
@@ -258,7 +277,7 @@ class Runner:
                     source = aside[-1]
                 actions.append((os.POSIX_SPAWN_DUP2, source, target))
             pid = os.posix_spawn(
-                f"/proc/self/fd/{self.program}", ("crisp-exec",), {},
+                f"/proc/self/fd/{self.program}", title or ("crisp-exec",), {},
                 file_actions=actions, setsigmask=(), setsigdef=_SIGNALS,
             )  # fmt: skip
         finally:

@@ -12,27 +12,30 @@ which. Up to three processes execute it:
 
 from __future__ import annotations
 
+import errno
 import os
 
-from linux import capabilities as sets
 from linux import syscalls
 from linux.sysctls import path_of
 from linux.tables import NAMESPACE_FLAGS
 from linux.user_namespaces import STARTED_IN_ONE
 from runtime.light import signal
 from runtime.process.assembling import Assembly, Obstacle
+from runtime.process.become import oom_score_warning
 from runtime.process.init import Start, cgroup_owner, cgroup_view, clone_flags
 from runtime.process.join import Join
-from runtime.process.joining import Joining, is_null_device, obstacle
-from runtime.process.script import CHANNEL, Script
-from runtime.wire.reports import Executing, encode
+from runtime.process.joining import OOM_SCORE, Joining, is_null_device, obstacle
+from runtime.process.script import CHANNEL, EVERY_ERROR, Script
+from runtime.wire.reports import Executing, Warned, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
 _ROOTFS, _TEMPLATE, _FIRST_TREE = 4, 5, 6
-_CAP_SYS_RESOURCE: Final = 24
+# A mount or rename anywhere on the machine while openat2(2) resolves `..` makes it fail (EAGAIN).
+_REPETITIONS: Final = 16
 
 
 class _StartingJoin(Join):
@@ -49,6 +52,8 @@ class _StartingJoin(Join):
 class Starting(Joining):
     """Makes the list of one init."""
 
+    _name = "crisp-init"
+
     def __init__(self, start: Start, join: Join, null_streams: list[int]) -> None:
         self._start = start
         self._trees = {source: _FIRST_TREE + index for index, source in enumerate(start.trees)}
@@ -56,8 +61,8 @@ class Starting(Joining):
         super().__init__(join, null_streams, _FIRST_TREE + len(self._trees))
 
     @classmethod
-    def of(cls, start: Start) -> Starting | None:
-        """Return the init's list. None if an interpreter must be forked."""
+    def of(cls, start: Start) -> Starting:
+        """Return the init's list. Raises Obstacle if an interpreter must be forked."""
         join = _StartingJoin(
             container_id=start.container_id,
             spec=start.spec,
@@ -71,12 +76,9 @@ class Starting(Joining):
             gate=start.gate,
             preserved=start.preserved,
         )
-        if _obstacle(start) or obstacle(join):
-            return None
-        try:
-            return cls(start, join, [stream for stream, fd in enumerate(start.stdio) if is_null_device(fd)])
-        except Obstacle:
-            return None
+        if reason := _obstacle(start) or obstacle(join):
+            raise Obstacle(reason)
+        return cls(start, join, [stream for stream, fd in enumerate(start.stdio) if is_null_device(fd)])
 
     def _count_births(self) -> int:
         return int(self._is_cloned) + int(self._join.bears)
@@ -139,6 +141,20 @@ class Starting(Joining):
             opened = assembly.opening("openat", syscalls.AT_FDCWD, path, flags, 0o666, about=about)
             script.call("write", opened, script.text(value), len(os.fsencode(value)), about=about)
 
+    def _set_oom_score(self, score: str) -> None:
+        """Warn, as `init` does, if it is refused."""
+        script = self._script
+        refused = self._write_oom_score(score, (errno.EACCES, errno.EPERM))
+        goes_on = script.open_ways()
+        script.put(*refused)
+        with open(OOM_SCORE) as file:
+            report = encode(Warned(oom_score_warning(int(score), file.read().strip())))
+        script.call("write", CHANNEL, script.data(report), len(report), about=None, allow=EVERY_ERROR)
+        script.put(*goes_on)
+
+    def _try_again(self, script: Script) -> None:
+        script.repeat_on(errno.EAGAIN, _REPETITIONS)
+
     def _announce(self, script: Script) -> None:
         report = encode(Executing())
         script.call("write", CHANNEL, script.data(report), len(report), about=("tell of", "program"))
@@ -155,33 +171,26 @@ def _obstacle(start: Start) -> str:
         ("it has a time namespace", spec.linux.namespace("time")),
         ("its keyring stays", not start.keyring),
         ("it owns its cgroup", cgroup_owner(start)),
-        ("its OOM score may be refused", _score_may_be_refused(start)),
-        ("proc of another PID namespace", start.bears and not _can_name_pid_namespaces()),
+        ("proc of another PID namespace", start.bears and not _has(_names_pid_namespaces)),
+        ("the kernel lacks mount_setattr(2)", not _has(syscalls.has_mount_setattr)),
     ):
         if holds:
             return reason
     return ""
 
 
-def _score_may_be_refused(start: Start) -> bool:
-    score = start.process.oom_score_adj
-    if score is None or sets.current()[1] >> _CAP_SYS_RESOURCE & 1:
-        return False
-    with open("/proc/self/oom_score_adj", "rb") as file:
-        return score < int(file.read())
+_known: dict[Callable[[], bool], bool] = {}
 
 
-_named: list[bool] = []
+def _has(look: Callable[[], bool]) -> bool:
+    """What the kernel has does not change."""
+    if look not in _known:
+        _known[look] = look()
+    return _known[look]
 
 
-def _can_name_pid_namespaces() -> bool:
+def _names_pid_namespaces() -> bool:
     """Whether a proc file system can be made for a PID namespace that is named (Linux 6.18)."""
-    if not _named:
-        _named.append(_try_to_name())
-    return _named[0]
-
-
-def _try_to_name() -> bool:
     try:
         context = syscalls.fsopen("proc")
         try:

@@ -21,6 +21,15 @@ A container's init (runtime/process/init.py; its parent is runtime/shim/launch/o
       | --- Failed ------------------------------>  | instead of the rest, at any time. After Executing it is the
       | === end of file ========================>  | execve's error. End of file without Executing: killed
 
+or, as a list of system calls (runtime/process/starting.py), which clones up to two further processes:
+
+      | <------------------------------ the list ---  | once, before anything else
+      | --- Warned ------------------------------>  | as above
+      | --- Born -------------------------------->  | once for each process; the one before it exits
+      | --- Executing --------------------------->  | as above
+      | === end of file, by the execve =========>  | as above
+      | --- Undone, end of file ----------------->  | instead: the errno, and which entry of the list it is from
+
 An exec (runtime/process/join.py; its parent is runtime/shim/exec.py, or runtime/command/child.py):
 
       | --- Console, SeccompListener, Born ------>  | as above

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
@@ -147,6 +148,33 @@ def test_a_debug_container(daemon: Daemon) -> None:
             assert daemon.wait_exited(debug).exit_code == 7
             seen = births.seen()
         _check(seen, pid, programs=1)
+
+
+@confined
+@pytest.mark.parametrize(("pid", "birth"), [(cri.CONTAINER, 1), (cri.CONTAINER, 2), (cri.POD, 2), (cri.POD, 3)])
+def test_a_shim_that_dies_between_two_births_leaves_nobody(fresh_daemon: Daemon, pid: int, birth: int) -> None:
+    """Whoever it was that was just born on the way to the program: none gets there."""
+    daemon, options = fresh_daemon, cri.NamespaceOption(pid=cri.NamespaceMode.ValueType(pid))
+    with daemon.pod(config=_pod(daemon, "bereft", options)) as pod:
+        first = pod.run("sleep", "1000", name="first", linux=_linux("root who may trace", options))
+        shim, _pid = _shim(pod, first)
+        container = pod.create("sleep", "1001", name="second", linux=_linux("with a filter", options))
+        with Births.below(shim, kill_at=birth) as births:
+            with pytest.raises(grpc.RpcError):
+                daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container), **_CALL)
+            assert daemon.wait_exited(container).reason == "StartError"
+            seen = births.seen()
+        born = [one["pid"] for one in seen if one["event"] == "birth"]
+        assert len(born) >= birth
+        assert {one["exe"] for one in seen if one["event"] == "exec"} <= {"/memfd:crisp-script (deleted)"}
+        until(lambda: not any(_lives(pid) for pid in born))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] not in "ZX"
+    except OSError:
+        return False
 
 
 @pytest.fixture

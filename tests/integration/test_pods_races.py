@@ -52,16 +52,27 @@ def _slow_start(pod: Pod, **fields: object) -> tuple[str, Path]:
     return container, pipe
 
 
-def _until_it_hangs(pod: Pod) -> None:
-    """Until there is an init beside the shim, which has its name before it runs its program."""
-    _until(lambda: len(_processes(f"^crisp-shim {pod.id}")) == 2)
+def _until_it_hangs(pod: Pod, container: str) -> tuple[int, int]:
+    """Until there is an init beside the shim, which has its name if it was forked. Returns both."""
+    found: list[int] = []
+
+    def look() -> bool:
+        found[:] = _processes(f"^crisp-(shim {pod.id}|init {container})")  # in the order of their birth
+        return len(found) == 2
+
+    _until(look)
+    return found[0], found[1]
 
 
-def test_a_sandbox_stops_while_a_start_hangs(daemon: Daemon) -> None:
+listed_and_forked = pytest.mark.parametrize("fields", [{}, {"tty": True}], ids=["listed", "forked"])
+
+
+@listed_and_forked
+def test_a_sandbox_stops_while_a_start_hangs(daemon: Daemon, fields: dict[str, object]) -> None:
     with daemon.pod("hung") as pod:
-        container, pipe = _slow_start(pod)
+        container, pipe = _slow_start(pod, **fields)
         start = daemon.runtime.StartContainer.future(cri.StartContainerRequest(container_id=container), **_CALL)
-        _until_it_hangs(pod)
+        _until_it_hangs(pod, container)
         assert not start.done()
         daemon.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), **_CALL)
         assert isinstance(start.exception(), grpc.RpcError)
@@ -69,12 +80,13 @@ def test_a_sandbox_stops_while_a_start_hangs(daemon: Daemon) -> None:
     pipe.unlink()
 
 
-def test_a_start_under_way_is_followed_over_a_restart(fresh_daemon: Daemon) -> None:
+@listed_and_forked
+def test_a_start_under_way_is_followed_over_a_restart(fresh_daemon: Daemon, fields: dict[str, object]) -> None:
     daemon = fresh_daemon
     with daemon.pod("followed") as pod:
-        container, pipe = _slow_start(pod)
+        container, pipe = _slow_start(pod, **fields)
         start = daemon.runtime.StartContainer.future(cri.StartContainerRequest(container_id=container), **_CALL)
-        _until_it_hangs(pod)
+        _until_it_hangs(pod, container)
         assert not start.done()
         daemon.kill9()
         daemon.start()
@@ -134,20 +146,22 @@ def _lock_database(path: Path) -> subprocess.Popen[bytes]:
     return holder
 
 
-def test_a_container_whose_start_its_shim_did_not_live_to_answer(fresh_daemon: Daemon) -> None:
+@listed_and_forked
+def test_a_container_whose_start_its_shim_did_not_live_to_answer(
+    fresh_daemon: Daemon, fields: dict[str, object]
+) -> None:
     daemon = fresh_daemon
     with daemon.pod("orphan") as pod:
         # A shared PID namespace would end with its infra process, and take the init along.
         own = cri.NamespaceOption(pid=cri.CONTAINER)
         linux = cri.LinuxContainerConfig(security_context=cri.LinuxContainerSecurityContext(namespace_options=own))
-        container, _pipe = _slow_start(pod, linux=linux)
+        container, _pipe = _slow_start(pod, linux=linux, **fields)
         start = daemon.runtime.StartContainer.future(cri.StartContainerRequest(container_id=container), **_CALL)
-        _until_it_hangs(pod)
-        shim, _init = _processes(f"^crisp-shim {pod.id}")  # in the order of their birth
+        shim, _init = _until_it_hangs(pod, container)
         os.kill(shim, signal.SIGKILL)
         assert isinstance(start.exception(), grpc.RpcError)
         assert daemon.wait_exited(container).reason == "StartError"
-        _until(lambda: not _processes(f"^crisp-shim {pod.id}"))
+        _until(lambda: not _processes(f"^crisp-(shim {pod.id}|init {container})"))
 
 
 def test_a_living_shim_is_found_again(fresh_daemon: Daemon) -> None:

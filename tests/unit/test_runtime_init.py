@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from runtime.namespaces.user import UserNamespaces
-from runtime.process.init import Start, _cgroup_owner
+from runtime.process.init import Start, cgroup_owner
 from runtime.rootfs.plan import plan_mount
 from runtime.spec.values import Mount, Namespace
 
@@ -25,4 +25,4 @@ def test_who_gets_the_cgroup(options: tuple[str, ...], owner: int) -> None:
         mounts=[plan],
         process=SimpleNamespace(user=SimpleNamespace(uid=1000)),
     )
-    assert _cgroup_owner(cast(Start, start)) == owner
+    assert cgroup_owner(cast(Start, start)) == owner

@@ -121,6 +121,50 @@ def test_another_error_is_reported_with_its_place(runner: Runner, allowed: tuple
     assert script.names[BASE + failing.at] == "enter"
 
 
+def test_a_call_is_made_again_so_often(runner: Runner) -> None:
+    calls = {}
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    for times in (0, 3):
+        script = Script()
+        script.on_failure()
+        if times:
+            script.repeat_on(errno.EAGAIN, times)
+        script.call("write", CHANNEL, BASE, len(encode(Undone(0, 0))), about=None)
+        script.call("exit_group", 1, about=None)
+        script.end()
+        script.put(24)
+        failing = script.call("read", _WRITE + 1, script.room(8), 8, about=None)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs, open("/dev/null", "rb") as null:
+            streams = (null.fileno(),) * 3
+            pid, pidfd = runner.spawn((*streams, theirs.fileno(), null.fileno(), null.fileno(), reader), "again")
+            os.close(pidfd)
+            ours.send(script.finished())
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            with open(f"/proc/{pid}/io") as file:
+                calls[times] = next(int(line.split()[1]) for line in file if line.startswith("syscr"))
+            os.waitpid(pid, 0)
+            assert decode(ours.recv(100)) == Undone(errno.EAGAIN, BASE + failing.at)
+    assert calls[3] - calls[0] == 3
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_call_that_succeeds_when_it_is_made_again_has_not_failed(runner: Runner) -> None:
+    script = Script()
+    script.on_failure()
+    script.call("write", _WRITE, script.data(b"again "), 6, about=None)  # what the call below then finds
+    script.repeat_on(errno.EAGAIN, 2)
+    script.call("exit_group", 1, about=None)
+    script.end()
+    script.put(24)
+    script.call("fcntl", _READ, fcntl.F_SETFL, os.O_NONBLOCK, about=None)
+    buffer = script.room(8)
+    script.call("read", _READ, buffer, 6, about=None)
+    script.call("write", _WRITE, buffer, 6, about=None)
+    assert _run(runner, script)[:2] == (7, b"again ")
+
+
 def test_what_has_to_be_so_is_required(runner: Runner) -> None:
     for expected, status in ((5, 7), (6, 1)):
         script = _script()

@@ -15,6 +15,7 @@ from runtime.cgroups import Cgroup
 from runtime.errors import RuntimeCoreError, failing
 from runtime.namespaces import netdevices
 from runtime.namespaces import user as userns
+from runtime.process.assembling import Obstacle
 from runtime.process.clone import clone_into
 from runtime.process.hooks import enter_the_container
 from runtime.process.init import Start, clock_offsets, clone_flags, container_init
@@ -75,7 +76,11 @@ class OwnLauncher:
                 # Before there is a process: the kernel may refuse it, and nobody would hear of the init.
                 held.supervisor.watch(ours.fileno(), selectors.EVENT_READ, listening.ready)
             undo.callback(held.supervisor.unwatch, ours.fileno())
-            process = self._by_list(start, ours, theirs, listening) or self._by_fork(start, theirs)
+            process = self._by_list(start, ours, theirs, listening)
+            if process is not None:
+                start.step("list sent")
+            else:
+                process = self._by_fork(start, theirs)
         start.step("cloned")
         namespaces.close()
         listening.follow(*process)
@@ -98,13 +103,14 @@ class OwnLauncher:
             return None
         try:
             starting = Starting.of(start)
-            program = starting.list_for(start.process.args) if starting is not None else None
-        except UnicodeEncodeError:
+            program = starting.list_for(start.process.args)
+        except (Obstacle, UnicodeEncodeError):
             return None
-        if starting is None or program is None:
+        if program is None:
             return None
+        descriptors = (*start.stdio, theirs.fileno(), *starting.descriptors)
         try:
-            pid, pidfd = runner.spawn((*start.stdio, theirs.fileno(), *starting.descriptors))
+            pid, pidfd = runner.spawn(descriptors, "crisp-init", start.container_id)
         except OSError:  # executable memory is forbidden (vm.memfd_noexec=2), or a module refuses it
             return None
         try:
@@ -113,7 +119,6 @@ class OwnLauncher:
             end(pid, pidfd)
             return None
         listening.is_told_by_list(starting.births, program.failure)
-        start.step("list sent")
         return pid, pidfd
 
     def _start(
