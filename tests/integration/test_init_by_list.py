@@ -79,9 +79,26 @@ def test_a_listed_init_makes_the_same_container(pod: Pod, pid: str, user: int) -
     assert not list(difflib.unified_diff(*(text.splitlines() for text in seen), n=0))
 
 
+_OWN = cri.LinuxContainerSecurityContext(namespace_options=cri.NamespaceOption(pid=cri.CONTAINER))
+
+
+def test_a_score_that_takes_privilege_is_set_or_warned_of(daemon: Daemon, pod: Pod) -> None:
+    resources = cri.LinuxContainerResources(oom_score_adj=-501)
+    linux = cri.LinuxContainerConfig(security_context=_OWN, resources=resources)
+    container = pod.run("sleep", "86400", linux=linux)
+    shown = pod.exec(container, "cat", "/proc/1/oom_score_adj").stdout.decode().strip()
+    told = f"oom_score_adj -501 needs CAP_SYS_RESOURCE, which crisp does not have: kept at {shown}" in daemon.log()
+    may = _capable(24)  # CAP_SYS_RESOURCE
+    assert (shown == "-501", told) == (may, not may)
+
+
+def _capable(number: int) -> bool:
+    with open("/proc/self/status") as file:
+        return bool(int(next(line.split()[1] for line in file if line.startswith("CapEff")), 16) >> number & 1)
+
+
 def test_a_listed_init_is_told_of_in_the_steps(daemon: Daemon, pod: Pod) -> None:
-    own = cri.LinuxContainerSecurityContext(namespace_options=cri.NamespaceOption(pid=cri.CONTAINER))
-    linux = cri.LinuxContainerConfig(security_context=own)
+    linux = cri.LinuxContainerConfig(security_context=_OWN)
     listed = pod.run("sleep", "86400", name="short", linux=linux)
     forked = pod.run("sleep", "86400", name="long", envs=_TOO_LONG, linux=linux)
     lines = daemon.log().splitlines()
