@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _ROOTFS, _TEMPLATE, _FIRST_TREE = 4, 5, 6
 # A mount or rename anywhere on the machine while openat2(2) resolves `..` makes it fail (EAGAIN).
-_REPETITIONS: Final = 16
+_REPETITIONS: Final = 8
 
 
 class _StartingJoin(Join):
