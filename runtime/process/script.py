@@ -1,12 +1,13 @@
 """Makes a list of system calls, and runs it with a small program instead of a forked interpreter.
 
 A fork of a Python process copies its page tables and the pages that the child touches, and then the child runs Python.
-Here the caller writes the list beforehand. posix_spawn(3) executes two hundred bytes of machine code from a memfd. The
+Here the caller writes the list beforehand. posix_spawn(3) executes 250 bytes of machine code from a memfd. The
 code receives the list on descriptor 3 and makes the calls:
 
     memory = mmap(BASE, SIZE); read(3, memory, SIZE)
     loop: result = the entry's system call with its six arguments
           if the number is LOOK: result = *first & second ^ third
+          if it is CUT: copy the word that begins at first, or after blanks there, to second; result = its length
           store a result above 0 where the entry says; go on with one of three entries: for 0, for a result above 0, or
           for an error that the entry allows
     any other error: store errno and entry in the header, and go on with the entries for failures
@@ -34,32 +35,39 @@ if TYPE_CHECKING:
 BASE: Final = 0x10000000
 CHANNEL: Final = 3  # where the list comes in, and reports go out
 LOOK: Final = -1
+CUT: Final = -2
 EVERY_ERROR: Final = range(128)
 _CODE: Final[dict[str, bytes]] = {
     "x86_64": bytes.fromhex(
         "bf00000010 be00001000 ba03000000 41ba32000000 6aff4158 4531c9 6a0958 0f05 4889c3"  # rbx = mmap(BASE, 1 MiB)
-        "6a035f 4889de ba00001000 31c0 0f05 4885c0 0f8e82000000"  # read(3, rbx, 1 MiB); nothing: quit
+        "6a035f 4889de ba00001000 31c0 0f05 4885c0 0f8eb1000000"  # read(3, rbx, 1 MiB); nothing: quit
         "4c8b6318"  # r12 = rbx[24]
         "498b0424 498b7c2408 498b742410 498b542418 4d8b542420 4d8b442428 4d8b4c2430"  # loop: number and arguments
-        "4885c0 7827 0f05 483d00f0ffff 7728"  # below 0: look; syscall; from -4095 on: error
+        "4885c0 7827 0f05 483d00f0ffff 772c"  # below 0: look; syscall; from -4095 on: error
         "4885c0 7411 498b4c2438 e303 488901 4d8b642448 ebb9"  # done: 0: zero; store; r12 = r12[72]; loop
         "4d8b642440 ebb2"  # zero: r12 = r12[64]; loop
-        "488b07 4821f0 4831d0 ebd8"  # look: rax = *rdi & rsi ^ rdx; done
-        "48f7d8 83f87f 770f 490fa3442458 7307 4d8b642450 eb90"  # error: in the mask at r12[88]: r12 = r12[80]; loop
-        "48894308 4c896310 4c8b6320 eb82"  # fail: rbx[8], rbx[16] = rax, r12; r12 = rbx[32]; loop
+        "a801 7433 488b07 4821f0 4831d0 ebd4"  # look: even: cut; rax = *rdi & rsi ^ rdx; done
+        "48f7d8 83f87f 770f 490fa3442458 7307 4d8b642450 eb8c"  # error: in the mask at r12[88]: r12 = r12[80]; loop
+        "48894308 4c896310 4c8b6320 e97bffffff"  # fail: rbx[8], rbx[16] = rax, r12; r12 = rbx[32]; loop
+        "4889f2 8a07 48ffc7 3c20 74f7 3c09 74f3"  # cut: rdx = rsi; do al = *rdi++ while it is a space or a tab
+        "3c20 760c 8806 48ffc6 8a07 48ffc7 ebf0"  # copy: up to a space or less: *rsi++ = al; al = *rdi++; copy
+        "4889f0 4829d0 eb84"  # rax = rsi - rdx; done
         "6a015f b8e7000000 0f05"  # quit: exit_group(1)
     ),
     "aarch64": bytes.fromhex(
         "0000a2d2 0102a0d2 620080d2 430680d2 04008092 050080d2 c81b80d2 010000d4 f30300aa"  # x19 = mmap(BASE, 1 MiB)
-        "600080d2 e10313aa 0202a0d2 e80780d2 010000d4 1f0000f1 6d040054"  # read(3, x19, 1 MiB); nothing: quit
+        "600080d2 e10313aa 0202a0d2 e80780d2 010000d4 1f0000f1 2d060054"  # read(3, x19, 1 MiB); nothing: quit
         "740e40f9"  # x20 = x19[24]
         "880240f9 808640a9 828e41a9 849642a9"  # loop: number and arguments
-        "8801f8b7 010000d4 1ffc3fb1 a2010054"  # below 0: look; svc; from -4095 on: error
+        "8801f8b7 010000d4 1ffc3fb1 c2010054"  # below 0: look; svc; from -4095 on: error
         "c00000b4 811e40f9 410000b4 200000f9 942640f9 f3ffff17"  # done: 0: zero; store; x20 = x20[72]; loop
         "942240f9 f1ffff17"  # zero: x20 = x20[64]; loop
-        "000040f9 0000018a 000002ca f5ffff17"  # look: x0 = *x0 & x1 ^ x2; done
-        "e00300cb 1ffc01f1 08010054 01fc46d3 810e018b 212c40f9 2124c09a 61000036 942a40f9 e3ffff17"  # error
-        "60d200a9 741240f9 e0ffff17"  # fail: x19[8], x19[16] = x0, x20; x20 = x19[32]; loop
+        "48020036 000040f9 0000018a 000002ca f4ffff17"  # look: even: cut; x0 = *x0 & x1 ^ x2; done
+        "e00300cb 1ffc01f1 08010054 01fc46d3 810e018b 212c40f9 2124c09a 61000036 942a40f9 e2ffff17"  # error
+        "60d200a9 741240f9 dfffff17"  # fail: x19[8], x19[16] = x0, x20; x20 = x19[32]; loop
+        "e20301aa 03144038 7f800071 c0ffff54 7f240071 80ffff54"  # cut: do x3 = *x0++ while it is a space or a tab
+        "7f800071 89000054 23140038 03144038 fcffff17"  # copy: up to a space or less: *x1++ = x3; x3 = *x0++; copy
+        "200002cb daffff17"  # x0 = x1 - x2; done
         "200080d2 c80b80d2 010000d4"  # quit: exit_group(1)
     ),
 }
@@ -152,6 +160,13 @@ class Script:
         """Append a comparison of the eight bytes at an address. The result is 0 if the masked value is `expected`."""
         return self._append(LOOK, (address, mask, expected), None, (), store)
 
+    def cut(self, address: int, to: int) -> Entry:
+        """Append a copy of the word at an address, or after blanks there. The result is its length.
+
+        The word ends before any byte up to a space. `to` must have as much room, and be zero.
+        """
+        return self._append(CUT, (address, to), None, (), 0)
+
     def require(self, address: int, mask: int, expected: int, *, about: object) -> None:
         """Fail with EBADF unless the masked value is `expected`."""
         right = self.take(self.look(address, mask, expected).zero)
@@ -225,7 +240,7 @@ class Script:
             _WORD.pack_into(image, way, BASE + at)
         entry = Entry(at)
         self._ways = [entry.zero, entry.positive, *([entry.error] if mask else [])]
-        if self.passing is not None and number != LOOK:
+        if self.passing is not None and number >= 0:
             self.passing.append(at + _ARGUMENTS_AT + 40)
         if about is not None:
             self.names[BASE + at] = about

@@ -17,10 +17,11 @@ from runtime.light import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Final
 
 BEGINNING: Final = 4096
-_DEPTH: Final = 5  # interpreters of interpreters, as many as the kernel follows
+FILES: Final = 3  # a script, its interpreter, and that one's; the kernel follows five
 _PT_INTERP: Final = 3
 _MARKS: Final = {  # byte order marks
     b"\xef\xbb\xbf#!": "its #! comes after a byte order mark, but must be the first two bytes",
@@ -44,25 +45,24 @@ class Facts:
 
 def reason(path: str, number: int) -> str:
     """What is to be added to the error `number` of executing `path`; "" where it says all. Raises nothing."""
-    return _reason(path, number, 0)
-
-
-def _reason(path: str, number: int, depth: int) -> str:
-    if number not in (errno.EACCES, errno.ENOENT, errno.ENOEXEC):
-        return ""
     try:
-        content = _content(path, number)
-        if content is not None and (told := _of_its_interpreter(content, number, depth)):
-            return told
-        facts = Facts(0, 0, content)
-        if number == errno.EACCES:
-            facts = Facts(os.stat(path).st_mode, os.statvfs(path).f_flag)
+        return explain(number, _look(path, number), os.geteuid(), os.getegid())
     except (OSError, ValueError):
         return ""
-    return explain(number, facts, os.geteuid(), os.getegid())
 
 
-def _content(path: str, number: int) -> bytes | None:
+def _look(path: str, number: int) -> Sequence[Facts]:
+    """Look at the program, and at its interpreters as far as they exist. Raises OSError."""
+    files: list[Facts] = []
+    following: bytes = os.fsencode(path)
+    while following and len(files) < FILES and (not files or os.path.exists(following)):
+        content = _content(following, number)
+        files.append(Facts(os.stat(following).st_mode, os.statvfs(following).f_flag, content))
+        following = _interpreter(content or b"")
+    return files
+
+
+def _content(path: bytes, number: int) -> bytes | None:
     """The beginning of a file that may itself be executed; None of one that may not, or not be read."""
     try:
         refused = number == errno.EACCES and not os.access(path, os.X_OK)
@@ -71,28 +71,26 @@ def _content(path: str, number: int) -> bytes | None:
         return None
 
 
-def _of_its_interpreter(content: bytes, number: int, depth: int) -> str:
-    """What an existing interpreter lacks; "" if there is none."""
-    if content[:2] != b"#!" or not (words := _first_line(content).split()) or depth == _DEPTH:
-        return ""
-    interpreter = words[0].decode(errors="replace")
-    if not os.path.exists(words[0]) or not (why := _reason(os.fsdecode(words[0]), number, depth + 1)):
-        return ""
-    return f'its interpreter "{interpreter}" (#!): {why}'
-
-
 def one_word(name: str) -> str:
     """What to add if no program has this name: it may be a whole command line."""
     return ": it is one word, with spaces in it: are the arguments words of their own?" if len(name.split()) > 1 else ""
 
 
-def explain(number: int, facts: Facts, uid: int, gid: int) -> str:
-    """Return what the facts add to the error `number` that a process of this user got. Trusts none of them."""
+def explain(number: int, files: Sequence[Facts], uid: int, gid: int) -> str:
+    """Return what is to be added to the error `number` that a process of this user got.
+
+    `files` are the program and its interpreters. Trusts nothing in them.
+    """
+    if not files:
+        return ""
+    program, *interpreters = files
+    if interpreters and (why := explain(number, interpreters, uid, gid)):
+        return f'its interpreter "{_interpreter(program.beginning or b"").decode(errors="replace")}" (#!): {why}'
     try:
         if number == errno.EACCES:
-            return _refused(facts, uid, gid)
-        if number in (errno.ENOENT, errno.ENOEXEC) and facts.beginning is not None:
-            return _of_content(facts.beginning, number)
+            return _refused(program, uid, gid)
+        if number in (errno.ENOENT, errno.ENOEXEC) and program.beginning is not None:
+            return _of_content(program.beginning, number)
     except (ValueError, IndexError, struct.error):
         pass
     return ""
@@ -109,7 +107,7 @@ def _refused(facts: Facts, uid: int, gid: int) -> str:
     return f"its mode is {stat.S_IMODE(mode):04o}, and the process runs as {uid}:{gid}"
 
 
-def _beginning(path: str) -> bytes:
+def _beginning(path: bytes) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         return os.read(descriptor, BEGINNING)
@@ -119,11 +117,10 @@ def _beginning(path: str) -> bytes:
 
 def _of_content(content: bytes, number: int) -> str:
     if content[:2] == b"#!":
-        words = _first_line(content).split()
-        interpreter = words[0].decode(errors="replace") if words else ""
+        interpreter = _interpreter(content).decode(errors="replace")
         if b"\r" in _first_line(content):
             return f'its interpreter "{interpreter}" ends in a carriage return: it has the line ends of DOS'
-        if not words:
+        if not interpreter:
             return "its #! line names no interpreter"
         if number == errno.ENOEXEC:
             return f'its interpreter "{interpreter}" (#!) is no program that {os.uname().machine} executes'
@@ -143,6 +140,12 @@ def _of_content(content: bytes, number: int) -> str:
 def _first_line(content: bytes) -> bytes:
     """What is after `#!` in the first line."""
     return content[2:].partition(b"\n")[0]
+
+
+def _interpreter(content: bytes) -> bytes:
+    """The interpreter that a script names; b"" of no script."""
+    words = _first_line(content).split()
+    return words[0] if content[:2] == b"#!" and words else b""
 
 
 def _of_elf(content: bytes, number: int) -> str:

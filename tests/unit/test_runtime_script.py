@@ -97,6 +97,17 @@ def test_what_is_looked_at_decides_the_way(runner: Runner) -> None:
     assert _run(runner, script)[:2] == (7, b"like like unlike ")
 
 
+def test_a_word_is_cut_out(runner: Runner) -> None:
+    lines = (b"/bin/sh -x\n", b" \t/bin/sh\t-x", b"/bin/sh\n", b"/bin/sh\r\n", b"\xff\0x", b"\n/bin/sh\n", b"")
+    script = _script()
+    for line in lines:
+        copy = script.room(64)
+        length = script.cut(script.data(line + b"\0"), copy)
+        script.call("write", _WRITE, copy, length, about=None)
+        _say(script, b"|")
+    assert _run(runner, script)[:2] == (7, b"/bin/sh|/bin/sh|/bin/sh|/bin/sh|\xff||||")
+
+
 @pytest.mark.parametrize("allowed", [(errno.ENOENT,), (errno.EPERM, errno.ENOENT, 127), EVERY_ERROR])
 def test_an_allowed_error_has_a_way_of_its_own(runner: Runner, allowed: tuple[int, ...]) -> None:
     script = _script()
