@@ -40,7 +40,7 @@ from runtime.wire.reports import Undone, birth_by_list, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Final
 
     Explanation = Callable[[int], RuntimeCoreError]
@@ -231,7 +231,7 @@ class Joining:
         """An exec goes on without it."""
         self._script.put(*self._write_oom_score(score, EVERY_ERROR))
 
-    def _write_oom_score(self, score: str, allow: Collection[int]) -> list[int]:
+    def _write_oom_score(self, score: str, allow: tuple[int, ...]) -> list[int]:
         """Append the writing. Returns the ways after an allowed error."""
         script, about = self._script, ("set oom_score_adj", score)
         opening = syscalls.AT_FDCWD, script.text(OOM_SCORE), os.O_WRONLY | os.O_CLOEXEC

@@ -24,19 +24,19 @@ import struct
 
 from linux import syscalls
 from linux.elf import executable, in_memory
-from runtime.light import dataclass, signal
+from runtime.light import signal
 from runtime.wire.reports import Undone, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
     from typing import Final
 
 BASE: Final = 0x10000000
 CHANNEL: Final = 3  # where the list comes in, and reports go out
 LOOK: Final = -1
 CUT: Final = -2
-EVERY_ERROR: Final = range(128)
+EVERY_ERROR: Final = tuple(range(128))
 _CODE: Final[dict[str, bytes]] = {
     "x86_64": bytes.fromhex(
         "bf00000010 be00001000 ba03000000 41ba32000000 6aff4158 4531c9 6a0958 0f05 4889c3"  # rbx = mmap(BASE, 1 MiB)
@@ -88,6 +88,7 @@ _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
                 428, 429, 430, 431, 432, 442, 34, 33, 36, 54, 97, 161, 162, 41, 39, 50),
 }  # fmt: skip
 _MACHINE: Final = os.uname().machine  # read once: a container's personality(2) can change what uname says
+_CALLS: Final = dict(zip(_NAMES, _NUMBERS.get(_MACHINE, ()), strict=False))
 _HEADER: Final = 40
 # In the header: the error and the entry that it is of, and the pointer to the entries for failures.
 _NUMBER_AT, _FAILED_AT, _FAILURE_AT = 8, 16, 32
@@ -96,31 +97,32 @@ _ENTRY: Final = struct.Struct("=13Q")
 _WORD: Final = struct.Struct("=Q")
 _ARGUMENTS_AT, _STORE_AT, _ZERO_AT, _POSITIVE_AT, _ERROR_AT = 8, 56, 64, 72, 80
 _ALL_BITS: Final = 2**64 - 1
+_NO_ERRORS: Final = 0, 0
+_PADDING: Final = tuple(bytes(-length & 7) for length in range(8))
 # All that can be set, except the library's own: posix_spawn(3) first asks for the state of each one that is missing.
 _SIGNALS: Final = tuple(sorted({*range(1, 65)} - {signal.SIGKILL, signal.SIGSTOP, 32, 33}))
 _MOST: Final = 160 << 10  # bytes of a list: it is one packet, and must fit into a socket's default buffer
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(int):
     """The offset of one system call in the list. As an argument of a later call it stands for its result."""
 
-    at: int
+    __slots__ = ()
 
     @property
     def zero(self) -> int:
         """The offset of the pointer to the next entry after a result of 0."""
-        return self.at + _ZERO_AT
+        return self + _ZERO_AT
 
     @property
     def positive(self) -> int:
         """The same, after a result above 0."""
-        return self.at + _POSITIVE_AT
+        return self + _POSITIVE_AT
 
     @property
     def error(self) -> int:
         """The same, after an allowed error."""
-        return self.at + _ERROR_AT
+        return self + _ERROR_AT
 
 
 class Script:
@@ -139,7 +141,7 @@ class Script:
     def data(self, content: bytes) -> int:
         """The address of a copy of `content`."""
         image = self.image
-        image += bytes(-len(image) % 8)
+        image += _PADDING[len(image) & 7]
         address = BASE + len(image)
         image += content
         return address
@@ -151,10 +153,10 @@ class Script:
         return self.data(bytes(size))
 
     def call(
-        self, name: str, *arguments: int | Entry, about: object, allow: Collection[int] = (), store: int = 0
+        self, name: str, *arguments: int | Entry, about: object, allow: tuple[int, ...] = (), store: int = 0
     ) -> Entry:
         """Append a system call. Errors in `allow` continue like success. A result above 0 is written to `store`."""
-        return self._append(_NUMBERS[_MACHINE][_NAMES.index(name)], arguments, about, allow, store)
+        return self._append(_CALLS[name], arguments, about, allow, store)
 
     def look(self, address: int, mask: int = _ALL_BITS, expected: int = 0, *, store: int = 0) -> Entry:
         """Append a comparison of the eight bytes at an address. The result is 0 if the masked value is `expected`."""
@@ -214,7 +216,7 @@ class Script:
     def _go_to_what_failed(self) -> None:
         """Append a jump: the address of the entry that failed becomes the next entry's."""
         jump = self.look(BASE + _FAILED_AT)
-        _WORD.pack_into(self.image, jump.at + _STORE_AT, BASE + jump.positive)
+        _WORD.pack_into(self.image, jump + _STORE_AT, BASE + jump.positive)
         self.end()
 
     def open_ways(self) -> list[int]:
@@ -223,28 +225,31 @@ class Script:
         return ways
 
     def _append(
-        self, number: int, arguments: Sequence[int | Entry], about: object, allow: Collection[int], store: int
+        self, number: int, arguments: Sequence[int | Entry], about: object, allow: tuple[int, ...], store: int
     ) -> Entry:
+        # A start appends four hundred: what is slow here is slow for each container.
         image = self.image
-        image += bytes(-len(image) % 8)
+        image += _PADDING[len(image) & 7]
         at = len(image)
         values = [0] * 6
-        for index, argument in enumerate(arguments):
-            if isinstance(argument, Entry):
-                _WORD.pack_into(image, argument.at + _STORE_AT, BASE + at + _ARGUMENTS_AT + 8 * index)
+        index = 0
+        for argument in arguments:
+            if type(argument) is Entry:
+                _WORD.pack_into(image, argument + _STORE_AT, BASE + at + _ARGUMENTS_AT + 8 * index)
             else:
                 values[index] = argument & _ALL_BITS
-        mask = sum(1 << error for error in allow)
-        image += _ENTRY.pack(number & _ALL_BITS, *values, store, 0, 0, 0, mask & _ALL_BITS, mask >> 64)
+            index += 1  # noqa: SIM113  # enumerate makes tuples
+        mask, more = _errors(allow) if allow else _NO_ERRORS
+        image += _ENTRY.pack(number & _ALL_BITS, *values, store, 0, 0, 0, mask, more)
+        address = BASE + at
         for way in self._ways:
-            _WORD.pack_into(image, way, BASE + at)
-        entry = Entry(at)
-        self._ways = [entry.zero, entry.positive, *([entry.error] if mask else [])]
+            _WORD.pack_into(image, way, address)
+        self._ways = [at + _ZERO_AT, at + _POSITIVE_AT, at + _ERROR_AT] if allow else [at + _ZERO_AT, at + _POSITIVE_AT]
         if self.passing is not None and number >= 0:
             self.passing.append(at + _ARGUMENTS_AT + 40)
         if about is not None:
-            self.names[BASE + at] = about
-        return entry
+            self.names[address] = about
+        return Entry(at)
 
     def copy(self) -> Script:
         """Return a copy that can be continued independently. It has only the names of its new entries."""
@@ -259,6 +264,16 @@ class Script:
         empty = encode(Undone(0, 0))
         self.image[: len(empty)] = empty
         return self.image
+
+
+def _errors(allow: tuple[int, ...]) -> tuple[int, int]:
+    """The mask of these errors, in two words."""
+    if allow is EVERY_ERROR:
+        return _ALL_BITS, _ALL_BITS
+    mask = 0
+    for error in allow:
+        mask |= 1 << error
+    return mask & _ALL_BITS, mask >> 64
 
 
 class Runner:
