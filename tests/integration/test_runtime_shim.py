@@ -28,7 +28,14 @@ async def zygote() -> AsyncIterator[Zygote]:
     await running.start()
     yield running
     running.close()
-    Cgroup.at(Hierarchies.detect(), SHIM_CGROUP).remove_if_unused()  # as crispd does when it stops
+    cgroup = Cgroup.at(Hierarchies.detect(), SHIM_CGROUP)
+
+    def removed() -> bool:
+        """Try as crispd does when it stops; shims that nobody is connected to are about to leave."""
+        cgroup.remove_if_unused()
+        return not cgroup.exists()
+
+    await eventually(removed)
 
 
 @pytest.fixture
