@@ -8,6 +8,7 @@ import fcntl
 import os
 import resource
 import socket
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -44,6 +45,13 @@ def _script() -> Script:
     script.end()
     script.put(24)
     return script
+
+
+def _numbers(*names: str) -> list[int]:
+    """The numbers of system calls on this machine."""
+    script = Script()
+    entries = [script.call(name, about=None) for name in names]
+    return [int.from_bytes(script.image[entry : entry + 8], "little") for entry in entries]
 
 
 def _say(script: Script, word: bytes) -> None:
@@ -118,6 +126,28 @@ def test_an_allowed_error_has_a_way_of_its_own(runner: Runner, allowed: tuple[in
     script.put(elsewhere)
     _say(script, b"missing")
     assert _run(runner, script)[:2] == (7, b"missing")
+
+
+@pytest.mark.parametrize(("allowed", "status"), [(EVERY_ERROR, 7), ((errno.EPERM,), 1)])
+def test_a_filter_s_own_errors_are_allowed_with_all_others(
+    runner: Runner, allowed: tuple[int, ...], status: int
+) -> None:
+    """A filter can answer with any number up to 4095; a list whose reports were refused so would never end."""
+    script = _script()
+    for number in _numbers("chdir", "sendmsg"):
+        filter_ = struct.pack(
+            "=HBBIHBBIHBBIHBBI",
+            0x20, 0, 0, 0,  # the call's number
+            0x15, 0, 1, number,
+            0x06, 0, 0, 0x00050000 | 3000,  # SECCOMP_RET_ERRNO
+            0x06, 0, 0, 0x7FFF0000,  # SECCOMP_RET_ALLOW
+        )  # fmt: skip
+        described = script.data(struct.pack("=H6xQ", 4, script.data(filter_)))
+        script.call("prctl", 38, 1, about=None)  # PR_SET_NO_NEW_PRIVS
+        script.call("seccomp", 1, 0, described, about=None)
+    script.call("chdir", script.text("/"), about="enter", allow=allowed)
+    script.call("sendmsg", CHANNEL, 0, 0, about="send", allow=allowed)
+    assert _run(runner, script).status == status
 
 
 @pytest.mark.parametrize("allowed", [(), (errno.EPERM, 127)])
