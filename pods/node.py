@@ -21,7 +21,7 @@ from pods.diagnosis.inquiry import Diagnosis, Present, inquire, survey
 from pods.diagnosis.troubles import SECCOMP
 from pods.host import HostFacts
 from pods.inflight import Background
-from pods.life import information, last_words
+from pods.life import information, last_words, overtaken
 from pods.life.creation import Creations, Means
 from pods.life.exit import Exits
 from pods.life.network_upkeep import NetworkUpkeep
@@ -279,7 +279,8 @@ class Node:
         await self._sandboxes.remove(sandbox_id)
 
     async def update_sandbox(self, sandbox_id: str, overhead: Resources | None, resources: Resources | None) -> None:
-        await self._resources.update_sandbox(sandbox_id, overhead, resources)
+        with overtaken.in_sandbox(self._state, sandbox_id):
+            await self._resources.update_sandbox(sandbox_id, overhead, resources)
 
     def sandbox(self, sandbox_id: str) -> Sandbox:
         """Look up a sandbox by id or unique prefix. Raises NotFound."""
@@ -301,13 +302,15 @@ class Node:
 
     async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
         trace = self._trace("create container", self.recorder.within(sandbox_id, config.metadata.name))
-        container_id = await self._creations.create(sandbox_id, config, trace)
+        with overtaken.in_sandbox(self._state, sandbox_id):
+            container_id = await self._creations.create(sandbox_id, config, trace)
         trace.finish(container_id)
         return container_id
 
     async def start_container(self, container_id: str) -> None:
         trace = self._trace("start container", self.recorder.part(container_id))
-        await self._starts.start(container_id, trace)
+        with overtaken.in_container(self._state, container_id):
+            await self._starts.start(container_id, trace)
         trace.finish(container_id)
 
     async def stop_container(self, container_id: str, timeout: float) -> None:
@@ -317,20 +320,23 @@ class Node:
         await self._removals.remove(container_id)
 
     async def update_container(self, container_id: str, wanted: Resources) -> None:
-        await self._resources.update_container(container_id, wanted)
+        with overtaken.in_container(self._state, container_id):
+            await self._resources.update_container(container_id, wanted)
 
     async def update_container_for_plugin(self, container_id: str, wanted: Resources) -> None:
         """Update a container at a plugin's request, without asking the plugins."""
         await self._resources.update_for_plugin(container_id, wanted)
 
     async def checkpoint_container(self, container_id: str, location: str, timeout: int) -> None:
-        await self._checkpoints.checkpoint(container_id, location, timeout)
+        with overtaken.in_container(self._state, container_id):
+            await self._checkpoints.checkpoint(container_id, location, timeout)
 
     async def checkpoint_sandbox(
         self, sandbox_id: str, output: Path, container_ids: Sequence[str], seconds: float
     ) -> None:
         """Checkpoint the containers as of one instant, within `seconds`, into an empty directory."""
-        await self._pod_checkpoints.checkpoint(sandbox_id, output, container_ids, seconds)
+        with overtaken.in_sandbox(self._state, sandbox_id):
+            await self._pod_checkpoints.checkpoint(sandbox_id, output, container_ids, seconds)
 
     async def restore_sandbox(
         self,
@@ -372,7 +378,8 @@ class Node:
         runs = Runs(time.time_ns(), container.config.metadata.name, command, max(timeout, 0))
         self._commands[id(runs)] = container.sandbox_id, runs
         try:
-            result = await exec_sync(self._state, self._shims, container.id, argv, timeout)
+            with overtaken.in_container(self._state, container.id):
+                result = await exec_sync(self._state, self._shims, container.id, argv, timeout)
         finally:
             del self._commands[id(runs)]
         took = time.monotonic_ns() - begun
@@ -386,20 +393,24 @@ class Node:
     ) -> StreamSession:
         """Start a command in a running container and open the requested streams."""
         streams = (stdin, stdout, stderr)
-        return await open_exec(self._state, self._shims, container_id, argv, tty=tty, streams=streams)
+        with overtaken.in_container(self._state, container_id):
+            return await open_exec(self._state, self._shims, container_id, argv, tty=tty, streams=streams)
 
     async def open_attach(
         self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool
     ) -> StreamSession:
         """Follow a running container's output from now on, and write to its input."""
-        return await open_attach(self._state, self._shims, container_id, (stdin, stdout, stderr))
+        with overtaken.in_container(self._state, container_id):
+            return await open_attach(self._state, self._shims, container_id, (stdin, stdout, stderr))
 
     async def open_port(self, sandbox_id: str, port: int) -> socket.socket:
         """Connect to a TCP port on the loopback of a ready sandbox's network. Returns a non-blocking socket."""
-        return await open_port(self._state, self._shims, sandbox_id, port)
+        with overtaken.in_sandbox(self._state, sandbox_id):
+            return await open_port(self._state, self._shims, sandbox_id, port)
 
     async def reopen_log(self, container_id: str) -> None:
-        await reopen_log(self._state, self._shims, container_id)
+        with overtaken.in_container(self._state, container_id):
+            await reopen_log(self._state, self._shims, container_id)
 
     @property
     def user_namespaces(self) -> bool:

@@ -142,18 +142,24 @@ class Sandboxes:
             record = self._state.sandboxes.get(sandbox_id)
             if record is None or record.stopped:
                 return
-            if record.sandbox.state is SandboxState.READY:
-                sandbox = msgspec.structs.replace(record.sandbox, state=SandboxState.NOT_READY)
-                record = msgspec.structs.replace(record, sandbox=sandbox)
-                await self._state.save_sandbox(record)
-            await self._end_containers(sandbox_id)
-            await self._state.happened(PluginEvent.STOP_SANDBOX, record.sandbox)
-            await self._end.tear_down(record)
-            sandbox = msgspec.structs.replace(record.sandbox, infra_pid=0, netns="")
-            await self._state.save_sandbox(
-                msgspec.structs.replace(record, sandbox=sandbox, network=False, stopped=True)
-            )
-            _log.info("pod sandbox stopped", extra=log_fields.of_sandbox(sandbox))
+            self._state.stopping.add(sandbox_id)
+            try:
+                await self._stop_begun(record)
+            finally:
+                self._state.stopping.discard(sandbox_id)
+
+    async def _stop_begun(self, record: SandboxRecord) -> None:
+        sandbox_id = record.sandbox.id
+        if record.sandbox.state is SandboxState.READY:
+            sandbox = msgspec.structs.replace(record.sandbox, state=SandboxState.NOT_READY)
+            record = msgspec.structs.replace(record, sandbox=sandbox)
+            await self._state.save_sandbox(record)
+        await self._end_containers(sandbox_id)
+        await self._state.happened(PluginEvent.STOP_SANDBOX, record.sandbox)
+        await self._end.tear_down(record)
+        sandbox = msgspec.structs.replace(record.sandbox, infra_pid=0, netns="")
+        await self._state.save_sandbox(msgspec.structs.replace(record, sandbox=sandbox, network=False, stopped=True))
+        _log.info("pod sandbox stopped", extra=log_fields.of_sandbox(sandbox))
 
     async def _end_containers(self, sandbox_id: str) -> None:
         try:

@@ -18,7 +18,7 @@ from pods.state.events import Events, container_changes, sandbox_changes
 from pods.state.log_counts import LogCounts
 from pods.state.plugins import PluginEvent, PluginGate, Plugins, RequiredPlugins
 from pods.state.store import ContainerRecord, SandboxRecord, Store
-from pods.state.transitions import Event, after, is_over, require_running
+from pods.state.transitions import Event, after, has_ended, is_over, require_running
 
 _Record = TypeVar("_Record")
 
@@ -39,6 +39,7 @@ class State:
         self.garbage = Garbage()
         self.log_counts = LogCounts()
         self.ending: set[str] = set()  # ids of containers that crispd has told to end, until they have
+        self.stopping: set[str] = set()  # ids of sandboxes while they are stopped
         self._exited: dict[str, asyncio.Event] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # kept while held or awaited
 
@@ -79,9 +80,29 @@ class State:
     def ready_sandbox(self, sandbox_id: str) -> Sandbox:
         """Look up a ready sandbox. Raises NotFound, InvalidArgument, and FailedPrecondition if it is not ready."""
         sandbox = self.find_sandbox(sandbox_id).sandbox
-        if sandbox.state is not SandboxState.READY:
-            raise FailedPrecondition(f"pod sandbox {sandbox.id} is not ready")
+        if why := self.end_of(sandbox.id):
+            raise FailedPrecondition(f"{why}: it is not ready")
         return sandbox
+
+    def end_of(self, sandbox_id: str, container_id: str = "") -> str:
+        """Return what ends or has ended the sandbox, or else the container: "pod sandbox X is being stopped".
+
+        Returns "" if nothing has. A container whose start failed has not ended by that.
+        """
+        record = self.sandboxes.get(sandbox_id)
+        if record is None:
+            return f"pod sandbox {sandbox_id} was removed"
+        if record.sandbox.state is not SandboxState.READY:
+            what = "is being" if sandbox_id in self.stopping else "was" if record.stopped else ""
+            return f"pod sandbox {sandbox_id} " + (f"{what} stopped" if what else "has lost its shim or infra process")
+        if not container_id:
+            return ""
+        container = self.containers.get(container_id)
+        if container is None:
+            return f"container {container_id} was removed"
+        if container_id in self.ending:
+            return f"container {container_id} is being stopped"
+        return f"container {container_id} has ended" if has_ended(container.container) else ""
 
     def running_container(self, container_id: str) -> Container:
         """Look up a running container. Raises NotFound, InvalidArgument, and FailedPrecondition if it does not run."""

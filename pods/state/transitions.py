@@ -119,6 +119,11 @@ def is_over(container: Container) -> bool:
     return container.state is ContainerState.EXITED
 
 
+def has_ended(container: Container) -> bool:
+    """Return whether it is over and did run, or was to."""
+    return is_over(container) and container.reason != StartFailed.reason
+
+
 def require_startable(container: Container) -> None:
     """Raise FailedPrecondition if the container was started before."""
     if not can_start(container):

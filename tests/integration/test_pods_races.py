@@ -10,7 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
-from tests.daemon import Daemon, Pod
+from tests.daemon import BUSYBOX, Daemon, Pod
 from tests.waiting import until
 
 _until = partial(until, pause=0.02)
@@ -75,9 +75,58 @@ def test_a_sandbox_stops_while_a_start_hangs(daemon: Daemon, fields: dict[str, o
         _until_it_hangs(pod, container)
         assert not start.done()
         daemon.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), **_CALL)
-        assert isinstance(start.exception(), grpc.RpcError)
+        failure = start.exception()
+        assert failure.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert f"pod sandbox {pod.id} is being stopped" in failure.details()
         assert daemon.status(container).state == cri.CONTAINER_EXITED
     pipe.unlink()
+
+
+@pytest.mark.parametrize("end", ["StopPodSandbox", "RemovePodSandbox", "StopContainer", "RemoveContainer"])
+def test_what_an_end_overtakes_is_no_fault_of_the_node(daemon: Daemon, end: str) -> None:
+    """Whichever of the calls is first, the others say so: nobody looks for a fault where there is none."""
+    for turn in range(_TURNS):
+        with daemon.pod(f"overtaken{turn}") as pod:
+            running, created = pod.run("sleep", "600", name="runs"), pod.create("sleep", "600", name="made")
+            calls = _calls_on(pod, running, created)
+            ends = _end(end, pod, (running, created))
+            for name, call in calls.items():
+                failure = call.exception()
+                assert failure is None or failure.code() in _OVERTAKEN, f"{name}: {failure.code()} {failure.details()}"
+            assert [one.exception() for one in ends] == [None] * len(ends)
+
+
+_TURNS = 8
+_OVERTAKEN = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)
+
+
+def _calls_on(pod: Pod, running: str, created: str) -> dict[str, grpc.Future]:
+    """One of each call about the pod or its containers, begun and not waited for."""
+    runtime = pod.daemon.runtime
+    config = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name="late"), image=cri.ImageSpec(image=BUSYBOX), command=["sleep", "600"]
+    )
+    limits = cri.LinuxContainerResources(cpu_shares=512)
+    requests = (
+        (runtime.CreateContainer, cri.CreateContainerRequest(pod_sandbox_id=pod.id, config=config)),
+        (runtime.StartContainer, cri.StartContainerRequest(container_id=created)),
+        (runtime.ExecSync, cri.ExecSyncRequest(container_id=running, cmd=["sleep", "0.01"], timeout=60)),
+        (runtime.UpdateContainerResources, cri.UpdateContainerResourcesRequest(container_id=running, linux=limits)),
+        (runtime.ReopenContainerLog, cri.ReopenContainerLogRequest(container_id=running)),
+        (runtime.ContainerStatus, cri.ContainerStatusRequest(container_id=running, verbose=True)),
+        (runtime.ContainerStats, cri.ContainerStatsRequest(container_id=running)),
+        (runtime.PodSandboxStatus, cri.PodSandboxStatusRequest(pod_sandbox_id=pod.id, verbose=True)),
+        (runtime.UpdatePodSandboxResources, cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod.id)),
+        (runtime.ListPodSandboxStats, cri.ListPodSandboxStatsRequest()),
+    )
+    return {type(request).__name__: call.future(request, **_CALL) for call, request in requests}
+
+
+def _end(name: str, pod: Pod, containers: Sequence[str]) -> list[grpc.Future]:
+    """The call of that name about the pod or each of its containers, begun."""
+    kind = getattr(cri, f"{name}Request")
+    requests = [kind(container_id=one) for one in containers] if "Container" in name else [kind(pod_sandbox_id=pod.id)]
+    return [getattr(pod.daemon.runtime, name).future(one, **_CALL) for one in requests]
 
 
 @listed_and_forked

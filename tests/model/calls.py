@@ -24,6 +24,7 @@ from tests.model.worlds import (
     PROGRAMS,
     TERMINATED,
     TRAPPED,
+    UNSEEN,
     ContainerFacts,
     ContainerKind,
     PodKind,
@@ -209,9 +210,9 @@ class Start(Call):
             if container is None:
                 return answer.code is _NOT_FOUND
             ending = not world.pods[container.pod].ready and container.state == cri.CONTAINER_CREATED
-            if ending and answer.code is grpc.StatusCode.INTERNAL:
-                world.end(container, NO_PROGRAM, ran=False)  # its pod's stop killed it before its program ran
-                return True
+            if ending:  # refused, or killed by its pod's stop before its program ran
+                world.end(container, NO_PROGRAM, UNSEEN, ran=False)
+                return answer.code is _PRECONDITION
             if container.state != cri.CONTAINER_CREATED or not world.pods[container.pod].ready:
                 return answer.code is _PRECONDITION
             if container.kind.program == "missing":

@@ -10,13 +10,29 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from pods.errors import PodError
-from pods.model import Container, ContainerConfig, ContainerMetadata, ContainerState, ImageSpec
+from pods.errors import FailedPrecondition, InvalidArgument, PodError, Unavailable
+from pods.life import overtaken
+from pods.model import (
+    Container,
+    ContainerConfig,
+    ContainerMetadata,
+    ContainerState,
+    ImageSpec,
+    Sandbox,
+    SandboxConfig,
+    SandboxMetadata,
+    SandboxState,
+)
 from pods.state.memory import State
-from pods.state.store import ContainerRecord, Store
-from pods.state.transitions import Exited
+from pods.state.store import ContainerRecord, SandboxRecord, Store
+from pods.state.transitions import Exited, StartFailed
+from runtime.client import ShimGone
+from runtime.errors import RuntimeCoreError
+
+_SANDBOX = Sandbox("s", SandboxConfig(SandboxMetadata("pod", "u", "n")), "crisp", SandboxState.READY, created_at=1)
 
 
 def _record(container_id: str = "c", name: str = "main") -> ContainerRecord:
@@ -127,3 +143,57 @@ async def test_a_damaged_database_is_refused_and_left_as_it_is(
     with pytest.raises(PodError, match="put a copy back" if damage is not _newer else "start the crisp that wrote it"):
         await Store(path).open()
     assert path.read_bytes() == before
+
+@pytest.mark.parametrize(
+    ("change", "error", "kind", "words"),
+    [
+        ("none", PodError("the shim"), PodError, "^the shim$"),
+        ("stopping", PodError("the shim"), FailedPrecondition, "^pod sandbox s is being stopped: the shim$"),
+        ("stopping", Unavailable("the shim"), FailedPrecondition, "^pod sandbox s is being stopped: the shim$"),
+        ("stopping", ShimGone("gone"), FailedPrecondition, "^pod sandbox s is being stopped: gone$"),
+        ("stopping", InvalidArgument("its name"), InvalidArgument, "^its name$"),
+        ("lost", PodError("the shim"), FailedPrecondition, "^pod sandbox s has lost its shim or infra process: "),
+        ("stopped", PodError("the shim"), FailedPrecondition, "^pod sandbox s was stopped: "),
+        ("removed", OSError("no directory"), FailedPrecondition, "^pod sandbox s was removed: "),
+        ("ending", RuntimeCoreError("no cgroup"), FailedPrecondition, "^container c is being stopped: "),
+        ("ended", RuntimeCoreError("no cgroup"), FailedPrecondition, "^container c has ended: "),
+        ("forgotten", RuntimeCoreError("no cgroup"), FailedPrecondition, "^container c was removed: "),
+    ],
+)
+async def test_a_call_that_an_end_overtook_says_so(
+    change: str, error: Exception, kind: type[Exception], words: str, state: State
+) -> None:
+    await state.save_sandbox(SandboxRecord(sandbox=_SANDBOX, finished=True))
+    await state.save_container(_record())
+    with pytest.raises(kind, match=words) as raised:
+        await _overtaken(state, change, error)
+    assert type(raised.value) is kind
+
+
+async def test_a_start_that_fails_is_not_overtaken_by_its_own_failure(state: State) -> None:
+    await state.save_sandbox(SandboxRecord(sandbox=_SANDBOX, finished=True))
+    created = msgspec.structs.replace(_record().container, state=ContainerState.CREATED)
+    await state.save_container(ContainerRecord(container=created, finished=True))
+    with pytest.raises(PodError, match=r"^no program$"):
+        await _overtaken(state, "failed", PodError("no program"))
+
+
+async def _overtaken(state: State, change: str, error: Exception) -> None:
+    """A call about container c of sandbox s, under which the change comes, and then the error."""
+    with overtaken.in_container(state, "c"):
+        if change in ("stopping", "lost", "stopped"):
+            not_ready = msgspec.structs.replace(_SANDBOX, state=SandboxState.NOT_READY)
+            await state.save_sandbox(SandboxRecord(sandbox=not_ready, finished=True, stopped=change == "stopped"))
+        if change == "stopping":
+            state.stopping.add("s")
+        elif change == "removed":
+            await state.forget_sandbox("s")
+        elif change == "ending":
+            state.ending.add("c")
+        elif change == "ended":
+            await state.record("c", Exited(0, at=2))
+        elif change == "failed":
+            await state.record("c", StartFailed("no program", at=2))
+        elif change == "forgotten":
+            await state.forget_container("c")
+        raise error
