@@ -324,3 +324,11 @@ class SilentShim(_Value, frozen=True):
     sandbox_id: str
     pod: str
     seconds: float
+
+
+class ApartPlugin(_Value, frozen=True):
+    """A plugin that did not answer a call, and is not asked for some seconds. `name` has its index: 10-name."""
+
+    name: str
+    call: str
+    seconds: float

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,16 @@ from pods.life.shims import Shims
 from pods.life.start import Starts
 from pods.life.stop import Stops
 from pods.log_fields import pod_name
-from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig, SilentShim
+from pods.model import (
+    ApartPlugin,
+    Container,
+    ContainerConfig,
+    ExecResult,
+    Resources,
+    Sandbox,
+    SandboxConfig,
+    SilentShim,
+)
 from pods.recorder.entry import Runs
 from pods.recorder.recorder import Bounds, Recorder, Teller
 from pods.security.apparmor import load_default_profile
@@ -81,6 +90,7 @@ class Node:
         self.gate = self._state.gate
         self.trace_start = settings.trace_start
         self.step_reports: list[StepReport] = []  # each is called for each step of a start
+        self.plugins_apart: Callable[[], list[ApartPlugin]] | None = None  # of who serves plugins
         self.stats = Stats(self._state)
         self._cgroups = Cgroups(settings.cgroup_driver)
         self._shims = Shims(settings, self._cgroups, self._exited, self._lost, self._returned)
@@ -186,6 +196,10 @@ class Node:
     @required_plugins.setter
     def required_plugins(self, required: RequiredPlugins | None) -> None:
         self._state.required = required
+
+    def apart_plugins(self) -> list[ApartPlugin] | None:
+        """Return the plugins that are not asked for a while, since they did not answer; None if none are served."""
+        return None if self.plugins_apart is None else self.plugins_apart()
 
     def missing_plugins(self) -> list[str] | None:
         """Return the required plugins that are not connected; None if none is required."""

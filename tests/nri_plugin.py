@@ -30,14 +30,17 @@ class Plugin:
         self.name, self.index = name, index
         self.calls: list[tuple[str, Any]] = []
         self.answers: dict[str, Message | Exception | threading.Event | str] = {}
+        self.registered = threading.Event()
         self.closed = threading.Event()
         self._connection: TtrpcConnection | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
     @contextmanager
-    def connected(cls, path: Path, name: str = "test", index: str = "10", **answers: Any) -> Iterator[Self]:
-        """One that is registered and has been told what there is."""
+    def connected(
+        cls, path: Path, name: str = "test", index: str = "10", *, apart: bool = False, **answers: Any
+    ) -> Iterator[Self]:
+        """One that is registered and has been told what there is; not yet told, if it is set `apart`."""
         plugin = cls(name, index)
         plugin.answers.update(answers)
         plugin._loop = loop = asyncio.new_event_loop()
@@ -45,9 +48,7 @@ class Plugin:
         thread.start()
         try:
             running = asyncio.run_coroutine_threadsafe(plugin._run(path), loop)
-            plugin.wait(lambda: running.done() or any(
-                method == "Synchronize" and not request.more for method, request in plugin.calls
-            ))  # fmt: skip
+            plugin.wait(lambda: running.done() or (plugin.registered.is_set() if apart else plugin.knows_all()))
             yield plugin
         finally:
             asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result(_SECONDS)
@@ -64,6 +65,7 @@ class Plugin:
         try:
             registration = nri.RegisterPluginRequest(plugin_name=self.name, plugin_idx=self.index)
             await connection.call("nri.pkg.api.v1alpha1.Runtime", "RegisterPlugin", registration, nri.Empty, _SECONDS)
+            self.registered.set()
             await reading
         finally:
             self.closed.set()
@@ -96,6 +98,10 @@ class Plugin:
         service = "nri.pkg.api.v1alpha1.Runtime"
         call = self._connection.call(service, "UpdateContainers", request, nri.UpdateContainersResponse, _SECONDS)
         return asyncio.run_coroutine_threadsafe(call, self._loop).result(_SECONDS)
+
+    def knows_all(self) -> bool:
+        """Whether it has been told what there is."""
+        return any(method == "Synchronize" and not request.more for method, request in self.calls)
 
     def methods(self) -> list[str]:
         """Of the calls since the registration, in their order."""

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from cri.nri.errors import CallRefused, NriError, PluginGone, WireError
+from cri.nri.errors import CallRefused, NriError, PluginGone, PluginSilent, WireError
 from cri.nri.v1alpha1 import ttrpc_pb2
 from cri.nri.wire import FrameReader, Kind, MessageReader, encode_frames, encode_message
 from cri.nri.wire import Message as Envelope
@@ -54,8 +54,9 @@ class TtrpcConnection:
         finally:
             self.close()
 
-    def close(self) -> None:
-        """Close the connection. May be called twice."""
+    def close(self) -> bool:
+        """Close the connection. Returns whether it was open."""
+        was_open = not self._writer.is_closing()
         self._writer.close()
         for task in self._serving:
             task.cancel()
@@ -63,11 +64,15 @@ class TtrpcConnection:
             if not waiting.done():
                 waiting.set_exception(PluginGone("the connection ended"))
                 waiting.exception()  # mark it as retrieved: the waiter may be gone as well
+        return was_open
 
     async def call(
         self, service: str, method: str, request: Message, answer: type[_Answer], timeout: float
     ) -> _Answer:
-        """Make a call; `timeout` is in seconds. Raises CallRefused, and PluginGone if no answer comes."""
+        """Make a call; `timeout` is in seconds.
+
+        Raises CallRefused, PluginSilent after the timeout, and PluginGone if no answer can come.
+        """
         stream = next(self._streams)
         envelope = ttrpc_pb2.Request(
             service=service, method=method, payload=request.SerializeToString(), timeout_nano=int(timeout * 1e9)
@@ -80,7 +85,7 @@ class TtrpcConnection:
             payload = await asyncio.wait_for(waiting, timeout)
             return answer.FromString(payload)
         except TimeoutError as error:
-            raise PluginGone(f"{method}: no answer in {timeout:g} s") from error
+            raise PluginSilent(f"{method}: no answer in {timeout:g} s") from error
         except DecodeError as error:
             raise PluginGone(f"{method}: the answer is not a {answer.DESCRIPTOR.name}: {error}") from error
         finally:

@@ -12,7 +12,11 @@ class WireError(NriError):
 
 
 class PluginGone(NriError):
-    """The plugin's connection ended, or the plugin did not answer in time; it is dropped."""
+    """The plugin's connection ended, or what it answers is no answer; it is dropped."""
+
+
+class PluginSilent(PluginGone):
+    """The plugin lives, and did not answer a call in time."""
 
 
 class CallRefused(NriError):

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from cri.errors import StartupError
 from cri.nri import describe
 from cri.nri.adjust import Adjustments
+from cri.nri.apart import Apart
 from cri.nri.connection import PLUGIN_CHANNEL, RUNTIME_CHANNEL, TtrpcConnection
 from cri.nri.errors import CallRefused, NriError
 from cri.nri.plugin import PACKAGE, UNIMPLEMENTED, Plugin, asking
@@ -76,6 +77,7 @@ class Hub:
         self._changed = asyncio.Event()  # a plugin has connected
         self._socket = SocketPath(path)
         self._plugins: list[Plugin] = []
+        self._apart = Apart()
         self._connected: set[asyncio.Task[None]] = set()
         self._working: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -84,6 +86,7 @@ class Hub:
         """Listen. Raises StartupError if the path is in use, or the socket cannot be made."""
         if any(policy.required for policy in self._policies.values()):
             self._node.required_plugins = self
+        self._node.plugins_apart = self._apart.now
         path = self._socket.path
         try:
             self._socket.clear()
@@ -98,6 +101,7 @@ class Hub:
     async def close(self) -> None:
         """Disconnect all plugins and remove the socket."""
         self._node.required_plugins = None
+        self._node.plugins_apart = None
         self._node.plugins = None
         if self._server is not None:
             self._server.close()
@@ -361,10 +365,10 @@ class Hub:
             return _answered(registered, service, method, payload)
 
         connection = TtrpcConnection(reader, writer, serve, calls_on=PLUGIN_CHANNEL, serves_on=RUNTIME_CHANNEL)
-        plugin = Plugin(connection, registered)
+        plugin = Plugin(connection, registered, apart=self._apart)
         reading = asyncio.create_task(connection.run())
         try:
-            if await _registers(plugin, reading):
+            if await _registers(plugin, reading) and await self._may_be_asked(plugin, reading):
                 await self._admit(plugin)
             await reading
         except asyncio.CancelledError:
@@ -382,9 +386,17 @@ class Hub:
             await asyncio.gather(reading, return_exceptions=True)
             self._connected.discard(task)
 
-    async def _admit(self, plugin: Plugin) -> None:
+    async def _may_be_asked(self, plugin: Plugin, reading: asyncio.Task[None]) -> bool:
+        """Wait until the plugin is no longer set apart. Returns False if it leaves before."""
         plugin.name = plugin.registered.result()
         plugin.policy = self._policies.get(plugin.name[3:], PluginPolicy())
+        while (left := self._apart.left(plugin.name)) and not reading.done():
+            fields = {"plugin": plugin.name, "seconds": round(left)}
+            _log.warning("plugin that is set apart has connected; it is asked when its time is over", extra=fields)
+            await asyncio.wait({reading}, timeout=left)
+        return not reading.done()
+
+    async def _admit(self, plugin: Plugin) -> None:
         configure = nri.ConfigureRequest(
             runtime_name="crisp",
             runtime_version=crisp_version(),

@@ -11,8 +11,9 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 
+from cri.nri.apart import Apart
 from cri.nri.connection import TtrpcConnection
-from cri.nri.errors import NriError, PluginGone, WireError
+from cri.nri.errors import CallRefused, NriError, PluginGone, PluginSilent, WireError
 from cri.plugin_policy import PluginPolicy
 from pods.errors import PodError, Unavailable
 
@@ -35,6 +36,7 @@ class Plugin:
     policy: PluginPolicy = field(default_factory=PluginPolicy)
     # Ids of the pods and containers that it was told of, until their removal; it hears of no others.
     known: set[str] = field(default_factory=set)
+    apart: Apart = field(default_factory=Apart)
 
     def wants(self, event: int) -> bool:
         return bool(self.events & 1 << (event - 1))
@@ -42,14 +44,24 @@ class Plugin:
     async def call(
         self, method: str, request: Message, answer: type[_Answer], seconds: float | None = None
     ) -> _Answer:
-        """Call the plugin. Raises what `TtrpcConnection.call` does; a plugin that does not answer is disconnected."""
+        """Call the plugin. Raises what `TtrpcConnection.call` does.
+
+        A plugin that does not answer is disconnected, and set apart; not so if pods need it, which wait for it anyway.
+        """
         try:
-            return await self.connection.call(
+            answered = await self.connection.call(
                 f"{PACKAGE}.Plugin", method, request, answer, self.policy.seconds if seconds is None else seconds
             )
-        except PluginGone:
-            self.connection.close()  # a plugin that hangs must not delay the next pods
+        except PluginGone as error:
+            first = self.connection.close()  # a plugin that hangs must not delay the next pods
+            if first and isinstance(error, PluginSilent) and not self.policy.required:
+                self.apart.silent(self.name, method, self.policy.seconds)
             raise
+        except CallRefused:
+            self.apart.answered(self.name, method)
+            raise
+        self.apart.answered(self.name, method)
+        return answered
 
 
 @contextlib.contextmanager

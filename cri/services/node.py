@@ -13,7 +13,16 @@ from network.model import NetworkStatus
 from pods.check.check import Disagreement
 from pods.diagnosis.bulletin import Bulletin
 from pods.diagnosis.inquiry import Diagnosis
-from pods.model import Container, ContainerConfig, ExecResult, Resources, Sandbox, SandboxConfig, SilentShim
+from pods.model import (
+    ApartPlugin,
+    Container,
+    ContainerConfig,
+    ExecResult,
+    Resources,
+    Sandbox,
+    SandboxConfig,
+    SilentShim,
+)
 from pods.security.denials import DeniedIn
 from pods.state.events import Event, Listener
 from pods.stats.holdings import Holding
@@ -139,6 +148,7 @@ class Node(Protocol):
     def why(self, query: str) -> Diagnosis: ...
     async def check(self, *, repair: bool) -> list[Disagreement]: ...
     def missing_plugins(self) -> list[str] | None: ...
+    def apart_plugins(self) -> list[ApartPlugin] | None: ...
     def silent_shims(self) -> list[SilentShim]: ...
     async def survey(self, *, everything: bool) -> list[Diagnosis]: ...
     def denied(self, container_id: str = "") -> list[DeniedIn]: ...

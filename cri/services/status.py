@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _KUBELET_API = "0.1.0"  # kubelet's own version of the call, the same since 2016
 
 PLUGINS_READY = "NRIPluginsReady"
+PLUGINS_ANSWER = "NRIPluginsAnswer"
 SHIMS_ANSWER = "ShimsAnswer"
 _NAMED = 10  # pods in the condition's message
 
@@ -84,7 +85,7 @@ class StatusCalls:
         )
 
     def _plugins(self) -> Iterator[api_pb2.RuntimeCondition]:
-        """Yield the condition of the NRI plugins that pods need, if they need any."""
+        """Yield the conditions of NRI plugins: of those that pods need, if they need any, and of all, where served."""
         missing = self._node.missing_plugins()
         if missing:
             message = f"new pods need these NRI plugins, which are not connected: {', '.join(missing)}"
@@ -93,6 +94,15 @@ class StatusCalls:
             )
         elif missing is not None:
             yield api_pb2.RuntimeCondition(type=PLUGINS_READY, status=True)
+        apart = self._node.apart_plugins()
+        if apart:
+            named = ", ".join(f"{one.name} ({one.call}; asked again in {one.seconds:.0f} s)" for one in apart[:_NAMED])
+            message = f"these NRI plugins did not answer, and pods go on without them: {named}; read their logs"
+            yield api_pb2.RuntimeCondition(
+                type=PLUGINS_ANSWER, status=False, reason="NRIPluginsSilent", message=message
+            )
+        elif apart is not None:
+            yield api_pb2.RuntimeCondition(type=PLUGINS_ANSWER, status=True)
 
     def _details(self) -> dict[str, object]:
         images = self._node.images

@@ -394,6 +394,30 @@ def test_a_plugin_that_hangs_is_dropped_and_the_pod_runs(daemon: Daemon, socket:
         assert plugin.methods() == ["RunPodSandbox"]
 
 
+def test_a_plugin_that_hangs_and_connects_again_is_set_apart_for_a_while(tmp_path: Path) -> None:
+    """It costs one container its time limit, not every one; what was made meanwhile it is told when it is back."""
+    path, settings = tmp_path / "nri.sock", tmp_path / "crisp.toml"
+    settings.write_text("[nri_plugins.hasty]\nseconds = 1\n")
+    with Daemon.running(f"--nri-socket={path}", f"--config={settings}") as daemon:
+        daemon.import_busybox()
+        assert _condition(daemon, "NRIPluginsAnswer").status
+        with daemon.pod("apart") as pod:
+            with Plugin.connected(path, name="hasty", CreateContainer=HANG) as plugin:
+                pod.create("true", name="delayed")
+                assert plugin.closed.wait(60)
+            told = _condition(daemon, "NRIPluginsAnswer")
+            assert (told.status, told.reason) == (False, "NRIPluginsSilent")
+            assert "10-hasty (CreateContainer; asked again in " in told.message
+            with Plugin.connected(path, name="hasty", apart=True) as plugin:
+                unasked = pod.create("true", name="unasked")
+                assert not plugin.calls
+                plugin.wait(plugin.knows_all)
+                assert unasked in [one.id for one in plugin.request("Synchronize").containers]
+                assert _condition(daemon, "NRIPluginsAnswer").status
+                pod.create("true", name="judged")
+                assert plugin.methods()[0] == "CreateContainer"
+
+
 def test_the_default_socket_may_be_anothers_any_other_must_be_free(
     socket: Path, daemon: Daemon, tmp_path: Path
 ) -> None:
@@ -528,9 +552,13 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield running
 
 
-def _plugins_ready(daemon: Daemon) -> cri.RuntimeCondition:
+def _condition(daemon: Daemon, name: str) -> cri.RuntimeCondition:
     conditions = daemon.runtime.Status(cri.StatusRequest(), **_CALL).status.conditions
-    return next(one for one in conditions if one.type == "NRIPluginsReady")
+    return next(one for one in conditions if one.type == name)
+
+
+def _plugins_ready(daemon: Daemon) -> cri.RuntimeCondition:
+    return _condition(daemon, "NRIPluginsReady")
 
 
 def test_pods_that_need_a_plugin(strict: Daemon) -> None:
@@ -559,6 +587,10 @@ def test_pods_that_need_a_plugin(strict: Daemon) -> None:
         until(lambda: _plugins_ready(daemon).status)
         with pytest.raises(grpc.RpcError, match="which pods need: CreateContainer: no answer in 3 s"):
             pod.create("true", name="unjudged")
+    # One that pods need is not set apart: they wait for it.
+    assert "-judge" not in _condition(daemon, "NRIPluginsAnswer").message
+    with Plugin.connected(socket, name="slow"), Plugin.connected(socket, name="judge"):
+        pod.create("true", name="judged-at-once")
     with pytest.raises(grpc.RpcError, match="not connected"):
         pod.create("true", name="alone")
     pod.remove()  # an end needs none

@@ -23,6 +23,7 @@ from pods.diagnosis.bulletin import Bulletins
 from pods.diagnosis.inquiry import Diagnosis
 from pods.errors import NotFound
 from pods.model import (
+    ApartPlugin,
     Container,
     ContainerConfig,
     ContainerState,
@@ -202,6 +203,9 @@ class FakeNode:
         return []
 
     def missing_plugins(self) -> list[str] | None:
+        return None
+
+    def apart_plugins(self) -> list[ApartPlugin] | None:
         return None
 
     def silent_shims(self) -> list[SilentShim]:
