@@ -16,8 +16,8 @@ from runtime.command.unit_properties import unit_properties
 from runtime.command.units import SESSION, SYSTEM, Units
 from runtime.errors import SpecError, failing
 from runtime.light import contextlib, signal
-from runtime.process.become import die_with_parent
 from runtime.process.init import leave_the_loop
+from runtime.process.parent import die_with, own_pidfd
 from runtime.spec.values import Resources, Spec
 
 TYPE_CHECKING = False
@@ -106,18 +106,18 @@ def container_scope(cgroups_path: str, container_id: str, bus: str) -> Scope:
 
 def _start_placeholder() -> tuple[int, int]:
     """Start a placeholder: a child that waits in the scope until the container's init is in it, or we exit."""
-    with failing("clone", "placeholder process of a scope"):
+    with failing("clone", "placeholder process of a scope"), own_pidfd() as caller:
         pid, pidfd = syscalls.clone(0)
-    if pid == 0:
-        try:
-            _wait_to_be_killed()
-        finally:
-            os._exit(1)
+        if pid == 0:
+            try:
+                _wait_to_be_killed(caller)
+            finally:
+                os._exit(1)
     return pid, pidfd
 
 
-def _wait_to_be_killed() -> NoReturn:
+def _wait_to_be_killed(maker: int) -> NoReturn:
     leave_the_loop()
-    die_with_parent()
+    die_with(maker)
     while True:
         signal.pause()

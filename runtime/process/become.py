@@ -290,14 +290,6 @@ def _is_null_device(fd: int) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == _NULL
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill the caller if its shim dies before `become`.
-
-    Until then the caller has copies of the shim's sockets, so nobody would notice that the shim is dead.
-    """
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def new_keyring(container_id: str) -> None:
     """Give the caller its own session keyring; otherwise it would share that of the user who started crispd."""
     try:

@@ -7,6 +7,7 @@ import os
 from linux import syscalls
 from runtime.cgroups import Cgroup
 from runtime.errors import NotSupported, failing
+from runtime.process.parent import die_with, own_pidfd
 from runtime.spec.values import TimeOffset
 
 TYPE_CHECKING = False
@@ -23,7 +24,7 @@ def clone_into(
     clocks: Mapping[str, TimeOffset] | None = None,
     once: bool = False,
 ) -> tuple[int, int]:
-    """Clone `child` into the cgroup (by the clone itself if there is a v2 hierarchy).
+    """Clone `child` into the cgroup (by the clone itself if there is a v2 hierarchy). It dies with the caller.
 
     `clocks` asks for a new time namespace with these offsets. Only children enter it, so the caller's
     `time_for_children` is changed during the clone. With `once`, for a caller's only child, it is not changed back:
@@ -38,12 +39,14 @@ def clone_into(
             if not once:
                 restore[syscalls.CLONE_NEWTIME] = _open("/proc/self/ns/time")
             _new_time_namespace(clocks)
-        pid, pidfd = syscalls.clone(flags, into)
-        if pid == 0:
-            try:
-                child()
-            finally:
-                os._exit(1)  # always: the child must never return into the caller's code
+        with own_pidfd() as caller:
+            pid, pidfd = syscalls.clone(flags, into)
+            if pid == 0:
+                try:
+                    die_with(caller)
+                    child()
+                finally:
+                    os._exit(1)  # always: the child must never return into the caller's code
     finally:
         for kind, home in restore.items():
             syscalls.setns(home, kind)

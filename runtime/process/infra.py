@@ -23,15 +23,16 @@ from linux import syscalls
 from linux.elf import executable, in_memory
 from linux.tables import AUDIT_ARCHITECTURES
 from runtime.errors import failing
-from runtime.light import contextlib, signal, socket
+from runtime.light import signal, socket
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
+from runtime.process.parent import die_with
 from runtime.rootfs.tree import ATTACH_POINT
 from runtime.seccomp.load import load_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from typing import Final, NoReturn
 
 INFRA_ID: Final = 65535
@@ -139,26 +140,6 @@ def bring_loopback_up() -> None:
         answer = fcntl.ioctl(probe, 0x8913, struct.pack("16sH14x", b"lo", 0))  # SIOCGIFFLAGS
         (flags,) = struct.unpack_from("H", answer, 16)
         fcntl.ioctl(probe, 0x8914, struct.pack("16sH14x", b"lo", flags | 1))  # SIOCSIFFLAGS
-
-
-@contextlib.contextmanager
-def own_pidfd() -> Iterator[int]:
-    """A pidfd of the caller, for the child that it clones meanwhile. Raises OSError."""
-    fd = os.pidfd_open(os.getpid())
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill the caller when its parent dies, or exit if it is dead. `parent` is the parent's pidfd.
-
-    In a new PID namespace nobody can tell by number who the parent is. Raises OSError.
-    """
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if syscalls.has_ended(parent):
-        os._exit(1)
 
 
 def infra_main(

@@ -23,6 +23,7 @@ from runtime.process import procfs, scheduling
 from runtime.process.gate import Gate
 from runtime.process.home import with_home
 from runtime.process.hooks import run_hooks
+from runtime.process.parent import die_with_maker
 from runtime.process.terminal import hand_over, open_multiplexer, open_peer, take_control
 from runtime.rootfs.mount_sources import CgroupView, open_sources
 from runtime.rootfs.plan import MountPlan
@@ -138,7 +139,6 @@ def _initialise(start: Start, reporter: Reporter) -> NoReturn:
     spec, linux = start.spec, start.spec.linux
     start.steps.clear()  # the shim has the steps from before the clone
     leave_the_loop()
-    process.die_with_parent()
     start.cgroup.join_self(unified=not start.in_unified_cgroup)
     scheduling.leave_the_makers_cpus()
     if owner := cgroup_owner(start):
@@ -285,7 +285,7 @@ def _enter_user_namespace(start: Start) -> None:
         process.own_streams(start.users.mappings.uid(start.process.user.uid))
     userns.enter(start.users.held["user"])
     propagate_again(start.mounts, start.spec.linux)
-    process.die_with_parent()  # the change of ids cleared it
+    die_with_maker()  # the change of ids cleared it
     if start.keyring:
         process.new_keyring(start.container_id)  # the previous one belongs to the host's root
     start.step("user namespace entered")

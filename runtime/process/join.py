@@ -20,6 +20,7 @@ from runtime.process import scheduling
 from runtime.process.gate import Gate
 from runtime.process.home import with_home
 from runtime.process.init import leave_the_loop
+from runtime.process.parent import die_with_maker
 from runtime.process.terminal import hand_over, open_multiplexer, open_peer, take_control
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
@@ -63,7 +64,6 @@ def exec_process(join: Join, reporter: Reporter) -> NoReturn:
     """Join the container and become the program. A failure is reported and ends the process with status 1."""
     try:
         leave_the_loop()
-        process.die_with_parent()
         affinity = join.process.exec_cpu_affinity
         if affinity is not None:
             scheduling.run_on(affinity.initial, "initial")
@@ -88,6 +88,7 @@ def exec_process(join: Join, reporter: Reporter) -> NoReturn:
             syscalls.setns(join.init_pidfd, namespace_flags(join.spec))
             if join.mappings is not None:
                 userns.become_root()
+                die_with_maker()  # the change of ids cleared it
                 process.new_keyring(join.container_id)
         stdio = _open_terminal(join, reporter) if join.process.terminal else join.stdio
         for target, fd in enumerate(stdio):

@@ -7,31 +7,32 @@ from typing import Final, NoReturn
 
 from linux import syscalls
 from runtime.errors import failing
-from runtime.process.infra import infra_main, own_pidfd
+from runtime.process.infra import infra_main
 from runtime.process.init import leave_the_loop
+from runtime.process.parent import own_pidfd
 
 _NOBODY: Final = 65535
 
 
-def start_holder(program: int, empty_mount_namespace: int) -> tuple[int, int]:
+def start_holder(program: int, empty_mount_namespace: int, sandbox: str) -> tuple[int, int]:
     """Clone a placeholder: return its pid and pidfd. It does nothing, takes a page or two, and dies with the caller."""
     with failing("clone", "placeholder process of a scope"), own_pidfd() as caller:
         pid, pidfd = syscalls.clone(0)
         if pid == 0:
             try:
-                _hold(caller, program, empty_mount_namespace)
+                _hold(caller, program, empty_mount_namespace, f"crisp-scope {sandbox}")
             finally:
                 os._exit(1)
     return pid, pidfd
 
 
-def _hold(caller: int, program: int, empty_mount_namespace: int) -> NoReturn:
+def _hold(caller: int, program: int, empty_mount_namespace: int, title: str) -> NoReturn:
     leave_the_loop()
     infra_main(
         parent=caller,
         program_fd=program,
         mount_namespace=empty_mount_namespace,
-        title="crisp-scope",
+        title=title,
         hostname="",
         new_network=False,
         last_pid=0,

@@ -15,8 +15,9 @@ from linux.tables import NAMESPACE_FLAGS
 from runtime.errors import NotRunning, OperationFailed, failing
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
-from runtime.process.infra import INFRA_ID, die_with, infra_main, own_pidfd
+from runtime.process.infra import INFRA_ID, infra_main
 from runtime.process.init import leave_the_loop
+from runtime.process.parent import die_with, own_pidfd
 from runtime.spec.values import IDMapping
 from runtime.wire.calls import ABILITIES, Made, MakePod
 from runtime.wire.reports import INFRA, Conversation, Ended, Reporter, answer, receive
@@ -26,7 +27,7 @@ class Pod:
     """A pod as MakePod describes it, made with the zygote's infra program and empty mount namespace."""
 
     def __init__(self, call: MakePod, infra_program: int, empty_mount_namespace: int) -> None:
-        self._sandbox = call.sandbox
+        self.sandbox = call.sandbox
         self.directory = call.directory
         self._hostname = call.hostname
         self._sysctls = call.sysctls
@@ -49,7 +50,7 @@ class Pod:
 
     def make(self) -> Made:
         """Make everything, or nothing. Raises RuntimeCoreError."""
-        syscalls.set_process_title(f"crisp-shim {self._sandbox}")
+        syscalls.set_process_title(f"crisp-shim {self.sandbox}")
         log = os.open(os.path.join(self.directory, "shim.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -153,7 +154,7 @@ class Pod:
                 parent=shim,
                 program_fd=self._infra_program,
                 mount_namespace=self._empty_mount_namespace if self._users is None else -1,
-                title=f"crisp-infra {self._sandbox}",
+                title=f"crisp-infra {self.sandbox}",
                 hostname=self._hostname,
                 new_network="network" in self._new,
                 new_uts="uts" in self._new,

@@ -95,7 +95,9 @@ class Shim:
 
     def start_holder(self) -> tuple[int, int]:
         """Start a placeholder process for a scope. Return its pid and pidfd; the caller closes the latter."""
-        pid, pidfd = start_holder(self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
+        assert self._pod is not None
+        inherited = self._inheritance
+        pid, pidfd = start_holder(inherited.infra_program, inherited.empty_mount_namespace, self._pod.sandbox)
         self.on_exit(pid, lambda _status: None)
         return pid, pidfd
 

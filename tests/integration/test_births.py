@@ -211,6 +211,18 @@ def _traced(
     return seen, subprocess.CompletedProcess(command, status, output.read_text(), errors.read_text())
 
 
+def test_what_holds_a_scope_does_not_outlive_the_command() -> None:
+    """Not even if the command is killed before it has asked for that."""
+    code = "from runtime.command import scopes; scopes._start_placeholder(); input()"
+    process = subprocess.Popen(["/bin/sh", "-c", 'kill -STOP $$; exec "$@"', "sh", sys.executable, "-c", code])
+    until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1][0] == "T")
+    with Births.below(process.pid, kill_at=1) as births:
+        process.send_signal(18)
+        process.wait(timeout=60)
+        (born,) = [one["pid"] for one in births.seen() if one["event"] == "birth"]
+    until(lambda: not Path(f"/proc/{born}").exists())
+
+
 @confined
 @pytest.mark.parametrize("user", ["0", "1000:7"])
 def test_an_exec_of_the_command(running: tuple[Bundle, int], user: str) -> None:

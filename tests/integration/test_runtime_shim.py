@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,10 @@ def _pod(directory: Path) -> calls.MakePod:
     )
 
 
-async def _created(shim: ShimClient, directory: Path, name: str = "c", **namespaces: str) -> str:
+async def _created(
+    shim: ShimClient, directory: Path, name: str = "c", *, terminal: bool = False, restored: bool = False,
+    **namespaces: str,
+) -> str:
     """A container of busybox that sleeps; `namespaces` are joined by path."""
     place = directory / name
     lower = place / "lower"
@@ -71,16 +75,18 @@ async def _created(shim: ShimClient, directory: Path, name: str = "c", **namespa
     joined = [{"type": kind, "path": path} for kind, path in namespaces.items()]
     document = {
         "ociVersion": "1.2.0",
-        "process": {"user": {"uid": 0, "gid": 0}, "args": ["/bin/busybox", "sleep", "600"], "cwd": "/"},
+        "process": {
+            "user": {"uid": 0, "gid": 0}, "args": ["/bin/busybox", "sleep", "600"], "cwd": "/", "terminal": terminal,
+        },
         "root": {"path": "rootfs"},
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-        "linux": {"namespaces": [{"type": "mount"}, *joined], "cgroupsPath": f"/crisp-shim-test-{os.getpid()}/{name}"},
+        "linux": {"namespaces": [{"type": "mount"}, *joined], "cgroupsPath": _cgroup(name)},
     }
     (place / "config.json").write_text(json.dumps(document))
     await shim.call(
         calls.Create(
             container=name, bundle=str(place), lower=(str(lower),), upper=str(place / "upper"),
-            work=str(place / "work"), user=calls.UserRequest(""),
+            work=str(place / "work"), user=calls.UserRequest(""), restored=restored,
         )
     )  # fmt: skip
     return name
@@ -95,12 +101,47 @@ async def test_an_infra_process_does_not_outlive_its_shim(zygote: Zygote, tmp_pa
     shim = await _spawn(zygote)
     children = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children")
     await eventually(children.read_text)
-    (pid,) = children.read_text().split()
-    with Births.below(int(pid), kill_at=1) as births:
+    await _dies_with(int(children.read_text()), lambda: shim.call(_pod(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", ["init", "forked init", "exec", "restored"])
+async def test_what_is_to_be_a_program_does_not_outlive_its_shim(zygote: Zygote, tmp_path: Path, kind: str) -> None:
+    shim = await _spawn(zygote)
+    await shim.call(_pod(tmp_path))
+    # One with a terminal is forked; others are made by a list of system calls.
+    container = await _created(shim, tmp_path, terminal=kind == "forked init", restored=kind == "restored")
+    start = calls.Start(container, log="")
+    if kind == "restored":  # by a criu that never ends
+        program = tmp_path / "criu"
+        program.write_text("#!/bin/sh\nexec sleep 600\n")
+        program.chmod(0o755)
+        (tmp_path / "images").mkdir()
+        places = {"restore": str(tmp_path / "images"), "work": str(tmp_path / "images"), "criu": str(program)}
+        start = dataclasses.replace(start, **places)
+    if kind == "exec":
+        await shim.call(start)
+        start = calls.Exec(container, exec="1", args=("/bin/busybox", "sleep", "600"), terminal=True)
+    cgroup = Cgroup.at(Hierarchies.detect(), _cgroup(container))
+    try:
+        await _dies_with(shim.pid, lambda: shim.call(start))
+    finally:
+        cgroup.kill()
+        await eventually(lambda: not cgroup.is_populated())
+        cgroup.remove()
+        cgroup.remove_made_parents()
+
+
+async def _dies_with(shim: int, call: Callable[[], Awaitable[object]]) -> None:
+    """The process that the shim bears for the call is gone, though the shim was killed at its birth."""
+    with Births.below(shim, kill_at=1) as births:
         with pytest.raises(ShimGone):
-            await asyncio.wait_for(shim.call(_pod(tmp_path)), 60)
+            await asyncio.wait_for(call(), 60)
         (born,) = [one["pid"] for one in births.seen() if one["event"] == "birth"]
     await eventually(lambda: not Path(f"/proc/{born}").exists())
+
+
+def _cgroup(container: str) -> str:
+    return f"/crisp-shim-test-{os.getpid()}/{container}"
 
 
 class _Nonsense(calls.Call):

@@ -18,9 +18,9 @@ from runtime.criu import worker as criu
 from runtime.criu.describe import external_mounts
 from runtime.criu.inherit import inherited_objects, make_mount_points
 from runtime.errors import RuntimeCoreError, failing
-from runtime.process import become as process
 from runtime.process import scheduling
 from runtime.process.init import leave_the_loop
+from runtime.process.parent import die_with, own_pidfd
 from runtime.shim.holdings import Holdings
 from runtime.shim.hook_process import ContainerHooks
 from runtime.shim.launch.attempt import Attempt
@@ -57,10 +57,10 @@ class RestoredLauncher:
         cgroup = held.make_cgroup(held.spec.linux.cgroups_path, held.spec.linux.resources, undo)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(ours.close)
-        with theirs, failing("clone", "criu's parent"):
+        with theirs, failing("clone", "criu's parent"), own_pidfd() as shim:
             pid, pidfd = syscalls.clone()
             if pid == 0:
-                _Restoration(held, held.spec, cgroup, attempt, reports.Reporter(theirs)).run()
+                _Restoration(held, held.spec, cgroup, attempt, reports.Reporter(theirs)).run(shim)
         os.close(pidfd)
         held.supervisor.command_started(pid, lambda _status: self._restored(ours, attempt))
 
@@ -127,10 +127,10 @@ class _Restoration:
         self._work = attempt.call.work
         self._program = attempt.call.criu  # found by crispd, which has the operator's PATH
 
-    def run(self) -> NoReturn:
+    def run(self, shim: int) -> NoReturn:
         try:
+            die_with(shim)
             leave_the_loop()
-            process.die_with_parent()
             scheduling.leave_the_makers_cpus()  # criu's CPUs, which the processes it makes inherit
             with contextlib.ExitStack() as opened:
                 self._reporter.say(reports.Restored(self._restore(opened)))
