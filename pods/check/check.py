@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -15,9 +16,10 @@ import msgspec
 from linux.mounts import unmount_if_mounted, unpin_namespace
 from network.errors import NetworkError
 from pods.cgroups.places import container_cgroup
-from pods.check import there
+from pods.check import processes, there
 from pods.errors import PodError
 from pods.model import ContainerState, SandboxState
+from pods.recorder.entry import Life
 from pods.state.transitions import is_over
 from runtime.client import ShimGone, ShimSilent
 from runtime.errors import RuntimeCoreError
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from image.store import ImageStore
     from network.network import Network
     from pods.cgroups.driver import Cgroups
+    from pods.check.processes import Orphan
     from pods.check.there import There
     from pods.life.creation import Creations
     from pods.life.network_upkeep import NetworkUpkeep
@@ -134,6 +137,7 @@ class Check:
             *self._files(seen, known),
             *self._kernel(seen, known),
             *self._shims(seen, known, states),
+            *self._orphans(seen, known),
             *self._images(),
         ]
         return {(one.kind, one.object): one for one in found}
@@ -293,12 +297,21 @@ class Check:
         return lambda: self._parts.recovery.sandbox_lost(sandbox_id)
 
     def _shim_killer(self, pid: int, sandbox_id: str) -> Mend:
-        async def kill() -> None:
-            for now, whose in there.shims(self._settings):
-                if (now, whose) == (pid, sandbox_id):
-                    os.kill(pid, signal.SIGKILL)
+        return _ender(pid, lambda: processes.shim_of(pid, self._settings) == sandbox_id)
 
-        return kill
+    def _orphans(self, seen: There, known: set[str]) -> Iterator[_Found]:
+        """Yield infra processes and placeholders without a shim. Those of no pod of this daemon's are only told."""
+        for one in seen.orphans:
+            ours = one.sandbox_id in known or self._was_ours(one.sandbox_id)
+            text = f"{one.what} of {f'pod sandbox {one.sandbox_id}' if one.sandbox_id else 'no pod'} without its shim"
+            mend = _ender(one.pid, partial(_is_still, one)) if ours else None
+            advice = "" if ours else f"unless another crispd has that pod: kill -9 {one.pid}"
+            yield _Found("process", str(one.pid), text, mend, advice)
+
+    def _was_ours(self, sandbox_id: str) -> bool:
+        """Return whether a recording tells of the sandbox, which may be removed."""
+        entries = chain.from_iterable(recording.entries() for recording in self._state.recorder.recordings())
+        return any(isinstance(entry, Life) and entry.id == sandbox_id for entry in entries)
 
     # -- network and images -------------------------------------------------------------------------------------------
 
@@ -349,6 +362,14 @@ def _difference(container: Container, state: ShimState) -> str:
     if now.state in (RUNNING, STARTING) and container.state is ContainerState.CREATED:
         return "it runs, and its record says that it was not started"
     return ""
+
+
+def _ender(pid: int, still: Callable[[], bool]) -> Mend:
+    return lambda: asyncio.to_thread(processes.end, pid, still)
+
+
+def _is_still(orphan: Orphan) -> bool:
+    return processes.orphan(orphan.pid) == orphan
 
 
 def _later(work: Callable[[str], None], path: str) -> Mend:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pods.cgroups.places import container_cgroup, pod_cgroup
+from pods.check import processes
+from pods.check.processes import Orphan
 from runtime.cgroups import Hierarchies
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class There:
     mounts: Mapping[str, str]  # mount point -> sandbox
     pins: Mapping[str, bool]  # sandbox -> whether a process is in the namespace
     shims: Mapping[int, str]  # pid -> sandbox
+    orphans: tuple[Orphan, ...]  # of any daemon
     cgroups: Mapping[str, str]  # path -> container; of pods that are known
 
 
@@ -42,7 +45,8 @@ def look(settings: NodeSettings, sandboxes: Iterable[Sandbox]) -> There:
         layers=frozenset(_names(settings.root / "containers")),
         mounts=dict(_mounts(settings.state / "sandboxes")),
         pins=dict(_pins(settings)),
-        shims=dict(shims(settings)),
+        shims=dict(processes.shims(settings)),
+        orphans=tuple(processes.orphans()),
         cgroups=dict(_cgroups(sandboxes)),
     )
 
@@ -73,25 +77,9 @@ def _pins(settings: NodeSettings) -> Iterator[tuple[str, bool]]:
 
 def _namespaces() -> Iterator[int]:
     """Yield the network namespaces that processes are in."""
-    for pid in _pids():
+    for pid in processes.pids():
         with contextlib.suppress(OSError):
             yield os.stat(f"/proc/{pid}/ns/net").st_ino
-
-
-def _pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
-
-
-def shims(settings: NodeSettings) -> Iterator[tuple[int, str]]:
-    """Yield pid and sandbox of the shims that belong to this state directory, which another daemon's do not."""
-    below = f"{settings.state / 'sandboxes'}/"
-    for pid in _pids():
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text() != "crisp-shim\n":
-                continue
-            log = os.readlink(f"/proc/{pid}/fd/1")
-            if log.startswith(below):
-                yield pid, log.removeprefix(below).partition("/")[0]
 
 
 def _cgroups(sandboxes: Iterable[Sandbox]) -> Iterator[tuple[str, str]]:

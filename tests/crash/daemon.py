@@ -23,7 +23,7 @@ from typing import Any
 
 from cri.daemon.main import main
 from network import chain
-from pods.check.there import shims
+from pods.check.processes import shims
 from pods.state import store
 from pods.undo import Undo
 from runtime.client import ShimClient

@@ -17,6 +17,8 @@ import pytest
 from cri.admin.v1 import admin_pb2
 from cri.v1 import api_pb2 as cri
 from linux.mounts import mount_tmpfs
+from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
+from runtime.process import infra
 from tests import cgroups
 from tests.daemon import CALL_SECONDS, Daemon
 from tests.waiting import until
@@ -152,3 +154,46 @@ def test_a_shim_of_no_pod(fresh_daemon: Daemon) -> None:
         found = _check(daemon, repair=True)
         assert [(kind, one.repaired) for (kind, _), one in found.items()] == [("shim", True)]
         until(lambda: not Path(f"/proc/{shim}").exists())
+
+
+def test_what_has_lost_its_shim(fresh_daemon: Daemon) -> None:
+    """An infra process, or what holds a scope; that of a pod which no record knows may be another crispd's."""
+    daemon = fresh_daemon
+    with daemon.pod("past") as past:
+        pass
+    with daemon.pod("lost") as pod:
+        shims = Cgroup.at(Hierarchies.detect(), SHIM_CGROUP)
+        titles = {f"crisp-infra {one.id}": True for one in (pod, past)}
+        titles |= {f"crisp-scope {pod.id}": True, f"crisp-infra {_STRANGER}": False}
+        pids = {_orphan(title, shims): ours for title, ours in titles.items()}
+        here = _orphan(f"crisp-infra {pod.id}")  # not where shims are: somebody's who calls himself so
+        try:
+            found = _check(daemon)
+            assert found.keys() == {("process", str(pid)) for pid in pids}
+            assert all("without its shim" in one.text for one in found.values())
+            mended = _check(daemon, repair=True)
+            assert {int(pid): one.repaired for (_, pid), one in mended.items()} == pids
+            assert [one.advice for one in mended.values() if not one.repaired] == [
+                f"unless another crispd has that pod: kill -9 {pid}" for pid, ours in pids.items() if not ours
+            ]
+            assert [pid for pid, ours in pids.items() if ours and os.waitpid(pid, 0)[1] != signal.SIGKILL] == []
+            assert pod.status().state == cri.SANDBOX_READY
+        finally:
+            for pid in (here, *(pid for pid, ours in pids.items() if not ours)):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        assert _check(daemon) == {}
+
+
+def _orphan(title: str, cgroup: Cgroup | None = None) -> int:
+    """An infra process of ours instead of a shim's, in the shims' cgroup or where we are."""
+    program = infra.program_file()
+    pid = os.fork()
+    if pid == 0:
+        if cgroup is not None:
+            cgroup.join_self()
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
+        os.execve(program, [title], {})
+    os.close(program)
+    until(lambda: Path(f"/proc/{pid}/cmdline").read_bytes() == title.encode() + b"\0")
+    return pid
