@@ -147,10 +147,16 @@ class NodeMachine(RuleBasedStateMachine):
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
-        answer = self._make(0, self._run_pod(data))
+        """A pod with a container that runs, each call made twice, and the creation once more: its name is held then."""
+        answer = self._twice(0, self._run_pod(data))
         kind = ContainerKind("c0", 0, data.draw(st.sampled_from(["sleeps", "traps"])), "sour")
-        answer = self._make(0, calls.Create(answer.message.pod_sandbox_id, kind))
-        self._make(0, calls.Start(answer.message.container_id))
+        self._container_made(0, calls.Create(answer.message.pod_sandbox_id, kind))
+
+    def _container_made(self, client: int, create: Call) -> None:
+        answer = self._twice(client, create)
+        if answer.code is grpc.StatusCode.OK:
+            self._twice(client, calls.Start(answer.message.container_id))
+            self._make(client, create)
 
     # -- rules --------------------------------------------------------------------------------------------------------
 
@@ -161,10 +167,8 @@ class NodeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.worlds[0].pods)
     @rule(data=st.data(), client=_clients)
     def a_container(self, data: st.DataObject, client: int) -> None:
-        """A container that is created and, if that went well, started."""
-        answer = self._make(client, self._create(data))
-        if answer.code is grpc.StatusCode.OK:
-            self._make(client, calls.Start(answer.message.container_id))
+        """A container that is created and, if that went well, started; each twice."""
+        self._container_made(client, self._create(data))
 
     @precondition(lambda self: self.worlds[0].pods)
     @rule(data=st.data(), client=_clients)
@@ -321,6 +325,12 @@ class NodeMachine(RuleBasedStateMachine):
         note(f"{call}: {answer}")
         self._hold(f"{call}: {answer}", [call.parts(answer)])
         self._count("alone", call, answer)
+        return answer
+
+    def _twice(self, client: int, call: Call) -> Answer:
+        """Make a call, and the same one again by the next client. Returns the first answer."""
+        answer = self._make(client, call)
+        self._make((client + 1) % CLIENTS, call)
         return answer
 
     def _race(self, *racing: Call) -> None:
