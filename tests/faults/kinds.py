@@ -161,13 +161,13 @@ def _kill(pids: Path) -> None:
 
 @contextmanager
 def hung_nri_plugin(node: Node) -> Iterator[None]:
-    """One that hangs at each container, and comes back each time that it is dropped for it."""
-    over, connected = threading.Event(), threading.Event()
+    """One that hangs at each container, the victim's first, and comes back each time that it is dropped for it."""
+    over, connected, back = threading.Event(), threading.Event(), threading.Event()
 
     def come_back() -> None:
         while not over.is_set():
-            with Plugin.connected(node.nri_socket, CreateContainer=HANG) as plugin:
-                connected.set()
+            with Plugin.connected(node.nri_socket, apart=connected.is_set(), CreateContainer=HANG) as plugin:
+                (back if connected.is_set() else connected).set()
                 while not over.is_set() and not plugin.closed.wait(0.05):
                     pass
 
@@ -175,7 +175,10 @@ def hung_nri_plugin(node: Node) -> Iterator[None]:
     coming.start()
     try:
         until(connected.is_set)
-        yield
+        with node.daemon.pod("victim") as pod:
+            pod.create("true")
+            until(back.is_set)
+            yield
     finally:
         over.set()
         coming.join()
