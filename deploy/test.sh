@@ -1,9 +1,9 @@
 #!/bin/bash
 # Installs and runs everything that must pass before a change is merged:   sudo ./deploy/test.sh [--no-vm]
 #
-# Runs lint, types, import rules, unit tests, and integration tests (in their own namespaces: tests/box.py). In parallel:
-# kubelet and a cluster on crisp, critest, a part of Kubernetes' conformance tests (docs/conformance.md), and the main path in
-# a Debian guest under QEMU; --no-vm skips the guest.
+# Runs three things in parallel: lint, types, import rules, unit and integration tests (in namespaces of their own:
+# tests/box.py); kubelet and a cluster on crisp, critest, a part of Kubernetes' conformance tests (docs/conformance.md); and
+# the main path in a Debian guest under QEMU, which --no-vm skips.
 # /var/cache/crisp-tests keeps the Kubernetes programs and runsc (built once, some 30 minutes) and the guest's disk.
 # A failed step stops only the steps that need it. The end lists each step's result and duration.
 set -euo pipefail
@@ -46,16 +46,25 @@ checks() {
     step tests/e2e/build-runsc.sh || true
     step tests/programs.sh || true
     # A test that hangs fails with its stacks, and the others go on.
-    step timeout --foreground 4800 pytest -q tests/unit tests/integration --timeout 600 --durations 20 || true
+    # Many wait most of their time, so there are more boxes than cores.
+    step timeout --foreground 4800 pytest -q tests/unit tests/integration --boxes 3 --timeout 600 --durations 10 || true
 }
 
-# The steps that need Kubernetes programs, one after another: the guest's emulation takes two cores.
+# The steps that need Kubernetes programs. The guest takes one core for longer than all others of them.
 nodes() {
     step tests/e2e/build-kubernetes.sh etcd kubelet kube-apiserver kube-controller-manager kube-scheduler || return 0
-    step tests/e2e/build-critest.sh && step timeout --foreground 1800 pytest -q tests/e2e || true
+    if step tests/e2e/build-critest.sh; then
+        [ $guest = no ] || { in_guest >"$work/guest" 2>&1 & }
+        step timeout --foreground 1800 pytest -q tests/e2e || true
+    fi
     step timeout --foreground 3000 python -m tests.e2e.conformance --build &&
         step timeout --foreground 1800 python -m tests.e2e.conformance --part quick || true
-    [ $guest = no ] || step timeout --foreground 3600 pytest -q tests/vm || true
+    wait
+    [ $guest = no ] || cat "$work/guest"
+}
+
+in_guest() {
+    step timeout --foreground 3600 pytest -q tests/vm || true
 }
 
 on_exit() {
