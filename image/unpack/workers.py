@@ -308,8 +308,20 @@ def _result(said: bytes, what: str, place: Path) -> dict[str, Any]:
     if answer.ok is not None:
         return answer.ok
     if answer.error == "full":
-        raise StorageFull(f"{what}: no space left below {place}: {answer.message}")
+        raise StorageFull(f"{what}: no space left below {place}{_room(place)}: {answer.message}")
     raise _ERRORS.get(answer.error, ImageError)(f"{what}: {answer.message}")
+
+
+def _room(place: Path) -> str:
+    """Return how much room there is, now that a layer had none."""
+    try:
+        there = os.statvfs(place)
+    except OSError:
+        return ""
+    if there.f_files and not there.f_favail:
+        return f" (none of {there.f_files} inodes is free)"
+    free, size = (blocks * there.f_frsize >> 20 for blocks in (there.f_bavail, there.f_blocks))
+    return f" ({free} of {size} MiB are free)"
 
 
 def _last_line(said: bytes) -> str:
