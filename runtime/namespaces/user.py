@@ -9,10 +9,11 @@ needs CAP_SETUID and CAP_SETGID in the parent namespace; an ordinary user has ne
 from __future__ import annotations
 
 import os
+from errno import EINVAL
 
 from linux import syscalls
 from linux.tables import NAMESPACE_FLAGS, namespace_file
-from runtime.errors import RuntimeCoreError, SpecError, failing
+from runtime.errors import OperationFailed, RuntimeCoreError, SpecError, failing
 from runtime.light import contextlib, dataclass, field, replace, socket
 from runtime.spec.values import IDMapping, Spec
 from runtime.wire.reports import MAKER, Conversation, Ready, Reporter, receive
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from typing import Final
 
 OWNED_KINDS: Final = frozenset(("network", "ipc", "uts"))
+# linux/magic.h, and the file systems' own headers: those on which volumes are found, and which may not be id-mapped.
+_FILE_SYSTEMS: Final = {
+    0x6969: "nfs", 0xFE534D42: "smb", 0xFF534D42: "cifs", 0x65735546: "fuse", 0x01021997: "9p", 0x00C36400: "ceph",
+    0x2FC12FC1: "zfs", 0x01021994: "tmpfs", 0x794C7630: "overlay", 0x6A656A63: "virtiofs", 0x9FA0: "proc",
+    0x62656572: "sysfs",
+}  # fmt: skip
 _PROBED: Final = (IDMapping(0, 100_000, 65536),)
 
 
@@ -318,11 +325,20 @@ def inside(namespaces: int, flags: int) -> Iterator[None]:
 def idmap(tree: int, namespace: int, *, recursive: bool, about: str) -> None:
     """Map the owners of files in the detached mount open at `tree` by the user namespace (Linux 5.12).
 
-    Raises OperationFailed; EINVAL means that the file system does not support id-mapped mounts.
+    Raises OperationFailed, which names a file system that does not support it (EINVAL).
     """
     flags = syscalls.AT_EMPTY_PATH | (syscalls.AT_RECURSIVE if recursive else 0)
-    with failing("map owners of files in", about):
-        syscalls.mount_setattr(tree, "", flags, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns=namespace)
+    operation = "map owners of files in"
+    with failing(operation, about):
+        try:
+            syscalls.mount_setattr(tree, "", flags, attr_set=syscalls.MOUNT_ATTR_IDMAP, userns=namespace)
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            kind = syscalls.filesystem_type(tree)
+            name = _FILE_SYSTEMS.get(kind, f"{kind:#x}")
+            where = f"`{about}`, whose file system ({name}) has no id-mapped mounts"
+            raise OperationFailed.of(operation, where, error) from None
 
 
 def refusal(directory: int) -> str:
