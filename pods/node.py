@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from image.store import ImageStore
 from network.errors import NetworkError
@@ -21,8 +22,9 @@ from pods.diagnosis.inquiry import Diagnosis, Present, inquire, survey
 from pods.diagnosis.troubles import SECCOMP
 from pods.host import HostFacts
 from pods.inflight import Background
-from pods.life import information, last_words, overtaken
+from pods.life import end_clues, information, last_words, overtaken
 from pods.life.creation import Creations, Means
+from pods.life.end_clues import EndClues
 from pods.life.exit import Exits
 from pods.life.network_upkeep import NetworkUpkeep
 from pods.life.pod_checkpoints import PodCheckpoints
@@ -67,6 +69,8 @@ from runtime.wire.calls import Exited, Logged, ShimState
 _CLOSE_SECONDS = 10.0
 _STATES_SECONDS = 1.0  # that shims have to tell how much was logged: a scrape waits for them
 
+_KILLED: Final = 128 + signal.SIGKILL  # an exit code
+
 
 class Node:
     """The sandboxes, containers, images and network of one machine. A cancelled method leaves nothing half done."""
@@ -98,7 +102,7 @@ class Node:
         filters = FilterCache(log=settings.seccomp_denials)
         means = Means(self._state, self._shims, images, self.host, self._cgroups, self._background, filters)
         self.denials = Denials(self._state.containers.__contains__, self._denied)
-        self._exits = Exits(self._state, self._cgroups, self._background)
+        self._exits = Exits(self._state, self._cgroups, self._background, EndClues(self._state, images))
         self._stops = Stops(self._state, self._shims, self._exits, self._background)
         self._removals = Removals(
             self._state, self._shims, images, self._stops, self._cgroups, self._background
@@ -399,6 +403,8 @@ class Node:
         took = time.monotonic_ns() - begun
         told = bool(result.exit_code) and self.settings.record_last_words
         words = last_words.of_output(result.stderr or result.stdout) if told else ""
+        if result.exit_code == _KILLED and (clue := await end_clues.of_memory(container.id, begun)):
+            words = f"{words}; {clue}" if words else clue
         self.recorder.part(container.id).ran(command, result.exit_code, took, words)
         return result
 

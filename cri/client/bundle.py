@@ -148,7 +148,7 @@ def _diagnoses(connection: Connection) -> list[dict[str, Any]]:
 
 def without_output(answer: admin_pb2.WhyResponse) -> dict[str, Any]:
     """Return a diagnosis without the words that a container wrote, which its cause may repeat."""
-    words = [one.text.removeprefix("its last words: ").strip() for one in answer.timeline if one.kind == "output"]
+    words = [one.text.partition(": ")[2].strip() for one in answer.timeline if one.kind == "output"]
     kept = [one for one in answer.timeline if one.kind != "output"]
     del answer.timeline[:]
     answer.timeline.extend(kept)

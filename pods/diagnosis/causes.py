@@ -12,6 +12,8 @@ import signal
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pods.clues import files, ports
+from pods.clues.kernel_log import NODE_FULL
 from pods.diagnosis.troubles import Trouble
 from pods.recorder.entry import Left, Life, Plugin, Ran, Refused, Runs, Said
 
@@ -200,7 +202,7 @@ OTHERS: Final = frozenset(
     (
         "out-of-memory", "library-missing", "command-not-found", "command-not-executable", "seccomp-killed", "crashed",
         "killed", "exit-code", "stopped", "command-failed", "deadline", "other", "none", "ends-well", "restarted",
-        "command-runs", "stopping", "port-taken",
+        "command-runs", "stopping", "port-taken", "starting",
     )
 )  # fmt: skip
 _OTHER: Final = "see the timeline, and crispd's log: journalctl -u crispd"
@@ -211,7 +213,7 @@ _FRAME: Final = re.compile(
     r"\s|at |\.\.\. |\S+\(.*\)$|goroutine \d|created by |Traceback |stack backtrace|note: run with|exit status |"
     r"Node\.js v\d|\^|[}\])]+;?$"
 )
-_TAKEN: Final = re.compile(r"(?i)address (is )?(already )?in use|EADDRINUSE")
+_READ_ONLY: Final = re.compile(r"Read-only file system|EROFS", re.IGNORECASE)
 _CRASHES: Final = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP)
 _SIGNAL: Final = 128  # plus the signal's number: the exit code of a program killed by a signal
 
@@ -226,6 +228,8 @@ def of(trouble: Trouble) -> Cause:
             return of_error(("PluginFailed",), entry.failure)
         case Left() as entry:
             return _of_left(entry, trouble.during)
+        case Life(event="begun") as entry:
+            return _of_begun(trouble.during)
         case Life() as entry:
             return _of_exit(entry, trouble)
         case Ran() as entry:
@@ -265,6 +269,15 @@ def exit_text(entry: Life) -> str:
     return f"exit code {entry.code}"
 
 
+def _of_begun(during: str) -> Cause:
+    last = f": the last that was done is {during}" if during else ""
+    remedy = (
+        "look at what comes after it: a network plugin or its agent that does not answer, or a slow disk; kubelet "
+        "gives up at its --runtime-request-timeout"
+    )
+    return Cause("starting", f"the pod's sandbox is still being made{last}", remedy)
+
+
 def _of_left(entry: Left, during: str) -> Cause:
     text = f"{entry.call}: its caller gave up after {entry.took / 1e9:.1f} s"
     remedy = "speed this up, or raise kubelet's --runtime-request-timeout"
@@ -280,11 +293,15 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
     if trouble.stopped_by:
         remedy = "none, if the stop was intended; SIGKILL (137) means that it did not end within its grace period"
         return Cause("stopped", f"{text}, by a stop ({trouble.stopped_by})", remedy)
-    said = f": {headline(trouble.output)}" if trouble.output else ""
+    clue = f"; {trouble.clue}" if trouble.clue else ""
+    said = f": {headline(trouble.output, denied=bool(clue))}" if trouble.output else ""
     if entry.reason == "OOMKilled":
         first = entry.code == _SIGNAL + signal.SIGKILL
         remedy = "raise the memory limit, or find out what uses the memory: crisp stats, while it runs"
-        return Cause("out-of-memory", text if first else text + said, remedy)
+        if NODE_FULL in clue:
+            remedy = "find out what fills the node's memory (crisp stats): the pod may be within its own limit"
+        return Cause("out-of-memory", text + clue + ("" if first else said), remedy)
+    said += clue
     if not entry.code:
         remedy = (
             "if it should go on, give it a command that stays in the foreground (a shell without input ends at once); "
@@ -299,9 +316,17 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
         return Cause("command-not-found", text + said, remedy)
     if entry.code == 126:
         return Cause("command-not-executable", text + said, "chmod +x the file that the shell should run")
-    if _TAKEN.search(trouble.output):
-        remedy = "use another port, or end what has this one: ss -ltnp (on the node if the pod has hostNetwork: true)"
+    if ports.TAKEN.search(trouble.output):
+        remedy = "use another port, or end what has this one"
+        if not clue:
+            remedy = f"{remedy}: ss -ltnp (on the node if the pod has hostNetwork: true)"
         return Cause("port-taken", text + said, remedy)
+    if files.FULL.search(trouble.output):
+        remedy = "free space there, or give it more: an emptyDir's sizeLimit, a volume's size, the node's disk"
+        return Cause("disk-full", text + said, remedy)
+    if _READ_ONLY.search(trouble.output):
+        remedy = "mount a volume (emptyDir) where the program writes, or lift readOnlyRootFilesystem or readOnly"
+        return Cause("read-only", text + said, remedy)
     name = _signal(entry.code)
     if name is signal.SIGSYS:
         remedy = "allow the system call in the seccomp profile: the kernel's log (dmesg, SECCOMP) has its number"
@@ -315,15 +340,23 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
     if trouble.denied:
         said = f"{said} (before, its seccomp profile denied {trouble.denied})"
     remedy = "the program ended by itself: see crisp logs for its output"
-    if "permission denied" in said.lower():
+    if clue:
+        remedy = (
+            "let this user in: chown or chmod it in the image, set the pod's fsGroup for a volume, or another runAsUser"
+        )
+    elif files.DENIED.search(said):
         remedy = f"{remedy}; compare the owner and mode of what it names with the container's user (runAsUser, fsGroup)"
     return Cause("exit-code", text + said, remedy)
 
 
-def headline(output: str) -> str:
-    """Return the line of a program's last ones that says most: the last that is none of a stack trace."""
+def headline(output: str, *, denied: bool = False) -> str:
+    """Return the line of a program's last ones that says most: the last that is none of a stack trace.
+
+    `denied`: more is known of a permission that was denied.
+    """
     lines = output.split("\n")
-    known = [line for line in lines if _LIBRARY.search(line) or _TAKEN.search(line)]
+    patterns = (_LIBRARY, ports.TAKEN, files.FULL, _READ_ONLY, *([files.DENIED] if denied else ()))
+    known = [line for line in lines if any(pattern.search(line) for pattern in patterns)]
     telling = known or [line for line in lines if not _FRAME.match(line)]
     return (telling or lines)[-1].strip()
 

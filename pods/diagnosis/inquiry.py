@@ -14,7 +14,21 @@ from image.reference import parse_reference
 from pods.diagnosis import causes, troubles
 from pods.errors import InvalidArgument, NotFound
 from pods.model import Container, ContainerState
-from pods.recorder.entry import Answered, Counted, Entry, Left, Life, Plugin, Ran, Refused, Runs, Said, Step, Wrote
+from pods.recorder.entry import (
+    CLUE,
+    Answered,
+    Counted,
+    Entry,
+    Left,
+    Life,
+    Plugin,
+    Ran,
+    Refused,
+    Runs,
+    Said,
+    Step,
+    Wrote,
+)
 from pods.recorder.recording import Recording, Subject
 
 _SHORTEST: Final = 4  # digits of an id
@@ -179,6 +193,8 @@ def _evidence(trouble: troubles.Trouble) -> str:
     """Describe where and when the trouble was seen."""
     entry = trouble.entry
     match entry:
+        case Life(event="begun"):
+            told = f"RunPodSandbox runs for {(time.time_ns() - entry.at) / 1e9:.0f} s, since it was asked for"
         case Life() if trouble.times > 1:
             told = f"it ended so {trouble.times} times in a row, the last"
         case Refused():
@@ -217,7 +233,8 @@ def _moments(entry: Entry) -> Iterator[Moment]:
         for line in entry.text.split("\n"):
             yield replace(_shown(Wrote(entry.at, entry.about, line)), kind=kind)
     else:
-        yield replace(_shown(entry), kind=kind)
+        shown = _shown(entry)
+        yield replace(shown, kind=shown.kind or kind)
     if isinstance(entry, Ran) and entry.words:
         yield replace(_shown(Wrote(entry.at, entry.about, entry.words)), kind=_KINDS[Wrote])
 
@@ -234,6 +251,8 @@ def _shown(entry: Entry) -> Moment:
             told = f": {failure}" if failure else ""
             text = f"network plugin {entry.name} {entry.command}{told}"
             return Moment(entry.at, "", text, entry.took, wrong=bool(failure))
+        case Said(text=text) if text.startswith(CLUE):  # it may repeat what the program wrote
+            return Moment(entry.at, entry.about, text, wrong=True, kind=_KINDS[Wrote])
         case Said():
             return Moment(entry.at, entry.about, entry.text, wrong=entry.level not in ("info", "debug"))
         case Wrote(text=text):

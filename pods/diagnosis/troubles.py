@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Runs, Said, Step, Wrote
+from pods.recorder.entry import CLUE, Answered, Entry, Left, Life, Plugin, Ran, Refused, Runs, Said, Step, Wrote
 
 _START_ERROR: Final = "StartError"
 SECCOMP: Final = "the seccomp profile denied "  # begins a remark about a call
@@ -38,7 +38,8 @@ class Trouble:
     """One thing that went wrong.
 
     `stopped_by`: who told a container to end. `output`: its last lines of output. `during`: what took most of a call.
-    `denied`: the last call that its seccomp profile denied. `times`: how often in a row it ended so.
+    `denied`: the last call that its seccomp profile denied. `times`: how often in a row it ended so. `clue`: what was
+    found out when it had ended.
     """
 
     entry: Entry
@@ -48,6 +49,7 @@ class Trouble:
     during: str = ""
     denied: str = ""
     times: int = 1
+    clue: str = ""
 
 
 def worst(entries: Iterable[Entry], now: int = 0) -> Trouble | None:
@@ -74,12 +76,14 @@ class _Containers:
     stops: dict[str, str]  # who told them to end
     told: dict[str, Said]  # the first of these remarks, of those that have not ended
     words: dict[str, str]
+    clues: dict[str, str]
     ends: dict[str, tuple[str, int]]  # kind of the last end, and how many in a row
+    begun: Life | None = None  # of a pod sandbox that is not there yet
 
 
 def _open_troubles(entries: list[Entry], now: int) -> list[Trouble]:
     troubles: dict[tuple[str, str], Trouble] = {}
-    known = _Containers({}, {}, {}, {})
+    known = _Containers({}, {}, {}, {}, {})
     denied: dict[str, str] = {}
     for entry in entries:
         match entry:
@@ -99,6 +103,8 @@ def _open_troubles(entries: list[Entry], now: int) -> list[Trouble]:
                 before = f"{known.stops[entry.about]}, then " if entry.about in known.stops else ""
                 known.stops[entry.about] = before + text.removeprefix(_STOP)
                 known.told.setdefault(entry.about, entry)
+            case Said(text=text) if text.startswith(CLUE):
+                known.clues[entry.about] = text.removeprefix(CLUE)
             case Said(text=text) if text.startswith(SECCOMP):
                 denied[entry.about] = text.removeprefix(SECCOMP)
             case Wrote(text=text):
@@ -116,6 +122,8 @@ def _open_troubles(entries: list[Entry], now: int) -> list[Trouble]:
                 troubles["", "plugin"] = Trouble(entry, _NOTABLE)
             case _:
                 pass
+    if (begun := known.begun) is not None and now - begun.at > _PATIENCE:
+        troubles["", "begun"] = Trouble(begun, _FAILING, during=_last_done(begun, entries))
     for told in known.told.values():
         if now - told.at > _PATIENCE:
             troubles[told.about, "stop"] = Trouble(told, _FAILING, known.stops[told.about])
@@ -126,6 +134,7 @@ def _open_troubles(entries: list[Entry], now: int) -> list[Trouble]:
 def _live(entry: Life, troubles: dict[tuple[str, str], Trouble], known: _Containers) -> None:
     about = entry.about
     if not about:
+        known.begun = entry if entry.event == "begun" else None
         if entry.event == "stopped":
             known.stops.setdefault("", "the pod was stopped")
         else:
@@ -145,6 +154,7 @@ def _end(entry: Life, told: Said | None, troubles: dict[tuple[str, str], Trouble
     """Take a container's end. `told`: it was told to."""
     about = entry.about
     output, stopped_by = known.words.pop(about, ""), known.stops.pop(about, "")
+    clue = known.clues.pop(about, "")
     failed = bool(entry.code) or entry.reason == "OOMKilled"
     kind = "stopped" if stopped_by else "failed" if failed else "well"
     before, count = known.ends.get(about, ("", 0))
@@ -155,7 +165,7 @@ def _end(entry: Life, told: Said | None, troubles: dict[tuple[str, str], Trouble
         troubles[key] = replace(troubles[key], stopped_by=stopped_by)
     elif failed or times > 1:  # what ends by itself or is stopped is started again
         weight = _NOTABLE if stopped_by else _FAILING
-        troubles[about, "exit"] = Trouble(entry, weight, stopped_by, output, times=times)
+        troubles[about, "exit"] = Trouble(entry, weight, stopped_by, output, times=times, clue=clue)
 
 
 def _blamed(told: Said, troubles: dict[tuple[str, str], Trouble]) -> tuple[str, str] | None:
@@ -170,15 +180,31 @@ def _blamed(told: Said, troubles: dict[tuple[str, str], Trouble]) -> tuple[str, 
 
 
 def _longest(left: Left, entries: Iterable[Entry]) -> str:
-    """Return the longest step or plugin run during the call; "" if none has ended."""
+    """Return the longest step or plugin run during the call, or what had not ended by then; "" if nothing is known."""
     begun = left.at - left.took
     timed = [one for one in entries if isinstance(one, Step | Plugin)]
     during = [one for one in timed if one.at > begun and one.at - one.took < left.at]
     plugin = max((one for one in during if isinstance(one, Plugin)), key=_took, default=None)
     step = max((one for one in during if isinstance(one, Step)), key=_took, default=None)
+    last = max(during, key=lambda one: one.at, default=None)
+    if last is not None and (waited := left.at - last.at) > max(map(_took, during)):
+        return f"{waited / 1e9:.1f} s of that for what comes after {_named(last)}, which had not ended"
     if plugin is not None and (step is None or plugin.took > step.took * _MOST):  # it is the step's own time
-        return f"network plugin {plugin.name!r} ({plugin.command}) took {plugin.took / 1e9:.1f} s"
-    return f"step {step.name!r} took {step.took / 1e9:.1f} s" if step is not None else ""
+        return f"{_named(plugin)} took {plugin.took / 1e9:.1f} s"
+    return f"{_named(step)} took {step.took / 1e9:.1f} s" if step is not None else ""
+
+
+def _last_done(begun: Life, entries: Iterable[Entry]) -> str:
+    """Return the last step or plugin run since then; "" if there is none."""
+    done = [one for one in entries if isinstance(one, Step | Plugin) and one.at >= begun.at and not one.about]
+    last = max(done, key=lambda one: one.at, default=None)
+    return "" if last is None else _named(last)
+
+
+def _named(entry: Step | Plugin) -> str:
+    if isinstance(entry, Plugin):
+        return f"network plugin {entry.name!r} ({entry.command})"
+    return f"step {entry.name!r}"
 
 
 def _took(entry: Step | Plugin) -> int:

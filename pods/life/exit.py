@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pods import handlers, log_fields
 from pods.errors import PodError
-from pods.life import last_words
+from pods.life import end_clues, last_words
 from pods.model import Container
 from pods.state.plugins import PluginEvent
 from pods.state.transitions import UNSEEN, Exited, StartFailed, is_over
@@ -19,6 +19,7 @@ from runtime.wire.calls import ExitStatus, exit_file
 if TYPE_CHECKING:
     from pods.cgroups.driver import Cgroups
     from pods.inflight import Background
+    from pods.life.end_clues import EndClues
     from pods.model import Sandbox
     from pods.state.memory import State
 
@@ -29,10 +30,11 @@ _SIGNALS: Final = 128  # a greater exit code: a signal has ended the container
 class Exits:
     """Makes exits durable and visible, each once."""
 
-    def __init__(self, state: State, cgroups: Cgroups, background: Background) -> None:
+    def __init__(self, state: State, cgroups: Cgroups, background: Background, clues: EndClues) -> None:
         self._state = state
         self._cgroups = cgroups
         self._background = background
+        self._clues = clues
 
     def exited(self, container_id: str, status: ExitStatus) -> None:
         """Record an exit that a shim reports, without waiting."""
@@ -56,7 +58,9 @@ class Exits:
             if record is None or is_over(record.container):
                 return
             if isinstance(event, Exited) and self._may_say_why(container_id, event):
-                await self._record_last_words(record.container)
+                await self._record_last_words(record.container, event)
+            if isinstance(event, Exited) and event.oom:
+                self._state.recorder.part(container_id).clue(await end_clues.of_memory(container_id))
             try:
                 await self._state.record(container_id, event)
             except PodError as error:
@@ -76,11 +80,13 @@ class Exits:
         asked = self._state.settings.record_last_words and bool(event.code)
         return asked and not (by_signal and container_id in self._state.ending)
 
-    async def _record_last_words(self, container: Container) -> None:
+    async def _record_last_words(self, container: Container, event: Exited) -> None:
         sandbox = self._state.sandboxes.get(container.sandbox_id)
+        teller = self._state.recorder.part(container.id)
         if container.log_path and sandbox is not None:
-            directory = sandbox.sandbox.config.log_directory
-            self._state.recorder.part(container.id).wrote(await last_words.of(container.log_path, directory))
+            words = await last_words.of(container.log_path, sandbox.sandbox.config.log_directory)
+            teller.wrote(words)
+            teller.clue(await self._clues.of_words(container, sandbox.sandbox, event.code, words))
 
     async def _tell_of_stop(self, container_id: str) -> None:
         record = self._state.containers.get(container_id)

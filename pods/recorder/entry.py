@@ -9,6 +9,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CLUE: Final = "at its end: "  # begins a remark about what was found out when a container had ended
 _LONGEST: Final = 1024  # bytes of a text
 
 

@@ -22,7 +22,7 @@ from typing import Final
 from image.errors import ImageError
 from image.reference import parse_reference
 from pods.model import SandboxMetadata
-from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Said, Wrote, cut
+from pods.recorder.entry import CLUE, Answered, Entry, Left, Life, Plugin, Ran, Refused, Said, Wrote, cut
 from pods.recorder.files import Files
 from pods.recorder.recording import Recording, Subject, about_image
 from pods.recorder.writer import Writer
@@ -70,6 +70,11 @@ class Teller:
     def said(self, text: str, level: str = "info") -> None:
         """Record a remark."""
         self.recording.add(Said(time.time_ns(), self.about, level, cut(text)))
+
+    def clue(self, text: str) -> None:
+        """Record what was found out about a container's end, unless it is nothing. The end comes after it."""
+        if text:
+            self.said(f"{CLUE}{text}")
 
     def wrote(self, text: str) -> None:
         """Record the last output lines of a container that ended with an error."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cri.admin.v1 import admin_pb2
 from cri.v1 import api_pb2 as cri
 from runtime.cgroups import Hierarchies
 from tests.daemon import CALL_SECONDS
@@ -74,6 +75,8 @@ def test_a_pod_in_a_user_namespace(delegated: bool) -> None:
             daemon.runtime.UpdateContainerResources(update, timeout=CALL_SECONDS)
             daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container_id), timeout=CALL_SECONDS)
             assert daemon.status(container_id).exit_code == 137
+            told = daemon.admin.Why(admin_pb2.WhyRequest(query=container_id), timeout=CALL_SECONDS).timeline
+            assert any("oom_score_adj -500 needs CAP_SYS_RESOURCE" in one.text for one in told)
         log = daemon.log()
         said = "only limits of the delegated controllers" if delegated else "may make no cgroups"
         assert log.count(said) == 1

@@ -110,6 +110,7 @@ def stage(made: Path) -> Path:
     _program(made / "late", b"\n#!/bin/sh\n")
     (made / "file").write_text("a file")
     (made / "directory").mkdir()
+    (made / "private").mkdir(mode=0o700)
     (made / "loop").symlink_to("loop")
     (made / "kill.json").write_text(
         json.dumps(
@@ -165,6 +166,8 @@ def _profile(ref: str) -> cri.SecurityProfile:
 
 
 _ODD = _mounts(("{}", "/odd"))
+_MAPPED = cri.IDMapping(host_id=100000, container_id=0, length=65536)
+_AS_1000 = _security(run_as_user=cri.Int64Value(value=1000), run_as_group=cri.Int64Value(value=1000))
 _NO_DEVICE = cri.Device(host_path="/dev/no-such", container_path="/dev/x", permissions="rw")
 
 REFUSED = (
@@ -197,6 +200,8 @@ REFUSED = (
     Fault("source-loop", "mount-source", ("loop",), fields=_mounts(("{}/loop", "/mnt"))),
     Fault("below-a-file", "mount-target", ("/etc/passwd/x",), fields=_mounts(("{}/directory", "/etc/passwd/x"))),
     Fault("in-proc", "mount-target", ("/proc/none",), fields=_mounts(("{}/directory", "/proc/none"))),
+    Fault("id-map", "idmap-unsupported", ("`/sys/fs`, whose file system (sysfs) has no id-mapped mounts",),
+          fields=_mounts(("/sys/fs", "/mnt"), uidMappings=[_MAPPED], gidMappings=[_MAPPED])),
     Fault("relative", "invalid-request", ("relative/path",), fields=_mounts(("{}/directory", "relative/path"))),
     Fault("sub-path", "image-sub-path", ("no/such",), fields=_image_mount(BUSYBOX, "no/such")),
     Fault("image-volume", "image-not-here", ("localhost/none:1",), fields=_image_mount("localhost/none:1")),
@@ -223,6 +228,16 @@ ENDED = (
     Fault("killed", "killed", ("SIGKILL",), ("sh", "-c", "sh -c 'kill -9 $PPID'; true")),
     Fault("oom", "out-of-memory", ("memory limit 16777216 bytes",),
           ("sh", "-c", "x=a; while :; do x=$x$x; done"), _resources(memory_limit_in_bytes=16 << 20)),
+    Fault("denied-volume", "exit-code",
+          ("/odd/private/f", "`/odd/private` belongs to 0:0 and has mode 0700; the container runs as 1000:1000"),
+          ("sh", "-c", "echo starting; cat /odd/private/f"), lambda place: {**_ODD(place), **_AS_1000(place)},
+          remedy="fsGroup"),
+    Fault("full", "disk-full", ("No space left on device; the file system of `/dev/shm` has 65536 KiB, of which 0 are"),
+          ("sh", "-c", "dd if=/dev/zero of=/dev/shm/f bs=1M; rc=$?; echo giving up; exit $rc"), remedy="sizeLimit"),
+    Fault("read-only", "read-only", ("/run.pid: Read-only file system",), ("sh", "-c", "echo $$ >/run.pid && sleep 9"),
+          _security(readonly_rootfs=True), remedy="emptyDir"),
+    Fault("denied-image", "exit-code", ("/etc/x", "`/etc` belongs to 0:0 and has mode 0755; the container runs as"),
+          ("sh", "-c", "echo tea >/etc/x; echo no tea; exit 1"), _AS_1000),
     Fault("oom-child", "out-of-memory", ("exit code 1, and another process", "memory limit 16777216 bytes", "no end"),
           ("sh", "-c", "sh -c 'x=a; while :; do x=$x$x; done'; echo no end; exit 1"),
           _resources(memory_limit_in_bytes=16 << 20)),
@@ -250,13 +265,63 @@ def test_containers_that_do_not_start(pod: Pod, place: Path) -> None:
 
 def test_containers_that_end(pod: Pod, place: Path) -> None:
     failures = []
-    containers = {fault: pod.run(*fault.command, name=fault.name, **fault.fields(place)) for fault in ENDED}
-    for fault, container in containers.items():
-        pod.daemon.wait_exited(container)
-        if failure := wrong(why(pod.daemon, container[:12]), fault.cause, fault.words, remedy=fault.remedy):
-            failures.append(f"{fault.name}: {failure}")
-    _remove_all(pod)
+    for faults in (ENDED[:9], ENDED[9:]):  # a pod's recording, which is bounded, would not hold all of them
+        containers = {fault: pod.run(*fault.command, name=fault.name, **fault.fields(place)) for fault in faults}
+        for fault, container in containers.items():
+            pod.daemon.wait_exited(container)
+            if failure := wrong(why(pod.daemon, container[:12]), fault.cause, fault.words, remedy=fault.remedy):
+                failures.append(f"{fault.name}: {failure}")
+        _remove_all(pod)
     assert failures == []
+
+
+def _kernel_log() -> bool:
+    """Whether the kernel's log, which tells what it killed, can be read."""
+    try:
+        os.close(os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _kernel_log(), reason="needs to read /dev/kmsg")
+def test_which_process_was_killed_for_lack_of_memory(daemon: Daemon, pod: Pod) -> None:
+    limit = _resources(memory_limit_in_bytes=16 << 20)(Path())
+    child = pod.run("sh", "-c", "tail /dev/zero; exit 1", name="child", **limit)
+    first = pod.run("tail", "/dev/zero", name="first", **limit)
+    words = "the kernel killed 'tail': the container's limit was reached"
+    for container in (child, first):
+        daemon.wait_exited(container)
+        assert wrong(why(daemon, container), "out-of-memory", (words,)) == ""
+    runs = pod.run("sleep", "1000", name="runs", **limit)
+    assert pod.exec(runs, "tail", "/dev/zero").exit_code == 137
+    assert wrong(why(daemon, "faults/runs"), "command-failed", ("'tail (arguments: 1)'", words)) == ""
+    _remove_all(pod)
+
+
+def test_who_has_a_port(daemon: Daemon) -> None:
+    serve = ("httpd", "-f", "-p", "8088")
+    shell = ("sh", "-c", "httpd -f -p 8088 || { echo giving up; exit 3; }")
+    with daemon.pod("ports") as pod:
+        pod.exec(pod.run(*serve, name="server"), "sh", "-c", "until nc 127.0.0.1 8088 </dev/null; do :; done")
+        daemon.wait_exited(pod.run(*shell, name="late"))
+        held = "Address already in use; port 8088 is held by container 'server' of this pod, process 'httpd'"
+        assert wrong(why(daemon, "ports/late"), "port-taken", (held,), remedy="end what has this one") == ""
+        daemon.wait_exited(pod.run("sh", "-c", "httpd -f -p $((8000 + 88))", name="silent"))
+        held = "the only port taken in the pod's network, 8088, is held by container 'server' of this pod"
+        assert wrong(why(daemon, "ports/silent"), "port-taken", (held,)) == ""
+    node = cri.NamespaceOption(network=cri.NODE)
+    security = cri.LinuxSandboxSecurityContext(namespace_options=node)
+    config = daemon.sandbox_config("on-node", linux=cri.LinuxPodSandboxConfig(security_context=security))
+    with socket.create_server(("0.0.0.0", 0)) as listening, daemon.pod(config=config) as pod:
+        port = listening.getsockname()[1]
+        held = f"port {port} is held by process {Path('/proc/self/comm').read_text().strip()!r} (pid {os.getpid()})"
+        for name, words in (("bare", "httpd"), ("named", f"echo bind 0.0.0.0:{port}: address already in use; false")):
+            command = ("sh", "-c", words) if name == "named" else (words, "-f", "-p", str(port))
+            daemon.wait_exited(pod.run(*command, name=name))
+            assert wrong(why(daemon, f"on-node/{name}"), "port-taken", (held, "of the node")) == ""
+        daemon.wait_exited(pod.run("sh", "-c", "echo bind: address already in use; exit 1", name="unclear"))
+        assert "is held by" not in why(daemon, "on-node/unclear").cause
 
 
 def _remove_all(pod: Pod) -> None:
@@ -553,8 +618,10 @@ def test_what_is_gone_is_told_of_over_a_crash_of_crispd(fresh_daemon: Daemon, tm
         for _ in range(3):
             refusal(lambda: pod.create("true"))  # the name is held
     until(lambda: any(b'"deleted"' in path.read_bytes() for path in (daemon.root / "recorder").iterdir()))
-    daemon.kill9()
-    daemon.start()
+    with daemon.pod("stays"):
+        daemon.kill9()
+        daemon.start()
+        assert any(one.text == "crispd has started again" for one in why(daemon, "stays").timeline)
     done = crisp(daemon, "why", container[:10])
     cause, evidence, remedy, _empty, subject, *timeline = done.stdout.splitlines()
     assert (done.returncode, subject) == (1, "container main of pod default/gone:")

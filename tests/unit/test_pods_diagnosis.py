@@ -80,6 +80,13 @@ def test_what_ends_or_is_stopped_again_and_again_is_a_trouble_though_it_ends_wel
 
 
 def test_what_is_under_way_for_long_is_told_of() -> None:
+    begun = Life(_SECOND, "", "s", "begun"), Plugin(2 * _SECOND, "", "ADD", "bridge", 5)
+    found = _cause(*begun, now=12 * _SECOND)
+    assert (found.name, found.text.endswith("the last that was done is network plugin 'bridge' (ADD)")) == (
+        "starting", True
+    )  # fmt: skip
+    assert troubles.worst(begun, 10 * _SECOND) is None
+    assert troubles.worst([*begun, Life(3 * _SECOND, "", "s", "created")], 90 * _SECOND) is None
     runs = Runs(_SECOND, "main", "sh (arguments: 2)", 0)
     assert _cause(runs, now=12 * _SECOND).name == "command-runs"
     assert troubles.worst([runs], 10 * _SECOND) is None
@@ -142,6 +149,9 @@ def test_a_caller_that_left_is_told_what_took_its_time() -> None:
     trouble = troubles.worst([steps[0], left, Plugin(205, "", "ADD", "bridge", 20), steps[1]])
     assert trouble is not None
     assert trouble.during.startswith("step 'network added' took")
+    trouble = troubles.worst([steps[0], Plugin(25, "", "ADD", "bridge", 3), left])
+    assert trouble is not None
+    assert trouble.during.endswith("for what comes after network plugin 'bridge' (ADD), which had not ended")
 
 
 def test_last_words_belong_to_the_exit_that_follows() -> None:

@@ -49,7 +49,7 @@ async def test_a_stop_ends_a_container_whose_shim_is_gone(state: State) -> None:
     await state.save_container(ContainerRecord(container=container, finished=True))
     node: Any = _Node()
     background = Background()
-    stops = Stops(state, node, Exits(state, node, background), background)
+    stops = Stops(state, node, Exits(state, node, background, node), background)
     await asyncio.wait_for(stops.stop("c", 30), 60)
     assert node.killed == [("s", "c")]
     ended = state.find_container("c").container

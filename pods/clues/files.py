@@ -1,0 +1,191 @@
+"""Tells the owner and mode of the file or directory that a program was not let into, and what is full.
+
+The container's mounts are gone with it. Its root is put together here from its layers and volumes, by looking: step by
+step, links followed by hand, so that nothing leads out of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from linux.tables import OVERLAY_OPAQUE
+
+DENIED: Final = re.compile(r"(?i)permission denied|EACCES")
+FULL: Final = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|EDQUOT")
+_PATH: Final = re.compile(r"(?:^|(?<=[\s'\"`(=:\[]))/[^\s'\"`:,;()\[\]]+")
+_LINKS: Final = 40
+_COMPONENTS: Final = 256
+_LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ, _WRITE, _ENTER = 4, 2, 1
+_RUN: Final = _ENTER
+_ABOVE_MODES: Final = frozenset(("CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH"))
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who the container's first process runs as."""
+
+    uid: int
+    groups: tuple[int, ...]  # the first is its own, the others are additional
+    is_above_modes: bool  # by its capabilities
+
+    def lacks(self, status: os.stat_result, rights: int) -> bool:
+        """Return whether the file's mode denies this user one of `rights`."""
+        if self.is_above_modes:
+            return bool(rights & _RUN) and not status.st_mode & 0o111
+        shift = 6 if self.uid == status.st_uid else 3 if status.st_gid in self.groups else 0
+        return bool(rights & ~(status.st_mode >> shift))
+
+    def __str__(self) -> str:
+        more = f" and groups {', '.join(map(str, self.groups[1:]))}" if self.groups[1:] else ""
+        return f"{self.uid}:{self.groups[0]}{more}"
+
+
+def denied(words: str, document: dict[str, Any], root: Sequence[Path], *, runs: bool = False) -> str:
+    """Say what the path in the last words belongs to, and who was denied; "" if owner and mode do not explain it.
+
+    `document` is config.json. `root` are the directories of the container's root, the topmost first. `runs`: it was to
+    be run as a program.
+    """
+    lines = [line for line in words.split("\n") if DENIED.search(line)]
+    paths = _PATH.findall(lines[-1]) if lines else []
+    if not paths or any(one.get("type") == "user" for one in document.get("linux", {}).get("namespaces", ())):
+        return ""  # ids of a user namespace are others than those on the disk
+    user = _user(document.get("process", {}))
+    with ExitStack() as undo:
+        found = _Root(root, document.get("mounts", ()), undo).walk(os.path.normpath(paths[-1]))
+        return next(filter(None, (_explained(one, user, runs=runs) for one in found)), "")
+
+
+def full(words: str, document: dict[str, Any], upper: Path) -> str:
+    """Say how large the file system of the path in the last words is, and how much of it is free; "" without a path."""
+    lines = [line for line in words.split("\n") if FULL.search(line)]
+    paths = _PATH.findall(lines[-1]) if lines else []
+    if not paths:
+        return ""
+    path = os.path.normpath(paths[-1])
+    sources = {one["destination"]: one["source"] for one in document.get("mounts", ()) if one.get("type") == "bind"}
+    place = max((one for one in sources if f"{path}/".startswith(f"{one}/")), key=len, default="/")
+    there = os.statvfs(sources.get(place, upper))
+    if there.f_files and not there.f_favail:
+        return f"the file system of `{place}` has {there.f_files} inodes, of which none is free"
+    size, free = there.f_blocks * there.f_frsize, there.f_bavail * there.f_frsize
+    return f"the file system of `{place}` has {size >> 10} KiB, of which {free >> 10} are free"
+
+
+def _user(process: dict[str, Any]) -> User:
+    user = process.get("user", {})
+    gid = user.get("gid", 0)
+    more = tuple(one for one in user.get("additionalGids", ()) if one != gid)
+    uid = user.get("uid", 0)
+    # What is not ambient is lost where another user than root executes the program (capabilities(7)).
+    capabilities = process.get("capabilities", {}).get("ambient" if uid else "effective", ())
+    return User(uid, (gid, *more), bool(_ABOVE_MODES.intersection(capabilities)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    path: str
+    status: os.stat_result
+    last: bool  # it is what was looked for
+    makes: bool = False  # what was looked for is to be made in it
+
+
+def _explained(one: _Found, user: User, *, runs: bool) -> str:
+    """Say so if this is what denies the user."""
+    if not one.last:
+        rights = _ENTER | (_WRITE if one.makes else 0)
+    elif stat.S_ISDIR(one.status.st_mode):
+        rights = _READ | _WRITE | _ENTER
+    else:
+        rights = _RUN if runs else _READ | _WRITE
+    if not user.lacks(one.status, rights):
+        return ""
+    owner, mode = f"{one.status.st_uid}:{one.status.st_gid}", stat.S_IMODE(one.status.st_mode)
+    return f"`{one.path}` belongs to {owner} and has mode {mode:04o}; the container runs as {user}"
+
+
+class _Root:
+    """A container's root directory, as far as it is known."""
+
+    def __init__(self, root: Sequence[Path], mounts: Iterable[dict[str, Any]], undo: ExitStack) -> None:
+        self._undo = undo
+        self._root = [self._open(os.fspath(path), follow=True) for path in root]
+        self._mounts = {os.path.normpath(mount["destination"]): mount for mount in mounts}
+
+    def walk(self, path: str) -> Iterator[_Found]:
+        """Yield the directories on the way, and the file if it is there. Raises OSError, among others for a loop."""
+        todo = path.strip("/").split("/")[::-1]
+        way: list[tuple[str, list[int]]] = [("", self._root)]
+        links = 0
+        yield _Found("/", os.fstat(self._root[0]), last=False)
+        for _step in range(_COMPONENTS):
+            name = todo.pop() if todo else ""
+            if name == "..":
+                way = way[:-1] or way
+                continue
+            if name in ("", "."):
+                if not todo:
+                    return
+                continue
+            place = f"{way[-1][0]}/{name}"
+            directories = self._below(place, name, way[-1][1])
+            if not directories:
+                if not todo:
+                    yield _Found(way[-1][0] or "/", os.fstat(way[-1][1][0]), last=False, makes=True)
+                return
+            status = os.fstat(directories[0])
+            if stat.S_ISLNK(status.st_mode):
+                links += 1
+                target = os.readlink("", dir_fd=directories[0])
+                if links > _LINKS:
+                    return
+                way = way[:1] if target.startswith("/") else way
+                todo += target.strip("/").split("/")[::-1]
+                continue
+            yield _Found(place, status, last=not todo)
+            if not stat.S_ISDIR(status.st_mode):
+                return
+            way.append((place, directories))
+
+    def _below(self, place: str, name: str, directories: Sequence[int]) -> list[int]:
+        """Return what is at a place: a file, or the directories that are merged there, the topmost first."""
+        if (mount := self._mounts.get(place)) is not None:
+            if mount.get("type") != "bind" or "uidMappings" in mount:
+                raise FileNotFoundError(errno.ENOENT, "file system that cannot be looked at from here", place)
+            return [self._open(mount["source"], follow=False)]
+        found: list[int] = []
+        for directory in directories:
+            try:
+                opened = self._open(name, directory)
+            except FileNotFoundError:
+                continue
+            status = os.fstat(opened)
+            if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+                break  # it was removed
+            if found and not stat.S_ISDIR(status.st_mode):
+                break
+            found.append(opened)
+            if not stat.S_ISDIR(status.st_mode) or _is_opaque(opened):
+                break
+        return found
+
+    def _open(self, path: str, directory: int | None = None, *, follow: bool = False) -> int:
+        opened = os.open(path, _LOOK & ~os.O_NOFOLLOW if follow else _LOOK, dir_fd=directory)
+        self._undo.callback(os.close, opened)
+        return opened
+
+
+def _is_opaque(directory: int) -> bool:
+    try:
+        return os.getxattr(f"/proc/self/fd/{directory}", OVERLAY_OPAQUE) == b"y"
+    except OSError:
+        return False

@@ -1,0 +1,82 @@
+"""Reads from the kernel's log which processes of a container were killed for lack of memory, and by which limit.
+
+A cgroup only counts its kills. The log may be closed to crispd (CAP_SYSLOG), and the kernel overwrites old lines.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+NODE_FULL: Final = "the node's memory was full"
+_LOG: Final = Path("/dev/kmsg")
+_LONGEST: Final = 8192  # bytes of a record: more than the kernel makes
+_SECONDS: Final = 0.5
+_SLACK: Final = 2_000_000_000  # nanoseconds: the log's clock is not corrected as the others are
+_NAMES: Final = 5  # of killed processes that are told
+# mm/oom_kill.c, dump_oom_summary. A program may give its process any name, but none with a container's id in it.
+_KILL: Final = re.compile(
+    r"oom-kill:constraint=(?P<why>\w+),.*?(?:oom_memcg=(?P<limited>[^,]*)|global_oom),task_memcg=(?P<group>[^,]*),"
+    r"task=(?P<name>.*),pid=\d+,uid=\d+$"
+)
+
+
+def killed(container_id: str, since: int = 0, log: Path = _LOG) -> str:
+    """Say which processes of the container the kernel killed; "" if its log does not tell.
+
+    `since` is a time of CLOCK_MONOTONIC in nanoseconds: earlier kills do not count.
+    """
+    return told_by(_records(log), container_id, since)
+
+
+def told_by(records: Iterable[bytes], container_id: str, since: int = 0) -> str:
+    """Say the same from the log's records (Documentation/ABI/testing/dev-kmsg)."""
+    kills = [found for record in records if (found := _kill(record, container_id, since)) is not None]
+    if not kills:
+        return ""
+    names = list(dict.fromkeys(found["name"] for found in kills))[-_NAMES:]
+    what = ", ".join(f"'{name}'" for name in names)
+    reached = kills[-1]["limited"]
+    if reached is None:
+        limit = NODE_FULL
+    elif container_id in reached.rpartition("/")[2]:
+        limit = "the container's limit was reached"
+    elif reached == kills[-1]["group"].rpartition("/")[0]:
+        limit = "the limit of its pod was reached"
+    else:
+        limit = f"the limit of the cgroup {reached!r} was reached"
+    return f"the kernel killed {what}: {limit}"
+
+
+def _kill(record: bytes, container_id: str, since: int) -> re.Match[str] | None:
+    """Return what a record tells of a process that was killed in the container; None for another record."""
+    if container_id.encode() not in record:
+        return None
+    head, _, text = record.decode(errors="replace").partition(";")
+    found = _KILL.search(text.partition("\n")[0])
+    if found is None or container_id not in found["group"]:
+        return None
+    return found if int(head.split(",")[2]) * 1000 >= since - _SLACK else None
+
+
+def _records(log: Path) -> Iterator[bytes]:
+    """Yield what is in the log, as far as it can be read in time. Each read gives one record."""
+    end = time.monotonic() + _SECONDS
+    try:
+        descriptor = os.open(log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        while time.monotonic() < end:
+            try:
+                yield os.read(descriptor, _LONGEST)
+            except BrokenPipeError:  # the kernel has overwritten what would be next; the read after it goes on
+                continue
+            except OSError:  # EAGAIN: the end
+                return
+    finally:
+        os.close(descriptor)

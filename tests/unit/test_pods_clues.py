@@ -1,0 +1,145 @@
+"""Clues from the machine: a denied file in layers and volumes, a port in words, kills in the kernel's log."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linux.tables import OVERLAY_OPAQUE
+from pods.clues import files, kernel_log, ports
+
+_USER = 4_000_000  # nobody's
+
+
+def _document(*mounts: dict[str, Any], **process: Any) -> dict[str, Any]:
+    return {"process": {"user": {"uid": _USER, "gid": _USER}, **process}, "mounts": mounts}
+
+
+def _bind(destination: str, source: Path, **more: Any) -> dict[str, Any]:
+    return {"destination": destination, "type": "bind", "source": str(source), **more}
+
+
+def _made(path: Path, mode: int = 0o755) -> Path:
+    path.mkdir(parents=True)
+    path.chmod(mode)
+    return path
+
+
+def _told(path: str, document: dict[str, Any], *root: Path, runs: bool = False) -> str:
+    return files.denied(f"starting\nsh: 1: open '{path}': Permission denied\nbye", document, root, runs=runs)
+
+
+def test_the_directory_that_denies_is_named_through_layers_volumes_and_links(tmp_path: Path) -> None:
+    upper, lower, volume = _made(tmp_path / "upper"), _made(tmp_path / "lower"), _made(tmp_path / "volume", 0o700)
+    _made(lower / "srv/site", 0o700)
+    _made(lower / "gone", 0o700)
+    _made(lower / "hidden/inner", 0o700)
+    _made(lower / "opened", 0o700)
+    _made(upper / "opened", 0o777)
+    os.mknod(upper / "gone", stat.S_IFCHR)
+    os.setxattr(_made(upper / "hidden"), OVERLAY_OPAQUE, b"y")
+    (upper / "link").symlink_to("/srv/../mnt")
+    (lower / "out").symlink_to("../../../../../../../../../../mnt/x")
+    (upper / "loop").symlink_to("loop")
+    document = _document(_bind("/mnt", volume), {"destination": "/proc", "type": "proc"},
+                         _bind("/mapped", volume, uidMappings=[{}]))  # fmt: skip
+    owner = f"belongs to {os.getuid()}:{os.getgid()} and has mode 0700; the container runs as {_USER}:{_USER}"
+    for path, denies in (
+        ("/srv/site/index.html", "/srv/site"),
+        ("/srv/site", "/srv/site"),
+        ("/mnt/f", "/mnt"),
+        ("/link/f", "/mnt"),
+        ("/out", "/mnt"),
+    ):
+        assert _told(path, document, upper, lower) == f"`{denies}` {owner}", path
+    for path in ("/opened/new", "/hidden/inner/f", "/loop/f", "/no/such/thing", "/gone/x", "relative/path"):
+        assert _told(path, document, upper, lower) == "", path
+    for path in ("/proc/x", "/mapped/f"):
+        with pytest.raises(FileNotFoundError):
+            _told(path, document, upper, lower)
+    assert "`/srv` belongs to" in _told("/srv/new", document, upper, lower)  # where it would be made
+
+
+def test_owner_and_mode_are_told_only_where_they_bind(tmp_path: Path) -> None:
+    (tmp_path / "file").touch(0o644)
+    tmp_path.chmod(0o755)
+    assert "mode 0644" in _told("/file", _document(), tmp_path)
+    assert _told("/file", _document(user={"uid": os.getuid(), "gid": 0}), tmp_path) == ""
+    groups = _document(user={"uid": _USER, "gid": _USER, "additionalGids": [_USER, 7]})
+    assert _told("/file", groups, tmp_path).endswith(f"the container runs as {_USER}:{_USER} and groups 7")
+    lost = {"capabilities": {"effective": ["CAP_DAC_OVERRIDE"]}}
+    assert "mode 0644" in _told("/file", _document(**lost), tmp_path)
+    mighty = {"capabilities": {"ambient": ["CAP_DAC_OVERRIDE"]}}
+    assert _told("/file", _document(**mighty), tmp_path) == ""
+    assert "mode 0644" in _told("/file", _document(**mighty), tmp_path, runs=True)  # nobody may run it
+    assert _told("/file", _document() | {"linux": {"namespaces": [{"type": "user"}]}}, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "command", "declared"),
+    [
+        ("listen tcp 0.0.0.0:{}: bind: address already in use", (), ()),
+        ("12:05:53 Error: listen EADDRINUSE: address already in use :::{}", (), ()),
+        ("OSError: [Errno 98] attempting to bind on address ('0.0.0.0', {}): address already in use", (), ()),
+        ("Something is already running: port {} is in use", (), ()),
+        ("bind: Address already in use", ("serve", "--workers=4", "--listen=:{}"), ()),
+        ("bind: Address already in use", ("PORT={}",), ()),
+        ("bind: Address already in use", ("serve", "80x{}"), ("{}",)),
+    ],
+)
+def test_the_port_is_found_in_words_or_command_or_declaration(
+    words: str, command: tuple[str, ...], declared: tuple[str, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        numbers = [int(one.format(port)) for one in declared]
+        found = ports.holder(words.format(port), [one.format(port) for one in command], numbers, "self", "")
+        assert found is not None
+        assert (found.port, found.pid) == (port, os.getpid())
+
+
+def test_nothing_is_said_of_a_port_that_is_not_clear() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        first, second = one.getsockname()[1], other.getsockname()[1]
+        for words, command in (
+            ("bind: Address already in use", ()),
+            ("bind: Address already in use", (str(first), str(second))),
+            ("bind /run/x.sock: address already in use", (str(first),)),
+            (f"cannot reach :{first}", ()),
+        ):
+            assert ports.holder(words, command, (), "self", "") is None, words
+        words = f"bind :{first}: address already in use"
+        assert ports.holder(words, (), (), "self", "/proc/self/ns/mnt") is None  # the pid is another's by now
+
+
+_ID = "15d9" * 16
+_KILL = "oom-kill:constraint={},nodemask=(null),cpuset=x,mems_allowed=0,{},task_memcg={},task={},pid=9,uid=0"
+
+
+def _kill(limited: str, group: str, name: str = "tail") -> bytes:
+    return b"6,1,10000000,-;%s\n" % _KILL.format("CONSTRAINT_MEMCG", limited, group, name).encode()
+
+
+def test_killed_processes_are_those_of_the_container() -> None:
+    own, other = f"/pods/p/crisp-{_ID}.scope", f"/pods/p/{'ab' * 32}"
+    limit, above = f"oom_memcg={own}", "oom_memcg=/pods/p"
+    for records, told in (
+        ([_kill(limit, own, "ta,il")], "the kernel killed 'ta,il': the container's limit was reached"),
+        ([_kill(above, own)], "the kernel killed 'tail': the limit of its pod was reached"),
+        ([_kill("oom_memcg=/pods", own)], "the kernel killed 'tail': the limit of the cgroup '/pods' was reached"),
+        ([_kill("global_oom", own)], f"the kernel killed 'tail': {kernel_log.NODE_FULL}"),
+        ([_kill(limit, own, "sh"), b"6,2,1,-;else\n", b"", _kill(limit, own)],
+         "the kernel killed 'sh', 'tail': the container's limit was reached"),
+        ([_kill(above, other)], ""),  # another container of the pod
+    ):  # fmt: skip
+        assert kernel_log.told_by(records, _ID) == told
+    assert kernel_log.told_by([_kill(limit, own)], _ID, since=60_000_000_000) == ""
+
+
+def test_a_kernel_log_that_cannot_be_read_tells_nothing(tmp_path: Path) -> None:
+    assert kernel_log.killed(_ID, log=tmp_path) == kernel_log.killed(_ID, log=tmp_path / "none") == ""
