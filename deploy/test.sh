@@ -5,7 +5,7 @@
 # tests/box.py); kubelet and a cluster on crisp, critest, a part of Kubernetes' conformance tests (docs/conformance.md); and
 # the main path in a Debian guest under QEMU, which --no-vm skips.
 # /var/cache/crisp-tests keeps the Kubernetes programs and runsc (built once, some 30 minutes) and the guest's disk.
-# A failed step stops only the steps that need it. The end lists each step's result and duration.
+# A failed step stops only the steps that need it. The end lists each step's result, duration and processor time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -29,11 +29,12 @@ beside=""
 
 # Runs a command and records its result. Keeps pytest's lines about failed tests, to repeat them at the end.
 step() {
-    local from=$SECONDS verdict=passed said="$work/said.$BASHPID"
+    local from=$SECONDS verdict=passed said="$work/said.$BASHPID" used TIMEFORMAT='%U %S'
     printf '\n== %s\n' "$*"
-    "$@" </dev/null 2>&1 | tee "$said" || verdict=FAILED
+    { time "$@" </dev/null >&3 2>&1 3>&-; } 3>&1 2>"$said.used" | tee "$said" || verdict=FAILED
     grep -E '^(FAILED|ERROR) ' "$said" >>"$work/failures" || true
-    printf '%s %d %s\n' "$verdict" $((SECONDS - from)) "$*" >>"$work/steps"
+    used=$(awk 'END { print int($1 + $2) }' "$said.used")
+    printf '%s %d %d %s\n' "$verdict" $((SECONDS - from)) "$used" "$*" >>"$work/steps"
     [ $verdict = passed ]
 }
 
@@ -80,14 +81,16 @@ beside=$!
 set +m
 checks
 tail -n +1 -f --pid="$beside" "$work/nodes"
-wait "$beside" || echo "FAILED 0 the steps in parallel to the checks were killed" >>"$work/steps"
+wait "$beside" || echo "FAILED 0 0 the steps in parallel to the checks were killed" >>"$work/steps"
 beside=""
 
 printf '\n'
-while read -r verdict seconds command; do
-    printf '%s  %2d:%02d  %s\n' "$verdict" $((seconds / 60)) $((seconds % 60)) "$command"
+minutes() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
+all=0
+while read -r verdict seconds used command; do
+    all=$((all + used))
+    printf '%s %6s %6s  %s\n' "$verdict" "$(minutes "$seconds")" "$(minutes "$used")" "$command"
 done <"$work/steps"
 cat "$work/failures"
-total=$((SECONDS - begun))
-printf 'test.sh took %d:%02d.\n' $((total / 60)) $((total % 60))
+printf 'test.sh took %s; of processors, %s.\n' "$(minutes $((SECONDS - begun)))" "$(minutes "$all")"
 ! grep -q ^FAILED "$work/steps"

@@ -80,7 +80,7 @@ case "${{0##*/}} $*" in "{broken}"*) echo "FAILED tests/x.py::test_y - $0" && ex
         [tmp_path / "deploy/test.sh"], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     )
     assert done.returncode == (1 if broken else 0), done.stdout
-    verdicts = re.findall(r"^(passed|FAILED) +[0-9]+:[0-9]{2}  (.*)$", done.stdout, re.M)
+    verdicts = re.findall(r"^(passed|FAILED)(?: +[0-9]+:[0-9]{2}){2}  (.*)$", done.stdout, re.M)
     failed = [command for verdict, command in verdicts if verdict == "FAILED"]
     assert len(failed) == (1 if broken else 0)
     assert all(broken in command for command in failed)
