@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,6 +82,7 @@ class Node:
         network: Network,
         recorder: Recorder,
         bulletins: Bulletins,
+        plugin_runs: Mapping[int, tuple[str, Runs]],
     ) -> None:
         self.settings = settings
         self.images = images
@@ -91,6 +92,7 @@ class Node:
         self.events = self._state.events
         self.bulletins = bulletins
         self._commands: dict[int, tuple[str, Runs]] = {}  # of ExecSync, that have not ended, with their sandboxes' ids
+        self._plugin_runs = plugin_runs  # of network plugins, that have not ended, likewise
         self.gate = self._state.gate
         self.trace_start = settings.trace_start
         self.step_reports: list[StepReport] = []  # each is called for each step of a start
@@ -146,13 +148,14 @@ class Node:
             recorder = Recorder(settings.root / "recorder", bounds, bulletins.hear)
             await recorder.open()
             undo.callback(recorder.close)
+            plugins = _Plugins(recorder, around)
             network = Network(
                 *(settings.cni_conf_dir, settings.cni_bin_dirs, settings.root / "network"),
-                around_plugin=_Plugins(recorder, around).run,
+                around_plugin=plugins.run,
             )
             await network.open()
             undo.push_async_callback(network.close)
-            node = cls(settings, images, network, recorder, bulletins)
+            node = cls(settings, images, network, recorder, bulletins, plugins.running)
             undo.callback(node._state.garbage.close)
             records = await node._state.store.open()
             undo.callback(node._state.store.close)
@@ -268,7 +271,7 @@ class Node:
         return await survey(list(self.recorder.recordings()), self._present(), everything=everything)
 
     def _present(self) -> Present:
-        return Present(self.containers(), list(self._commands.values()))
+        return Present(self.containers(), [*self._commands.values(), *self._plugin_runs.values()])
 
     def denied(self, container_id: str = "") -> list[DeniedIn]:
         """Return the calls that seccomp profiles denied or reported, by container. Raises NotFound."""
@@ -444,10 +447,13 @@ class _Plugins:
     def __init__(self, recorder: Recorder, around: Around | None) -> None:
         self._recorder = recorder
         self._around = around
+        self.running: dict[int, tuple[str, Runs]] = {}  # with their sandboxes' ids
 
     @contextlib.contextmanager
     def run(self, command: str, plugin: str, sandbox_id: str) -> Iterator[None]:
         begun, failure = time.monotonic_ns(), ""
+        runs = Runs(time.time_ns(), "", f"network plugin {plugin!r} ({command})", 0)
+        self.running[id(runs)] = sandbox_id, runs
         try:
             if self._around is None:
                 yield
@@ -458,4 +464,5 @@ class _Plugins:
             failure = str(error)
             raise
         finally:
+            del self.running[id(runs)]
             self._recorder.plugin(sandbox_id, command, plugin, time.monotonic_ns() - begun, failure)

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from linux.tables import OVERLAY_OPAQUE
 
+ON_NODE: Final = "on the node it is"
 DENIED: Final = re.compile(r"(?i)permission denied|EACCES")
 FULL: Final = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|EDQUOT")
 _PATH: Final = re.compile(r"(?:^|(?<=[\s'\"`(=:\[]))/[^\s'\"`:,;()\[\]]+")
@@ -97,6 +98,7 @@ class _Found:
     status: os.stat_result
     last: bool  # it is what was looked for
     makes: bool = False  # what was looked for is to be made in it
+    source: str = ""  # of the volume that it is the root of
 
 
 def _explained(one: _Found, user: User, *, runs: bool) -> str:
@@ -110,7 +112,8 @@ def _explained(one: _Found, user: User, *, runs: bool) -> str:
     if not user.lacks(one.status, rights):
         return ""
     owner, mode = f"{one.status.st_uid}:{one.status.st_gid}", stat.S_IMODE(one.status.st_mode)
-    return f"`{one.path}` belongs to {owner} and has mode {mode:04o}; the container runs as {user}"
+    volume = f" ({ON_NODE} `{one.source}`)" if one.source else ""
+    return f"`{one.path}`{volume} belongs to {owner} and has mode {mode:04o}; the container runs as {user}"
 
 
 class _Root:
@@ -140,7 +143,9 @@ class _Root:
             directories = self._below(place, name, way[-1][1])
             if not directories:
                 if not todo:
-                    yield _Found(way[-1][0] or "/", os.fstat(way[-1][1][0]), last=False, makes=True)
+                    above = way[-1][0]
+                    source = self._source(above)
+                    yield _Found(above or "/", os.fstat(way[-1][1][0]), last=False, makes=True, source=source)
                 return
             status = os.fstat(directories[0])
             if stat.S_ISLNK(status.st_mode):
@@ -151,10 +156,13 @@ class _Root:
                 way = way[:1] if target.startswith("/") else way
                 todo += target.strip("/").split("/")[::-1]
                 continue
-            yield _Found(place, status, last=not todo)
+            yield _Found(place, status, last=not todo, source=self._source(place))
             if not stat.S_ISDIR(status.st_mode):
                 return
             way.append((place, directories))
+
+    def _source(self, place: str) -> str:
+        return str(self._mounts.get(place, {}).get("source", ""))
 
     def _below(self, place: str, name: str, directories: Sequence[int]) -> list[int]:
         """Return what is at a place: a file, or the directories that are merged there, the topmost first."""

@@ -55,6 +55,8 @@ KNOWN: Final = (
            "save the script as UTF-8 without a byte order mark, beginning with #!"),
     _known("not-a-program", "ExecFailed", "exec format error",
            "begin the script with #! and its interpreter, or run it with one: command: [sh, /the/script]"),
+    _known("program-not-executable", "ExecFailed", "lets nobody execute",
+           "set the volume's defaultMode to 0755 (ConfigMap, Secret), or chmod +x the file in the image"),
     _known("program-not-executable", "ExecFailed", "permission denied",
            "chmod +x the file in the image (or set the volume's defaultMode), or run it as another user"),
     _known("interpreter-missing", "ExecFailed", "carriage return",
@@ -213,6 +215,11 @@ _FRAME: Final = re.compile(
     r"\s|at |\.\.\. |\S+\(.*\)$|goroutine \d|created by |Traceback |stack backtrace|note: run with|exit status |"
     r"Node\.js v\d|\^|[}\])]+;?$"
 )
+# Of another program that does not answer; what is written after it seldom says more.
+_PEER: Final = re.compile(
+    r"(?i)connection refused|ECONNREFUSED|no route to host|network is unreachable|name resolution|bad address '|"
+    r"name or service not known|no such host|ENOTFOUND|(connection|i/o|operation) timed? ?out"
+)
 _READ_ONLY: Final = re.compile(r"Read-only file system|EROFS", re.IGNORECASE)
 _CRASHES: Final = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP)
 _SIGNAL: Final = 128  # plus the signal's number: the exit code of a program killed by a signal
@@ -270,17 +277,16 @@ def exit_text(entry: Life) -> str:
 
 
 def _of_begun(during: str) -> Cause:
-    last = f": the last that was done is {during}" if during else ""
-    remedy = (
-        "look at what comes after it: a network plugin or its agent that does not answer, or a slow disk; kubelet "
-        "gives up at its --runtime-request-timeout"
-    )
-    return Cause("starting", f"the pod's sandbox is still being made{last}", remedy)
+    told = f": {during}" if during else ""
+    remedy = "see why it takes long: the log of a network plugin's agent on this node, or a slow disk"
+    return Cause("starting", f"the pod's sandbox is still being made{told}", remedy)
 
 
 def _of_left(entry: Left, during: str) -> Cause:
     text = f"{entry.call}: its caller gave up after {entry.took / 1e9:.1f} s"
     remedy = "speed this up, or raise kubelet's --runtime-request-timeout"
+    if "not ended" in during:
+        remedy = "see why it does not end: the log of a network plugin's agent on this node, or a slow disk"
     return Cause("deadline", f"{text}; {during}" if during else text, remedy)
 
 
@@ -317,9 +323,9 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
     if entry.code == 126:
         return Cause("command-not-executable", text + said, "chmod +x the file that the shell should run")
     if ports.TAKEN.search(trouble.output):
-        remedy = "use another port, or end what has this one"
+        remedy = "use another port, here or there"
         if not clue:
-            remedy = f"{remedy}: ss -ltnp (on the node if the pod has hostNetwork: true)"
+            remedy = "use another port; ss -ltnp shows who has it (on the node if the pod has hostNetwork: true)"
         return Cause("port-taken", text + said, remedy)
     if files.FULL.search(trouble.output):
         remedy = "free space there, or give it more: an emptyDir's sizeLimit, a volume's size, the node's disk"
@@ -331,7 +337,7 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
     if name is signal.SIGSYS:
         remedy = "allow the system call in the seccomp profile: the kernel's log (dmesg, SECCOMP) has its number"
         call = trouble.denied or "a call that it made"
-        return Cause("seccomp-killed", f"{text}: the seccomp profile forbids {call}", remedy)
+        return Cause("seccomp-killed", f"{text}: the seccomp profile forbids {call}{clue}", remedy)
     if name in _CRASHES:
         return Cause("crashed", text + said, "debug the program: see crisp logs, and its core dump if there is one")
     if name is signal.SIGKILL:
@@ -341,9 +347,9 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
         said = f"{said} (before, its seccomp profile denied {trouble.denied})"
     remedy = "the program ended by itself: see crisp logs for its output"
     if clue:
-        remedy = (
-            "let this user in: chown or chmod it in the image, set the pod's fsGroup for a volume, or another runAsUser"
-        )
+        remedy = "let this user in: chown or chmod it in the image, set the pod's fsGroup, or another runAsUser"
+        if files.ON_NODE in clue:
+            remedy = "let this user in: the pod's fsGroup (which hostPath volumes ignore), chown or chmod on the node"
     elif files.DENIED.search(said):
         remedy = f"{remedy}; compare the owner and mode of what it names with the container's user (runAsUser, fsGroup)"
     return Cause("exit-code", text + said, remedy)
@@ -355,7 +361,7 @@ def headline(output: str, *, denied: bool = False) -> str:
     `denied`: more is known of a permission that was denied.
     """
     lines = output.split("\n")
-    patterns = (_LIBRARY, ports.TAKEN, files.FULL, _READ_ONLY, *([files.DENIED] if denied else ()))
+    patterns = (_LIBRARY, _PEER, ports.TAKEN, files.FULL, _READ_ONLY, *([files.DENIED] if denied else ()))
     known = [line for line in lines if any(pattern.search(line) for pattern in patterns)]
     telling = known or [line for line in lines if not _FRAME.match(line)]
     return (telling or lines)[-1].strip()

@@ -102,9 +102,14 @@ async def survey(recordings: Iterable[Recording], present: Present, *, everythin
         elif recording.sandboxes or recording.last > since:
             open_ones = troubles.of_each(_entries(recording, present), time.time_ns())
             told = (_judged(_subject(recording.subject, one.entry.about), one) for one in open_ones)
-            found += [one for one in told if one.name != _WANTED]
+            found += [one for one in told if one.name != _WANTED and not _is_told(one, recording, found)]
         await asyncio.sleep(0)  # each takes up to some milliseconds
     return found
+
+
+def _is_told(one: Diagnosis, recording: Recording, others: Iterable[Diagnosis]) -> bool:
+    """Return whether it is of an image, and a pod that waits for that was told of."""
+    return recording.subject.is_image and any(one.cause == other.cause for other in others)
 
 
 def _diagnose(recording: Recording, container: str, present: Present) -> Diagnosis:
@@ -196,7 +201,7 @@ def _evidence(trouble: troubles.Trouble) -> str:
         case Life(event="begun"):
             told = f"RunPodSandbox runs for {(time.time_ns() - entry.at) / 1e9:.0f} s, since it was asked for"
         case Life() if trouble.times > 1:
-            told = f"it ended so {trouble.times} times in a row, the last"
+            told = f"it ended so at least {trouble.times} times in a row, the last"
         case Refused():
             told = f"{entry.call} was answered with {entry.code} after {entry.took / 1e9:.2f} s"
         case Life():
@@ -246,7 +251,8 @@ def _shown(entry: Entry) -> Moment:
         case Life():
             what = "container" if entry.about else "pod sandbox"
             how = f": {causes.exit_text(entry)}" if entry.event == "stopped" and entry.about else ""
-            return Moment(entry.at, entry.about, f"{what} {entry.id[:13]} {entry.event}{how}", wrong=bool(entry.code))
+            text = f"{what} {entry.id[:13]} {entry.event}{how}"
+            return Moment(entry.at, entry.about, text, wrong=bool(how and entry.code))
         case Plugin(failure=failure):
             told = f": {failure}" if failure else ""
             text = f"network plugin {entry.name} {entry.command}{told}"
@@ -265,6 +271,8 @@ def _shown(entry: Entry) -> Moment:
         case Left():
             text = f"{entry.call}: its caller gave up"
             return Moment(entry.at, entry.about, text, entry.took, wrong=True)
+        case Runs(about=""):
+            return Moment(entry.at, "", f"{entry.command} runs")
         case Runs():
             limit = f"a time limit of {entry.limit:g} s" if entry.limit else "no time limit"
             return Moment(entry.at, entry.about, f"runs {entry.command!r}, which has {limit}")

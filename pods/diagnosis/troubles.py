@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pods.recorder.entry import CLUE, Answered, Entry, Left, Life, Plugin, Ran, Refused, Runs, Said, Step, Wrote
@@ -14,6 +14,7 @@ _STOP: Final = "stop: "
 _LOST: Final = "lost its shim"
 _MOST: Final = 0.8
 _PATIENCE: Final = 10_000_000_000  # nanoseconds until what is under way is a trouble
+_CALM: Final = 120_000_000_000  # nanoseconds after which a container that runs is taken to go on
 _AT_ONCE: Final = 2_000_000_000  # nanoseconds between a failed hook or probe and kubelet's stop of the container
 _STREAMS: Final = ("ExecSync", "Exec", "Attach", "PortForward")
 # The weight of each kind of trouble.
@@ -79,6 +80,7 @@ class _Containers:
     clues: dict[str, str]
     ends: dict[str, tuple[str, int]]  # kind of the last end, and how many in a row
     begun: Life | None = None  # of a pod sandbox that is not there yet
+    starts: dict[str, int] = field(default_factory=dict)  # when those that run did
 
 
 def _open_troubles(entries: list[Entry], now: int) -> list[Trouble]:
@@ -114,6 +116,8 @@ def _open_troubles(entries: list[Entry], now: int) -> list[Trouble]:
                     troubles[entry.about, entry.command] = Trouble(entry, _NOTABLE)
                 else:
                     troubles.pop((entry.about, entry.command), None)
+            case Runs(about=""):
+                pass  # a network plugin
             case Runs(limit=0) if now - entry.at > _PATIENCE:
                 troubles[entry.about, "runs"] = Trouble(entry, _FAILING)
             case Life():
@@ -123,7 +127,10 @@ def _open_troubles(entries: list[Entry], now: int) -> list[Trouble]:
             case _:
                 pass
     if (begun := known.begun) is not None and now - begun.at > _PATIENCE:
-        troubles["", "begun"] = Trouble(begun, _FAILING, during=_last_done(begun, entries))
+        troubles["", "begun"] = Trouble(begun, _FAILING, during=_waited_for(begun, entries, now))
+    for about, at in known.starts.items():
+        if (about, "exit") in troubles and now - at > _CALM:  # it goes on: what fails now is worse
+            troubles[about, "exit"] = replace(troubles[about, "exit"], weight=_NOTABLE)
     for told in known.told.values():
         if now - told.at > _PATIENCE:
             troubles[told.about, "stop"] = Trouble(told, _FAILING, known.stops[told.about])
@@ -139,7 +146,9 @@ def _live(entry: Life, troubles: dict[tuple[str, str], Trouble], known: _Contain
             known.stops.setdefault("", "the pod was stopped")
         else:
             known.ends.clear()  # containers of another sandbox
+    known.starts.pop(about, None)
     if entry.event == "started":
+        known.starts[about] = entry.at
         for call in ("RunPodSandbox",) if not about else ("CreateContainer", "StartContainer"):
             troubles.pop((about, call), None)
         known.stops.pop(about, None)
@@ -186,19 +195,29 @@ def _longest(left: Left, entries: Iterable[Entry]) -> str:
     during = [one for one in timed if one.at > begun and one.at - one.took < left.at]
     plugin = max((one for one in during if isinstance(one, Plugin)), key=_took, default=None)
     step = max((one for one in during if isinstance(one, Step)), key=_took, default=None)
+    most = max(map(_took, during), default=0)
+    runs = _plugin_that_runs(entries)
+    if runs is not None and runs.at < left.at and left.at - runs.at > most:
+        return f"{(left.at - runs.at) / 1e9:.1f} s of that it waited for {runs.command}, which has not ended"
     last = max(during, key=lambda one: one.at, default=None)
-    if last is not None and (waited := left.at - last.at) > max(map(_took, during)):
-        return f"{waited / 1e9:.1f} s of that for what comes after {_named(last)}, which had not ended"
+    if last is not None and (waited := left.at - last.at) > most:
+        return f"{waited / 1e9:.1f} s of that were for what came next after {_named(last)}, and had not ended"
     if plugin is not None and (step is None or plugin.took > step.took * _MOST):  # it is the step's own time
         return f"{_named(plugin)} took {plugin.took / 1e9:.1f} s"
     return f"{_named(step)} took {step.took / 1e9:.1f} s" if step is not None else ""
 
 
-def _last_done(begun: Life, entries: Iterable[Entry]) -> str:
-    """Return the last step or plugin run since then; "" if there is none."""
+def _waited_for(begun: Life, entries: Iterable[Entry], now: int) -> str:
+    """Return what a sandbox that is being made waits for, or the last step or plugin run; "" if there is none."""
+    if (runs := _plugin_that_runs(entries)) is not None:
+        return f"it waits for {runs.command}, which runs for {(now - runs.at) / 1e9:.0f} s"
     done = [one for one in entries if isinstance(one, Step | Plugin) and one.at >= begun.at and not one.about]
     last = max(done, key=lambda one: one.at, default=None)
-    return "" if last is None else _named(last)
+    return "" if last is None else f"the last that was done is {_named(last)}"
+
+
+def _plugin_that_runs(entries: Iterable[Entry]) -> Runs | None:
+    return next((one for one in entries if isinstance(one, Runs) and not one.about), None)
 
 
 def _named(entry: Step | Plugin) -> str:

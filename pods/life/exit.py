@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("crisp.pods")
 _SIGNALS: Final = 128  # a greater exit code: a signal has ended the container
+_FORBIDDEN: Final = _SIGNALS + signal.SIGSYS  # by seccomp
 
 
 class Exits:
@@ -61,6 +63,9 @@ class Exits:
                 await self._record_last_words(record.container, event)
             if isinstance(event, Exited) and event.oom:
                 self._state.recorder.part(container_id).clue(await end_clues.of_memory(container_id))
+            profile = record.container.config.security.seccomp
+            if event.code == _FORBIDDEN and profile is not None and profile.localhost_ref:
+                self._state.recorder.part(container_id).clue(f"the profile is {profile.localhost_ref}")
             try:
                 await self._state.record(container_id, event)
             except PodError as error:

@@ -247,7 +247,8 @@ ENDED = (
     Fault("not-found", "command-not-found", ("127", "no-such-command"), ("sh", "-c", "no-such-command")),
     Fault("not-run", "command-not-executable", ("126", "/etc/passwd"), ("sh", "-c", "/etc/passwd")),
     Fault("library", "library-missing", ("/odd/dynamic", ".so"), ("/odd/dynamic",), _loader),
-    Fault("seccomp", "seccomp-killed", ("SIGSYS", "seccomp"), ("mkdir", "/x"), _seccomp("{}/kill.json")),
+    Fault("seccomp", "seccomp-killed", ("SIGSYS", "seccomp", "; the profile is /", "/kill.json"), ("mkdir", "/x"),
+          _seccomp("{}/kill.json")),
 )  # fmt: skip
 
 
@@ -306,7 +307,7 @@ def test_who_has_a_port(daemon: Daemon) -> None:
         pod.exec(pod.run(*serve, name="server"), "sh", "-c", "until nc 127.0.0.1 8088 </dev/null; do :; done")
         daemon.wait_exited(pod.run(*shell, name="late"))
         held = "Address already in use; port 8088 is held by container 'server' of this pod, process 'httpd'"
-        assert wrong(why(daemon, "ports/late"), "port-taken", (held,), remedy="end what has this one") == ""
+        assert wrong(why(daemon, "ports/late"), "port-taken", (held,), remedy="another port, here or there") == ""
         daemon.wait_exited(pod.run("sh", "-c", "httpd -f -p $((8000 + 88))", name="silent"))
         held = "the only port taken in the pod's network, 8088, is held by container 'server' of this pod"
         assert wrong(why(daemon, "ports/silent"), "port-taken", (held,)) == ""
@@ -413,7 +414,7 @@ _ANSWERS = {
     "crashes": "echo 'panic: nil map' >&2; exit 2",
     "killed": "kill -9 $$",
     "nonsense": "echo hello",
-    "slow": "sleep 2; exit 1",
+    "slow": "sleep 6; exit 1",
 }
 
 
@@ -456,9 +457,10 @@ def test_networks_and_pods(tmp_path: Path) -> None:
                 failures.append(f"{name}: {failure}")
         file.write_text(_network({"type": "slow"}))
         impatient = cri.RunPodSandboxRequest(config=daemon.sandbox_config("impatient"))
-        refusal(lambda: daemon.runtime.RunPodSandbox(impatient, timeout=0.5))
+        refusal(lambda: daemon.runtime.RunPodSandbox(impatient, timeout=3))
+        until(lambda: "waited for network plugin 'slow' (ADD), which has not ended" in why(daemon, "impatient").cause)
         until(lambda: "network plugin 'slow' (ADD) took" in why(daemon, "impatient").cause)
-        assert wrong(why(daemon, "impatient"), "deadline", ("RunPodSandbox", "gave up after 0.")) == ""
+        assert wrong(why(daemon, "impatient"), "deadline", ("RunPodSandbox", "gave up after 3.")) == ""
         file.write_text(good)
         assert failures == []
 

@@ -79,6 +79,14 @@ def test_what_ends_or_is_stopped_again_and_again_is_a_trouble_though_it_ends_wel
     assert _cause(stops[0], first, stops[1], second).name == "restarted"
 
 
+def test_what_fails_while_a_container_goes_on_is_worse_than_how_an_earlier_one_ended() -> None:
+    ended, started = Life(1, "main", "c", "stopped", 137, "OOMKilled"), Life(2, "main", "d", "started")
+    probe = Ran(200 * _SECOND, "main", "sh (arguments: 2)", 137, 5)
+    assert _cause(ended, started, probe, now=60 * _SECOND).name == "out-of-memory"
+    assert _cause(ended, started, probe, now=201 * _SECOND).name == "command-failed"
+    assert _cause(ended, started, now=201 * _SECOND).name == "out-of-memory"
+
+
 def test_what_is_under_way_for_long_is_told_of() -> None:
     begun = Life(_SECOND, "", "s", "begun"), Plugin(2 * _SECOND, "", "ADD", "bridge", 5)
     found = _cause(*begun, now=12 * _SECOND)
@@ -87,6 +95,8 @@ def test_what_is_under_way_for_long_is_told_of() -> None:
     )  # fmt: skip
     assert troubles.worst(begun, 10 * _SECOND) is None
     assert troubles.worst([*begun, Life(3 * _SECOND, "", "s", "created")], 90 * _SECOND) is None
+    plugin = Runs(3 * _SECOND, "", "network plugin 'calico' (ADD)", 0)
+    assert _cause(*begun, plugin, now=12 * _SECOND).text.endswith("network plugin 'calico' (ADD), which runs for 9 s")
     runs = Runs(_SECOND, "main", "sh (arguments: 2)", 0)
     assert _cause(runs, now=12 * _SECOND).name == "command-runs"
     assert troubles.worst([runs], 10 * _SECOND) is None
@@ -122,6 +132,8 @@ Exception in thread "main" java.lang.IllegalStateException: DB_URL is not set
         ("Traceback (most recent call last):\n  File 'a.py', line 1\nValueError: no tea", "ValueError: no tea"),
         ("Error: no tea\n    at main (a.js:3:4)\n\nNode.js v22.1.0", "Error: no tea"),
         ("bind: Address already in use\ngiving up", "bind: Address already in use"),
+        ("nc: can't connect to remote host (127.0.0.1): Connection refused\nno schema",
+         "nc: can't connect to remote host (127.0.0.1): Connection refused"),
         ("  only\n  this", "this"),
     ],
 )
@@ -151,7 +163,11 @@ def test_a_caller_that_left_is_told_what_took_its_time() -> None:
     assert trouble.during.startswith("step 'network added' took")
     trouble = troubles.worst([steps[0], Plugin(25, "", "ADD", "bridge", 3), left])
     assert trouble is not None
-    assert trouble.during.endswith("for what comes after network plugin 'bridge' (ADD), which had not ended")
+    assert trouble.during.endswith("for what came next after network plugin 'bridge' (ADD), and had not ended")
+    runs = Runs(30, "", "network plugin 'calico' (ADD)", 0)
+    trouble = troubles.worst([steps[0], Plugin(25, "", "ADD", "bridge", 3), left, runs])
+    assert trouble is not None
+    assert trouble.during.endswith("it waited for network plugin 'calico' (ADD), which has not ended")
 
 
 def test_last_words_belong_to_the_exit_that_follows() -> None:
