@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -62,7 +62,7 @@ def _pod(directory: Path) -> calls.MakePod:
 
 
 async def _created(
-    shim: ShimClient, directory: Path, name: str = "c", *, terminal: bool = False, restored: bool = False,
+    shim: ShimClient, directory: Path, name: str = "c", *, env: Sequence[str] = (), restored: bool = False,
     **namespaces: str,
 ) -> str:
     """A container of busybox that sleeps; `namespaces` are joined by path."""
@@ -76,7 +76,7 @@ async def _created(
     document = {
         "ociVersion": "1.2.0",
         "process": {
-            "user": {"uid": 0, "gid": 0}, "args": ["/bin/busybox", "sleep", "600"], "cwd": "/", "terminal": terminal,
+            "user": {"uid": 0, "gid": 0}, "args": ["/bin/busybox", "sleep", "600"], "cwd": "/", "env": list(env),
         },
         "root": {"path": "rootfs"},
         "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
@@ -104,27 +104,31 @@ async def test_an_infra_process_does_not_outlive_its_shim(zygote: Zygote, tmp_pa
     await _dies_with(int(children.read_text()), lambda: shim.call(_pod(tmp_path)))
 
 
-@pytest.mark.parametrize("kind", ["init", "forked init", "exec", "restored"])
+@pytest.mark.parametrize("kind", ["listed init", "forked init", "forked exec", "restored"])
 async def test_what_is_to_be_a_program_does_not_outlive_its_shim(zygote: Zygote, tmp_path: Path, kind: str) -> None:
     shim = await _spawn(zygote)
     await shim.call(_pod(tmp_path))
-    # One with a terminal is forked; others are made by a list of system calls.
-    container = await _created(shim, tmp_path, terminal=kind == "forked init", restored=kind == "restored")
+    # Those without HOME are forked; others are made by a list of system calls.
+    env = ["HOME=/"] if kind == "listed init" else []
+    container = await _created(shim, tmp_path, env=env, restored=kind == "restored")
     start = calls.Start(container, log="")
+    call: calls.Start | calls.Exec = start
     if kind == "restored":  # by a criu that never ends
         program = tmp_path / "criu"
         program.write_text("#!/bin/sh\nexec sleep 600\n")
         program.chmod(0o755)
         (tmp_path / "images").mkdir()
         places = {"restore": str(tmp_path / "images"), "work": str(tmp_path / "images"), "criu": str(program)}
-        start = dataclasses.replace(start, **places)
-    if kind == "exec":
+        call = dataclasses.replace(start, **places)
+    if kind == "forked exec":
         await shim.call(start)
-        start = calls.Exec(container, exec="1", args=("/bin/busybox", "sleep", "600"), terminal=True)
+        call = calls.Exec(container, exec="1", args=("/bin/busybox", "sleep", "600"))
     cgroup = Cgroup.at(Hierarchies.detect(), _cgroup(container))
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
-        await _dies_with(shim.pid, lambda: shim.call(start))
+        await _dies_with(shim.pid, lambda: shim.call(call, [null] * 3 if kind == "forked exec" else ()))
     finally:
+        os.close(null)
         cgroup.kill()
         await eventually(lambda: not cgroup.is_populated())
         cgroup.remove()
