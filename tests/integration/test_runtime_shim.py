@@ -109,8 +109,11 @@ async def test_what_is_to_be_a_program_does_not_outlive_its_shim(zygote: Zygote,
     shim = await _spawn(zygote)
     await shim.call(_pod(tmp_path))
     # Those without HOME are forked; others are made by a list of system calls.
-    env = ["HOME=/"] if kind == "listed init" else []
-    container = await _created(shim, tmp_path, env=env, restored=kind == "restored")
+    env, namespaces = ["HOME=/"] if kind == "listed init" else [], {}
+    if "init" in kind:  # one that waits for ever, before it notices that nobody hears it any more
+        os.mkfifo(tmp_path / "fifo")
+        namespaces["network"] = str(tmp_path / "fifo")
+    container = await _created(shim, tmp_path, env=env, restored=kind == "restored", **namespaces)
     start = calls.Start(container, log="")
     call: calls.Start | calls.Exec = start
     if kind == "restored":  # by a criu that never ends
@@ -118,6 +121,7 @@ async def test_what_is_to_be_a_program_does_not_outlive_its_shim(zygote: Zygote,
         program.write_text("#!/bin/sh\nexec sleep 600\n")
         program.chmod(0o755)
         (tmp_path / "images").mkdir()
+        (tmp_path / "images/descriptors.json").write_text("[]")
         places = {"restore": str(tmp_path / "images"), "work": str(tmp_path / "images"), "criu": str(program)}
         call = dataclasses.replace(start, **places)
     if kind == "forked exec":
