@@ -25,8 +25,8 @@ from linux import syscalls
 MARK = "CRISP_TEST_CLAIMS"  # the directory where a box puts a file for each module that it takes
 # These take longest. One that begins when the other boxes have nothing left would lengthen the run.
 LONGEST = (
-    "test_faults.py", "test_image_evil.py", "test_streaming.py", "test_crashes.py", "test_handlers.py", "test_fuzz.py",
-    "test_image_layers.py", "test_checkpoint_pod.py", "test_model.py", "test_upgrade.py",
+    "test_faults.py", "test_image_evil.py", "test_image_layers.py", "test_crashes.py", "test_handlers.py",
+    "test_fuzz.py", "test_streaming_server.py", "test_checkpoint_pod.py", "test_model.py", "test_upgrade.py",
 )  # fmt: skip
 
 

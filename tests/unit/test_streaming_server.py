@@ -1,10 +1,11 @@
-"""The streaming server over a transport in memory: sessions as clients have them, and 10,000 mutations of those."""
+"""The streaming server over a transport in memory: sessions as clients have them, and mutations of those."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
+import os
 import random
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -40,7 +41,7 @@ from tests.unit.streaming_fakes import (
 from tests.waiting import eventually
 
 TTY = Command("c", None, tty=True, stdin=True, stdout=True, stderr=False)
-MUTATIONS = 10_000
+MUTATIONS = int(os.environ.get("MUTATIONS", "2500"))
 
 
 @dataclass
