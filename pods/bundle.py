@@ -18,9 +18,11 @@ _FLAGS: Final = struct.Struct("<Q")
 
 def write_config(bundle: Path, document: dict[str, Any]) -> None:
     """Write config.json, replacing an old one atomically. Raises OSError."""
-    new = bundle / f"{_CONFIG}.new"
-    new.write_text(json.dumps(document))
-    os.rename(new, bundle / _CONFIG)
+    path = f"{bundle}/{_CONFIG}"
+    new = f"{path}.new"
+    with open(new, "w") as file:
+        file.write(json.dumps(document))
+    os.rename(new, path)
 
 
 def read_config(bundle: Path) -> dict[str, Any] | None:
@@ -34,7 +36,8 @@ def read_config(bundle: Path) -> dict[str, Any] | None:
 
 def write_filter(bundle: Path, program: bytes, flags: int) -> None:
     """Save the BPF program compiled from config.json's seccomp profile; empty without a profile. Raises OSError."""
-    (bundle / _FILTER).write_bytes(_FLAGS.pack(flags) + program)
+    with open(f"{bundle}/{_FILTER}", "wb", buffering=0) as file:
+        file.write(_FLAGS.pack(flags) + program)
 
 
 def read_filter(bundle: Path) -> tuple[bytes, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from image.settings import ImageSettings
@@ -39,13 +40,13 @@ class NodeSettings:
     images: ImageSettings
 
     def sandbox_dir(self, sandbox_id: str) -> Path:
-        return self.state / "sandboxes" / sandbox_id
+        return _below(self.state, "sandboxes", sandbox_id)
 
     def bundle_dir(self, container_id: str) -> Path:
-        return self.state / "containers" / container_id
+        return _below(self.state, "containers", container_id)
 
     def container_root(self, container_id: str) -> Path:
-        return self.root / "containers" / container_id
+        return _below(self.root, "containers", container_id)
 
     def directories_of(self, container_id: str) -> tuple[Path, Path]:
         """Return all directories of a container."""
@@ -54,3 +55,9 @@ class NodeSettings:
     def netns_path(self, sandbox_id: str) -> Path:
         # Where `ip netns` and network agents in containers look for namespaces.
         return Path("/run/netns") / f"crisp-{sandbox_id}"
+
+
+@lru_cache(maxsize=256)
+def _below(directory: Path, kind: str, object_id: str) -> Path:
+    """Cached: each call of a container asks for its paths several times, and joining takes as long as a system call."""
+    return directory / kind / object_id

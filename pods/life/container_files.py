@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 def make_layer_directories(root: Path, lower: Sequence[Path], users: IDMappings | None) -> None:
     """Make the directories of the writable layer, with the owner and mode of the image's root directory."""
-    upper = root / "upper"
     root.mkdir(parents=True, mode=0o700, exist_ok=True)  # a checkpoint may be in it already
-    upper.mkdir()
-    (root / "work").mkdir(mode=0o700)
+    upper = f"{root}/upper"
+    os.mkdir(upper)
+    os.mkdir(f"{root}/work", 0o700)
     if lower:
-        status = lower[0].stat()
+        status = os.stat(lower[0])
         owner = status.st_uid, status.st_gid
         os.chown(upper, *(owner if users is None else (users.uid(owner[0]), users.gid(owner[1]))))
-        upper.chmod(stat.S_IMODE(status.st_mode))
+        os.chmod(upper, stat.S_IMODE(status.st_mode))
 
 
 async def make_volumes(

@@ -312,14 +312,15 @@ class Creation:
         return identity, created.holder
 
     def _create_call(self, plan: Plan, found: HostObjects) -> Create:
-        volumes_dir, config = self._root / "volumes", plan.config
+        root, config = str(self._root), plan.config
+        volumes_dir = self._root / "volumes"
         handler = handlers.handler_of(self._sandbox, self._settings.runtime_handlers)
         return Create(
             container=self._id,
             bundle=str(self._bundle),
             lower=tuple(str(layer) for layer in plan.layers),
-            upper=str(self._root / "upper"),
-            work=str(self._root / "work"),
+            upper=f"{root}/upper",
+            work=f"{root}/work",
             user=user_request(config, plan.image.config),
             mount_points=mount_points.shim_argument(config, found.mount_sources, found.directories, volumes_dir),
             images=mounted_images.shim_argument(config, plan.container.mounted_images, self._images, volumes_dir),

@@ -107,8 +107,8 @@ def _pod_mounts(
 ) -> list[dict[str, Any]]:
     host_ipc = sandbox.config.security.namespaces.ipc is NamespaceMode.NODE
     access = ("ro",) if config.security.readonly_rootfs else ()
-    files = [_bind(f"/etc/{name}", str(files_dir / name), "rprivate", *access) for name in pod_files.NAMES]
-    shm = _bind("/dev/shm", "/dev/shm" if host_ipc else str(sandbox_dir / "shm"), "rprivate")
+    files = [_bind(f"/etc/{name}", f"{files_dir}/{name}", "rprivate", *access) for name in pod_files.NAMES]
+    shm = _bind("/dev/shm", "/dev/shm" if host_ipc else f"{sandbox_dir}/shm", "rprivate")
     return [shm, *files]
 
 

@@ -46,3 +46,21 @@ def test_a_loop_that_ends_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(Unavailable):
         asyncio.run(foreign_files.touch("find it", server.wait))  # returns, though the thread is there
     server.set()
+
+
+async def test_a_thread_serves_again_unless_it_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,) = {await foreign_files.touch("ask", threading.get_ident) for _ in range(20)}
+    monkeypatch.setattr(foreign_files, "SECONDS", 0.05)
+    server = threading.Event()
+    held = []
+
+    def hang() -> None:
+        held.append(threading.get_ident())
+        server.wait()
+
+    with pytest.raises(Unavailable):
+        await foreign_files.touch("find it", hang)
+    assert held == [first]
+    assert {await foreign_files.touch("ask", threading.get_ident) for _ in range(20)}.isdisjoint(held)
+    server.set()
+    await eventually(lambda: not foreign_files._held)
