@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from _operator import attrgetter  # without the package around it
+
 _MISSING = object()
 
 
@@ -47,12 +49,13 @@ def _make(cls, frozen):
     defaults = {name: namespace.pop(name) for name in names if name in namespace}
     namespace.pop("__dict__", None)
     namespace.pop("__weakref__", None)
+    equal, hashed = _comparison(names)
     namespace |= {
         "__slots__": names,
         "__match_args__": names,
         "__repr__": _repr,
-        "__eq__": _equal,
-        "__hash__": _hash if frozen else None,
+        "__eq__": equal,
+        "__hash__": hashed if frozen else None,
         "__reduce__": _reduce,
         "__dataclass_fields__": _Fields(names, defaults),
     }
@@ -101,12 +104,14 @@ def _repr(self):
     return f"{type(self).__qualname__}({members})"
 
 
-def _equal(self, other):
-    return _values(self) == _values(other) if type(other) is type(self) else NotImplemented
+def _comparison(names):
+    """Return __eq__ and __hash__. Execs of one container are compared by all that they do."""
+    values = attrgetter(*names) if names else _values
 
+    def equal(self, other):
+        return values(self) == values(other) if type(other) is type(self) else NotImplemented
 
-def _hash(self):
-    return hash(_values(self))
+    return equal, lambda self: hash(values(self))
 
 
 def _reduce(self):
