@@ -214,11 +214,13 @@ def _traced(
 def test_what_holds_a_scope_does_not_outlive_the_command() -> None:
     """Not even if the command is killed before it has asked for that."""
     code = "from runtime.command import scopes; scopes._start_placeholder(); input()"
-    process = subprocess.Popen(["/bin/sh", "-c", 'kill -STOP $$; exec "$@"', "sh", sys.executable, "-c", code])
+    command = ["/bin/sh", "-c", 'kill -STOP $$; exec "$@"', "sh", sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)  # nothing comes: it ends when it is killed
     until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rsplit(") ", 1)[1][0] == "T")
     with Births.below(process.pid, kill_at=1) as births:
         process.send_signal(18)
-        process.wait(timeout=60)
+        with process:
+            assert process.wait(timeout=60) == -9
         (born,) = [one["pid"] for one in births.seen() if one["event"] == "birth"]
     until(lambda: not Path(f"/proc/{born}").exists())
 
