@@ -21,7 +21,7 @@ from linux.tables import OVERLAY_OPAQUE
 ON_NODE: Final = "on the node it is"
 DENIED: Final = re.compile(r"(?i)permission denied|EACCES")
 FULL: Final = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|EDQUOT")
-_PATH: Final = re.compile(r"(?:^|(?<=[\s'\"`(=:\[]))/[^\s'\"`:,;()\[\]]+")
+_PATH: Final = re.compile(r"(?:^|(?<=[\s'\"`(=:\[]))/[^\s'\"`:,;()\[\]\x00-\x1f]+")  # control codes: of colours, too
 _LINKS: Final = 40
 _COMPONENTS: Final = 256
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -6,6 +6,7 @@ It asks at once, while things are as they were: a minute later the port may be f
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pods.model import Container, Sandbox
     from pods.state.memory import State
 
+_log = logging.getLogger("crisp.pods")
 _SECONDS: Final = 1.0  # the longest that an exit waits
 _NOT_EXECUTABLE: Final = 126  # a shell's exit code
 
@@ -41,6 +43,9 @@ class EndClues:
                     return await self._port(container, sandbox, document, words)
                 return await self._file(container, document, words, runs=code == _NOT_EXECUTABLE)
         except (PodError, ImageError, OSError, TimeoutError, KeyError):
+            return ""
+        except Exception:  # a container chooses its last words: whatever they lead to, its exit must be recorded
+            _log.warning("could not look at what the last words name", extra={"container": container.id}, exc_info=True)
             return ""
 
     async def _port(self, container: Container, sandbox: Sandbox, document: dict[str, Any], words: str) -> str:
