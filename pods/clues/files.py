@@ -24,6 +24,7 @@ FULL: Final = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|ED
 _PATH: Final = re.compile(r"(?:^|(?<=[\s'\"`(=:\[]))/[^\s'\"`:,;()\[\]\x00-\x1f]+")  # control codes: of colours, too
 _LINKS: Final = 40
 _COMPONENTS: Final = 256
+_DESCRIPTORS: Final = 1024  # an image chooses how many layers have each directory on a way, and a container the way
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ, _WRITE, _ENTER = 4, 2, 1
 _RUN: Final = _ENTER
@@ -121,6 +122,7 @@ class _Root:
 
     def __init__(self, root: Sequence[Path], mounts: Iterable[dict[str, Any]], undo: ExitStack) -> None:
         self._undo = undo
+        self._opened = 0
         self._root = [self._open(os.fspath(path), follow=True) for path in root]
         self._mounts = {os.path.normpath(mount["destination"]): mount for mount in mounts}
 
@@ -187,7 +189,10 @@ class _Root:
         return found
 
     def _open(self, path: str, directory: int | None = None, *, follow: bool = False) -> int:
+        if self._opened == _DESCRIPTORS:
+            raise OSError(errno.EMFILE, "too many directories on the way", path)
         opened = os.open(path, _LOOK & ~os.O_NOFOLLOW if follow else _LOOK, dir_fd=directory)
+        self._opened += 1
         self._undo.callback(os.close, opened)
         return opened
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from image.errors import ImageError
 from pods import bundle, foreign_files
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("crisp.pods")
 _SECONDS: Final = 1.0  # the longest that an exit waits
+_MOST: Final = 16  # threads that may look: those that a file system holds must not use up what creations need
 _NOT_EXECUTABLE: Final = 126  # a shell's exit code
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class EndClues:
@@ -31,6 +36,7 @@ class EndClues:
     def __init__(self, state: State, images: ImageStore) -> None:
         self._state = state
         self._images = images
+        self._places = threading.Semaphore(_MOST)
 
     async def of_words(self, container: Container, sandbox: Sandbox, code: int, words: str) -> str:
         """Return what the last words do not say; "" if there is nothing, or it is not clear."""
@@ -53,7 +59,7 @@ class EndClues:
         command = [*process.get("args", ()), *(one for one in process.get("env", ()) if one.startswith("PORT="))]
         declared = [one.container_port for one in sandbox.config.port_mappings]
         network = (sandbox.infra_pid, sandbox.netns) if sandbox.netns else ("self", "")
-        found = await foreign_files.touch("find who has a port", ports.holder, words, command, declared, *network)
+        found = await self._look("find who has a port", ports.holder, words, command, declared, *network)
         if found is None:
             return ""
         which = f"the only port taken in the pod's network, {found.port}," if found.guessed else f"port {found.port}"
@@ -74,9 +80,20 @@ class EndClues:
     async def _file(self, container: Container, document: dict[str, Any], words: str, *, runs: bool) -> str:
         upper = self._state.settings.container_root(container.id) / "upper"
         if files.FULL.search(words):
-            return await foreign_files.touch("look at a full disk", files.full, words, document, upper)
+            return await self._look("look at a full disk", files.full, words, document, upper)
         root: list[Path] = [upper, *self._images.layers_of(container.image_id)]
-        return await foreign_files.touch("look at a file", files.denied, words, document, root, runs=runs)
+        return await self._look("look at a file", files.denied, words, document, root, runs=runs)
+
+    async def _look(self, what: str, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        def run() -> _T:
+            if not self._places.acquire(blocking=False):
+                raise BlockingIOError(f"{what}: {_MOST} others look, or wait for file systems")
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self._places.release()
+
+        return await foreign_files.touch(what, run)
 
 
 async def of_memory(container_id: str, since: int = 0) -> str:

@@ -67,6 +67,16 @@ def test_the_directory_that_denies_is_named_through_layers_volumes_and_links(tmp
     assert "`/srv` belongs to" in _told("/srv/new", document, upper, lower)  # where it would be made
 
 
+def test_an_image_of_many_deep_layers_does_not_use_up_descriptors(tmp_path: Path) -> None:
+    layers = [_made(tmp_path / str(number)) for number in range(40)]
+    for layer in layers:
+        _made(layer / "/".join("d" * 60))
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="too many directories"):
+        _told("/" + "d/" * 60 + "f", _document(), *layers)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 def test_owner_and_mode_are_told_only_where_they_bind(tmp_path: Path) -> None:
     (tmp_path / "file").touch(0o644)
     tmp_path.chmod(0o755)
