@@ -14,6 +14,7 @@ from typing import Final
 
 NODE_FULL: Final = "the node's memory was full"
 _LOG: Final = Path("/dev/kmsg")
+_DEVICE: Final = os.makedev(1, 11)
 _LONGEST: Final = 8192  # bytes of a record: more than the kernel makes
 _SECONDS: Final = 0.5
 _SLACK: Final = 2_000_000_000  # nanoseconds: the log's clock is not corrected as the others are
@@ -67,7 +68,10 @@ def _records(log: Path) -> Iterator[bytes]:
     """Yield what is in the log, as far as it can be read in time. Each read gives one record."""
     end = time.monotonic() + _SECONDS
     try:
-        descriptor = os.open(log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # In a container that is a node, another device may have its name: a console, which would become crispd's own.
+        if os.stat(log).st_rdev != _DEVICE:
+            return
+        descriptor = os.open(log, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError:
         return
     try:

@@ -154,4 +154,6 @@ def test_killed_processes_are_those_of_the_container() -> None:
 
 
 def test_a_kernel_log_that_cannot_be_read_tells_nothing(tmp_path: Path) -> None:
-    assert kernel_log.killed(_ID, log=tmp_path) == kernel_log.killed(_ID, log=tmp_path / "none") == ""
+    other = tmp_path / "other"
+    other.write_bytes(_kill("global_oom", f"/pods/{_ID}"))  # it is no kernel that tells this
+    assert [kernel_log.killed(_ID, log=log) for log in (tmp_path, tmp_path / "none", other)] == ["", "", ""]
