@@ -406,7 +406,8 @@ class Node:
         took = time.monotonic_ns() - begun
         told = bool(result.exit_code) and self.settings.record_last_words
         words = last_words.of_output(result.stderr or result.stdout) if told else ""
-        if result.exit_code == _KILLED and (clue := await end_clues.of_memory(container.id, begun)):
+        killed = result.exit_code == _KILLED
+        if killed and (clue := await end_clues.of_memory(container.id, self._state.containers, begun)):
             words = f"{words}; {clue}" if words else clue
         self.recorder.part(container.id).ran(command, result.exit_code, took, words)
         return result

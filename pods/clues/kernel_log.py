@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Final
+
+from pods.clues.ports import first_known, ids_of
 
 NODE_FULL: Final = "the node's memory was full"
 _LOG: Final = Path("/dev/kmsg")
@@ -19,6 +21,8 @@ _LONGEST: Final = 8192  # bytes of a record: more than the kernel makes
 _SECONDS: Final = 0.5
 _SLACK: Final = 2_000_000_000  # nanoseconds: the log's clock is not corrected as the others are
 _NAMES: Final = 5  # of killed processes that are told
+_KERNELS: Final = 8  # a record's first number is less: whoever writes to the log has another facility than the kernel
+_GROUP: Final = "task_memcg="  # a cgroup's name may have it, too
 # mm/oom_kill.c, dump_oom_summary. A program may give its process any name, but none with a container's id in it.
 _KILL: Final = re.compile(
     r"oom-kill:constraint=(?P<why>\w+),.*?(?:oom_memcg=(?P<limited>[^,]*)|global_oom),task_memcg=(?P<group>[^,]*),"
@@ -26,17 +30,19 @@ _KILL: Final = re.compile(
 )
 
 
-def killed(container_id: str, since: int = 0, log: Path = _LOG) -> str:
+def killed(container_id: str, known: Container[str], since: int = 0, log: Path = _LOG) -> str:
     """Say which processes of the container the kernel killed; "" if its log does not tell.
 
-    `since` is a time of CLOCK_MONOTONIC in nanoseconds: earlier kills do not count.
+    `known` are the ids of all containers. `since` is a time of CLOCK_MONOTONIC in nanoseconds: earlier kills do not
+    count.
     """
-    return told_by(_records(log), container_id, since)
+    return told_by(_records(log), container_id, known, since)
 
 
-def told_by(records: Iterable[bytes], container_id: str, since: int = 0) -> str:
+def told_by(records: Iterable[bytes], container_id: str, known: Container[str], since: int = 0) -> str:
     """Say the same from the log's records (Documentation/ABI/testing/dev-kmsg)."""
     kills = [found for record in records if (found := _kill(record, container_id, since)) is not None]
+    kills = [one for one in kills if first_known(ids_of(one["group"]), known) == container_id]
     if not kills:
         return ""
     names = list(dict.fromkeys(found["name"] for found in kills))[-_NAMES:]
@@ -59,9 +65,10 @@ def _kill(record: bytes, container_id: str, since: int) -> re.Match[str] | None:
         return None
     head, _, text = record.decode(errors="replace").partition(";")
     found = _KILL.search(text.partition("\n")[0])
-    if found is None or container_id not in found["group"]:
+    if found is None or text.count(_GROUP) > 1:
         return None
-    return found if int(head.split(",")[2]) * 1000 >= since - _SLACK else None
+    level, _sequence, at, *_rest = head.split(",")
+    return found if int(level) < _KERNELS and int(at) * 1000 >= since - _SLACK else None
 
 
 def _records(log: Path) -> Iterator[bytes]:

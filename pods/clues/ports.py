@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ _SECONDS: Final = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process that listens; `ids` are what its cgroups' names may be: ids of containers.
+    """The process that listens; `ids` are what its cgroups' names may be: ids of containers, the outermost first.
 
     `guessed`: nothing names the port, but it is the only one that is taken.
     """
@@ -99,7 +99,7 @@ def _holder(
     pid = oldest[1]
     name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     cgroups = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
-    return Holder(port, guessed, pid, name, tuple(dict.fromkeys(reversed(_ID.findall(cgroups)))))
+    return Holder(port, guessed, pid, name, ids_of(cgroups))
 
 
 def _processes(network: os.stat_result, end: float) -> Iterator[int]:
@@ -137,6 +137,14 @@ def _check(end: float) -> None:
         raise TimeoutError
 
 
-def first_known(ids: Iterable[str], known: Iterable[str]) -> str:
-    """Return the first of `ids` that is among `known`; "" if none is."""
+def ids_of(cgroups: str) -> tuple[str, ...]:
+    """Return what may be ids of containers in the names of cgroups, the outermost first."""
+    return tuple(_ID.findall(cgroups))
+
+
+def first_known(ids: Iterable[str], known: Container[str]) -> str:
+    """Return the first of `ids` that is among `known`; "" if none is.
+
+    A container may make cgroups within its own, and name them for others: the outermost is its own.
+    """
     return next(islice((one for one in ids if one in known), 1), "")

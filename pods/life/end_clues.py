@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
@@ -96,9 +96,9 @@ class EndClues:
         return await foreign_files.touch(what, run)
 
 
-async def of_memory(container_id: str, since: int = 0) -> str:
+async def of_memory(container_id: str, known: Collection[str], since: int = 0) -> str:
     """Return which processes of the container the kernel killed for lack of memory; "" if its log does not tell.
 
-    `since` is a time of CLOCK_MONOTONIC in nanoseconds.
+    `known` are the ids of all containers. `since` is a time of CLOCK_MONOTONIC in nanoseconds.
     """
-    return await asyncio.to_thread(kernel_log.killed, container_id, since)
+    return await asyncio.to_thread(kernel_log.killed, container_id, known, since)

@@ -62,7 +62,8 @@ class Exits:
             if isinstance(event, Exited) and self._may_say_why(container_id, event):
                 await self._record_last_words(record.container, event)
             if isinstance(event, Exited) and event.oom:
-                self._state.recorder.part(container_id).clue(await end_clues.of_memory(container_id))
+                clue = await end_clues.of_memory(container_id, self._state.containers)
+                self._state.recorder.part(container_id).clue(clue)
             profile = record.container.config.security.seccomp
             if event.code == _FORBIDDEN and profile is not None and profile.localhost_ref:
                 self._state.recorder.part(container_id).clue(f"the profile is {profile.localhost_ref}")

@@ -149,11 +149,30 @@ def test_killed_processes_are_those_of_the_container() -> None:
          "the kernel killed 'sh', 'tail': the container's limit was reached"),
         ([_kill(above, other)], ""),  # another container of the pod
     ):  # fmt: skip
-        assert kernel_log.told_by(records, _ID) == told
-    assert kernel_log.told_by([_kill(limit, own)], _ID, since=60_000_000_000) == ""
+        assert kernel_log.told_by(records, _ID, [_ID]) == told
+    assert kernel_log.told_by([_kill(limit, own)], _ID, [_ID], since=60_000_000_000) == ""
+
+
+def test_a_kill_that_another_container_forges_is_not_told() -> None:
+    """One may write to the log, another may make cgroups within its own, with any name."""
+    own, other = f"/pods/p/{_ID}", f"/pods/q/{'ab' * 32}"
+    written = _kill(f"oom_memcg={own}", own).replace(b"6,", b"14,", 1)
+    within = _kill(f"oom_memcg={other}", f"{other}/{_ID}")
+    named = _kill(f"oom_memcg={other}", f"{other}/x,oom_memcg={own},task_memcg={own},task=tail,pid=1,uid=0")
+    for record in (written, within, named):
+        assert kernel_log.told_by([record], _ID, [_ID, "ab" * 32]) == ""
+    on_node_in_container = _kill(f"oom_memcg={own}", f"/{'cd' * 32}{own}/x")
+    nested = kernel_log.told_by([on_node_in_container], _ID, [_ID])
+    assert nested == "the kernel killed 'tail': the container's limit was reached"
+
+
+def test_a_holder_is_in_the_outermost_known_cgroup() -> None:
+    node, own, forged = "cd" * 32, _ID, "ab" * 32
+    ids = ports.ids_of(f"0::/docker/{node}/pods/p/{own}/{forged}\n")
+    assert ports.first_known(ids, [own, forged]) == own
 
 
 def test_a_kernel_log_that_cannot_be_read_tells_nothing(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(_kill("global_oom", f"/pods/{_ID}"))  # it is no kernel that tells this
-    assert [kernel_log.killed(_ID, log=log) for log in (tmp_path, tmp_path / "none", other)] == ["", "", ""]
+    assert [kernel_log.killed(_ID, [_ID], log=log) for log in (tmp_path, tmp_path / "none", other)] == ["", "", ""]
