@@ -427,8 +427,9 @@ class Assembly:
             os.close(made)
         except OSError as error:
             raise Obstacle("of the working directory") from error
-        if any(_is_below(place, other.path) for other in self._places):
-            raise Obstacle("the working directory leads below a mount")
+        # Where a mount point was missing, there is a directory now; the list expects none.
+        if any(_is_below(place, other.path) or (place, 0) == (other.path, other.mode) for other in self._places):
+            raise Obstacle("the working directory leads to a mount")
 
     def _make_following(self, path: str, about: About) -> None:
         above, name = os.path.split(path)

@@ -198,7 +198,12 @@ TREES: dict[str, tuple[str, tuple[dict[str, Any], ...], dict[str, Any]]] = {
     "a number too large": ("number of a device", (), _device("/dev/x", 1 << 12)),
     "another null": ("number of a device", (), _device("/dev/null", 1, 5)),
     "a working directory in a volume": ("in a volume", (_bind("/volume"),), {"process": {"cwd": "/volume/x"}}),
-    "one that a link leads there": ("leads below a mount", (_bind("/run"),), {"process": {"cwd": "/to-run/x"}}),
+    "one that a link leads there": ("leads to a mount", (_bind("/run"),), {"process": {"cwd": "/to-run/x"}}),
+    "one that is a link to what is missing": (
+        "leads to a mount",
+        (_bind("/not/there"),),
+        {"process": {"cwd": "/to-nothing"}},
+    ),
 }
 
 
