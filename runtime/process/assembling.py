@@ -355,7 +355,10 @@ class Assembly:
 
     def _make_devices(self, devices: Sequence[oci.Device]) -> None:
         script = self._script
-        if not any(plan.destination == "/dev" and plan.type == "tmpfs" and not plan.bind for plan in self._plans):
+        if not any(
+            plan.destination == place.path == "/dev" and plan.type == "tmpfs" and not plan.bind
+            for plan, place in zip(self._plans, self._places, strict=True)
+        ):
             raise Obstacle("/dev is not a new file system")
         listed = {device.path for device in devices}
         wanted = [*(device for device in DEFAULT_DEVICES if device.path not in listed), *devices]

@@ -225,6 +225,13 @@ def test_a_proc_that_is_a_link(null: int, rootfs: int) -> None:
         Starting.of(_start(null, rootfs, usual=[{"destination": "/to-run", "type": "proc", "source": "proc"}]))
 
 
+def test_a_dev_that_is_a_link(null: int, rootfs: int, tmp_path: Path) -> None:
+    (tmp_path / "rootfs/dev").rmdir()
+    (tmp_path / "rootfs/dev").symlink_to("run")
+    with pytest.raises(Obstacle, match="not a new file system"):
+        Starting.of(_start(null, rootfs, usual=_USUAL[:2]))
+
+
 def test_the_lookup_changes_nothing_but_what_is_missing(null: int, rootfs: int, tmp_path: Path) -> None:
     before = {path.name for path in (tmp_path / "rootfs").iterdir()}
     Starting.of(_start(null, rootfs, mounts=(_bind("/a/b/c"),), process={"cwd": "/work/here"}))
