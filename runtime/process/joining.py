@@ -117,6 +117,7 @@ class Joining:
         self._script = Script()
         self._filter_at = 0
         self._late_filter: tuple[int, ...] = ()
+        self._given_up_late: tuple[int, int] | None = None
         self._last: tuple[tuple[str, ...], Script] | None = None
         self._environment = self._cwd = self._place = 0
         self.births = self._count_births()
@@ -177,21 +178,22 @@ class Joining:
         pipe = self._pipe() if join.bears else 0
         if not join.bears:  # children do not inherit it; and a filter may forbid the call
             script.call("prctl", syscalls.PR_SET_PDEATHSIG, 0, about=("outlive", "the shim"))
-        if early:
-            program = script.data(Passage().before(join.filter_program))
-            self._filter_at = program - BASE
-            self._load(script, program, len(Passage().before(join.filter_program)))
-            script.passing = []
-        if given_up:
-            script.call("capset", *given_up, about=("set", "capabilities"))
-        if join.bears:
+        if join.bears:  # who is born there must not have CAP_SYS_ADMIN
+            if early:
+                program = script.data(Passage().before(join.filter_program))
+                self._filter_at = program - BASE
+                self._load(script, program, len(Passage().before(join.filter_program)))
+                script.passing = []
+            self._give_up(script, given_up)
             self._bear_into_pid_namespace(pipe)
             script.call("setsid", about=("begin", "session"))
             write_labels(script, process, _INIT)
         if process.no_new_privileges:
             script.call("prctl", syscalls.PR_SET_NO_NEW_PRIVS, 1, about=("set", "no_new_privs"))
-            if join.filter_program:
-                self._late_filter = script.data(join.filter_program), len(join.filter_program)
+        if join.filter_program and not (early and join.bears):
+            # Not with a passage, whose calls the kernel no longer allows by number alone: the program would pay for it.
+            self._late_filter = script.data(join.filter_program), len(join.filter_program)
+            self._given_up_late = given_up
         variables = dict(entry.partition("=")[::2] for entry in process.env)
         addresses = [script.text(f"{name}={value}") for name, value in variables.items()]
         self._environment = script.data(struct.pack(f"={len(addresses) + 1}Q", *addresses, 0))
@@ -202,6 +204,10 @@ class Joining:
         script.call("exit_group", 1, about=None)
         script.end()
         script.put(*goes_on)
+
+    def _give_up(self, script: Script, capabilities: tuple[int, int] | None) -> None:
+        if capabilities:
+            script.call("capset", *capabilities, about=("set", "capabilities"))
 
     def _try_again(self, script: Script) -> None:
         """Append what precedes the report of a failure. Nothing for an exec."""
@@ -441,6 +447,7 @@ class Joining:
             chosen = self._look_up(script, name)
         if self._late_filter:
             self._load(script, *self._late_filter)
+            self._give_up(script, self._given_up_late)
 
         def path() -> int | Entry:
             return script.look(chosen) if chosen else addresses[0]

@@ -56,6 +56,7 @@ def test_a_listed_init_makes_the_same_container(pod: Pod, pid: str, user: int) -
             masked_paths=["/proc/kcore", "/proc/timer_list", "/sys/firmware", "/proc/acpi", "/nothing"],
             readonly_paths=["/proc/sys", "/proc/bus", "/nowhere"],
             no_new_privs=bool(user),
+            seccomp=cri.SecurityProfile(profile_type=cri.SecurityProfile.RuntimeDefault),
         )
         seconds = f"8640{len(seen)}"
         container = pod.run(

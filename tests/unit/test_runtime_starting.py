@@ -19,6 +19,7 @@ from runtime.process.gate import Gate
 from runtime.process.init import Start
 from runtime.process.starting import Starting
 from runtime.rootfs.plan import plan_mounts
+from runtime.seccomp.passage import Passage
 from runtime.spec.parse import parse
 
 _V1 = Hierarchies({"cpu": "/sys/fs/cgroup/cpu"}, "/sys/fs/cgroup/unified", frozenset())
@@ -95,6 +96,17 @@ def test_a_usual_init_is_a_list(null: int, rootfs: int) -> None:
     assert made.births == 1
     assert made.list_for(("true",)) is not None
     assert made.list_for(("true", "x" * (1 << 18))) is None  # an interpreter has no such bound
+
+
+@pytest.mark.parametrize("privileges", [True, False])
+def test_a_program_that_is_born_alone_has_its_filter_and_no_passage(null: int, rootfs: int, privileges: bool) -> None:
+    """The kernel skips a filter for calls that it allows by number alone; a passage's are `read` and `write`."""
+    program = b"\6\0\0\0\0\0\xff\x7f"
+    made = Starting.of(_start(null, rootfs, {"noNewPrivileges": not privileges}, filter_program=program))
+    listed = made.list_for(("true",))
+    assert listed is not None
+    assert program in listed.image
+    assert Passage().before(b"")[:32] not in listed.image
 
 
 HOOK = {"path": "/bin/true"}
