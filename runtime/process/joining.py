@@ -27,7 +27,7 @@ import struct
 from linux import capabilities as sets
 from linux import syscalls
 from runtime.errors import ExecFailed, OperationFailed, RuntimeCoreError
-from runtime.light import replace, signal
+from runtime.light import replace, signal, socket
 from runtime.process import capabilities
 from runtime.process.join import Join, namespace_flags
 from runtime.process.labelling import write_labels
@@ -84,6 +84,18 @@ def obstacle(join: Join) -> str:
         if holds:
             return reason
     return ""
+
+
+def leave_if_orphaned(script: Script) -> None:
+    """Append a look whether the shim lives, which may have died before the process asked to die with it."""
+    flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+    asked = script.call("recvfrom", CHANNEL, script.room(8), 1, flags, about=("ask", "the shim"), allow=(errno.EAGAIN,))
+    orphaned = script.take(asked.zero)
+    goes_on = script.open_ways()
+    script.put(orphaned)
+    script.call("exit_group", 1, about=None)
+    script.end()
+    script.put(*goes_on)
 
 
 def is_null_device(fd: int) -> bool:
@@ -177,6 +189,7 @@ class Joining:
         script.call("fcntl", CHANNEL, _F_SETFD, _FD_CLOEXEC, about=("close at execve", "channel"))
         pipe = self._pipe() if join.bears else 0
         if not join.bears:  # children do not inherit it; and a filter may forbid the call
+            leave_if_orphaned(script)
             script.call("prctl", syscalls.PR_SET_PDEATHSIG, 0, about=("outlive", "the shim"))
         if join.bears:  # who is born there must not have CAP_SYS_ADMIN
             if early:

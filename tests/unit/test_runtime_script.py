@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from linux import syscalls
+from runtime.process.joining import leave_if_orphaned
 from runtime.process.script import BASE, CHANNEL, EVERY_ERROR, Runner, Script
 from runtime.wire.reports import Undone, decode, encode
 from tests.waiting import until
@@ -58,7 +59,7 @@ def _say(script: Script, word: bytes) -> None:
     script.call("write", _WRITE, script.data(word), len(word), about=None)
 
 
-def _run(runner: Runner, script: Script) -> _Run:
+def _run(runner: Runner, script: Script, *, listens: bool = True) -> _Run:
     script.call("exit_group", 7, about=None)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     read, write = os.pipe()
@@ -66,6 +67,8 @@ def _run(runner: Runner, script: Script) -> _Run:
     with ours:
         with theirs:
             ours.send(script.finished())
+            if not listens:
+                ours.shutdown(socket.SHUT_WR)
             pid, pidfd = runner.spawn((null, null, null, theirs.fileno(), read, write))
         for fd in (pidfd, write, null):
             os.close(fd)
@@ -226,6 +229,14 @@ def test_a_child_goes_on_in_a_copy(runner: Runner) -> None:
     script.end()
     script.put(mine)
     assert _run(runner, script)[:2] == (7, b"child")
+
+
+@pytest.mark.parametrize(("lives", "expected"), [(True, (7, b"on")), (False, (1, b""))])
+def test_who_is_left_alone_ends(runner: Runner, lives: bool, expected: tuple[int, bytes]) -> None:
+    script = _script()
+    leave_if_orphaned(script)
+    _say(script, b"on")
+    assert _run(runner, script, listens=lives)[:2] == expected
 
 
 def test_its_process_has_nothing_of_the_callers_but_its_descriptors(runner: Runner) -> None:
