@@ -82,16 +82,23 @@ class Matrix:
                 told = "\n".join(f"  {one.kind} {one.object}: {one.text}" for one in found)
                 raise AssertionError(f"{what}: crisp check finds\n{told}\n{self.daemon.log()}")
 
+    def _look(self) -> None:
+        """Return when crispd has passed every point of earlier calls: some come after the answer."""
+        self.daemon.admin.Check(admin_pb2.CheckRequest(), timeout=CALL_SECONDS)  # reads the database behind its writes
+
     @contextmanager
     def _armed(self, index: int, victim: str) -> Iterator[list[str]]:
         """The points that are passed meanwhile, once the block has ended."""
         token, passed = f"t{next(_tokens)}", list[str]()
+        self._look()
         new = self.daemon.plan.with_suffix(".new")
         new.write_text(f"{token} {index} {victim}")
         new.rename(self.daemon.plan)
         try:
             yield passed
         finally:
+            with contextlib.suppress(grpc.RpcError):  # it may be dead
+                self._look()
             self.daemon.plan.unlink()
             points = Path(f"{self.daemon.plan}.points")
             lines = [line.split(" ", 2) for line in points.read_text().splitlines()] if points.exists() else []
