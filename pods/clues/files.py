@@ -20,7 +20,7 @@ from linux.tables import OVERLAY_OPAQUE
 
 ON_NODE: Final = "on the node it is"
 DENIED: Final = re.compile(r"(?i)permission denied|EACCES")
-FULL: Final = re.compile(r"No space left on device|Disk quota exceeded|ENOSPC|EDQUOT")
+FULL: Final = re.compile(r"(?i)no space left on device|disk quota exceeded|ENOSPC|EDQUOT")
 _PATH: Final = re.compile(r"(?:^|(?<=[\s'\"`(=:\[]))/[^\s'\"`:,;()\[\]\x00-\x1f]+")  # control codes: of colours, too
 _LINKS: Final = 40
 _COMPONENTS: Final = 256
@@ -63,23 +63,25 @@ def denied(words: str, document: dict[str, Any], root: Sequence[Path], *, runs: 
         return ""  # ids of a user namespace are others than those on the disk
     user = _user(document.get("process", {}))
     with ExitStack() as undo:
-        found = _Root(root, document.get("mounts", ()), undo).walk(os.path.normpath(paths[-1]))
+        found = _Root(root, document.get("mounts", ()), undo, owners=True).walk(os.path.normpath(paths[-1]))
         return next(filter(None, (_explained(one, user, runs=runs) for one in found)), "")
 
 
-def full(words: str, document: dict[str, Any], upper: Path) -> str:
+def full(words: str, document: dict[str, Any], root: Sequence[Path]) -> str:
     """Say how large the file system of the path in the last words is, and how much of it is free; "" without a path."""
     lines = [line for line in words.split("\n") if FULL.search(line)]
     paths = _PATH.findall(lines[-1]) if lines else []
     if not paths:
         return ""
-    path = os.path.normpath(paths[-1])
-    sources = {one["destination"]: one["source"] for one in document.get("mounts", ()) if one.get("type") == "bind"}
-    place = max((one for one in sources if f"{path}/".startswith(f"{one}/")), key=len, default="/")
-    there = os.statvfs(sources.get(place, upper))
-    if there.f_files and not there.f_favail:
-        return f"the file system of `{place}` has {there.f_files} inodes, of which none is free"
-    size, free = there.f_blocks * there.f_frsize, there.f_bavail * there.f_frsize
+    with ExitStack() as undo:
+        there = _Root(root, document.get("mounts", ()), undo, owners=False)
+        path = os.path.normpath(paths[-1])
+        *_above, last = there.walk(path, there.mount_of(path))
+        place = there.mount_of(last.path) or "/"
+        system = os.fstatvfs(last.descriptor if place != "/" else there.top)
+    if system.f_files and not system.f_favail:
+        return f"the file system of `{place}` has {system.f_files} inodes, of which none is free"
+    size, free = system.f_blocks * system.f_frsize, system.f_bavail * system.f_frsize
     return f"the file system of `{place}` has {size >> 10} KiB, of which {free >> 10} are free"
 
 
@@ -96,6 +98,7 @@ def _user(process: dict[str, Any]) -> User:
 @dataclass(frozen=True, slots=True)
 class _Found:
     path: str
+    descriptor: int
     status: os.stat_result
     last: bool  # it is what was looked for
     makes: bool = False  # what was looked for is to be made in it
@@ -118,23 +121,41 @@ def _explained(one: _Found, user: User, *, runs: bool) -> str:
 
 
 class _Root:
-    """A container's root directory, as far as it is known."""
+    """A container's root directory, as far as it is known. `owners`: as far as the owners of its files are, too."""
 
-    def __init__(self, root: Sequence[Path], mounts: Iterable[dict[str, Any]], undo: ExitStack) -> None:
+    def __init__(
+        self, root: Sequence[Path], mounts: Iterable[dict[str, Any]], undo: ExitStack, *, owners: bool
+    ) -> None:
         self._undo = undo
         self._opened = 0
+        self._owners = owners
         self._root = [self._open(os.fspath(path), follow=True) for path in root]
         self._mounts = {os.path.normpath(mount["destination"]): mount for mount in mounts}
 
-    def walk(self, path: str) -> Iterator[_Found]:
-        """Yield the directories on the way, and the file if it is there. Raises OSError, among others for a loop."""
-        todo = path.strip("/").split("/")[::-1]
-        way: list[tuple[str, list[int]]] = [("", self._root)]
+    @property
+    def top(self) -> int:
+        """The container's own layer."""
+        return self._root[0]
+
+    def mount_of(self, path: str) -> str:
+        """Return where the mount is that a path without links is in; "" if it is in none."""
+        return max((one for one in self._mounts if f"{path}/".startswith(f"{one}/")), key=len, default="")
+
+    def walk(self, path: str, begin: str = "") -> Iterator[_Found]:
+        """Yield the directories on the way, and the file if it is there. Raises OSError, among others for a loop.
+
+        `begin`: a mount on the way, where it begins; what is above that may be unknown.
+        """
+        todo = path.removeprefix(begin).strip("/").split("/")[::-1]
+        first = self._below(begin, "", ()) if begin else self._root
+        way: list[tuple[str, list[int]]] = [(begin, first)]
         links = 0
-        yield _Found("/", os.fstat(self._root[0]), last=False)
+        yield self._found(way[0], last=False)
         for _step in range(_COMPONENTS):
             name = todo.pop() if todo else ""
             if name == "..":
+                if way[-1][0] and way[-1][0] == begin:
+                    raise FileNotFoundError(errno.ENOENT, "the way leads above where it begins", path)
                 way = way[:-1] or way
                 continue
             if name in ("", "."):
@@ -145,23 +166,26 @@ class _Root:
             directories = self._below(place, name, way[-1][1])
             if not directories:
                 if not todo:
-                    above = way[-1][0]
-                    source = self._source(above)
-                    yield _Found(above or "/", os.fstat(way[-1][1][0]), last=False, makes=True, source=source)
+                    yield self._found(way[-1], last=False, makes=True)
                 return
-            status = os.fstat(directories[0])
-            if stat.S_ISLNK(status.st_mode):
+            found = self._found((place, directories), last=not todo)
+            if stat.S_ISLNK(found.status.st_mode):
                 links += 1
                 target = os.readlink("", dir_fd=directories[0])
                 if links > _LINKS:
                     return
-                way = way[:1] if target.startswith("/") else way
+                if target.startswith("/"):
+                    begin, way = "", [("", self._root)]
                 todo += target.strip("/").split("/")[::-1]
                 continue
-            yield _Found(place, status, last=not todo, source=self._source(place))
-            if not stat.S_ISDIR(status.st_mode):
+            yield found
+            if not stat.S_ISDIR(found.status.st_mode):
                 return
             way.append((place, directories))
+
+    def _found(self, there: tuple[str, list[int]], *, last: bool, makes: bool = False) -> _Found:
+        place, (descriptor, *_merged) = there
+        return _Found(place or "/", descriptor, os.fstat(descriptor), last, makes, self._source(place))
 
     def _source(self, place: str) -> str:
         return str(self._mounts.get(place, {}).get("source", ""))
@@ -169,7 +193,7 @@ class _Root:
     def _below(self, place: str, name: str, directories: Sequence[int]) -> list[int]:
         """Return what is at a place: a file, or the directories that are merged there, the topmost first."""
         if (mount := self._mounts.get(place)) is not None:
-            if mount.get("type") != "bind" or "uidMappings" in mount:
+            if mount.get("type") != "bind" or (self._owners and "uidMappings" in mount):
                 raise FileNotFoundError(errno.ENOENT, "file system that cannot be looked at from here", place)
             return [self._open(mount["source"], follow=False)]
         found: list[int] = []

@@ -79,9 +79,9 @@ class EndClues:
 
     async def _file(self, container: Container, document: dict[str, Any], words: str, *, runs: bool) -> str:
         upper = self._state.settings.container_root(container.id) / "upper"
-        if files.FULL.search(words):
-            return await self._look("look at a full disk", files.full, words, document, upper)
         root: list[Path] = [upper, *self._images.layers_of(container.image_id)]
+        if files.FULL.search(words):
+            return await self._look("look at a full disk", files.full, words, document, root)
         return await self._look("look at a file", files.denied, words, document, root, runs=runs)
 
     async def _look(self, what: str, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -67,6 +67,26 @@ def test_the_directory_that_denies_is_named_through_layers_volumes_and_links(tmp
     assert "`/srv` belongs to" in _told("/srv/new", document, upper, lower)  # where it would be made
 
 
+def test_the_file_system_that_is_full_is_found_through_links(tmp_path: Path) -> None:
+    upper, volume = _made(tmp_path / "upper"), _made(tmp_path / "volume")
+    (upper / "data").symlink_to("/dev/shm/d")
+    (volume / "above").symlink_to("../x")
+    document = _document({"destination": "/dev", "type": "tmpfs"}, _bind("/dev/shm", Path("/dev/shm"), uidMappings=[1]),
+                         _bind("/mnt/v", volume), _bind("/mnt", volume))  # fmt: skip
+
+    def told(path: str) -> str:
+        return files.full(f"write {path}: no space left on device", document, [upper])
+
+    memory = os.statvfs("/dev/shm")
+    size = memory.f_blocks * memory.f_frsize >> 10
+    assert told("/dev/shm/d").startswith(f"the file system of `/dev/shm` has {size} KiB, of which ")
+    assert told("/var/x").startswith("the file system of `/` has ")
+    assert told("/mnt/v/x/y").startswith("the file system of `/mnt/v` has ")
+    for unknown in ("/dev/x", "/data/x", "/mnt/v/above/x"):  # not that of `/`
+        with pytest.raises(FileNotFoundError):
+            told(unknown)
+
+
 def test_an_image_of_many_deep_layers_does_not_use_up_descriptors(tmp_path: Path) -> None:
     layers = [_made(tmp_path / str(number)) for number in range(40)]
     for layer in layers:
