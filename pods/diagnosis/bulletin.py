@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 from pods.diagnosis import causes, troubles
 from pods.errors import PodError, Unavailable
-from pods.recorder.entry import Entry, Left, Life, Ran, Refused, Said, Wrote
+from pods.recorder.entry import Entry, Left, Life, Ran, Refused, Said, Wrote, encodable
 from pods.recorder.recording import Subject
 from pods.state.events import Listener
 
@@ -90,7 +90,8 @@ class Bulletins:
             self.counts[cause.name] += 1  # a pull that fails for a pod is in two recordings
         if self._listeners:
             object_id = entry.id if isinstance(entry, Life) else ""
-            told = Bulletin(entry.at, str(subject), entry.about, object_id, cause.name, cause.text, cause.remedy)
+            text = encodable(cause.text)
+            told = Bulletin(entry.at, str(subject), entry.about, object_id, cause.name, text, cause.remedy)
             for listener in list(self._listeners):
                 if not listener.take(told):
                     self._listeners.discard(listener)

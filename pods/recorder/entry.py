@@ -165,9 +165,13 @@ def cut(text: str, longest: int = _LONGEST) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
+def encodable(text: str) -> str:
+    """Return a text without what no UTF-8 stands for: bytes of names of files, and what plugins' JSON may have."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _shown(value: object) -> object:
-    # Plugins' JSON may have any lone surrogate, not only those that stand for bytes.
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else value
+    return encodable(value) if isinstance(value, str) else value
 
 
 def _without_ids(text: str) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from pods.diagnosis import causes, troubles
+from pods.diagnosis.bulletin import Bulletins
 from pods.diagnosis.inquiry import Present, find, inquire
 from pods.errors import InvalidArgument, NotFound
 from pods.life import last_words
-from pods.recorder.entry import Answered, Entry, Left, Life, Plugin, Ran, Refused, Runs, Said, Step, Wrote
+from pods.recorder.entry import CLUE, Answered, Entry, Left, Life, Plugin, Ran, Refused, Runs, Said, Step, Wrote
 from pods.recorder.recording import Recording, Subject, about_image
 
 _PAGE = Path(__file__).parents[2] / "docs/why.md"
@@ -247,3 +248,14 @@ def test_the_page_has_every_cause_and_its_remedy() -> None:
     documented = {(row[0].strip("| `"), row[2].removesuffix(" |")) for row in rows}
     assert {(known.name, known.remedy) for known in causes.KNOWN} - documented == set()
     assert {name for name, _remedy in documented} == {known.name for known in causes.KNOWN} | causes.OTHERS
+
+
+async def test_a_listener_gets_names_that_are_not_text() -> None:
+    """A message has no lone surrogate, and one that could not be made would end the listener's stream."""
+    bulletins = Bulletins()
+    listener = bulletins.listen()
+    recording = Recording(Subject("default", "web", "uid"), 1 << 14, lambda _recording: None, bulletins.hear)
+    recording.add(Said(1, "main", "info", f"{CLUE}`/\udcff` belongs to 0:0"))
+    recording.add(Life(2, "main", "c", "stopped", 1))
+    told = await anext(aiter(listener))
+    assert told.cause.encode().endswith("`/\ufffd` belongs to 0:0".encode())
