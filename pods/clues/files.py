@@ -24,6 +24,7 @@ FULL: Final = re.compile(r"(?i)no space left on device|disk quota exceeded|ENOSP
 _PATH: Final = re.compile(r"(?:^|(?<=[\s'\"`(=:\[]))/[^\s'\"`:,;()\[\]\x00-\x1f]+")  # control codes: of colours, too
 _LINKS: Final = 40
 _COMPONENTS: Final = 256
+_LARGE: Final = 1 << 30
 _DESCRIPTORS: Final = 1024  # an image chooses how many layers have each directory on a way, and a container the way
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ, _WRITE, _ENTER = 4, 2, 1
@@ -82,7 +83,8 @@ def full(words: str, document: dict[str, Any], root: Sequence[Path]) -> str:
     if system.f_files and not system.f_favail:
         return f"the file system of `{place}` has {system.f_files} inodes, of which none is free"
     size, free = system.f_blocks * system.f_frsize, system.f_bavail * system.f_frsize
-    return f"the file system of `{place}` has {size >> 10} KiB, of which {free >> 10} are free"
+    unit, bits = ("MiB", 20) if size >= _LARGE else ("KiB", 10)
+    return f"the file system of `{place}` has {size >> bits} {unit}, of which {free >> bits} are free"
 
 
 def _user(process: dict[str, Any]) -> User:

@@ -78,8 +78,9 @@ def test_the_file_system_that_is_full_is_found_through_links(tmp_path: Path) -> 
         return files.full(f"write {path}: no space left on device", document, [upper])
 
     memory = os.statvfs("/dev/shm")
-    size = memory.f_blocks * memory.f_frsize >> 10
-    assert told("/dev/shm/d").startswith(f"the file system of `/dev/shm` has {size} KiB, of which ")
+    size = memory.f_blocks * memory.f_frsize
+    shown = f"{size >> 20} MiB" if size >= 1 << 30 else f"{size >> 10} KiB"
+    assert told("/dev/shm/d").startswith(f"the file system of `/dev/shm` has {shown}, of which ")
     assert told("/var/x").startswith("the file system of `/` has ")
     assert told("/mnt/v/x/y").startswith("the file system of `/mnt/v` has ")
     for unknown in ("/dev/x", "/data/x", "/mnt/v/above/x"):  # not that of `/`
