@@ -1,7 +1,7 @@
 """Makes a list of system calls, and runs it with a small program instead of a forked interpreter.
 
 A fork of a Python process copies its page tables and the pages that the child touches, and then the child runs Python.
-Here the caller writes the list beforehand. posix_spawn(3) executes 250 bytes of machine code from a memfd. The
+Here the caller writes the list beforehand. posix_spawn(3) executes 270 bytes of machine code from a memfd. The
 code receives the list on descriptor 3 and makes the calls:
 
     memory = mmap(BASE, SIZE); read(3, memory, SIZE)
@@ -41,7 +41,7 @@ EVERY_ERROR: Final = tuple(range(128))
 _CODE: Final[dict[str, bytes]] = {
     "x86_64": bytes.fromhex(
         "bf00000010 be00001000 ba03000000 41ba32000000 6aff4158 4531c9 6a0958 0f05 4889c3"  # rbx = mmap(BASE, 1 MiB)
-        "6a035f 4889de ba00001000 31c0 0f05 4885c0 0f8eb9000000"  # read(3, rbx, 1 MiB); nothing: quit
+        "6a035f 4889de ba00001000 31c0 0f05 4885c0 0f8ec7000000"  # read(3, rbx, 1 MiB); nothing: quit
         "4c8b6318"  # r12 = rbx[24]
         "498b0424 498b7c2408 498b742410 498b542418 4d8b542420 4d8b442428 4d8b4c2430"  # loop: number and arguments
         "4885c0 7827 0f05 483d00f0ffff 772c"  # below 0: look; syscall; from -4095 on: error
@@ -52,13 +52,14 @@ _CODE: Final[dict[str, bytes]] = {
         "4d8b642450 eb87"  # r12 = r12[80]; loop
         "48894308 4c896310 4c8b6320 e976ffffff"  # fail: rbx[8], rbx[16] = rax, r12; r12 = rbx[32]; loop
         "4889f2 8a07 48ffc7 3c20 74f7 3c09 74f3"  # cut: rdx = rsi; do al = *rdi++ while it is a space or a tab
-        "3c20 760c 8806 48ffc6 8a07 48ffc7 ebf0"  # copy: up to a space or less: *rsi++ = al; al = *rdi++; copy
-        "4889f0 4829d0 e97cffffff"  # rax = rsi - rdx; done
+        "3c20 770e 7418 3c0a 7708 3c09 7310 84c0 740c"  # copy: at a space, line feed, tab or null: copied
+        "8806 48ffc6 8a07 48ffc7 ebe2"  # *rsi++ = al; al = *rdi++; copy
+        "4889f0 4829d0 e96effffff"  # rax = rsi - rdx; done
         "6a015f b8e7000000 0f05"  # quit: exit_group(1)
     ),
     "aarch64": bytes.fromhex(
         "0000a2d2 0102a0d2 620080d2 430680d2 04008092 050080d2 c81b80d2 010000d4 f30300aa"  # x19 = mmap(BASE, 1 MiB)
-        "600080d2 e10313aa 0202a0d2 e80780d2 010000d4 1f0000f1 4d060054"  # read(3, x19, 1 MiB); nothing: quit
+        "600080d2 e10313aa 0202a0d2 e80780d2 010000d4 1f0000f1 0d070054"  # read(3, x19, 1 MiB); nothing: quit
         "740e40f9"  # x20 = x19[24]
         "880240f9 808640a9 828e41a9 849642a9"  # loop: number and arguments
         "8801f8b7 010000d4 1ffc3fb1 c2010054"  # below 0: look; svc; from -4095 on: error
@@ -68,8 +69,9 @@ _CODE: Final[dict[str, bytes]] = {
         "e00300cb e20f80d2 1f0002eb 0230829a 41fc46d3 810e018b 212c40f9 2124c29a 61000036 942a40f9 e1ffff17"  # error
         "60d200a9 741240f9 deffff17"  # fail: x19[8], x19[16] = x0, x20; x20 = x19[32]; loop
         "e20301aa 03144038 7f800071 c0ffff54 7f240071 80ffff54"  # cut: do x3 = *x0++ while it is a space or a tab
-        "7f800071 89000054 23140038 03144038 fcffff17"  # copy: up to a space or less: *x1++ = x3; x3 = *x0++; copy
-        "200002cb d9ffff17"  # x0 = x1 - x2; done
+        "7f800071 e8000054 20010054 7f280071 88000054 7f240071 a2000054 83000034"  # copy: at one of four: copied
+        "23140038 03144038 f6ffff17"  # *x1++ = x3; x3 = *x0++; copy
+        "200002cb d3ffff17"  # x0 = x1 - x2; done
         "200080d2 c80b80d2 010000d4"  # quit: exit_group(1)
     ),
 }
@@ -167,7 +169,8 @@ class Script:
     def cut(self, address: int, to: int) -> Entry:
         """Append a copy of the word at an address, or after blanks there. The result is its length.
 
-        The word ends before any byte up to a space. `to` must have as much room, and be zero.
+        The word ends where the kernel ends an interpreter's name: before a space, tab, line feed or null byte. `to`
+        must have as much room, and be zero.
         """
         return self._append(CUT, (address, to), None, (), 0)
 

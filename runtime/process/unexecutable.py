@@ -117,7 +117,7 @@ def _beginning(path: bytes) -> bytes:
 
 def _of_content(content: bytes, number: int) -> str:
     if content[:2] == b"#!":
-        interpreter = _interpreter(content).decode(errors="replace")
+        interpreter = _interpreter(content).decode(errors="replace").rstrip("\r")
         if b"\r" in _first_line(content):
             return f'its interpreter "{interpreter}" ends in a carriage return: it has the line ends of DOS'
         if not interpreter:
@@ -143,9 +143,11 @@ def _first_line(content: bytes) -> bytes:
 
 
 def _interpreter(content: bytes) -> bytes:
-    """The interpreter that a script names; b"" of no script."""
-    words = _first_line(content).split()
-    return words[0] if content[:2] == b"#!" and words else b""
+    """The name of a script's interpreter, as the kernel reads it: with a carriage return, say. b"" of no script."""
+    if content[:2] != b"#!":
+        return b""
+    line = _first_line(content).lstrip(b" \t").partition(b"\0")[0]
+    return line.replace(b"\t", b" ").partition(b" ")[0]
 
 
 def _of_elf(content: bytes, number: int) -> str:

@@ -116,7 +116,7 @@ def test_a_word_is_cut_out(runner: Runner) -> None:
         length = script.cut(script.data(line + b"\0"), copy)
         script.call("write", _WRITE, copy, length, about=None)
         _say(script, b"|")
-    assert _run(runner, script)[:2] == (7, b"/bin/sh|/bin/sh|/bin/sh|/bin/sh|\xff|||")
+    assert _run(runner, script)[:2] == (7, b"/bin/sh|/bin/sh|/bin/sh|/bin/sh\r|\xff|||")
 
 
 @pytest.mark.parametrize("allowed", [(errno.ENOENT,), (errno.EPERM, errno.ENOENT, 127), EVERY_ERROR])

@@ -30,6 +30,7 @@ _FILES: dict[str, tuple[bytes, int]] = {
     "wide": ("#!/bin/sh\n".encode("utf-16"), 0o755),
     "late": (b"\n#!/bin/sh\n", 0o755),
     "nothing": (b"#!\necho\n", 0o755),
+    "dos": (b"#!/bin/sh\r\necho\r\n", 0o755),
 }
 
 
@@ -43,6 +44,7 @@ _FILES: dict[str, tuple[bytes, int]] = {
         ("mark", "its #! comes after a byte order mark"),
         ("wide", "it is text in UTF-16"),
         ("late", "its #! comes after white space"),
+        ("dos", 'its interpreter "/bin/sh" ends in a carriage return'),
         ("nothing", "its #! line names no interpreter"),
     ],
 )
