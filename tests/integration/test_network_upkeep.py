@@ -91,6 +91,11 @@ def _cut(daemon: Daemon, turn: int) -> None:
             os.kill(pid, signal.SIGKILL)
     until(lambda: not _plugins())
     daemon.start()
+    # A bridge plugin that was killed between its address and its rules fails once to undo it; kubelet stops it again.
+    for left in daemon.runtime.ListPodSandbox(cri.ListPodSandboxRequest(), **_CALL).items:
+        if left.state == cri.SANDBOX_NOTREADY:
+            daemon.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=left.id), **_CALL)
+            daemon.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=left.id), **_CALL)
     for config in configs:
         daemon.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config), **_CALL)
     until(lambda: len(list((daemon.root / "network").iterdir())) == 4 * (turn + 1))

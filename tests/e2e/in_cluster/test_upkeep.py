@@ -31,8 +31,11 @@ def test_logs_are_rotated_and_nothing_is_lost(cluster: Cluster) -> None:
     cluster.kubelet.stop()
     cluster.kubelet.start(containerLogMaxSize="20Ki", containerLogMaxFiles=1000, containerLogMonitorInterval="3s")
     cluster.until(lambda: any(directory.glob("0.log.*.gz")), "rotate a log twice")
-    lines = watch.Watch().stream(log, "counting", NAMESPACE, follow=True, tail_lines=1)
-    first = int(next(lines))
+    line = None
+    while line is None:  # kubelet ends a stream that begins while it rotates the log
+        lines = watch.Watch().stream(log, "counting", NAMESPACE, follow=True, tail_lines=1)
+        line = next(lines, None)
+    first = int(line)
     rotated = set(directory.glob("0.log.*"))
     for line in lines:
         if int(line) > first + 100 and set(directory.glob("0.log.*")) - rotated:
