@@ -47,8 +47,8 @@ checks() {
     step tests/e2e/build-runsc.sh || true
     step tests/programs.sh || true
     # A test that hangs fails with its stacks, and the others go on.
-    # Many wait most of their time, so there are more boxes than cores.
-    step timeout --foreground 4800 pytest -q tests/unit tests/integration --boxes 3 --timeout 600 --durations 10 || true
+    # Many wait most of their time.
+    step timeout --foreground 4800 pytest -q tests/unit tests/integration --boxes 2 --timeout 600 --durations 10 || true
 }
 
 # The steps that need Kubernetes programs. The guest takes one core for longer than all others of them.

@@ -1,4 +1,5 @@
-"""The box that integration tests run in: mount, network, PID, IPC and cgroup namespaces of their own.
+"""The box that integration tests run in: mount, network, PID, IPC and cgroup namespaces of their own, and the directory
+where `crisp run` puts logs.
 
 Links, iptables rules, named network namespaces, mounts, cgroups and processes that a test leaves behind can then be
 told from what else happens on the machine; none of it, nor ip_forward, reaches the machine; and whatever a crashed run
@@ -32,6 +33,8 @@ mount --make-rshared /
 mkdir -p /run/netns
 mount -t tmpfs -o mode=755 netns /run/netns
 mount --make-shared /run/netns
+mkdir -p /var/log/crisp
+mount -t tmpfs -o mode=755 logs /var/log/crisp
 ip link set lo up
 set +e
 "$@"

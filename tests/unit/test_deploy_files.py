@@ -86,7 +86,7 @@ case "${{0##*/}} $*" in "{broken}"*) echo "FAILED tests/x.py::test_y - $0" && ex
     assert all(broken in command for command in failed)
     ending = done.stdout.rpartition(verdicts[-1][1])[2]
     assert ("FAILED tests/x.py::test_y - " in ending) == bool(broken)
-    first = "unit tests/integration --boxes 3 --timeout 600 --durations 10"
+    first = "unit tests/integration --boxes 2 --timeout 600 --durations 10"
     suites = [f"pytest -q tests/{name}" for name in (first, "e2e", "vm")]
     conformance = "python -m tests.e2e.conformance --part quick"
     wanted = suites[:1] if broken == "build-kubernetes.sh" else [*suites, conformance]
