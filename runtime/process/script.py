@@ -25,7 +25,7 @@ import struct
 
 from linux import syscalls
 from linux.elf import executable, in_memory
-from runtime.light import signal
+from runtime.light import signal, socket
 from runtime.wire.reports import Undone, encode
 
 TYPE_CHECKING = False
@@ -292,6 +292,26 @@ class Runner:
     def can_run(self) -> bool:
         """Whether there is a program for this machine and the kernel has all calls of the lists (Linux 5.9)."""
         return self.program >= 0
+
+    def start(
+        self, image: bytes, channel: socket.socket, descriptors: Sequence[int], *title: str
+    ) -> tuple[int, int] | None:
+        """`spawn` the program, and send it the list by its parent's end of the channel.
+
+        Returns its pid and a pidfd, or None if the machine does not allow that; then no process is left.
+        """
+        try:
+            pid, pidfd = self.spawn(descriptors, *title)
+        except OSError:  # executable memory is forbidden (vm.memfd_noexec=2), or a module refuses it
+            return None
+        try:
+            # Not before there is a process for it: a forked interpreter would end with the list unread, and then the
+            # kernel answers the next recv(2) with ECONNRESET in the place of a report (unix(7)).
+            channel.send(image)
+        except OSError:  # net.core.wmem_default is smaller than the list
+            end(pid, pidfd)
+            return None
+        return pid, pidfd
 
     def spawn(self, descriptors: Sequence[int], *title: str) -> tuple[int, int]:
         """Start the program with these descriptors as 0, 1, 2 and so on. Returns its pid and a pidfd.

@@ -14,7 +14,7 @@ from runtime.errors import failing
 from runtime.process.clone import clone_into
 from runtime.process.join import Join, exec_process
 from runtime.process.joining import Joinings
-from runtime.process.script import Runner, end
+from runtime.process.script import Runner
 from runtime.shim.exec import Exec
 from runtime.shim.reply import Reply
 from runtime.shim.supervisor import Parent
@@ -78,18 +78,10 @@ class Execs:
             return None
         if joining is None or program is None:
             return None
-        try:
-            pid, pidfd = self._runner.spawn((*join.stdio, theirs.fileno(), join.init_pidfd))
-        except OSError:  # executable memory is forbidden (vm.memfd_noexec=2), or a module refuses it
+        started = self._runner.start(program.image, ours, (*join.stdio, theirs.fileno(), join.init_pidfd))
+        if started is None:
             return None
-        try:
-            # Not before there is a process for it: a forked interpreter would end with the list unread, and then the
-            # kernel answers the next recv(2) with ECONNRESET in the place of a report (unix(7)).
-            ours.send(program.image)
-        except OSError:  # net.core.wmem_default is smaller than the list
-            end(pid, pidfd)
-            return None
-        return pid, pidfd, Conversation(EXEC, bears=joining.births, undone=program.failure)
+        return *started, Conversation(EXEC, bears=joining.births, undone=program.failure)
 
     def wait_running(self, key: str, reply: Reply) -> None:
         """Reply when the program runs or has exited; with its terminal's master if it has one."""

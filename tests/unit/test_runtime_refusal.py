@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import struct
 from pathlib import Path
@@ -11,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from runtime.process.joining import Program
-from runtime.process.refusal import Refusal, report_refusal
-from runtime.process.script import Runner, Script
-from runtime.wire.reports import Undone, decode
+from runtime.process.refusal import Refusal
+from runtime.wire.reports import Undone
+from tests.refused import refused
 
 _FOREIGN = b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HH", 2, 22 if os.uname().machine != "s390x" else 62)
 _FILES = {
@@ -27,34 +26,13 @@ _FILES = {
 }
 
 
-def _refused(path: Path) -> list[str]:
-    """Execute the file by a list, as an exec does. Returns the errors that its reports stand for, in their order."""
-    script = Script()
-    address = script.text(str(path))
-    nothing = script.room(8)
-    refused = script.from_now_on_failure()
-    script.call("execve", address, nothing, nothing, about=Refusal("it", 7, 8))
-    script.end()
-    script.put(refused)
-    report_refusal(script, lambda: address)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        pid, pidfd = Runner().spawn((0, 1, 2, theirs.fileno()))
-        os.close(pidfd)
-        theirs.close()
-        ours.send(script.finished())
-        reports = [decode(packet) for packet in iter(lambda: ours.recv(1 << 16), b"")]
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-    return [str(Program(b"", script.names).failure(report)) for report in reports if isinstance(report, Undone)]
-
-
 @pytest.mark.parametrize("name", _FILES)
 def test_the_error_first_and_then_what_the_file_adds(tmp_path: Path, name: str) -> None:
     content, mode, told = _FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
     path.chmod(mode)
-    first, second = _refused(path)
+    first, second = refused(path)
     assert second.startswith(f'exec: "it": {told}')
     assert second.startswith(first)
     assert first == f'exec: "it": {told.partition(":")[0]}'
@@ -66,7 +44,7 @@ def test_a_pipe_is_not_opened_for_it(tmp_path: Path) -> None:
     path.chmod(0o755)
     writer = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     os.write(writer, b"for somebody else")
-    assert _refused(path)[-1] == 'exec: "it": permission denied: its mode is 0755, and the process runs as 7:8'
+    assert refused(path)[-1] == 'exec: "it": permission denied: its mode is 0755, and the process runs as 7:8'
     assert os.read(writer, 100) == b"for somebody else"
     os.close(writer)
     assert stat.S_ISFIFO(path.stat().st_mode)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import struct
 import subprocess
 from pathlib import Path
@@ -11,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from linux.elf import MACHINES
-from runtime.process.refusal import Refusal, report_refusal
-from runtime.process.script import Runner, Script
 from runtime.process.unexecutable import one_word, reason
-from runtime.wire.reports import Undone, decode
+from tests.refused import refused
 
 _FOREIGN = b"\x7fELF\2\1\1" + bytes(9) + struct.pack("<HH", 2, 22 if os.uname().machine != "s390x" else 62)
 _FILES: dict[str, tuple[bytes, int]] = {
@@ -59,33 +56,7 @@ def test_the_reason_is_the_kernel_s(tmp_path: Path, name: str, told: str) -> Non
     why = reason(str(tmp_path / name), number)
     assert why.startswith(told.format(tmp_path))
     if os.uname().machine in MACHINES:
-        assert _told_by_a_list(tmp_path / name, number) == f'exec: "{name}": {os.strerror(number).lower()}: {why}'
-
-
-def _told_by_a_list(path: Path, number: int) -> str:
-    """What is told of the file by a list of system calls that fails to execute it."""
-    script = Script()
-    address = script.text(bytes(path))
-    refused = script.from_now_on_failure()
-    script.call("execve", address, 0, 0, about=None)
-    script.end()
-    script.put(refused)
-    report_refusal(script, lambda: address)
-    runner = Runner()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        with theirs:
-            ours.send(script.finished())
-            pid, pidfd = runner.spawn((0, 1, 2, theirs.fileno()))
-        os.waitpid(pid, 0)
-        os.close(pidfd)
-        os.close(runner.program)
-        reports = [decode(packet) for packet in iter(lambda: ours.recv(1 << 16), b"")]
-    first, last = reports
-    assert isinstance(first, Undone)
-    assert isinstance(last, Undone)
-    assert (first.number, first.facts, last.number) == (number, b"", number)
-    return str(Refusal(path.name, os.geteuid(), os.getegid()).error(number, last.facts))
+        assert refused(tmp_path / name)[-1] == f'exec: "it": {os.strerror(number).lower()}: {why}'
 
 
 def test_a_circle_of_interpreters_ends(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from runtime.process.assembling import Obstacle
 from runtime.process.clone import clone_into
 from runtime.process.hooks import enter_the_container
 from runtime.process.init import Start, clock_offsets, clone_flags, container_init
-from runtime.process.script import end
 from runtime.process.starting import Starting
 from runtime.rootfs.host_trees import host_trees
 from runtime.rootfs.plan import MountPlan, plan_mounts
@@ -109,17 +108,10 @@ class OwnLauncher:
         if program is None:
             return None
         descriptors = (*start.stdio, theirs.fileno(), *starting.descriptors)
-        try:
-            pid, pidfd = runner.spawn(descriptors, "crisp-init", start.container_id)
-        except OSError:  # executable memory is forbidden (vm.memfd_noexec=2), or a module refuses it
-            return None
-        try:
-            ours.send(program.image)
-        except OSError:  # net.core.wmem_default is smaller than the list
-            end(pid, pidfd)
-            return None
-        listening.is_told_by_list(starting.births, program.failure)
-        return pid, pidfd
+        started = runner.start(program.image, ours, descriptors, "crisp-init", start.container_id)
+        if started is not None:
+            listening.is_told_by_list(starting.births, program.failure)
+        return started
 
     def _start(
         self,
