@@ -423,7 +423,7 @@ def test_spec_runs_and_features_and_refusals(bundle: Bundle) -> None:
 
 
 def test_a_checkpoint_that_cannot_be(bundle: Bundle) -> None:
-    """That one can: tests/vm/inside/crisp_oci.py, on a kernel that criu knows."""
+    """That one can: test_runtime_checkpoint.py."""
     bundle.configure("sleep", "100")
     bundle.create()
     assert "cannot checkpoint container one: it is created" in bundle.call("checkpoint", "one", check=False).stderr

@@ -53,7 +53,7 @@ OWN_PIDS = cri.NamespaceOption(pid=cri.CONTAINER)
 # A line lost while the daemon is away would be seen. It waits without a process that could be taken for a leak.
 COUNTER = """
 mkfifo /never; exec 3<>/never
-i=0; while :; do echo $i; i=$((i+1)); [ $((i%1000)) -gt 0 ] || read -t 1 x <&3; done
+i=0; while :; do echo $i; i=$((i+1)); [ $((i%100)) -gt 0 ] || read -t 1 x <&3; done
 """
 EXIT_SECONDS = 300.0  # for what takes a moment where nothing else runs, and no emulation
 
@@ -184,7 +184,7 @@ def checkpointed(service: Service, tmp_path_factory: pytest.TempPathFactory, req
     script = f"echo kept >/changed; rm /etc/passwd; rm -r /home; mkdir /home; touch /home/mine; {COUNTER}"
     with service.pod(config=_pod_with_pids(service, "origin", request.param)) as pod:
         container_id = pod.run("sh", "-c", script, name="main", **_restorable(volume, request.param))
-        until(lambda: pod.log("main").count("\n") > 1000, EXIT_SECONDS)
+        until(lambda: pod.log("main").count("\n") > 100, EXIT_SECONDS)
         checkpoint = cri.CheckpointContainerRequest(container_id=container_id, location=str(archive), timeout=120)
         service.runtime.CheckpointContainer(checkpoint, timeout=CALL_SECONDS)
         counted = pod.log("main").count("\n")
@@ -219,7 +219,7 @@ def test_a_container_is_made_from_a_checkpoint(service: Service, checkpointed: C
     pids = checkpointed.pids
     with service.pod(config=_pod_with_pids(service, f"copy-{kind}", pids)) as pod:
         container_id = pod.run(name="copy", image=image, **_restorable(checkpointed.volume, pids))
-        until(lambda: pod.log("copy").count("\n") > 1500, EXIT_SECONDS)
+        until(lambda: pod.log("copy").count("\n") > 150, EXIT_SECONDS)
         numbers = [int(line.split()[3]) for line in pod.log("copy").splitlines()]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         assert 0 < numbers[0] <= checkpointed.counted + 1

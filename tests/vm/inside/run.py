@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,9 +38,11 @@ def mark_booted(times: int) -> None:
 def install() -> None:
     """Install the wheel and the unit as deploy/install.sh does, without a network. Leaves crispd stopped."""
     wheel = next(PAYLOAD.glob("*.whl"))
-    # Not pip, which takes 20 s under emulation. What is imported is compiled then; the tests do not need it all.
+    # Not pip, which takes 20 s under emulation. What was not compiled outside is when it is imported.
     installer = [sys.executable, "-m", "installer", "--no-compile-bytecode", str(wheel)]
     subprocess.run(installer, check=True, stdout=sys.stderr)
+    if (PAYLOAD / "compiled").is_dir():
+        shutil.copytree(PAYLOAD / "compiled", sysconfig.get_path("purelib"), dirs_exist_ok=True)
     shutil.copy(PAYLOAD / "deploy/crispd.service", "/etc/systemd/system")
     settings = Path("/etc/crisp/crisp.toml.d/handlers.toml")
     settings.parent.mkdir(parents=True)
