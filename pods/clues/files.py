@@ -87,6 +87,12 @@ def full(words: str, document: dict[str, Any], root: Sequence[Path]) -> str:
     return f"the file system of `{place}` has {size >> bits} {unit}, of which {free >> bits} are free"
 
 
+def has_file(root: Sequence[Path], path: str) -> bool:
+    """Return whether the root of these layers, topmost first, has the file. Raises OSError."""
+    with ExitStack() as undo:
+        return any(found.last for found in _Root(root, (), undo, owners=False).walk(os.path.normpath(path)))
+
+
 def _user(process: dict[str, Any]) -> User:
     user = process.get("user", {})
     gid = user.get("gid", 0)

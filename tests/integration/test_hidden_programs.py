@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -31,9 +33,26 @@ def test_a_volume_hides_what_the_image_has(tmp_path: Path, error: str, told: str
         path.touch()
     process = {"env": ["A=b", "PATH=/usr/bin:/app"], "cwd": "/app"}
     (tmp_path / "lower").mkdir()
-    found = hidden(error, _MOUNTS, process, [tmp_path / "lower", tmp_path / "upper"])
+    found = hidden(error, _MOUNTS, process, [tmp_path / "upper", tmp_path / "lower"])
     assert told in found
     assert bool(found) == bool(told)
+
+
+@pytest.mark.parametrize("gone", ["removed", "hidden"])
+def test_what_an_upper_layer_took_away_is_not_there(tmp_path: Path, gone: str) -> None:
+    upper, lower = tmp_path / "upper", tmp_path / "lower"
+    for name in ("server", "other"):
+        (lower / "app").mkdir(parents=True, exist_ok=True)
+        (lower / "app" / name).touch()
+    (upper / "app").mkdir(parents=True)
+    if gone == "removed":
+        os.mknod(upper / "app/server", stat.S_IFCHR, 0)
+    else:
+        os.setxattr(upper / "app", "trusted.overlay.opaque", b"y")
+        (upper / "app/other").touch()
+    for name in ("server", "other"):
+        error = f'exec: "/app/{name}": stat /app/{name}: no such file or directory'
+        assert bool(hidden(error, _MOUNTS, {}, [upper, lower])) == (name == "other")
 
 
 def test_no_link_of_the_image_leads_out_of_its_layer(tmp_path: Path) -> None:
@@ -50,3 +69,12 @@ def test_no_link_of_the_image_leads_out_of_its_layer(tmp_path: Path) -> None:
     (layer / "app").unlink()
     (layer / "app").symlink_to("/srv")
     assert "hides" in hidden(error, _MOUNTS, {}, [layer])
+    (tmp_path / "upper/opt").mkdir(parents=True)
+    (tmp_path / "upper/app").symlink_to("opt/../srv/./none/..")
+    assert hidden(error, _MOUNTS, {}, [tmp_path / "upper", layer]) == ""
+    (tmp_path / "upper/app").unlink()
+    (tmp_path / "upper/app").symlink_to("opt/../srv/.")
+    assert "hides" in hidden(error, _MOUNTS, {}, [tmp_path / "upper", layer])
+    (tmp_path / "upper/app").unlink()
+    (tmp_path / "upper/app").symlink_to("app")
+    assert hidden(error, _MOUNTS, {}, [tmp_path / "upper", layer]) == ""
