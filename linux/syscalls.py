@@ -51,6 +51,7 @@ SYS_CLONE3: Final = 435
 SYS_CLOSE_RANGE: Final = 436
 SYS_OPENAT2: Final = 437
 SYS_MOUNT_SETATTR: Final = 442
+SYS_QUOTACTL_FD: Final = 443
 
 # clone(2), unshare(2), setns(2)
 CLONE_NEWTIME: Final = NAMESPACE_FLAGS["time"]
@@ -353,6 +354,13 @@ def fsconfig_create(fd: int) -> None:
 def fsmount(fd: int, attrs: int = 0) -> int:
     """Return a detached mount of the file system configured at `fd`."""
     return check(_syscall(SYS_FSMOUNT, fd, 1, attrs), "fsmount", "fsmount")
+
+
+def quotactl_fd(fd: int, command: int, identity: int, buffer: bytearray) -> None:
+    """Do a command of quotactl_fd(2) on the file system of an open file (Linux 5.14). `buffer` is its argument."""
+    memory = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    result = _syscall(SYS_QUOTACTL_FD, fd, ctypes.c_uint(command), ctypes.c_uint(identity), memory)
+    check(result, f"quota {identity}", "quotactl_fd")
 
 
 def openat2(dirfd: int, path: str | bytes, flags: int, resolve: int) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from linux import trees
+from pods import disk_quotas
 
 _log = logging.getLogger("crisp.pods")
 _TURN: Final = 0.2  # seconds
@@ -104,6 +105,7 @@ def remove_tree(top: Path, seconds: float = math.inf, stopped: Callable[[], bool
 
     Returns whether it finished: it stops after `seconds` or when `stopped` returns True, and wants to be called again.
     """
+    disk_quotas.end(top)
     end = time.monotonic() + seconds
     try:
         return trees.remove_tree(os.fspath(top), lambda: time.monotonic() > end or stopped())

@@ -14,6 +14,7 @@ from typing import Any, Final
 from image.store import ImageStore
 from network.errors import NetworkError
 from network.network import Network
+from pods import disk_quotas
 from pods.cgroups.driver import Cgroups
 from pods.check.check import Check, Disagreement, Parts
 from pods.checkpoint.write import Checkpoints
@@ -138,6 +139,8 @@ class Node:
         `around` is entered around each run of a network plugin and each part of a pull.
         """
         async with contextlib.AsyncExitStack() as undo:
+            if settings.container_disk_limit:
+                disk_quotas.require(settings.root, "container_disk_limit in crisp.toml")
             pinned = [settings.pause_image] if settings.pause_image else []
             images = await ImageStore.open(
                 settings.root / "image", settings.registries_conf, settings.images, pinned=pinned, around=around

@@ -32,6 +32,8 @@ class NodeSettings:
     container_log_limit: int  # bytes of one log, 0 for any; the one before is kept beside it
     container_log_rate: int  # bytes a second of one container, 0 for any; what is above is dropped
     container_log_rate_most: int  # how far pods may raise that, bytes a second
+    container_disk_limit: int  # bytes of a container's own files, 0 for any
+    container_disk_limit_most: int  # how far pods may raise that, bytes
     recording_bytes: int  # of one pod (pods.recorder)
     recordings_kept: int  # of pods that are gone
     recordings_hours: int  # that long

@@ -27,6 +27,7 @@ _PULLS = "Images"
 _RUNTIMES = "Other runtimes"
 _CGROUPS = "Cgroups"
 _STREAMING = "Streaming"
+_LIMITS = "Limits"
 _WATCHING = "Watching"
 
 
@@ -216,6 +217,20 @@ class Configuration:
         to=Component.STREAMING, attribute="ca",
     )  # fmt: skip
 
+    container_disk_limit: int = setting(
+        _LIMITS, kinds.whole(0, 1 << 50), 0,
+        "How much the files of a container may take that are its own: its writable layer, and the volumes that its "
+        "image declares; 0 for any. Above it writes fail, with EDQUOT or on XFS ENOSPC. root must be on a file system "
+        "that enforces project quotas (ext4 or XFS, mounted with prjquota), or crispd does not start. In force for "
+        "containers that are created from then on.",
+        unit="bytes", to=Component.NODE,
+    )  # fmt: skip
+    container_disk_limit_most: int = setting(
+        _LIMITS, kinds.whole(0, 1 << 50), 0,
+        "How far a pod's annotation crisp/disk-limit may raise container_disk_limit. With less than that, as by "
+        "default, annotations can only lower it. Where container_disk_limit is 0 they may ask for any.",
+        unit="bytes", to=Component.NODE,
+    )  # fmt: skip
     log_level: str = setting(
         _WATCHING, kinds.one_of(*logfmt.LEVELS), "info",
         "The lowest level to log, to standard error.",

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from linux.tables import OVERLAY_OPAQUE
+from pods import disk_quotas
 
 ON_NODE: Final = "on the node it is"
 DENIED: Final = re.compile(r"(?i)permission denied|EACCES")
 FULL: Final = re.compile(r"(?i)no space left on device|disk quota exceeded|ENOSPC|EDQUOT")
 _PATH: Final = re.compile(r"(?:^|(?<=[\s'\"`(=:\[]))/[^\s'\"`:,;()\[\]\x00-\x1f]+")  # control codes: of colours, too
+_ALMOST: Final = 64 << 10  # bytes
 _LINKS: Final = 40
 _COMPONENTS: Final = 256
 _LARGE: Final = 1 << 30
@@ -80,11 +82,19 @@ def full(words: str, document: dict[str, Any], root: Sequence[Path]) -> str:
         *_above, last = there.walk(path, there.mount_of(path))
         place = there.mount_of(last.path) or "/"
         system = os.fstatvfs(last.descriptor if place != "/" else there.top)
+    if place == "/" and (limit := _limit_of(root[0].parent)):
+        return f"the container's own files may take {limit >> 10} KiB (container_disk_limit, or its pod's annotation)"
     if system.f_files and not system.f_favail:
         return f"the file system of `{place}` has {system.f_files} inodes, of which none is free"
     size, free = system.f_blocks * system.f_frsize, system.f_bavail * system.f_frsize
     unit, bits = ("MiB", 20) if size >= _LARGE else ("KiB", 10)
     return f"the file system of `{place}` has {size >> bits} {unit}, of which {free >> bits} are free"
+
+
+def _limit_of(directory: Path) -> int:
+    """Return the quota of a container's directory, if it is used up but for a page or two; else 0."""
+    use = disk_quotas.use(directory)
+    return use.limit if use is not None and use.bytes + _ALMOST >= use.limit else 0
 
 
 def has_file(root: Sequence[Path], path: str) -> bool:

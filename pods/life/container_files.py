@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pods import disk_quotas
 from pods.oci import image_volumes
 from pods.security import user_namespaces
 from pods.security.selinux import relabel
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
     from runtime.wire.calls import Identity
 
 
-def make_layer_directories(root: Path, lower: Sequence[Path], users: IDMappings | None) -> None:
-    """Make the directories of the writable layer, with the owner and mode of the image's root directory."""
+def make_layer_directories(root: Path, lower: Sequence[Path], users: IDMappings | None, limit: int) -> None:
+    """Make the directories of the writable layer, with the owner and mode of the image's root directory.
+
+    It and the volumes beside it may take `limit` bytes, 0 for any. Raises PodError, OSError.
+    """
     root.mkdir(parents=True, mode=0o700, exist_ok=True)  # a checkpoint may be in it already
+    disk_quotas.begin(root, limit)
     upper = f"{root}/upper"
     os.mkdir(upper)
     os.mkdir(f"{root}/work", 0o700)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pods import bundle, foreign_files, handlers, log_fields, log_rate, pod_files
+from pods import bundle, disk_quotas, foreign_files, handlers, log_fields, pod_files
 from pods.cgroups.places import container_cgroup
 from pods.checkpoint import restore
+from pods.container_limits import DISK, LOG_RATE
 from pods.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -28,7 +29,7 @@ from pods.inflight import Background, Flights
 from pods.life import chosen_image, container_plan
 from pods.life.container_files import make_layer_directories, make_volumes
 from pods.life.removal import delete_in_shim, remove_files
-from pods.model import Container, ContainerConfig, ContainerUser, SandboxState
+from pods.model import Container, ContainerConfig, ContainerUser, SandboxConfig, SandboxState
 from pods.oci import mount_points, mount_sources, mounted_images, pod_contents
 from pods.oci.check import validate
 from pods.oci.document import ContainerContext, build_config, find_host_objects
@@ -114,7 +115,7 @@ class Creations:
         See `Flights` for repeated and abandoned requests.
         """
         sandbox = self._state.ready_sandbox(sandbox_id)
-        log_rate.check(sandbox.config, config, self._state.settings)
+        self._check_limits(sandbox.config, config)
         return await self._flights.run(
             (sandbox.id, config.metadata.name, config.metadata.attempt),
             config,
@@ -122,6 +123,14 @@ class Creations:
             self._removals.remove,
             made=lambda: self._made(sandbox.id, config),
         )
+
+    def _check_limits(self, pod: SandboxConfig, config: ContainerConfig) -> None:
+        settings = self._state.settings
+        for limit in (LOG_RATE, DISK):
+            limit.check(pod, config, settings)
+        if DISK.of(pod, config, settings):
+            name = DISK.annotation(pod, config)
+            disk_quotas.require(settings.root, f"annotation {name!r}" if name in pod.annotations else DISK.setting)
 
     async def _make(self, sandbox_id: str, config: ContainerConfig, trace: Trace) -> str:
         sandbox = self._state.find_sandbox(sandbox_id).sandbox
@@ -290,7 +299,8 @@ class Creation:
 
     async def _make_layer(self, plan: Plan, deadline: float | None) -> None:
         """Make the bundle and the writable layer, with a checkpoint's changes."""
-        make_layer_directories(self._root, plan.layers, self._users)
+        limit = DISK.of(self._sandbox.config, self._config, self._settings)
+        make_layer_directories(self._root, plan.layers, self._users, limit)
         self._bundle.mkdir(parents=True, mode=0o700)
         if plan.checkpoint is not None:
             async with asyncio.timeout_at(deadline):

@@ -11,8 +11,9 @@ import time
 from typing import TYPE_CHECKING
 
 from image.errors import ImageError
-from pods import bundle, log_fields, log_place, log_rate
+from pods import bundle, log_fields, log_place
 from pods.checkpoint import members
+from pods.container_limits import LOG_RATE
 from pods.errors import PodError
 from pods.life.hidden import hidden
 from pods.model import Container
@@ -88,7 +89,7 @@ class Starts:
             filter_flags=flags,
             trace=trace.on,
             log_limit=self._state.settings.container_log_limit,
-            log_rate=log_rate.of(sandbox.config, container.config, self._state.settings),
+            log_rate=LOG_RATE.of(sandbox.config, container.config, self._state.settings),
         )
         if container.checkpoint:
             work = self._state.settings.container_root(container.id) / "criu"

@@ -30,8 +30,6 @@ from runtime.cgroups.usage import Usage, read_usage
 from runtime.errors import RuntimeCoreError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from image.store import ImageStore
     from pods.state.memory import State
 
@@ -159,11 +157,7 @@ class Stats:
     async def _writable_layers(self, containers: Sequence[Container]) -> dict[str, DiskUse]:
         """Measure writable layers and the image's volumes, which lie beside them and are removed with the container."""
         self._layers.keep(self._state.containers)
-        return await self._layers.usage([container.id for container in containers], self._of_layer)
-
-    def _of_layer(self, container_id: str) -> tuple[Path, ...]:
-        root = self._state.settings.container_root(container_id)
-        return root / "upper", root / "volumes"
+        return await self._layers.usage([container.id for container in containers], self._state.settings.container_root)
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 

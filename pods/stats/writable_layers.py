@@ -1,4 +1,4 @@
-"""Counts the disk use of containers' writable layers, in a thread, rarely and slowly."""
+"""Measures the disk use of containers' own files, in a thread: by their quota, else by counting, rarely and slowly."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pods import disk_quotas
 from pods.stats.tally import Tally
 
 _FRESH: Final = 10.0  # seconds until a count is due again
 _REST: Final = 20  # but at least this many times as long as counting took
+_OWN: Final = ("upper", "volumes")
 _PATIENCE: Final = 0.25  # seconds that a caller waits for due counts; then it gets the earlier ones
 
 
@@ -51,14 +53,12 @@ class WritableLayers:
         self._closing = True
         self._thread.shutdown(cancel_futures=True)
 
-    async def usage(
-        self, names: Sequence[str], directories: Callable[[str], Sequence[Path]]
-    ) -> dict[str, DiskUse]:
-        """Return the use of each container's `directories`; without those whose first count takes long."""
+    async def usage(self, names: Sequence[str], root: Callable[[str], Path]) -> dict[str, DiskUse]:
+        """Return the use of each container, whose files are in `root`; without those whose first count takes long."""
         wanted = [self._known.setdefault(name, _Known()) for name in names]
         now = time.monotonic()
         due = [
-            (known, directories(name))
+            (known, root(name))
             for name, known in zip(names, wanted, strict=True)
             if known.job() is None and now >= known.due
         ]
@@ -78,19 +78,29 @@ class WritableLayers:
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 
-    def _count_all(self, due: Sequence[tuple[_Known, Sequence[Path]]]) -> None:
-        for known, paths in due:
+    def _count_all(self, due: Sequence[tuple[_Known, Path]]) -> None:
+        for known, root in due:
             try:
-                self._count(known, paths)
+                known.use = _counted_by_quota(root)
+                if known.use is None:
+                    self._count(known, root)
             finally:
                 known.counting = None
 
-    def _count(self, known: _Known, paths: Sequence[Path]) -> None:
+    def _count(self, known: _Known, root: Path) -> None:
         begun = time.monotonic()
         tally = Tally(lambda: self._closing)
-        for path in paths:
-            tally.add(path)
+        for name in _OWN:
+            tally.add(root / name)
         if not self._closing:
             known.use = DiskUse(round(tally.bytes), round(tally.inodes), time.time_ns())
         ended = time.monotonic()
         known.due = ended + max(_FRESH, _REST * (ended - begun))
+
+
+def _counted_by_quota(root: Path) -> DiskUse | None:
+    try:
+        use = disk_quotas.use(root)
+    except OSError:
+        return None
+    return None if use is None else DiskUse(use.bytes, use.inodes, time.time_ns())

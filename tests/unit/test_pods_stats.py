@@ -65,7 +65,7 @@ def test_what_is_no_more_is_forgotten() -> None:
 
 
 async def test_a_layer_is_what_its_files_take_and_no_link_leads_out_of_it(tmp_path: Path) -> None:
-    outside, layer = tmp_path / "outside", tmp_path / "layer"
+    outside, layer = tmp_path / "outside", tmp_path / "upper"
     (layer / "deep/er").mkdir(parents=True)
     outside.mkdir()
     (outside / "big").write_bytes(b"x" * (1 << 20))
@@ -76,12 +76,12 @@ async def test_a_layer_is_what_its_files_take_and_no_link_leads_out_of_it(tmp_pa
         file.truncate(1 << 30)
     layers = WritableLayers()
     try:
-        found = (await layers.usage(["c"], lambda _: (layer, tmp_path / "missing")))["c"]
+        found = (await layers.usage(["c"], lambda _: tmp_path))["c"]
         assert found.inodes == 6  # layer, deep, er, link, the file under two names, sparse
         assert 100_000 <= found.bytes < 200_000
         # A count stands for a while.
         (layer / "new").write_bytes(b"x" * (1 << 20))
-        assert (await layers.usage(["c"], lambda _: (layer,)))["c"] == found
+        assert (await layers.usage(["c"], lambda _: tmp_path))["c"] == found
     finally:
         layers.close()
 
@@ -89,17 +89,17 @@ async def test_a_layer_is_what_its_files_take_and_no_link_leads_out_of_it(tmp_pa
 async def test_layers_of_many_containers_are_counted_by_one_job(tmp_path: Path) -> None:
     """Each has a count of its own, and is counted again when its time has come."""
     for number in range(300):
-        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}/upper").mkdir(parents=True)
     names = [str(number) for number in range(300)]
     layers = WritableLayers()
     try:
-        assert (await layers.usage(names[:1], lambda name: (tmp_path / name,))).keys() == {"0"}
-        while len(found := await layers.usage(names, lambda name: (tmp_path / name,))) < 300:
+        assert (await layers.usage(names[:1], lambda name: tmp_path / name)).keys() == {"0"}
+        while len(found := await layers.usage(names, lambda name: tmp_path / name)) < 300:
             pass
         assert {use.inodes for use in found.values()} == {1}
-        (tmp_path / "7/file").touch()
+        (tmp_path / "7/upper/file").touch()
         layers._known["7"].due = 0.0
-        while (await layers.usage(names, lambda name: (tmp_path / name,)))["7"].inodes != 2:
+        while (await layers.usage(names, lambda name: tmp_path / name))["7"].inodes != 2:
             pass
     finally:
         layers.close()

@@ -1,4 +1,4 @@
-"""How much a container may log: the node's settings, and what pods may ask for."""
+"""Limits of a container: the node's settings, and what pods may ask for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from pods import log_rate
+from pods.container_limits import DISK, LOG_RATE
 from pods.errors import InvalidArgument
 from pods.model import ContainerConfig, ContainerMetadata, ImageSpec, SandboxConfig, SandboxMetadata
 from pods.settings import NodeSettings
@@ -18,7 +18,7 @@ _MAIN = ContainerConfig(metadata=ContainerMetadata("main"), image=ImageSpec("i")
 
 
 def _pod(**rates: str) -> SandboxConfig:
-    names = {"pod": log_rate.OF_POD} | {name: f"{log_rate.OF_CONTAINER}{name}" for name in ("main", "other")}
+    names = {"pod": "crisp/log-rate"} | {name: f"log-rate.crisp/{name}" for name in ("main", "other")}
     metadata = SandboxMetadata(name="p", uid="u", namespace="n")
     return SandboxConfig(metadata=metadata, annotations={names[name]: rate for name, rate in rates.items()})
 
@@ -41,8 +41,8 @@ def _settings(rate: int, most: int = 0) -> NodeSettings:
     ],
 )
 def test_annotations_set_the_rate(pod: SandboxConfig, settings: NodeSettings, rate: int) -> None:
-    log_rate.check(pod, _MAIN, settings)
-    assert log_rate.of(pod, _MAIN, settings) == rate
+    LOG_RATE.check(pod, _MAIN, settings)
+    assert LOG_RATE.of(pod, _MAIN, settings) == rate
 
 
 @pytest.mark.parametrize(
@@ -57,15 +57,27 @@ def test_annotations_set_the_rate(pod: SandboxConfig, settings: NodeSettings, ra
 def test_no_pod_loosens_the_nodes_rate(rates: dict[str, str], settings: NodeSettings, rate: int) -> None:
     """Neither when it is created, nor when the operator has lowered the rate before it starts."""
     with pytest.raises(InvalidArgument, match="container_log_rate_most"):
-        log_rate.check(_pod(**rates), _MAIN, settings)
-    assert log_rate.of(_pod(**rates), _MAIN, settings) == rate
+        LOG_RATE.check(_pod(**rates), _MAIN, settings)
+    assert LOG_RATE.of(_pod(**rates), _MAIN, settings) == rate
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1k", "1.5", "²", " 5", "9" * 5000, str((1 << 40) + 1)])
 def test_what_is_no_rate_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"annotation 'crisp/log-rate': must be a number") as refusal:
-        log_rate.check(_pod(pod=text), _MAIN, _settings(0))
+        LOG_RATE.check(_pod(pod=text), _MAIN, _settings(0))
     assert not text.strip() or text not in str(refusal.value)
+
+
+def test_each_limit_has_its_annotations_and_settings() -> None:
+    settings = cast(NodeSettings, SimpleNamespace(container_disk_limit=100, container_disk_limit_most=200))
+    metadata = SandboxMetadata(name="p", uid="u", namespace="n")
+    annotations = {"crisp/disk-limit": "150", "disk-limit.crisp/other": "201", "crisp/log-rate": "7"}
+    pod = SandboxConfig(metadata=metadata, annotations=annotations)
+    other = ContainerConfig(metadata=ContainerMetadata("other"), image=ImageSpec("i"))
+    DISK.check(pod, _MAIN, settings)
+    assert (DISK.of(pod, _MAIN, settings), DISK.of(pod, other, settings)) == (150, 200)
+    with pytest.raises(InvalidArgument, match=r"'disk-limit\.crisp/other': .* 200 bytes .* raise container_disk"):
+        DISK.check(pod, other, settings)
 
 
 def test_what_containers_log_is_summed_once() -> None:
