@@ -76,6 +76,17 @@ class Exits:
                 await self._tell_of_stop(container_id)
         fields = log_fields.of_container(record.container) | {"code": event.code, "reason": event.reason}
         _log.info("container exited", extra=fields)
+        self._leave_cgroup(record.container)
+
+    def _leave_cgroup(self, container: Container) -> None:
+        """Have the driver forget the cgroup, without waiting: the container may stay in the lists for days."""
+        record = self._state.sandboxes.get(container.sandbox_id)
+        if record is None or record.sandbox.runtime_handler not in handlers.BUILT_IN:
+            return
+        driver = self._cgroups.of(record.sandbox)
+        if driver.hold:
+            leaving = driver.remove_container(record.sandbox, container.id)
+            self._background.detach(leaving, f"remove cgroup of container {container.id}")
 
     def _may_say_why(self, container_id: str, event: Exited) -> bool:
         """Whether the log may tell why the container ended. If crispd has sent the signal that ended it, that is known.

@@ -142,8 +142,12 @@ def test_a_pod_without_a_slice_has_one_of_its_own(daemon: Daemon, units: FakeSys
         assert _cgroups_of(_pid(daemon, container)) == {
             f"/crisp.slice/crisp-{pod.id}.slice/crisp-{container}.scope"
         }
-    # systemd need not have seen the container's cgroup empty before the shim removed it.
-    assert units.called("StopUnit", f"crisp-{container}.scope")
+        # systemd need not see a container's cgroup empty before the shim removes it.
+        scope = f"crisp-{container}.scope"
+        daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container), **_CALL)
+        until(lambda: units.called("StopUnit", scope))
+        units.calls.clear()
+    assert units.called("StopUnit", scope)
     assert units.called("StopUnit", f"crisp-{pod.id}.slice")
 
 
