@@ -47,9 +47,9 @@ def begin(root: Path, size: int) -> None:
             if quotas.quotas_of(directory) is Quotas.NONE and not size:
                 return
             project = _unused(directory)
-            if size:
-                quotas.limit(directory, project, size)
             quotas.assign(directory, project)
+            if size:  # after that: whoever finds the directory also finds what is to be dropped
+                quotas.limit(directory, project, size)
     except OSError as error:
         raise PodError(f"limit the files in {root}: {error.strerror}") from error
 
