@@ -89,6 +89,7 @@ class SigstoreSigned(_Strict, frozen=True, tag="sigstoreSigned"):
 
 Requirement = Accept | Reject | SignedBy | SigstoreSigned
 Requirements = tuple[Requirement, ...]
+_ANY: Requirements = (Accept(),)
 
 
 class _File(_Strict, frozen=True):
@@ -100,8 +101,13 @@ class _File(_Strict, frozen=True):
 class Policy:
     """A policy. All requirements that a lookup returns must be met."""
 
-    default: Requirements = (Accept(),)
+    default: Requirements = _ANY
     transports: dict[str, dict[str, Requirements]] = field(default_factory=dict)
+
+    @property
+    def accepts_all(self) -> bool:
+        """Whether no image from a registry needs to meet anything, whatever its name."""
+        return self.default == _ANY and not self.transports.get("docker")
 
     def for_reference(self, reference: Reference) -> Requirements:
         """Return the requirements for an image from a registry: those of the narrowest scope in the file."""

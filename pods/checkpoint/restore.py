@@ -108,10 +108,13 @@ def is_archive(name: str) -> bool:
     return name.startswith("/")
 
 
-async def of_image(image: Image, images: ImageStore) -> bool:
-    """Return whether the image holds a checkpoint. Reads its manifest only if its first layer looks like one."""
-    if not os.path.exists(images.layers(image)[0] / members.SPEC):
-        return False
+def may_be_checkpoint(image: Image, images: ImageStore) -> bool:
+    """Return whether the image's topmost layer looks like a checkpoint."""
+    return os.path.exists(f"{images.layers(image)[0]}/{members.SPEC}")
+
+
+async def is_checkpoint(image: Image, images: ImageStore) -> bool:
+    """Return whether an image that looks like a checkpoint is one, by its manifest."""
     manifest, _configuration = await images.documents(image)
     annotations = decode(manifest, _Annotated).annotations or {}
     return any(name in annotations for name in ANNOTATIONS)

@@ -35,7 +35,9 @@ async def choose(
     """Find the image of a request. Raises NotFound, FailedPrecondition, and what reading a checkpoint raises."""
     name = config.image.image
     image = _found(name, images)
-    if not await restore.of_image(image, images):
+    if not restore.may_be_checkpoint(image, images):
+        return ChosenImage(image)
+    if not await restore.is_checkpoint(image, images):
         return ChosenImage(_found(name, images))  # it may have been removed meanwhile
     if not checkpoint_images:
         raise FailedPrecondition(
