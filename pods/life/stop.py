@@ -56,7 +56,8 @@ class Stops:
                 teller.said(f"stop: {container.stop_signal}, with {timeout:g} s to end")
                 await shim.call(Signal(container_id, signal_number(container.stop_signal)))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(exited.wait(), timeout)
+                    async with asyncio.timeout(timeout):  # unlike wait_for it needs no task
+                        await exited.wait()
             if not exited.is_set():
                 teller.said("stop: SIGKILL")
                 await shim.call(Kill(container_id))
@@ -97,7 +98,8 @@ async def _ended(shim: ShimClient, exited: asyncio.Event) -> None:
     """Wait for the exit as long as the shim, which reports it, answers. Raises ShimGone, ShimSilent."""
     while True:
         try:
-            await asyncio.wait_for(exited.wait(), _ASK_SECONDS)
+            async with asyncio.timeout(_ASK_SECONDS):
+                await exited.wait()
             return
         except TimeoutError:
             await shim.call(Sync())
