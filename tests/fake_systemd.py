@@ -38,11 +38,13 @@ class Call:
 class FakeSystemd:
     """Serves on `path` as long as the context lasts. `refusal`, if set, is the error of the next units to start.
 
-    `root` is the cgroup that it is in itself, as a user's systemd is in one.
+    `root` is the cgroup that it is in itself, as a user's systemd is in one. Without `bus` it is systemd's own socket,
+    which knows no calls of a bus.
     """
 
-    def __init__(self, path: Path, root: str = "") -> None:
+    def __init__(self, path: Path, root: str = "", *, bus: bool = True) -> None:
         self.root = root
+        self._bus = bus
         self.address = f"unix:path={path}"
         self.calls: list[Call] = []
         self.refusal = ""
@@ -97,6 +99,8 @@ class FakeSystemd:
 
     def _answers(self, message: Message) -> list[Message]:
         member = message.header.fields[HeaderFields.member]
+        if not self._bus and member in ("Hello", "AddMatch"):
+            return [new_error(message, "org.freedesktop.DBus.Error.UnknownObject", "s", ("Unknown object.",))]
         if member == "Hello":
             return [new_method_return(message, "s", (":1.1",))]
         if member == "AddMatch":

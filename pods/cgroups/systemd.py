@@ -19,7 +19,9 @@ from runtime.spec.parse import parse_resources
 from runtime.spec.values import Resources
 
 _log = logging.getLogger("crisp.pods")
-_SHIMS_SLICE: Final = "crisp-shims.slice"  # outside the pods' cgroups: kubelet kills what it finds in a dead pod's
+# Outside the pods' cgroups: kubelet kills what it finds in a dead pod's. When the machine is shut down, systemd stops
+# other slices with all that is in them; and containers whose shim is gone are killed, without their time to end.
+_SHIMS_SLICE: Final = "system.slice"
 _DEVICES: Final = Path("/proc/devices")
 
 

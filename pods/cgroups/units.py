@@ -1,4 +1,4 @@
-"""Starts, changes and stops systemd units over the system's message bus.
+"""Starts, changes and stops systemd units over the system's message bus, or systemd's own socket if there is no bus.
 
 It uses jeepney: 50 KB of pure Python, whose protocol part does no I/O. A container costs one call, so a compiled
 library would gain nothing; and crisp-oci, which has no event loop, uses the same messages.
@@ -9,20 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jeepney import HeaderFields, Message, message_bus
-from jeepney.bus import get_bus
-from jeepney.io.asyncio import open_dbus_connection
+from jeepney.auth import BEGIN, Authenticator
+from jeepney.io.asyncio import DBusConnection
 from jeepney.wrappers import unwrap_msg
 
 from pods.errors import PodError
 from runtime.cgroups import systemd_bus
 from runtime.cgroups.systemd import Property
 from runtime.cgroups.systemd_bus import failing_as
-
-if TYPE_CHECKING:
-    from jeepney.io.asyncio import DBusConnection
 
 
 class SystemdUnits:
@@ -37,7 +34,7 @@ class SystemdUnits:
 
     async def open(self) -> None:
         """Connect to the bus now."""
-        with failing_as(PodError, f"connect to systemd by way of {get_bus('SYSTEM')}"):
+        with failing_as(PodError, f"connect to systemd by way of {systemd_bus.system_socket()}"):
             async with asyncio.timeout(systemd_bus.SECONDS):
                 await self._connected()
 
@@ -74,14 +71,34 @@ class SystemdUnits:
         async with self._connecting:
             if self._bus is None or self._bus.gone:
                 await self.close()
-                connection = await open_dbus_connection("SYSTEM")
-                self._bus = _Bus(connection)
-                await self._bus.call(message_bus.AddMatch(systemd_bus.job_removed()))
+                path = systemd_bus.system_socket()
+                self._bus = _Bus(await _connect(path))
+                if systemd_bus.is_bus(path):
+                    await self._bus.call(message_bus.Hello())
+                    await self._bus.call(message_bus.AddMatch(systemd_bus.job_removed()))
             return self._bus
 
 
+async def _connect(path: str) -> DBusConnection:
+    """Connect, and say who we are. Raises OSError, EOFError, AuthenticationError."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        authenticator = Authenticator()
+        for line in authenticator:
+            writer.write(line)
+            if not (answer := await reader.readline()):
+                raise EOFError
+            authenticator.feed(answer)
+        writer.write(BEGIN)
+        await writer.drain()
+    except BaseException:
+        writer.close()
+        raise
+    return DBusConnection(reader, writer)
+
+
 class _Bus:
-    """One connection to the bus. Matches replies by serial number, and the ends of jobs by unit."""
+    """One connection. Matches replies by serial number, and the ends of jobs by unit."""
 
     def __init__(self, connection: DBusConnection) -> None:
         self._connection = connection

@@ -5,9 +5,12 @@ Only the daemon and `crisp-oci --systemd-cgroup` use it; the zygote does not pre
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 from jeepney import DBusAddress, DBusErrorResponse, MatchRule, Message, Properties, new_method_call
+from jeepney.auth import AuthenticationError
+from jeepney.bus import get_bus
 
 from runtime.cgroups.systemd import Property
 from runtime.light import contextlib
@@ -21,6 +24,22 @@ SYSTEMD: Final = DBusAddress(
 )
 SECONDS: Final = 30.0  # these calls take well under a second
 _NO_SUCH_UNIT: Final = "org.freedesktop.systemd1.NoSuchUnit"
+_OWN: Final = "/systemd/private"  # systemd's own socket, for root (or its user) alone
+
+
+def system_socket(exists: Callable[[str], bool] = os.path.exists) -> str:
+    """Return the path of the system's message bus; of systemd's own socket if there is no bus, as in many containers.
+
+    DBUS_SYSTEM_BUS_ADDRESS may name either.
+    """
+    bus: str = get_bus("SYSTEM")
+    own = f"/run{_OWN}"
+    return own if not os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") and not exists(bus) and exists(own) else bus
+
+
+def is_bus(path: str) -> bool:
+    """Is a message bus behind this socket? systemd itself expects no Hello, and sends all signals to all clients."""
+    return not path.endswith(_OWN)
 
 
 def start_transient_unit(name: str, properties: Sequence[Property]) -> Message:
@@ -48,7 +67,7 @@ def get_control_group() -> Message:
 def job_removed() -> MatchRule:
     """Match the signal for the end of a job. Its body: a number, the job's path, the unit, and "done" or a failure.
 
-    The bus sends it only to clients that subscribed with AddMatch.
+    A bus sends it only to clients that subscribed with AddMatch.
     """
     return MatchRule(type="signal", interface=SYSTEMD.interface, member="JobRemoved", path=SYSTEMD.object_path)
 
@@ -61,6 +80,8 @@ def failing_as(failure: Callable[[str], Exception], what: str) -> Iterator[None]
     except DBusErrorResponse as error:
         if error.name != _NO_SUCH_UNIT:
             raise failure(f"{what}: {_refusal(error)}") from error
+    except AuthenticationError as error:
+        raise failure(f"{what}: {error}") from error
     except TimeoutError as error:
         raise failure(f"{what}: no answer in {SECONDS:.0f} s") from error
     except EOFError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import deque
 from typing import Any, Final, Self
 
-from jeepney import Message, message_bus
+from jeepney import HeaderFields, Message, Parser, message_bus
+from jeepney.auth import BEGIN, Authenticator
 from jeepney.bus import get_bus
-from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
 from runtime.cgroups import Hierarchies, systemd_bus
@@ -31,12 +32,12 @@ class Units:
 
     def __init__(self, bus: str) -> None:
         try:
-            address = get_bus(bus)
+            path: str = systemd_bus.system_socket() if bus == SYSTEM else get_bus(bus)
         except (KeyError, RuntimeError) as error:
             why = f"{error.args[0]} is not set" if isinstance(error, KeyError) else error
             raise RuntimeCoreError(f"connect to systemd on the {bus.lower()} bus: {why}") from error
-        with failing_as(RuntimeCoreError, f"connect to systemd at {address}"):
-            self._connection: DBusConnection = open_dbus_connection(bus)
+        with failing_as(RuntimeCoreError, f"connect to systemd at {path}"):
+            self._connection = _Connection(path)
         self._bus = bus
 
     def __enter__(self) -> Self:
@@ -79,22 +80,77 @@ class Units:
         self._job(f"stop unit {name}", systemd_bus.stop_unit(name))
 
     def _job(self, what: str, message: Message) -> None:
-        rule = systemd_bus.job_removed()
-        ends: deque[Message] = deque()
-        with failing_as(RuntimeCoreError, what), self._connection.filter(rule, queue=ends):
-            self._call(message_bus.AddMatch(rule))  # before the call: the job may end before the call is answered
+        with failing_as(RuntimeCoreError, what):
             (job,) = self._call(message)
-            deadline = time.monotonic() + systemd_bus.SECONDS
-            while True:
-                left = max(deadline - time.monotonic(), 0)
-                _number, ended, _unit, result = self._connection.recv_until_filtered(ends, timeout=left).body
-                if ended == job:
-                    break
+            result = self._connection.end_of(job)
             if result != "done":
                 raise RuntimeCoreError(f"{what}: systemd's job ended with {result!r}")
 
     def _call(self, message: Message) -> tuple[Any, ...]:
-        return tuple(unwrap_msg(self._connection.send_and_get_reply(message, timeout=systemd_bus.SECONDS)))
+        return self._connection.call(message)
+
+
+class _Connection:
+    """A connection to a message bus or to systemd itself. Its methods raise DBusErrorResponse, EOFError, OSError."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(systemd_bus.SECONDS)
+        self._parser = Parser()
+        self._serial = 0
+        self._ends: deque[Message] = deque()
+        try:
+            self._socket.connect(path)
+            authenticator = Authenticator()
+            for line in authenticator:
+                self._socket.sendall(line)
+                authenticator.feed(self._read())
+            self._socket.sendall(BEGIN)
+            if systemd_bus.is_bus(path):
+                self.call(message_bus.Hello())
+                self.call(message_bus.AddMatch(systemd_bus.job_removed()))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def call(self, message: Message) -> tuple[Any, ...]:
+        """Send a call and return the body of its answer."""
+        self._serial += 1
+        self._socket.sendall(message.serialise(self._serial))
+        deadline = time.monotonic() + systemd_bus.SECONDS
+        while True:
+            answer = self._receive(deadline)
+            if answer.header.fields.get(HeaderFields.reply_serial) == self._serial:
+                return tuple(unwrap_msg(answer))
+            self._keep(answer)
+
+    def end_of(self, job: str) -> str:
+        """Wait for the end of a job and return its result; the job may have ended before the call was answered."""
+        deadline = time.monotonic() + systemd_bus.SECONDS
+        while True:
+            while self._ends:
+                _number, ended, _unit, result = self._ends.popleft().body
+                if ended == job:
+                    return str(result)
+            self._keep(self._receive(deadline))
+
+    def _keep(self, message: Message) -> None:
+        if systemd_bus.job_removed().matches(message):
+            self._ends.append(message)
+
+    def _receive(self, deadline: float) -> Message:
+        while (message := self._parser.get_next_message()) is None:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            self._parser.add_data(self._read())
+        return message
+
+    def _read(self) -> bytes:
+        if not (data := self._socket.recv(4096)):
+            raise EOFError
+        return data
 
 
 def _pure_v2() -> bool:

@@ -116,6 +116,18 @@ def test_a_users_systemd_has_its_own_tree(bundle: Bundle, tmp_path: Path, monkey
             os.rmdir(mountpoint + root)
 
 
+def test_systemds_own_socket_does_where_there_is_no_bus(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "systemd").mkdir()
+    with FakeSystemd(tmp_path / "systemd/private", bus=False) as own:
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", own.address)
+        _create(bundle)
+        assert own.called("StartTransientUnit", "crisp-one.scope")
+        bundle.delete()
+        until(lambda: not _exists(PATH))
+
+
 def test_without_systemd_the_bus_is_named(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/none")
     bundle.configure("true", linux={"cgroupsPath": ""})

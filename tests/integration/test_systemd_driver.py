@@ -93,7 +93,7 @@ def test_a_container_is_a_scope_in_its_pods_slice(units: FakeSystemd) -> None:
         assert _file(path, "cpu", "cpu.cfs_quota_us") == "16666"  # exactly, where systemd has whole percents
         shim = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         (place,) = _cgroups_of(shim)
-        assert place.startswith("/crisp.slice/crisp-shims.slice/crisp-shims-")
+        assert place.startswith("/system.slice/crisp-shims-")
 
         daemon.kill9()
         daemon.start()
@@ -157,6 +157,14 @@ def test_a_parent_that_is_no_slice_is_refused(daemon: Daemon) -> None:
     assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "config.linux.cgroup_parent: 'pod1' " in refusal.value.details()
     assert "cgroupDriver: systemd" in refusal.value.details()
+
+
+def test_systemds_own_socket_does_where_there_is_no_bus(tmp_path: Path) -> None:
+    (tmp_path / "systemd").mkdir()
+    socket = tmp_path / "systemd/private"
+    with FakeSystemd(socket, bus=False) as own, _running(own) as daemon, _pod(daemon, "own") as pod:
+        container = pod.run("sleep", "100")
+        assert _cgroups_of(_pid(daemon, container)) == {f"{POD_SLICE}/crisp-{container}.scope"}
 
 
 def test_a_daemon_without_systemd_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from runtime.cgroups import systemd_bus
 from runtime.cgroups.systemd import INFINITY, Scope, limit_properties, scope_properties, slice_path
 from runtime.errors import SpecError
 from runtime.spec.values import CPU, DeviceRule, Memory, Resources
@@ -105,3 +106,21 @@ def test_device_rules_are_told_where_systemd_would_drop_them() -> None:
     }
     assert told((DeviceRule(True),), pure_v2=False) == {}
     assert told(rules, pure_v2=True) == {}
+
+
+BUS, OWN = "/var/run/dbus/system_bus_socket", "/run/systemd/private"
+
+
+@pytest.mark.parametrize(
+    ("there", "named", "path"),
+    [
+        ({BUS, OWN}, "", BUS),
+        ({OWN}, "", OWN),
+        (set(), "", BUS),  # so that the error names what people know
+        ({OWN}, "unix:path=/x/bus", "/x/bus"),
+    ],
+)
+def test_where_systemd_is(there: set[str], named: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", named)
+    assert systemd_bus.system_socket(there.__contains__) == path
+    assert systemd_bus.is_bus(path) == (path != OWN)

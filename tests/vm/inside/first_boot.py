@@ -585,7 +585,7 @@ def test_with_systemd_a_container_is_a_scope(service: Service, workload: Workloa
         "TasksMax=77", "Slice=kubelet-pods-podguest.slice",
     }  # fmt: skip
     shim = Process.at(int(scoped.process.read("stat").rpartition(")")[2].split()[1]))
-    assert shim.cgroup().parent == CGROUPS / "crisp.slice/crisp-shims.slice"
+    assert shim.cgroup().parent == CGROUPS / "system.slice"
     assert_goes_on(service, workload)  # of the other driver
 
 
@@ -649,7 +649,7 @@ def test_with_systemd_nothing_is_left(service: Service, scoped: Workload) -> Non
         assert Process.of(service, container_id).cgroup().parent == CGROUPS / f"crisp.slice/crisp-{pod.id}.slice"
         pod.create("true", name="never-started")
     assert left_since(before) == []
-    living = {"crisp-shims.slice", *(f"crisp-{one}.scope" for one in (scoped.container_id, _full(service, scoped)))}
+    living = {f"crisp-{one}.scope" for one in (scoped.container_id, _full(service, scoped))}
 
     def left() -> set[str]:
         """Of ended containers that are still in the lists, too."""
