@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pods.cgroups.driver import CGROUPFS, Cgroups
 from pods.clues import files
 from pods.inflight import Background
 from pods.life import end_clues
@@ -62,8 +63,7 @@ async def _failing(
 async def _ended(state: State, logs: Path, words: str, document: dict[str, Any]) -> Container:
     """Record the end of such a container."""
     _container, _sandbox, clues = await _failing(state, logs, words, document)
-    cgroups: Any = None
-    exits = Exits(state, cgroups, Background(), clues)
+    exits = Exits(state, Cgroups(CGROUPFS), Background(), clues)
     await exits.record("c", ExitStatus(code=1, finished_at=5, oom=False))
     return state.find_container("c").container
 
