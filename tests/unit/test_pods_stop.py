@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from pods.cgroups.driver import CGROUPFS, Cgroups
 from pods.inflight import Background
 from pods.life.exit import Exits
 from pods.life.stop import Stops
@@ -25,14 +26,19 @@ from pods.state.transitions import UNSEEN
 from runtime.client import ShimGone
 
 
-class _Node:
-    """Where no shim lives, and a container of one still runs."""
-
-    def __init__(self) -> None:
-        self.killed: list[tuple[str, str]] = []
+class _Shims:
+    """None of them lives."""
 
     def of(self, _sandbox_id: str) -> None:
         raise ShimGone("the shim is gone")
+
+
+class _Cgroups(Cgroups):
+    """Those of containers that still run."""
+
+    def __init__(self) -> None:
+        super().__init__(CGROUPFS)
+        self.killed: list[tuple[str, str]] = []
 
     def kill_container(self, sandbox: Sandbox, container_id: str) -> None:
         self.killed.append((sandbox.id, container_id))
@@ -47,10 +53,11 @@ async def test_a_stop_ends_a_container_whose_shim_is_gone(state: State) -> None:
     )
     await state.save_sandbox(SandboxRecord(sandbox=sandbox, finished=True))
     await state.save_container(ContainerRecord(container=container, finished=True))
-    node: Any = _Node()
-    background = Background()
-    stops = Stops(state, node, Exits(state, node, background, node), background)
+    shims: Any = _Shims()
+    clues: Any = None  # nobody looks for any where the exit was not seen
+    cgroups, background = _Cgroups(), Background()
+    stops = Stops(state, shims, Exits(state, cgroups, background, clues), background)
     await asyncio.wait_for(stops.stop("c", 30), 60)
-    assert node.killed == [("s", "c")]
+    assert cgroups.killed == [("s", "c")]
     ended = state.find_container("c").container
     assert (ended.state, ended.exit_code) == (ContainerState.EXITED, UNSEEN)
