@@ -187,10 +187,10 @@ async def test_a_terminal_is_shared_resized_and_attached_again(node: Node, sandb
     for width in (91, 92):  # the second client after the first has left: kubectl attaches to such containers again
         client = await _attach(node, container, stdin=True, stderr=True)
         assert client.stderr == -1
+        await write(client, b"hello\n")
+        await read_until(client, b"got hello\r\n")  # so the shell has set its trap
         await client.resize(width, 33)
         await read_until(client, b"33 %d\r\n" % width)
-        await write(client, b"hello\n")
-        await read_until(client, b"got hello\r\n")
         client.close_stdin()
         assert await client.wait() is None
         await client.close()
