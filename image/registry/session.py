@@ -9,7 +9,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError, RawResponseMessage
 from aiohttp.streams import StreamReader
 
-_READ_BUFFER = 1 << 20  # bytes
+_READ_BUFFER = 128 << 10  # bytes; a connection that nobody reads holds twice as much
 _HEADERS = 10 << 20  # bytes of an answer's headers, the same as Go's limit
 _HEADER_COUNT = 10_000
 _CONNECT_SECONDS = 15.0

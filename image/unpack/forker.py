@@ -21,6 +21,8 @@ _ANSWER_PIECE = 64 << 10  # bytes
 _ANSWER_LIMIT = 1 << 20  # bytes
 _LIBRARIES = ("isal", "zstandard")
 _START = "import sys; sys.path += sys.argv[2:]; from image.unpack.worker import serve; serve(int(sys.argv[1]))"
+# Nothing of the daemon's, which may have a proxy's password. Each of a worker's threads would have an arena of its own.
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 _PACKAGES = str(Path(__file__).resolve().parents[2])
 
 
@@ -41,6 +43,7 @@ class Forker:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), *_paths()),
                     stdin=asyncio.subprocess.DEVNULL,
+                    env=_ENVIRONMENT,
                     pass_fds=(theirs.fileno(), *inherited),
                 )
             except BaseException:

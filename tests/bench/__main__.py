@@ -127,19 +127,26 @@ async def _measure(arguments: argparse.Namespace, directory: Path, console: Cons
 
 
 async def _pulls(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
-    kinds = [Crisp, UnpackingCrisp, Containerd]
+    kinds = [kind for kind in (Crisp, UnpackingCrisp, Containerd) if not arguments.only or kind.name in arguments.only]
     versions = {kind.name: version for kind in kinds if (version := kind.version()) is not None}
     with ExitStack() as undo:
-        peers = [
-            kind(directory / kind.name, 100 + number)
-            for number, kind in enumerate(kinds)
-            if kind.name in versions and (not arguments.only or kind.name in arguments.only)
-        ]
-        for peer in peers:
-            peer.start(undo)
-        measured = await pull.run(peers, arguments.rounds, directory, versions, console)
+        found = [kind for kind in kinds if kind.name in versions]
+        peers = [kind(directory / kind.name, 100 + number) for number, kind in enumerate(found)]
+        peers = _start(peers, directory, undo, console)
+        versions = {peer.name: versions[peer.name] for peer in peers}
+        async with AsyncExitStack() as close:
+            contenders = [Contender(peer, _client(peer)) for peer in peers]
+            for one in contenders:
+                close.push_async_callback(one.client.close)
+                await warm_up(one)
+            noise = [await idle_processors()]
+            await pull.run(contenders, arguments.rounds, directory, versions, console)
+            noise.append(await idle_processors())
+    samples = {one.peer.name: dict(one.samples) for one in contenders}
+    run = history.Run.now("pull", 0, statistics.mean(noise), versions, samples, pull.FIGURES)
+    _keep(run, publish=arguments.publish)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "pull.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (RESULTS / "pull.json").write_text(json.dumps(samples, indent=1) + "\n")
 
 
 async def _streams(arguments: argparse.Namespace, directory: Path, console: Console) -> None:

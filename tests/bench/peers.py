@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cri.version import crisp_version
+from tests import cgroups
 from tests.bench.layouts import BUSYBOX, PAUSE
 from tests.bench.machine import descendants
 
@@ -96,6 +97,17 @@ class Peer:
         """The daemon's processes while no pod runs."""
         assert self.process is not None
         return descendants(self.process.pid)
+
+    @property
+    def cgroups(self) -> tuple[Path, ...]:
+        """Cgroups of version 2 whose processor time is the daemon's, once `move_into_cgroup` was called."""
+        return (_unified() / f"bench-{self.name}",)
+
+    def move_into_cgroup(self) -> None:
+        """Give the daemon a cgroup of its own. Raises PeerFailed on a machine without version 2."""
+        self.cgroups[0].mkdir(exist_ok=True)
+        for pid in self.daemon_pids():
+            (self.cgroups[0] / "cgroup.procs").write_text(str(pid))
 
     def log(self) -> str:
         """The end of what the daemon printed."""
@@ -264,6 +276,14 @@ def write_network(directory: Path, bridge: str, subnet: int, leases: Path) -> No
     ]
     network = {"cniVersion": "1.0.0", "name": bridge, "plugins": plugins}
     (directory / "10-bench.conflist").write_text(json.dumps(network))
+
+
+def _unified() -> Path:
+    """Where version 2 of cgroups is mounted."""
+    found = [path for path in cgroups.hierarchies() if (path / "cgroup.controllers").exists()]
+    if not found:
+        raise PeerFailed("measure processor time: version 2 of cgroups is not mounted")
+    return found[0]
 
 
 def has_capability(number: int) -> bool:

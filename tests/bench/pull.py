@@ -1,54 +1,53 @@
-"""`python -m tests.bench pull`: how long pulls take, and what memory: one large image, and many small ones at once."""
+"""`python -m tests.bench pull`: time, processors and memory of pulls, and pods whose images must be pulled first."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
 import random
-import statistics
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-import grpc.aio
 from rich.console import Console
-from rich.table import Table
 
-from cri.v1 import api_pb2, api_pb2_grpc
-from tests.bench.machine import memory_bytes
-from tests.bench.peers import Peer
-from tests.images import build_image, digest, entry, layer
+from tests.bench import report
+from tests.bench.machine import memory_bytes, used_by
+from tests.bench.phases import Contender
+from tests.images import build_image, busybox_layer, digest, entry, layer
 from tests.registry import Registry
 
-LAYERS, FILES, SIZE = 10, 40_000, 500 << 20  # of the large image; SIZE in bytes, unpacked
+LAYERS, FILES, SIZE = 10, 40_000, 500 << 20  # of the large image, beside busybox; SIZE in bytes, unpacked
 SMALL, SMALL_FILES = 30, 60
 LARGE_NAME, SMALL_NAME = "bench/large", "bench/small"
 _WORDS = 4096
 _SAMPLE_SECONDS = 0.02
+_REST_SECONDS = 1.0  # containerd removes in the background
+_MEBI = 1 << 20
 
-
-@dataclass(eq=False)
-class Puller:
-    """One runtime, and what its pulls took."""
-
-    peer: Peer
-    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    removals: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    memory: dict[str, int] = field(default_factory=dict)  # peak of the daemon's processes in bytes
+FIGURES = (
+    *(
+        report.Figure(f"{images}{what}", unit, tail=False)
+        for images in ("large", "small")
+        for what, unit in (("", "s"), (", CPU", "s"), (", removal", "s"), (", peak memory", "MiB"))
+    ),
+    report.Figure("pod start, large image not there", "s", tail=False),
+    report.Figure("pod start, small image not there", "s", tail=False),
+)
 
 
 def fill(registry: Registry) -> None:
     """Push the images. They are the same every time."""
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # gRPC's threads do not survive a fork
         layers = list(pool.map(_large_layer, range(LAYERS)))
-    _push(registry, LARGE_NAME, layers)
+    busybox = _compressed(busybox_layer())
+    _push(registry, LARGE_NAME, [busybox, *layers])
     for number in range(SMALL):
-        _push(registry, f"{SMALL_NAME}{number}", [_small_layer(number)])
+        # A pod is started of the first one.
+        _push(registry, f"{SMALL_NAME}{number}", [*([] if number else [busybox]), _small_layer(number)])
 
 
 def _push(registry: Registry, repository: str, layers: Sequence[tuple[bytes, str]]) -> None:
@@ -86,47 +85,47 @@ def _compressed(tar: bytes) -> tuple[bytes, str]:
     return gzip.compress(tar, 6, mtime=0), digest(tar)
 
 
-async def measure(peers: Sequence[Peer], rounds: int, registry: Registry, console: Console) -> list[Puller]:
-    """Each pull for every runtime in turn, `rounds` times, and once more for memory (looking at it takes time)."""
-    pullers = [Puller(peer) for peer in peers]
+async def measure(contenders: Sequence[Contender], rounds: int, registry: Registry, console: Console) -> None:
+    """Everything for every runtime in turn, `rounds` times, and once more for memory (looking at it takes time)."""
     large = [f"{registry.host}/{LARGE_NAME}:1"]
     small = [f"{registry.host}/{SMALL_NAME}{number}:1" for number in range(SMALL)]
     for number in range(rounds + 1):
-        for what, names in (("one image of 500 MB", large), (f"{SMALL} small images at once", small)):
+        for what, names in (("large", large), ("small", small)):
             console.print(f"round {number + 1}/{rounds + 1}: {what}", style="dim")
-            for puller in pullers if number % 2 else reversed(pullers):
+            for one in contenders if number % 2 else reversed(contenders):
                 if number == rounds:
-                    with _peak(puller.peer) as peak:
-                        await _pull(puller.peer, names)
-                    puller.memory[what] = peak()
+                    with _peak(one) as peak:
+                        await _pull(one, names)
+                    one.note({f"{what}, peak memory": peak() / _MEBI})
                 else:
-                    pulled, removed = await _pull(puller.peer, names)
-                    puller.seconds[what].append(pulled)
-                    puller.removals[what].append(removed)
-    return pullers
+                    one.note({f"{what}{name}": taken for name, taken in (await _pull(one, names)).items()})
+                    one.note({f"pod start, {what} image not there": await _cold_start(one, names[0])})
 
 
-async def _pull(peer: Peer, names: Sequence[str]) -> tuple[float, float]:
-    """Pull all of `names` at once, and remove them afterwards: the seconds of each."""
-    async with grpc.aio.insecure_channel(peer.address, options=(("grpc.default_authority", "localhost"),)) as channel:
-        images: Any = api_pb2_grpc.ImageServiceStub(channel)
-        specs = [api_pb2.ImageSpec(image=name) for name in names]
-        before = time.perf_counter()
-        await asyncio.gather(*(images.PullImage(api_pb2.PullImageRequest(image=spec)) for spec in specs))
-        taken = time.perf_counter() - before
-        before = time.perf_counter()
-        for spec in specs:
-            await images.RemoveImage(api_pb2.RemoveImageRequest(image=spec))
-        removed = time.perf_counter() - before
-        await asyncio.sleep(1)  # containerd removes in the background
-        return taken, removed
+async def _pull(one: Contender, names: Sequence[str]) -> dict[str, float]:
+    """Pull all of `names` at once, and remove them afterwards: the seconds of each, and the pulls' processor time."""
+    used, before = used_by(one.peer.cgroups), time.perf_counter()
+    await asyncio.gather(*(one.client.pull(name) for name in names))
+    taken = {"": time.perf_counter() - before, ", CPU": used_by(one.peer.cgroups) - used}
+    taken[", removal"] = sum([(await one.client.remove_image(name))["RemoveImage"] for name in names]) / 1000
+    await asyncio.sleep(_REST_SECONDS)
+    return taken
+
+
+async def _cold_start(one: Contender, name: str) -> float:
+    """The seconds in which kubelet's calls start a pod whose image must be pulled."""
+    pod, times = await one.client.run_pod(pull=name)
+    await one.client.remove_pod(pod)
+    await one.client.remove_image(name)
+    await asyncio.sleep(_REST_SECONDS)
+    return times["pod start"] / 1000
 
 
 class _peak:
     """Looks at the memory of a daemon and its workers until it is left; called, it gives the largest sum in bytes."""
 
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
+    def __init__(self, one: Contender) -> None:
+        self._peer = one.peer
         self._largest = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look)
@@ -144,29 +143,14 @@ class _peak:
             self._largest = max(self._largest, memory_bytes(self._peer.daemon_pids()))
 
 
-def report(pullers: Sequence[Puller], versions: dict[str, str], console: Console) -> dict[str, Any]:
-    """Print the medians; the same as a document."""
-    table = Table(title="pulls from a registry on this machine")
-    table.add_column("")
-    for puller in pullers:
-        table.add_column(f"{puller.peer.name}\n{versions[puller.peer.name]}", justify="right")
-    for what in pullers[0].seconds:
-        table.add_row(f"{what}, s", *(f"{statistics.median(puller.seconds[what]):.2f}" for puller in pullers))
-        removals = (f"{statistics.median(puller.removals[what]):.2f}" for puller in pullers)
-        table.add_row("  their removal, s", *removals)
-        table.add_row("  peak memory, MiB", *(f"{puller.memory[what] / 2**20:.0f}" for puller in pullers))
-    console.print(table)
-    return {
-        one.peer.name: {"seconds": dict(one.seconds), "removals": dict(one.removals), "memory": one.memory}
-        for one in pullers
-    }
-
-
 async def run(
-    peers: Sequence[Peer], rounds: int, directory: Path, versions: dict[str, str], console: Console
-) -> dict[str, Any]:
+    contenders: Sequence[Contender], rounds: int, directory: Path, versions: dict[str, str], console: Console
+) -> None:
     """Fill a registry, measure, report."""
     with Registry(directory / "registry") as registry:
         console.print("making the images", style="dim")
         fill(registry)
-        return report(await measure(peers, rounds, registry, console), versions, console)
+        for one in contenders:
+            one.peer.move_into_cgroup()
+        await measure(contenders, rounds, registry, console)
+    report.print_table({one.peer.name: one.samples for one in contenders}, versions, console, FIGURES)

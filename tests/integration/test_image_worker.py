@@ -107,6 +107,7 @@ async def test_a_worker_that_does_not_end_is_killed(store: ImageStore, tmp_path:
         await asyncio.to_thread(until, lambda: _working(tmp_path / "image/tmp"), 20)
         worker = _working(tmp_path / "image/tmp")
         assert worker is not None
+        assert b"PATH=" not in (worker / "environ").read_bytes()  # a proxy's password may be in the daemon's
         pidfd = os.pidfd_open(int(worker.name))
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
