@@ -141,6 +141,7 @@ class ImageStore:
         await self.pulls.close()
         await self._imports.ended()
         await self._recorder.ended()
+        await self._layers.freed()
         self._layers.close()
         await self._transport.close()
         await self._workers.close()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from image.erofs.mount import INDEX, TAR
 from image.errors import ImageError, StorageFull
 from linux import syscalls, trees
 
@@ -75,6 +76,20 @@ def _removed(path: Path, end: float) -> bool:
             with suppress(FileNotFoundError):
                 os.unlink(path)
     return True
+
+
+def unlink_indexed(directory: Path, held: list[int]) -> None:
+    """Remove the files of an indexed layer with their directory, whichever of them exist. Raises OSError.
+
+    Each file's descriptor is added to `held`: the file system frees the file's blocks, which takes longer than to
+    remove its name, when that is closed.
+    """
+    for path in (directory / TAR, directory / INDEX, blob_of(directory)):
+        with suppress(FileNotFoundError):
+            held.append(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            os.unlink(path)
+    with suppress(FileNotFoundError):
+        os.rmdir(directory)
 
 
 @contextmanager

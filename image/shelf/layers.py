@@ -32,7 +32,9 @@ from image.shelf.layer_files import (
     sync_directory,
     sync_file,
     sync_filesystem,
+    unlink_indexed,
 )
+from image.tasks import Tasks
 from image.unpack.layer_root import open_root
 from image.unpack.overlay import adopt_root, has_attributes, is_opaque
 from image.unpack.workers import Below, Unpacked, Workers
@@ -77,9 +79,13 @@ class Layer:
 
     def unmount(self) -> None:
         """Close the mount. Containers that use it as a lower layer keep it."""
-        if self._mount is not None:
-            os.close(self._mount)
-            self._mount = None
+        if (mounted := self.give_up_mount()) is not None:
+            os.close(mounted)
+
+    def give_up_mount(self) -> int | None:
+        """Return the descriptor of the mount, if there is one, for the caller to close."""
+        mounted, self._mount = self._mount, None
+        return mounted
 
     @property
     def seal(self) -> str | None:
@@ -139,6 +145,7 @@ class Layers:
         self._layers: dict[str, Layer] = {}
         self._next = 1
         self._unpackers = asyncio.Semaphore(_UNPACKERS)
+        self._tasks = Tasks()
 
     def load(self, records: Iterable[LayerRecord]) -> None:
         """Load the database's layers; they have no user yet."""
@@ -172,6 +179,10 @@ class Layers:
         """Close the mounts."""
         for layer in self._layers.values():
             layer.unmount()
+
+    async def freed(self) -> None:
+        """Return when the disk space of all removed layers is free."""
+        await self._tasks.ended()
 
     def stack(self, chain_ids: Sequence[str]) -> list[Path]:
         """Return the directories to mount, topmost first, down to one that hides those below. Raises ImageError."""
@@ -232,12 +243,18 @@ class Layers:
             task.cancel()
         if making:
             await asyncio.wait(making)
-        for layer in dead:
-            layer.unmount()
-        paths = [path for layer in dead for path in (layer.path, layer.blob)]
+        await self._tasks.undisturbed(self._remove_indexed([layer for layer in dead if layer.indexed]))
+        paths = [path for layer in dead if not layer.indexed for path in (layer.path, layer.blob)]
         if paths:
             # A small layer is gone before a worker's interpreter would have started.
             await self._workers.remove_trees(await asyncio.to_thread(remove_small, paths, _QUICK_SECONDS))
+
+    async def _remove_indexed(self, dead: Sequence[Layer]) -> None:
+        held = [mounted for layer in dead if (mounted := layer.give_up_mount()) is not None]
+        try:
+            await asyncio.to_thread(_unlink, [layer.path for layer in dead], held)
+        finally:
+            self._tasks.start(asyncio.to_thread(_close, held))
 
     @asynccontextmanager
     async def acquired(self, chain_ids: Sequence[str], make: Make) -> AsyncIterator[list[Layer]]:
@@ -315,6 +332,7 @@ class Layers:
         self, layer: Layer, position: int, lower: Sequence[Layer], make: Make, turns: asyncio.Semaphore
     ) -> None:
         async with turns, self._unpackers:
+            await self.freed()  # the layer may need the space
             make_layer_directory(layer.path)
             unpacked = await make(position, layer.path)
         with unpacked.unsettled or nullcontext():
@@ -409,6 +427,17 @@ class Layers:
                     layer.record = replace(layer.record, sealed=time.time_ns())
             sync_directory(self._final)
             sync_directory(self._temporary)
+
+
+def _unlink(directories: Sequence[Path], held: list[int]) -> None:
+    for directory in directories:
+        with explained(f"remove {directory}"):
+            unlink_indexed(directory, held)
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _adopt_root(layer: Layer, lower: Below) -> bool:

@@ -211,6 +211,33 @@ def overlaid(layers: list[Path], tmp_path: Path) -> Iterator[Path]:
         place.rmdir()
 
 
+async def test_removing_indexed_layers_takes_no_worker_and_frees_the_space(tmp_path: Path) -> None:
+    conf = tmp_path / "registries.conf"
+    layers = [layer(entry(f"{number}", os.urandom(2_000_000))) for number in range(3)]
+    layout = write_layout(tmp_path / "layout", {"": build_image(layers)})
+    settings = ImageSettings(image_layers="erofs", keep_blobs=True)
+    for _ in range(2):
+        filling = await ImageStore.open(tmp_path / "image", conf, settings)
+        (image,) = await filling.import_archive(layout)
+        await filling.close()
+        store = await ImageStore.open(tmp_path / "image", conf, settings)
+        assert len(store.layers(image)) == len(layers)  # which mounts them
+        await store.remove(image.id)
+        assert store._workers._forker is None
+        assert os.listdir(tmp_path / "image/layers") == ["0"]
+        await store.close()
+        assert not [name for name in _open_files() if str(tmp_path) in name or "erofs" in name]
+
+
+def _open_files() -> list[str]:
+    """What this process has open, files without a name included."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return found
+
+
 def test_containers_outlive_the_daemon_that_mounted_their_layers() -> None:
     with Daemon.running("--image-layers", "erofs") as daemon:
         daemon.import_busybox()
