@@ -45,7 +45,7 @@ from image.shelf.verify import Verdict, Verifier
 from image.tasks import Tasks
 from image.trust.enforce import Trust
 from image.trust.policy import Accept
-from image.unpack.workers import LayerForm, Workers
+from image.unpack.workers import LayerForm, Place, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class ImageStore:
         records: Records,
         pinned: Iterable[str],
         around: Around | None,
+        place_workers: Place | None,
         unmountable: str,
     ) -> None:
         """Use `open` instead."""
@@ -72,7 +73,7 @@ class ImageStore:
         self._settings = settings
         self._records = records
         self._transport = Transport(settings)
-        self._workers = Workers(root.inherited, settings.layer_limit)
+        self._workers = Workers(root.inherited, settings.layer_limit, place_workers)
         self._layers = Layers(
             root.path, records.forget_layers, records.keep_layers, self._workers, settings.parallel_downloads
         )
@@ -105,10 +106,12 @@ class ImageStore:
         *,
         pinned: Iterable[str] = (),
         around: Around | None = None,
+        place_workers: Place | None = None,
     ) -> ImageStore:
         """Open or make the store in `root`, and begin to remove what interrupted pulls and removals left.
 
-        Images named by `pinned` are reported as pinned; `around` is entered for each pull and its parts. Raises
+        Images named by `pinned` are reported as pinned; `around` is entered for each pull and its parts.
+        `place_workers` moves the process that forks all workers into a cgroup. Raises
         ImageError (also if another daemon uses the store), InvalidConfiguration, InvalidReference.
         """
         async with AsyncExitStack() as undo:
@@ -123,7 +126,7 @@ class ImageStore:
             unmountable = await asyncio.to_thread(why_not, place.path / "tmp", there)
             if unmountable and settings.image_layers == "erofs":
                 raise ImageError(f'image_layers: "erofs" is impossible on this kernel ({unmountable}): set "auto"')
-            store = cls(place, registries_conf, settings, records, pinned, around, unmountable)
+            store = cls(place, registries_conf, settings, records, pinned, around, place_workers, unmountable)
             undo.push_async_callback(store._workers.close)
             undo.push_async_callback(store._transport.close)
             await store._load()

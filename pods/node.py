@@ -79,6 +79,7 @@ class Node:
     def __init__(
         self,
         settings: NodeSettings,
+        cgroups: Cgroups,
         images: ImageStore,
         network: Network,
         recorder: Recorder,
@@ -99,7 +100,7 @@ class Node:
         self.step_reports: list[StepReport] = []  # each is called for each step of a start
         self.plugins_apart: Callable[[], list[ApartPlugin]] | None = None  # of who serves plugins
         self.stats = Stats(self._state)
-        self._cgroups = Cgroups(settings.cgroup_driver)
+        self._cgroups = cgroups
         self._shims = Shims(settings, self._cgroups, self._exited, self._lost, self._returned)
         self.host = HostFacts.detect()
         filters = FilterCache(log=settings.seccomp_denials)
@@ -142,8 +143,13 @@ class Node:
             if settings.container_disk_limit:
                 disk_quotas.require(settings.root, "container_disk_limit in crisp.toml")
             pinned = [settings.pause_image] if settings.pause_image else []
+            cgroups = Cgroups(settings.cgroup_driver)
+            undo.push_async_callback(cgroups.close)
             images = await ImageStore.open(
-                settings.root / "image", settings.registries_conf, settings.images, pinned=pinned, around=around
+                *(settings.root / "image", settings.registries_conf, settings.images),
+                pinned=pinned,
+                around=around,
+                place_workers=lambda warm: cgroups.place_workers(warm, settings.pull_memory_limit),
             )
             undo.push_async_callback(images.close)
             bounds = Bounds(settings.recording_bytes, settings.recordings_kept, settings.recordings_hours * 3600)
@@ -158,11 +164,10 @@ class Node:
             )
             await network.open()
             undo.push_async_callback(network.close)
-            node = cls(settings, images, network, recorder, bulletins, plugins.running)
+            node = cls(settings, cgroups, images, network, recorder, bulletins, plugins.running)
             undo.callback(node._state.garbage.close)
             records = await node._state.store.open()
             undo.callback(node._state.store.close)
-            undo.push_async_callback(node._cgroups.close)
             await node._cgroups.driver.open()
             node._cgroups.report_restrictions()
             await node._shims.start()
@@ -181,11 +186,11 @@ class Node:
         await self._background.drain(_CLOSE_SECONDS)
         self._state.garbage.close()
         self._shims.close()
-        await self._cgroups.close()
         self.stats.close()
         self.denials.close()
         await self.network.close()
         await self.images.close()
+        await self._cgroups.close()
         self.recorder.close()
         await asyncio.get_running_loop().run_in_executor(None, self._state.store.close)
 

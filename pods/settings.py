@@ -21,6 +21,7 @@ class NodeSettings:
     cni_bin_dirs: tuple[Path, ...]
     registries_conf: Path
     cgroup_driver: str
+    pull_memory_limit: int  # bytes, for all workers of images; 0 for a share of the machine's
     pause_image: str
     trace_start: bool
     checkpoint_images: bool  # whether containers are made from images that hold a checkpoint

@@ -174,6 +174,12 @@ class Configuration:
         "How much one layer may unpack to (64 GiB), so that a small download cannot fill the disk; 0 for no limit.",
         unit="bytes", to=Component.IMAGES,
     )  # fmt: skip
+    pull_memory_limit: int = setting(
+        _PULLS, kinds.whole(0, 1 << 60), 0,
+        "How much memory all processes that unpack layers may take together, by their cgroup, with what they have "
+        "written and is not yet on the disk; 0 for a quarter of the machine's, and 1 GiB at least.",
+        unit="bytes", to=Component.NODE,
+    )  # fmt: skip
     pause_image: str = setting(
         _PULLS, kinds.STRING, "",
         "An image to report as pinned, so that kubelet's garbage collection keeps it. Pods need no pause image.",

@@ -52,6 +52,10 @@ class Forker:
         return cls(process, ours)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def ended(self) -> bool:
         return self._process.returncode is not None
 

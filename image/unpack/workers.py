@@ -7,7 +7,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 _LINGER_SECONDS = 1.0  # until the idle warm process is ended
 _TRIES = 2
+Place = Callable[[int], Awaitable[None]]
 _ERRORS: Mapping[str, type[ImageError]] = {"digest": DigestMismatch, "invalid": InvalidImage, "full": StorageFull}
 
 
@@ -94,11 +95,16 @@ class Workers:
     worker. Use it on one event loop only.
     """
 
-    def __init__(self, inherited: Sequence[int] = (), layer_limit: int = 0) -> None:
-        """`layer_limit` is how many bytes a layer may decompress to, 0 for no limit."""
+    def __init__(self, inherited: Sequence[int] = (), layer_limit: int = 0, place: Place | None = None) -> None:
+        """`layer_limit` is how many bytes a layer may decompress to, 0 for no limit.
+
+        `place` moves each new warm process, by its pid, to where workers belong, before it forks the first.
+        """
         self._inherited = tuple(inherited)
         self._layer_limit = layer_limit
+        self._place = place
         self._forker: Forker | None = None
+        self._left: Forker | None = None  # the last one that was told to end
         self._starting = asyncio.Lock()
         self._busy = 0
         self._ending: asyncio.TimerHandle | None = None
@@ -107,9 +113,10 @@ class Workers:
         """End the warm process. No work may be in progress."""
         if self._ending is not None:
             self._ending.cancel()
-        if (forker := self._forker) is not None:
-            self._forker = None
-            await forker.end()
+        forkers, self._forker, self._left = (self._forker, self._left), None, None
+        for forker in forkers:
+            if forker is not None:
+                await forker.end()
 
     async def unpack(
         self,
@@ -285,7 +292,14 @@ class Workers:
     async def _warm(self) -> Forker:
         async with self._starting:
             if self._forker is None or self._forker.ended:
-                self._forker = await Forker.start(self._inherited)
+                forker = await Forker.start(self._inherited)
+                if self._place is not None:
+                    try:
+                        await self._place(forker.pid)  # while the interpreter starts
+                    except BaseException:
+                        forker.let_go()
+                        raise
+                self._forker = forker
             return self._forker
 
     def _rest(self) -> None:
@@ -296,8 +310,8 @@ class Workers:
     def _end_if_idle(self) -> None:
         self._ending = None
         if not self._busy and self._forker is not None:
-            forker, self._forker = self._forker, None
-            forker.let_go()
+            self._left, self._forker = self._forker, None
+            self._left.let_go()
 
 
 def _result(said: bytes, what: str, place: Path) -> dict[str, Any]:
@@ -325,4 +339,6 @@ def _room(place: Path) -> str:
 
 
 def _last_line(said: bytes) -> str:
-    return said.decode(errors="replace").strip().rpartition("\n")[2] or "it left no message"
+    return said.decode(errors="replace").strip().rpartition("\n")[2] or (
+        "it left no message; the kernel's log says whether memory was short (pull_memory_limit)"
+    )

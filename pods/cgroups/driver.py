@@ -6,20 +6,27 @@ because its cgroups stay where they are.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
 from pods.cgroups.places import CGROUPFS, SYSTEMD, container_cgroup, pod_cgroup
 from pods.cgroups.systemd import Systemd
+from pods.errors import PodError
 from pods.model import Sandbox
-from runtime.cgroups import Cgroup, Hierarchies
-from runtime.errors import RuntimeCoreError
+from runtime.cgroups import WORKERS_CGROUP, Cgroup, Hierarchies
+from runtime.errors import OperationFailed, RuntimeCoreError
+from runtime.spec.values import Memory, Resources
 
 _log = logging.getLogger("crisp.pods")
 _KILLED_SECONDS: Final = 2.0
+_LEAST_FOR_WORKERS: Final = 1 << 30  # bytes: two workers with the largest window of zstd
+_TRIES: Final = 3
 
 
 class CgroupDriver(Protocol):
@@ -36,6 +43,15 @@ class CgroupDriver(Protocol):
     @property
     def hold(self) -> bool:
         """Whether `make` needs a placeholder process to hold the cgroup until the container's own process runs."""
+
+    async def place_workers(self, warm: int, memory: int) -> None:
+        """Move the process that forks the workers of images into a cgroup whose memory is limited, in bytes.
+
+        It has one thread. Raises RuntimeCoreError, too.
+        """
+
+    async def forget_workers(self) -> None:
+        """Remove that cgroup, which no process is in any more. Best effort."""
 
     async def open(self) -> None:
         """Connect now instead of at the first use."""
@@ -67,6 +83,29 @@ class FileSystem:
     def __init__(self, cgroup: Callable[[str], Cgroup]) -> None:
         self._cgroup = cgroup
 
+    async def place_workers(self, warm: int, memory: int) -> None:
+        await asyncio.to_thread(self._place_workers, warm, Resources(memory=Memory(limit=memory, swap=memory)))
+
+    def _place_workers(self, warm: int, resources: Resources) -> None:
+        cgroup = self._of_workers()
+        for attempt in range(_TRIES):
+            try:
+                cgroup.create(resources)
+                cgroup.admit(warm)
+                return
+            except OperationFailed as error:  # another crispd that stops removes the cgroup while it is empty
+                if error.errno not in (errno.ENOENT, errno.ENODEV) or attempt == _TRIES - 1:
+                    raise
+
+    async def forget_workers(self) -> None:
+        with contextlib.suppress(RuntimeCoreError):
+            await asyncio.to_thread(self._of_workers().remove_if_unused)
+
+    def _of_workers(self) -> Cgroup:
+        """Return their cgroup in the hierarchy of memory. Raises NotSupported."""
+        cgroup = self._cgroup(WORKERS_CGROUP)
+        return Cgroup(cgroup.hierarchies.only("memory"), cgroup.path)
+
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
@@ -90,6 +129,7 @@ class Cgroups:
 
     def __init__(self, driver: str) -> None:
         self._hierarchies: Hierarchies | None = None
+        self._told_of_workers = False
         self._drivers: Mapping[str, CgroupDriver] = {CGROUPFS: FileSystem(self._cgroup), SYSTEMD: Systemd()}
         self.driver = self._drivers[driver]  # for new pods
 
@@ -110,11 +150,26 @@ class Cgroups:
             "filtered", extra={"controllers": controllers},
         )  # fmt: skip
 
+    async def place_workers(self, warm: int, memory: int) -> None:
+        """Limit the memory of all workers of images together, which a process forks. Log once if that is impossible.
+
+        `memory` is in bytes; 0 stands for a quarter of the machine's.
+        """
+        limit = memory or max(_LEAST_FOR_WORKERS, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+        try:
+            await self.driver.place_workers(warm, limit)
+        except (PodError, RuntimeCoreError) as error:
+            if not self._told_of_workers:
+                self._told_of_workers = True
+                _log.warning("the memory of pulls is not limited (pull_memory_limit)", extra={"error": error})
+
     def of(self, sandbox: Sandbox) -> CgroupDriver:
         """Return the driver of a pod's creation."""
         return self._drivers[sandbox.cgroup_driver]
 
     async def close(self) -> None:
+        """Disconnect. No worker of images may be left."""
+        await self.driver.forget_workers()
         for driver in self._drivers.values():
             await driver.close()
 

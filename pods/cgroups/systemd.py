@@ -16,7 +16,7 @@ from pods.model import Sandbox
 from runtime.cgroups import Hierarchies
 from runtime.cgroups.systemd import Scope, limit_properties, scope_properties
 from runtime.spec.parse import parse_resources
-from runtime.spec.values import Resources
+from runtime.spec.values import Memory, Resources
 
 _log = logging.getLogger("crisp.pods")
 # Outside the pods' cgroups: kubelet kills what it finds in a dead pod's. When the machine is shut down, systemd stops
@@ -45,6 +45,13 @@ class Systemd:
         """Put a zygote, and so all shims that it forks, into a scope of their own."""
         scope = Scope(_SHIMS_SLICE, f"crisp-shims-{secrets.token_hex(4)}.scope")
         await self._start(scope, "Shims of crisp's pods", zygote, Resources())
+
+    async def place_workers(self, warm: int, memory: int) -> None:
+        """systemd removes the scope with the last process in it."""
+        scope = Scope(_SHIMS_SLICE, f"crisp-layers-{secrets.token_hex(4)}.scope")
+        await self._start(scope, "Workers of crisp's images", warm, Resources(memory=Memory(limit=memory, swap=memory)))
+
+    async def forget_workers(self) -> None: ...
 
     async def make(self, sandbox: Sandbox, container_id: str, placeholder: int, resources: Mapping[str, Any]) -> None:
         scope = container_scope(sandbox, container_id)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from runtime.cgroups.hierarchies import Hierarchies
 
 SHIM_CGROUP = "/crisp-shims"  # of zygotes and shims with the cgroupfs driver; outside of all pods' cgroups
+WORKERS_CGROUP = "/crisp-layers"  # likewise, of the processes that unpack images
 _DELEGATED = frozenset({"cpu", "cpuset", "hugetlb", "io", "memory", "misc", "pids", "rdma"})
 _OWNERS_FILES_LIST = "/sys/kernel/cgroup/delegate"  # since Linux 4.15
 _OWNERS_FILES = ("cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
@@ -120,13 +121,20 @@ class Cgroup:
         In version 1 the thread is moved instead of the process. Moving a process takes a lock that blocks all forks on
         the machine (cgroup_threadgroup_rwsem), and a child with one thread is wholly moved this way.
         """
+        self._admit("0", unified=unified)
+
+    def admit(self, pid: int) -> None:
+        """Move another process, which has a single thread, into the cgroup."""
+        self._admit(str(pid), unified=True)
+
+    def _admit(self, pid: str, *, unified: bool) -> None:
         for path in self.task_files():
-            files.write(path, "0")
+            files.write(path, pid)
         if unified and self.unified:
-            files.write(self._joined(self.hierarchies.unified) + "/cgroup.procs", "0")
+            files.write(self._joined(self.hierarchies.unified) + "/cgroup.procs", pid)
 
     def task_files(self) -> list[str]:
-        """What a thread writes "0" to for joining in version 1."""
+        """What a thread's number is written to ("0": the writer's) for joining in version 1."""
         return [self._joined(mountpoint) + "/tasks" for mountpoint in dict.fromkeys(self.hierarchies.v1.values())]
 
     @property

@@ -94,6 +94,14 @@ class Hierarchies:
             return self.v1[controller]
         return self.unified if controller in self.unified_controllers else ""
 
+    def only(self, controller: str) -> Hierarchies:
+        """Return the one hierarchy that has the controller. Raises `NotSupported`."""
+        if controller in self.v1:
+            return Hierarchies(MappingProxyType({controller: self.v1[controller]}), "", frozenset(), self.restricted)
+        if controller not in self.unified_controllers:
+            raise NotSupported("find", "cgroups", f"no {controller} cgroup controller")
+        return Hierarchies(MappingProxyType({}), self.unified, self.unified_controllers, self.restricted)
+
 
 NO_HIERARCHIES: Final = Hierarchies(MappingProxyType({}), "", frozenset(), restricted=True)
 

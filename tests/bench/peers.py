@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cri.version import crisp_version
+from runtime.cgroups import WORKERS_CGROUP
 from tests import cgroups
 from tests.bench.layouts import BUSYBOX, PAUSE
 from tests.bench.machine import descendants
@@ -151,6 +152,11 @@ class Crisp(Peer):
         bin_dirs = [f"--cni-bin-dir={path}" for path in CNI_BIN_DIRS]
         options = [f"--{flag}={value}" for flag, value in flags.items()] + bin_dirs
         return [sys.executable, "-m", "cri.daemon", *options]
+
+    @property
+    def cgroups(self) -> tuple[Path, ...]:
+        """With the one that crispd itself makes for the workers of images, if it limits memory by version 2."""
+        return (*super().cgroups, _unified() / WORKERS_CGROUP.lstrip("/"))
 
     def load(self, busybox: Path, pause: Path) -> None:
         _run(self, sys.executable, "-m", "cri.client", "-r", self.address, "image", "import", str(busybox))

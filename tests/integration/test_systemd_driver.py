@@ -94,6 +94,10 @@ def test_a_container_is_a_scope_in_its_pods_slice(units: FakeSystemd) -> None:
         shim = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         (place,) = _cgroups_of(shim)
         assert place.startswith("/system.slice/crisp-shims-")
+        scopes = units.called("StartTransientUnit", ".scope")
+        workers = next(call for call in scopes if call.unit.startswith("crisp-layers-"))  # they imported the image
+        assert workers.properties["Slice"] == "system.slice"
+        assert {"MemoryLimit", "MemoryMax"} & workers.properties.keys()
 
         daemon.kill9()
         daemon.start()

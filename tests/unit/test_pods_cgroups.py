@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from pods.cgroups.driver import Cgroups
 from pods.cgroups.places import CGROUPFS, SYSTEMD, container_cgroup, places_of, pod_cgroup
 from pods.errors import InvalidArgument
 from pods.handlers import runtime_of
+from runtime.cgroups.hierarchies import NO_HIERARCHIES, Hierarchies
 from runtime.handler import Handler
 
 
@@ -68,3 +72,30 @@ def test_a_pod_keeps_the_driver_that_it_was_made_with(tmp_path: Any) -> None:
         other = runtime_of(_sandbox(driver, runtime_handler="runc"), Handler(tmp_path / "runc"), tmp_path)
         assert other is not None
         assert other.systemd is systemd
+
+
+async def test_memory_of_image_workers_is_limited_on_version_2(tmp_path: Path) -> None:
+    place = tmp_path / "crisp-layers"
+    place.mkdir()
+    for path, text in ((tmp_path, "cpu memory"), (place, "memory")):
+        (path / "cgroup.controllers").write_text(text)
+    for file in (tmp_path / "cgroup.subtree_control", place / "memory.max", place / "memory.swap.max"):
+        file.write_text("")
+    (place / "cgroup.procs").write_text("")
+    cgroups = Cgroups(CGROUPFS)
+    cgroups._hierarchies = Hierarchies(MappingProxyType({}), str(tmp_path), frozenset({"cpu", "memory"}))
+    await cgroups.place_workers(4711, 5 << 20)
+    files = ("memory.max", "memory.swap.max", "cgroup.procs")
+    assert [(place / name).read_text() for name in files] == [str(5 << 20), "0", "4711"]
+    assert "+memory" in (tmp_path / "cgroup.subtree_control").read_text()
+
+
+async def test_pulls_without_a_memory_controller_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    cgroups = Cgroups(CGROUPFS)
+    cgroups._hierarchies = NO_HIERARCHIES
+    with caplog.at_level(logging.WARNING):
+        await cgroups.place_workers(4711, 0)
+        await cgroups.place_workers(4712, 0)
+    (warning,) = caplog.records
+    assert "pull_memory_limit" in warning.getMessage()
+    assert "no memory cgroup controller" in str(warning.__dict__["error"])
