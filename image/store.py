@@ -75,7 +75,8 @@ class ImageStore:
         self._transport = Transport(settings)
         self._workers = Workers(root.inherited, settings.layer_limit, place_workers)
         self._layers = Layers(
-            root.path, records.forget_layers, records.keep_layers, self._workers, settings.parallel_downloads
+            *(root.path, records.forget_layers, records.keep_layers, records.unkeep_layer),
+            *(self._workers, settings.parallel_downloads),
         )
         self._unasked: asyncio.TimerHandle | None = None  # removes kept layers that no pull asked for
         self._tasks = Tasks()

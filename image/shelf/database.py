@@ -212,9 +212,15 @@ class Database:
             connection.executemany("DELETE FROM images WHERE id = ?", [(image,) for image in images])
             connection.executemany("DELETE FROM layers WHERE chain_id = ?", [(chain_id,) for chain_id in layers])
 
+    def remove_layer(self, number: int) -> None:
+        """Remove one layer that no image has."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM layers WHERE number = ?", (number,))
+
     def _add_layers(self, layers: Iterable[LayerRecord]) -> None:
         self._connection.executemany(
-            "INSERT INTO layers (chain_id, number, size, inodes, sealed, kind, seal) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            # A cancelled pull may be about to remove the one that it had recorded.
+            "REPLACE INTO layers (chain_id, number, size, inodes, sealed, kind, seal) VALUES (?, ?, ?, ?, ?, ?, ?)",
             [(it.chain_id, it.number, it.size, it.inodes, it.sealed, it.kind, it.seal) for it in layers],
         )
 

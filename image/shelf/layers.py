@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ _UNPACKERS = 16  # layers unpacked at a time by all pulls: each takes a process 
 _PARALLEL = 4  # by one pull: a slow registry must not delay other pulls
 _TRIES = 3
 _QUICK_SECONDS = 0.05
+_WORTH_KEEPING = 16 << 20  # bytes on disk of a layer that is recorded as soon as it is finished
 
 
 Make = Callable[[int, Path], Awaitable[Unpacked]]
@@ -123,8 +124,8 @@ class Layer:
 class Layers:
     """The layers below a store's `root`. Belongs to one event loop.
 
-    `forget(chain_ids)` removes layers from the database, `keep(records)` adds some that no image has; `workers` remove
-    their directories. `parallel` layers of one image are unpacked at a time.
+    `forget(chain_ids)` removes layers from the database, `keep(records)` adds some that no image has, `unkeep(number)`
+    takes one of those back; `workers` remove their directories. `parallel` layers of one image are unpacked at a time.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Layers:
         root: Path,
         forget: Callable[[Sequence[str]], Awaitable[None]],
         keep: Callable[[Sequence[LayerRecord]], Awaitable[None]],
+        unkeep: Callable[[int], Coroutine[None, None, None]],
         workers: Workers,
         parallel: int = _PARALLEL,
     ) -> None:
@@ -139,6 +141,7 @@ class Layers:
         self._temporary = root / "tmp"
         self._forget = forget
         self._keep = keep
+        self._unkeep = unkeep
         self._keeping = False
         self._workers = workers
         self._parallel = parallel
@@ -146,6 +149,7 @@ class Layers:
         self._next = 1
         self._unpackers = asyncio.Semaphore(_UNPACKERS)
         self._tasks = Tasks()
+        self._recording = Tasks()
 
     def load(self, records: Iterable[LayerRecord]) -> None:
         """Load the database's layers; they have no user yet."""
@@ -290,10 +294,9 @@ class Layers:
     async def _let_go(self, layers: Sequence[Layer]) -> None:
         dead = self._drop(layers)
         if self._keeping:
-            kept = [layer for layer in dead if layer.record is not None and not layer.recorded]
             with suppress(ImageError):  # such as a full disk: they are removed then
-                await self._keep_finished(kept)
-            dead = [layer for layer in dead if not (layer in kept and layer.recorded)]
+                await self._keep_finished([layer for layer in dead if layer.record is not None and not layer.recorded])
+            dead = [layer for layer in dead if not layer.recorded]
         if recorded := [layer.chain_id for layer in dead if layer.recorded]:
             await self._forget(recorded)
         await self.discard(dead)
@@ -346,6 +349,20 @@ class Layers:
             kind=INDEXED if unpacked.indexed else UNPACKED,
             seal=await self._checked(layer) if unpacked.indexed else "",
         )
+        # Without an index, it would take a sync of the whole file system.
+        if unpacked.indexed and layer.record.size >= _WORTH_KEEPING:
+            await self._keep_early(layer)
+
+    async def _keep_early(self, layer: Layer) -> None:
+        """Record a finished layer before its image: if crispd is killed, the next pull need not fetch it again."""
+        try:
+            with suppress(ImageError):  # its pull will tell
+                await self._recording.undisturbed(self._keep_finished([layer]))
+        except asyncio.CancelledError:
+            if layer.recorded:
+                layer.recorded = False
+                await self._recording.undisturbed(self._unkeep(layer.number))
+            raise
 
     async def _checked(self, layer: Layer) -> str:
         async with self._unpackers:

@@ -47,6 +47,10 @@ class Records:
         """Record layers that no image has yet."""
         await self.call(Database.add_layers, layers)
 
+    async def unkeep_layer(self, number: int) -> None:
+        """Remove a layer that no image has, by its number: another one may have its chain id meanwhile."""
+        await self.call(Database.remove_layer, number)
+
     async def forget_layers(self, chain_ids: Sequence[str]) -> None:
         """Remove layers that no image has."""
         await self.call(Database.remove, [], chain_ids)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import ssl
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -735,6 +736,40 @@ async def test_what_a_pull_has_finished_stays_over_a_restart(tmp_path: Path, mon
         store = await ImageStore.open(root, tmp_path / "registries.conf")
         assert trees(root) == set()
         await store.close()
+
+
+async def test_a_large_layer_stays_if_the_daemon_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And goes if the pull is only cancelled."""
+    monkeypatch.setattr("image.shelf.layers._WORTH_KEEPING", 1000)
+    built = build_image([layer(entry("x", os.urandom(5000))), layer(entry("y", os.urandom(500_000)))])
+    conf, settings = tmp_path / "registries.conf", ImageSettings(image_layers="erofs")
+    async with FaultyRegistry({"a:1": built}).running() as registry:
+        sizes = {len(blob): registry.blob_path("a", key) for key, blob in built.blobs.items()}
+        quick, slow = (sizes[size] for size in sorted(sizes)[-2:])
+        registry.faults[slow] = [faulty_registry.endless_wait]
+        store = await ImageStore.open(tmp_path / "image", conf, settings)
+        pull = asyncio.create_task(store.pull(f"{registry.host}/a:1"))
+        await until(lambda: not registry.faults[slow] and trees(tmp_path / "image") >= {"layers/1"})
+        await until(lambda: _recorded_layers(tmp_path / "image") == 1)
+        shutil.copytree(tmp_path / "image", tmp_path / "killed")  # all that a killed one leaves
+        pull.cancel()
+        await until(lambda: trees(tmp_path / "image") == set())
+        assert _recorded_layers(tmp_path / "image") == 0
+        await store.close()
+
+        again = await ImageStore.open(tmp_path / "killed", conf, settings)
+        image = await again.pull(f"{registry.host}/a:1")
+        assert (registry.count()[quick], registry.count()[slow]) == (1, 2)
+        assert [len((place / name).read_bytes()) for place, name in zip(again.layers(image), "yx", strict=True)] == [
+            500_000,
+            5000,
+        ]
+        await again.close()
+
+
+def _recorded_layers(root: Path) -> int:
+    with closing(sqlite3.connect(root / "images.db")) as database:
+        return int(database.execute("SELECT count(*) FROM layers").fetchone()[0])
 
 
 async def test_one_daemon_a_store_and_a_lost_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
