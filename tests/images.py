@@ -41,6 +41,19 @@ def entry(name: str, content: bytes | None = None, **fields: Any) -> tuple[tarfi
     return info, content or b""
 
 
+def executable(name: str, content: bytes, mode: int = 0o755) -> tuple[tarfile.TarInfo, bytes]:
+    return entry(name, content, mode=mode)
+
+
+def symlink(name: str, target: str) -> tuple[tarfile.TarInfo, bytes]:
+    return entry(name, type=tarfile.SYMTYPE, linkname=target)
+
+
+def texts(files: Mapping[str, str]) -> list[tuple[tarfile.TarInfo, bytes]]:
+    """Tar members with these contents."""
+    return [entry(name, text.encode()) for name, text in files.items()]
+
+
 def layer(*entries: tuple[tarfile.TarInfo, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:
     """An uncompressed tar. Names are written as they are, however evil."""
     buffer = io.BytesIO()

@@ -121,6 +121,9 @@ def test_the_node_image_for_kind_is_made_of_files_that_exist(tmp_path: Path) -> 
     unit = configparser.ConfigParser(strict=False)
     unit.read(DEPLOY / "kind/preload.service")
     assert unit["Service"]["ExecStart"].split()[0] == "/usr/local/bin/crisp"
+    preloaded = Path(unit["Unit"]["ConditionPathExists"])
+    assert f"COPY --from=preloaded /preloaded {preloaded.parent}" in steps
+    assert not preloaded.is_relative_to("/var")  # a volume of each node, which begins with the image's files
 
 
 @pytest.mark.parametrize("script", ["kind/ctr", "kind/containerd"])

@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import io
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -21,14 +20,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from tests.debian import make_root
 from tests.e2e import critest, kubernetes
-from tests.images import BuiltImage, build_image, busybox_layer, entry, layer
+from tests.images import BuiltImage, build_image, busybox_layer, entry, executable, layer, symlink, texts
 from tests.pki import Authority
 from tests.registry import Registry
 
 CACHE: Final = Path(os.environ.get("CRISP_TEST_CACHE", "/var/cache/crisp-tests"))
 PROGRAMS: Final = ("e2e.test", "agnhost", "coredns", "etcd", "sample-apiserver")
-SUITE: Final = "bookworm"
 PACKAGES: Final = (
     "bash", "bash-static", "bind9-dnsutils", "busybox-static", "catatonit", "coreutils", "curl", "iproute2", "libc-bin",
     "netcat-openbsd", "nginx-light", "procps", "socat", "util-linux",
@@ -93,8 +92,7 @@ def prepare() -> Path:
 
 def _make(home: Path) -> None:
     archive = home / "debian.tar"
-    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=extract", f"--include={','.join(PACKAGES)}", SUITE]
-    subprocess.run([*command, archive, *_sources()], check=True, stdin=subprocess.DEVNULL)
+    make_root(archive, PACKAGES, "extract")
     wanted = _listed()
     with Registry(home) as registry:
         for repository, image in _images(archive, home / "certificates"):
@@ -102,14 +100,6 @@ def _make(home: Path) -> None:
             for tag in wanted.get(repository, ("test",)):
                 registry.push(repository, tag, image)
     archive.unlink()
-
-
-def _sources() -> list[Path]:
-    """The machine's own mirrors where it is of that suite; else none, which means Debian's."""
-    if platform.freedesktop_os_release().get("VERSION_CODENAME") != SUITE:
-        return []
-    files = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
-    return [file for file in files if file.is_file() and file.stat().st_size][:1]
 
 
 def _listed() -> dict[str, list[str]]:
@@ -131,13 +121,13 @@ def _images(archive: Path, certificates: Path) -> Iterator[tuple[str, BuiltImage
         return build_image(layers, {"Env": [_PATH], **config})
 
     def program(name: str, place: str = "") -> bytes:
-        return layer(_program(place or name, (programs / name).read_bytes()))
+        return layer(executable(place or name, (programs / name).read_bytes()))
 
     certificates.mkdir()
     certificate, key = Authority(certificates / "authority").issue(certificates, "localhost")
     helper = layer(
-        _program("agnhost", (programs / "agnhost").read_bytes()),
-        _link("agnhost-2", "agnhost"),
+        executable("agnhost", (programs / "agnhost").read_bytes()),
+        symlink("agnhost-2", "agnhost"),
         entry("localhost.crt", certificate.read_bytes()),
         entry("localhost.key", key.read_bytes()),
         entry("uploads/", mode=0o777),
@@ -146,16 +136,16 @@ def _images(archive: Path, certificates: Path) -> Iterator[tuple[str, BuiltImage
     agnhost: dict[str, Any] = {"Entrypoint": ["/agnhost"], "Cmd": ["pause"], "ExposedPorts": ports}
     yield f"{prefix}/agnhost", image(debian, helper, **agnhost)
     for name in ("kitten", "nautilus"):
-        page = layer(*_texts({"data.json": f'{{"image": "{name}.jpg"}}\n', f"{name}.jpg": name, **_SYSTEM}))
+        page = layer(*texts({"data.json": f'{{"image": "{name}.jpg"}}\n', f"{name}.jpg": name, **_SYSTEM}))
         yield f"{prefix}/{name}", image(debian, helper, page, **{**agnhost, "Cmd": ["test-webserver"]})
     yield f"{prefix}/glibc-dns-testing", image(debian, Cmd=["bash"])
-    shell = layer(_program("bin/bash", found[_SHELL]), _program("bin/sh", _SH.encode()))
+    shell = layer(executable("bin/bash", found[_SHELL]), executable("bin/sh", _SH.encode()))
     yield f"{prefix}/busybox", image(busybox_layer(), shell, Cmd=["sh"])
-    site = layer(*_texts({"etc/nginx/nginx.conf": _NGINX, "usr/share/nginx/html/index.html": "<h1>Welcome</h1>\n"}))
+    site = layer(*texts({"etc/nginx/nginx.conf": _NGINX, "usr/share/nginx/html/index.html": "<h1>Welcome</h1>\n"}))
     yield f"{prefix}/nginx", image(debian, site, Cmd=["nginx"], ExposedPorts={"80/tcp": {}})
-    effective_user = layer(_program("nnp", (critest.programs() / "standin").read_bytes(), 0o4755))
+    effective_user = layer(executable("nnp", (critest.programs() / "standin").read_bytes(), 0o4755))
     yield f"{prefix}/nonewprivs", image(effective_user, Entrypoint=["/nnp"])
-    pause = layer(_program("pause", found[_PAUSE]))
+    pause = layer(executable("pause", found[_PAUSE]))
     yield "pause", image(pause, Entrypoint=["/pause", "-P"], User="65535:65535")
     yield f"{prefix}/sample-apiserver", image(program("sample-apiserver"), Entrypoint=["/sample-apiserver"])
     yield "etcd", image(busybox_layer(), program("etcd", "usr/local/bin/etcd"), Cmd=["etcd"])
@@ -184,12 +174,12 @@ def _debian(archive: Path) -> tuple[bytes, dict[str, bytes]]:
             target.addfile(member, content)
         missing = set(_applets()) - commands - {"busybox", "nc", "sh"}
         more = [
-            *(_link(f"usr/local/bin/{name}", "/bin/busybox") for name in sorted(missing)),
-            _link("usr/local/bin/nc", "/bin/nc.openbsd"),
-            _link("bin/sh", "bash"),
+            *(symlink(f"usr/local/bin/{name}", "/bin/busybox") for name in sorted(missing)),
+            symlink("usr/local/bin/nc", "/bin/nc.openbsd"),
+            symlink("bin/sh", "bash"),
             entry("run/"),
             entry("tmp/", mode=0o1777),
-            *_texts(_FILES),
+            *texts(_FILES),
         ]
         for info, text in more:
             target.addfile(info, io.BytesIO(text))
@@ -198,15 +188,3 @@ def _debian(archive: Path) -> tuple[bytes, dict[str, bytes]]:
 
 def _applets() -> Sequence[str]:
     return subprocess.run(["busybox", "--list"], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-
-
-def _program(name: str, content: bytes, mode: int = 0o755) -> tuple[tarfile.TarInfo, bytes]:
-    return entry(name, content, mode=mode)
-
-
-def _link(name: str, target: str) -> tuple[tarfile.TarInfo, bytes]:
-    return entry(name, type=tarfile.SYMTYPE, linkname=target)
-
-
-def _texts(files: dict[str, str]) -> list[tuple[tarfile.TarInfo, bytes]]:
-    return [entry(name, text.encode()) for name, text in files.items()]
