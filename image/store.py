@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from image.archive.write import KeptImage, export
-from image.erofs.probe import why_not
+from image.erofs.mount import Mounting
+from image.erofs.probe import way
 from image.erofs.seal import Seal
 from image.errors import ImageError, ImageNotFound, SignatureRefused
 from image.imports import Imports, tag_name
@@ -65,6 +66,7 @@ class ImageStore:
         pinned: Iterable[str],
         around: Around | None,
         place_workers: Place | None,
+        mounting: Mounting,
         unmountable: str,
     ) -> None:
         """Use `open` instead."""
@@ -76,7 +78,7 @@ class ImageStore:
         self._workers = Workers(root.inherited, settings.layer_limit, place_workers)
         self._layers = Layers(
             *(root.path, records.forget_layers, records.keep_layers, records.unkeep_layer),
-            *(self._workers, settings.parallel_downloads),
+            *(self._workers, mounting, settings.parallel_downloads),
         )
         self._unasked: asyncio.TimerHandle | None = None  # removes kept layers that no pull asked for
         self._tasks = Tasks()
@@ -124,10 +126,10 @@ class ImageStore:
             there = [
                 (place.path / "layers" / base36(layer.number), Seal.parse(layer.seal)) for layer in kept if layer.seal
             ]
-            unmountable = await asyncio.to_thread(why_not, place.path / "tmp", there)
+            mounting, unmountable = await asyncio.to_thread(way, place.path / "tmp", there)
             if unmountable and settings.image_layers == "erofs":
                 raise ImageError(f'image_layers: "erofs" is impossible on this kernel ({unmountable}): set "auto"')
-            store = cls(place, registries_conf, settings, records, pinned, around, place_workers, unmountable)
+            store = cls(place, registries_conf, settings, records, pinned, around, place_workers, mounting, unmountable)
             undo.push_async_callback(store._workers.close)
             undo.push_async_callback(store._transport.close)
             await store._load()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from image.erofs.seal import Seal
 from linux import syscalls
@@ -11,6 +15,26 @@ from linux import syscalls
 TAR, INDEX = "tar", "index"  # the names of a layer's two files in its directory
 # A container's own overlay says what its programs may do; of what a layer has, this process is to open no device.
 _ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A layer that the kernel has mounted, by the path of its root."""
+
+    root: Path
+    unmount: Callable[[], None]
+
+
+class Mounting(Protocol):
+    """A way to mount the layer in a directory: `held`, or that of `image.erofs.attached`."""
+
+    def __call__(self, directory: str | os.PathLike[str], seal: Seal | None) -> Mounted: ...
+
+
+def held(directory: str | os.PathLike[str], seal: Seal | None) -> Mounted:
+    """Mount the layer in `directory`, by a descriptor that this process keeps. Raises OSError, Changed."""
+    descriptor = mount(directory, seal)
+    return Mounted(name_of(descriptor), partial(os.close, descriptor))
 
 
 def mount(directory: str | os.PathLike[str], seal: Seal | None) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from image.erofs.attached import Attached
 from image.erofs.layout import (
     BLOCK,
     DIRECTORY_TYPE,
@@ -21,13 +23,13 @@ from image.erofs.layout import (
     header,
     inode,
 )
-from image.erofs.mount import INDEX, TAR, mount, name_of
+from image.erofs.mount import INDEX, TAR, Mounting, held
 from image.erofs.seal import Seal
 from linux import syscalls
 
 
-def why_not(place: Path, there: Iterable[tuple[Path, Seal]] = ()) -> str:
-    """Return why the kernel cannot mount a layer in the file system of `place`; "" if it can.
+def way(place: Path, there: Iterable[tuple[Path, Seal]] = ()) -> tuple[Mounting, str]:
+    """Return how the kernel mounts layers in the file system of `place`, and why it cannot; "" if it can.
 
     A full disk has no room for a test: then the layers that are `there`, with their seals, are tried. What a killed
     test leaves in `place` is not in the way of the next.
@@ -36,29 +38,56 @@ def why_not(place: Path, there: Iterable[tuple[Path, Seal]] = ()) -> str:
         with TemporaryDirectory(prefix="probe-", dir=place) as made:
             Path(made, TAR).write_bytes(bytes(BLOCK))
             Path(made, INDEX).write_bytes(_empty())
-            return _why_not(Path(made), None)
+            return _way([(Path(made), None)])
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return "" if full and any(not _why_not(*layer) for layer in there) else _told(error)
+        layers = list(there) if error.errno in (errno.ENOSPC, errno.EDQUOT) else []
+        mounting, why = _way(layers)
+        return mounting, "" if layers and not why else _told(error)
 
 
-def _why_not(layer: Path, seal: Seal | None) -> str:
-    """Return why `layer` cannot be mounted as pods use layers; "" if it can.
-
-    That is two below an overlay, each known by a descriptor alone (Linux 6.15).
-    """
+def _way(layers: Sequence[tuple[Path, Seal | None]]) -> tuple[Mounting, str]:
+    """Find a way to mount one of `layers`, or the reason why there is none."""
+    why = _why_not(layers, held, _overlay)
+    if not why:
+        return held, ""
     try:
-        with ExitStack() as undo:
-            context = syscalls.fsopen("overlay")
-            undo.callback(os.close, context)
-            for _ in range(2):
-                mounted = mount(layer, seal)
-                undo.callback(os.close, mounted)
-                syscalls.fsconfig_string(context, "lowerdir+", os.fspath(name_of(mounted)))
-            syscalls.fsconfig_create(context)
-    except OSError as error:
-        return _told(error)
-    return ""
+        attached = Attached()
+    except OSError:
+        return held, why
+    if _why_not(layers, attached.mount, partial(attached.with_roots, _overlay)):
+        attached.close()
+        return held, why
+    return attached.mount, ""
+
+
+def _why_not(
+    layers: Sequence[tuple[Path, Seal | None]], mounting: Mounting, overlay: Callable[[Sequence[Path]], None]
+) -> str:
+    """Return why none of `layers` can be mounted as pods use them, which is two below an overlay; "" if one can."""
+    why = ""
+    for layer, seal in layers:
+        try:
+            with ExitStack() as undo:
+                roots = []
+                for _ in range(2):
+                    mounted = mounting(layer, seal)
+                    undo.callback(mounted.unmount)
+                    roots.append(mounted.root)
+                overlay(roots)
+                return ""
+        except OSError as error:
+            why = _told(error)
+    return why
+
+
+def _overlay(roots: Sequence[Path]) -> None:
+    context = syscalls.fsopen("overlay")
+    try:
+        for root in roots:
+            syscalls.fsconfig_string(context, "lowerdir+", os.fspath(root))
+        syscalls.fsconfig_create(context)
+    finally:
+        os.close(context)
 
 
 def _told(error: OSError) -> str:

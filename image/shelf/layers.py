@@ -4,7 +4,7 @@ A layer is created as tmp/<n> and renamed to layers/<n>, where <n> is a short ba
 names all layers of an image in one page of memory. Users of a layer are recorded images and running pulls.
 
 The directory holds the layer's files or, for an indexed layer, its tar and the index by which the kernel mounts it.
-Such a mount is in no mount table: a descriptor holds it, from its first use until the layer is removed.
+Such a mount is in no mount table of the machine's, and stays from its first use until the layer is removed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from image.erofs.index import ROOT, describe
-from image.erofs.mount import INDEX, TAR, mount, name_of
+from image.erofs.mount import INDEX, TAR, Mounted, Mounting
 from image.erofs.seal import Seal
 from image.errors import ImageError
 from image.shelf.database import INDEXED, UNPACKED, LayerRecord
@@ -59,6 +59,7 @@ class Layer:
     chain_id: str
     number: int
     path: Path
+    mounting: Mounting
     users: int = 0
     record: LayerRecord | None = None
     recorded: bool = False
@@ -66,26 +67,26 @@ class Layer:
     additional: bool = False
     indexed: bool = False
     _hides: bool | None = None
-    _mount: int | None = None
+    _mounted: Mounted | None = None
 
     @property
     def root(self) -> Path:
         """Return the directory with the layer's files; mount an indexed layer first. Raises ImageError."""
         if not self.indexed:
             return self.path
-        if self._mount is None:
+        if self._mounted is None:
             with explained(f"mount layer in {self.path}"):
-                self._mount = mount(self.path, Seal.parse(self._seal))
-        return name_of(self._mount)
+                self._mounted = self.mounting(self.path, Seal.parse(self._seal))
+        return self._mounted.root
 
     def unmount(self) -> None:
-        """Close the mount. Containers that use it as a lower layer keep it."""
+        """End the mount. Containers that use it as a lower layer keep it."""
         if (mounted := self.give_up_mount()) is not None:
-            os.close(mounted)
+            mounted.unmount()
 
-    def give_up_mount(self) -> int | None:
-        """Return the descriptor of the mount, if there is one, for the caller to close."""
-        mounted, self._mount = self._mount, None
+    def give_up_mount(self) -> Mounted | None:
+        """Return the mount, if there is one, for the caller to end."""
+        mounted, self._mounted = self._mounted, None
         return mounted
 
     @property
@@ -125,7 +126,8 @@ class Layers:
     """The layers below a store's `root`. Belongs to one event loop.
 
     `forget(chain_ids)` removes layers from the database, `keep(records)` adds some that no image has, `unkeep(number)`
-    takes one of those back; `workers` remove their directories. `parallel` layers of one image are unpacked at a time.
+    takes one of those back; `workers` remove their directories, `mounting` mounts them. `parallel` layers of one image
+    are unpacked at a time.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class Layers:
         keep: Callable[[Sequence[LayerRecord]], Awaitable[None]],
         unkeep: Callable[[int], Coroutine[None, None, None]],
         workers: Workers,
+        mounting: Mounting,
         parallel: int = _PARALLEL,
     ) -> None:
         self._final = root / "layers"
@@ -144,6 +147,7 @@ class Layers:
         self._unkeep = unkeep
         self._keeping = False
         self._workers = workers
+        self._mounting = mounting
         self._parallel = parallel
         self._layers: dict[str, Layer] = {}
         self._next = 1
@@ -155,8 +159,8 @@ class Layers:
         """Load the database's layers; they have no user yet."""
         for record in records:
             path = self._final / base36(record.number)
-            indexed = record.kind == INDEXED
-            layer = Layer(record.chain_id, record.number, path, 0, record, recorded=True, indexed=indexed)
+            layer = Layer(record.chain_id, record.number, path, self._mounting, 0, record, recorded=True)
+            layer.indexed = record.kind == INDEXED
             self._layers[record.chain_id] = layer
             self._next = max(self._next, record.number + 1)
 
@@ -164,7 +168,7 @@ class Layers:
         """Add the layers of additional stores, with their directories, except those that this store has."""
         for record, path in records:
             if record.chain_id not in self._layers:
-                layer = Layer(record.chain_id, 0, path, 1, record, recorded=True, additional=True)
+                layer = Layer(record.chain_id, 0, path, self._mounting, 1, record, recorded=True, additional=True)
                 layer.indexed = record.kind == INDEXED
                 self._layers[record.chain_id] = layer
 
@@ -254,11 +258,12 @@ class Layers:
             await self._workers.remove_trees(await asyncio.to_thread(remove_small, paths, _QUICK_SECONDS))
 
     async def _remove_indexed(self, dead: Sequence[Layer]) -> None:
-        held = [mounted for layer in dead if (mounted := layer.give_up_mount()) is not None]
+        mounts = [mounted for layer in dead if (mounted := layer.give_up_mount()) is not None]
+        held: list[int] = []
         try:
             await asyncio.to_thread(_unlink, [layer.path for layer in dead], held)
         finally:
-            self._tasks.start(asyncio.to_thread(_close, held))
+            self._tasks.start(asyncio.to_thread(_close, mounts, held))
 
     @asynccontextmanager
     async def acquired(self, chain_ids: Sequence[str], make: Make) -> AsyncIterator[list[Layer]]:
@@ -320,7 +325,7 @@ class Layers:
     ) -> Layer:
         layer = self._layers.get(chain_id)
         if layer is None:
-            layer = Layer(chain_id, self._next, self._temporary / base36(self._next))
+            layer = Layer(chain_id, self._next, self._temporary / base36(self._next), self._mounting)
             self._next += 1
             self._layers[chain_id] = layer
             mine.add(layer)
@@ -452,7 +457,9 @@ def _unlink(directories: Sequence[Path], held: list[int]) -> None:
             unlink_indexed(directory, held)
 
 
-def _close(descriptors: Sequence[int]) -> None:
+def _close(mounts: Sequence[Mounted], descriptors: Sequence[int]) -> None:
+    for mounted in mounts:
+        mounted.unmount()
     for descriptor in descriptors:
         os.close(descriptor)
 

@@ -19,7 +19,7 @@ import fcntl
 import os
 import struct
 
-from linux import syscalls
+from linux import empty_root, syscalls
 from linux.elf import executable, in_memory
 from linux.tables import AUDIT_ARCHITECTURES
 from runtime.errors import failing
@@ -115,22 +115,7 @@ def empty_mount_namespace() -> int:
 
 def enter_empty_root() -> None:
     """Enter a new mount namespace that contains one empty read-only tmpfs. Raises OSError."""
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-    context = syscalls.fsopen("tmpfs")
-    for key, value in (("size", "16384"), ("nr_inodes", "4"), ("mode", "0555"), ("source", "crisp")):
-        syscalls.fsconfig_string(context, key, value)
-    syscalls.fsconfig_create(context)
-    attrs = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
-    root = syscalls.fsmount(context, attrs)
-    os.close(context)
-    os.mkdir(ATTACH_POINT.lstrip("/"), 0o555, dir_fd=root)
-    syscalls.move_mount(root, syscalls.AT_FDCWD, "/tmp")
-    os.fchdir(root)
-    os.close(root)
-    syscalls.pivot_root(".", ".")
-    syscalls.umount2(".", syscalls.MNT_DETACH)
-    os.chdir("/")
+    empty_root.enter([ATTACH_POINT], inodes=4)
     syscalls.mount(None, "/", None, syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -21,6 +22,7 @@ from runtime.rootfs.mount_sources import new_filesystem
 from runtime.rootfs.plan import MountPlan
 from runtime.rootfs.tree import ATTACH_POINT
 
+_OF_A_THREAD: Final = re.compile(r"(/proc/[0-9]+/task/[0-9]+)/root(/.+)")
 _OLD_VALUE_LIMIT: Final = 255  # bytes in one fsconfig string
 _VOLUME_ATTRS: Final = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
 
@@ -53,14 +55,20 @@ def mount_overlay(lower: Sequence[str], upper: str = "", work: str = "", label: 
         return ways[-1]()
 
 
-def mount_mapped_overlay(
+def are_elsewhere(lower: Sequence[str]) -> bool:
+    """Return whether layers are mounted in the namespace of a thread of crispd's (image/erofs/attached.py)."""
+    return any(map(_OF_A_THREAD.fullmatch, lower))
+
+
+def mount_cloned_overlay(
     lower: Sequence[str], upper: str, work: str, namespace: int, template: int, label: str = ""
 ) -> int:
-    """Mount an overlay whose layers are id-mapped by the user namespace open at `namespace` (Linux 5.19).
+    """Mount an overlay of clones of its layers' mounts, which may be in another namespace.
 
-    An overlay cannot be id-mapped, but its layers' mounts can. The upper layer is not mapped: the overlay makes its own
-    files there as the host's root, and the container's files have the ids of the host. In a copy of `template`, the
-    empty mount namespace, the layers get paths.
+    The user namespace open at `namespace` maps their owners (Linux 5.19), unless it is -1. An overlay cannot be
+    id-mapped, but its layers' mounts can. The upper layer is not mapped: the overlay makes its own files there as the
+    host's root, and the container's files have the ids of the host. In a copy of `template`, the empty mount namespace,
+    the layers get paths.
     """
     with contextlib.ExitStack() as undo:
         trees = _layer_trees(lower, namespace, undo)
@@ -110,10 +118,28 @@ def _layer_trees(lower: Sequence[str], namespace: int, undo: contextlib.ExitStac
 
 
 def _clone(path: str, undo: contextlib.ExitStack) -> int:
-    with failing("clone mount of", path):
-        tree = syscalls.open_tree(syscalls.AT_FDCWD, path, syscalls.OPEN_TREE_CLONE)
+    with failing("clone mount of", path), _reaching(path) as own:
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, own, syscalls.OPEN_TREE_CLONE)
     undo.callback(os.close, tree)
     return tree
+
+
+@contextlib.contextmanager
+def _reaching(path: str) -> Iterator[str]:
+    """Enter the mount namespace of a path below the root of a thread, and provide the path's name there.
+
+    The kernel clones only what is mounted in the caller's namespace.
+    """
+    named = _OF_A_THREAD.fullmatch(path)
+    if named is None:
+        yield path
+        return
+    namespace = os.open(f"{named[1]}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with userns.inside(namespace, syscalls.CLONE_NEWNS):
+            yield named[2]
+    finally:
+        os.close(namespace)
 
 
 @contextlib.contextmanager

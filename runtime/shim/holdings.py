@@ -61,9 +61,9 @@ class Holdings:
 
     def _mount_rootfs(self, lower: Sequence[str], upper: str, work: str, label: str) -> int:
         users_of_pod = self.supervisor.user_namespace
-        if users_of_pod < 0:
+        if users_of_pod < 0 and not overlay.are_elsewhere(lower):
             return overlay.mount_overlay(lower, upper, work, label)
-        return overlay.mount_mapped_overlay(
+        return overlay.mount_cloned_overlay(
             lower, upper, work, users_of_pod, self.supervisor.empty_mount_namespace, label
         )
 

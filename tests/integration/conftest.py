@@ -44,10 +44,19 @@ def daemon() -> Iterator[Daemon]:
         yield running
 
 
-@pytest.fixture(scope="module", params=LAYER_KINDS[1:])
+class Attaching(Daemon):
+    """One that attaches EROFS layers, as it must before Linux 6.15."""
+
+    module = "tests.attaching"
+
+
+@pytest.fixture(scope="module", params=[*LAYER_KINDS[1:], "attached"])
 def daemon_of_each_kind(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """The same, of either kind of layers."""
-    with Daemon.running("--image-layers", request.param) as running:
+    """The same, of either kind of layers, and of mounted ones as older kernels have them."""
+    attached = request.param == "attached"
+    with (Attaching if attached else Daemon).running(
+        "--image-layers", "erofs" if attached else request.param
+    ) as running:
         running.import_busybox()
         with running.pod("first"):
             pass
