@@ -1,13 +1,15 @@
 """The disk that the guest (tests/vm/guest.py) boots from: made once, with root's rights, and kept outside the checkout.
 
 Debian's packages, the project's Python dependencies in a virtual environment (ENVIRONMENT), and a unit that runs what
-is on the payload's disk. The kernel is Debian's own; the initrd is ours, and holds two drivers.
+is on the payload's disk, as a description of the machine (tests/vm/machine.py) asks. The kernel is Debian's own; the
+initrd is ours, and holds the drivers of the disk.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import lzma
 import os
 import platform
 import shutil
@@ -15,29 +17,28 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.vm import foreign
+from tests.vm.machine import Architecture, Machine
+
 CACHE = Path(os.environ.get("CRISP_TEST_CACHE", "/var/cache/crisp-tests"))
 CACHED_SECONDS = 14 * 24 * 3600
-SUITE = "bookworm"
-PYTHON_VERSION = "3.11"  # what the suite's python3 is
 ENVIRONMENT = "/opt/crisp"  # the virtual environment that holds the project's dependencies, inside
 DISK_GIB = 4
-PACKAGES = (
-    "apparmor",
+MIRROR = "http://deb.debian.org/debian"
+PACKAGES = (  # of every machine
     "busybox-static",
     "containernetworking-plugins",
-    "criu",
-    "crun",
     "dbus",
     "iproute2",
     "iptables",
     "kmod",
     "libseccomp2",
-    "linux-image-cloud-amd64",
     "python3",
     "python3-venv",
     "systemd",
@@ -51,7 +52,7 @@ DPKG_OPTIONS = (
     "path-exclude=/usr/share/locale/*",
     "path-exclude=/usr/share/man/*",
 )
-NEEDED = ("mmdebstrap", "mke2fs", "qemu-system-x86_64")
+NEEDED = ("mmdebstrap", "mke2fs")
 
 UNIT = f"""\
 [Unit]
@@ -96,17 +97,9 @@ MASKED = (
     "systemd-update-utmp.service",
     "systemd-update-utmp-runlevel.service",
 )
-UNWANTED_PROFILES = ("lsb_release", "nvidia_modprobe")
 
-# Debian's initramfs costs 6 s of a boot and 10 s of the making; this machine's disk needs two drivers.
-BOOT_MODULES = (
-    "virtio/virtio_ring",
-    "virtio/virtio",
-    "virtio/virtio_pci_legacy_dev",
-    "virtio/virtio_pci_modern_dev",
-    "virtio/virtio_pci",
-    "block/virtio_blk",
-)
+# Debian's initramfs costs 6 s of a boot and 10 s of the making; this machine's disk needs these, unless built in.
+BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 INIT = """\
 #!/bin/busybox sh
 b=/bin/busybox
@@ -131,24 +124,27 @@ class BaseImage:
     initrd: Path
 
 
-def missing_programs() -> list[str]:
+def missing_programs(machine: Machine) -> list[str]:
     """The host programs a guest needs and this machine lacks."""
-    return [name for name in NEEDED if not shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")]
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    needed = (*NEEDED, machine.architecture.qemu[0], *machine.architecture.interpreter[:1])
+    return [name for name in needed if not shutil.which(name, path=path)]
 
 
-def base_image(requirements: Sequence[str], cache: Path = CACHE) -> BaseImage:
-    """The base disk for these Python requirements: the cached one, or made now (about a minute, with root's rights).
+def base_image(machine: Machine, requirements: Sequence[str], cache: Path = CACHE) -> BaseImage:
+    """The machine's base disk for these Python requirements: the cached one, or made now (a minute, as root).
 
     Raises GuestError with the log's end when a step of the making fails.
     """
-    recipe = repr((SUITE, PACKAGES, FILES, MASKED, DISK_GIB, sorted(requirements), Path(__file__).read_text()))
+    told = (machine.suite, machine.python, machine.kernel, machine.architecture, machine.packages)
+    recipe = repr((told, sorted(requirements), Path(__file__).read_text()))
     home = cache / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     image = BaseImage(home / "disk", home / "vmlinuz", home / "initrd")
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "lock").open("w") as lock:
+    with (cache / f"{machine.suite}-{machine.kernel.version}-{machine.architecture.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not home.exists():
-            _make(requirements, home)
+            _make(machine, requirements, home)
         os.utime(home)
         _forget_old(cache)
     return image
@@ -175,31 +171,65 @@ def end_of(log: Path, characters: int = 6000) -> str:
     return log.read_text(errors="replace")[-characters:] if log.exists() else f"(no {log})"
 
 
-def _make(requirements: Sequence[str], home: Path) -> None:
+def _make(machine: Machine, requirements: Sequence[str], home: Path) -> None:
     with ExitStack() as undo:
         new = Path(tempfile.mkdtemp(prefix="new-", dir=home.parent))
         undo.callback(shutil.rmtree, new)
         root, wheels = new / "root", new / "root/var/tmp/wheels"
-        include = ",".join(PACKAGES)
+        inside = _interpreted(machine.architecture)
         no_initramfs = (
             'mkdir "$1/etc/initramfs-tools"; echo update_initramfs=no > "$1/etc/initramfs-tools/update-initramfs.conf"'
         )
-        do(new, "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", f"--include={include}",
+        do(new, *inside, "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
+           f"--architectures={machine.architecture.name}", f"--include={','.join(_packages(machine))}",
            f"--essential-hook={no_initramfs}", *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),
-           SUITE, str(root), *_sources())  # fmt: skip
+           machine.suite, str(root), *_sources(machine))  # fmt: skip
         do(new, sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(wheels),
-           "--python-version", PYTHON_VERSION, "--implementation", "cp", *_platforms(), *requirements)  # fmt: skip
-        do(new, "chroot", str(root), "python3", "-m", "venv", ENVIRONMENT)
-        do(new, "chroot", str(root), f"{ENVIRONMENT}/bin/pip", "install", "--quiet", "--no-index",
+           "--python-version", machine.python, "--implementation", "cp", *_platforms(machine.architecture.linux),
+           *requirements)  # fmt: skip
+        do(new, *inside, "chroot", str(root), "python3", "-m", "venv", ENVIRONMENT)
+        do(new, *inside, "chroot", str(root), f"{ENVIRONMENT}/bin/pip", "install", "--quiet", "--no-index",
            "--find-links", "/var/tmp/wheels", *requirements)  # fmt: skip
+        for address, digest in machine.kernel.packages:
+            _unpack(new, address, digest, root)
         shutil.rmtree(wheels)
         _configure(root)
         shutil.copy(next(root.glob("boot/vmlinuz-*")), new / "vmlinuz")
-        _make_initrd(root, new / "initrd")
+        _make_initrd(root, new / "initrd", inside)
         disk_from(root, new / "disk", "base", DISK_GIB * 1024)
         shutil.rmtree(root)
         new.rename(home)
         undo.pop_all()
+
+
+def _packages(machine: Machine) -> list[str]:
+    kernel = machine.kernel
+    chosen = [] if kernel.packages else [kernel.package + f"/{kernel.suite}" * (kernel.suite != machine.suite)]
+    return [*PACKAGES, *machine.packages, *chosen]
+
+
+def _interpreted(architecture: Architecture) -> list[str]:
+    """What a command is prefixed with which executes programs of that processor."""
+    return [sys.executable, foreign.__file__, *architecture.interpreter] if architecture.interpreter else []
+
+
+def _unpack(log_directory: Path, address: str, digest: str, root: Path) -> None:
+    """Unpack a kernel's package, whose scripts are not run."""
+    package = log_directory / "package"
+    with urllib.request.urlopen(address) as answer:
+        content = answer.read()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise GuestError(f"make guest: {address}: its SHA-256 is {hashlib.sha256(content).hexdigest()}, not {digest}")
+    package.write_bytes(content)
+    tree = log_directory / "tree"
+    do(log_directory, "dpkg-deb", "--extract", str(package), str(tree))
+    for name, place in (("boot", "boot"), ("lib/modules", "usr/lib/modules")):
+        if (tree / name).is_dir():
+            shutil.copytree(tree / name, root / place, dirs_exist_ok=True)
+    shutil.rmtree(tree)
+    package.unlink()
+    for modules in root.glob("usr/lib/modules/*"):
+        do(log_directory, "chroot", str(root), "depmod", modules.name)
 
 
 def _configure(root: Path) -> None:
@@ -208,8 +238,9 @@ def _configure(root: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
         file.write_text(text)
-    for name in UNWANTED_PROFILES:
-        (root / "etc/apparmor.d" / name).unlink()
+    for profile in root.glob("etc/apparmor.d/*"):
+        if profile.is_file():  # of programs; to compile one takes seconds under emulation
+            profile.unlink()
     (root / "payload").mkdir()
     units = root / "etc/systemd/system"
     for name in MASKED:
@@ -220,31 +251,52 @@ def _configure(root: Path) -> None:
     (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
 
 
-def _make_initrd(root: Path, initrd: Path) -> None:
+def _make_initrd(root: Path, initrd: Path, inside: Sequence[str]) -> None:
     tree = root / "initrd"
-    drivers = next(root.glob("usr/lib/modules/*")) / "kernel/drivers"
+    modules = _boot_modules(next(root.glob("usr/lib/modules/*")))
     for name in ("bin", "dev", "root"):
         (tree / name).mkdir(parents=True)
     shutil.copy(root / "bin/busybox", tree / "bin/busybox")
-    for module in BOOT_MODULES:
-        shutil.copy(drivers / f"{module}.ko", tree)
-    (tree / "init").write_text(INIT.format(modules=" ".join(f"{Path(module).name}.ko" for module in BOOT_MODULES)))
+    for module in modules:
+        content = module.read_bytes()
+        (tree / module.stem).write_bytes(lzma.decompress(content) if module.suffix == ".xz" else content)
+    (tree / "init").write_text(INIT.format(modules=" ".join(module.stem for module in modules)))
     (tree / "init").chmod(0o755)
-    do(initrd.parent, "chroot", str(root), "sh", "-c", "cd initrd && find . | busybox cpio -o -H newc > /initrd.cpio")
+    do(
+        initrd.parent,
+        *inside,
+        "chroot",
+        str(root),
+        "sh",
+        "-c",
+        "cd initrd && find . | busybox cpio -o -H newc > /initrd.cpio",
+    )
     shutil.move(root / "initrd.cpio", initrd)
     shutil.rmtree(tree)
 
 
-def _sources() -> list[str]:
-    """The host's own list of Debian mirrors where it runs the same suite; else none, which means the default mirror."""
-    if platform.freedesktop_os_release().get("VERSION_CODENAME") != SUITE:
-        return []
+def _boot_modules(modules: Path) -> list[Path]:
+    """The files of BOOT_MODULES and of what they need, in the order to load them; `modules` is a kernel's directory."""
+    needs = dict(line.split(":") for line in (modules / "modules.dep").read_text().splitlines())
+    found = [file for wanted in BOOT_MODULES for file in needs if Path(file).name.split(".")[0] == wanted]
+    order = [one for file in found for one in (*reversed(needs[file].split()), file)]
+    return [modules / file for file in dict.fromkeys(order)]
+
+
+def _sources(machine: Machine) -> list[str]:
+    """The host's own list of Debian mirrors if it runs the machine's suite, else the default ones; and the kernel's."""
     candidates = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
-    return [str(file) for file in candidates if file.is_file() and file.stat().st_size][:1]
+    own = [str(file) for file in candidates if file.is_file() and file.stat().st_size][:1]
+    if platform.freedesktop_os_release().get("VERSION_CODENAME") != machine.suite:
+        own = []
+    if machine.kernel.suite == machine.suite:
+        return own
+    return [*(own or [f"deb {MIRROR} {machine.suite} main"]), f"deb {MIRROR} {machine.kernel.suite} main"]
 
 
-def _platforms() -> list[str]:
-    names = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 16, -1)] + ["manylinux2014_x86_64", "linux_x86_64"]
+def _platforms(machine: str) -> list[str]:
+    glibcs = [f"manylinux_2_{minor}" for minor in range(36, 16, -1)]
+    names = [f"{glibc}_{machine}" for glibc in (*glibcs, "manylinux2014", "linux")]
     return [argument for name in names for argument in ("--platform", name)]
 
 

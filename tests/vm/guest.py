@@ -1,7 +1,8 @@
 """A Debian machine, made on the spot and booted under QEMU's own emulation: no KVM and no network.
 
-It is the machine that most users have and a build container is not: cgroup v2 only, systemd as PID 1, AppArmor on,
-every capability. `run` boots a throw-away copy of a disk (tests/vm/base.py) and returns what the payload in it said.
+It is the machine that users have and a build container is not: cgroup v2 only, systemd as PID 1, AppArmor on, every
+capability. Its description has release, kernel and processor (tests/vm/machine.py). `run` boots a throw-away copy of a
+disk (tests/vm/base.py) and returns what the payload in it said.
 
 The payload is a directory, seen inside as /payload (read-only). On every boot its `run.py` is started with the
 interpreter of the prepared environment (base.ENVIRONMENT); each line of JSON it prints is one result. When it ends, the
@@ -20,18 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.vm.base import BaseImage, GuestError, disk_from, do, end_of
+from tests.vm.machine import Machine
 
 MEMORY_MIB = 2048
 PAYLOAD_MIB = 220  # most of it for kubelet and critest
-# Emulation that waits for a processor fails the kernel's look at its timer (a panic) and at its TSC (then each reading
-# of a clock goes through the emulated HPET). QEMU finds translated code by address: so programs keep theirs.
-COMMAND_LINE = (
-    "root=/dev/vda rw console=ttyS0 quiet mitigations=off panic=-1 systemd.show_status=no no_timer_check tsc=reliable "
-    "norandmaps"
-)
-# Two emulated processors take turns in one thread: beside other work two threads wait for each other most of the time.
-# Without la57 a page table has a level less; without erms the kernel copies by words, which is emulated faster.
-MACHINE = ("-accel", "tcg,thread=single", "-cpu", "max,-la57,-erms", "-smp", "2", "-m", str(MEMORY_MIB), "-no-reboot")
+MACHINE = ("-smp", "2", "-m", str(MEMORY_MIB), "-no-reboot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +36,7 @@ class Ran:
     seconds: list[float]
 
 
-def run(image: BaseImage, payload: Path, boots: int, console: Path, timeout: float) -> Ran:
+def run(machine: Machine, image: BaseImage, payload: Path, boots: int, console: Path, timeout: float) -> Ran:
     """Boot a copy of the base disk `boots` times with the payload directory, and return what it printed.
 
     The console goes to the file `console`. Raises GuestError when the last boot is not over after `timeout` seconds,
@@ -57,7 +51,8 @@ def run(image: BaseImage, payload: Path, boots: int, console: Path, timeout: flo
         # A new process each time: a machine that QEMU 7.2 reset was seen to hang for minutes while it loaded modules.
         ends = [time.monotonic()]
         for _ in range(boots):
-            _boot(_qemu(image, disk, payload_disk, console, results), console, deadline - time.monotonic())
+            command = _qemu(machine, image, disk, payload_disk, console, results)
+            _boot(command, console, deadline - time.monotonic())
             ends.append(time.monotonic())
         return Ran(_parsed(results.read_text(), console), [end - begin for begin, end in pairwise(ends)])
 
@@ -81,14 +76,14 @@ def _parsed(text: str, console: Path) -> list[dict[str, Any]]:
     return results
 
 
-def _qemu(image: BaseImage, disk: Path, payload: Path, console: Path, results: Path) -> list[str]:
+def _qemu(machine: Machine, image: BaseImage, disk: Path, payload: Path, console: Path, results: Path) -> list[str]:
     return [
         *("setpriv", "--pdeathsig", "KILL"),
-        "qemu-system-x86_64",
+        *machine.architecture.qemu,
         *MACHINE,
         *("-display", "none", "-nodefaults", "-no-user-config"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
-        *("-append", COMMAND_LINE),
+        *("-append", machine.command_line),
         *("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"),
         *("-drive", f"file={payload},format=raw,if=virtio,readonly=on"),
         *("-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console"),

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.vm import base, guest
+from tests.vm.machine import Machine
 
 REPOSITORY = Path(__file__).parents[2]
 INSIDE = Path(__file__).parent / "inside"
@@ -69,7 +70,7 @@ def names(boots: Boots) -> list[str]:
     ]
 
 
-def make(directory: Path, boots: Boots) -> Path:
+def make(machine: Machine, directory: Path, boots: Boots) -> Path:
     """A payload of crisp's wheel and the tests inside, for more to be added to."""
     payload, source = directory / "payload", directory / "source"
     shared = [f"tests/{file.name}" for file in REPOSITORY.glob("tests/*.py") if file.name != "conftest.py"]
@@ -77,12 +78,13 @@ def make(directory: Path, boots: Boots) -> Path:
         _copy(REPOSITORY / name, payload / name)
     shutil.copy(INSIDE / "run.py", payload)
     (payload / "boots.json").write_text(json.dumps(boots))
+    (payload / "machine.json").write_text(json.dumps(machine.told()))
     # A build leaves files beside the sources; they are not to be in the checkout.
     for name in (*PACKAGES, *BUILD_FILES):
         _copy(REPOSITORY / name, source / name)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(payload), str(source)]
     subprocess.run(pip, check=True, stdin=subprocess.DEVNULL)
-    if ".".join(platform.python_version_tuple()[:2]) == base.PYTHON_VERSION:
+    if ".".join(platform.python_version_tuple()[:2]) == machine.python:
         _compile(source, payload)
     return payload
 
@@ -104,14 +106,14 @@ def _sources(directory: Path, names: list[str]) -> list[str]:
     return [name for name in names if (directory / name).is_file() and directory.name != "__pycache__"]
 
 
-def run(payload: Path, boots: Boots, seconds: float) -> Outcome:
+def run(machine: Machine, payload: Path, boots: Boots, seconds: float) -> Outcome:
     """What the guest's tests said, after all its boots."""
-    if missing := base.missing_programs():
+    if missing := base.missing_programs(machine):
         pytest.fail(f"programs are missing: {', '.join(missing)} (try deploy/install-deps.sh --tests)", pytrace=False)
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    image = base.base_image([*project["dependencies"], *TOOLS])
+    image = base.base_image(machine, [*project["dependencies"], *TOOLS])
     console = payload.parent / "console"
-    ran = guest.run(image, payload, len(boots), console, seconds)
+    ran = guest.run(machine, image, payload, len(boots), console, seconds)
     return Outcome(ran.results, console, ran.seconds)
 
 

@@ -15,6 +15,7 @@ from tests.e2e import critest, kubernetes
 from tests.images import write_layout
 from tests.vm import payload
 from tests.vm.conftest import TIMES
+from tests.vm.machine import BOOKWORM
 
 BOOTS = (("crisp_oci", "first_boot"), ("second_boot", "kubelet_boot"), ("third_boot", "critest_boot"))
 TIMEOUT_SECONDS = 3300.0  # more than twice what a machine of two cores took that had other things to do
@@ -24,12 +25,12 @@ TIMEOUT_SECONDS = 3300.0  # more than twice what a machine of two cores took tha
 def outcome(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> payload.Outcome:
     if os.geteuid() != 0:
         pytest.skip("making a guest takes root")
-    made = payload.make(tmp_path_factory.mktemp("guest"), BOOTS)
+    made = payload.make(BOOKWORM, tmp_path_factory.mktemp("guest"), BOOTS)
     shutil.copy(kubernetes.directory("kubelet") / "kubelet", made)
     shutil.copy(critest.programs() / "critest", made)
     critest.busybox_layout(made / "critest-image")
     write_layout(made / "programs-image", {programs.IMAGE: programs.image(programs.unpacked())})
-    outcome = payload.run(made, BOOTS, TIMEOUT_SECONDS)
+    outcome = payload.run(BOOKWORM, made, BOOTS, TIMEOUT_SECONDS)
     pytestconfig.stash[TIMES] = outcome.times()
     return outcome
 

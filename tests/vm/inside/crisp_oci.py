@@ -13,7 +13,7 @@ import pytest
 from tests import counting, leaks
 from tests.counting import MIB
 from tests.oci import Bundle
-from tests.vm.inside.node import left_since, systemctl
+from tests.vm.inside.node import MACHINE, left_since, systemctl
 
 
 @pytest.fixture
@@ -37,9 +37,12 @@ def test_a_scope_of_this_systemd(bundle: Bundle) -> None:
     assert systemctl("show", "--property=MemoryMax", "--value", scope) == str(96 * MIB)
     assert (counting.cgroup(bundle) / "memory.max").read_text().strip() == str(96 * MIB)
     mounts = counting.mounts(bundle)
-    bundle.call("checkpoint", "--pre-dump", "--image-path", "../first", "one")
-    assert bundle.status() == "running"
-    bundle.call("checkpoint", "--image-path", "../images", "--parent-path", "../first", "one")
+    first: tuple[str, ...] = ()
+    if MACHINE["tracks_memory"]:
+        bundle.call("checkpoint", "--pre-dump", "--image-path", "../first", "one")
+        assert bundle.status() == "running"
+        first = ("--parent-path", "../first")
+    bundle.call("checkpoint", "--image-path", "../images", *first, "one")
     counted = counting.lines(bundle)[-1]
     assert systemctl("show", "--property=LoadState", "--value", scope) == "not-found"
     counting.restore(bundle, "--image-path", "../images", flags=(flag,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -23,7 +24,7 @@ from tests import leaks, programs
 from tests.checkpoints import carried_over
 from tests.daemon import BUSYBOX, CALL_SECONDS, Pod
 from tests.images import build_image, write_layout
-from tests.vm.inside.node import CGROUPS, NETWORK, Process, Service, left_since, systemctl
+from tests.vm.inside.node import CGROUPS, MACHINE, NETWORK, Process, Service, left_since, systemctl
 from tests.waiting import until
 
 EXPECTED = Path("/var/lib/crisp-guest-expected.json")  # what the second boot has to find
@@ -89,6 +90,9 @@ def workload(service: Service) -> Workload:
 
 
 def test_the_machine_is_the_one_that_users_have() -> None:
+    machine = os.uname()
+    assert (machine.machine, machine.release.split(".")[:2]) == (MACHINE["architecture"], MACHINE["kernel"].split("."))
+    assert ".".join(platform.python_version_tuple()[:2]) == MACHINE["python"]
     assert Path("/proc/1/comm").read_text() == "systemd\n"
     assert {"cpu", "cpuset", "io", "memory", "pids"} <= set((CGROUPS / "cgroup.controllers").read_text().split())
     assert Path("/sys/module/apparmor/parameters/enabled").read_text() == "Y\n"
@@ -99,7 +103,11 @@ def test_the_unit_starts_and_answers(service: Service) -> None:
     assert systemctl("is-active", "crispd") == "active"
     version = service.runtime.Version(cri.VersionRequest(), timeout=CALL_SECONDS)
     assert (version.runtime_name, version.runtime_api_version) == ("crisp", "v1")
+    status = service.runtime.Status(cri.StatusRequest(verbose=True), timeout=CALL_SECONDS)
     assert service.ready().status, service.ready().message
+    layers = json.loads(status.info["info"])["imageLayers"]
+    assert layers["kind"] == MACHINE["layers"], layers
+    assert status.runtime_handlers[0].features.user_namespaces == MACHINE["user_namespaces"]
     for socket in ("/run/crisp/crisp.sock", "/var/run/nri/nri.sock"):
         assert stat.S_IMODE(Path(socket).stat().st_mode) == 0o600
 

@@ -13,6 +13,7 @@ from cri.v1 import api_pb2 as cri
 from tests import leaks
 from tests.daemon import CALL_SECONDS, Daemon, DaemonFailed
 
+MACHINE = json.loads(Path("/payload/machine.json").read_text())  # what is special about it (tests/vm/machine.py)
 CGROUPS = Path("/sys/fs/cgroup")
 NETWORK = Path("/payload/deploy/10-crisp-bridge.conflist")
 LOG_LINES = 60

@@ -1,0 +1,47 @@
+"""The main path on machines other than the usual guest's (docs/install.md), in one command for each:
+
+pytest tests/vm/machines.py -k trixie
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import pytest
+
+from tests.vm import machine, payload
+from tests.vm.conftest import TIMES
+
+BOOTS: Final = (("crisp_oci", "first_boot"), ("second_boot", "layers"))
+TIMEOUT_SECONDS: Final = 2400.0
+MACHINES: Final = {
+    "trixie": machine.TRIXIE,
+    "newest": machine.NEWEST,
+    "ubuntu": machine.UBUNTU_2204,
+    "arm64": machine.ARM,
+}
+
+
+@pytest.fixture(scope="session", params=MACHINES)
+def outcome(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> payload.Outcome:
+    """What the tests in a machine's guest said."""
+    if os.geteuid() != 0:
+        pytest.skip("making a guest takes root")
+    chosen = MACHINES[request.param]
+    made = payload.make(chosen, tmp_path_factory.mktemp(request.param), BOOTS)
+    outcome = payload.run(chosen, made, BOOTS, TIMEOUT_SECONDS)
+    told = (pytestconfig.stash.get(TIMES, ""), request.param, outcome.times())
+    pytestconfig.stash[TIMES] = "\n".join(filter(None, told))
+    return outcome
+
+
+@pytest.mark.parametrize("test", payload.names(BOOTS))
+def test_inside(test: str, outcome: payload.Outcome, request: pytest.FixtureRequest) -> None:
+    """A test of that name passed in the machine's guest."""
+    chosen = MACHINES[request.node.callspec.params["outcome"]]
+    if reason := chosen.left_out.get(test):
+        pytest.skip(reason)
+    outcome.check(test)
