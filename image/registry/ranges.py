@@ -16,15 +16,21 @@ from image.registry.repository import Repository
 LARGE = 64 << 20  # bytes: a smaller blob comes by one connection
 RANGE = 4 << 20  # bytes
 AT_ONCE = 3  # ranges of one blob: they are kept in memory until those before them have come
+BLOBS = 2  # of all pulls that come so at a time, for the same reason
 
 
 async def blob(repository: Repository, descriptor: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
     """Yield the bytes of a blob from `offset` on, as `Repository.blob` does."""
-    if descriptor.size - offset >= LARGE:
-        async with aclosing(_in_ranges(repository, descriptor, offset)) as pieces:
-            async for piece in pieces:
-                offset += len(piece)
-                yield piece
+    transport = repository.transport
+    if descriptor.size - offset >= LARGE and transport.blobs_in_ranges < BLOBS:
+        transport.blobs_in_ranges += 1
+        try:
+            async with aclosing(_in_ranges(repository, descriptor, offset)) as pieces:
+                async for piece in pieces:
+                    offset += len(piece)
+                    yield piece
+        finally:
+            transport.blobs_in_ranges -= 1
     if offset < descriptor.size:
         async with aclosing(repository.blob(descriptor, offset)) as pieces:
             async for piece in pieces:

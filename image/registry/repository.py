@@ -53,7 +53,7 @@ class Repository:
         kept: Callable[[], Awaitable[Credentials | None]] | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self._transport = transport
+        self.transport = transport
         self._credentials = credentials
         self._kept = kept
         self._authorization = ""
@@ -97,7 +97,7 @@ class Repository:
         what = f"blob {descriptor.digest} of {self.endpoint}"
         failures = 0
         ranges = True  # whether the registry supports them
-        transport = self._transport
+        transport = self.transport
         pace = Pace(transport.progress_timeout, transport.least_speed, what, descriptor.size, offset)
         while offset < descriptor.size:
             headers = {"Range": f"bytes={offset}-"} if offset and ranges else {}
@@ -135,7 +135,7 @@ class Repository:
         what = f"blob {descriptor.digest} of {self.endpoint}"
         found = bytearray()
         failures = 0
-        pace = Pace(self._transport.progress_timeout, self._transport.least_speed // of, what, descriptor.size, start)
+        pace = Pace(self.transport.progress_timeout, self.transport.least_speed // of, what, descriptor.size, start)
         while start + len(found) < end:
             at = start + len(found)
             headers = {"Range": f"bytes={at}-{end - 1}"}
@@ -220,7 +220,7 @@ class Repository:
             answered.add(asker)
 
     async def _send(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[aiohttp.ClientResponse, bool]:
-        schemes = self._transport.schemes(self.endpoint)
+        schemes = self.transport.schemes(self.endpoint)
         for scheme in schemes:
             url = URL(f"{scheme}://{self.endpoint.host}/v2/{self.endpoint.repository}/{path}")
             try:
@@ -236,7 +236,7 @@ class Repository:
                 if response.status == 400:  # a TLS server's answer to plain http: the first error says more
                     response.close()
                     raise first
-                self._transport.speaks_plain(self.endpoint)
+                self.transport.speaks_plain(self.endpoint)
             return response, response.url.origin() == url.origin()
         raise AssertionError("unreachable")
 
@@ -249,7 +249,7 @@ class Repository:
             if authorization:  # a URL's own user and ours cannot share the header
                 url = url.with_user(None)
             sent = {**headers, "Authorization": authorization} if authorization else headers
-            response = await self._transport.request(method, url, sent, insecure=self.endpoint.insecure_at(url))
+            response = await self.transport.request(method, url, sent, insecure=self.endpoint.insecure_at(url))
             try:
                 target = redirected(response, url)
             except aiohttp.ClientPayloadError:
@@ -293,7 +293,7 @@ class Repository:
         scope = f"repository:{self.endpoint.repository}:pull"
         insecure = self.endpoint.insecure_at
         request = TokenRequest(bearer.parameters, scope, credentials, asked_at, insecure, what)
-        return f"Bearer {await get_token(self._transport, request)}"
+        return f"Bearer {await get_token(self.transport, request)}"
 
 
 async def _wait_to_retry(failures: int, what: str, error: Exception) -> None:

@@ -43,6 +43,7 @@ class Transport:
         self._certificates = HostCertificates(settings.certs_dirs)
         self.progress_timeout = settings.progress_timeout
         self.least_speed = settings.least_speed
+        self.blobs_in_ranges = 0  # that come by several ranges at once
         self._silence = min(_SILENCE_SECONDS, settings.progress_timeout or _SILENCE_SECONDS)
         self._session: aiohttp.ClientSession | None = None
         self._plain: set[str] = set()

@@ -38,6 +38,7 @@ from tests.images import (
 )
 from tests.integration.test_image_registries import opened
 from tests.pki import Authority
+from tests.waiting import eventually
 
 LOGIN = Credentials(username="user", password="pass")
 BASIC = "Basic " + base64.b64encode(b"user:pass").decode()
@@ -548,6 +549,34 @@ async def test_a_large_layer_comes_by_ranges_at_once(tmp_path: Path, monkeypatch
             assert sum(not one or one.endswith("-") for one in asked) == whole, (what, asked)
             assert f"bytes=0-{39_999}" in asked
             assert whole or f"bytes=280000-{size - 1}" in asked
+
+
+async def test_few_large_layers_come_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all pulls, since their ranges wait in memory; a place is free again when such a layer has come."""
+    monkeypatch.setattr("image.registry.ranges.LARGE", 100_000)
+    monkeypatch.setattr("image.registry.ranges.RANGE", 40_000)
+    images = {f"{number}:1": build_image([layer(entry("x", os.urandom(300_000)))]) for number in range(3)}
+    keys = {name.partition(":")[0]: next(iter(set(built.blobs) - {built.id})) for name, built in images.items()}
+    held = asyncio.Event()
+
+    async def until_all_are_asked(request: web.Request, content: bytes) -> web.StreamResponse | None:
+        await asyncio.wait_for(held.wait(), 60)
+        return None
+
+    async with FaultyRegistry(images).running() as registry, opened(tmp_path) as store:
+        paths = [registry.blob_path(name, key) for name, key in keys.items()]
+        for path in paths:
+            registry.faults[path] = [until_all_are_asked]
+        pulls = [asyncio.create_task(store.pull(f"{registry.host}/{name}")) for name in images]
+        await eventually(lambda: all(not registry.faults[path] for path in paths))
+        held.set()
+        await asyncio.gather(*pulls)
+        firsts = [next(seen.range for seen in registry.seen if seen.path == path) for path in paths]
+        assert sorted(firsts) == ["", "bytes=0-39999", "bytes=0-39999"]
+        await store.remove(f"{registry.host}/0:1")
+        registry.seen.clear()
+        await store.pull(f"{registry.host}/0:1")
+        assert next(seen.range for seen in registry.seen if seen.path == paths[0]) == "bytes=0-39999"
 
 
 async def test_ranges_that_are_refused(tmp_path: Path) -> None:
