@@ -35,6 +35,11 @@ _OVERVIEW: Final[tuple[Row, ...]] = (
     ("the same: CPU for a GB, writers included, s", "logs",
      ("CPU, writers included, 1 containers", "CPU, writers included, 4 containers")),
     ("`tests.bench pull`: an image of 500 MB in 40,000 files; 30 small ones, s", "pull", ("large", "small")),
+    ("the same: CPU of the daemon and its workers, s", "pull", ("large, CPU", "small, CPU")),
+    ("the same: most memory of the daemon and its workers, MiB", "pull", ("large, peak memory", "small, peak memory")),
+    ("the same: removal, s", "pull", ("large, removal", "small, removal")),
+    ("the same: start of a pod whose image must be pulled: the large one; a small one, s", "pull",
+     ("pod start, large image not there", "pod start, small image not there")),
     ("`tests.bench oci`: `crisp-oci run` of `true`, and runc's; `exec`, ms", "oci", ("run", "exec")),
     ("the same by crisp's zygote, as pods have it, ms", "oci", ("run by the zygote", "exec by the zygote")),
 )  # fmt: skip
