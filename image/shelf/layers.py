@@ -39,7 +39,7 @@ from image.unpack.layer_root import open_root
 from image.unpack.overlay import adopt_root, has_attributes, is_opaque
 from image.unpack.workers import Below, Unpacked, Workers
 
-_UNPACKERS = 16  # layers unpacked at a time by all pulls: each takes a process of some 15 MB
+_UNPACKERS = 10  # processes for layers at a time by all pulls: each takes 3 to 6 MB
 _PARALLEL = 4  # by one pull: a slow registry must not delay other pulls
 _TRIES = 3
 _QUICK_SECONDS = 0.05
@@ -352,7 +352,7 @@ class Layers:
         layer.record = LayerRecord(
             *(layer.chain_id, layer.number, unpacked.size - size, unpacked.inodes - inodes),
             kind=INDEXED if unpacked.indexed else UNPACKED,
-            seal=await self._checked(layer) if unpacked.indexed else "",
+            seal=await self._checked(layer, turns) if unpacked.indexed else "",
         )
         # Without an index, it would take a sync of the whole file system.
         if unpacked.indexed and layer.record.size >= _WORTH_KEEPING:
@@ -369,8 +369,8 @@ class Layers:
                 await self._recording.undisturbed(self._unkeep(layer.number))
             raise
 
-    async def _checked(self, layer: Layer) -> str:
-        async with self._unpackers:
+    async def _checked(self, layer: Layer, turns: asyncio.Semaphore) -> str:
+        async with turns, self._unpackers:
             return await self._workers.check_index(layer.path)
 
     async def _finish(self, layer: Layer, unpacked: Unpacked, lowers: Sequence[Below]) -> tuple[int, int]:
@@ -405,7 +405,7 @@ class Layers:
                 lowers = [self._below(one) for one in reversed(layers[:position])]
                 async with self._unpackers:
                     await self._workers.index_again(layer.path, lowers)
-                seal = await self._checked(layer)
+                seal = await self._checked(layer, asyncio.Semaphore())
                 await asyncio.to_thread(self._sync, [layer])
                 layer.unmount()
                 files = (layer.path, layer.path / TAR, layer.path / INDEX, layer.blob)

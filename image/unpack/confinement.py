@@ -23,7 +23,7 @@ _OOM_SCORE_ADJ = 1000  # killed first: a layer can be pulled again, a pod's memo
 _CAPABILITIES = (0, 1, 3, 4, 18, 21, 27, 31)
 _CAP_SYS_CHROOT = 18
 _SKELETON_INODES = range(1 << 16, 1 << 20)  # about as many KiB of the kernel's memory, attributes included
-_SKELETON_SHARE = 64  # of the machine's memory: 16 workers, which is the most, take a quarter
+_SKELETON_SHARE = 64  # of the machine's memory: all workers that unpack at a time take less than a sixth
 _SKELETON_BYTES = 256 << 20  # of long symbolic links; there is no other content
 _NODEV_NOSUID_NOEXEC = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
 
