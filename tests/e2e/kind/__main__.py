@@ -48,7 +48,8 @@ spec:
         - name: web
           image: {IMAGE}
           imagePullPolicy: Never
-          command: [sh, -c, "trap 'echo ended; exit' TERM; echo started; httpd -p 8080 -h /www; sleep infinity & wait"]
+          command: [sh, -c]
+          args: ["trap 'sleep 2; echo ended; exit' TERM; echo started; httpd -p 8080 -h /www; sleep 1d & wait"]
           readinessProbe: {{httpGet: {{port: 8080}}, periodSeconds: 1}}
           resources: {{limits: {{cpu: 100m, memory: 64Mi}}}}
 ---
