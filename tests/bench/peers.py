@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +27,7 @@ _CAP_SYS_RESOURCE = 24
 _START_SECONDS = 30.0
 _STOP_SECONDS = 20.0
 _START_STEP = 0.05
+_FREEZE_STEP = 0.001
 _RESTART_STEP = 0.002  # what is measured must not be rounded up
 
 
@@ -109,6 +111,21 @@ class Peer:
         self.cgroups[0].mkdir(exist_ok=True)
         for pid in self.daemon_pids():
             (self.cgroups[0] / "cgroup.procs").write_text(str(pid))
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop all of the daemon's processes, in the cgroups that `move_into_cgroup` made."""
+        switches = [path / "cgroup.freeze" for path in self.cgroups if path.exists()]
+        try:
+            for switch in switches:
+                switch.write_text("1")
+            for switch in switches:
+                while "frozen 1" not in switch.with_name("cgroup.events").read_text():
+                    time.sleep(_FREEZE_STEP)
+            yield
+        finally:
+            for switch in switches:
+                switch.write_text("0")
 
     def log(self) -> str:
         """The end of what the daemon printed."""

@@ -140,7 +140,9 @@ class _peak:
 
     def _look(self) -> None:
         while not self._ended.wait(_SAMPLE_SECONDS):
-            self._largest = max(self._largest, memory_bytes(self._peer.daemon_pids()))
+            # What a worker shares with the process that forked it is counted right only if both stand still.
+            with self._peer.frozen():
+                self._largest = max(self._largest, memory_bytes(self._peer.daemon_pids()))
 
 
 async def run(
