@@ -59,7 +59,8 @@ UNIT = f"""\
 Description=The payload of this boot
 RequiresMountsFor=/payload
 Requires=modprobe@virtio_console.service
-After=basic.target dbus.service modprobe@virtio_console.service
+Wants=systemd-udev-settle.service
+After=basic.target dbus.service modprobe@virtio_console.service systemd-udev-settle.service
 
 [Service]
 Type=oneshot

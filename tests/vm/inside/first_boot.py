@@ -414,17 +414,17 @@ def test_a_device_that_was_not_given_cannot_be_opened(workload: Workload) -> Non
 
 
 @pytest.mark.cri("CreateContainer", "security_context.cgroup_mount_mode")
-@pytest.mark.parametrize("mapped", [False, True], ids=["root", "user namespace"])
-def test_a_container_manages_cgroups_below_its_own(service: Service, mapped: bool) -> None:
+@pytest.mark.parametrize("owners", ["root", *["user namespace"] * MACHINE["user_namespaces"]])
+def test_a_container_manages_cgroups_below_its_own(service: Service, owners: str) -> None:
     """With a writable cgroup filesystem it makes cgroups and limits them; its own limits stay as they are."""
     # As systemd mounts it. criu, which ran before, mounts it without, and that counts for all mounts of it.
     subprocess.run(["mount", "-o", "remount,nsdelegate,memory_recursiveprot", CGROUPS], check=True)
     options = cri.NamespaceOption(pid=cri.CONTAINER)
-    if mapped:
+    if owners != "root":
         lines = [cri.IDMapping(container_id=0, host_id=1 << 20, length=65536)]
         options.userns_options.CopyFrom(cri.UserNamespace(mode=cri.POD, uids=lines, gids=lines))
     pod_security = cri.LinuxSandboxSecurityContext(namespace_options=options)
-    config = service.sandbox_config(f"manager-{mapped}", linux=cri.LinuxPodSandboxConfig(security_context=pod_security))
+    config = service.sandbox_config("manager", linux=cri.LinuxPodSandboxConfig(security_context=pod_security))
     security = cri.LinuxContainerSecurityContext(
         namespace_options=options, cgroup_mount_mode=cri.CGROUP_MOUNT_MODE_READ_WRITE
     )
@@ -434,7 +434,7 @@ def test_a_container_manages_cgroups_below_its_own(service: Service, mapped: boo
     echo +memory > cgroup.subtree_control && echo 16777216 > work/memory.max && cat work/memory.max
     echo max 2>/dev/null > memory.max || echo kept
     """
-    with service.pod(f"manager-{mapped}", config) as pod:
+    with service.pod("manager", config) as pod:
         container_id = pod.run("sleep", "1000", linux=linux)
         answer = pod.exec(container_id, "sh", "-c", script)
         assert answer.stdout.decode().split() == ["16777216", "kept"], answer.stderr
