@@ -139,7 +139,6 @@ UBUNTU_2204: Final = Machine(
         "first_boot.py::test_limits_are_seen_from_inside": "this kernel applies no cpuset to what is cloned into it",
     },
 )
-BULLSEYE: Final = Machine("bookworm", "3.11", Kernel("linux-image-cloud-amd64", "bullseye", "5.10"))
 ARM: Final = Machine(
     "bookworm",
     "3.11",
