@@ -20,7 +20,7 @@ LOG_LINES = 60
 # Of the machine's, not ours: they come and go as systemd, udev and the kernel please.
 FOREIGN = (
     r"child of 2:|systemd-udevd|\(udev-worker\)|systemd-journal|^cgroups: /system\.slice/(?!crispd)|"
-    "^links: crisp0$"  # stays by design
+    r"^links: crisp0$|^cgroups: /crisp\.slice$"  # stay by design
 )
 
 
