@@ -23,6 +23,7 @@ from cri.v1 import api_pb2 as cri
 from tests import leaks, programs
 from tests.checkpoints import carried_over
 from tests.daemon import BUSYBOX, CALL_SECONDS, Pod
+from tests.disk_limits import enforced, look_at_limits
 from tests.images import build_image, write_layout
 from tests.vm.inside.node import CGROUPS, MACHINE, NETWORK, Process, Service, left_since, systemctl
 from tests.waiting import until
@@ -456,6 +457,11 @@ def test_the_nodes_cgroups_are_seen_without_a_namespace(service: Service) -> Non
         seen = pod.run("sleep", "1000", name="node", linux=node)
         shown = pod.exec(seen, "sh", "-c", "d=$(cut -d: -f3 /proc/1/cgroup); cat /sys/fs/cgroup$d/cgroup.procs")
         assert len(shown.stdout.split()) >= 1, shown.stderr
+
+
+def test_a_containers_own_files_have_a_limit(service: Service) -> None:
+    assert enforced(service.root)
+    look_at_limits(service)
 
 
 def test_a_privileged_container_opens_the_hosts_devices(service: Service, workload: Workload) -> None:
