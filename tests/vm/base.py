@@ -24,13 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.vm import foreign
-from tests.vm.machine import Architecture, Machine
+from tests.vm.machine import ARCHIVE, Architecture, Machine
 
 CACHE = Path(os.environ.get("CRISP_TEST_CACHE", "/var/cache/crisp-tests"))
 CACHED_SECONDS = 14 * 24 * 3600
 ENVIRONMENT = "/opt/crisp"  # the virtual environment that holds the project's dependencies, inside
 DISK_GIB = 4
-MIRROR = "http://deb.debian.org/debian"
 PACKAGES = (  # of every machine
     "busybox-static",
     "containernetworking-plugins",
@@ -106,7 +105,8 @@ INIT = """\
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev
 for module in {modules}; do $b insmod /$module; done
-$b mount -t ext4 -o prjquota /dev/vda /root && $b mount --move /dev /root/dev && exec $b switch_root /root /lib/systemd/systemd
+$b mount -t ext4 -o prjquota /dev/vda /root && $b mount --move /dev /root/dev &&
+    exec $b switch_root /root /lib/systemd/systemd
 echo "cannot start from the disk"
 $b poweroff -f
 """
@@ -215,8 +215,9 @@ def _interpreted(architecture: Architecture) -> list[str]:
     return [sys.executable, foreign.__file__, *architecture.interpreter] if architecture.interpreter else []
 
 
-def _unpack(log_directory: Path, address: str, digest: str, root: Path) -> None:
+def _unpack(log_directory: Path, path: str, digest: str, root: Path) -> None:
     """Unpack a kernel's package, whose scripts are not run."""
+    address = f"{os.environ[ARCHIVE].rstrip('/')}/{path}"
     package = log_directory / "package"
     with urllib.request.urlopen(address) as answer:
         content = answer.read()
@@ -293,7 +294,18 @@ def _sources(machine: Machine) -> list[str]:
         own = []
     if machine.kernel.suite == machine.suite:
         return own
-    return [*(own or [f"deb {MIRROR} {machine.suite} main"]), f"deb {MIRROR} {machine.kernel.suite} main"]
+    mirror = _mirror()
+    return [*(own or [f"deb {mirror} {machine.suite} main"]), f"deb {mirror} {machine.kernel.suite} main"]
+
+
+def _mirror() -> str:
+    """Where apt has Debian from here, as far as its lists tell."""
+    command = ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"]
+    sites = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    found = next((site for site in sites if site.rstrip("/").endswith("/debian")), "")
+    if not found:
+        raise GuestError("make guest: apt knows no mirror of Debian: run apt-get update")
+    return found
 
 
 def _platforms(machine: str) -> list[str]:

@@ -44,13 +44,14 @@ ARM64: Final = Architecture(
         r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff",
     ),
 )
+ARCHIVE: Final = "CRISP_UBUNTU_ARCHIVE"  # in the environment: the address of a mirror of Ubuntu's packages
 # QEMU finds translated code by address: so programs keep theirs.
 COMMAND_LINE: Final = "root=/dev/vda rw quiet mitigations=off panic=-1 systemd.show_status=no norandmaps"
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A package of Debian's and the suite that it comes from; or others' packages, by address and SHA-256."""
+    """A package of Debian's and the suite that it comes from; or packages of Ubuntu's, by path and SHA-256."""
 
     package: str
     suite: str
@@ -113,7 +114,6 @@ NEWEST: Final = Machine(
         (*_CHECKPOINTS, "crisp_oci.py::test_a_scope_of_this_systemd"), "its criu is older than its kernel, and fails"
     ),
 )
-_JAMMY: Final = "http://archive.ubuntu.com/ubuntu/pool/main/l"
 UBUNTU_2204: Final = Machine(
     "bookworm",
     "3.11",
@@ -123,11 +123,11 @@ UBUNTU_2204: Final = Machine(
         "5.15",
         (
             (
-                f"{_JAMMY}/linux-signed/linux-image-5.15.0-25-generic_5.15.0-25.25_amd64.deb",
+                "pool/main/l/linux-signed/linux-image-5.15.0-25-generic_5.15.0-25.25_amd64.deb",
                 "ad56f8c442a54d4f5ff2dff010d00321d53e32b543f3a92f3ba4e042d20a71da",
             ),
             (
-                f"{_JAMMY}/linux/linux-modules-5.15.0-25-generic_5.15.0-25.25_amd64.deb",
+                "pool/main/l/linux/linux-modules-5.15.0-25-generic_5.15.0-25.25_amd64.deb",
                 "d0ba4087d9e1d497925b3481d3531fba6c2a852855f8019d73b0b1385aa4da1f",
             ),
         ),
