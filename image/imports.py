@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from image.reference import parse_reference
 from image.shelf.layer_files import blob_of
 from image.shelf.recorder import ImageRecorder
 from image.shelf.root import StoreRoot
-from image.tasks import Tasks
+from image.tasks import Tasks, opened
 from image.trust.enforce import Trust, transport_of
 from image.trust.policy import Accept
 from image.unpack.workers import LayerForm, Unpacked, Workers
@@ -70,9 +71,9 @@ class Imports:
 
     async def _open(self, path: Path) -> Archive:
         """The archive at `path`, decompressed if it is not: its members are looked for where they lie."""
-        descriptor = await asyncio.to_thread(open_file, path)
+        descriptor = await opened(partial(open_file, path), os.close)
         if not is_compressed(descriptor):
-            return await asyncio.to_thread(open_archive, path, descriptor)
+            return await opened(partial(open_archive, path, descriptor), _close)
         plain = self._root.path / "tmp" / f"archive-{next(self._inflated)}"
         try:
             await self._workers.inflate(descriptor, plain)
@@ -82,11 +83,11 @@ class Imports:
         finally:
             os.close(descriptor)
             plain.unlink(missing_ok=True)
-        return await asyncio.to_thread(open_archive, path, whole)
+        return await opened(partial(open_archive, path, whole), _close)
 
     async def _install(self, archive: Archive, found: ArchivedImage, name: str | None) -> Image:
         async def make(position: int, directory: Path) -> Unpacked:
-            descriptor = await asyncio.to_thread(archive.open, found.members[position])
+            descriptor = await opened(partial(archive.open, found.members[position]), os.close)
             try:
                 keep = blob_of(directory) if self._form.blobs else None
                 blob, indexed = found.blobs[position], self._form.indexed
@@ -101,6 +102,10 @@ class Imports:
         image = await self._recorder.install(found.manifest, found.configuration, names, make)
         _log.info("image imported", extra={"image": image.id, "names": " ".join(names)})
         return image
+
+
+def _close(archive: Archive) -> None:
+    archive.close()
 
 
 def tag_name(text: str) -> str:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+
+
+async def opened(open: Callable[[], _T], close: Callable[[_T], object]) -> _T:
+    """Open something in a thread. If the caller is cancelled meanwhile, it is closed as soon as it is open."""
+    opening = asyncio.ensure_future(asyncio.to_thread(open))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(lambda done: done.exception() or close(done.result()))
+        raise
 
 
 class Tasks:

@@ -15,6 +15,7 @@ import stat
 import tarfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ import msgspec
 from image.documents import decode
 from image.errors import InvalidImage
 from image.registry.authfile import NO_LOGINS
+from image.tasks import opened
 from pods.checkpoint import members
 from pods.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from pods.handlers import BUILT_IN
@@ -135,7 +137,7 @@ async def unpack(path: str, directory: Path, images: ImageStore) -> None:
 
     Raises NotFound, InvalidArgument, FailedPrecondition, and ImageError if the disk is full.
     """
-    descriptor = await asyncio.to_thread(open_trusted, path, _FIELD)
+    descriptor = await opened(partial(open_trusted, path, _FIELD), os.close)
     try:
         directory.mkdir(parents=True, mode=0o700)
         await images.unpack_archive(descriptor, os.fstat(descriptor).st_size, directory)
