@@ -81,6 +81,12 @@ def assign(directory: int, project: int) -> None:
     fcntl.ioctl(directory, _FS_IOC_FSSETXATTR, wanted)
 
 
+def release(directory: int) -> None:
+    """Have an open directory take files of any project. Those in it keep theirs. Raises OSError."""
+    flags, size, _extents, project, other = _attributes(directory)
+    fcntl.ioctl(directory, _FS_IOC_FSSETXATTR, _ATTRIBUTES.pack(flags & ~_INHERIT, size, 0, project, other))
+
+
 def use_of(directory: int, project: int) -> Use:
     """Return what a project takes of the file system of an open directory. Raises OSError."""
     quota = bytearray(_QUOTA.size)

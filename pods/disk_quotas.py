@@ -55,11 +55,17 @@ def begin(root: Path, size: int) -> None:
 
 
 def end(root: Path) -> None:
-    """Drop the limit of a container's files, which are about to be removed: no number stays taken."""
+    """Drop the limit of a container's files, which are about to be removed: no number stays taken.
+
+    Directories of other projects can then be moved up in the tree: a checkpoint, or what a container made one of.
+    """
     try:
         with _opened(root) as directory:
             project = quotas.project_of(directory)
-            if _is_ours(project) and quotas.use_of(directory, project).limit:
+            if not _is_ours(project):
+                return
+            quotas.release(directory)
+            if quotas.use_of(directory, project).limit:
                 quotas.limit(directory, project, 0)
     except OSError as error:
         if error.errno != errno.ENOENT:

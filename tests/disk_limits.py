@@ -7,6 +7,8 @@ from pathlib import Path
 
 from cri.v1 import api_pb2 as cri
 from linux import quotas
+from pods import disk_quotas
+from pods.directories import remove_tree
 from tests.daemon import CALL_SECONDS, Daemon
 from tests.waiting import until
 
@@ -50,6 +52,17 @@ def look_at_limits(daemon: Daemon) -> None:
             until(lambda: all(quotas.use_of(at, project) == nothing for project in projects))
         finally:
             os.close(at)
+
+
+def look_at_removal(daemon: Daemon) -> None:
+    """A directory may have what was there before it became a project, as a restored container's has its checkpoint."""
+    root = daemon.root / "containers/of-a-test"
+    (root / "restore/some/where").mkdir(parents=True)
+    disk_quotas.begin(root, LIMIT)
+    (root / "upper/some/where").mkdir(parents=True)
+    (root / "upper/some/where/file").write_bytes(b"x")
+    assert remove_tree(root)
+    assert not root.exists()
 
 
 def _used(daemon: Daemon, container: str) -> int:

@@ -8,12 +8,13 @@ import grpc
 import pytest
 
 from tests.daemon import Daemon, DaemonFailed
-from tests.disk_limits import enforced, look_at_limits
+from tests.disk_limits import enforced, look_at_limits, look_at_removal
 
 
 def test_a_limit_is_kept_or_refused(daemon: Daemon) -> None:
     if enforced(daemon.root):
         look_at_limits(daemon)
+        look_at_removal(daemon)
         return
     annotations = {"crisp/disk-limit": "1000000", "disk-limit.crisp/any": "0"}
     with daemon.pod(config=daemon.sandbox_config("limited", annotations=annotations)) as pod:

@@ -23,7 +23,7 @@ from cri.v1 import api_pb2 as cri
 from tests import leaks, programs
 from tests.checkpoints import carried_over
 from tests.daemon import BUSYBOX, CALL_SECONDS, Pod
-from tests.disk_limits import enforced, look_at_limits
+from tests.disk_limits import enforced, look_at_limits, look_at_removal
 from tests.images import build_image, write_layout
 from tests.vm.inside.node import CGROUPS, MACHINE, NETWORK, Process, Service, left_since, systemctl
 from tests.waiting import until
@@ -200,6 +200,11 @@ def checkpointed(service: Service, tmp_path_factory: pytest.TempPathFactory, req
     return Checkpointed(request.param, archive, counted, volume)
 
 
+def _whole_lines(pod: Pod, name: str) -> list[str]:
+    """The lines of a log that is being written."""
+    return pod.log(name).rpartition("\n")[0].splitlines()
+
+
 def _pod_with_pids(service: Service, name: str, pids: str) -> cri.PodSandboxConfig:
     options = cri.NamespaceOption(pid=cri.NamespaceMode.Value(pids))
     security = cri.LinuxSandboxSecurityContext(namespace_options=options)
@@ -229,7 +234,7 @@ def test_a_container_is_made_from_a_checkpoint(service: Service, checkpointed: C
     with service.pod(config=_pod_with_pids(service, f"copy-{kind}", pids)) as pod:
         container_id = pod.run(name="copy", image=image, **_restorable(checkpointed.volume, pids))
         until(lambda: pod.log("copy").count("\n") > 150, EXIT_SECONDS)
-        numbers = [int(line.split()[3]) for line in pod.log("copy").splitlines()]
+        numbers = [int(line.split()[3]) for line in _whole_lines(pod, "copy")]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         assert 0 < numbers[0] <= checkpointed.counted + 1
         assert service.status(container_id).state == cri.CONTAINER_RUNNING
@@ -462,6 +467,7 @@ def test_the_nodes_cgroups_are_seen_without_a_namespace(service: Service) -> Non
 def test_a_containers_own_files_have_a_limit(service: Service) -> None:
     assert enforced(service.root)
     look_at_limits(service)
+    look_at_removal(service)
 
 
 def test_a_privileged_container_opens_the_hosts_devices(service: Service, workload: Workload) -> None:
@@ -510,7 +516,7 @@ def assert_goes_on(service: Service, workload: Workload) -> None:
 
 def test_no_line_of_the_log_is_lost(service: Service, workload: Workload) -> None:
     """Over all that the daemon went through above."""
-    lines = [line.split(" ", 3) for line in workload.pod.log().splitlines()]
+    lines = [line.split(" ", 3) for line in _whole_lines(workload.pod, "main")]
     assert {(stream, tag) for _, stream, tag, _ in lines} == {("stdout", "F")}
     assert [int(text) for _, _, _, text in lines] == list(range(len(lines)))
     assert len(lines) >= 1000
