@@ -12,7 +12,8 @@ from pods.errors import ResourceExhausted, Unavailable
 from tests.waiting import eventually
 
 
-async def test_results_and_errors_pass() -> None:
+async def test_results_and_errors_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign_files, "_held", 0)  # loops that have ended heard of nothing any more
     assert await foreign_files.touch("add", int.__add__, 1, 2) == 3
     with pytest.raises(FileNotFoundError):
         await foreign_files.touch("open", open, "/no/such/file")
@@ -42,10 +43,17 @@ async def test_what_hangs_is_given_up_and_many_of_it_are_refused(monkeypatch: py
 def test_a_loop_that_ends_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign_files, "SECONDS", 0.05)
     monkeypatch.setattr(foreign_files, "_held", 0)
-    server = threading.Event()
+    monkeypatch.setattr(foreign_files, "_IDLE", 0)  # or the thread would come into the next test's way
+    server, waiting = threading.Event(), list[threading.Thread]()
+
+    def wait() -> None:
+        waiting.append(threading.current_thread())
+        server.wait()
+
     with pytest.raises(Unavailable):
-        asyncio.run(foreign_files.touch("find it", server.wait))  # returns, though the thread is there
+        asyncio.run(foreign_files.touch("find it", wait))  # returns, though the thread is there
     server.set()
+    waiting[0].join()
 
 
 async def test_a_thread_serves_again_unless_it_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
