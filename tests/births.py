@@ -52,7 +52,7 @@ def look(pid: int, event: str) -> dict[str, Any]:
 class Births:
     """Those below a traced process."""
 
-    tracer: subprocess.Popen[str]
+    tracer: subprocess.Popen[bytes]
 
     @classmethod
     @contextlib.contextmanager
@@ -60,11 +60,11 @@ class Births:
         """Trace that process; it goes on untraced afterwards. With `kill_at` it is killed at that birth."""
         tracer = subprocess.Popen(
             [sys.executable, "-m", "tests.births", str(pid), str(kill_at)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,  # a buffer would keep what comes after "ready"
         )  # fmt: skip
         assert tracer.stdout is not None
         try:
-            assert tracer.stdout.readline() == "ready\n"
+            assert tracer.stdout.readline() == b"ready\n"
             yield cls(tracer)
         finally:
             tracer.communicate()
