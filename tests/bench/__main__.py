@@ -12,6 +12,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -127,17 +128,11 @@ async def _measure(arguments: argparse.Namespace, directory: Path, console: Cons
 
 
 async def _pulls(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
-    kinds = [kind for kind in (Crisp, UnpackingCrisp, Containerd) if not arguments.only or kind.name in arguments.only]
-    versions = {kind.name: version for kind in kinds if (version := kind.version()) is not None}
     with ExitStack() as undo:
-        found = [kind for kind in kinds if kind.name in versions]
-        peers = [kind(directory / kind.name, 100 + number) for number, kind in enumerate(found)]
-        peers = _start(peers, directory, undo, console)
-        versions = {peer.name: versions[peer.name] for peer in peers}
+        peers, versions = _started((Crisp, UnpackingCrisp, Containerd), arguments.only, directory, undo, console)
         async with AsyncExitStack() as close:
-            contenders = [Contender(peer, _client(peer)) for peer in peers]
+            contenders = _contenders(peers, close)
             for one in contenders:
-                close.push_async_callback(one.client.close)
                 await warm_up(one)
             noise = [await idle_processors()]
             await pull.run(contenders, arguments.rounds, directory, versions, console)
@@ -162,17 +157,10 @@ async def _streams(arguments: argparse.Namespace, directory: Path, console: Cons
 
 async def _node(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
     """What a node of some size takes: `node`, `stats`, `logs` and `restart`."""
-    kinds = [kind for kind in PEERS if not arguments.only or kind.name in arguments.only]
-    versions = {kind.name: version for kind in kinds if (version := kind.version()) is not None}
     with ExitStack() as undo:
-        found = [kind for kind in kinds if kind.name in versions]
-        peers = [kind(directory / kind.name, 100 + number) for number, kind in enumerate(found)]
-        peers = _start(peers, directory, undo, console)
-        versions = {peer.name: versions[peer.name] for peer in peers}
+        peers, versions = _started(PEERS, arguments.only, directory, undo, console)
         async with AsyncExitStack() as close:
-            contenders = [Contender(peer, _client(peer)) for peer in peers]
-            for one in contenders:
-                close.push_async_callback(one.client.close)
+            contenders = _contenders(peers, close)
             noise = [await idle_processors()]
             if arguments.what == "logs":
                 await logs.run(contenders, arguments.rounds, versions, console)
@@ -220,13 +208,8 @@ def _keep(run: history.Run, *, publish: bool) -> None:
 
 
 async def _critest(arguments: argparse.Namespace, directory: Path, console: Console) -> None:
-    kinds = [kind for kind in (Crisp, Containerd) if not arguments.only or kind.name in arguments.only]
-    versions = {kind.name: version for kind in kinds if (version := kind.version()) is not None}
     with ExitStack() as undo:
-        found = [kind for kind in kinds if kind.name in versions]
-        peers = [kind(directory / kind.name, 100 + number) for number, kind in enumerate(found)]
-        peers = _start(peers, directory, undo, console)
-        versions = {peer.name: versions[peer.name] for peer in peers}
+        peers, versions = _started((Crisp, Containerd), arguments.only, directory, undo, console)
         noise = [await idle_processors()]
         samples = critest.run(peers, arguments.pods, arguments.rounds, directory, versions, console)
         noise.append(await idle_processors())
@@ -256,6 +239,25 @@ def _client(peer: Peer) -> Client:
     return Client(peer.address, peer.directory / "logs", f"/{peer.directory.parent.name}/{peer.name}")
 
 
+def _contenders(peers: Sequence[Peer], close: AsyncExitStack) -> list[Contender]:
+    contenders = [Contender(peer, _client(peer)) for peer in peers]
+    for one in contenders:
+        close.push_async_callback(one.client.close)
+    return contenders
+
+
+def _started(
+    kinds: Sequence[type[Peer]], only: Sequence[str] | None, directory: Path, undo: ExitStack, console: Console
+) -> tuple[list[Peer], dict[str, str]]:
+    """Start those that are installed, and among `only` if there are any. Returns them and their versions."""
+    chosen = [kind for kind in kinds if not only or kind.name in only]
+    versions = {kind.name: version for kind in chosen if (version := kind.version()) is not None}
+    found = [kind for kind in chosen if kind.name in versions]
+    peers = [kind(directory / kind.name, 100 + number) for number, kind in enumerate(found)]
+    peers = _start(peers, directory, undo, console)
+    return peers, {peer.name: versions[peer.name] for peer in peers}
+
+
 def _start(peers: list[Peer], directory: Path, undo: ExitStack, console: Console) -> list[Peer]:
     """Those of `peers` that could be started and given their images. Raises PeerFailed if none could."""
     busybox, pause = layouts.busybox_tar(directory), layouts.pause_tar(directory)
@@ -276,11 +278,7 @@ def _start(peers: list[Peer], directory: Path, undo: ExitStack, console: Console
 async def _contend(peers: list[Peer], pods: int, rounds: int, console: Console) -> list[Contender]:
     """Every phase for every runtime, before the next phase."""
     async with AsyncExitStack() as undo:
-        contenders = []
-        for peer in peers:
-            client = _client(peer)
-            undo.push_async_callback(client.close)
-            contenders.append(Contender(peer, client))
+        contenders = _contenders(peers, undo)
         for one in contenders:
             await warm_up(one)
         for number in range(rounds):
