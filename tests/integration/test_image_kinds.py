@@ -19,6 +19,9 @@ import pytest
 import pytest_asyncio
 
 from cri.v1 import api_pb2 as cri
+from image.erofs import probe
+from image.erofs.mount import TAR, Mounted, held
+from image.erofs.seal import Seal
 from image.errors import ImageError
 from image.model import Image
 from image.settings import ImageSettings
@@ -290,6 +293,21 @@ def test_what_cannot_be_mounted_is_told_of(tmp_path: Path) -> None:
             asyncio.run(told("erofs"))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_kernel_that_does_not_read_the_end_of_a_tar_mounts_no_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found by reading: such a kernel mounts everything."""
+
+    def cut(directory: str | os.PathLike[str], seal: Seal | None) -> Mounted:
+        tar = Path(directory, TAR)
+        os.truncate(tar, tar.stat().st_size // 4096 * 4096)
+        return held(directory, seal)
+
+    assert probe.way(tmp_path) == (held, "")
+    monkeypatch.setattr(probe, "held", cut)
+    assert probe.way(tmp_path)[1] == "a file in a mounted tar: Input/output error"
 
 
 def test_a_store_opens_on_a_full_disk_and_after_a_killed_probe(tmp_path: Path) -> None:
