@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import socket
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
@@ -26,6 +27,7 @@ from runtime.wire.calls import (
     Exec,
     GetState,
     Made,
+    Prepare,
     ShimState,
     Start,
     Started,
@@ -304,10 +306,10 @@ class ShimClient:
         self._watch()
         return answer
 
-    def tell(self, call: Call[Answer]) -> None:
+    def tell(self, call: Call[Answer], fds: Sequence[int] = ()) -> None:
         """Send a call whose answer nobody needs, also to a shim that is set apart: it takes it when it can."""
         if self.alive:
-            self._send(call, ())
+            self._send(call, fds)
             self._watch()
 
     def _send(self, call: Call[AnswerOf], fds: Sequence[int]) -> asyncio.Future[AnswerOf]:
@@ -385,13 +387,17 @@ class ShimClient:
             return await self.call(call)
         if FILTER_BY_DESCRIPTOR not in self.abilities:
             return await self.call(replace(call, filter=base64.b64encode(program).decode()))
-        fd = os.memfd_create("seccomp-filter")
-        try:
-            os.write(fd, program)
+        with _in_file(program) as fd:
             answer = self.begin(replace(call, filter_bytes=len(program)), (fd,))
-        finally:
-            os.close(fd)
         return await answer
+
+    def prepare(self, call: Prepare, program: bytes) -> None:
+        """Let the shim work ahead for the start of a container under this filter (b"" for none)."""
+        if not program:
+            self.tell(call)
+            return
+        with _in_file(program) as fd:
+            self.tell(replace(call, filter_bytes=len(program)), (fd,))
 
     @property
     def alive(self) -> bool:
@@ -473,6 +479,17 @@ class ShimClient:
         for future, _kind, _call in pending.values():
             if not future.done():
                 _fail(future, ShimGone("the shim's connection ended"))
+
+
+@contextlib.contextmanager
+def _in_file(program: bytes) -> Iterator[int]:
+    """Provide a descriptor of a file in memory that has the program."""
+    fd = os.memfd_create("seccomp-filter")
+    try:
+        os.write(fd, program)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _fail(answer: asyncio.Future[Any], error: RuntimeCoreError) -> None:

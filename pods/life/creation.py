@@ -54,7 +54,7 @@ from runtime.errors import (
 )
 from runtime.process.users import UserNotFound
 from runtime.spec.parse import parse
-from runtime.wire.calls import Create, Identity
+from runtime.wire.calls import Create, Identity, Prepare
 
 if TYPE_CHECKING:
     from image.store import ImageStore
@@ -421,7 +421,8 @@ class Creation:
         try:
             bundle.write_config(self._bundle, document)
             self._trace.step("config.json written")
-            bundle.write_filter(self._bundle, *await self._means.filters.of(document))
+            program, flags = await self._means.filters.of(document)
+            bundle.write_filter(self._bundle, program, flags)
             self._trace.step("seccomp filter ready")
         except BaseException:
             if making is not None:
@@ -430,6 +431,9 @@ class Creation:
         if making is not None:
             await making
             self._trace.step("scope made")
+        # Its start comes soon. Until then the shim has time, while this process and its client have work.
+        call = Prepare(self._id, self._config.stdin, filter_flags=flags)
+        self._means.shims.of(self._sandbox.id).prepare(call, program)
 
     async def _publish(self, record: ContainerRecord) -> Container:
         """Make the container durable and visible. Raises FailedPrecondition if its pod was stopped meanwhile."""

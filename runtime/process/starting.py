@@ -19,21 +19,22 @@ from linux import syscalls
 from linux.sysctls import path_of
 from linux.tables import NAMESPACE_FLAGS
 from linux.user_namespaces import STARTED_IN_ONE
-from runtime.light import signal
+from runtime.light import dataclass, replace, signal
 from runtime.process.assembling import Assembly, Obstacle
 from runtime.process.become import oom_score_warning
 from runtime.process.init import Start, cgroup_owner, cgroup_view, clone_flags
 from runtime.process.join import Join
-from runtime.process.joining import OOM_SCORE, Joining, is_null_device, obstacle
+from runtime.process.joining import OOM_SCORE, Joining, Program, is_null_device, obstacle
 from runtime.process.script import CHANNEL, EVERY_ERROR, Script
 from runtime.wire.reports import Executing, Warned, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Final
 
 _ROOTFS, _TEMPLATE, _FIRST_TREE = 4, 5, 6
+NO_STREAMS: Final = (-1, -1, -1)
 # A mount or rename anywhere on the machine while openat2(2) resolves `..` makes it fail (EAGAIN).
 _REPETITIONS: Final = 8
 
@@ -54,15 +55,18 @@ class Starting(Joining):
 
     _name = "crisp-init"
 
-    def __init__(self, start: Start, join: Join, null_streams: list[int]) -> None:
+    def __init__(self, start: Start, join: Join, null_streams: Sequence[int]) -> None:
         self._start = start
         self._trees = {source: _FIRST_TREE + index for index, source in enumerate(start.trees)}
         self.descriptors = (start.rootfs, start.empty_mount_namespace, *start.trees.values())
         super().__init__(join, null_streams, _FIRST_TREE + len(self._trees))
 
     @classmethod
-    def of(cls, start: Start) -> Starting:
-        """Return the init's list. Raises Obstacle if an interpreter must be forked."""
+    def of(cls, start: Start, null_streams: Sequence[int] | None = None) -> Starting:
+        """Return the init's list. Raises Obstacle if an interpreter must be forked.
+
+        `null_streams` are needed where there are no streams yet: those that will be the host's /dev/null.
+        """
         join = _StartingJoin(
             container_id=start.container_id,
             spec=start.spec,
@@ -78,7 +82,7 @@ class Starting(Joining):
         )
         if reason := _obstacle(start) or obstacle(join):
             raise Obstacle(reason)
-        return cls(start, join, [stream for stream, fd in enumerate(start.stdio) if is_null_device(fd)])
+        return cls(start, join, _null_streams(start) if null_streams is None else null_streams)
 
     def _count_births(self) -> int:
         return int(self._is_cloned) + int(self._join.bears)
@@ -158,6 +162,35 @@ class Starting(Joining):
     def _announce(self, script: Script) -> None:
         report = encode(Executing())
         script.call("write", CHANNEL, script.data(report), len(report), about=("tell of", "program"))
+
+
+@dataclass(frozen=True, slots=True)
+class InitList:
+    """An init's list, or that there is none for it. It may be made ahead of the start."""
+
+    start: Start
+    null_streams: Sequence[int] | None
+    content: tuple[Starting, Program] | None
+
+    @classmethod
+    def of(cls, start: Start, null_streams: Sequence[int] | None = None) -> InitList:
+        """Make the list. Without streams of the start it takes `null_streams`, as `Starting.of` does."""
+        try:
+            starting = Starting.of(start, null_streams)
+            program = starting.list_for(start.process.args)
+        except (Obstacle, UnicodeEncodeError):
+            program = None
+        return cls(start, null_streams, (starting, program) if program is not None else None)
+
+    def is_of(self, start: Start) -> bool:
+        """Return whether this list, made ahead without streams, is that of a start now."""
+        if replace(start, stdio=NO_STREAMS, trace=False, steps=[]) != self.start:
+            return False
+        return self.content is None or _null_streams(start) == self.null_streams
+
+
+def _null_streams(start: Start) -> list[int]:
+    return [stream for stream, fd in enumerate(start.stdio) if is_null_device(fd)]
 
 
 def _obstacle(start: Start) -> str:

@@ -82,6 +82,11 @@ class Container:
             raise NotRunning(f"open rootfs of container {self.id}: it is {self.state.name}")
         return self._held.rootfs
 
+    def prepare(self, call: calls.Prepare, fds: Sequence[int]) -> None:
+        """Work ahead for the start; `fds` came with the call. What fails here, the start reports."""
+        if self.state.can_start:
+            self._launcher.prepare(call, fds)
+
     # -- running ------------------------------------------------------------------------------------------------------
 
     def start(self, call: calls.Start, fds: Sequence[int], reply: Reply) -> None:

@@ -38,7 +38,8 @@ class Holdings:
         self.hierarchies = hierarchies
         self.rootfs = -1
         self.trees: dict[str, int] = {}  # mounted images, by their source in config.json
-        self.spec: oci.Spec | None = None  # as read at the start
+        self.spec: oci.Spec | None = None  # as last read
+        self._content = b""  # config.json, if it was read ahead of the start
         self.mappings: userns.IDMappings | None = None  # of the container's user namespace
         self.filter = b""  # seccomp program
         self.filter_flags = 0
@@ -84,14 +85,20 @@ class Holdings:
 
     # -- config.json --------------------------------------------------------------------------------------------------
 
-    def read_spec(self) -> tuple[oci.Spec, oci.Process]:
-        """Read config.json. Raises RuntimeCoreError if it cannot be started."""
+    def read_spec(self, *, ahead: bool = False) -> tuple[oci.Spec, oci.Process]:
+        """Read config.json, perhaps ahead of the start. Raises RuntimeCoreError if it cannot be started.
+
+        The start gets the same object if the file is still the same.
+        """
         with open(os.path.join(self.bundle, "config.json"), "rb") as file:
-            spec = parse(json.load(file))
+            content = file.read()
+        spec = self.spec if content == self._content else None
+        if spec is None:
+            spec = parse(json.loads(content))
         if spec.process is None:
             raise RuntimeCoreError("config.json: process: missing")
         self._require_living_namespaces(spec)
-        self.spec = spec
+        self.spec, self._content = spec, content if ahead else b""
         return spec, spec.process
 
     def _require_living_namespaces(self, spec: oci.Spec) -> None:

@@ -185,6 +185,10 @@ class Shim:
         if (pause := self._pauses.pop(connection, None)) is not None:
             pause.end()
 
+    def _prepare(self, call: calls.Prepare, request: Request) -> calls.Done:
+        self._container(call.container).prepare(call, request.fds)
+        return calls.Done()
+
     def _start(self, call: calls.Start, request: Request) -> None:
         self._container(call.container).start(call, request.fds, request.reply)
 
@@ -424,6 +428,7 @@ _HANDLERS: Final[Mapping[str, tuple[type[calls.Call], _Handler]]] = dict(
         _handled(calls.Shutdown, Shim._shutdown),
         _handled(calls.Create, Shim._create),
         _handled(calls.OpenRootfs, Shim._open_rootfs),
+        _handled(calls.Prepare, Shim._prepare),
         _handled(calls.Start, Shim._start),
         _handled(calls.WaitStart, Shim._wait_start),
         _handled(calls.Update, Shim._update),

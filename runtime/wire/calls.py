@@ -17,6 +17,8 @@ The shim takes calls in order. It answers each when its result is there, whateve
                                     <------  Created
     OpenRootfs                      ------>
                                     <------  Descriptors <rootfs>
+    Prepare <seccomp filter>        ------>  config.json is there: works ahead for Start
+                                    <------  Done
     Start <seccomp filter>          ------>  clones the init
                                     <------  Started, when the program runs; an error if it cannot
       Exec <stdin stdout stderr>    ------>
@@ -467,6 +469,22 @@ class OpenRootfs(Call):
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare(Call):
+    """Do for a created container what its start can find done. Nothing depends on it, and a shim may not know it.
+
+    The members are as in `Start`. If the start's are others then, or config.json is, the start does all itself.
+    """
+
+    call: ClassVar[str] = "prepare"
+    answer: ClassVar[type[Done]] = Done
+
+    container: str
+    stdin: bool = False
+    filter_bytes: int = 0
+    filter_flags: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Start(Call):
     """Start the program of config.json under a seccomp filter.
 
@@ -639,7 +657,7 @@ CALLS: Final[Mapping[str, type[Call]]] = {
     kind.call: kind
     for kind in (
         MakePod, MakeSandbox, GetState, Sockets, Forward, Sync, Freeze, Thaw, Shutdown,
-        Create, OpenRootfs, Start, WaitStart, Update, ReopenLog, Signal, Kill, Delete,
+        Create, OpenRootfs, Prepare, Start, WaitStart, Update, ReopenLog, Signal, Kill, Delete,
         Exec, WaitExecRunning, KillExec, Attach, Detach, Resize,
     )
 }  # fmt: skip

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon, Pod
+from tests.waiting import until
 
 # Two variables are more than a list may have, so an interpreter is forked. The program's environment is not compared.
 _TOO_LONG = [cri.KeyValue(key=f"LONG{number}", value=b"x" * 100_000) for number in range(2)]
@@ -78,6 +81,19 @@ def test_a_listed_init_makes_the_same_container(pod: Pod, pid: str, user: int) -
     assert "CapEff" in seen[0]
     assert "Max open files" in seen[0]
     assert not list(difflib.unified_diff(*(text.splitlines() for text in seen), n=0))
+
+
+def test_the_shim_works_ahead_for_a_start(daemon: Daemon, pod: Pod) -> None:
+    """It looks up what only the image decides, and makes the working directory, once the container is created."""
+    container = pod.create("cat", name="ahead", working_dir="/made/ahead", stdin=True, stdin_once=True)
+    made = daemon.root / "containers" / container / "upper/made/ahead"
+    until(made.exists)
+    assert daemon.status(container).state == cri.CONTAINER_CREATED
+    daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container), timeout=60)
+    info = daemon.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container, verbose=True), timeout=60)
+    process = Path(f"/proc/{json.loads(info.info['info'])['pid']}")
+    assert (process / "cwd").readlink() == Path("/made/ahead")
+    assert str((process / "fd/0").readlink()).startswith("pipe:")
 
 
 _OWN = cri.LinuxContainerSecurityContext(namespace_options=cri.NamespaceOption(pid=cri.CONTAINER))

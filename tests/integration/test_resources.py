@@ -124,15 +124,16 @@ def test_limits_of_both_cgroup_versions_change_together(daemon: Daemon) -> None:
 def test_what_does_not_run_is_updated_too(daemon: Daemon) -> None:
     """A created container starts with the new limits; of an exited one they are only told, as containerd does."""
     with daemon.pod("idle") as pod:
-        container = pod.create("sleep", "100", linux=_linux(memory_limit_in_bytes=64 * MIB))
-        _update(pod, container, memory_limit_in_bytes=48 * MIB, cpu_shares=300)
+        container = pod.create("sleep", "100", linux=_linux(memory_limit_in_bytes=64 * MIB, oom_score_adj=500))
+        _update(pod, container, memory_limit_in_bytes=48 * MIB, cpu_shares=300, oom_score_adj=600)
         daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=container), **_CALL)
         assert _memory(daemon, container) == [str(48 * MIB)] * 2
         assert _kernel(daemon, container, "cpu", "cpu.shares") == ["300"]
+        assert Path(f"/proc/{_info(daemon, container)['pid']}/oom_score_adj").read_text() == "600\n"
         daemon.runtime.StopContainer(cri.StopContainerRequest(container_id=container), **_CALL)
         _update(pod, container, memory_limit_in_bytes=24 * MIB)
         shown = daemon.status(container).resources.linux
-        assert shown == cri.LinuxContainerResources(memory_limit_in_bytes=24 * MIB, cpu_shares=300)
+        assert (shown.memory_limit_in_bytes, shown.cpu_shares) == (24 * MIB, 300)
 
 
 @pytest.mark.cri("UpdatePodSandboxResources", "overhead", "resources")

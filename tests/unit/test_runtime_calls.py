@@ -63,6 +63,8 @@ _WIRE: list[tuple[Value, str]] = [
         '"filter_bytes": 8, "filter": "AA==", "filter_flags": 2, "trace": true, '
         '"restore": "/r", "work": "/w", "criu": "/criu", "log_limit": 9, "log_rate": 10}',
     ),
+    (calls.Prepare("c", stdin=True, filter_bytes=8, filter_flags=2),
+     '{"container": "c", "stdin": true, "filter_bytes": 8, "filter_flags": 2}'),
     (calls.MakeSandbox("s", "/b", calls.ExternalRuntime("/runsc", "/root", systemd=True), ("--x",), "/g"),
      '{"sandbox": "s", "bundle": "/b", "runtime": {"path": "/runsc", "root": "/root", "systemd": true}, '
      '"flags": ["--x"], "cgroup": "/g"}'),

@@ -17,7 +17,7 @@ from runtime.process import starting
 from runtime.process.assembling import Obstacle
 from runtime.process.gate import Gate
 from runtime.process.init import Start
-from runtime.process.starting import Starting
+from runtime.process.starting import NO_STREAMS, InitList, Starting
 from runtime.rootfs.plan import plan_mounts
 from runtime.seccomp.passage import Passage
 from runtime.spec.parse import parse
@@ -96,6 +96,24 @@ def test_a_usual_init_is_a_list(null: int, rootfs: int) -> None:
     assert made.births == 1
     assert made.list_for(("true",)) is not None
     assert made.list_for(("true", "x" * (1 << 18))) is None  # an interpreter has no such bound
+
+
+def test_a_list_made_ahead_is_only_that_of_the_same_start(null: int, rootfs: int) -> None:
+    program = b"\6\0\0\0\0\0\xff\x7f"
+    expected = _start(null, rootfs, filter_program=program, stdio=NO_STREAMS)
+    ahead = InitList.of(expected, [0])
+    assert ahead.content is not None
+    read, write = os.pipe()
+    try:
+        now = replace(expected, stdio=(null, write, write), trace=True, steps=[("shim received", 1)])
+        assert ahead.is_of(now)
+        assert not ahead.is_of(replace(now, filter_program=b""))
+        assert not ahead.is_of(replace(now, process=replace(now.process, oom_score_adj=1)))
+        assert not ahead.is_of(replace(now, stdio=(read, write, write)))
+        assert not ahead.is_of(replace(now, users=UserNamespaces(held={"user": 9})))
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 @pytest.mark.parametrize("privileges", [True, False])

@@ -24,7 +24,7 @@ from runtime.shim.launch.external_commands import DetachedCommands
 from runtime.shim.launch.external_program import NO_STREAMS, ConsoleSocket, Program, adopted, console_flag
 from runtime.shim.launch.launcher import Commands
 from runtime.spec.values import Process, Resources
-from runtime.wire.calls import ExternalRuntime, Start
+from runtime.wire.calls import ExternalRuntime, Prepare, Start
 
 _DELETE_SECONDS: Final = 20.0  # kubelet waits two minutes for RemoveContainer
 
@@ -63,6 +63,9 @@ class ExternalLauncher:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
             syscalls.move_mount(tree, syscalls.AT_FDCWD, path)
         self._mounted.append(path)
+
+    def prepare(self, _call: Prepare, _fds: Sequence[int]) -> None:
+        """Do nothing: the other runtime does it all at the start."""
 
     def plan(self, _call: Start, _process: Process, _fds: Sequence[int]) -> None:
         """Do nothing: the other runtime reads config.json, including the filter, itself."""

@@ -9,7 +9,7 @@ from typing import Protocol
 from runtime.shim.launch.attempt import Attempt
 from runtime.shim.reply import Reply
 from runtime.spec.values import Process
-from runtime.wire.calls import Exec, Start
+from runtime.wire.calls import Exec, Prepare, Start
 
 
 class Commands(Protocol):
@@ -40,6 +40,9 @@ class Launcher(Protocol):
 
     def place(self) -> None:
         """Do what is due when the rootfs and the images are mounted. Raises RuntimeCoreError."""
+
+    def prepare(self, call: Prepare, fds: Sequence[int]) -> None:
+        """Do ahead what a start needs; `fds` came with the call. If it raises, the start does it."""
 
     def plan(self, call: Start, process: Process, fds: Sequence[int]) -> None:
         """Refuse what cannot be started, before anything is made. `fds` came with the call."""

@@ -15,11 +15,10 @@ from runtime.cgroups import Cgroup
 from runtime.errors import RuntimeCoreError, failing
 from runtime.namespaces import netdevices
 from runtime.namespaces import user as userns
-from runtime.process.assembling import Obstacle
 from runtime.process.clone import clone_into
 from runtime.process.hooks import enter_the_container
 from runtime.process.init import Start, clock_offsets, clone_flags, container_init
-from runtime.process.starting import Starting
+from runtime.process.starting import NO_STREAMS, InitList
 from runtime.rootfs.host_trees import host_trees
 from runtime.rootfs.plan import MountPlan, plan_mounts
 from runtime.shim.holdings import Holdings
@@ -39,21 +38,42 @@ class OwnLauncher:
     def __init__(self, held: Holdings) -> None:
         self._held = held
         self.commands = JoiningCommands(held)
+        self._planned: oci.Spec | None = None  # what the next two are of
         self._mounts: list[MountPlan] = []
         self._clone_flags = 0
+        self._ahead: InitList | None = None
 
     def place(self) -> None:
         """Do nothing: the init attaches the rootfs in the container's mount namespace."""
 
+    def prepare(self, call: calls.Prepare, fds: Sequence[int]) -> None:
+        """Plan the mounts, and make the init's list, if it has one."""
+        held = self._held
+        self._ahead = None
+        spec, process = held.read_spec(ahead=True)
+        self._plan(spec)
+        if held.mappings is not None or not held.supervisor.script_runner.can_run:
+            return
+        held.filter, held.filter_flags = filter_of(call, fds)
+        cgroup = Cgroup.at(held.hierarchies, spec.linux.cgroups_path)
+        start = self._start(spec, process, cgroup, userns.UserNamespaces(), -1, {})
+        self._ahead = InitList.of(start, [] if call.stdin else [0])
+
     def plan(self, call: calls.Start, _process: oci.Process, fds: Sequence[int]) -> None:
         held = self._held
         assert held.spec is not None
-        validation.check(held.spec)
-        held.mappings = userns.mappings_of(held.spec)
+        self._plan(held.spec)
         held.hooks = ContainerHooks(held.spec, held.id, held.bundle, held.supervisor)
-        self._mounts = plan_mounts(held.spec, held.mappings)
-        self._clone_flags = clone_flags(held.spec)
         held.filter, held.filter_flags = filter_of(call, fds)
+
+    def _plan(self, spec: oci.Spec) -> None:
+        if self._planned is spec:
+            return
+        validation.check(spec)
+        self._held.mappings = userns.mappings_of(spec)
+        self._mounts = plan_mounts(spec, self._held.mappings)
+        self._clone_flags = clone_flags(spec)
+        self._planned = spec
 
     def launch(self, attempt: Attempt, undo: contextlib.ExitStack) -> None:
         """Clone the init."""
@@ -66,7 +86,8 @@ class OwnLauncher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(ours.close)
         with theirs, _links(held.spec) as links, _host_trees(held.spec) as trees:
-            start = self._start(held.spec, cgroup, namespaces, links, trees, attempt)
+            start = self._start(held.spec, attempt.process, cgroup, namespaces, links, trees)
+            start.stdio, start.trace = attempt.stdio.child, attempt.call.trace
             if start.trace:
                 start.steps += [("shim received", attempt.received)]
                 start.step("cgroup made")
@@ -100,13 +121,11 @@ class OwnLauncher:
         runner = self._held.supervisor.script_runner
         if not runner.can_run:
             return None
-        try:
-            starting = Starting.of(start)
-            program = starting.list_for(start.process.args)
-        except (Obstacle, UnicodeEncodeError):
+        ahead, self._ahead = self._ahead, None
+        made = ahead if ahead is not None and ahead.is_of(start) else InitList.of(start)
+        if made.content is None:
             return None
-        if program is None:
-            return None
+        starting, program = made.content
         descriptors = (*start.stdio, theirs.fileno(), *starting.descriptors)
         started = runner.start(program.image, ours, descriptors, "crisp-init", start.container_id)
         if started is not None:
@@ -116,29 +135,29 @@ class OwnLauncher:
     def _start(
         self,
         spec: oci.Spec,
+        process: oci.Process,
         cgroup: Cgroup,
         namespaces: userns.UserNamespaces,
         links: int,
         host_trees: Mapping[str, int],
-        attempt: Attempt,
     ) -> Start:
+        """Return all of a start but its streams."""
         held = self._held
         return Start(
             container_id=held.id,
             spec=spec,
-            process=attempt.process,
+            process=process,
             mounts=self._mounts,
             rootfs=held.rootfs,
             cgroup=cgroup,
             in_unified_cgroup=bool(cgroup.unified),
-            stdio=attempt.stdio.child,
+            stdio=NO_STREAMS,
             filter_program=held.filter,
             filter_flags=held.filter_flags,
             users=namespaces,
             trees=held.trees,
             links=links,
             host_trees=host_trees,
-            trace=attempt.call.trace,
             **self._place_of_rootfs(spec),
         )
 

@@ -44,6 +44,9 @@ class RestoredLauncher:
     def place(self) -> None:
         """Do nothing: the process that calls criu attaches the rootfs."""
 
+    def prepare(self, _call: calls.Prepare, _fds: Sequence[int]) -> None:
+        """Do nothing: criu does it all at the start."""
+
     def plan(self, call: calls.Start, _process: Process, fds: Sequence[int]) -> None:
         held = self._held
         assert held.spec is not None
