@@ -18,7 +18,7 @@ class ImageSettings:
     registries_d: Path = Path("/etc/containers/registries.d")
     progress_timeout: float = 300.0  # seconds without a byte after which a pull fails; 0 for none
     least_speed: int = 1024  # bytes a second, in each progress timeout; with less a pull fails
-    parallel_downloads: int = 4  # layers of one pull to fetch at a time
+    parallel_downloads: int = 0  # layers of one pull to fetch at a time; 0: as the processors and the memory suggest
     layer_limit: int = 64 << 30  # bytes that a layer may unpack to; 0 for no limit
     keep_blobs: bool = False  # keep layers also as transferred, for exports
     image_layers: str = "auto"  # one of LAYER_KINDS: how new layers are stored

@@ -42,15 +42,18 @@ from image.shelf.layers import Layers
 from image.shelf.recorder import ImageRecorder
 from image.shelf.records import Records
 from image.shelf.root import StoreRoot
+from image.shelf.turns import Turns, at_once
 from image.shelf.verify import Verdict, Verifier
 from image.tasks import Tasks
 from image.trust.enforce import Trust
 from image.trust.policy import Accept
+from image.unpack.confinement import skeleton_memory
 from image.unpack.workers import LayerForm, Place, Workers
 
 _log = logging.getLogger(__name__)
 
 _DEFAULTS = ImageSettings()
+_LEAST_PARALLEL = 3  # layers of one pull: most of the time they wait for the network
 _KEPT_SECONDS = 3600.0  # for which layers of an interrupted pull wait for the next try
 
 
@@ -66,6 +69,7 @@ class ImageStore:
         pinned: Iterable[str],
         around: Around | None,
         place_workers: Place | None,
+        workers_memory: int,
         mounting: Mounting,
         unmountable: str,
     ) -> None:
@@ -76,9 +80,10 @@ class ImageStore:
         self._records = records
         self._transport = Transport(settings)
         self._workers = Workers(root.inherited, settings.layer_limit, place_workers)
+        number = at_once(len(os.sched_getaffinity(0)), workers_memory, skeleton_memory())
         self._layers = Layers(
             *(root.path, records.forget_layers, records.keep_layers, records.unkeep_layer),
-            *(self._workers, mounting, settings.parallel_downloads),
+            *(self._workers, mounting, Turns(number), settings.parallel_downloads or max(_LEAST_PARALLEL, number // 2)),
         )
         self._unasked: asyncio.TimerHandle | None = None  # removes kept layers that no pull asked for
         self._tasks = Tasks()
@@ -110,12 +115,14 @@ class ImageStore:
         pinned: Iterable[str] = (),
         around: Around | None = None,
         place_workers: Place | None = None,
+        workers_memory: int = 0,
     ) -> ImageStore:
         """Open or make the store in `root`, and begin to remove what interrupted pulls and removals left.
 
         Images named by `pinned` are reported as pinned; `around` is entered for each pull and its parts.
-        `place_workers` moves the process that forks all workers into a cgroup. Raises
-        ImageError (also if another daemon uses the store), InvalidConfiguration, InvalidReference.
+        `place_workers` moves the process that forks all workers into a cgroup, which limits their memory to
+        `workers_memory` bytes. Raises ImageError (also if another daemon uses the store), InvalidConfiguration,
+        InvalidReference.
         """
         async with AsyncExitStack() as undo:
             place = await asyncio.to_thread(StoreRoot.open, root)
@@ -129,7 +136,10 @@ class ImageStore:
             mounting, unmountable = await asyncio.to_thread(way, place.path / "tmp", there)
             if unmountable and settings.image_layers == "erofs":
                 raise ImageError(f'image_layers: "erofs" is impossible on this kernel ({unmountable}): set "auto"')
-            store = cls(place, registries_conf, settings, records, pinned, around, place_workers, mounting, unmountable)
+            store = cls(
+                *(place, registries_conf, settings, records, pinned, around),
+                *(place_workers, workers_memory, mounting, unmountable),
+            )
             undo.push_async_callback(store._workers.close)
             undo.push_async_callback(store._transport.close)
             await store._load()

@@ -15,7 +15,7 @@ from image.store import ImageStore
 from network.errors import NetworkError
 from network.network import Network
 from pods import disk_quotas
-from pods.cgroups.driver import Cgroups
+from pods.cgroups.driver import Cgroups, workers_memory
 from pods.check.check import Check, Disagreement, Parts
 from pods.checkpoint.write import Checkpoints
 from pods.diagnosis.bulletin import Bulletins
@@ -145,11 +145,13 @@ class Node:
             pinned = [settings.pause_image] if settings.pause_image else []
             cgroups = Cgroups(settings.cgroup_driver)
             undo.push_async_callback(cgroups.close)
+            memory = settings.pull_memory_limit or workers_memory()
             images = await ImageStore.open(
                 *(settings.root / "image", settings.registries_conf, settings.images),
                 pinned=pinned,
                 around=around,
-                place_workers=lambda warm: cgroups.place_workers(warm, settings.pull_memory_limit),
+                place_workers=lambda warm: cgroups.place_workers(warm, memory),
+                workers_memory=memory,
             )
             undo.push_async_callback(images.close)
             bounds = Bounds(settings.recording_bytes, settings.recordings_kept, settings.recordings_hours * 3600)

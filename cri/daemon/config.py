@@ -146,8 +146,9 @@ class Configuration:
         unit="bytes a second", to=Component.IMAGES, attribute="least_speed",
     )  # fmt: skip
     parallel_downloads: int = setting(
-        _PULLS, kinds.whole(1, 64), _IMAGES.parallel_downloads,
-        "How many layers of one image are fetched and unpacked at a time.",
+        _PULLS, kinds.whole(0, 64), _IMAGES.parallel_downloads,
+        "How many layers of one image are fetched and unpacked at a time; 0 for half of what the node works at (see "
+        "docs/images.md), 3 at least.",
         to=Component.IMAGES,
     )  # fmt: skip
     keep_blobs: bool = setting(

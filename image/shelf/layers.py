@@ -34,13 +34,12 @@ from image.shelf.layer_files import (
     sync_filesystem,
     unlink_indexed,
 )
+from image.shelf.turns import Turns
 from image.tasks import Tasks
 from image.unpack.layer_root import open_root
 from image.unpack.overlay import adopt_root, has_attributes, is_opaque
 from image.unpack.workers import Below, Unpacked, Workers
 
-_UNPACKERS = 10  # processes for layers at a time by all pulls: each takes 3 to 6 MB
-_PARALLEL = 4  # by one pull: a slow registry must not delay other pulls
 _TRIES = 3
 _QUICK_SECONDS = 0.05
 _WORTH_KEEPING = 16 << 20  # bytes on disk of a layer that is recorded as soon as it is finished
@@ -127,7 +126,7 @@ class Layers:
 
     `forget(chain_ids)` removes layers from the database, `keep(records)` adds some that no image has, `unkeep(number)`
     takes one of those back; `workers` remove their directories, `mounting` mounts them. `parallel` layers of one image
-    are unpacked at a time.
+    are unpacked at a time; all of them take their `turns`.
     """
 
     def __init__(
@@ -138,7 +137,8 @@ class Layers:
         unkeep: Callable[[int], Coroutine[None, None, None]],
         workers: Workers,
         mounting: Mounting,
-        parallel: int = _PARALLEL,
+        turns: Turns,
+        parallel: int,
     ) -> None:
         self._final = root / "layers"
         self._temporary = root / "tmp"
@@ -151,7 +151,7 @@ class Layers:
         self._parallel = parallel
         self._layers: dict[str, Layer] = {}
         self._next = 1
-        self._unpackers = asyncio.Semaphore(_UNPACKERS)
+        self._turns = turns
         self._tasks = Tasks()
         self._recording = Tasks()
 
@@ -339,7 +339,7 @@ class Layers:
     async def _make(
         self, layer: Layer, position: int, lower: Sequence[Layer], make: Make, turns: asyncio.Semaphore
     ) -> None:
-        async with turns, self._unpackers:
+        async with turns, self._turns.one():
             await self.freed()  # the layer may need the space
             make_layer_directory(layer.path)
             unpacked = await make(position, layer.path)
@@ -370,20 +370,20 @@ class Layers:
             raise
 
     async def _checked(self, layer: Layer, turns: asyncio.Semaphore) -> str:
-        async with turns, self._unpackers:
+        async with turns, self._turns.one():
             return await self._workers.check_index(layer.path)
 
     async def _finish(self, layer: Layer, unpacked: Unpacked, lowers: Sequence[Below]) -> tuple[int, int]:
         """Do what had to wait for the layers below. Returns the bytes and inodes that this saved."""
         if unpacked.unsettled is not None:
-            async with self._unpackers:
+            async with self._turns.one():
                 if layer.indexed:
                     if await self._workers.settle_index(layer.path, lowers, unpacked.unsettled):
                         return 0, 0
                     return await self._workers.index_again(layer.path, lowers), 0
                 return await self._workers.settle(layer.path, lowers, unpacked.unsettled)
         if unpacked.adopts_root and lowers and not await asyncio.to_thread(_adopt_root, layer, lowers[0]):
-            async with self._unpackers:
+            async with self._turns.one():
                 return await self._workers.index_again(layer.path, lowers), 0
         return 0, 0
 
@@ -403,7 +403,7 @@ class Layers:
         for position, layer in enumerate(layers):
             if layer.chain_id in damaged and layer.record is not None:
                 lowers = [self._below(one) for one in reversed(layers[:position])]
-                async with self._unpackers:
+                async with self._turns.one():
                     await self._workers.index_again(layer.path, lowers)
                 seal = await self._checked(layer, asyncio.Semaphore())
                 await asyncio.to_thread(self._sync, [layer])

@@ -23,7 +23,7 @@ _OOM_SCORE_ADJ = 1000  # killed first: a layer can be pulled again, a pod's memo
 _CAPABILITIES = (0, 1, 3, 4, 18, 21, 27, 31)
 _CAP_SYS_CHROOT = 18
 _SKELETON_INODES = range(1 << 16, 1 << 20)  # about as many KiB of the kernel's memory, attributes included
-_SKELETON_SHARE = 64  # of the machine's memory: all workers that unpack at a time take less than a sixth
+_SKELETON_SHARE = 64  # of the machine's memory
 _SKELETON_BYTES = 256 << 20  # of long symbolic links; there is no other content
 _NODEV_NOSUID_NOEXEC = syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
 
@@ -81,12 +81,10 @@ def enter_skeleton() -> int:
 
     What it takes of memory is bounded, and counted in the daemon's cgroup. Raises OSError.
     """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    inodes = min(max(memory // _SKELETON_SHARE // 1024, _SKELETON_INODES.start), _SKELETON_INODES.stop)
-    size = min(memory // _SKELETON_SHARE, _SKELETON_BYTES)
+    size = min(_share(), _SKELETON_BYTES)
     context = syscalls.fsopen("tmpfs")
     try:
-        for key, value in (("nr_inodes", str(inodes)), ("size", str(size)), ("mode", "0755")):
+        for key, value in (("nr_inodes", str(_skeleton_inodes())), ("size", str(size)), ("mode", "0755")):
             syscalls.fsconfig_string(context, key, value)
         syscalls.fsconfig_create(context)
         tree = syscalls.fsmount(context, _NODEV_NOSUID_NOEXEC)
@@ -95,6 +93,19 @@ def enter_skeleton() -> int:
     os.fchdir(tree)  # the descriptor stays open, which keeps the mount
     os.chroot(".")
     return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def skeleton_memory() -> int:
+    """Return how many bytes of memory the inodes of one worker's skeleton may take."""
+    return 1024 * _skeleton_inodes()
+
+
+def _skeleton_inodes() -> int:
+    return min(max(_share() // 1024, _SKELETON_INODES.start), _SKELETON_INODES.stop)
+
+
+def _share() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SKELETON_SHARE
 
 
 def is_full(skeleton: int) -> bool:

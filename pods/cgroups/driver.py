@@ -124,6 +124,11 @@ class FileSystem:
             self._cgroup(pod_cgroup(sandbox)).remove_if_unused()  # pods of an older crisp have no mark to go by
 
 
+def workers_memory() -> int:
+    """Return how many bytes of memory all workers of images may take together if the configuration does not say."""
+    return max(_LEAST_FOR_WORKERS, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+
+
 class Cgroups:
     """The cgroups of a node's pods: the drivers, and the operations that do not depend on them."""
 
@@ -151,13 +156,12 @@ class Cgroups:
         )  # fmt: skip
 
     async def place_workers(self, warm: int, memory: int) -> None:
-        """Limit the memory of all workers of images together, which a process forks. Log once if that is impossible.
+        """Limit the memory (bytes) of all workers of images together, which the process `warm` forks.
 
-        `memory` is in bytes; 0 stands for a quarter of the machine's.
+        Log once if that is impossible.
         """
-        limit = memory or max(_LEAST_FOR_WORKERS, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
         try:
-            await self.driver.place_workers(warm, limit)
+            await self.driver.place_workers(warm, memory)
         except (PodError, RuntimeCoreError) as error:
             if not self._told_of_workers:
                 self._told_of_workers = True

@@ -94,8 +94,8 @@ async def test_pulls_without_a_memory_controller_are_warned_of_once(caplog: pyte
     cgroups = Cgroups(CGROUPFS)
     cgroups._hierarchies = NO_HIERARCHIES
     with caplog.at_level(logging.WARNING):
-        await cgroups.place_workers(4711, 0)
-        await cgroups.place_workers(4712, 0)
+        await cgroups.place_workers(4711, 1 << 30)
+        await cgroups.place_workers(4712, 1 << 30)
     (warning,) = caplog.records
     assert "pull_memory_limit" in warning.getMessage()
     assert "no memory cgroup controller" in str(warning.__dict__["error"])
