@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 from linux import syscalls
 from runtime.errors import NO_CALL, OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.light import replace
+from runtime.spare import Spare
 from runtime.wire.calls import (
     FILTER_BY_DESCRIPTOR,
     Answer,
@@ -81,6 +82,7 @@ class Zygote:
         self._place = place
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._spare: Spare | None = None
         self._restarting = asyncio.Lock()
         self.generation = 0  # number of zygote processes so far
 
@@ -140,22 +142,46 @@ class Zygote:
         on_lost: Callable[[], None],
         on_voice: Callable[[ShimState | None], None] = lambda _state: None,
     ) -> ShimClient:
-        """Fork a shim. The answer to its first call shows that it runs. Raises RuntimeCoreError."""
+        """Fork a shim, or take the one that was forked ahead.
+
+        The answer to its first call shows that it runs. Raises RuntimeCoreError.
+        """
         with failing("fork", "shim"):
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            with theirs:
+            spare, self._spare = self._spare, None
+            shim = spare.take() if spare is not None else None
+            if shim is None:
                 generation = self.generation
                 try:
-                    self._send(theirs)
+                    shim = self._fork()
                 except OSError:
                     await self.replace(generation)
-                    self._send(theirs)
-        return ShimClient(ours, on_event, on_lost, on_voice)
+                    shim = self._fork()
+        return ShimClient(shim, on_event, on_lost, on_voice)
+
+    def fork_ahead(self) -> None:
+        """Fork the next shim now, if there is a process to do that. It ends with its connection, so with the caller."""
+        if self._spare is None:
+            with contextlib.suppress(OSError):
+                self._spare = Spare(self._fork())
+
+    def _fork(self) -> socket.socket:
+        """Send the request for a shim. Returns the connection to it. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                self._send(theirs)
+            except OSError:
+                ours.close()
+                raise
+        return ours
 
     async def replace(self, generation: int) -> None:
         """Start a new process in place of the given one, unless that was done already. Raises RuntimeCoreError."""
         async with self._restarting:
             if self.generation == generation:
+                if self._spare is not None:
+                    self._spare.drop()  # a zygote that does not run may not have forked it
+                    self._spare = None
                 await asyncio.get_running_loop().run_in_executor(None, self.close)
                 await self.start()
 
@@ -169,7 +195,10 @@ class Zygote:
         return self._process.pid if self._process else 0
 
     def close(self) -> None:
-        """Let the zygote exit. Shims live on."""
+        """Let the zygote exit. Shims of pods live on."""
+        if self._spare is not None:
+            self._spare.end()
+            self._spare = None
         if self._control is not None:
             self._control.close()
             self._control = None

@@ -143,13 +143,28 @@ def _loops() -> Iterator[str]:
 
 
 def _processes() -> Iterator[str]:
-    """Processes by number and start time, which an execve changes neither of."""
+    """Processes by number and start time, which an execve changes neither of.
+
+    Without the shim that each zygote has forked ahead for the next pod.
+    """
+    zygotes = set()
     for directory in _numbered(Path("/proc")):
         try:
             stat = (directory / "stat").read_text()
+            fields = stat[stat.rindex(")") + 2 :].split()
+            zygote = fields[1] if _has_no_pod(directory, fields[1]) else ""
         except OSError:
             continue
-        yield f"{directory.name} started at {stat[stat.rindex(')') + 2 :].split()[19]}"
+        if zygote and zygote not in zygotes:
+            zygotes.add(zygote)
+        else:
+            yield f"{directory.name} started at {fields[19]}"
+
+
+def _has_no_pod(directory: Path, parent: str) -> bool:
+    """Whether a process is a shim without a pod, and its zygote lives."""
+    title = (directory / "cmdline").read_bytes().rstrip(b"\0")
+    return title == b"crisp-shim" and Path("/proc", parent, "comm").read_text() == "crisp-zygote\n"
 
 
 def _described(process: str) -> str:

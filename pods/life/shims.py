@@ -32,6 +32,8 @@ LossHandler = Callable[[str], None]  # sandbox id
 ReturnHandler = Callable[[str, ShimState], None]  # sandbox id
 
 _ROLL_CALL_SECONDS: Final = 60.0
+# After a pod's shim the next one is forked: not before the pod's containers run, for which the processor is needed.
+_FORK_AHEAD_SECONDS: Final = 0.1
 _END_SECONDS: Final = 10.0  # for a killed shim to go: the kernel may hold it in a system call
 
 
@@ -67,6 +69,7 @@ class Shims:
         await self._zygote.start()
         directory = self._settings.root / "image"
         self.idmap_refusal = await asyncio.to_thread(self._zygote.probe_idmap, directory)
+        self._zygote.fork_ahead()
         self._call_the_roll()
 
     def _call_the_roll(self) -> None:
@@ -91,7 +94,13 @@ class Shims:
                 yield sandbox_id, client.silent_since
 
     async def make_pod(self, call: MakePod) -> Made:
-        """Fork a shim and have it make the pod's kernel objects. Raises RuntimeCoreError after undoing them."""
+        """Have a new shim make the pod's kernel objects. Raises RuntimeCoreError after undoing them."""
+        try:
+            return await self._make_pod(call)
+        finally:
+            asyncio.get_running_loop().call_later(_FORK_AHEAD_SECONDS, self._zygote.fork_ahead)
+
+    async def _make_pod(self, call: MakePod) -> Made:
         generation = self._zygote.generation
         try:
             return await (await self._fork(call.sandbox)).call(call)

@@ -84,6 +84,16 @@ class Cgroup:
             self._filter_devices(resources)
             undo.pop_all()
 
+    def create_parents(self) -> None:
+        """Create the missing parents alone, as `create` does. `remove_made_parents` removes them."""
+        above = os.path.dirname(self.path)
+        if above == "/":
+            return
+        for mountpoint in self.hierarchies.mountpoints():
+            tree.make(mountpoint, above, [], parent=True)
+        if cpuset := self.hierarchies.v1.get("cpuset"):
+            tree.inherit_cpuset(cpuset, above)
+
     def update(self, resources: Resources) -> Callable[[], None]:
         """Change the given limits and keep the others. If the kernel refuses one, restore all of them.
 

@@ -110,6 +110,13 @@ class Holdings:
 
     # -- cgroup -------------------------------------------------------------------------------------------------------
 
+    def make_parents_of_cgroup(self, path: str) -> Cgroup:
+        """Create what is missing above the container's cgroup. The pod's end removes it. Raises RuntimeCoreError."""
+        cgroup = Cgroup.at(self.hierarchies, path)
+        self.supervisor.uses_cgroup(cgroup)
+        cgroup.create_parents()
+        return cgroup
+
     def make_cgroup(self, path: str, resources: oci.Resources, undo: contextlib.ExitStack) -> Cgroup:
         """Create the container's cgroup with its limits. Raises RuntimeCoreError."""
         cgroup = Cgroup.at(self.hierarchies, path)

@@ -463,6 +463,7 @@ def shim_main(birth: socket.socket, inheritance: Inheritance) -> NoReturn:
         os.setsid()
         os.chdir("/")
         syscalls.set_name("crisp-shim")
+        syscalls.set_process_title("crisp-shim")
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -128,6 +128,7 @@ def test_a_stopped_zygote_is_replaced(fresh_daemon: Daemon) -> None:
     zygote = subprocess.run(["pgrep", "-f", "crisp zygote"], capture_output=True, text=True).stdout
     with _stopped(int(zygote.split()[0])):
         _others_answer(daemon, new_pod=False)
+        _others_answer(daemon)  # its shim was there
         _others_answer(daemon)
 
 

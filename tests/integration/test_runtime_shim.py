@@ -205,13 +205,51 @@ async def test_a_shim_that_nobody_can_find_again_leaves(zygote: Zygote) -> None:
     shim = await _spawn(zygote)
     with pytest.raises(RuntimeCoreError):
         await shim.call(calls.GetState())
-    (pid,) = (int(child) for child in Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children").read_text().split())
-    gone = os.pidfd_open(pid)
+    gone = os.pidfd_open(_only_child(zygote))
     try:
         shim.close()
         await asyncio.wait_for(_readable(gone), 60)
     finally:
         os.close(gone)
+
+
+async def test_a_shim_that_was_forked_ahead(zygote: Zygote, tmp_path: Path) -> None:
+    """It is the next one, if it lives; and it ends with the daemon's end of its connection."""
+    zygote.fork_ahead()
+    zygote.fork_ahead()
+    await eventually(lambda: _only_child(zygote))
+    ahead = _only_child(zygote)
+    await eventually(lambda: Path(f"/proc/{ahead}/cmdline").read_bytes().rstrip(b"\0") == b"crisp-shim")
+    shim = await _spawn(zygote)
+    places = [tmp_path / name for name in ("first", "second")]
+    for place in places:
+        place.mkdir()
+    assert (await shim.call(_pod(places[0]))).pid == ahead
+    await shim.call(calls.Shutdown())
+    shim.close()
+    zygote.fork_ahead()
+    await eventually(lambda: _only_child(zygote) not in (0, ahead))
+    ahead = _only_child(zygote)
+    os.kill(ahead, signal.SIGKILL)
+    await eventually(lambda: _only_child(zygote) != ahead)
+    shim = await _spawn(zygote)
+    assert (await shim.call(_pod(places[1]))).pid != ahead
+    await shim.call(calls.Shutdown())
+    shim.close()
+    zygote.fork_ahead()
+    await eventually(lambda: _only_child(zygote))
+    gone = os.pidfd_open(_only_child(zygote))
+    try:
+        zygote.close()
+        await asyncio.wait_for(_readable(gone), 60)
+    finally:
+        os.close(gone)
+
+
+def _only_child(zygote: Zygote) -> int:
+    """The only one that lives, 0 if there is none."""
+    children = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children").read_text().split()
+    return int(children[0]) if len(children) == 1 else 0
 
 
 async def test_a_zygote_is_replaced_before_its_corpse_can_be_waited_for(zygote: Zygote) -> None:

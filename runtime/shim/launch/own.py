@@ -47,15 +47,15 @@ class OwnLauncher:
         """Do nothing: the init attaches the rootfs in the container's mount namespace."""
 
     def prepare(self, call: calls.Prepare, fds: Sequence[int]) -> None:
-        """Plan the mounts, and make the init's list, if it has one."""
+        """Plan the mounts, make the cgroup's parents, and make the init's list, if it has one."""
         held = self._held
         self._ahead = None
         spec, process = held.read_spec(ahead=True)
         self._plan(spec)
+        cgroup = held.make_parents_of_cgroup(spec.linux.cgroups_path)
         if held.mappings is not None or not held.supervisor.script_runner.can_run:
             return
         held.filter, held.filter_flags = filter_of(call, fds)
-        cgroup = Cgroup.at(held.hierarchies, spec.linux.cgroups_path)
         start = self._start(spec, process, cgroup, userns.UserNamespaces(), -1, {})
         self._ahead = InitList.of(start, [] if call.stdin else [0])
 
