@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -19,9 +20,10 @@ _ADDRESS_LIMIT = 2 << 30  # bytes
 _FILES_LIMIT = 4096
 _OOM_SCORE_ADJ = 1000  # killed first: a layer can be pulled again, a pod's memory cannot
 
-# linux/capability.h: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_CHROOT, SYS_ADMIN (trusted.* attributes), MKNOD, SETFCAP
-_CAPABILITIES = (0, 1, 3, 4, 18, 21, 27, 31)
-_CAP_SYS_CHROOT = 18
+# linux/capability.h: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN (trusted.* attributes), MKNOD, SETFCAP
+_CAPABILITIES = (0, 1, 3, 4, 21, 27, 31)
+_TO_BEGIN_WITH = (6, 7, 18)  # SETGID and SETUID (`become_nobody`), SYS_CHROOT
+_NOBODY = 65533  # an id that belongs to none of the machine's users
 _SKELETON_INODES = range(1 << 16, 1 << 20)  # about as many KiB of the kernel's memory, attributes included
 _SKELETON_SHARE = 64  # of the machine's memory
 _SKELETON_BYTES = 256 << 20  # of long symbolic links; there is no other content
@@ -48,12 +50,12 @@ def give_up() -> None:
     with suppress(OSError):
         syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC)
     for number in range(capabilities.MOST):
-        if number not in _CAPABILITIES:
+        if number not in (*_CAPABILITIES, *_TO_BEGIN_WITH):
             with suppress(OSError):  # EINVAL for those that the kernel does not have
                 capabilities.drop_bounding(number)
     with suppress(OSError):
         capabilities.clear_ambient()
-    _keep(_CAPABILITIES)
+    _keep((*_CAPABILITIES, *_TO_BEGIN_WITH))
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
 
@@ -114,9 +116,19 @@ def is_full(skeleton: int) -> bool:
     return not room.f_ffree or not room.f_bfree
 
 
+def become_nobody() -> None:
+    """Become a user who owns nothing, without capabilities: for a process that has all it needs as descriptors."""
+    with suppress(OSError):  # in a user namespace that does not have the id
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # another user has none
+    _keep(())
+
+
 def close_in(program: bytes) -> None:
-    """Give up chroot(2), and load the seccomp filter `program`, if there is one."""
-    _keep(number for number in _CAPABILITIES if number != _CAP_SYS_CHROOT)
+    """Give up what only the beginning needs, and load the seccomp filter `program`, if there is one."""
+    _keep(_CAPABILITIES)
     if program:
         with suppress(OSError):
             _load(program)

@@ -2,8 +2,9 @@
 
 `serve` runs in a fresh `python -I -S` with little more than the standard library, which is kept warm. It forks a worker
 for each request, and has given up all rights that no worker needs (image.unpack.confinement). A worker reads its
-request (JSON) and a layer's blob from descriptors. On another one it answers with a line break, to say that it exists,
-and then with {"ok": {...}} or {"error": kind, "message": text}.
+request (JSON) and a layer's blob from descriptors, and has others for what it writes, in the order of its action's
+parameters. On another one it answers with a line break, to say that it exists, and then with {"ok": {...}} or
+{"error": kind, "message": text}.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import signal
 import socket
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import IO, Any, NoReturn, cast
@@ -30,8 +31,8 @@ from isal import isal_zlib
 from image.erofs.check import check
 from image.erofs.index import Index, describe
 from image.erofs.layout import Malformed, TooLarge
-from image.erofs.mount import INDEX, TAR
-from image.unpack.confinement import DATA_LIMIT, close_in, enter, enter_skeleton, give_up, is_full
+from image.erofs.mount import INDEX
+from image.unpack.confinement import DATA_LIMIT, become_nobody, close_in, enter, enter_skeleton, give_up, is_full
 from image.unpack.contents import Located, write_all
 from image.unpack.directories import ONLY_ROOT, parse_unsettled
 from image.unpack.layer_root import open_root
@@ -50,6 +51,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_ZSTD = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _ZSTD_WINDOW = 256 << 20  # bytes: `zstd --long=28`, half of a worker's memory limit
 _PROGRAM_LIMIT = 1 << 16  # bytes of a seccomp filter
+_DESCRIPTORS = 16  # of one request, at most
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # The kernel's errors for entries that no valid archive has.
@@ -209,14 +211,14 @@ def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
 _Begin = Callable[[], None]
 
 
-def _unpack(request: dict[str, Any], descriptor: int, report: int, begin: _Begin) -> dict[str, Any]:
-    directory, keep = request["directory"], request["keep"]
-    copy = _new_file(keep) if keep else None
+def _unpack(
+    request: dict[str, Any], begin: _Begin, descriptor: int, report: int, copy: int | None, files: Sequence[int]
+) -> dict[str, Any]:
+    """Unpack a layer into its directory, or write its tar and its index into `files`."""
     index = tar = None
-    own = os.stat(directory).st_blocks * 512
-    if request["indexed"]:
-        tar, index = _new_file(os.path.join(directory, TAR)), Index(_new_file(os.path.join(directory, INDEX)))
-    root = enter(directory) if index is None else enter_skeleton()
+    if files:
+        tar, index = files[0], Index(files[1])
+    root = enter(request["directory"]) if index is None else enter_skeleton()
     begin()
     blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy, tar)
     stream = ByteStream(blob.chunks())
@@ -225,7 +227,7 @@ def _unpack(request: dict[str, Any], descriptor: int, report: int, begin: _Begin
         usage = _written(writer, stream, root if index is not None else None)
         if index is not None and tar is not None:
             index.write(root, tar)
-            usage = LayerUsage(own, 1, usage.unsettled)
+            usage = LayerUsage(0, 0, usage.unsettled)
     except TooLarge as error:
         stream.drain()  # the tar is whole from then on, and what its digest says
         return {"unfit": str(error)}
@@ -250,11 +252,7 @@ def _written(writer: LayerWriter, stream: ByteStream, skeleton: int | None) -> L
     return usage
 
 
-def _new_file(path: str) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-
-
-def _settle(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
+def _settle(request: dict[str, Any], begin: _Begin, descriptor: int) -> dict[str, Any]:
     """Finish a layer whose lower layers exist now."""
     with _lowers(request) as lowers:
         layer = os.open(request["directory"], PLAIN_DIRECTORY)
@@ -266,7 +264,7 @@ def _settle(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str
     return {"size": size, "inodes": inodes}
 
 
-def _settle_index(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
+def _settle_index(request: dict[str, Any], begin: _Begin, descriptor: int) -> dict[str, Any]:
     """Finish an indexed layer by overwriting inodes of its index, if no more is needed; say whether that was so."""
     with _lowers(request) as lowers:
         layer = open_root([request["directory"]], seal=request["seal"])
@@ -279,10 +277,9 @@ def _settle_index(request: dict[str, Any], descriptor: int, begin: _Begin) -> di
     return {"done": adopted is not None}
 
 
-def _index_again(request: dict[str, Any], descriptor: int, begin: _Begin) -> dict[str, Any]:
-    """Finish an indexed layer, whose tar is read at `descriptor`, by writing a new index."""
+def _index_again(request: dict[str, Any], begin: _Begin, descriptor: int, file: int) -> dict[str, Any]:
+    """Finish an indexed layer, whose tar is read at `descriptor`, by writing a new index into `file`."""
     with _lowers(request) as lowers:
-        file = _new_file(request["to"])
         root = enter_skeleton()
         begin()
         index = Index(file)
@@ -293,12 +290,8 @@ def _index_again(request: dict[str, Any], descriptor: int, begin: _Begin) -> dic
     return {"size": os.fstat(file).st_blocks * 512, "inodes": 0}
 
 
-def _check_index(request: dict[str, Any], begin: _Begin) -> dict[str, Any]:
+def _check_index(index: int, tar: int) -> dict[str, Any]:
     """Check an index that another worker wrote; return its seal."""
-    index, tar = (
-        os.open(os.path.join(request["directory"], name), os.O_RDONLY | os.O_CLOEXEC) for name in (INDEX, TAR)
-    )
-    begin()
     try:
         return {"seal": check(index, tar).text}
     except Malformed as error:
@@ -312,9 +305,8 @@ def _lowers(request: dict[str, Any]) -> Lowers:
     return lowers
 
 
-def _inflate(request: dict[str, Any], descriptor: int) -> dict[str, Any]:
-    """Decompress the file at `descriptor` into a new file."""
-    copy = os.open(request["to"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def _inflate(descriptor: int, copy: int) -> dict[str, Any]:
+    """Decompress the file at `descriptor` into the file at `copy`."""
     for chunk in _decompress(iter(lambda: os.read(descriptor, _READ), b"")):
         write_all(copy, memoryview(chunk))
     return {}
@@ -344,14 +336,24 @@ def _survey(request: dict[str, Any]) -> dict[str, Any]:
     return {"inodes": inodes, "changed": changed}
 
 
-def _hash(request: dict[str, Any]) -> dict[str, Any]:
+def _hash(descriptor: int) -> dict[str, Any]:
     """Return the digest of a file."""
-    with open(request["path"], "rb") as file:
+    with open(descriptor, "rb", closefd=False) as file:
         return {"digest": f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"}
 
 
-_LAYER_ACTIONS = {"settle": _settle, "settle index": _settle_index, "index again": _index_again}
-_ACTIONS = {"remove": _remove, "survey": _survey, "hash": _hash}
+_LAYER_ACTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "settle": _settle,
+    "settle index": _settle_index,
+    "index again": _index_again,
+}
+_TREE_ACTIONS = {"remove": _remove, "survey": _survey}
+# They have nothing but their descriptors, and need no right to anything else.
+_DESCRIPTOR_ACTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "check index": _check_index,
+    "inflate": _inflate,
+    "hash": _hash,
+}
 
 
 def serve(control: int) -> None:
@@ -365,7 +367,7 @@ def serve(control: int) -> None:
     os.umask(0)
     gc.freeze()
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, 16, 6)
+        message, descriptors, _, _ = socket.recv_fds(requests, 16, _DESCRIPTORS)
         if not message:
             return
         _fork(requests, program, *descriptors)
@@ -381,7 +383,7 @@ def _fork(
     answer: int,
     life: int,
     birth: int,
-    report: int = -1,
+    *more: int,
 ) -> None:
     try:
         os.write(answer, b"\n")
@@ -389,7 +391,7 @@ def _fork(
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             requests.close()
             os.close(birth)
-            _work(program, request, blob, answer, life, report)
+            _work(program, request, answer, life, (blob, *more))
         _announce(worker, birth)
     except BrokenPipeError:
         pass  # cancelled already
@@ -408,7 +410,7 @@ def _announce(worker: int, birth: int) -> None:
             os.close(pidfd)
 
 
-def _work(program: bytes, request: int, blob: int, answer: int, life: int, report: int) -> NoReturn:
+def _work(program: bytes, request: int, answer: int, life: int, descriptors: Sequence[int]) -> NoReturn:
     """Carry out the request and end the process; it also ends when the other end of `life` is closed."""
 
     def begin() -> None:
@@ -417,7 +419,7 @@ def _work(program: bytes, request: int, blob: int, answer: int, life: int, repor
 
     try:
         with open(request, "rb") as file:
-            reply = _reply(json.loads(file.read()), blob, report, begin)
+            reply = _reply(json.loads(file.read()), descriptors, begin)
         text = json.dumps(reply).encode()
     except BaseException:
         text = traceback.format_exc().encode(errors="backslashreplace")
@@ -431,17 +433,21 @@ def _end_with(life: int) -> None:
     os._exit(1)
 
 
-def _reply(request: dict[str, Any], blob: int, report: int, begin: _Begin) -> dict[str, Any]:
+def _reply(request: dict[str, Any], descriptors: Sequence[int], begin: _Begin) -> dict[str, Any]:
     try:
         action = request["do"]
         if action == "unpack":
-            return {"ok": _unpack(request, blob, report, begin)}
+            blob, report, *files = descriptors
+            copy = files.pop() if request["keep"] else None
+            return {"ok": _unpack(request, begin, blob, report, copy, files)}
         if action in _LAYER_ACTIONS:
-            return {"ok": _LAYER_ACTIONS[action](request, blob, begin)}
-        if action == "check index":
-            return {"ok": _check_index(request, begin)}
+            return {"ok": _LAYER_ACTIONS[action](request, begin, *descriptors)}
+        if action in _DESCRIPTOR_ACTIONS:
+            become_nobody()
+            begin()
+            return {"ok": _DESCRIPTOR_ACTIONS[action](*descriptors)}
         begin()
-        return {"ok": _inflate(request, blob) if action == "inflate" else _ACTIONS[action](request)}
+        return {"ok": _TREE_ACTIONS[action](request)}
     except _Refused as error:
         kind, message = error.kind, str(error)
     except TarError as error:

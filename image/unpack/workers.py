@@ -148,26 +148,28 @@ class Workers:
             "digest": blob.digest,
             "diff_id": blob.diff_id,
             "limit": self._layer_limit,
-            "keep": os.fspath(keep) if keep else "",
+            "keep": keep is not None,
             "marked": marked,
-            "indexed": indexed,
         }
         what = f"layer {name}" if name else f"archive into {directory}"
-        with ExitStack() as undo:
+        with ExitStack() as undo, ExitStack() as files:
             try:
                 report = undo.enter_context(TemporaryFile(dir=directory.parent, buffering=0))
+                paths = [*((directory / TAR, directory / INDEX) if indexed else ()), *((keep,) if keep else ())]
+                more = [report.fileno(), *(_new_file(path, files) for path in paths)]
+                own = directory.stat().st_blocks * 512 if indexed else 0
             except OSError as error:
-                kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
-                raise kind(f"unpack {what}: make a file in {directory.parent}: {error.strerror}") from error
-            answer = await self._run(request, source, f"unpack {what}", directory.parent, (report.fileno(),))
+                raise _not_made(f"unpack {what}", directory.parent, error) from error
+            answer = await self._run(request, source, f"unpack {what}", directory.parent, more)
             if unfit := msgspec.convert(answer, _Unfit).unfit:
                 _log.warning("layer is unpacked: it does not fit in an index", extra={"layer": name, "reason": unfit})
                 return await self._unpack_kept_tar(blob, directory, keep)
             usage = msgspec.convert(answer, _Usage)
-            more = os.fstat(report.fileno()).st_size > 0
-            if more:
+            left = os.fstat(report.fileno()).st_size > 0
+            if left:
                 undo.pop_all()
-        return Unpacked(usage.size, usage.inodes, usage.adopts_root, report if more else None, indexed)
+        size, inodes = usage.size + own, usage.inodes + int(indexed)
+        return Unpacked(size, inodes, usage.adopts_root, report if left else None, indexed)
 
     async def _unpack_kept_tar(self, blob: Blob, directory: Path, keep: Path | None) -> Unpacked:
         """Unpack the tar that is in `directory` into a new directory in its place."""
@@ -218,38 +220,42 @@ class Workers:
         Raises ImageError, StorageFull.
         """
         written = directory.with_name(f"{directory.name}.index")
-        request = {"do": "index again", "to": os.fspath(written), "lowers": [below.said for below in lowers]}
+        request = {"do": "index again", "lowers": [below.said for below in lowers]}
         what = f"index layer in {directory}"
-        try:
-            tar = os.open(directory / TAR, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ImageError(f"{what}: open its tar: {error.strerror}") from error
         before = 0
-        try:
-            with suppress(FileNotFoundError):
-                before = (directory / INDEX).stat().st_blocks * 512
-            written.unlink(missing_ok=True)
-            size = msgspec.convert(await self._run(request, tar, what, directory.parent), _Usage).size
-            os.rename(written, directory / INDEX)
-        except OSError as error:
-            raise ImageError(f"{what}: {error.strerror}") from error
-        finally:
-            os.close(tar)
-            written.unlink(missing_ok=True)
+        with ExitStack() as files:
+            tar = _opened(directory / TAR, what, files)
+            files.callback(written.unlink, missing_ok=True)
+            try:
+                with suppress(FileNotFoundError):
+                    before = (directory / INDEX).stat().st_blocks * 512
+                written.unlink(missing_ok=True)
+                file = _new_file(written, files)
+                size = msgspec.convert(await self._run(request, tar, what, directory.parent, (file,)), _Usage).size
+                os.rename(written, directory / INDEX)
+            except OSError as error:
+                raise ImageError(f"{what}: {error.strerror}") from error
         return before - size
 
     async def check_index(self, directory: Path) -> str:
         """Check a layer's index, in another process than the one that wrote it; return its seal. Raises ImageError."""
-        request = {"do": "check index", "directory": os.fspath(directory)}
-        return str((await self._run(request, None, f"check index of layer in {directory}", directory))["seal"])
+        what = f"check index of layer in {directory}"
+        with ExitStack() as files:
+            index, tar = (_opened(directory / name, what, files) for name in (INDEX, TAR))
+            return str((await self._run({"do": "check index"}, index, what, directory, (tar,)))["seal"])
 
     async def inflate(self, source: int, path: Path) -> None:
         """Decompress the open file `source`, gzip or zstd, into the new file `path`.
 
         Raises InvalidImage, StorageFull, ImageError; the written data is then useless.
         """
-        request = {"do": "inflate", "to": os.fspath(path)}
-        await self._run(request, source, "decompress archive", path.parent)
+        what = "decompress archive"
+        with ExitStack() as files:
+            try:
+                copy = _new_file(path, files)
+            except OSError as error:
+                raise _not_made(what, path.parent, error) from error
+            await self._run({"do": "inflate"}, source, what, path.parent, (copy,))
 
     async def survey(self, directory: Path) -> Survey:
         """Inspect every inode of an unpacked layer. Raises ImageError."""
@@ -258,8 +264,9 @@ class Workers:
 
     async def digest(self, path: Path) -> str:
         """Return the sha256 digest of a file. Raises ImageError."""
-        answer = await self._run({"do": "hash", "path": os.fspath(path)}, None, f"read {path}", path)
-        return str(answer["digest"])
+        what = f"read {path}"
+        with ExitStack() as files:
+            return str((await self._run({"do": "hash"}, _opened(path, what, files), what, path))["digest"])
 
     async def remove_trees(self, paths: Sequence[Path]) -> None:
         """Remove files and directory trees; missing ones are no error. Raises ImageError."""
@@ -312,6 +319,28 @@ class Workers:
         if not self._busy and self._forker is not None:
             self._left, self._forker = self._forker, None
             self._left.let_go()
+
+
+def _new_file(path: Path, files: ExitStack) -> int:
+    """Make a file for a worker, which `files` closes. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    files.callback(os.close, descriptor)
+    return descriptor
+
+
+def _not_made(what: str, place: Path, error: OSError) -> ImageError:
+    kind = StorageFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else ImageError
+    return kind(f"{what}: make a file in {place}: {error.strerror}")
+
+
+def _opened(path: Path, what: str, files: ExitStack) -> int:
+    """Open a file for a worker to read; `files` closes it. Raises ImageError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageError(f"{what}: open {path.name}: {error.strerror}") from error
+    files.callback(os.close, descriptor)
+    return descriptor
 
 
 def _result(said: bytes, what: str, place: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import pytest_asyncio
 from image.errors import InvalidImage
 from image.settings import ImageSettings
 from image.store import ImageStore
+from image.unpack.workers import Workers
 from tests import faulty_registry
 from tests.faulty_registry import FaultyRegistry
 from tests.images import build_image, entry, layer, write_layout
@@ -94,6 +95,39 @@ async def test_a_worker_has_only_what_it_needs(store: ImageStore, tmp_path: Path
         finally:
             pull.cancel()
             await asyncio.wait([pull])
+
+
+@CONFINED
+async def test_a_worker_that_only_reads_and_writes_descriptors_is_nobody(tmp_path: Path) -> None:
+    """It parses what others packed, too: an archive that is to be imported, or an index."""
+    workers = Workers()
+    source, sink = os.pipe()
+    inflating = asyncio.create_task(workers.inflate(source, tmp_path / "plain"))
+    try:
+        await asyncio.to_thread(until, lambda: _writing(tmp_path / "plain"), 20)
+        (worker,) = _writing(tmp_path / "plain")
+        for task in (worker / "task").iterdir():
+            found = status(task)
+            assert [found[f"Cap{name}"] for name in ("Eff", "Prm", "Inh", "Amb")] == ["0" * 16] * 4
+            assert found["Uid"].split() == found["Gid"].split() == ["65533"] * 4
+            assert (found["Groups"], found["NoNewPrivs"], found["Seccomp"]) == ("", "1", "2")
+    finally:
+        os.close(sink)
+        await inflating
+        os.close(source)
+        await workers.close()
+
+
+def _writing(path: Path) -> list[Path]:
+    """The confined processes that have a file open."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and process.name != str(os.getpid()):
+            with suppress(OSError):
+                files = {os.readlink(file) for file in (process / "fd").iterdir()}
+                if str(path) in files and status(process)["Seccomp"] == "2":
+                    found.append(process)
+    return found
 
 
 @CONFINED
