@@ -31,8 +31,7 @@ from runtime.process.capabilities import left_out
 from runtime.process.clone import clone_into
 from runtime.process.gate import Gate, waiting_program
 from runtime.process.hooks import enter_the_container, run_hooks
-from runtime.process.infra import empty_mount_namespace
-from runtime.process.init import Start, clock_offsets, clone_flags, container_init
+from runtime.process.init import MAKE_EMPTY, Start, clock_offsets, clone_flags, container_init
 from runtime.rootfs.plan import MountPlan, absolute, plan_mounts
 from runtime.rootfs.tree import ATTACH_POINT
 from runtime.spec.parse import parse
@@ -222,7 +221,7 @@ class _Maker:
             process=self._process,
             mounts=self._mounts,
             rootfs=self._open_rootfs(opened),
-            empty_mount_namespace=self._template(opened),
+            empty_mount_namespace=-1 if self._wants_host_mounts() else MAKE_EMPTY,
             cgroup=cgroup,
             in_unified_cgroup=bool(cgroup.unified),
             stdio=(0, 1, 2),
@@ -261,14 +260,6 @@ class _Maker:
     def _wants_host_mounts(self) -> bool:
         # In a user namespace, proc can be mounted only if another proc is visible already.
         return self._in_user_namespace or enter_the_container(self._spec.hooks)
-
-    def _template(self, undo: contextlib.ExitStack) -> int:
-        if self._wants_host_mounts():
-            return -1
-        with failing("make", "mount namespace"):
-            namespace = empty_mount_namespace()
-        undo.callback(_close, namespace)
-        return namespace
 
     def _clone_host_trees(self, undo: contextlib.ExitStack) -> dict[str, int]:
         if not self._in_user_namespace:

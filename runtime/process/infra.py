@@ -19,7 +19,7 @@ import fcntl
 import os
 import struct
 
-from linux import empty_root, syscalls
+from linux import syscalls
 from linux.elf import executable, in_memory
 from linux.tables import AUDIT_ARCHITECTURES
 from runtime.errors import failing
@@ -27,7 +27,7 @@ from runtime.light import signal, socket
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
 from runtime.process.parent import die_with
-from runtime.rootfs.tree import ATTACH_POINT
+from runtime.rootfs.tree import enter_empty_root
 from runtime.seccomp.load import load_filter
 
 TYPE_CHECKING = False
@@ -111,12 +111,6 @@ def empty_mount_namespace() -> int:
     RuntimeCoreError.
     """
     return userns.hold(("make", "empty mount namespace"), ("mount",), 0, enter_empty_root)["mount"]
-
-
-def enter_empty_root() -> None:
-    """Enter a new mount namespace that contains one empty read-only tmpfs. Raises OSError."""
-    empty_root.enter([ATTACH_POINT], inodes=4)
-    syscalls.mount(None, "/", None, syscalls.MS_REMOUNT | syscalls.MS_BIND | syscalls.MS_RDONLY)
 
 
 def bring_loopback_up() -> None:

@@ -27,7 +27,7 @@ from runtime.process.parent import die_with_maker
 from runtime.process.terminal import hand_over, open_multiplexer, open_peer, take_control
 from runtime.rootfs.mount_sources import CgroupView, open_sources
 from runtime.rootfs.plan import MountPlan
-from runtime.rootfs.tree import ATTACH_POINT, Rootfs, propagate_again
+from runtime.rootfs.tree import ATTACH_POINT, Rootfs, enter_empty_root, propagate_again
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
 from runtime.wire.reports import Executing, HooksDue, Reporter, Warned
@@ -35,7 +35,10 @@ from runtime.wire.reports import Executing, HooksDue, Reporter, Warned
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any, NoReturn
+    from typing import Any, Final, NoReturn
+
+
+MAKE_EMPTY: Final = -2
 
 
 @dataclass(slots=True)
@@ -47,7 +50,7 @@ class Start:
     process: oci.Process
     mounts: Sequence[MountPlan]
     rootfs: int  # detached root mount
-    empty_mount_namespace: int  # -1: use a copy of the caller's; see hooks.enter_the_container
+    empty_mount_namespace: int  # -1: use a copy of the caller's (see hooks.enter_the_container); or MAKE_EMPTY
     cgroup: Cgroup
     in_unified_cgroup: bool  # already cloned into the v2 cgroup
     stdio: tuple[int, int, int]  # ignored with a terminal
@@ -159,10 +162,13 @@ def _initialise(start: Start, reporter: Reporter) -> NoReturn:
     view = cgroup_view(start.cgroup, namespaced=linux.namespace("cgroup") is not None)
     sources = open_sources(start.mounts, view, start.trees, start.users)
     with failing("make", "mount namespace"):
-        if start.empty_mount_namespace >= 0:
+        if start.empty_mount_namespace == MAKE_EMPTY:
+            enter_empty_root()
+        elif start.empty_mount_namespace >= 0:
             syscalls.setns(start.empty_mount_namespace, syscalls.CLONE_NEWNS)
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        if start.empty_mount_namespace < 0:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+        else:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
             syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     rootfs = Rootfs(start.rootfs, start.users)
     rootfs.host_trees, rootfs.proc_contexts = start.host_trees, proc_contexts

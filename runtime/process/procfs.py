@@ -15,7 +15,7 @@ from linux import syscalls
 from runtime.errors import OperationFailed, failing
 from runtime.light import contextlib, socket
 from runtime.process import capabilities
-from runtime.process.infra import enter_empty_root
+from runtime.rootfs.tree import enter_empty_root
 from runtime.spec.values import Capabilities
 
 TYPE_CHECKING = False

@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 
+from linux import empty_root
 from linux import syscalls as sys
 from linux.resolve import open_inside
 from runtime.errors import OperationFailed, SpecError, WrongMountPoint, failing
@@ -42,6 +43,12 @@ LINKS: Final = (
 )
 _LOST: Final = (sys.MS_SHARED, sys.MS_UNBINDABLE)
 ATTACH_POINT: Final = "/rootfs"  # the one directory of the empty mount namespace
+
+
+def enter_empty_root() -> None:
+    """Enter a new mount namespace that contains one empty read-only tmpfs. Raises OSError."""
+    empty_root.enter([ATTACH_POINT], inodes=4)
+    sys.mount(None, "/", None, sys.MS_REMOUNT | sys.MS_BIND | sys.MS_RDONLY)
 
 
 class Rootfs:
