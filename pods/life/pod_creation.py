@@ -103,10 +103,17 @@ class PodCreation:
     async def run(self) -> Sandbox:
         """Take all steps. Raises what RunPodSandbox answers; the caller's `Undo` then cleans up."""
         texts = self._plan()
-        # The record must be on disk before a plugin runs; it is written while the shim makes the pod.
+        # The record must be on disk before a plugin runs; it and the files are written while the shim makes the pod.
         intent = self._intend()
-        self._write_files(texts)
-        await self._make_pod(texts)
+        self._make_directories()
+        making = asyncio.create_task(self._make_pod(texts))
+        try:
+            await asyncio.sleep(0)  # the shim gets its call
+            self._write_files(texts)
+        except BaseException:
+            await asyncio.gather(making, return_exceptions=True)  # or it would go on after it was undone
+            raise
+        await making
         await self._wait_for(intent)
         ips = await self._add_network()
         self._write_hosts(texts.hostname, ips)
@@ -152,10 +159,13 @@ class PodCreation:
         await asyncio.wrap_future(intent)
         self._trace.step("intent durable")
 
-    def _write_files(self, texts: _Texts) -> None:
-        directory, config = self._settings.sandbox_dir(self.sandbox.id), self._config
+    def _make_directories(self) -> None:
+        directory = self._settings.sandbox_dir(self.sandbox.id)
         directory.mkdir(parents=True, mode=0o700)
         (directory / EXITS).mkdir()
+
+    def _write_files(self, texts: _Texts) -> None:
+        directory, config = self._settings.sandbox_dir(self.sandbox.id), self._config
         place = pod_files.make(directory, len(texts.resolv_conf) + _size(_HOST_HOSTS))
         (place / "hostname").write_text(texts.hostname + "\n")
         (place / "resolv.conf").write_text(texts.resolv_conf, errors="surrogateescape")
