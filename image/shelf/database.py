@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,38 +105,39 @@ class Database:
         """`read_only`: for a store that nobody changes; its file system may be read-only."""
         self._path = path
         self._version = _VERSION
-        if read_only:
-            self._open_unchanging()
-            return
-        with self._explained("open"):
-            self._connection = sqlite3.connect(path, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.execute("PRAGMA foreign_keys = ON")
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {_VERSION};COMMIT;")
-            while version in _UPGRADES:
-                self._connection.executescript(f"BEGIN;{_UPGRADES[version]}PRAGMA user_version = {version + 1};COMMIT;")
-                version += 1
-            if version not in (0, _VERSION):
-                raise ImageError(
-                    f"open {path}: schema version {version}, this crisp knows {_VERSION}: start the crisp that wrote it"
-                )
+        with ExitStack() as undo:
+            with self._explained("open"):
+                self._connection = self._connected(read_only)
+                undo.callback(self._connection.close)
+                if not read_only:
+                    self._prepare()
+                version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (_UNCHANGEABLE if read_only else (_VERSION,)):
+                what = "fill the store with this version of crisp" if read_only else "start the crisp that wrote it"
+                raise ImageError(f"open {path}: schema version {version}, this crisp knows {_VERSION}: {what}")
+            self._version = version
+            undo.pop_all()
 
-    def _open_unchanging(self) -> None:
+    def _connected(self, read_only: bool) -> sqlite3.Connection:
+        if not read_only:
+            return sqlite3.connect(self._path, isolation_level=None)
         log = self._path.with_name(f"{self._path.name}-wal")
         if log.exists() and log.stat().st_size:
             raise ImageError(f"open {self._path}: it is in use, or its crispd was killed: start and stop that crispd")
-        with self._explained("open"):
-            # Immutable: SQLite makes no lock and shared memory files beside it.
-            self._connection = sqlite3.connect(f"{self._path.as_uri()}?immutable=1", uri=True)
-            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        self._version = version
-        if version not in _UNCHANGEABLE:
-            self._connection.close()
-            known = f"schema version {version}, this crisp knows {_VERSION}"
-            raise ImageError(f"open {self._path}: {known}: fill the store with this version of crisp")
+        # Immutable: SQLite makes no lock and shared memory files beside it.
+        return sqlite3.connect(f"{self._path.as_uri()}?immutable=1", uri=True)
+
+    def _prepare(self) -> None:
+        """Make the tables, or bring those of an earlier version up to date."""
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA foreign_keys = ON")
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            self._connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {_VERSION};COMMIT;")
+        while version in _UPGRADES:
+            self._connection.executescript(f"BEGIN;{_UPGRADES[version]}PRAGMA user_version = {version + 1};COMMIT;")
+            version += 1
 
     def close(self) -> None:
         self._connection.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -51,8 +53,11 @@ def test_a_store_without_kinds_of_layers_is_read_where_it_may_not_be_changed(tmp
     assert Database(path, read_only=True).layers() == [LayerRecord("c", 7, 4096, 3, 5, UNPACKED)]
 
 
-def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "images.db") as connection:
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path, *, read_only: bool) -> None:
+    with closing(sqlite3.connect(tmp_path / "images.db")) as connection:
         connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(ImageError, match="schema version 99"):
-        Database(tmp_path / "images.db")
+    with pytest.raises(ImageError, match="schema version 99") as refused:
+        Database(tmp_path / "images.db", read_only=read_only)
+    files = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if os.path.lexists(link)]
+    assert [file for file in files if str(tmp_path) in file] == [], refused  # whose traceback holds the database

@@ -13,7 +13,7 @@ import pytest
 from tests.vm import machine, payload
 from tests.vm.conftest import TIMES
 
-BOOTS: Final = (("crisp_oci", "first_boot"), ("second_boot", "layers"))
+BOOTS: Final = (("crisp_oci", "pulls", "first_boot"), ("second_boot", "layers"))
 TIMEOUT_SECONDS: Final = 2400.0
 MACHINES: Final = {
     "trixie": machine.TRIXIE,
