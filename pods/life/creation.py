@@ -312,6 +312,7 @@ class Creation:
         call = self._create_call(plan, found)
         shims = self._means.shims
         shim = shims.of(self._sandbox.id)
+        self._undo.register("remove the container's cgroup", self._remove_cgroup)
         self._undo.register("have the shim delete the container", delete_in_shim, shims, plan.container)
         created = await shim.call(call)
         self._trace.step("rootfs mounted, user found")
@@ -320,6 +321,10 @@ class Creation:
         if self._users is not None:
             user_namespaces.check_user(identity, self._users)
         return identity, created.holder
+
+    async def _remove_cgroup(self) -> None:
+        """Remove what a shim has left that died meanwhile."""
+        await asyncio.to_thread(self._means.cgroups.kill_container, self._sandbox, self._id)
 
     def _create_call(self, plan: Plan, found: HostObjects) -> Create:
         root, config = str(self._root), plan.config

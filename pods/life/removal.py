@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from typing import TYPE_CHECKING
@@ -80,6 +81,9 @@ class Removals:
 
     async def discard_unfinished(self, container: Container) -> None:
         """Remove everything of a container whose creation an earlier daemon did not finish."""
+        if (record := self._state.sandboxes.get(container.sandbox_id)) is not None:
+            await delete_in_shim(self._shims, container)
+            await asyncio.to_thread(self._cgroups.kill_container, record.sandbox, container.id)  # of a dead shim
         await self._forget(container)
         self._release(container)
 

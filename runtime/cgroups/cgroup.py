@@ -84,16 +84,6 @@ class Cgroup:
             self._filter_devices(resources)
             undo.pop_all()
 
-    def create_parents(self) -> None:
-        """Create the missing parents alone, as `create` does. `remove_made_parents` removes them."""
-        above = os.path.dirname(self.path)
-        if above == "/":
-            return
-        for mountpoint in self.hierarchies.mountpoints():
-            tree.make(mountpoint, above, [], parent=True)
-        if cpuset := self.hierarchies.v1.get("cpuset"):
-            tree.inherit_cpuset(cpuset, above)
-
     def update(self, resources: Resources) -> Callable[[], None]:
         """Change the given limits and keep the others. If the kernel refuses one, restore all of them.
 
@@ -310,6 +300,11 @@ class Cgroup:
     def exists(self) -> bool:
         """Return whether the cgroup's directory exists in any hierarchy."""
         return any(os.path.isdir(mountpoint + self.path) for mountpoint in self.hierarchies.mountpoints())
+
+    def is_ready(self) -> bool:
+        """Return whether the cgroup's directory exists in all hierarchies, and none is frozen."""
+        there = all(os.path.isdir(mountpoint + self.path) for mountpoint in self.hierarchies.mountpoints())
+        return there and not self.frozen_at()
 
     def _tracking_v1(self) -> str:
         """Return a version 1 directory that lists every process of the cgroup, "" if only version 2 does."""

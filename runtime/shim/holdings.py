@@ -45,6 +45,7 @@ class Holdings:
         self.filter_flags = 0
         self.hooks: ContainerHooks | None = None
         self.cgroup: Cgroup | None = None
+        self._limits: oci.Resources | None = None  # with which it was made
         self.pid = 0
         self.pidfd = -1
         self._placeholder = -1  # placeholder in the container's scope until the container's own process is in it
@@ -110,20 +111,19 @@ class Holdings:
 
     # -- cgroup -------------------------------------------------------------------------------------------------------
 
-    def make_parents_of_cgroup(self, path: str) -> Cgroup:
-        """Create what is missing above the container's cgroup. The pod's end removes it. Raises RuntimeCoreError."""
+    def make_cgroup(self, path: str, resources: oci.Resources, undo: contextlib.ExitStack | None = None) -> Cgroup:
+        """Create the container's cgroup with its limits, unless that was done ahead. Raises RuntimeCoreError."""
         cgroup = Cgroup.at(self.hierarchies, path)
-        self.supervisor.uses_cgroup(cgroup)
-        cgroup.create_parents()
-        return cgroup
-
-    def make_cgroup(self, path: str, resources: oci.Resources, undo: contextlib.ExitStack) -> Cgroup:
-        """Create the container's cgroup with its limits. Raises RuntimeCoreError."""
-        cgroup = Cgroup.at(self.hierarchies, path)
-        self.supervisor.uses_cgroup(cgroup)
-        cgroup.create(resources)
-        self.cgroup = cgroup
-        undo.callback(self.remove_cgroup)
+        if self.cgroup is not None and not (self._limits is resources and cgroup.is_ready()):
+            with contextlib.suppress(RuntimeCoreError):  # its limits are others by now
+                self.cgroup.remove()
+            self.cgroup = None
+        if self.cgroup is None:
+            self.supervisor.uses_cgroup(cgroup)
+            cgroup.create(resources)
+            self.cgroup, self._limits = cgroup, resources
+        if undo is not None:
+            undo.callback(self.remove_cgroup)
         self._oom_kills_above = cgroup.oom_kills_above()
         return cgroup
 

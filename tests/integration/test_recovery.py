@@ -16,7 +16,9 @@ import pytest
 
 from cri.admin.v1 import admin_pb2
 from cri.v1 import api_pb2 as cri
+from runtime.cgroups import Cgroup, Hierarchies
 from tests.daemon import Daemon, Pod
+from tests.faults.kinds import shim_of
 from tests.waiting import until
 
 _until = partial(until, pause=0.02)
@@ -136,6 +138,19 @@ def test_an_infra_process_that_dies_takes_its_pod_along(fresh_daemon: Daemon) ->
         os.kill(int(infra), signal.SIGKILL)
         assert daemon.wait_exited(container).exit_code == 137
         _until(lambda: pod.status().state == cri.SANDBOX_NOTREADY)
+
+
+def test_a_created_containers_cgroup_goes_with_its_shim(fresh_daemon: Daemon) -> None:
+    """The shim makes it ahead of the start."""
+    daemon = fresh_daemon
+    with daemon.pod("short") as pod:
+        container = pod.create("sleep", "100")
+        path = _info(daemon, container)["runtimeSpec"]["linux"]["cgroupsPath"]  # type: ignore[index]
+        cgroup = Cgroup.at(Hierarchies.detect(), path)
+        _until(cgroup.exists)
+        os.kill(shim_of(pod), signal.SIGKILL)
+        _until(lambda: not cgroup.exists())
+        assert daemon.wait_exited(container).exit_code == 255
 
 
 @pytest.mark.parametrize("victim", ["crisp-shim", "crisp-infra"])

@@ -320,16 +320,6 @@ def test_no_pages_of_a_size_nothing_accounts_for_is_no_error(tmp_path: Path) -> 
     assert not list(tmp_path.rglob("one"))
 
 
-def test_parents_alone_are_made_and_removed_as_with_the_cgroup(tmp_path: Path) -> None:
-    hierarchies = _tree(tmp_path, V1)
-    before = _directories(tmp_path)
-    cgroup = Cgroup.at(hierarchies, "/a/b/c")
-    cgroup.create_parents()
-    assert {path.rpartition("/")[2] for path in _directories(tmp_path) - before} == {"a", "b"}
-    cgroup.remove_made_parents()
-    assert _directories(tmp_path) == before
-
-
 def test_a_failed_create_leaves_nothing(tmp_path: Path) -> None:
     hierarchies = _tree(tmp_path, V1)
     with pytest.raises(RuntimeCoreError, match=r"`pids\.max` to `9`: no such file in"):  # a fake directory has no files

@@ -47,12 +47,12 @@ class OwnLauncher:
         """Do nothing: the init attaches the rootfs in the container's mount namespace."""
 
     def prepare(self, call: calls.Prepare, fds: Sequence[int]) -> None:
-        """Plan the mounts, make the cgroup's parents, and make the init's list, if it has one."""
+        """Plan the mounts, make the cgroup, and make the init's list, if it has one."""
         held = self._held
         self._ahead = None
         spec, process = held.read_spec(ahead=True)
         self._plan(spec)
-        cgroup = held.make_parents_of_cgroup(spec.linux.cgroups_path)
+        cgroup = held.make_cgroup(spec.linux.cgroups_path, spec.linux.resources)
         if held.mappings is not None or not held.supervisor.script_runner.can_run:
             return
         held.filter, held.filter_flags = filter_of(call, fds)
