@@ -120,8 +120,11 @@ class FileSystem:
     async def remove_container(self, sandbox: Sandbox, container_id: str) -> None: ...
 
     async def remove_pod(self, sandbox: Sandbox) -> None:
-        with contextlib.suppress(RuntimeCoreError):
-            self._cgroup(pod_cgroup(sandbox)).remove_if_unused()  # pods of an older crisp have no mark to go by
+        # By name: pods of an older crisp have no mark to go by, nor has what a shim made that was killed just then.
+        own = pod_cgroup(sandbox)
+        for path in (own, os.path.dirname(own)):
+            with contextlib.suppress(RuntimeCoreError):
+                self._cgroup(path).remove_if_unused()
 
 
 def workers_memory() -> int:
