@@ -45,7 +45,7 @@ from linux import syscalls
 
 _READ = 128 << 10  # bytes to read of the blob at a time
 _CHUNK = 128 << 10  # bytes to decompress at a time: they pass through hashes, file and reader within the caches
-_AHEAD = 4  # chunks to decompress ahead of the unpacking
+_AHEAD = 2  # chunks to decompress ahead of the unpacking
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_ZSTD = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
