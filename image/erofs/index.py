@@ -19,6 +19,7 @@ from image.erofs.layout import (
     HOLE,
     INLINE,
     INODE_SIZE,
+    PAGE_BLOCKS,
     PLAIN,
     SIZE_LIMIT,
     SLOT,
@@ -127,6 +128,7 @@ class Index:
         at = self._take(0)
         inodes = bytes(self._inodes)
         self._take(-(-len(inodes) // BLOCK))
+        self._take(-self._next % PAGE_BLOCKS)
         _write_at(self.file, memoryview(inodes), at * BLOCK)
         os.ftruncate(self.file, self._next * BLOCK)
         identity = hashlib.sha256(inodes).digest()[:16]

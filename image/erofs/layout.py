@@ -19,6 +19,7 @@ TAR_BLOCK: Final = 1 << 30  # the tar's first block
 BLOCKS_LIMIT: Final = 1 << 32
 SIZE_LIMIT: Final = 1 << 44  # bytes of one file, like the limit of other file systems
 HEADER_BLOCKS: Final = 3  # unused bytes, the super block, the device table
+PAGE_BLOCKS: Final = 8  # an index has a multiple of them: Linux 7.3 reads the super block with the page that it is in
 
 PLAIN, INLINE, CHUNKED = 0, 2, 4  # an inode's content: in adjacent blocks, after the inode, in chunks
 HOLE: Final = 0xFFFF_FFFF  # the address of a chunk without blocks

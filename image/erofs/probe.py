@@ -18,6 +18,7 @@ from image.erofs.layout import (
     ENTRY_TYPES,
     HEADER_BLOCKS,
     INODE_SIZE,
+    PAGE_BLOCKS,
     PLAIN,
     SLOT,
     TAR_BLOCK,
@@ -126,11 +127,11 @@ def _index() -> bytes:
     )
     tar_blocks = 1 + len(_CONTENT) // BLOCK
     described = header(
-        blocks=HEADER_BLOCKS + 2,
+        blocks=PAGE_BLOCKS,
         inodes_at=HEADER_BLOCKS + 1,
         root=root,
         inodes=2,
         tar_blocks=tar_blocks,
         identity=b"",
     )
-    return described + content + b"".join(inodes).ljust(BLOCK, b"\0")
+    return (described + content + b"".join(inodes)).ljust(PAGE_BLOCKS * BLOCK, b"\0")

@@ -109,6 +109,7 @@ NEWEST: Final = Machine(
     "trixie",
     "3.13",
     Kernel("linux-image-cloud-amd64", "trixie-backports", "7.3"),
+    layers="tar+erofs",
     left_out=_ELSEWHERE
     | dict.fromkeys(
         (*_CHECKPOINTS, "crisp_oci.py::test_a_scope_of_this_systemd"), "its criu is older than its kernel, and fails"
