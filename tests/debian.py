@@ -17,12 +17,12 @@ def make_root(target: Path, packages: Sequence[str], variant: str, *options: str
     Variant "minbase" is a system; "extract" is files that no package's script has seen.
     """
     command = ["mmdebstrap", "--quiet", "--mode=root", f"--variant={variant}", f"--include={','.join(packages)}"]
-    subprocess.run([*command, *options, SUITE, target, *_sources()], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run([*command, *options, SUITE, target, *sources(SUITE)], check=True, stdin=subprocess.DEVNULL)
 
 
-def _sources() -> list[Path]:
-    """The machine's own mirrors where it is of that suite; else none, which means Debian's."""
-    if platform.freedesktop_os_release().get("VERSION_CODENAME") != SUITE:
+def sources(suite: str) -> list[Path]:
+    """The machine's own list of mirrors where it is of that suite; else none, which means Debian's."""
+    if platform.freedesktop_os_release().get("VERSION_CODENAME") != suite:
         return []
     files = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
     return [file for file in files if file.is_file() and file.stat().st_size][:1]

@@ -10,6 +10,7 @@ set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 version=v1.37.0
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/go.sh"
 directory=${CRITEST_DIR:-/var/cache/crisp-tests/critest-$version}
 
 is_built() {
@@ -20,25 +21,13 @@ is_built() {
     is_standin_built
 }
 is_standin_built() { cmp -s "$here/standin/main.go" "$directory/standin.go" && [ -x "$directory/standin" ]; }
-finish() { touch "$directory"; echo "$directory"; exit 0; }
-
-mkdir -p "$directory"
-if is_built; then finish; fi
-exec 9>"$directory/lock"
-flock 9
-if is_built; then finish; fi  # somebody else may have built them meanwhile
-. "$here/go.sh"
-require_go "$directory"
+begin "critest and crictl $version"
 if ! is_standin_built; then
     nice go build -ldflags '-s -w' -o "$directory/standin" "$here/standin/main.go"
     cp "$here/standin/main.go" "$directory/standin.go"
     if is_built; then finish; fi
 fi
-echo "Building critest and crictl $version, once for this machine" >&2
 
-work=$(mktemp -d "$directory/build.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-cd "$work"
 chmod 755 "$work"  # apt's own user writes there
 { apt-get download -q busybox || { apt-get update -q && apt-get download -q busybox; }; } </dev/null >&2
 dpkg-deb --extract busybox_*.deb .
@@ -46,7 +35,7 @@ go mod init crisp.test/critest 2>/dev/null
 go mod edit -require "sigs.k8s.io/cri-tools@$version" -tool sigs.k8s.io/cri-tools/cmd/crictl -tool github.com/onsi/ginkgo/v2/ginkgo
 # critest is a test's program, and packages that only have tests are no tools.
 printf 'package critest\n\nimport _ "sigs.k8s.io/cri-tools/pkg/validate"\n' >validate.go
-go mod tidy >tidy.log 2>&1 || { tail -20 tidy.log >&2; exit 1; }
+tidy
 nice go build -ldflags '-s -w' -o ginkgo github.com/onsi/ginkgo/v2/ginkgo
 nice go build -ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$version" -o crictl sigs.k8s.io/cri-tools/cmd/crictl
 nice go test -c -vet=off -ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$version" -o critest sigs.k8s.io/cri-tools/cmd/critest

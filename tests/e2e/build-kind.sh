@@ -8,27 +8,14 @@ set -euo pipefail
 
 case ${1:-} in -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 version=v0.33.0
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$(dirname "${BASH_SOURCE[0]}")/go.sh"
 directory=${KIND_DIR:-/var/cache/crisp-tests/kind-$version}
 
 is_built() { [ -x "$directory/kind" ]; }
-finish() { touch "$directory"; echo "$directory"; exit 0; }
-
-mkdir -p "$directory"
-if is_built; then finish; fi
-exec 9>"$directory/lock"
-flock 9
-if is_built; then finish; fi  # somebody else may have built it meanwhile
-. "$here/go.sh"
-require_go "$directory"
-echo "Building kind $version, once for this machine" >&2
-
-work=$(mktemp -d "$directory/build.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-cd "$work"
+begin "kind $version"
 go mod init crisp.test/kind 2>/dev/null
 go mod edit -require "sigs.k8s.io/kind@$version" -tool sigs.k8s.io/kind
-go mod tidy >tidy.log 2>&1 || { tail -20 tidy.log >&2; exit 1; }
+tidy
 nice go build -ldflags '-s -w' -o kind sigs.k8s.io/kind
 rm -rf "$directory/files"
 cp -r --no-preserve=mode "$(go list -m -f '{{.Dir}}' sigs.k8s.io/kind)/images/base/files" "$directory"

@@ -10,39 +10,25 @@ set -euo pipefail
 
 case ${1:-} in -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$here/go.sh"
 version=${KUBERNETES_VERSION:-v1.37.2}
 etcd=v3.7.0  # watches of an API server of 1.37 ended early with Debian's 3.4
 coredns=v1.15.0
 directory=${KUBERNETES_DIR:-/var/cache/crisp-tests/kubernetes-$version}
 programs=("${@:-kubelet}")
 
-is_built() {
+has() {
     [ -x "$directory/$1" ] && { [ "$1" != coredns ] || cmp -s "$here/coredns/main.go" "$directory/coredns.go"; }
 }
-find_missing() {
+is_built() {
     local program
     missing=()
     for program in "${programs[@]}"; do
-        is_built "$program" || missing+=("$program")
+        has "$program" || missing+=("$program")
     done
-    if [ ${#missing[@]} = 0 ]; then
-        touch "$directory"  # directories there that nobody used for two weeks are removed
-        echo "$directory"
-        exit 0
-    fi
+    [ ${#missing[@]} = 0 ]
 }
-
-mkdir -p "$directory"
-find_missing
-exec 9>"$directory/lock"
-flock 9
-find_missing  # somebody else may have built them meanwhile
-. "$here/go.sh"
-require_go "$directory"
-echo "Building ${missing[*]} $version, once for this machine" >&2
-
-work=$(mktemp -d "$directory/build.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+begin "programs of Kubernetes $version"
 
 package_of() {
     case $1 in
@@ -65,7 +51,6 @@ start_module() {
         printf 'import _ "%s"\n' "$(package_of "$program")" >>tools.go
     done
 }
-tidy() { go mod tidy >tidy.log 2>&1 || { tail -20 tidy.log >&2; exit 1; }; }
 
 minor=${version#v1.}
 stamp="-s -w -X k8s.io/component-base/version.gitVersion=$version
@@ -111,4 +96,4 @@ if [[ " ${missing[*]} " == *" coredns "* ]]; then
     build coredns
     cp main.go "$directory/coredns.go"
 fi
-echo "$directory"
+finish

@@ -6,27 +6,21 @@ suite itself tells.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import io
-import os
 import re
-import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from tests import once
 from tests.debian import make_root
 from tests.e2e import critest, kubernetes
 from tests.images import BuiltImage, build_image, busybox_layer, entry, executable, layer, symlink, texts
 from tests.pki import Authority
 from tests.registry import Registry
 
-CACHE: Final = Path(os.environ.get("CRISP_TEST_CACHE", "/var/cache/crisp-tests"))
 PROGRAMS: Final = ("e2e.test", "agnhost", "coredns", "etcd", "sample-apiserver")
 PACKAGES: Final = (
     "bash", "bash-static", "bind9-dnsutils", "busybox-static", "catatonit", "coreutils", "curl", "iproute2", "libc-bin",
@@ -75,19 +69,7 @@ def prepare() -> Path:
     """The storage of a registry with all of them; made where it is missing, which takes a minute and the network."""
     programs = [kubernetes.directory(*PROGRAMS) / name for name in PROGRAMS] + [critest.programs() / "standin"]
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in programs]
-    recipe = repr((stamps, PACKAGES, Path(__file__).read_text()))
-    home = CACHE / f"conformance-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "conformance.lock").open("w") as lock, ExitStack() as undo:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not home.exists():
-            new = Path(tempfile.mkdtemp(prefix="new-", dir=CACHE))
-            undo.callback(shutil.rmtree, new)
-            _make(new)
-            new.rename(home)
-            undo.pop_all()
-        os.utime(home)  # directories there that nobody used for two weeks are removed
-    return home / "storage"
+    return once.made("conformance", (stamps, Path(__file__).read_text()), _make) / "storage"
 
 
 def _make(home: Path) -> None:

@@ -6,25 +6,20 @@ images of the control plane in its store. These are stand-ins made of the same p
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import io
-import os
 import shutil
 import subprocess
 import tarfile
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Final
 
+from tests import once
 from tests.debian import make_root
 from tests.e2e import critest, kubernetes
 from tests.images import BuiltImage, build_image, executable, layer, symlink, tar_of, write_layout
 
-CACHE: Final = Path(os.environ.get("CRISP_TEST_CACHE", "/var/cache/crisp-tests"))
 BUILD: Final = Path(__file__).parents[1] / "build-kind.sh"
 VERSION: Final = "v1.37.2"  # of Kubernetes
 IN_NODE: Final = ("kubeadm", "kubectl", "kubelet")
@@ -66,18 +61,7 @@ def prepare() -> Path:
     files = [programs / name for name in (*IN_NODE, *IN_IMAGES)]
     files += [kind() / "kind", critest.programs() / "crictl"]
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    recipe = repr((stamps, Path(__file__).read_text()))
-    home = CACHE / f"kind-base-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "kind-base.lock").open("w") as lock, ExitStack() as undo:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not home.exists():
-            new = Path(tempfile.mkdtemp(prefix="new-", dir=CACHE))
-            undo.callback(shutil.rmtree, new, ignore_errors=True)
-            _make(new)
-            new.rename(home)
-        os.utime(home)  # directories there that nobody used for two weeks are removed
-    return home / "root.tar"
+    return once.made("kind-base", (stamps, Path(__file__).read_text()), _make) / "root.tar"
 
 
 def _make(home: Path) -> None:
