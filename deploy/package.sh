@@ -64,7 +64,7 @@ for page in docs/man/*; do
 done
 documents=$root/usr/share/doc/crisp
 install -D -m 644 -t "$documents/examples" deploy/10-crisp-bridge.conflist deploy/crictl.yaml deploy/kubeadm.yaml deploy/kubelet.yaml \
-    deploy/runtimeclass.yaml deploy/logrotate.d/crispd
+    deploy/runtimeclass.yaml deploy/logrotate.d/crispd deploy/selinux/crisp.cil
 install -m 644 README.md "$documents"
 gzip -9n <CHANGELOG.md >"$documents/changelog.gz"
 install -m 644 deploy/debian/copyright "$documents/copyright"

@@ -16,4 +16,10 @@ def apparmor_is_on(sys: str | os.PathLike[str] = "/sys") -> bool:
 
 def selinux_is_on(sys: str | os.PathLike[str] = "/sys") -> bool:
     """Return whether an SELinux policy is loaded, enforcing or not."""
-    return os.path.exists(os.path.join(sys, "fs/selinux/enforce"))
+    try:
+        os.stat(os.path.join(sys, "fs/selinux/enforce"))
+    except FileNotFoundError:
+        return False
+    except PermissionError:  # by that policy
+        pass
+    return True

@@ -81,6 +81,7 @@ def adapt(document: dict[str, Any], sandbox: Sandbox, container_id: str, host: H
         document["linux"]["resources"].pop("hugepageLimits", None)
     if in_sandbox:
         del document["linux"]["cgroupsPath"]  # the sandbox's cgroup has all processes; crisp makes the container's
+        document["process"].pop("selinuxLabel", None)  # runsc refuses it: the host sees no process of the container
     else:
         document["linux"]["cgroupsPath"] = places_of(sandbox.cgroup_driver).oci_path(sandbox, container_id)
 

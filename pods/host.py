@@ -10,6 +10,7 @@ from pathlib import Path
 
 from image.platforms import node_platforms
 from linux import lsm
+from linux.selinux import ContainerContexts, container_contexts
 from linux.tables import capability_names
 
 
@@ -25,6 +26,7 @@ class HostFacts:
     hostname: str
     apparmor: bool = False
     selinux: bool = False
+    container_contexts: ContainerContexts | None = None  # of its policy
     # Whether cgroup v2 has that mount option now: whoever mounts it again without the option (criu does) removes it.
     nsdelegate: Callable[[], bool] = lambda: False
     hugetlb: bool = True  # every runtime finds the controller: version 1 has it, or all controllers are on version 2
@@ -35,11 +37,14 @@ class HostFacts:
         return self.kernel >= (5, 12)
 
     @classmethod
-    def detect(cls, proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> HostFacts:
+    def detect(
+        cls, proc: Path = Path("/proc"), sys: Path = Path("/sys"), etc: Path = Path("/etc")
+    ) -> HostFacts:
         """Read the facts from procfs and sysfs. Raises OSError if a file is missing."""
         cgroups = sys / "fs/cgroup"
         cgroup_v2 = (cgroups / "cgroup.controllers").exists()
         machine = os.uname()
+        selinux_is_on = lsm.selinux_is_on(sys)
         return cls(
             cgroup_v2=cgroup_v2,
             nsdelegate=lambda: _delegates((proc / "self/mountinfo").read_text(), str(cgroups)),
@@ -50,7 +55,8 @@ class HostFacts:
             hostname=machine.nodename,
             apparmor=lsm.apparmor_is_on(sys),
             hugetlb=cgroup_v2 or (cgroups / "hugetlb").is_dir(),
-            selinux=lsm.selinux_is_on(sys),
+            selinux=selinux_is_on,
+            container_contexts=container_contexts(etc) if selinux_is_on else None,
         )
 
 

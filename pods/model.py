@@ -267,6 +267,7 @@ class Sandbox(_Value, frozen=True):
     cgroup_driver: str = "cgroupfs"  # the driver at the pod's creation: its cgroups stay where they are
     overhead: Resources | None = None  # from the last UpdatePodSandboxResources; None: as in `config`
     resources: Resources | None = None
+    selinux_level: str = ""  # with categories that no other pod has; "" if the pod was not given any
 
 
 class MountedImage(_Value, frozen=True):

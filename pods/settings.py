@@ -38,6 +38,7 @@ class NodeSettings:
     recording_bytes: int  # of one pod (pods.recorder)
     recordings_kept: int  # of pods that are gone
     recordings_hours: int  # that long
+    selinux: bool  # whether pods that ask for no label get one, on a machine with SELinux
     seccomp_denials: bool  # the kernel reports calls that profiles answer with an error
     record_last_words: bool  # the last lines of a container that ended with an error
     images: ImageSettings

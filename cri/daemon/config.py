@@ -28,6 +28,7 @@ _RUNTIMES = "Other runtimes"
 _CGROUPS = "Cgroups"
 _STREAMING = "Streaming"
 _LIMITS = "Limits"
+_SECURITY = "Security"
 _WATCHING = "Watching"
 
 
@@ -88,6 +89,13 @@ class Configuration:
     hooks_dirs: tuple[Path, ...] = setting(
         _DEVICES, kinds.PATHS, (Path("/usr/share/containers/oci/hooks.d"), Path("/etc/containers/oci/hooks.d")),
         "OCI hooks for containers, oci-hooks(5). Files in later directories win.",
+        to=Component.NODE,
+    )  # fmt: skip
+
+    selinux: bool = setting(
+        _SECURITY, kinds.BOOLEAN, True,
+        "On a machine with SELinux, give every pod categories of its own, and label its containers by the policy "
+        "(container_t) where they ask for nothing else. If false, only containers that ask for a label get one.",
         to=Component.NODE,
     )  # fmt: skip
 

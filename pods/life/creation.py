@@ -289,6 +289,7 @@ class Creation:
             f"find the volumes of container {plan.config.metadata.name!r}",
             find_host_objects,
             plan.config,
+            self._sandbox,
             self._host,
             self._settings.cdi_spec_dirs,
             self._settings.hooks_dirs,
@@ -328,7 +329,7 @@ class Creation:
 
     def _create_call(self, plan: Plan, found: HostObjects) -> Create:
         root, config = str(self._root), plan.config
-        volumes_dir = self._root / "volumes"
+        volumes_dir, label = self._root / "volumes", found.labels.files
         handler = handlers.handler_of(self._sandbox, self._settings.runtime_handlers)
         return Create(
             container=self._id,
@@ -338,9 +339,11 @@ class Creation:
             work=f"{root}/work",
             user=user_request(config, plan.image.config),
             mount_points=mount_points.shim_argument(config, found.mount_sources, found.directories, volumes_dir),
-            images=mounted_images.shim_argument(config, plan.container.mounted_images, self._images, volumes_dir),
+            images=mounted_images.shim_argument(
+                config, plan.container.mounted_images, self._images, volumes_dir, label
+            ),
             hold=(handler is None or handler.has_sandboxes) and self._means.cgroups.of(self._sandbox).hold,
-            label=found.labels.files,
+            label=label,
             restored=plan.checkpoint is not None,
             runtime=handlers.runtime_of(self._sandbox, handler, self._settings.state) if handler else None,
             cgroup=container_cgroup(self._sandbox, self._id) if handler else "",

@@ -74,6 +74,7 @@ class PodCreation:
         sandbox_id: str,
         config: SandboxConfig,
         handler: str,
+        level: str,
         trace: Trace,
         undo: Undo,
         content: Content | None = None,
@@ -98,6 +99,7 @@ class PodCreation:
             created_at=time.time_ns(),
             netns=str(self._settings.netns_path(sandbox_id)) if self._has_network else "",
             cgroup_driver=self._settings.cgroup_driver,
+            selinux_level=level,
         )
 
     async def run(self) -> Sandbox:

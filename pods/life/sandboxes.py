@@ -18,6 +18,7 @@ from pods.life.pod_creation import PodCreation
 from pods.life.pod_end import attachment_of
 from pods.log_fields import pod_name
 from pods.model import SandboxConfig, SandboxState
+from pods.security.selinux import level_of
 from pods.state.plugins import PluginEvent
 from pods.state.store import SandboxRecord
 from pods.undo import Undo
@@ -92,7 +93,7 @@ class Sandboxes:
         try:
             async with Undo({"sandbox": sandbox_id, "pod": pod_name(config)}, told) as undo:
                 making = self._making[sandbox_id] = PodCreation(
-                    self._end, self._host, sandbox_id, config, handler, trace, undo, content
+                    self._end, self._host, sandbox_id, config, handler, self._level(config), trace, undo, content
                 )
                 sandbox = await making.run()
                 undo.discard()
@@ -105,6 +106,14 @@ class Sandboxes:
             self._making.pop(sandbox_id, None)
         _log.info("pod sandbox made", extra=log_fields.of_sandbox(sandbox) | {"ips": ",".join(sandbox.ips)})
         return sandbox_id
+
+    def _level(self, config: SandboxConfig) -> str:
+        """Return the SELinux level of a new pod, which no other pod has; "" for none."""
+        if not self._state.settings.selinux:
+            return ""
+        others = (making.sandbox for making in self._making.values())
+        taken = {one.selinux_level for one in (*others, *(record.sandbox for record in self._state.sandboxes.values()))}
+        return level_of(config, self._host, taken)
 
     def in_the_making(self) -> Iterator[str]:
         """Yield the ids of sandboxes that are being made or undone."""

@@ -76,6 +76,7 @@ class ContainerContext:
 
 def find_host_objects(
     config: ContainerConfig,
+    sandbox: Sandbox,
     host: HostFacts,
     cdi_spec_dirs: Sequence[Path] = (),
     hooks_dirs: Sequence[Path] = (),
@@ -90,7 +91,7 @@ def find_host_objects(
     check_host_limits(config.resources)
     edits = find_edits(requested(config), cdi_spec_dirs)
     sources = resolve_sources(config.mounts)
-    labels = selinux_labels(security, host)
+    labels = selinux_labels(security, sandbox, host)
     check_relabelling(config.mounts, sources, labels.files)
     devices = (*requested_devices(config.devices), *edits.nodes)
     return HostObjects(

@@ -29,10 +29,15 @@ def find(config: ContainerConfig, images: ImageStore) -> tuple[MountedImage, ...
 
 
 def shim_argument(
-    config: ContainerConfig, mounted: tuple[MountedImage, ...], images: ImageStore, volumes_dir: Path
+    config: ContainerConfig,
+    mounted: tuple[MountedImage, ...],
+    images: ImageStore,
+    volumes_dir: Path,
+    label: str,
 ) -> dict[str, ImageMount]:
     """Return the argument of the shim's `create`: each mount's source, with the image's layers and the path in them.
 
+    `label` is the SELinux label of all their files, "" for none.
     Raises ImageVolumeFailed.
     """
     found = {}
@@ -42,7 +47,7 @@ def shim_argument(
         except ImageError as error:
             raise ImageVolumeFailed(f"mount image of config.mounts[{entry.mount}]: {error}") from error
         path = config.mounts[entry.mount].image_sub_path
-        found[source(volumes_dir, entry.mount)] = ImageMount(lower=lower, sub_path=path)
+        found[source(volumes_dir, entry.mount)] = ImageMount(lower=lower, sub_path=path, label=label)
     return found
 
 

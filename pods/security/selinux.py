@@ -1,19 +1,30 @@
-"""SELinux labels of containers (CRI `SELinuxOption`), and relabelling of volumes (`Mount.selinux_relabel`)."""
+"""SELinux labels of containers (CRI `SELinuxOption`), and relabelling of volumes (`Mount.selinux_relabel`).
+
+On a machine with SELinux every pod has a level of its own, with two categories that no other pod has. Its containers
+have this level unless pod or container ask for another, and so have their files and the volumes that are relabelled.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from linux.selinux import ContainerContexts
+from linux.tables import SELINUX_LABEL
 from pods import pod_files
 from pods.errors import InvalidArgument
 from pods.host import HostFacts
-from pods.model import ContainerSecurity
+from pods.model import ContainerSecurity, NamespaceMode, Sandbox, SandboxConfig, SELinuxOptions
 
-_ATTRIBUTE: Final = "security.selinux"
+# Where the policy has nothing for containers, but a pod asks for a label.
+_CONTEXTS: Final = ContainerContexts("system_u:system_r:container_t:s0", "system_u:object_r:container_file_t:s0")
+_CATEGORIES: Final = 1024  # of every policy with categories
+_NOTHING: Final = SELinuxOptions()
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST: Final = 512  # two descriptors for each level
 # Directories of the host's own programs, which would lose access to them after a relabelling.
@@ -40,16 +51,43 @@ class SELinuxLabels:
     files: str = ""
 
 
-def selinux_labels(security: ContainerSecurity, host: HostFacts) -> SELinuxLabels:
-    """Return the container's labels; none without SELinux, without options, or if privileged."""
-    options = security.selinux
-    if options is None or not host.selinux or security.privileged:
+def level_of(config: SandboxConfig, host: HostFacts, taken: Collection[str]) -> str:
+    """Return a level for a new pod that is not in `taken`; "" if it is to have none.
+
+    A pod that shares the node's processes or IPC is not separated by categories: it is there for other pods' sake.
+    """
+    namespaces, own = config.security.namespaces, config.security.selinux
+    if host.container_contexts is None or NamespaceMode.NODE in (namespaces.pid, namespaces.ipc):
+        return ""
+    if own is not None and own.level:
+        return ""
+    while (level := _random_level()) in taken:
+        pass
+    return level
+
+
+def _random_level() -> str:
+    low, high = sorted(random.sample(range(_CATEGORIES), 2))
+    return f"s0:c{low},c{high}"
+
+
+def selinux_labels(security: ContainerSecurity, sandbox: Sandbox, host: HostFacts) -> SELinuxLabels:
+    """Return the container's labels: by its own options, else by its pod's, else by the policy and the pod's level.
+
+    There are none without SELinux, and if neither it nor its pod has options or a level. A privileged container's
+    processes are not labelled, so that the policy decides, which sees files of a container.
+    """
+    options = [one for one in (security.selinux, sandbox.config.security.selinux) if one not in (None, _NOTHING)]
+    if not host.selinux or not (options or sandbox.selinux_level):
         return SELinuxLabels()
-    user, role = options.user or "system_u", options.role or "system_r"
-    level = options.level or "s0"
+    contexts = host.container_contexts or _CONTEXTS
+    user, role, kind, level = contexts.process.split(":", 3)
+    level = sandbox.selinux_level or level
+    for one in reversed(options):
+        user, role, kind, level = one.user or user, one.role or role, one.type or kind, one.level or level
     return SELinuxLabels(
-        process=f"{user}:{role}:{options.type or 'container_t'}:{level}",
-        files=f"{user}:object_r:container_file_t:{level}",
+        process="" if security.privileged else f"{user}:{role}:{kind}:{level}",
+        files=f"{user}:object_r:{contexts.files.split(':')[2]}:{level}",
     )
 
 
@@ -111,7 +149,7 @@ def _open(name: str, directory: int | None) -> int:
 
 def _set(path: str, label: str) -> None:
     try:
-        os.setxattr(path, _ATTRIBUTE, label.encode(), follow_symlinks=False)
+        os.setxattr(path, SELINUX_LABEL, label.encode(), follow_symlinks=False)
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise

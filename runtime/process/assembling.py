@@ -13,6 +13,7 @@ import stat
 import struct
 
 from linux import syscalls as sys
+from linux.tables import SELINUX_LABEL
 from runtime.errors import OperationFailed, WrongMountPoint
 from runtime.light import dataclass, replace
 from runtime.process.script import Script
@@ -201,7 +202,14 @@ class Assembly:
             address = 0 if value is None else self.text(value)
             self._script.call("fsconfig", context, kind, self.text(key), address, 0, about=about)
         self._script.call("fsconfig", context, sys.FSCONFIG_CMD_CREATE, 0, 0, 0, about=about)
-        return self.opening("fsmount", context, 1, attributes, about=about)
+        mount = self.opening("fsmount", context, 1, attributes, about=about)
+        if plan.label:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            root = self.opening("openat", mount, self.text("."), flags, about=about)
+            name, label = self.text(SELINUX_LABEL), self.text(plan.label)
+            self._script.call("fsetxattr", root, name, label, len(plan.label.encode()), 0, about=about)
+            self._close(root, about)
+        return mount
 
     def _clone(self, path: str, flags: int, about: About) -> int:
         flags |= sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC

@@ -81,15 +81,15 @@ _NAMES: Final = (
     "keyctl", "sched_setaffinity", "faccessat", "execve", "fcntl", "prlimit64", "close_range",
     "rt_sigaction", "openat2", "readlinkat", "fstatfs", "open_tree", "move_mount", "fsopen", "fsconfig", "fsmount",
     "mount_setattr", "mkdirat", "mknodat", "symlinkat", "fchownat", "unshare", "sethostname", "setdomainname",
-    "pivot_root", "umount2", "fchdir", "recvfrom",
+    "pivot_root", "umount2", "fchdir", "recvfrom", "fsetxattr",
 )  # fmt: skip
 _NUMBERS: Final[dict[str, tuple[int, ...]]] = {
     "x86_64": (0, 1, 3, 257, 332, 292, 93, 80, 79, 157, 116, 119, 117, 95, 126, 293, 317, 56, 435, 46, 231, 112, 308,
                250, 203, 269, 59, 72, 302, 436, 13, 437, 267, 138,
-               428, 429, 430, 431, 432, 442, 258, 259, 266, 260, 272, 170, 171, 155, 166, 81, 45),
+               428, 429, 430, 431, 432, 442, 258, 259, 266, 260, 272, 170, 171, 155, 166, 81, 45, 190),
     "aarch64": (63, 64, 57, 56, 291, 24, 55, 49, 17, 167, 159, 149, 147, 166, 91, 59, 277, 220, 435, 211, 94, 157, 268,
                 219, 122, 48, 221, 25, 261, 436, 134, 437, 78, 44,
-                428, 429, 430, 431, 432, 442, 34, 33, 36, 54, 97, 161, 162, 41, 39, 50, 207),
+                428, 429, 430, 431, 432, 442, 34, 33, 36, 54, 97, 161, 162, 41, 39, 50, 207, 7),
 }  # fmt: skip
 _MACHINE: Final = os.uname().machine  # read once: a container's personality(2) can change what uname says
 _CALLS: Final = dict(zip(_NAMES, _NUMBERS.get(_MACHINE, ()), strict=False))

@@ -6,6 +6,7 @@ import os
 import stat
 
 from linux import syscalls as sys
+from linux.tables import SELINUX_LABEL
 from runtime.errors import failing
 from runtime.light import dataclass, replace
 from runtime.namespaces.user import UserNamespaces
@@ -82,6 +83,21 @@ def new_filesystem(plan: MountPlan, context: int = -1) -> int:
             else:
                 sys.fsconfig_string(context, key, value)
         sys.fsconfig_create(context)
-        return sys.fsmount(context, plan.attr_set)
+        mount = sys.fsmount(context, plan.attr_set)
     finally:
         os.close(context)
+    if plan.label:
+        _label_root(mount, plan.label)
+    return mount
+
+
+def _label_root(mount: int, label: str) -> None:
+    try:
+        root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+        try:
+            os.setxattr(root, SELINUX_LABEL, label.encode())
+        finally:
+            os.close(root)
+    except OSError:
+        os.close(mount)
+        raise

@@ -83,19 +83,23 @@ def mount_cloned_overlay(
             )
 
 
-def mount_image(lower: Sequence[str], sub_path: str, namespace: int, template: int) -> int:
+def mount_image(lower: Sequence[str], sub_path: str, namespace: int, template: int, label: str = "") -> int:
     """Return a descriptor of a detached read-only mount of an image's files, or of `sub_path` in them.
 
-    `namespace` is a user namespace that maps the owners, -1 for none. Symbolic links in `sub_path` cannot leave the
-    image. Raises OperationFailed, with ENOENT if the path does not exist.
+    `namespace` is a user namespace that maps the owners, -1 for none, and `label` the SELinux label of all files.
+    Symbolic links in `sub_path` cannot leave the image. Raises OperationFailed, with ENOENT if the path does not exist.
     """
     with contextlib.ExitStack() as undo:
         trees = _layer_trees(lower, namespace, undo)
-        if len(lower) == 1:
+        if len(lower) == 1 and not label:
             image = os.dup(trees["0"])
         else:
             with _attached(trees, template):
-                image = mount_overlay([f"{ATTACH_POINT}/{number}" for number in range(len(lower))])
+                layers = [f"{ATTACH_POINT}/{number}" for number in range(len(lower))]
+                if len(layers) == 1:  # an overlay that nobody can write to has two
+                    layers.append(f"{ATTACH_POINT}/nothing")
+                    os.mkdir(layers[-1])
+                image = mount_overlay(layers, label=label)
         if sub_path:
             undo.callback(os.close, image)
             image = _sub_tree(image, sub_path, template)

@@ -57,7 +57,7 @@ RESTRICTIONS: Final[Mapping[str, int]] = {
 }
 _RESTRICTIONS: Final = sum(RESTRICTIONS.values())
 # File systems that SELinux labels itself or by its own rules.
-_LABELLED_BY_SELINUX: Final = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "mqueue"})
+_LABELLED_BY_SELINUX: Final = frozenset({"proc", "sysfs", "cgroup", "cgroup2"})
 IGNORED: Final = frozenset({"defaults", "async", "auto", "remount", "user", "nouser", "silent", "loud"})
 
 
@@ -82,6 +82,7 @@ class MountPlan:
     copy_up: bool = False  # a tmpfs that starts with a copy of what it covers
     exact: bool = False  # a bind mount loses all restrictions that are not named, if the kernel allows it
     locked: bool = False  # a bind mount for a user namespace keeps all restrictions of its source
+    label: str = ""  # SELinux label of its root directory, where the whole file system cannot have one
     inside: str | None = None  # the bind mount's source, if it is inside the container's root
 
 
@@ -209,6 +210,8 @@ def plan_mounts(spec: oci.Spec, container: IDMappings | None = None, *, exact: b
 def _labelled(plan: MountPlan, label: str) -> MountPlan:
     if plan.bind or plan.type in _LABELLED_BY_SELINUX:
         return plan
+    if plan.type == "mqueue":  # there is one for each IPC namespace, made with it
+        return replace(plan, label=label)
     return replace(plan, data=(*plan.data, ("context", label)))
 
 

@@ -73,7 +73,7 @@ class Holdings:
         users_of_pod, template = self.supervisor.user_namespace, self.supervisor.empty_mount_namespace
         try:
             with failing("mount", "image"):
-                return overlay.mount_image(image.lower, image.sub_path, users_of_pod, template)
+                return overlay.mount_image(image.lower, image.sub_path, users_of_pod, template, image.label)
         except RuntimeCoreError as error:
             if isinstance(error, OperationFailed) and error.operation == OPEN_IN_IMAGE:
                 raise

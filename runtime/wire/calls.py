@@ -425,6 +425,7 @@ class ImageMount(Value):
 
     lower: tuple[str, ...]
     sub_path: str
+    label: str = ""  # SELinux label of its files
 
 
 @dataclass(frozen=True, slots=True)

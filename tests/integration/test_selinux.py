@@ -20,6 +20,13 @@ from pods.security.selinux import relabel
 from tests.daemon import Daemon
 
 _NOT_LOADED = model.SecurityProfile(model.ProfileType.LOCALHOST, localhost_ref="not-loaded")
+SANDBOX = model.Sandbox(
+    id="s" * 64,
+    config=model.SandboxConfig(metadata=model.SandboxMetadata(name="pod", uid="u", namespace="n")),
+    runtime_handler="",
+    state=model.SandboxState.READY,
+    created_at=0,
+)
 LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
 
 
@@ -87,12 +94,12 @@ def test_mounts_that_ask_for_it_are_relabelled_where_selinux_is(daemon: Daemon, 
             model.Mount(container_path="/other", host_path=str(other)),
         ),
     )
-    found = find_host_objects(config, replace(HostFacts.detect(), selinux=True))
+    found = find_host_objects(config, SANDBOX, replace(HostFacts.detect(), selinux=True))
     refused = structs.replace(
         config, security=structs.replace(config.security, apparmor=_NOT_LOADED)
     )
     with pytest.raises(InvalidArgument, match="apparmor"):
-        find_host_objects(refused, replace(HostFacts.detect(), selinux=True))
+        find_host_objects(refused, SANDBOX, replace(HostFacts.detect(), selinux=True))
     assert _label(wanted) == ""
     mount_sources.prepare(config.mounts, found.mount_sources, found.labels.files)
     assert (_label(wanted), _label(other)) == (LABEL, "")

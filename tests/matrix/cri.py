@@ -32,9 +32,10 @@ _NOTES: Final[Mapping[str, str]] = {
         f"RunPodSandbox security_context.{name}": _KEPT
         for name in (
             "run_as_user", "run_as_group", "supplemental_groups", "supplemental_groups_policy", "readonly_rootfs",
-            "selinux_options", "seccomp", "seccomp_profile_path", "apparmor",
+            "seccomp", "seccomp_profile_path", "apparmor",
         )
     },
+    "RunPodSandbox security_context.selinux_options": "for containers that do not say it themselves",
     "RunPodSandbox namespace_options.target_id": "refused, as no pod joins a container",
     "RunPodSandbox linux.overhead": "kept, and told by PodSandboxStatus",
     "RunPodSandbox linux.resources": "kept, and told by PodSandboxStatus",

@@ -26,6 +26,9 @@ GOOD = {
     "usr/lib/systemd/system/crispd.service": "",
     "usr/lib/x86_64-linux-gnu/libseccomp.so.2": "",
     "sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids\n",
+    "etc/selinux/config": "SELINUXTYPE=default\n",
+    "etc/selinux/default/contexts/lxc_contexts": 'process = "u:r:box_t:s0"\nfile = "u:object_r:box_file_t:s0"\n',
+    "sys/fs/selinux/enforce": "1",
     "sys/module/apparmor/parameters/enabled": "Y\n",
 }
 BAD = {
@@ -38,6 +41,7 @@ BAD = {
     "proc/sys/net/ipv4/ip_forward": "0\n",
     "proc/sys/user/max_user_namespaces": "0\n",
     "sys/fs/cgroup/cpu/tasks": "",
+    "sys/fs/selinux/enforce": "0",
     "sys/module/apparmor/parameters/enabled": "Y\n",
 }
 
@@ -97,7 +101,7 @@ def test_each_thing_that_is_wrong_is_found_and_has_a_remedy(tmp_path: Path) -> N
         "iptables", "libseccomp",
     }  # fmt: skip
     assert {finding.subject for finding in found if finding.level is Level.WARNING} == {
-        "br_netfilter", "inotify", "user namespaces", "apparmor", "cni", "swap", "kubelet",
+        "br_netfilter", "inotify", "user namespaces", "apparmor", "selinux", "cni", "swap", "kubelet",
     }  # fmt: skip
     assert all(finding.remedy for finding in found)
     messages = " ".join(finding.message for finding in found)

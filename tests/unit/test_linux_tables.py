@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from linux import lsm
+from linux import lsm, selinux
 from linux.tables import NAMESPACE_FLAGS, namespace_file
 
 _NS_GET_NSTYPE = 0xB703
@@ -34,3 +34,12 @@ def test_a_security_module_is_on_where_the_kernel_says_so(tmp_path: Path) -> Non
         assert lsm.apparmor_is_on(tmp_path) == on
     policy.write_text("0")
     assert lsm.selinux_is_on(tmp_path)
+
+
+def test_a_policy_says_how_containers_are_labelled(tmp_path: Path) -> None:
+    contexts = tmp_path / "selinux/default/contexts/lxc_contexts"
+    contexts.parent.mkdir(parents=True)
+    (tmp_path / "selinux/config").write_text("# of the machine\nSELINUX=enforcing\nSELINUXTYPE=default\n")
+    assert selinux.container_contexts(tmp_path) is None
+    contexts.write_text('process = "u:r:box_t:s0"\ncontent = "u:o:other_t:s0"\n\nfile = "u:o:box_file_t:s0"\n')
+    assert selinux.container_contexts(tmp_path) == selinux.ContainerContexts("u:r:box_t:s0", "u:o:box_file_t:s0")

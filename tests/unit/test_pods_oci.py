@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from image.model import ImageConfig
+from linux.selinux import ContainerContexts
 from pods import model
 from pods.cgroups.places import container_cgroup
 from pods.errors import InvalidArgument, PodError, RecursiveReadOnlyUnsupported
 from pods.host import HostFacts
 from pods.model import ContainerSecurity as Security
-from pods.model import NamespaceMode, Propagation
+from pods.model import NamespaceMode, NamespaceOptions, Propagation, SELinuxOptions
 from pods.oci import document as oci
 from pods.oci import pod_contents
 from pods.oci.check import validate
@@ -26,7 +30,7 @@ from pods.oci.mounts import image_volumes
 from pods.oci.process import check_found, process_args, stop_signal, user_request
 from pods.oci.resources import update_plan, updated
 from pods.security.capabilities import DEFAULT
-from pods.security.selinux import selinux_labels
+from pods.security.selinux import level_of, selinux_labels
 from runtime.spec.parse import parse
 from runtime.wire.calls import Identity, UserRequest
 
@@ -97,7 +101,7 @@ def _build(
         found=oci.HostObjects(
             devices=devices,
             mount_sources=tuple(mount.host_path for mount in config.mounts),
-            labels=selinux_labels(config.security, host),
+            labels=selinux_labels(config.security, sandbox, host),
         ),
     )
     document = oci.build_config(context)
@@ -306,6 +310,47 @@ def test_selinux_labels_only_where_selinux_is() -> None:
     relabelled = _mount(selinux_relabel=True)
     assert _mounts(_build(relabelled))["/c"]["source"] == "/h"
     assert _mounts(_build(relabelled, host=_host(selinux=True)))["/c"]["source"] == "/h"
+
+
+_SELINUX = _host(selinux=True, container_contexts=ContainerContexts("u_u:u_r:box_t:s0", "u_u:object_r:box_file_t:s0"))
+
+
+@pytest.mark.parametrize(
+    ("pod", "level", "own", "label"),
+    [
+        (None, "s0:c1,c9", None, "u_u:u_r:box_t:s0:c1,c9"),
+        (None, "", None, None),  # made while nothing was labelled
+        (None, "s0:c1,c9", SELinuxOptions(type="spc_t"), "u_u:u_r:spc_t:s0:c1,c9"),
+        (SELinuxOptions(level="s0:c3"), "", SELinuxOptions(user="me_u", level="s0:c4"), "me_u:u_r:box_t:s0:c4"),
+        (SELinuxOptions(level="s0:c3", role="r_r"), "", SELinuxOptions(), "u_u:r_r:box_t:s0:c3"),
+    ],
+)
+@pytest.mark.cri("RunPodSandbox", "security_context.selinux_options")
+def test_a_container_has_its_own_selinux_options_then_its_pods_then_its_pods_level(
+    pod: SELinuxOptions | None, level: str, own: SELinuxOptions | None, label: str | None
+) -> None:
+    sandbox = msgspec.structs.replace(_sandbox(selinux=pod, privileged=True), selinux_level=level)
+    document = _build(_with(selinux=own), sandbox=sandbox, host=_SELINUX)
+    assert document["process"].get("selinuxLabel") == label
+    of_files = document["linux"].get("mountLabel")
+    assert of_files == (label and f"{label.split(':')[0]}:object_r:box_file_t:{label.split(':', 3)[3]}")
+    privileged = _build(_with(selinux=own, privileged=True), sandbox=sandbox, host=_SELINUX)
+    assert "selinuxLabel" not in privileged["process"]
+    assert privileged["linux"].get("mountLabel") == of_files
+
+
+def test_each_pod_has_a_selinux_level_of_its_own_unless_it_asks_for_one_or_is_there_for_others() -> None:
+    def level(taken: Collection[str] = (), host: HostFacts = _SELINUX, **security: Any) -> str:
+        return level_of(_sandbox(**security).config, host, taken)
+
+    assert re.fullmatch(r"s0:c\d+,c\d+", level())
+    free = "s0:c5,c7"
+    taken = {f"s0:c{low},c{high}" for low in range(1024) for high in range(low + 1, 1024)} - {free}
+    assert level(taken) == free
+    assert level(selinux=SELinuxOptions(type="my_t"))
+    assert level(selinux=SELinuxOptions(level="s0:c1")) == ""
+    assert level(namespaces=NamespaceOptions(pid=NamespaceMode.NODE)) == ""
+    assert level(host=_host(selinux=True)) == ""
 
 
 # -- namespaces -------------------------------------------------------------------------------------------------------

@@ -47,13 +47,14 @@ _WIRE: list[tuple[Value, str]] = [
         calls.Create(
             "c", "/b", ("/1", "/2"), "/u", "/w", calls.UserRequest("web", 5, (6,), merge=False),
             (calls.MountPoint("/s", "/d", directory=True, tree="t", field="mounts[0]"),),
-            {"t": calls.ImageMount(("/3",), "sub")}, hold=True, label="l", restored=True,
+            {"t": calls.ImageMount(("/3",), "sub", "m")}, hold=True, label="l", restored=True,
             runtime=calls.ExternalRuntime("/runc", "/root", systemd=False), cgroup="/g", flags=("--x",),
         ),
         '{"container": "c", "bundle": "/b", "lower": ["/1", "/2"], "upper": "/u", "work": "/w", '
         '"user": {"user": "web", "group": 5, "supplemental": [6], "merge": false}, "mount_points": [{"source": "/s", '
         '"destination": "/d", "directory": true, "tree": "t", "field": "mounts[0]"}], '
-        '"images": {"t": {"lower": ["/3"], "sub_path": "sub"}}, "hold": true, "label": "l", "restored": true, '
+        '"images": {"t": {"lower": ["/3"], "sub_path": "sub", "label": "m"}}, "hold": true, "label": "l", '
+        '"restored": true, '
         '"runtime": {"path": "/runc", "root": "/root", "systemd": false}, "cgroup": "/g", "flags": ["--x"]}',
     ),
     (

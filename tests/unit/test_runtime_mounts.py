@@ -55,6 +55,7 @@ def test_labels_are_for_file_systems_that_take_them() -> None:
     mounts = (Mount("/b", "bind", "/x"), *(Mount(f"/{kind}", kind, kind) for kind in kinds))
     plans = plan_mounts(Spec("1.2.0", Root("rootfs"), mounts=mounts, linux=Linux(mount_label="a:b:c")))
     assert [plan.type for plan in plans if ("context", "a:b:c") in plan.data] == ["tmpfs", "devpts"]
+    assert [plan.type for plan in plans if plan.label == "a:b:c"] == ["mqueue"]
 
 
 @pytest.mark.parametrize(

@@ -7,27 +7,23 @@ initrd is ours, and holds the drivers of the disk.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import lzma
 import os
-import platform
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.request
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from linux.tables import SELINUX_LABEL
+from tests import debian, once
 from tests.vm import foreign
 from tests.vm.machine import ARCHIVE, Architecture, Machine
 
-CACHE = Path(os.environ.get("CRISP_TEST_CACHE", "/var/cache/crisp-tests"))
-CACHED_SECONDS = 14 * 24 * 3600
+POLICY = Path(__file__).parents[2] / "deploy/selinux/crisp.cil"
 ENVIRONMENT = "/opt/crisp"  # the virtual environment that holds the project's dependencies, inside
 DISK_GIB = 4
 PACKAGES = (  # of every machine
@@ -84,6 +80,14 @@ FILES = {
     "etc/systemd/journald.conf.d/console.conf": "[Journal]\nForwardToConsole=yes\nMaxLevelConsole=info\n",
     "etc/systemd/system/payload.service": UNIT,
 }
+ENFORCING = {
+    "etc/selinux/config": "SELINUX=enforcing\nSELINUXTYPE=default\n",
+    # Those who administer the machine are not confined, nor what they run from another disk.
+    "etc/systemd/system/payload.service.d/selinux.conf": """\
+[Service]
+SELinuxContext=unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023
+""",
+}
 # Nothing of these helps a test, and each costs a second or more under emulation.
 MASKED = (
     "apt-daily.timer",
@@ -132,23 +136,24 @@ def missing_programs(machine: Machine) -> list[str]:
     return [name for name in needed if not shutil.which(name, path=path)]
 
 
-def base_image(machine: Machine, requirements: Sequence[str], cache: Path = CACHE) -> BaseImage:
+def base_image(machine: Machine, requirements: Sequence[str]) -> BaseImage:
     """The machine's base disk for these Python requirements: the cached one, or made now (a minute, as root).
 
     Raises GuestError with the log's end when a step of the making fails.
     """
-    told = (machine.suite, machine.python, machine.kernel, machine.architecture, machine.packages)
-    recipe = repr((told, sorted(requirements), Path(__file__).read_text()))
-    home = cache / hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    image = BaseImage(home / "disk", home / "vmlinuz", home / "initrd")
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{machine.suite}-{machine.kernel.version}-{machine.architecture.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not home.exists():
-            _make(machine, requirements, home)
-        os.utime(home)
-        _forget_old(cache)
-    return image
+    told = (
+        machine.suite, machine.python, machine.kernel, machine.architecture, machine.packages, machine.selinux,
+    )  # fmt: skip
+    recipe = (told, sorted(requirements), Path(__file__).read_text(), POLICY.read_text() * machine.selinux)
+    kind = f"guest-{machine.suite}-{machine.kernel.version}-{machine.architecture.name}"
+    home = once.made(kind, recipe, lambda new: _make(machine, requirements, new))
+    return BaseImage(home / "disk", home / "vmlinuz", home / "initrd")
+
+
+def label(tree: Path) -> None:
+    """Give files that are no part of the system a label, without which nobody would know what they are."""
+    for path in (tree, *tree.rglob("*")):
+        os.setxattr(path, SELINUX_LABEL, b"system_u:object_r:usr_t:s0", follow_symlinks=False)
 
 
 def disk_from(tree: Path, disk: Path, label: str, mebibytes: int) -> None:
@@ -173,35 +178,32 @@ def end_of(log: Path, characters: int = 6000) -> str:
     return log.read_text(errors="replace")[-characters:] if log.exists() else f"(no {log})"
 
 
-def _make(machine: Machine, requirements: Sequence[str], home: Path) -> None:
-    with ExitStack() as undo:
-        new = Path(tempfile.mkdtemp(prefix="new-", dir=home.parent))
-        undo.callback(shutil.rmtree, new)
-        root, wheels = new / "root", new / "root/var/tmp/wheels"
-        inside = _interpreted(machine.architecture)
-        no_initramfs = (
-            'mkdir "$1/etc/initramfs-tools"; echo update_initramfs=no > "$1/etc/initramfs-tools/update-initramfs.conf"'
-        )
-        do(new, *inside, "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
-           f"--architectures={machine.architecture.name}", f"--include={','.join(_packages(machine))}",
-           f"--essential-hook={no_initramfs}", *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),
-           machine.suite, str(root), *_sources(machine))  # fmt: skip
-        do(new, sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(wheels),
-           "--python-version", machine.python, "--implementation", "cp", *_platforms(machine.architecture.linux),
-           *requirements)  # fmt: skip
-        do(new, *inside, "chroot", str(root), "python3", "-m", "venv", ENVIRONMENT)
-        do(new, *inside, "chroot", str(root), f"{ENVIRONMENT}/bin/pip", "install", "--quiet", "--no-index",
-           "--find-links", "/var/tmp/wheels", *requirements)  # fmt: skip
-        for address, digest in machine.kernel.packages:
-            _unpack(new, address, digest, root)
-        shutil.rmtree(wheels)
-        _configure(root)
-        shutil.copy(next(root.glob("boot/vmlinuz-*")), new / "vmlinuz")
-        _make_initrd(root, new / "initrd", inside)
-        disk_from(root, new / "disk", "base", DISK_GIB * 1024)
-        shutil.rmtree(root)
-        new.rename(home)
-        undo.pop_all()
+def _make(machine: Machine, requirements: Sequence[str], new: Path) -> None:
+    root, wheels = new / "root", new / "root/var/tmp/wheels"
+    inside = _interpreted(machine.architecture)
+    no_initramfs = (
+        'mkdir "$1/etc/initramfs-tools"; echo update_initramfs=no > "$1/etc/initramfs-tools/update-initramfs.conf"'
+    )
+    do(new, *inside, "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
+       f"--architectures={machine.architecture.name}", f"--include={','.join(_packages(machine))}",
+       f"--essential-hook={no_initramfs}", *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),
+       machine.suite, str(root), *_sources(machine))  # fmt: skip
+    do(new, sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(wheels),
+       "--python-version", machine.python, "--implementation", "cp", *_platforms(machine.architecture.linux),
+       *requirements)  # fmt: skip
+    do(new, *inside, "chroot", str(root), "python3", "-m", "venv", ENVIRONMENT)
+    do(new, *inside, "chroot", str(root), f"{ENVIRONMENT}/bin/pip", "install", "--quiet", "--no-index",
+       "--find-links", "/var/tmp/wheels", *requirements)  # fmt: skip
+    for address, digest in machine.kernel.packages:
+        _unpack(new, address, digest, root)
+    shutil.rmtree(wheels)
+    _configure(root, FILES | ENFORCING if machine.selinux else FILES)
+    shutil.copy(next(root.glob("boot/vmlinuz-*")), new / "vmlinuz")
+    _make_initrd(root, new / "initrd", inside)
+    if machine.selinux:
+        _label(new, root)
+    disk_from(root, new / "disk", "base", DISK_GIB * 1024)
+    shutil.rmtree(root)
 
 
 def _packages(machine: Machine) -> list[str]:
@@ -235,8 +237,8 @@ def _unpack(log_directory: Path, path: str, digest: str, root: Path) -> None:
         do(log_directory, "chroot", str(root), "depmod", modules.name)
 
 
-def _configure(root: Path) -> None:
-    for name, text in FILES.items():
+def _configure(root: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
@@ -252,6 +254,15 @@ def _configure(root: Path) -> None:
     (units / "multi-user.target.wants/payload.service").symlink_to("/etc/systemd/system/payload.service")
     (units / "default.target").unlink(missing_ok=True)
     (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
+
+
+def _label(log_directory: Path, root: Path) -> None:
+    """Add crisp to the policy, and label all files as it has them. The kernel here knows none, and takes any label."""
+    shutil.copy(POLICY, root)
+    do(log_directory, "chroot", str(root), "semodule", "-n", "-i", f"/{POLICY.name}")
+    contexts = "/etc/selinux/default/contexts/files/file_contexts"
+    script = f'mount -t proc proc "$0/proc" && exec chroot "$0" setfiles -F -e /proc {contexts} /'
+    do(log_directory, "unshare", "--mount", "sh", "-c", script, str(root))
 
 
 def _make_initrd(root: Path, initrd: Path, inside: Sequence[str]) -> None:
@@ -288,10 +299,7 @@ def _boot_modules(modules: Path) -> list[Path]:
 
 def _sources(machine: Machine) -> list[str]:
     """The host's own list of Debian mirrors if it runs the machine's suite, else the default ones; and the kernel's."""
-    candidates = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
-    own = [str(file) for file in candidates if file.is_file() and file.stat().st_size][:1]
-    if platform.freedesktop_os_release().get("VERSION_CODENAME") != machine.suite:
-        own = []
+    own = [str(file) for file in debian.sources(machine.suite)]
     if machine.kernel.suite == machine.suite:
         return own
     mirror = _mirror()
@@ -312,9 +320,3 @@ def _platforms(machine: str) -> list[str]:
     glibcs = [f"manylinux_2_{minor}" for minor in range(36, 16, -1)]
     names = [f"{glibc}_{machine}" for glibc in (*glibcs, "manylinux2014", "linux")]
     return [argument for name in names for argument in ("--platform", name)]
-
-
-def _forget_old(cache: Path) -> None:
-    for home in cache.iterdir():
-        if home.is_dir() and time.time() - home.stat().st_mtime > CACHED_SECONDS:
-            shutil.rmtree(home)

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.vm.base import BaseImage, GuestError, disk_from, do, end_of
+from tests.vm.base import BaseImage, GuestError, disk_from, do, end_of, label
 from tests.vm.machine import Machine
 
 MEMORY_MIB = 2048
@@ -47,6 +47,8 @@ def run(machine: Machine, image: BaseImage, payload: Path, boots: int, console: 
         work = Path(name)
         disk, payload_disk, results = work / "disk", work / "payload", work / "results"
         do(work, "cp", "--sparse=always", "--reflink=auto", str(image.disk), str(disk))
+        if machine.selinux:
+            label(payload)
         disk_from(payload, payload_disk, "payload", PAYLOAD_MIB)
         # A new process each time: a machine that QEMU 7.2 reset was seen to hang for minutes while it loaded modules.
         ends = [time.monotonic()]

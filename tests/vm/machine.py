@@ -68,6 +68,7 @@ class Machine:
     kernel: Kernel
     architecture: Architecture = AMD64
     packages: tuple[str, ...] = ("apparmor", "criu", "crun")
+    selinux: bool = False  # enforcing, with Debian's policy; else AppArmor is on
     layers: str = "unpacked"  # the kind of new image layers on its kernel, as a verbose Status has it
     tracks_memory: bool = True  # for criu, which then captures only what changed
     user_namespaces: bool = True  # of pods: its kernel maps the owners of image layers
@@ -77,7 +78,8 @@ class Machine:
     def command_line(self) -> str:
         """The kernel's."""
         own = self.architecture
-        line = " ".join(filter(None, (COMMAND_LINE, f"console={own.console}", own.command_line)))
+        module = "security=selinux" if self.selinux else ""
+        line = " ".join(filter(None, (COMMAND_LINE, f"console={own.console}", own.command_line, module)))
         return line.format(host_khz=host_clock.kilohertz()) if "{host_khz}" in line else line
 
     def told(self) -> dict[str, Any]:
@@ -147,4 +149,13 @@ ARM: Final = Machine(
     ARM64,
     tracks_memory=False,
     left_out=_ELSEWHERE,
+)
+# Debian 12's policy has no types of containers.
+SELINUX: Final = Machine(
+    "trixie",
+    "3.13",
+    Kernel("linux-image-cloud-amd64", "trixie", "6.12"),
+    packages=("policycoreutils", "selinux-policy-default"),
+    layers="tar+erofs",
+    selinux=True,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cri.client.doctor.machine import Finding, Level, Machine
-from linux import lsm
+from linux import lsm, selinux
 
 _OLDEST = (5, 12)  # mount_setattr; clone3 into a cgroup and openat2 are older
 _OWN_CORE_NEEDS = "install a newer kernel, as in Debian 12 (6.1), Ubuntu 22.04 (5.15) and later"
@@ -90,7 +90,7 @@ def cgroups(machine: Machine, driver: str) -> Iterator[Finding]:
 
 
 def security(machine: Machine) -> Iterator[Finding]:
-    """Check for seccomp, and for AppArmor's parser if AppArmor is on."""
+    """Check for seccomp, for AppArmor's parser if AppArmor is on, and SELinux's policy if that is."""
     if "Seccomp:" not in machine.text("/proc/self/status"):
         yield Finding(Level.WRONG, "seccomp", "the kernel does not have it", _OWN_CORE_NEEDS)
     else:
@@ -98,6 +98,16 @@ def security(machine: Machine) -> Iterator[Finding]:
     if lsm.apparmor_is_on(machine.path("/sys")) and not machine.program("apparmor_parser"):
         message = "AppArmor is on, but no program can load a profile for containers"
         yield Finding(Level.WARNING, "apparmor", message, "apt-get install apparmor")
+    if lsm.selinux_is_on(machine.path("/sys")):
+        yield _selinux(machine)
+
+
+def _selinux(machine: Machine) -> Finding:
+    contexts = selinux.container_contexts(machine.path("/etc"))
+    if contexts is None:
+        message = "SELinux is on, but its policy has no labels for containers: pods get none"
+        return Finding(Level.WARNING, "selinux", message, "install a policy with containers, as in Debian 13")
+    return Finding(Level.OK, "selinux", f"on; containers are {contexts.process}, with categories for each pod")
 
 
 def _load(module: str) -> str:

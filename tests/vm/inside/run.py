@@ -17,6 +17,7 @@ from pathlib import Path
 PAYLOAD = Path("/payload")
 MACHINE = PAYLOAD / "machine.json"  # what is special about it (tests/vm/machine.py)
 BOOTS = PAYLOAD / "boots.json"  # the modules that each boot runs
+CONFINED = Path("/sys/fs/selinux").is_dir()  # SELinux is on
 BOOTED = Path("/var/lib/crisp-guest-booted")  # how often
 
 
@@ -40,7 +41,10 @@ def install() -> None:
     """Install the wheel and the unit as deploy/install.sh does, without a network. Leaves crispd stopped."""
     wheel = next(PAYLOAD.glob("*.whl"))
     # Not pip, which takes 20 s under emulation. What was not compiled outside is when it is imported.
-    installer = [sys.executable, "-m", "installer", "--no-compile-bytecode", str(wheel)]
+    compiling = ["--no-compile-bytecode"]
+    if CONFINED:  # crispd may not write there
+        compiling = ["--compile-bytecode", "0"]
+    installer = [sys.executable, "-m", "installer", *compiling, str(wheel)]
     subprocess.run(installer, check=True, stdout=sys.stderr)
     if (PAYLOAD / "compiled").is_dir():
         shutil.copytree(PAYLOAD / "compiled", sysconfig.get_path("purelib"), dirs_exist_ok=True)
@@ -48,6 +52,8 @@ def install() -> None:
     settings = Path("/etc/crisp/crisp.toml.d/handlers.toml")
     settings.parent.mkdir(parents=True)
     settings.write_text('checkpoint_images = true\n[runtime_handlers.crun]\npath = "/usr/bin/crun"\n')
+    if CONFINED:
+        subprocess.run(["restorecon", "-RF", sys.prefix], check=True, stdout=sys.stderr)
     subprocess.run(["systemctl", "enable", "--quiet", "crispd.service"], check=True, stdout=sys.stderr)
 
 
