@@ -14,8 +14,9 @@ extra=""
 for argument in "$@"; do
     case $argument in
         --tests)
-            packages+=(conmon containerd debian-archive-keyring docker-registry e2fsprogs gpg gpg-agent groff-base mmdebstrap mount openssl
-                podman procps qemu-system-x86 runc skopeo strace uidmap umoci util-linux)
+            packages+=(conmon containerd debian-archive-keyring docker-registry e2fsprogs
+                golang-github-containernetworking-plugin-dnsname gpg gpg-agent groff-base mmdebstrap mount openssl podman procps
+                qemu-system-x86 runc skopeo strace uidmap umoci util-linux)
             extra="[dev]" ;;
         --bench)
             packages+=(containerd crun docker-registry runc skopeo)

@@ -1,235 +1,60 @@
-"""`python -m tests.e2e.kind`: kind makes a cluster of a node that runs crisp, with podman. Takes root."""
+"""`python -m tests.e2e.kind`: kind makes a cluster of nodes that run crisp, with podman. Takes root."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
+from typing import Final
 
 from tests import box
-from tests.e2e import kubernetes
 from tests.e2e.kind import base
-from tests.e2e.kind.podman import Podman
-from tests.images import busybox_image, tar_of, write_layout
-from tests.waiting import until
+from tests.e2e.kind.trial import Trial
+from tests.e2e.kind.two_nodes import TwoNodes
 
-REPOSITORY: Final = Path(__file__).parents[3]
-SAMPLE: Final = REPOSITORY / "deploy/kind/kind.yaml"
-NETWORK: Final = REPOSITORY / "deploy/10-crisp-bridge.conflist"
-NAME: Final = "crisp"
-IMAGE: Final = "docker.io/library/loaded:1"  # what `kind load` brings to the node
-_SECONDS: Final = 180.0  # for a restart, on a busy machine
-_BASE: Final = "localhost/kind-base"
 _DIRECTORY: Final = "CRISP_KIND_DIRECTORY"  # tells the command in the box where the image is
-# What a node of kind has and the machine may lack: version 2 of cgroups, and the right to lower an OOM score.
-_KUBELET: Final = "kind: KubeletConfiguration\nfailCgroupV1: false\noomScoreAdj: 0\n"
-DEPLOYMENT: Final = f"""\
-apiVersion: apps/v1
-kind: Deployment
-metadata: {{name: web}}
-spec:
-  replicas: 2
-  selector: {{matchLabels: {{app: web}}}}
-  template:
-    metadata: {{labels: {{app: web}}}}
-    spec:
-      containers:
-        - name: web
-          image: {IMAGE}
-          imagePullPolicy: Never
-          command: [sh, -c]
-          args: ["trap 'sleep 2; echo ended; exit' TERM; echo started; httpd -p 8080 -h /www; sleep 1d & wait"]
-          readinessProbe: {{httpGet: {{port: 8080}}, periodSeconds: 1}}
-          resources: {{limits: {{cpu: 100m, memory: 64Mi}}}}
----
-apiVersion: v1
-kind: Service
-metadata: {{name: web}}
-spec:
-  selector: {{app: web}}
-  ports: [{{port: 80, targetPort: 8080}}]
-"""
-
-
-class Trial:
-    """The steps, each of which prints what it took."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.podman = Podman(directory / "podman")
-        self.kubeconfig = directory / "kubeconfig"
-        self.environment = self.podman.environment | {
-            "KIND_EXPERIMENTAL_PROVIDER": "podman", "KUBECONFIG": str(self.kubeconfig), "HOME": str(directory),
-        }  # fmt: skip
-
-    def build(self) -> None:
-        """Make the node image, by deploy/kind/Dockerfile; takes a network."""
-        with _timed("base image"):
-            changes = [f"--change={change}" for change in base.CHANGES]
-            self.podman.run("import", "--quiet", *changes, base.prepare(), _BASE)
-        with _timed("node image"):
-            # The machine's own certificates and settings of pip are how it reaches packages.
-            settings = [Path("/etc/pip.conf"), Path("/etc/ssl/certs/ca-certificates.crt")]
-            mounts = [f"--volume={path}:{path}:ro" for path in settings if path.exists()]
-            self.podman.run("build", "--quiet", "--isolation=chroot", "--network=host", *mounts,
-                            f"--build-arg=BASE={_BASE}", f"--file={SAMPLE.with_name('Dockerfile')}",
-                            f"--tag={_node_image()}", REPOSITORY)  # fmt: skip
-
-    def create(self) -> None:
-        _cover(self.directory, Path("/var/lib"))  # where podman's network plugin keeps leases
-        modules = Path("/lib/modules").resolve()  # which kind gives to nodes, and some machines do not have
-        if not modules.exists():
-            _cover(self.directory, modules.parent)
-            modules.mkdir()
-        # There is no way outside. Who asks for a Service before kube-proxy knows it is to hear that at once, each time.
-        subprocess.run(["sysctl", "--quiet", "--write", "net.ipv4.icmp_ratelimit=0"], check=True)
-        config = self.directory / "kind.yaml"
-        config.write_text(yaml.safe_dump(_config()))
-        with _timed("kind create cluster"):
-            self._kind("create", "cluster", f"--name={NAME}", f"--config={config}", "--wait=5m", "--retain")
-        with _timed("node and DNS ready"):
-            self._kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=3m")
-            self._kubectl("--namespace=kube-system", "rollout", "status", "deployment/coredns", "--timeout=3m")
-        self._kubectl("get", "nodes", "--output=wide")
-
-    def load(self) -> None:
-        layout = write_layout(self.directory / "layout", {IMAGE: busybox_image()})
-        archive = tar_of(layout, self.directory / "image.tar")
-        with _timed("kind load image-archive"):
-            self._kind("load", "image-archive", str(archive), f"--name={NAME}")
-
-    def deploy(self) -> None:
-        manifest = self.directory / "deployment.yaml"
-        manifest.write_text(DEPLOYMENT)
-        with _timed("Deployment"):
-            self._kubectl("apply", f"--filename={manifest}")
-            self._kubectl("rollout", "status", "deployment/web", "--timeout=3m")
-        with _timed("exec, logs, and the Service by its name"):
-            until(self._serves, _SECONDS, pause=1)
-            self._kubectl("logs", "deployment/web")
-        self._kubectl("get", "pods", "--all-namespaces")
-
-    def _serves(self) -> bool:
-        """Does the Service answer in a pod? kube-proxy takes a second to know a new one."""
-        url = "http://web.default.svc.cluster.local"
-        try:
-            said = self._read("exec", "deployment/web", "--", "timeout", "5", "wget", "-q", "-O", "-", url)
-        except subprocess.CalledProcessError:
-            return False
-        return said == "hello from a pod\n"
-
-    def restart(self) -> None:
-        """Restart the node, as users of podman do: its containers have time to end, and its pods come back."""
-        with _timed("podman restart, until the Deployment is back"):
-            self.podman.run("restart", f"{NAME}-control-plane")
-            until(self._is_back, _SECONDS, pause=1)
-        if "ended" not in (said := self._read("logs", "deployment/web", "--previous")):
-            raise RuntimeError(f"a container had no time to end with its node: it said {said!r}")
-
-    def _is_back(self) -> bool:
-        """Do the Deployment's containers run, for the second time?"""
-        try:
-            pods = json.loads(self._read("get", "pods", "--selector=app=web", "--output=json", "--request-timeout=5s"))
-        except subprocess.CalledProcessError:
-            return False  # the API server is not back
-        states = [state for pod in pods["items"] for state in pod["status"].get("containerStatuses", ())]
-        return bool(states) and all(state["ready"] and state["restartCount"] for state in states)
-
-    def delete(self) -> None:
-        with _timed("kind delete cluster"):
-            self._kind("delete", "cluster", f"--name={NAME}")
-        left = self.podman.read("ps", "--all", "--quiet") + self.podman.read("volume", "ls", "--quiet")
-        if left:
-            raise RuntimeError(f"kind left containers or volumes of podman: {left}")
-
-    def tell(self) -> None:
-        """Print what the node's runtime and kubelet said last, if there is a node."""
-        subprocess.run(["podman", "exec", f"{NAME}-control-plane", "journalctl", "--no-pager", "--lines=60",
-                        "--unit=crispd", "--unit=crisp-preload", "--unit=kubelet"],
-                       env=self.podman.environment, check=False, stdin=subprocess.DEVNULL)  # fmt: skip
-
-    def _kind(self, *arguments: str) -> None:
-        subprocess.run([base.kind() / "kind", *arguments], env=self.environment, check=True, stdin=subprocess.DEVNULL)
-
-    def _kubectl(self, *arguments: str) -> None:
-        print(self._read(*arguments), end="", flush=True)
-
-    def _read(self, *arguments: str) -> str:
-        """What kubectl says."""
-        kubectl = kubernetes.directory("kubectl") / "kubectl"
-        done = subprocess.run([kubectl, *arguments], env=self.environment, check=True, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, text=True)  # fmt: skip
-        return done.stdout
-
-
-def _config() -> dict[str, Any]:
-    """That of deploy/kind, for one node, a network without images, and this machine."""
-    config: dict[str, Any] = yaml.safe_load(SAMPLE.read_text())
-    (node,) = [node for node in config["nodes"] if node["role"] == "control-plane"]
-    node["kubeadmConfigPatches"] = [_KUBELET]
-    node["extraMounts"] = [{"hostPath": str(NETWORK), "containerPath": f"/etc/cni/net.d/{NETWORK.name}"}]
-    subnet = yaml.safe_load(NETWORK.read_text())["plugins"][0]["ipam"]["ranges"][0][0]["subnet"]
-    return config | {"nodes": [node], "networking": {"disableDefaultCNI": True, "podSubnet": subnet}}
-
-
-def _node_image() -> str:
-    return f"docker.io/{yaml.safe_load(SAMPLE.read_text())['nodes'][0]['image']}"
-
-
-def _cover(directory: Path, place: Path) -> None:
-    """Have changes of a directory of the machine in `directory`; only the box sees them."""
-    upper, work = (directory / name / place.relative_to("/") for name in ("upper", "work"))
-    for made in (upper, work):
-        made.mkdir(parents=True)
-    options = f"lowerdir={place},upperdir={upper},workdir={work}"
-    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", place], check=True)
-
-
-@contextmanager
-def _timed(what: str) -> Iterator[None]:
-    begun = time.monotonic()
-    yield
-    print(f"{time.monotonic() - begun:6.1f} s  {what}", flush=True)
+_TRIALS: Final = {1: Trial, 2: TwoNodes}
 
 
 def main() -> int:
     """Make, use and delete a cluster; nothing of it is left. Exit status 0, or 1 if a step failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.e2e.kind", description=__doc__)
     parser.add_argument("--build", action="store_true", help="build programs and the base image, and run nothing")
+    parser.add_argument(
+        "--nodes", type=int, choices=_TRIALS, default=1,
+        help="one, which is restarted; or two, and crisp is upgraded on one of them",
+    )  # fmt: skip
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("kind: a node takes root: run as root", file=sys.stderr)
         return 1
+    trial = _TRIALS[arguments.nodes]
     if box.inside():
-        trial = Trial(Path(os.environ[_DIRECTORY]))
-        try:
-            for step in (trial.create, trial.load, trial.deploy, trial.restart, trial.delete):
-                step()
-        except (AssertionError, RuntimeError, subprocess.CalledProcessError) as error:
-            trial.tell()
-            print(f"FAILED: {error}", file=sys.stderr)
-            return 1
-        return 0
+        return _run(trial(Path(os.environ[_DIRECTORY])))
     base.prepare()
     if arguments.build:
         return 0
     directory = Path(tempfile.mkdtemp(prefix="kind-", dir="/var/tmp"))
     try:
-        Trial(directory).build()
-        return box.run([sys.executable, "-m", "tests.e2e.kind"], {_DIRECTORY: str(directory)})
+        trial(directory).build()
+        return box.run([sys.executable, "-m", "tests.e2e.kind", *sys.argv[1:]], {_DIRECTORY: str(directory)})
     finally:
         shutil.rmtree(directory)
+
+
+def _run(trial: Trial) -> int:
+    try:
+        for step in trial.steps:
+            step()
+    except (AssertionError, RuntimeError, subprocess.CalledProcessError) as error:
+        trial.tell()
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
