@@ -95,9 +95,26 @@ def clean_up(container_id: str, bundle: Path, volumes: Path, state: Path) -> Non
 
 def forget(object_id: str, state: Path) -> None:
     """Remove another runtime's state of a container, or of a sandbox and all that is in it."""
-    for kept in (*state.glob(f"handlers/*/{object_id}"), *state.glob(f"handlers/*/*/{object_id}_sandbox:*")):
+    for kept in _kept(object_id, state):
         if kept.is_dir():
             unmount_if_mounted(str(kept / "null-netns"))
             shutil.rmtree(kept, ignore_errors=True)
         else:
             kept.unlink(missing_ok=True)
+
+
+def _kept(object_id: str, state: Path) -> list[Path]:
+    """Find a runtime's state of the object. What the runtime itself removes meanwhile is no error."""
+    found = []
+    for root in _inside(state / "handlers"):
+        for place in _inside(root):
+            found += [place] if place.name == object_id else []
+            found += [one for one in _inside(place) if one.name.startswith(f"{object_id}_sandbox:")]
+    return found
+
+
+def _inside(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
