@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Bytes of each stream; the rest is read and dropped. kubelet and crictl accept messages of 16 MiB, minus what surrounds
 # the output: with more the whole answer would become an error on their side.
 MAX_OUTPUT: Final = (16 << 20) - 64
+_KILLED_SECONDS: Final = 2.0  # for a killed command to be gone: the kernel may hold it in a system call
 _PIECE: Final = 64 << 10
 _OWN: Final = 256 << 10  # bytes that every stream may hold; probes need less
 _TOGETHER: Final = 128 << 20  # bytes that all streams together may hold beyond that
@@ -127,6 +128,8 @@ async def exec_sync(
             readings.append(_Reading(fd, output))
             undo.callback(readings[-1].end)
         if not await session.command.ended(timeout if timeout > 0 else None):
+            session.command.kill()
+            await session.command.ended(_KILLED_SECONDS)  # who looks then finds none of its processes
             raise DeadlineExceeded(
                 f"exec in container {container.id}: {argv[0]!r} did not end within {timeout:g} s and was killed"
             )
