@@ -124,6 +124,7 @@ class Node:
         self._recovery = Recovery(
             *(self._state, self._shims, network, self._sandboxes),
             *(self._exits, self._stops, self._removals, self._background),
+            self._creations,
         )
 
         self._check = Check(

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,12 +22,14 @@ from runtime.light import replace
 from runtime.spare import Spare
 from runtime.wire.calls import (
     FILTER_BY_DESCRIPTOR,
+    KEEP,
     Answer,
     Attach,
     Descriptors,
     Event,
     Exec,
     GetState,
+    Keep,
     Made,
     Prepare,
     ShimState,
@@ -77,11 +80,18 @@ class ShimTooOld(RuntimeCoreError):
 class Zygote:
     """Starts the zygote process, and a new one whenever the last is found dead."""
 
-    def __init__(self, place: Callable[[int], Awaitable[None]] | None = None) -> None:
-        """`place` moves a new process, and so all its shims, into a cgroup. Without it the process moves itself."""
+    def __init__(
+        self, place: Callable[[int], Awaitable[None]] | None = None, on_lost: Callable[[], None] = lambda: None
+    ) -> None:
+        """`place` moves a new process, and so all its shims, into a cgroup. Without it the process moves itself.
+
+        `on_lost` is called when the process has ended although nobody closed it.
+        """
         self._place = place
+        self._on_lost = on_lost
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._ended = -1  # a pidfd of the process, which is watched
         self._spare: Spare | None = None
         self._restarting = asyncio.Lock()
         self.generation = 0  # number of zygote processes so far
@@ -91,13 +101,27 @@ class Zygote:
 
         Raises RuntimeCoreError, or what `place` raises.
         """
-        await asyncio.get_running_loop().run_in_executor(None, self._start)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._start)
         if self._place is not None:
             try:
                 await self._place(self.pid)
             except BaseException:
                 self.close()
                 raise
+        if self._control is not None:
+            self._ended = os.pidfd_open(self.pid)
+            loop.add_reader(self._ended, self._lost)
+
+    def _lost(self) -> None:
+        self._unwatch()
+        self._on_lost()
+
+    def _unwatch(self) -> None:
+        if self._ended >= 0:
+            asyncio.get_running_loop().remove_reader(self._ended)
+            os.close(self._ended)
+            self._ended = -1
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -182,33 +206,50 @@ class Zygote:
                 if self._spare is not None:
                     self._spare.drop()  # a zygote that does not run may not have forked it
                     self._spare = None
-                await asyncio.get_running_loop().run_in_executor(None, self.close)
+                if self._process is not None:
+                    self._process.kill()  # dead, or it does not answer
+                self.close()
                 await self.start()
 
-    def _send(self, birth: socket.socket) -> None:
+    def _send(self, birth: socket.socket, word: bytes = b"fork") -> None:
         if self._control is None:
             raise OSError("no zygote")
-        socket.send_fds(self._control, [b"fork"], [birth.fileno()])
+        socket.send_fds(self._control, [word], [birth.fileno()])
+
+    def keep(self, shim: ShimClient) -> None:
+        """Become the keeper of a shim that has none. Does nothing if the shim is too old, or the zygote is dead."""
+        if not shim.alive or KEEP not in shim.abilities:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs, contextlib.suppress(OSError):
+            self._send(ours, b"keep")
+            shim.tell(Keep(), (theirs.fileno(),))
 
     @property
     def pid(self) -> int:
         return self._process.pid if self._process else 0
 
     def close(self) -> None:
-        """Let the zygote exit. Shims of pods live on."""
+        """Leave the zygote, which exits when it has no pods' shims any more. They live on. Called on the event loop."""
+        self._unwatch()
         if self._spare is not None:
             self._spare.end()
             self._spare = None
-        if self._control is not None:
-            self._control.close()
-            self._control = None
-        if self._process is not None:
+        process, self._process = self._process, None
+        control, self._control = self._control, None
+        if process is None or control is None:
+            return
+        with control:
+            control.settimeout(_ZYGOTE_EXIT_SECONDS)
             try:
-                self._process.wait(_ZYGOTE_EXIT_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()  # somebody stopped it: it has no work of its own to finish
-                self._process.wait()
-            self._process = None
+                control.shutdown(socket.SHUT_WR)
+                if control.recv(16):  # it stays, as the keeper of its shims
+                    threading.Thread(target=process.wait, name="zygote", daemon=True).start()
+                    return
+            except OSError as error:
+                if isinstance(error, TimeoutError):
+                    process.kill()  # somebody has stopped it
+        process.wait()
 
 
 def _spawn(control: socket.socket, room: str, *, own_cgroup: bool) -> subprocess.Popen[bytes]:
@@ -286,7 +327,7 @@ class ShimClient:
         self._loop.add_reader(sock.fileno(), self._readable)
 
     @classmethod
-    async def connect(
+    def connect(
         cls,
         directory: Path,
         on_event: Callable[[Event], None],
@@ -436,7 +477,7 @@ class ShimClient:
         try:
             self._outbox.flush()
         except OSError:
-            self._lose()
+            self.lose()
             return
         if self._outbox:
             self._loop.add_writer(self._sock.fileno(), self._writable)
@@ -455,7 +496,7 @@ class ShimClient:
         except (OSError, ProtocolError):
             alive = False
         if not alive:
-            self._lose()
+            self.lose()
 
     def _take(self, message: Message, fds: list[int]) -> None:
         """Take an event or an answer. Raises ProtocolError if it is neither."""
@@ -489,7 +530,8 @@ class ShimClient:
         self._took(number, answer if isinstance(answer, ShimState) else None)
         future.set_result(answer)
 
-    def _lose(self) -> None:
+    def lose(self) -> None:
+        """Take the connection for lost: the shim is dead."""
         if self.alive:
             self.close()
             self._on_lost()

@@ -23,7 +23,7 @@ from pods.recorder.entry import Life
 from pods.state.transitions import is_over
 from runtime.client import ShimGone, ShimSilent
 from runtime.errors import RuntimeCoreError
-from runtime.wire.calls import GetState, ShimState
+from runtime.wire.calls import KEEP, GetState, ShimState
 from runtime.wire.states import RUNNING, STARTING
 
 if TYPE_CHECKING:
@@ -275,8 +275,11 @@ class Check:
             if state is None or not state.infra_alive:
                 text = "is ready, but its shim is gone" if state is None else "is ready, but its infra process is gone"
                 yield _Found("pod", sandbox_id, text, self._loser(sandbox_id))
-            else:
-                yield from self._containers(sandbox_id, state, known)
+                continue
+            if not state.kept and KEEP in state.abilities:
+                text = "has no keeper: if it died, its pod would end"
+                yield _Found("shim", sandbox_id, text, self._keep_giver(sandbox_id))
+            yield from self._containers(sandbox_id, state, known)
 
     def _containers(self, sandbox_id: str, state: ShimState, known: set[str]) -> Iterator[_Found]:
         learn = self._learner(sandbox_id, state)
@@ -293,6 +296,12 @@ class Check:
     def _learner(self, sandbox_id: str, state: ShimState) -> Mend:
         return lambda: self._parts.recovery.heard_again(sandbox_id, state)
 
+    def _keep_giver(self, sandbox_id: str) -> Mend:
+        async def mend() -> None:
+            self._parts.shims.keep(sandbox_id)
+
+        return mend
+
     def _loser(self, sandbox_id: str) -> Mend:
         return lambda: self._parts.recovery.sandbox_lost(sandbox_id)
 
@@ -301,7 +310,11 @@ class Check:
 
     def _orphans(self, seen: There, known: set[str]) -> Iterator[_Found]:
         """Yield infra processes and placeholders without a shim. Those of no pod of this daemon's are only told."""
+        # A successor's, whose keeper is dead too, is a child of PID 1.
+        recorded = {record.sandbox.infra_pid for record in self._state.sandboxes.values()}
         for one in seen.orphans:
+            if one.pid in recorded:
+                continue
             ours = one.sandbox_id in known or self._was_ours(one.sandbox_id)
             text = f"{one.what} of {f'pod sandbox {one.sandbox_id}' if one.sandbox_id else 'no pod'} without its shim"
             mend = _ender(one.pid, partial(_is_still, one)) if ours else None

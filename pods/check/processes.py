@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pods.settings import NodeSettings
 
 _SHIM: Final = "crisp-shim\n"
+_KEEPER: Final = "crisp-zygote\n"
 _PROGRAM: Final = "/memfd:crisp-infra (deleted)"
 _ORPHANS: Final = {"crisp-infra": "infra process", "crisp-scope": "placeholder of a scope"}
 # A container's process cannot get there: cgroupfs has a cgroup for all shims, systemd a scope.
@@ -65,8 +66,7 @@ def orphan(pid: int) -> Orphan | None:
     with contextlib.suppress(OSError):
         if os.readlink(f"/proc/{pid}/exe") != _PROGRAM:
             return None
-        title = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode("ascii", "replace")
-        name, _, sandbox_id = title.partition(" ")
+        name, _, sandbox_id = _title(pid).partition(" ")
         cgroups = Path(f"/proc/{pid}/cgroup").read_text()
         placed = _SHIMS_CGROUP.search(cgroups) or (name == "crisp-scope" and _SCOPE.search(cgroups))
         if name in _ORPHANS and placed and not _has_shim(pid):
@@ -75,10 +75,18 @@ def orphan(pid: int) -> Orphan | None:
 
 
 def _has_shim(pid: int) -> bool:
+    """Whether its parent is a shim, or the keeper of one."""
     parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{parent}/comm").read_text() == _SHIM
+        return Path(f"/proc/{parent}/comm").read_text() in (_SHIM, _KEEPER)
     return False
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode("ascii", "replace")
+    except OSError:
+        return ""
 
 
 def end(pid: int, still: Callable[[], bool]) -> None:

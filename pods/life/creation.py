@@ -44,6 +44,7 @@ from pods.state.store import ContainerRecord
 from pods.state.transitions import can_start
 from pods.undo import Undo
 from runtime import validation
+from runtime.client import ShimGone
 from runtime.errors import (
     OPEN_IN_IMAGE,
     ImageMountFailed,
@@ -54,7 +55,7 @@ from runtime.errors import (
 )
 from runtime.process.users import UserNotFound
 from runtime.spec.parse import parse
-from runtime.wire.calls import Create, Identity, Prepare
+from runtime.wire.calls import Create, Created, Identity, Prepare
 
 if TYPE_CHECKING:
     from image.store import ImageStore
@@ -311,17 +312,26 @@ class Creation:
     async def _make_rootfs(self, plan: Plan, found: HostObjects) -> tuple[Identity, int]:
         """Have the shim mount the rootfs and find the user in it. Returns the user, and the placeholder's pid or 0."""
         call = self._create_call(plan, found)
-        shims = self._means.shims
-        shim = shims.of(self._sandbox.id)
         self._undo.register("remove the container's cgroup", self._remove_cgroup)
-        self._undo.register("have the shim delete the container", delete_in_shim, shims, plan.container)
-        created = await shim.call(call)
+        self._undo.register("have the shim delete the container", delete_in_shim, self._means.shims, plan.container)
+        created = await self._create_in_shim(call, plan.container)
         self._trace.step("rootfs mounted, user found")
         identity = created.identity
         check_found(call.user, identity.uid, identity.gid)
         if self._users is not None:
             user_namespaces.check_user(identity, self._users)
         return identity, created.holder
+
+    async def _create_in_shim(self, call: Create, container: Container) -> Created:
+        shims = self._means.shims
+        shim = shims.of(self._sandbox.id)
+        try:
+            return await shim.call(call)
+        except ShimGone:
+            if not shims.has_successor(self._sandbox.id, shim):
+                raise
+        await delete_in_shim(shims, container)  # the successor may have it
+        return await shims.of(self._sandbox.id).call(call)
 
     async def _remove_cgroup(self) -> None:
         """Remove what a shim has left that died meanwhile."""

@@ -14,8 +14,8 @@ from pods.errors import PodError
 from pods.life import end_clues, last_words
 from pods.model import Container
 from pods.state.plugins import PluginEvent
-from pods.state.transitions import UNSEEN, Exited, StartFailed, is_over
-from runtime.wire.calls import ExitStatus, exit_file
+from pods.state.transitions import Exited, StartFailed, is_over
+from runtime.wire.calls import UNSEEN, ExitStatus, exit_file
 
 if TYPE_CHECKING:
     from pods.cgroups.driver import Cgroups

@@ -144,7 +144,7 @@ class _Restored:
             with explained(prepared.container.config):
                 records.append(await creation.finish(prepared))
         # No loss of a pod that is not visible yet is recorded.
-        if not (await self._shims.of(self._sandbox.id).call(GetState())).infra_alive:
+        if not (await self._shims.ask(self._sandbox.id, GetState())).infra_alive:
             raise FailedPrecondition(f"restore pod: the infra process of pod sandbox {self._sandbox.id} has ended")
         self._require_time()
         return records

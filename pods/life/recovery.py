@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from image.store import ImageStore
     from network.network import Network
     from pods.inflight import Background
+    from pods.life.creation import Creations
     from pods.life.exit import Exits
     from pods.life.removal import Removals
     from pods.life.sandboxes import Sandboxes
@@ -48,7 +49,9 @@ class Recovery:
         stops: Stops,
         removals: Removals,
         background: Background,
+        creations: Creations,
     ) -> None:
+        self._creations = creations
         self._state = state
         self._shims = shims
         self._network = network
@@ -97,19 +100,21 @@ class Recovery:
     async def heard_again(self, sandbox_id: str, now: calls.ShimState) -> None:
         """Learn what happened while a shim did not answer, and undo what was asked of it then."""
         record = self._state.sandboxes.get(sandbox_id)
-        if record is None:
+        if record is None:  # it is being made
+            if not now.infra_alive:
+                await self._sandboxes.lost(sandbox_id)
             return
         shim = self._shims.of(sandbox_id)
         await self._catch_up(record, shim, now)
         for container_id in now.containers:
-            if container_id not in self._state.containers:
+            if container_id not in {*self._state.containers, *self._creations.in_the_making()}:
                 # Asked for before the silence, and given up; the shim made it afterwards.
                 with _survived("delete a container that was given up", container_id):
                     await shim.call(calls.Delete(container_id))
 
     async def _adopt(self, record: SandboxRecord) -> None:
         sandbox_id = record.sandbox.id
-        shim = await self._find(sandbox_id)
+        shim = self._find(sandbox_id)
         if not record.finished:
             with _survived("undo unfinished pod sandbox", sandbox_id):
                 await self._sandboxes.discard(record)
@@ -128,32 +133,36 @@ class Recovery:
                 return
         await self._without_shim(sandbox_id)
 
-    async def _find(self, sandbox_id: str) -> ShimClient | None:
+    def _find(self, sandbox_id: str) -> ShimClient | None:
         try:
-            return await self._shims.find(sandbox_id)
+            return self._shims.find(sandbox_id)
         except ShimGone:
             return None
 
     async def _without_shim(self, sandbox_id: str) -> None:
         """Record that nothing of the pod runs: its shim died, or the machine was rebooted."""
+        self._shims.end_infra(sandbox_id)
         await self._sandboxes.lost(sandbox_id)
         await self._exits.lost(sandbox_id)
 
     async def _catch_up(self, record: SandboxRecord, shim: ShimClient, now: calls.ShimState) -> None:
         """Record what happened while no daemon listened, or the shim did not speak. Raises ShimGone, ShimSilent."""
+        if not now.kept:
+            self._shims.keep(record.sandbox.id)
         if not now.infra_alive and record.sandbox.state is SandboxState.READY:
             await self._sandboxes.lost(record.sandbox.id)
         for container in list(self._state.containers_of(record.sandbox.id)):
             known = now.containers.get(container.id)
             if known is None:
-                continue
-            if known.state == STARTING:
+                if self._state.containers[container.id].finished and not is_over(container):
+                    await self._exits.end_unwatched(record.sandbox, container)
+            elif known.state == STARTING:
                 following = self._follow_start(container.id, shim)
                 self._background.detach(following, f"follow the start of container {container.id}")
-            elif known.state == RUNNING and is_over(container):
-                await shim.call(calls.Kill(container.id))  # its start was answered as failed
             else:
                 await self._learn(container.id, known)
+                if known.state == RUNNING and self._is_over(container.id):
+                    await shim.call(calls.Kill(container.id))  # its start was answered as failed
 
     async def _follow_start(self, container_id: str, shim: ShimClient) -> None:
         """Wait for a start that an earlier daemon asked for."""
@@ -161,9 +170,12 @@ class Recovery:
             known = await shim.call(calls.WaitStart(container_id))
             await self._learn_start(container_id, known)
         await self._learn(container_id, known)
-        record = self._state.containers.get(container_id)
-        if known.state == RUNNING and record is not None and is_over(record.container):
+        if known.state == RUNNING and self._is_over(container_id):
             await shim.call(calls.Kill(container_id))  # as in `_catch_up`
+
+    def _is_over(self, container_id: str) -> bool:
+        record = self._state.containers.get(container_id)
+        return record is not None and is_over(record.container)
 
     async def _learn_start(self, container_id: str, known: calls.ContainerStatus) -> None:
         """Record the start, if that has not been done. The caller holds the container's lock."""
@@ -183,7 +195,7 @@ class Recovery:
 
     async def remove_unknown(self, sandbox_id: str) -> None:
         """Remove what is left of a pod without a record. Raises NetworkError, RuntimeCoreError, PodError, OSError."""
-        await self._find(sandbox_id)
+        self._find(sandbox_id)
         for attachment in self._network.attachments():
             if attachment.sandbox_id == sandbox_id:
                 # While there is a namespace: without it plugins leave what they cannot find any more.

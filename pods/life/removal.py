@@ -114,7 +114,7 @@ class Removals:
 async def delete_in_shim(shims: Shims, container: Container) -> None:
     """Have the shim, if it lives, release the container. Raises RuntimeCoreError."""
     with contextlib.suppress(ShimGone):
-        await shims.of(container.sandbox_id).call(Delete(container.id))
+        await shims.ask(container.sandbox_id, Delete(container.id))
 
 
 async def remove_files(state: State, container: Container) -> None:

@@ -106,7 +106,7 @@ class ResourceUpdates:
         limits = linux_resources(after, self._host, _FIELD)
         written = await self._cgroups.of(sandbox).update(sandbox, container.id, limits)
         if written and plan and can_update(container):
-            await self._shims.of(container.sandbox_id).call(Update(container.id, plan, again=True))
+            await self._shims.ask(container.sandbox_id, Update(container.id, plan, again=True))
 
     async def _keep(self, container: Container, after: Resources, undo: Undo) -> None:
         """Make the limits durable: in config.json, which a start reads, and in the record."""

@@ -11,19 +11,21 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from linux.mounts import unmount_if_mounted, unpin_namespace
 from pods import pod_files
 from pods.cgroups.driver import Cgroups
-from pods.errors import Unavailable
+from pods.errors import PodError, Unavailable
 from pods.settings import NodeSettings
-from runtime.cgroups import SHIM_CGROUP
-from runtime.client import ShimClient, ShimGone, ShimSilent, Zygote
-from runtime.errors import failing
-from runtime.wire.calls import Event, Exited, GetState, InfraExited, Made, MakePod, ShimState, Shutdown, Sync
+from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
+from runtime.client import AnswerOf, Call, ShimClient, ShimGone, ShimSilent, Zygote
+from runtime.errors import RuntimeCoreError, failing
+from runtime.wire.calls import Event, Exited, GetState, InfraExited, Keep, Made, MakePod, ShimState, Shutdown, Sync
 
 _log = logging.getLogger("crisp.pods")
 
@@ -32,6 +34,8 @@ LossHandler = Callable[[str], None]  # sandbox id
 ReturnHandler = Callable[[str, ShimState], None]  # sandbox id
 
 _ROLL_CALL_SECONDS: Final = 60.0
+_MOST_SUCCESSORS: Final = 6  # a keeper starts no more in a short time
+_LEAVE_SECONDS: Final = 0.5
 # After a pod's shim the next one is forked: not before the pod's containers run, for which the processor is needed.
 _FORK_AHEAD_SECONDS: Final = 0.1
 _END_SECONDS: Final = 10.0  # for a killed shim to go: the kernel may hold it in a system call
@@ -53,13 +57,14 @@ class Shims:
     ) -> None:
         self._settings = settings
         self._cgroups = cgroups
-        self._zygote = Zygote(cgroups.driver.place_shims)
+        self._zygote = Zygote(cgroups.driver.place_shims, self._zygote_lost)
         self._clients: dict[str, ShimClient] = {}
         self.idmap_refusal = "not asked yet"  # why pods cannot have user namespaces; "" if they can
         self._on_exit = on_exit
         self._on_loss = on_loss
         self._on_return = on_return
         self._roll_call: asyncio.TimerHandle | None = None
+        self._replacing: asyncio.Task[None] | None = None  # of the zygote
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -103,17 +108,23 @@ class Shims:
     async def _make_pod(self, call: MakePod) -> Made:
         generation = self._zygote.generation
         try:
-            return await (await self._fork(call.sandbox)).call(call)
+            return await self._ask_new_shim(call)
         except (ShimGone, ShimSilent):
             # A dying zygote loses the requests that it has accepted, and may accept some more. A stopped one forks
             # nothing.
             self._drop(call.sandbox)
             await self._zygote.replace(generation)
         try:
-            return await (await self._fork(call.sandbox)).call(call)
+            return await self._ask_new_shim(call)
         except ShimSilent:
             self._drop(call.sandbox)  # a shim without a pod ends with its connection
             raise
+
+    async def _ask_new_shim(self, call: MakePod) -> Made:
+        client = await self._fork(call.sandbox)
+        made = await client.call(call)
+        client.tell(Keep())
+        return made
 
     def _drop(self, sandbox_id: str) -> None:
         if (client := self._clients.pop(sandbox_id, None)) is not None:
@@ -124,9 +135,9 @@ class Shims:
         self._clients[sandbox_id] = client
         return client
 
-    async def find(self, sandbox_id: str) -> ShimClient:
-        """Connect to the living shim of an earlier daemon's sandbox. Raises ShimGone."""
-        client = await ShimClient.connect(self._settings.sandbox_dir(sandbox_id), *self._handlers(sandbox_id))
+    def find(self, sandbox_id: str) -> ShimClient:
+        """Connect to the sandbox's living shim: that of an earlier daemon, or a successor. Raises ShimGone."""
+        client = ShimClient.connect(self._settings.sandbox_dir(sandbox_id), *self._handlers(sandbox_id))
         self._clients[sandbox_id] = client
         return client
 
@@ -137,38 +148,85 @@ class Shims:
             raise ShimGone(f"the shim of pod sandbox {sandbox_id} is gone")
         return client
 
+    async def ask(self, sandbox_id: str, call: Call[AnswerOf]) -> AnswerOf:
+        """Make a call that may be made twice: if the shim dies meanwhile, of its successor. Raises as `call` does."""
+        while True:
+            client = self.of(sandbox_id)
+            try:
+                return await client.call(call)
+            except ShimGone:
+                if self._clients.get(sandbox_id) in (None, client):
+                    raise
+
+    def has_successor(self, sandbox_id: str, shim: ShimClient) -> bool:
+        """Whether another shim has taken over from this one."""
+        client = self._clients.get(sandbox_id)
+        return client is not None and client is not shim and client.alive
+
+    # -- keepers ------------------------------------------------------------------------------------------------------
+
+    def keep(self, sandbox_id: str) -> None:
+        """Have the zygote keep what a successor of the shim needs. The shim's own keeper is dead."""
+        self._zygote.keep(self.of(sandbox_id))
+
+    def _zygote_lost(self) -> None:
+        _log.error("the zygote died; starting another one, as the shims' keeper")
+        self._replacing = asyncio.get_running_loop().create_task(self._replace_keeper(self._zygote.generation))
+
+    async def _replace_keeper(self, generation: int) -> None:
+        try:
+            await self._zygote.replace(generation)
+        except (RuntimeCoreError, PodError, OSError) as error:
+            _log.error("could not start a zygote; the next pod tries again", extra={"error": error})
+            return
+        for sandbox_id, client in list(self._clients.items()):
+            with contextlib.suppress(ShimGone, ShimSilent):
+                if not (await client.call(GetState())).kept and self._clients.get(sandbox_id) is client:
+                    self._zygote.keep(client)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
     async def end(self, sandbox_id: str) -> None:
         """Shut the shim down, or kill it if it does not answer; unmount what it left on the host.
 
         Raises RuntimeCoreError, Unavailable.
         """
-        client = self._clients.get(sandbox_id)
-        if client is not None and client.alive:
-            try:
-                await client.call(Shutdown())
-            except ShimGone:
-                _log.warning("shim died while it shut down", extra={"sandbox": sandbox_id})
-            except ShimSilent:
-                await self.kill(sandbox_id)
+        if not await self._shut_down(sandbox_id):
+            _end_infra(sandbox_id)
+        if (client := self._clients.pop(sandbox_id, None)) is not None:
             client.close()
-        self._clients.pop(sandbox_id, None)
         directory = self._settings.sandbox_dir(sandbox_id)
         unmount_if_mounted(str(directory / "shm"))
         pod_files.unmount(directory)
 
+    async def _shut_down(self, sandbox_id: str) -> bool:
+        """Return whether a shim has undone everything."""
+        for _successor in range(_MOST_SUCCESSORS):
+            try:
+                await (self._clients.get(sandbox_id) or self.find(sandbox_id)).call(Shutdown())
+                return True
+            except ShimGone:
+                client = self._clients.get(sandbox_id)
+                if client is None or not client.alive:
+                    return False
+                _log.warning("shim died while it shut down", extra={"sandbox": sandbox_id})
+            except ShimSilent:
+                await self.kill(sandbox_id)
+        return False
+
     async def kill(self, sandbox_id: str) -> None:
-        """Kill a shim that does not answer; its pod is over. Raises Unavailable if the kernel does not let it go."""
+        """Kill a shim that does not answer; a successor, if there is one, is connected then.
+
+        Raises Unavailable if the kernel does not let it go.
+        """
         client = self._clients.get(sandbox_id)
         if client is None or not client.alive or not client.pid:
             return
-        try:
-            pidfd = os.pidfd_open(client.pid)
-        except ProcessLookupError:
+        if (pidfd := _open_process(client.pid, sandbox_id)) < 0:
+            self._drop(sandbox_id)  # its keeper does not answer either
             return
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, pidfd)
-            if sandbox_id.encode() not in Path(f"/proc/{client.pid}/cmdline").read_bytes():
-                return  # it is dead, and another process has its number
             _log.error("killing a shim that does not answer", extra={"sandbox": sandbox_id, "pid": client.pid})
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             ended = asyncio.Event()
@@ -182,6 +240,11 @@ class Shims:
                     f"end pod sandbox {sandbox_id}: the kernel holds its shim (pid {client.pid}) in a system call, as "
                     "for a file system whose server does not answer: end that server, or unmount it with `umount -f`"
                 ) from None
+        client.lose()
+
+    def end_infra(self, sandbox_id: str) -> None:
+        """End the infra process of a pod that has no shim any more."""
+        _end_infra(sandbox_id)
 
     def lose(self, sandbox_id: str) -> None:
         """Handle a loss again that came before the sandbox was known."""
@@ -196,10 +259,13 @@ class Shims:
         """Disconnect; the shims run on."""
         if self._roll_call is not None:
             self._roll_call.cancel()
+        if self._replacing is not None:
+            self._replacing.cancel()
         for client in self._clients.values():
             client.close()
         self._clients.clear()
         self._zygote.close()
+        _let_keepers_leave()
         self._cgroups.remove_unused(SHIM_CGROUP)  # stays while any shim, of this or another daemon, is in it
 
     def _handlers(
@@ -212,8 +278,19 @@ class Shims:
                 self._on_loss(sandbox_id)
 
         def on_lost() -> None:
-            if self._clients.pop(sandbox_id, None) is not None:
+            if self._clients.pop(sandbox_id, None) is None:
+                return
+            try:
+                successor = self.find(sandbox_id)
+            except ShimGone:
                 self._on_loss(sandbox_id)
+                return
+            _log.warning("shim died; a successor takes over", extra={"sandbox": sandbox_id})
+            successor.begin(GetState()).add_done_callback(partial(succeeded, successor))
+
+        def succeeded(successor: ShimClient, answer: asyncio.Future[ShimState]) -> None:
+            if not answer.cancelled() and answer.exception() is None and self._clients.get(sandbox_id) is successor:
+                self._on_return(sandbox_id, answer.result())
 
         def on_voice(state: ShimState | None) -> None:
             if state is None:
@@ -223,3 +300,48 @@ class Shims:
                 self._on_return(sandbox_id, state)
 
         return on_event, on_lost, on_voice
+
+
+def _let_keepers_leave() -> None:
+    """Wait a moment for the zygotes of earlier daemons that have just lost their last shim."""
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    while time.monotonic() < deadline and any(map(_has_no_shims, _shims_processes())):
+        time.sleep(0.005)
+
+
+def _shims_processes() -> list[int]:
+    cgroup = Cgroup.at(Hierarchies.detect(), SHIM_CGROUP)
+    return cgroup.pids() if cgroup.exists() else []
+
+
+def _has_no_shims(pid: int) -> bool:
+    """Whether the process is a zygote without children: one that is about to end."""
+    try:
+        named = Path(f"/proc/{pid}/comm").read_text() == "crisp-zygote\n"
+        return named and not Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return False
+
+
+def _open_process(pid: int, sandbox_id: str) -> int:
+    """Return a pidfd of a sandbox's process, which has the sandbox in its title; -1 if it is dead."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    with contextlib.suppress(OSError):
+        if sandbox_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pidfd
+    os.close(pidfd)
+    return -1
+
+
+def _end_infra(sandbox_id: str) -> None:
+    title = f"crisp-infra {sandbox_id}\0".encode()
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if not name.isdecimal() or Path(f"/proc/{name}/cmdline").read_bytes() != title:
+                continue
+            if (pidfd := _open_process(int(name), sandbox_id)) >= 0:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)

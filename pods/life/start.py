@@ -19,9 +19,11 @@ from pods.life.hidden import hidden
 from pods.model import Container
 from pods.state.plugins import PluginEvent
 from pods.state.transitions import Started, StartFailed, require_startable
+from runtime.client import ShimGone
 from runtime.criu import worker as criu
 from runtime.errors import ExecFailed, RuntimeCoreError
 from runtime.wire import calls
+from runtime.wire.states import CREATED
 
 if TYPE_CHECKING:
     from image.store import ImageStore
@@ -96,10 +98,25 @@ class Starts:
             work.mkdir(mode=0o700, exist_ok=True)
             call = dataclasses.replace(call, restore=self._checkpoint(container), work=str(work), criu=criu.find())
         self._state.log_counts.begun(container.id)
-        answer = await self._shims.of(container.sandbox_id).start(call, program)
+        shim = self._shims.of(container.sandbox_id)
+        try:
+            answer = await shim.start(call, program)
+        except ShimGone:
+            if not self._shims.has_successor(container.sandbox_id, shim):
+                raise
+            answer = await self._start_in_successor(call, container, program)
         trace.add(answer.steps)
         trace.step("shim answered")
         return answer
+
+    async def _start_in_successor(self, call: calls.Start, container: Container, program: bytes) -> calls.Started:
+        """Learn how far a start came whose shim died, and begin it again if it came nowhere."""
+        known = await self._shims.ask(container.sandbox_id, calls.WaitStart(container.id))
+        if known.state == CREATED:
+            return await self._shims.of(container.sandbox_id).start(call, program)
+        if not known.started_at:
+            raise ShimGone("the pod's shim died while it started the container")
+        return calls.Started(known.pid, known.started_at)
 
     async def _hidden(self, container: Container, error: Exception) -> str:
         """Return what to add to the error if a volume hides the program."""
@@ -136,7 +153,7 @@ class Starts:
             await self._state.record(container.id, Started(pid=answer.pid, at=answer.started_at))
         except PodError:
             # The caller takes the start for failed, so the container must not run. Its exit is recorded as usual.
-            await self._shims.of(container.sandbox_id).call(calls.Kill(container.id))
+            await self._shims.ask(container.sandbox_id, calls.Kill(container.id))
             raise
 
     async def _record_failure(self, container: Container, message: str) -> None:

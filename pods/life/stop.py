@@ -47,6 +47,7 @@ class Stops:
         if record is None or not can_stop(record.container):
             return
         container = record.container
+        shim: ShimClient | None = None
         try:
             shim = self._shims.of(container.sandbox_id)
             exited = self._state.exited(container_id)
@@ -63,6 +64,9 @@ class Stops:
                 await shim.call(Kill(container_id))
             await _ended(shim, exited)
         except ShimGone:
+            if shim is not None and self._shims.has_successor(container.sandbox_id, shim):
+                await self.stop_now(container_id, timeout)
+                return
             # Do not wait for the handling of the lost shim: the caller relies on the container having ended.
             sandbox = self._state.sandboxes.get(container.sandbox_id)
             await self._exits.end_unwatched(sandbox.sandbox if sandbox is not None else None, container)
@@ -85,7 +89,7 @@ class Stops:
         if record is not None and can_start(record.container):
             # A start may hang while it holds the lock: kill before taking the lock.
             with contextlib.suppress(RuntimeCoreError):
-                await self._shims.of(record.container.sandbox_id).call(Kill(container_id))
+                await self._shims.ask(record.container.sandbox_id, Kill(container_id))
         async with self._state.lock(container_id):
             record = self._state.containers.get(container_id)
         if record is not None and can_start(record.container):

@@ -22,15 +22,12 @@ Only `after` changes `Container.state`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import msgspec
 
 from pods.errors import FailedPrecondition
 from pods.model import Container, ContainerState
 from runtime.wire.calls import START_FAILED
-
-UNSEEN: Final = 255  # exit code of a container whose end nobody saw
 
 
 @dataclass(frozen=True, slots=True)

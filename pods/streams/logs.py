@@ -18,7 +18,7 @@ async def reopen_log(state: State, shims: Shims, container_id: str) -> None:
     """Continue in a new file at the log path. Raises FailedPrecondition if the container does not run, PodError."""
     container = state.running_container(container_id)
     try:
-        await shims.of(container.sandbox_id).call(ReopenLog(container.id))
+        await shims.ask(container.sandbox_id, ReopenLog(container.id))
     except (ShimGone, NotRunning) as error:  # its exit is not recorded yet
         raise FailedPrecondition(f"container {container.id} is gone: {error}") from error
     except RuntimeCoreError as error:

@@ -34,10 +34,16 @@ def complain(text: str) -> None:
 class LineFormatter:
     """Splits the byte stream of `stream` ("stdout" or "stderr") into log records."""
 
-    def __init__(self, stream: str) -> None:
+    def __init__(self, stream: str, beginning: bytes = b"") -> None:
+        """`beginning` is that of a line whose end has not come yet."""
         self._full = f" {stream} F ".encode()
         self._partial = f" {stream} P ".encode()
-        self._pending = b""
+        self._pending = beginning
+
+    @property
+    def beginning(self) -> bytes:
+        """The beginning of a line whose end has not come yet: at most MAX_LINE bytes."""
+        return self._pending
 
     def feed(self, data: bytes, timestamp: bytes) -> bytes:
         """Return the records of the complete lines so far, and keep the beginning of the next line."""
@@ -155,16 +161,27 @@ class LogFile:
     0 for any.
     """
 
-    def __init__(self, path: str, trusted: str = "", limit: int = 0, rate: int = 0) -> None:
+    def __init__(self, path: str, trusted: str = "", limit: int = 0, rate: int = 0, fd: int = -1) -> None:
+        """`fd` is the file, if it is open already."""
+        self.renewed: Callable[[], None] = lambda: None  # called when another file was begun
+        self.writing: Callable[[int, int], None] = lambda _fd, _bytes: None  # called before bytes are appended
         self._path = path
         self._trusted = trusted
         self._limit = limit
         self._rate = Rate(rate) if rate else None
         self.written, self.dropped, self.lost = Counts(), Counts(), Counts()
         self._size = 0
-        self._fd = -1
+        self._fd = fd
         self._torn = False
-        self.reopen()
+        if fd < 0:
+            self.reopen()
+        elif limit:
+            self._size = os.fstat(fd).st_size
+
+    @property
+    def fd(self) -> int:
+        """The open file; -1 for none."""
+        return self._fd
 
     def reopen(self) -> None:
         """Open the path again (kubelet renamed the old file) and close the old descriptor. Raises OSError."""
@@ -176,6 +193,7 @@ class LogFile:
         self._fd = fresh
         self._torn = False
         self._size = os.fstat(fresh).st_size if self._limit else 0
+        self.renewed()
 
     def _rotate(self) -> None:
         try:
@@ -208,6 +226,7 @@ class LogFile:
         self._size += len(records)
         if self._torn:
             records = b"\n" + records
+        self.writing(self._fd, len(records))
         written = os.write(self._fd, records)
         self._torn = False
         while written < len(records):

@@ -5,11 +5,14 @@ tmpfs and its uid is 65535. It has no capabilities and no descriptors, is not du
 calls of its loop. The program is some hundred bytes of machine code in an ELF file in a memfd, so it needs no image and
 no file on disk.
 
-The loop, with SIGCHLD, SIGTERM and SIGINT blocked since before execve:
+It dies with its parent until SIGUSR1 tells it that others know of it.
+
+The loop, with the four signals blocked since before execve:
 
     prctl(PR_SET_DUMPABLE, 0)
-    loop: signal = rt_sigtimedwait({SIGINT, SIGTERM, SIGCHLD})
+    loop: signal = rt_sigtimedwait({SIGINT, SIGUSR1, SIGTERM, SIGCHLD})
           SIGTERM, SIGINT: exit_group(0)
+          SIGUSR1: prctl(PR_SET_PDEATHSIG, 0)
           SIGCHLD: while wait4(-1, WNOHANG) > 0
 """
 
@@ -36,37 +39,41 @@ if TYPE_CHECKING:
     from typing import Final, NoReturn
 
 INFRA_ID: Final = 65535
+OUTLIVE: Final = signal.SIGUSR1  # tells the process not to die with its parent any more
 # prctl, rt_sigtimedwait, wait4, exit_group, execveat
 _ALLOWED_CALLS = {"x86_64": (157, 128, 61, 231, 322), "aarch64": (167, 137, 260, 94, 281)}
 _CODE: Final[dict[str, bytes]] = {
     "x86_64": bytes.fromhex(
         "bf04000000 31f6 b89d000000 0f05"  # mov edi,4; xor esi,esi; mov eax,157; syscall
-        "488d3d4b000000 31f6 31d2 41ba08000000 b880000000 0f05"  # loop: lea rdi,[set]; rsi=rdx=0; r10d=8; eax=128
-        "83f80f 7426 83f802 7421 83f811 75d9"  # 15: quit; 2: quit; not 17: loop
+        "488d3d5b000000 31f6 31d2 41ba08000000 b880000000 0f05"  # loop: lea rdi,[set]; rsi=rdx=0; r10d=8; eax=128
+        "83f80f 742b 83f802 7426 83f80a 742a 83f811 75d4"  # 15: quit; 2: quit; 10: outlive; not 17: loop
         "bfffffffff 31f6 ba01000000 4531d2 b83d000000 0f05"  # reap: edi=-1; esi=0; edx=WNOHANG; r10d=0; eax=61
-        "85c0 7fe6 ebbd"  # > 0: reap; loop
-        "31ff b8e7000000 0f05 660f1f440000"  # quit: edi=0; eax=231; padding
-        "0240010000000000"  # set: 1<<1 | 1<<14 | 1<<16
+        "85c0 7fe6 ebb8"  # > 0: reap; loop
+        "31ff b8e7000000 0f05"  # quit: edi=0; eax=231
+        "bf01000000 31f6 b89d000000 0f05 eb9f 90"  # outlive: edi=1; esi=0; eax=157; loop; padding
+        "0242010000000000"  # set: 1<<1 | 1<<9 | 1<<14 | 1<<16
     ),
     "aarch64": bytes.fromhex(
         "800080d2 010080d2 e81480d2 010000d4"  # x0=4; x1=0; x8=167; svc
-        "00030010 010080d2 020080d2 030180d2 281180d2 010000d4"  # loop: adr x0,set; x1=x2=0; x3=8; x8=137; svc
-        "1f3c00f1 c0010054 1f0800f1 80010054 1f4400f1 a1feff54"  # 15: quit; 2: quit; not 17: loop
+        "00040010 010080d2 020080d2 030180d2 281180d2 010000d4"  # loop: adr x0,set; x1=x2=0; x3=8; x8=137; svc
+        "1f3c00f1 00020054 1f0800f1 c0010054"  # 15: quit; 2: quit
+        "1f2800f1 e0010054 1f4400f1 61feff54"  # 10: outlive; not 17: loop
         "00008092 010080d2 220080d2 030080d2 882080d2 010000d4"  # reap: x0=-1; x1=0; x2=1; x3=0; x8=260; svc
-        "1f0000f1 2cffff54 ecffff17"  # > 0: reap; loop
+        "1f0000f1 2cffff54 eaffff17"  # > 0: reap; loop
         "000080d2 c80b80d2 010000d4"  # quit: x0=0; x8=94; svc
-        "0240010000000000"  # set
+        "200080d2 010080d2 e81480d2 010000d4 e2ffff17 1f2003d5"  # outlive: x0=1; x1=0; x8=167; svc; loop; padding
+        "0242010000000000"  # set
     ),
 }
 
 # What precedes the loop where the signals are not blocked before execve: rt_sigprocmask(SIG_BLOCK, set).
 _BLOCK: Final[dict[str, bytes]] = {
     "x86_64": bytes.fromhex(
-        "eb08 0240010000000000"  # jump over the set
+        "eb08 0242010000000000"  # jump over the set
         "bf00000000 488d35ecffffff 31d2 41ba08000000 b80e000000 0f05"  # edi=0; lea rsi,[set]; edx=0; r10d=8; eax=14
     ),
     "aarch64": bytes.fromhex(
-        "03000014 0240010000000000"  # jump over the set
+        "03000014 0242010000000000"  # jump over the set
         "000080d2 a1ffff10 020080d2 030180d2 e81080d2 010000d4"  # x0=0; adr x1,set; x2=0; x3=8; x8=135; svc
     ),
 }
@@ -138,8 +145,8 @@ def infra_main(
 ) -> NoReturn:
     """Set up the namespaces that the caller was cloned into, then execute the infra program. Raises on failure.
 
-    The program dies with its parent, whose pidfd `parent` is. `mount_namespace` is -1 if the caller is in the empty
-    one already.
+    Until `OUTLIVE` the program dies with its parent, whose pidfd `parent` is. `mount_namespace` is -1 if the caller is
+    in the empty one already.
     """
     if new_uts and hostname:
         with failing("set hostname", hostname):
@@ -160,7 +167,7 @@ def infra_main(
         os.setresuid(uid, uid, uid)
         die_with(parent)  # after the change of ids, which clears it: without the shim nobody would end this process
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, OUTLIVE})
         for fd in (0, 1, 2):
             os.close(fd)
         syscalls.close_on_exec_from(0)

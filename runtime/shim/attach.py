@@ -166,11 +166,19 @@ class Attachments:
     """The clients of one container: of its outputs and of its standard input's write end (-1 for none)."""
 
     def __init__(
-        self, outputs: Sequence[OutputStream], stdin: int, directory: str, loop: Loop, *, stdin_once: bool
+        self,
+        outputs: Sequence[OutputStream],
+        stdin: int,
+        directory: str,
+        loop: Loop,
+        *,
+        stdin_once: bool,
+        stdin_closed: Callable[[], None],
     ) -> None:
-        """Owns `stdin` from now on. With `stdin_once` it is closed when the first client's input ends. Unread output is
-        stored in `directory`.
+        """Owns `stdin` from now on. With `stdin_once` it is closed when the first client's input ends, and
+        `stdin_closed` called. Unread output is stored in `directory`.
         """
+        self._stdin_closed = stdin_closed
         self._directory = directory
         self._outputs = {output.name: output for output in outputs}
         self._stdin = stdin
@@ -178,6 +186,11 @@ class Attachments:
         self._stdin_once = stdin_once
         self._clients: dict[str, _Client] = {}
         self._inflows: dict[str, Inflow] = {}  # an inflow outlives its client until all its input is passed on
+
+    @property
+    def stdin(self) -> int:
+        """The container's standard input; -1 if it has none, or it is closed."""
+        return self._stdin
 
     def attach(self, name: str, fds: Mapping[str, int], reply: Reply) -> None:
         """Attach a client by its pipes for "stdin", "stdout" and "stderr", which are duplicated.
@@ -207,6 +220,7 @@ class Attachments:
             return
         if self._stdin_once:
             self.close_stdin()
+            self._stdin_closed()
         else:
             self.detach(name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -14,6 +14,7 @@ from linux.terminal import resize as resize_terminal
 from runtime.errors import NotRunning, RuntimeCoreError, failing
 from runtime.logs.writer import Clock, LogFile
 from runtime.shim.attach import Attachments
+from runtime.shim.estates import ContainerEstate, container_key
 from runtime.shim.holdings import Holdings
 from runtime.shim.launch.attempt import Attempt
 from runtime.shim.launch.launcher import Launcher
@@ -36,6 +37,8 @@ class Container:
 
     def __init__(self, held: Holdings, launcher: Launcher) -> None:
         self.id = held.id
+        self._create: calls.Create | None = None
+        self._call: calls.Start | None = None
         self._held = held
         self._launcher = launcher
         self._supervisor = held.supervisor
@@ -48,6 +51,7 @@ class Container:
         self._takes_stdin = False
         self._stdin_once = False
         self._attachments: Attachments | None = None
+        self._oom_score_adj = 0  # as changed since the start
         self._exit_waiters: list[Callable[[], None]] = []
         self._start_waiters: list[Reply] = []
         self._early_exit: int | None = None
@@ -65,7 +69,7 @@ class Container:
 
         With `hold` the answer also has the pid of a placeholder process for a systemd scope.
         """
-        self._storage = os.path.dirname(call.upper)
+        self._take(call)
         try:
             self._held.mount(call)
             identity = self._held.find_user(call)
@@ -74,7 +78,12 @@ class Container:
         except BaseException:
             self._release()
             raise
+        self.deposit()
         return Created(identity, holder)
+
+    def _take(self, call: calls.Create) -> None:
+        self._create = call
+        self._storage = os.path.dirname(call.upper)
 
     def rootfs(self) -> int:
         """Return the rootfs of a container that was not started. It stays the container's."""
@@ -102,12 +111,13 @@ class Container:
             self._launcher.launch(Attempt(self, self._held, call, process, stdio, received, reply), undo)
             undo.pop_all()
         self.state.become(STARTING)
+        self._call = replace(call, filter="")
         stdio.close_child_ends()
         self._stdin = stdio.stdin
 
     def _open_log(self, call: calls.Start, undo: contextlib.ExitStack) -> None:
         try:
-            self._log = LogFile(call.log, call.log_trusted, call.log_limit, call.log_rate)
+            self._log = _log_of(call)
         except OSError as error:
             raise RuntimeCoreError(f"open log: {error.strerror}") from error
         undo.callback(self._close_log)
@@ -122,22 +132,41 @@ class Container:
 
     def started(self, outputs: Sequence[tuple[int, str]], console: int) -> None:
         """Note that the program runs, with these outputs or that terminal. Raises OSError."""
-        assert self._log is not None
-        clock = Clock()
         self._console = console
         if console >= 0:
             outputs = [(os.dup(console), "stdout")]
             self._stdin = os.dup(console) if self._takes_stdin else -1
-        self._outputs = [OutputStream(fd, name, self._log, clock, self._supervisor) for fd, name in outputs]
-        stdin, self._stdin = self._stdin, -1
-        self._attachments = Attachments(
-            self._outputs, stdin, self._storage, self._supervisor, stdin_once=self._stdin_once
-        )
+        self._follow_streams(outputs)
         if self._launcher.fills_cgroup:
             self._held.leave_scope()
         self.state.become(RUNNING)
         self.started_at = time.time_ns()
+        self.deposit()
         self._tell_start()
+
+    def _follow_streams(
+        self, outputs: Sequence[tuple[int, str]], places: Mapping[str, int] | None = None
+    ) -> None:
+        """`places`: those that an earlier shim's streams have in the journal."""
+        assert self._log is not None
+        clock, journal = Clock(), self._supervisor.journal
+        self._log.writing = journal.writing
+        self._outputs = [
+            OutputStream(
+                fd, name, self._log, clock, self._supervisor, journal, None if places is None else places.get(name, -1)
+            )
+            for fd, name in outputs
+        ]
+        stdin, self._stdin = self._stdin, -1
+        self._attachments = Attachments(
+            self._outputs,
+            stdin,
+            self._storage,
+            self._supervisor,
+            stdin_once=self._stdin_once,
+            stdin_closed=self.deposit,
+        )
+        self._log.renewed = self.deposit
 
     def _tell_start(self) -> None:
         waiters, self._start_waiters = self._start_waiters, []
@@ -159,6 +188,7 @@ class Container:
         self._held.remove_cgroup()
         self._close_log()
         self._release()
+        self.deposit()
         self._tell_start()
         self._tell_exit()
 
@@ -175,25 +205,34 @@ class Container:
             # Only a PID namespace ends with its init. In a shared one we must end the container's other processes.
             with contextlib.suppress(RuntimeCoreError):
                 self._held.cgroup.kill()
-        for output in self._outputs:
-            output.drain()
-        self._outputs = []
+        self._drain()
         signal_number = -status if status < 0 else 0
-        self.exit = ExitStatus(
+        exit_status = ExitStatus(
             code=128 + signal_number if signal_number else status,
             signal=signal_number,
             oom=self._held.was_oom_killed(signal_number),
             finished_at=time.time_ns(),
         )
+        self._supervisor.record_exit(self.id, exit_status)
+        self._ended(exit_status)
+
+    def _drain(self) -> None:
+        for output in self._outputs:
+            output.drain()
+        self._outputs = []
+
+    def _ended(self, status: ExitStatus) -> None:
+        """Release everything, and tell of the exit, which is on disk."""
+        self.exit = status
         self.state.become(EXITED)
-        self._supervisor.record_exit(self.id, self.exit)
         self._close_log()
         self._held.remove_cgroup()
         self._release()
         assert self._attachments is not None
-        self._attachments.exited(self.exit.code)
+        self._attachments.exited(status.code)
+        self.deposit()
         self._tell_exit()
-        self._supervisor.emit(calls.Exited(self.id, self.exit, self._logged))
+        self._supervisor.emit(calls.Exited(self.id, status, self._logged))
 
     def _tell_exit(self) -> None:
         waiters, self._exit_waiters = self._exit_waiters, []
@@ -256,6 +295,8 @@ class Container:
         if not score or score == held.spec.process.oom_score_adj:
             return Updated()
         held.spec = replace(held.spec, process=replace(held.spec.process, oom_score_adj=score))  # for later execs
+        self._oom_score_adj = score
+        self.deposit()
         if held.cgroup.set_oom_score_adj(score):
             return Updated()
         return Updated((f"oom_score_adj {score} needs CAP_SYS_RESOURCE, which crisp does not have: not changed",))
@@ -354,6 +395,117 @@ class Container:
             with failing("resize terminal of", self.id):
                 resize_terminal(self._console, width, height)
 
+    # -- succession ---------------------------------------------------------------------------------------------------
+
+    def deposit(self) -> None:
+        """Deposit what a successor of the shim needs of the container."""
+        deposits = self._supervisor.deposits
+        if not deposits.kept or self._create is None:
+            return
+        with contextlib.ExitStack() as closing:
+            fds = self._kept(closing)
+            held = self._held
+            estate = ContainerEstate(
+                create=self._create,
+                state=self.state.name,
+                fds=tuple(fds),
+                start=self._call,
+                pid=held.pid,
+                started_at=self.started_at,
+                exit=self.exit,
+                cgroup=held.cgroup.path if held.cgroup is not None else "",
+                hooks_ran=held.hooks is not None and held.hooks.have_run,
+                oom_kills_above=held.oom_kills_above,
+                oom_score_adj=self._oom_score_adj,
+                places={output.name: output.place for output in self._outputs},
+                holder=held.holder_pid,
+            )
+            pid = held.pid if "pidfd" in fds else 0
+            deposits.put(container_key(self.id), estate.encode(), list(fds.values()), pid)
+
+    def _kept(self, closing: contextlib.ExitStack) -> dict[str, int]:
+        """Return the descriptors that a successor needs, by name; the init's pidfd first."""
+        if self.state.can_start:
+            return self._held.kept()
+        if not self.state.can_exec:
+            return {}
+        assert self._attachments is not None
+        fds = {"pidfd": self._held.pidfd, "console": self._console}
+        if self._console < 0:
+            fds |= {output.name: output.fd for output in self._outputs} | {"stdin": self._attachments.stdin}
+        if self._log is not None:
+            fds["log"] = self._log.fd
+        if self._held.filter:
+            fds["filter"] = os.memfd_create("crisp-filter")
+            closing.callback(os.close, fds["filter"])
+            os.write(fds["filter"], self._held.filter)
+        return {name: fd for name, fd in fds.items() if fd >= 0}
+
+    def succeed(self, estate: ContainerEstate, fds: dict[str, int]) -> None:
+        """Take over a container of an earlier shim. `fds` are the container's from now on. Raises RuntimeCoreError."""
+        self._take(estate.create)
+        self._call = estate.start
+        self.started_at, self._oom_score_adj = estate.started_at, estate.oom_score_adj
+        self._held.succeed(estate, fds)
+        self.state = StateMachine(estate.state)
+        if self.state.is_over:
+            self.exit = estate.exit
+        elif self.state.can_exec:
+            self._succeed_running(estate, fds)
+        else:
+            self._launcher.succeed(None)
+            self._end_broken_start()
+        self.deposit()
+
+    def abandon(self) -> None:
+        """End a container that could not be taken over."""
+        self._launcher.kill()
+        if not self.state.is_over:
+            self.state = StateMachine(EXITED)
+            self.exit = ExitStatus(calls.UNSEEN, finished_at=time.time_ns())
+            self._supervisor.record_exit(self.id, self.exit)
+        self._held.remove_cgroup()
+        self._close_log()
+        self._release()
+        self.deposit()
+
+    def _succeed_running(self, estate: ContainerEstate, fds: dict[str, int]) -> None:
+        call = estate.start
+        assert call is not None
+        program = fds.pop("filter", -1)
+        self._held.succeed_running(estate, _content(program) if program >= 0 else b"")
+        self._takes_stdin = call.stdin
+        self._stdin_once = call.stdin_once and "console" not in fds
+        self._log = _log_of(call, fds.pop("log", -1))
+        self._console, self._stdin = fds.pop("console", -1), fds.pop("stdin", -1)
+        outputs = [(fds[name], name) for name in ("stdout", "stderr") if name in fds]
+        if self._console >= 0:
+            outputs = [(os.dup(self._console), "stdout")]
+            self._stdin = os.dup(self._console) if self._takes_stdin else -1
+        self._follow_streams(outputs, estate.places)
+        status = self._supervisor.recorded_exit(self.id)
+        if status is not None:  # the earlier shim has reaped the init
+            self._drain()
+            self._ended(status)
+        else:
+            self._launcher.succeed(self.init_exited)
+
+    def _end_broken_start(self) -> None:
+        """End a container whose start had begun: nobody knows how far it came, and who asked got an error."""
+        held = self._held
+        planned = held.planned_cgroup()
+        begun = self.state.is_starting
+        if planned is not None and planned.exists():
+            begun = begun or any(pid != held.holder_pid for pid in planned.pids())
+            if begun or not held.holder_pid:
+                held.cgroup = planned
+        if not begun:
+            return
+        self._launcher.kill()
+        if self.state.can_start:
+            self.state.become(STARTING)
+        self.start_failed(())
+
     # -- resources ----------------------------------------------------------------------------------------------------
 
     def _close_log(self) -> None:
@@ -369,6 +521,18 @@ class Container:
                 setattr(self, attribute, -1)
         self._held.release()
         self._launcher.release()
+
+
+def _log_of(call: calls.Start, fd: int = -1) -> LogFile:
+    """Open the log, or go on with the open one. Raises OSError."""
+    return LogFile(call.log, call.log_trusted, call.log_limit, call.log_rate, fd)
+
+
+def _content(file: int) -> bytes:
+    try:
+        return os.pread(file, os.fstat(file).st_size, 0)
+    finally:
+        os.close(file)
 
 
 def _counted(log: LogFile) -> calls.Logged:

@@ -8,7 +8,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from runtime.cgroups import Cgroup, Hierarchies
@@ -16,8 +17,10 @@ from runtime.errors import OPEN_IN_IMAGE, ImageMountFailed, OperationFailed, Run
 from runtime.logs.writer import complain
 from runtime.namespaces import user as userns
 from runtime.process import users
+from runtime.process.infra import OUTLIVE
 from runtime.rootfs import overlay
 from runtime.rootfs.mount_points import check_mount_points
+from runtime.shim.estates import ContainerEstate
 from runtime.shim.hook_process import ContainerHooks
 from runtime.shim.supervisor import Supervisor
 from runtime.spec import values as oci
@@ -25,6 +28,7 @@ from runtime.spec.parse import parse
 from runtime.wire.calls import Create, Identity, ImageMount
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delay doubles up to it
+_TREE: Final = "tree "  # and a mounted image's name
 _NAMESPACE_OF: Final = re.compile(r"/proc/([0-9]+)/ns/[a-z_]+")
 
 
@@ -37,7 +41,8 @@ class Holdings:
         self.supervisor = supervisor
         self.hierarchies = hierarchies
         self.rootfs = -1
-        self.trees: dict[str, int] = {}  # mounted images, by their source in config.json
+        self.images: tuple[str, ...] = ()  # mounted images, by their source in config.json
+        self.trees: dict[str, int] = {}  # their mounts, as long as the container has not exited
         self.spec: oci.Spec | None = None  # as last read
         self._content = b""  # config.json, if it was read ahead of the start
         self.mappings: userns.IDMappings | None = None  # of the container's user namespace
@@ -48,14 +53,17 @@ class Holdings:
         self._limits: oci.Resources | None = None  # with which it was made
         self.pid = 0
         self.pidfd = -1
+        self._planned_cgroup = ""
+        self.holder_pid = 0
         self._placeholder = -1  # placeholder in the container's scope until the container's own process is in it
         self.sandbox_cgroup: Cgroup | None = None  # where the processes are, if they are not in `cgroup`
-        self._oom_kills_above = 0  # OOM kills in the parent cgroup before the container started
+        self.oom_kills_above = 0  # OOM kills in the parent cgroup before the container started
 
     # -- mounts -------------------------------------------------------------------------------------------------------
 
     def mount(self, call: Create) -> None:
         """Mount the rootfs and the images. Raises RuntimeCoreError; `release` unmounts what was mounted."""
+        self.images = tuple(call.images)
         self.rootfs = self._mount_rootfs(call.lower, call.upper, call.work, call.label)
         for name, image in call.images.items():
             self.trees[name] = self._mount_image(image)
@@ -83,6 +91,52 @@ class Holdings:
         """Look the user up in the rootfs. Raises UserNotFound."""
         user = call.user
         return users.resolve(self.rootfs, user.user, user.group, user.supplemental, merge=user.merge)
+
+    # -- succession ---------------------------------------------------------------------------------------------------
+
+    def kept(self) -> dict[str, int]:
+        """Return the descriptors that a successor needs as long as the container was not started."""
+        fds = {"rootfs": self.rootfs} if self.rootfs >= 0 else {}
+        if self._placeholder >= 0:
+            fds["holder"] = self._placeholder
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._placeholder, OUTLIVE)
+        return fds | {f"{_TREE}{name}": tree for name, tree in self.trees.items()}
+
+    def succeed(self, estate: ContainerEstate, fds: dict[str, int]) -> None:
+        """Take over the descriptors that an earlier shim held, and its cgroup."""
+        self.images = tuple(estate.create.images)
+        self.rootfs = fds.pop("rootfs", -1)
+        self._placeholder, self.holder_pid = fds.pop("holder", -1), estate.holder
+        self._planned_cgroup = estate.create.cgroup
+        self.pid, self.pidfd = estate.pid, fds.pop("pidfd", -1)
+        for name in [name for name in fds if name.startswith(_TREE)]:
+            self.trees[name.removeprefix(_TREE)] = fds.pop(name)
+        if estate.cgroup:
+            self.cgroup = Cgroup.at(self.hierarchies, estate.cgroup)
+            self.supervisor.uses_cgroup(self.cgroup)
+        self.oom_kills_above = estate.oom_kills_above
+
+    def planned_cgroup(self) -> Cgroup | None:
+        """Return the cgroup that a start of the container would make, if that is known yet."""
+        path = self._planned_cgroup
+        if not path:
+            try:
+                with open(os.path.join(self.bundle, "config.json"), "rb") as file:
+                    path = json.load(file)["linux"]["cgroupsPath"]
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+        return Cgroup.at(self.hierarchies, path) if path else None
+
+    def succeed_running(self, estate: ContainerEstate, program: bytes) -> None:
+        """Read what is needed of config.json to run more processes in the container. Raises RuntimeCoreError."""
+        spec, process = self.read_spec()
+        if estate.oom_score_adj:
+            self.spec = replace(spec, process=replace(process, oom_score_adj=estate.oom_score_adj))
+        self.mappings = userns.mappings_of(spec)
+        self.hooks = ContainerHooks(spec, self.id, self.bundle, self.supervisor, ran=estate.hooks_ran)
+        self.filter = program
+        self.filter_flags = estate.start.filter_flags if estate.start is not None else 0
 
     # -- config.json --------------------------------------------------------------------------------------------------
 
@@ -124,7 +178,7 @@ class Holdings:
             self.cgroup, self._limits = cgroup, resources
         if undo is not None:
             undo.callback(self.remove_cgroup)
-        self._oom_kills_above = cgroup.oom_kills_above()
+        self.oom_kills_above = cgroup.oom_kills_above()
         return cgroup
 
     def remove_cgroup(self, *, delay: float = 0.002) -> None:
@@ -151,12 +205,12 @@ class Holdings:
             return True
         # systemd may already have removed the empty scope and its counter. The slice has counted too.
         killed = signal_number == signal.SIGKILL and self.cgroup.is_gone()
-        return killed and self.cgroup.oom_kills_above() > self._oom_kills_above
+        return killed and self.cgroup.oom_kills_above() > self.oom_kills_above
 
     def hold_scope(self) -> int:
         """Start a placeholder process for a scope, and return its pid."""
-        pid, self._placeholder = self.supervisor.start_holder()
-        return pid
+        self.holder_pid, self._placeholder = self.supervisor.start_holder()
+        return self.holder_pid
 
     def leave_scope(self) -> None:
         """End the placeholder: the container's own process is in the scope."""
@@ -173,6 +227,10 @@ class Holdings:
         if self.pidfd >= 0:
             os.close(self.pidfd)
         self.pid, self.pidfd = pid, pidfd
+
+    def follow_init(self, ended: Callable[[int], None]) -> None:
+        """Call back with the exit status of an init that an earlier shim has made."""
+        self.supervisor.follow(self.pid, self.pidfd, ended)
 
     def signal_init(self, number: int) -> None:
         """Send a signal to the init. Does nothing if it is gone."""

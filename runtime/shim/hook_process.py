@@ -26,12 +26,18 @@ class Children(Protocol):
 class ContainerHooks:
     """The hooks that init does not run. Callbacks get the first failure, or None if all succeeded."""
 
-    def __init__(self, spec: Spec, container_id: str, bundle: str, children: Children) -> None:
+    def __init__(self, spec: Spec, container_id: str, bundle: str, children: Children, *, ran: bool = False) -> None:
+        """`ran`: creation hooks have run already."""
         self._spec = spec
         self._id = container_id
         self._bundle = bundle
         self._children = children
-        self._have_run = False
+        self._have_run = ran
+
+    @property
+    def have_run(self) -> bool:
+        """Whether any of the hooks before poststop has run."""
+        return self._have_run
 
     def begin_creation(self, pid: int, done: Callable[[dict[str, Any], Failure], None]) -> None:
         """Start prestart and createRuntime hooks. `done` also gets the state for the init's own hooks."""

@@ -1,4 +1,4 @@
-"""Runs a shim's event loop: descriptors, timers, and children to reap."""
+"""Runs the event loop of a shim and of the zygote: descriptors, timers, and children to reap."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Final
 
+from linux.exit_status import exit_status
+from runtime.wire.calls import UNSEEN
+
+_STATUS_PATIENCE: Final = 5.0  # seconds; the delay doubles up to it
 
 class EventLoop:
     """A single-threaded loop. An exception in a callback is logged to the shim's log and stops nothing else."""
 
-    def __init__(self) -> None:
+    def __init__(self, stray: Callable[[int, int], None] = lambda _pid, _status: None) -> None:
+        """`stray` is called with pid and exit status of a child that nobody has asked about."""
+        self._stray = stray
         self._selector = selectors.EpollSelector()
         self._children: dict[int, Callable[[int], None]] = {}
+        self._told: dict[int, int] = {}  # exit statuses that another process has reaped
         self._commands = 0  # running commands of external runtimes
         self._strays: dict[int, int] = {}  # exit statuses of unknown children, kept while a command runs
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -104,8 +112,10 @@ class EventLoop:
             callback = self._children.pop(pid, None)
             if callback is not None:
                 _survived(callback, os.waitstatus_to_exitcode(status))
-            elif self._commands:
+                continue
+            if self._commands:
                 self._strays[pid] = os.waitstatus_to_exitcode(status)
+            _survived(self._stray, pid, os.waitstatus_to_exitcode(status))
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None:
         """Call back with the exit code, or minus the signal, when the child is reaped."""
@@ -114,8 +124,40 @@ class EventLoop:
         else:
             self._children[pid] = callback
 
+    def follow(self, pid: int, pidfd: int, callback: Callable[[int], None]) -> None:
+        """Like `on_exit`, for a process that was the child of a shim before us, and is another's now."""
+        self._children[pid] = callback
+        own = os.dup(pidfd)
+
+        def ended(_events: int) -> None:
+            self.unwatch(own)
+            self._find_status(pid, own)
+
+        self.watch(own, selectors.EVENT_READ, ended)
+
+    def told(self, pid: int, status: int) -> None:
+        """Take the exit status of a process that is followed, from who has reaped it."""
+        if pid in self._children:
+            self._told[pid] = status
+
+    def expect(self, pid: int, status: int) -> None:
+        """Take the exit status of a process that is about to be followed."""
+        self._told[pid] = status
+
+    def _find_status(self, pid: int, pidfd: int, delay: float = 0.001) -> None:
+        status = self._told.pop(pid, None)
+        if status is None:
+            status = exit_status(pidfd)
+        if status is None and delay < _STATUS_PATIENCE:  # it was not reaped yet
+            self.idly(delay, lambda: self._find_status(pid, pidfd, 2 * delay))
+            return
+        os.close(pidfd)
+        callback = self._children.pop(pid, None)
+        if callback is not None:
+            callback(UNSEEN if status is None else status)
+
     def is_child(self, pid: int) -> bool:
-        """Return whether the process is a child that was not reaped, so its pid cannot be reused."""
+        """Return whether the process is a child, or followed, and was not reaped: its pid cannot be reused."""
         return pid in self._children
 
     def command_started(self, pid: int, done: Callable[[int], None]) -> None:

@@ -26,6 +26,14 @@ class Pause:
         self._later = later
         self._ended = False
 
+    @classmethod
+    def of(cls, containers: Sequence[Container], later: Callable[[float, Callable[[], None]], None]) -> Pause:
+        """Return the pause of containers that an earlier shim may have frozen."""
+        pause = cls(containers, later)
+        for container in containers:
+            container.pause = pause
+        return pause
+
     def begin(self, seconds: float) -> None:
         """Freeze all containers for at most `seconds`. Raises RuntimeCoreError after thawing all again."""
         try:

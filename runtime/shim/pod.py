@@ -15,9 +15,11 @@ from linux.tables import NAMESPACE_FLAGS
 from runtime.errors import NotRunning, OperationFailed, failing
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
-from runtime.process.infra import INFRA_ID, infra_main
+from runtime.process.infra import INFRA_ID, OUTLIVE, infra_main
 from runtime.process.init import leave_the_loop
 from runtime.process.parent import die_with, own_pidfd
+from runtime.shim.deposits import Deposits
+from runtime.shim.estates import POD_KEY, PodEstate
 from runtime.spec.values import IDMapping
 from runtime.wire.calls import ABILITIES, Made, MakePod
 from runtime.wire.reports import INFRA, Conversation, Ended, Reporter, answer, receive
@@ -27,6 +29,7 @@ class Pod:
     """A pod as MakePod describes it, made with the zygote's infra program and empty mount namespace."""
 
     def __init__(self, call: MakePod, infra_program: int, empty_mount_namespace: int) -> None:
+        self._call = call
         self.sandbox = call.sandbox
         self.directory = call.directory
         self._hostname = call.hostname
@@ -50,11 +53,7 @@ class Pod:
 
     def make(self) -> Made:
         """Make everything, or nothing. Raises RuntimeCoreError."""
-        syscalls.set_process_title(f"crisp-shim {self.sandbox}")
-        log = os.open(os.path.join(self.directory, "shim.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
+        self._take_name()
         with contextlib.ExitStack() as undo:
             if self._shm_size:
                 self._mount_shm()
@@ -67,6 +66,32 @@ class Pod:
             undo.pop_all()
         return Made(pid=os.getpid(), infra_pid=self.infra_pid, abilities=ABILITIES)
 
+    def _take_name(self) -> None:
+        """Give the shim the pod's title and log."""
+        syscalls.set_process_title(f"crisp-shim {self.sandbox}")
+        log = os.open(os.path.join(self.directory, "shim.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+
+    def deposit(self, deposits: Deposits, listener: int) -> None:
+        """Deposit the pod, and let its infra process outlive the shim."""
+        estate = PodEstate(self._call, self.infra_pid, self.infra_alive, self.user_namespace >= 0)
+        fds = [fd for fd in (self._infra_pidfd, self.user_namespace, listener) if fd >= 0]
+        deposits.put(POD_KEY, estate.encode(), fds, self.infra_pid if self.infra_alive else 0)
+        if self.infra_alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._infra_pidfd, OUTLIVE)
+
+    def succeed(self, estate: PodEstate, fds: list[int]) -> None:
+        """Take over the pod of an earlier shim, with the first of its descriptors. Raises OSError."""
+        self._take_name()
+        self.infra_pid = estate.infra_pid
+        if estate.infra_alive:
+            self._infra_pidfd = fds.pop(0)
+        if estate.user_namespace:
+            self.user_namespace = fds.pop(0)
+
     def unmake(self) -> None:
         """Undo `make`, except for the network namespace, which is kept until CNI DEL has succeeded."""
         if self._shm_size:
@@ -77,6 +102,10 @@ class Pod:
         if self.infra_alive:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._infra_pidfd, signal.SIGKILL)
+
+    @property
+    def infra_pidfd(self) -> int:
+        return self._infra_pidfd
 
     def infra_exited(self) -> None:
         for attribute in ("_infra_pidfd", "user_namespace"):

@@ -13,7 +13,6 @@ import errno
 import json
 import os
 import selectors
-import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +26,21 @@ from runtime.logs.writer import complain
 from runtime.process.script import Runner
 from runtime.shim.connection import Connection, Request
 from runtime.shim.container import Container
+from runtime.shim.deposits import Deposit, Deposits
+from runtime.shim.estates import (
+    JOURNAL_KEY,
+    POD_KEY,
+    SANDBOX_KEY,
+    ContainerEstate,
+    PodEstate,
+    SandboxEstate,
+    container_key,
+    is_container,
+    read,
+)
 from runtime.shim.holder import start_holder
 from runtime.shim.holdings import Holdings
+from runtime.shim.journal import Journal
 from runtime.shim.launch.external import ExternalLauncher
 from runtime.shim.launch.launcher import Launcher
 from runtime.shim.launch.own import OwnLauncher
@@ -59,20 +71,27 @@ class Inheritance:
 class Shim:
     """Serves the calls for a pod and its containers."""
 
-    def __init__(self, birth: socket.socket, inheritance: Inheritance) -> None:
+    def __init__(self, inheritance: Inheritance, keeping: socket.socket) -> None:
+        """Deposit with the keeper at `keeping` when crispd says `Keep`."""
         self._inheritance = inheritance
         self._loop = loop = EventLoop()
         # Containers use the loop through the shim.
         self.watch, self.unwatch, self.later, self.idly = loop.watch, loop.unwatch, loop.later, loop.idly
         self.on_exit, self.is_child, self.command_started = loop.on_exit, loop.is_child, loop.command_started
+        self.follow = loop.follow
         self._connections: list[Connection] = []
         self._containers: dict[str, Container] = {}
         self._pauses: dict[Connection, Pause] = {}
         self._pod: Pod | None = None
         self._sandbox: Sandbox | None = None
         self._listener: socket.socket | None = None
+        self._journal: Journal | None = None
         self._cgroups: dict[str, Cgroup] = {}  # by the path of the parent cgroup
         self._shutdown_replies: list[Reply] = []
+        self.deposits = Deposits(keeping, loop, loop.told)
+
+    def serve(self, birth: socket.socket) -> None:
+        """Serve crispd at this connection, among others."""
         self._connections.append(Connection(self, birth))
 
     def run(self) -> None:
@@ -92,6 +111,18 @@ class Shim:
     def user_namespace(self) -> int:
         """A descriptor of the pod's user namespace, -1 if it has none."""
         return self._pod.user_namespace if self._pod is not None else -1
+
+    @property
+    def journal(self) -> Journal:
+        """What is read of containers' outputs and not logged yet."""
+        if self._journal is None:
+            self._journal = Journal()
+            self._deposit_journal()
+        return self._journal
+
+    def _deposit_journal(self) -> None:
+        if self._journal is not None:
+            self.deposits.put(JOURNAL_KEY, b"", [self._journal.fd])
 
     def start_holder(self) -> tuple[int, int]:
         """Start a placeholder process for a scope. Return its pid and pidfd; the caller closes the latter."""
@@ -118,6 +149,15 @@ class Shim:
             os.rename(path + ".new", path)
         except OSError as error:
             complain(f"could not record the exit of {container_id}: {error}")
+
+    def recorded_exit(self, container_id: str) -> calls.ExitStatus | None:
+        """Return the exit status that `record_exit` has written."""
+        assert self._pod is not None
+        try:
+            with open(calls.exit_file(self._pod.directory, container_id), "rb") as file:
+                return calls.ExitStatus.from_json(json.load(file))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def forget(self, connection: Connection, fd: int) -> None:
         self.unwatch(fd)
@@ -234,6 +274,66 @@ class Shim:
         self._container(call.container).resize(call.width, call.height)
         return calls.Done()
 
+    def _keep(self, _call: calls.Keep, request: Request) -> calls.Done:
+        self.deposits.begin(socket.socket(fileno=os.dup(request.fds[0])) if request.fds else None)
+        self._deposit_all()
+        return calls.Done()
+
+    def _deposit_all(self) -> None:
+        self._deposit_pod()
+        self._deposit_journal()
+        if self._sandbox is not None:
+            self._sandbox.deposit()
+        for container in self._containers.values():
+            container.deposit()
+
+    def _deposit_pod(self) -> None:
+        if self._pod is not None and self._listener is not None:
+            self._pod.deposit(self.deposits, self._listener.fileno())
+
+    def succeed(self, deposit: Deposit) -> None:
+        """Take over the pod of an earlier shim, or end it if crispd has removed it meanwhile. Raises OSError."""
+        for pid, status in deposit.statuses.items():
+            self._loop.expect(pid, status)
+        entry = deposit.entries[POD_KEY]
+        estate, fds = read(PodEstate, entry), list(entry.fds)
+        if not os.path.isdir(estate.make.directory):
+            self.deposits.begin()
+            self.deposits.over()
+            deposit.kill()
+            self._loop.stop()
+            return
+        self._pod = Pod(estate.make, self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
+        self._pod.succeed(estate, fds)
+        self._listener = socket.socket(fileno=fds.pop())
+        if self._pod.infra_alive:
+            self.follow(estate.infra_pid, self._pod.infra_pidfd, self._infra_exited)
+        if (sandbox := deposit.entries.get(SANDBOX_KEY)) is not None:
+            left = read(SandboxEstate, sandbox)
+            self._sandbox = Sandbox(left.make, self, self._inheritance.hierarchies, self._pod.kill_infra)
+            self._sandbox.succeed(left, sandbox.fds[0])
+        if (journal := deposit.entries.get(JOURNAL_KEY)) is not None:
+            self._journal = Journal(journal.fds[0])
+        for key, entry in deposit.entries.items():
+            if is_container(key):
+                self._succeed_container(read(ContainerEstate, entry), entry.fds)
+        # Who has frozen them is not connected any more.
+        Pause.of(list(self._containers.values()), self.idly).abandon()
+        self.deposits.begin()
+        self._deposit_all()
+        self._listen()
+
+    def _succeed_container(self, estate: ContainerEstate, fds: Sequence[int]) -> None:
+        create = estate.create
+        held = Holdings(create.container, create.bundle, self, self._inheritance.hierarchies)
+        container = Container(held, _launcher(create, held, self._sandbox))
+        self._containers[create.container] = container
+        try:
+            container.succeed(estate, dict(zip(estate.fds, fds, strict=True)))
+        except RuntimeCoreError as error:
+            complain(f"could not take over container {create.container}: {error}")
+            container.abandon()
+
     def _sync(self, _call: calls.Sync, _request: Request) -> calls.Done:
         return calls.Done()  # calls are handled in order: all earlier ones have begun
 
@@ -291,6 +391,7 @@ class Shim:
     def _infra_exited(self, _status: int) -> None:
         assert self._pod is not None
         self._pod.infra_exited()
+        self._deposit_pod()
         for container in self._containers.values():
             if container.state.has_processes:
                 container.kill()
@@ -313,6 +414,7 @@ class Shim:
             raise RuntimeCoreError(f"delete container {container.id}: it is running")
         container.delete()
         del self._containers[container.id]
+        self.deposits.drop(container_key(container.id))
         assert self._pod is not None
         with contextlib.suppress(FileNotFoundError):
             os.unlink(calls.exit_file(self._pod.directory, container.id))
@@ -330,12 +432,14 @@ class Shim:
 
     def _state(self, _call: calls.GetState, _request: Request) -> calls.ShimState:
         assert self._pod is not None
+        self.deposits.notice_end()
         return calls.ShimState(
             pid=os.getpid(),
             infra_pid=self._pod.infra_pid,
             infra_alive=self._pod.infra_alive,
             containers={container.id: container.describe() for container in self._containers.values()},
             abilities=calls.ABILITIES,
+            kept=self.deposits.kept,
         )
 
     def _shutdown(self, _call: calls.Shutdown, request: Request) -> None:
@@ -396,6 +500,7 @@ class Shim:
             self._listener.close()
         for cgroup in self._cgroups.values():
             cgroup.remove_made_parents()
+        self.deposits.over()  # before the answer: crispd may not find a successor of ours
         self._answer_shutdown(calls.Done())
         self._loop.stop()
 
@@ -423,6 +528,7 @@ _HANDLERS: Final[Mapping[str, tuple[type[calls.Call], _Handler]]] = dict(
         _handled(calls.Sockets, Shim._give_sockets),
         _handled(calls.Forward, Shim._forward),
         _handled(calls.Sync, Shim._sync),
+        _handled(calls.Keep, Shim._keep),
         _handled(calls.Freeze, Shim._freeze),
         _handled(calls.Thaw, Shim._thaw),
         _handled(calls.Shutdown, Shim._shutdown),
@@ -456,8 +562,13 @@ def _launcher(call: calls.Create, held: Holdings, sandbox: Sandbox | None) -> La
     return OwnLauncher(held)
 
 
-def shim_main(birth: socket.socket, inheritance: Inheritance) -> NoReturn:
-    """Run a shim until it is shut down. Called in a child of the zygote."""
+def shim_main(
+    birth: socket.socket | None, keeping: socket.socket, inheritance: Inheritance, deposit: Deposit | None
+) -> NoReturn:
+    """Run a shim until it is shut down: with a connection of crispd, or with what an earlier shim has left.
+
+    Called in a child of the zygote.
+    """
     status = 1
     try:
         os.setsid()
@@ -465,10 +576,12 @@ def shim_main(birth: socket.socket, inheritance: Inheritance) -> NoReturn:
         syscalls.set_name("crisp-shim")
         syscalls.set_process_title("crisp-shim")
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        Shim(birth, inheritance).run()
+        shim = Shim(inheritance, keeping)
+        if birth is not None:
+            shim.serve(birth)
+        if deposit is not None:
+            shim.succeed(deposit)
+        shim.run()
         status = 0
     except BaseException as error:
         print(f"shim: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -6,13 +6,13 @@ import contextlib
 import errno
 import os
 import selectors
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from runtime.logs.writer import Clock, LineFormatter, LogFile, complain
-
-_CHUNK: Final = 64 << 10
+from runtime.shim.journal import PIECE, Journal, rest_of
 
 
 class Loop(Protocol):
@@ -34,25 +34,51 @@ class Sink(Protocol):
 class OutputStream:
     """A pipe or terminal that the shim reads: its data goes to the log, and then to every sink."""
 
-    def __init__(self, fd: int, name: str, log: LogFile, clock: Clock, loop: Loop) -> None:
+    def __init__(
+        self, fd: int, name: str, log: LogFile, clock: Clock, loop: Loop, journal: Journal, place: int | None = None
+    ) -> None:
+        """`place` is the stream's place in the journal, if it is an earlier shim's; -1 if it has none."""
         os.set_blocking(fd, False)
         self._fd = fd
         self.name = name
         self._sinks: list[Sink] = []
-        self._formatter = LineFormatter(name)
+        self._journal = journal
+        self.place = journal.take_place() if place is None else place
+        self._is_pipe = stat.S_ISFIFO(os.fstat(fd).st_mode)
         self._log = log
         self._clock = clock
         self._loop = loop
         self._log_failed = False
+        if place is None or place < 0:
+            self._formatter = LineFormatter(name)
+        else:
+            self._succeed(place)
         loop.watch(fd, selectors.EVENT_READ, self._ready)
+
+    def _succeed(self, place: int) -> None:
+        """Go on where an earlier shim was: it may have read what it has not written."""
+        self._journal.keep_place(place)
+        self._formatter = LineFormatter(self.name, self._journal.beginning(place))
+        piece = self._journal.left(place)
+        if piece is None:
+            return
+        stamp = piece.stamp or self._clock.stamp()
+        records = self._formatter.feed(piece.data, stamp) if piece.data else self._formatter.finish(stamp)
+        self._write(rest_of(piece, records, self._log.fd))
+        self._journal.written(place, self._formatter.beginning)
+
+    @property
+    def fd(self) -> int:
+        """What is read; -1 after its end."""
+        return self._fd
 
     def _ready(self, _events: int) -> None:
         self._read_once()
 
     def _read_once(self) -> bool:
-        """Copy one chunk to the log. Return False if there is nothing to read now, or at end of file."""
+        """Copy one piece to the log. Return False if there is nothing to read now, or at end of file."""
         try:
-            data = os.read(self._fd, _CHUNK)
+            data = self._read()
         except BlockingIOError:
             return False
         except OSError as error:
@@ -62,10 +88,27 @@ class OutputStream:
         if not data:
             self.close()
             return False
-        self._write(self._formatter.feed(data, self._clock.stamp()))
+        stamp = self._clock.stamp()
+        self._write_by_journal(self._formatter.feed(data, stamp), stamp)
         for sink in tuple(self._sinks):
             sink.put(data)
         return True
+
+    def _read(self) -> bytes:
+        if self.place < 0:
+            return os.read(self._fd, PIECE)
+        if self._is_pipe:
+            return self._journal.read(self.place, self._fd)
+        return self._journal.read_terminal(self.place, self._fd)
+
+    def _write_by_journal(self, records: bytes, stamp: bytes) -> None:
+        if self.place < 0:
+            self._write(records)
+            return
+        if self._is_pipe:
+            self._journal.stamped(self.place, stamp)
+        self._write(records)
+        self._journal.written(self.place, self._formatter.beginning)
 
     def add_sink(self, sink: Sink) -> None:
         """Send the sink everything that is read from now on."""
@@ -102,7 +145,12 @@ class OutputStream:
         self._loop.unwatch(self._fd)
         os.close(self._fd)
         self._fd = -1
-        self._write(self._formatter.finish(self._clock.stamp()))
+        stamp = self._clock.stamp()
+        if records := self._formatter.finish(stamp):
+            self._write_by_journal(records, stamp)
+        if self.place >= 0:
+            self._journal.give_place(self.place)
+            self.place = -1
         for sink in self._sinks:
             sink.finish()
         self._sinks.clear()

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from runtime.cgroups import Cgroup
 from runtime.process.script import Runner
+from runtime.shim.deposits import Deposits
+from runtime.shim.journal import Journal
 from runtime.shim.stdio import Loop
 from runtime.wire.calls import Event, ExitStatus
 
@@ -15,6 +17,8 @@ class Parent(Loop, Protocol):
     """The shim's loop and its children."""
 
     def on_exit(self, pid: int, callback: Callable[[int], None]) -> None: ...
+
+    def follow(self, pid: int, pidfd: int, callback: Callable[[int], None]) -> None: ...
 
     def command_started(self, pid: int, done: Callable[[int], None]) -> None: ...
 
@@ -33,6 +37,14 @@ class Supervisor(Parent, Protocol):
     def uses_cgroup(self, cgroup: Cgroup) -> None: ...
 
     def record_exit(self, container_id: str, status: ExitStatus) -> None: ...
+
+    @property
+    def deposits(self) -> Deposits: ...
+
+    @property
+    def journal(self) -> Journal: ...
+
+    def recorded_exit(self, container_id: str) -> ExitStatus | None: ...
 
     def start_holder(self) -> tuple[int, int]: ...
 

@@ -1,8 +1,14 @@
-"""Runs the zygote: an interpreter with this package loaded and its heap frozen. It only forks shims.
+"""Runs the zygote: an interpreter with this package loaded and its heap frozen. It forks shims, and is their keeper.
 
 crispd starts it as `python -I -S` (no site-packages, no environment) with a SEQPACKET socket as descriptor 3. Each
-datagram has one descriptor. With "fork" it is the new shim's connection to crispd. With "probe" it is a directory, and
-the answer is "able" or the reason why files in it cannot be id-mapped. The zygote exits with crispd; its shims do not.
+datagram has one descriptor:
+
+    fork    the new shim's connection to crispd
+    keep    the keeper's end of a living shim's socket: the shim's own keeper is dead
+    probe   a directory; the answer is "able", or the reason why files in it cannot be id-mapped
+
+When crispd is gone the zygote stays as long as it has shims. When a shim dies it forks a successor, of its own version,
+whether there is a crispd or not.
 """
 
 from __future__ import annotations
@@ -12,10 +18,11 @@ import errno
 import gc
 import os
 import resource
+import selectors
 import signal
 import socket
 import sys
-from typing import Final
+from typing import Final, NoReturn
 
 from linux import syscalls
 from linux.sealed import seal
@@ -28,6 +35,9 @@ from runtime.process import infra
 from runtime.process.become import set_oom_score_adj
 from runtime.process.script import Runner
 from runtime.rootfs.overlay import layers_can_be_appended
+from runtime.shim.deposits import Deposit
+from runtime.shim.keeper import Keeper
+from runtime.shim.loop import EventLoop
 from runtime.shim.shim import Inheritance, shim_main
 from runtime.spec.values import Resources
 
@@ -50,7 +60,9 @@ def main(own_cgroup: bool) -> None:
     _restore_signals()
     syscalls.close_all_from(_CONTROL, keep=(_CONTROL,))
     syscalls.set_name("crisp-zygote")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the shims' keeper leaves after them
     inheritance = Inheritance(Hierarchies.usable(), infra.program_file(), infra.empty_mount_namespace(), Runner())
     if own_cgroup:
         _leave_the_daemons_cgroup(inheritance.hierarchies)
@@ -58,21 +70,106 @@ def main(own_cgroup: bool) -> None:
     # Inherited by shims and by what they clone into containers: until its execve an exec has the shim's memory and
     # descriptors, and root in the container could otherwise trace it (CVE-2016-9962).
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps shims; nobody needs their exit status
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     layers_can_be_appended()
     seal()  # for every process forked from now on
+    zygote = _Zygote(control, inheritance)
     gc.collect()
     gc.freeze()
     control.send(b"ready")
-    while True:
-        data, fds, _flags, _address = socket.recv_fds(control, 16, 1)
-        if not data:
+    zygote.run()
+
+
+class _Zygote:
+    """Serves crispd, and keeps what shims deposit."""
+
+    def __init__(self, control: socket.socket, inheritance: Inheritance) -> None:
+        self._control = control
+        self._inheritance = inheritance
+        self._loop = EventLoop(lambda pid, status: self._keeper.reaped(pid, status))
+        self._keeper = Keeper(self._loop, self._fork_successor, self._leave_if_done)
+        # What each shim inherits; everything else is another shim's, or ours.
+        self._inherited = (0, 1, 2, inheritance.infra_program, inheritance.empty_mount_namespace,
+                           inheritance.script_runner.program)  # fmt: skip
+        self._served = True
+        self._loop.watch(control.fileno(), selectors.EVENT_READ, self._serve)
+        _raise_descriptor_limit()
+
+    def run(self) -> None:
+        self._loop.run()
+
+    def _serve(self, _events: int) -> None:
+        try:
+            data, fds, _flags, _address = socket.recv_fds(self._control, 16, 1, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:  # crispd died with an answer unread; what it asked before comes after this
             return
-        if data == b"probe":
-            control.send(userns.refusal(fds[0]).encode() or b"able")
+        if not data:
+            self._leave_crispd()
+        elif data == b"probe":
+            with contextlib.suppress(OSError):  # crispd is dead
+                self._control.send(userns.refusal(fds[0]).encode() or b"able")
             os.close(fds[0])
+        elif data == b"keep":
+            self._keeper.keep(socket.socket(fileno=fds[0]))
         else:
-            _fork_shim(control, fds[0], inheritance)
+            self._fork_shim(fds[0])
+
+    def _leave_crispd(self) -> None:
+        self._loop.unwatch(self._control.fileno())
+        if self._keeper.keeps_pods():
+            with contextlib.suppress(OSError):  # crispd is dead
+                self._control.send(b"stays")
+        self._control.close()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, 2)  # crispd's: who reads it waits for its end
+        os.close(null)
+        self._served = False
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if not self._served and not self._keeper.keeps_pods():
+            self._loop.stop()
+
+    def _fork_shim(self, birth: int) -> None:
+        try:
+            ours = self._fork(birth, None)
+        except OSError as error:
+            print(f"zygote: fork shim: {error}", file=sys.stderr, flush=True)
+        else:
+            self._keeper.keep(ours)
+        finally:
+            os.close(birth)  # crispd notices that, if there is no shim
+
+    def _fork_successor(self, deposit: Deposit) -> socket.socket:
+        return self._fork(-1, deposit)
+
+    def _fork(self, birth: int, deposit: Deposit | None) -> socket.socket:
+        """Fork a shim, and return the keeper's end of the socket between them. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            if pid == 0:
+                self._become_shim(birth, theirs, deposit)
+        return ours
+
+    def _become_shim(self, birth: int, keeping: socket.socket, deposit: Deposit | None) -> NoReturn:
+        """Keep what is for this shim alone, and close everything else."""
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            own = [birth] if birth >= 0 else []
+            if deposit is not None:
+                own += [fd for entry in deposit.entries.values() for fd in entry.fds]
+            syscalls.close_all_from(0, keep=(*self._inherited, keeping.fileno(), *own))
+            _restore_descriptor_limit()
+        except BaseException as error:
+            print(f"zygote: fork shim: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        shim_main(socket.socket(fileno=birth) if birth >= 0 else None, keeping, self._inheritance, deposit)
 
 
 def _restore_signals() -> None:
@@ -83,18 +180,10 @@ def _restore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _fork_shim(control: socket.socket, birth_fd: int, inheritance: Inheritance) -> None:
-    try:
-        pid = os.fork()
-    except OSError as error:
-        print(f"zygote: fork shim: {error}", file=sys.stderr, flush=True)
-        os.close(birth_fd)  # crispd notices that
-        return
-    if pid == 0:
-        control.close()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        shim_main(socket.socket(fileno=birth_fd), inheritance)
-    os.close(birth_fd)
+def _raise_descriptor_limit() -> None:
+    """Raise the soft limit: a keeper has some descriptors of each container."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _restore_descriptor_limit() -> None:

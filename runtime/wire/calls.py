@@ -11,6 +11,7 @@ The shim takes calls in order. It answers each when its result is there, whateve
 
     MakePod                         ------>  a newly forked shim makes the pod's namespaces
                                     <------  Made
+    Keep                            ------>  Done: from now on the shim has a successor if it dies
     MakeSandbox                     ------>  for gVisor: makes the sandbox, when the pod has its network
                                     <------  Done
     Create                          ------>  mounts the rootfs, finds the user
@@ -41,8 +42,9 @@ The shim takes calls in order. It answers each when its result is there, whateve
     Shutdown                        ------>  ends all processes and undoes MakePod
                                     <------  Done, and the shim exits
 
-    GetState                        ------>  from a new crispd, to the shim of an earlier one
+    GetState                        ------>  from a new crispd, to the shim of an earlier one, or to a successor
                                     <------  ShimState
+    Keep <socket>                   ------>  Done: its keeper was gone, and it has this new one
     WaitStart                       ------>  for each start in progress then
                                     <------  ContainerStatus
 
@@ -63,9 +65,11 @@ if TYPE_CHECKING:
 
     from runtime.wire.values import Readers
 
+UNSEEN: Final = 255  # exit code of a container whose end nobody saw
 START_FAILED: Final = 128  # exit code of a container whose program never ran
 FILTER_BY_DESCRIPTOR: Final = "filter-by-descriptor"  # the shim knows `Start.filter_bytes`
-ABILITIES: Final = (FILTER_BY_DESCRIPTOR,)  # of shims of this version
+KEEP: Final = "keep"  # the shim knows `Keep`
+ABILITIES: Final = (FILTER_BY_DESCRIPTOR, KEEP)  # of shims of this version
 EXITS: Final = "exits"  # name of the directory of exit statuses in a sandbox's directory
 
 
@@ -263,6 +267,7 @@ class ShimState(Answer):
     infra_alive: bool
     containers: Mapping[str, ContainerStatus]
     abilities: tuple[str, ...] = ()
+    kept: bool = False  # it has a keeper, and so a successor if it dies
 
 
 # -- calls for the pod -------------------------------------------------------------------------------------------------
@@ -302,6 +307,17 @@ class MakePod(Call):
     default_sysctls: Mapping[str, str] = field(default_factory=dict)  # skipped if the kernel lacks them
     users: UserMappings | None = None  # for a new user namespace, which owns the other new namespaces
     last_pid: int = 0  # new processes in a new PID namespace get larger pids than this one
+
+
+@dataclass(frozen=True, slots=True)
+class Keep(Call):
+    """Deposit what a successor needs: with the keeper whose socket is sent along, or with that of the shim's birth.
+
+    Until then the pod ends with its shim: MakePod may have failed for a caller who did not get its answer.
+    """
+
+    call: ClassVar[str] = "keep"
+    answer: ClassVar[type[Done]] = Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -657,7 +673,7 @@ class Resize(Call):
 CALLS: Final[Mapping[str, type[Call]]] = {
     kind.call: kind
     for kind in (
-        MakePod, MakeSandbox, GetState, Sockets, Forward, Sync, Freeze, Thaw, Shutdown,
+        MakePod, Keep, MakeSandbox, GetState, Sockets, Forward, Sync, Freeze, Thaw, Shutdown,
         Create, OpenRootfs, Prepare, Start, WaitStart, Update, ReopenLog, Signal, Kill, Delete,
         Exec, WaitExecRunning, KillExec, Attach, Detach, Resize,
     )

@@ -31,8 +31,8 @@ class StateMachine:
 
     __slots__ = ("name",)
 
-    def __init__(self) -> None:
-        self.name = CREATED
+    def __init__(self, name: str = CREATED) -> None:
+        self.name = name
 
     def become(self, name: str) -> None:
         """Change to a state along an arrow. Raises ValueError, which is a bug, if there is no arrow."""

@@ -66,6 +66,7 @@ _VICTIMS: dict[str, Callable[[], list[int]]] = {
     "crispd": lambda: [os.getpid()],
     "shim": lambda: [pid for pid, _sandbox in shims(_State)],
     "zygote": _zygotes,
+    "both": lambda: [*_zygotes(), *(pid for pid, _sandbox in shims(_State))],
 }
 
 

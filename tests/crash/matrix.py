@@ -18,7 +18,7 @@ from tests.crash.calls import Row, Stage
 from tests.crash.killable import CrashDaemon
 from tests.daemon import CALL_SECONDS
 
-VICTIMS = ("crispd", "shim", "zygote")
+VICTIMS = ("crispd", "shim", "zygote", "both")  # a shim and its keeper, the zygote, at once
 _SETTLE_SECONDS = 60.0
 _tokens = itertools.count(1)
 
@@ -61,7 +61,7 @@ class Matrix:
         self._agree(what)
         self.cells[row.name, victim] += 1
         self.kills[row.name, victim] += bool(point)
-        if victim != "shim":  # whose pod is lost
+        if victim != "both":  # the pod is lost then
             try:
                 with _refused(row):
                     row.call(stage)

@@ -1,7 +1,8 @@
 """Kills at random instants under load: crispd, shims, infra processes and the zygote, while pods live and die.
 
-Some threads live whole lives of pods, and do as kubelet does: a call without an answer is made again. A pod that was
-not killed itself has all of its answers, its exit code and its log; one that was can be stopped and removed.
+Some threads live whole lives of pods, and do as kubelet does: a call without an answer is made again, and a container
+whose start failed is made anew. A pod has all of its answers, its exit code and its log, whoever was killed. One that
+lost its infra process, or its shim when that had no keeper, can be stopped and removed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _NO_ANSWER: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grp
 _LINES: Final = 20
 _CODE: Final = 7
 _PROGRAM: Final = f"i=0; while [ $i -lt {_LINES} ]; do echo line $i; i=$((i+1)); sleep 0.01; done; exit {_CODE}"
-_WEIGHTS: Final = {"crispd": 1, "shim": 3, "infra": 2, "zygote": 3}  # a start of crispd takes longest
+_WEIGHTS: Final = {"crispd": 1, "shim": 8, "infra": 2, "zygote": 1}  # after the others a keeper is new for a while
+_KEEPER_SECONDS: Final = 2.0  # after which each shim surely has a keeper again
 _PAUSES: Final = (0.0, 0.4)  # seconds between kills
 _numbers = itertools.count(1)
 
@@ -44,8 +46,10 @@ class Storm:
     seed: int
     kills: Counter[str] = field(default_factory=Counter)
     lives: Counter[str] = field(default_factory=Counter)
-    hit: set[str] = field(default_factory=set)  # ids of pods that lost their shim or their infra process
+    hit: set[str] = field(default_factory=set)  # ids of pods that may be lost
+    shaken: set[str] = field(default_factory=set)  # ids of pods whose shim was killed
     failures: list[str] = field(default_factory=list)
+    _keepers_change: float = 0.0  # time of the last death of a zygote, or of who starts a new one
     _over: threading.Event = field(default_factory=threading.Event)
     _up: threading.Event = field(default_factory=threading.Event)
 
@@ -82,13 +86,18 @@ class Storm:
                 self._up.clear()
                 self.daemon.kill9()
                 self.daemon.start()
+                self._keepers_change = time.monotonic()
                 self._up.set()
             else:
                 there = sorted(_processes(self.daemon, victim))
                 if not there:
                     continue
                 pid, pod = chance.choice(there)
-                if pod:
+                if victim == "zygote":
+                    self._keepers_change = time.monotonic()
+                elif victim == "shim" and time.monotonic() - self._keepers_change > _KEEPER_SECONDS:
+                    self.shaken.add(pod)
+                else:
                     self.hit.add(pod)
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -118,6 +127,7 @@ class _Life:
     storm: Storm
     name: str
     pod: str = ""
+    attempt: int = 0  # number of containers so far
 
     def live(self) -> None:
         config = self.storm.daemon.sandbox_config(self.name)
@@ -125,13 +135,14 @@ class _Life:
         config.hostname = ""
         self.pod = self._run_pod(config)
         try:
-            self._run(config)
+            while not self._run(config):
+                pass
         except grpc.RpcError as error:
             if self.pod not in self.storm.hit:
                 raise AssertionError(f"it was not killed, and yet: {error.code().name} {error.details()}") from error
-        was_hit = self.pod in self.storm.hit
+        kind = "lost" if self.pod in self.storm.hit else "shaken" if self.pod in self.storm.shaken else "whole"
         self._end(self.pod)
-        self.storm.lives["killed" if was_hit else "whole"] += 1
+        self.storm.lives[kind] += 1
 
     def _run_pod(self, config: cri.PodSandboxConfig) -> str:
         """Make the pod. One that loses its shim meanwhile fails as a whole, or is there, not ready, unanswered."""
@@ -146,7 +157,8 @@ class _Life:
                 if error.code() is grpc.StatusCode.ALREADY_EXISTS:
                     listed = self._repeat(lambda stub: stub.ListPodSandbox(cri.ListPodSandboxRequest(), **_CALL)).items
                     for held in (one.id for one in listed if one.metadata.name == self.name):
-                        assert held in self.storm.hit, f"pod sandbox {held} was not killed, and is not ready"
+                        known = self.storm.hit | self.storm.shaken
+                        assert held in known, f"pod sandbox {held} was not killed, and is not ready"
                         self._end(held)
                 elif error.code() is not grpc.StatusCode.INTERNAL:
                     raise
@@ -155,19 +167,28 @@ class _Life:
         self._repeat(lambda stub: stub.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod), **_CALL))
         self._repeat(lambda stub: stub.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod), **_CALL))
 
-    def _run(self, config: cri.PodSandboxConfig) -> None:
+    def _run(self, config: cri.PodSandboxConfig) -> bool:
+        """Run the container to its end. False if its creation or start was cut off by the end of its shim."""
+        self.attempt += 1
         container = cri.ContainerConfig(
-            metadata=cri.ContainerMetadata(name="main"),
+            metadata=cri.ContainerMetadata(name="main", attempt=self.attempt),
             image=cri.ImageSpec(image=BUSYBOX),
             command=["sh", "-c", _PROGRAM],
-            log_path="main.log",
+            log_path=f"main{self.attempt}.log",
         )
         create = cri.CreateContainerRequest(pod_sandbox_id=self.pod, config=container, sandbox_config=config)
-        made = self._repeat(lambda stub: stub.CreateContainer(create, **_CALL)).container_id
+        try:
+            made = self._repeat(lambda stub: stub.CreateContainer(create, **_CALL)).container_id
+        except grpc.RpcError as error:
+            if self.pod in self.storm.shaken and error.code() is grpc.StatusCode.INTERNAL:
+                return False
+            raise
         start = cri.StartContainerRequest(container_id=made)
         try:
             self._repeat(lambda stub: stub.StartContainer(start, **_CALL))
         except grpc.RpcError as error:
+            if self.pod in self.storm.shaken and error.code() is grpc.StatusCode.INTERNAL:
+                return False
             if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:  # it was started by the call before
                 raise
         deadline = time.monotonic() + SECONDS
@@ -178,11 +199,15 @@ class _Life:
             assert time.monotonic() < deadline, f"container {made} does not end"
             time.sleep(0.02)
         if self.pod in self.storm.hit:
-            return
+            return True
+        if self.pod in self.storm.shaken and shown.reason == "StartError":
+            return False
         assert (shown.exit_code, shown.reason) == (_CODE, "Error"), shown
-        log = Path(config.log_directory, "main.log").read_text()
+        log = Path(config.log_directory, f"main{self.attempt}.log").read_text()
         lines = [line.split(" stdout F ")[1] for line in log.splitlines()]
-        assert lines == [f"line {number}" for number in range(_LINES)], log
+        due = [f"line {number}" for number in range(_LINES)]
+        assert lines == due, log
+        return True
 
     def _repeat(self, call: Callable[[api_pb2_grpc.RuntimeServiceStub], Any]) -> Any:
         """Make a call until it is answered, as kubelet does."""
@@ -213,6 +238,6 @@ def _processes(daemon: Daemon, victim: str) -> list[tuple[int, str]]:
         # A child of a shim has its name until it runs its program.
         if victim == "shim" and command.startswith("crisp-shim ") and not above.startswith("crisp-shim "):
             found.append((int(pid), command.split()[1].strip("\0")))
-        if victim == "infra" and command.startswith("crisp-infra") and above.startswith("crisp-shim "):
-            found.append((int(pid), above.split()[1].strip("\0")))
+        if victim == "infra" and command.startswith("crisp-infra"):
+            found.append((int(pid), command.split()[1].strip("\0")))
     return found

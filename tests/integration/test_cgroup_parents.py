@@ -67,7 +67,11 @@ def _run(daemon: Daemon, handler: str, parent: str = PARENT) -> tuple[Pod, str]:
 def _shim(pod: Pod, container_id: str) -> int:
     request = cri.ContainerStatusRequest(container_id=container_id, verbose=True)
     info = json.loads(pod.daemon.runtime.ContainerStatus(request, timeout=CALL_SECONDS).info["info"])
-    return int(Path(f"/proc/{info['pid']}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+    return _parent(int(info["pid"]))
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
 
 
 @contextmanager
@@ -99,12 +103,15 @@ def test_shims_and_the_daemon_are_killed(daemon: Daemon, others: set[Path]) -> N
         (maker, _), (lost, in_lost), (alone, in_alone) = [_run(daemon, handler) for handler in ("", *HANDLERS)]
         own, in_own = _run(daemon, "runc", parent="")
         maker.remove()
-        os.kill(_shim(lost, in_lost), signal.SIGKILL)
+        shim = _shim(lost, in_lost)
+        for pid in (_parent(shim), shim):  # first its keeper, which would start a successor
+            os.kill(pid, signal.SIGKILL)
         assert daemon.wait_exited(in_lost).exit_code != 0
         shims = [_shim(alone, in_alone), _shim(own, in_own)]
+        keepers = subprocess.run(["pgrep", "-f", "crisp zygote"], capture_output=True, text=True).stdout.split()
         daemon.kill9()
-        for shim in shims:
-            os.kill(shim, signal.SIGKILL)
+        for pid in (*map(int, keepers), *shims):
+            os.kill(pid, signal.SIGKILL)
         daemon.start()
         for container_id in (in_alone, in_own):
             assert daemon.wait_exited(container_id).exit_code != 0

@@ -20,6 +20,7 @@ from tests.crash.storm import Storm
 from tests.daemon import Daemon, DaemonFailed
 
 _KILLS = int(os.environ.get("KILLS", "0"))
+_ONLY = os.environ.get("VICTIMS", "").split()
 _ALL = os.environ.get("CRASHES") == "all"
 
 
@@ -30,7 +31,7 @@ def _cells(matrix: Matrix) -> Iterator[tuple[Row, int, str]]:
         assert points, row.name
         print(f"{row.name}: {len(points)} points: {', '.join(points)}")
         for index in range(len(points)) if _ALL else [(day + number) % len(points)]:
-            for victim in VICTIMS if _ALL else [VICTIMS[(day + number) % len(VICTIMS)]]:
+            for victim in (_ONLY or VICTIMS) if _ALL else [VICTIMS[(day + number) % len(VICTIMS)]]:
                 yield row, index, victim
 
 

@@ -150,12 +150,28 @@ def test_the_daemon_may_be_killed(tmp_path: Path) -> None:
         assert _state(daemon) == []
 
 
-@pytest.mark.parametrize("victim", ["shim", "sandbox"])
-def test_what_is_lost_leaves_nothing(daemon: Daemon, victim: str) -> None:
-    pod = _pod(daemon, f"lost-{victim}")
+def test_a_shim_that_dies_takes_nothing_with_it(daemon: Daemon) -> None:
+    pod = _pod(daemon, "survives")
+    container = pod.run("sh", "-c", "while [ ! -e /end ]; do echo here; sleep 0.1; done; exit 6")
+    created = pod.create("sleep", "1000", name="created")
+    sandbox = _sandbox_process(daemon, container)
+    os.kill(_parent(sandbox), signal.SIGKILL)
+    assert pod.exec(container, "echo", "again").stdout == b"again\n"
+    counted = pod.log().count("\n")
+    until(lambda: pod.log().count("\n") > counted)
+    daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=created), timeout=CALL_SECONDS)
+    pod.exec(container, "touch", "/end")
+    assert daemon.wait_exited(container).exit_code == 6
+    pod.remove()
+    until(lambda: not Path(f"/proc/{sandbox}").exists())
+    assert _state(daemon) == []
+
+
+def test_what_is_lost_leaves_nothing(daemon: Daemon) -> None:
+    pod = _pod(daemon, "lost")
     container = pod.run("sleep", "1000")
     sandbox = _sandbox_process(daemon, container)
-    os.kill(_parent(sandbox) if victim == "shim" else sandbox, signal.SIGKILL)
+    os.kill(sandbox, signal.SIGKILL)
     assert daemon.wait_exited(container).exit_code != 0
     until(lambda: pod.status().state == cri.SANDBOX_NOTREADY)
     pod.remove()

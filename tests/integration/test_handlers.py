@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,17 +192,33 @@ def test_the_daemon_may_be_killed(tmp_path: Path) -> None:
         assert _known_to_runc(daemon) == []
 
 
-def test_a_shim_that_is_lost_leaves_nothing(daemon: Daemon) -> None:
-    pod = _pod(daemon, "orphan")
-    container_id = pod.run("sleep", "1000", name="main")
-    pid = _info(pod, container_id)["pid"]
-    shim = int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
-    os.kill(shim, signal.SIGKILL)
-    assert daemon.wait_exited(container_id).exit_code != 0
-    pod.remove()
-    until(lambda: not Path(f"/proc/{pid}").exists())
-    assert str(daemon.state) not in Path("/proc/self/mounts").read_text()
-    until(lambda: _known_to_runc(daemon) == [])
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+
+
+def test_a_shim_that_dies_takes_nothing_with_it(pod: Pod) -> None:
+    container_id = pod.run("sh", "-c", "sleep 98644; exit 6", name="main")
+    created = pod.create("sleep", "1000", name="created")
+    os.kill(_parent(_info(pod, container_id)["pid"]), signal.SIGKILL)
+    assert pod.exec(container_id, "echo", "here").stdout == b"here\n"
+    subprocess.run(["pkill", "-f", "^sleep 98644"], check=True)
+    assert pod.daemon.wait_exited(container_id).exit_code == 6
+    pod.daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=created))
+
+
+def test_a_shim_that_is_lost_with_its_keeper_leaves_nothing(tmp_path: Path) -> None:
+    with _running(tmp_path) as daemon:
+        pod = _pod(daemon, "orphan")
+        container_id = pod.run("sleep", "1000", name="main")
+        pid = _info(pod, container_id)["pid"]
+        shim = _parent(pid)
+        for lost in (_parent(shim), shim):
+            os.kill(lost, signal.SIGKILL)
+        assert daemon.wait_exited(container_id).exit_code != 0
+        pod.remove()
+        until(lambda: not Path(f"/proc/{pid}").exists())
+        assert str(daemon.state) not in Path("/proc/self/mounts").read_text()
+        until(lambda: _known_to_runc(daemon) == [])
 
 
 @pytest.mark.trial("binary-values", "Values of the environment are bytes, and arrive as they are")

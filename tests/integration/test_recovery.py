@@ -30,9 +30,13 @@ def _info(daemon: Daemon, container: str) -> dict[str, object]:
     return dict(json.loads(daemon.runtime.ContainerStatus(request, **_CALL).info["info"]))
 
 
-def _shim_pids() -> list[int]:
-    found = subprocess.run(["pgrep", "-f", "^crisp-shim "], capture_output=True, text=True).stdout
+def _pids(title: str) -> list[int]:
+    found = subprocess.run(["pgrep", "-f", title], capture_output=True, text=True).stdout
     return [int(line) for line in found.split()]
+
+
+def _shim_pids() -> list[int]:
+    return _pids("^crisp-shim ")
 
 
 @pytest.mark.parametrize("how", ["kill9", "restart"])
@@ -103,21 +107,25 @@ def _mounts_below(directory: Path) -> list[str]:
 
 def _end_everything(init: int) -> None:
     """What a reboot does to processes."""
-    for pid in [*_shim_pids(), init]:
+    keepers, infra = _pids("crisp zygote"), _pids("^crisp-infra ")
+    for pid in [*keepers, *_shim_pids(), *infra, init]:
         os.kill(pid, signal.SIGKILL)
     _until(lambda: not _shim_pids())
 
 
-def test_a_shim_that_dies_takes_its_pod_along(fresh_daemon: Daemon) -> None:
+def test_a_shim_and_its_keeper_that_die_at_once_take_the_pod_along(fresh_daemon: Daemon) -> None:
     daemon = fresh_daemon
     with daemon.pod("victim") as pod:
         container = pod.run("sleep", "3456")
-        (shim,) = _shim_pids()
+        (shim,), (keeper,) = _shim_pids(), _pids("crisp zygote")
+        os.kill(keeper, signal.SIGSTOP)  # it starts no successor meanwhile
         os.kill(shim, signal.SIGKILL)
+        os.kill(keeper, signal.SIGKILL)
         status = daemon.wait_exited(container)
         assert status.exit_code == 255
         _until(lambda: pod.status().state == cri.SANDBOX_NOTREADY)
         _until(lambda: b"sleep\x003456" not in _command_lines())
+        _until(lambda: not _pids("^crisp-infra "))
 
 
 def _command_lines() -> bytes:
@@ -140,7 +148,7 @@ def test_an_infra_process_that_dies_takes_its_pod_along(fresh_daemon: Daemon) ->
         _until(lambda: pod.status().state == cri.SANDBOX_NOTREADY)
 
 
-def test_a_created_containers_cgroup_goes_with_its_shim(fresh_daemon: Daemon) -> None:
+def test_a_created_containers_cgroup_goes_with_its_shim_and_keeper(fresh_daemon: Daemon) -> None:
     """The shim makes it ahead of the start."""
     daemon = fresh_daemon
     with daemon.pod("short") as pod:
@@ -148,13 +156,14 @@ def test_a_created_containers_cgroup_goes_with_its_shim(fresh_daemon: Daemon) ->
         path = _info(daemon, container)["runtimeSpec"]["linux"]["cgroupsPath"]  # type: ignore[index]
         cgroup = Cgroup.at(Hierarchies.detect(), path)
         _until(cgroup.exists)
-        os.kill(shim_of(pod), signal.SIGKILL)
+        (keeper,) = _pids("crisp zygote")
+        for pid in (keeper, shim_of(pod)):
+            os.kill(pid, signal.SIGKILL)
         _until(lambda: not cgroup.exists())
         assert daemon.wait_exited(container).exit_code == 255
 
 
-@pytest.mark.parametrize("victim", ["crisp-shim", "crisp-infra"])
-def test_a_pod_whose_process_dies_while_it_is_made_is_not_made(victim: str, tmp_path: Path) -> None:
+def test_a_pod_whose_infra_process_dies_while_it_is_made_is_not_made(tmp_path: Path) -> None:
     """A plugin holds the call after the shim has answered."""
     begun, gate, plugin = tmp_path / "begun", tmp_path / "gate", tmp_path / "waits"
     os.mkfifo(gate)
@@ -169,7 +178,7 @@ def test_a_pod_whose_process_dies_while_it_is_made_is_not_made(victim: str, tmp_
         request = cri.RunPodSandboxRequest(config=daemon.sandbox_config("short"))
         call = daemon.runtime.RunPodSandbox.future(request, **_CALL)
         _until(begun.exists)
-        pid = int(subprocess.run(["pgrep", "-f", f"^{victim} "], capture_output=True, text=True).stdout)
+        pid = int(subprocess.run(["pgrep", "-f", "^crisp-infra "], capture_output=True, text=True).stdout)
         descriptor = os.pidfd_open(pid)
         os.kill(pid, signal.SIGKILL)
         select.select([descriptor], [], [])

@@ -6,6 +6,7 @@ does not show are dropped; none may be left without.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -37,6 +38,7 @@ from tests.waiting import SECONDS, until
 CLIENTS: Final = 3
 _CALL: Final[Mapping[str, Any]] = {"timeout": CALL_SECONDS}
 _STRANGER: Final = "f" * 64  # an id that nobody has
+_MOST_SUCCESSORS: Final = 4  # of a shim in one minute
 _CALM_STEPS: Final = 6  # between crashes, which cost a second
 _clients = st.integers(0, CLIENTS - 1)
 _moments = st.sampled_from([0.0, 0.002, 0.01, 0.03])  # seconds into a call
@@ -54,6 +56,7 @@ class NodeMachine(RuleBasedStateMachine):
         self.worlds = [World()]
         self.gone: list[str] = []
         self.calm = 0
+        self.shim_deaths: Counter[str] = Counter()
         self._connect()
         self._before = leaks.Snapshot.take()
 
@@ -261,14 +264,28 @@ class NodeMachine(RuleBasedStateMachine):
             world.end(world.containers[container], KILLED)
 
     @precondition(lambda self: any(pod.ready for pod in self.worlds[0].pods.values()))
-    @rule(data=st.data())
-    def a_shim_that_dies(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), with_keeper=st.sampled_from([False, False, False, True]))
+    def a_shim_that_dies(self, data: st.DataObject, with_keeper: bool) -> None:
+        """Nobody notices, unless the zygote, which would start a successor, dies at the same moment."""
         pod = data.draw(st.sampled_from([pod.id for pod in self.worlds[0].pods.values() if pod.ready]))
         found = subprocess.run(["pgrep", "-f", f"^crisp-shim {pod}"], capture_output=True, text=True, check=True)
-        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+        shim = int(found.stdout.split()[0])
+        self.shim_deaths[pod] += 1
+        if with_keeper:
+            _kill_zygotes()
+        elif self.shim_deaths[pod] > _MOST_SUCCESSORS:
+            return  # a keeper does not start them for ever
+        os.kill(shim, signal.SIGKILL)
         self.counts["shims killed"] += 1
         for world in self.worlds:
-            world.lose(world.pods[pod])
+            if with_keeper:
+                world.lose(world.pods[pod])
+
+    @precondition(lambda self: self.worlds[0].pods)
+    @rule()
+    def a_zygote_that_dies(self) -> None:
+        _kill_zygotes()
+        self.counts["zygotes killed"] += 1
 
     @precondition(lambda self: self.worlds[0].pods)
     @rule(data=st.data(), client=_clients)
@@ -438,6 +455,13 @@ class NodeMachine(RuleBasedStateMachine):
         left = leaks.settle(self._before, foreign=_OF_THE_DAEMON)
         assert not left, left
         self.counts["examples"] += 1
+
+
+def _kill_zygotes() -> None:
+    """Kill what forks shims, and starts successors of those that die."""
+    for pid in subprocess.run(["pgrep", "-f", "crisp zygote"], capture_output=True, text=True).stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def _orders(*racing: Sequence[Part]) -> Iterator[list[Part]]:

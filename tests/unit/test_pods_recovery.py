@@ -34,7 +34,7 @@ async def test_a_start_that_was_told_as_failed_and_goes_on_is_ended(told_as_fail
 
     nobody: Any = None
     shim: Any = Shim()
-    recovery = Recovery(state, *[nobody] * 6, Background())
+    recovery = Recovery(state, *[nobody] * 6, Background(), nobody)
     await recovery._follow_start("c", shim)
     assert asked == [calls.WaitStart("c"), *([calls.Kill("c")] if told_as_failed else [])]
     assert state.find_container("c").container.started_at == 3

@@ -22,8 +22,8 @@ from pods.model import (
 )
 from pods.state.memory import State
 from pods.state.store import ContainerRecord, SandboxRecord
-from pods.state.transitions import UNSEEN
 from runtime.client import ShimGone
+from runtime.wire.calls import UNSEEN
 
 
 class _Shims:

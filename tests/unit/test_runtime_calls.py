@@ -88,7 +88,7 @@ _WIRE: list[tuple[Value, str]] = [
      '{"pid": 1, "infra_pid": 2, "infra_alive": true, "containers": {"c": {"state": "exited", "pid": 7, '
      '"started_at": 5, "exit": {"code": 137, "signal": 9, "oom": true, "finished_at": 1700000000000000000, '
      '"start_failed": false}, "logged": {"bytes": 1, "lines": 2, "dropped_bytes": 3, "dropped_lines": 4, '
-     '"lost_bytes": 5, "lost_lines": 6}}}, "abilities": ["a"]}'),
+     '"lost_bytes": 5, "lost_lines": 6}}}, "abilities": ["a"], "kept": false}'),
     (ExecEnded(3), '{"code": 3}'),
     (AttachEnded(), '{"code": null}'),
     (Updated(("w",)), '{"warnings": ["w"]}'),

@@ -90,6 +90,13 @@ class ExternalLauncher:
         else:
             self._held.make_cgroup(self._cgroup, Resources(), undo)
 
+    def succeed(self, ended: Callable[[int], None] | None) -> None:
+        held = self._held
+        self._mounted = [os.path.join(held.bundle, "rootfs"), *held.images]
+        if ended is not None:
+            self._known = True
+            held.follow_init(ended)
+
     def signal(self, number: int) -> None:
         """Let the runtime send the signal: its init may be another process than our child."""
         self._program.run(["kill", self._held.id, str(number)], NO_STREAMS, lambda _status: None)

@@ -53,6 +53,12 @@ class Launcher(Protocol):
         Raises RuntimeCoreError; then the caller runs `undo`.
         """
 
+    def succeed(self, ended: Callable[[int], None] | None) -> None:
+        """Take over what an earlier shim's launcher has made, which the holdings have.
+
+        `ended` is to be called with the exit status of the running init; None for a container that does not run.
+        """
+
     def signal(self, number: int) -> None:
         """Send a signal to the init of the running container."""
 

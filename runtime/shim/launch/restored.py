@@ -80,6 +80,10 @@ class RestoredLauncher:
         attempt.adopt(pid, pidfd)
         attempt.succeed(console)
 
+    def succeed(self, ended: Callable[[int], None] | None) -> None:
+        if ended is not None:
+            self._held.follow_init(ended)
+
     def signal(self, number: int) -> None:
         self._held.signal_init(number)
 

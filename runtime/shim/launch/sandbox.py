@@ -16,6 +16,7 @@ from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NotRunning, RuntimeCoreError, failing
 from runtime.logs.writer import complain
 from runtime.process.infra import pause_program
+from runtime.shim.estates import SANDBOX_KEY, SandboxEstate
 from runtime.shim.launch.external_program import NO_STREAMS, ConsoleSocket, Program, adopted
 from runtime.shim.reply import Reply
 from runtime.shim.supervisor import Supervisor
@@ -33,6 +34,7 @@ class Sandbox:
     def __init__(
         self, call: MakeSandbox, supervisor: Supervisor, hierarchies: Hierarchies, lost: Callable[[], None]
     ) -> None:
+        self._call = call
         self.id = call.sandbox
         self.pid = 0
         self.pidfd = -1
@@ -84,12 +86,26 @@ class Sandbox:
         except RuntimeCoreError as error:
             self._made(error)
 
+    def deposit(self) -> None:
+        """Deposit the sandbox, if it runs."""
+        if self.alive and self._making is None:
+            estate = SandboxEstate(self._call, self.pid)
+            self._supervisor.deposits.put(SANDBOX_KEY, estate.encode(), [self.pidfd], self.pid)
+
+    def succeed(self, estate: SandboxEstate, pidfd: int) -> None:
+        """Take over the sandbox of an earlier shim."""
+        self.pid, self.pidfd, self._known = estate.pid, pidfd, True
+        if not self._program.by_systemd:
+            self._supervisor.uses_cgroup(self.cgroup)
+        self._supervisor.follow(self.pid, pidfd, self._exited)
+
     def _started(self, status: int) -> None:
         self._made(self._program.failure("start", status) if status else Done())
 
     def _made(self, result: Done | RuntimeCoreError) -> None:
         reply, self._making = self._making, None
         assert reply is not None
+        self.deposit()
         reply(result)
         if self._ending is not None:
             self._delete()
@@ -100,6 +116,7 @@ class Sandbox:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+        self._supervisor.deposits.drop(SANDBOX_KEY)
         if self._ending is None:
             self._lost()
         else:

@@ -61,6 +61,13 @@ class SandboxedLauncher(ExternalLauncher):
     def _running(self) -> None:
         self._runs = True
 
+    def succeed(self, ended: Callable[[int], None] | None) -> None:
+        self._held.sandbox_cgroup = self._sandbox.cgroup
+        super().succeed(None)
+        if ended is not None:
+            self._known = self._runs = True
+            wait_for_end(self._program, self._held.id, ended)
+
     def kill(self) -> None:
         """Kill every process of the container. Before its start there is none, and after its sandbox's end either."""
         if self._runs and self._sandbox.alive:
@@ -121,19 +128,7 @@ class _Launch:
 
     def _wait(self) -> None:
         exited = self._attempt.adopt_through(self._sandbox.pid, os.dup(self._sandbox.pidfd))
-        reader, writer = os.pipe()
-
-        def ended(status: int) -> None:
-            with open(reader, "rb") as said:
-                exited(_exit_code(said.read()) if status == 0 else _SANDBOX_DIED)
-
-        try:
-            self._program.run_long(["wait", self._id], (-1, writer, -1), ended)
-        except BaseException:
-            os.close(reader)
-            raise
-        finally:
-            os.close(writer)
+        wait_for_end(self._program, self._id, exited)
 
     def _fail(self, error: RuntimeCoreError) -> None:
         self.close()
@@ -148,6 +143,23 @@ class _Launch:
             if fd >= 0:
                 os.close(fd)
         self._streams, self._master = NO_STREAMS, -1
+
+
+def wait_for_end(program: Program, container_id: str, exited: Callable[[int], None]) -> None:
+    """Have the runtime wait for a container's end, and call back with its status. Raises OperationFailed, OSError."""
+    reader, writer = os.pipe()
+
+    def ended(status: int) -> None:
+        with open(reader, "rb") as said:
+            exited(_exit_code(said.read()) if status == 0 else _SANDBOX_DIED)
+
+    try:
+        program.run_long(["wait", container_id], (-1, writer, -1), ended)
+    except BaseException:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
 
 
 def _exit_code(said: bytes) -> int:
