@@ -44,7 +44,7 @@ def outcome(
     return outcome
 
 
-@pytest.mark.parametrize(("outcome", "test"), TESTS, indirect=["outcome"])
+@pytest.mark.parametrize(("outcome", "test"), TESTS, indirect=["outcome"], scope="session")  # a guest for all
 def test_inside(test: str, outcome: payload.Outcome, request: pytest.FixtureRequest) -> None:
     """A test of that name passed in the machine's guest."""
     chosen, _boots = MACHINES[request.node.callspec.params["outcome"]]
