@@ -32,7 +32,7 @@ _NO_ANSWER: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grp
 _LINES: Final = 20
 _CODE: Final = 7
 _PROGRAM: Final = f"i=0; while [ $i -lt {_LINES} ]; do echo line $i; i=$((i+1)); sleep 0.01; done; exit {_CODE}"
-_WEIGHTS: Final = {"crispd": 1, "shim": 8, "infra": 2, "zygote": 1}  # after the others a keeper is new for a while
+_WEIGHTS: Final = {"crispd": 0.3, "shim": 6, "infra": 1, "zygote": 0.3}  # after the first and last keepers are new
 _KEEPER_SECONDS: Final = 2.0  # after which each shim surely has a keeper again
 _PAUSES: Final = (0.0, 0.4)  # seconds between kills
 _numbers = itertools.count(1)
