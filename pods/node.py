@@ -248,6 +248,10 @@ class Node:
             if (record := self._state.sandboxes.get(sandbox_id)) is not None
         ]
 
+    def successions(self) -> int:
+        """Return how many shims have died since the start and had a successor."""
+        return self._shims.successions
+
     def _denied(self, container_id: str, call: Call, program: str) -> None:
         if call.action != ALLOWED:
             self.recorder.part(container_id).said(f"{SECCOMP}{call.name} ({call.action}), first called by {program!r}")

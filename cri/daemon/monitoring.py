@@ -86,6 +86,7 @@ class Monitor:
         yield GaugeMetricFamily("crisp_shims", "Shims that the daemon is connected to", value=node.shim_count())
         silent = len(node.silent_shims())
         yield GaugeMetricFamily("crisp_shims_silent", "Shims that live but do not answer", value=silent)
+        yield CounterMetricFamily("crisp_shim_successions", "Shims that died and had a successor", node.successions())
         apart = len(node.apart_plugins() or ())
         yield GaugeMetricFamily("crisp_nri_plugins_apart", "NRI plugins that did not answer", value=apart)
         yield GaugeMetricFamily("crisp_images", "Images in the store", value=len(node.images.images()))

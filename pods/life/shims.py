@@ -59,6 +59,7 @@ class Shims:
         self._cgroups = cgroups
         self._zygote = Zygote(cgroups.driver.place_shims, self._zygote_lost)
         self._clients: dict[str, ShimClient] = {}
+        self.successions = 0  # shims that died and had a successor
         self.idmap_refusal = "not asked yet"  # why pods cannot have user namespaces; "" if they can
         self._on_exit = on_exit
         self._on_loss = on_loss
@@ -285,6 +286,7 @@ class Shims:
             except ShimGone:
                 self._on_loss(sandbox_id)
                 return
+            self.successions += 1
             _log.warning("shim died; a successor takes over", extra={"sandbox": sandbox_id})
             successor.begin(GetState()).add_done_callback(partial(succeeded, successor))
 

@@ -25,6 +25,7 @@ from runtime.logs.writer import complain
 
 MOST_BYTES: Final = 192 << 10  # of a message: less than net.core.wmem_default
 MOST_FDS: Final = 253  # SCM_MAX_FD of unix(7)
+_MOST_WAITING: Final = 64  # messages for a keeper that does not take them, with some descriptors each
 _PUT, _DROP, _OVER, _ENDED = b"put", b"drop", b"over", b"ended"
 _SEPARATOR: Final = b"\0"
 
@@ -169,6 +170,9 @@ class Deposits:
             self._give_up(f"{data[:80]!r}: {error}")
 
     def _wait(self, data: bytes, fds: Sequence[int]) -> None:
+        if len(self._waiting) > _MOST_WAITING and data != _OVER:
+            self._give_up("its keeper takes nothing")
+            return
         self._waiting.append((data, tuple(os.dup(fd) for fd in fds)))
         self._watch()
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
+import subprocess
 import urllib.request
 from pathlib import Path
 
@@ -25,6 +28,14 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_shims_that_have_successors_are_counted() -> None:
+    port = _free_port()
+    with Daemon.running(f"--metrics-addr=127.0.0.1:{port}") as daemon, daemon.pod("survives") as pod:
+        shim = subprocess.run(["pgrep", "-f", f"^crisp-shim {pod.id}"], capture_output=True, text=True).stdout
+        os.kill(int(shim), signal.SIGKILL)
+        until(lambda: _samples(port)["crisp_shim_successions_total", frozenset()] == 1)
 
 
 _EXEC = frozenset({("kind", "exec"), ("transport", "websocket")})
@@ -76,6 +87,7 @@ def test_calls_errors_steps_and_objects_are_counted() -> None:
     assert value("crisp_pods", state="ready") == 1
     assert value("crisp_containers", state="running") == 1
     assert (value("crisp_shims"), value("crisp_images"), value("crisp_event_listeners")) == (1, 1, 1)
+    assert value("crisp_shim_successions_total") == 0
     assert value("crisp_nri_plugins_apart") == 0
     assert value("process_resident_memory_bytes") > 0
 

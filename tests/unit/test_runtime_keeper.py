@@ -127,14 +127,28 @@ def test_successors_are_not_started_for_ever(world: _World) -> None:
 def test_a_keeper_that_takes_nothing_gets_everything_later(world: _World) -> None:
     """Somebody has stopped it; the shim does not wait."""
     world.shim.begin()
-    for number in range(5000):
-        world.shim.put(f"container {number}", b"x" * 200)
+    count = 0
+    while not world.shim._waiting or len(world.shim._waiting) < 50:
+        world.shim.put(f"container {count}", b"x" * 200)
+        count += 1
     while world.shim._waiting:
         world.turn()
     assert world.shim.kept
     world.die()
     world.turn()
-    assert len(world.deposits[0][0]) == 5000
+    assert len(world.deposits[0][0]) == count
+
+
+def test_a_keeper_that_takes_nothing_for_too_long_is_told_to_start_no_successor(world: _World) -> None:
+    world.shim.begin()
+    for number in range(5000):
+        world.shim.put(f"container {number}", b"x" * 200)
+    assert not world.shim.kept
+    while world.shim._waiting:
+        world.turn()
+    world.die()
+    world.turn()
+    assert (world.deposits, world.left) == ([], 1)
 
 
 def test_a_deposit_that_is_too_large_is_none(world: _World) -> None:
