@@ -155,7 +155,9 @@ def test_a_shim_that_dies_takes_nothing_with_it(daemon: Daemon) -> None:
     container = pod.run("sh", "-c", "while [ ! -e /end ]; do echo here; sleep 0.1; done; exit 6")
     created = pod.create("sleep", "1000", name="created")
     sandbox = _sandbox_process(daemon, container)
-    os.kill(_parent(sandbox), signal.SIGKILL)
+    shim = _parent(sandbox)
+    os.kill(shim, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{shim}").exists())  # a call that it still took would fail
     assert pod.exec(container, "echo", "again").stdout == b"again\n"
     counted = pod.log().count("\n")
     until(lambda: pod.log().count("\n") > counted)

@@ -199,7 +199,9 @@ def _parent(pid: int) -> int:
 def test_a_shim_that_dies_takes_nothing_with_it(pod: Pod) -> None:
     container_id = pod.run("sh", "-c", "sleep 98644; exit 6", name="main")
     created = pod.create("sleep", "1000", name="created")
-    os.kill(_parent(_info(pod, container_id)["pid"]), signal.SIGKILL)
+    shim = _parent(_info(pod, container_id)["pid"])
+    os.kill(shim, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{shim}").exists())  # a call that it still took would fail
     assert pod.exec(container_id, "echo", "here").stdout == b"here\n"
     subprocess.run(["pkill", "-f", "^sleep 98644"], check=True)
     assert pod.daemon.wait_exited(container_id).exit_code == 6
