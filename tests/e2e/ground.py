@@ -25,7 +25,9 @@ def covered_directories(store: Path, into: Sequence[str] = ()) -> Iterator[None]
                 target.mkdir(parents=True)
                 undo.callback(target.rmdir)
             subprocess.run([*into, "mount", "--bind", source, target], check=True)
-            undo.callback(subprocess.run, [*into, "umount", "--recursive", target], check=True)
+            # Twice if need be: one of the mounts below it may go by itself meanwhile.
+            script = 'umount --recursive "$0" || umount --recursive "$0"'
+            undo.callback(subprocess.run, [*into, "sh", "-c", script, target], check=True)
             # Its mounts must be seen in containers, and theirs (Bidirectional) by it.
             subprocess.run([*into, "mount", "--make-shared", target], check=True)
         yield
