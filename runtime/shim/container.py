@@ -442,7 +442,7 @@ class Container:
         return {name: fd for name, fd in fds.items() if fd >= 0}
 
     def succeed(self, estate: ContainerEstate, fds: dict[str, int]) -> None:
-        """Take over a container of an earlier shim. `fds` are the container's from now on. Raises RuntimeCoreError."""
+        """Take over a container of an earlier shim, and its `fds`. The shim deposits it then. Raises RuntimeCoreError."""
         self._take(estate.create)
         self._call = estate.start
         self.started_at, self._oom_score_adj = estate.started_at, estate.oom_score_adj
@@ -455,7 +455,6 @@ class Container:
         else:
             self._launcher.succeed(None)
             self._end_broken_start()
-        self.deposit()
 
     def abandon(self) -> None:
         """End a container that could not be taken over."""
@@ -467,7 +466,6 @@ class Container:
         self._held.remove_cgroup()
         self._close_log()
         self._release()
-        self.deposit()
 
     def _succeed_running(self, estate: ContainerEstate, fds: dict[str, int]) -> None:
         call = estate.start

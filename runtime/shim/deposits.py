@@ -162,7 +162,7 @@ class Deposits:
             socket.send_fds(self._keeper, [data], list(fds))
         except BlockingIOError:  # somebody has stopped the keeper
             self._wait(data, fds)
-        except (BrokenPipeError, ConnectionError):
+        except ConnectionError:
             self._close()
         except OSError as error:
             if data == _OVER:
