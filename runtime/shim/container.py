@@ -442,7 +442,7 @@ class Container:
         return {name: fd for name, fd in fds.items() if fd >= 0}
 
     def succeed(self, estate: ContainerEstate, fds: dict[str, int]) -> None:
-        """Take over a container of an earlier shim, and its `fds`. The shim deposits it then. Raises RuntimeCoreError."""
+        """Take over a container of an earlier shim, with its `fds`. The shim deposits it. Raises RuntimeCoreError."""
         self._take(estate.create)
         self._call = estate.start
         self.started_at, self._oom_score_adj = estate.started_at, estate.oom_score_adj
