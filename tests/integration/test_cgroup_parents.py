@@ -19,6 +19,7 @@ from cri.v1 import api_pb2 as cri
 from runtime.cgroups import Hierarchies
 from tests.daemon import CALL_SECONDS, Daemon, Pod
 from tests.oci import REPOSITORY, Bundle
+from tests.processes import parent_of, titled
 from tests.waiting import until
 
 TOP = "crisptest"
@@ -67,11 +68,7 @@ def _run(daemon: Daemon, handler: str, parent: str = PARENT) -> tuple[Pod, str]:
 def _shim(pod: Pod, container_id: str) -> int:
     request = cri.ContainerStatusRequest(container_id=container_id, verbose=True)
     info = json.loads(pod.daemon.runtime.ContainerStatus(request, timeout=CALL_SECONDS).info["info"])
-    return _parent(int(info["pid"]))
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+    return parent_of(int(info["pid"]))
 
 
 @contextmanager
@@ -84,7 +81,7 @@ def _emptied(daemon: Daemon) -> Iterator[None]:
 
 @pytest.mark.trial("made-parents", "Whoever leaves last removes the parent cgroups that crisp made, and no others.")
 @pytest.mark.cri("RunPodSandbox", "linux.cgroup_parent")
-def test_many_pods_of_one_parent(daemon: Daemon, others: set[Path]) -> None:
+def test_many_pods_of_oneparent_of(daemon: Daemon, others: set[Path]) -> None:
     """Some leave while others come; what is under the parent and what is beside it, by both runtimes."""
 
     def live(number: int) -> None:
@@ -104,13 +101,13 @@ def test_shims_and_the_daemon_are_killed(daemon: Daemon, others: set[Path]) -> N
         own, in_own = _run(daemon, "runc", parent="")
         maker.remove()
         shim = _shim(lost, in_lost)
-        for pid in (_parent(shim), shim):  # first its keeper, which would start a successor
+        for pid in (parent_of(shim), shim):  # first its keeper, which would start a successor
             os.kill(pid, signal.SIGKILL)
         assert daemon.wait_exited(in_lost).exit_code != 0
         shims = [_shim(alone, in_alone), _shim(own, in_own)]
-        keepers = subprocess.run(["pgrep", "-f", "crisp zygote"], capture_output=True, text=True).stdout.split()
+        keepers = titled("crisp zygote")
         daemon.kill9()
-        for pid in (*map(int, keepers), *shims):
+        for pid in (*keepers, *shims):
             with suppress(ProcessLookupError):  # a zygote without pods leaves with its crispd
                 os.kill(pid, signal.SIGKILL)
         daemon.start()

@@ -19,6 +19,7 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from tests.criu import on_path
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
+from tests.processes import parent_of
 from tests.stream_clients import RESIZE, STDIN, STDOUT, Command
 from tests.waiting import until
 
@@ -297,7 +298,7 @@ def test_no_process_stays_stopped_when_the_shim_dies(criu: None, fresh_daemon: D
     with daemon.pod(config=_pod_config(daemon, "orphan", "CONTAINER")) as pod:
         made = _start(pod, *(_config(f"counts-{number}", COUNT, "CONTAINER") for number in range(3)))
         pids = [_pid(daemon, one) for one in made]
-        shim = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        shim = parent_of(pids[0])
         call = threading.Thread(target=_ignored, args=(pod, output, made))
         call.start()
         until(lambda: os.listdir(output))

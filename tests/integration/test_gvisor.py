@@ -17,6 +17,7 @@ from cri.v1 import api_pb2 as cri
 from runtime.cgroups import Cgroup, Hierarchies
 from tests import gvisor
 from tests.daemon import CALL_SECONDS, Daemon, Pod
+from tests.processes import parent_of
 from tests.stream_clients import STDIN, STDOUT, Command, WebSocketClient, closing
 from tests.waiting import until
 
@@ -58,10 +59,6 @@ def _state(daemon: Daemon) -> list[str]:
 def _sandbox_process(daemon: Daemon, container: str) -> int:
     request = cri.ContainerStatusRequest(container_id=container, verbose=True)
     return int(json.loads(daemon.runtime.ContainerStatus(request, timeout=CALL_SECONDS).info["info"])["pid"])
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
 
 
 def test_containers_have_gvisors_kernel_and_the_pods_network(daemon: Daemon, pod: Pod) -> None:
@@ -155,7 +152,7 @@ def test_a_shim_that_dies_takes_nothing_with_it(daemon: Daemon) -> None:
     container = pod.run("sh", "-c", "while [ ! -e /end ]; do echo here; sleep 0.1; done; exit 6")
     created = pod.create("sleep", "1000", name="created")
     sandbox = _sandbox_process(daemon, container)
-    shim = _parent(sandbox)
+    shim = parent_of(sandbox)
     os.kill(shim, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{shim}").exists())  # a call that it still took would fail
     assert pod.exec(container, "echo", "again").stdout == b"again\n"

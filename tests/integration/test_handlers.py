@@ -20,6 +20,7 @@ from runtime.cgroups import Cgroup, Hierarchies
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
 from tests.images import BUSYBOX as BUSYBOX_PROGRAM
 from tests.images import build_image, entry, layer, write_layout
+from tests.processes import parent_of
 from tests.waiting import until
 
 RUNC = shutil.which("runc", path="/usr/sbin:/usr/bin") or "/usr/sbin/runc"
@@ -192,14 +193,10 @@ def test_the_daemon_may_be_killed(tmp_path: Path) -> None:
         assert _known_to_runc(daemon) == []
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
-
-
 def test_a_shim_that_dies_takes_nothing_with_it(pod: Pod) -> None:
     container_id = pod.run("sh", "-c", "sleep 98644; exit 6", name="main")
     created = pod.create("sleep", "1000", name="created")
-    shim = _parent(_info(pod, container_id)["pid"])
+    shim = parent_of(_info(pod, container_id)["pid"])
     os.kill(shim, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{shim}").exists())  # a call that it still took would fail
     assert pod.exec(container_id, "echo", "here").stdout == b"here\n"
@@ -213,8 +210,8 @@ def test_a_shim_that_is_lost_with_its_keeper_leaves_nothing(tmp_path: Path) -> N
         pod = _pod(daemon, "orphan")
         container_id = pod.run("sleep", "1000", name="main")
         pid = _info(pod, container_id)["pid"]
-        shim = _parent(pid)
-        for lost in (_parent(shim), shim):
+        shim = parent_of(pid)
+        for lost in (parent_of(shim), shim):
             os.kill(lost, signal.SIGKILL)
         assert daemon.wait_exited(container_id).exit_code != 0
         pod.remove()

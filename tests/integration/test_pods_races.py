@@ -20,6 +20,7 @@ import pytest
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import BUSYBOX, Daemon, Pod
+from tests.processes import parent_of
 from tests.waiting import until
 
 _until = partial(until, pause=0.02)
@@ -207,7 +208,7 @@ def test_a_container_whose_start_its_shim_did_not_live_to_answer(
         container, _pipe = _slow_start(pod, linux=linux, **fields)
         start = daemon.runtime.StartContainer.future(cri.StartContainerRequest(container_id=container), **_CALL)
         shim, _init = _until_it_hangs(pod, container)
-        keeper = int(Path(f"/proc/{shim}/stat").read_text().rpartition(")")[2].split()[1])
+        keeper = parent_of(shim)
         for pid in (keeper, shim):  # it would start a successor, and that the container again
             os.kill(pid, signal.SIGKILL)
         assert isinstance(start.exception(), grpc.RpcError)

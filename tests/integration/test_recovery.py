@@ -19,6 +19,7 @@ from cri.v1 import api_pb2 as cri
 from runtime.cgroups import Cgroup, Hierarchies
 from tests.daemon import Daemon, Pod
 from tests.faults.kinds import shim_of
+from tests.processes import titled
 from tests.waiting import until
 
 _until = partial(until, pause=0.02)
@@ -30,13 +31,8 @@ def _info(daemon: Daemon, container: str) -> dict[str, object]:
     return dict(json.loads(daemon.runtime.ContainerStatus(request, **_CALL).info["info"]))
 
 
-def _pids(title: str) -> list[int]:
-    found = subprocess.run(["pgrep", "-f", title], capture_output=True, text=True).stdout
-    return [int(line) for line in found.split()]
-
-
 def _shim_pids() -> list[int]:
-    return _pids("^crisp-shim ")
+    return titled("^crisp-shim ")
 
 
 @pytest.mark.parametrize("how", ["kill9", "restart"])
@@ -107,7 +103,7 @@ def _mounts_below(directory: Path) -> list[str]:
 
 def _end_everything(init: int) -> None:
     """What a reboot does to processes."""
-    keepers, infra = _pids("crisp zygote"), _pids("^crisp-infra ")
+    keepers, infra = titled("crisp zygote"), titled("^crisp-infra ")
     for pid in [*keepers, *_shim_pids(), *infra, init]:
         os.kill(pid, signal.SIGKILL)
     _until(lambda: not _shim_pids())
@@ -117,7 +113,7 @@ def test_a_shim_and_its_keeper_that_die_at_once_take_the_pod_along(fresh_daemon:
     daemon = fresh_daemon
     with daemon.pod("victim") as pod:
         container = pod.run("sleep", "3456")
-        (shim,), (keeper,) = _shim_pids(), _pids("crisp zygote")
+        (shim,), (keeper,) = _shim_pids(), titled("crisp zygote")
         os.kill(keeper, signal.SIGSTOP)  # it starts no successor meanwhile
         os.kill(shim, signal.SIGKILL)
         os.kill(keeper, signal.SIGKILL)
@@ -125,7 +121,7 @@ def test_a_shim_and_its_keeper_that_die_at_once_take_the_pod_along(fresh_daemon:
         assert status.exit_code == 255
         _until(lambda: pod.status().state == cri.SANDBOX_NOTREADY)
         _until(lambda: b"sleep\x003456" not in _command_lines())
-        _until(lambda: not _pids("^crisp-infra "))
+        _until(lambda: not titled("^crisp-infra "))
 
 
 def _command_lines() -> bytes:
@@ -156,7 +152,7 @@ def test_a_created_containers_cgroup_goes_with_its_shim_and_keeper(fresh_daemon:
         path = _info(daemon, container)["runtimeSpec"]["linux"]["cgroupsPath"]  # type: ignore[index]
         cgroup = Cgroup.at(Hierarchies.detect(), path)
         _until(cgroup.exists)
-        (keeper,) = _pids("crisp zygote")
+        (keeper,) = titled("crisp zygote")
         for pid in (keeper, shim_of(pod)):
             os.kill(pid, signal.SIGKILL)
         _until(lambda: not cgroup.exists())

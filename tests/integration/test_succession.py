@@ -15,6 +15,7 @@ import pytest
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon, Pod
+from tests.processes import titled
 from tests.waiting import until
 
 _CALL: dict[str, Any] = {"timeout": 60}
@@ -22,13 +23,8 @@ _KILLS = 4  # a keeper starts no more successors in a minute
 _COUNTER = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.01; done"
 
 
-def _pids(title: str) -> list[int]:
-    found = subprocess.run(["pgrep", "-f", title], capture_output=True, text=True).stdout
-    return [int(line) for line in found.split()]
-
-
 def _shim(pod: Pod) -> int:
-    (pid,) = _pids(f"^crisp-shim {pod.id}")
+    (pid,) = titled(f"^crisp-shim {pod.id}")
     return pid
 
 
@@ -39,7 +35,7 @@ def _kill(pid: int) -> None:
 
 def _has_all(pod: Pod) -> bool:
     """Whether the zygote has what the shim of a pod with two running containers deposits."""
-    held = [link for pid in _pids("crisp zygote") for link in _links(pid)]
+    held = [link for pid in titled("crisp zygote") for link in _links(pid)]
     return sum("pidfd" in link for link in held) == 3
 
 
@@ -68,14 +64,14 @@ def _kill_shim_without_crispd(daemon: Daemon, pod: Pod) -> None:
 
 
 def _kill_zygote_then_shim(daemon: Daemon, pod: Pod) -> None:
-    (before,) = _pids("crisp zygote")
+    (before,) = titled("crisp zygote")
     _kill(before)
     until(lambda: _has_all(pod))
     _kill(_shim(pod))
 
 
 def _kill_crispd_and_zygote_then_shim(daemon: Daemon, pod: Pod) -> None:
-    (zygote,) = _pids("crisp zygote")
+    (zygote,) = titled("crisp zygote")
     daemon.kill9()
     _kill(zygote)
     daemon.start()
@@ -85,7 +81,7 @@ def _kill_crispd_and_zygote_then_shim(daemon: Daemon, pod: Pod) -> None:
 
 def _kill_shim_twice(daemon: Daemon, pod: Pod) -> None:
     _kill(_shim(pod))
-    until(lambda: len(_pids(f"^crisp-shim {pod.id}")) == 1)
+    until(lambda: len(titled(f"^crisp-shim {pod.id}")) == 1)
     _kill(_shim(pod))
 
 
@@ -139,7 +135,7 @@ def test_no_byte_of_a_log_is_lost_or_torn_or_written_twice(fresh_daemon: Daemon)
             size = log.stat().st_size
             until(lambda size=size: log.stat().st_size > size + 1000 or _lines(log, "stdout")[-1:] == ["30000"])
             _kill(_shim(pod))
-            until(lambda: len(_pids(f"^crisp-shim {pod.id}")) == 1)
+            until(lambda: len(titled(f"^crisp-shim {pod.id}")) == 1)
         until(lambda: _lines(log, "stderr")[-1:] == ["6000."] and _lines(log, "stdout")[-1:] == ["30000"])
         _kill(_shim(pod))  # which has read the beginning of a line
         subprocess.run(["pkill", "-f", "^sleep 98645"], check=True)

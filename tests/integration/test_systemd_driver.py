@@ -15,6 +15,7 @@ from runtime.cgroups import Cgroup, Hierarchies
 from runtime.cgroups.systemd import INFINITY
 from tests.daemon import Daemon, DaemonFailed
 from tests.fake_systemd import FakeSystemd
+from tests.processes import parent_of
 from tests.waiting import until
 
 MIB = 1 << 20
@@ -91,7 +92,7 @@ def test_a_container_is_a_scope_in_its_pods_slice(units: FakeSystemd) -> None:
             "Slice": "kubelet-podcrisp.slice", "Delegate": True, "TasksMax": INFINITY, "CPUQuotaPerSecUSec": 340_000
         }  # fmt: skip
         assert _file(path, "cpu", "cpu.cfs_quota_us") == "16666"  # exactly, where systemd has whole percents
-        shim = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        shim = parent_of(pid)
         (place,) = _cgroups_of(shim)
         assert place.startswith("/system.slice/crisp-shims-")
         scopes = units.called("StartTransientUnit", ".scope")

@@ -34,6 +34,7 @@ from tests.images import build_image, build_index, busybox_layer, digest, entry,
 from tests.integration.test_crisp_command import crisp
 from tests.nri_plugin import Plugin, objection
 from tests.pki import Authority
+from tests.processes import parent_of
 from tests.waiting import until
 
 _CALL = {"timeout": CALL_SECONDS}
@@ -599,14 +600,10 @@ def test_a_pod_whose_shim_was_killed_says_so(fresh_daemon: Daemon) -> None:
     with fresh_daemon.pod("lost") as pod:
         pod.run("sleep", "100000")
         (shim,) = (path for path in (fresh_daemon.state / "sandboxes" / pod.id).glob("shim.sock"))
-        for pid in (_parent(_peer(shim)), _peer(shim)):  # first its keeper, which would start a successor
+        for pid in (parent_of(_peer(shim)), _peer(shim)):  # first its keeper, which would start a successor
             os.kill(pid, signal.SIGKILL)
         until(lambda: why(fresh_daemon, "lost").name != "none")
         assert wrong(why(fresh_daemon, "lost"), "pod-lost", ("lost its shim",)) == ""
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _peer(path: Path) -> int:
