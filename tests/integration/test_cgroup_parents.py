@@ -81,7 +81,7 @@ def _emptied(daemon: Daemon) -> Iterator[None]:
 
 @pytest.mark.trial("made-parents", "Whoever leaves last removes the parent cgroups that crisp made, and no others.")
 @pytest.mark.cri("RunPodSandbox", "linux.cgroup_parent")
-def test_many_pods_of_oneparent_of(daemon: Daemon, others: set[Path]) -> None:
+def test_many_pods_of_one_parent(daemon: Daemon, others: set[Path]) -> None:
     """Some leave while others come; what is under the parent and what is beside it, by both runtimes."""
 
     def live(number: int) -> None:

@@ -240,7 +240,7 @@ ENDED = (
     Fault("denied-image", "exit-code", ("/etc/x", "`/etc` belongs to 0:0 and has mode 0755; the container runs as"),
           ("sh", "-c", "echo tea >/etc/x; echo no tea; exit 1"), _AS_1000),
     Fault("oom-child", "out-of-memory", ("exit code 1, and another process", "memory limit 16777216 bytes", "no end"),
-          ("sh", "-c", "sh -c 'x=a; while :; do x=$x$x; done'; echo no end; exit 1"),
+          ("sh", "-c", "sh -c 'x=a; while :; do x=$x$x; done'; echo no end >&2; exit 1"),
           _resources(memory_limit_in_bytes=16 << 20)),
     Fault("stack", "exit-code", ("exit code 1: Error: no tea",),
           ("sh", "-c", r"printf 'Error: no tea\n    at main\n    at run\n' >&2; exit 1")),
