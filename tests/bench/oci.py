@@ -168,10 +168,13 @@ class ThroughZygote:
         self.samples[what].elapsed.append((time.perf_counter() - started) * 1000)
 
     def stop(self) -> None:
-        self._loop.run(self._shim.call(calls.Shutdown()))
+        self._loop.run(self._end())
+        self._loop.close()
+
+    async def _end(self) -> None:
+        await self._shim.call(calls.Shutdown())
         self._shim.close()
         self._zygote.close()
-        self._loop.close()
 
 
 def measure(directory: Path, rounds: int, console: Console) -> None:
