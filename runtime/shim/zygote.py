@@ -25,6 +25,7 @@ import sys
 from typing import Final, NoReturn
 
 from linux import syscalls
+from linux.heap import fill_gaps
 from linux.sealed import seal
 from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies, v1, v2
 from runtime.cgroups import device_filter as devices_bpf
@@ -74,7 +75,7 @@ def main(own_cgroup: bool) -> None:
     layers_can_be_appended()
     seal()  # for every process forked from now on
     zygote = _Zygote(control, inheritance)
-    gc.collect()
+    fill_gaps()
     gc.freeze()
     control.send(b"ready")
     zygote.run()
