@@ -146,18 +146,31 @@ class Cgroup:
         return mountpoint + dict(self.apart).get(mountpoint, self.path)
 
     def for_exec(self, init: int) -> Cgroup:
-        """Return the cgroup for an exec: in version 2 the one of the container's init, if that is below this one.
+        """Return the cgroup for an exec: where the container's init is, if that is not this one in each hierarchy.
 
-        A cgroup that enables controllers for its children cannot contain processes itself (EBUSY). Such a container
-        runs a service manager, or containers of its own.
+        In version 1 systemd may have moved it up: Delegate= of its scope does not cover the devices controller, and
+        when no neighbour has device rules any more, systemd moves all processes to a cgroup above and removes this one.
+
+        In version 2 it may be below: a cgroup that enables controllers for its children cannot contain processes itself
+        (EBUSY). Such a container runs a service manager, or containers of its own.
         """
+        apart = (*self._removed_by_systemd(), *self._managed_within(init))
+        return replace(self, apart=(*self.apart, *apart)) if apart else self
+
+    def _removed_by_systemd(self) -> tuple[tuple[str, str], ...]:
+        home, path = self.hierarchies.v1.get("devices"), self.path
+        if home is None or os.path.isdir(home + path):
+            return ()
+        while path and not os.path.isdir(home + path):
+            path = path.rpartition("/")[0]
+        return ((home, path),)
+
+    def _managed_within(self, init: int) -> tuple[tuple[str, str], ...]:
         if not self.unified or not files.read(self.unified + "/cgroup.subtree_control"):
-            return self
+            return ()
         lines = files.read(f"/proc/{init}/cgroup").splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::")), "")
-        if not path.startswith(f"{self.path}/"):
-            return self
-        return replace(self, apart=(*self.apart, (self.hierarchies.unified, path)))
+        return ((self.hierarchies.unified, path),) if path.startswith(f"{self.path}/") else ()
 
     def clone_fd(self) -> int | None:
         """Return a descriptor for CLONE_INTO_CGROUP (clone3(2)), which the caller closes. None without version 2.

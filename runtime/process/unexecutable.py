@@ -104,6 +104,11 @@ def _refused(facts: Facts, uid: int, gid: int) -> str:
         return f"its mode {stat.S_IMODE(mode):04o} lets nobody execute it"
     if facts.mount_flags & os.ST_NOEXEC:
         return "the file system that it is on is mounted noexec"
+    if not stat.S_ISREG(mode):
+        return "it is not a regular file"
+    if mode & 0o111 == 0o111:
+        others = "a directory above it, an access control list or a security module"
+        return f"its mode {stat.S_IMODE(mode):04o} lets everybody execute it, but {others} does not"
     return f"its mode is {stat.S_IMODE(mode):04o}, and the process runs as {uid}:{gid}"
 
 

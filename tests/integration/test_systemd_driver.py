@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,26 @@ def test_a_container_is_a_scope_in_its_pods_slice(units: FakeSystemd) -> None:
 def _gone(path: str) -> None:
     cgroup = Cgroup.at(Hierarchies.detect(), path)
     until(lambda: not cgroup.exists())
+
+
+@pytest.mark.skipif("devices" not in Hierarchies.detect().v1, reason="version 1's devices controller is not here")
+def test_execs_follow_a_container_whose_devices_cgroup_systemd_removed(daemon: Daemon) -> None:
+    """systemd 252 does that to a privileged container once no neighbour has device rules: moves it up, and rmdir."""
+    with _pod(daemon, "moved") as pod:
+        container = pod.run("sleep", "100")
+        pid = _pid(daemon, container)
+        scope = Path(Cgroup.at(Hierarchies.detect(), f"{POD_SLICE}/crisp-{container}.scope").directory("devices"))
+        until(lambda: (scope / "cgroup.procs").read_text().split() == [str(pid)])  # what held the scope is killed
+        above = scope.parent.parent
+        (above / "cgroup.procs").write_text(str(pid))
+        for path in (scope, scope.parent):
+            with suppress(FileNotFoundError):  # the other systemd of this test was quicker
+                path.rmdir()
+        said = pod.exec(container, "sh", "-c", "cat /proc/self/cgroup")
+        place = next(line for line in said.stdout.decode().splitlines() if ":devices:" in line)
+        assert place in Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        later = pod.run("sleep", "100", name="later")
+        assert pod.exec(later, "true").exit_code == 0
 
 
 def test_a_container_that_never_starts_leaves_no_scope(daemon: Daemon, units: FakeSystemd) -> None:

@@ -61,12 +61,15 @@ class TwoNodes(Trial):
             self.podman.run("cp", wheel, f"{_UPGRADED}:/root/")
             self.podman.run("exec", _UPGRADED, "/opt/crisp/bin/pip", "install", "--quiet", "--no-deps", "--no-index",
                             f"/root/{wheel.name}")  # fmt: skip
+            self.podman.run("exec", _UPGRADED, "systemctl", "daemon-reload")  # as an installation of the unit takes
             self.podman.run("exec", _UPGRADED, "systemctl", "restart", "crispd")
             until(lambda: self._runtime() == f"crisp://{version}", SECONDS, pause=1)
         self.kubectl("wait", "--for=condition=Ready", f"node/{_UPGRADED}", "--timeout=1m")
         _require(self._containers(_UPGRADED) == self._left, "a container did not live through the upgrade")
         proxy = next(name for name in self._left if "/kube-proxy-" in name).split("/")[1]
-        _require(bool(self.read("--namespace=kube-system", "logs", proxy)), "kube-proxy's log is empty")
+        of_proxy = ("--namespace=kube-system", proxy)
+        _require(bool(self.read("logs", *of_proxy)), "kube-proxy's log is empty")
+        self.kubectl("exec", *of_proxy, "--", "kube-proxy", "--version")
 
     def uncordon(self) -> None:
         with timed("kubectl uncordon, until the Deployment is on both"):
