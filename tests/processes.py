@@ -1,16 +1,23 @@
-"""Finds processes as ps(1) does."""
+"""Finds processes by what /proc says of them."""
 
 from __future__ import annotations
 
-import subprocess
+import re
 from pathlib import Path
 
 
 def titled(pattern: str) -> list[int]:
     """The processes whose command line has the regular expression."""
-    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout
-    return [int(line) for line in found.split()]
+    sought = re.compile(pattern.encode())
+    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if sought.search(_command(path))]
 
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _command(path: Path) -> bytes:
+    try:
+        return path.read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

@@ -25,7 +25,7 @@ from tests.checkpoints import carried_over
 from tests.daemon import BUSYBOX, CALL_SECONDS, Pod
 from tests.disk_limits import enforced, look_at_limits, look_at_removal
 from tests.images import build_image, write_layout
-from tests.vm.inside.node import CGROUPS, MACHINE, NETWORK, Process, Service, left_since, systemctl
+from tests.vm.inside.node import CGROUPS, MACHINE, NETWORK, Process, Service, kill_shim, left_since, systemctl
 from tests.waiting import until
 
 EXPECTED = Path("/var/lib/crisp-guest-expected.json")  # what the second boot has to find
@@ -333,8 +333,7 @@ def test_a_score_that_takes_privilege_is_set(workload: Workload) -> None:
 
 def test_the_shim_is_outside_of_the_units_and_the_pods_cgroups(service: Service, workload: Workload) -> None:
     """Else systemd kills it with the service, and kubelet with the pod."""
-    parent = int(workload.process.read("stat").rpartition(")")[2].split()[1])
-    shim = Process.at(parent).cgroup()
+    shim = workload.process.parent().cgroup()
     pod = workload.process.cgroup().parent
     assert "crispd.service" not in str(shim)
     assert not shim.is_relative_to(pod)
@@ -506,6 +505,26 @@ def test_pods_do_not_notice_that_the_daemon_is_killed(service: Service, workload
     assert_goes_on(service, workload)
 
 
+def test_pods_do_not_notice_that_their_shim_is_killed(service: Service, workload: Workload) -> None:
+    """Alone, then while crispd is away. Exit codes arrive; what was created is started."""
+    script = "trap 'exit 6' TERM; echo ready; while :; do usleep 10000; done"
+    leaving = workload.pod.run("sh", "-c", script, name="leaver")
+    until(lambda: "ready" in workload.pod.log("leaver"), EXIT_SECONDS)
+    created = workload.pod.create("sh", "-c", "exit 7", name="created")
+    kill_shim(workload.pod)
+    assert_goes_on(service, workload)
+    assert limits(workload.process) == FILES_OF_LIMITS
+    stop = cri.StopContainerRequest(container_id=leaving, timeout=300)
+    service.runtime.StopContainer(stop, timeout=CALL_SECONDS)
+    assert service.status(leaving).exit_code == 6
+    service.stop()
+    kill_shim(workload.pod)
+    service.start()
+    assert_goes_on(service, workload)
+    service.runtime.StartContainer(cri.StartContainerRequest(container_id=created), timeout=CALL_SECONDS)
+    assert service.wait_exited(created, EXIT_SECONDS).exit_code == 7
+
+
 def assert_goes_on(service: Service, workload: Workload) -> None:
     """The same process as before, known as running, and reachable."""
     assert Process.of(service, workload.container_id) == workload.process
@@ -604,8 +623,7 @@ def test_with_systemd_a_container_is_a_scope(service: Service, workload: Workloa
         "ActiveState=active", "Delegate=yes", f"MemoryMax={64 * MEBIBYTE}", f"MemoryHigh={48 * MEBIBYTE}",
         "TasksMax=77", "Slice=kubelet-pods-podguest.slice",
     }  # fmt: skip
-    shim = Process.at(int(scoped.process.read("stat").rpartition(")")[2].split()[1]))
-    assert shim.cgroup().parent == CGROUPS / "system.slice"
+    assert scoped.process.parent().cgroup().parent == CGROUPS / "system.slice"
     assert_goes_on(service, workload)  # of the other driver
 
 

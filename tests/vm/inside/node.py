@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ from typing import Any
 
 from cri.v1 import api_pb2 as cri
 from tests import leaks
-from tests.daemon import CALL_SECONDS, Daemon, DaemonFailed
+from tests.daemon import CALL_SECONDS, Daemon, DaemonFailed, Pod
+from tests.processes import parent_of, titled
+from tests.waiting import until
 
 MACHINE = json.loads(Path("/payload/machine.json").read_text())  # what is special about it (tests/vm/machine.py)
 CGROUPS = Path("/sys/fs/cgroup")
@@ -112,9 +116,19 @@ class Process:
         """A file of /proc/PID."""
         return Path(f"/proc/{self.pid}/{name}").read_text()
 
+    def parent(self) -> Process:
+        return Process.at(parent_of(self.pid))
+
     def cgroup(self) -> Path:
         """Where it is in the one hierarchy."""
         return CGROUPS / self.read("cgroup").strip().removeprefix("0::/")
+
+
+def kill_shim(pod: Pod) -> None:
+    """Kill a pod's shim as a crash would, and wait for its successor."""
+    (shim,) = titled(f"^crisp-shim {pod.id}")
+    os.kill(shim, signal.SIGKILL)
+    until(lambda: titled(f"^crisp-shim {pod.id}") not in ([], [shim]), CALL_SECONDS)
 
 
 def systemctl(*arguments: str) -> str:

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from cri.admin.v1 import admin_pb2
 from cri.v1 import api_pb2 as cri
 from tests import leaks
 from tests.daemon import CALL_SECONDS, Pod
 from tests.images import build_image, busybox_layer, write_layout
-from tests.vm.inside.node import NETWORK, Process, Service, left_since
+from tests.vm.inside.node import NETWORK, Process, Service, kill_shim, left_since
 from tests.waiting import until
 
 EXPECTED = Path("/var/lib/crisp-guest-selinux.json")  # what the second boot has to find
@@ -195,11 +197,34 @@ def test_terminals_images_as_volumes_and_user_namespaces_have_the_label(
         assert label.startswith("system_u:system_r:container_t:s0:c")
 
 
-def test_they_go_on_through_a_kill_of_the_daemon_and_new_containers_keep_the_level(
+def test_a_denial_is_told_where_the_label_is_the_cause(service: Service, first: Labelled) -> None:
+    """Of a program on a volume that is not for containers, and of a file that a program was not let into."""
+    program = NOBODYS / "run"
+    program.write_text("#!/bin/sh\nexit 0\n")
+    program.chmod(0o755)
+    volume = [cri.Mount(container_path="/nobodys", host_path=str(NOBODYS))]
+    refused = first.pod.create("/nobodys/run", name="refused", mounts=volume)
+    denied = f"labelled {label_of(program)} to {first.process.read('attr/current').strip(chr(0))}"
+    with pytest.raises(grpc.RpcError, match=r"lets everybody execute it, but .* SELinux denied `execute") as failure:
+        service.runtime.StartContainer(cri.StartContainerRequest(container_id=refused), timeout=CALL_SECONDS)
+    assert denied in str(failure.value)
+    assert _cause(service, refused).evidence.startswith("selinux: ")
+    reader = first.pod.run("cat", "/nobodys/file", name="reader", mounts=volume)
+    assert service.wait_exited(reader).exit_code == 1
+    assert denied in _cause(service, reader).cause
+
+
+def _cause(service: Service, container_id: str) -> admin_pb2.WhyResponse:
+    return service.admin.Why(admin_pb2.WhyRequest(query=container_id), timeout=CALL_SECONDS)
+
+
+def test_they_go_on_through_kills_of_daemon_and_shim_and_new_containers_keep_the_level(
     service: Service, first: Labelled
 ) -> None:
-    service.kill9()
-    assert said(first.pod, first.container_id, "cat /own/new") == (0, "new\n")
+    for kill in (service.kill9, lambda: kill_shim(first.pod)):
+        kill()
+        assert said(first.pod, first.container_id, "cat /own/new") == (0, "new\n")
+        assert Process.of(service, first.container_id) == first.process
     later = first.pod.run("sleep", "1000", name="later")
     assert Process.of(service, later).read("attr/current").strip(" \0\n").endswith(f":container_t:{first.level}")
 
