@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -24,13 +25,14 @@ class Processes:
         self._directory, self._into = directory, into
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, program: Path, *arguments: str) -> None:
-        """Start a program without input; what it prints is in `directory`."""
+    def start(self, program: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        """Start a program without input; what it prints is in `directory`. `environment` is added to ours."""
         command = [*self._into, program, *arguments]
         with (self._directory / f"{program.name}.log").open("ab") as log:
             self._running[program.name] = subprocess.Popen(
-                command, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+                command, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=os.environ | dict(environment or {}),
+            )  # fmt: skip
 
     def stop(self) -> None:
         """End all of them, the last one first."""

@@ -13,20 +13,25 @@ from pathlib import Path
 
 from tests import box
 from tests.e2e import kubernetes
-from tests.e2e.conformance import images, suite
+from tests.e2e.conformance import flannel, images, suite
 from tests.e2e.conformance.nodes import TwoNodes
 
+FLANNEL, ROUTES = "flannel", "routes"
 RESULTS = Path(__file__).parents[3] / "conformance-results"
 
 
 def main() -> int:
     """Run the suite, print the table, and leave nothing but the results: exit status 0, or 1 if a test failed."""
     arguments = _parser().parse_args()
+    if not arguments.network:
+        arguments.network = ROUTES if arguments.part == suite.QUICK.name else FLANNEL
     if os.geteuid() != 0:
         print("conformance: nodes take root: run as root", file=sys.stderr)
         return 1
     if not box.inside():  # where there is a network
         prepare()
+        if arguments.network == FLANNEL:
+            flannel.program()
         return 0 if arguments.build else box.run([sys.executable, "-m", "tests.e2e.conformance", *sys.argv[1:]])
     output = arguments.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -47,7 +52,7 @@ def prepare() -> Path:
 def _run(arguments: argparse.Namespace, directory: Path, output: Path) -> int:
     parts = [part for part in (suite.QUICK, *suite.ALL) if part.name == arguments.part] or suite.ALL
     outcomes, fewer = {}, []
-    with TwoNodes.running(directory, images.prepare()) as cluster:
+    with TwoNodes.running(directory, images.prepare(), by_flannel=arguments.network == FLANNEL) as cluster:
         for part in (_changed(part, arguments) for part in parts):
             begun = time.monotonic()
             print(f"{part.name}: see {output / part.name}.log", flush=True)
@@ -79,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         "--part", choices=("all", "parallel", "serial", "quick"), default="all",
         help="which tests (%(default)s); quick: those that CI runs",
     )  # fmt: skip
+    parser.add_argument(
+        "--network", choices=(FLANNEL, ROUTES), help=f"between the nodes ({FLANNEL}; {ROUTES} for quick)"
+    )
     parser.add_argument("--focus", metavar="REGEX", default="", help="only tests whose names match")
     parser.add_argument("--skip", metavar="REGEX", default="", help="no tests whose names match")
     parser.add_argument("--processes", type=int, help=f"tests at a time, where they may ({suite.PROCESSES})")

@@ -1,7 +1,7 @@
 """Two nodes on one machine: each has a network and a mount namespace of its own, a crispd, a kubelet and a kube-proxy.
 
-The control plane runs on the first one. Pods of a node have a bridge and the addresses 10.202.NUMBER.0/24; a route on
-each node leads to the other's. For use in a box.
+The control plane runs on the first one. Pods of a node have a bridge and the addresses 10.202.NUMBER.0/24; a route
+leads to the other's, or flannel does. For use in a box.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from kubernetes import client
 from tests import cgroups
 from tests.daemon import Daemon
 from tests.e2e import ground, kubernetes
+from tests.e2e.conformance import flannel
 from tests.e2e.control_plane import SERVICES, ControlPlane
 from tests.e2e.kubelet import SAMPLE
 from tests.e2e.processes import Processes, until
@@ -31,28 +33,29 @@ OUTSIDE: Final = "10.201.0.254"  # the box's own address on the network of the n
 _BRIDGE: Final = "nodes"
 _PODS: Final = "10.202.0.0/16"
 _DNS: Final = "10.96.0.10"
+_MTU: Final = 1500
 _PORTS: Final = (6443, 2379, 2380)
 _READY_SECONDS: Final = 120.0
 _FORWARDS: Final = ("net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=1")
 
 
 class Node:
-    """One of them. `into` is a command that runs another one on it."""
+    """One of them. `into` is a command that runs another one on it. `mtu` is that of its pods."""
 
-    def __init__(self, number: int, daemon: Daemon) -> None:
+    def __init__(self, number: int, daemon: Daemon, mtu: int) -> None:
         self.name, self.ip, self.pods = _name(number), _ip(number), _pods(number)
         self.daemon, self.into = daemon, daemon.into
         self.directory = daemon.directory / "node"
         self.directory.mkdir()
         self.processes = Processes(self.directory, self.into)
-        self._write_network()
+        self._write_network(mtu)
 
     @classmethod
     @contextmanager
-    def running(cls, number: int, daemon: Daemon, control: ControlPlane) -> Iterator[Node]:
+    def running(cls, number: int, daemon: Daemon, control: ControlPlane, mtu: int) -> Iterator[Node]:
         """A node that registers itself with the API server; afterwards its pods are gone."""
         with ExitStack() as undo:
-            node = cls(number, daemon)
+            node = cls(number, daemon, mtu)
             undo.enter_context(ground.covered_directories(node.directory, node.into))
             root = f"crisp-e2e-{daemon.directory.name}"
             undo.enter_context(cgroups.tree(root))
@@ -62,7 +65,18 @@ class Node:
             node._start_proxy(control)
             yield node
 
-    def _write_network(self) -> None:
+    def join_flannel(self, control: ControlPlane, core: client.CoreV1Api) -> None:
+        """Tell the cluster of its pods' addresses, which a controller does elsewhere, and start flannel."""
+        core.patch_node(self.name, {"spec": {"podCIDR": self.pods, "podCIDRs": [self.pods]}})
+        kubeconfig = control.kubeconfig(f"flannel-{self.name}", "system:masters")
+        flannel.start(self.processes, self.directory, self.name, kubeconfig, _PODS)
+
+    def reaches(self, pods: str) -> bool:
+        """Has it a route to these pods?"""
+        found = subprocess.run([*self.into, "ip", "route", "show", pods], check=True, stdout=subprocess.PIPE)
+        return bool(found.stdout)
+
+    def _write_network(self, mtu: int) -> None:
         """Instead of the daemon's own, which hides the pods' addresses behind the node's."""
         addresses = {
             "type": "host-local",
@@ -70,7 +84,9 @@ class Node:
             "ranges": [[{"subnet": self.pods}]],
             "routes": [{"dst": "0.0.0.0/0"}],
         }
-        bridge = {"type": "bridge", "bridge": "pods", "isGateway": True, "hairpinMode": True, "ipam": addresses}
+        bridge = {
+            "type": "bridge", "bridge": "pods", "isGateway": True, "hairpinMode": True, "mtu": mtu, "ipam": addresses,
+        }  # fmt: skip
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
         network = {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, portmap]}
         for file in self.daemon.cni_conf_dir.iterdir():
@@ -147,23 +163,24 @@ class TwoNodes:
 
     @classmethod
     @contextmanager
-    def running(cls, directory: Path, images: Path) -> Iterator[TwoNodes]:
+    def running(cls, directory: Path, images: Path, *, by_flannel: bool) -> Iterator[TwoNodes]:
         """A cluster whose nodes and DNS are ready; afterwards nothing is left of it.
 
         `images` is the storage of a registry with what tests pull (images.py). Raises ProgramFailed.
         """
+        mtu = flannel.MTU if by_flannel else _MTU
         directory.mkdir(exist_ok=True)
         with ExitStack() as undo:
             undo.enter_context(_network())
             registry = undo.enter_context(Registry(directory / "registry", address=OUTSIDE, storage=images))
-            places = [undo.enter_context(_place(number)) for number in NUMBERS]
+            places = [undo.enter_context(_place(number, routed=not by_flannel)) for number in NUMBERS]
             control = ControlPlane(directory / "control", _ip(1), _PORTS, into=places[0])
             undo.callback(control.processes.stop)
             control.start_servers()
             # What a daemon must not leave behind is what came after it: first the daemons, then all that kubelets make.
             daemons = [undo.enter_context(_daemon(registry, into)) for into in places]
             nodes = [
-                undo.enter_context(Node.running(number, daemon, control))
+                undo.enter_context(Node.running(number, daemon, control, mtu))
                 for number, daemon in zip(NUMBERS, daemons, strict=True)
             ]
             control.start_controllers()
@@ -173,6 +190,10 @@ class TwoNodes:
             with control.connect() as api:
                 core, apps = client.CoreV1Api(api), client.AppsV1Api(api)
                 cluster._until(lambda: _ready_nodes(core) == len(nodes), "have ready nodes")
+                if by_flannel:
+                    for node in nodes:
+                        node.join_flannel(control, core)
+                    cluster._until(cluster._is_connected, "have a network")
                 cluster._until(lambda: _has_dns(apps), "have its DNS")
             yield cluster
 
@@ -180,6 +201,9 @@ class TwoNodes:
         """The ends of what the programs complained of."""
         groups = (self.control.processes, *(node.processes for node in self.nodes))
         return "\n".join([*(group.logs() for group in groups), *(node.daemon.log() for node in self.nodes)])
+
+    def _is_connected(self) -> bool:
+        return all(one.reaches(other.pods) for one, other in permutations(self.nodes, 2))
 
     def _add_objects(self) -> None:
         kubectl = kubernetes.directory("kubectl") / "kubectl"
@@ -208,7 +232,7 @@ def _network() -> Iterator[None]:
 
 
 @contextmanager
-def _place(number: int) -> Iterator[tuple[str, ...]]:
+def _place(number: int, *, routed: bool) -> Iterator[tuple[str, ...]]:
     """A network namespace with a link to the bridge, and a mount namespace; the command that runs another one there."""
     name, outer = _name(number), f"to-{_name(number)}"
     with ExitStack() as undo:
@@ -225,7 +249,7 @@ def _place(number: int) -> Iterator[tuple[str, ...]]:
         _run(*within, "route", "add", SERVICES, "via", OUTSIDE)
         _run(*within, "route", "add", "unreachable", "default")
         for other in NUMBERS:
-            if other != number:
+            if other != number and routed:
                 _run(*within, "route", "add", _pods(other), "via", _ip(other))
         network = f"--net=/run/netns/{name}"
         _run("nsenter", network, "sysctl", "--quiet", "--write", *_FORWARDS)
