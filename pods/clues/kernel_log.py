@@ -36,7 +36,7 @@ def killed(container_id: str, known: Container[str], since: int = 0, log: Path =
     `known` are the ids of all containers. `since` is a time of CLOCK_MONOTONIC in nanoseconds: earlier kills do not
     count.
     """
-    return told_by(_records(log), container_id, known, since)
+    return told_by(records(log), container_id, known, since)
 
 
 def told_by(records: Iterable[bytes], container_id: str, known: Container[str], since: int = 0) -> str:
@@ -63,15 +63,30 @@ def _kill(record: bytes, container_id: str, since: int) -> re.Match[str] | None:
     """Return what a record tells of a process that was killed in the container; None for another record."""
     if container_id.encode() not in record:
         return None
-    head, _, text = record.decode(errors="replace").partition(";")
-    found = _KILL.search(text.partition("\n")[0])
-    if found is None or text.count(_GROUP) > 1:
+    head, text = _parts(record)
+    found = _KILL.search(text)
+    if found is None or text.count(_GROUP) > 1 or not _is_kernels(head):
         return None
-    level, _sequence, at, *_rest = head.split(",")
-    return found if int(level) < _KERNELS and int(at) * 1000 >= since - _SLACK else None
+    return found if int(head.split(",")[2]) * 1000 >= since - _SLACK else None
 
 
-def _records(log: Path) -> Iterator[bytes]:
+def texts(records: Iterable[bytes]) -> Iterator[str]:
+    """Yield what the kernel itself said: others may write to its log, too."""
+    for head, text in map(_parts, records):
+        if _is_kernels(head):
+            yield text
+
+
+def _parts(record: bytes) -> tuple[str, str]:
+    head, _, text = record.decode(errors="replace").partition(";")
+    return head, text.partition("\n")[0]
+
+
+def _is_kernels(head: str) -> bool:
+    return int(head.split(",")[0]) < _KERNELS
+
+
+def records(log: Path = _LOG) -> Iterator[bytes]:
     """Yield what is in the log, as far as it can be read in time. Each read gives one record."""
     end = time.monotonic() + _SECONDS
     try:

@@ -12,7 +12,7 @@ import signal
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pods.clues import files, ports
+from pods.clues import denials, files, ports
 from pods.clues.kernel_log import NODE_FULL
 from pods.diagnosis.troubles import Trouble
 from pods.recorder.entry import Left, Life, Plugin, Ran, Refused, Runs, Said
@@ -41,6 +41,10 @@ def _known(name: str, kinds: str, pattern: str, remedy: str) -> Known:
     return Known(name, frozenset(kinds.split()), re.compile(pattern), remedy)
 
 
+_RELABEL: Final = (
+    "label the volume for containers (chcon -R -t container_file_t on the node, or a volume that kubelet relabels); if "
+    "crispd is what was denied, load deploy/selinux/crisp.cil, or set selinux = false"
+)
 # The first matching row wins.
 KNOWN: Final = (
     # -- what others said: their words could be anything
@@ -55,6 +59,7 @@ KNOWN: Final = (
            "save the script as UTF-8 without a byte order mark, beginning with #!"),
     _known("not-a-program", "ExecFailed", "exec format error",
            "begin the script with #! and its interpreter, or run it with one: command: [sh, /the/script]"),
+    _known("selinux", "ExecFailed", denials.DENIED, _RELABEL),
     _known("program-not-executable", "ExecFailed", "lets nobody execute",
            "set the volume's defaultMode to 0755 (ConfigMap, Secret), or chmod +x the file in the image"),
     _known("program-not-executable", "ExecFailed", "permission denied",
@@ -346,6 +351,8 @@ def _of_exit(entry: Life, trouble: Trouble) -> Cause:
     if trouble.denied:
         said = f"{said} (before, its seccomp profile denied {trouble.denied})"
     remedy = "the program ended by itself: see crisp logs for its output"
+    if denials.DENIED in clue:
+        return Cause("selinux", text + said, _RELABEL)
     if clue:
         remedy = "let this user in: chown or chmod it in the image, set the pod's fsGroup, or another runAsUser"
         if files.ON_NODE in clue:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from image.errors import ImageError
 from pods import bundle, foreign_files
-from pods.clues import files, kernel_log, ports
+from pods.clues import denials, files, kernel_log, ports
 from pods.errors import PodError
 
 if TYPE_CHECKING:
@@ -82,7 +82,11 @@ class EndClues:
         root: list[Path] = [upper, *self._images.layers_of(container.image_id)]
         if files.FULL.search(words):
             return await self._look("look at a full disk", files.full, words, document, root)
-        return await self._look("look at a file", files.denied, words, document, root, runs=runs)
+        found = await self._look("look at a file", files.denied, words, document, root, runs=runs)
+        label = document.get("process", {}).get("selinuxLabel", "")
+        if found or not label:
+            return found
+        return await asyncio.to_thread(denials.last, label, container.started_at / 1e9, words)
 
     async def _look(self, what: str, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         def run() -> _T:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from image.errors import ImageError
 from pods import bundle, log_fields, log_place
 from pods.checkpoint import members
+from pods.clues import denials
 from pods.container_limits import LOG_RATE
 from pods.errors import PodError
 from pods.life.hidden import hidden
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pods.trace import Trace
 
 _log = logging.getLogger("crisp.pods")
+_LOOKS, _PAUSE = 3, 0.05  # seconds: a thread of the kernel's writes what was denied to its log
 
 
 class Starts:
@@ -57,13 +59,14 @@ class Starts:
     async def _start(self, container_id: str, trace: Trace) -> None:
         async with self._state.lock(container_id):
             container, sandbox = self._startable(container_id)
+            begun = time.time()
             await self._state.happens(PluginEvent.START, sandbox, container)
             try:
                 if container.log_path:
                     log_place.make_log(container.log_path, sandbox.config.log_directory)
                 answer = await self._start_in_shim(container, sandbox, trace)
             except (PodError, RuntimeCoreError, ImageError, OSError) as error:
-                told = f"{error}{await self._hidden(container, error)}"
+                told = f"{error}{await self._unsaid(container, error, begun)}"
                 await self._record_failure(container, told)
                 raise PodError(f"start container {container_id}: {told}") from error
             for warning in answer.warnings:
@@ -118,16 +121,26 @@ class Starts:
             raise ShimGone("the pod's shim died while it started the container")
         return calls.Started(known.pid, known.started_at)
 
-    async def _hidden(self, container: Container, error: Exception) -> str:
-        """Return what to add to the error if a volume hides the program."""
-        if not isinstance(error, ExecFailed) or error.errno != errno.ENOENT:
+    async def _unsaid(self, container: Container, error: Exception, begun: float) -> str:
+        """Return what to add to the error: the volume that hides the program, or what SELinux denied."""
+        if not isinstance(error, ExecFailed) or error.errno not in (errno.ENOENT, errno.EACCES):
             return ""
         process = (bundle.read_config(self._state.settings.bundle_dir(container.id)) or {}).get("process", {})
         try:
+            if error.errno == errno.EACCES:
+                return await self._denied(process.get("selinuxLabel", ""), begun)
             layers = self._images.layers_of(container.image_id)
             return await asyncio.to_thread(hidden, str(error), container.config.mounts, process, layers)
         except (ImageError, OSError):
             return ""
+
+    async def _denied(self, label: str, begun: float) -> str:
+        found = ""
+        for _ in range(_LOOKS if label else 0):
+            if found := await asyncio.to_thread(denials.last, label, begun):
+                break
+            await asyncio.sleep(_PAUSE)
+        return f": {found}" if found else ""
 
     def _checkpoint(self, container: Container) -> str:
         """Return the directory of criu's images. Raises ImageError.

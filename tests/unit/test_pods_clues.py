@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from linux.tables import OVERLAY_OPAQUE
-from pods.clues import files, kernel_log, ports
+from pods.clues import denials, files, kernel_log, ports
 
 _USER = 4_000_000  # nobody's
 
@@ -197,3 +197,34 @@ def test_a_kernel_log_that_cannot_be_read_tells_nothing(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(_kill("global_oom", f"/pods/{_ID}"))  # it is no kernel that tells this
     assert [kernel_log.killed(_ID, [_ID], log=log) for log in (tmp_path, tmp_path / "none", other)] == ["", "", ""]
+
+
+_LABEL = "system_u:system_r:container_t:s0:c1,c2"
+
+
+def _denial(about: str, who: str = _LABEL, whom: str = "object_r:var_t:s0", more: str = "0", at: int = 90) -> str:
+    told = f"audit({at}.125:7): avc:  denied  {{ read open }} for  pid=7 {about} scontext={who} tcontext={whom}"
+    return f"{told} tclass=file permissive={more}"
+
+
+def test_what_selinux_denied_to_a_label_is_told() -> None:
+    named = 'comm="cat" name="data" dev="vda" ino=7'
+    told = f"SELinux denied `read open` of a file (`data`) labelled object_r:var_t:s0 to {_LABEL}"
+    words = "cat: /v/data: Permission denied"
+    for head in ("audit: type=1400 ", "type=AVC msg="):
+        assert denials.told_by([head + _denial(named, at=80), head + _denial(named)], _LABEL, 85, words) == told
+        transition = denials.told_by([head + _denial("comm=sh", "crio_t:s0", _LABEL)], _LABEL, 0)
+        assert transition.endswith(f"{_LABEL} to crio_t:s0")
+        for other in (
+            head + _denial(named, who=f"{_LABEL}3"),
+            head + _denial(named, more="1"),  # it was let through
+            head + _denial(named, at=70),
+            head + _denial('comm="cat" name="else"'),
+            f"type=USER_AVC msg=audit(90.1:8): pid=9 msg='{head}{_denial(named)}'",  # a program said so
+        ):
+            assert denials.told_by([other], _LABEL, 85, words) == ""
+
+
+def test_the_kernel_is_told_from_who_else_writes_to_its_log() -> None:
+    records = [b"5,1,9,-;by the kernel\n SUBSYSTEM=x\n", b"13,2,9,-;by a program\n"]
+    assert list(kernel_log.texts(records)) == ["by the kernel"]

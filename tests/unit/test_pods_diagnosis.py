@@ -198,6 +198,7 @@ def test_last_words_belong_to_the_exit_that_follows() -> None:
         ("InvalidArgument", "config.mounts[0].selinux_relabel: '/etc' is a directory of the system", "selinux"),
         ("PodError OperationFailed", "start container a: apply label `u:r:x_t:s0`: Invalid argument", "selinux"),
         ("PodError OperationFailed", "start container a: apply label `web`: Permission denied", "apparmor"),
+        ("ExecFailed", 'exec: "/a": permission denied: its mode lets everybody: SELinux denied `execute`', "selinux"),
     ],
 )
 def test_an_error_is_known_by_its_classes_before_its_words(kinds: str, text: str, name: str) -> None:
