@@ -14,7 +14,13 @@ is_built() { [ -x "$directory/flanneld" ]; }
 begin "flannel $version"
 go mod init crisp.test/flannel 2>/dev/null
 go mod edit -require "github.com/flannel-io/flannel@$version" -tool github.com/flannel-io/flannel
+# The proxy does not have the versions that it requires of these, for a cloud that no test uses.
+for part in common vpc; do
+    module=github.com/tencentcloud/tencentcloud-sdk-go/tencentcloud/$part
+    go mod edit -replace "$module=$module@v1.0.1000"
+done
 tidy
-nice go build -ldflags '-s -w' -o flanneld github.com/flannel-io/flannel
+# One of its networks is in C.
+CGO_ENABLED=1 nice go build -ldflags '-s -w' -o flanneld github.com/flannel-io/flannel
 mv flanneld "$directory"
 finish
