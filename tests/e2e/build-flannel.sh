@@ -2,7 +2,7 @@
 # Builds flannel's daemon from its Go module, once a machine:   tests/e2e/build-flannel.sh
 #
 # It ends in /var/cache/crisp-tests/flannel-VERSION (FLANNEL_DIR), whose path is printed, as `flanneld`. What is there
-# already is not built again. Takes the Go module proxy, Go 1.26 and a minute or two.
+# already is not built again. Takes the Go module proxy, Go 1.26, a C compiler (gcc, libc6-dev) and two minutes.
 set -euo pipefail
 
 case ${1:-} in -h | --help) sed -n '2,5s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
@@ -21,6 +21,7 @@ for part in common vpc; do
 done
 tidy
 # One of its networks is in C.
+command -v cc >/dev/null || { echo "no C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
 CGO_ENABLED=1 nice go build -ldflags '-s -w' -o flanneld github.com/flannel-io/flannel
 mv flanneld "$directory"
 finish
