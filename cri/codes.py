@@ -22,6 +22,7 @@ _CODES: dict[type[BaseException], StatusCode] = {
     pods.errors.Unimplemented: StatusCode.UNIMPLEMENTED,
     pods.errors.PodError: StatusCode.INTERNAL,
     cri.streaming.errors.TooManyPending: StatusCode.RESOURCE_EXHAUSTED,
+    cri.streaming.errors.NoProcess: StatusCode.UNAVAILABLE,
     image.errors.InvalidReference: StatusCode.INVALID_ARGUMENT,
     image.errors.InvalidConfiguration: StatusCode.FAILED_PRECONDITION,
     image.errors.RegistryBlocked: StatusCode.PERMISSION_DENIED,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Final
 from image.store import ImageStore
 from network.errors import NetworkError
 from network.network import Network
-from pods import disk_quotas
+from pods import disk_quotas, handlers
 from pods.cgroups.driver import Cgroups, workers_memory
 from pods.check.check import Check, Disagreement, Parts
 from pods.checkpoint.write import Checkpoints
@@ -62,8 +61,7 @@ from pods.stats.holdings import Holding, name_of
 from pods.stats.stats import Stats
 from pods.streams.exec_sync import exec_sync
 from pods.streams.logs import reopen_log
-from pods.streams.ports import open_port
-from pods.streams.sessions import StreamSession, open_attach, open_exec
+from pods.streams.places import ContainerPlace, PodPlace
 from pods.trace import Around, StepReport, Trace
 from runtime.wire.calls import Exited, Logged, ShimState
 
@@ -322,10 +320,6 @@ class Node:
         """Look up a sandbox by id or unique prefix. Raises NotFound."""
         return self._state.find_sandbox(sandbox_id).sandbox
 
-    def ready_sandbox(self, sandbox_id: str) -> Sandbox:
-        """Look up a ready sandbox. Raises NotFound, FailedPrecondition if it is not ready."""
-        return self._state.ready_sandbox(sandbox_id)
-
     def sandboxes(self) -> list[Sandbox]:
         """Return all sandboxes except unfinished ones."""
         return [record.sandbox for record in self._state.sandboxes.values() if record.finished]
@@ -427,25 +421,21 @@ class Node:
         self.recorder.part(container.id).ran(command, result.exit_code, took, words)
         return result
 
-    async def open_exec(
-        self, container_id: str, argv: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
-    ) -> StreamSession:
-        """Start a command in a running container and open the requested streams."""
-        streams = (stdin, stdout, stderr)
-        with overtaken.in_container(self._state, container_id):
-            return await open_exec(self._state, self._shims, container_id, argv, tty=tty, streams=streams)
+    def container_place(self, container_id: str) -> ContainerPlace:
+        """Return where a running container's streams are. Raises NotFound, FailedPrecondition if it does not run."""
+        container = self.running_container(container_id)
+        shim = str(self.settings.sandbox_dir(container.sandbox_id))
+        return ContainerPlace(container.id, shim, container.config.stdin, container.config.tty)
 
-    async def open_attach(
-        self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool
-    ) -> StreamSession:
-        """Follow a running container's output from now on, and write to its input."""
-        with overtaken.in_container(self._state, container_id):
-            return await open_attach(self._state, self._shims, container_id, (stdin, stdout, stderr))
+    def pod_place(self, sandbox_id: str) -> PodPlace:
+        """Return where the ports of a ready sandbox are. Raises NotFound, FailedPrecondition if it is not ready."""
+        sandbox = self._state.ready_sandbox(sandbox_id)
+        in_sandbox = handlers.has_sandbox(sandbox, self.settings.runtime_handlers)
+        return PodPlace(sandbox.id, str(self.settings.sandbox_dir(sandbox.id)), in_sandbox)
 
-    async def open_port(self, sandbox_id: str, port: int) -> socket.socket:
-        """Connect to a TCP port on the loopback of a ready sandbox's network. Returns a non-blocking socket."""
-        with overtaken.in_sandbox(self._state, sandbox_id):
-            return await open_port(self._state, self._shims, sandbox_id, port)
+    async def place_streams(self, pid: int) -> None:
+        """Move a process that serves streams out of the daemon's cgroup."""
+        await self._cgroups.place_streams(pid)
 
     async def reopen_log(self, container_id: str) -> None:
         with overtaken.in_container(self._state, container_id):

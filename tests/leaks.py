@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Container, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -146,18 +147,20 @@ def _loops() -> Iterator[str]:
 def _processes() -> Iterator[str]:
     """Processes by number and start time, which an execve changes neither of.
 
-    Without the shim that each zygote has forked ahead for the next pod.
+    Without the shim that each zygote has forked ahead for the next pod, and the process that each daemon has for
+    streams from the first on.
     """
-    zygotes = set()
+    owners = set()
     for directory in _numbered(Path("/proc")):
         try:
             stat = (directory / "stat").read_text()
             fields = stat[stat.rindex(")") + 2 :].split()
-            zygote = fields[1] if _has_no_pod(directory, fields[1]) else ""
+            parent = fields[1]
+            owned = _has_no_pod(directory, parent) or _serves_streams(directory, parent)
         except OSError:
             continue
-        if zygote and zygote not in zygotes:
-            zygotes.add(zygote)
+        if owned and parent not in owners:
+            owners.add(parent)
         else:
             yield f"{directory.name} started at {fields[19]}"
 
@@ -166,6 +169,23 @@ def _has_no_pod(directory: Path, parent: str) -> bool:
     """Whether a process is a shim without a pod, and its zygote lives."""
     title = (directory / "cmdline").read_bytes().rstrip(b"\0")
     return title == b"crisp-shim" and Path("/proc", parent, "comm").read_text() == "crisp-zygote\n"
+
+
+def streams_of(daemon: int) -> int:
+    """The process that serves a daemon's streams; 0 without one."""
+    for directory in _numbered(Path("/proc")):
+        with suppress(OSError):
+            parent = (directory / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == daemon and _serves_streams(directory, parent):
+                return int(directory.name)
+    return 0
+
+
+def _serves_streams(directory: Path, parent: str) -> bool:
+    """Whether a process serves streams, and its daemon lives: else it has to end with the last one."""
+    if (directory / "comm").read_text() != "crisp-streams\n":
+        return False
+    return re.search(rb"crispd|cri\.daemon|--stream-addr", Path("/proc", parent, "cmdline").read_bytes()) is not None
 
 
 def _described(process: str) -> str:

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cri.daemon import kinds, logfmt
+from cri import logfmt
+from cri.daemon import kinds
 from cri.daemon.keys import Component, Flag, keys_of, setting
 from cri.plugin_policy import PluginPolicy
 from image.settings import LAYER_KINDS, ImageSettings

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cri.daemon import logfmt
+from cri import logfmt
 from cri.daemon.command_line import command_line
 from cri.daemon.config import KEYS, Configuration
 from cri.daemon.directories import occupied
@@ -114,7 +114,8 @@ async def serve(
         undo.push_async_callback(node.close)
         if tracing is not None:
             node.step_reports.append(tracing.step)
-        streaming = StreamingServer(node, StreamAddress(**configuration.of(Component.STREAMING)))
+        address = StreamAddress(**configuration.of(Component.STREAMING))
+        streaming = StreamingServer(address, node.place_streams, logfmt.LEVELS[configuration.log_level])
         undo.push_async_callback(streaming.close)
         await streaming.start()
         monitor = await _monitor(node, streaming, configuration.metrics_addr, undo)
@@ -168,7 +169,7 @@ async def _monitor(
         return None
     from cri.daemon.monitoring import Monitor
 
-    monitor = Monitor(node, streaming.guests)
+    monitor = Monitor(node, streaming.traffic)
     undo.push_async_callback(monitor.close)
     await monitor.start(address)
     node.step_reports.append(monitor.step)
@@ -203,7 +204,7 @@ def _reload(
     notifier.reloading()
     try:
         wanted = reload()
-        streaming.reload_certificates()
+        streaming.reload(logfmt.LEVELS[wanted.log_level])
     except (ConfigurationError, StartupError) as error:
         _log.error("could not reload the configuration; the old one stays in force", extra={"error": error})
     else:

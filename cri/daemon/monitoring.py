@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -15,7 +15,7 @@ from cri.version import crisp_version
 from runtime.wire.calls import Logged
 
 if TYPE_CHECKING:
-    from cri.streaming.connection import Guests
+    from cri.streaming.server import Traffic
     from pods.node import Node
 
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -45,7 +45,7 @@ class CallMeter:
 class Monitor:
     """All metrics of the daemon, and the HTTP server for them."""
 
-    def __init__(self, node: Node, guests: Guests) -> None:
+    def __init__(self, node: Node, traffic: Callable[[], Traffic]) -> None:
         self.registry = CollectorRegistry()
         self.calls = Counter("crisp_cri_calls", "Calls answered", ("rpc",), registry=self.registry)
         self.errors = Counter(
@@ -62,7 +62,7 @@ class Monitor:
             registry=self.registry,
         )
         self._node = node
-        self._guests = guests
+        self._traffic = traffic
         self._runner: web.AppRunner | None = None
         self._logged = Logged()  # at the last scrape
         ProcessCollector(registry=self.registry)
@@ -93,7 +93,7 @@ class Monitor:
         yield from _causes(node)
         yield from _pulls(node)
         yield from _logs(self._logged)
-        yield from _streams(self._guests)
+        yield from _streams(self._traffic())
         yield GaugeMetricFamily("crisp_event_listeners", "Open streams of GetContainerEvents", value=len(node.events))
         yield _gauge("crisp_build_info", "The version that runs", "version", {crisp_version(): 1})
 
@@ -144,18 +144,19 @@ def _logs(logged: Logged) -> Iterator[Metric]:
     yield from (size, lines)
 
 
-def _streams(guests: Guests) -> Iterator[Metric]:
+def _streams(traffic: Traffic) -> Iterator[Metric]:
     labels = ["kind", "transport"]
-    now = GaugeMetricFamily("crisp_streams", "Connections of exec, attach and port-forward", labels=labels)
-    for label, number in guests.open().items():
+    accepted = "Connections of exec, attach and port-forward that crispd has accepted"
+    now = GaugeMetricFamily("crisp_streams", accepted, labels=labels)
+    for label, number in traffic.open.items():
         now.add_metric(label, number)
     yield now
     opened = CounterMetricFamily("crisp_streams_opened", "Such connections since crispd started", labels=labels)
-    for label, number in guests.opened.items():
+    for label, number in traffic.opened.items():
         opened.add_metric(label, number)
     yield opened
     refused = CounterMetricFamily("crisp_streams_refused", "Requests that got none, by HTTP status", labels=["status"])
-    for status, number in guests.refused.items():
+    for status, number in traffic.refused.items():
         refused.add_metric([str(int(status))], number)
     yield refused
 

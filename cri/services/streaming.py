@@ -38,8 +38,8 @@ class StreamingCalls:
     async def PortForward(self, request: api_pb2.PortForwardRequest) -> api_pb2.PortForwardResponse:
         """Prepare to connect to ports of a ready sandbox."""
         ports = [fields.between(f"port[{index}]", port, 1, _MAX_PORT) for index, port in enumerate(request.port)]
-        sandbox = self._node.ready_sandbox(fields.required("pod_sandbox_id", request.pod_sandbox_id))
-        return api_pb2.PortForwardResponse(url=self._server.url(Ports(sandbox.id, tuple(ports))))
+        place = self._node.pod_place(fields.required("pod_sandbox_id", request.pod_sandbox_id))
+        return api_pb2.PortForwardResponse(url=self._server.url(Ports(place, tuple(ports))))
 
     def _command(self, request: api_pb2.ExecRequest | api_pb2.AttachRequest, argv: tuple[str, ...] | None) -> Command:
         container_id = fields.required("container_id", request.container_id)
@@ -47,5 +47,5 @@ class StreamingCalls:
             raise fields.invalid("stderr", True, "must not be set with tty: a terminal has one output")
         if not (request.stdin or request.stdout or request.stderr):
             raise fields.missing("one of stdin, stdout and stderr")
-        container = self._node.running_container(container_id)
-        return Command(container.id, argv, request.tty, request.stdin, request.stdout, request.stderr)
+        place = self._node.container_place(container_id)
+        return Command(place, argv, request.tty, request.stdin, request.stdout, request.stderr)

@@ -46,9 +46,10 @@ class Timeouts:
 
 
 class Guests:
-    """The open connections. A TLS connection counts after its handshake."""
+    """The open connections. A TLS connection counts after its handshake. `changed` is called when anything changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.changed = changed
         self._wires: dict[ClientConnection, None] = {}  # oldest first
         self.opened: Tally[tuple[str, str]] = Tally()  # kind and transport of all connections so far
         self.refused: Tally[int] = Tally()  # by HTTP status
@@ -64,15 +65,32 @@ class Guests:
 
     def leave(self, wire: ClientConnection) -> None:
         self._wires.pop(wire, None)
+        self.changed()
+
+    def upgrade(self, label: tuple[str, str]) -> None:
+        """Count a connection that has got its streams."""
+        self.opened[label] += 1
+        self.changed()
+
+    def refuse(self, status: int) -> None:
+        """Count a request that was refused."""
+        self.refused[status] += 1
+        self.changed()
 
     def open(self) -> Tally[tuple[str, str]]:
         """Return the numbers of open connections with a token, by kind and transport."""
         return Tally(wire.label for wire in self._wires if wire.upgraded)
 
-    def abort(self) -> None:
-        """Close all connections."""
+    def send_away_strangers(self) -> None:
+        """Close all connections without a token."""
         for wire in tuple(self._wires):
-            wire.abort()
+            if not wire.upgraded:
+                wire.abort()
+
+    def stop(self, reason: str) -> None:
+        """End all sessions, and tell the clients why."""
+        for wire in tuple(self._wires):
+            wire.stop(reason)
 
     def __bool__(self) -> bool:
         return bool(self._wires)
@@ -173,13 +191,13 @@ class ClientConnection(asyncio.BufferedProtocol):
                 return
             self._link, protocol = self._accept(self, upgrade)
         except Refused as refused:
-            self._guests.refused[refused.status] += 1
+            self._guests.refuse(refused.status)
             fields = self.fields | {"error": refused, "status": refused.status}
             _log.info("streaming request refused", extra=fields)
             self.write([handshake.refuse(refused)])
             self.end()
             return
-        self._guests.opened[self.label] += 1
+        self._guests.upgrade(self.label)
         self._handshake = None
         self.write([handshake.switch(protocol)])
         self._link.begin()
@@ -249,6 +267,11 @@ class ClientConnection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close at once."""
         self._transport.abort()
+
+    def stop(self, reason: str) -> None:
+        """End the session, and tell the client why."""
+        if self._link is not None:
+            self._link.listener.stop(reason)
 
     def _lost(self) -> None:
         link = self._link

@@ -11,6 +11,10 @@ class TooManyPending(StreamingError):
     """Too many accepted requests wait for their clients (RESOURCE_EXHAUSTED)."""
 
 
+class NoProcess(StreamingError):
+    """The process that serves sessions cannot be started (UNAVAILABLE)."""
+
+
 class Refused(StreamingError):
     """An HTTP request to refuse with `status` and `headers`."""
 

@@ -54,6 +54,9 @@ class Listener(Protocol):
     def lost(self) -> None:
         """The client has gone."""
 
+    def stop(self, reason: str) -> None:
+        """End the session, and tell the client why."""
+
 
 class Link(ABC):
     """Streams over a connection after its upgrade."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from cri.streaming.link import Link
@@ -15,6 +15,7 @@ from pods.errors import PodError
 
 if TYPE_CHECKING:
     from cri.streaming.runtime import Runtime
+    from pods.streams.places import PodPlace
 
 _MAX_PORT: Final = 0xFFFF
 _log = logging.getLogger("crisp.streaming")
@@ -44,18 +45,24 @@ class PortForward:
     """
 
     def __init__(
-        self, runtime: Runtime, link: Link, sandbox_id: str, patience: float, tasks: set[asyncio.Task[None]]
+        self,
+        runtime: Runtime,
+        link: Link,
+        place: PodPlace,
+        patience: float,
+        follow: Callable[[asyncio.Task[None]], None],
     ) -> None:
+        """`follow` is called with each task, which may outlive the connection for a moment."""
         self._runtime = runtime
         self._link = link
-        self._sandbox_id = sandbox_id
+        self._place = place
         self._patience = patience  # seconds to wait for the second stream of a pair
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, Pair] = {}
         self._pairs: dict[int, Pair] = {}  # by stream; each pair is here twice
         self._fixed = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._all_tasks = tasks  # the server's; it waits for them when it closes
+        self._follow = follow
 
     def forward(self, ports: Sequence[int]) -> None:
         """Start the pairs of a WebSocket: streams 2n and 2n+1 belong to port n."""
@@ -121,6 +128,12 @@ class PortForward:
         for task in self._tasks:
             task.cancel()
 
+    def stop(self, reason: str) -> None:
+        for pair in set(self._pairs.values()):
+            self._report(pair, reason)
+        self._link.goodbye()
+        self._link.wire.end()
+
     # -- pairs --------------------------------------------------------------------------------------------------------
 
     def _add(self, pair: Pair, stream: int, *, data: bool) -> None:
@@ -135,12 +148,11 @@ class PortForward:
             pair.timer.cancel()
         pair.task = self._loop.create_task(self._run(pair))
         self._tasks.add(pair.task)
-        self._all_tasks.add(pair.task)
+        self._follow(pair.task)
         pair.task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        self._all_tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("streaming failed by a bug in crisp", exc_info=error, extra=self._link.wire.fields)
         if self._fixed and not self._tasks:
@@ -154,7 +166,7 @@ class PortForward:
 
     async def _run(self, pair: Pair) -> None:
         try:
-            connection = await self._runtime.open_port(self._sandbox_id, pair.port)
+            connection = await self._runtime.open_port(self._place, pair.port)
             try:
                 await self._carry(pair, connection)
             finally:
@@ -164,7 +176,7 @@ class PortForward:
                     pair.sink.close()
                 connection.close()
             if pair.failure is not None:
-                self._report(pair, f"forward port {pair.port} of pod {self._sandbox_id}: {pair.failure.strerror}")
+                self._report(pair, f"forward port {pair.port} of pod {self._place.sandbox}: {pair.failure.strerror}")
         except PodError as error:
             self._report(pair, str(error))
         finally:

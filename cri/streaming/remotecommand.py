@@ -71,6 +71,7 @@ class RemoteCommand:
         self._sizes = Sizes()
         self._size: tuple[int, int] | None = None
         self._session: Session | None = None
+        self._stopped = ""  # why the session ends before its command
         self._resizing: asyncio.Task[None] | None = None
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._check_complete()
@@ -110,6 +111,10 @@ class RemoteCommand:
     def lost(self) -> None:
         self._task.cancel()
 
+    def stop(self, reason: str) -> None:
+        self._stopped = reason
+        self._task.cancel()
+
     @property
     def task(self) -> asyncio.Task[None]:
         return self._task
@@ -118,21 +123,29 @@ class RemoteCommand:
 
     async def _run(self) -> None:
         try:
+            outcome = await self._outcome()
+        except asyncio.CancelledError:
+            if not self._stopped:
+                raise
+            self._task.uncancel()
+            outcome = Outcome(None, self._stopped)
+        await self._finish(outcome)
+
+    async def _outcome(self) -> Outcome:
+        try:
             async with asyncio.timeout(self._patience):
                 await self._complete.wait()
         except TimeoutError:
             why = "the client did not open its streams in time"
             _log.info("streaming connection ended", extra=self._link.wire.fields | {"error": why})
-            await self._finish(Outcome(None, "timed out waiting for the client to open its streams"))
-            return
+            return Outcome(None, "timed out waiting for the client to open its streams")
         try:
-            outcome = await self._carried_out()
+            return await self._carried_out()
         except PodError as error:
-            outcome = Outcome(None, str(error))
+            return Outcome(None, str(error))
         except Exception as error:
             _log.error("streaming failed by a bug in crisp", exc_info=error, extra=self._link.wire.fields)
-            outcome = Outcome(None, f"{type(error).__name__}: {error}")
-        await self._finish(outcome)
+            return Outcome(None, f"{type(error).__name__}: {error}")
 
     async def _carried_out(self) -> Outcome:
         session = self._session = await self._open()
@@ -162,10 +175,10 @@ class RemoteCommand:
         command = self._command
         if command.argv is None:
             return await self._runtime.open_attach(
-                command.container_id, stdin=command.stdin, stdout=command.stdout, stderr=command.stderr
+                command.place, stdin=command.stdin, stdout=command.stdout, stderr=command.stderr
             )
         return await self._runtime.open_exec(
-            command.container_id,
+            command.place,
             command.argv,
             tty=command.tty,
             stdin=command.stdin,

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pods.streams.places import ContainerPlace, PodPlace
+from runtime.wire.values import Value
+
+if TYPE_CHECKING:
+    from runtime.wire.values import Readers
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class Command(Value):
     """An exec, or an attach if `argv` is None."""
 
-    container_id: str
+    READ: ClassVar[Readers] = {
+        "place": ContainerPlace.from_json,
+        "argv": lambda items: None if items is None else tuple(items),
+    }
+
+    place: ContainerPlace
     argv: tuple[str, ...] | None
     tty: bool
     stdin: bool
@@ -18,10 +30,12 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Ports:
+class Ports(Value):
     """A port-forward. `ports` is for WebSocket clients; SPDY clients name the port with each stream."""
 
-    sandbox_id: str
+    READ: ClassVar[Readers] = {"place": PodPlace.from_json, "ports": tuple}
+
+    place: PodPlace
     ports: tuple[int, ...]
 
 

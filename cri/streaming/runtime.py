@@ -1,10 +1,14 @@
-"""The interface of the node that the streaming server uses; `pods.node.Node` implements it."""
+"""What sessions use of the pods: an interface, and its implementation, which asks the pods' shims."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
 from typing import Protocol
+
+from pods.streams.places import ContainerPlace, PodPlace
+from pods.streams.ports import open_port
+from pods.streams.sessions import open_attach, open_exec
 
 
 class Session(Protocol):
@@ -39,12 +43,20 @@ class Runtime(Protocol):
     """Runs commands in containers and opens ports of pods."""
 
     async def open_exec(
-        self, container_id: str, argv: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
+        self, place: ContainerPlace, argv: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
     ) -> Session:
         """Start a command in a container. Raises PodError."""
 
-    async def open_attach(self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool) -> Session:
+    async def open_attach(self, place: ContainerPlace, *, stdin: bool, stdout: bool, stderr: bool) -> Session:
         """Attach to a container. Raises PodError."""
 
-    async def open_port(self, sandbox_id: str, port: int) -> socket.socket:
+    async def open_port(self, place: PodPlace, port: int) -> socket.socket:
         """Connect to a port on the pod's loopback. Returns a non-blocking socket. Raises PodError."""
+
+
+class Shims:
+    """Runs commands and opens ports by the shims' sockets. Needs no daemon."""
+
+    open_exec = staticmethod(open_exec)
+    open_attach = staticmethod(open_attach)
+    open_port = staticmethod(open_port)

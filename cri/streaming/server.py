@@ -1,176 +1,216 @@
-"""The streaming server: listens, issues URLs, and turns requests to them into commands and forwarded ports."""
+"""The streaming server: listens, issues URLs, and passes clients on to the process that serves their sessions."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ssl
+import errno
+import logging
+import socket
 import time
-from http import HTTPStatus
+from collections import Counter as Tally
 from typing import TYPE_CHECKING, Final
 
 from cri.errors import StartupError
-from cri.streaming import negotiation, remotecommand
-from cri.streaming.address import StreamAddress
-from cri.streaming.connection import RECEIVE_BYTES, STALLED_SECONDS, ClientConnection, Guests, Timeouts
-from cri.streaming.errors import Refused
-from cri.streaming.handshake import SPDY, Upgrade
-from cri.streaming.link import Link
-from cri.streaming.negotiation import TUNNEL
-from cri.streaming.page import Page
-from cri.streaming.portforward import PortForward
-from cri.streaming.remotecommand import Channel, RemoteCommand
-from cri.streaming.requests import Command, Ports, Request, kind
-from cri.streaming.spdylink import SpdyLink, TunnelledSpdyLink
+from cri.streaming.certificates import Certificates
+from cri.streaming.channel import News, Settings
+from cri.streaming.errors import NoProcess
+from cri.streaming.process import StreamsProcess
+from cri.streaming.requests import Request, kind
 from cri.streaming.tokens import Tokens
-from cri.streaming.websocket import WebSocketLink
 
 if TYPE_CHECKING:
-    from cri.streaming.runtime import Runtime
+    from cri.streaming.address import StreamAddress
+    from cri.streaming.process import Place
 
-_MAX_PAIRS: Final = 100  # per WebSocket: a channel's number is one byte
-_CLOSE_SECONDS: Final = 5.0
+_BACKLOG: Final = 128
+_AT_ONCE: Final = 64  # connections that are accepted before others have their turn
+_PAUSE_SECONDS: Final = 1.0
+_MOST_UNTAKEN: Final = 256  # connections in a row for a process that takes none
+_IDLE_SECONDS: Final = 300.0  # until a process without sessions is let go
+
+_log = logging.getLogger("crisp.streaming")
 
 
 class StreamingServer:
-    """Serves the requests that URLs were issued for. All methods run on the daemon's event loop."""
+    """Has the requests served that URLs were issued for. All methods run on the daemon's event loop.
 
-    def __init__(self, runtime: Runtime, address: StreamAddress, timeouts: Timeouts | None = None) -> None:
-        self._runtime = runtime
+    The process of the sessions is started for the first request, or connection. It goes on over an end of the daemon.
+    """
+
+    def __init__(self, address: StreamAddress, place: Place, log_level: int = logging.INFO) -> None:
+        """`place` moves the process, by its pid, to where it outlives the daemon."""
         self._address = address
-        self._timeouts = timeouts or Timeouts()
+        self._place = place
+        self._log_level = log_level
         self._tokens = Tokens(time.monotonic)
-        self._server: asyncio.Server | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._certificates = Certificates()
+        self._listeners: list[socket.socket] = []
+        self._process: StreamsProcess | None = None
+        self._untaken = 0
+        self._resting: asyncio.TimerHandle | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._past = Traffic()  # of earlier processes
         self._base = ""
-        self.guests = Guests()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
-        self._page = Page()
 
     async def start(self) -> None:
         """Listen. Raises StartupError."""
         address = self._address
-        self._tls = context = _tls(address)
-        loop = asyncio.get_running_loop()
+        self._certificates = Certificates.read(address)
         try:
-            self._server = await loop.create_server(
-                self.connection,
-                address.host.strip("[]"),
-                address.port,
-                ssl=context,
-                ssl_handshake_timeout=self._timeouts.creation if context else None,
-                ssl_shutdown_timeout=STALLED_SECONDS if context else None,
-            )
+            await self._listen(address.host.strip("[]"), address.port)
         except OSError as error:
+            self._stop_listening()
             raise StartupError(f"listen on {address.host}:{address.port} for streaming: {error.strerror}") from error
-        port = self._server.sockets[0].getsockname()[1]
-        self._base = f"{'https' if context else 'http'}://{address.host}:{port}"
+        port = self._listeners[0].getsockname()[1]
+        self._base = f"{'https' if self._certificates else 'http'}://{address.host}:{port}"
 
-    def reload_certificates(self) -> None:
-        """Use the present certificate files for new connections. On an error (StartupError) nothing changes."""
-        if self._tls is not None and _tls(self._address) is not None:  # tested with another context first
-            _load_certificates(self._tls, self._address)
+    def reload(self, log_level: int) -> None:
+        """Log from this level on, and use the present certificate files for new connections.
+
+        If those are wrong (StartupError) nothing changes.
+        """
+        self._certificates = Certificates.read(self._address)
+        self._log_level = log_level
+        if self._process is not None and self._process.alive:
+            with self._certificates.files() as files:
+                self._process.tell(Settings(self._log_level), files)
 
     async def close(self) -> None:
-        """Stop listening and end all connections; exec'd commands end with them, containers do not."""
-        if self._server is None:
-            return
-        self._server.close()
-        self.guests.abort()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                while not self.idle:
-                    await asyncio.sleep(0)
-                    if self._tasks:
-                        await asyncio.wait(tuple(self._tasks))
-
-    @property
-    def idle(self) -> bool:
-        """Whether no connection is open and all earlier ones are cleaned up."""
-        return not self.guests and not self._tasks
+        """Stop listening. Sessions go on."""
+        self._stop_listening()
+        if self._resting is not None:
+            self._resting.cancel()
+        if self._process is not None:
+            await self._process.leave()
+            self._process = None
+        if self._leaving:
+            await asyncio.wait(self._leaving)
 
     def url(self, request: Request) -> str:
-        """Return a URL for the request, valid once and for one minute. Raises TooManyPending."""
-        return f"{self._base}/{kind(request)}/{self._tokens.issue(request)}"
+        """Return a URL for the request, valid once and for one minute. Raises TooManyPending, NoProcess."""
+        token = self._tokens.issue(request)
+        self._running().expect(token, request)
+        return f"{self._base}/{kind(request)}/{token}"
 
-    def connection(self) -> ClientConnection:
-        """Make the protocol object for a connection, as asyncio's factory."""
-        return ClientConnection(self._accept, self._buffer, self._page, self._timeouts, self.guests)
+    def traffic(self) -> Traffic:
+        """Return the numbers of connections, without those of a process that an earlier daemon has left."""
+        return self._past if self._process is None else self._past + Traffic.of(self._process.news)
 
-    def _accept(self, wire: ClientConnection, upgrade: Upgrade) -> tuple[Link, str]:
-        _, _, rest = upgrade.path.partition("/")
-        wanted, _, token = rest.partition("/")
-        request = self._tokens.redeem(token)
-        if request is None or kind(request) != wanted:
-            reason = "unknown or expired URL: each can be used once, within a minute; request a new one"
-            raise Refused(HTTPStatus.NOT_FOUND, reason)
-        wire.label = (wanted, "spdy" if upgrade.transport == SPDY else "websocket")
-        if isinstance(request, Ports):
-            wire.fields = {"stream": wanted, "sandbox": request.sandbox_id}
-            return self._port_forward(wire, upgrade, request)
-        wire.fields = {"stream": wanted, "container": request.container_id}
-        return self._command(wire, upgrade, request)
+    # -- listening ----------------------------------------------------------------------------------------------------
 
-    def _command(self, wire: ClientConnection, upgrade: Upgrade, command: Command) -> tuple[Link, str]:
-        protocol = negotiation.remotecommand(upgrade.transport, upgrade.protocols)
-        streams: dict[Channel, int] = {}
-        link: Link
-        if upgrade.transport == SPDY:
-            link = SpdyLink(wire)
-        else:
-            streams = {channel: int(channel) for channel in Channel}
-            link = WebSocketLink(
-                wire,
-                streams=len(streams),
-                text=protocol.text,
-                closes=protocol.version >= 5,
-                greeting=remotecommand.greeting(command),
-            )
-        session = RemoteCommand(self._runtime, link, command, protocol.version, streams, self._timeouts.creation)
-        link.listener = session
-        self._tasks.add(session.task)
-        session.task.add_done_callback(self._tasks.discard)
-        return link, protocol.name
+    async def _listen(self, host: str, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _kind, _protocol, _name, place in found:
+            listener = socket.create_server(place[:2], family=family, backlog=_BACKLOG)
+            self._listeners.append(listener)
+            listener.setblocking(False)
+            loop.add_reader(listener.fileno(), self._accept, listener)
 
-    def _port_forward(self, wire: ClientConnection, upgrade: Upgrade, request: Ports) -> tuple[Link, str]:
-        protocol = negotiation.portforward(upgrade.transport, upgrade.protocols)
-        link: Link
-        if upgrade.transport == SPDY:
-            link = SpdyLink(wire)
-        elif protocol.name == TUNNEL:
-            link = TunnelledSpdyLink(wire)
-        else:
-            ports = request.ports
-            if not 0 < len(ports) <= _MAX_PAIRS:
-                raise Refused(HTTPStatus.BAD_REQUEST, f"port-forward over WebSocket takes 1 to {_MAX_PAIRS} ports")
-            numbers = [number for port in ports for number in (port, port)]
-            greeting = [(stream, port.to_bytes(2, "little")) for stream, port in enumerate(numbers)]
-            link = WebSocketLink(wire, streams=len(numbers), text=protocol.text, closes=False, greeting=greeting)
-        session = PortForward(self._runtime, link, request.sandbox_id, self._timeouts.creation, self._tasks)
-        link.listener = session
-        if isinstance(link, WebSocketLink):
-            session.forward(request.ports)
-        return link, protocol.name
+    def _stop_listening(self) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            loop.remove_reader(listener.fileno())
+            listener.close()
+        self._listeners.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                connection, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    _log.error("could not accept a streaming connection", extra={"error": error})
+                    self._pause(listener)
+                    return
+                continue  # accept(2): the client has left meanwhile
+            with connection:
+                self._pass_on(connection)
+
+    def _pause(self, listener: socket.socket) -> None:
+        """The listener stays readable: try again later."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener.fileno())
+
+        def resume() -> None:
+            if listener.fileno() >= 0:
+                loop.add_reader(listener.fileno(), self._accept, listener)
+
+        loop.call_later(_PAUSE_SECONDS, resume)
+
+    def _pass_on(self, connection: socket.socket) -> None:
+        try:
+            process = self._running()
+            self._untaken = self._untaken + 1 if process.clogged else 0
+            if self._untaken < _MOST_UNTAKEN:
+                process.connect(connection)
+        except (NoProcess, OSError) as error:
+            _log.error("could not pass on a streaming connection", extra={"error": error})
+
+    # -- the process --------------------------------------------------------------------------------------------------
+
+    def _running(self) -> StreamsProcess:
+        """Return the process, which is started if there is none. Raises NoProcess."""
+        self._rest_later()
+        if self._process is not None and self._process.alive:
+            return self._process
+        if self._process is not None:
+            _log.error("the process of streams has died; starting another one")
+            self._past = self.traffic()
+        try:
+            with self._certificates.files() as files:
+                self._process = StreamsProcess(Settings(self._log_level), files, self._place, self._heard)
+        except OSError as error:
+            self._process = None
+            raise NoProcess(f"start the process of streams: {error.strerror}") from error
+        return self._process
+
+    def _heard(self, news: News) -> None:
+        for token in news.redeemed:
+            self._tokens.redeem(token)
+
+    def _rest_later(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+        self._resting = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._rest)
+
+    def _rest(self) -> None:
+        """Let a process go that has no sessions, for the memory."""
+        process = self._process
+        if process is None:
+            return
+        if process.alive and (process.news.open or self._tokens):
+            self._rest_later()
+            return
+        self._past = self.traffic()
+        self._process = None
+        task = asyncio.get_running_loop().create_task(process.leave())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
 
-def _tls(address: StreamAddress) -> ssl.SSLContext | None:
-    """Return the TLS context; None without TLS. Raises StartupError."""
-    if address.cert is None or address.key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    _load_certificates(context, address)
-    return context
+class Traffic:
+    """Numbers of connections: those that have their streams, and all that had, by kind and transport; and refused ones,
+    by HTTP status.
+    """
 
+    def __init__(self) -> None:
+        self.open: Tally[tuple[str, str]] = Tally()
+        self.opened: Tally[tuple[str, str]] = Tally()
+        self.refused: Tally[int] = Tally()
 
-def _load_certificates(context: ssl.SSLContext, address: StreamAddress) -> None:
-    assert address.cert is not None, "TLS needs a certificate"
-    try:
-        context.load_cert_chain(address.cert, address.key)
-        if address.ca is not None:
-            context.load_verify_locations(address.ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except (OSError, ssl.SSLError) as error:
-        files = ", ".join(str(path) for path in (address.cert, address.key, address.ca) if path)
-        raise StartupError(f"read the streaming server's certificates {files}: {error}") from error
+    @classmethod
+    def of(cls, news: News) -> Traffic:
+        traffic = cls()
+        traffic.open.update({(name, transport): number for name, transport, number in news.open})
+        traffic.opened.update({(name, transport): number for name, transport, number in news.opened})
+        traffic.refused.update(dict(news.refused))
+        return traffic
+
+    def __add__(self, other: Traffic) -> Traffic:
+        both = Traffic()
+        both.open, both.opened = other.open, self.opened + other.opened
+        both.refused = self.refused + other.refused
+        return both

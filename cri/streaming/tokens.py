@@ -27,14 +27,22 @@ class Tokens:
         if len(self._requests) >= _MOST:
             raise TooManyPending(f"streaming request: {_MOST} others wait for their clients: try again later")
         token = secrets.token_urlsafe(_BYTES)
-        self._requests[token] = (self._now() + LIFETIME_SECONDS, request)
+        self.accept(token, request)
         return token
+
+    def accept(self, token: str, request: Request) -> None:
+        """Take a token that was issued elsewhere, just now."""
+        self._requests[token] = (self._now() + LIFETIME_SECONDS, request)
 
     def redeem(self, token: str) -> Request | None:
         """Return the request of a valid token, and invalidate it; None for any other."""
         self._expire()
         _, request = self._requests.pop(token, (0.0, None))
         return request
+
+    def __bool__(self) -> bool:
+        self._expire()
+        return bool(self._requests)
 
     def _expire(self) -> None:
         now = self._now()

@@ -19,7 +19,7 @@ from pods.cgroups.places import CGROUPFS, SYSTEMD, container_cgroup, pod_cgroup
 from pods.cgroups.systemd import Systemd
 from pods.errors import PodError
 from pods.model import Sandbox
-from runtime.cgroups import WORKERS_CGROUP, Cgroup, Hierarchies
+from runtime.cgroups import SHIM_CGROUP, WORKERS_CGROUP, Cgroup, Hierarchies
 from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.spec.values import Memory, Resources
 
@@ -39,6 +39,12 @@ class CgroupDriver(Protocol):
     @property
     def place_shims(self) -> Callable[[int], Awaitable[None]] | None:
         """Moves the process that forks all shims into a cgroup for them; None if that process does so itself."""
+
+    async def place_streams(self, pid: int) -> None:
+        """Move the process that serves streams, which outlives the daemon, out of the daemon's cgroup.
+
+        It has one thread. Raises RuntimeCoreError, too.
+        """
 
     @property
     def hold(self) -> bool:
@@ -83,15 +89,18 @@ class FileSystem:
     def __init__(self, cgroup: Callable[[str], Cgroup]) -> None:
         self._cgroup = cgroup
 
-    async def place_workers(self, warm: int, memory: int) -> None:
-        await asyncio.to_thread(self._place_workers, warm, Resources(memory=Memory(limit=memory, swap=memory)))
+    async def place_streams(self, pid: int) -> None:
+        await asyncio.to_thread(self._place, pid, self._cgroup(SHIM_CGROUP), Resources())
 
-    def _place_workers(self, warm: int, resources: Resources) -> None:
-        cgroup = self._of_workers()
+    async def place_workers(self, warm: int, memory: int) -> None:
+        resources = Resources(memory=Memory(limit=memory, swap=memory))
+        await asyncio.to_thread(lambda: self._place(warm, self._of_workers(), resources))
+
+    def _place(self, pid: int, cgroup: Cgroup, resources: Resources) -> None:
         for attempt in range(_TRIES):
             try:
                 cgroup.create(resources)
-                cgroup.admit(warm)
+                cgroup.admit(pid)
                 return
             except OperationFailed as error:  # another crispd that stops removes the cgroup while it is empty
                 if error.errno not in (errno.ENOENT, errno.ENODEV) or attempt == _TRIES - 1:
@@ -169,6 +178,13 @@ class Cgroups:
             if not self._told_of_workers:
                 self._told_of_workers = True
                 _log.warning("the memory of pulls is not limited (pull_memory_limit)", extra={"error": error})
+
+    async def place_streams(self, pid: int) -> None:
+        """Move a process that serves streams out of the daemon's cgroup. Best effort."""
+        try:
+            await self.driver.place_streams(pid)
+        except (PodError, RuntimeCoreError) as error:
+            _log.warning("the process of streams stays in crispd's cgroup", extra={"error": error})
 
     def of(self, sandbox: Sandbox) -> CgroupDriver:
         """Return the driver of a pod's creation."""

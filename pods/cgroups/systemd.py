@@ -46,6 +46,11 @@ class Systemd:
         scope = Scope(_SHIMS_SLICE, f"crisp-shims-{secrets.token_hex(4)}.scope")
         await self._start(scope, "Shims of crisp's pods", zygote, Resources())
 
+    async def place_streams(self, pid: int) -> None:
+        """systemd removes the scope with the process."""
+        scope = Scope(_SHIMS_SLICE, f"crisp-streams-{secrets.token_hex(4)}.scope")
+        await self._start(scope, "Streams of crisp's pods", pid, Resources())
+
     async def place_workers(self, warm: int, memory: int) -> None:
         """systemd removes the scope with the last process in it."""
         scope = Scope(_SHIMS_SLICE, f"crisp-layers-{secrets.token_hex(4)}.scope")

@@ -149,6 +149,11 @@ class Shims:
             raise ShimGone(f"the shim of pod sandbox {sandbox_id} is gone")
         return client
 
+    def has(self, sandbox_id: str) -> bool:
+        """Whether a shim of the sandbox is connected."""
+        client = self._clients.get(sandbox_id)
+        return client is not None and client.alive
+
     async def ask(self, sandbox_id: str, call: Call[AnswerOf]) -> AnswerOf:
         """Make a call that may be made twice: if the shim dies meanwhile, of its successor. Raises as `call` does."""
         while True:
@@ -161,8 +166,7 @@ class Shims:
 
     def has_successor(self, sandbox_id: str, shim: ShimClient) -> bool:
         """Whether another shim has taken over from this one."""
-        client = self._clients.get(sandbox_id)
-        return client is not None and client is not shim and client.alive
+        return self.has(sandbox_id) and self._clients[sandbox_id] is not shim
 
     # -- keepers ------------------------------------------------------------------------------------------------------
 

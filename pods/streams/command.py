@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
-from pods.errors import FailedPrecondition, PodError
+from pods.errors import FailedPrecondition, PodError, Unavailable
 from runtime.client import ShimClient, ShimGone, ShimSilent
 from runtime.errors import NotRunning, RuntimeCoreError
 from runtime.wire import calls
-
-if TYPE_CHECKING:
-    pass
 
 # Not the daemon's pid: in a PID namespace of its own it has the same pid after a restart, while commands of its
 # predecessor still run.
@@ -37,7 +34,9 @@ class Command:
         self._shim = shim
         self._container_id = container_id
         self._key = fresh_key()
-        self.answer = shim.begin(calls.Exec(container_id, self._key, tuple(argv), terminal), fds)
+        # Who asked is the only one to enforce a timeout, and to read the output: the command must not outlive it.
+        call = calls.Exec(container_id, self._key, tuple(argv), terminal, bound=True)
+        self.answer = shim.begin(call, fds)
 
     async def running(self) -> int:
         """Wait until the program runs. Returns our end of its terminal, -1 without one. Raises RuntimeCoreError."""
@@ -64,11 +63,20 @@ class Command:
 
 
 @contextlib.contextmanager
-def explained(operation: str, container_id: str) -> Iterator[None]:
-    """Turn a shim's errors into this room's."""
+def explained(operation: str, container_id: str, succeeded: Callable[[], bool]) -> Iterator[None]:
+    """Turn a shim's errors into this room's. `succeeded` tells whether another shim has its container now.
+
+    What the lost shim had begun is Unavailable: another try reaches the other shim. The message says that this one may
+    have had its effects.
+    """
     try:
         yield
     except ShimGone as error:
+        if succeeded():
+            raise Unavailable(
+                f"{operation} container {container_id}: the pod's shim died meanwhile, and what it had begun is lost; "
+                "the container runs on, with another shim"
+            ) from error
         raise FailedPrecondition(f"container {container_id} is gone") from error
     except NotRunning as error:  # its exit is not recorded yet
         raise FailedPrecondition(str(error)) from error

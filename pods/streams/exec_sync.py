@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from pods.errors import DeadlineExceeded
 from pods.model import ExecResult
-from pods.streams.command import explained
-from pods.streams.sessions import start_exec
+from pods.streams.command import Command, explained
+from pods.streams.pipes import Pipes
 
 if TYPE_CHECKING:
     from pods.life.shims import Shims
@@ -119,22 +119,25 @@ async def exec_sync(
     """
     container = state.running_container(container_id)
     with contextlib.ExitStack() as undo:
-        session = start_exec(shims, container, argv, (False, True, True))
-        undo.callback(session.abandon)
+        undo.enter_context(explained("exec in", container.id, lambda: shims.has(container.sandbox_id)))
+        pipes = Pipes(stdin=False, stdout=True, stderr=True)
+        undo.callback(pipes.close)
+        command = Command(shims.of(container.sandbox_id), container.id, argv, pipes.theirs)
+        undo.callback(command.kill)
+        pipes.close_theirs()
         outputs = Output(), Output()
         readings = []
-        for fd, output in zip((session.stdout, session.stderr), outputs, strict=True):
+        for fd, output in zip(pipes.ours[1:], outputs, strict=True):
             undo.callback(output.forget)
             readings.append(_Reading(fd, output))
             undo.callback(readings[-1].end)
-        if not await session.command.ended(timeout if timeout > 0 else None):
-            session.command.kill()
-            await session.command.ended(_KILLED_SECONDS)  # who looks then finds none of its processes
+        if not await command.ended(timeout if timeout > 0 else None):
+            command.kill()
+            await command.ended(_KILLED_SECONDS)  # who looks then finds none of its processes
             raise DeadlineExceeded(
                 f"exec in container {container.id}: {argv[0]!r} did not end within {timeout:g} s and was killed"
             )
-        with explained("exec in", container.id):
-            code = session.command.exit_code()
+        code = command.exit_code()
         for reading in readings:
             reading.finish()
         stdout, stderr = (output.take() for output in outputs)

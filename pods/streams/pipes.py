@@ -1,4 +1,4 @@
-"""The pipes between crispd and a process in a container."""
+"""The pipes to a process in a container."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ class Pipes:
             fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     @property
+    def ours(self) -> tuple[int, int, int]:
+        stdin, stdout, stderr = self._ours
+        return stdin, stdout, stderr
+
+    @property
     def theirs(self) -> tuple[int, int, int]:
         stdin, stdout, stderr = self._theirs
         return stdin, stdout, stderr
@@ -50,9 +55,8 @@ class Pipes:
 
     def take(self) -> tuple[int, int, int]:
         """Return our ends, which the caller owns from now on."""
-        stdin, stdout, stderr = self._ours
-        self._ours = []
-        return stdin, stdout, stderr
+        ends, self._ours = self.ours, []
+        return ends
 
     def close_theirs(self) -> None:
         close_all(self._theirs)

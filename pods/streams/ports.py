@@ -8,32 +8,28 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from pods import handlers
 from pods.errors import FailedPrecondition, PodError
+from pods.streams.places import connect
 from runtime.client import ShimGone
 from runtime.errors import NotRunning, RuntimeCoreError
 from runtime.wire.calls import Forward, Sockets
 
 if TYPE_CHECKING:
-    from pods.life.shims import Shims
-    from pods.state.memory import State
+    from pods.streams.places import PodPlace
 
 
-async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> socket.socket:
+async def open_port(place: PodPlace, port: int) -> socket.socket:
     """Connect to a port on the pod's loopback, over IPv4 or else IPv6. Returns a non-blocking socket.
 
-    Raises NotFound, InvalidArgument, FailedPrecondition, PodError.
+    Raises FailedPrecondition, PodError.
     """
-    sandbox = state.ready_sandbox(sandbox_id)
-    # A sandbox has its own network stack: only its runtime gets to its loopback interface.
-    in_sandbox = handlers.has_sandbox(sandbox, state.settings.runtime_handlers)
     try:
-        fds = await shims.of(sandbox.id).call_for_descriptors(Forward(port) if in_sandbox else Sockets())
-    except (ShimGone, NotRunning) as error:  # its end is not recorded yet
-        raise FailedPrecondition(f"pod sandbox {sandbox.id} is gone: {error}") from error
+        fds = await _ask(place, Forward(port) if place.in_sandbox else Sockets())
+    except NotRunning as error:  # its end is not recorded yet
+        raise FailedPrecondition(f"pod sandbox {place.sandbox} is gone: {error}") from error
     except RuntimeCoreError as error:
-        raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {error}") from error
-    if in_sandbox:
+        raise PodError(f"connect to port {port} in pod sandbox {place.sandbox}: {error}") from error
+    if place.in_sandbox:
         connected = socket.socket(fileno=fds[0])
         connected.setblocking(False)
         return connected
@@ -50,7 +46,19 @@ async def open_port(state: State, shims: Shims, sandbox_id: str, port: int) -> s
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock.dup()
         reason = os.strerror(failure.errno or 0) if failure else "no network"
-        raise PodError(f"connect to port {port} in pod sandbox {sandbox.id}: {reason}")
+        raise PodError(f"connect to port {port} in pod sandbox {place.sandbox}: {reason}")
+
+
+async def _ask(place: PodPlace, call: Forward | Sockets) -> tuple[int, ...]:
+    """Make the call of the pod's shim, or of the successor of one that dies meanwhile."""
+    while True:
+        shim = connect(place)
+        try:
+            return await shim.call_for_descriptors(call)
+        except ShimGone:
+            continue
+        finally:
+            shim.close()
 
 
 async def _connect(sock: socket.socket, port: int) -> None:

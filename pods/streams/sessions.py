@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Final
 from linux.terminal import resize
 from pods.streams.command import Command, explained, fresh_key
 from pods.streams.pipes import PIPE_BYTES, Pipes, closed, readable
-from runtime.client import ShimClient
+from pods.streams.places import connect, has_shim
 from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
 
 if TYPE_CHECKING:
-    from pods.life.shims import Shims
-    from pods.model import Container
-    from pods.state.memory import State
+    from pods.streams.places import ContainerPlace
+    from runtime.client import ShimClient
 
 _TAIL: Final = 1 << 20  # bytes to read from a stream after its command has ended
 _TERMINAL_GRACE: Final = 0.05  # seconds for a terminal's last output to pass through the kernel
@@ -35,16 +34,20 @@ class StreamSession:
 
     Write to `stdin`; read `stdout` and `stderr` with `read` or directly. A terminal has `stdout` only, and may report
     its end as EIO. The session owns the descriptors: close them with `close_stdin` and `close`, never with os.close.
+    Its connection to the shim is its own, too: it needs nothing of the daemon.
 
     An exec's streams end with its command, even if a process that it left behind keeps them open. `read` handles that.
     Who reads directly must, once `wait` has returned, read until BlockingIOError and take that as the end. An
     attachment's streams end by themselves.
     """
 
-    def __init__(self, container_id: str, answer: Ending, stdin: int, outputs: Outputs) -> None:
+    def __init__(
+        self, place: ContainerPlace, shim: ShimClient, answer: Ending, stdin: int, outputs: Outputs
+    ) -> None:
         self.stdin = stdin
         self.stdout, self.stderr = outputs
-        self._container_id = container_id
+        self._place = place
+        self._shim = shim
         self._answer = answer
 
     async def wait(self) -> int | None:
@@ -53,7 +56,7 @@ class StreamSession:
         Raises PodError if the streams were lost: the shim died, or this client did not read for too long.
         """
         await asyncio.wait({self._answer})
-        with explained("streams of", self._container_id):
+        with _explained("streams of", self._place):
             return self._answer.result().code
 
     async def read(self, fd: int) -> bytes:
@@ -79,6 +82,7 @@ class StreamSession:
         """End the session if it has not ended, and close its streams. May be called twice."""
         self._let_go()
         await asyncio.wait({self._answer}, timeout=_ENDED_SECONDS)
+        self._shim.close()
         if self._answer.done():
             self._answer.exception()  # mark it as retrieved
 
@@ -90,9 +94,11 @@ class StreamSession:
 class ExecSession(StreamSession):
     """An exec. Closing it before its end kills the command and what that started."""
 
-    def __init__(self, container_id: str, command: Command, ends: tuple[int, int, int], *, tty: bool) -> None:
-        super().__init__(container_id, command.answer, ends[0], ends[1:])
-        self.command = command
+    def __init__(
+        self, place: ContainerPlace, shim: ShimClient, command: Command, ends: tuple[int, int, int], *, tty: bool
+    ) -> None:
+        super().__init__(place, shim, command.answer, ends[0], ends[1:])
+        self._command = command
         self._tty = tty
         self._tail = dict.fromkeys(ends[1:], _TAIL)
 
@@ -119,13 +125,8 @@ class ExecSession(StreamSession):
             resize(self.stdout, width, height)
 
     async def close(self) -> None:
-        self.abandon()
+        self._command.kill()
         await super().close()
-
-    def abandon(self) -> None:
-        """Like `close`, but without waiting."""
-        self.command.kill()
-        self._let_go()
 
 
 class AttachSession(StreamSession):
@@ -133,27 +134,22 @@ class AttachSession(StreamSession):
 
     def __init__(
         self,
+        place: ContainerPlace,
         shim: ShimClient,
         end: calls.Detach,
         answer: asyncio.Future[calls.AttachEnded],
-        stdin: int,
-        outputs: Outputs,
+        ends: tuple[int, int, int],
     ) -> None:
-        super().__init__(end.container, answer, stdin, outputs)
-        self._shim = shim
+        super().__init__(place, shim, answer, ends[0], ends[1:])
         self._end = end
 
     async def resize(self, width: int, height: int) -> None:
         with contextlib.suppress(RuntimeCoreError):  # the container has ended
-            await self._shim.call(calls.Resize(self._container_id, width, height))
+            await self._shim.call(calls.Resize(self._place.container, width, height))
 
     async def close(self) -> None:
-        _detach(self._shim, self._end)
+        self._shim.tell(self._end)
         await super().close()
-
-
-def _detach(shim: ShimClient, end: calls.Detach) -> None:
-    shim.tell(end)
 
 
 def _grace(ended: bool, tty: bool) -> float | None:
@@ -162,49 +158,34 @@ def _grace(ended: bool, tty: bool) -> float | None:
     return _TERMINAL_GRACE if tty else 0
 
 
-def start_exec(
-    shims: Shims, container: Container, argv: Sequence[str], streams: tuple[bool, bool, bool]
-) -> ExecSession:
-    """Run `argv` with pipes for the requested streams (stdin, stdout, stderr). A failure to execute shows at its end.
-
-    Raises FailedPrecondition, PodError.
-    """
-    stdin, stdout, stderr = streams
-    with explained("exec in", container.id), contextlib.ExitStack() as undo:
-        shim = shims.of(container.sandbox_id)
-        pipes = Pipes(stdin=stdin, stdout=stdout, stderr=stderr)
-        undo.callback(pipes.close)
-        command = Command(shim, container.id, argv, pipes.theirs)
-        pipes.close_theirs()
-        undo.pop_all()
-        return ExecSession(container.id, command, pipes.take(), tty=False)
+def _explained(operation: str, place: ContainerPlace) -> contextlib.AbstractContextManager[None]:
+    return explained(operation, place.container, lambda: has_shim(place))
 
 
 async def open_exec(
-    state: State, shims: Shims, container_id: str, argv: Sequence[str], *, tty: bool, streams: tuple[bool, bool, bool]
+    place: ContainerPlace, argv: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
 ) -> StreamSession:
-    """Run `argv` with the requested streams (stdin, stdout, stderr), and wait until the program runs.
+    """Run `argv` with the requested streams, and wait until the program runs.
 
-    Raises NotFound, InvalidArgument, FailedPrecondition, PodError (also for a program that cannot be executed).
+    Raises FailedPrecondition, Unavailable, PodError (also for a program that cannot be executed).
     """
-    container = state.running_container(container_id)
-    if tty:
-        return await _open_terminal(shims, container, argv, stdin=streams[0])
-    session = start_exec(shims, container, argv, streams)
-    with explained("exec in", container.id), contextlib.ExitStack() as undo:
-        undo.callback(session.abandon)
-        await session.command.running()
+    with _explained("exec in", place), contextlib.ExitStack() as undo:
+        shim = connect(place)
+        undo.callback(shim.close)
+        if tty:
+            command = Command(shim, place.container, argv, (), terminal=True)
+            undo.callback(command.kill)
+            ends = _terminal_ends(await command.running(), stdin)
+        else:
+            pipes = Pipes(stdin=stdin, stdout=stdout, stderr=stderr)
+            undo.callback(pipes.close)
+            command = Command(shim, place.container, argv, pipes.theirs)
+            undo.callback(command.kill)
+            pipes.close_theirs()
+            await command.running()
+            ends = pipes.take()
         undo.pop_all()
-        return session
-
-
-async def _open_terminal(shims: Shims, container: Container, argv: Sequence[str], *, stdin: bool) -> StreamSession:
-    with explained("exec in", container.id), contextlib.ExitStack() as undo:
-        command = Command(shims.of(container.sandbox_id), container.id, argv, (), terminal=True)
-        undo.callback(command.kill)
-        ends = _terminal_ends(await command.running(), stdin)
-        undo.pop_all()
-        return ExecSession(container.id, command, ends, tty=True)
+        return ExecSession(place, shim, command, ends, tty=tty)
 
 
 def _terminal_ends(master: int, stdin: bool) -> tuple[int, int, int]:
@@ -218,30 +199,23 @@ def _terminal_ends(master: int, stdin: bool) -> tuple[int, int, int]:
         raise
 
 
-async def open_attach(
-    state: State, shims: Shims, container_id: str, streams: tuple[bool, bool, bool]
-) -> StreamSession:
-    """Attach to the requested streams (stdin, stdout, stderr) that the container has.
-
-    Raises NotFound, InvalidArgument, FailedPrecondition, PodError.
-    """
-    container = state.running_container(container_id)
-    stdin, stdout, stderr = streams
-    config = container.config
-    end = calls.Detach(container.id, fresh_key())
-    with explained("attach to", container.id), contextlib.ExitStack() as undo:
-        shim = shims.of(container.sandbox_id)
-        pipes = Pipes(stdin=stdin and config.stdin, stdout=stdout, stderr=stderr and not config.tty)
+async def open_attach(place: ContainerPlace, *, stdin: bool, stdout: bool, stderr: bool) -> StreamSession:
+    """Attach to the requested streams that the container has. Raises FailedPrecondition, Unavailable, PodError."""
+    end = calls.Detach(place.container, fresh_key())
+    with _explained("attach to", place), contextlib.ExitStack() as undo:
+        shim = connect(place)
+        undo.callback(shim.close)
+        pipes = Pipes(stdin=stdin and place.stdin, stdout=stdout, stderr=stderr and not place.terminal)
         undo.callback(pipes.close)
         wanted = pipes.wanted()
-        answer = shim.begin(calls.Attach(container.id, end.attach, tuple(wanted)), tuple(wanted.values()))
-        undo.callback(_detach, shim, end)
+        answer = shim.begin(calls.Attach(place.container, end.attach, tuple(wanted)), tuple(wanted.values()))
+        undo.callback(shim.tell, end)
         pipes.close_theirs()
         begun = shim.begin(calls.Sync())
         await asyncio.wait({begun})
         if answer.done():
             answer.result()
         begun.result()
-        stdin_end, *outputs = pipes.take()
+        ends = pipes.take()
         undo.pop_all()
-        return AttachSession(shim, end, answer, stdin_end, (outputs[0], outputs[1]))
+        return AttachSession(place, shim, end, answer, ends)

@@ -82,6 +82,7 @@ class Shim:
         self._connections: list[Connection] = []
         self._containers: dict[str, Container] = {}
         self._pauses: dict[Connection, Pause] = {}
+        self._bound: dict[Connection, set[tuple[str, str]]] = {}  # containers and keys of such execs
         self._pod: Pod | None = None
         self._sandbox: Sandbox | None = None
         self._listener: socket.socket | None = None
@@ -163,6 +164,9 @@ class Shim:
         self.unwatch(fd)
         if (pause := self._pauses.pop(connection, None)) is not None:
             pause.abandon()
+        for container_id, key in self._bound.pop(connection, ()):
+            if (container := self._containers.get(container_id)) is not None:
+                container.kill_exec(key)
         with contextlib.suppress(ValueError):
             self._connections.remove(connection)
         if self._pod is None and not self._connections:
@@ -254,7 +258,22 @@ class Shim:
         return calls.Descriptors((self._container(call.container).rootfs(),))
 
     def _execute(self, call: calls.Exec, request: Request) -> None:
-        self._container(call.container).execute(call, request.fds, request.reply)
+        container = self._container(call.container)
+        if not call.bound:
+            container.execute(call, request.fds, request.reply)
+            return
+        bound, execution = self._bound.setdefault(request.connection, set()), (call.container, call.exec)
+
+        def reply(result: calls.Answer | RuntimeCoreError) -> None:
+            bound.discard(execution)
+            request.reply(result)
+
+        bound.add(execution)
+        try:
+            container.execute(call, request.fds, reply)
+        except BaseException:
+            bound.discard(execution)
+            raise
 
     def _wait_exec_running(self, call: calls.WaitExecRunning, request: Request) -> None:
         self._container(call.container).wait_exec_running(call.exec, request.reply)

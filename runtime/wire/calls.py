@@ -598,7 +598,10 @@ class Delete(Call):
 
 @dataclass(frozen=True, slots=True)
 class Exec(Call):
-    """Run another process in a container, with the descriptors as its streams or with a new terminal."""
+    """Run another process in a container, with the descriptors as its streams or with a new terminal.
+
+    With `bound` it is killed when the connection ends that the call came by.
+    """
 
     call: ClassVar[str] = "exec"
     answer: ClassVar[type[ExecEnded]] = ExecEnded
@@ -608,6 +611,7 @@ class Exec(Call):
     exec: str  # key of the exec within the container
     args: tuple[str, ...]
     terminal: bool = False
+    bound: bool = False
 
 
 @dataclass(frozen=True, slots=True)

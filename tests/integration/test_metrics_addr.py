@@ -39,6 +39,7 @@ def test_shims_that_have_successors_are_counted() -> None:
 
 
 _EXEC = frozenset({("kind", "exec"), ("transport", "websocket")})
+_NOT_FOUND = frozenset({("status", "404")})
 
 
 def _text(port: int) -> str:
@@ -105,6 +106,7 @@ def test_streams_are_counted_told_of_and_shown() -> None:
                 Command.over("websocket", url, "v5.channel.k8s.io", STDIN, STDOUT, STDERR)
             with pytest.raises(grpc.RpcError):
                 daemon.status("nothing")
+            until(lambda: ("crisp_streams_refused_total", _NOT_FOUND) in _samples(port))  # crispd is told of it
             during, text = _samples(port), _text(port)
             command.end()
             assert command.exit_code() == 0
@@ -116,7 +118,7 @@ def test_streams_are_counted_told_of_and_shown() -> None:
         assert f"container={container}" in line
         assert "stream=exec" in line
     assert during["crisp_streams", _EXEC] == during["crisp_streams_opened_total", _EXEC] == 1
-    assert during["crisp_streams_refused_total", frozenset({("status", "404")})] == 1
+    assert during["crisp_streams_refused_total", _NOT_FOUND] == 1
     assert_shows_only(text)
 
 

@@ -20,7 +20,9 @@ import pytest
 
 from cri.streaming import spdy
 from cri.v1 import api_pb2 as cri
+from tests import leaks
 from tests.daemon import CALL_SECONDS, Daemon, Pod
+from tests.sessions import Forwarded, attach_url, exec_url, port_client, ports_url
 from tests.stream_clients import (
     RESIZE,
     STDERR,
@@ -29,7 +31,6 @@ from tests.stream_clients import (
     Command,
     Refused,
     SpdyClient,
-    TunnelClient,
     WebSocketClient,
     closing,
     exit_code,
@@ -40,7 +41,6 @@ from tests.waiting import until
 TRANSPORTS = ("spdy", "websocket")
 V4, V5 = "v4.channel.k8s.io", "v5.channel.k8s.io"
 TTY = {"tty": True, "stdin": True, "stdout": True}
-ALL = {"stdin": True, "stdout": True, "stderr": True}
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +50,11 @@ def pod(daemon: Daemon) -> Iterator[Pod]:
 
 
 @pytest.fixture(scope="module")
-def container(pod: Pod) -> str:
-    return pod.run("sleep", "1000", name="sleep")
-
-
-def exec_url(daemon: Daemon, container: str, *cmd: str, **fields: bool) -> str:
-    request = cri.ExecRequest(container_id=container, cmd=cmd, **(fields or ALL))
-    return str(daemon.runtime.Exec(request, timeout=CALL_SECONDS).url)
-
-
-def attach_url(daemon: Daemon, container: str, **fields: bool) -> str:
-    request = cri.AttachRequest(container_id=container, **(fields or ALL))
-    return str(daemon.runtime.Attach(request, timeout=CALL_SECONDS).url)
-
-
-def ports_url(daemon: Daemon, pod: Pod, *ports: int) -> str:
-    request = cri.PortForwardRequest(pod_sandbox_id=pod.id, port=ports)
-    return str(daemon.runtime.PortForward(request, timeout=CALL_SECONDS).url)
+def container(daemon: Daemon, pod: Pod) -> str:
+    container = pod.run("sleep", "1000", name="sleep")
+    first = Command.over("spdy", exec_url(daemon, container, "true"), V4, STDIN, STDOUT, STDERR)
+    assert first.exit_code() == 0  # the process that serves streams is there from now on
+    return container
 
 
 @pytest.mark.answer("ExecResponse")
@@ -294,26 +282,6 @@ def echo(pod: Pod) -> int:
     return 7000
 
 
-class Forwarded:
-    """One forwarded connection of a SPDY client."""
-
-    def __init__(self, client: SpdyClient, port: int, request: str) -> None:
-        self.client = client
-        self.error = client.open(streamtype="error", port=str(port), requestid=request)
-        client.end(self.error)
-        self.data = client.open(streamtype="data", port=str(port), requestid=request)
-
-    def output(self) -> bytes:
-        return bytes(self.client.data[self.data])
-
-
-def port_client(daemon: Daemon, pod: Pod, transport: str) -> SpdyClient:
-    url = ports_url(daemon, pod)
-    if transport == "spdy":
-        return SpdyClient(url, "portforward.k8s.io")
-    return TunnelClient(url, "SPDY/3.1+portforward.k8s.io")
-
-
 @pytest.mark.answer("PortForwardResponse")
 @pytest.mark.cri("PortForward", "pod_sandbox_id", "port")
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -442,7 +410,7 @@ def test_a_renewed_certificate_is_served_after_a_reload(tmp_path: Path) -> None:
 def test_bytes_that_are_no_session(daemon: Daemon, pod: Pod, container: str) -> None:
     """A few hundred broken sessions; the daemon answers after them as before, and holds nothing of them."""
     dice = random.Random(2)
-    before = daemon.descriptors()
+    before = leaks.descriptors_of(daemon.streams_pid())
     for number in range(300):
         url = exec_url(daemon, container, "cat") if number % 2 else ports_url(daemon, pod)
         try:
@@ -462,7 +430,7 @@ def test_bytes_that_are_no_session(daemon: Daemon, pod: Pod, container: str) -> 
             client.step(0.01)
     command = Command.over("spdy", exec_url(daemon, container, "echo", "alive"), V4, STDIN, STDOUT, STDERR)
     assert command.exit_code() == 0
-    until(lambda: not daemon.descriptors() - before, pause=0.02)
+    until(lambda: not leaks.descriptors_of(daemon.streams_pid()) - before, pause=0.02)
 
 
 class hashed:
@@ -487,26 +455,10 @@ def wait_until_gone(pod: Pod, container: str, argument: bytes) -> None:
 
 
 def resident(daemon: Daemon) -> int:
-    """Bytes."""
-    return int(Path(f"/proc/{daemon.pid()}/statm").read_text().split()[1]) * 4096
+    """Bytes of the process that serves streams."""
+    return int(Path(f"/proc/{daemon.streams_pid()}/statm").read_text().split()[1]) * 4096
 
 
 def cpu_ticks(daemon: Daemon) -> int:
-    fields = Path(f"/proc/{daemon.pid()}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{daemon.streams_pid()}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
-
-
-def test_a_daemon_that_stops_ends_commands_and_leaves_containers(fresh_daemon: Daemon) -> None:
-    with fresh_daemon.pod("stays") as pod:
-        container = pod.run("sh", "-c", "while :; do echo still; sleep 0.1; done", stdin=True)
-        command = Command.over("spdy", exec_url(fresh_daemon, container, "sleep", "765432"), V4, STDIN, STDOUT, STDERR)
-        attached = Command.over("websocket", attach_url(fresh_daemon, container), V4)
-        attached.until(b"still")
-        fresh_daemon.stop()  # which waits for nobody
-        for client in (command, attached):
-            client.finish()
-        fresh_daemon.start()
-        wait_until_gone(pod, container, b"765432")
-        again = Command.over("websocket", attach_url(fresh_daemon, container), V4)
-        again.until(b"still")
-        again.close()

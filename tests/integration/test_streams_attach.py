@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from pods.errors import FailedPrecondition, NotFound, PodError
 from pods.node import Node
-from pods.streams.sessions import StreamSession
+from pods.streams.sessions import StreamSession, open_attach
 from runtime.shim.attach import MAX_UNREAD
 from tests.node import open_node, run_container, run_pod, running_node
 from tests.streams import finish, read_all, read_until, write
@@ -40,7 +40,8 @@ async def sandbox(node: Node, logs: Path) -> str:
 
 
 async def _attach(node: Node, container: str, **streams: bool) -> StreamSession:
-    return await node.open_attach(container, **({"stdin": False, "stdout": True, "stderr": False} | streams))
+    wanted = {"stdin": False, "stdout": True, "stderr": False} | streams
+    return await open_attach(node.container_place(container), **wanted)
 
 
 async def test_clients_see_what_is_written_while_they_are_there(node: Node, sandbox: str, logs: Path) -> None:
@@ -197,18 +198,18 @@ async def test_a_terminal_is_shared_resized_and_attached_again(node: Node, sandb
     await node.remove_container(container)
 
 
-async def test_the_container_outlives_the_daemon_its_clients_do_not(tmp_path: Path) -> None:
+async def test_the_container_and_its_clients_outlive_the_daemon(tmp_path: Path) -> None:
     node = await open_node(tmp_path)
     container = await run_container(node, await run_pod(node, "old"), "c", "sh", "-c", _ECHO, stdin=True)
     client = await _attach(node, container, stdin=True)
     await write(client, b"one\n")
     await read_until(client, b"one")
     await node.close()
-    with pytest.raises(FailedPrecondition):
-        await client.wait()
-    await client.close()
+    await write(client, b"none\n")
+    assert await read_until(client, b"none") == b"got none\n"
     async with running_node(tmp_path) as successor:
         again = await _attach(successor, container, stdin=True)
         await write(again, b"two\n")
-        assert await read_until(again, b"two") == b"got two\n"
-        await again.close()
+        for session in (again, client):
+            assert (await read_until(session, b"two")).endswith(b"got two\n")
+            await session.close()

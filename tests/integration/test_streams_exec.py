@@ -17,7 +17,8 @@ from pods.errors import FailedPrecondition, NotFound, PodError
 from pods.model import ContainerSecurity, NamespaceMode, NamespaceOptions, SandboxSecurity
 from pods.node import Node
 from pods.streams.command import Command
-from pods.streams.sessions import StreamSession
+from pods.streams.ports import open_port
+from pods.streams.sessions import StreamSession, open_exec
 from runtime.wire.calls import KillExec
 from tests.node import run_container, run_pod, running_node
 from tests.streams import finish, read_all, read_until, write
@@ -45,7 +46,7 @@ async def container(node: Node, sandbox: str) -> str:
 
 async def _open(node: Node, container: str, *argv: str, **streams: bool) -> StreamSession:
     wanted = {"tty": False, "stdin": False, "stdout": True, "stderr": False} | streams
-    return await node.open_exec(container, argv, **wanted)
+    return await open_exec(node.container_place(container), argv, **wanted)
 
 
 async def test_a_quarter_gigabyte_goes_there_and_back(node: Node, container: str) -> None:
@@ -218,14 +219,14 @@ async def test_many_at_once(node: Node, container: str) -> None:
 
 async def test_a_port_is_reached_inside_the_pods_network(node: Node, sandbox: str, container: str) -> None:
     with pytest.raises(PodError, match=r"port 7070 in .*: Connection refused"):
-        await node.open_port(sandbox, 7070)
+        await open_port(node.pod_place(sandbox), 7070)
     server = await run_container(
         node, sandbox, "server", "nc", "-ll", "-p", "7070", "-e", "sh", "-c", "read a; echo $a$a"
     )
     loop = asyncio.get_running_loop()
     for _ in range(1200):
         try:
-            connection = await node.open_port(sandbox, 7070)
+            connection = await open_port(node.pod_place(sandbox), 7070)
             break
         except PodError:
             await asyncio.sleep(0.05)
@@ -233,7 +234,7 @@ async def test_a_port_is_reached_inside_the_pods_network(node: Node, sandbox: st
         await loop.sock_sendall(connection, b"ab\n")
         assert await loop.sock_recv(connection, 100) == b"abab\n"
     with pytest.raises(NotFound):
-        await node.open_port("0" * 64, 80)
+        node.pod_place("0" * 64)
     await node.stop_container(server, 0)
 
 
@@ -244,8 +245,8 @@ async def test_a_port_of_a_pod_on_the_hosts_network(node: Node) -> None:
     server = await asyncio.start_server(lambda _reader, writer: (answered.set(), writer.close()), "::1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        with await node.open_port(sandbox, port):
+        with await open_port(node.pod_place(sandbox), port):
             await asyncio.wait_for(answered.wait(), 60)
     await node.stop_sandbox(sandbox)
     with pytest.raises(FailedPrecondition, match="not ready"):
-        await node.open_port(sandbox, port)
+        await open_port(node.pod_place(sandbox), port)

@@ -39,6 +39,7 @@ from pods.state.events import Events
 from pods.stats.holdings import Holding
 from pods.stats.stats import ContainerStats, SandboxStats
 from pods.stats.writable_layers import DiskUse
+from pods.streams.places import ContainerPlace, PodPlace
 from runtime.handler import Handler
 
 
@@ -231,8 +232,8 @@ class FakeNode:
             raise NotFound(f"find sandbox {sandbox_id}: there is none")
         return self.pods[sandbox_id]
 
-    def ready_sandbox(self, sandbox_id: str) -> Sandbox:
-        return self.sandbox(sandbox_id)
+    def pod_place(self, sandbox_id: str) -> PodPlace:
+        return PodPlace(self.sandbox(sandbox_id).id, "/nowhere")
 
     def sandboxes(self) -> list[Sandbox]:
         return list(self.pods.values())
@@ -289,8 +290,8 @@ class FakeNode:
             raise NotFound(f"find container {container_id}: there is none")
         return self.held[container_id]
 
-    def running_container(self, container_id: str) -> Container:
-        return self.container(container_id)
+    def container_place(self, container_id: str) -> ContainerPlace:
+        return ContainerPlace(self.container(container_id).id, "/nowhere")
 
     def containers(self) -> list[Container]:
         return list(self.held.values())
@@ -298,6 +299,8 @@ class FakeNode:
     async def exec_sync(self, container_id: str, argv: Sequence[str], timeout: float) -> ExecResult:
         await self._change("exec_sync", container_id, tuple(argv), timeout)
         return self.execution
+
+    async def place_streams(self, pid: int) -> None: ...
 
     async def reopen_log(self, container_id: str) -> None:
         await self._change("reopen_log", container_id)
@@ -315,8 +318,7 @@ class FakeNode:
 @asynccontextmanager
 async def serving(node: FakeNode, directory: Path, **configuration: Any) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server of `node`. The channel takes messages of any size; kubelet takes 16 MiB."""
-    runtime: Any = None  # nothing is streamed
-    streaming = StreamingServer(runtime, StreamAddress("127.0.0.1:0"))
+    streaming = StreamingServer(StreamAddress("127.0.0.1:0"), node.place_streams)
     configured = Configuration(**configuration)
     node.settings.cgroup_driver = configured.cgroup_driver
     server = create_server(node, streaming, configured.values())

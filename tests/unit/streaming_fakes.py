@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 from collections.abc import Sequence
 from typing import Any
 
-from cri.streaming.address import StreamAddress
 from cri.streaming.connection import ClientConnection, Timeouts
 from cri.streaming.requests import Command, Ports, Request
-from cri.streaming.server import StreamingServer
+from cri.streaming.sessions import Sessions
 from pods.errors import PodError
+from pods.streams.places import ContainerPlace, PodPlace
 
 GREETING = b"output"
 CODE = 3
 TOKEN = "T" * 22  # as long as a real one
-EXEC = Command("c", ("sh",), tty=False, stdin=True, stdout=True, stderr=True)
-PORTS = Ports("p", (80, 81))
+CONTAINER = ContainerPlace("c", "/nowhere")
+EXEC = Command(CONTAINER, ("sh",), tty=False, stdin=True, stdout=True, stderr=True)
+PORTS = Ports(PodPlace("p", "/nowhere"), (80, 81))
 
 
 class FakeSession:
@@ -94,17 +96,17 @@ class FakeRuntime:
         self.failure: PodError | None = None
 
     async def open_exec(
-        self, container_id: str, argv: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
+        self, place: ContainerPlace, argv: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
     ) -> FakeSession:
-        return await self.open_attach(container_id, stdin=stdin, stdout=stdout, stderr=stderr)
+        return await self.open_attach(place, stdin=stdin, stdout=stdout, stderr=stderr)
 
-    async def open_attach(self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool) -> FakeSession:
+    async def open_attach(self, place: ContainerPlace, *, stdin: bool, stdout: bool, stderr: bool) -> FakeSession:
         if self.failure:
             raise self.failure
         self.sessions.append(FakeSession(stdin=stdin, stdout=stdout, stderr=stderr))
         return self.sessions[-1]
 
-    async def open_port(self, sandbox_id: str, port: int) -> socket.socket:
+    async def open_port(self, place: PodPlace, port: int) -> socket.socket:
         if self.failure:
             raise self.failure
         ours, theirs = socket.socketpair()
@@ -169,8 +171,9 @@ class MemoryTransport(asyncio.Transport):
 class MemoryClient:
     """One connection to a server; `request` is what the token in its first bytes will stand for."""
 
-    def __init__(self, server: StreamingServer, watched: socket.socket, request: Request) -> None:
-        self.token = server.url(request).rpartition("/")[2]
+    def __init__(self, server: Sessions, watched: socket.socket, request: Request) -> None:
+        self.token = secrets.token_urlsafe(16)
+        server.expect(self.token, request)
         self.wire = server.connection()
         self.transport = MemoryTransport(self.wire, watched)
         self.wire.connection_made(self.transport)
@@ -186,5 +189,5 @@ class MemoryClient:
             data = data[length:]
 
 
-def memory_server(runtime: Any, timeouts: Timeouts | None = None) -> StreamingServer:
-    return StreamingServer(runtime, StreamAddress("memory:0"), timeouts)
+def memory_server(runtime: Any, timeouts: Timeouts | None = None) -> Sessions:
+    return Sessions(runtime, timeouts)

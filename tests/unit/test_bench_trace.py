@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from cri.daemon.logfmt import LogfmtFormatter
+from cri.logfmt import LogfmtFormatter
 from pods.trace import Trace
 from tests.bench.trace import parse
 

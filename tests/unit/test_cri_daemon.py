@@ -19,7 +19,7 @@ import grpc.aio
 import pytest
 from grpc._cython import cygrpc
 
-from cri.daemon import logfmt
+from cri import logfmt
 from cri.daemon import main as daemon
 from cri.daemon.config import Configuration
 from cri.daemon.directories import occupied

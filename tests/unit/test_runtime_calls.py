@@ -70,8 +70,8 @@ _WIRE: list[tuple[Value, str]] = [
      '{"sandbox": "s", "bundle": "/b", "runtime": {"path": "/runsc", "root": "/root", "systemd": true}, '
      '"flags": ["--x"], "cgroup": "/g"}'),
     (calls.Forward(80), '{"port": 80}'),
-    (calls.Exec("c", "1", ("sh", "-c"), terminal=True),
-     '{"container": "c", "exec": "1", "args": ["sh", "-c"], "terminal": true}'),
+    (calls.Exec("c", "1", ("sh", "-c"), terminal=True, bound=True),
+     '{"container": "c", "exec": "1", "args": ["sh", "-c"], "terminal": true, "bound": true}'),
     (calls.Attach("c", "1", ("stdout",)), '{"container": "c", "attach": "1", "streams": ["stdout"]}'),
     (calls.Detach("c", "1"), '{"container": "c", "attach": "1"}'),
     (calls.Resize("c", 80, 25), '{"container": "c", "width": 80, "height": 25}'),

@@ -23,13 +23,14 @@ from cri.streaming.errors import TooManyPending
 from cri.streaming.portforward import _port
 from cri.streaming.requests import Command, Request, kind
 from cri.streaming.resize import Sizes
-from cri.streaming.server import StreamingServer
+from cri.streaming.sessions import Sessions
 from cri.streaming.status import Outcome
 from cri.streaming.tokens import LIFETIME_SECONDS, Tokens
 from pods.errors import PodError
 from tests.stream_clients import NO_WINDOWS, WEBSOCKET_KEY, exit_code
 from tests.unit.streaming_fakes import (
     CODE,
+    CONTAINER,
     EXEC,
     GREETING,
     PORTS,
@@ -40,7 +41,7 @@ from tests.unit.streaming_fakes import (
 )
 from tests.waiting import eventually
 
-TTY = Command("c", None, tty=True, stdin=True, stdout=True, stderr=False)
+TTY = Command(CONTAINER, None, tty=True, stdin=True, stdout=True, stderr=False)
 MUTATIONS = int(os.environ.get("MUTATIONS", "2500"))
 
 
@@ -184,7 +185,7 @@ class Memory:
     """A server without a network. What goes wrong on the loop unseen is in `trouble`."""
 
     runtime: FakeRuntime
-    server: StreamingServer
+    server: Sessions
     watched: socket.socket
     trouble: list[object]
 

@@ -693,7 +693,7 @@ def test_with_systemd_nothing_is_left(service: Service, scoped: Workload) -> Non
         """Of ended containers that are still in the lists, too."""
         units = systemctl("list-units", "--all", "--plain", "--no-legend", "crisp-*.scope", "crisp-*.slice")
         names = {line.split()[0] for line in units.splitlines()}
-        return {name for name in names - living if not name.startswith("crisp-shims-")}
+        return {name for name in names - living if not name.startswith(("crisp-shims-", "crisp-streams-"))}
 
     until(lambda: not left(), EXIT_SECONDS)
 
