@@ -14,12 +14,14 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from image.archive.write import KeptImage, export
-from image.erofs.mount import Mounting
+from image.erofs.index import is_short, lengthen
+from image.erofs.layout import Malformed
+from image.erofs.mount import INDEX, Mounting
 from image.erofs.probe import way
 from image.erofs.seal import Seal
 from image.errors import ImageError, ImageNotFound, SignatureRefused
@@ -176,6 +178,7 @@ class ImageStore:
                 "boot the kernel that they were made with, or remove the directory and pull again"
             )
         there = await asyncio.to_thread(self._root.layer_names)
+        layers = await self._lengthened(layers)
         checked = [await self._checked(layer) for layer in layers if base36(layer.number) in there]
         own = [layer for layer in checked if layer is not None]
         usable = {layer.chain_id for layer in own} | additional_layers
@@ -211,6 +214,35 @@ class ImageStore:
         except ImageError as error:
             _log.warning("layers of an unfinished pull were not removed", extra={"error": error})
 
+    async def _lengthened(self, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
+        """Make the indexes of an earlier crisp as long as newer kernels want them (`PAGE_BLOCKS`).
+
+        They get their seals anew afterwards, since an interruption may leave them as no seal says.
+        """
+        indexed = [layer for layer in layers if layer.kind == INDEXED]
+        short = {layer.number: layer for layer in await asyncio.to_thread(self._short, indexed)}
+        for layer in short.values():
+            await self._records.call(Database.reseal, replace(layer, seal=""))
+            with suppress(OSError, Malformed):  # the check will tell
+                await asyncio.to_thread(lengthen, self._index(layer))
+        return [replace(layer, seal="") if layer.number in short else layer for layer in layers]
+
+    def _short(self, layers: Iterable[LayerRecord]) -> list[LayerRecord]:
+        """Return the layers whose indexes are to be lengthened: a changed one stays, and is told of when it is used."""
+        found = []
+        for layer in layers:
+            with suppress(OSError):
+                if not layer.seal:
+                    found.append(layer)
+                elif is_short(self._index(layer)):
+                    with self._index(layer).open("rb") as file:
+                        Seal.parse(layer.seal).require(file.fileno())
+                    found.append(layer)
+        return found
+
+    def _index(self, layer: LayerRecord) -> Path:
+        return self._root.path / "layers" / base36(layer.number) / INDEX
+
     async def _checked(self, layer: LayerRecord) -> LayerRecord | None:
         """Check the index of a layer if the crisp that wrote it did not; None if that fails."""
         if layer.kind != INDEXED or layer.seal:
@@ -220,7 +252,7 @@ class ImageStore:
         except ImageError as error:
             _log.warning("removing a layer that cannot be mounted", extra={"layer": layer.chain_id, "error": error})
             return None
-        sealed = replace(layer, seal=seal)
+        sealed = replace(layer, seal=seal, sealed=time.time_ns())  # it may have been lengthened
         await self._records.call(Database.reseal, sealed)
         return sealed
 

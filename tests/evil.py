@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import struct
 import tarfile
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +17,41 @@ from tests.images import OCI_LAYER, BuiltImage, build_image, build_index, digest
 
 Entries = list[tuple[tarfile.TarInfo, bytes]]
 BLOCK = 512
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
+CAPABILITY_3 = b"\1\0\0\3" + CAPABILITY[4:]  # with the root of a user namespace behind it
+
+
+def acl(*entries: tuple[int, int, int], version: int = 2) -> bytes:
+    """A POSIX access control list: tags (1 owner, 2 user, 4 group, 8 named group, 16 mask, 32 others), rights, ids."""
+    return struct.pack("<I", version) + b"".join(struct.pack("<HHI", *one) for one in entries)
+
+
+ACLS = (
+    acl((1, 7, 0), (2, 5, 1000), (4, 4, 0), (16, 5, 0), (32, 1, 0)),
+    acl((1, 6, 0), (4, 4, 7), (8, 2, 8), (8, 3, 9), (16, 7, 0), (32, 0, 0)),
+    acl((1, 7, 0), (4, 5, 0), (16, 1, 0), (32, 4, 0)),
+    acl((1, 7, 0), (4, 5, 0), (32, 4, 0)),  # no more than a mode
+    acl((1, 7, 0), (2, 5, 1000), (4, 4, 0), (32, 1, 0)),  # a named user without a mask
+    acl((1, 7, 0), (4, 4, 0), (2, 5, 1000), (16, 5, 0), (32, 1, 0)),
+    acl((1, 8, 0), (4, 5, 0), (32, 4, 0)), acl((1, 7, 0), (1, 7, 0), (4, 5, 0), (32, 4, 0)),
+    acl((1, 7, 0), (2, 5, 0xFFFF_FFFF), (4, 4, 0), (16, 5, 0), (32, 1, 0)),
+    acl((1, 7, 0), (64, 5, 1000), (4, 4, 0), (16, 5, 0), (32, 1, 0)),
+    acl((1, 7, 0), (4, 5, 0), (32, 4, 0), version=1), acl(), acl() + b"odd", b"\2",
+)  # fmt: skip
+ATTRIBUTES = (
+    *((key, value) for key in ("system.posix_acl_access", "system.posix_acl_default") for value in ACLS),
+    *(("security.capability", value) for value in (
+        CAPABILITY, CAPABILITY_3 + bytes(4), CAPABILITY_3 + b"\xe8\3\0\0", CAPABILITY_3 + b"\xff" * 4, CAPABILITY_3,
+        CAPABILITY + bytes(4), b"\0\0\0\2" + CAPABILITY[4:], b"\2" + CAPABILITY[1:],
+    )),
+    *((f"{prefix}.{name}", b"it") for prefix in ("user", "trusted", "security", "system") for name in ("x", " ", "")),
+    ("com.apple.x", b"value"),
+)  # fmt: skip
 
 
 def base_entries() -> Entries:
     """A layer with something of everything."""
-    capability = bytes.fromhex("0100000200040000000000000000000000000000").decode("latin-1")
+    capability = CAPABILITY.decode("latin-1")
     return [
         entry("bin/"),
         entry("bin/tool", b"#!/bin/sh\n" * 40, mode=0o4755),
@@ -85,7 +116,7 @@ class Evil:
         return [
             self._rename, self._rename, self._relink, self._relink, self._through_a_link, self._through_a_link,
             self._extend, self._extend, self._own, self._repeat, self._white_out, self._shuffle, self._device,
-            self._retype,
+            self._retype, self._attribute, self._attribute,
         ]  # fmt: skip
 
     def _one(self, entries: Entries) -> tarfile.TarInfo:
@@ -133,6 +164,16 @@ class Evil:
         )  # fmt: skip
         info = self._one(entries)
         info.pax_headers = {**info.pax_headers, **dict(self._chance.sample(headers, self._chance.randint(1, 3)))}
+
+    def _attribute(self, entries: Entries) -> None:
+        """Attributes of directories as well: what is made in one afterwards must not have them."""
+        place = self._chance.choice(("etc/", "bin/", "tmp/", "usr/", "usr/lib/", "run/"))
+        chosen = [self._one(entries), self._one(entries), entry(place, mode=self._chance.choice((0, 0o755, 0o2775)))[0]]
+        entries.insert(self._chance.randrange(len(entries)), (chosen[-1], b""))
+        for info in chosen[self._chance.randrange(3) :]:
+            for key, value in self._chance.sample(ATTRIBUTES, self._chance.randint(1, 2)):
+                text = value.decode("utf-8", "surrogateescape")
+                info.pax_headers = {**info.pax_headers, f"SCHILY.xattr.{key}": text}
 
     def _own(self, entries: Entries) -> None:
         info = self._one(entries)

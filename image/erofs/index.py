@@ -34,8 +34,10 @@ from image.erofs.layout import (
     header,
     inode,
     inodes_of,
+    parse_header,
+    with_blocks,
 )
-from linux.tables import SELINUX_LABEL
+from image.erofs.notes import Notes
 
 _INLINE_LIMIT = BLOCK - SLOT  # bytes after an inode that always fit in a block with it
 _CHUNKS = 1024  # of a sparse file, if it has few segments
@@ -71,10 +73,12 @@ class _Directory:
 class Index:
     """Writes an index into `file`, which is open and empty. Raises TooLarge, OSError.
 
-    `place` and `expand` name an inode by its number in the tree that `write` walks.
+    `place` and `expand` name an inode by its number in the tree that `write` walks, and so do the `notes`, which have
+    what the tree does not tell.
     """
 
     file: int
+    notes: Notes = field(default_factory=Notes)
     _plain: dict[int, int] = field(default_factory=dict)
     _sparse: dict[int, Sparse] = field(default_factory=dict)
     _next: int = HEADER_BLOCKS
@@ -165,12 +169,12 @@ class Index:
             else:
                 there = os.lstat(name)
                 number = self._numbers.get(there.st_ino) or self._leaf(name, there)
-                here.names.append((name, number, ENTRY_TYPES[stat.S_IFMT(there.st_mode)]))
+                here.names.append((name, number, ENTRY_TYPES[self.notes.device(there)[0]]))
 
     def _enter(self, name: bytes, parent: _Directory | None) -> _Directory:
         """Reserve an inode for the working directory; `_finish` writes it when the names are known."""
         there = os.lstat(b".")
-        xattrs = _xattrs(b".")
+        xattrs = extended_attributes(self.notes.xattrs(there.st_ino))
         number, at = self._append(bytes(INODE_SIZE), xattrs)
         if parent is not None:
             parent.names.append((name, number, DIRECTORY_TYPE))
@@ -179,7 +183,7 @@ class Index:
             # Not the entries themselves, which keep what they were asked: a directory may have very many.
             found = sorted(((entry.name, entry.is_dir(follow_symlinks=False)) for entry in scan), reverse=True)
         names = [(b".", number, DIRECTORY_TYPE), (b"..", parent.number if parent else number, DIRECTORY_TYPE)]
-        return _Directory(number, at, _attributes(there), xattrs, found, names)
+        return _Directory(number, at, self._attributes(there, stat.S_IFDIR), xattrs, found, names)
 
     def _finish(self, it: _Directory) -> None:
         it.names.sort()  # some names sort before "."
@@ -190,28 +194,34 @@ class Index:
 
     def _leaf(self, name: bytes, there: os.stat_result) -> int:
         size, layout, place, behind = 0, PLAIN, 0, b""
-        if stat.S_ISREG(there.st_mode):
+        kind, device = self.notes.device(there)
+        if kind == stat.S_IFREG:
             size = there.st_size
             if (sparse := self._sparse.get(there.st_ino)) is not None:
                 layout, place, behind = CHUNKED, chunks(sparse.bits), sparse.addresses
             else:
                 place = self._plain.get(there.st_ino, 0)
-        elif stat.S_ISLNK(there.st_mode):
+        elif kind == stat.S_IFLNK:
             target = os.readlink(name)
             size = len(target)
             if size <= _INLINE_LIMIT:
                 layout, behind = INLINE, target
             else:
                 place = self._data(target)
-        elif stat.S_ISCHR(there.st_mode) or stat.S_ISBLK(there.st_mode):
-            place = device_number(os.major(there.st_rdev), os.minor(there.st_rdev))
-        xattrs = _xattrs(name)
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            place = device_number(os.major(device), os.minor(device))
+        xattrs = extended_attributes(self.notes.xattrs(there.st_ino))
         number, at = self._append(bytes(INODE_SIZE), xattrs, behind, whole=layout == INLINE)
-        said = inode(_attributes(there), number, layout, place, size=size, links=there.st_nlink, xattrs=xattrs)
+        about = self._attributes(there, kind)
+        said = inode(about, number, layout, place, size=size, links=there.st_nlink, xattrs=xattrs)
         self._inodes[at : at + INODE_SIZE] = said
         if there.st_nlink > 1:
             self._numbers[there.st_ino] = number
         return number
+
+    def _attributes(self, there: os.stat_result, kind: int) -> Attributes:
+        owned = self.notes.owned(there)
+        return Attributes(kind | owned.mode, owned.uid, owned.gid, there.st_mtime_ns)
 
     def _append(self, said: bytes, xattrs: bytes, behind: bytes = b"", *, whole: bool = False) -> tuple[int, int]:
         """Append an inode; return its number and offset. `whole`: keep the inode and `behind` in one block."""
@@ -236,31 +246,40 @@ class Index:
         return place
 
 
-def describe(path: str | os.PathLike[str], directories: Iterable[tuple[int, os.stat_result]]) -> None:
+def describe(path: str | os.PathLike[str], directories: Iterable[tuple[int, Attributes]]) -> None:
     """Set the attributes of `directories`, by inode number, in a written index. Raises OSError."""
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         begin = inodes_of(os.pread(file, HEADER_BLOCKS * BLOCK, 0))
-        for number, there in directories:
+        for number, about in directories:
             at = begin + number * SLOT
-            said = described(os.pread(file, INODE_SIZE, at), _attributes(there))
+            said = described(os.pread(file, INODE_SIZE, at), about)
             _write_at(file, memoryview(said), at)
     finally:
         os.close(file)
 
 
-def _attributes(there: os.stat_result) -> Attributes:
-    return Attributes(there.st_mode, there.st_uid, there.st_gid, there.st_mtime_ns)
+def is_short(path: str | os.PathLike[str]) -> bool:
+    """Return whether an index ends within a page, as those of an earlier crisp do. Raises OSError."""
+    return os.stat(path).st_size % (PAGE_BLOCKS * BLOCK) != 0
 
 
-def _xattrs(name: bytes) -> bytes:
-    # The machine's policy labels all files that are made. A label in the index would hold on all machines.
-    keys = [key for key in os.listxattr(name, follow_symlinks=False) if key != SELINUX_LABEL]
-    return (
-        extended_attributes({os.fsencode(key): os.getxattr(name, key, follow_symlinks=False) for key in keys})
-        if keys
-        else b""
-    )
+def lengthen(path: str | os.PathLike[str]) -> None:
+    """Make an index end with a page; it may be mounted. After an interruption it can be done again.
+
+    Raises Malformed, OSError.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        said = os.pread(file, HEADER_BLOCKS * BLOCK, 0)
+        parse_header(said)
+        blocks = -(-os.fstat(file).st_size // BLOCK)
+        blocks += -blocks % PAGE_BLOCKS
+        os.ftruncate(file, blocks * BLOCK)
+        _write_at(file, memoryview(with_blocks(said, blocks)), 0)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _write_at(file: int, piece: memoryview, offset: int) -> None:

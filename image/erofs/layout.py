@@ -7,6 +7,7 @@ have addresses from TAR_BLOCK on. All numbers are little-endian.
 from __future__ import annotations
 
 import mmap
+import os
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ ENTRY_TYPES: Final = {
 _MAGIC = 0xE0F5E1E2
 _BLOCK_BITS = 9
 _SUPER_OFFSET, _DEVICE_SLOT = 1024, 128
+_BLOCKS_FIELD = 9  # of the super block
 _CHUNKS_AND_DEVICES = 0x4 | 0x8  # incompatible features
 _SUPER = struct.Struct("<3I2BHQQ4I16s16sI3H2BIQB23x")
 _DEVICE = struct.Struct("<64s2I56x")
@@ -88,6 +90,10 @@ class Attributes:
     uid: int
     gid: int
     mtime: int  # nanoseconds since the epoch
+
+    @classmethod
+    def of(cls, there: os.stat_result) -> Attributes:
+        return cls(there.st_mode, there.st_uid, there.st_gid, there.st_mtime_ns)
 
 
 def inode(
@@ -182,6 +188,13 @@ def parse_header(head: bytes) -> Head:
         raise Malformed("it has no header")
     said = _SUPER.unpack_from(head, _SUPER_OFFSET)
     return Head(root=said[5], inodes=said[6], inodes_at=said[10], identity=said[12])
+
+
+def with_blocks(head: bytes, blocks: int) -> bytes:
+    """Return a header of an index that has so many blocks."""
+    said = list(_SUPER.unpack_from(head, _SUPER_OFFSET))
+    said[_BLOCKS_FIELD] = blocks
+    return head[:_SUPER_OFFSET] + _SUPER.pack(*said) + head[_SUPER_OFFSET + _SUPER.size :]
 
 
 def parse_inode(region: bytes | mmap.mmap, at: int) -> Inode:

@@ -36,8 +36,10 @@ from image.shelf.layer_files import (
 )
 from image.shelf.turns import Turns
 from image.tasks import Tasks
+from image.unpack.inodes import Real
 from image.unpack.layer_root import open_root
-from image.unpack.overlay import adopt_root, has_attributes, is_opaque
+from image.unpack.lowers import Seen
+from image.unpack.overlay import is_opaque
 from image.unpack.workers import Below, Unpacked, Workers
 
 _TRIES = 3
@@ -380,7 +382,7 @@ class Layers:
                 if layer.indexed:
                     if await self._workers.settle_index(layer.path, lowers, unpacked.unsettled):
                         return 0, 0
-                    return await self._workers.index_again(layer.path, lowers), 0
+                    return await self._workers.index_again(layer.path, lowers, unpacked.unsettled), 0
                 return await self._workers.settle(layer.path, lowers, unpacked.unsettled)
         if unpacked.adopts_root and lowers and not await asyncio.to_thread(_adopt_root, layer, lowers[0]):
             async with self._turns.one():
@@ -469,13 +471,14 @@ def _adopt_root(layer: Layer, lower: Below) -> bool:
     with explained(f"unpack layer into {layer.path}"):
         below = open_root([os.fspath(name) for name in lower.names], seal=lower.seal)
         try:
-            if layer.indexed:
-                if has_attributes(below):  # extended attributes, which do not fit in the written index
-                    return False
-                describe(layer.path / INDEX, [(ROOT, os.fstat(below))])
-            else:
+            seen = Seen.of(below)
+            if not layer.indexed:
                 with opened(layer.path) as top:
-                    adopt_root(top, below)
+                    Real().adopt(top, seen)
+            elif seen.xattrs:  # they do not fit in the written index
+                return False
+            else:
+                describe(layer.path / INDEX, [(ROOT, seen.about)])
         finally:
             os.close(below)
     return True

@@ -1,7 +1,8 @@
 """Confines workers: they parse untrusted data, and a bug in that must affect no more than the layer.
 
-The warm process gives up what no worker needs (`give_up`). Each worker then enters its directory (`enter`) and loads a
-filter (`close_in`), which image.unpack.worker_filter compiles.
+The warm process gives up what no worker needs (`give_up`). Each worker then enters its directory (`enter`), or becomes
+somebody without rights (`enter_skeleton`, `become_nobody`), keeps the `Rights` of its work and loads a filter
+(`close_in`), which image.unpack.worker_filter compiles.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 from linux import capabilities, syscalls
 from linux.errors import UnknownCall
@@ -20,9 +22,29 @@ _ADDRESS_LIMIT = 2 << 30  # bytes
 _FILES_LIMIT = 4096
 _OOM_SCORE_ADJ = 1000  # killed first: a layer can be pulled again, a pod's memory cannot
 
-# linux/capability.h: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SYS_ADMIN (trusted.* attributes), MKNOD, SETFCAP
-_CAPABILITIES = (0, 1, 3, 4, 21, 27, 31)
-_TO_BEGIN_WITH = (6, 7, 18)  # SETGID and SETUID (`become_nobody`), SYS_CHROOT
+ROOT_FILTER, TREE_FILTER, FILES_FILTER = range(3)  # the filters, in the order in which they come
+
+# linux/capability.h. Layers have directories of all owners and modes, and attributes (trusted.*) that only SYS_ADMIN
+# reads and writes.
+_CHOWN, _DAC_OVERRIDE, _FOWNER, _FSETID, _SYS_ADMIN, _MKNOD, _SETFCAP = 0, 1, 3, 4, 21, 27, 31
+
+
+class Rights(NamedTuple):
+    """What a worker has left when its work begins."""
+
+    capabilities: tuple[int, ...]
+    filter: int
+
+
+UNPACKS = Rights((_CHOWN, _DAC_OVERRIDE, _FOWNER, _FSETID, _SYS_ADMIN, _MKNOD, _SETFCAP), ROOT_FILTER)
+SETTLES = Rights((_CHOWN, _DAC_OVERRIDE, _FOWNER, _FSETID, _SYS_ADMIN, _SETFCAP), ROOT_FILTER)
+LOOKS_BELOW = Rights((_DAC_OVERRIDE, _SYS_ADMIN), ROOT_FILTER)
+REMOVES = Rights((_DAC_OVERRIDE, _FOWNER), ROOT_FILTER)
+COUNTS = Rights((_DAC_OVERRIDE,), ROOT_FILTER)
+MAKES_A_SKELETON = Rights((), TREE_FILTER)
+HAS_DESCRIPTORS = Rights((), FILES_FILTER)
+
+_TO_BEGIN_WITH = (*UNPACKS.capabilities, 6, 7, 18)  # SETGID and SETUID (`become_nobody`), SYS_CHROOT
 _NOBODY = 65533  # an id that belongs to none of the machine's users
 _SKELETON_INODES = range(1 << 16, 1 << 20)  # about as many KiB of the kernel's memory, attributes included
 _SKELETON_SHARE = 64  # of the machine's memory
@@ -50,12 +72,12 @@ def give_up() -> None:
     with suppress(OSError):
         syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC)
     for number in range(capabilities.MOST):
-        if number not in (*_CAPABILITIES, *_TO_BEGIN_WITH):
+        if number not in _TO_BEGIN_WITH:
             with suppress(OSError):  # EINVAL for those that the kernel does not have
                 capabilities.drop_bounding(number)
     with suppress(OSError):
         capabilities.clear_ambient()
-    _keep((*_CAPABILITIES, *_TO_BEGIN_WITH))
+    _keep(_TO_BEGIN_WITH)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
 
@@ -79,14 +101,14 @@ def enter(directory: str) -> int:
 
 
 def enter_skeleton() -> int:
-    """Make an empty tmpfs, in no mount table, the calling process's root. Returns its descriptor.
+    """Make an empty tmpfs, in no mount table, the calling process's root, and become its owner, who has no rights.
 
-    What it takes of memory is bounded, and counted in the daemon's cgroup. Raises OSError.
+    Returns its descriptor. What it takes of memory is bounded, and counted in the daemon's cgroup. Raises OSError.
     """
     size = min(_share(), _SKELETON_BYTES)
     context = syscalls.fsopen("tmpfs")
     try:
-        for key, value in (("nr_inodes", str(_skeleton_inodes())), ("size", str(size)), ("mode", "0755")):
+        for key, value in (("nr_inodes", str(_skeleton_inodes())), ("size", str(size)), ("mode", "0700")):
             syscalls.fsconfig_string(context, key, value)
         syscalls.fsconfig_create(context)
         tree = syscalls.fsmount(context, _NODEV_NOSUID_NOEXEC)
@@ -94,7 +116,11 @@ def enter_skeleton() -> int:
         os.close(context)
     os.fchdir(tree)  # the descriptor stays open, which keeps the mount
     os.chroot(".")
-    return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with suppress(OSError):  # in a user namespace that does not have the id
+        os.fchown(root, _NOBODY, _NOBODY)
+    become_nobody()
+    return root
 
 
 def skeleton_memory() -> int:
@@ -126,10 +152,10 @@ def become_nobody() -> None:
     _keep(())
 
 
-def close_in(program: bytes) -> None:
-    """Give up what only the beginning needs, and load the seccomp filter `program`, if there is one."""
-    _keep(_CAPABILITIES)
-    if program:
+def close_in(rights: Rights, programs: Sequence[bytes]) -> None:
+    """Give up what only the beginning needs, and load the seccomp filter, if there are any."""
+    _keep(rights.capabilities)
+    if program := programs[rights.filter]:
         with suppress(OSError):
             _load(program)
 

@@ -50,6 +50,12 @@ class Located:
         os.ftruncate(descriptor, entry.size)
 
 
+class Left:
+    """Leaves contents where they are, and files empty: only names and attributes are asked for."""
+
+    def put(self, descriptor: int, entry: Entry, reader: TarReader) -> None: ...
+
+
 def write_all(descriptor: int, piece: memoryview) -> None:
     """Write all of `piece`. Raises OSError."""
     while piece:

@@ -1,4 +1,7 @@
-"""Collects the attributes of a layer's directories until its end, since making an entry changes a directory's time."""
+"""Collects what a layer's directories get at its end.
+
+Making an entry in one changes its time, and the entry would inherit its default access control list.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,12 @@ _CHILDREN_COST = 230
 
 
 class _Node:
-    __slots__ = ("children", "implied", "mtime", "whited")
+    __slots__ = ("acl", "children", "implied", "mtime", "whited")
 
     def __init__(self) -> None:
         self.children: dict[bytes, _Node] | None = None
         self.mtime: int | None = None
+        self.acl = b""
         self.implied = False
         self.whited = False
 
@@ -38,10 +42,12 @@ class Directories:
         self._taken = 0
         self._reported = 0  # bytes of the paths to report
 
-    def describe(self, path: bytes, mtime: int) -> None:
-        """Record that an entry describes the directory. `mtime` is in nanoseconds."""
+    def describe(self, path: bytes, mtime: int, acl: bytes = b"") -> None:
+        """Record that an entry describes the directory. `mtime` is in nanoseconds, `acl` its default list, if any."""
+        self._taken += len(acl)
         node = self._node(path)
         node.mtime = mtime
+        node.acl = acl or node.acl
         if node.implied:
             self._implied -= 1
             node.implied = False
@@ -75,9 +81,9 @@ class Directories:
                 self._taken -= _NODE_COST + len(name) + (_CHILDREN_COST if node.children is not None else 0)
                 pending += ((length + 1 + len(below), below, child) for below, child in (node.children or {}).items())
 
-    def __iter__(self) -> Iterator[tuple[bytes, int | None]]:
-        """Yield each directory, with its time if an entry gave one."""
-        return ((path, node.mtime) for path, node in self._walk() if node.implied or node.mtime is not None)
+    def __iter__(self) -> Iterator[tuple[bytes, int | None, bytes]]:
+        """Yield each directory, with its time and its default access control list if an entry gave them."""
+        return ((path, node.mtime, node.acl) for path, node in self._walk() if node.implied or node.mtime is not None)
 
     def unsettled(self) -> bytes:
         """Return what needs the lower layers, for `parse_unsettled`: directories implied or with whiteouts.

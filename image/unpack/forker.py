@@ -35,11 +35,12 @@ class Forker:
 
     @classmethod
     async def start(cls, inherited: Sequence[int]) -> Forker:
-        filter_ = await asyncio.to_thread(worker_filter.program)
+        filters = await asyncio.to_thread(worker_filter.programs)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                ours.send(b"filter" + filter_)
+                for filter_ in filters:
+                    ours.send(b"filter" + filter_)
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), *_paths()),
                     stdin=asyncio.subprocess.DEVNULL,

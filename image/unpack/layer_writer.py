@@ -6,13 +6,14 @@ of it. Whiteouts take overlayfs' form: a 0/0 character device, and `trusted.over
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
+from image.unpack import acl, xattrs
 from image.unpack.contents import Contents, Written
 from image.unpack.directories import Directories
 from image.unpack.harmless import (
@@ -25,8 +26,9 @@ from image.unpack.harmless import (
     make_harmless,
     normalised,
 )
+from image.unpack.inodes import Inodes, Real
 from image.unpack.open_directories import OpenDirectories, Place
-from image.unpack.overlay import OPAQUE_XATTR, PLAIN_DIRECTORY, is_whiteout, make_whiteout, mark_opaque
+from image.unpack.overlay import OPAQUE_XATTR, PLAIN_DIRECTORY, is_whiteout
 from image.unpack.tar import TarReader
 from image.unpack.tar_header import (
     BLOCK_DEVICE,
@@ -61,14 +63,17 @@ class LayerWriter:
 
     The process's umask must be 0, and its working directory is changed. With `marked`, directories may be opaque by
     overlayfs' attribute (as in archives of writable layers), otherwise only by whiteouts. `contents` takes the contents
-    of files.
+    of files, `inodes` all else that entries say of them.
     """
 
-    def __init__(self, root: int, contents: Contents | None = None, *, marked: bool = False) -> None:
+    def __init__(
+        self, root: int, contents: Contents | None = None, inodes: Inodes | None = None, *, marked: bool = False
+    ) -> None:
         self._root = root
         self._contents = contents or Written()
+        self._about = inodes or Real()
         self._marked = marked
-        self._open = OpenDirectories(root, self._account)
+        self._open = OpenDirectories(root, self._about, self._account)
         self._known = Directories()
         self._bytes = 0
         self._inodes = 1
@@ -107,7 +112,7 @@ class LayerWriter:
             return
         above, _, name = path.rpartition(b"/")
         if name == OPAQUE:
-            mark_opaque(self._whited(above).descriptor)
+            self._about.mark_opaque(self._whited(above).descriptor)
         elif name.startswith(AUFS) or is_bookkeeping(above):
             return
         elif name.startswith(WHITEOUT):
@@ -115,7 +120,7 @@ class LayerWriter:
         elif entry.kind == DIRECTORY:
             made = self._make_directory(path, entry)
             if opaque:
-                mark_opaque(made.descriptor)
+                self._about.mark_opaque(made.descriptor)
         else:
             self._replace_and_make(path, entry, reader)
 
@@ -159,13 +164,12 @@ class LayerWriter:
             os.mkfifo(name, 0o600, dir_fd=parent)
             self._describe(parent, name, entry)
         elif is_whiteout_entry(entry):
-            make_whiteout(parent, name)
+            self._about.make_whiteout(parent, name)
             self._inodes += 1
         elif entry.kind in (CHAR_DEVICE, BLOCK_DEVICE):
             if STARTED_IN_ONE:  # nobody can make devices in a user namespace; containerd leaves them out, too
                 return
-            kind = stat.S_IFCHR if entry.kind == CHAR_DEVICE else stat.S_IFBLK
-            os.mknod(name, kind | 0o600, os.makedev(entry.major, entry.minor), dir_fd=parent)
+            self._about.make_device(parent, name, entry)
             self._describe(parent, name, entry)
         else:
             raise TarError(f"type {_shown(entry.kind)} is not supported")
@@ -174,17 +178,7 @@ class LayerWriter:
         descriptor = os.open(name, _WRITE, entry.mode & 0o777, dir_fd=parent)
         try:
             self._contents.put(descriptor, entry, reader)
-            # Each change of an inode is a journal transaction, and most files need none.
-            there = os.fstat(descriptor)
-            if (there.st_uid, there.st_gid) != (entry.uid, entry.gid):
-                os.fchown(descriptor, entry.uid, entry.gid)
-            if stat.S_IMODE(there.st_mode) != entry.mode:
-                os.fchmod(descriptor, entry.mode)
-            if entry.xattrs:
-                _set_xattrs(descriptor, entry.xattrs)
-                there = os.fstat(descriptor)
-            os.utime(descriptor, ns=(entry.mtime, entry.mtime))
-            self._bytes += there.st_blocks * 512
+            self._bytes += self._about.describe_file(descriptor, entry).st_blocks * 512
         finally:
             os.close(descriptor)
         self._inodes += 1
@@ -218,14 +212,7 @@ class LayerWriter:
             os.close(source)
 
     def _describe(self, parent: int, name: bytes, entry: Entry) -> None:
-        """Set owner, mode, attributes and time of a file that cannot be opened without side effects."""
-        os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
-        if entry.kind != SYMLINK:
-            os.chmod(name, entry.mode, dir_fd=parent)
-        if entry.xattrs:
-            os.fchdir(parent)  # before Linux 6.13 there is no lsetxattr relative to a directory
-            _set_xattrs(name, entry.xattrs)
-        os.utime(name, ns=(entry.mtime, entry.mtime), dir_fd=parent, follow_symlinks=False)
+        self._about.describe(parent, name, entry)
         self._inodes += 1
 
     # --- directories
@@ -251,23 +238,25 @@ class LayerWriter:
                 os.mkdir(name, 0o700, dir_fd=parent.descriptor)
                 self._inodes += 1
                 if is_whiteout(there):
-                    mark_opaque(self._open.enter(parent, path).descriptor)
+                    self._about.mark_opaque(self._open.enter(parent, path).descriptor)
         made = self._open.enter(parent, path)
         self._describe_directory(made, entry)
         return made
 
     def _describe_directory(self, place: Place, entry: Entry) -> None:
-        os.fchown(place.descriptor, entry.uid, entry.gid)
-        os.fchmod(place.descriptor, entry.mode)
-        if entry.xattrs:
-            _set_xattrs(place.descriptor, entry.xattrs)
-        self._known.describe(place.path, entry.mtime)
+        inherited = (entry.xattrs or {}).pop(acl.DEFAULT, b"")
+        if inherited:  # by what is made in it from then on, so it is set last; but it is refused here
+            xattrs.set_all(partial(xattrs.as_root, stat.S_IFDIR), {acl.DEFAULT: inherited})
+        self._about.describe_directory(place.descriptor, entry)
+        self._known.describe(place.path, entry.mtime, inherited)
 
     def _finish_directories(self) -> None:
-        """Set the times of directories last, because making an entry in one changes its time."""
-        with Walk(self._root) as walk:
-            for path, mtime in self._known:
+        """Set what making an entry in a directory would change, or would inherit."""
+        with Walk(self._root, self._about) as walk:
+            for path, mtime, inherited in self._known:
                 descriptor = walk.go(path)
+                if inherited:
+                    self._about.set_default_acl(descriptor, inherited)
                 if mtime is not None:
                     os.utime(descriptor, ns=(mtime, mtime))
                 self._bytes += os.fstat(descriptor).st_blocks * 512
@@ -285,13 +274,13 @@ class LayerWriter:
         if name in (b"", b".", b".."):
             raise TarError("a whiteout without a name")
         try:
-            make_whiteout(parent, name)
+            self._about.make_whiteout(parent, name)
             self._inodes += 1
         except FileExistsError:
             if stat.S_ISDIR(os.lstat(name, dir_fd=parent).st_mode):
                 descriptor = os.open(name, PLAIN_DIRECTORY, dir_fd=parent)
                 try:
-                    mark_opaque(descriptor)
+                    self._about.mark_opaque(descriptor)
                 finally:
                     os.close(descriptor)
 
@@ -308,24 +297,6 @@ class LayerWriter:
                 self._bytes -= there.st_blocks * 512
         if not stat.S_ISREG(there.st_mode):
             self._open.forget()
-
-
-def _set_xattrs(target: int | bytes, xattrs: dict[bytes, bytes]) -> None:
-    """Set extended attributes.
-
-    Attributes that the file system or the kind of file cannot have are dropped, as by every runtime (macOS leaves
-    com.apple.* in archives); except `security.` ones, which programs rely on.
-    """
-    for key, value in xattrs.items():
-        try:
-            if isinstance(target, int):
-                os.setxattr(target, key, value)
-            else:
-                os.setxattr(target, key, value, follow_symlinks=False)
-        except OSError as error:
-            foreign = error.errno == errno.EOPNOTSUPP and not key.startswith(b"security.")
-            if not foreign and not (error.errno == errno.EPERM and key.startswith(b"user.")):
-                raise OSError(error.errno, f"set {_shown(key)}: {error.strerror}") from None
 
 
 def _shown(text: bytes) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+from image.unpack.inodes import Inodes
 from image.unpack.overlay import PLAIN_DIRECTORY
 from image.unpack.walk import Walk, open_directory
 
@@ -30,8 +31,9 @@ class OpenDirectories:
     Missing directories on the way are made; `made` is called with the walk. Raises OSError.
     """
 
-    def __init__(self, root: int, made: Callable[[Walk], None]) -> None:
+    def __init__(self, root: int, inodes: Inodes, made: Callable[[Walk], None]) -> None:
         self._root = Place(root, b"")
+        self._inodes = inodes
         self._made = made
         self._open: dict[bytes, Place] = {}
 
@@ -66,7 +68,7 @@ class OpenDirectories:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
-        with Walk(self._root.descriptor) as walk:
+        with Walk(self._root.descriptor, self._inodes) as walk:
             place = Place(walk.descend(name), walk.path)
         self._made(walk)
         return place

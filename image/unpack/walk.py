@@ -10,7 +10,8 @@ import errno
 import os
 import stat
 
-from image.unpack.overlay import PLAIN_DIRECTORY, is_whiteout, mark_opaque
+from image.unpack.inodes import Inodes
+from image.unpack.overlay import PLAIN_DIRECTORY, is_whiteout
 from linux import syscalls
 
 _SYMLINK_LIMIT = 40  # the kernel's own
@@ -35,12 +36,13 @@ def open_beneath(root: int, path: bytes) -> int:
 
 
 class Walk:
-    """Walks below `root`, making missing directories with mode 0755, each relative to its parent's descriptor.
+    """Walks below `root`, making missing directories by `inodes`, each relative to its parent's descriptor.
 
     `made` has the paths of new directories; `replaced` is True if one replaced a whiteout.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, inodes: Inodes) -> None:
+        self._inodes = inodes
         self._stack = [os.dup(root)]
         self._names: list[bytes] = []
         self._symlinks = 0
@@ -115,7 +117,7 @@ class Walk:
             os.unlink(name, dir_fd=here)
             self.replaced = True
             self._make(name)
-            mark_opaque(self._stack[-1])
+            self._inodes.mark_opaque(self._stack[-1])
         else:
             self._push(name)
         return None
@@ -123,7 +125,7 @@ class Walk:
     def _make(self, name: bytes) -> None:
         if len(self._names) >= _DEPTH_LIMIT:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        os.mkdir(name, 0o755, dir_fd=self._stack[-1])
+        self._inodes.imply(self._stack[-1], name)
         self.made.append(b"/".join((*self._names, name)))
         self._push(name)
 

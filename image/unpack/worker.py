@@ -32,12 +32,32 @@ from image.erofs.check import check
 from image.erofs.index import Index, describe
 from image.erofs.layout import Malformed, TooLarge
 from image.erofs.mount import INDEX
-from image.unpack.confinement import DATA_LIMIT, become_nobody, close_in, enter, enter_skeleton, give_up, is_full
-from image.unpack.contents import Located, write_all
+from image.erofs.notes import Notes
+from image.unpack.confinement import (
+    COUNTS,
+    DATA_LIMIT,
+    HAS_DESCRIPTORS,
+    LOOKS_BELOW,
+    MAKES_A_SKELETON,
+    REMOVES,
+    SETTLES,
+    UNPACKS,
+    Rights,
+    become_nobody,
+    close_in,
+    enter,
+    enter_skeleton,
+    give_up,
+    is_full,
+)
+from image.unpack.contents import Left, Located, write_all
 from image.unpack.directories import ONLY_ROOT, parse_unsettled
+from image.unpack.inodes import Noted, Real
 from image.unpack.layer_root import open_root
 from image.unpack.layer_writer import LayerUsage, LayerWriter
-from image.unpack.overlay import PLAIN_DIRECTORY, Lowers, attributes_to_adopt, settle
+from image.unpack.lowers import Lowers, Remembered, TooMuch, note
+from image.unpack.overlay import PLAIN_DIRECTORY
+from image.unpack.settling import Tree, attributes_to_adopt, settle
 from image.unpack.tar import ByteStream, TarReader
 from image.unpack.tar_header import TarError
 from image.unpack.trees import inodes_below, remove_tree
@@ -50,7 +70,7 @@ _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _SKIPPABLE_ZSTD = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _ZSTD_WINDOW = 256 << 20  # bytes: `zstd --long=28`, half of a worker's memory limit
-_PROGRAM_LIMIT = 1 << 16  # bytes of a seccomp filter
+_PROGRAMS, _PROGRAM_LIMIT = 3, 1 << 16  # seccomp filters, and the bytes of one
 _DESCRIPTORS = 16  # of one request, at most
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -208,26 +228,25 @@ def _gunzip(piece: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
         raise _Refused("invalid", "gzip stream ends early")
 
 
-_Begin = Callable[[], None]
+_Begin = Callable[[Rights], None]
 
 
 def _unpack(
     request: dict[str, Any], begin: _Begin, descriptor: int, report: int, copy: int | None, files: Sequence[int]
 ) -> dict[str, Any]:
     """Unpack a layer into its directory, or write its tar and its index into `files`."""
-    index = tar = None
-    if files:
-        tar, index = files[0], Index(files[1])
+    tar, index = (files[0], Index(files[1])) if files else (None, None)
     root = enter(request["directory"]) if index is None else enter_skeleton()
-    begin()
+    begin(UNPACKS if index is None else MAKES_A_SKELETON)
     blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy, tar)
     stream = ByteStream(blob.chunks())
-    writer = LayerWriter(root, Located(index) if index is not None else None, marked=request["marked"])
     try:
-        usage = _written(writer, stream, root if index is not None else None)
-        if index is not None and tar is not None:
+        if index is None or tar is None:
+            usage = LayerWriter(root, marked=request["marked"]).write(TarReader(stream))
+            stream.drain()
+        else:
+            usage = LayerUsage(0, 0, _noted(root, index, stream, marked=request["marked"]).unsettled)
             index.write(root, tar)
-            usage = LayerUsage(0, 0, usage.unsettled)
     except TooLarge as error:
         stream.drain()  # the tar is whole from then on, and what its digest says
         return {"unfit": str(error)}
@@ -240,54 +259,80 @@ def _unpack(
     return {"size": usage.size, "inodes": usage.inodes, "adopts_root": usage.unsettled == ONLY_ROOT}
 
 
-def _written(writer: LayerWriter, stream: ByteStream, skeleton: int | None) -> LayerUsage:
-    """Write all entries of an archive; `skeleton` is the tmpfs, if they are written to one."""
+def _noted(root: int, index: Index, stream: ByteStream, *, marked: bool = False) -> LayerUsage:
+    """Write all entries of an archive to a tmpfs, and what they say to the index's notes."""
     try:
-        usage = writer.write(TarReader(stream))
+        usage = LayerWriter(root, Located(index), Noted(index.notes), marked=marked).write(TarReader(stream))
     except OSError as error:
-        if skeleton is not None and error.errno == errno.ENOSPC and is_full(skeleton):
+        if error.errno == errno.ENOSPC and is_full(root):
             raise TooLarge("too many inodes") from None
         raise
     stream.drain()
     return usage
 
 
-def _settle(request: dict[str, Any], begin: _Begin, descriptor: int) -> dict[str, Any]:
+def _settle(request: dict[str, Any], begin: _Begin, report: int) -> dict[str, Any]:
     """Finish a layer whose lower layers exist now."""
     with _lowers(request) as lowers:
         layer = os.open(request["directory"], PLAIN_DIRECTORY)
-        begin()
-        with open(descriptor, "rb", closefd=False) as file:
-            file.seek(0)
-            implied, whited = parse_unsettled(file.read())
-        size, inodes = settle(layer, lowers, implied, whited)
+        begin(SETTLES)
+        size, inodes = settle(Tree(layer, Real()), lowers, *_unsettled(report))
     return {"size": size, "inodes": inodes}
 
 
-def _settle_index(request: dict[str, Any], begin: _Begin, descriptor: int) -> dict[str, Any]:
+def _settle_index(request: dict[str, Any], begin: _Begin, report: int) -> dict[str, Any]:
     """Finish an indexed layer by overwriting inodes of its index, if no more is needed; say whether that was so."""
     with _lowers(request) as lowers:
         layer = open_root([request["directory"]], seal=request["seal"])
-        begin()
-        with open(descriptor, "rb", closefd=False) as file:
-            file.seek(0)
-            adopted = attributes_to_adopt(layer, lowers, *parse_unsettled(file.read()))
+        begin(LOOKS_BELOW)
+        adopted = attributes_to_adopt(Tree(layer, Real()), lowers, *_unsettled(report))
         if adopted:
             describe(os.path.join(request["directory"], INDEX), adopted)
     return {"done": adopted is not None}
 
 
-def _index_again(request: dict[str, Any], begin: _Begin, descriptor: int, file: int) -> dict[str, Any]:
-    """Finish an indexed layer, whose tar is read at `descriptor`, by writing a new index into `file`."""
+def _list_unsettled(_request: dict[str, Any], begin: _Begin, tar: int, report: int) -> dict[str, Any]:
+    """Say what of an archive needs the layers below."""
+    root = enter_skeleton()
+    begin(MAKES_A_SKELETON)
+    usage = LayerWriter(root, Left(), Noted(Notes())).write(TarReader(_contents(tar)))
+    write_all(report, memoryview(usage.unsettled))
+    return {}
+
+
+def _look_below(request: dict[str, Any], begin: _Begin, report: int, seen: int) -> dict[str, Any]:
+    """Write down what the lower layers have where a layer needs them."""
     with _lowers(request) as lowers:
-        root = enter_skeleton()
-        begin()
-        index = Index(file)
-        stream = ByteStream(iter(lambda: os.read(descriptor, _READ), b""))
-        usage = _written(LayerWriter(root, Located(index)), stream, root)
-        settle(root, lowers, *parse_unsettled(usage.unsettled))
-        index.write(root, descriptor)
+        begin(LOOKS_BELOW)
+        implied, whited = _unsettled(report)
+        with open(seen, "wb", closefd=False) as file:
+            note(lowers, dict.fromkeys((*implied, *whited)), file)
+    return {}
+
+
+def _index_again(_request: dict[str, Any], begin: _Begin, tar: int, file: int, seen: int) -> dict[str, Any]:
+    """Write the index of a tar into `file`, where `seen` has what was seen below."""
+    root = enter_skeleton()
+    begin(MAKES_A_SKELETON)
+    index = Index(file)
+    usage = _noted(root, index, _contents(tar))
+    with open(seen, "rb", closefd=False) as lines:
+        lines.seek(0)
+        below = Remembered(lines)
+    settle(Tree(root, Noted(index.notes)), below, *parse_unsettled(usage.unsettled))
+    index.write(root, tar)
     return {"size": os.fstat(file).st_blocks * 512, "inodes": 0}
+
+
+def _contents(file: int) -> ByteStream:
+    os.lseek(file, 0, os.SEEK_SET)
+    return ByteStream(iter(lambda: os.read(file, _READ), b""))
+
+
+def _unsettled(report: int) -> tuple[list[bytes], list[bytes]]:
+    with open(report, "rb", closefd=False) as file:
+        file.seek(0)
+        return parse_unsettled(file.read())
 
 
 def _check_index(index: int, tar: int) -> dict[str, Any]:
@@ -345,9 +390,11 @@ def _hash(descriptor: int) -> dict[str, Any]:
 _LAYER_ACTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "settle": _settle,
     "settle index": _settle_index,
+    "list unsettled": _list_unsettled,
+    "look below": _look_below,
     "index again": _index_again,
 }
-_TREE_ACTIONS = {"remove": _remove, "survey": _survey}
+_TREE_ACTIONS = {"remove": (_remove, REMOVES), "survey": (_survey, COUNTS)}
 # They have nothing but their descriptors, and need no right to anything else.
 _DESCRIPTOR_ACTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "check index": _check_index,
@@ -359,7 +406,7 @@ _DESCRIPTOR_ACTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
 def serve(control: int) -> None:
     """Fork a worker for each message and its descriptors, until the other end is closed."""
     requests = socket.socket(fileno=control)
-    program = requests.recv(_PROGRAM_LIMIT)[len(b"filter") :]
+    programs = [requests.recv(_PROGRAM_LIMIT)[len(b"filter") :] for _ in range(_PROGRAMS)]
     give_up()
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal it is meant for the daemon, which ends us
@@ -370,14 +417,14 @@ def serve(control: int) -> None:
         message, descriptors, _, _ = socket.recv_fds(requests, 16, _DESCRIPTORS)
         if not message:
             return
-        _fork(requests, program, *descriptors)
+        _fork(requests, programs, *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
 def _fork(
     requests: socket.socket,
-    program: bytes,
+    programs: Sequence[bytes],
     request: int,
     blob: int,
     answer: int,
@@ -391,7 +438,7 @@ def _fork(
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
             requests.close()
             os.close(birth)
-            _work(program, request, answer, life, (blob, *more))
+            _work(programs, request, answer, life, (blob, *more))
         _announce(worker, birth)
     except BrokenPipeError:
         pass  # cancelled already
@@ -410,11 +457,11 @@ def _announce(worker: int, birth: int) -> None:
             os.close(pidfd)
 
 
-def _work(program: bytes, request: int, answer: int, life: int, descriptors: Sequence[int]) -> NoReturn:
+def _work(programs: Sequence[bytes], request: int, answer: int, life: int, descriptors: Sequence[int]) -> NoReturn:
     """Carry out the request and end the process; it also ends when the other end of `life` is closed."""
 
-    def begin() -> None:
-        close_in(program)  # before other threads exist, to which it would not apply
+    def begin(rights: Rights) -> None:
+        close_in(rights, programs)  # before other threads exist, to which it would not apply
         threading.Thread(target=_end_with, args=(life,), daemon=True).start()
 
     try:
@@ -444,13 +491,14 @@ def _reply(request: dict[str, Any], descriptors: Sequence[int], begin: _Begin) -
             return {"ok": _LAYER_ACTIONS[action](request, begin, *descriptors)}
         if action in _DESCRIPTOR_ACTIONS:
             become_nobody()
-            begin()
+            begin(HAS_DESCRIPTORS)
             return {"ok": _DESCRIPTOR_ACTIONS[action](*descriptors)}
-        begin()
-        return {"ok": _TREE_ACTIONS[action](request)}
+        act, rights = _TREE_ACTIONS[action]
+        begin(rights)
+        return {"ok": act(request)}
     except _Refused as error:
         kind, message = error.kind, str(error)
-    except TarError as error:
+    except (TarError, TooLarge, TooMuch) as error:
         kind, message = "invalid", str(error)
     except MemoryError:
         kind, message = "invalid", f"it needs more than a worker's limit of {DATA_LIMIT >> 20} MiB of memory"

@@ -213,14 +213,13 @@ class Workers:
         answer = await self._run(request, unsettled.fileno(), f"index layer in {directory}", directory.parent)
         return bool(answer["done"])
 
-    async def index_again(self, directory: Path, lowers: Sequence[Below]) -> int:
+    async def index_again(self, directory: Path, lowers: Sequence[Below], unsettled: IO[bytes] | None = None) -> int:
         """Write a layer's index again now that its `lowers`, topmost first, exist.
 
         The new file replaces the old one, which may be mounted or missing. Returns by how many bytes it is smaller.
-        Raises ImageError, StorageFull.
+        `unsettled` is what the first indexing left, if that is known. Raises ImageError, StorageFull.
         """
         written = directory.with_name(f"{directory.name}.index")
-        request = {"do": "index again", "lowers": [below.said for below in lowers]}
         what = f"index layer in {directory}"
         before = 0
         with ExitStack() as files:
@@ -230,8 +229,17 @@ class Workers:
                 with suppress(FileNotFoundError):
                     before = (directory / INDEX).stat().st_blocks * 512
                 written.unlink(missing_ok=True)
+                seen = files.enter_context(TemporaryFile(dir=directory.parent, buffering=0))
+                if unsettled is None:
+                    unsettled = files.enter_context(TemporaryFile(dir=directory.parent, buffering=0))
+                    await self._run({"do": "list unsettled"}, tar, what, directory.parent, (unsettled.fileno(),))
+                # Only root sees all of the layers below, and it must not read the tar.
+                request = {"do": "look below", "lowers": [below.said for below in lowers]}
+                await self._run(request, unsettled.fileno(), what, directory.parent, (seen.fileno(),))
                 file = _new_file(written, files)
-                size = msgspec.convert(await self._run(request, tar, what, directory.parent, (file,)), _Usage).size
+                more = (file, seen.fileno())
+                answer = await self._run({"do": "index again"}, tar, what, directory.parent, more)
+                size = msgspec.convert(answer, _Usage).size
                 os.rename(written, directory / INDEX)
             except OSError as error:
                 raise ImageError(f"{what}: {error.strerror}") from error

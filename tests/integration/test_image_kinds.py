@@ -28,6 +28,7 @@ from image.settings import ImageSettings
 from image.store import ImageStore
 from image.unpack.workers import Workers
 from tests.daemon import Daemon
+from tests.evil import ATTRIBUTES
 from tests.images import BUSYBOX, build_image, digest, entry, layer, write_layout
 from tests.layer_kinds import both, made, mounted, tree
 
@@ -89,6 +90,23 @@ async def test_a_layer_with_everything(workers: Workers, tmp_path: Path) -> None
         finally:
             os.close(huge)
     shutil.rmtree(tmp_path / "again")
+
+
+async def test_attributes_are_what_root_would_have_set(workers: Workers, tmp_path: Path) -> None:
+    """Who makes an index may set none: it notes what the kernel would have made of them, or refuses what that would."""
+    for number, (key, value) in enumerate(ATTRIBUTES):
+        text = {key: value.decode("utf-8", "surrogateescape")}
+        for what in (
+            entry("it", b"1", mode=0o2754, xattrs=text),
+            entry("it/", mode=0o2754, xattrs=text),
+            entry("it", type=tarfile.SYMTYPE, linkname="a", xattrs=text),
+            entry("it", type=tarfile.FIFOTYPE, xattrs=text),
+            entry("it", type=tarfile.CHRTYPE, devmajor=1, devminor=3, xattrs=text),
+        ):
+            within = [entry("it/f", b"1"), entry("it/d/"), entry("it/implied/.wh.x", b"")] if what[0].isdir() else []
+            again = [entry("it/", mode=0o1707)] if number % 2 and within else []
+            refusal = await both(workers, tmp_path / "layer", layer(what, *within, *again))
+            assert not refusal or "it" in refusal, (key, value, refusal)
 
 
 async def test_a_file_that_no_file_system_has_room_for(workers: Workers, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from image.erofs import layout
 from image.erofs.check import check
-from image.erofs.index import Index
+from image.erofs.index import Index, is_short, lengthen
 from image.erofs.layout import BLOCK, SLOT, TAR_BLOCK, Malformed
 from image.erofs.seal import Changed
 
@@ -47,7 +47,7 @@ class Made:
         os.symlink("t" * 600, tree / "long")
         os.link(tree / "plain", tree / "d/again")
         os.mkfifo(tree / "pipe")
-        os.setxattr(tree / "plain", ATTRIBUTE, b"value")
+        writer.notes.set_xattr((tree / "plain").stat().st_ino, ATTRIBUTE.encode(), b"value")
         root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY)
         here = os.getcwd()
         try:
@@ -139,6 +139,25 @@ def test_what_the_writer_does_not_write_is_refused(made: Made, what: str) -> Non
 def test_an_index_ends_with_a_page(made: Made) -> None:
     """Linux 7.3 mounts none that is shorter than one."""
     assert len(made.sound) % 4096 == 0
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_index_of_an_earlier_crisp_gets_the_rest_of_its_page(made: Made, tmp_path: Path, interrupted: bool) -> None:
+    """Whatever an interruption left of the two steps."""
+    blocks = -(-len(made.sound.rstrip(b"\0")) // BLOCK)
+    assert blocks % 8
+    short = layout.with_blocks(made.sound, blocks)[: blocks * BLOCK]
+    made.becomes(short)
+    check(made.index, made.tar)
+    path = tmp_path / "index"
+    path.write_bytes(short)
+    assert is_short(path)
+    if interrupted:
+        os.truncate(path, len(made.sound))
+    for _ in range(2):
+        lengthen(path)
+        assert path.read_bytes() == made.sound
+    assert not is_short(path)
 
 
 def test_a_changed_index_is_refused_or_has_another_seal(made: Made) -> None:

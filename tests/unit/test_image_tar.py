@@ -327,8 +327,8 @@ def test_directories_are_kept_by_path(steps: list[tuple[str, list[bytes]]]) -> N
                     kept.pop(gone) if isinstance(kept, dict) else kept.discard(gone)
     told_implied, told_whited = parse_unsettled(known.unsettled())
     assert (set(told_implied), set(told_whited)) == (implied, whited)
-    assert {path: time for path, time in known if time is not None} == {p: t for p, t in times.items() if t >= 0}
-    assert {path for path, _ in known} == implied | {p for p, t in times.items() if t >= 0}
+    assert {path: time for path, time, _ in known if time is not None} == {p: t for p, t in times.items() if t >= 0}
+    assert {path for path, _, _ in known} == implied | {p for p, t in times.items() if t >= 0}
 
 
 @pytest.mark.parametrize("path", [b"..", b"../host", b"a/../../host", b"/host", b"a//b", b"./a"])
