@@ -3,6 +3,7 @@
 <root>/images.db      the durable record (image.shelf.database)
 <root>/layers/<n>/    layers (image.shelf.layers); 0 is an empty one, for images that have none
 <root>/tmp/           layers in the making
+<root>/partial/       bytes of large layers that are coming (image.shelf.partials)
 <root>/garbage/       what interrupted pulls and removals left, until it is removed
 <root>/lock           held by the daemon and its workers: one daemon a store
 """
@@ -41,6 +42,7 @@ from image.shelf.catalogue import Catalogue
 from image.shelf.database import INDEXED, UNPACKED, Database, LayerRecord
 from image.shelf.layer_files import base36
 from image.shelf.layers import Layers
+from image.shelf.partials import Partials
 from image.shelf.recorder import ImageRecorder
 from image.shelf.records import Records
 from image.shelf.root import StoreRoot
@@ -96,8 +98,9 @@ class ImageStore:
         self._recorder = ImageRecorder(records, self._layers, self._catalogue)
         platforms = node_platforms()
         self._form = form = LayerForm(settings.keep_blobs, settings.image_layers != "unpacked" and not unmountable)
+        self._partials = Partials(root.path / "partial")
         self.pulls = Pulls(
-            *(self._recorder, self._catalogue, registries, self._trust, self._workers, platforms),
+            *(self._recorder, self._catalogue, registries, self._trust, self._workers, self._partials, platforms),
             form=form,
             around=around,
         )
@@ -156,7 +159,9 @@ class ImageStore:
             self._cleaning.cancel()  # the next crispd goes on
         await self._tasks.ended()
         self._layers.keep_finished()
+        self._partials.keep()
         await self.pulls.close()
+        await self._partials.close()
         await self._imports.ended()
         await self._recorder.ended()
         await self._layers.freed()
@@ -203,6 +208,7 @@ class ImageStore:
             self._unasked = loop.call_later(_KEPT_SECONDS, lambda: self._tasks.start(self._drop_unasked(unasked)))
 
     async def _clean(self) -> None:
+        await self._partials.begin()
         try:
             await self._workers.remove_trees(await asyncio.to_thread(self._root.aside))
         except ImageError as error:
@@ -335,7 +341,8 @@ class ImageStore:
         images, shared, unused = account(self._catalogue, self._layers, used)
         in_work, names = self._layers.places()
         left = [path for path in await asyncio.to_thread(self._root.garbage, names) if path not in in_work]
-        unfinished = tuple(path for path in left if path.parent.name == "tmp")
+        partial = await asyncio.to_thread(self._partials.paths)
+        unfinished = (*(path for path in left if path.parent.name == "tmp"), *partial)
         strays = tuple(path for path in left if path.parent.name != "tmp")
         return StoreBytes(tuple(images), shared, unused, self._root.own_usage()[0], unfinished, strays)
 
@@ -365,6 +372,7 @@ class ImageStore:
         An unknown name is no error. Raises ImageInUse, ImageReadOnly. It finishes even if the caller is cancelled.
         """
         await self._recorder.remove(name)
+        await self._partials.sweep()  # kubelet removes images if the disk is short
 
     # --- pulling, importing, exporting
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ class Registry:
         *,
         address: str = "127.0.0.1",
         storage: Path | None = None,
+        access_log: bool = False,
     ) -> None:
         self.directory = directory
         self._address, self.port = address, _free_port(address)
@@ -38,7 +43,7 @@ class Registry:
         directory.mkdir(parents=True, exist_ok=True)
         config = {
             "version": 0.1,
-            "log": {"level": "error", "accesslog": {"disabled": True}},
+            "log": {"level": "error", "accesslog": {"disabled": not access_log}},
             "storage": {"filesystem": {"rootdirectory": str(self._storage)}, "delete": {"enabled": True}},
             "http": {"addr": self.host, **({"tls": tls} if tls else {})},
             **({"auth": auth} if auth else {}),
@@ -69,6 +74,21 @@ class Registry:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It sends nothing for the time of the context."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def answers(self, digest: str) -> list[tuple[int, int]]:
+        """Return status and size of each answer to a GET of a blob; they are in the log of access."""
+        pattern = rf'"GET /v2/\S+/blobs/{digest} HTTP/1.1" (\d+) (\d+)'
+        return [(int(code), int(size)) for code, size in re.findall(pattern, (self.directory / "log").read_text())]
 
     def push(self, repository: str, tag: str, image: BuiltImage) -> str:
         """Push an image or an index with its images; its digest."""

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from image.errors import AuthenticationRequired, ImageError, ImageNotFound, RegistryUnavailable, SignatureRefused
@@ -17,6 +18,7 @@ from image.reference import Reference
 from image.registry.origin import NEXT_PLACE, Origin
 from image.registry.registries import Registries
 from image.shelf.catalogue import Catalogue
+from image.shelf.partials import Partials
 from image.shelf.recorder import ImageRecorder
 from image.tasks import Tasks
 from image.trust.enforce import Trust
@@ -56,6 +58,7 @@ class Pulls:
         registries: Registries,
         trust: Trust,
         workers: Workers,
+        partials: Partials,
         platforms: Sequence[Platform],
         *,
         form: LayerForm,
@@ -67,6 +70,7 @@ class Pulls:
         self._registries = registries
         self._trust = trust
         self._workers = workers
+        self._partials = partials
         self._platforms = platforms
         self._form = form
         self._around = around or _unseen
@@ -191,7 +195,8 @@ class Pulls:
         if image := await self._recorder.name(manifest.config.digest, resolved.names, signatures):
             return image
         configuration, blobs = await get_configuration(origin, manifest, self._platforms, str(reference))
-        downloads = LayerDownloads(origin, manifest, blobs, lambda step: _tell(listeners, step), self.counts)
+        report = partial(_tell, listeners)
+        downloads = LayerDownloads(origin, manifest, blobs, self._partials, report, self.counts)
         make = downloads.make(self._workers, self._form)
         with self._around("fetch and unpack layers", {"crisp.layers": str(len(blobs))}):
             image = await self._recorder.install(manifest.raw, configuration, resolved.names, make, signatures)

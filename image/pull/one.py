@@ -28,6 +28,7 @@ from image.reference import Reference, digest_of
 from image.registry.origin import NEXT_PLACE, Delivery, Origin
 from image.shelf.layer_files import blob_of, make_layer_directory
 from image.shelf.layers import Make
+from image.shelf.partials import Partials
 from image.unpack.workers import LayerForm, Unpacked, Workers
 
 _log = logging.getLogger(__name__)
@@ -104,9 +105,16 @@ class LayerDownloads:
     """Unpacks the layers of an image while they arrive, and reports the progress of each."""
 
     def __init__(
-        self, origin: Origin, manifest: Manifest, blobs: Sequence[Blob], report: Report, counts: PullCounts
+        self,
+        origin: Origin,
+        manifest: Manifest,
+        blobs: Sequence[Blob],
+        partials: Partials,
+        report: Report,
+        counts: PullCounts,
     ) -> None:
         self._origin = origin
+        self._partials = partials
         self._counts = counts
         self._layers = manifest.layers
         self._blobs = blobs
@@ -121,19 +129,30 @@ class LayerDownloads:
         async def make(position: int, directory: Path) -> Unpacked:
             self._begun.add(position)
             kept = blob_of(directory) if form.blobs else None
-            delivery = self._origin.blob(self._layers[position])
-            while True:
-                try:
-                    async with aclosing(self._observed(self._layers[position], delivery)) as pieces:
-                        blob = self._blobs[position]
-                        unpacked = await workers.unpack(pieces, blob, directory, kept, indexed=form.indexed)
-                    break
-                except NEXT_PLACE as damage:
-                    delivery.refuse(damage)
-                    await workers.remove_trees([directory, blob_of(directory)])
-                    await asyncio.to_thread(make_layer_directory, directory)
+            layer = self._layers[position]
+            delivery = self._origin.blob(layer)
+            async with self._partials.taken(layer.digest, layer.size) as partial:
+                while True:
+                    came = partial.size if partial is not None else 0
+                    so_far = partial.descriptor if partial is not None else None
+                    try:
+                        async with aclosing(self._observed(layer, delivery, came)) as pieces:
+                            blob = self._blobs[position]
+                            unpacked = await workers.unpack(
+                                pieces, blob, directory, kept, so_far=so_far, indexed=form.indexed
+                            )
+                        break
+                    except NEXT_PLACE as damage:
+                        if partial is not None and isinstance(damage, (DigestMismatch, InvalidImage)):
+                            partial.clear()
+                        if not (came and partial is not None and not partial.size):  # else it was perhaps our copy
+                            delivery.refuse(damage)
+                        await workers.remove_trees([directory, blob_of(directory)])
+                        await asyncio.to_thread(make_layer_directory, directory)
+                if partial is not None:
+                    await asyncio.to_thread(partial.finish, kept)
             self._counts.layers_fetched += 1
-            self._tell(self._layers[position], self._layers[position].size, PullPhase.COMPLETE)
+            self._tell(layer, layer.size, PullPhase.COMPLETE)
             return unpacked
 
         return make
@@ -145,10 +164,9 @@ class LayerDownloads:
                 self._counts.layers_shared += 1
                 self._tell(layer, layer.size, PullPhase.EXISTS)
 
-    async def _observed(self, layer: Descriptor, delivery: Delivery) -> AsyncGenerator[bytes, None]:
-        offset = 0
+    async def _observed(self, layer: Descriptor, delivery: Delivery, offset: int) -> AsyncGenerator[bytes, None]:
         try:
-            async with aclosing(delivery.pieces()) as pieces:
+            async with aclosing(delivery.pieces(offset)) as pieces:
                 async for piece in pieces:
                     offset += len(piece)
                     self._counts.bytes += len(piece)

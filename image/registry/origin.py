@@ -101,9 +101,8 @@ class Delivery:
         self._gave: list[Repository] = []
         self._refused: list[ImageError] = []
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes from the beginning. Raises the first place's error if no other has the blob."""
-        offset = 0
+    async def pieces(self, offset: int = 0) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes from `offset` on. Raises the first place's error if no other has the blob."""
         self._gave = []
         failures: list[ImageError] = []
         for place in self._places:

@@ -18,7 +18,7 @@ _LOCK_STEP = 0.05  # seconds
 _EMPTY = "0"
 _GARBAGE = "garbage"
 _OWN_FILES = ("images.db", "images.db-wal", "images.db-shm", "lock")
-_OWN_DIRECTORIES = 6  # the root, garbage, layers, layers/0, profiles, tmp
+_OWN_DIRECTORIES = 7  # the root, garbage, layers, layers/0, partial, profiles, tmp
 
 
 class StoreRoot:
@@ -34,7 +34,7 @@ class StoreRoot:
         try:
             path.mkdir(parents=True, exist_ok=True)
             path.chmod(0o700)  # the host's users must not run setuid programs of images
-            for name in ("tmp", "layers", f"layers/{_EMPTY}"):
+            for name in ("tmp", "partial", "layers", f"layers/{_EMPTY}"):
                 (path / name).mkdir(exist_ok=True)
             (path / "layers" / _EMPTY).chmod(0o755)
             lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -93,7 +93,8 @@ class StoreRoot:
     def own_usage(self) -> tuple[int, int]:
         """Return the bytes and inodes of everything except the layers."""
         size = inodes = 0
-        for path in (*(self.path / name for name in _OWN_FILES), *(self.path / "profiles").glob("*")):
+        found = [path for name in ("partial", "profiles") for path in (self.path / name).glob("*")]
+        for path in (*(self.path / name for name in _OWN_FILES), *found):
             with suppress(FileNotFoundError):
                 size += path.stat().st_blocks * 512
                 inodes += 1

@@ -112,10 +112,12 @@ class _Blob:
         copy: int | None,
         tar: int | None,
     ) -> None:
-        """`copy` is a file for the blob as transferred, `tar` one for its content."""
+        """`copy` is a file for the blob as transferred, which may have its beginning, `tar` one for its content."""
         self._descriptor = descriptor
         self._limit = limit
         self._copy = copy
+        self._came = os.fstat(copy).st_size if copy is not None else 0  # bytes of the copy that were there before
+        self._read_back = 0  # bytes of those
         self._tar = tar
         self._left = size
         self._digest = digest
@@ -149,6 +151,12 @@ class _Blob:
             self._chunks.put(error)
 
     def _pieces(self) -> Iterator[bytes]:
+        while self._copy is not None and self._read_back < self._came:
+            piece = os.pread(self._copy, min(_READ, self._came - self._read_back), self._read_back)
+            self._read_back += len(piece)
+            self._left -= len(piece)
+            self._compressed.update(piece)
+            yield piece
         while self._left:
             piece = os.read(self._descriptor, min(_READ, self._left))
             if not piece:
@@ -250,7 +258,7 @@ def _unpack(
     except TooLarge as error:
         stream.drain()  # the tar is whole from then on, and what its digest says
         return {"unfit": str(error)}
-    for file in (copy, tar, index.file if index is not None else None):
+    for file in (copy if request["keep"] else None, tar, index.file if index is not None else None):
         if file is not None:
             usage.size += os.fstat(file).st_blocks * 512
             usage.inodes += 1
@@ -485,7 +493,7 @@ def _reply(request: dict[str, Any], descriptors: Sequence[int], begin: _Begin) -
         action = request["do"]
         if action == "unpack":
             blob, report, *files = descriptors
-            copy = files.pop() if request["keep"] else None
+            copy = files.pop() if request["copy"] else None
             return {"ok": _unpack(request, begin, blob, report, copy, files)}
         if action in _LAYER_ACTIONS:
             return {"ok": _LAYER_ACTIONS[action](request, begin, *descriptors)}

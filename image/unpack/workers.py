@@ -125,12 +125,15 @@ class Workers:
         directory: Path,
         keep: Path | None = None,
         *,
+        so_far: int | None = None,
         marked: bool = False,
         indexed: bool = False,
     ) -> Unpacked:
         """Unpack `blob` into the empty `directory`. `source` yields its bytes, or is an open file at its beginning.
 
-        The blob is also written to the new file `keep`, if given. For `marked` see LayerWriter. With `indexed` the
+        The blob is also written to the new file `keep`, if given. `so_far` is an open file that has the blob's first
+        bytes, so that `source` has the others only; they are appended to it, and it takes the place of `keep`, which
+        then tells only whether it stays. For `marked` see LayerWriter. With `indexed` the
         directory gets the layer's tar and an index over it, which the kernel mounts; or the layer's files, if the index
         has no room for it.
 
@@ -148,6 +151,7 @@ class Workers:
             "digest": blob.digest,
             "diff_id": blob.diff_id,
             "limit": self._layer_limit,
+            "copy": keep is not None or so_far is not None,
             "keep": keep is not None,
             "marked": marked,
         }
@@ -155,15 +159,20 @@ class Workers:
         with ExitStack() as undo, ExitStack() as files:
             try:
                 report = undo.enter_context(TemporaryFile(dir=directory.parent, buffering=0))
-                paths = [*((directory / TAR, directory / INDEX) if indexed else ()), *((keep,) if keep else ())]
-                more = [report.fileno(), *(_new_file(path, files) for path in paths)]
+                more = [report.fileno()]
+                if indexed:
+                    more += (_new_file(directory / name, files) for name in (TAR, INDEX))
+                if so_far is None and keep is not None:
+                    so_far = _new_file(keep, files)
+                if so_far is not None:
+                    more.append(so_far)
                 own = directory.stat().st_blocks * 512 if indexed else 0
             except OSError as error:
                 raise _not_made(f"unpack {what}", directory.parent, error) from error
             answer = await self._run(request, source, f"unpack {what}", directory.parent, more)
             if unfit := msgspec.convert(answer, _Unfit).unfit:
                 _log.warning("layer is unpacked: it does not fit in an index", extra={"layer": name, "reason": unfit})
-                return await self._unpack_kept_tar(blob, directory, keep)
+                return await self._unpack_kept_tar(blob, directory, so_far if keep is not None else None)
             usage = msgspec.convert(answer, _Usage)
             left = os.fstat(report.fileno()).st_size > 0
             if left:
@@ -171,8 +180,8 @@ class Workers:
         size, inodes = usage.size + own, usage.inodes + int(indexed)
         return Unpacked(size, inodes, usage.adopts_root, report if left else None, indexed)
 
-    async def _unpack_kept_tar(self, blob: Blob, directory: Path, keep: Path | None) -> Unpacked:
-        """Unpack the tar that is in `directory` into a new directory in its place."""
+    async def _unpack_kept_tar(self, blob: Blob, directory: Path, kept: int | None) -> Unpacked:
+        """Unpack the tar that is in `directory` into a new directory in its place; `kept` is the blob, if it stays."""
         place = directory.with_name(f"{directory.name}.tar")
         os.rename(directory, place)
         directory.mkdir()
@@ -184,9 +193,9 @@ class Workers:
         finally:
             os.close(tar)
             await self.remove_trees([place])
-        if keep is None:
+        if kept is None:
             return unpacked
-        return replace(unpacked, size=unpacked.size + keep.stat().st_blocks * 512, inodes=unpacked.inodes + 1)
+        return replace(unpacked, size=unpacked.size + os.fstat(kept).st_blocks * 512, inodes=unpacked.inodes + 1)
 
     async def settle(self, directory: Path, lowers: Sequence[Below], unsettled: IO[bytes]) -> tuple[int, int]:
         """Finish an unpacked layer now that its `lowers`, topmost first, exist.
