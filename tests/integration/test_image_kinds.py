@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tarfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ from image.settings import ImageSettings
 from image.store import ImageStore
 from image.unpack.workers import Workers
 from tests.daemon import Daemon
-from tests.evil import ATTRIBUTES
+from tests.evil import ACLS, ATTRIBUTES
 from tests.images import BUSYBOX, build_image, digest, entry, layer, write_layout
 from tests.layer_kinds import both, made, mounted, tree
 
@@ -107,6 +107,18 @@ async def test_attributes_are_what_root_would_have_set(workers: Workers, tmp_pat
             again = [entry("it/", mode=0o1707)] if number % 2 and within else []
             refusal = await both(workers, tmp_path / "layer", layer(what, *within, *again))
             assert not refusal or "it" in refusal, (key, value, refusal)
+
+
+async def test_nothing_inherits_a_directorys_default_access_list(workers: Workers, tmp_path: Path) -> None:
+    text = {"system.posix_acl_default": ACLS[0].decode("utf-8", "surrogateescape")}
+    within = (entry("it/f", b"1"), entry("it/implied/f", b"1"), entry("it/pipe", type=tarfile.FIFOTYPE))
+    tar = layer(entry("it/", xattrs=text), *within)
+    for indexed in (False, True):
+        place = tmp_path / str(indexed)
+        assert await made(workers, place, tar, indexed=indexed) == ""
+        with mounted(place) if indexed else nullcontext(place) as root:
+            assert os.listxattr(root / "it") == list(text)
+            assert [os.listxattr(root / "it" / name) for name in ("f", "implied", "implied/f", "pipe")] == [[]] * 4
 
 
 async def test_a_file_that_no_file_system_has_room_for(workers: Workers, tmp_path: Path) -> None:
