@@ -16,15 +16,13 @@ _LEAST_PROGRESS = 64 << 10  # bytes within a progress timeout; with less the reg
 class Pace:
     """Measures a registry's speed by the time spent waiting for it, not for the disk.
 
-    In `limit` seconds at least 64 KiB must come, and `least` bytes a second. `size` is how long the whole is.
+    In `limit` seconds at least 64 KiB must come, and `least` bytes a second.
     """
 
-    def __init__(self, limit: float, least: int, what: str, size: int, offset: int) -> None:
+    def __init__(self, limit: float, least: int, what: str) -> None:
         self._limit = limit
         self._least = max(_LEAST_PROGRESS, int(least * limit))
         self._what = what
-        self._size = size
-        self._all = offset
         self._waited = 0.0
         self._received = 0
         self._since = time.monotonic()
@@ -38,10 +36,9 @@ class Pace:
         self._waited += now - self._since
         self._since = now
         self._received += size
-        self._all += size
         if self._limit and self._waited >= self._limit:
             if self._received < self._least:
-                came = f"{self._received} of at least {self._least} bytes came, {self._all} of {self._size} in all"
+                came = f"{self._received} of at least {self._least} bytes came"
                 raise RegistryUnavailable(f"get {self._what}: no progress within {self._limit:g} s: {came}")
             self._waited, self._received = 0.0, 0
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from image.errors import RegistryUnavailable
 from image.manifest import Descriptor
 from image.registry.repository import Repository
 
@@ -20,7 +21,19 @@ BLOBS = 2  # of all pulls that come so at a time, for the same reason
 
 
 async def blob(repository: Repository, descriptor: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
-    """Yield the bytes of a blob from `offset` on, as `Repository.blob` does."""
+    """Yield the bytes of a blob from `offset` on, as `Repository.blob` does; its errors tell how far it came."""
+    try:
+        async with aclosing(_pieces(repository, descriptor, offset)) as pieces:
+            async for piece in pieces:
+                offset += len(piece)
+                yield piece
+    except RegistryUnavailable as error:
+        if not offset:
+            raise
+        raise RegistryUnavailable(f"{error}; {offset} of {descriptor.size} bytes in all") from error
+
+
+async def _pieces(repository: Repository, descriptor: Descriptor, offset: int) -> AsyncGenerator[bytes, None]:
     transport = repository.transport
     if descriptor.size - offset >= LARGE and transport.blobs_in_ranges < BLOBS:
         transport.blobs_in_ranges += 1

@@ -98,7 +98,7 @@ class Repository:
         failures = 0
         ranges = True  # whether the registry supports them
         transport = self.transport
-        pace = Pace(transport.progress_timeout, transport.least_speed, what, descriptor.size, offset)
+        pace = Pace(transport.progress_timeout, transport.least_speed, what)
         while offset < descriptor.size:
             headers = {"Range": f"bytes={offset}-"} if offset and ranges else {}
             try:
@@ -135,7 +135,7 @@ class Repository:
         what = f"blob {descriptor.digest} of {self.endpoint}"
         found = bytearray()
         failures = 0
-        pace = Pace(self.transport.progress_timeout, self.transport.least_speed // of, what, descriptor.size, start)
+        pace = Pace(self.transport.progress_timeout, self.transport.least_speed // of, what)
         while start + len(found) < end:
             at = start + len(found)
             headers = {"Range": f"bytes={at}-{end - 1}"}

@@ -230,7 +230,8 @@ async def test_what_came_stays_if_the_registry_goes_away_and_not_if_the_caller_d
     async with halfway(tmp_path / "image") as it:
         it.registry.faults[it.path] = [away] * 3
         async with it.store() as store:
-            with pytest.raises(RegistryUnavailable):
+            whole = len(it.built.blobs[it.blob])
+            with pytest.raises(RegistryUnavailable, match=f"answered 503; {it.half} of {whole} bytes in all"):
                 await store.pull(it.reference)
             assert it.left() == {f"partial/{it.partial.name}"}
             it.registry.faults[it.path] = [faulty_registry.endless_wait]

@@ -83,7 +83,8 @@ class Images(api_pb2_grpc.ImageServiceServicer):
 
 class Admin(admin_pb2_grpc.AdminServicer):
     def PullImage(self, request: Any, context: Any) -> Iterator[admin_pb2.PullImageResponse]:
-        yield admin_pb2.PullImageResponse(progress=admin_pb2.LayerProgress(layer="sha256:1", offset=1, total=2))
+        progress = admin_pb2.LayerProgress(layer="sha256:1", offset=1, total=2, phase="pulling")
+        yield admin_pb2.PullImageResponse(progress=progress)
         yield admin_pb2.PullImageResponse(image_id=IMAGE)
 
     def ImportImage(self, request: Any, context: Any) -> admin_pb2.ImportImageResponse:
@@ -200,6 +201,20 @@ def test_pull_prefers_the_stream_of_progress(
     admin_pb2_grpc.add_AdminServicer_to_server(Admin(), server)
     assert main(["pull", "app"]) == 0
     assert capsys.readouterr().out == f"{IMAGE}\n"
+
+
+def test_pull_draws_the_progress_of_each_layer_on_a_terminal(
+    server: grpc.Server, runtime: Runtime, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "120")):
+        monkeypatch.setenv(name, value)
+    admin_pb2_grpc.add_AdminServicer_to_server(Admin(), server)
+    assert main(["pull", "app"]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{IMAGE}\n"
+    assert "1 pulling" in told.err
+    assert "1/2 bytes" in told.err
 
 
 def test_a_daemon_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
