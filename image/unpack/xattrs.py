@@ -36,7 +36,9 @@ def set_all(set_one: Callable[[bytes, bytes], object], xattrs: Mapping[bytes, by
             foreign = error.errno == errno.EOPNOTSUPP and not key.startswith(b"security.")
             if not foreign and not (error.errno == errno.EPERM and key.startswith(b"user.")):
                 shown = repr(key[:200].decode(errors="backslashreplace"))
-                raise OSError(error.errno, f"set {shown}: {error.strerror}") from None
+                # EACCES, too, is the archive's fault: a default access control list of what is no directory.
+                number = errno.EINVAL if error.errno == errno.EACCES else error.errno
+                raise OSError(number, f"set {shown}: {error.strerror}") from None
 
 
 def as_root(mode: int, key: bytes, value: bytes) -> tuple[int, bytes | None]:
