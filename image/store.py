@@ -22,7 +22,8 @@ from pathlib import Path
 from image.archive.write import KeptImage, export
 from image.erofs.index import is_short, lengthen
 from image.erofs.layout import Malformed
-from image.erofs.mount import INDEX, Mounting
+from image.erofs.mount import INDEX
+from image.erofs.mounted import Mounting
 from image.erofs.probe import way
 from image.erofs.seal import Seal
 from image.errors import ImageError, ImageNotFound, SignatureRefused

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cri.daemon.main import main
 from image.erofs import probe
-from image.erofs.mount import Mounted
+from image.erofs.mounted import Mounted
 from image.erofs.seal import Seal
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from image.erofs.mount import mount, name_of
+from image.erofs.mount import mount
+from image.erofs.mounted import name_of
 from image.errors import ImageError
 from image.manifest import Blob
 from image.unpack.workers import Workers

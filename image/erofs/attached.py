@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from image.erofs.mount import Mounted, mount
+from image.erofs.mount import mount
+from image.erofs.mounted import Mounted
 from image.erofs.seal import Seal
 from linux import empty_root, syscalls
 

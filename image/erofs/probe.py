@@ -27,7 +27,8 @@ from image.erofs.layout import (
     header,
     inode,
 )
-from image.erofs.mount import INDEX, TAR, Mounting, held
+from image.erofs.mount import INDEX, TAR
+from image.erofs.mounted import Mounting, held
 from image.erofs.seal import Seal
 from linux import syscalls
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from image.erofs.index import ROOT, describe
-from image.erofs.mount import INDEX, TAR, Mounted, Mounting
+from image.erofs.mount import INDEX, TAR
+from image.erofs.mounted import Mounted, Mounting
 from image.erofs.seal import Seal
 from image.errors import ImageError
 from image.shelf.database import INDEXED, UNPACKED, LayerRecord

@@ -20,7 +20,8 @@ import pytest_asyncio
 
 from cri.v1 import api_pb2 as cri
 from image.erofs import probe
-from image.erofs.mount import TAR, Mounted, held
+from image.erofs.mount import TAR
+from image.erofs.mounted import Mounted, held
 from image.erofs.seal import Seal
 from image.errors import ImageError
 from image.model import Image
