@@ -47,17 +47,17 @@ def load(file):
     return loads(file.read())
 
 
-def dumps(value, **options):
-    """Serialise like json.dumps. With any options, json.dumps itself does it."""
+def dumps(value, *, separators=(", ", ": "), **options):
+    """Serialise like json.dumps. With other options, json.dumps itself does it."""
     if make_scanner is not None and not options:
         try:
-            encode = make_encoder(None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True)
+            encode = make_encoder(None, _refuse, encode_basestring_ascii, None, *separators[::-1], False, False, True)
             return "".join(encode(value, 0))
         except TypeError:
             pass
     import json
 
-    return json.dumps(value, **options)
+    return json.dumps(value, separators=separators, **options)
 
 
 def _refuse(value):

@@ -23,16 +23,20 @@ class socket(_socket.socket):
     def __exit__(self, *exc):
         self.close()
 
+    def accept(self):
+        fd, address = self._accept()
+        return socket(fileno=fd), address
+
 
 def socketpair(family=AF_UNIX, kind=SOCK_STREAM):
     one, other = _socket.socketpair(family, kind)
     return socket(fileno=one.detach()), socket(fileno=other.detach())
 
 
-def send_fds(sock, buffers, fds):
-    """Send like socket.send_fds."""
+def send_fds(sock, buffers, fds, flags=0):
+    """Send like socket.send_fds, which ignores the flags."""
     payload = b"".join(fd.to_bytes(_INT, _ORDER) for fd in fds)
-    return sock.sendmsg(buffers, [(SOL_SOCKET, SCM_RIGHTS, payload)])
+    return sock.sendmsg(buffers, [(SOL_SOCKET, SCM_RIGHTS, payload)], flags)
 
 
 def recv_fds(sock, size, most, flags=0):

@@ -11,12 +11,12 @@ the kernel takes only a part of a write.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
 from typing import Final
 
+from runtime.light import contextlib
 from runtime.logs.place import open_to_append, set_aside
 
 _NEWLINE: Final = 10

@@ -7,7 +7,6 @@ dropped. A client's input waits in its pipe while the container does not read.
 from __future__ import annotations
 
 import os
-import selectors
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Final
 
 from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.logs.spool import Spool
+from runtime.shim.loop import READ, WRITE
 from runtime.shim.reply import Reply
 from runtime.shim.stdio import Loop, OutputStream
 from runtime.wire.calls import AttachEnded
@@ -57,7 +57,7 @@ class Sink:
             if self._spool is None:
                 self._spool = Spool(self._directory, MAX_UNREAD)
             if not self._spool:
-                self._loop.watch(self._fd, selectors.EVENT_WRITE, self._write)
+                self._loop.watch(self._fd, WRITE, self._write)
             if not self._spool.put(data):
                 self._lose(f"the client was detached: it has not read more than {MAX_UNREAD >> 20} MiB of output")
         except OSError as error:
@@ -116,7 +116,7 @@ class Inflow:
         self._loop = loop
         self._on_end = on_end
         self._waiting = b""
-        loop.watch(self._source, selectors.EVENT_READ, self._read)
+        loop.watch(self._source, READ, self._read)
 
     def _read(self, _events: int) -> None:
         try:
@@ -142,10 +142,10 @@ class Inflow:
         # Only one of the two is watched: data is read only when it can be passed on.
         if self._waiting:
             self._loop.unwatch(self._source)
-            self._loop.watch(self._target, selectors.EVENT_WRITE, self._write)
+            self._loop.watch(self._target, WRITE, self._write)
         else:
             self._loop.unwatch(self._target)
-            self._loop.watch(self._source, selectors.EVENT_READ, self._read)
+            self._loop.watch(self._source, READ, self._read)
 
     def close(self) -> None:
         """Close both descriptors."""

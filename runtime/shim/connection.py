@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import selectors
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from runtime.light import socket
 from runtime.logs.writer import complain
+from runtime.shim.loop import READ, WRITE
 from runtime.shim.reply import Reply
 from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
 
@@ -41,7 +41,7 @@ class Connection:
         self._decoder = Decoder()
         self._outbox = Outbox(sock)
         sock.setblocking(False)
-        server.watch(sock.fileno(), selectors.EVENT_READ, self._ready)
+        server.watch(sock.fileno(), READ, self._ready)
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         if self._sock.fileno() < 0:
@@ -55,13 +55,13 @@ class Connection:
         except OSError:
             self.close()
             return
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
+        events = READ | (WRITE if self._outbox else 0)
         self._server.watch(self._sock.fileno(), events, self._ready)
 
     def _ready(self, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
+        if events & WRITE:
             self._flush()
-        if events & selectors.EVENT_READ and self._sock.fileno() >= 0:
+        if events & READ and self._sock.fileno() >= 0:
             try:
                 alive = receive(self._sock, self._decoder)
                 for message, fds in self._decoder.messages():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from linux import syscalls
 from linux.terminal import resize as resize_terminal
 from runtime.errors import NotRunning, RuntimeCoreError, failing
+from runtime.light import contextlib, replace
 from runtime.logs.writer import Clock, LogFile
 from runtime.shim.attach import Attachments
 from runtime.shim.estates import ContainerEstate, container_key

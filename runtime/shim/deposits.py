@@ -11,17 +11,15 @@ was killed. It is answered by nothing. The keeper does not look into records.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import selectors
-import signal
-import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from runtime.light import contextlib, signal, socket
 from runtime.logs.writer import complain
+from runtime.shim.loop import READ, WRITE
 
 MOST_BYTES: Final = 192 << 10  # of a message: less than net.core.wmem_default
 MOST_FDS: Final = 253  # SCM_MAX_FD of unix(7)
@@ -177,13 +175,13 @@ class Deposits:
         self._watch()
 
     def _watch(self) -> None:
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._waiting else 0)
+        events = READ | (WRITE if self._waiting else 0)
         self._loop.watch(self._keeper.fileno(), events, self._ready)
 
     def _ready(self, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
+        if events & WRITE:
             self._flush()
-        if events & selectors.EVENT_READ and self._keeper.fileno() >= 0:
+        if events & READ and self._keeper.fileno() >= 0:
             self._receive()
 
     def _flush(self) -> None:

@@ -5,11 +5,11 @@ Keeper, shim and successor have one version, for the keeper forks both. So no re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
+from runtime.light import json
 from runtime.shim.deposits import Entry
 from runtime.wire.calls import Create, ExitStatus, MakePod, MakeSandbox, Start
 from runtime.wire.values import Value, optional

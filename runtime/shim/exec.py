@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import selectors
-import socket
 
+from runtime.light import contextlib, socket
+from runtime.shim.loop import READ
 from runtime.shim.reply import Reply
 from runtime.shim.stdio import Loop
 from runtime.wire import reports
@@ -64,7 +63,7 @@ class Exec:
             self._tell_running()
             self.close()
         else:
-            self._loop.watch(self._channel.fileno(), selectors.EVENT_READ, self._ready)
+            self._loop.watch(self._channel.fileno(), READ, self._ready)
 
     def _ready(self, _events: int) -> None:
         try:

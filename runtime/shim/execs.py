@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import socket
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from runtime.cgroups import Cgroup
 from runtime.errors import failing
+from runtime.light import contextlib, signal, socket
 from runtime.process.clone import clone_into
 from runtime.process.join import Join, exec_process
 from runtime.process.joining import Joinings

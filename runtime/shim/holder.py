@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from typing import Final, NoReturn
 
 from linux import syscalls
 from runtime.errors import failing
+from runtime.light import contextlib, signal
 from runtime.process.infra import OUTLIVE, infra_main
 from runtime.process.init import leave_the_loop
 from runtime.process.parent import own_pidfd

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import re
-import signal
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Final
 
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import OPEN_IN_IMAGE, ImageMountFailed, OperationFailed, RuntimeCoreError, failing
+from runtime.light import contextlib, json, replace, signal
 from runtime.logs.writer import complain
 from runtime.namespaces import user as userns
 from runtime.process import users

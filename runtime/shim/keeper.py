@@ -6,15 +6,14 @@ The keeper is the zygote. It is a subreaper, so what a dead shim was the parent 
 from __future__ import annotations
 
 import os
-import selectors
-import socket
 import time
 from collections.abc import Callable
 from typing import Final
 
+from runtime.light import socket
 from runtime.logs.writer import complain
 from runtime.shim.deposits import MOST_BYTES, MOST_FDS, Deposit, Entry, Message, tell_end
-from runtime.shim.loop import EventLoop
+from runtime.shim.loop import READ, EventLoop
 
 _RECEIVE: Final = MOST_BYTES + 4096
 # A shim that its own state kills would be started for ever.
@@ -45,7 +44,7 @@ class Keeper:
 
     def _listen(self, shim: _Shim) -> None:
         shim.keeping.setblocking(False)
-        self._loop.watch(shim.keeping.fileno(), selectors.EVENT_READ, lambda _events: self._readable(shim))
+        self._loop.watch(shim.keeping.fileno(), READ, lambda _events: self._readable(shim))
 
     def reaped(self, pid: int, status: int) -> None:
         """Take the status of a child: of one that a dead shim left, or of a shim, whose status nobody needs."""

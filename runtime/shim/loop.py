@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
+import math
 import os
-import selectors
-import signal
+import select
 import sys
 import time
 from collections.abc import Callable
 from typing import Final
 
 from linux.exit_status import exit_status
+from runtime.light import contextlib, signal
 from runtime.wire.calls import UNSEEN
 
+READ: Final = 1  # what is watched of a descriptor, and what it is ready for
+WRITE: Final = 2
 _STATUS_PATIENCE: Final = 5.0  # seconds; the delay doubles up to it
 
 class EventLoop:
@@ -23,7 +25,8 @@ class EventLoop:
     def __init__(self, stray: Callable[[int, int], None] = lambda _pid, _status: None) -> None:
         """`stray` is called with pid and exit status of a child that nobody has asked about."""
         self._stray = stray
-        self._selector = selectors.EpollSelector()
+        self._epoll = select.epoll()
+        self._watched: dict[int, Callable[[int], None]] = {}
         self._children: dict[int, Callable[[int], None]] = {}
         self._told: dict[int, int] = {}  # exit statuses that another process has reaped
         self._commands = 0  # running commands of external runtimes
@@ -38,9 +41,9 @@ class EventLoop:
         """Run callbacks until `stop`."""
         while not self._stopped:
             timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            for key, events in self._selector.select(timeout):
-                if self._is_current(key) and not _survived(key.data, events):
-                    self.unwatch(key.fd)  # it would fail again at once
+            for fd, events, ready in self._wait(timeout):
+                if self._watched.get(fd) == ready and not _survived(ready, events):
+                    self.unwatch(fd)  # it would fail again at once
             while self._timers and self._timers[0][0] <= time.monotonic():
                 _survived(heapq.heappop(self._timers)[2])
 
@@ -53,23 +56,34 @@ class EventLoop:
         """Whether there are commands, or timers that the shim must wait for before it exits."""
         return len(self._timers) > self._idle_timers or self._commands > 0
 
-    def _is_current(self, key: selectors.SelectorKey) -> bool:
-        """Return whether the watch is still valid: an earlier event may have closed the descriptor, or reused it."""
-        try:
-            return bool(self._selector.get_key(key.fd).data == key.data)
-        except KeyError:
-            return False
+    def _wait(self, timeout: float | None) -> list[tuple[int, int, Callable[[int], None]]]:
+        """Return the ready descriptors and who watches them: an event may close the next one, or have it reused."""
+        # In whole milliseconds, rounded up: else the loop would turn until a timer is due.
+        seconds = None if timeout is None else math.ceil(timeout * 1e3) / 1e3
+        ready = self._epoll.poll(seconds, max(len(self._watched), 1))
+        return [
+            (fd, READ * bool(found & ~select.EPOLLOUT) | WRITE * bool(found & ~select.EPOLLIN), self._watched[fd])
+            for fd, found in ready
+            if fd in self._watched
+        ]
 
     def watch(self, fd: int, events: int, ready: Callable[[int], None]) -> None:
-        """Call `ready(events)` when the descriptor is ready. Replaces an earlier watch."""
-        try:
-            self._selector.modify(fd, events, ready)
-        except KeyError:
-            self._selector.register(fd, events, ready)
+        """Call `ready(events)` when the descriptor is ready. Replaces an earlier watch. Raises OSError."""
+        wanted = select.EPOLLIN * bool(events & READ) | select.EPOLLOUT * bool(events & WRITE)
+        if fd not in self._watched:
+            self._epoll.register(fd, wanted)
+        else:
+            try:
+                self._epoll.modify(fd, wanted)
+            except OSError:
+                self.unwatch(fd)
+                raise
+        self._watched[fd] = ready
 
     def unwatch(self, fd: int) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(fd)
+        if self._watched.pop(fd, None) is not None:
+            with contextlib.suppress(OSError):  # it was closed
+                self._epoll.unregister(fd)
 
     def later(self, delay: float, callback: Callable[[], None]) -> None:
         """Call back after `delay` seconds."""
@@ -98,7 +112,7 @@ class EventLoop:
                 os.read(reader, 4096)
             self._reap()
 
-        self.watch(reader, selectors.EVENT_READ, reap)
+        self.watch(reader, READ, reap)
 
     def _reap(self) -> None:
         """Reap every dead child: our own, and orphans of containers without a PID namespace of their own."""
@@ -133,7 +147,7 @@ class EventLoop:
             self.unwatch(own)
             self._find_status(pid, own)
 
-        self.watch(own, selectors.EVENT_READ, ended)
+        self.watch(own, READ, ended)
 
     def told(self, pid: int, status: int) -> None:
         """Take the exit status of a process that is followed, from who has reaped it."""

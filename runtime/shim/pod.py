@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import signal
-import socket
 from collections.abc import Mapping, Sequence
 
 from linux import syscalls
 from linux.mounts import mount_tmpfs, pin_namespace, unmount_if_mounted
 from linux.tables import NAMESPACE_FLAGS
 from runtime.errors import NotRunning, OperationFailed, failing
+from runtime.light import contextlib, signal, socket
 from runtime.namespaces import user as userns
 from runtime.namespaces.sysctl import write_defaults, write_sysctls
 from runtime.process.infra import INFRA_ID, OUTLIVE, infra_main

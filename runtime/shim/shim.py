@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import selectors
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from linux import syscalls
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NO_CALL, NotRunning, RuntimeCoreError
+from runtime.light import json, socket
 from runtime.logs.writer import complain
 from runtime.process.script import Runner
 from runtime.shim.connection import Connection, Request
@@ -47,7 +45,7 @@ from runtime.shim.launch.own import OwnLauncher
 from runtime.shim.launch.restored import RestoredLauncher
 from runtime.shim.launch.sandbox import Sandbox
 from runtime.shim.launch.sandboxed import SandboxedLauncher
-from runtime.shim.loop import EventLoop
+from runtime.shim.loop import READ, EventLoop
 from runtime.shim.pause import Pause
 from runtime.shim.pod import Pod
 from runtime.shim.reply import Reply
@@ -146,7 +144,7 @@ class Shim:
         path = calls.exit_file(self._pod.directory, container_id)
         try:
             with open(path + ".new", "w") as file:
-                json.dump(status.to_json(), file)
+                file.write(json.dumps(status.to_json()))
             os.rename(path + ".new", path)
         except OSError as error:
             complain(f"could not record the exit of {container_id}: {error}")
@@ -405,7 +403,7 @@ class Shim:
 
     def _listen(self) -> None:
         if self._listener is not None and self._listener.fileno() >= 0:
-            self.watch(self._listener.fileno(), selectors.EVENT_READ, self._accept)
+            self.watch(self._listener.fileno(), READ, self._accept)
 
     def _infra_exited(self, _status: int) -> None:
         assert self._pod is not None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import selectors
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from runtime.light import contextlib
 from runtime.logs.writer import Clock, LineFormatter, LogFile, complain
 from runtime.shim.journal import PIECE, Journal, rest_of
+from runtime.shim.loop import READ
 
 
 class Loop(Protocol):
@@ -53,7 +53,7 @@ class OutputStream:
             self._formatter = LineFormatter(name)
         else:
             self._succeed(place)
-        loop.watch(fd, selectors.EVENT_READ, self._ready)
+        loop.watch(fd, READ, self._ready)
 
     def _succeed(self, place: int) -> None:
         """Go on where an earlier shim was: it may have read what it has not written."""

@@ -13,14 +13,11 @@ whether there is a crispd or not.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
+import json
 import os
 import resource
-import selectors
-import signal
-import socket
 import sys
 from typing import Final, NoReturn
 
@@ -30,6 +27,7 @@ from linux.sealed import seal
 from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies, v1, v2
 from runtime.cgroups import device_filter as devices_bpf
 from runtime.errors import OperationFailed, RuntimeCoreError
+from runtime.light import contextlib, signal, socket
 from runtime.namespaces import netdevices
 from runtime.namespaces import user as userns
 from runtime.process import infra
@@ -38,12 +36,12 @@ from runtime.process.script import Runner
 from runtime.rootfs.overlay import layers_can_be_appended
 from runtime.shim.deposits import Deposit
 from runtime.shim.keeper import Keeper
-from runtime.shim.loop import EventLoop
+from runtime.shim.loop import READ, EventLoop
 from runtime.shim.shim import Inheritance, shim_main
 from runtime.spec.values import Resources
 
 _CONTROL: Final = 3
-_PRELOADED: Final = (devices_bpf, netdevices, v1, v2)  # loaded here because others import them lazily, after the fork
+_PRELOADED: Final = (devices_bpf, json, netdevices, v1, v2)  # others import them lazily, after the fork
 _JOINS: Final = 64  # attempts: each fails only if another crispd stops at that moment
 _USUAL_DESCRIPTORS: Final = 1024
 _SHIM_OOM_SCORE_ADJ: Final = -998  # the OOM killer takes shims after their pods
@@ -55,7 +53,7 @@ def main(own_cgroup: bool) -> None:
     `own_cgroup`: enter the shims' cgroup ourselves, else crispd does it.
     """
     control = socket.socket(fileno=_CONTROL)
-    control.set_inheritable(False)
+    os.set_inheritable(_CONTROL, False)
     os.umask(0o022)
     _restore_descriptor_limit()
     _restore_signals()
@@ -93,7 +91,7 @@ class _Zygote:
         self._inherited = (0, 1, 2, inheritance.infra_program, inheritance.empty_mount_namespace,
                            inheritance.script_runner.program)  # fmt: skip
         self._served = True
-        self._loop.watch(control.fileno(), selectors.EVENT_READ, self._serve)
+        self._loop.watch(control.fileno(), READ, self._serve)
         _raise_descriptor_limit()
 
     def run(self) -> None:

@@ -7,13 +7,13 @@ Its member "fds" is the number of its descriptors; descriptors arrive in the ord
 from __future__ import annotations
 
 import array
-import json
 import os
-import socket
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
+
+from runtime.light import json, socket
 
 Message = dict[str, Any]
 

@@ -77,6 +77,7 @@ _JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow
 @given(_JSON)
 def test_json(value: object) -> None:
     assert lightjson.dumps(value) == json.dumps(value)
+    assert lightjson.dumps(value, separators=(",", ":")) == json.dumps(value, separators=(",", ":"))
     assert lightjson.loads(f" {json.dumps(value)}\n".encode()) == value
 
 
@@ -102,6 +103,35 @@ def test_sockets_carry_descriptors() -> None:
         assert (data, len(fds)) == (b"two", 2)
         for fd in fds:
             os.close(fd)
+        with pytest.raises(BlockingIOError):
+            _fill(ours)
+
+
+def _fill(sock: lightsocket.socket) -> None:
+    while True:
+        lightsocket.send_fds(sock, [bytes(4096)], [0], socket.MSG_DONTWAIT)
+
+
+def test_a_socket_accepts(tmp_path: Path) -> None:
+    with lightsocket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "it"))
+        listener.listen()
+        with lightsocket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(str(tmp_path / "it"))
+            accepted, _address = listener.accept()
+            with accepted:
+                client.sendall(b"x")
+                assert accepted.recv(1) == b"x"
+                assert not os.get_inheritable(accepted.fileno())
+
+
+def test_shims_use_the_light_ones() -> None:
+    """What a shim runs of the standard library's, it takes into its own memory. `dataclasses.replace` is the worst."""
+    heavy = re.compile(r"^(?:import (?:json|selectors|signal|socket)|from dataclasses import .*replace)", re.MULTILINE)
+    shim = Path(__file__).parents[2] / "runtime/shim"
+    found = {path.name: heavy.findall(path.read_text()) for path in shim.rglob("*.py")}
+    # The zygote loads `json` for the errors of runtime.light's.
+    assert {name: lines for name, lines in found.items() if lines} == {"zygote.py": ["import json"]}
 
 
 class Stopped(Exception):

@@ -6,9 +6,7 @@ From then on the shim handles streams, logs, exit statuses and limits as for its
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import stat
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -17,6 +15,7 @@ from linux import syscalls
 from linux.mounts import unmount_if_mounted
 from runtime.cgroups import Cgroup
 from runtime.errors import NotSupported, RuntimeCoreError, failing
+from runtime.light import contextlib, signal
 from runtime.logs.writer import complain
 from runtime.shim.holdings import Holdings
 from runtime.shim.launch.attempt import Attempt

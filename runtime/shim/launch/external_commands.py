@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from runtime.errors import RuntimeCoreError
+from runtime.light import contextlib, json, signal
 from runtime.shim.execs import kill_family
 from runtime.shim.holdings import Holdings
 from runtime.shim.launch.external_program import NO_STREAMS, ConsoleSocket, Program, adopted, console_flag
@@ -36,7 +34,7 @@ class DetachedCommands:
         bundle = self._held.bundle
         place = os.path.join(bundle, f"exec-{call.exec}")
         with open(f"{place}.json", "w") as file:
-            json.dump(self._process(call), file)
+            file.write(json.dumps(self._process(call)))
         console = ConsoleSocket(bundle, os.path.basename(place)) if call.terminal else None
         kind = _SandboxedCommand if self._in_sandbox else _Command
         command = kind(self._held, self._program, place, console, reply, lambda: self._running.pop(call.exec, None))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
-import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from linux import syscalls
 from linux.tables import DEFAULT_PATH
 from runtime.errors import RuntimeCoreError, failing
+from runtime.light import contextlib, json, signal, socket
 from runtime.process.scheduling import on_every_cpu
 from runtime.shim.supervisor import Supervisor
 from runtime.wire.calls import ExternalRuntime

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from runtime.light import contextlib
 from runtime.shim.launch.attempt import Attempt
 from runtime.shim.reply import Reply
 from runtime.spec.values import Process

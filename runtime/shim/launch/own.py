@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import selectors
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +10,7 @@ from linux.user_namespaces import STARTED_IN_ONE
 from runtime import validation
 from runtime.cgroups import Cgroup
 from runtime.errors import RuntimeCoreError, failing
+from runtime.light import contextlib, socket
 from runtime.namespaces import netdevices
 from runtime.namespaces import user as userns
 from runtime.process.clone import clone_into
@@ -26,6 +24,7 @@ from runtime.shim.hook_process import ContainerHooks
 from runtime.shim.launch.attempt import Attempt, Steps
 from runtime.shim.launch.commands import JoiningCommands
 from runtime.shim.launch.filters import filter_of
+from runtime.shim.loop import READ
 from runtime.spec import values as oci
 from runtime.wire import calls, reports
 
@@ -94,7 +93,7 @@ class OwnLauncher:
             listening = Listening(held, ours, start, attempt)
             with failing("watch", "container init"):
                 # Before there is a process: the kernel may refuse it, and nobody would hear of the init.
-                held.supervisor.watch(ours.fileno(), selectors.EVENT_READ, listening.ready)
+                held.supervisor.watch(ours.fileno(), READ, listening.ready)
             undo.callback(held.supervisor.unwatch, ours.fileno())
             process = self._by_list(start, ours, theirs, listening)
             if process is not None:

@@ -6,9 +6,7 @@ lets criu restore beside it. When it exits, the restored init is the shim's chil
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
@@ -18,6 +16,7 @@ from runtime.criu import worker as criu
 from runtime.criu.describe import external_mounts
 from runtime.criu.inherit import inherited_objects, make_mount_points
 from runtime.errors import RuntimeCoreError, failing
+from runtime.light import contextlib, socket
 from runtime.process import scheduling
 from runtime.process.init import leave_the_loop
 from runtime.process.parent import die_with, own_pidfd

@@ -6,14 +6,13 @@ host sees are the sandbox's few processes, in one cgroup; the first of them beco
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from collections.abc import Callable
 from typing import Final
 
 from runtime.cgroups import Cgroup, Hierarchies
 from runtime.errors import NotRunning, RuntimeCoreError, failing
+from runtime.light import contextlib, json
 from runtime.logs.writer import complain
 from runtime.process.infra import pause_program
 from runtime.shim.estates import SANDBOX_KEY, SandboxEstate

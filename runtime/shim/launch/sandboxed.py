@@ -6,14 +6,12 @@ and prints its exit status; likewise the runtime's `exec` for a command.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
 from collections.abc import Callable
 from typing import Final
 
 from runtime.errors import NotRunning, RuntimeCoreError
+from runtime.light import contextlib, json, signal
 from runtime.shim.holdings import Holdings
 from runtime.shim.launch.attempt import Attempt
 from runtime.shim.launch.external import ExternalLauncher
