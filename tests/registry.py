@@ -5,12 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +71,6 @@ class Registry:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """It sends nothing for the time of the context."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
 
     def answers(self, digest: str) -> list[tuple[int, int]]:
         """Return status and size of each answer to a GET of a blob; they are in the log of access."""

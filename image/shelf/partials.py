@@ -1,7 +1,8 @@
 """Keeps the bytes of large layers while they come, so that a pull that was interrupted goes on where it was.
 
 partial/<hex of the blob's digest> has a blob's first bytes. The worker that decompresses the layer appends to it and,
-in the next pull, reads it before what the registry sends: so the digest covers it, and nothing in it is trusted.
+in the next pull, reads it before what the registry sends: so the digest covers it, and nothing in it is trusted. The
+worker gives it up if the blob comes within seconds.
 Nothing is synced either: what a power cut made of it is found in the same way. It stays for an hour if crispd ends in
 any way, or if the registry does not answer any more, unless the disk is short. With any other end of its pull it goes.
 """
@@ -96,7 +97,7 @@ class Partials:
                 raise
             finally:
                 self._sweep_later()
-                await asyncio.to_thread(os.close, partial.descriptor)  # which may free many blocks
+                self._tasks.start(asyncio.to_thread(os.close, partial.descriptor))  # which may free many blocks
         finally:
             self._taken.discard(name)
 

@@ -19,6 +19,7 @@ import re
 import signal
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -65,6 +66,8 @@ from linux import syscalls
 
 _READ = 128 << 10  # bytes to read of the blob at a time
 _CHUNK = 128 << 10  # bytes to decompress at a time: they pass through hashes, file and reader within the caches
+_TRIED = 8 << 20  # bytes of a blob after which it is known how fast it comes
+_WORTH_SECONDS = 10.0  # that a blob takes to come, if its bytes are to be there for another pull
 _AHEAD = 2  # chunks to decompress ahead of the unpacking
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -111,13 +114,21 @@ class _Blob:
         limit: int,
         copy: int | None,
         tar: int | None,
+        *,
+        keep: bool,
     ) -> None:
-        """`copy` is a file for the blob as transferred, which may have its beginning, `tar` one for its content."""
+        """`copy` is a file for the blob as transferred, which may have its beginning, `tar` one for its content.
+
+        Without `keep`, the copy is given up if the blob comes quickly: to write it would take longer than it is worth.
+        """
         self._descriptor = descriptor
         self._limit = limit
         self._copy = copy
         self._came = os.fstat(copy).st_size if copy is not None else 0  # bytes of the copy that were there before
         self._read_back = 0  # bytes of those
+        self._undecided = copy is not None and not keep and not self._came
+        self._size = size
+        self._began = time.monotonic()
         self._tar = tar
         self._left = size
         self._digest = digest
@@ -165,7 +176,15 @@ class _Blob:
             self._compressed.update(piece)
             if self._copy is not None:
                 write_all(self._copy, memoryview(piece))
+                if self._undecided and self._size - self._left >= _TRIED:
+                    self._decide(self._copy)
             yield piece
+
+    def _decide(self, copy: int) -> None:
+        self._undecided = False
+        if (time.monotonic() - self._began) * self._size < _WORTH_SECONDS * (self._size - self._left):
+            os.ftruncate(copy, 0)
+            self._copy = None
 
     def _check(self) -> None:
         for _ in self._pieces():  # the digest includes data after the compressed stream
@@ -246,7 +265,10 @@ def _unpack(
     tar, index = (files[0], Index(files[1])) if files else (None, None)
     root = enter(request["directory"]) if index is None else enter_skeleton()
     begin(UNPACKS if index is None else MAKES_A_SKELETON)
-    blob = _Blob(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy, tar)
+    blob = _Blob(
+        *(descriptor, request["size"], request["digest"], request["diff_id"], request["limit"], copy, tar),
+        keep=request["keep"],
+    )
     stream = ByteStream(blob.chunks())
     try:
         if index is None or tar is None:
