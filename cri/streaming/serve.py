@@ -23,6 +23,7 @@ from cri.streaming.runtime import Shims
 from cri.streaming.sessions import Sessions
 from linux import syscalls
 from linux.sealed import seal
+from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from runtime.client import close_all
 
 TITLE: Final = "crisp-streams"
@@ -40,6 +41,7 @@ def main(control: int) -> None:
     logfmt.start(logging.INFO)
     seal()
     asyncio.run(_serve(socket.socket(fileno=control)))
+    Cgroup.at(Hierarchies.usable(), SHIM_CGROUP).leave_self()
 
 
 async def _serve(control: socket.socket) -> None:

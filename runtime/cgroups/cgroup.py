@@ -123,6 +123,16 @@ class Cgroup:
         """
         self._admit("0", unified=unified)
 
+    def leave_self(self) -> None:
+        """Move the calling single-threaded process to the cgroup above, and remove this one if it was the last in it.
+
+        For one that is about to end. Never raises.
+        """
+        if self.exists():
+            with contextlib.suppress(OperationFailed):
+                Cgroup.at(self.hierarchies, os.path.dirname(self.path)).join_self()
+                self.remove_if_unused()
+
     def admit(self, pid: int) -> None:
         """Move another process, which has a single thread, into the cgroup."""
         self._admit(str(pid), unified=True)
