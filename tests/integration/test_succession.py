@@ -42,9 +42,10 @@ def _has_all(pod: Pod) -> bool:
 def _links(pid: int) -> list[str]:
     places = Path(f"/proc/{pid}/fd")
     found = []
-    for fd in os.listdir(places):
-        with contextlib.suppress(OSError):
-            found.append(os.readlink(places / fd))
+    with contextlib.suppress(OSError):  # it has ended
+        for fd in os.listdir(places):
+            with contextlib.suppress(OSError):
+                found.append(os.readlink(places / fd))
     return found
 
 
