@@ -32,7 +32,7 @@ class Notes:
     """Notes about a tree's inodes by their numbers, which ascend from 1 as in a new tmpfs.
 
     Without a note an inode is root's and has no attributes, and a directory has mode 0755. The mode of a file is its
-    own. A device is a socket in the tree, since no archive has sockets. Raises TooLarge for more than is worth memory.
+    own. A device is an empty file in the tree. Raises TooLarge for more than is worth memory.
     """
 
     _kinds: list[Owned] = field(default_factory=lambda: [_NOT_NOTED])
@@ -61,7 +61,7 @@ class Notes:
         return found if number else Owned(0, 0, _DIRECTORY_MODE)
 
     def make_device(self, ino: int, kind: int, device: int) -> None:
-        """Note that a socket of the tree is a device of this type (S_IFCHR or S_IFBLK) and number."""
+        """Note that a file of the tree is a device of this type (S_IFCHR or S_IFBLK) and number."""
         self._take(_COST)
         self._devices[ino] = kind, device
 

@@ -116,9 +116,12 @@ class Noted:
         self._notes = notes
 
     def make_device(self, parent: int, name: bytes, entry: Entry) -> None:
-        os.mknod(name, stat.S_IFSOCK | 0o600, dir_fd=parent)
-        there = os.lstat(name, dir_fd=parent)
-        self._notes.make_device(there.st_ino, _kind(entry), os.makedev(entry.major, entry.minor))
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        try:
+            ino = os.fstat(file).st_ino
+        finally:
+            os.close(file)
+        self._notes.make_device(ino, _kind(entry), os.makedev(entry.major, entry.minor))
 
     def make_whiteout(self, parent: int, name: bytes) -> None:
         overlay.make_whiteout(parent, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -34,6 +35,9 @@ SIZE = 48 << 20  # bytes of a layer that comes by one connection
 
 
 def test_a_killed_crispd_asks_a_real_registry_for_the_rest(tmp_path: Path) -> None:
+    room = shutil.disk_usage(tmp_path)
+    if room.free < room.total // 8:
+        pytest.skip("the disk is too full for crispd to keep anything")
     built = build_image([layer(entry("x", os.urandom(SIZE)))])
     blob = max(built.blobs, key=lambda key: len(built.blobs[key]))
     whole = len(built.blobs[blob])
