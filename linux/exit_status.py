@@ -6,6 +6,8 @@ import fcntl
 import os
 import struct
 
+from linux import syscalls
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -13,6 +15,18 @@ if TYPE_CHECKING:
 _INFO: Final = struct.Struct("=QQ11Ii")  # struct pidfd_info: mask, cgroupid, ids, exit_code
 _GET_INFO: Final = 0xC000FF0B | _INFO.size << 16
 _EXIT: Final = 1 << 3
+
+
+def tells_everybody() -> bool:
+    """Whether this kernel tells the exit status of a process that was reaped to others than its parent."""
+    pid, pidfd = syscalls.clone()
+    if pid == 0:
+        os._exit(0)
+    try:
+        os.waitpid(pid, 0)
+        return exit_status(pidfd) is not None
+    finally:
+        os.close(pidfd)
 
 
 def exit_status(pidfd: int) -> int | None:

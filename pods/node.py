@@ -32,6 +32,7 @@ from pods.life.pod_end import PodEnd
 from pods.life.pod_restores import PodRestores
 from pods.life.recovery import Recovery
 from pods.life.removal import Removals
+from pods.life.renewals import Renewals
 from pods.life.resource_updates import ResourceUpdates
 from pods.life.sandboxes import Sandboxes
 from pods.life.shims import Shims
@@ -113,6 +114,7 @@ class Node:
         self._starts = Starts(self._state, self._shims, images, means.filters, self._background)
         end = PodEnd(self._state, self._shims, network, self._exits, self._cgroups)
         self._sandboxes = Sandboxes(end, self._stops, self._removals, self.host, self._background)
+        self._renewals = Renewals(self._shims)
         self._upkeep = NetworkUpkeep(self._state, network, self._sandboxes)
         self._resources = ResourceUpdates(self._state, self._shims, self.host, self._cgroups, self._background)
         self._pod_checkpoints = PodCheckpoints(self._state, self._shims, self._background)
@@ -178,11 +180,13 @@ class Node:
             undo.callback(node.denials.close)
             await asyncio.gather(node._recovery.recover(images, records), load_default_profile(node.host))
             node._upkeep.start()
+            node._renewals.start()
             undo.pop_all()
             return node
 
     async def close(self) -> None:
         """Release everything; containers and shims live on."""
+        await self._renewals.close()
         await self._upkeep.close()
         await self._background.drain(_CLOSE_SECONDS)
         self._state.garbage.close()
@@ -245,6 +249,10 @@ class Node:
             for sandbox_id, since in self._shims.silent()
             if (record := self._state.sandboxes.get(sandbox_id)) is not None
         ]
+
+    def shims_of_other_versions(self) -> int:
+        """Return how many shims have the code of another version."""
+        return self._shims.of_other_versions()
 
     def successions(self) -> int:
         """Return how many shims have died since the start and had a successor."""

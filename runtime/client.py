@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import os
 import socket
 import struct
@@ -32,6 +33,7 @@ from runtime.wire.calls import (
     Keep,
     Made,
     Prepare,
+    Renew,
     ShimState,
     Start,
     Started,
@@ -95,6 +97,7 @@ class Zygote:
         self._spare: Spare | None = None
         self._restarting = asyncio.Lock()
         self.generation = 0  # number of zygote processes so far
+        self.code = ""  # what tells its code from that of another version
 
     async def start(self) -> None:
         """Start the process and wait until it can fork (about 50 ms).
@@ -125,9 +128,10 @@ class Zygote:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        room = str(Path(__file__).resolve().parent.parent)
+        room = Path(__file__).resolve().parent.parent
+        self.code = _digest_of_code(room)
         with theirs:
-            self._process = _spawn(theirs, room, own_cgroup=self._place is None)
+            self._process = _spawn(theirs, str(room), self.code, own_cgroup=self._place is None)
         ours.settimeout(_ZYGOTE_SECONDS)
         try:
             ready = ours.recv(16)
@@ -225,6 +229,17 @@ class Zygote:
             self._send(ours, b"keep")
             shim.tell(Keep(), (theirs.fileno(),))
 
+    async def renew(self, shim: ShimClient) -> None:
+        """Replace a shim of another version by one of this zygote's. Raises RuntimeCoreError if it has to stay.
+
+        The connection goes on: the successor answers what is asked meanwhile.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs, failing("renew", f"shim {shim.pid}"):
+            self._send(ours, b"renew")
+            answer = shim.begin(Renew(), (theirs.fileno(),))
+        await answer
+
     @property
     def pid(self) -> int:
         return self._process.pid if self._process else 0
@@ -252,11 +267,20 @@ class Zygote:
         process.wait()
 
 
-def _spawn(control: socket.socket, room: str, *, own_cgroup: bool) -> subprocess.Popen[bytes]:
+def _digest_of_code(room: Path) -> str:
+    """Return what tells the code of a zygote, and so of its shims, from that of another version."""
+    digest = hashlib.blake2b(sys.version.encode(), digest_size=16)
+    for package in ("linux", "runtime"):
+        for place in sorted((room / package).rglob("*.py")):
+            digest.update(str(place.relative_to(room)).encode() + b"\0" + place.read_bytes())
+    return digest.hexdigest()
+
+
+def _spawn(control: socket.socket, room: str, code: str, *, own_cgroup: bool) -> subprocess.Popen[bytes]:
     """Start the zygote: the socket is descriptor 3, stderr is inherited, the environment is empty."""
     fd = control.fileno()
     move = f"import os; {fd} == 3 or (os.dup2({fd}, 3), os.close({fd})); "
-    argv = [sys.executable, "-I", "-S", "-c", f"{move}{_BOOT}{own_cgroup})", room, _TITLE_ROOM]
+    argv = [sys.executable, "-I", "-S", "-c", f"{move}{_BOOT}{own_cgroup}, {code!r})", room, _TITLE_ROOM]
     interpreter = _readonly_interpreter()
     try:
         return subprocess.Popen(
@@ -321,6 +345,7 @@ class ShimClient:
         self.silent_since = 0.0  # time.monotonic(); 0 for a shim that answers
         self.pid = 0  # of the shim, once known
         self.abilities: tuple[str, ...] = ()  # as the shim reported them
+        self.code = ""  # what tells its version; "" if it did not
         self._on_event = on_event
         self._on_lost = on_lost
         self._on_voice = on_voice
@@ -526,7 +551,7 @@ class ShimClient:
             _fail(future, RuntimeCoreError(f"the shim's answer is no {kind.__name__}: {error}"))
             return
         if isinstance(answer, (Made, ShimState)):
-            self.abilities, self.pid = answer.abilities, answer.pid
+            self.abilities, self.pid, self.code = answer.abilities, answer.pid, answer.code
         self._took(number, answer if isinstance(answer, ShimState) else None)
         future.set_result(answer)
 

@@ -86,6 +86,8 @@ class Monitor:
         yield GaugeMetricFamily("crisp_shims", "Shims that the daemon is connected to", value=node.shim_count())
         silent = len(node.silent_shims())
         yield GaugeMetricFamily("crisp_shims_silent", "Shims that live but do not answer", value=silent)
+        others = node.shims_of_other_versions()
+        yield GaugeMetricFamily("crisp_shims_of_other_versions", "Shims that have another crisp's code", value=others)
         yield CounterMetricFamily("crisp_shim_successions", "Shims that died and had a successor", node.successions())
         apart = len(node.apart_plugins() or ())
         yield GaugeMetricFamily("crisp_nri_plugins_apart", "NRI plugins that did not answer", value=apart)

@@ -25,7 +25,19 @@ from pods.settings import NodeSettings
 from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from runtime.client import AnswerOf, Call, ShimClient, ShimGone, ShimSilent, Zygote
 from runtime.errors import RuntimeCoreError, failing
-from runtime.wire.calls import Event, Exited, GetState, InfraExited, Keep, Made, MakePod, ShimState, Shutdown, Sync
+from runtime.wire.calls import (
+    RENEW,
+    Event,
+    Exited,
+    GetState,
+    InfraExited,
+    Keep,
+    Made,
+    MakePod,
+    ShimState,
+    Shutdown,
+    Sync,
+)
 
 _log = logging.getLogger("crisp.pods")
 
@@ -167,6 +179,29 @@ class Shims:
     def has_successor(self, sandbox_id: str, shim: ShimClient) -> bool:
         """Whether another shim has taken over from this one."""
         return self.has(sandbox_id) and self._clients[sandbox_id] is not shim
+
+    # -- versions -----------------------------------------------------------------------------------------------------
+
+    def __contains__(self, sandbox_id: str) -> bool:
+        return sandbox_id in self._clients
+
+    def of_other_versions(self) -> int:
+        """Return how many shims have another version's code."""
+        return sum(client.alive and client.code != self._zygote.code for client in self._clients.values())
+
+    def renewable(self) -> list[str]:
+        """Return the sandboxes whose shims have another version's code, and can be renewed."""
+        return [
+            sandbox_id
+            for sandbox_id, client in self._clients.items()
+            if client.alive and RENEW in client.abilities and client.code != self._zygote.code
+        ]
+
+    async def renew(self, sandbox_id: str) -> int:
+        """Replace a shim by one of this version, and return its pid. Raises RuntimeCoreError if it has to stay."""
+        client = self.of(sandbox_id)
+        await self._zygote.renew(client)
+        return client.pid
 
     # -- keepers ------------------------------------------------------------------------------------------------------
 

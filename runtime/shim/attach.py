@@ -192,6 +192,11 @@ class Attachments:
         """The container's standard input; -1 if it has none, or it is closed."""
         return self._stdin
 
+    @property
+    def in_use(self) -> bool:
+        """Whether there are clients, or input of clients that the container has not read yet."""
+        return bool(self._clients or self._inflows)
+
     def attach(self, name: str, fds: Mapping[str, int], reply: Reply) -> None:
         """Attach a client by its pipes for "stdin", "stdout" and "stderr", which are duplicated.
 

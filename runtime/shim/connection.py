@@ -25,8 +25,9 @@ class Server(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A call's descriptors, which are closed when the handler returns, its reply, and its connection."""
+    """A call's number, its descriptors, which are closed when the handler returns, its reply, and its connection."""
 
+    number: int
     fds: Sequence[int]
     reply: Reply
     connection: Connection
@@ -42,6 +43,15 @@ class Connection:
         self._outbox = Outbox(sock)
         sock.setblocking(False)
         server.watch(sock.fileno(), READ, self._ready)
+
+    @property
+    def fd(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether everything is sent, and everything that came is handled or is being handled."""
+        return not self._outbox and not self._decoder
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         if self._sock.fileno() < 0:

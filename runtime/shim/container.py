@@ -440,6 +440,17 @@ class Container:
             os.write(fds["filter"], self._held.filter)
         return {name: fd for name, fd in fds.items() if fd >= 0}
 
+    @property
+    def work(self) -> str:
+        """What ends with this shim, if it is left to another process now, or ""."""
+        if self.state.is_starting or self._start_waiters or self._exit_waiters:
+            return f"container {self.id} is starting or ending"
+        if self._launcher.commands.running:
+            return f"commands run in container {self.id}"
+        if self._attachments is not None and self._attachments.in_use:
+            return f"somebody is attached to container {self.id}"
+        return ""
+
     def succeed(self, estate: ContainerEstate, fds: dict[str, int]) -> None:
         """Take over a container of an earlier shim, with its `fds`. The shim deposits it. Raises RuntimeCoreError."""
         self._take(estate.create)

@@ -6,6 +6,10 @@ was killed. It is answered by nothing. The keeper does not look into records.
     put KEY PID RECORD <descriptors>   keeps them in place of what the key had; PID is a process to outlive us, or 0
     drop KEY
     over                               the shim leaves, and needs no successor
+    check                              asked of a new keeper, of whose version the successor is to be
+    <- readable REASON                 the answer: why it cannot read the deposit, or nothing
+    whole                              from now on the shim has a successor there
+    only-tell                          another keeper has all that; this one still is the parent of processes
     <- ended PID STATUS                a process of a record, that the keeper has reaped
 """
 
@@ -13,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -24,8 +28,11 @@ from runtime.shim.loop import READ, WRITE
 MOST_BYTES: Final = 192 << 10  # of a message: less than net.core.wmem_default
 MOST_FDS: Final = 253  # SCM_MAX_FD of unix(7)
 _MOST_WAITING: Final = 64  # messages for a keeper that does not take them, with some descriptors each
-_PUT, _DROP, _OVER, _ENDED = b"put", b"drop", b"over", b"ended"
+PUT, DROP, OVER, CHECK, WHOLE, ONLY_TELL = b"put", b"drop", b"over", b"check", b"whole", b"only-tell"
+_ENDED, _READABLE = b"ended", b"readable"
 _SEPARATOR: Final = b"\0"
+_KEYLESS: Final = frozenset((OVER, CHECK, WHOLE, ONLY_TELL))
+_RENEWAL_SECONDS: Final = 5.0  # for a keeper to answer
 
 
 class Watching(Protocol):
@@ -64,20 +71,20 @@ class Deposit:
 
 
 class Message:
-    """A message that the keeper has received. `entry` is None for one that removes the key, "" means all."""
+    """A message that the keeper has received. `entry` is what PUT keeps under the key."""
 
-    __slots__ = ("entry", "key")
+    __slots__ = ("entry", "key", "word")
 
     def __init__(self, data: bytes, fds: Sequence[int]) -> None:
         """Raises ValueError."""
-        word, _, rest = data.partition(_SEPARATOR)
+        self.word, _, rest = data.partition(_SEPARATOR)
         self.key, self.entry = "", None
-        if word == _PUT:
+        if self.word == PUT:
             key, pid, record = rest.split(_SEPARATOR, 2)
             self.key, self.entry = key.decode(), Entry(int(pid), record, tuple(fds))
-        elif word == _DROP:
+        elif self.word == DROP:
             self.key = rest.decode()
-        elif word != _OVER:
+        elif self.word not in _KEYLESS:
             raise ValueError(f"not a deposit: {data[:80]!r}")
 
 
@@ -88,6 +95,50 @@ def tell_end(keeping: socket.socket, pid: int, status: int) -> None:
         keeping.send(with_status, socket.MSG_DONTWAIT)
     except OSError as error:
         complain(f"could not tell a shim of an end: {error}")
+
+
+def read_end(data: bytes) -> tuple[int, int] | None:
+    """Return pid and exit status of a process whose end the keeper tells."""
+    word, _, rest = data.partition(_SEPARATOR)
+    if word != _ENDED:
+        return None
+    pid, _, status = rest.partition(_SEPARATOR)
+    return int(pid), int(status)
+
+
+def tell_readable(keeping: socket.socket, refusal: str) -> None:
+    """Answer CHECK."""
+    with contextlib.suppress(OSError):  # the shim has waited too long
+        keeping.send(_SEPARATOR.join((_READABLE, refusal.encode())), socket.MSG_DONTWAIT)
+
+
+class NewKeeper:
+    """A keeper of another version that takes a shim's deposit, for a successor of that version.
+
+    Until it has been told that the deposit is whole, nothing comes of it. Waits for the keeper.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(_RENEWAL_SECONDS)
+        self._sock = sock
+
+    def take(self, data: bytes, fds: Sequence[int]) -> None:
+        """Raises OSError."""
+        socket.send_fds(self._sock, [data], list(fds))
+
+    def put(self, key: str, record: bytes, fds: Sequence[int]) -> None:
+        """Raises OSError."""
+        self.take(_SEPARATOR.join((PUT, key.encode(), b"0", record)), fds)
+
+    def check(self) -> str:
+        """Return why the keeper's version cannot read the deposit, or "". Raises OSError."""
+        self.take(CHECK, ())
+        word, _, reason = self._sock.recv(4096).partition(_SEPARATOR)
+        return reason.decode() if word == _READABLE else "it is gone"
+
+    def whole(self) -> None:
+        """From now on the keeper starts a successor as soon as the shim is gone. Raises OSError."""
+        self.take(WHOLE, ())
 
 
 class Deposits:
@@ -102,12 +153,18 @@ class Deposits:
         self._ended = ended
         self._waiting: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._begun = False
+        self._aside: Callable[[bytes, Sequence[int]], None] | None = None
         self._meet(keeper)
 
     def _meet(self, keeper: socket.socket) -> None:
         self._keeper = keeper
         keeper.setblocking(False)
         self._watch()
+
+    @property
+    def keeper(self) -> socket.socket:
+        """The shim's end of the socket; closed if the keeper is dead."""
+        return self._keeper
 
     @property
     def kept(self) -> bool:
@@ -126,12 +183,23 @@ class Deposits:
             self.over()
             self._meet(keeper)
 
+    @contextlib.contextmanager
+    def aside(self, take: Callable[[bytes, Sequence[int]], None]) -> Iterator[None]:
+        """Let something else than the keeper take what is put meanwhile."""
+        self._aside = take
+        try:
+            yield
+        finally:
+            self._aside = None
+
     def put(self, key: str, record: bytes, fds: Sequence[int] = (), pid: int = 0) -> None:
         """Keep copies of the descriptors, in place of what the key had. The first is the pidfd of `pid`, unless 0."""
         if not self.kept:
             return
-        data = _SEPARATOR.join((_PUT, key.encode(), b"%d" % pid, record))
-        if len(data) > MOST_BYTES or len(fds) > MOST_FDS:
+        data = _SEPARATOR.join((PUT, key.encode(), b"%d" % pid, record))
+        if self._aside is not None:
+            self._aside(data, fds)
+        elif len(data) > MOST_BYTES or len(fds) > MOST_FDS:
             self._give_up(f"{key} has {len(data)} bytes and {len(fds)} descriptors, which are too many")
         else:
             self._send(data, fds)
@@ -140,16 +208,16 @@ class Deposits:
         """Have no successor from now on: half a deposit is worse than none, for it tells what is not so."""
         complain(f"this shim will have no successor: {reason}")
         self._begun = False
-        self._send(_OVER)
+        self._send(OVER)
 
     def drop(self, key: str) -> None:
         if self.kept:
-            self._send(_SEPARATOR.join((_DROP, key.encode())))
+            self._send(_SEPARATOR.join((DROP, key.encode())))
 
     def over(self) -> None:
         """Say that no successor is needed, and close the socket."""
         if self._keeper.fileno() >= 0:
-            self._send(_OVER)
+            self._send(OVER)
             self._close()
 
     def _send(self, data: bytes, fds: Sequence[int] = ()) -> None:
@@ -163,12 +231,12 @@ class Deposits:
         except ConnectionError:
             self._close()
         except OSError as error:
-            if data == _OVER:
+            if data == OVER:
                 raise  # without descriptors there is no reason for it
             self._give_up(f"{data[:80]!r}: {error}")
 
     def _wait(self, data: bytes, fds: Sequence[int]) -> None:
-        if len(self._waiting) > _MOST_WAITING and data != _OVER:
+        if len(self._waiting) > _MOST_WAITING and data != OVER:
             self._give_up("its keeper takes nothing")
             return
         self._waiting.append((data, tuple(os.dup(fd) for fd in fds)))
@@ -205,12 +273,10 @@ class Deposits:
             return
         except OSError:
             data = b""
-        word, _, rest = data.partition(_SEPARATOR)
-        if word == _ENDED:
-            pid, _, status = rest.partition(_SEPARATOR)
-            self._ended(int(pid), int(status))
-        elif not data:
+        if not data:
             self._close()
+        elif (end := read_end(data)) is not None:
+            self._ended(*end)
 
     def _close(self) -> None:
         if self._keeper.fileno() >= 0:

@@ -1,6 +1,7 @@
 """Defines what a shim leaves to its successor: records that its keeper keeps beside the descriptors.
 
-Keeper, shim and successor have one version, for the keeper forks both. So no record is read by another version.
+A successor has the version of its keeper, which is the shim's own, or another one if the shim is renewed. So records
+follow the rule of `runtime.wire.values`: members are only ever added.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 POD_KEY: Final = "pod"
 SANDBOX_KEY: Final = "sandbox"
 JOURNAL_KEY: Final = "journal"
+PARENTS_KEY: Final = "parents"  # with it are sockets of keepers that are the parents of processes
+_CONNECTION: Final = "connection "
 _CONTAINER: Final = "container "
 
 
@@ -83,6 +86,30 @@ class ContainerEstate(Estate):
     holder: int = 0  # pid of the scope's placeholder, if there is one
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionEstate(Estate):
+    """A connection to crispd, which a shim that is renewed leaves. With it is its socket."""
+
+    asked: int | None = None  # number of the call that is to be answered when the successor serves
+
+
+def unreadable(entries: Mapping[str, Entry]) -> str:
+    """Return why records of another version cannot be read, or ""."""
+    for key, entry in entries.items():
+        try:
+            if is_container(key):
+                read(ContainerEstate, entry)
+            elif is_connection(key):
+                read(ConnectionEstate, entry)
+            elif key in _KINDS:
+                read(_KINDS[key], entry)
+            elif key not in (JOURNAL_KEY, PARENTS_KEY):
+                return f"it does not know {key!r}"
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return f"record of {key!r}: {error}"
+    return "" if POD_KEY in entries else "there is no record of the pod"
+
+
 def read(kind: type[_Kind], entry: Entry) -> _Kind:
     """Return an entry's record."""
     return kind.from_json(json.loads(entry.record))
@@ -94,3 +121,14 @@ def container_key(container_id: str) -> str:
 
 def is_container(key: str) -> bool:
     return key.startswith(_CONTAINER)
+
+
+def connection_key(number: int) -> str:
+    return f"{_CONNECTION}{number}"
+
+
+def is_connection(key: str) -> bool:
+    return key.startswith(_CONNECTION)
+
+
+_KINDS: Final[Mapping[str, type[Estate]]] = {POD_KEY: PodEstate, SANDBOX_KEY: SandboxEstate}

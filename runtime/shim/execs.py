@@ -31,6 +31,9 @@ class Execs:
         self._joinings = Joinings()
         self._execs: dict[str, Exec] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._execs)
+
     def begin(self, key: str, join: Join, reply: Reply) -> None:
         """Start one. Replies with its exit code when it ends."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

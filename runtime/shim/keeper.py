@@ -1,18 +1,33 @@
 """Keeps what shims deposit (`runtime.shim.deposits`), and starts a successor of a shim that dies.
 
 The keeper is the zygote. It is a subreaper, so what a dead shim was the parent of becomes its child, and it reaps it.
+
+A shim is renewed by a keeper of another version: it deposits there too, and leaves. Then its first keeper, the parent
+of its processes, tells the successor of their ends, and does nothing else.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from runtime.light import socket
 from runtime.logs.writer import complain
-from runtime.shim.deposits import MOST_BYTES, MOST_FDS, Deposit, Entry, Message, tell_end
+from runtime.shim.deposits import (
+    CHECK,
+    MOST_BYTES,
+    MOST_FDS,
+    ONLY_TELL,
+    OVER,
+    WHOLE,
+    Deposit,
+    Entry,
+    Message,
+    tell_end,
+    tell_readable,
+)
 from runtime.shim.loop import READ, EventLoop
 
 _RECEIVE: Final = MOST_BYTES + 4096
@@ -24,11 +39,21 @@ _WITHIN: Final = 60.0  # seconds
 class Keeper:
     """The deposits of all shims. `succeed` forks a successor and returns the keeper's end of its socket."""
 
-    def __init__(self, loop: EventLoop, succeed: Callable[[Deposit], socket.socket], left: Callable[[], None]) -> None:
-        """`left` is called whenever a shim has left for good."""
+    def __init__(
+        self,
+        loop: EventLoop,
+        succeed: Callable[[Deposit], socket.socket],
+        left: Callable[[], None],
+        refusal: Callable[[Mapping[str, Entry]], str] = lambda _entries: "",
+    ) -> None:
+        """`left` is called whenever a shim has left for good.
+
+        `refusal` says why a successor could not read a deposit, or "".
+        """
         self._loop = loop
         self._succeed = succeed
         self._left = left
+        self._refusal = refusal
         self._shims: set[_Shim] = set()
         self._parents: dict[int, _Shim] = {}  # whose record has this pid
 
@@ -36,9 +61,9 @@ class Keeper:
         """Whether a shim has deposited anything: one without a pod ends with crispd."""
         return any(shim.entries for shim in self._shims)
 
-    def keep(self, keeping: socket.socket) -> None:
-        """Take deposits from this socket."""
-        shim = _Shim(keeping)
+    def keep(self, keeping: socket.socket, *, renewing: bool = False) -> None:
+        """Take deposits from this socket. One that is being renewed has a successor once its deposit is whole."""
+        shim = _Shim(keeping, renewing=renewing)
         self._shims.add(shim)
         self._listen(shim)
 
@@ -49,9 +74,14 @@ class Keeper:
     def reaped(self, pid: int, status: int) -> None:
         """Take the status of a child: of one that a dead shim left, or of a shim, whose status nobody needs."""
         shim = self._parents.get(pid)
-        if shim is not None:
-            shim.statuses[pid] = status
-            tell_end(shim.keeping, pid, status)
+        if shim is None:
+            return
+        shim.statuses[pid] = status
+        tell_end(shim.keeping, pid, status)
+        if shim.phase == _Phase.TOLD:
+            self._forget(shim, *[key for key, entry in shim.entries.items() if entry.pid == pid])
+            if not shim.entries:
+                self._part(shim)
 
     def _readable(self, shim: _Shim) -> None:
         while True:
@@ -68,6 +98,8 @@ class Keeper:
                 self._ended(shim)
                 return
             self._take(shim, data, fds, whole=not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
+            if shim.keeping.fileno() < 0:
+                return
 
     def _take(self, shim: _Shim, data: bytes, fds: list[int], *, whole: bool) -> None:
         try:
@@ -75,20 +107,43 @@ class Keeper:
         except ValueError as error:
             complain(str(error))
             whole, message = False, None
+        if shim.phase == _Phase.TRIED:
+            shim.phase = _Phase.KEPT
         if not whole or message is None:
             for fd in fds:
                 os.close(fd)
             shim.broken = True
             return
-        if not message.key:
+        if message.word == CHECK:
+            tell_readable(shim.keeping, "it is not complete" if shim.broken else self._refusal(shim.entries))
+        elif message.word == WHOLE:
+            shim.phase = _Phase.WHOLE
+        elif message.word == ONLY_TELL:
+            self._only_tell(shim)
+        elif message.word == OVER:
             self._forget(shim, *shim.entries)
             shim.broken = False
-            return
+        else:
+            self._put(shim, message)
+
+    def _put(self, shim: _Shim, message: Message) -> None:
         self._forget(shim, message.key)
         if (entry := message.entry) is not None:
             shim.entries[message.key] = entry
             if entry.pid:
                 self._parents[entry.pid] = shim
+
+    def _only_tell(self, shim: _Shim) -> None:
+        """Keep nothing but the pids of processes, until the last of them has ended."""
+        shim.phase = _Phase.TOLD
+        for key, entry in list(shim.entries.items()):
+            entry.close()
+            if entry.pid:
+                shim.entries[key] = Entry(entry.pid, b"", ())
+            else:
+                del shim.entries[key]
+        if not shim.entries:
+            self._part(shim)
 
     def _forget(self, shim: _Shim, *keys: str) -> None:
         for key in keys:
@@ -104,30 +159,52 @@ class Keeper:
         shim.keeping.close()
         deposit = Deposit(shim.entries, shim.statuses)
         if shim.entries and not shim.broken and shim.may_have_successor():
+            if shim.phase == _Phase.WHOLE:
+                shim.phase = _Phase.TRIED
             try:
                 shim.keeping = self._succeed(deposit)
                 self._listen(shim)
                 return
             except OSError as error:
                 complain(f"could not start a shim's successor: {error}")
-        deposit.kill()
+        if shim.phase == _Phase.KEPT:  # else another keeper has all that
+            deposit.kill()
+        self._part(shim)
+
+    def _part(self, shim: _Shim) -> None:
+        if shim.keeping.fileno() >= 0:
+            self._loop.unwatch(shim.keeping.fileno())
+            shim.keeping.close()
         self._forget(shim, *list(shim.entries))
         self._shims.discard(shim)
         self._left()
 
 
+class _Phase:
+    """What a shim is to this keeper. In all but the first another keeper has its deposit too."""
+
+    KEPT: Final = "kept"
+    COMING: Final = "coming"  # it is renewed by this keeper, and still deposits
+    WHOLE: Final = "whole"  # it has deposited everything, and leaves
+    TRIED: Final = "tried"  # its successor was started here, and has not said anything yet
+    TOLD: Final = "told"  # it was renewed by another keeper; this one tells how processes end
+
+
 class _Shim:
     """A shim's socket, and what it has deposited."""
 
-    def __init__(self, keeping: socket.socket) -> None:
+    def __init__(self, keeping: socket.socket, *, renewing: bool) -> None:
         self.keeping = keeping
+        self.phase: str = _Phase.COMING if renewing else _Phase.KEPT
         self.entries: dict[str, Entry] = {}
         self.statuses: dict[int, int] = {}
         self.broken = False  # something of the deposit was lost
         self._successors: list[float] = []
 
     def may_have_successor(self) -> bool:
-        """Count a successor, unless there were many in a short time."""
+        """Count a successor, unless there were many in a short time, or another keeper has to start it."""
+        if self.phase not in (_Phase.KEPT, _Phase.WHOLE):
+            return False
         now = time.monotonic()
         self._successors = [at for at in self._successors if now - at < _WITHIN]
         self._successors.append(now)

@@ -49,7 +49,7 @@ class Pod:
     def infra_alive(self) -> bool:
         return self._infra_pidfd >= 0
 
-    def make(self) -> Made:
+    def make(self, code: str) -> Made:
         """Make everything, or nothing. Raises RuntimeCoreError."""
         self._take_name()
         with contextlib.ExitStack() as undo:
@@ -62,7 +62,7 @@ class Pod:
                 with failing("pin network namespace", self._netns):
                     pin_namespace(f"/proc/{self.infra_pid}/ns/net", self._netns)
             undo.pop_all()
-        return Made(pid=os.getpid(), infra_pid=self.infra_pid, abilities=ABILITIES)
+        return Made(pid=os.getpid(), infra_pid=self.infra_pid, abilities=ABILITIES, code=code)
 
     def _take_name(self) -> None:
         """Give the shim the pod's title and log."""

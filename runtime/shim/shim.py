@@ -18,21 +18,25 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from linux import syscalls
 from runtime.cgroups import Cgroup, Hierarchies
-from runtime.errors import NO_CALL, NotRunning, RuntimeCoreError
+from runtime.errors import NO_CALL, NotRunning, RuntimeCoreError, failing
 from runtime.light import json, socket
 from runtime.logs.writer import complain
 from runtime.process.script import Runner
 from runtime.shim.connection import Connection, Request
 from runtime.shim.container import Container
-from runtime.shim.deposits import Deposit, Deposits
+from runtime.shim.deposits import Deposit, Deposits, NewKeeper
 from runtime.shim.estates import (
     JOURNAL_KEY,
+    PARENTS_KEY,
     POD_KEY,
     SANDBOX_KEY,
+    ConnectionEstate,
     ContainerEstate,
     PodEstate,
     SandboxEstate,
+    connection_key,
     container_key,
+    is_connection,
     is_container,
     read,
 )
@@ -46,6 +50,7 @@ from runtime.shim.launch.restored import RestoredLauncher
 from runtime.shim.launch.sandbox import Sandbox
 from runtime.shim.launch.sandboxed import SandboxedLauncher
 from runtime.shim.loop import READ, EventLoop
+from runtime.shim.parents import Parents
 from runtime.shim.pause import Pause
 from runtime.shim.pod import Pod
 from runtime.shim.reply import Reply
@@ -64,6 +69,7 @@ class Inheritance:
     infra_program: int
     empty_mount_namespace: int
     script_runner: Runner
+    code: str  # what tells this version from others
 
 
 class Shim:
@@ -88,6 +94,7 @@ class Shim:
         self._cgroups: dict[str, Cgroup] = {}  # by the path of the parent cgroup
         self._shutdown_replies: list[Reply] = []
         self.deposits = Deposits(keeping, loop, loop.told)
+        self._parents = Parents(loop, self.deposits, loop.told)
 
     def serve(self, birth: socket.socket) -> None:
         """Serve crispd at this connection, among others."""
@@ -174,7 +181,7 @@ class Shim:
 
     def handle(self, message: Message, fds: Sequence[int], connection: Connection) -> None:
         """Run one call, and close its descriptors afterwards: a cloned process has copies by then."""
-        number = message.get("id")
+        number = message["id"]
 
         def reply(result: calls.Answer | RuntimeCoreError) -> None:
             if isinstance(result, RuntimeCoreError):
@@ -184,7 +191,7 @@ class Shim:
                 connection.send({"id": number, "ok": result.to_json()}, sent)
 
         try:
-            answer = self._run(message, Request(fds, reply, connection))
+            answer = self._run(message, Request(number, fds, reply, connection))
             if answer is not None:
                 reply(answer)
         except RuntimeCoreError as error:
@@ -299,10 +306,44 @@ class Shim:
     def _deposit_all(self) -> None:
         self._deposit_pod()
         self._deposit_journal()
+        self._parents.deposit()
         if self._sandbox is not None:
             self._sandbox.deposit()
         for container in self._containers.values():
             container.deposit()
+
+    def _renew(self, _call: calls.Renew, request: Request) -> None:
+        """Leave the pod to a successor of another version, which answers. Raises RuntimeCoreError, and stays."""
+        if reason := self._work():
+            raise RuntimeCoreError(f"renew the shim: {reason}")
+        with failing("renew", "the shim"), socket.socket(fileno=os.dup(request.fds[0])) as sock:
+            keeper = NewKeeper(sock)
+            with self.deposits.aside(keeper.take):
+                self._deposit_all()
+            keeper.put(PARENTS_KEY, b"", self._parents.fds())
+            for number, connection in enumerate(self._connections):
+                asked = request.number if connection is request.connection else None
+                keeper.put(connection_key(number), ConnectionEstate(asked).encode(), [connection.fd])
+            if reason := keeper.check():
+                raise RuntimeCoreError(f"renew the shim: the new version cannot take over: {reason}")
+            keeper.whole()
+        os._exit(0)  # at once: all that comes from now on is the successor's
+
+    def _work(self) -> str:
+        """Return what the shim has to do before another process can take over without anybody noticing, or ""."""
+        if self._pod is None or not self._pod.infra_alive or self._shutdown_replies:
+            return "its pod ends"
+        if self._pauses:
+            return "a checkpoint is being made"
+        if self._loop.busy:
+            return "it waits for a command, or for processes to end"
+        if not all(connection.at_rest for connection in self._connections):
+            return "it has calls to answer"
+        if not self.deposits.kept:
+            return "it has no keeper"
+        if not self._parents.tell_ends:
+            return "before Linux 6.15 the parent of its processes has to be its keeper"
+        return next(filter(None, (container.work for container in self._containers.values())), "")
 
     def _deposit_pod(self) -> None:
         if self._pod is not None and self._listener is not None:
@@ -312,6 +353,7 @@ class Shim:
         """Take over the pod of an earlier shim, or end it if crispd has removed it meanwhile. Raises OSError."""
         for pid, status in deposit.statuses.items():
             self._loop.expect(pid, status)
+        asked = self._succeed_connections(deposit)
         entry = deposit.entries[POD_KEY]
         estate, fds = read(PodEstate, entry), list(entry.fds)
         if not os.path.isdir(estate.make.directory):
@@ -320,6 +362,8 @@ class Shim:
             deposit.kill()
             self._loop.stop()
             return
+        if (parents := deposit.entries.get(PARENTS_KEY)) is not None:
+            self._parents.succeed(parents.fds)
         self._pod = Pod(estate.make, self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
         self._pod.succeed(estate, fds)
         self._listener = socket.socket(fileno=fds.pop())
@@ -337,8 +381,24 @@ class Shim:
         # Who has frozen them is not connected any more.
         Pause.of(list(self._containers.values()), self.idly).abandon()
         self.deposits.begin()
+        for key in filter(is_connection, deposit.entries):
+            self.deposits.drop(key)
         self._deposit_all()
+        self._parents.settle()
         self._listen()
+        for connection, number in asked:
+            connection.send({"id": number, "ok": self._describe().to_json()})
+
+    def _succeed_connections(self, deposit: Deposit) -> list[tuple[Connection, int]]:
+        """Serve the connections of a shim that was renewed, and return those that wait for an answer to that."""
+        asked = []
+        for key, entry in deposit.entries.items():
+            if is_connection(key):
+                connection = Connection(self, socket.socket(fileno=entry.fds[0]))
+                self._connections.append(connection)
+                if (number := read(ConnectionEstate, entry).asked) is not None:
+                    asked.append((connection, number))
+        return asked
 
     def _succeed_container(self, estate: ContainerEstate, fds: Sequence[int]) -> None:
         create = estate.create
@@ -358,7 +418,7 @@ class Shim:
         if self._pod is not None:
             raise RuntimeCoreError("the shim has a pod already")
         pod = Pod(call, self._inheritance.infra_program, self._inheritance.empty_mount_namespace)
-        answer = pod.make()
+        answer = pod.make(self._inheritance.code)
         self._pod = pod
         self._listener = listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         # Bound by a relative name: a socket's path has at most 107 bytes, and the directory's path may be longer.
@@ -448,6 +508,9 @@ class Shim:
                 os.close(fd)
 
     def _state(self, _call: calls.GetState, _request: Request) -> calls.ShimState:
+        return self._describe()
+
+    def _describe(self) -> calls.ShimState:
         assert self._pod is not None
         self.deposits.notice_end()
         return calls.ShimState(
@@ -457,6 +520,7 @@ class Shim:
             containers={container.id: container.describe() for container in self._containers.values()},
             abilities=calls.ABILITIES,
             kept=self.deposits.kept,
+            code=self._inheritance.code,
         )
 
     def _shutdown(self, _call: calls.Shutdown, request: Request) -> None:
@@ -546,6 +610,7 @@ _HANDLERS: Final[Mapping[str, tuple[type[calls.Call], _Handler]]] = dict(
         _handled(calls.Forward, Shim._forward),
         _handled(calls.Sync, Shim._sync),
         _handled(calls.Keep, Shim._keep),
+        _handled(calls.Renew, Shim._renew),
         _handled(calls.Freeze, Shim._freeze),
         _handled(calls.Thaw, Shim._thaw),
         _handled(calls.Shutdown, Shim._shutdown),

@@ -5,6 +5,7 @@ datagram has one descriptor:
 
     fork    the new shim's connection to crispd
     keep    the keeper's end of a living shim's socket: the shim's own keeper is dead
+    renew   the same; the shim is of another version, and leaves when it has deposited everything
     probe   a directory; the answer is "able", or the reason why files in it cannot be id-mapped
 
 When crispd is gone the zygote stays as long as it has shims. When a shim dies it forks a successor, of its own version,
@@ -19,6 +20,7 @@ import json
 import os
 import resource
 import sys
+import time
 from typing import Final, NoReturn
 
 from linux import syscalls
@@ -35,6 +37,7 @@ from runtime.process.become import set_oom_score_adj
 from runtime.process.script import Runner
 from runtime.rootfs.overlay import layers_can_be_appended
 from runtime.shim.deposits import Deposit
+from runtime.shim.estates import unreadable
 from runtime.shim.keeper import Keeper
 from runtime.shim.loop import READ, EventLoop
 from runtime.shim.shim import Inheritance, shim_main
@@ -42,15 +45,16 @@ from runtime.spec.values import Resources
 
 _CONTROL: Final = 3
 _PRELOADED: Final = (devices_bpf, json, netdevices, v1, v2)  # others import them lazily, after the fork
+_LEAVING_SECONDS: Final = 2.0  # a shim without a keeper, whose pod goes on, is not waited for any longer
 _JOINS: Final = 64  # attempts: each fails only if another crispd stops at that moment
 _USUAL_DESCRIPTORS: Final = 1024
 _SHIM_OOM_SCORE_ADJ: Final = -998  # the OOM killer takes shims after their pods
 
 
-def main(own_cgroup: bool) -> None:
+def main(own_cgroup: bool, code: str) -> None:
     """Serve until the control socket is closed.
 
-    `own_cgroup`: enter the shims' cgroup ourselves, else crispd does it.
+    `own_cgroup`: enter the shims' cgroup ourselves, else crispd does it. `code` tells our code from other versions'.
     """
     control = socket.socket(fileno=_CONTROL)
     os.set_inheritable(_CONTROL, False)
@@ -62,7 +66,7 @@ def main(own_cgroup: bool) -> None:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the shims' keeper leaves after them
-    inheritance = Inheritance(Hierarchies.usable(), infra.program_file(), infra.empty_mount_namespace(), Runner())
+    inheritance = Inheritance(Hierarchies.usable(), infra.program_file(), infra.empty_mount_namespace(), Runner(), code)
     if own_cgroup:
         _leave_the_daemons_cgroup(inheritance.hierarchies)
     set_oom_score_adj(_SHIM_OOM_SCORE_ADJ)
@@ -77,6 +81,8 @@ def main(own_cgroup: bool) -> None:
     gc.freeze()
     control.send(b"ready")
     zygote.run()
+    _await_children()
+    Cgroup.at(inheritance.hierarchies, SHIM_CGROUP).leave_self()
 
 
 class _Zygote:
@@ -86,7 +92,7 @@ class _Zygote:
         self._control = control
         self._inheritance = inheritance
         self._loop = EventLoop(lambda pid, status: self._keeper.reaped(pid, status))
-        self._keeper = Keeper(self._loop, self._fork_successor, self._leave_if_done)
+        self._keeper = Keeper(self._loop, self._fork_successor, self._leave_if_done, unreadable)
         # What each shim inherits; everything else is another shim's, or ours.
         self._inherited = (0, 1, 2, inheritance.infra_program, inheritance.empty_mount_namespace,
                            inheritance.script_runner.program)  # fmt: skip
@@ -108,8 +114,8 @@ class _Zygote:
             with contextlib.suppress(OSError):  # crispd is dead
                 self._control.send(userns.refusal(fds[0]).encode() or b"able")
             os.close(fds[0])
-        elif data == b"keep":
-            self._keeper.keep(socket.socket(fileno=fds[0]))
+        elif data in (b"keep", b"renew"):
+            self._keeper.keep(socket.socket(fileno=fds[0]), renewing=data == b"renew")
         else:
             self._fork_shim(fds[0])
 
@@ -169,6 +175,19 @@ class _Zygote:
             print(f"zygote: fork shim: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         shim_main(socket.socket(fileno=birth) if birth >= 0 else None, keeping, self._inheritance, deposit)
+
+
+def _await_children() -> None:
+    """Wait for shims that have left, and are about to exit: who is the last in a cgroup removes it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    deadline = time.monotonic() + _LEAVING_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            pid, _status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            signal.sigtimedwait([signal.SIGCHLD], left)
 
 
 def _restore_signals() -> None:

@@ -69,7 +69,9 @@ UNSEEN: Final = 255  # exit code of a container whose end nobody saw
 START_FAILED: Final = 128  # exit code of a container whose program never ran
 FILTER_BY_DESCRIPTOR: Final = "filter-by-descriptor"  # the shim knows `Start.filter_bytes`
 KEEP: Final = "keep"  # the shim knows `Keep`
-ABILITIES: Final = (FILTER_BY_DESCRIPTOR, KEEP)  # of shims of this version
+# The shim knows `Renew`. Records of estates that an earlier version would read wrongly need another word.
+RENEW: Final = "renew"
+ABILITIES: Final = (FILTER_BY_DESCRIPTOR, KEEP, RENEW)  # of shims of this version
 EXITS: Final = "exits"  # name of the directory of exit statuses in a sandbox's directory
 
 
@@ -179,6 +181,7 @@ class Made(Answer):
     pid: int
     infra_pid: int
     abilities: tuple[str, ...] = ()
+    code: str = ""  # what tells its version
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +271,7 @@ class ShimState(Answer):
     containers: Mapping[str, ContainerStatus]
     abilities: tuple[str, ...] = ()
     kept: bool = False  # it has a keeper, and so a successor if it dies
+    code: str = ""  # what tells its version
 
 
 # -- calls for the pod -------------------------------------------------------------------------------------------------
@@ -318,6 +322,17 @@ class Keep(Call):
 
     call: ClassVar[str] = "keep"
     answer: ClassVar[type[Done]] = Done
+
+
+@dataclass(frozen=True, slots=True)
+class Renew(Call):
+    """Deposit with a keeper of another version, whose socket is sent along, and leave.
+
+    The successor, which has that version, answers. An error says why the shim stays.
+    """
+
+    call: ClassVar[str] = "renew"
+    answer: ClassVar[type[ShimState]] = ShimState
 
 
 @dataclass(frozen=True, slots=True)
@@ -677,7 +692,7 @@ class Resize(Call):
 CALLS: Final[Mapping[str, type[Call]]] = {
     kind.call: kind
     for kind in (
-        MakePod, Keep, MakeSandbox, GetState, Sockets, Forward, Sync, Freeze, Thaw, Shutdown,
+        MakePod, Keep, Renew, MakeSandbox, GetState, Sockets, Forward, Sync, Freeze, Thaw, Shutdown,
         Create, OpenRootfs, Prepare, Start, WaitStart, Update, ReopenLog, Signal, Kill, Delete,
         Exec, WaitExecRunning, KillExec, Attach, Detach, Resize,
     )

@@ -39,6 +39,10 @@ class Decoder:
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
 
+    def __bool__(self) -> bool:
+        """Whether it has something of which no message has come yet."""
+        return bool(self._buffer or self._fds)
+
     def feed(self, data: bytes, fds: Sequence[int]) -> None:
         self._buffer += data
         self._fds.extend(fds)

@@ -89,6 +89,7 @@ def test_calls_errors_steps_and_objects_are_counted() -> None:
     assert value("crisp_containers", state="running") == 1
     assert (value("crisp_shims"), value("crisp_images"), value("crisp_event_listeners")) == (1, 1, 1)
     assert value("crisp_shim_successions_total") == 0
+    assert value("crisp_shims_of_other_versions") == 0
     assert value("crisp_nri_plugins_apart") == 0
     assert value("process_resident_memory_bytes") > 0
 

@@ -1,7 +1,8 @@
 """What an earlier crisp started, in the hands of this one: the pods' old shims live on and serve the new daemon.
 
-Three old daemons: an earlier commit's that is stopped, the same that is killed, and a copy of the present tree. Each
-one's files are then replaced by modules that raise, as those of a package are by other ones: a shim loads nothing late.
+Four old daemons: an earlier commit's that is stopped, the same that is killed, and two copies of the present tree. One
+has other code, so that its shims are renewed. Each one's files are then replaced by modules that raise, as those of a
+package are by other ones: a shim loads nothing late.
 """
 
 from __future__ import annotations
@@ -97,6 +98,14 @@ def _copied_tree(directory: Path) -> Path:
     return directory / "tree"
 
 
+def _changed_tree(directory: Path) -> Path:
+    """The rooms of this tree, as another version."""
+    tree = _copied_tree(directory)
+    with (tree / "runtime/shim/shim.py").open("a") as module:
+        module.write("# of another version\n")
+    return tree
+
+
 def _replace_modules(tree: Path) -> None:
     """What an upgrade does to files that a living process has loaded, or has not."""
     for module in tree.rglob("*.py"):
@@ -118,12 +127,12 @@ def criu() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["stopped", "killed", "copied"])
+@pytest.fixture(scope="module", params=["stopped", "killed", "copied", "renewed"])
 def upgraded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, criu: None
 ) -> Iterator[Upgraded]:
     place = tmp_path_factory.mktemp("old")
-    tree = _copied_tree(place) if request.param == "copied" else _earlier_tree(place)
+    tree = {"copied": _copied_tree, "renewed": _changed_tree}.get(request.param, _earlier_tree)(place)
     with Daemon.running(*_settings(place), tree=tree) as daemon:
         daemon.import_busybox()
         with Plugin.connected(place / "nri.sock"):
@@ -144,8 +153,10 @@ def upgraded(
             exits = daemon.state / "sandboxes" / pods[kind].id / "exits"
             until((exits / containers[kind, "leaver"]).exists)
         daemon.start()
+        if request.param == "renewed":
+            until(lambda: daemon.log().count("shim renewed") == len(KINDS))
         after = _seen(daemon, pods, containers)
-        yield Upgraded(daemon, request.param == "copied", place, pods, containers, before, after)
+        yield Upgraded(daemon, request.param in ("copied", "renewed"), place, pods, containers, before, after)
 
 
 def _settings(place: Path) -> tuple[str, ...]:

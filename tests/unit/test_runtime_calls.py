@@ -79,16 +79,16 @@ _WIRE: list[tuple[Value, str]] = [
     (calls.Update("c", {"memory": {"limit": 5}}, 7, again=True),
      '{"container": "c", "resources": {"memory": {"limit": 5}}, "oom_score_adj": 7, "again": true}'),
     (calls.Signal("c", 15), '{"container": "c", "signal": 15}'),
-    (Made(1, 2, ("a",)), '{"pid": 1, "infra_pid": 2, "abilities": ["a"]}'),
+    (Made(1, 2, ("a",), "c"), '{"pid": 1, "infra_pid": 2, "abilities": ["a"], "code": "c"}'),
     (Created(Identity(1, 2, (2, 3), "/home"), 9),
      '{"uid": 1, "gid": 2, "additional_gids": [2, 3], "home": "/home", "holder": 9}'),
     (Started(7, 5, ("w",), (("cloned", 3),)),
      '{"pid": 7, "started_at": 5, "warnings": ["w"], "steps": [["cloned", 3]]}'),
-    (ShimState(1, 2, True, {"c": _STATUS}, ("a",)),
+    (ShimState(1, 2, True, {"c": _STATUS}, ("a",), kept=True, code="c"),
      '{"pid": 1, "infra_pid": 2, "infra_alive": true, "containers": {"c": {"state": "exited", "pid": 7, '
      '"started_at": 5, "exit": {"code": 137, "signal": 9, "oom": true, "finished_at": 1700000000000000000, '
      '"start_failed": false}, "logged": {"bytes": 1, "lines": 2, "dropped_bytes": 3, "dropped_lines": 4, '
-     '"lost_bytes": 5, "lost_lines": 6}}}, "abilities": ["a"], "kept": false}'),
+     '"lost_bytes": 5, "lost_lines": 6}}}, "abilities": ["a"], "kept": true, "code": "c"}'),
     (ExecEnded(3), '{"code": 3}'),
     (AttachEnded(), '{"code": null}'),
     (Updated(("w",)), '{"warnings": ["w"]}'),

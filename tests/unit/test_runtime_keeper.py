@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.shim.deposits import Deposit, Deposits, Message
+from runtime.shim.deposits import Deposit, Deposits, Message, NewKeeper
 from runtime.shim.keeper import Keeper
 from runtime.shim.loop import EventLoop
 
@@ -174,6 +175,115 @@ def test_a_new_keeper(world: _World) -> None:
     world.die()
     world.turn()
     assert world.deposits == [({"pod": b"again"}, {})]
+
+
+class _Renewal:
+    """A shim of the world that is renewed: the first keeper, which is the world's, and a new one, both on its loop."""
+
+    def __init__(self, world: _World) -> None:
+        self.world = world
+        self.successors: list[dict[str, bytes]] = []  # of the new keeper's
+        self.unreadable = ""
+        self.left = 0
+        self.keeper = Keeper(world.loop, self._succeed, self._leave, lambda _entries: self.unreadable)
+        ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.keeper.keep(ours, renewing=True)
+        self.new = NewKeeper(self.socket)
+        world.shim.begin()
+        world.shim.put("pod", b"old", pid=12345)
+        world.turn()
+
+    def _succeed(self, deposit: Deposit) -> socket.socket:
+        self.successors.append({key: entry.record for key, entry in deposit.entries.items()})
+        ours, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return ours
+
+    def _leave(self) -> None:
+        self.left += 1
+
+    def put(self) -> None:
+        with self.world.shim.aside(self.new.take):
+            self.world.shim.put("pod", b"whole", pid=12345)
+        self.new.put("parents", b"", [self.world.socket.fileno()])
+
+    def die(self) -> None:
+        """What the kernel does for a shim that has left, or for its successor."""
+        self.world.die()
+        self.socket.close()
+        self.world.turn()
+
+
+@pytest.fixture
+def renewal(world: _World) -> _Renewal:
+    return _Renewal(world)
+
+
+def test_a_shim_that_dies_before_its_deposit_is_whole_is_its_first_keepers(world: _World, renewal: _Renewal) -> None:
+    renewal.put()
+    renewal.die()
+    assert (renewal.successors, renewal.left) == ([], 1)
+    assert world.deposits == [({"pod": b"old"}, {})]
+
+
+def test_a_shim_whose_deposit_is_whole_is_its_new_keepers(world: _World, renewal: _Renewal) -> None:
+    renewal.put()
+    renewal.new.whole()
+    renewal.die()
+    assert renewal.successors == [{"pod": b"whole", "parents": b""}]
+    assert world.deposits == []  # its socket is in the deposit
+    Deposits(renewal.socket, world.loop, lambda _pid, _status: None).begin()
+    renewal.socket.send(b"drop\0connection 0")
+    world.turn()
+    for _ in range(2):
+        renewal.die()
+    assert len(renewal.successors) == 3  # that is as for any other
+    assert world.deposits == []
+
+
+def test_a_successor_that_says_nothing_is_given_back(world: _World, renewal: _Renewal) -> None:
+    renewal.put()
+    renewal.new.whole()
+    renewal.die()
+    renewal.die()
+    assert (len(renewal.successors), renewal.left) == (1, 1)
+    world.turn()
+    assert world.deposits == [({"pod": b"old"}, {})]
+
+
+def test_records_that_the_new_version_cannot_read(world: _World, renewal: _Renewal) -> None:
+    def checked() -> str:
+        answer = concurrent.futures.ThreadPoolExecutor().submit(renewal.new.check)
+        world.turn()
+        return answer.result()
+
+    renewal.put()
+    assert checked() == ""
+    renewal.unreadable = "record of 'pod': it is from the future"
+    assert checked() == renewal.unreadable
+    renewal.socket.send(b"nonsense")
+    assert checked() == "it is not complete"
+
+
+def test_a_first_keeper_that_is_nothing_but_a_parent(world: _World) -> None:
+    """It tells of ends, keeps no descriptors, and leaves after the last; nobody's death matters to it."""
+    world.shim.begin()
+    with open("/dev/null") as file:
+        world.shim.put("journal", b"", [file.fileno()])
+        for number in (1, 2):
+            world.shim.put(f"container {number}", b"{}", [file.fileno()], pid=12340 + number)
+    world.turn()
+    before = len(os.listdir("/proc/self/fd"))
+    world.socket.send(b"only-tell")
+    world.turn()
+    assert len(os.listdir("/proc/self/fd")) == before - 3
+    world.keeper.reaped(12342, 9)
+    assert world.keeper.keeps_pods()
+    world.keeper.reaped(12341, -9)
+    assert not world.keeper.keeps_pods()
+    assert world.left == 1
+    world.turn()
+    assert world.told == [(12342, 9), (12341, -9)]
+    assert world.deposits == []
 
 
 def test_nonsense_is_refused() -> None:

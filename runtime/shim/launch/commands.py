@@ -20,6 +20,10 @@ class JoiningCommands:
         self._held = held
         self._execs = Execs(held.supervisor, held.supervisor.script_runner)
 
+    @property
+    def running(self) -> bool:
+        return bool(self._execs)
+
     def begin(self, call: Exec, fds: Sequence[int], reply: Reply) -> None:
         held = self._held
         assert held.spec is not None

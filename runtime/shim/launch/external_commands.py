@@ -30,6 +30,10 @@ class DetachedCommands:
         self._in_sandbox = in_sandbox
         self._running: dict[str, _Command] = {}
 
+    @property
+    def running(self) -> bool:
+        return bool(self._running)
+
     def begin(self, call: Exec, fds: Sequence[int], reply: Reply) -> None:
         bundle = self._held.bundle
         place = os.path.join(bundle, f"exec-{call.exec}")

@@ -15,6 +15,10 @@ from runtime.wire.calls import Exec, Prepare, Start
 class Commands(Protocol):
     """The execs of a container, by key."""
 
+    @property
+    def running(self) -> bool:
+        """Whether there are any."""
+
     def begin(self, call: Exec, fds: Sequence[int], reply: Reply) -> None:
         """Start one with `fds` as its streams. Replies with ExecEnded at its exit. Raises RuntimeCoreError, OSError."""
 
