@@ -67,8 +67,20 @@ def run(daemon: Daemon, nri_socket: Path, *arguments: str, skip: Sequence[str] =
     """Run critest's specs but those of `skip`, several at once, in random order. `arguments` are critest's own."""
     skipping = [f"-ginkgo.skip={re.escape(name)}" for name in skip]
     more = (f"-parallel={PROCESSES}", f"-nri-socket={nri_socket}", *skipping, *arguments)
-    environment = os.environ | {"PATH": f"{programs()}:{os.environ['PATH']}"}
-    return _run(programs() / "critest", daemon.listen, daemon.directory, more, environment)
+    place = daemon.directory / "critest"
+    place.mkdir()
+    environment = os.environ | {"PATH": f"{programs()}:{os.environ['PATH']}", "TMPDIR": str(place)}
+    try:
+        return _run(programs() / "critest", daemon.listen, daemon.directory, more, environment)
+    finally:
+        _unmount_below(place)
+
+
+def _unmount_below(place: Path) -> None:
+    """A spec that fails leaves its mounts."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for path in reversed([path for path in mounted if path.startswith(f"{place}/")]):
+        subprocess.run(["umount", path], check=True)
 
 
 def run_alone(program: Path, endpoint: str, directory: Path, focus: Sequence[str]) -> ginkgo.Outcome:

@@ -1,4 +1,7 @@
-"""Pods whose containers another OCI runtime makes: Debian's runc, under crisp's shim."""
+"""Pods whose containers another OCI runtime makes, under crisp's shim: Debian's runc.
+
+CRISP_TEST_RUNC names another one instead: youki, say (docs/handlers.md).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from tests.images import build_image, entry, layer, write_layout
 from tests.processes import parent_of
 from tests.waiting import until
 
-RUNC = shutil.which("runc", path="/usr/sbin:/usr/bin") or "/usr/sbin/runc"
+RUNC = os.environ.get("CRISP_TEST_RUNC") or shutil.which("runc", path="/usr/sbin:/usr/bin") or "/usr/sbin/runc"
 
 
 @contextmanager

@@ -133,6 +133,10 @@ UBUNTU_2204: Final = Machine(
                 "pool/main/l/linux/linux-modules-5.15.0-25-generic_5.15.0-25.25_amd64.deb",
                 "d0ba4087d9e1d497925b3481d3531fba6c2a852855f8019d73b0b1385aa4da1f",
             ),
+            (  # quotas
+                "pool/main/l/linux/linux-modules-extra-5.15.0-25-generic_5.15.0-25.25_amd64.deb",
+                "b3acb8e187d4677141f07d88a24a99ec42477a51beabd8d7e02f7aad11752c2d",
+            ),
         ),
     ),
     user_namespaces=False,

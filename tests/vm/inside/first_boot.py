@@ -576,6 +576,7 @@ def by_crun(service: Service, name: str) -> Path:
         cgroup = process.cgroup()
         assert limits(process) == FILES_OF_LIMITS
         assert os.listdir("/run/crisp/handlers/crun") == [container_id]
+        kill_shim(pod)
         answer = pod.exec(container_id, "sh", "-c", "echo in; exit 4")
         assert (answer.stdout, answer.exit_code) == (b"in\n", 4)
         assert "stdout F 0\n" in pod.log("main")
