@@ -23,7 +23,7 @@ def runsc() -> Path:
 
 def settings() -> str:
     """The handler in crisp.toml."""
-    return f'[runtime_handlers.{HANDLER}]\nkind = "gvisor"\npath = "{runsc()}"\n'
+    return f'[runtime_handlers.{HANDLER}]\nkind = "gvisor"\npath = "{runsc()}"\noptions = ["--allow-suid"]\n'
 
 
 @contextmanager

@@ -86,10 +86,11 @@ class Program:
         said = f"exit status {status}" if status >= 0 else f"killed by signal {-status}"
         with contextlib.suppress(OSError), open(self._log, "rb") as file:
             for line in file.read()[-_LOG_TAIL:].splitlines():
-                with contextlib.suppress(ValueError, TypeError):
+                with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
                     record = json.loads(line)
-                    if record.get("level") in ("error", "fatal"):
-                        said = record["msg"]
+                    if record.get("level", "").lower() in ("error", "fatal"):
+                        # youki has other words than runc, and a stack trace below.
+                        said = record.get("msg") or record["message"].partition("\n")[0]
         return CommandFailed(f"{self._runtime.path} {command}: {said}")
 
 
