@@ -25,17 +25,17 @@ _DENIAL: Final = re.compile(
 _NAME: Final = re.compile(r' (?:name|path)="([^"]*)"')
 
 
-def last(label: str, since: float, words: str | None = None) -> str:
-    """Say what was denied last to the processes with this label; "" if the logs do not tell.
+def last(label: str, since: float, words: str) -> str:
+    """Say what was denied last to the processes with this label, of a file that `words` name; "" if no log tells.
 
-    `since` is a time of the epoch. `words`, if there are any, must have the name of the file.
+    `since` is a time of the epoch.
     """
     return told_by(kernel_log.texts(kernel_log.records()), label, since, words) or told_by(
         _auditd(), label, since, words
     )
 
 
-def told_by(lines: Iterable[str], label: str, since: float, words: str | None = None) -> str:
+def told_by(lines: Iterable[str], label: str, since: float, words: str) -> str:
     """Say the same from the lines of a log."""
     found = [
         denial
@@ -44,7 +44,7 @@ def told_by(lines: Iterable[str], label: str, since: float, words: str | None = 
         and (denial := _DENIAL.search(line)) is not None
         and label in (denial["who"], denial["whom"])
         and float(denial["at"]) >= since - _SLACK
-        and (words is None or _names(denial, words))
+        and (denial["kind"] == "process" or _names(denial, words))
     ]
     if not found:
         return ""

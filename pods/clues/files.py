@@ -11,12 +11,12 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from linux.tables import OVERLAY_OPAQUE
+from linux.tables import OVERLAY_OPAQUE, SELINUX_LABEL
 from pods import disk_quotas
 
 ON_NODE: Final = "on the node it is"
@@ -68,6 +68,41 @@ def denied(words: str, document: dict[str, Any], root: Sequence[Path], *, runs: 
     with ExitStack() as undo:
         found = _Root(root, document.get("mounts", ()), undo, owners=True).walk(os.path.normpath(paths[-1]))
         return next(filter(None, (_explained(one, user, runs=runs) for one in found)), "")
+
+
+def foreign(words: str, document: dict[str, Any], root: Sequence[Path]) -> str:
+    """Say which file or directory of a volume, on the way to the path in the last words, is not for the container.
+
+    "" if there is none: policies allow other labels, too, and do not report all that they deny.
+    """
+    own = document.get("linux", {}).get("mountLabel", "")
+    lines = [line for line in words.split("\n") if DENIED.search(line)]
+    paths = _PATH.findall(lines[-1]) if lines and own else []
+    with ExitStack() as undo, suppress(OSError):  # crispd may be denied to look further, too
+        there = _Root(root, document.get("mounts", ()), undo, owners=False)
+        for one in there.walk(os.path.normpath(paths[-1])) if paths else ():
+            label = _label(one.descriptor) if there.mount_of(one.path) else ""
+            if label and not _is_for(label, own):
+                volume = f" ({ON_NODE} `{one.source}`)" if one.source else ""
+                return f"`{one.path}`{volume} is labelled {label}, and the container's own files {own}"
+    return ""
+
+
+def _label(descriptor: int) -> str:
+    return os.getxattr(f"/proc/self/fd/{descriptor}", SELINUX_LABEL).rstrip(b"\0").decode(errors="replace")
+
+
+def _is_for(label: str, own: str) -> bool:
+    """Whether files of these two labels have one type, and the first no category that the second lacks."""
+    (_user, _role, kind, level), (_own_user, _own_role, own_kind, own_level) = (
+        one.split(":", 3) for one in (label, own)
+    )
+    return kind == own_kind and _categories(level) <= _categories(own_level)
+
+
+def _categories(level: str) -> set[str]:
+    """Of a level such as "s0:c1,c2"."""
+    return set(filter(None, level.partition(":")[2].split(",")))
 
 
 def full(words: str, document: dict[str, Any], root: Sequence[Path]) -> str:

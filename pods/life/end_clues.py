@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from image.errors import ImageError
 from pods import bundle, foreign_files
-from pods.clues import denials, files, kernel_log, ports
+from pods.clues import files, kernel_log, ports
 from pods.errors import PodError
+from pods.life.denied import denied
 
 if TYPE_CHECKING:
     from image.store import ImageStore
@@ -83,10 +84,8 @@ class EndClues:
         if files.FULL.search(words):
             return await self._look("look at a full disk", files.full, words, document, root)
         found = await self._look("look at a file", files.denied, words, document, root, runs=runs)
-        label = document.get("process", {}).get("selinuxLabel", "")
-        if found or not label:
-            return found
-        return await asyncio.to_thread(denials.last, label, container.started_at / 1e9, words)
+        since = container.started_at / 1e9
+        return found or await self._look("look at a label", denied, words, document, root, since)
 
     async def _look(self, what: str, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         def run() -> _T:

@@ -8,14 +8,14 @@ import errno
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from image.errors import ImageError
-from pods import bundle, log_fields, log_place
+from pods import bundle, foreign_files, log_fields, log_place
 from pods.checkpoint import members
-from pods.clues import denials
 from pods.container_limits import LOG_RATE
 from pods.errors import PodError
+from pods.life.denied import denied
 from pods.life.hidden import hidden
 from pods.model import Container
 from pods.state.plugins import PluginEvent
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pods.trace import Trace
 
 _log = logging.getLogger("crisp.pods")
-_LOOKS, _PAUSE = 3, 0.05  # seconds: a thread of the kernel's writes what was denied to its log
+_AUDIT_SECONDS: Final = 0.05  # until a thread of the kernel's has written what was denied to its log
 
 
 class Starts:
@@ -125,22 +125,20 @@ class Starts:
         """Return what to add to the error: the volume that hides the program, or what SELinux denied."""
         if not isinstance(error, ExecFailed) or error.errno not in (errno.ENOENT, errno.EACCES):
             return ""
-        process = (bundle.read_config(self._state.settings.bundle_dir(container.id)) or {}).get("process", {})
+        document = bundle.read_config(self._state.settings.bundle_dir(container.id)) or {}
+        process = document.get("process", {})
         try:
-            if error.errno == errno.EACCES:
-                return await self._denied(process.get("selinuxLabel", ""), begun)
             layers = self._images.layers_of(container.image_id)
-            return await asyncio.to_thread(hidden, str(error), container.config.mounts, process, layers)
-        except (ImageError, OSError):
+            if error.errno == errno.ENOENT:
+                return await asyncio.to_thread(hidden, str(error), container.config.mounts, process, layers)
+            if "selinuxLabel" not in process:
+                return ""
+            await asyncio.sleep(_AUDIT_SECONDS)
+            root = [self._state.settings.container_root(container.id) / "upper", *layers]
+            found = await foreign_files.touch("look at a label", denied, str(error), document, root, begun)
+            return f": {found}" if found else ""
+        except (PodError, ImageError, OSError):
             return ""
-
-    async def _denied(self, label: str, begun: float) -> str:
-        found = ""
-        for _ in range(_LOOKS if label else 0):
-            if found := await asyncio.to_thread(denials.last, label, begun):
-                break
-            await asyncio.sleep(_PAUSE)
-        return f": {found}" if found else ""
 
     def _checkpoint(self, container: Container) -> str:
         """Return the directory of criu's images. Raises ImageError.

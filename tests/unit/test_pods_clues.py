@@ -213,7 +213,8 @@ def test_what_selinux_denied_to_a_label_is_told() -> None:
     words = "cat: /v/data: Permission denied"
     for head in ("audit: type=1400 ", "type=AVC msg="):
         assert denials.told_by([head + _denial(named, at=80), head + _denial(named)], _LABEL, 85, words) == told
-        transition = denials.told_by([head + _denial("comm=sh", "crio_t:s0", _LABEL)], _LABEL, 0)
+        transition = _denial("comm=sh", "crio_t:s0", _LABEL).replace("=file", "=process")
+        transition = denials.told_by([head + transition], _LABEL, 0, words)
         assert transition.endswith(f"{_LABEL} to crio_t:s0")
         for other in (
             head + _denial(named, who=f"{_LABEL}3"),
@@ -228,3 +229,28 @@ def test_what_selinux_denied_to_a_label_is_told() -> None:
 def test_the_kernel_is_told_from_who_else_writes_to_its_log() -> None:
     records = [b"5,1,9,-;by the kernel\n SUBSYSTEM=x\n", b"13,2,9,-;by a program\n"]
     assert list(kernel_log.texts(records)) == ["by the kernel"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="labels take root")
+def test_a_label_that_is_not_for_the_container_is_told(tmp_path: Path) -> None:
+    own, upper, volume = "u:object_r:container_file_t:s0:c1,c2", tmp_path / "upper", tmp_path / "volume"
+    document = {"linux": {"mountLabel": own}, "mounts": [_bind("/v", volume)]}
+    for made in (upper / "image", volume / "d"):
+        made.mkdir(parents=True)
+    (volume / "d/f").write_text("")
+    told: dict[str, str] = {}
+    for what, labels in {
+        "shared": ("container_file_t:s0", "container_file_t:s0:c2", "container_file_t:s0:c1,c2"),
+        "type": ("container_file_t:s0", "var_t:s0", "container_file_t:s0"),
+        "level": ("container_file_t:s0", "container_file_t:s0", "container_file_t:s0:c1,c3"),
+    }.items():
+        for path, label in zip((volume, volume / "d", volume / "d/f"), labels, strict=True):
+            os.setxattr(path, "security.selinux", f"u:object_r:{label}".encode())
+        told[what] = files.foreign("cat: can't open '/v/d/f': Permission denied", document, [upper])
+    assert told == {
+        "shared": "",
+        "type": f"`/v/d` is labelled u:object_r:var_t:s0, and the container's own files {own}",
+        "level": f"`/v/d/f` is labelled u:object_r:container_file_t:s0:c1,c3, and the container's own files {own}",
+    }
+    assert files.foreign("sh: /image: Permission denied", document, [upper]) == ""
+    assert files.foreign("sh: /v/d/f: Permission denied", {**document, "linux": {}}, [upper]) == ""

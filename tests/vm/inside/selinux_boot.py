@@ -204,8 +204,8 @@ def test_a_denial_is_told_where_the_label_is_the_cause(service: Service, first: 
     program.chmod(0o755)
     volume = [cri.Mount(container_path="/nobodys", host_path=str(NOBODYS))]
     refused = first.pod.create("/nobodys/run", name="refused", mounts=volume)
-    denied = f"labelled {label_of(NOBODYS)} to {first.process.read('attr/current').strip(chr(0))}"
-    with pytest.raises(grpc.RpcError, match=r"permission denied: SELinux denied `search`") as failure:
+    denied = f"labelled {label_of(NOBODYS)}"  # the policy does not report all that it denies: crispd looks, too
+    with pytest.raises(grpc.RpcError, match=r"permission denied: .*SELinux denied ") as failure:
         service.runtime.StartContainer(cri.StartContainerRequest(container_id=refused), timeout=CALL_SECONDS)
     assert denied in str(failure.value)
     assert _cause(service, refused).evidence.startswith("selinux: ")
