@@ -23,7 +23,7 @@ from runtime.cgroups import Cgroup, Hierarchies
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
 from tests.images import BUSYBOX as BUSYBOX_PROGRAM
 from tests.images import build_image, entry, layer, write_layout
-from tests.processes import parent_of
+from tests.processes import parent_of, titled
 from tests.waiting import until
 
 RUNC = os.environ.get("CRISP_TEST_RUNC") or shutil.which("runc", path="/usr/sbin:/usr/bin") or "/usr/sbin/runc"
@@ -206,6 +206,32 @@ def test_a_shim_that_dies_takes_nothing_with_it(pod: Pod) -> None:
     subprocess.run(["pkill", "-f", "^sleep 98644"], check=True)
     assert pod.daemon.wait_exited(container_id).exit_code == 6
     pod.daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=created))
+
+
+def test_a_container_as_kubelet_asks_for_it_goes_on_without_shim_and_daemon(tmp_path: Path) -> None:
+    """With a PID namespace of its own: so youki can do this, too."""
+    own = cri.LinuxContainerSecurityContext(namespace_options=cri.NamespaceOption(pid=cri.CONTAINER))
+    limits = cri.LinuxContainerResources(memory_limit_in_bytes=64 << 20)
+    linux = cri.LinuxContainerConfig(security_context=own, resources=limits)
+    script = "trap 'exit 6' TERM; echo ready; while :; do sleep 0.1; done"
+    with _running(tmp_path) as daemon:
+        pod = _pod(daemon, "own")
+        container_id = pod.run("sh", "-c", script, name="main", linux=linux)
+        until(lambda: "ready" in pod.log("main"))
+        answer = pod.exec(container_id, "sh", "-c", "echo in; exit 4")
+        assert (answer.stdout, answer.exit_code) == (b"in\n", 4)
+        (shim,) = titled(f"^crisp-shim {pod.id}")
+        os.kill(shim, signal.SIGKILL)
+        until(lambda: titled(f"^crisp-shim {pod.id}") not in ([], [shim]))
+        assert pod.exec(container_id, "echo", "here").stdout == b"here\n"
+        daemon.kill9()
+        daemon.start()
+        assert pod.exec(container_id, "echo", "again").stdout == b"again\n"
+        stop = cri.StopContainerRequest(container_id=container_id, timeout=20)
+        daemon.runtime.StopContainer(stop, timeout=CALL_SECONDS)
+        assert daemon.status(container_id).exit_code == 6
+        pod.remove()
+        assert _known_to_runc(daemon) == []
 
 
 def test_a_shim_that_is_lost_with_its_keeper_leaves_nothing(tmp_path: Path) -> None:
