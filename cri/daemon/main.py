@@ -115,7 +115,8 @@ async def serve(
         if tracing is not None:
             node.step_reports.append(tracing.step)
         address = StreamAddress(**configuration.of(Component.STREAMING))
-        streaming = StreamingServer(address, node.place_streams, logfmt.LEVELS[configuration.log_level])
+        level = logfmt.LEVELS[configuration.log_level]
+        streaming = StreamingServer(address, configuration.state, node.place_streams, level)
         undo.push_async_callback(streaming.close)
         await streaming.start()
         monitor = await _monitor(node, streaming, configuration.metrics_addr, undo)
@@ -169,7 +170,7 @@ async def _monitor(
         return None
     from cri.daemon.monitoring import Monitor
 
-    monitor = Monitor(node, streaming.traffic)
+    monitor = Monitor(node, streaming)
     undo.push_async_callback(monitor.close)
     await monitor.start(address)
     node.step_reports.append(monitor.step)

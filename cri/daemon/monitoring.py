@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -15,7 +15,7 @@ from cri.version import crisp_version
 from runtime.wire.calls import Logged
 
 if TYPE_CHECKING:
-    from cri.streaming.server import Traffic
+    from cri.streaming.server import StreamingServer
     from pods.node import Node
 
 _CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -45,7 +45,7 @@ class CallMeter:
 class Monitor:
     """All metrics of the daemon, and the HTTP server for them."""
 
-    def __init__(self, node: Node, traffic: Callable[[], Traffic]) -> None:
+    def __init__(self, node: Node, streaming: StreamingServer) -> None:
         self.registry = CollectorRegistry()
         self.calls = Counter("crisp_cri_calls", "Calls answered", ("rpc",), registry=self.registry)
         self.errors = Counter(
@@ -62,7 +62,7 @@ class Monitor:
             registry=self.registry,
         )
         self._node = node
-        self._traffic = traffic
+        self._streaming = streaming
         self._runner: web.AppRunner | None = None
         self._logged = Logged()  # at the last scrape
         ProcessCollector(registry=self.registry)
@@ -95,7 +95,7 @@ class Monitor:
         yield from _causes(node)
         yield from _pulls(node)
         yield from _logs(self._logged)
-        yield from _streams(self._traffic())
+        yield from _streams(self._streaming)
         yield GaugeMetricFamily("crisp_event_listeners", "Open streams of GetContainerEvents", value=len(node.events))
         yield _gauge("crisp_build_info", "The version that runs", "version", {crisp_version(): 1})
 
@@ -146,7 +146,8 @@ def _logs(logged: Logged) -> Iterator[Metric]:
     yield from (size, lines)
 
 
-def _streams(traffic: Traffic) -> Iterator[Metric]:
+def _streams(streaming: StreamingServer) -> Iterator[Metric]:
+    traffic = streaming.traffic()
     labels = ["kind", "transport"]
     accepted = "Connections of exec, attach and port-forward that crispd has accepted"
     now = GaugeMetricFamily("crisp_streams", accepted, labels=labels)
@@ -161,6 +162,8 @@ def _streams(traffic: Traffic) -> Iterator[Metric]:
     for status, number in traffic.refused.items():
         refused.add_metric([str(int(status))], number)
     yield refused
+    text = "Processes that serve streams, those of earlier crispds included"
+    yield GaugeMetricFamily("crisp_streams_processes", text, value=streaming.processes())
 
 
 def _causes(node: Node) -> Iterator[Metric]:

@@ -22,7 +22,9 @@ from cri.streaming.channel import Channel, Connection, Expected, Message, News, 
 from cri.streaming.requests import Request
 from runtime.client import close_all
 
-_BOOT: Final = "import sys; sys.path += sys.argv[2:]; from cri.streaming.serve import main; main(int(sys.argv[1]))"
+_BOOT: Final = (
+    "import sys; sys.path += sys.argv[3:]; from cri.streaming.serve import main; main(int(sys.argv[1]), sys.argv[2])"
+)
 _LIBRARIES: Final = ("h11", "websockets")
 _PACKAGES: Final = str(Path(__file__).resolve().parents[2])
 _END_SECONDS: Final = 5.0
@@ -36,9 +38,10 @@ class StreamsProcess:
     """One such process. It is being started on return of the constructor, and can be told anything at once."""
 
     def __init__(
-        self, settings: Settings, certificates: list[int], place: Place, heard: Callable[[News], None]
+        self, title: str, settings: Settings, certificates: list[int], place: Place, heard: Callable[[News], None]
     ) -> None:
         """`place` moves the process, by its pid, out of crispd's cgroup. `heard` is called with its news."""
+        self._title = title
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._place = place
         self._heard = heard
@@ -89,7 +92,7 @@ class StreamsProcess:
     async def _start(self, theirs: socket.socket) -> None:
         try:
             with theirs:
-                self._process = await asyncio.to_thread(_spawn, theirs)
+                self._process = await asyncio.to_thread(_spawn, theirs, self._title)
             await self._place(self._process.pid)
         except OSError as error:
             _log.error("could not start the process of streams", extra={"error": error})
@@ -112,10 +115,10 @@ class StreamsProcess:
             threading.Thread(target=self._process.wait, name="streams", daemon=True).start()
 
 
-def _spawn(control: socket.socket) -> subprocess.Popen[bytes]:
+def _spawn(control: socket.socket, title: str) -> subprocess.Popen[bytes]:
     fd = control.fileno()
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _BOOT, str(fd), *_paths()],
+        [sys.executable, "-I", "-S", "-c", _BOOT, str(fd), title, *_paths()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[fd],

@@ -26,18 +26,17 @@ from linux.sealed import seal
 from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from runtime.client import close_all
 
-TITLE: Final = "crisp-streams"
 _LEAVING_SECONDS: Final = 0.05  # for connections without a session to go, when crispd has
 _STOP_SECONDS: Final = 5.0  # for clients to take the reason of the end
 
 _log = logging.getLogger("crisp.streaming")
 
 
-def main(control: int) -> None:
+def main(control: int, title: str) -> None:
     """Serve until crispd has closed the socket `control` and the last session has ended."""
     os.setsid()  # a terminal's Ctrl-C is for crispd
-    syscalls.set_name(TITLE)
-    syscalls.set_process_title(TITLE)
+    syscalls.set_name("crisp-streams")
+    syscalls.set_process_title(title)
     logfmt.start(logging.INFO)
     seal()
     asyncio.run(_serve(socket.socket(fileno=control)))

@@ -8,11 +8,13 @@ import logging
 import socket
 import time
 from collections import Counter as Tally
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from cri.errors import StartupError
 from cri.streaming.certificates import Certificates
 from cri.streaming.channel import News, Settings
+from cri.streaming.earlier import EarlierProcesses
 from cri.streaming.errors import NoProcess
 from cri.streaming.process import StreamsProcess
 from cri.streaming.requests import Request, kind
@@ -37,9 +39,13 @@ class StreamingServer:
     The process of the sessions is started for the first request, or connection. It goes on over an end of the daemon.
     """
 
-    def __init__(self, address: StreamAddress, place: Place, log_level: int = logging.INFO) -> None:
-        """`place` moves the process, by its pid, to where it outlives the daemon."""
+    def __init__(self, address: StreamAddress, state: Path, place: Place, log_level: int = logging.INFO) -> None:
+        """`state` is the daemon's directory, by which a later one knows the process.
+
+        `place` moves the process, by its pid, to where it outlives the daemon.
+        """
         self._address = address
+        self._title = f"crisp-streams {state}"
         self._place = place
         self._log_level = log_level
         self._tokens = Tokens(time.monotonic)
@@ -49,12 +55,16 @@ class StreamingServer:
         self._untaken = 0
         self._resting: asyncio.TimerHandle | None = None
         self._leaving: set[asyncio.Task[None]] = set()
-        self._past = Traffic()  # of earlier processes
+        self._past = Traffic()  # of processes that have ended
+        self._earlier: EarlierProcesses | None = None
         self._base = ""
 
     async def start(self) -> None:
         """Listen. Raises StartupError."""
         address = self._address
+        self._earlier = EarlierProcesses(self._title)
+        if len(self._earlier):
+            _log.info("sessions of an earlier crispd go on", extra={"processes": len(self._earlier)})
         self._certificates = Certificates.read(address)
         try:
             await self._listen(address.host.strip("[]"), address.port)
@@ -85,6 +95,8 @@ class StreamingServer:
             self._process = None
         if self._leaving:
             await asyncio.wait(self._leaving)
+        if self._earlier is not None:
+            self._earlier.close()
 
     def url(self, request: Request) -> str:
         """Return a URL for the request, valid once and for one minute. Raises TooManyPending, NoProcess."""
@@ -93,8 +105,13 @@ class StreamingServer:
         return f"{self._base}/{kind(request)}/{token}"
 
     def traffic(self) -> Traffic:
-        """Return the numbers of connections, without those of a process that an earlier daemon has left."""
+        """Return the numbers of connections, without those of processes that earlier daemons have left."""
         return self._past if self._process is None else self._past + Traffic.of(self._process.news)
+
+    def processes(self) -> int:
+        """Return how many processes serve streams, those of earlier daemons included."""
+        own = self._process is not None and self._process.alive
+        return own + (len(self._earlier) if self._earlier is not None else 0)
 
     # -- listening ----------------------------------------------------------------------------------------------------
 
@@ -161,7 +178,8 @@ class StreamingServer:
             self._past = self.traffic()
         try:
             with self._certificates.files() as files:
-                self._process = StreamsProcess(Settings(self._log_level), files, self._place, self._heard)
+                settings = Settings(self._log_level)
+                self._process = StreamsProcess(self._title, settings, files, self._place, self._heard)
         except OSError as error:
             self._process = None
             raise NoProcess(f"start the process of streams: {error.strerror}") from error

@@ -120,6 +120,7 @@ def test_streams_are_counted_told_of_and_shown() -> None:
         assert "stream=exec" in line
     assert during["crisp_streams", _EXEC] == during["crisp_streams_opened_total", _EXEC] == 1
     assert during["crisp_streams_refused_total", _NOT_FOUND] == 1
+    assert during["crisp_streams_processes", frozenset()] == 1
     assert_shows_only(text)
 
 

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from cri.v1 import api_pb2 as cri
+from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from tests.daemon import CALL_SECONDS, Daemon, Pod
 from tests.processes import titled
 from tests.sessions import Forwarded, attach_url, exec_url, port_client
@@ -94,9 +95,12 @@ def test_sessions_go_on_without_crispd_and_with_the_next_one(
     sessions = Everything(daemon, pod, transport, echo)
     sessions.use("before")
     (first,) = streams()
+    assert first == daemon.streams_pid()
+    until(lambda: first in Cgroup.at(Hierarchies.detect(), SHIM_CGROUP).pids())  # systemd ends what is in crispd's
     end(daemon)
     sessions.use("meanwhile")
     daemon.start()
+    assert "sessions of an earlier crispd go on" in daemon.log()
     again = shell(daemon, echo, transport)
     sessions.use("afterwards")
     ask(again, "new")

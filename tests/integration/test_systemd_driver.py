@@ -16,6 +16,8 @@ from runtime.cgroups.systemd import INFINITY
 from tests.daemon import Daemon, DaemonFailed
 from tests.fake_systemd import FakeSystemd
 from tests.processes import parent_of
+from tests.sessions import exec_url
+from tests.stream_clients import STDERR, STDIN, STDOUT, Command
 from tests.waiting import until
 
 MIB = 1 << 20
@@ -57,6 +59,10 @@ def _cgroups_of(pid: int) -> set[str]:
     used = set(Hierarchies.detect().v1) | {""}
     lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
     return {path for _, controllers, path in lines if used.intersection(controllers.split(","))}
+
+
+def _is_of_streams(cgroup: str) -> bool:
+    return cgroup.startswith("/system.slice/crisp-streams-")
 
 
 def _pid(daemon: Daemon, container: str) -> int:
@@ -138,6 +144,15 @@ def test_execs_follow_a_container_whose_devices_cgroup_systemd_removed(daemon: D
         assert place in Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         later = pod.run("sleep", "100", name="later")
         assert pod.exec(later, "true").exit_code == 0
+
+
+def test_sessions_are_in_a_scope_of_their_own(units: FakeSystemd) -> None:
+    with _running(units) as daemon, _pod(daemon, "sessions") as pod:
+        url = exec_url(daemon, pod.run("sleep", "1000"), "cat")
+        command = Command.over("spdy", url, "v4.channel.k8s.io", STDIN, STDOUT, STDERR)
+        until(lambda: any(map(_is_of_streams, _cgroups_of(daemon.streams_pid()))))
+        command.end()
+        assert command.exit_code() == 0
 
 
 def test_a_container_that_never_starts_leaves_no_scope(daemon: Daemon, units: FakeSystemd) -> None:

@@ -318,7 +318,7 @@ class FakeNode:
 @asynccontextmanager
 async def serving(node: FakeNode, directory: Path, **configuration: Any) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server of `node`. The channel takes messages of any size; kubelet takes 16 MiB."""
-    streaming = StreamingServer(StreamAddress("127.0.0.1:0"), node.place_streams)
+    streaming = StreamingServer(StreamAddress("127.0.0.1:0"), directory, node.place_streams)
     configured = Configuration(**configuration)
     node.settings.cgroup_driver = configured.cgroup_driver
     server = create_server(node, streaming, configured.values())

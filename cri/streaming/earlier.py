@@ -1,0 +1,42 @@
+"""Finds the processes that serve sessions of earlier crispds, and follows them until they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class EarlierProcesses:
+    """Those with this title at the time of construction. For an event loop."""
+
+    def __init__(self, title: str) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pidfds: set[int] = set()
+        for pid in _titled(title):
+            with contextlib.suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                self._pidfds.add(pidfd)
+                self._loop.add_reader(pidfd, self._forget, pidfd)
+
+    def __len__(self) -> int:
+        return len(self._pidfds)
+
+    def close(self) -> None:
+        for pidfd in tuple(self._pidfds):
+            self._forget(pidfd)
+
+    def _forget(self, pidfd: int) -> None:
+        self._loop.remove_reader(pidfd)
+        os.close(pidfd)
+        self._pidfds.discard(pidfd)
+
+
+def _titled(title: str) -> Iterator[int]:
+    wanted = os.fsencode(title)
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdecimal() and Path(f"/proc/{name}/cmdline").read_bytes().rstrip(b"\0") == wanted:
+                yield int(name)
