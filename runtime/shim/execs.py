@@ -134,6 +134,34 @@ def kill_family(first: int, pidfd: int, cgroup: Cgroup) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
+def kill_orphans(init: int, cgroup: Cgroup) -> None:
+    """Kill the execs that an earlier shim has left in a container with a PID namespace, and all that they started.
+
+    They have been handed to whom the container's init was. What the container's processes leave goes to the init of
+    their namespace.
+    """
+    reaper = _parent_of(init)
+    for pid in cgroup.pids():
+        if pid == init or not reaper or _parent_of(pid) != reaper:
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if _parent_of(pid) == reaper:  # still the same process
+                    kill_family(pid, pidfd, cgroup)
+            finally:
+                os.close(pidfd)
+
+
+def _parent_of(pid: int) -> int:
+    """Return the parent's pid; 0 if the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rsplit(b") ", 1)[1].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
 def _hold(pids: Iterable[int], opened: contextlib.ExitStack) -> Mapping[int, int]:
     """Open a pidfd for each process that exists."""
     held = {}

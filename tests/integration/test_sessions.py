@@ -179,6 +179,7 @@ def test_what_a_shim_had_begun_is_lost_with_it_and_that_is_said(fresh_daemon: Da
         assert lost in json.loads(session.finish())["message"]
     assert isinstance(error := call.exception(), grpc.RpcError)
     assert (error.code(), lost in error.details()) == (grpc.StatusCode.UNAVAILABLE, True), error.details()
+    until(lambda: not titled("^sleep 987654"))
     again = Command.over("spdy", attach_url(fresh_daemon, container), V4, STDIN, STDOUT, STDERR)
     ask(again, "three")
     again.close()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from runtime.light import replace
 from runtime.process.join import Join
-from runtime.shim.execs import Execs
+from runtime.shim.execs import Execs, kill_orphans
 from runtime.shim.holdings import Holdings
 from runtime.shim.reply import Reply
 from runtime.spec.values import Process, with_term
@@ -42,6 +42,15 @@ class JoiningCommands:
             mappings=held.mappings,
         )
         self._execs.begin(call.exec, join, reply)
+
+    def succeed(self) -> None:
+        """End the execs of an earlier shim: nobody reads them any more, or will hear how they end.
+
+        In the machine's PID namespace they cannot be told from what the container has started: there they run on.
+        """
+        held = self._held
+        if held.cgroup is not None and held.spec is not None and held.spec.linux.namespace("pid") is not None:
+            kill_orphans(held.pid, held.cgroup)
 
     def wait_running(self, key: str, reply: Reply) -> None:
         self._execs.wait_running(key, reply)

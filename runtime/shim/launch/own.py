@@ -174,6 +174,7 @@ class OwnLauncher:
 
     def succeed(self, ended: Callable[[int], None] | None) -> None:
         if ended is not None:
+            self.commands.succeed()
             self._held.follow_init(ended)
 
     def signal(self, number: int) -> None:

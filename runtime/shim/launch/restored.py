@@ -81,6 +81,7 @@ class RestoredLauncher:
 
     def succeed(self, ended: Callable[[int], None] | None) -> None:
         if ended is not None:
+            self.commands.succeed()
             self._held.follow_init(ended)
 
     def signal(self, number: int) -> None:
