@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from pods import pod_files
 from pods.cgroups.driver import Cgroups
 from pods.errors import PodError, Unavailable
 from pods.settings import NodeSettings
-from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
+from runtime.cgroups import SHIM_CGROUP
 from runtime.client import AnswerOf, Call, ShimClient, ShimGone, ShimSilent, Zygote
 from runtime.errors import RuntimeCoreError, failing
 from runtime.wire.calls import (
@@ -47,7 +46,6 @@ ReturnHandler = Callable[[str, ShimState], None]  # sandbox id
 
 _ROLL_CALL_SECONDS: Final = 60.0
 _MOST_SUCCESSORS: Final = 6  # a keeper starts no more in a short time
-_LEAVE_SECONDS: Final = 0.5
 # After a pod's shim the next one is forked: not before the pod's containers run, for which the processor is needed.
 _FORK_AHEAD_SECONDS: Final = 0.1
 _END_SECONDS: Final = 10.0  # for a killed shim to go: the kernel may hold it in a system call
@@ -305,7 +303,6 @@ class Shims:
             client.close()
         self._clients.clear()
         self._zygote.close()
-        _let_keepers_leave()
         self._cgroups.remove_unused(SHIM_CGROUP)  # stays while any shim, of this or another daemon, is in it
 
     def _handlers(
@@ -341,27 +338,6 @@ class Shims:
                 self._on_return(sandbox_id, state)
 
         return on_event, on_lost, on_voice
-
-
-def _let_keepers_leave() -> None:
-    """Wait a moment for the zygotes of earlier daemons that have just lost their last shim."""
-    deadline = time.monotonic() + _LEAVE_SECONDS
-    while time.monotonic() < deadline and any(map(_has_no_shims, _shims_processes())):
-        time.sleep(0.005)
-
-
-def _shims_processes() -> list[int]:
-    cgroup = Cgroup.at(Hierarchies.detect(), SHIM_CGROUP)
-    return cgroup.pids() if cgroup.exists() else []
-
-
-def _has_no_shims(pid: int) -> bool:
-    """Whether the process is a zygote without children: one that is about to end."""
-    try:
-        named = Path(f"/proc/{pid}/comm").read_text() == "crisp-zygote\n"
-        return named and not Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return False
 
 
 def _open_process(pid: int, sandbox_id: str) -> int:

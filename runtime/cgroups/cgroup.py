@@ -128,10 +128,15 @@ class Cgroup:
 
         For one that is about to end. Never raises.
         """
-        if self.exists():
-            with contextlib.suppress(OperationFailed):
-                Cgroup.at(self.hierarchies, os.path.dirname(self.path)).join_self()
-                self.remove_if_unused()
+        if not self.exists():
+            return
+        above = os.path.dirname(self.path).rstrip("/")
+        with contextlib.suppress(OperationFailed):
+            for mountpoint in dict.fromkeys(self.hierarchies.v1.values()):
+                files.write(f"{mountpoint}{above}/tasks", "0")
+            if self.hierarchies.unified:
+                files.write(f"{self.hierarchies.unified}{above}/cgroup.procs", "0")
+            self.remove_if_unused()
 
     def admit(self, pid: int) -> None:
         """Move another process, which has a single thread, into the cgroup."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
 
 from linux import syscalls
-from runtime.cgroups import Cgroup, Hierarchies
+from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from runtime.errors import NO_CALL, NotRunning, RuntimeCoreError, failing
 from runtime.light import json, socket
 from runtime.logs.writer import complain
@@ -651,7 +651,7 @@ def shim_main(
 
     Called in a child of the zygote.
     """
-    status = 1
+    status, zygote = 1, os.getppid()
     try:
         os.setsid()
         os.chdir("/")
@@ -665,6 +665,8 @@ def shim_main(
             shim.succeed(deposit)
         shim.run()
         status = 0
+        if os.getppid() != zygote:  # who would wait for this process, and then leave the cgroup
+            Cgroup.at(inheritance.hierarchies, SHIM_CGROUP).leave_self()
     except BaseException as error:
         print(f"shim: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         raise
