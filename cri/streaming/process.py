@@ -14,19 +14,17 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Final
 
 from cri.streaming.channel import Channel, Connection, Expected, Message, News, Settings
 from cri.streaming.requests import Request
+from linux.search_path import search_path
 from runtime.client import close_all
 
 _BOOT: Final = (
     "import sys; sys.path += sys.argv[3:]; from cri.streaming.serve import main; main(int(sys.argv[1]), sys.argv[2])"
 )
 _LIBRARIES: Final = ("h11", "websockets")
-_PACKAGES: Final = str(Path(__file__).resolve().parents[2])
 _END_SECONDS: Final = 5.0
 
 _log = logging.getLogger("crisp.streaming")
@@ -118,20 +116,10 @@ class StreamsProcess:
 def _spawn(control: socket.socket, title: str) -> subprocess.Popen[bytes]:
     fd = control.fileno()
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _BOOT, str(fd), title, *_paths()],
+        [sys.executable, "-I", "-S", "-c", _BOOT, str(fd), title, *search_path(_LIBRARIES)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         pass_fds=[fd],
         env={name: os.environ[name] for name in ("JOURNAL_STREAM",) if name in os.environ} | {"MALLOC_ARENA_MAX": "1"},
         cwd="/",
     )
-
-
-def _paths() -> list[str]:
-    """Return the directories of this package and of the libraries that the process needs."""
-    roots = [_PACKAGES]
-    for library in _LIBRARIES:
-        spec = find_spec(library)
-        if spec is not None and spec.origin is not None:
-            roots.append(str(Path(spec.origin).parent.parent))
-    return list(dict.fromkeys(roots))

@@ -10,11 +10,10 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import ExitStack, suppress
-from importlib.util import find_spec
 from io import FileIO
-from pathlib import Path
 
 from image.unpack import worker_filter
+from linux.search_path import search_path
 
 _PIPE_SIZE = 1 << 20  # bytes
 _ANSWER_PIECE = 64 << 10  # bytes
@@ -23,7 +22,6 @@ _LIBRARIES = ("isal", "zstandard")
 _START = "import sys; sys.path += sys.argv[2:]; from image.unpack.worker import serve; serve(int(sys.argv[1]))"
 # Nothing of the daemon's, which may have a proxy's password. Each of a worker's threads would have an arena of its own.
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-_PACKAGES = str(Path(__file__).resolve().parents[2])
 
 
 class Forker:
@@ -42,7 +40,7 @@ class Forker:
                 for filter_ in filters:
                     ours.send(b"filter" + filter_)
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), *_paths()),
+                    *(sys.executable, "-I", "-S", "-c", _START, str(theirs.fileno()), *search_path(_LIBRARIES)),
                     stdin=asyncio.subprocess.DEVNULL,
                     env=_ENVIRONMENT,
                     pass_fds=(theirs.fileno(), *inherited),
@@ -117,16 +115,6 @@ class Job:
 def _pipe(ends: ExitStack) -> tuple[FileIO, FileIO]:
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     return ends.enter_context(FileIO(read_end, "r")), ends.enter_context(FileIO(write_end, "w"))
-
-
-def _paths() -> list[str]:
-    """Return the directories of this package and of the decompression libraries, for the worker."""
-    roots = [_PACKAGES]
-    for library in _LIBRARIES:
-        spec = find_spec(library)
-        if spec is not None and spec.origin is not None:
-            roots.append(str(Path(spec.origin).parent.parent))
-    return list(dict.fromkeys(roots))
 
 
 async def _read_answer(descriptor: int) -> bytes:
