@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -18,8 +17,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from linux import syscalls
+from linux.credentials import peer_pid
 from runtime.errors import NO_CALL, OperationFailed, RuntimeCoreError, failing, from_json
 from runtime.light import replace
+from runtime.link import Link
 from runtime.spare import Spare
 from runtime.wire.calls import (
     FILTER_BY_DESCRIPTOR,
@@ -39,7 +40,7 @@ from runtime.wire.calls import (
     Started,
     read_event,
 )
-from runtime.wire.frames import Decoder, Message, Outbox, ProtocolError, receive
+from runtime.wire.frames import Message, ProtocolError
 
 _BOOT: Final = "import sys; sys.path.insert(0, sys.argv[1]); from runtime.shim.zygote import main; main("
 _ZYGOTE_SECONDS: Final = 60.0  # it takes 0.05 where the processor is free
@@ -47,7 +48,6 @@ _ZYGOTE_EXIT_SECONDS: Final = 5.0
 _PROBE_ANSWER: Final = 4096
 QUIET_SECONDS: Final = 10.0  # after which a shim that has not taken a call is asked whether it is there
 ANSWER_SECONDS: Final = 10.0  # that it then has: it takes calls within milliseconds, also on a machine with much to do
-_CREDENTIALS: Final = struct.Struct("iII")  # ucred of unix(7)
 _LASTING: Final = frozenset({Exec.call, Attach.call})  # answered when the command or the client ends
 # Forked shims overwrite these arguments in memory with their own title: reserve room for it.
 _TITLE_ROOM: Final = "crisp zygote".ljust(96)
@@ -332,11 +332,8 @@ class ShimClient:
         on_voice: Callable[[ShimState | None], None] = lambda _state: None,
     ) -> None:
         """`on_voice` is called with None when the shim falls silent, and with its state when it answers again."""
-        sock.setblocking(False)
-        self._sock = sock
         self._loop = asyncio.get_running_loop()
-        self._decoder = Decoder()
-        self._outbox = Outbox(sock)
+        self._link = Link(sock, self._take, self.lose, self.lose)
         self._pending: dict[int, tuple[asyncio.Future[Any], type[Answer], str]] = {}
         self._count = 0
         self._taken = 0  # the last call that the shim is known to have taken
@@ -349,7 +346,6 @@ class ShimClient:
         self._on_event = on_event
         self._on_lost = on_lost
         self._on_voice = on_voice
-        self._loop.add_reader(sock.fileno(), self._readable)
 
     @classmethod
     def connect(
@@ -374,9 +370,7 @@ class ShimClient:
         finally:
             os.close(fd)
         client = cls(sock, on_event, on_lost, on_voice)
-        client.pid, _uid, _gid = _CREDENTIALS.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        client.pid = peer_pid(sock)
         return client
 
     async def call(self, call: Call[AnswerOf], fds: Sequence[int] = ()) -> AnswerOf:
@@ -408,13 +402,12 @@ class ShimClient:
             self._watch()
 
     def _send(self, call: Call[AnswerOf], fds: Sequence[int]) -> asyncio.Future[AnswerOf]:
-        if self._sock.fileno() < 0:
+        if not self.alive:
             raise ShimGone(f"{call.call}: the shim is gone")
         self._count += 1
         future: asyncio.Future[AnswerOf] = self._loop.create_future()
         self._pending[self._count] = future, call.answer, call.call
-        self._outbox.put({"id": self._count, "call": call.call, **call.to_json()}, fds)
-        self._flush()
+        self._link.send({"id": self._count, "call": call.call, **call.to_json()}, fds)
         return future
 
     # -- a shim that does not answer ----------------------------------------------------------------------------------
@@ -496,32 +489,7 @@ class ShimClient:
 
     @property
     def alive(self) -> bool:
-        return self._sock.fileno() >= 0
-
-    def _flush(self) -> None:
-        try:
-            self._outbox.flush()
-        except OSError:
-            self.lose()
-            return
-        if self._outbox:
-            self._loop.add_writer(self._sock.fileno(), self._writable)
-
-    def _writable(self) -> None:
-        self._loop.remove_writer(self._sock.fileno())
-        self._flush()
-
-    def _readable(self) -> None:
-        try:
-            alive = receive(self._sock, self._decoder)
-            for message, fds in self._decoder.messages():
-                self._take(message, fds)
-        except BlockingIOError:
-            return
-        except (OSError, ProtocolError):
-            alive = False
-        if not alive:
-            self.lose()
+        return self._link.open
 
     def _take(self, message: Message, fds: list[int]) -> None:
         """Take an event or an answer. Raises ProtocolError if it is neither."""
@@ -566,11 +534,7 @@ class ShimClient:
         if not self.alive:
             return
         self._stop_timer()
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
-        self._outbox.close()
-        self._decoder.close()
-        self._sock.close()
+        self._link.close()
         pending, self._pending = self._pending, {}
         for future, _kind, _call in pending.values():
             if not future.done():

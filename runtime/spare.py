@@ -6,13 +6,12 @@ import contextlib
 import os
 import select
 import socket
-import struct
 from typing import Final
 
+from linux.credentials import UCRED
 from runtime.wire.calls import Shutdown
 from runtime.wire.frames import encode
 
-_CREDENTIALS: Final = struct.Struct("iII")  # ucred of unix(7)
 _ANSWER: Final = 4096
 _SECONDS: Final = 5.0  # for a shim to end that somebody may have stopped
 
@@ -44,10 +43,10 @@ class Spare:
             connection.settimeout(_SECONDS)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             connection.sendall(encode({"id": 1, "call": Shutdown.call}))
-            _answer, control, _flags, _address = connection.recvmsg(_ANSWER, socket.CMSG_SPACE(_CREDENTIALS.size))
+            _answer, control, _flags, _address = connection.recvmsg(_ANSWER, socket.CMSG_SPACE(UCRED.size))
             for _level, kind, content in control:
                 if kind == socket.SCM_CREDENTIALS:
-                    _wait_for(_CREDENTIALS.unpack(content)[0])
+                    _wait_for(UCRED.unpack(content)[0])
 
 
 def _wait_for(pid: int) -> None:

@@ -11,7 +11,6 @@ When crispd closes its end, or dies, the process ends with its last session, whi
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from cri.streaming.requests import Command, Ports, Request
 from runtime.client import close_all
-from runtime.wire.frames import Decoder, Outbox, ProtocolError, receive
+from runtime.link import Link
 from runtime.wire.values import Value, optional
 
 if TYPE_CHECKING:
@@ -97,68 +96,31 @@ class Channel:
         self, sock: socket.socket, hear: Callable[[Message, list[int]], None], ended: Callable[[], None]
     ) -> None:
         """`hear` is called with each message, and its descriptors, which it owns; `ended` at the other end's end."""
-        sock.setblocking(False)
-        self._sock = sock
         self._hear = hear
-        self._ended = ended
-        self._decoder = Decoder()
-        self._outbox = Outbox(sock)
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock.fileno(), self._readable)
+        # What cannot be sent shows by the end, which comes after what was said before it.
+        self._link = Link(sock, self._take, ended)
 
     @property
     def open(self) -> bool:
-        return self._sock.fileno() >= 0
+        return self._link.open
 
     @property
     def clogged(self) -> bool:
         """Whether the other end does not take what it is sent."""
-        return bool(self._outbox)
+        return self._link.clogged
 
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send a message. The descriptors may be closed on return."""
         if self.open:
-            self._outbox.put({"say": message.name, **message.to_json()}, fds)
-            self._flush()
+            self._link.send({"say": message.name, **message.to_json()}, fds)
 
     def finish(self) -> None:
         """Say that no message will follow."""
         if self.open:
-            self._sock.shutdown(socket.SHUT_WR)
+            self._link.finish()
 
     def close(self) -> None:
-        if not self.open:
-            return
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
-        self._outbox.close()
-        self._decoder.close()
-        self._sock.close()
-
-    def _flush(self) -> None:
-        try:
-            self._outbox.flush()
-        except OSError:
-            return  # the reader will find the end, after what was said before it
-        if self._outbox:
-            self._loop.add_writer(self._sock.fileno(), self._writable)
-
-    def _writable(self) -> None:
-        self._loop.remove_writer(self._sock.fileno())
-        self._flush()
-
-    def _readable(self) -> None:
-        try:
-            alive = receive(self._sock, self._decoder)
-            for record, fds in self._decoder.messages():
-                self._take(record, fds)
-        except BlockingIOError:
-            return
-        except (OSError, ProtocolError):
-            alive = False
-        if not alive and self.open:
-            self._loop.remove_reader(self._sock.fileno())
-            self._ended()
+        self._link.close()
 
     def _take(self, record: dict[str, Any], fds: list[int]) -> None:
         kind = _KINDS.get(record.get("say", ""))

@@ -7,17 +7,14 @@ keepers are let go.
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Sequence
-from typing import Final
 
+from linux.credentials import peer_pid
 from linux.exit_status import tells_everybody
 from runtime.light import contextlib, socket
 from runtime.shim.deposits import ONLY_TELL, OVER, Deposits, Watching, read_end
 from runtime.shim.estates import PARENTS_KEY
 from runtime.shim.loop import READ
-
-_CREDENTIALS: Final = struct.Struct("iII")  # ucred of unix(7)
 
 
 class Parents:
@@ -42,10 +39,7 @@ class Parents:
         present = self._deposits.keeper
         if present.fileno() < 0:
             return False
-        maker, _uid, _gid = _CREDENTIALS.unpack(
-            present.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
-        return bool(maker == os.getppid())
+        return peer_pid(present) == os.getppid()
 
     def succeed(self, fds: Sequence[int]) -> None:
         """Take over the sockets of an earlier shim."""
