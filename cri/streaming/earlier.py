@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterator
-from pathlib import Path
+
+from linux.processes import titled
 
 
 class EarlierProcesses:
@@ -15,7 +15,7 @@ class EarlierProcesses:
     def __init__(self, title: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._pidfds: set[int] = set()
-        for pid in _titled(title):
+        for pid in titled(title):
             with contextlib.suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
                 self._pidfds.add(pidfd)
@@ -32,11 +32,3 @@ class EarlierProcesses:
         self._loop.remove_reader(pidfd)
         os.close(pidfd)
         self._pidfds.discard(pidfd)
-
-
-def _titled(title: str) -> Iterator[int]:
-    wanted = os.fsencode(title)
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if name.isdecimal() and Path(f"/proc/{name}/cmdline").read_bytes().rstrip(b"\0") == wanted:
-                yield int(name)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from linux.mounts import unmount_if_mounted, unpin_namespace
+from linux.processes import end
 from network.errors import NetworkError
 from pods.cgroups.places import container_cgroup
 from pods.check import processes, there
@@ -378,7 +379,7 @@ def _difference(container: Container, state: ShimState) -> str:
 
 
 def _ender(pid: int, still: Callable[[], bool]) -> Mend:
-    return lambda: asyncio.to_thread(processes.end, pid, still)
+    return lambda: asyncio.to_thread(end, pid, still)
 
 
 def _is_still(orphan: Orphan) -> bool:

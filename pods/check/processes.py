@@ -1,15 +1,16 @@
-"""Finds processes of crisp's that nobody has any more, and ends them."""
+"""Finds processes of crisp's that nobody has any more."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from linux.processes import pids, title
 
 if TYPE_CHECKING:
     from pods.settings import NodeSettings
@@ -30,10 +31,6 @@ class Orphan:
     pid: int
     what: str
     sandbox_id: str
-
-
-def pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
 def shims(settings: NodeSettings) -> Iterator[tuple[int, str]]:
@@ -66,7 +63,7 @@ def orphan(pid: int) -> Orphan | None:
     with contextlib.suppress(OSError):
         if os.readlink(f"/proc/{pid}/exe") != _PROGRAM:
             return None
-        name, _, sandbox_id = _title(pid).partition(" ")
+        name, _, sandbox_id = title(pid).partition(" ")
         cgroups = Path(f"/proc/{pid}/cgroup").read_text()
         placed = _SHIMS_CGROUP.search(cgroups) or (name == "crisp-scope" and _SCOPE.search(cgroups))
         if name in _ORPHANS and placed and not _has_shim(pid):
@@ -80,21 +77,3 @@ def _has_shim(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{parent}/comm").read_text() in (_SHIM, _KEEPER)
     return False
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode("ascii", "replace")
-    except OSError:
-        return ""
-
-
-def end(pid: int, still: Callable[[], bool]) -> None:
-    """Kill a process that is `still` what it was found to be: its number may be another's by now."""
-    with contextlib.suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            if still():
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)

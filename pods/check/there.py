@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from linux.processes import pids
 from pods.cgroups.places import container_cgroup, pod_cgroup
 from pods.check import processes
 from pods.check.processes import Orphan
@@ -77,7 +78,7 @@ def _pins(settings: NodeSettings) -> Iterator[tuple[str, bool]]:
 
 def _namespaces() -> Iterator[int]:
     """Yield the network namespaces that processes are in."""
-    for pid in processes.pids():
+    for pid in pids():
         with contextlib.suppress(OSError):
             yield os.stat(f"/proc/{pid}/ns/net").st_ino
 

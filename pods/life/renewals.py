@@ -51,7 +51,7 @@ class Renewals:
             pid = await self._shims.renew(sandbox_id)
         except (ShimGone, ShimSilent) as error:
             _log.error("renewing a shim failed", extra=fields | {"error": error})
-            return sandbox_id not in self._shims  # its pod was removed meanwhile
+            return not self._shims.has(sandbox_id)  # its pod was removed meanwhile
         except RuntimeCoreError as error:
             if self._stays.get(sandbox_id) != error.message:
                 self._stays[sandbox_id] = error.message

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from linux import processes
 from linux.mounts import unmount_if_mounted, unpin_namespace
 from pods import pod_files
 from pods.cgroups.driver import Cgroups
@@ -180,20 +181,20 @@ class Shims:
 
     # -- versions -----------------------------------------------------------------------------------------------------
 
-    def __contains__(self, sandbox_id: str) -> bool:
-        return sandbox_id in self._clients
-
     def of_other_versions(self) -> int:
         """Return how many shims have another version's code."""
-        return sum(client.alive and client.code != self._zygote.code for client in self._clients.values())
+        return sum(map(self._is_of_other_version, self._clients.values()))
 
     def renewable(self) -> list[str]:
         """Return the sandboxes whose shims have another version's code, and can be renewed."""
         return [
             sandbox_id
             for sandbox_id, client in self._clients.items()
-            if client.alive and RENEW in client.abilities and client.code != self._zygote.code
+            if self._is_of_other_version(client) and RENEW in client.abilities
         ]
+
+    def _is_of_other_version(self, client: ShimClient) -> bool:
+        return client.alive and client.code != self._zygote.code
 
     async def renew(self, sandbox_id: str) -> int:
         """Replace a shim by one of this version, and return its pid. Raises RuntimeCoreError if it has to stay."""
@@ -260,7 +261,8 @@ class Shims:
         client = self._clients.get(sandbox_id)
         if client is None or not client.alive or not client.pid:
             return
-        if (pidfd := _open_process(client.pid, sandbox_id)) < 0:
+        # A sandbox's processes have it in their titles.
+        if (pidfd := processes.open_if(client.pid, lambda: sandbox_id in processes.title(client.pid))) < 0:
             self._drop(sandbox_id)  # its keeper does not answer either
             return
         with contextlib.ExitStack() as undo:
@@ -340,25 +342,5 @@ class Shims:
         return on_event, on_lost, on_voice
 
 
-def _open_process(pid: int, sandbox_id: str) -> int:
-    """Return a pidfd of a sandbox's process, which has the sandbox in its title; -1 if it is dead."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1
-    with contextlib.suppress(OSError):
-        if sandbox_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pidfd
-    os.close(pidfd)
-    return -1
-
-
 def _end_infra(sandbox_id: str) -> None:
-    title = f"crisp-infra {sandbox_id}\0".encode()
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if not name.isdecimal() or Path(f"/proc/{name}/cmdline").read_bytes() != title:
-                continue
-            if (pidfd := _open_process(int(name), sandbox_id)) >= 0:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                os.close(pidfd)
+    processes.end_titled(f"crisp-infra {sandbox_id}")
