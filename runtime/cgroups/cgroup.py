@@ -130,12 +130,8 @@ class Cgroup:
         """
         if not self.exists():
             return
-        above = os.path.dirname(self.path).rstrip("/")
         with contextlib.suppress(OperationFailed):
-            for mountpoint in dict.fromkeys(self.hierarchies.v1.values()):
-                files.write(f"{mountpoint}{above}/tasks", "0")
-            if self.hierarchies.unified:
-                files.write(f"{self.hierarchies.unified}{above}/cgroup.procs", "0")
+            Cgroup(self.hierarchies, os.path.dirname(self.path).rstrip("/")).join_self()  # `at` refuses the root
             self.remove_if_unused()
 
     def admit(self, pid: int) -> None:
