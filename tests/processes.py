@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
+
+from tests.waiting import SECONDS, until
 
 
 def titled(pattern: str) -> list[int]:
@@ -14,6 +18,23 @@ def titled(pattern: str) -> list[int]:
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def shims_of(pod_id: str) -> list[int]:
+    """A pod's shim; while it is succeeded, none or both."""
+    return titled(f"^crisp-shim {pod_id}")
+
+
+def shim_of(pod_id: str) -> int:
+    (pid,) = shims_of(pod_id)
+    return pid
+
+
+def kill_shim(pod_id: str, seconds: float = SECONDS) -> None:
+    """Kill a pod's shim as a crash would, and wait for its successor."""
+    shim = shim_of(pod_id)
+    os.kill(shim, signal.SIGKILL)
+    until(lambda: shims_of(pod_id) not in ([], [shim]), seconds)
 
 
 def _command(path: Path) -> bytes:

@@ -23,7 +23,7 @@ from runtime.cgroups import Cgroup, Hierarchies
 from tests.daemon import BUSYBOX, CALL_SECONDS, Daemon, Pod
 from tests.images import BUSYBOX as BUSYBOX_PROGRAM
 from tests.images import build_image, entry, layer, write_layout
-from tests.processes import parent_of, titled
+from tests.processes import kill_shim, parent_of
 from tests.waiting import until
 
 RUNC = os.environ.get("CRISP_TEST_RUNC") or shutil.which("runc", path="/usr/sbin:/usr/bin") or "/usr/sbin/runc"
@@ -220,9 +220,7 @@ def test_a_container_as_kubelet_asks_for_it_goes_on_without_shim_and_daemon(tmp_
         until(lambda: "ready" in pod.log("main"))
         answer = pod.exec(container_id, "sh", "-c", "echo in; exit 4")
         assert (answer.stdout, answer.exit_code) == (b"in\n", 4)
-        (shim,) = titled(f"^crisp-shim {pod.id}")
-        os.kill(shim, signal.SIGKILL)
-        until(lambda: titled(f"^crisp-shim {pod.id}") not in ([], [shim]))
+        kill_shim(pod.id)
         assert pod.exec(container_id, "echo", "here").stdout == b"here\n"
         daemon.kill9()
         daemon.start()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
-import os
-import shutil
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +14,14 @@ import pytest
 from cri.admin.v1 import admin_pb2
 from cri.v1 import api_pb2 as cri
 from tests.daemon import REPOSITORY, Daemon, Pod
-from tests.processes import parent_of, titled
+from tests.processes import kill_shim, parent_of, shim_of, shims_of, titled
+from tests.sessions import attach_url
 from tests.stream_clients import STDERR, STDIN, STDOUT, Command, closing
+from tests.trees import changed
 from tests.waiting import until
 
 V4 = "v4.channel.k8s.io"
 _CALL: dict[str, Any] = {"timeout": 60}
-_ROOMS = ("cri", "image", "linux", "network", "pods", "runtime")
 _COUNTER = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.01; done"
 
 
@@ -30,16 +29,8 @@ _OLD_KERNEL = "def exit_status(pidfd): return None\ndef tells_everybody(): retur
 
 
 def _tree(place: Path, module: str = "runtime/shim/shim.py", addition: str = "# of an earlier version\n") -> Path:
-    """Another version of the tree: with an addition to a module."""
-    place.mkdir()
-    for room in _ROOMS:
-        if room in ("linux", "runtime"):
-            shutil.copytree(REPOSITORY / room, place / room)
-        else:
-            (place / room).symlink_to(REPOSITORY / room)
-    with (place / module).open("a") as file:
-        file.write(addition)
-    return place
+    """Another version of what zygotes and shims are."""
+    return changed(place, module, addition, ("linux", "runtime"))
 
 
 # Each kills once, at the step that the pod's name says: before a message to the new keeper, and in the successor.
@@ -103,15 +94,12 @@ def _upgrade(daemon: Daemon, tree: Path = REPOSITORY, *, killed: bool = False) -
     daemon.start()
 
 
-def _shim(pod: Pod) -> int:
-    (pid,) = titled(f"^crisp-shim {pod.id}")
-    return pid
-
-
 def _is_renewed(pod: Pod) -> bool:
     """Whether the pod's shim was forked by a zygote that has the code of the present one."""
-    parents = [parent_of(pid) for pid in titled(f"^crisp-shim {pod.id}")]
-    return [_code(pid) for pid in parents] == [_code(max(titled("crisp zygote")))]
+    with contextlib.suppress(OSError):  # it ends
+        parents = [parent_of(pid) for pid in shims_of(pod.id)]
+        return [_code(pid) for pid in parents] == [_code(max(titled("crisp zygote")))]
+    return False
 
 
 def _code(zygote: int) -> bytes:
@@ -137,11 +125,11 @@ def test_nobody_notices(earlier: Daemon, killed: bool) -> None:
         created = pod.create("sleep", "50", name="created")
         daemon.wait_exited(done)
         before = {container: daemon.status(container) for container in (counts, leaves, reads, done, created)}
-        shim = _shim(pod)
+        shim = shim_of(pod.id)
         _upgrade(daemon, killed=killed)
         with _execs(pod, counts):
             until(lambda: _is_renewed(pod))
-        assert _shim(pod) != shim
+        assert shim_of(pod.id) != shim
         assert {container: daemon.status(container) for container in before} == before
         daemon.runtime.StartContainer(cri.StartContainerRequest(container_id=created), **_CALL)
         assert pod.exec(created, "echo", "as well").stdout == b"as well\n"
@@ -150,39 +138,29 @@ def test_nobody_notices(earlier: Daemon, killed: bool) -> None:
         assert _stop(daemon, counts) == 143
         _is_whole(pod)
         until(lambda: len(titled("crisp zygote")) == 1)  # the earlier one has nothing to keep
-        shim = _shim(pod)
-        os.kill(shim, signal.SIGKILL)  # the new one is kept as any other
-        until(lambda: titled(f"^crisp-shim {pod.id}") not in ([], [shim]))
+        kill_shim(pod.id)  # the new one is kept as any other
         assert pod.exec(created, "echo", "still").stdout == b"still\n"
 
 
-class _execs:
+@contextlib.contextmanager
+def _execs(pod: Pod, container: str) -> Iterator[None]:
     """Execs in a container meanwhile, one after another; none may fail."""
+    over, outputs = threading.Event(), set[bytes]()
 
-    def __init__(self, pod: Pod, container: str) -> None:
-        self._pod, self._container = pod, container
-        self._over = threading.Event()
-        self._failures: list[object] = []
-        self._count = 0
+    def run() -> None:
+        while True:
+            outputs.add(pod.exec(container, "echo", "here").stdout)
+            if over.wait(0.01):
+                return
 
-    def _run(self) -> None:
-        while not self._over.is_set():
-            try:
-                assert self._pod.exec(self._container, "echo", "here").stdout == b"here\n"
-            except Exception as error:
-                self._failures.append(error)
-            self._count += 1
-            self._over.wait(0.01)
-
-    def __enter__(self) -> None:
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def __exit__(self, *_error: object) -> None:
-        self._over.set()
-        self._thread.join()
-        assert self._failures == []
-        assert self._count
+    with concurrent.futures.ThreadPoolExecutor() as others:
+        running = others.submit(run)
+        try:
+            yield
+        finally:
+            over.set()
+        running.result()
+    assert outputs == {b"here\n"}
 
 
 def _says(daemon: Daemon, container: str, line: bytes) -> bytes:
@@ -195,14 +173,13 @@ def _says(daemon: Daemon, container: str, line: bytes) -> bytes:
 
 
 def _attached(daemon: Daemon, container: str) -> Command:
-    request = cri.AttachRequest(container_id=container, stdin=True, stdout=True, stderr=True)
-    return Command.over("spdy", daemon.runtime.Attach(request, **_CALL).url, V4, STDIN, STDOUT, STDERR)
+    return Command.over("spdy", attach_url(daemon, container), V4, STDIN, STDOUT, STDERR)
 
 
 def test_a_shim_with_work_stays_until_that_is_done(earlier: Daemon) -> None:
     with earlier.pod("busy") as pod:
         container = pod.run("sh", "-c", "while read line; do echo got $line; done", name="reader", stdin=True)
-        shim = _shim(pod)
+        shim = shim_of(pod.id)
         client = _attached(earlier, container)
         with closing(client):
             client.send(b"one\n")
@@ -211,7 +188,7 @@ def test_a_shim_with_work_stays_until_that_is_done(earlier: Daemon) -> None:
             until(lambda: "stays for now" in earlier.log())
             client.send(b"two\n")
             client.until(b"got two\n")
-            assert _shim(pod) == shim
+            assert shim_of(pod.id) == shim
         until(lambda: _is_renewed(pod))
         assert _says(earlier, container, b"three") == b"got three\n"
 
@@ -225,9 +202,9 @@ def test_a_version_that_fails_changes_nothing(fresh_daemon: Daemon, tmp_path: Pa
     daemon = fresh_daemon
     with daemon.pod("pod") as pod:
         container = pod.run("sh", "-c", _COUNTER, name="counter")
-        shim = _shim(pod)
+        shim = shim_of(pod.id)
         _upgrade(daemon, bad)
-        until(lambda: titled(f"^crisp-shim {pod.id}") not in ([], [shim]))
+        until(lambda: shims_of(pod.id) not in ([], [shim]))
         until(lambda: "no more shims are renewed" in daemon.log())
         assert pod.exec(container, "echo", "here").stdout == b"here\n"
         _upgrade(daemon)
@@ -252,9 +229,7 @@ def test_the_first_keeper_tells_how_processes_end_where_the_kernel_does_not(tmp_
                     until(lambda: _is_renewed(pod))
             assert len(titled("crisp zygote")) == len(trees)
             daemon.kill9()
-            shim = _shim(pod)
-            os.kill(shim, signal.SIGKILL)  # its successor hears of them too
-            until(lambda: titled(f"^crisp-shim {pod.id}") not in ([], [shim]))
+            kill_shim(pod.id)  # its successor hears of them too
             daemon.start()
             for number, container in reversed(containers.items()):
                 assert _stop(daemon, container) == number

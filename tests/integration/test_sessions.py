@@ -14,7 +14,7 @@ import pytest
 from cri.v1 import api_pb2 as cri
 from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from tests.daemon import CALL_SECONDS, Daemon, Pod
-from tests.processes import titled
+from tests.processes import shim_of, titled
 from tests.sessions import Forwarded, attach_url, exec_url, port_client
 from tests.stream_clients import RESIZE, STDERR, STDIN, STDOUT, Command, Refused
 from tests.waiting import until
@@ -172,8 +172,7 @@ def test_what_a_shim_had_begun_is_lost_with_it_and_that_is_said(fresh_daemon: Da
     request = cri.ExecSyncRequest(container_id=container, cmd=["sleep", "987654"])
     call = fresh_daemon.runtime.ExecSync.future(request, timeout=CALL_SECONDS)
     until(lambda: titled("^sleep 987654"))
-    (shim,) = titled(f"^crisp-shim {pod.id}")
-    os.kill(shim, signal.SIGKILL)
+    os.kill(shim_of(pod.id), signal.SIGKILL)
     lost = "the pod's shim died meanwhile, and what it had begun is lost; the container runs on, with another shim"
     for session in (command, attached):
         assert lost in json.loads(session.finish())["message"]

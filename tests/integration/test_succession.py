@@ -15,17 +15,12 @@ import pytest
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon, Pod
-from tests.processes import titled
+from tests.processes import shim_of, shims_of, titled
 from tests.waiting import until
 
 _CALL: dict[str, Any] = {"timeout": 60}
 _KILLS = 4  # a keeper starts no more successors in a minute
 _COUNTER = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.01; done"
-
-
-def _shim(pod: Pod) -> int:
-    (pid,) = titled(f"^crisp-shim {pod.id}")
-    return pid
 
 
 def _kill(pid: int) -> None:
@@ -55,12 +50,12 @@ def _pid(daemon: Daemon, container: str) -> int:
 
 
 def _kill_shim(daemon: Daemon, pod: Pod) -> None:
-    _kill(_shim(pod))
+    _kill(shim_of(pod.id))
 
 
 def _kill_shim_without_crispd(daemon: Daemon, pod: Pod) -> None:
     daemon.kill9()
-    _kill(_shim(pod))
+    _kill(shim_of(pod.id))
     daemon.start()
 
 
@@ -68,7 +63,7 @@ def _kill_zygote_then_shim(daemon: Daemon, pod: Pod) -> None:
     (before,) = titled("crisp zygote")
     _kill(before)
     until(lambda: _has_all(pod))
-    _kill(_shim(pod))
+    _kill(shim_of(pod.id))
 
 
 def _kill_crispd_and_zygote_then_shim(daemon: Daemon, pod: Pod) -> None:
@@ -77,13 +72,13 @@ def _kill_crispd_and_zygote_then_shim(daemon: Daemon, pod: Pod) -> None:
     _kill(zygote)
     daemon.start()
     until(lambda: _has_all(pod))
-    _kill(_shim(pod))
+    _kill(shim_of(pod.id))
 
 
 def _kill_shim_twice(daemon: Daemon, pod: Pod) -> None:
-    _kill(_shim(pod))
-    until(lambda: len(titled(f"^crisp-shim {pod.id}")) == 1)
-    _kill(_shim(pod))
+    _kill(shim_of(pod.id))
+    until(lambda: len(shims_of(pod.id)) == 1)
+    _kill(shim_of(pod.id))
 
 
 @pytest.mark.parametrize(
@@ -135,10 +130,10 @@ def test_no_byte_of_a_log_is_lost_or_torn_or_written_twice(fresh_daemon: Daemon)
         for _ in range(_KILLS):
             size = log.stat().st_size
             until(lambda size=size: log.stat().st_size > size + 1000 or _lines(log, "stdout")[-1:] == ["30000"])
-            _kill(_shim(pod))
-            until(lambda: len(titled(f"^crisp-shim {pod.id}")) == 1)
+            _kill(shim_of(pod.id))
+            until(lambda: len(shims_of(pod.id)) == 1)
         until(lambda: _lines(log, "stderr")[-1:] == ["6000."] and _lines(log, "stdout")[-1:] == ["30000"])
-        _kill(_shim(pod))  # which has read the beginning of a line
+        _kill(shim_of(pod.id))  # which has read the beginning of a line
         subprocess.run(["pkill", "-f", "^sleep 98645"], check=True)
         fresh_daemon.wait_exited(container)
         expected = [*map(str, range(1, 30001)), "the beginning of a line and its end"]

@@ -25,6 +25,7 @@ import pytest
 from cri.nri.v1alpha1 import api_pb2 as nri
 from cri.v1 import api_pb2 as cri
 from runtime.cgroups import Cgroup, Hierarchies
+from tests import trees
 from tests.daemon import BUSYBOX, CALL_SECONDS, REPOSITORY, Daemon, DaemonFailed, Pod
 from tests.fake_systemd import FakeSystemd
 from tests.nri_plugin import Plugin
@@ -33,7 +34,6 @@ from tests.waiting import until
 
 # The last tree before modules moved into packages and the wire to the shims got types.
 BEFORE = "28a2b99"
-ROOMS = ("cri", "image", "linux", "network", "pods", "runtime")
 RUNC = shutil.which("runc", path="/usr/sbin:/usr/bin") or "/usr/sbin/runc"
 CRIU = Path(__file__).parents[1] / "criu.sh"
 KINDS = ("plain", "shared", "users", "runc")
@@ -91,21 +91,6 @@ def _earlier_tree(directory: Path, commit: str = BEFORE) -> Path:
     return tree
 
 
-def _copied_tree(directory: Path) -> Path:
-    """The rooms of this tree."""
-    for room in ROOMS:
-        shutil.copytree(REPOSITORY / room, directory / "tree" / room)
-    return directory / "tree"
-
-
-def _changed_tree(directory: Path) -> Path:
-    """The rooms of this tree, as another version."""
-    tree = _copied_tree(directory)
-    with (tree / "runtime/shim/shim.py").open("a") as module:
-        module.write("# of another version\n")
-    return tree
-
-
 def _replace_modules(tree: Path) -> None:
     """What an upgrade does to files that a living process has loaded, or has not."""
     for module in tree.rglob("*.py"):
@@ -132,7 +117,8 @@ def upgraded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, criu: None
 ) -> Iterator[Upgraded]:
     place = tmp_path_factory.mktemp("old")
-    tree = {"copied": _copied_tree, "renewed": _changed_tree}.get(request.param, _earlier_tree)(place)
+    made = {"copied": trees.copied, "renewed": trees.changed}.get(request.param)
+    tree = made(place / "tree") if made else _earlier_tree(place)
     with Daemon.running(*_settings(place), tree=tree) as daemon:
         daemon.import_busybox()
         with Plugin.connected(place / "nri.sock"):

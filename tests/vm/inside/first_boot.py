@@ -25,7 +25,8 @@ from tests.checkpoints import carried_over
 from tests.daemon import BUSYBOX, CALL_SECONDS, Pod
 from tests.disk_limits import enforced, look_at_limits, look_at_removal
 from tests.images import build_image, write_layout
-from tests.vm.inside.node import CGROUPS, MACHINE, NETWORK, Process, Service, kill_shim, left_since, systemctl
+from tests.processes import kill_shim
+from tests.vm.inside.node import CGROUPS, MACHINE, NETWORK, Process, Service, left_since, systemctl
 from tests.waiting import until
 
 EXPECTED = Path("/var/lib/crisp-guest-expected.json")  # what the second boot has to find
@@ -511,14 +512,14 @@ def test_pods_do_not_notice_that_their_shim_is_killed(service: Service, workload
     leaving = workload.pod.run("sh", "-c", script, name="leaver")
     until(lambda: "ready" in workload.pod.log("leaver"), EXIT_SECONDS)
     created = workload.pod.create("sh", "-c", "exit 7", name="created")
-    kill_shim(workload.pod)
+    kill_shim(workload.pod.id, CALL_SECONDS)
     assert_goes_on(service, workload)
     assert limits(workload.process) == FILES_OF_LIMITS
     stop = cri.StopContainerRequest(container_id=leaving, timeout=300)
     service.runtime.StopContainer(stop, timeout=CALL_SECONDS)
     assert service.status(leaving).exit_code == 6
     service.stop()
-    kill_shim(workload.pod)
+    kill_shim(workload.pod.id, CALL_SECONDS)
     service.start()
     assert_goes_on(service, workload)
     service.runtime.StartContainer(cri.StartContainerRequest(container_id=created), timeout=CALL_SECONDS)
@@ -576,7 +577,7 @@ def by_crun(service: Service, name: str) -> Path:
         cgroup = process.cgroup()
         assert limits(process) == FILES_OF_LIMITS
         assert os.listdir("/run/crisp/handlers/crun") == [container_id]
-        kill_shim(pod)
+        kill_shim(pod.id, CALL_SECONDS)
         answer = pod.exec(container_id, "sh", "-c", "echo in; exit 4")
         assert (answer.stdout, answer.exit_code) == (b"in\n", 4)
         assert "stdout F 0\n" in pod.log("main")

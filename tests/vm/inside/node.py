@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -13,9 +11,8 @@ from typing import Any
 
 from cri.v1 import api_pb2 as cri
 from tests import leaks
-from tests.daemon import CALL_SECONDS, Daemon, DaemonFailed, Pod
-from tests.processes import parent_of, titled
-from tests.waiting import until
+from tests.daemon import CALL_SECONDS, Daemon, DaemonFailed
+from tests.processes import parent_of
 
 MACHINE = json.loads(Path("/payload/machine.json").read_text())  # what is special about it (tests/vm/machine.py)
 CGROUPS = Path("/sys/fs/cgroup")
@@ -123,13 +120,6 @@ class Process:
     def cgroup(self) -> Path:
         """Where it is in the one hierarchy."""
         return CGROUPS / self.read("cgroup").strip().removeprefix("0::/")
-
-
-def kill_shim(pod: Pod) -> None:
-    """Kill a pod's shim as a crash would, and wait for its successor."""
-    (shim,) = titled(f"^crisp-shim {pod.id}")
-    os.kill(shim, signal.SIGKILL)
-    until(lambda: titled(f"^crisp-shim {pod.id}") not in ([], [shim]), CALL_SECONDS)
 
 
 def systemctl(*arguments: str) -> str:

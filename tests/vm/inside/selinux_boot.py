@@ -19,7 +19,8 @@ from cri.v1 import api_pb2 as cri
 from tests import leaks
 from tests.daemon import CALL_SECONDS, Pod
 from tests.images import build_image, busybox_layer, write_layout
-from tests.vm.inside.node import NETWORK, Process, Service, kill_shim, left_since
+from tests.processes import kill_shim
+from tests.vm.inside.node import NETWORK, Process, Service, left_since
 from tests.waiting import until
 
 EXPECTED = Path("/var/lib/crisp-guest-selinux.json")  # what the second boot has to find
@@ -221,7 +222,7 @@ def _cause(service: Service, container_id: str) -> admin_pb2.WhyResponse:
 def test_they_go_on_through_kills_of_daemon_and_shim_and_new_containers_keep_the_level(
     service: Service, first: Labelled
 ) -> None:
-    for kill in (service.kill9, lambda: kill_shim(first.pod)):
+    for kill in (service.kill9, lambda: kill_shim(first.pod.id, CALL_SECONDS)):
         kill()
         assert said(first.pod, first.container_id, "cat /own/new") == (0, "new\n")
         assert Process.of(service, first.container_id) == first.process
