@@ -147,8 +147,8 @@ def _loops() -> Iterator[str]:
 def _processes() -> Iterator[str]:
     """Processes by number and start time, which an execve changes neither of.
 
-    Without the shim that each zygote has forked ahead for the next pod, and the process that each daemon has for
-    streams from the first on.
+    Without what each zygote has one of (the shim for the next pod, and the planner), and the process that each daemon
+    has for streams from the first on.
     """
     owners = set()
     for directory in _numbered(Path("/proc")):
@@ -156,19 +156,20 @@ def _processes() -> Iterator[str]:
             stat = (directory / "stat").read_text()
             fields = stat[stat.rindex(")") + 2 :].split()
             parent = fields[1]
-            owned = _has_no_pod(directory, parent) or _serves_streams(directory, parent)
+            kind = _title_without_pod(directory, parent) or _serves_streams(directory, parent)
         except OSError:
             continue
-        if owned and parent not in owners:
-            owners.add(parent)
+        if kind and (parent, kind) not in owners:
+            owners.add((parent, kind))
         else:
             yield f"{directory.name} started at {fields[19]}"
 
 
-def _has_no_pod(directory: Path, parent: str) -> bool:
-    """Whether a process is a shim without a pod, and its zygote lives."""
+def _title_without_pod(directory: Path, parent: str) -> bytes:
+    """The title of a planner, or of a shim without a pod, whose zygote lives; b"" of any other process."""
     title = (directory / "cmdline").read_bytes().rstrip(b"\0")
-    return title == b"crisp-shim" and Path("/proc", parent, "comm").read_text() == "crisp-zygote\n"
+    of_zygote = title in (b"crisp-shim", b"crisp-planner")
+    return title if of_zygote and Path("/proc", parent, "comm").read_text() == "crisp-zygote\n" else b""
 
 
 def streams_of(daemon: int) -> int:

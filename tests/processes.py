@@ -37,6 +37,20 @@ def kill_shim(pod_id: str, seconds: float = SECONDS) -> None:
     until(lambda: shims_of(pod_id) not in ([], [shim]), seconds)
 
 
+def children_of(pid: int) -> list[int]:
+    """Those of all its threads."""
+    found = [thread.joinpath("children").read_text() for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return [int(child) for line in found for child in line.split()]
+
+
+def name_of(pid: int) -> str:
+    """Its name, "" if it has been reaped."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
+    except OSError:
+        return ""
+
+
 def _command(path: Path) -> bytes:
     try:
         return path.read_bytes().rstrip(b"\0").replace(b"\0", b" ")

@@ -14,8 +14,9 @@ import struct
 
 from linux import syscalls as sys
 from linux.tables import SELINUX_LABEL
-from runtime.errors import OperationFailed, WrongMountPoint
+from runtime.errors import WrongMountPoint
 from runtime.light import dataclass, replace
+from runtime.process.explanations import Always, Mounting, fixed
 from runtime.process.script import Script
 from runtime.rootfs.mount_sources import OF_NO_PATH, CgroupView
 from runtime.rootfs.plan import ROOTFS_PROPAGATION, MountPlan, cleared, cleared_exactly
@@ -25,12 +26,10 @@ from runtime.spec.devices import DEFAULT_DEVICES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Final
 
-    from runtime.errors import RuntimeCoreError
-
-    About = tuple[str, str] | Callable[[int], RuntimeCoreError]
+    from runtime.process.script import About
 
 _STATX_BYTES, _MODE_AT, _MODE_SHIFT, _RDEV_AT = 256, 24, 32, 128
 _STATX_BASIC: Final = 0x7FF
@@ -262,7 +261,7 @@ class Assembly:
     def populate(self, cgroups: CgroupView, contexts: list[int], devices: Sequence[oci.Device]) -> None:
         """Append the mounts in order, then the device nodes and links in `/dev`."""
         for index, (plan, place) in enumerate(zip(self._plans, self._places, strict=True)):
-            about = _mounting(plan)
+            about = Mounting(plan.source, plan.type, plan.destination)
             if plan.type in ("cgroup", "cgroup2") and not plan.bind:
                 self._mount_cgroups(plan, place, self._sources[index], cgroups, about)
             elif plan.bind:
@@ -343,7 +342,7 @@ class Assembly:
         right, wrong = ways if is_directory else reversed(ways)
         error = WrongMountPoint.of(plan.source, plan.destination, is_directory=not is_directory)
         self._script.put(wrong)
-        self._script.fail(lambda _number: error)
+        self._script.fail(Always.error_of(error))
         self._script.put(right)
 
     def _make(self, path: str, about: About, *, again: bool = False, is_directory: bool = True) -> None:
@@ -507,27 +506,12 @@ class Assembly:
         """Open the container's null device, which the image or a racing container may have replaced."""
         script = self._script
         null = self._inside("/dev/null", ("mask", path), sys.IN_ROOT)
-
-        def wrong(_number: int) -> RuntimeCoreError:
-            return OperationFailed("use", "/dev/null", errno.EINVAL)
-
+        wrong = fixed("use", "/dev/null", errno.EINVAL)
         script.call("statx", null, self._empty, sys.AT_EMPTY_PATH, _STATX_BASIC, self._status, about=("mask", path))
         script.require(self._status + _MODE_AT, _FORMAT, _CHARACTER_DEVICE, about=wrong)
         number = os.major(_NULL) | os.minor(_NULL) << 32
         script.require(self._status + _RDEV_AT, _ALL, number, about=wrong)
         return null
-
-
-def _mounting(plan: MountPlan) -> Callable[[int], RuntimeCoreError]:
-    def explained(number: int) -> RuntimeCoreError:
-        if number == errno.ENOTDIR:
-            about = f"mount `{plan.source or plan.type}` on"
-            return WrongMountPoint(
-                about, f"`{plan.destination}`", "a component of that path is a file in the container"
-            )
-        return OperationFailed(f"mount `{plan.type or plan.source}` on", plan.destination, number)
-
-    return explained
 
 
 def _has_mode(plan: MountPlan) -> bool:

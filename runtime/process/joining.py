@@ -26,24 +26,26 @@ import struct
 
 from linux import capabilities as sets
 from linux import syscalls
-from runtime.errors import ExecFailed, OperationFailed, RuntimeCoreError
+from runtime.errors import OperationFailed, RuntimeCoreError
 from runtime.light import replace, signal, socket
 from runtime.process import capabilities
+from runtime.process.explanations import NoProgram, fixed
+from runtime.process.explanations import decode as decode_names
+from runtime.process.explanations import encode as encode_names
 from runtime.process.join import Join, namespace_flags
 from runtime.process.labelling import write_labels
 from runtime.process.refusal import Refusal, report_refusal
 from runtime.process.script import BASE, CHANNEL, EVERY_ERROR, Entry, Script, fits
-from runtime.process.unexecutable import one_word
 from runtime.seccomp.passage import Passage
 from runtime.spec import values as oci
 from runtime.wire.reports import Undone, birth_by_list, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Final
 
-    Explanation = Callable[[int], RuntimeCoreError]
+    from runtime.process.script import About
 
 _INIT: Final = 4  # the pidfd of the container's init
 _FIRST_FREE: Final = 5
@@ -346,7 +348,7 @@ class Joining:
     def _use_own_null_device(self) -> None:
         script = self._script
         path, status = script.text("/dev/null"), script.room(_STATX_BYTES)
-        opening, using = ("open", "/dev/null"), _fixed("use", "/dev/null", errno.EINVAL)
+        opening, using = ("open", "/dev/null"), fixed("use", "/dev/null", errno.EINVAL)
 
         def require_it() -> None:
             script.require(status + _MODE_AT, 0xF000 << _MODE_SHIFT, stat.S_IFCHR << _MODE_SHIFT, about=using)
@@ -382,7 +384,7 @@ class Joining:
     def _require_inside(self) -> None:
         """Fail if the working directory is outside the rootfs: it would lead to the host (CVE-2024-21626)."""
         about = "enter working directory", self._join.process.cwd
-        outside = _fixed(*about, errno.ENOENT)
+        outside = fixed(*about, errno.ENOENT)
         self._script.call("getcwd", self._place, _PATH_MAX, about=about)
         self._script.require(self._place, 0xFF, ord("/"), about=outside)
 
@@ -454,7 +456,7 @@ class Joining:
         chosen = 0
         if "/" in name:
             status = script.room(_STATX_BYTES)
-            missing = _no_exec(name, before=f"stat {name}: ")
+            missing = NoProgram(name, before=f"stat {name}: ")
             script.call("statx", syscalls.AT_FDCWD, addresses[0], 0, _STATX_BASIC, status, about=missing)
         else:
             chosen = self._look_up(script, name)
@@ -499,7 +501,7 @@ class Joining:
             script.look(pointer, store=refusal)
             script.put(missing, other)
         denied = script.take(script.look(refusal, store=chosen).positive)
-        script.fail(_no_exec(name, errno.ENOENT, "executable file not found in $PATH"))
+        script.fail(NoProgram(name, errno.ENOENT, "executable file not found in $PATH"))
         script.put(denied, *found)
         return chosen
 
@@ -507,36 +509,22 @@ class Joining:
 class Program:
     """A finished list, and what its entries do."""
 
-    def __init__(self, image: bytes, names: Mapping[int, object]) -> None:
+    def __init__(self, image: bytes, names: Mapping[int, About] | bytes) -> None:
+        """`names` may be encoded (runtime.process.explanations)."""
         self.image = image
         self._names = names
 
+    def encoded_names(self) -> bytes:
+        return self._names if isinstance(self._names, bytes) else encode_names(self._names)
+
     def failure(self, undone: Undone) -> RuntimeCoreError:
         """Return the error that a report stands for. Trusts nothing in it: the container may trace the sender."""
-        about = self._names.get(undone.at)
+        names = decode_names(self._names) if isinstance(self._names, bytes) else self._names
+        about = names.get(undone.at, ("become", "the program"))
         number = min(undone.number, _MOST_ERRORS)
-        if isinstance(about, Refusal):
-            return about.error(number, undone.facts)
-        if callable(about):
-            error = about(number)
-            assert isinstance(error, RuntimeCoreError)
-            return error
-        operation, what = about if isinstance(about, tuple) else ("become", "the program")
-        return OperationFailed(operation, what, number)
-
-
-def _fixed(operation: str, about: str, number: int) -> Explanation:
-    return lambda _number: OperationFailed(operation, about, number)
-
-
-def _no_exec(name: str, number: int = 0, reason: str = "", before: str = "") -> Explanation:
-    """Explain a failure in runc's words. The default reason is the error's."""
-
-    def explained(found: int) -> RuntimeCoreError:
-        told = f"{before}{reason or os.strerror(found).lower()}{one_word(name)}"
-        return ExecFailed(f'exec: "{name}": {told}', number or found)
-
-    return explained
+        if isinstance(about, tuple):
+            return OperationFailed(*about, number)
+        return about.error(number, undone.facts)
 
 
 def _key(join: Join, null_streams: Sequence[int]) -> tuple[object, ...]:

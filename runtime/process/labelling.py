@@ -10,13 +10,13 @@ import struct
 
 from linux import syscalls
 from runtime.errors import NotSupported
+from runtime.process.explanations import Always
 from runtime.process.labels import LINK_BYTES, MISSING, NO_MODULE, NO_PROC, ONE_MOUNT, STEP, labels_of
 from runtime.process.script import Script
 from runtime.spec import values as oci
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Final
 
 _OPERATION: Final = "apply label"
@@ -87,5 +87,5 @@ class _Label:
         return self._script.data(struct.pack("=QQQ", flags, 0, resolve))
 
 
-def _refusal(label: str, reason: str) -> Callable[[int], NotSupported]:
-    return lambda _number: NotSupported(_OPERATION, label, reason)
+def _refusal(label: str, reason: str) -> Always:
+    return Always.error_of(NotSupported(_OPERATION, label, reason))

@@ -31,7 +31,16 @@ from runtime.wire.reports import Undone, encode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Final
+    from typing import Final, Protocol
+
+    from runtime.errors import RuntimeCoreError
+
+    class Explanation(Protocol):
+        """What an entry does, if it is more than an operation and its object."""
+
+        def error(self, number: int, facts: bytes) -> RuntimeCoreError: ...
+
+    About = tuple[str, str] | Explanation
 
 BASE: Final = 0x10000000
 CHANNEL: Final = 3  # where the list comes in, and reports go out
@@ -138,7 +147,7 @@ class Script:
 
     def __init__(self) -> None:
         self.image = bytearray(_HEADER)
-        self.names: dict[int, object] = {}  # what the entry at each address does, to explain a failure
+        self.names: dict[int, About] = {}  # what the entry at each address does, to explain a failure
         self.passing: list[int] | None = None  # offsets of later calls' sixth arguments, if wanted
         self._ways: list[int] = [24]
 
@@ -157,7 +166,7 @@ class Script:
         return self.data(bytes(size))
 
     def call(
-        self, name: str, *arguments: int | Entry, about: object, allow: tuple[int, ...] = (), store: int = 0
+        self, name: str, *arguments: int | Entry, about: About | None, allow: tuple[int, ...] = (), store: int = 0
     ) -> Entry:
         """Append a system call. Errors in `allow` continue like success. A result above 0 is written to `store`."""
         return self._append(_CALLS[name], arguments, about, allow, store)
@@ -174,13 +183,13 @@ class Script:
         """
         return self._append(CUT, (address, to), None, (), 0)
 
-    def require(self, address: int, mask: int, expected: int, *, about: object) -> None:
+    def require(self, address: int, mask: int, expected: int, *, about: About) -> None:
         """Fail with EBADF unless the masked value is `expected`."""
         right = self.take(self.look(address, mask, expected).zero)
         self.fail(about)
         self.put(right)
 
-    def fail(self, about: object) -> None:
+    def fail(self, about: About) -> None:
         """Append a call that always fails (EBADF), so that `about` is reported."""
         self.call("close", _ALL_BITS, about=about)
         self.end()
@@ -230,7 +239,7 @@ class Script:
         return ways
 
     def _append(
-        self, number: int, arguments: Sequence[int | Entry], about: object, allow: tuple[int, ...], store: int
+        self, number: int, arguments: Sequence[int | Entry], about: About | None, allow: tuple[int, ...], store: int
     ) -> Entry:
         # A start appends four hundred: what is slow here is slow for each container.
         image = self.image

@@ -58,7 +58,6 @@ class Starting(Joining):
     def __init__(self, start: Start, join: Join, null_streams: Sequence[int]) -> None:
         self._start = start
         self._trees = {source: _FIRST_TREE + index for index, source in enumerate(start.trees)}
-        self.descriptors = (start.rootfs, start.empty_mount_namespace, *start.trees.values())
         super().__init__(join, null_streams, _FIRST_TREE + len(self._trees))
 
     @classmethod
@@ -166,27 +165,38 @@ class Starting(Joining):
 
 @dataclass(frozen=True, slots=True)
 class InitList:
-    """An init's list, or that there is none for it. It may be made ahead of the start."""
+    """An init's list, or that there is none for it. It may be made ahead of the start.
+
+    `start` has no mounts: they follow from its configuration.
+    """
 
     start: Start
     null_streams: Sequence[int] | None
-    content: tuple[Starting, Program] | None
+    program: Program | None
+    births: int = 0
 
     @classmethod
     def of(cls, start: Start, null_streams: Sequence[int] | None = None) -> InitList:
         """Make the list. Without streams of the start it takes `null_streams`, as `Starting.of` does."""
+        births = 0
         try:
             starting = Starting.of(start, null_streams)
-            program = starting.list_for(start.process.args)
+            program, births = starting.list_for(start.process.args), starting.births
         except (Obstacle, UnicodeEncodeError):
             program = None
-        return cls(start, null_streams, (starting, program) if program is not None else None)
+        return cls(replace(start, mounts=()), null_streams, program, births)
 
     def is_of(self, start: Start) -> bool:
         """Return whether this list, made ahead without streams, is that of a start now."""
-        if replace(start, stdio=NO_STREAMS, trace=False, steps=[]) != self.start:
+        if replace(start, mounts=(), stdio=NO_STREAMS, trace=False, steps=[]) != self.start:
             return False
-        return self.content is None or _null_streams(start) == self.null_streams
+        return self.program is None or _null_streams(start) == self.null_streams
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What the list needs beside the streams and the channel."""
+        start = self.start
+        return start.rootfs, start.empty_mount_namespace, *start.trees.values()
 
 
 def _null_streams(start: Start) -> list[int]:

@@ -41,7 +41,7 @@ class Holdings:
         self.images: tuple[str, ...] = ()  # mounted images, by their source in config.json
         self.trees: dict[str, int] = {}  # their mounts, as long as the container has not exited
         self.spec: oci.Spec | None = None  # as last read
-        self._content = b""  # config.json, if it was read ahead of the start
+        self.content = b""  # config.json, if it was read ahead of the start
         self.mappings: userns.IDMappings | None = None  # of the container's user namespace
         self.filter = b""  # seccomp program
         self.filter_flags = 0
@@ -144,13 +144,13 @@ class Holdings:
         """
         with open(os.path.join(self.bundle, "config.json"), "rb") as file:
             content = file.read()
-        spec = self.spec if content == self._content else None
+        spec = self.spec if content == self.content else None
         if spec is None:
             spec = parse(json.loads(content))
         if spec.process is None:
             raise RuntimeCoreError("config.json: process: missing")
         self._require_living_namespaces(spec)
-        self.spec, self._content = spec, content if ahead else b""
+        self.spec, self.content = spec, content if ahead else b""
         return spec, spec.process
 
     def _require_living_namespaces(self, spec: oci.Spec) -> None:

@@ -52,6 +52,7 @@ from runtime.shim.launch.sandboxed import SandboxedLauncher
 from runtime.shim.loop import READ, EventLoop
 from runtime.shim.parents import Parents
 from runtime.shim.pause import Pause
+from runtime.shim.planner import Planner
 from runtime.shim.pod import Pod
 from runtime.shim.reply import Reply
 from runtime.wire import calls
@@ -69,6 +70,7 @@ class Inheritance:
     infra_program: int
     empty_mount_namespace: int
     script_runner: Runner
+    planner: Planner
     code: str  # what tells this version from others
 
 
@@ -112,6 +114,10 @@ class Shim:
     @property
     def script_runner(self) -> Runner:
         return self._inheritance.script_runner
+
+    @property
+    def planner(self) -> Planner:
+        return self._inheritance.planner
 
     @property
     def user_namespace(self) -> int:

@@ -9,6 +9,7 @@ from runtime.cgroups import Cgroup
 from runtime.process.script import Runner
 from runtime.shim.deposits import Deposits
 from runtime.shim.journal import Journal
+from runtime.shim.planner import Planner
 from runtime.shim.stdio import Loop
 from runtime.wire.calls import Event, ExitStatus
 
@@ -53,6 +54,9 @@ class Supervisor(Parent, Protocol):
 
     @property
     def script_runner(self) -> Runner: ...
+
+    @property
+    def planner(self) -> Planner: ...
 
     @property
     def user_namespace(self) -> int: ...

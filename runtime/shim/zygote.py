@@ -34,12 +34,14 @@ from runtime.namespaces import netdevices
 from runtime.namespaces import user as userns
 from runtime.process import infra
 from runtime.process.become import set_oom_score_adj
+from runtime.process.parent import die_with, own_pidfd
 from runtime.process.script import Runner
 from runtime.rootfs.overlay import layers_can_be_appended
 from runtime.shim.deposits import Deposit
 from runtime.shim.estates import unreadable
 from runtime.shim.keeper import Keeper
 from runtime.shim.loop import READ, EventLoop
+from runtime.shim.planner import Planner, planner_main
 from runtime.shim.shim import Inheritance, shim_main
 from runtime.spec.values import Resources
 
@@ -66,7 +68,10 @@ def main(own_cgroup: bool, code: str) -> None:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the shims' keeper leaves after them
-    inheritance = Inheritance(Hierarchies.usable(), infra.program_file(), infra.empty_mount_namespace(), Runner(), code)
+    asking, plans = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    inheritance = Inheritance(
+        Hierarchies.usable(), infra.program_file(), infra.empty_mount_namespace(), Runner(), Planner(asking), code
+    )
     if own_cgroup:
         _leave_the_daemons_cgroup(inheritance.hierarchies)
     set_oom_score_adj(_SHIM_OOM_SCORE_ADJ)
@@ -76,7 +81,7 @@ def main(own_cgroup: bool, code: str) -> None:
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     layers_can_be_appended()
     seal()  # for every process forked from now on
-    zygote = _Zygote(control, inheritance)
+    zygote = _Zygote(control, inheritance, plans)
     fill_gaps()
     gc.freeze()
     control.send(b"ready")
@@ -88,20 +93,26 @@ def main(own_cgroup: bool, code: str) -> None:
 class _Zygote:
     """Serves crispd, and keeps what shims deposit."""
 
-    def __init__(self, control: socket.socket, inheritance: Inheritance) -> None:
+    def __init__(self, control: socket.socket, inheritance: Inheritance, plans: socket.socket) -> None:
+        """`plans` is where shims ask the planner."""
         self._control = control
+        self._plans = plans
+        self._planner = 0  # its pid, if it lives
         self._inheritance = inheritance
         self._loop = EventLoop(lambda pid, status: self._keeper.reaped(pid, status))
         self._keeper = Keeper(self._loop, self._fork_successor, self._leave_if_done, unreadable)
         # What each shim inherits; everything else is another shim's, or ours.
         self._inherited = (0, 1, 2, inheritance.infra_program, inheritance.empty_mount_namespace,
-                           inheritance.script_runner.program)  # fmt: skip
+                           inheritance.script_runner.program, inheritance.planner.fileno())  # fmt: skip
         self._served = True
         self._loop.watch(control.fileno(), READ, self._serve)
         _raise_descriptor_limit()
 
     def run(self) -> None:
         self._loop.run()
+        if self._planner:
+            os.kill(self._planner, signal.SIGKILL)
+            os.waitpid(self._planner, 0)
 
     def _serve(self, _events: int) -> None:
         try:
@@ -118,6 +129,7 @@ class _Zygote:
             self._keeper.keep(socket.socket(fileno=fds[0]), renewing=data == b"renew")
         else:
             self._fork_shim(fds[0])
+            self._fork_planner()
 
     def _leave_crispd(self) -> None:
         self._loop.unwatch(self._control.fileno())
@@ -144,6 +156,31 @@ class _Zygote:
             self._keeper.keep(ours)
         finally:
             os.close(birth)  # crispd notices that, if there is no shim
+
+    def _fork_planner(self) -> None:
+        """Fork the planner, unless there is one. Shims do without."""
+        if self._planner:
+            return
+        with contextlib.suppress(OSError), own_pidfd() as zygote:
+            self._planner = os.fork()
+            if self._planner == 0:
+                self._become_planner(zygote)
+            self._loop.on_exit(self._planner, self._planner_ended)
+
+    def _planner_ended(self, _status: int) -> None:
+        self._planner = 0
+
+    def _become_planner(self, zygote: int) -> NoReturn:
+        try:
+            die_with(zygote)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            template = self._inheritance.empty_mount_namespace
+            syscalls.close_all_from(0, keep=(0, 1, 2, template, self._plans.fileno()))
+        except BaseException as error:
+            print(f"zygote: fork planner: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        planner_main(self._plans, self._inheritance.hierarchies, template)
 
     def _fork_successor(self, deposit: Deposit) -> socket.socket:
         return self._fork(-1, deposit)

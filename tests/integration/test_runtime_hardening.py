@@ -12,6 +12,7 @@ import pytest
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import Daemon, Pod
+from tests.processes import children_of
 
 _CALL = {"timeout": 120}
 _DESCRIPTORS = range(3, 64)
@@ -29,11 +30,6 @@ def container(sandbox: Pod) -> Iterator[str]:
     container_id = sandbox.run("sleep", "600", name="target")
     yield container_id
     sandbox.daemon.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container_id), **_CALL)
-
-
-def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def test_no_descriptor_of_the_shim_names_a_program(sandbox: Pod, container: str) -> None:
@@ -68,9 +64,9 @@ def test_the_hosts_interpreter_cannot_be_written(daemon: Daemon, container: str)
     """CVE-2019-5736: until its execve a container's process runs the host's python, which /proc/self/exe names."""
     del container
     assert daemon.process is not None
-    children = _children(daemon.process.pid)
+    children = children_of(daemon.process.pid)
     zygotes = [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "crisp-zygote\n"]
-    shims = [shim for zygote in zygotes for shim in _children(zygote)]
+    shims = [shim for zygote in zygotes for shim in children_of(zygote)]
     assert shims
     for pid in (*zygotes, *shims):
         # That it is busy (ETXTBSY) would protect it only as long as somebody runs it.

@@ -18,6 +18,7 @@ from runtime.client import ShimClient, ShimGone, Zygote
 from runtime.errors import RuntimeCoreError
 from runtime.wire import calls
 from tests.births import Births
+from tests.processes import children_of, name_of
 from tests.waiting import eventually
 
 _BUSYBOX = "/bin/busybox"
@@ -99,9 +100,8 @@ def _start(shim: ShimClient, container: str) -> asyncio.Future[calls.Started]:
 async def test_an_infra_process_does_not_outlive_its_shim(zygote: Zygote, tmp_path: Path) -> None:
     """Not even one that was just born, and has not asked for it yet."""
     shim = await _spawn(zygote)
-    children = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children")
-    await eventually(children.read_text)
-    await _dies_with(int(children.read_text()), lambda: shim.call(_pod(tmp_path)))
+    await eventually(lambda: _only_shim(zygote))
+    await _dies_with(_only_shim(zygote), lambda: shim.call(_pod(tmp_path)))
 
 
 @pytest.mark.parametrize("kind", ["listed init", "forked init", "forked exec", "restored"])
@@ -205,7 +205,7 @@ async def test_a_shim_that_nobody_can_find_again_leaves(zygote: Zygote) -> None:
     shim = await _spawn(zygote)
     with pytest.raises(RuntimeCoreError):
         await shim.call(calls.GetState())
-    gone = os.pidfd_open(_only_child(zygote))
+    gone = os.pidfd_open(_only_shim(zygote))
     try:
         shim.close()
         await asyncio.wait_for(_readable(gone), 60)
@@ -217,8 +217,8 @@ async def test_a_shim_that_was_forked_ahead(zygote: Zygote, tmp_path: Path) -> N
     """It is the next one, if it lives; and it ends with the daemon's end of its connection."""
     zygote.fork_ahead()
     zygote.fork_ahead()
-    await eventually(lambda: _only_child(zygote))
-    ahead = _only_child(zygote)
+    await eventually(lambda: _only_shim(zygote))
+    ahead = _only_shim(zygote)
     await eventually(lambda: Path(f"/proc/{ahead}/cmdline").read_bytes().rstrip(b"\0") == b"crisp-shim")
     shim = await _spawn(zygote)
     places = [tmp_path / name for name in ("first", "second")]
@@ -228,17 +228,17 @@ async def test_a_shim_that_was_forked_ahead(zygote: Zygote, tmp_path: Path) -> N
     await shim.call(calls.Shutdown())
     shim.close()
     zygote.fork_ahead()
-    await eventually(lambda: _only_child(zygote) not in (0, ahead))
-    ahead = _only_child(zygote)
+    await eventually(lambda: _only_shim(zygote) not in (0, ahead))
+    ahead = _only_shim(zygote)
     os.kill(ahead, signal.SIGKILL)
-    await eventually(lambda: _only_child(zygote) != ahead)
+    await eventually(lambda: _only_shim(zygote) != ahead)
     shim = await _spawn(zygote)
     assert (await shim.call(_pod(places[1]))).pid != ahead
     await shim.call(calls.Shutdown())
     shim.close()
     zygote.fork_ahead()
-    await eventually(lambda: _only_child(zygote))
-    gone = os.pidfd_open(_only_child(zygote))
+    await eventually(lambda: _only_shim(zygote))
+    gone = os.pidfd_open(_only_shim(zygote))
     try:
         zygote.close()
         await asyncio.wait_for(_readable(gone), 60)
@@ -246,10 +246,10 @@ async def test_a_shim_that_was_forked_ahead(zygote: Zygote, tmp_path: Path) -> N
         os.close(gone)
 
 
-def _only_child(zygote: Zygote) -> int:
+def _only_shim(zygote: Zygote) -> int:
     """The only one that lives, 0 if there is none."""
-    children = Path(f"/proc/{zygote.pid}/task/{zygote.pid}/children").read_text().split()
-    return int(children[0]) if len(children) == 1 else 0
+    shims = [pid for pid in children_of(zygote.pid) if name_of(pid) == "crisp-shim"]
+    return shims[0] if len(shims) == 1 else 0
 
 
 async def test_a_zygote_is_replaced_before_its_corpse_can_be_waited_for(zygote: Zygote) -> None:

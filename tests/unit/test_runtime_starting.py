@@ -58,6 +58,22 @@ def null() -> Iterator[int]:
     os.close(fd)
 
 
+def _document(
+    process: dict[str, Any] = {},  # noqa: B006
+    mounts: tuple[dict[str, Any], ...] = (),
+    usual: list[dict[str, Any]] = _USUAL,
+    hooks: dict[str, Any] = {},  # noqa: B006
+    linux: dict[str, Any] = {},  # noqa: B006
+) -> dict[str, Any]:
+    default = {"args": ["true"], "cwd": "/", "env": ["PATH=/bin", "HOME=/"], "user": {"uid": 0, "gid": 0}}
+    namespaces = [{"type": kind} for kind in ("mount", "pid", "ipc", "uts", "cgroup")]
+    return {
+        "ociVersion": "1.2.0", "process": default | process, "root": {"path": "rootfs"},
+        "mounts": [*usual, *mounts], "hooks": hooks,
+        "linux": {"namespaces": namespaces, "cgroupsPath": "/a/b"} | linux,
+    }  # fmt: skip
+
+
 def _start(
     null: int,
     rootfs: int = -1,
@@ -66,15 +82,7 @@ def _start(
     usual: list[dict[str, Any]] = _USUAL,
     **members: Any,
 ) -> Start:
-    default = {"args": ["true"], "cwd": "/", "env": ["PATH=/bin", "HOME=/"], "user": {"uid": 0, "gid": 0}}
-    namespaces = [{"type": kind} for kind in ("mount", "pid", "ipc", "uts", "cgroup")]
-    spec = parse(
-        {
-            "ociVersion": "1.2.0", "process": default | process, "root": {"path": "rootfs"},
-            "mounts": [*usual, *mounts], "hooks": members.pop("hooks", {}),
-            "linux": {"namespaces": namespaces, "cgroupsPath": "/a/b"} | members.pop("linux", {}),
-        }
-    )  # fmt: skip
+    spec = parse(_document(process, mounts, usual, members.pop("hooks", {}), members.pop("linux", {})))
     assert spec.process is not None
     start = Start(
         container_id="c", spec=spec, process=spec.process, mounts=plan_mounts(spec), rootfs=rootfs,
@@ -102,7 +110,7 @@ def test_a_list_made_ahead_is_only_that_of_the_same_start(null: int, rootfs: int
     program = b"\6\0\0\0\0\0\xff\x7f"
     expected = _start(null, rootfs, filter_program=program, stdio=NO_STREAMS)
     ahead = InitList.of(expected, [0])
-    assert ahead.content is not None
+    assert ahead.program is not None
     read, write = os.pipe()
     try:
         now = replace(expected, stdio=(null, write, write), trace=True, steps=[("shim received", 1)])

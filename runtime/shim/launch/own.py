@@ -10,7 +10,7 @@ from linux.user_namespaces import STARTED_IN_ONE
 from runtime import validation
 from runtime.cgroups import Cgroup
 from runtime.errors import RuntimeCoreError, failing
-from runtime.light import contextlib, socket
+from runtime.light import contextlib, replace, socket
 from runtime.namespaces import netdevices
 from runtime.namespaces import user as userns
 from runtime.process.clone import clone_into
@@ -25,6 +25,7 @@ from runtime.shim.launch.attempt import Attempt, Steps
 from runtime.shim.launch.commands import JoiningCommands
 from runtime.shim.launch.filters import filter_of
 from runtime.shim.loop import READ
+from runtime.shim.planner import Asked
 from runtime.spec import values as oci
 from runtime.wire import calls, reports
 
@@ -37,49 +38,72 @@ class OwnLauncher:
     def __init__(self, held: Holdings) -> None:
         self._held = held
         self.commands = JoiningCommands(held)
-        self._planned: oci.Spec | None = None  # what the next two are of
-        self._mounts: list[MountPlan] = []
+        self._checked: oci.Spec | None = None  # what the next two are of
+        self._mounts: list[MountPlan] | None = None
         self._clone_flags = 0
+        self._asked: Asked | None = None
         self._ahead: InitList | None = None
 
     def place(self) -> None:
         """Do nothing: the init attaches the rootfs in the container's mount namespace."""
 
     def prepare(self, call: calls.Prepare, fds: Sequence[int]) -> None:
-        """Plan the mounts, make the cgroup, and make the init's list, if it has one."""
+        """Make the cgroup; meanwhile the planner makes the init's list, if it has one."""
         held = self._held
-        self._ahead = None
+        self._forget_list()
         spec, process = held.read_spec(ahead=True)
-        self._plan(spec)
-        cgroup = held.make_cgroup(spec.linux.cgroups_path, spec.linux.resources)
-        if held.mappings is not None or not held.supervisor.script_runner.can_run:
-            return
+        self._check(spec)
         held.filter, held.filter_flags = filter_of(call, fds)
-        start = self._start(spec, process, cgroup, userns.UserNamespaces(), -1, {})
-        self._ahead = InitList.of(start, [] if call.stdin else [0])
+        cgroup = Cgroup.at(held.hierarchies, spec.linux.cgroups_path)
+        if held.mappings is None and held.supervisor.script_runner.can_run:
+            start = self._start(spec, process, cgroup, userns.UserNamespaces(), -1, {})
+            self._asked = held.supervisor.planner.ask(start, [] if call.stdin else [0], held.content)
+        held.make_cgroup(spec.linux.cgroups_path, spec.linux.resources)
 
     def plan(self, call: calls.Start, _process: oci.Process, fds: Sequence[int]) -> None:
         held = self._held
         assert held.spec is not None
-        self._plan(held.spec)
+        self._check(held.spec)
+        if self._asked is not None:
+            asked, self._asked = self._asked, None
+            self._ahead = asked.list()
+        if self._has_no_list():
+            self._plan_mounts()
         held.hooks = ContainerHooks(held.spec, held.id, held.bundle, held.supervisor)
         held.filter, held.filter_flags = filter_of(call, fds)
 
-    def _plan(self, spec: oci.Spec) -> None:
-        if self._planned is spec:
+    def _check(self, spec: oci.Spec) -> None:
+        if self._checked is spec:
             return
+        self._forget_list()
+        self._checked, self._mounts = None, None
         validation.check(spec)
         self._held.mappings = userns.mappings_of(spec)
-        self._mounts = plan_mounts(spec, self._held.mappings)
         self._clone_flags = clone_flags(spec)
-        self._planned = spec
+        self._checked = spec
+
+    def _plan_mounts(self) -> list[MountPlan]:
+        assert self._checked is not None
+        if self._mounts is None:
+            self._mounts = plan_mounts(self._checked, self._held.mappings)
+        return self._mounts
+
+    def _has_no_list(self) -> bool:
+        return self._ahead is None or self._ahead.program is None
+
+    def _forget_list(self) -> None:
+        """Forget the list made ahead, and wait for who may be making it, who looks into the rootfs."""
+        if self._asked is not None:
+            self._asked.list()
+        self._asked = self._ahead = None
 
     def launch(self, attempt: Attempt, undo: contextlib.ExitStack) -> None:
         """Clone the init."""
         held = self._held
         assert held.spec is not None
         cgroup = held.make_cgroup(held.spec.linux.cgroups_path, held.spec.linux.resources, undo)
-        mapped = [plan.idmap for plan in self._mounts if plan.idmap]
+        # With such mounts there is no list.
+        mapped = [plan.idmap for plan in self._plan_mounts() if plan.idmap] if self._has_no_list() else []
         namespaces = userns.open_namespaces(held.spec, held.mappings, mapped)
         undo.callback(namespaces.close)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -105,6 +129,7 @@ class OwnLauncher:
         listening.follow(*process)
 
     def _by_fork(self, start: Start, theirs: socket.socket) -> tuple[int, int]:
+        start = replace(start, mounts=self._plan_mounts())
         with failing("clone", "container init"):
             return clone_into(
                 start.cgroup,
@@ -120,15 +145,15 @@ class OwnLauncher:
         runner = self._held.supervisor.script_runner
         if not runner.can_run:
             return None
-        ahead, self._ahead = self._ahead, None
-        made = ahead if ahead is not None and ahead.is_of(start) else InitList.of(start)
-        if made.content is None:
+        made, self._ahead = self._ahead, None
+        if made is None or not made.is_of(start):
+            made = InitList.of(replace(start, mounts=self._plan_mounts()))
+        if made.program is None:
             return None
-        starting, program = made.content
-        descriptors = (*start.stdio, theirs.fileno(), *starting.descriptors)
-        started = runner.start(program.image, ours, descriptors, "crisp-init", start.container_id)
+        descriptors = (*start.stdio, theirs.fileno(), *made.descriptors)
+        started = runner.start(made.program.image, ours, descriptors, "crisp-init", start.container_id)
         if started is not None:
-            listening.is_told_by_list(starting.births, program.failure)
+            listening.is_told_by_list(made.births, made.program.failure)
         return started
 
     def _start(
@@ -140,13 +165,13 @@ class OwnLauncher:
         links: int,
         host_trees: Mapping[str, int],
     ) -> Start:
-        """Return all of a start but its streams."""
+        """Return all of a start but its streams and its mounts."""
         held = self._held
         return Start(
             container_id=held.id,
             spec=spec,
             process=process,
-            mounts=self._mounts,
+            mounts=(),
             rootfs=held.rootfs,
             cgroup=cgroup,
             in_unified_cgroup=bool(cgroup.unified),
@@ -184,7 +209,7 @@ class OwnLauncher:
         self._held.kill()
 
     def release(self) -> None:
-        """Do nothing: there are only descriptors."""
+        self._forget_list()
 
     def when_released(self, callback: Callable[[], None]) -> None:
         callback()
