@@ -62,6 +62,7 @@ class Start:
     attach_point: str = ATTACH_POINT
     users: UserNamespaces = field(default_factory=UserNamespaces)
     trees: Mapping[str, int] = field(default_factory=dict)  # detached mounts to use for bind sources
+    directories: Mapping[str, bool] = field(default_factory=dict)  # whether a bind source is one, by destination
     host_trees: Mapping[str, int] = field(default_factory=dict)  # see Rootfs.host_trees
     links: int = -1  # where linux.netDevices are moved from (netdevices.open_links)
     trace: bool = False

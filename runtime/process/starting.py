@@ -98,7 +98,7 @@ class Starting(Joining):
             self._bear_on_the_host(clone_flags(spec), "container init")
         script.call("prctl", syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, about=("die with", "the shim"))
         script.call("setsid", about=("begin", "session"))
-        assembly = Assembly(script, start.mounts, start.rootfs, _ROOTFS, self._first_free)
+        assembly = Assembly(script, start.mounts, start.rootfs, _ROOTFS, self._first_free, start.directories)
         shared = -1
         if start.bears:
             pid = spec.linux.namespace("pid")

@@ -22,7 +22,7 @@ from runtime.shim.hook_process import ContainerHooks
 from runtime.shim.supervisor import Supervisor
 from runtime.spec import values as oci
 from runtime.spec.parse import parse
-from runtime.wire.calls import Create, Identity, ImageMount
+from runtime.wire.calls import Create, Identity, ImageMount, MountPoint
 
 _CGROUP_PATIENCE: Final = 2.0  # seconds; the delay doubles up to it
 _TREE: Final = "tree "  # and a mounted image's name
@@ -39,6 +39,7 @@ class Holdings:
         self.hierarchies = hierarchies
         self.rootfs = -1
         self.images: tuple[str, ...] = ()  # mounted images, by their source in config.json
+        self.mount_points: tuple[MountPoint, ...] = ()  # of crispd's request
         self.trees: dict[str, int] = {}  # their mounts, as long as the container has not exited
         self.spec: oci.Spec | None = None  # as last read
         self.content = b""  # config.json, if it was read ahead of the start
@@ -60,7 +61,7 @@ class Holdings:
 
     def mount(self, call: Create) -> None:
         """Mount the rootfs and the images. Raises RuntimeCoreError; `release` unmounts what was mounted."""
-        self.images = tuple(call.images)
+        self.images, self.mount_points = tuple(call.images), call.mount_points
         self.rootfs = self._mount_rootfs(call.lower, call.upper, call.work, call.label)
         for name, image in call.images.items():
             self.trees[name] = self._mount_image(image)
@@ -102,7 +103,7 @@ class Holdings:
 
     def succeed(self, estate: ContainerEstate, fds: dict[str, int]) -> None:
         """Take over the descriptors that an earlier shim held, and its cgroup."""
-        self.images = tuple(estate.create.images)
+        self.images, self.mount_points = tuple(estate.create.images), estate.create.mount_points
         self.rootfs = fds.pop("rootfs", -1)
         self._placeholder, self.holder_pid = fds.pop("holder", -1), estate.holder
         self._planned_cgroup = estate.create.cgroup

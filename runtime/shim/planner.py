@@ -78,8 +78,8 @@ class Planner:
         if self._stopped or start.empty_mount_namespace < 0:
             return None
         what: Any = (
-            start.container_id, content, tuple(start.trees), start.filter_program, start.filter_flags,
-            list(null_streams),
+            start.container_id, content, tuple(start.trees), dict(start.directories), start.filter_program,
+            start.filter_flags, list(null_streams),
         )  # fmt: skip
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -128,7 +128,7 @@ def _serve(data: bytes, fds: Sequence[int], hierarchies: Hierarchies, empty_moun
 
 
 def _make(data: bytes, rootfs: int, hierarchies: Hierarchies, empty_mount_namespace: int) -> InitList | None:
-    container_id, content, trees, filter_program, filter_flags, null_streams = marshal.loads(data)
+    container_id, content, trees, directories, filter_program, filter_flags, null_streams = marshal.loads(data)
     spec = parse(json.loads(content))
     if spec.process is None:
         return None
@@ -146,5 +146,6 @@ def _make(data: bytes, rootfs: int, hierarchies: Hierarchies, empty_mount_namesp
         filter_program=filter_program,
         filter_flags=filter_flags,
         trees=dict.fromkeys(trees, -1),
+        directories=directories,
     )
     return InitList.of(start, null_streams)

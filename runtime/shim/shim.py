@@ -116,6 +116,11 @@ class Shim:
         return self._inheritance.script_runner
 
     @property
+    def pod_directory(self) -> str:
+        assert self._pod is not None
+        return self._pod.directory
+
+    @property
     def planner(self) -> Planner:
         return self._inheritance.planner
 

@@ -56,6 +56,9 @@ class Supervisor(Parent, Protocol):
     def script_runner(self) -> Runner: ...
 
     @property
+    def pod_directory(self) -> str: ...
+
+    @property
     def planner(self) -> Planner: ...
 
     @property

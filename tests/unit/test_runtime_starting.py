@@ -271,11 +271,21 @@ def test_a_dev_that_is_a_link(null: int, rootfs: int, tmp_path: Path) -> None:
 
 
 def test_the_lookup_changes_nothing_but_what_is_missing(null: int, rootfs: int, tmp_path: Path) -> None:
-    before = {path.name for path in (tmp_path / "rootfs").iterdir()}
-    Starting.of(_start(null, rootfs, mounts=(_bind("/a/b/c"),), process={"cwd": "/work/here"}))
-    made = {path.name for path in (tmp_path / "rootfs").iterdir()} - before
-    assert made == {"a", "work"}
-    assert [path.name for path in (tmp_path / "rootfs/a").iterdir()] == ["b"]  # `c` is a file or a directory
+    """Mount points are made if it is known what they are."""
+    tree = tmp_path / "rootfs"
+    before = {*tree.rglob("*")}
+    mounts = (
+        *(_bind(f"/a/{name}/x") for name in ("directory", "file", "unknown")),
+        {"destination": "/b/tmpfs", "type": "tmpfs", "source": "tmpfs"},  # would take its mode from what it covers
+        {"destination": "/b/queue", "type": "mqueue", "source": "mqueue"},
+    )
+    directories = {"/a/directory/x": True, "/a/file/x": False}
+    Starting.of(_start(null, rootfs, mounts=mounts, directories=directories, process={"cwd": "/work/here"}))
+    made = {str(path.relative_to(tree)): path.is_dir() for path in {*tree.rglob("*")} - before}
+    assert made == {
+        "sys": True, "a": True, "a/directory": True, "a/directory/x": True, "a/file": True, "a/file/x": False,
+        "a/unknown": True, "b": True, "b/queue": True, "work": True, "work/here": True,
+    }  # fmt: skip
 
 
 def test_arguments_that_are_no_text(null: int, rootfs: int) -> None:

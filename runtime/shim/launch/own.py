@@ -180,10 +180,26 @@ class OwnLauncher:
             filter_flags=held.filter_flags,
             users=namespaces,
             trees=held.trees,
+            directories=self._directories(spec),
             links=links,
             host_trees=host_trees,
             **self._place_of_rootfs(spec),
         )
+
+    def _directories(self, spec: oci.Spec) -> dict[str, bool]:
+        """Return which bind mounts are of a directory and which are not: crispd's, and those of the pod's own files.
+
+        Others are not looked at: the server of a volume may not answer.
+        """
+        known = {(mount.destination, mount.source): mount.directory for mount in self._held.mount_points}
+        own = self._held.supervisor.pod_directory + "/"
+        found = {}
+        for mount in spec.mounts:
+            if (mount.destination, mount.source) in known:
+                found[mount.destination] = known[mount.destination, mount.source]
+            elif mount.source.startswith(own):
+                found[mount.destination] = os.path.isdir(mount.source)
+        return found
 
     def _place_of_rootfs(self, spec: oci.Spec) -> dict[str, Any]:
         """Return where the init attaches the rootfs: in an empty mount namespace, or with hooks below the bundle.
