@@ -41,30 +41,31 @@ class Execs:
             pid, pidfd, conversation = self._spawn(join, ours, theirs) or _fork(join, theirs)
         execution = self._execs[key] = Exec(pid, pidfd, ours, self._parent, reply, conversation)
 
-        def exited(status: int) -> None:
-            execution.exited(status)
-            if not execution.unclaimed:
-                del self._execs[key]
+        self._follow(key, execution, pid, join.cgroup)
 
-        def follow(pid: int) -> None:
-            """The process that is to be the program, or to bear it."""
+    # What the next three leave must not refer to itself: with a list of 20 KB it would wait for a garbage collection.
 
-            def ended(status: int) -> None:
-                execution.take_what_is_there()
-                # What tells of a child of ours that was there before is a born process that somebody has got hold of.
-                if execution.pid == pid or self._parent.is_child(execution.pid):
-                    exited(status)
-                    return
-                follow(execution.pid)
-                if execution.killed:
-                    kill_family(execution.pid, execution.pidfd, join.cgroup)
+    def _follow(self, key: str, execution: Exec, pid: int, cgroup: Cgroup) -> None:
+        """Follow the process that is to be the program, or to bear it."""
+        if execution.awaits_birth:
+            self._parent.command_started(pid, lambda status: self._ended(key, execution, pid, cgroup, status))
+        else:
+            self._parent.on_exit(pid, lambda status: self._exited(key, execution, status))
 
-            if execution.awaits_birth:
-                self._parent.command_started(pid, ended)
-            else:
-                self._parent.on_exit(pid, exited)
+    def _ended(self, key: str, execution: Exec, pid: int, cgroup: Cgroup, status: int) -> None:
+        execution.take_what_is_there()
+        # What tells of a child of ours that was there before is a born process that somebody has got hold of.
+        if execution.pid == pid or self._parent.is_child(execution.pid):
+            self._exited(key, execution, status)
+            return
+        self._follow(key, execution, execution.pid, cgroup)
+        if execution.killed:
+            kill_family(execution.pid, execution.pidfd, cgroup)
 
-        follow(pid)
+    def _exited(self, key: str, execution: Exec, status: int) -> None:
+        execution.exited(status)
+        if not execution.unclaimed:
+            del self._execs[key]
 
     def _spawn(
         self, join: Join, ours: socket.socket, theirs: socket.socket
