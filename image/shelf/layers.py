@@ -378,6 +378,8 @@ class Layers:
 
     async def _finish(self, layer: Layer, unpacked: Unpacked, lowers: Sequence[Below]) -> tuple[int, int]:
         """Do what had to wait for the layers below. Returns the bytes and inodes that this saved."""
+        if not lowers and not unpacked.hides:
+            return 0, 0  # no worker is needed to see that nothing is below
         if unpacked.unsettled is not None:
             async with self._turns.one():
                 if layer.indexed:
@@ -385,7 +387,7 @@ class Layers:
                         return 0, 0
                     return await self._workers.index_again(layer.path, lowers, unpacked.unsettled), 0
                 return await self._workers.settle(layer.path, lowers, unpacked.unsettled)
-        if unpacked.adopts_root and lowers and not await asyncio.to_thread(_adopt_root, layer, lowers[0]):
+        if unpacked.adopts_root and not await asyncio.to_thread(_adopt_root, layer, lowers[0]):
             async with self._turns.one():
                 return await self._workers.index_again(layer.path, lowers), 0
         return 0, 0

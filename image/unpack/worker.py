@@ -47,7 +47,7 @@ from image.unpack.confinement import (
     is_full,
 )
 from image.unpack.contents import Left, Located, write_all
-from image.unpack.directories import ONLY_ROOT, parse_unsettled
+from image.unpack.directories import IMPLIED, ONLY_ROOT, parse_unsettled
 from image.unpack.inodes import Noted, Real
 from image.unpack.layer_root import open_root
 from image.unpack.layer_writer import LayerUsage, LayerWriter
@@ -111,7 +111,12 @@ def _unpack(
             usage.inodes += 1
     if usage.unsettled != ONLY_ROOT:
         write_all(report, memoryview(usage.unsettled))
-    return {"size": usage.size, "inodes": usage.inodes, "adopts_root": usage.unsettled == ONLY_ROOT}
+    return {
+        "size": usage.size,
+        "inodes": usage.inodes,
+        "adopts_root": usage.unsettled == ONLY_ROOT,
+        "hides": any(item[:1] != IMPLIED for item in usage.unsettled.split(b"\0") if item),
+    }
 
 
 def _noted(root: int, index: Index, stream: ByteStream, *, marked: bool = False) -> LayerUsage:

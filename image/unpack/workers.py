@@ -33,6 +33,7 @@ class _Usage(msgspec.Struct, frozen=True):
     size: int  # bytes
     inodes: int
     adopts_root: bool = False
+    hides: bool = False
 
 
 class _Unfit(msgspec.Struct, frozen=True):
@@ -44,13 +45,15 @@ class Unpacked:
     """A layer's disk use, and what is left to do when the layers below it exist.
 
     `adopts_root`: its root takes its attributes from the layer below. `unsettled`, if there is more to do, is an
-    unnamed file for `Workers.settle`, which the caller must close. `indexed`: it is a tar with an index.
+    unnamed file for `Workers.settle`, which the caller must close; the lowest layer needs that only if it `hides`
+    something (it has whiteouts). `indexed`: it is a tar with an index.
     """
 
     size: int  # bytes
     inodes: int
     adopts_root: bool
     unsettled: IO[bytes] | None
+    hides: bool = False
     indexed: bool = False
 
 
@@ -178,7 +181,7 @@ class Workers:
             if left:
                 undo.pop_all()
         size, inodes = usage.size + own, usage.inodes + int(indexed)
-        return Unpacked(size, inodes, usage.adopts_root, report if left else None, indexed)
+        return Unpacked(size, inodes, usage.adopts_root, report if left else None, usage.hides, indexed)
 
     async def _unpack_kept_tar(self, blob: Blob, directory: Path, kept: int | None) -> Unpacked:
         """Unpack the tar that is in `directory` into a new directory in its place; `kept` is the blob, if it stays."""
