@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from cri.v1 import api_pb2 as cri
 from tests.daemon import CALL_SECONDS, Daemon, Pod
-from tests.stream_clients import SpdyClient, TunnelClient
+from tests.stream_clients import Command, SpdyClient, TunnelClient
 
+ECHO = "while read line; do echo got $line; done; exit 7"  # a shell's; `ask` talks to it
 ALL = {"stdin": True, "stdout": True, "stderr": True}
 
 
@@ -22,6 +23,12 @@ def attach_url(daemon: Daemon, container: str, **fields: bool) -> str:
 def ports_url(daemon: Daemon, pod: Pod, *ports: int) -> str:
     request = cri.PortForwardRequest(pod_sandbox_id=pod.id, port=ports)
     return str(daemon.runtime.PortForward(request, timeout=CALL_SECONDS).url)
+
+
+def ask(command: Command, word: str) -> None:
+    """Send a word, and wait for the answer."""
+    command.send(f"{word}\n".encode())
+    command.until(f"got {word}".encode())
 
 
 class Forwarded:

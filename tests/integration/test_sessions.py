@@ -15,14 +15,13 @@ from cri.v1 import api_pb2 as cri
 from runtime.cgroups import SHIM_CGROUP, Cgroup, Hierarchies
 from tests.daemon import CALL_SECONDS, Daemon, Pod
 from tests.processes import shim_of, titled
-from tests.sessions import Forwarded, attach_url, exec_url, port_client
+from tests.sessions import ECHO, Forwarded, ask, attach_url, exec_url, port_client
 from tests.stream_clients import RESIZE, STDERR, STDIN, STDOUT, Command, Refused
 from tests.waiting import until
 
 TRANSPORTS = ("spdy", "websocket")
 V4, V5 = "v4.channel.k8s.io", "v5.channel.k8s.io"
 TTY = {"tty": True, "stdin": True, "stdout": True}
-ECHO = "while read line; do echo got $line; done; exit 7"
 PORT = 7000
 
 
@@ -38,12 +37,6 @@ def streams() -> list[int]:
 
 def shell(daemon: Daemon, container: str, transport: str, script: str = ECHO) -> Command:
     return Command.over(transport, exec_url(daemon, container, "sh", "-c", script), V5, STDIN, STDOUT, STDERR)
-
-
-def ask(command: Command, word: str) -> None:
-    """Send a word, and wait for the answer."""
-    command.send(f"{word}\n".encode())
-    command.until(f"got {word}".encode())
 
 
 class Everything:

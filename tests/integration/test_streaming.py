@@ -22,7 +22,7 @@ from cri.streaming import spdy
 from cri.v1 import api_pb2 as cri
 from tests import leaks
 from tests.daemon import CALL_SECONDS, Daemon, Pod
-from tests.sessions import Forwarded, attach_url, exec_url, port_client, ports_url
+from tests.sessions import ECHO, Forwarded, ask, attach_url, exec_url, port_client, ports_url
 from tests.stream_clients import (
     RESIZE,
     STDERR,
@@ -380,6 +380,15 @@ def test_tls_with_certificates_of_both_sides(tmp_path: Path) -> None:
                 command.feed(sent)
                 assert command.exit_code() == 0
                 assert hashlib.sha256(command.output()).digest() == sent.digest.digest()
+            url = exec_url(daemon, container, "sh", "-c", ECHO)
+            shell = Command.over("websocket", url, V5, STDIN, STDOUT, STDERR, context=context)
+            ask(shell, "before")
+            daemon.kill9()
+            ask(shell, "meanwhile")
+            daemon.start()
+            ask(shell, "afterwards")
+            shell.end()
+            assert shell.exit_code() == 7
 
 
 def test_a_renewed_certificate_is_served_after_a_reload(tmp_path: Path) -> None:
