@@ -39,8 +39,10 @@ def main(control: int, title: str) -> None:
     syscalls.set_process_title(title)
     logfmt.start(logging.INFO)
     seal()
-    asyncio.run(_serve(socket.socket(fileno=control)))
-    Cgroup.at(Hierarchies.usable(), SHIM_CGROUP).leave_self()
+    try:
+        asyncio.run(_serve(socket.socket(fileno=control)))
+    finally:
+        Cgroup.at(Hierarchies.usable(), SHIM_CGROUP).leave_self()
 
 
 async def _serve(control: socket.socket) -> None:

@@ -104,6 +104,8 @@ class FileSystem:
                 return
             except OperationFailed as error:  # another crispd that stops removes the cgroup while it is empty
                 if error.errno not in (errno.ENOENT, errno.ENODEV) or attempt == _TRIES - 1:
+                    with contextlib.suppress(OperationFailed):
+                        cgroup.remove_if_unused()  # the process has ended meanwhile
                     raise
 
     async def forget_workers(self) -> None:

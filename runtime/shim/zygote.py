@@ -74,6 +74,15 @@ def main(own_cgroup: bool, code: str) -> None:
     )
     if own_cgroup:
         _leave_the_daemons_cgroup(inheritance.hierarchies)
+    try:
+        _serve(control, inheritance, plans)
+    finally:
+        _await_children()
+        Cgroup.at(inheritance.hierarchies, SHIM_CGROUP).leave_self()
+
+
+def _serve(control: socket.socket, inheritance: Inheritance, plans: socket.socket) -> None:
+    """Get ready, and serve until the control socket is closed and the last pod has ended."""
     set_oom_score_adj(_SHIM_OOM_SCORE_ADJ)
     # Inherited by shims and by what they clone into containers: until its execve an exec has the shim's memory and
     # descriptors, and root in the container could otherwise trace it (CVE-2016-9962).
@@ -84,10 +93,9 @@ def main(own_cgroup: bool, code: str) -> None:
     zygote = _Zygote(control, inheritance, plans)
     fill_gaps()
     gc.freeze()
-    control.send(b"ready")
+    with contextlib.suppress(OSError):  # crispd is gone already
+        control.send(b"ready")
     zygote.run()
-    _await_children()
-    Cgroup.at(inheritance.hierarchies, SHIM_CGROUP).leave_self()
 
 
 class _Zygote:

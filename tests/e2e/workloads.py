@@ -63,16 +63,25 @@ def apart() -> Object:
     return pod("apart", sh("main", FOREVER), hostUsers=False, runtimeClassName="crisp")
 
 
-def hungry(kind: str, mebibytes: int) -> Object:
-    """A pod that takes, when it is told to, so much of "memory" or of "disk", and holds it.
-
-    It asks for some CPU: kubelet admits nothing of the lowest class while memory is short.
-    """
+def hungry(mebibytes: int) -> Object:
+    """A pod that takes so much memory, when it is told to, and holds it."""
     write = f"dd if=/dev/zero of=/volume/file bs=1M count={mebibytes}"
-    script = f"until [ -e /tmp/eat ]; do sleep 0.1; done; {write}; touch /tmp/eaten; {FOREVER}"
-    volume = {"name": "volume", "emptyDir": {"medium": "Memory"} if kind == "memory" else {}}
+    return _taking("memory", f"{write}; touch /tmp/eaten; {FOREVER}", {"medium": "Memory"})
+
+
+def greedy(mebibytes: int) -> Object:
+    """A pod that fills its disk, when it is told to, until so much is free, and again if others have freed some."""
+    free = "$(df -P -m /volume | awk 'END { print $4 }')"
+    write = f"[ {free} -gt {mebibytes} ] && dd if=/dev/zero of=/volume/$number bs=1M count=200"
+    return _taking("disk", f"for number in $(seq 60); do {write}; sleep 1; done; {FOREVER}", {})
+
+
+def _taking(kind: str, script: str, volume: Object) -> Object:
+    """A pod that asks for some CPU: kubelet admits nothing of the lowest class while memory is short."""
+    script = f"until [ -e /tmp/eat ]; do sleep 0.1; done; {script}"
     mounts = [{"name": "volume", "mountPath": "/volume"}]
-    return pod(kind, sh("main", script, volumeMounts=mounts, resources={"requests": {"cpu": "10m"}}), volumes=[volume])
+    main = sh("main", script, volumeMounts=mounts, resources={"requests": {"cpu": "10m"}})
+    return pod(kind, main, volumes=[{"name": "volume", "emptyDir": volume}])
 
 
 def polite() -> Object:

@@ -422,6 +422,7 @@ def test_fifty_containers_take_the_disk_of_one_image(daemon: Daemon) -> None:
         with pytest.raises(grpc.RpcError, match="containers use") as refused:
             daemon.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image.id)))
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        assert used() - before < 50 * 32 << 10  # each has some directories, overlay's own among them
+        # Each has some directories: overlay's own, and those that its mounts need and the image lacks.
+        assert used() - before < 50 * 48 << 10
     until(lambda: not list((daemon.root / "containers").iterdir()))
     assert used() == before

@@ -92,7 +92,7 @@ def test_one_stream_of_a_log(cluster: Cluster) -> None:
 
 def test_a_container_is_checkpointed_by_kubelet(cluster: Cluster) -> None:
     """ContainerCheckpoint: kubelet's own endpoint."""
-    script = "number=0; while :; do number=$((number + 1)); echo $number >/count; sleep 0.1; done"
+    script = "number=0; while :; do number=$((number + 1)); echo $number >/next; mv /next /count; sleep 0.1; done"
     cluster.run(pod("captured", sh("main", script)))
     cluster.until(lambda: cluster.output("captured", "cat /count 2>/dev/null || true").strip(), "count")
     answer = cluster.core.connect_post_node_proxy_with_path(NODE, f"checkpoint/{NAMESPACE}/captured/main")

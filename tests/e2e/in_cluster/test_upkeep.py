@@ -125,7 +125,7 @@ def test_a_cron_job_has_run(cluster: Cluster) -> None:
 def test_memory_under_pressure_evicts_a_pod(cluster: Cluster) -> None:
     """The threshold is met whatever else the machine does; what the pod is said to use is crisp's number."""
     cluster.clear()
-    cluster.run(workloads.hungry("memory", 64))
+    cluster.run(workloads.hungry(64))
     cluster.output("memory", "touch /tmp/eat; until [ -e /tmp/eaten ]; do sleep 0.1; done")
     capacity = int(cluster.core.read_node(NODE).status.capacity["memory"].removesuffix("Ki"))
     cluster.kubelet.stop()
@@ -150,7 +150,7 @@ def test_a_disk_under_pressure_loses_unused_images_and_then_a_pod(cluster: Clust
         imageGCHighThresholdPercent=100,  # not because the machine's disk happens to be full
         **TOLD_AT_ONCE,
     )
-    cluster.run(workloads.hungry("disk", 800))  # once the node is rid of the taint for its memory
+    cluster.run(workloads.greedy((available >> 20) - 800))  # once the node is rid of the taint for its memory
     cluster.output("disk", "touch /tmp/eat")
     assert "low on resource: ephemeral-storage" in _evicted(cluster, "disk", "DiskPressure")
     assert unused not in _images(cluster)
